@@ -1,0 +1,54 @@
+# Every target prepares .venv by itself. Needs Python 3.11 or 3.12 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+UV_VERSION := 0.13.8
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-unit test-integration check format bench lock clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "pairmill needs Python 3.11 or 3.12: make PYTHON=..."'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	# Ray starts workers three times slower from uncompiled sources. Files for other Pythons do not compile: no matter.
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib jobs pipeline schemas > /dev/null 2>&1 || true
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/pairmill demo --out demo-out
+
+test: $(READY)
+	$(BIN)/python -m pytest -q tests
+
+test-unit: $(READY)
+	$(BIN)/python -m pytest -q tests/unit
+
+test-integration: $(READY)
+	$(BIN)/python -m pytest -q tests/integration
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m bench.decode
+	$(BIN)/python -m bench.plan
+	$(BIN)/python -m bench.download
+
+# New versions of everything: names and versions only, for both Pythons.
+lock: $(READY)
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header \
+		--all-extras --upgrade pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf $(VENV) demo-out bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
