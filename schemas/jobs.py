@@ -1,0 +1,266 @@
+"""The job file: what a person may ask for, checked before anything starts.
+
+Every model forbids unknown keys. Units stand in the names. `fingerprint_fields()` says which settings change the
+output, and so may not change between two runs into one output folder.
+"""
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+CONFIG_VERSION: Literal[1] = 1
+
+_ALIAS = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_CUSTOM_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class _Settings(BaseModel):
+    """Base of all parts of a job: unknown keys are errors, values are fixed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Settings):
+    """Where the pairs come from."""
+
+    paths: Annotated[list[str], Field(min_length=1)]
+    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON lines (each also .gz) or plain text of URLs."""
+    url_column: str | None = None
+    """None: guessed from the usual names (url, image_url, ...)."""
+    caption_column: str | None = None
+    """None: guessed (caption, text, alt, ...). A column of lists gives one row per caption."""
+    uid_column: str | None = None
+    """Your own ids: 32 hex characters, hyphens allowed. None: made from url and caption."""
+    sha256_column: str | None = None
+    """Expected SHA-256 of each picture's original bytes, hex; what comes back different is `content_changed`."""
+    license_column: str | None = None
+    """Read by `rules.license_allow`. None: guessed (license, licence) when that rule is on."""
+    limit_rows: Annotated[int, Field(ge=1)] | None = None
+    """Plan only the first rows of the input. Raising or dropping it later extends the plan."""
+
+
+class FetchConfig(_Settings):
+    """How URLs are downloaded."""
+
+    engine: Literal["aiohttp"] = "aiohttp"
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """Total time for one URL: redirects and retries included."""
+    connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    max_bytes: Annotated[int, Field(ge=1_000)] = 20_000_000
+    """A body above this is refused while it is read."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 1
+    """Further tries after a failure that may get better (DNS, connect, timeout, 429, 5xx)."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Requests in flight per download actor."""
+    per_host_concurrency: Annotated[int, Field(ge=1)] = 8
+    """Requests in flight per host and download actor."""
+    allow_networks: list[str] = []
+    """CIDR blocks that may be fetched from although they are not public, such as 127.0.0.0/8."""
+    user_agent: str = "pairmill/0.1 (+https://pypi.org/project/pairmill)"
+    respect_x_robots_tag: bool = True
+    """Refuse pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."""
+
+    @field_validator("allow_networks")
+    @classmethod
+    def _are_networks(cls, networks: list[str]) -> list[str]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
+
+    @field_validator("user_agent")
+    @classmethod
+    def _is_header_value(cls, value: str) -> str:
+        if not value.isprintable() or not value.isascii() or not value.strip():
+            raise ValueError("user_agent must be printable ASCII on one line")
+        return value
+
+
+class ImagesConfig(_Settings):
+    """What happens to a picture between download and storage. Sizes and modes mean the same as in img2dataset."""
+
+    size: Annotated[int, Field(ge=1, le=16_384)] = 512
+    """Target side in pixels, read as `resize_mode` says."""
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio_largest"
+    resize_only_if_bigger: bool = True
+    format: Literal["jpg", "png", "webp"] = "jpg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG and WebP quality. PNG ignores it: it is lossless."""
+    store: Literal["pairs", "kept", "none"] = "pairs"
+    """Whose pictures are stored. `pairs`: thresholds can move later without downloading again."""
+    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    """A picture whose header announces more is refused before any pixel is allocated."""
+
+
+class ModelConfig(_Settings):
+    """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's."""
+
+    name: str
+    pretrained: str | None = None
+    """open_clip's tag of the weights, or a local file. None for `tiny`."""
+    alias: str = ""
+    """Suffix of this model's columns. Empty: made from the name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_alias(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("name"), str) and not values.get("alias"):
+            alias = re.sub(r"[^a-z0-9]+", "_", values["name"].lower()).strip("_")
+            values = {**values, "alias": (alias if alias[:1].isalpha() else f"m_{alias}")[:40]}
+        return values
+
+    @field_validator("alias")
+    @classmethod
+    def _is_column_suffix(cls, alias: str) -> str:
+        if not _ALIAS.fullmatch(alias):
+            raise ValueError("an alias is a lower-case letter, then lower-case letters, digits or _ (40 at most)")
+        return alias
+
+
+class RulesConfig(_Settings):
+    """Keep or drop. A rule whose setting is None, empty or False is off."""
+
+    preset: Literal["none", "datacomp-basic", "laion2b"] = "none"
+    """Named settings that the keys below override."""
+
+    require_caption: bool = True
+    """Refuse null and empty captions. Has no effect on a source without a caption column."""
+    caption_min_chars: Annotated[int, Field(ge=0)] | None = None
+    caption_max_chars: Annotated[int, Field(ge=1)] | None = None
+    caption_min_words: Annotated[int, Field(ge=0)] | None = None
+    caption_max_words: Annotated[int, Field(ge=1)] | None = None
+    caption_drop_file_names: bool = False
+    caption_drop_dates: bool = False
+    caption_drop_hashes: bool = False
+    caption_drop_urls: bool = False
+    caption_boilerplate: list[str] = []
+    """Captions that equal one of these (case and outer punctuation aside) are dropped; `default`: a built-in list."""
+    caption_blocked_terms: list[str] = []
+    """Captions that hold one of these as whole words, in any case, are dropped."""
+    caption_languages: list[str] = []
+    """ISO 639-1 codes; captions in other languages are dropped."""
+    caption_min_language_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    license_allow: list[str] = []
+    """Values of `source.license_column` that may pass (case aside)."""
+
+    url_schemes: list[str] = ["http", "https"]
+    """A subset of http and https: nothing else is ever fetched."""
+    url_block_hosts: list[str] = []
+    """Hosts that are not fetched from, their subdomains included."""
+    url_allow_hosts: list[str] = []
+    """When given, only these hosts and their subdomains are fetched from."""
+    url_blocklist: str | None = None
+    """A text file of URLs, or of their SHA-256 in hex, one per line."""
+
+    image_min_side: Annotated[int, Field(ge=1)] | None = None
+    """Shorter side of the original picture in pixels, upright."""
+    image_max_aspect: Annotated[float, Field(ge=1)] | None = None
+    """Longer over shorter side of the original picture."""
+    image_min_area: Annotated[int, Field(ge=1)] | None = None
+    image_max_area: Annotated[int, Field(ge=1)] | None = None
+    image_min_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Of the original file."""
+    image_max_bytes: Annotated[int, Field(ge=1)] | None = None
+    image_drop_one_color: bool = False
+    md5_blocklist: str | None = None
+    """A text file of MD5 of original bytes in hex, one per line."""
+    sha256_blocklist: str | None = None
+
+    min_similarity: float | dict[str, float] | None = None
+    """Least cosine similarity of picture and caption: one number for every model, or one per alias."""
+    custom: list[str] = []
+    """Your own rules as `module:function`, shipped to the workers."""
+
+    @field_validator("url_schemes")
+    @classmethod
+    def _only_http(cls, schemes: list[str]) -> list[str]:
+        if not set(schemes) <= {"http", "https"} or not schemes:
+            raise ValueError("url_schemes is a subset of http and https")
+        return schemes
+
+    @field_validator("custom")
+    @classmethod
+    def _are_functions(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not _CUSTOM_RULE.fullmatch(name):
+                raise ValueError(f"a custom rule is named module:function, not {name!r}")
+        return names
+
+
+class RunConfig(_Settings):
+    """How the work is spread. Nothing here changes the output."""
+
+    address: str | None = None
+    """Ray cluster to join (`auto` or ray://...). None: a local Ray for this run."""
+    download_actors: Annotated[int, Field(ge=1)] | None = None
+    """None: one per two CPUs that Ray has."""
+    decode_threads: Annotated[int, Field(ge=1)] = 2
+    """Decoding threads per download actor."""
+    encode_actors: Annotated[int, Field(ge=1)] | None = None
+    """None: one per GPU that Ray has, or one on the CPU."""
+    encode_threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads per encode actor on the CPU. None: all cores of its machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Pairs per forward pass."""
+    shards_in_flight: Annotated[int, Field(ge=1)] | None = None
+    """None: two per download actor, and two more."""
+    max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
+    """The run stops after so many failed shards with no good one between."""
+
+
+class BuildJob(_Settings):
+    """`pairmill build`: URLs and captions in, scored Parquet shards out."""
+
+    config_version: Literal[1] = CONFIG_VERSION
+    source: SourceConfig
+    output: str
+    shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    fetch: FetchConfig = FetchConfig()
+    images: ImagesConfig = ImagesConfig()
+    models: list[ModelConfig] = []
+    rules: RulesConfig = RulesConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "BuildJob":
+        aliases = [model.alias for model in self.models]
+        if len(set(aliases)) != len(aliases):
+            raise ValueError(f"two models share an alias: {aliases}; give each its own")
+        wanted = self.rules.min_similarity
+        if wanted is not None and not aliases:
+            raise ValueError("rules.min_similarity needs a model: add one under models")
+        if isinstance(wanted, dict) and (unknown := sorted(set(wanted) - set(aliases))):
+            raise ValueError(f"rules.min_similarity names {unknown}, but the models' aliases are {aliases}")
+        return self
+
+
+UNFINGERPRINTED = {
+    "output",
+    "run",
+    "source.paths",
+    "source.limit_rows",
+    "fetch.timeout_s",
+    "fetch.connect_timeout_s",
+    "fetch.retries",
+    "fetch.concurrency",
+    "fetch.per_host_concurrency",
+    "fetch.user_agent",
+}
+"""Settings that may change between two runs into one output folder. The plan guards the input itself."""
+
+
+def fingerprint_fields(job: BuildJob) -> dict[str, Any]:
+    """The settings that change the output, as dotted name -> JSON value."""
+
+    def flatten(value: Any, name: str) -> dict[str, Any]:
+        if name in UNFINGERPRINTED:
+            return {}
+        if isinstance(value, dict) and value:
+            parts = [flatten(inner, f"{name}.{key}" if name else key) for key, inner in value.items()]
+            return {key: inner for part in parts for key, inner in part.items()}
+        return {name: value}
+
+    return flatten(job.model_dump(mode="json"), "")

@@ -1,0 +1,114 @@
+"""Shard, plan and manifest: how a job is cut into units, and how a finished unit is recorded.
+
+A shard exists if and only if its manifest does. Readers trust manifests and nothing else.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+"""Version of every file that a job writes. Readers accept this one and the one before, and refuse newer ones."""
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("first_row", pa.int64(), nullable=False),
+        pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+    ]
+)
+"""`plan/K.parquet`: one row per shard. `uri` is the Parquet file that the rows are read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A fixed slice of the input: rows [first_row, first_row + num_rows) of one Parquet file."""
+
+    shard: int
+    uri: str
+    first_row: int
+    num_rows: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Nine digits, as in the file names of the shard."""
+        return shard_name(self.shard)
+
+    def to_table(self) -> pa.Table:
+        """One row of PLAN_SCHEMA."""
+        return pa.Table.from_pylist([asdict(self)], schema=PLAN_SCHEMA)
+
+
+def shard_name(shard: int) -> str:
+    """Nine digits: sorts as text up to a billion shards."""
+    return f"{shard:09d}"
+
+
+def shards_from_table(plan: pa.Table) -> list[Shard]:
+    """The rows of a plan table, in its order."""
+    return [Shard(**row) for row in plan.select(PLAN_SCHEMA.names).to_pylist()]
+
+
+class DataFile(BaseModel):
+    """One data file of a shard, as its manifest names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    """Relative to the output folder, `/` between parts."""
+    num_bytes: int
+    blake2b: str
+    """BLAKE2b-128 of the content, 32 hex characters."""
+
+
+class ShardManifest(BaseModel):
+    """The record of one committed shard, written last and create-only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    shard: int
+    generation: int = 0
+    attempt: str
+    """Random id of the attempt that wrote it: tells 'we won, the reply was lost' from 'another worker won'."""
+    uri: str
+    first_row: int
+    num_rows: int
+    """Input rows of the slice; a row with a list of captions counts once here and per caption in `rows_in`."""
+    rows_in: int
+    pairs: int
+    rejects: int
+    kept: int
+    statuses: dict[str, int]
+    """Status -> rows, sums to `rows_in`."""
+    job_fingerprint: str
+    files: dict[Literal["pairs", "rejects", "images"], DataFile]
+    """`images` is absent where no picture was stored."""
+    seconds: dict[str, float]
+    """Stage -> wall seconds that the shard spent in it."""
+    bytes_fetched: int
+    versions: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """File name under `manifests/`."""
+        return manifest_name(self.shard, self.generation)
+
+
+def manifest_name(shard: int, generation: int = 0) -> str:
+    """`000000012.json`, later generations `000000012.g1.json`; the highest generation wins."""
+    return f"{shard_name(shard)}.json" if generation == 0 else f"{shard_name(shard)}.g{generation}.json"
+
+
+def parse_manifest_name(name: str) -> tuple[int, int]:
+    """(shard, generation) of a manifest's file name. Raises ValueError for any other name."""
+    stem, dot_json, rest = name.partition(".json")
+    shard, _, generation = stem.partition(".g")
+    if not dot_json or rest or not shard.isdigit() or (generation and not generation.isdigit()):
+        raise ValueError(f"not a manifest's name: {name!r}")
+    return int(shard), int(generation or 0)

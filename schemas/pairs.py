@@ -1,0 +1,119 @@
+"""Arrow schemas of a pair: in flight between the stages, and in the two Parquet files of a shard.
+
+In flight, a shard is one table whose rows never change in number or order: a rejected row keeps its place and has
+its Status set. Only the commit splits it into `pairs/` and `rejects/`.
+"""
+
+import pyarrow as pa
+
+from schemas.status import Status
+
+TEXT = pa.string()
+
+IDENTITY = pa.schema(
+    [
+        pa.field("row_id", TEXT, nullable=False),  # SHARD:ROW, or SHARD:ROW:CAPTION for a list of captions
+        pa.field("uid", TEXT, nullable=False),  # 32 hex characters; of a refused uid, the computed one
+        pa.field("url", TEXT),
+        pa.field("caption", TEXT),  # raw
+        pa.field("caption_clean", TEXT),  # entities, white space, NFC: what rules, models and .txt use
+        pa.field("caption_index", pa.int32()),  # place in the row's list of captions; 0 where it is none
+    ]
+)
+
+VERDICT = pa.schema(
+    [
+        pa.field("status", TEXT, nullable=False),
+        pa.field("status_detail", TEXT),  # evidence, null where there is none
+    ]
+)
+
+FETCHED = pa.schema(
+    [
+        pa.field("http_status", pa.int32()),
+        pa.field("final_url", TEXT),  # null where no answer came
+        pa.field("content_type", TEXT),
+        pa.field("original_bytes", pa.int64()),
+        pa.field("fetch_attempts", pa.int32()),
+        pa.field("fetch_s", pa.float32()),
+        pa.field("fetched_at", pa.timestamp("us", tz="UTC")),
+        pa.field("sha256", TEXT),  # of the original bytes, hex
+        pa.field("md5", TEXT),
+        pa.field("original_format", TEXT),  # Pillow's name: JPEG, PNG, ...
+        pa.field("original_width", pa.int32()),  # upright
+        pa.field("original_height", pa.int32()),
+    ]
+)
+
+PICTURE = pa.schema(
+    [
+        pa.field("phash", TEXT),  # 64-bit perceptual hash of the picture, 16 hex characters
+        pa.field("one_color", pa.bool_()),
+        pa.field("width", pa.int32()),  # of the stored picture
+        pa.field("height", pa.int32()),
+    ]
+)
+
+STORED = pa.schema(
+    [
+        pa.field("image_tar", TEXT),  # relative to the output folder; null where the picture is not stored
+        pa.field("image_offset", pa.int64()),  # of the first byte of the picture, not of its tar header
+        pa.field("image_length", pa.int64()),
+    ]
+)
+
+IMAGE_COLUMN = pa.field("image", pa.large_binary())
+"""In flight only: the stored picture, encoded."""
+
+IS_PAIR_COLUMN = pa.field("is_pair", pa.bool_(), nullable=False)
+"""In flight only: the picture was decoded and no rule before scoring refused it."""
+
+OWN_COLUMNS = frozenset(
+    name.lower()
+    for schema in (IDENTITY, VERDICT, FETCHED, PICTURE, STORED)
+    for name in [*schema.names, "kept", "similarity", "image", "is_pair"]
+)
+
+
+def source_column_name(name: str, taken: set[str]) -> str:
+    """Name of an input column in the output: `source_` before it on a case-insensitive collision.
+
+    `taken` holds lower-case names already given out; the result is not added to it.
+    """
+    own = name.lower() in OWN_COLUMNS or name.lower().startswith(("similarity_", "image_embedding_", "text_embedding_"))
+    candidate = f"source_{name}" if own or name.lower() in taken else name
+    while candidate.lower() in taken:
+        candidate = f"source_{candidate}"
+    return candidate
+
+
+def score_columns(alias: str, dim: int) -> pa.Schema:
+    """Columns of one model; `dim` is the size of its embeddings. All null where the caption is null."""
+    return pa.schema(
+        [
+            pa.field(f"similarity_{alias}", pa.float32()),
+            pa.field(f"image_embedding_{alias}", pa.list_(pa.float16(), dim)),
+            pa.field(f"text_embedding_{alias}", pa.list_(pa.float16(), dim)),
+        ]
+    )
+
+
+def in_flight_schema(extra: pa.Schema) -> pa.Schema:
+    """Schema of a shard after the read stage: the fetched and picture columns are still null."""
+    return pa.schema([*IDENTITY, *VERDICT, IS_PAIR_COLUMN, *FETCHED, *PICTURE, IMAGE_COLUMN, *extra])
+
+
+def pairs_schema(extra: pa.Schema, scores: list[pa.Schema]) -> pa.Schema:
+    """Schema of `pairs/*.parquet`. `similarity` repeats the first model's and is null without a model."""
+    kept = pa.field("kept", pa.bool_(), nullable=False)
+    similarity = pa.field("similarity", pa.float32())
+    per_model = [field for schema in scores for field in schema]
+    return pa.schema([*IDENTITY, *VERDICT, kept, similarity, *FETCHED, *PICTURE, *STORED, *per_model, *extra])
+
+
+def rejects_schema(extra: pa.Schema) -> pa.Schema:
+    """Schema of `rejects/*.parquet`: every row that was not scored, with the evidence."""
+    return pa.schema([*IDENTITY, *VERDICT, *FETCHED, *extra])
+
+
+KEPT_STATUS = Status.OK.value
