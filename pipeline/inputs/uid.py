@@ -1,0 +1,31 @@
+"""The identity of a pair: 128 bits, as 32 hex characters. It depends on the pair alone, not on where it stands.
+
+uid = BLAKE2b-128(part(url) + part(caption))
+part(null) = 00        part(bytes) = 01, then the length as 8 bytes little-endian, then the bytes
+"""
+
+import hashlib
+import re
+
+_OWN = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def pair_uid(url: bytes | None, caption: bytes | None) -> str:
+    """uid of the raw bytes of url and caption. Null and empty are different."""
+    return hashlib.blake2b(_part(url) + _part(caption), digest_size=16).hexdigest()
+
+
+def own_uid(text: str) -> str | None:
+    """An id that the input brings along: 32 hex digits or a UUID, lower-cased, without hyphens; None if it is none."""
+    return text.replace("-", "").lower() if _OWN.fullmatch(text) else None
+
+
+def caption_uid(uid: str, caption_index: int) -> str:
+    """uid of the further captions of a row that brings its own: BLAKE2b-128 of `UID:INDEX`; the first keeps it."""
+    if caption_index == 0:
+        return uid
+    return hashlib.blake2b(f"{uid}:{caption_index}".encode(), digest_size=16).hexdigest()
+
+
+def _part(value: bytes | None) -> bytes:
+    return b"\x00" if value is None else b"\x01" + len(value).to_bytes(8, "little") + value
