@@ -1,0 +1,1 @@
+"""What images.py leans on: sniffing, color, resizing, hashing."""
