@@ -1,0 +1,77 @@
+"""Raw captions in, clean captions out: what the rules, the models and `.txt` members use.
+
+Most web captions are plain ASCII and already clean, so each step first finds the few rows that it could change, with
+one linear-time regex (RE2), and touches only those.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_NOT_PLAIN = r"[^ -~]|  |^ | $"
+"""Anything but printable ASCII, or a space that is doubled or at an end."""
+
+# Invisible and without meaning for a reader: control characters that are no white space (C0, DEL, C1), soft hyphen,
+# and the marks of writing direction. ZWJ and ZWNJ stay: emoji sequences and Persian spelling need them.
+_REMOVED = r"[\x00-\x08\x0e-\x1b\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
+
+# What `str.isspace` says, and the zero-width space, word joiner and byte order mark.
+_WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ\x{200b}\x{2060}\x{feff}]+"
+
+# At most 30 combining marks in a row, as in the Stream-Safe Text Format (Unicode annex 15, section 13): normalizing
+# is quadratic in the length of such a run (200,000 marks: 30 s), and no language has longer ones.
+_MARKS, _FIRST_MARKS = r"(\pM{30})\pM+", r"\1"
+
+_LONG_NUMBER = re.compile(r"&#([0-9]{8,});?")
+
+
+def clean_captions(raw: pa.Array) -> pa.Array:
+    """Clean captions for a string column: same length and order, null stays null, nothing left becomes "".
+
+    HTML entities become characters (twice at most, for pages that escape twice), control characters go, every run
+    of white space (no-break and zero-width ones too) becomes one space, none at the ends, and the rest is NFC.
+    """
+    captions = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
+    captions = _change_where(captions.cast(pa.string()), "&", _unescape)
+    return _change_where(captions, _NOT_PLAIN, _normalize)
+
+
+def _change_where(captions: pa.Array, pattern: str, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """`captions` with `change` applied to the rows that match `pattern`."""
+    mask = pc.match_substring_regex(captions, pattern).fill_null(False)
+    if mask.true_count == 0:
+        return captions
+    return pc.replace_with_mask(captions, mask, change(captions.filter(mask)))
+
+
+def _unescape(captions: pa.Array) -> pa.Array:
+    return pa.array([_unescape_twice(caption) for caption in captions.to_pylist()], pa.string())
+
+
+def _unescape_twice(caption: str) -> str:
+    for _ in range(2):
+        # `int` refuses numbers above 4,300 digits; any of 8 digits is beyond Unicode and becomes U+FFFD all the same.
+        caption = html.unescape(_LONG_NUMBER.sub(_shorten_number, caption))
+    return caption
+
+
+def _shorten_number(reference: re.Match[str]) -> str:
+    return f"&#{reference[1].lstrip('0')[:8] or '0'};"
+
+
+def _normalize(captions: pa.Array) -> pa.Array:
+    captions = pc.replace_substring_regex(captions, _REMOVED, "")
+    captions = pc.replace_substring_regex(captions, _WHITE_SPACE, " ")
+    captions = pc.utf8_trim(captions, " ")
+    return _change_where(captions, r"[^\x00-\x7f]", _compose)
+
+
+def _compose(captions: pa.Array) -> pa.Array:
+    captions = pc.replace_substring_regex(captions, _MARKS, _FIRST_MARKS)
+    composed = [unicodedata.normalize("NFC", caption) for caption in captions.to_pylist()]
+    # Again, because NFC makes two marks of some: the result of cleaning a clean caption must be itself.
+    return pc.replace_substring_regex(pa.array(composed, pa.string()), _MARKS, _FIRST_MARKS)

@@ -1,0 +1,21 @@
+"""Keep or drop: one small pure function a rule, at the step where its columns are known.
+
+`base.py` says what a rule is; `caption.py`, `patterns.py`, `url.py`, `image.py` and `score.py` hold them; `custom.py`
+loads the user's own.
+"""
+
+from pipeline.rules import caption, image, patterns, score, url  # noqa: F401  (importing registers their rules)
+from pipeline.rules.base import apply_rules, rule, rules_at
+from pipeline.rules.check import check_rules
+from pipeline.rules.custom import CustomRule, CustomRuleError, at, load_custom_rule
+
+__all__ = [
+    "CustomRule",
+    "CustomRuleError",
+    "apply_rules",
+    "at",
+    "check_rules",
+    "load_custom_rule",
+    "rule",
+    "rules_at",
+]

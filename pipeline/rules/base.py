@@ -1,0 +1,162 @@
+"""What a rule is, and how the rules of a step are applied to a shard.
+
+A rule is one pure function over Arrow columns, registered with the Status that it gives:
+
+    @rule(Status.CAPTION_TOO_SHORT)
+    def caption_too_short(rows: pa.Table, rules: RulesConfig) -> Verdict:
+        if rules.caption_min_chars is None:
+            return None
+        return pc.greater_equal(pc.utf8_length(rows["caption_clean"]), rules.caption_min_chars)
+
+It returns a boolean column (true: keep, false or null: drop), or a tuple of that column and a string column of
+evidence, or None when its setting is off. It sees the rows that all rules before it kept, without their pictures.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.rules.custom import CustomRule, CustomRuleError
+from schemas.jobs import RulesConfig
+from schemas.pairs import IMAGE_COLUMN
+from schemas.status import Status, Step
+
+MAX_DETAIL_CHARS = 200
+"""Evidence is cut to this length: it goes into every output row, and captions may be a megabyte long."""
+
+Column: TypeAlias = pa.Array | pa.ChunkedArray
+Verdict: TypeAlias = Column | tuple[Column, Column] | None
+RuleFunction = Callable[[pa.Table, RulesConfig], Verdict]
+_Judgment = tuple[npt.NDArray[np.bool_], pa.Array | None]
+_Judge = Callable[[pa.Table], _Judgment | None]
+
+_REGISTRY: dict[Status, RuleFunction] = {}
+
+
+def rule(status: Status) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a function as the rule that gives `status`; it runs at `status.step`."""
+
+    def register(function: RuleFunction) -> RuleFunction:
+        if status in _REGISTRY:
+            raise ValueError(f"{status.name} has a rule already: {_REGISTRY[status].__name__}")
+        _REGISTRY[status] = function
+        return function
+
+    return register
+
+
+def rules_at(step: Step) -> list[tuple[Status, RuleFunction]]:
+    """The built-in rules of a step, in the order in which they run: that of the Status enum."""
+    return [(status, _REGISTRY[status]) for status in Status if status.step is step and status in _REGISTRY]
+
+
+def apply_rules(table: pa.Table, step: Step, rules: RulesConfig, custom: Sequence[CustomRule] = ()) -> pa.Table:
+    """The in-flight table with `status` and `status_detail` set on the rows that a rule of `step` drops.
+
+    Only rows whose status is `ok` are judged, by each rule in turn until one drops them, so a row gets one status at
+    most. Number and order of rows, all other columns and the metadata stay as they are. Custom rules of the step run
+    last. Raises CustomRuleError where one of them fails; its rows are not dropped silently.
+    """
+    is_ok = pc.equal(table["status"], Status.OK.value)
+    places = np.flatnonzero(is_ok.to_numpy())
+    # Leaving the pictures out first: filtering would copy hundreds of megabytes of them for every rule.
+    rows = table.select([name for name in table.column_names if name != IMAGE_COLUMN.name])
+    if len(places) < table.num_rows:
+        rows = rows.filter(is_ok)
+    verdicts = _Verdicts(table)
+    for status, judge in _judges(step, rules, custom):
+        if len(places) == 0:
+            break
+        judged = judge(rows)
+        if judged is None or judged[0].all():
+            continue
+        keep, details = judged
+        verdicts.drop(places[~keep], status, None if details is None else details.filter(pa.array(~keep)))
+        places, rows = places[keep], rows.filter(pa.array(keep))
+    return verdicts.written_to(table)
+
+
+class _Verdicts:
+    """The two verdict columns while rules add to them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._status = _flat(table["status"])
+        self._detail = _flat(table["status_detail"])
+        self._changed = False
+
+    def drop(self, places: npt.NDArray[np.intp], status: Status, details: pa.Array | None) -> None:
+        """Give `status` to the rows at `places`; `details` has one string for each of them."""
+        mask = np.zeros(len(self._status), dtype=bool)
+        mask[places] = True
+        if details is None:
+            details = pa.nulls(len(places), self._detail.type)
+        self._status = pc.replace_with_mask(self._status, mask, pa.scalar(status.value, self._status.type))
+        self._detail = pc.replace_with_mask(self._detail, mask, _evidence(details).cast(self._detail.type))
+        self._changed = True
+
+    def written_to(self, table: pa.Table) -> pa.Table:
+        """`table` with these columns in place of its own."""
+        if not self._changed:
+            return table
+        for name, column in (("status", self._status), ("status_detail", self._detail)):
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, table.schema.field(index), column)
+        return table
+
+
+def _judges(step: Step, rules: RulesConfig, custom: Sequence[CustomRule]) -> Iterator[tuple[Status, _Judge]]:
+    for status, function in rules_at(step):
+        yield status, partial(_judge, function, rules)
+    for own in custom:
+        if own.step is step:
+            yield Status.CUSTOM_RULE, partial(_judge_custom, own)
+
+
+def _judge(function: RuleFunction, rules: RulesConfig, rows: pa.Table) -> _Judgment | None:
+    verdict = function(rows, rules)
+    return None if verdict is None else _checked(verdict, rows.num_rows)
+
+
+def _judge_custom(own: CustomRule, rows: pa.Table) -> _Judgment:
+    try:
+        keep, reasons = _checked(own.function(rows), rows.num_rows)
+    except Exception as error:
+        raise CustomRuleError(f"custom rule {own.name} failed: {type(error).__name__}: {error}") from error
+    names = pa.repeat(pa.scalar(own.name), len(keep))
+    if reasons is None:
+        return keep, names
+    # "skip": where a row has no reason, its detail is the name alone.
+    return keep, pc.binary_join_element_wise(names, reasons, ": ", null_handling="skip")
+
+
+def _checked(verdict: Any, num_rows: int) -> _Judgment:
+    """The verdict as (numpy mask, string array or None). TypeError where it is no verdict on `num_rows` rows."""
+    keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
+    if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):
+        kind = keep.type if isinstance(keep, Column) else type(keep).__name__
+        raise TypeError(f"a rule returns a pyarrow boolean array, or a tuple (keep, detail), not {kind}")
+    if len(keep) != num_rows:
+        raise TypeError(f"a rule returns one value per row, not {len(keep)} for {num_rows} rows")
+    mask = _flat(keep).fill_null(False).to_numpy(zero_copy_only=False)
+    if details is None:
+        return mask, None
+    if not isinstance(details, Column) or not _is_text(details.type) or len(details) != num_rows:
+        raise TypeError("the detail of a rule is a pyarrow string array with one value per row")
+    return mask, _flat(details).cast(pa.string())
+
+
+def _flat(column: Any) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _evidence(details: pa.Array) -> pa.Array:
+    return pc.utf8_slice_codeunits(details, 0, MAX_DETAIL_CHARS)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))

@@ -1,0 +1,76 @@
+"""Blocklists: text files of digests (or URLs), one per line, held as sorted arrays and searched by bisection.
+
+Ten million SHA-256 take 320 MB in each process that reads them. Empty lines and lines that start with # are skipped.
+"""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import storage
+
+DigestKind = Literal["md5", "sha256", "url"]
+"""What the lines of a file are: hex of an MD5, hex of a SHA-256, or a URL or the hex of its SHA-256."""
+
+_DIGEST_BYTES: dict[DigestKind, int] = {"md5": 16, "sha256": 32, "url": 32}
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+
+_loading = threading.Lock()
+
+
+def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str) -> npt.NDArray[np.bool_]:
+    """Which of the raw digests stand in the file at `path`; None is in no list."""
+    entries = load_blocklist(kind, path)
+    wanted = np.array([digest or b"" for digest in digests], dtype=entries.dtype)
+    places = np.searchsorted(entries, wanted)
+    found = np.zeros(len(wanted), dtype=bool)
+    inside = places < len(entries)
+    found[inside] = entries[places[inside]] == wanted[inside]
+    found &= np.array([digest is not None for digest in digests], dtype=bool)
+    return found
+
+
+def url_digest(url: str) -> bytes:
+    """What stands for a URL in a blocklist: the SHA-256 of its UTF-8 bytes, exactly as given."""
+    return hashlib.sha256(url.encode()).digest()
+
+
+def load_blocklist(kind: DigestKind, path: str) -> npt.NDArray[np.bytes_]:
+    """The digests in a file (local or fsspec URL, also .gz), sorted; read once per process.
+
+    Raises ValueError, with the line, where one is malformed, and OSError where the file cannot be read.
+    """
+    with _loading:  # two threads that ask at once would both read it, and hold it twice meanwhile
+        return _load(kind, path)
+
+
+@lru_cache(maxsize=8)
+def _load(kind: DigestKind, path: str) -> npt.NDArray[np.bytes_]:
+    digests = bytearray()
+    for number, line in enumerate(storage.read_text_lines(path), start=1):
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            digest = _digest(kind, entry)
+            if digest is None:
+                raise ValueError(f"{path}, line {number}: {entry[:80]!r} is no {_expected(kind)}")
+            digests += digest
+    # numpy's `S` drops trailing zero bytes when comparing; with one length for all, equal still means equal.
+    entries = np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES[kind]}")
+    entries.sort()
+    return entries
+
+
+def _digest(kind: DigestKind, entry: str) -> bytes | None:
+    if len(entry) == 2 * _DIGEST_BYTES[kind] and _HEX_DIGITS.issuperset(entry):
+        return bytes.fromhex(entry)
+    return url_digest(entry) if kind == "url" and "://" in entry and "\ufffd" not in entry else None
+
+
+def _expected(kind: DigestKind) -> str:
+    hex_digits = f"hash of {2 * _DIGEST_BYTES[kind]} hex digits"
+    return f"URL and no {hex_digits}" if kind == "url" else hex_digits

@@ -1,0 +1,59 @@
+"""Everything about the rules that can be wrong before the first row is read."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.rules.blocklists import DigestKind, load_blocklist
+from pipeline.rules.caption import blocked_term_patterns
+from pipeline.rules.custom import load_custom_rule
+from pipeline.rules.language import LANGUAGES
+from pipeline.rules.url import host_set
+from schemas.jobs import RulesConfig
+
+
+def check_rules(rules: RulesConfig, search: Path | None = None) -> None:
+    """Raise ValueError, with one line for each problem and its field, where rules could not run.
+
+    Reads the blocklists, loads the custom rules (`search`: see `load_custom_rule`), and checks languages, hosts and
+    terms.
+    """
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("caption_blocked_terms", lambda: _check_terms(rules.caption_blocked_terms)),
+        ("caption_languages", lambda: _check_languages(rules.caption_languages)),
+        ("url_block_hosts", lambda: host_set(tuple(rules.url_block_hosts))),
+        ("url_allow_hosts", lambda: host_set(tuple(rules.url_allow_hosts))),
+        ("url_blocklist", lambda: _check_blocklist("url", rules.url_blocklist)),
+        ("md5_blocklist", lambda: _check_blocklist("md5", rules.md5_blocklist)),
+        ("sha256_blocklist", lambda: _check_blocklist("sha256", rules.sha256_blocklist)),
+        ("custom", lambda: [load_custom_rule(name, search) for name in rules.custom]),
+    ]
+    problems = []
+    for field, check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            problems.append(f"rules.{field}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _check_terms(terms: list[str]) -> None:
+    for pattern in blocked_term_patterns(tuple(terms)):
+        pc.match_substring_regex(pa.array([""]), pattern)  # compiles it
+
+
+def _check_languages(codes: list[str]) -> None:
+    for code in codes:
+        if code.lower() not in LANGUAGES:
+            close = difflib.get_close_matches(code.lower(), LANGUAGES, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(f"{code!r} is no ISO 639-1 code of a language that can be told{hint}")
+
+
+def _check_blocklist(kind: DigestKind, path: str | None) -> None:
+    if path is not None:
+        load_blocklist(kind, path)

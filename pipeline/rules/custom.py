@@ -1,0 +1,138 @@
+"""Your own rules: a function in a module of yours, named `module:function` in the job file.
+
+    import pyarrow as pa, pyarrow.compute as pc
+    from pipeline.rules import at
+
+    @at("caption")
+    def no_questions(rows: pa.Table) -> pa.BooleanArray:
+        return pc.invert(pc.ends_with(rows["caption_clean"], "?"))
+
+True keeps a row; false and null drop it as `custom_rule`. A tuple of that and a string array adds reasons. Without
+`@at` a rule runs after scoring, where every column (`similarity_ALIAS` and the embeddings too) is there. The picture's
+bytes are not.
+"""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from schemas.status import Step
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_STEP_ATTRIBUTE = "pairmill_step"
+_STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
+_OUR_PACKAGES = frozenset({"pipeline", "jobs", "schemas"})
+
+
+class CustomRuleError(Exception):
+    """A custom rule failed, or returned something that is no verdict. Its shard fails with this."""
+
+
+@dataclass(frozen=True)
+class CustomRule:
+    """A rule of the user's: its name in the job file, the function, and the step at which it runs."""
+
+    name: str
+    function: Callable[[pa.Table], Any]
+    step: Step = Step.SCORE
+
+
+def at(step: str) -> Callable[[_Function], _Function]:
+    """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`."""
+    if step not in _STEPS:
+        raise ValueError(f"a custom rule runs at {', '.join(_STEPS)}, not at {step!r}")
+
+    def mark(function: _Function) -> _Function:
+        setattr(function, _STEP_ATTRIBUTE, Step(step))
+        return function
+
+    return mark
+
+
+def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
+    """Find `module:function`: a file or package in the folder `search`, or else an installed module.
+
+    The module is registered in `sys.modules` under its own name; `search` does not stay in `sys.path`, so nothing that
+    lies in it can take the place of our packages. Raises ValueError that says what is missing.
+    """
+    module_name, _, function_name = name.partition(":")
+    top = module_name.partition(".")[0]
+    if not module_name or not function_name:
+        raise ValueError(f"a custom rule is named module:function, not {name!r}")
+    if top in _OUR_PACKAGES:
+        raise ValueError(f"custom rule {name}: the module name {top!r} is pairmill's own; give yours another")
+    module = _load_module(module_name, name, search)
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise ValueError(f"custom rule {name}: the module {module_name} has no function {function_name!r}")
+    if not callable(function):
+        raise ValueError(f"custom rule {name}: {function_name!r} is a {type(function).__name__}, not a function")
+    return CustomRule(name, function, getattr(function, _STEP_ATTRIBUTE, Step.SCORE))
+
+
+def _load_module(module_name: str, rule_name: str, search: Path | None) -> ModuleType:
+    top = module_name.partition(".")[0]
+    path = _find_path(top, search) if search else None
+    owner = _origin(top)
+    if path and path.is_file() and owner not in (None, path):
+        raise ValueError(f"custom rule {rule_name}: {path} has the name of another module, {owner}; rename your file")
+    try:
+        if search and path and owner is None:
+            _register(top, path, search)
+        return importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            places = f"in {search} or among the installed ones" if search else "installed"
+            raise ValueError(f"custom rule {rule_name}: there is no module {module_name!r} {places}") from error
+        raise ValueError(f"custom rule {rule_name}: importing {module_name} raised {error!r}") from error
+
+
+def _find_path(top: str, search: Path) -> Path | None:
+    """The file of a module or package, or the folder of a package without `__init__.py`."""
+    folder = search.absolute()
+    for candidate in (folder / top / "__init__.py", folder / f"{top}.py"):
+        if candidate.is_file():
+            return candidate
+    return folder / top if (folder / top).is_dir() else None
+
+
+def _origin(top: str) -> Path | None:
+    """Where a module of this name comes from now: its file or folder, `Path("built-in")`, or None if there is none."""
+    spec = importlib.util.find_spec(top) if top != "__main__" else None
+    if spec is None:
+        return None
+    folders = list(spec.submodule_search_locations or [])
+    if spec.has_location and spec.origin:
+        return Path(spec.origin).absolute()
+    return Path(folders[0]) if folders else Path("built-in")
+
+
+def _register(top: str, path: Path, search: Path) -> None:
+    """Import a top-level module from its place in `search`."""
+    if path.is_dir():
+        spec = importlib.machinery.ModuleSpec(top, None, is_package=True)
+        spec.submodule_search_locations = [str(path)]
+        sys.modules[top] = importlib.util.module_from_spec(spec)
+        return
+    spec = importlib.util.spec_from_file_location(top, path)  # type: ignore[assignment]
+    assert spec.loader is not None  # there is a loader for every .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[top] = module
+    # While it loads, it may import files that lie beside it. Last in the path, they shadow nothing.
+    sys.path.append(str(search.absolute()))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[top]
+        raise
+    finally:
+        sys.path.remove(str(search.absolute()))

@@ -1,0 +1,20 @@
+"""Text that strangers wrote, made fit for a column of evidence."""
+
+import re
+
+DETAIL_CHARS = 200
+"""Longest `status_detail`."""
+
+_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+
+
+def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:
+    """The text on one line, cut, without what UTF-8 cannot hold; None if nothing is left."""
+    if not text:
+        return None
+    return _UNPRINTABLE.sub(" ", text[: 4 * max_chars]).strip()[:max_chars] or None
+
+
+def describe(error: BaseException) -> str:
+    """`Type: message` of an exception, for a column of evidence."""
+    return clean_text(f"{type(error).__name__}: {error}") or type(error).__name__
