@@ -1,0 +1,1 @@
+"""Pictures and plots of what a job made, for people who choose thresholds by looking."""

@@ -1,0 +1,188 @@
+"""The ordered list of stages that a shard goes through, and `process_shard()`: the plain loop over them.
+
+A stage is built once per worker and called once per shard: Arrow table in, Arrow table out, row for row. Ray runs the
+very same objects (`jobs/engine.py`); this file does not know of it.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import rules
+from pipeline.read import ShardReader
+from pipeline.shards import AccountingError, ShardWriter
+from pipeline.sources import SourceFacts
+from pipeline.storage import Store
+from schemas.jobs import BuildJob
+from schemas.manifest import Shard, ShardManifest, shards_from_table
+from schemas.pairs import KEPT_STATUS
+from schemas.status import Step
+
+StageName = Literal["read", "download", "encode", "commit"]
+
+
+class Stage(Protocol):
+    """One step of the work, holding what it needs between shards (a session, a model)."""
+
+    def __call__(self, table: pa.Table) -> pa.Table: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a worker needs to build its stage. Travels to the workers, so it holds plain values only."""
+
+    job: BuildJob
+    facts: SourceFacts
+    job_fingerprint: str
+    generation: int = 0
+    careful: bool = False
+    """For shards that killed a worker: decode in a child process, slowly."""
+
+    @property
+    def store(self) -> Store:
+        return Store(self.job.output)
+
+
+@dataclass
+class ReadStage:
+    """A planned shard (one row of PLAN_SCHEMA) becomes its rows; caption and URL rules, before anything is fetched."""
+
+    context: Context
+    reader: ShardReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = ShardReader(self.context.store, self.context.facts)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        (shard,) = shards_from_table(table)
+        table = self.reader.read(shard)
+        for step in (Step.CAPTION, Step.URL):
+            table = _apply_rules(table, step, self.context)
+        return table
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+class DownloadStage:
+    """URLs become stored pictures; image rules. What passes them is a pair."""
+
+    def __init__(self, context: Context) -> None:
+        from pipeline.download import Downloader
+
+        self.context = context
+        self.downloader = Downloader(context.job, isolate_decoder=context.careful)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        table = _apply_rules(self.downloader(table), Step.IMAGE, self.context)
+        is_pair = pc.equal(table["status"], KEPT_STATUS)
+        return table.set_column(table.schema.get_field_index("is_pair"), table.schema.field("is_pair"), is_pair)
+
+    def close(self) -> None:
+        self.downloader.close()
+
+
+class EncodeStage:
+    """Pairs get embeddings and similarities of every model."""
+
+    def __init__(self, context: Context) -> None:
+        from pipeline.encode import Encoder  # loads torch: only this stage pays for it
+
+        self.encoder = Encoder(context.job.models, context.job.run)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        facts = {**shard_facts(table), "models": [asdict(model.contract) for model in self.encoder.models]}
+        return with_facts(self.encoder(table), facts)
+
+    def close(self) -> None: ...
+
+
+class CommitStage:
+    """Score rules; then the shard is written and becomes its manifest (one row, one JSON column)."""
+
+    def __init__(self, context: Context) -> None:
+        job = context.job
+        self.context = context
+        self.writer = ShardWriter(
+            store=context.store,
+            extra=context.facts.extra,
+            aliases=[model.alias for model in job.models],
+            images_store=job.images.store,
+            images_format=job.images.format,
+            job_fingerprint=context.job_fingerprint,
+            versions=versions(),
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        facts = shard_facts(table)
+        if facts["rows_in"] != table.num_rows:
+            raise AccountingError(f"{facts['rows_in']} rows read, {table.num_rows} to commit")
+        table = _apply_rules(table, Step.SCORE, self.context)
+        manifest = self.writer.commit(table, facts, self.context.generation)
+        return pa.table({"manifest": [manifest.model_dump_json()]})
+
+    def close(self) -> None: ...
+
+
+def build_stages(job: BuildJob) -> list[tuple[StageName, Callable[[Context], Stage]]]:
+    """The stages of a job in order, each as its name and the call that builds it on a worker."""
+    encode: list[tuple[StageName, Callable[[Context], Stage]]] = [("encode", EncodeStage)] if job.models else []
+    return [("read", ReadStage), ("download", DownloadStage), *encode, ("commit", CommitStage)]
+
+
+def process_shard(shard: Shard, context: Context, stages: Sequence[tuple[StageName, Stage]]) -> ShardManifest:
+    """One shard from plan to commit, in this process. `stages` as made by `open_stages`."""
+    table = shard.to_table()
+    for name, stage in stages:
+        table = run_stage(name, stage, table)
+    return ShardManifest.model_validate_json(table["manifest"][0].as_py())
+
+
+def open_stages(context: Context) -> list[tuple[StageName, Stage]]:
+    """Build every stage of the job in this process. Close each when done."""
+    return [(name, build(context)) for name, build in build_stages(context.job)]
+
+
+def run_stage(name: StageName, stage: Stage, table: pa.Table) -> pa.Table:
+    """Call a stage; holds it to the row count and notes its wall seconds in the table's metadata."""
+    started = time.perf_counter()
+    result = stage(table)
+    if name == "commit":
+        return result
+    if name == "read":
+        facts = {"rows_in": result.num_rows, "shard": json.loads(result.schema.metadata[b"shard"]), "seconds": {}}
+    else:
+        facts = shard_facts(result)
+        if result.num_rows != table.num_rows:
+            raise AccountingError(f"stage {name} got {table.num_rows} rows and returned {result.num_rows}")
+    facts["seconds"][name] = round(time.perf_counter() - started, 3)
+    return with_facts(result, facts)
+
+
+def shard_facts(table: pa.Table) -> dict[str, Any]:
+    """What travels beside a shard's rows: `shard`, `rows_in`, `seconds` per stage, `models` (score contracts)."""
+    return json.loads(table.schema.metadata[b"facts"])  # type: ignore[no-any-return]
+
+
+def with_facts(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
+    """The table with these facts beside it."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"facts": json.dumps(facts).encode()})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the output."""
+    return {name: version(name) for name in ("pairmill", "pyarrow", "pillow", "open_clip_torch", "torch")}
+
+
+def _apply_rules(table: pa.Table, step: Step, context: Context) -> pa.Table:
+    custom = [rules.load_custom_rule(name, Path.cwd()) for name in context.job.rules.custom]
+    return rules.apply_rules(table, step, context.job.rules, custom)

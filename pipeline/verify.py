@@ -1,0 +1,170 @@
+"""Re-read what a job wrote and say what does not hold: counts, checksums, keys, and a sample of the scores."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.pictures import read_range, read_tar
+from pipeline.plan import load_plan
+from pipeline.shards import committed, read_manifests
+from pipeline.storage import Store
+from schemas.jobs import ModelConfig, RunConfig
+from schemas.manifest import SCHEMA_VERSION, DataFile, ShardManifest
+from schemas.pairs import KEPT_STATUS
+
+MAX_PROBLEMS = 1_000
+SCORE_TOLERANCE = 1e-3
+"""Of a float32 similarity computed again from the stored picture."""
+
+
+@dataclass
+class Report:
+    """What was checked and what does not hold."""
+
+    shards: int = 0
+    rows: int = 0
+    pairs: int = 0
+    pictures: int = 0
+    rescored: int = 0
+    max_score_difference: float = 0.0
+    shards_missing: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every committed shard is whole. A shard that is not done yet is no problem of this kind."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def verify(store: Store, rescore: int = 64) -> Report:
+    """Check every committed shard, then `rescore` pairs spread over all of them."""
+    report = Report()
+    plan = load_plan(store)
+    done = len(committed(store))
+    report.shards_missing = plan.num_shards - done
+    sample: list[tuple[ShardManifest, pa.Table, list[dict[str, Any]]]] = []
+    share = -(-rescore // max(done, 1))
+    for manifest in read_manifests(store):
+        report.shards += 1
+        problems = [f"shard {manifest.shard:09d}: {problem}" for problem in _check_shard(store, manifest, report)]
+        report.problems.extend(problems[: MAX_PROBLEMS - len(report.problems)])
+        if rescore and not problems and "images" in manifest.files and sum(len(rows) for *_, rows in sample) < rescore:
+            table, contracts = _scored_sample(store, manifest, share)
+            sample.append((manifest, table, contracts))
+    for manifest, table, contracts in sample:
+        for contract in contracts:
+            report.problems.extend(_rescore(store, manifest, table, contract, report))
+    return report
+
+
+def _check_shard(store: Store, manifest: ShardManifest, report: Report) -> Iterator[str]:
+    for file in manifest.files.values():
+        if problem := _check_file(store, file):
+            yield problem
+            return
+    pairs, rejects = (_read(store, manifest.files[name]) for name in ("pairs", "rejects"))
+    report.rows += pairs.num_rows + rejects.num_rows
+    report.pairs += pairs.num_rows
+    for name, counted, said in (
+        ("pairs", pairs.num_rows, manifest.pairs),
+        ("rejects", rejects.num_rows, manifest.rejects),
+        ("rows_in", pairs.num_rows + rejects.num_rows, manifest.rows_in),
+        ("kept", pc.sum(pairs["kept"]).as_py() or 0, manifest.kept),
+        ("kept", pc.sum(pc.equal(pairs["status"], KEPT_STATUS)).as_py() or 0, manifest.kept),
+    ):
+        if counted != said:
+            yield f"{name} is {said:,} in the manifest, {counted:,} in the files"
+    row_ids = pa.chunked_array([*pairs["row_id"].chunks, *rejects["row_id"].chunks], pa.string())
+    if len(row_ids.unique()) != len(row_ids):
+        yield "a row_id comes twice"
+    if not pc.all(pc.starts_with(row_ids, f"{manifest.shard}:")).as_py() and len(row_ids):
+        yield "a row_id belongs to another shard"
+    if len(pairs["uid"].unique()) != pairs.num_rows:
+        yield "a uid comes twice among the pairs"
+    yield from _check_tar(store, manifest, pairs, report)
+
+
+def _check_file(store: Store, file: DataFile) -> str | None:
+    try:
+        digest, num_bytes = storage.checksum(store.path(file.path), store.fs if store.remote else None)
+    except FileNotFoundError:
+        return f"{file.path} is missing"
+    if (digest, num_bytes) != (file.blake2b, file.num_bytes):
+        return f"{file.path} is not what was committed: {num_bytes:,} bytes, the manifest says {file.num_bytes:,}"
+    return None
+
+
+def _read(store: Store, file: DataFile) -> pa.Table:
+    with store.open(file.path) as handle:
+        parquet = pq.ParquetFile(handle)
+        facts = json.loads(parquet.schema_arrow.metadata[b"pairmill"])
+        if facts["schema_version"] > SCHEMA_VERSION:
+            raise ValueError(f"{file.path} was written by a newer pairmill; update to read it")
+        names = [name for name in parquet.schema_arrow.names if "_embedding_" not in name]
+        table = parquet.read(columns=names)
+        return table.replace_schema_metadata(parquet.schema_arrow.metadata)
+
+
+def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: Report) -> Iterator[str]:
+    """Every stored picture stands where its row says, with its caption and JSON beside it, and nothing else does."""
+    stored = pairs.filter(pc.is_valid(pairs["image_tar"])).select(["uid", "image_offset", "image_length"]).to_pylist()
+    if "images" not in manifest.files:
+        if stored:
+            yield "rows name a tar, but the shard has none"
+        return
+    with store.open(manifest.files["images"].path) as file:
+        members = {name: (offset, length) for name, offset, length in read_tar(file)}
+    report.pictures += len(stored)
+    if len(members) != 3 * len(stored):
+        yield f"the tar holds {len(members):,} members for {len(stored):,} pictures"
+    suffixes = {name.partition(".")[2] for name in members} - {"txt", "json"}
+    (suffix,) = suffixes if len(suffixes) == 1 else ("?",)
+    for row in stored:
+        if members.get(f"{row['uid']}.{suffix}") != (row["image_offset"], row["image_length"]):
+            yield f"picture {row['uid']} is not where its row says"
+        if f"{row['uid']}.txt" not in members or f"{row['uid']}.json" not in members:
+            yield f"picture {row['uid']} has no caption or JSON beside it"
+
+
+def _scored_sample(store: Store, manifest: ShardManifest, share: int) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Up to `share` scored pairs with stored pictures, by uid: the same ones every time."""
+    pairs = _read(store, manifest.files["pairs"])
+    contracts = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
+    usable = pairs.filter(pc.and_(pc.is_valid(pairs["image_tar"]), pc.is_valid(pairs["similarity"])))
+    return usable.sort_by("uid").slice(0, share), contracts
+
+
+def _rescore(
+    store: Store, manifest: ShardManifest, rows: pa.Table, contract: dict[str, Any], report: Report
+) -> Iterator[str]:
+    from pipeline.encode import load_model  # loads torch
+
+    if not rows.num_rows:
+        return
+    config = ModelConfig(name=contract["name"], pretrained=contract["pretrained"], alias=contract["alias"])
+    model = load_model(config, RunConfig())
+    if model.contract.weights_sha256 != contract["weights_sha256"]:
+        yield f"shard {manifest.shard:09d}: the weights of {contract['alias']} are not those that made its scores"
+        return
+    with store.open(manifest.files["images"].path) as file:
+        places = zip(rows["image_offset"].to_pylist(), rows["image_length"].to_pylist(), strict=True)
+        images = model.encode_pictures([read_range(file, offset, length) for offset, length in places])
+    texts = model.encode_captions(rows["caption_clean"].to_pylist())
+    again = (images * texts).sum(axis=1)  # [rows]
+    stored = rows[f"similarity_{contract['alias']}"].to_numpy()
+    difference = abs(again - stored)
+    report.rescored += len(difference)
+    report.max_score_difference = max(report.max_score_difference, float(difference.max()))
+    for uid, gap in zip(rows["uid"].to_pylist(), difference, strict=True):
+        if not gap <= SCORE_TOLERANCE:
+            yield f"shard {manifest.shard:09d}: the score of {uid} is off by {gap:.4f}"
