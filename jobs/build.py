@@ -1,0 +1,298 @@
+"""`pairmill build`: URLs and captions in, scored Parquet shards out.
+
+Everything that can be wrong with a job is found before Ray starts. A run does the plan minus what is committed, so the
+same command after a failure, or after Ctrl-C, goes on where the last one stopped.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from jobs.config import JobError, fingerprint, resolve, to_yaml
+from pipeline import rules
+from pipeline.plan import Plan, describe_plan, load_plan, make_plan
+from pipeline.shards import StrayFiles, committed, read_manifests
+from pipeline.stages import Context, versions
+from pipeline.storage import Store, absolute, checksum
+from schemas.jobs import BuildJob, fingerprint_fields
+from schemas.manifest import SCHEMA_VERSION, ShardManifest
+
+BLOCKLISTS = ("url_blocklist", "md5_blocklist", "sha256_blocklist")
+"""Settings under `rules` that name a file."""
+
+
+class Watcher(Protocol):
+    """Is told how a run goes."""
+
+    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None: ...
+
+    def committed(self, manifest: ShardManifest) -> None: ...
+
+    def failed(self, shard: int, error: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What an output folder holds after a run."""
+
+    output: str
+    shards: int
+    shards_missing: list[int]
+    rows_in: int
+    pairs: int
+    rejects: int
+    kept: int
+    statuses: dict[str, int]
+    seconds: float
+    failures: dict[int, str] = field(default_factory=dict)
+    """Shard -> last line of its traceback; the whole of it is in `failures/`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def build(job: BuildJob, watcher: Watcher | None = None) -> BuildResult:
+    """Run the job to its end; returns what the output holds now. Raises JobError for a job that cannot run."""
+    started = time.perf_counter()
+    context, plan = prepare(job)
+    done = committed(context.store)
+    left = [index not in done for index in plan.shards["shard"].to_pylist()]
+    shards = plan.shards.filter(left)
+    failures: dict[int, str] = {}
+    if watcher:
+        rows_left = sum(shards["num_rows"].to_pylist())
+        watcher.planned(
+            "\n".join([describe_plan(plan, job), *_warnings(job)]),
+            shards.num_rows,
+            rows_left,
+            plan.num_rows - rows_left,
+        )
+    if shards.num_rows:
+        _run(context, shards, watcher, failures)
+    return finish(context.store, plan, failures, started)
+
+
+def prepare(job: BuildJob) -> tuple[Context, Plan]:
+    """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
+    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may have come from Python
+    try:
+        rules.check_rules(job.rules, Path.cwd())
+    except (OSError, ValueError) as error:
+        raise JobError(str(error)) from None
+    job_fingerprint = fingerprint(job, [*_check_models(job), *_own_contents(job)])
+    store = Store(job.output)
+    _check_output(store, job, job_fingerprint)
+    record = {**yaml.safe_load(to_yaml(job)), "fingerprint": job_fingerprint, "schema_version": SCHEMA_VERSION}
+    record["versions"] = versions()
+    while not store.exists("job.yaml"):  # before the plan, which must never stand beside another job's settings
+        store.create("job.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+        _check_output(store, job, job_fingerprint)
+    plan = make_plan(job, store)
+    _check_output(store, job, job_fingerprint)  # another job's driver may have come while this one planned
+    return Context(job, plan.facts, job_fingerprint), plan
+
+
+def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -> BuildResult:
+    """Count what the manifests say, and clean up after a run on the way."""
+    strays, done = StrayFiles(store), committed(store)
+    for name in store.list("failures"):
+        shard = name.removesuffix(".txt")
+        if shard.isdigit() and int(shard) in done:
+            store.delete(f"failures/{name}")
+    totals = Totals()
+    for manifest in read_manifests(store):
+        strays.remove(manifest)
+        totals.add(manifest)
+    store.remove_temporary()
+    return totals.result(store, plan, failures, time.perf_counter() - started)
+
+
+def current(output: str) -> BuildResult:
+    """What an output folder holds now, while a run is under way or after it. Raises PlanError where there is none."""
+    store = Store(output)
+    plan, totals = load_plan(store), Totals()
+    for manifest in read_manifests(store):
+        totals.add(manifest)
+    return totals.result(store, plan, {}, 0.0)
+
+
+@dataclass
+class Totals:
+    """Sums over manifests, added one by one: memory does not grow with what they hold."""
+
+    shards: set[int] = field(default_factory=set)
+    rows: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+
+    def add(self, manifest: ShardManifest) -> None:
+        """Count one shard in."""
+        self.shards.add(manifest.shard)
+        self.statuses.update(manifest.statuses)
+        for name in ("rows_in", "pairs", "rejects", "kept"):
+            self.rows[name] += getattr(manifest, name)
+
+    def result(self, store: Store, plan: Plan, failures: dict[int, str], seconds: float) -> BuildResult:
+        """All of it, beside what the plan asks for."""
+        return BuildResult(
+            output=store.root,
+            shards=plan.num_shards,
+            shards_missing=[shard for shard in plan.shards["shard"].to_pylist() if shard not in self.shards],
+            rows_in=self.rows["rows_in"],
+            pairs=self.rows["pairs"],
+            rejects=self.rows["rejects"],
+            kept=self.rows["kept"],
+            statuses=dict(self.statuses.most_common()),
+            seconds=round(seconds, 1),
+            failures=failures,
+        )
+
+
+def _run(context: Context, shards: Any, watcher: Watcher | None, failures: dict[int, str]) -> None:
+    from jobs import engine  # ray takes a second to import: only a run that has work pays
+
+    def on_outcome(outcome: engine.Outcome) -> None:
+        if outcome.manifest:
+            failures.pop(outcome.shard, None)
+            if watcher:
+                watcher.committed(outcome.manifest)
+            return
+        error = outcome.error or "unknown"
+        failures[outcome.shard] = error.strip().splitlines()[-1]
+        if "No space left on device" in error:
+            raise engine.EngineError(f"the disk of {context.store.root} is full: free some room and run it again")
+        context.store.replace(_failure_name(outcome.shard), error.encode())
+        if watcher:
+            watcher.failed(outcome.shard, failures[outcome.shard])
+
+    with _custom_modules(context.job) as modules:
+        engine.run_shards(shards, context, on_outcome, modules)
+
+
+def _failure_name(shard: int) -> str:
+    return f"failures/{shard:09d}.txt"
+
+
+def _with_absolute_paths(job: BuildJob) -> BuildJob:
+    """Workers run elsewhere: every path of the job must mean the same there."""
+    lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}
+    found = {name: absolute(path) for name, path in lists.items() if path}
+    weights = [
+        model.model_copy(update={"pretrained": absolute(model.pretrained)})
+        if model.pretrained and Path(model.pretrained).is_file()
+        else model
+        for model in job.models
+    ]
+    return job.model_copy(
+        update={
+            "output": absolute(job.output),
+            "source": job.source.model_copy(update={"paths": [absolute(path) for path in job.source.paths]}),
+            "rules": job.rules.model_copy(update=found),
+            "models": weights,
+        }
+    )
+
+
+def _check_models(job: BuildJob) -> list[str]:
+    """SHA-256 of the weights of each model."""
+    if not job.models:
+        return []
+    from pipeline.encode import ModelError, check_device, check_models
+
+    try:
+        if job.run.address is None:
+            check_device(job.run)
+        return check_models(job.models)
+    except ModelError as error:
+        raise JobError(str(error)) from None
+
+
+def _own_contents(job: BuildJob) -> list[str]:
+    """Checksums of the user's rules and blocklists: their content changes the output as any setting does."""
+    lists = [getattr(job.rules, name) for name in BLOCKLISTS]
+    tops = {name.partition(":")[0].partition(".")[0] for name in job.rules.custom}
+    modules = [str(path) for top in tops for path in (Path(f"{top}.py"), *Path(top).rglob("*.py")) if path.is_file()]
+    return [checksum(path)[0] for path in (*filter(None, lists), *sorted(modules))]
+
+
+def _warnings(job: BuildJob) -> list[str]:
+    """What is allowed and seldom meant."""
+    from pipeline.encode import input_side
+
+    lines = []
+    if any(model.name == "tiny" for model in job.models):
+        lines.append("warning: `tiny` knows drawn shapes only; its scores mean nothing on photographs")
+    for model in job.models:
+        if job.images.resize_mode != "no" and (side := input_side(model)) > job.images.size:
+            lines.append(f"warning: images.size is {job.images.size} px, but {model.name} looks at {side} px")
+    return lines
+
+
+def _check_output(store: Store, job: BuildJob, job_fingerprint: str) -> None:
+    """Refuse an output folder of another job, with the fields that differ."""
+    if not store.exists("job.yaml"):
+        if store.list("plan"):
+            raise JobError(f"{store.root} holds a plan but no job.yaml: it is damaged; give another output folder")
+        return
+    record = yaml.safe_load(store.read("job.yaml"))
+    if record.get("schema_version", 0) > SCHEMA_VERSION:
+        raise JobError(f"{store.root} was written by a newer pairmill; update to go on with it")
+    if record.get("fingerprint") == job_fingerprint:
+        return
+    known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
+    before, now = fingerprint_fields(BuildJob.model_validate(known)), fingerprint_fields(job)
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if not store.list("plan") or (not names and not committed(store)):  # nothing was made by it yet
+        store.delete("job.yaml")
+        return
+    diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
+    raise JobError(
+        f"{store.root} holds the output of another job. What differs:\n"
+        + "\n".join(diff or ["  the content of a custom rule, a blocklist or a model's weights"])
+        + "\nGive another output folder, or the settings of that job."
+    )
+
+
+@contextmanager
+def _custom_modules(job: BuildJob) -> Iterator[Path | None]:
+    """A folder that holds the modules of the user's own rules and nothing else, to be shipped to the workers.
+
+    `check_rules` has imported them here; with what they import from beside them, they lie in the current directory.
+    """
+    ours = ("jobs", "pipeline", "schemas")
+    tops = {name.partition(".")[0] for name in tuple(sys.modules)} - set(ours) if job.rules.custom else set()
+    local = [path for top in sorted(tops) for path in (Path(f"{top}.py"), Path(top)) if _is_loaded_from(top, path)]
+    if not local:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="pairmill-rules-") as folder:
+        for path in local:
+            if path.is_dir():
+                shutil.copytree(path, Path(folder, path.name))
+            else:
+                shutil.copy(path, folder)
+        yield Path(folder)
+
+
+def _is_loaded_from(top: str, path: Path) -> bool:
+    """Whether the module `top` came from this file or folder of the current directory."""
+    module = sys.modules.get(top)
+    origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
+    return (
+        bool(origin)
+        and path.exists()
+        and Path(str(origin)).absolute()
+        in (
+            path.absolute(),
+            (path / "__init__.py").absolute(),
+        )
+    )

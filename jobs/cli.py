@@ -1,0 +1,183 @@
+"""The `pairmill` command. Heavy imports live inside the commands, so that `--help` answers at once."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="pairmill",
+    help="From lists of web pictures and captions to scored, filtered training data for CLIP-like models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job, or its s3:// URL.")]
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
+
+
+@app.command()
+def build(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCE... OUT", help="Files, folders or globs of URLs and captions; last: the output."),
+    ] = None,
+    job_file: Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: images.size=256.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows of the input.", min=1)] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:PRETRAINED]", help="tiny, or ViT-B-32:openai; repeatable.")
+    ] = None,
+    url_column: Annotated[str | None, typer.Option(help="Guessed where it is not given.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Guessed where it is not given.")] = None,
+    min_similarity: Annotated[float | None, typer.Option(help="Keep pairs at or above this cosine.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Rules: none, datacomp-basic or laion2b.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Download, check, score and filter pairs into Parquet shards. The same command again goes on after a stop."""
+    from jobs.build import build as run_build
+    from jobs.config import JobError, load_job
+    from jobs.progress import ConsoleWatcher, funnel
+
+    paths = list(source or [])
+    overrides: dict[str, Any] = {
+        "source.paths": paths[:-1] or None,
+        "output": paths[-1] if paths else None,
+        "source.limit_rows": limit,
+        "source.url_column": url_column,
+        "source.caption_column": caption_column,
+        "models": [_model(name) for name in model] if model else None,
+        "rules.min_similarity": min_similarity,
+        "rules.preset": preset,
+    }
+    with _errors():
+        if not job_file and len(paths) < 2:
+            raise JobError("give a SOURCE and an OUT, or a --job file that names them")
+        job = load_job(job_file, overrides, settings or [])
+        watcher = ConsoleWatcher()
+        try:
+            result = run_build(job, watcher)
+        except KeyboardInterrupt:
+            watcher.close()
+            typer.echo(
+                f"Stopped. What is committed stays in {job.output}; the same command goes on from there.", err=True
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        watcher.close()
+    typer.echo(funnel(result.rows_in, result.statuses))
+    for shard, error in result.failures.items():
+        typer.echo(f"shard {shard:09d} failed: {error} (whole: {result.output}/failures/{shard:09d}.txt)", err=True)
+    if result.shards_missing:
+        typer.echo(f"{len(result.shards_missing)} of {result.shards} shards are missing; run it again", err=True)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+    if result.shards_missing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(output: Output, as_json: Json = False) -> None:
+    """How far a job is: shards, rows, and what became of them."""
+    from jobs.build import current
+    from jobs.progress import funnel
+
+    with _errors():
+        result = current(output)
+    done = result.shards - len(result.shards_missing)
+    typer.echo(
+        f"{result.output}: {done:,} of {result.shards:,} shards, {result.pairs:,} pairs, {result.rejects:,} rejects"
+    )
+    typer.echo(funnel(result.rows_in, result.statuses))
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+
+
+@app.command()
+def verify(
+    output: Output,
+    rescore: Annotated[int, typer.Option(help="Pairs whose scores are computed again; 0 for none.", min=0)] = 64,
+    as_json: Json = False,
+) -> None:
+    """Re-read every shard: counts, checksums, keys in tar and Parquet, and a sample of the scores."""
+    from pipeline.storage import Store
+    from pipeline.verify import verify as run_verify
+
+    with _errors():
+        report = run_verify(Store(output), rescore)
+    typer.echo(f"{report.shards:,} shards, {report.rows:,} rows, {report.pairs:,} pairs, {report.pictures:,} pictures")
+    if report.rescored:
+        typer.echo(f"{report.rescored:,} scores computed again, off by {report.max_score_difference:.1e} at most")
+    if report.shards_missing:
+        typer.echo(f"{report.shards_missing:,} planned shards are not done yet")
+    for problem in report.problems:
+        typer.echo(f"problem: {problem}", err=True)
+    typer.echo("all that is committed holds" if report.holds else f"{len(report.problems)} problems")
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+    if not report.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option("--out", help="Where the demo writes.")] = "demo-out",
+    pairs: Annotated[int, typer.Option(help="Pairs that the demo's web serves.", min=200)] = 2400,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 2026,
+    as_json: Json = False,
+) -> None:
+    """Serve a small web of pictures with known truth, build a dataset from it, and compare."""
+    from jobs.demo import run_demo
+
+    with _errors():
+        try:
+            as_it_should_be = run_demo(out, pairs, seed, as_json)
+        except KeyboardInterrupt:
+            typer.echo("Stopped: nothing is left running. The same command starts a new demo.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    if not as_it_should_be:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the `pairmill` command."""
+    app()
+
+
+def _model(name: str) -> dict[str, str | None]:
+    """`NAME[:PRETRAINED]` as a model of the job file."""
+    name, _, pretrained = name.partition(":")
+    return {"name": name, "pretrained": pretrained or None}
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _is_expected(error):
+            raise
+        typer.echo(f"pairmill: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Errors of ours, and of the file system; anything else is a bug and keeps its traceback."""
+    ours = type(error).__module__.partition(".")[0] in ("jobs", "pipeline", "schemas")
+    return ours or isinstance(error, OSError)
+
+
+if __name__ == "__main__":  # `python -P -m jobs.cli`: nothing of the current directory can be imported
+    main()

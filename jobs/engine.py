@@ -1,0 +1,252 @@
+"""The only place that imports ray for work: stages become pools of Ray actors, shards stream through them.
+
+Ray Data gives streaming, back-pressure and restarts; shard boundaries, accounting and resume are ours. A stage that
+raises fails its shard and nothing else: the actor returns an error row. Shards that were lost with their actor are
+tried again; what is lost then too is run alone, every picture decoded in a child process, so that a picture that kills
+its decoder costs one row.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from jobs.cell import failed, pack, unpack
+from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
+from schemas.jobs import RunConfig
+from schemas.manifest import ShardManifest
+
+STORED_PICTURE_BYTES = 40_000
+"""A picture of 512 px at quality 95, as it crosses between actors; sizes the object store's share."""
+
+SHARDS_PER_ROUND = 2_048
+"""Shards per Ray Data execution: eight million rows by default, against which restarting the pools is nothing."""
+
+SLACK_S = 3_600
+"""Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
+
+DOWNLOAD_CPUS = 2
+"""One download actor keeps two cores busy: its event loop and its decoding threads."""
+
+SMALL_CPUS = 0.2
+"""Logical CPUs of an actor that places no demand on where it runs. CPUs only place actors; threads do not heed them."""
+
+log = logging.getLogger(__name__)
+
+
+class EngineError(RuntimeError):
+    """The run cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a shard: a manifest, or the traceback of what failed."""
+
+    shard: int
+    manifest: ShardManifest | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Size of one stage's pool, logical CPUs and GPUs per actor, and calls that run at once in each."""
+
+    actors: int
+    cpus: float
+    gpus: float = 0.0
+    calls: int = 1
+
+
+class _StageActor:
+    """Runs one stage on a worker. Never raises for what a shard holds: that is the shard's border."""
+
+    def __init__(self, name: StageName, build: Callable[[Context], Stage], context: Context) -> None:
+        warnings.filterwarnings("ignore", module="ray")
+        self.name = name
+        self.stage = build(context)
+
+    def __call__(self, cell: pa.Table) -> pa.Table:
+        if "error" in cell.column_names and cell["error"][0].is_valid:
+            return cell
+        shard = cell["shard"][0].as_py()
+        try:
+            table = cell if self.name == "read" else unpack(cell)
+            return pack(shard, run_stage(self.name, self.stage, table))
+        except Exception:  # the border of a shard: it fails alone, with its traceback
+            return failed(shard, traceback.format_exc())
+
+
+@contextmanager
+def ray_session(run: RunConfig, modules: Path | None = None) -> Iterator[None]:
+    """Join the cluster of `run.address`, or start a local Ray for the time of the block.
+
+    `modules`: a folder with the user's own rules, shipped to the workers. The driver moves to an empty directory
+    before Ray starts, because the workers import from the driver's current directory before anything else, and a
+    user's own `pipeline/` folder must not shadow ours.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="pairmill-") as empty:
+        os.chdir(empty)
+        with redirect_stdout(sys.stderr):  # Ray reports lost tasks on stdout, which is for results
+            try:
+                _init(run, modules)
+                yield
+            finally:
+                ray.shutdown()
+                os.chdir(here)
+
+
+def _init(run: RunConfig, modules: Path | None) -> None:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray Data's internals reach the user
+    environment = {"working_dir": str(modules)} if modules else None
+    local: dict[str, Any] = {} if run.address else {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 2}
+    with _held_back_stderr():
+        ray.init(address=run.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Ray's C++ core greets on stderr while it starts; that is shown only where the start fails."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(real, aside.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
+def run_shards(
+    shards: pa.Table, context: Context, on_outcome: Callable[[Outcome], None], modules: Path | None = None
+) -> None:
+    """Run every shard of the table (PLAN_SCHEMA) through the job's stages; calls back once per shard that ended.
+
+    Shards that were lost with their worker are tried again, then once more, each alone and carefully. Raises
+    EngineError after `run.max_failed_shards_in_a_row` failures, and where the cluster has too few CPUs.
+    """
+    left = set(shards["shard"].to_pylist())
+    in_a_row = 0
+    for careful in (False, False, True):
+        with closing(_rounds(shards, replace(context, careful=careful), modules)) as outcomes:
+            for outcome in outcomes:
+                left.discard(outcome.shard)
+                in_a_row = 0 if outcome.error is None else in_a_row + 1
+                on_outcome(outcome)
+                if in_a_row >= context.job.run.max_failed_shards_in_a_row:
+                    raise EngineError(f"{in_a_row} shards in a row failed; the last one with:\n{outcome.error}")
+        if not left:
+            return
+        shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(left))))
+        log.warning("%d shards were lost with their worker; trying them again", len(left))
+    for shard in sorted(left):
+        on_outcome(Outcome(shard, None, "its worker process died, three times"))
+
+
+def _rounds(shards: pa.Table, context: Context, modules: Path | None) -> Generator[Outcome, None, None]:
+    """All shards, some thousands at a time: Ray Data keeps about 25 kB on the driver for every block it ever made.
+
+    In the careful pass one at a time, because a worker that dies takes its neighbors' shards along. Every round has a
+    Ray session of its own: an actor that Ray restarted after its death would keep its CPUs from the next round.
+    """
+    at_once = 1 if context.careful else SHARDS_PER_ROUND
+    for start in range(0, shards.num_rows, at_once):
+        with ray_session(context.job.run, modules):
+            yield from _stream(shards.slice(start, at_once), context)
+
+
+def _stream(shards: pa.Table, context: Context) -> Iterator[Outcome]:
+    """Outcomes as shards come out of the last stage, in no order. Shards lost with a worker do not come out."""
+    stages = build_stages(context.job)
+    pools = _pools(context, [name for name, _ in stages], shards.num_rows)
+    _configure(context, pools)
+    # Ray 2.64 drops extra arguments such as max_task_retries; pyproject.toml keeps to versions that have them.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    dataset = ray.data.from_arrow(shards).repartition(target_num_rows_per_block=1)
+    for name, build in stages:
+        pool = pools[name]
+        dataset = dataset.map_batches(
+            _StageActor,
+            fn_constructor_args=(name, build, context),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            compute=ActorPoolStrategy(
+                size=pool.actors,
+                max_concurrent_calls_per_actor=pool.calls,
+                enable_true_multi_threading=pool.calls > 1,
+            ),
+            max_task_retries=0,  # what dies with its actor is for the careful pass; Ray would try it for ever
+        )
+    for cell in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        yield _outcome(cell)
+
+
+def _outcome(cell: pa.Table) -> Outcome:
+    shard, error = cell["shard"][0].as_py(), cell["error"][0].as_py()
+    if error:
+        return Outcome(shard, None, error)
+    return Outcome(shard, ShardManifest.model_validate_json(unpack(cell)["manifest"][0].as_py()), None)
+
+
+def _pools(context: Context, names: Sequence[StageName], num_shards: int) -> dict[StageName, _Pool]:
+    """Pool sizes from the job, else from what Ray has. Together they leave one CPU free: Ray Data's own tasks need it,
+    and without it the run would wait for ever without a word."""
+    run, total = context.job.run, ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0) - 1, int(total.get("GPU", 0))
+    on_gpu = run.device != "cpu" and gpus > 0
+    download = run.download_actors or max(1, int(cpus - 1) // DOWNLOAD_CPUS)
+    encode = run.encode_actors or (gpus if on_gpu else 1)
+    small = {
+        "read": _Pool(1, SMALL_CPUS),
+        "encode": _Pool(encode, SMALL_CPUS, gpus=1.0 if on_gpu else 0.0),
+        "commit": _Pool(-(-download // 8), SMALL_CPUS),
+    }
+    left = cpus - sum(pool.actors * pool.cpus for name, pool in small.items() if name in names)
+    if left < download * SMALL_CPUS:
+        raise EngineError(
+            f"Ray has {cpus + 1:g} CPUs, too few for {download} download and {encode} encode actors beside its own "
+            "tasks: lower run.download_actors or run.encode_actors, or give Ray two CPUs or more"
+        )
+    per_download = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10)
+    pools = {**small, "download": _Pool(download, per_download, calls=1 if context.careful else 2)}
+    return {name: replace(pools[name], actors=min(pools[name].actors, num_shards)) for name in names}
+
+
+def _configure(context: Context, pools: dict[StageName, _Pool]) -> None:
+    """Bound what is in flight, survive a process that dies, and never wait in silence."""
+    data = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    data.enable_progress_bars = False
+    data.print_on_execution_start = False
+    data.max_errored_blocks = -1  # only deaths of processes get here: stages return error rows
+    fetch = context.job.fetch  # the slowest shard: all rows from one host that never answers
+    slowest_s = context.job.shard_rows / fetch.per_host_concurrency * fetch.timeout_s * (fetch.retries + 1)
+    data.execution_no_progress_timeout_s = int(SLACK_S + slowest_s)
+    in_flight = context.job.run.shards_in_flight or 2 * pools["download"].actors + 2
+    options = data.execution_options
+    options.preserve_order = False
+    options.resource_limits = options.resource_limits.copy(
+        object_store_memory=in_flight * context.job.shard_rows * STORED_PICTURE_BYTES
+    )
