@@ -1,0 +1,69 @@
+"""One Ray for the whole session, and a plain web of pictures on loopback addresses."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    from jobs.engine import ray_session as start
+    from schemas.jobs import RunConfig
+
+    with start(RunConfig()):
+        yield
+
+
+class PictureWeb:
+    """Serves `pages` (path -> status, headers, body) on 127.0.0.0/8; `log` holds the paths asked for."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.log: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed in these tests
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+    def add(self, path: str, body: bytes, status: int = 200, **headers: str) -> str:
+        """Serve `body` at `path`; returns its URL."""
+        self.pages[path] = (status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+        return f"http://127.0.0.1:{self.server.server_port}{path}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                web.log.append(self.path)
+                status, headers, body = web.pages.get(self.path, (404, {}, b"no such page"))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        return Handler
+
+
+@pytest.fixture
+def web() -> Iterator[PictureWeb]:
+    web = PictureWeb()
+    yield web
+    web.close()

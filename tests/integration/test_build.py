@@ -1,0 +1,333 @@
+"""The whole path on real Ray and a real loopback web."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.build import BuildResult, build, prepare
+from jobs.config import JobError
+from pipeline.shards import read_manifests
+from pipeline.stages import open_stages, process_shard
+from pipeline.storage import Store
+from pipeline.verify import verify
+from schemas.jobs import BuildJob
+from schemas.manifest import shards_from_table
+from tests.integration.conftest import SHARED_DATA, PictureWeb
+
+NOT_REPRODUCIBLE = ("fetched_at", "fetch_s", "fetch_attempts")
+
+
+def picture(seed: int, size: tuple[int, int] = (320, 240), kind: str = "JPEG") -> bytes:
+    """A smooth picture that no two seeds share."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(file, kind, quality=90)
+    return file.getvalue()
+
+
+def write_input(path: Path, rows: Sequence[dict[str, Any]], row_group_size: int = 10) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=row_group_size)
+    return path
+
+
+def job(source: Path, output: Path, **settings: Any) -> BuildJob:
+    values = {
+        "source": {"paths": [str(source)]},
+        "output": str(output),
+        "shard_rows": 10,
+        "fetch": {"timeout_s": 5, "retries": 0, "allow_networks": ["127.0.0.0/8"]},
+    }
+    return BuildJob.model_validate({**values, **settings})
+
+
+def mixed_rows(web: PictureWeb, count: int = 35) -> list[dict[str, Any]]:
+    """Good pictures, dead links, broken files, doubled pairs, bad captions, spread over all shards."""
+    rows: list[dict[str, Any]] = []
+    for n in range(count):
+        url = web.add(f"/{n}.jpg", picture(n))
+        caption: str | None = f"picture &amp; number {n}"
+        match n % 7:
+            case 1:
+                url = url.replace(f"/{n}.jpg", f"/gone{n}.jpg")
+            case 2:
+                url = web.add(f"/{n}.jpg", picture(n)[:-2000])
+            case 3:
+                url, caption = rows[-3]["url"], rows[-3]["caption"]
+            case 4:
+                caption = None
+            case 5:
+                url = f"ftp://127.0.0.1/{n}.jpg"
+        rows.append({"url": url, "caption": caption, "similarity": n / 2, "STATUS": "mine", "note": None})
+    return rows
+
+
+def sequentially(build_job: BuildJob) -> None:
+    """The plain loop over stages, without Ray."""
+    context, plan = prepare(build_job)
+    stages = open_stages(context)
+    for shard in shards_from_table(plan.shards):
+        process_shard(shard, context, stages)
+    for _, stage in stages:
+        stage.close()
+
+
+def dataset(output: Path | str, folder: str) -> pa.Table:
+    paths = [str(Path(output, m.files[folder].path)) for m in read_manifests(Store(str(output)))]  # type: ignore[index]
+    return pa.concat_tables(pq.read_table(path) for path in paths).sort_by("row_id")
+
+
+def test_the_plain_loop_and_ray_give_equal_tables(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in.parquet", mixed_rows(web))
+    settings = {"models": [{"name": "tiny"}], "rules": {"min_similarity": 0.0}}
+    sequentially(job(source, tmp_path / "plain", **settings))
+    build(job(source, tmp_path / "ray", **settings))
+    for folder in ("pairs", "rejects"):
+        plain, ray = dataset(tmp_path / "plain", folder), dataset(tmp_path / "ray", folder)
+        scores = [n for n in plain.column_names if "similarity" in n or "_embedding_" in n]
+        near = {"status", "kept"} if folder == "pairs" else set()
+        exact = [n for n in plain.column_names if n not in {*scores, *NOT_REPRODUCIBLE, *near}]
+        assert plain.schema.equals(ray.schema)
+        assert plain.select(exact).equals(ray.select(exact))
+        for name in set(scores) - {"source_similarity"}:
+            assert np.allclose(flat(plain[name]), flat(ray[name]), atol=1e-5 if "similarity" in name else 1e-3)
+        if folder == "pairs":
+            far = [abs(score) > 1e-4 for score in plain["similarity"].to_pylist()]  # rows near the threshold left out
+            assert sum(far) > 0.9 * len(far)
+            for name in near:
+                assert plain[name].filter(pa.array(far)).equals(ray[name].filter(pa.array(far)))
+    assert tars(tmp_path / "plain").keys() == tars(tmp_path / "ray").keys()
+
+
+def flat(column: pa.ChunkedArray) -> np.ndarray:
+    values = column.combine_chunks()
+    return (values.flatten() if pa.types.is_fixed_size_list(values.type) else values).to_numpy(zero_copy_only=False)
+
+
+def tars(output: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (output / "images").iterdir()}
+
+
+def test_every_input_row_comes_out_exactly_once_with_its_status(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = mixed_rows(web)
+    result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"))
+    assert result.rows_in == len(rows) == result.pairs + result.rejects
+    assert result.shards_missing == []
+    assert result.statuses == {
+        "ok": 12,  # ten good ones, and two repeats that fall into another shard than what they repeat
+        "http_4xx": 5,
+        "image_corrupt": 5,
+        "caption_missing": 5,
+        "url_scheme": 5,
+        "duplicate_in_shard": 3,
+    }
+    seen = [row_id for f in ("pairs", "rejects") for row_id in dataset(tmp_path / "out", f)["row_id"].to_pylist()]
+    assert sorted(seen) == sorted(f"{n // 10}:{n % 10}" for n in range(len(rows)))
+
+
+def test_similarities_equal_plain_open_clip_on_the_stored_pictures(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    import open_clip
+    import torch
+
+    from pipeline.encode import TINY_FOLDER
+
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"a red circle number {n}"} for n in range(24)]
+    build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}]))
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{TINY_FOLDER}")
+    model.eval()
+    tokenize = open_clip.get_tokenizer(f"local-dir:{TINY_FOLDER}")
+    for row in dataset(tmp_path / "out", "pairs").to_pylist():
+        with open(tmp_path / "out" / row["image_tar"], "rb") as file, torch.inference_mode():
+            file.seek(row["image_offset"])
+            stored = Image.open(io.BytesIO(file.read(row["image_length"])))
+            image = model.encode_image(preprocess(stored).unsqueeze(0), normalize=True)
+            text = model.encode_text(tokenize([row["caption_clean"]]), normalize=True)
+        assert abs(float(image @ text.T) - row["similarity_tiny"]) <= 1e-3
+        assert row["similarity"] == row["similarity_tiny"]
+        assert np.allclose(row["image_embedding_tiny"], image[0].numpy(), atol=1e-3)
+
+
+def test_verify_holds_after_a_build_and_names_what_was_tampered_with(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
+    result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}]))
+    store = Store(result.output)
+    report = verify(store, rescore=8)
+    assert report.holds, report.problems
+    assert (report.rows, report.pictures, report.rescored >= 8) == (20, 20, True)
+    assert report.max_score_difference <= 1e-3
+    tar = tmp_path / "out" / "images" / "000000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[1000] ^= 1
+    tar.write_bytes(data)
+    (tmp_path / "out" / "rejects" / "000000000.parquet").unlink()
+    problems = "\n".join(verify(store, rescore=0).problems)
+    assert "rejects/000000000.parquet is missing" in problems
+    assert "images/000000001.tar is not what was committed" in problems
+
+
+def test_a_second_run_does_nothing_and_another_job_is_refused_with_the_field(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
+    first = build(job(source, tmp_path / "out"))
+    asked = len(web.log)
+    again = build(job(source, tmp_path / "out"))
+    assert len(web.log) == asked
+    assert first.statuses == again.statuses
+    with pytest.raises(JobError, match=r"images\.size: 512 there, 256 now"):
+        build(job(source, tmp_path / "out", images={"size": 256}))
+
+
+def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b"):
+        rows = [{"url": web.add(f"/{name}{n}.jpg", picture(n)), "caption": f"{name} {n}"} for n in range(10)]
+        write_input(folder / f"{name}.parquet", rows)
+    build_job = job(folder, tmp_path / "out")
+    _, plan = prepare(build_job)
+    whole = (folder / "a.parquet").read_bytes()
+    broken = bytearray(whole)
+    broken[4:400] = bytes(396)  # the pages, not the footer
+
+    def run() -> BuildResult:
+        from jobs.build import _run, finish  # after the plan: the file broke while the job ran
+
+        failures: dict[int, str] = {}
+        context, _ = prepare(build_job)
+        (folder / "a.parquet").write_bytes(broken)
+        _run(context, plan.shards, None, failures)
+        return finish(context.store, plan, failures, 0.0)
+
+    result = run()
+    assert result.shards_missing == [0]
+    assert result.rows_in == 10
+    assert list(result.failures) == [0]
+    assert (tmp_path / "out" / "failures" / "000000000.txt").read_text().startswith("Traceback")
+    (folder / "a.parquet").write_bytes(whole)
+    healed = build(build_job)
+    assert healed.shards_missing == []
+    assert healed.rows_in == 20
+    assert not (tmp_path / "out" / "failures" / "000000000.txt").exists()
+
+
+def test_lists_of_captions_become_one_row_each_and_the_picture_is_fetched_once(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = [{"url": web.add("/a.jpg", picture(1)), "captions": ["one cat", "two cats", "three cats"]}]
+    result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"))
+    assert (result.rows_in, result.kept) == (3, 3)
+    assert web.log == ["/a.jpg"]
+    assert dataset(tmp_path / "out", "pairs")["caption_index"].to_pylist() == [0, 1, 2]
+
+
+@pytest.fixture
+def one_null_shard(ray_session: None, web: PictureWeb, tmp_path: Path) -> Path:
+    """An output of three shards; `note` is all null in the first."""
+    rows = [
+        {"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}", "note": None if n < 10 else n}
+        for n in range(30)
+    ]
+    build(job(write_input(tmp_path / "in.parquet", rows, 30), tmp_path / "out", models=[{"name": "tiny"}]))
+    return tmp_path / "out"
+
+
+def _rows_in_duckdb(glob: str) -> list[Any]:
+    import duckdb
+
+    query = "select count(*), sum(note), avg(similarity), max(len(image_embedding_tiny)) from read_parquet(?)"
+    return list(duckdb.execute(query, [glob]).fetchone() or [])
+
+
+def _rows_in_polars(glob: str) -> list[Any]:
+    import polars as pl
+
+    frame = pl.read_parquet(glob)
+    dim = frame["image_embedding_tiny"].to_list()[0]
+    return [len(frame), frame["note"].sum(), frame["similarity"].mean(), len(dim)]
+
+
+def _rows_in_pandas(glob: str) -> list[Any]:
+    import pandas as pd
+
+    frame = pd.read_parquet(str(Path(glob).parent))
+    return [len(frame), frame["note"].sum(), frame["similarity"].mean(), len(frame["image_embedding_tiny"][0])]
+
+
+def _rows_in_datasets(glob: str) -> list[Any]:
+    import datasets
+
+    cache = str(Path(glob).parents[2] / "cache")
+    table = datasets.load_dataset("parquet", data_files=glob, split="train", cache_dir=cache)
+    notes = [note for note in table["note"] if note is not None]
+    return [len(table), sum(notes), float(np.mean(table["similarity"])), len(table[0]["image_embedding_tiny"])]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("read", [_rows_in_duckdb, _rows_in_polars, _rows_in_pandas, _rows_in_datasets])
+def test_shards_open_as_one_table_although_a_column_is_all_null_in_one(
+    one_null_shard: Path, read: Callable[[str], list[Any]]
+) -> None:
+    rows, total, similarity, dim = read(f"{one_null_shard}/pairs/*.parquet")
+    table = ds.dataset(one_null_shard / "pairs").to_table()
+    assert (rows, total) == (30, sum(range(10, 30)))
+    assert similarity == pytest.approx(pc.mean(table["similarity"]).as_py(), abs=1e-6)
+    assert dim == table.schema.field("image_embedding_tiny").type.list_size
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_tars_open_in_webdataset(one_null_shard: Path) -> None:
+    import webdataset
+
+    urls = sorted(str(path) for path in (one_null_shard / "images").glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    captions = {row["uid"]: row["caption_clean"] for row in dataset(one_null_shard, "pairs").to_pylist()}
+    assert {sample["__key__"]: sample["txt"] for sample in samples} == captions
+    assert all(sample["json"]["uid"] == sample["__key__"] for sample in samples)
+    assert {sample["jpg"].size for sample in samples} == {(320, 240)}
+
+
+@pytest.mark.skipif(
+    not SHARED_DATA.exists(), reason=f"LOUD: {SHARED_DATA} is missing, the real photographs are not tried"
+)
+def test_the_main_job_runs_on_real_photographs(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+    listed = [json.loads(line) for line in (SHARED_DATA / "pairs" / "pairs.jsonl").read_text().splitlines()]
+    with open(tmp_path / "in.jsonl", "w") as file:
+        for row in listed:
+            url = web.add(
+                f"/{row['file']}", (SHARED_DATA / "pairs" / row["file"]).read_bytes(), Content_Type="image/jpeg"
+            )
+            file.write(json.dumps({**row, "original": row.get("url"), "url": url}) + "\n")
+    settings: dict[str, Any] = {"models": [{"name": "tiny"}], "rules": {"preset": "datacomp-basic"}, "shard_rows": 250}
+    from jobs.config import resolve
+
+    values = job(tmp_path / "in.jsonl", tmp_path / "out").model_dump(exclude_unset=True)
+    result = build(resolve({**values, **settings}))
+    print(json.dumps(result.as_dict()))
+    assert result.rows_in == sum(len(row["captions"]) for row in listed)
+    assert result.rows_in == result.pairs + result.rejects
+    assert set(result.statuses) <= {
+        "ok", "caption_language", "caption_too_few_words", "caption_too_short", "image_too_small", "image_aspect",
+        "duplicate_in_shard",
+    }  # fmt: skip
+    large = 0
+    for row in listed:
+        with Image.open(SHARED_DATA / "pairs" / row["file"]) as photograph:
+            large += len(row["captions"]) if min(photograph.size) >= 200 else 0
+    assert 0.98 * large <= result.kept <= large  # the captions are English sentences, with few exceptions
+    assert verify(Store(result.output), rescore=32).problems == []

@@ -1,0 +1,139 @@
+"""The `pairmill` command as a process of its own: killed, interrupted, run from hostile folders."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import picture, write_input
+
+PAIRMILL = [sys.executable, "-P", "-m", "jobs.cli"]
+
+
+def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+    """The command in a session of its own: a plain shell's background jobs ignore Ctrl-C."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*PAIRMILL, *arguments], cwd=cwd, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PAIRMILL, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def build_arguments(source: Path, output: Path, *more: str) -> list[str]:
+    loopback = "fetch.allow_networks=[127.0.0.0/8]"
+    return ["build", str(source), str(output), "--set", loopback, "--set", "shard_rows=8", "--json", *more]
+
+
+def identities(output: Path) -> list[tuple[str, str]]:
+    """(row_id, uid) of every row, by a plain glob, which must be exact after a finished run."""
+    paths = [path for folder in ("pairs", "rejects") for path in (output / folder).iterdir()]
+    tables = [pq.read_table(path, columns=["row_id", "uid"]) for path in paths]
+    return sorted((row["row_id"], row["uid"]) for table in tables for row in table.to_pylist())
+
+
+def files(output: Path) -> set[str]:
+    return {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+
+
+@pytest.mark.timeout(600)
+def test_after_kill_9_the_same_command_gives_what_an_uninterrupted_run_gives(web: PictureWeb, tmp_path: Path) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(400)]
+    rows[7]["url"] += ".gone"
+    source = write_input(tmp_path / "in.parquet", rows, 100)
+    whole = run(build_arguments(source, tmp_path / "whole"), tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    rng = random.Random(os.urandom(4))
+    for attempt in range(3):
+        output = tmp_path / f"out{attempt}"
+        delay_s = rng.uniform(0.0, 2.5)
+        process = start(build_arguments(source, output), tmp_path)
+        while not list(output.glob("pairs/*")) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(delay_s)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        again = run(build_arguments(source, output), tmp_path)
+        assert again.returncode == 0, (delay_s, again.stderr)
+        assert json.loads(again.stdout.splitlines()[-1])["rows_in"] == len(rows)
+        assert identities(output) == identities(tmp_path / "whole"), delay_s
+        assert without_attempts(files(output)) == without_attempts(files(tmp_path / "whole")), delay_s
+
+
+def without_attempts(names: set[str]) -> list[str]:
+    """A shard whose first worker died in its commit carries the second attempt's id in its names."""
+    return sorted(f"{name.split('.')[0]}.{name.split('.')[-1]}" for name in names)
+
+
+def test_ctrl_c_leaves_a_resumable_output_and_says_so(web: PictureWeb, tmp_path: Path) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(2_000)]
+    output = tmp_path / "out"
+    process = start(build_arguments(write_input(tmp_path / "in.parquet", rows, 100), output), tmp_path)
+    while not list(output.glob("manifests/*")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in out + err
+    done = json.loads(run(["status", str(output), "--json"], tmp_path).stdout.splitlines()[-1])
+    assert 0 < done["rows_in"] < len(rows)
+
+
+def test_a_folder_called_pipeline_beside_the_user_is_never_imported_and_own_rules_are(
+    web: PictureWeb, tmp_path: Path
+) -> None:
+    for name in ("pipeline", "schemas", "jobs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
+    (tmp_path / "mine.py").write_text(
+        "import pyarrow.compute as pc\nfrom helper import WORD\nfrom pipeline.rules import at\n\n"
+        "@at('caption')\ndef no_cats(rows):\n    return pc.invert(pc.match_substring(rows['caption_clean'], WORD))\n"
+    )
+    (tmp_path / "helper.py").write_text("WORD = 'cat'\n")
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"a {('cat', 'dog')[n % 2]} {n}"} for n in range(10)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    done = run(build_arguments(source, Path("out"), "--set", "rules.custom=[mine:no_cats]"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"custom_rule": 5, "ok": 5}
+    assert sorted(web.log) == [f"/{n}.jpg" for n in range(1, 10, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "nowhere.csv", "out"], "nowhere.csv"),
+        (["build", "in.csv", "out", "--url-column", "adress"], "adress"),
+        (["build", "in.csv", "out", "--set", "fetch.timout_s=3"], "did you mean 'timeout_s'?"),
+        (["build", "in.csv", "out", "--job", "job.yaml"], "job.yaml:3: images.size"),
+        (["build", "in.csv", "out", "--preset", "laion2b"], "calibrated on ViT-B-32"),
+        (["build", "in.csv", "out", "--model", "ViT-B-23:openai"], "ViT-B-32"),
+        (["build", "in.csv", "out", "--set", "rules.custom=[nothing:there]"], "there is no module 'nothing'"),
+        (["build", "half.parquet", "out"], "half.parquet"),
+        (["build"], "give a SOURCE and an OUT"),
+        (["status", "nowhere"], "nowhere"),
+        (["verify", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_job_that_cannot_run_is_one_clear_message_before_ray_starts(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a cat\n")
+    (tmp_path / "job.yaml").write_text("fetch:\n  retries: 1\nimages: {size: none}\n")
+    write_input(tmp_path / "half.parquet", [{"url": "http://127.0.0.1/a.jpg", "caption": "a"}])
+    whole = (tmp_path / "half.parquet").read_bytes()
+    (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
+    started = time.monotonic()
+    done = run(arguments, tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 30

@@ -1,0 +1,299 @@
+"""The download stage from rows to rows, against a real server on loopback."""
+
+import asyncio
+import hashlib
+import io
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.download import Downloader
+from pipeline.images import ImageProcessor
+from schemas.jobs import BuildJob
+from schemas.pairs import FETCHED, PICTURE, in_flight_schema
+from tests.integration.web import HostileWeb, Request, answer, redirect
+
+
+def jpeg(seed: int, width: int = 96, height: int = 64) -> bytes:
+    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(small).resize((width, height)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def web() -> Iterator[HostileWeb]:
+    with HostileWeb() as web:
+        yield web
+
+
+Open = Callable[..., Downloader]
+
+
+@pytest.fixture
+def open_downloader() -> Iterator[Open]:
+    opened: list[Downloader] = []
+
+    def open_(images: dict[str, Any] | None = None, **fetch: Any) -> Downloader:
+        settings = {"allow_networks": ["127.0.0.0/8"], "timeout_s": 5, "retries": 0, **fetch}
+        job = {"source": {"paths": ["x"]}, "output": "unused", "fetch": settings, "images": images or {}}
+        opened.append(Downloader(BuildJob.model_validate(job)))
+        return opened[-1]
+
+    yield open_
+    for downloader in opened:
+        downloader.close()
+
+
+def shard(
+    urls: list[str | None], statuses: list[str] | None = None, digests: list[str | None] | None = None
+) -> pa.Table:
+    schema = in_flight_schema(pa.schema([("digest", pa.string())]))
+    columns = {field.name: pa.nulls(len(urls), field.type) for field in schema}
+    columns["row_id"] = columns["uid"] = pa.array([f"0:{row}" for row in range(len(urls))])
+    columns["url"] = pa.array(urls, pa.string())
+    columns["status"] = pa.array(statuses or ["ok"] * len(urls))
+    columns["is_pair"] = pa.array([False] * len(urls))
+    columns["digest"] = pa.array(digests or [None] * len(urls), pa.string())
+    return pa.table(columns, schema=schema).replace_schema_metadata({b"sha256_column": b"digest", b"facts": b"{}"})
+
+
+def rows(table: pa.Table) -> list[dict[str, Any]]:
+    table.validate(full=True)
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
+
+
+def test_every_column_of_a_good_row(web: HostileWeb, open_downloader: Open) -> None:
+    body = jpeg(1)
+    web.serve("/a.jpg", body)
+    web.send("/moved", redirect("/a.jpg"))
+    table = shard([web.url("/moved")])
+    result = open_downloader(images={"size": 32})(table)
+    assert result.schema.equals(table.schema, check_metadata=True)
+    (row,) = rows(result)
+    expected = {
+        "row_id": "0:0",
+        "status": "ok",
+        "status_detail": None,
+        "http_status": 200,
+        "final_url": web.url("/a.jpg"),
+        "content_type": "image/jpeg",
+        "original_bytes": len(body),
+        "fetch_attempts": 1,
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "md5": hashlib.md5(body).hexdigest(),
+        "original_format": "JPEG",
+        "original_width": 96,
+        "original_height": 64,
+        "one_color": False,
+        "width": 32,
+        "height": 21,
+    }
+    assert {name: row[name] for name in expected} == expected
+    assert 0 < row["fetch_s"] < 5
+    assert row["fetched_at"].tzinfo is not None
+    assert len(row["phash"]) == 16
+    assert Image.open(io.BytesIO(row["image"])).size == (32, 21)
+
+
+def test_rows_keep_their_places_whatever_order_the_answers_come_in(web: HostileWeb, open_downloader: Open) -> None:
+    wait = random.Random(3)
+    bodies = [jpeg(seed) for seed in range(60)]
+    urls = [web.send(f"/{row}.jpg", wait.random() / 5, answer(body)) for row, body in enumerate(bodies)]
+    result = rows(open_downloader(per_host_concurrency=32)(shard(list(urls))))
+    assert [row["row_id"] for row in result] == [f"0:{row}" for row in range(60)]
+    assert [row["sha256"] for row in result] == [hashlib.sha256(body).hexdigest() for body in bodies]
+    assert [row["final_url"] for row in result] == urls
+
+
+def test_failures_keep_their_evidence_and_carry_no_picture(web: HostileWeb, open_downloader: Open) -> None:
+    truncated = jpeg(1)[:-300]
+    urls = [
+        web.serve("/page", b"<html>" + b" " * 2000, "text/html"),
+        web.url("/missing"),
+        web.serve("/cut.jpg", truncated),
+        "http://10.0.0.1/a.jpg",
+        None,
+        web.serve("/good.jpg", jpeg(2)),
+        web.serve("/never.jpg", jpeg(3)),
+    ]
+    statuses = ["ok"] * 6 + ["caption_missing"]
+    page, missing, cut, private, no_url, good, never = rows(open_downloader()(shard(urls, statuses)))
+    assert (page["status"], page["status_detail"]) == ("not_an_image", "text/html, looks like html")
+    assert (page["http_status"], page["content_type"], page["sha256"]) == (200, "text/html", None)
+    assert (missing["status"], missing["http_status"]) == ("http_4xx", 404)
+    assert (cut["status"], cut["original_bytes"]) == ("image_corrupt", len(truncated))
+    assert (cut["sha256"], cut["original_width"]) == (hashlib.sha256(truncated).hexdigest(), 96)
+    assert (private["status"], private["http_status"], private["final_url"]) == ("address_refused", None, None)
+    assert (no_url["status"], good["status"], never["status"]) == ("url_missing", "ok", "caption_missing")
+    assert all(never[name] is None for name in [*FETCHED.names, *PICTURE.names, "image"])
+    for row in (page, missing, cut, private, no_url, never):
+        assert all(row[name] is None for name in [*PICTURE.names, "image"])
+    assert web.hits["/never.jpg"] == 0
+
+
+def test_a_url_is_fetched_once_per_shard(web: HostileWeb, open_downloader: Open) -> None:
+    urls = [web.serve("/a.jpg", jpeg(1)), web.serve("/b.jpg", jpeg(2))]
+    downloader = open_downloader()
+    result = rows(downloader(shard([*urls, *urls, *urls])))
+    assert web.hits == {"/a.jpg": 1, "/b.jpg": 1}
+    assert result[0]["image"] == result[2]["image"] == result[4]["image"] != result[1]["image"]
+    downloader(shard(list(urls)))
+    assert web.hits == {"/a.jpg": 2, "/b.jpg": 2}
+
+
+def test_content_is_compared_with_what_each_row_expects(web: HostileWeb, open_downloader: Open) -> None:
+    body = jpeg(1)
+    url, other = web.serve("/a.jpg", body), web.serve("/b.jpg", b"\xff\xd8\xff\xe0 no picture at all " * 9)
+    good = hashlib.sha256(body).hexdigest()
+    digests = [good.upper(), "0" * 64, None, "f" * 64]
+    same, changed, any_, unread = rows(open_downloader()(shard([url, url, url, other], digests=digests)))
+    assert [row["status"] for row in (same, changed, any_, unread)] == [
+        "ok",
+        "content_changed",
+        "ok",
+        "content_changed",
+    ]
+    assert changed["status_detail"] == f"expected sha256 {'0' * 64}"
+    assert (changed["sha256"], changed["image"], changed["phash"]) == (good, None, None)
+
+
+def test_an_unexpected_error_stays_with_its_row(
+    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = ImageProcessor.process
+    poison = jpeg(9)
+
+    def explode(self: ImageProcessor, body: bytes) -> Any:
+        if body == poison:
+            raise ZeroDivisionError("deep inside\na codec")
+        return process(self, body)
+
+    monkeypatch.setattr(ImageProcessor, "process", explode)
+    urls = [web.serve("/bad.jpg", poison), *(web.serve(f"/{seed}.jpg", jpeg(seed)) for seed in range(5))]
+    bad, *others = rows(open_downloader()(shard(list(urls))))
+    assert (bad["status"], bad["status_detail"]) == ("row_error", "ZeroDivisionError: deep inside a codec")
+    assert {row["status"] for row in others} == {"ok"}
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_two_shards_overlap(web: HostileWeb, open_downloader: Open) -> None:
+    slow = [web.send(f"/slow{row}", 1.0, answer(jpeg(row))) for row in range(3)]
+    quick = [web.serve(f"/quick{row}", jpeg(row)) for row in range(50)]
+    downloader = open_downloader()
+    finished: list[str] = []
+
+    def run(name: str, urls: list[str]) -> pa.Table:
+        result = downloader(shard(list(urls)))
+        finished.append(name)
+        return result
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(run, "slow", slow), pool.submit(run, "quick", quick)
+        assert {row["status"] for future in (first, second) for row in rows(future.result())} == {"ok"}
+    assert finished == ["quick", "slow"]
+
+
+def test_requests_of_all_shards_together_are_limited(web: HostileWeb, open_downloader: Open) -> None:
+    web.send("/a.jpg", 0.02, answer(jpeg(1)))
+    downloader = open_downloader(concurrency=3, per_host_concurrency=100)
+    tables = [shard([web.url(f"/a.jpg?{number}-{row}") for row in range(15)]) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(downloader, tables))
+    assert web.most_at_once["/a.jpg"] == 3
+
+
+def test_slow_decoding_holds_back_the_download(
+    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies do not pile up: the server sees new requests only as pictures are decoded."""
+    body = jpeg(1)
+    decoded, ahead = 0, []
+    process = ImageProcessor.process
+
+    def slowly(self: ImageProcessor, data: bytes) -> Any:
+        nonlocal decoded
+        time.sleep(0.01)
+        decoded += 1
+        ahead.append(web.hits["/a.jpg"] - decoded)
+        return process(self, data)
+
+    monkeypatch.setattr(ImageProcessor, "process", slowly)
+    monkeypatch.setattr("pipeline.download._WAITING_BYTES", 5 * len(body))
+    web.serve("/a.jpg", body)
+    urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
+    result = open_downloader(concurrency=4, per_host_concurrency=4)(shard(list(urls)))
+    assert {row["status"] for row in rows(result)} == {"ok"}
+    assert max(ahead) <= 5 + 4 + 2  # the budget, what was in flight, what is being decoded
+
+
+def test_an_empty_shard_and_one_with_nothing_to_fetch(open_downloader: Open) -> None:
+    downloader = open_downloader()
+    assert downloader(shard([])).num_rows == 0
+    (row,) = rows(downloader(shard(["http://10.0.0.1/"], ["caption_missing"])))
+    assert row["status"] == "caption_missing"
+    assert not any(thread.name == "fetch" for thread in threading.enumerate())  # nothing was started for it
+
+
+def test_closing_ends_what_is_under_way(web: HostileWeb, open_downloader: Open) -> None:
+    downloader = open_downloader(timeout_s=60)
+    urls = [web.send(f"/{row}", 60.0) for row in range(20)]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(downloader, shard(list(urls)))
+        while sum(web.hits.values()) < 5:
+            time.sleep(0.01)
+        started = time.monotonic()
+        downloader.close()
+        assert time.monotonic() - started < 20
+        with pytest.raises(CancelledError):
+            running.result(20)
+    downloader.close()  # again does no harm
+    assert not any(thread.name.startswith(("fetch", "decode")) for thread in threading.enumerate())
+    with pytest.raises(RuntimeError, match="closed"):
+        downloader(shard(list(urls)))
+
+
+def test_an_interrupted_caller_ends_its_requests(
+    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C arrives in the thread that waits; the requests over in the other one must end too."""
+    gone = threading.Event()
+
+    async def handler(request: Request, writer: Any) -> None:
+        monkeypatch.setattr("concurrent.futures.Future.result", interrupt)
+        try:
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        finally:
+            gone.set()
+
+    def interrupt(self: Any, timeout: float | None = None) -> Any:
+        raise KeyboardInterrupt
+
+    downloader = open_downloader(timeout_s=60)
+    downloader(shard([web.serve("/warm", jpeg(1))]))
+    url = web.route("/slow", handler)
+    run = asyncio.run_coroutine_threadsafe
+
+    def start_and_wait(coroutine: Any, loop: Any) -> Any:
+        future = run(coroutine, loop)
+        while not web.hits["/slow"]:
+            time.sleep(0.01)
+        return future
+
+    monkeypatch.setattr("asyncio.run_coroutine_threadsafe", start_and_wait)
+    with pytest.raises(KeyboardInterrupt):
+        downloader(shard([url]))
+    monkeypatch.undo()
+    assert gone.wait(20)

@@ -1,0 +1,76 @@
+"""What Ray must do for us: overlap shards, survive a worker's death, lose only what cannot be saved."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from jobs.build import build
+from pipeline.storage import Store
+from pipeline.verify import verify
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import job, picture, write_input
+from tests.integration.test_command import build_arguments, run
+
+
+def test_a_download_actor_works_on_two_shards_at_once(ray_session: None, tmp_path: Path) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal now, most
+            with lock:
+                now += 1
+                most = max(most, now)
+            time.sleep(1.0)
+            with lock:
+                now -= 1
+            body = picture(1)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    rows = [{"url": f"http://127.0.0.1:{server.server_port}/{n}.jpg", "caption": f"n {n}"} for n in range(12)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    build(job(source, tmp_path / "out", shard_rows=2, run={"download_actors": 1}))
+    server.shutdown()
+    server.server_close()
+    assert most == 4  # two rows in each of two shards
+
+
+FATAL_RULE = """
+import os, pathlib, signal
+import pyarrow as pa
+from pipeline.rules import at
+
+@at("image")
+def deadly(rows):
+    marker = pathlib.Path({marker!r})
+    if any(caption == "number 5" for caption in rows["caption"].to_pylist()) and {condition}:
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pa.repeat(True, rows.num_rows)
+"""
+
+
+@pytest.mark.parametrize(("condition", "lost"), [("not marker.exists()", 0), ("True", 8)])
+def test_a_shard_that_kills_its_worker_is_tried_again_and_costs_no_other_shard(
+    web: PictureWeb, tmp_path: Path, condition: str, lost: int
+) -> None:
+    (tmp_path / "fatal.py").write_text(FATAL_RULE.format(marker=str(tmp_path / "marker"), condition=condition))
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(40)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[fatal:deadly]"), tmp_path)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["rows_in"] == len(rows) - lost, done.stderr
+    assert done.returncode == (1 if lost else 0)
+    assert result["shards_missing"] == ([0] if lost else [])
+    assert verify(Store(str(tmp_path / "out")), rescore=0).problems == []

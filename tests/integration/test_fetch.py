@@ -1,0 +1,497 @@
+"""Fetcher against a hostile web: each misdeed has its one Status, and none takes long."""
+
+import asyncio
+import datetime
+import gzip
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.fetch import Fetched, Fetcher
+from pipeline.rules.url import refused_host
+from pipeline.web.slots import ByteBudget
+from schemas.jobs import FetchConfig, RulesConfig
+from schemas.status import Status
+from tests.integration.web import HostileWeb, Request, answer, redirect, reset
+
+JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 8
+HTML = b"<!DOCTYPE html><html><body>Sorry" + b"." * 3000
+
+
+@pytest.fixture
+def web() -> Iterator[HostileWeb]:
+    with HostileWeb() as web:
+        yield web
+
+
+def config(**settings: Any) -> FetchConfig:
+    defaults = {"allow_networks": ["127.0.0.0/8"], "timeout_s": 5, "connect_timeout_s": 2, "retries": 0}
+    return FetchConfig(**{**defaults, **settings})
+
+
+def fetch_all(urls: list[str], budget: ByteBudget | None = None, **settings: Any) -> list[Fetched]:
+    async def main() -> list[Fetched]:
+        async with Fetcher(config(**settings), budget) as fetcher:
+            return await asyncio.gather(*(fetcher.fetch(url) for url in urls))
+
+    return asyncio.run(main())
+
+
+def fetch(url: str, **settings: Any) -> Fetched:
+    (fetched,) = fetch_all([url], **settings)
+    return fetched
+
+
+def test_a_picture(web: HostileWeb) -> None:
+    before = datetime.datetime.now(datetime.UTC)
+    fetched = fetch(web.serve("/a.jpg", JPEG))
+    assert (fetched.status, fetched.detail, fetched.body) == (Status.OK, None, JPEG)
+    assert (fetched.http_status, fetched.content_type) == (200, "image/jpeg")
+    assert (fetched.num_bytes, fetched.attempts) == (len(JPEG), 1)
+    assert fetched.final_url == web.url("/a.jpg")
+    assert 0 < fetched.seconds < 5
+    assert before <= fetched.fetched_at <= datetime.datetime.now(datetime.UTC)
+
+
+def test_what_we_say_about_ourselves(web: HostileWeb) -> None:
+    url = web.serve("/a.jpg", JPEG, headers={"Set-Cookie": "id=1"})
+    fetch_all([url.replace("http://", "http://user:secret@"), url], user_agent="pairmill-test/1 (+https://example.org)")
+    assert len(web.requests) == 2
+    for request in web.requests:
+        assert request.headers["user-agent"] == "pairmill-test/1 (+https://example.org)"
+        assert request.headers["accept-encoding"] == "identity"
+        assert not {"cookie", "authorization", "referer"} & set(request.headers)
+
+
+def _endless(prefix: bytes) -> Callable[[Request, Any], Any]:
+    async def handler(request: Request, writer: Any) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + prefix)
+        while not writer.is_closing():
+            writer.write(bytes(10_000))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    return handler
+
+
+async def _drip(request: Request, writer: Any) -> None:
+    writer.write(answer(JPEG, length=40_000))
+    while not writer.is_closing():
+        writer.write(b"x")
+        await asyncio.sleep(0.05)
+
+
+async def _reset_at_once(request: Request, writer: Any) -> None:
+    reset(writer)
+
+
+async def _reset_in_the_body(request: Request, writer: Any) -> None:
+    writer.write(answer(JPEG, length=1_000_000))
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    reset(writer)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE_CHUNK = b"%x\r\n%s\r\n" % (len(JPEG), JPEG)
+
+MISDEEDS: dict[str, tuple[Any, Status, str | None]] = {
+    "chunked": ([CHUNKED + WHOLE_CHUNK + b"0\r\n\r\n"], Status.OK, None),
+    "until-close": ([b"HTTP/1.0 200 OK\r\n\r\n" + JPEG, None], Status.OK, None),
+    "packed-unasked": ([answer(gzip.compress(JPEG), headers={"Content-Encoding": "gzip"})], Status.OK, None),
+    "octet-stream": ([answer(JPEG, headers={"Content-Type": "application/octet-stream"})], Status.OK, None),
+    "slow-headers": ([b"HTTP/1.1 200 OK\r\n", 60.0], Status.TIMEOUT, "not done within 1 s"),
+    "silent": ([60.0], Status.TIMEOUT, "not done within 1 s"),
+    "drip": (_drip, Status.TIMEOUT, "not done within 1 s"),
+    "endless": (_endless(JPEG), Status.BODY_TOO_LARGE, "more than 50000 bytes"),
+    "endless-html": (_endless(HTML), Status.NOT_AN_IMAGE, "image/jpeg, looks like html"),
+    "announced": ([answer(JPEG, length=10**9)], Status.BODY_TOO_LARGE, "1000000000 bytes announced"),
+    "reset": (_reset_at_once, Status.CONNECTION_LOST, None),
+    "hang-up": ([b"", None], Status.CONNECTION_LOST, "Server disconnected"),
+    "hang-up-in-headers": ([b"HTTP/1.1 200 OK\r\nContent-", None], Status.CONNECTION_LOST, None),
+    "reset-in-body": (_reset_in_the_body, Status.BODY_TOO_LARGE, None),
+    "short": ([answer(JPEG, length=len(JPEG) + 5), None], Status.BODY_TRUNCATED, None),
+    "short-chunked": ([CHUNKED + WHOLE_CHUNK, None], Status.BODY_TRUNCATED, None),
+    "bad-chunk": ([CHUNKED + b"zz\r\nhello", None], Status.PROTOCOL_ERROR, None),
+    "empty": ([answer(b"")], Status.EMPTY_BODY, None),
+    "204": ([b"HTTP/1.1 204 No Content\r\n\r\n"], Status.EMPTY_BODY, None),
+    "html": ([answer(HTML, headers={"Content-Type": "text/html"})], Status.NOT_AN_IMAGE, "text/html, looks like html"),
+    "svg": ([answer(b"<svg xmlns='http://www.w3.org/2000/svg'/>")], Status.IMAGE_UNSUPPORTED, "svg"),
+    "huge-header": ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000_000 + b"\r\n\r\n"], Status.PROTOCOL_ERROR, None),
+    "many-headers": ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n"], Status.PROTOCOL_ERROR, None),
+    "endless-status-line": ([b"HTTP/1.1 200 " + b"O" * 100_000], Status.PROTOCOL_ERROR, None),
+    "not-http": ([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"], Status.PROTOCOL_ERROR, None),
+    "bad-length": ([b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"], Status.PROTOCOL_ERROR, None),
+    "gzip-bomb": (
+        [answer(gzip.compress(JPEG + bytes(30_000_000)), headers={"Content-Encoding": "gzip"})],
+        Status.BODY_TOO_LARGE,
+        "more than 50000 bytes",
+    ),
+    "404": ([answer(HTML, "404 Not Found")], Status.HTTP_4XX, None),
+    "429": ([answer(b"", "429 Too Many Requests")], Status.HTTP_429, None),
+    "503": ([answer(b"", "503 Service Unavailable")], Status.HTTP_5XX, None),
+    "304": ([b"HTTP/1.1 304 Not Modified\r\n\r\n"], Status.HTTP_OTHER, None),
+    "206": ([answer(JPEG, "206 Partial Content")], Status.HTTP_OTHER, None),
+    "noai": ([answer(JPEG, headers={"X-Robots-Tag": "noai"})], Status.OPTED_OUT, "X-Robots-Tag: noai"),
+    "noai-second": (
+        [answer(JPEG, headers=[("X-Robots-Tag", "otherbot: noai"), ("x-robots-tag", "nofollow, NoImageIndex")])],
+        Status.OPTED_OUT,
+        "X-Robots-Tag: noimageindex",
+    ),
+    "noai-for-another": ([answer(JPEG, headers={"X-Robots-Tag": "otherbot: noai"})], Status.OK, None),
+    "redirect-nowhere": ([answer(b"", "302 Found")], Status.BAD_REDIRECT, "no Location"),
+    "redirect-loop": ([redirect("/misdeed")], Status.BAD_REDIRECT, None),
+    "redirect-metadata": (
+        [redirect("http://169.254.169.254/latest/meta-data/")],
+        Status.ADDRESS_REFUSED,
+        "169.254.169.254 is not a public address",
+    ),
+    "redirect-loopback6": ([redirect("http://[::1]:80/")], Status.ADDRESS_REFUSED, "::1 is not a public address"),
+    "redirect-decimal": ([redirect("http://2852039166/")], Status.ADDRESS_REFUSED, "2852039166 is IPv4 in disguise"),
+    "redirect-mapped": (
+        [redirect("http://[::ffff:10.0.0.1]/")],
+        Status.ADDRESS_REFUSED,
+        "::ffff:a00:1 leads to 10.0.0.1",
+    ),
+    "redirect-file": (
+        [redirect("file:///etc/passwd")],
+        Status.BAD_REDIRECT,
+        "only http and https are fetched, not file:///etc/passwd",
+    ),
+    "redirect-junk": ([redirect("http://[")], Status.BAD_REDIRECT, None),
+}
+
+
+@pytest.mark.parametrize("name", MISDEEDS)
+def test_each_misdeed_has_its_status(web: HostileWeb, name: str) -> None:
+    pieces, status, detail = MISDEEDS[name]
+    if callable(pieces):
+        url = web.route("/misdeed", pieces)
+    else:
+        url = web.send("/misdeed", *(piece for piece in pieces if piece is not None), then_close=None in pieces)
+    started = time.monotonic()
+    fetched = fetch(url, timeout_s=1, max_bytes=50_000)
+    assert time.monotonic() - started < 10
+    assert fetched.status is status, fetched
+    if detail is not None:
+        assert fetched.detail == detail
+    assert len(fetched.detail or "") <= 200
+    assert (fetched.body == JPEG) if status is Status.OK else (fetched.body is None)
+    # aiohttp asks a second time where a connection breaks before the answer (RFC 9112 section 9.3.1).
+    assert web.hits["/misdeed"] == 1 if status is not Status.CONNECTION_LOST else 2
+
+
+def test_reset_in_the_body(web: HostileWeb) -> None:
+    assert fetch(web.route("/a", _reset_in_the_body)).status is Status.BODY_TRUNCATED
+
+
+def test_a_broken_encoding_in_headers_does_not_reach_the_columns(web: HostileWeb) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: image/jp\xe9g\xff" + b"x" * 300 + b"\r\nContent-Length: %d\r\n\r\n"
+    fetched = fetch(web.send("/a", head % len(JPEG) + JPEG))
+    assert fetched.status is Status.OK
+    assert fetched.content_type is not None
+    assert len(fetched.content_type.encode()) <= 100
+
+
+def test_early_refusal_closes_the_connection(web: HostileWeb) -> None:
+    """The rest of an endless body is never read, not even while the session lives on."""
+    sent = 0
+
+    async def handler(request: Request, writer: Any) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + HTML)
+        while not writer.is_closing():
+            writer.write(bytes(1 << 16))
+            sent += 1 << 16
+            await writer.drain()
+
+    async def main() -> None:
+        async with Fetcher(config(timeout_s=30)) as fetcher:
+            assert (await fetcher.fetch(web.route("/a", handler))).status is Status.NOT_AN_IMAGE
+            await asyncio.sleep(0.2)
+            before = sent
+            await asyncio.sleep(0.2)
+            assert sent == before
+
+    asyncio.run(main())
+    assert sent < 20_000_000  # what socket buffers hold
+
+
+def test_redirects_are_followed_to_the_end(web: HostileWeb) -> None:
+    web.send("/1", redirect("/2", "301 Moved Permanently"))
+    web.send("/2", redirect(web.url("/3"), "307 Temporary Redirect"))
+    web.send("/3", redirect("picture.jpg?x=1#top", "308 Permanent Redirect"))
+    web.serve("/picture.jpg", JPEG)
+    fetched = fetch(web.url("/1"), max_redirects=3)
+    assert (fetched.status, fetched.attempts) == (Status.OK, 1)
+    assert fetched.final_url == web.url("/picture.jpg?x=1")
+    too_many = fetch(web.url("/1"), max_redirects=2)
+    assert (too_many.status, too_many.http_status) == (Status.BAD_REDIRECT, 308)
+    assert fetch(web.url("/1"), max_redirects=0).detail == "more than 0 redirects"
+
+
+@pytest.fixture
+def forbidden() -> Iterator[HostileWeb]:
+    """A server on a loopback address that the job does not allow."""
+    with HostileWeb("127.0.0.2") as server:
+        server.serve("/a.jpg", JPEG)
+        yield server
+
+
+def test_nothing_is_sent_to_a_refused_address(web: HostileWeb, forbidden: HostileWeb) -> None:
+    web.send("/to-it", redirect(forbidden.url("/a.jpg")))
+    port = forbidden.port
+    urls = [
+        forbidden.url("/a.jpg"),
+        web.url("/to-it"),
+        f"http://2130706434:{port}/a.jpg",
+        f"http://0x7f000002:{port}/a.jpg",
+        f"http://0177.0.0.2:{port}/a.jpg",
+        f"http://127.2:{port}/a.jpg",
+        f"http://[::ffff:127.0.0.2]:{port}/a.jpg",
+        f"http://[::127.0.0.2]:{port}/a.jpg",
+        f"http://localhost:{port}/a.jpg",
+        f"https://127.0.0.2:{port}/a.jpg",
+    ]
+    only_the_first = ["127.0.0.1/32"]
+    for url, fetched in zip(urls[:-2], fetch_all(urls[:-2], allow_networks=only_the_first), strict=True):
+        assert fetched.status is Status.ADDRESS_REFUSED, url
+    for url, fetched in zip(urls, fetch_all(urls, allow_networks=[]), strict=True):
+        assert fetched.status is Status.ADDRESS_REFUSED, url
+    assert forbidden.connections == 0
+    assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # it does answer those who come
+
+
+def test_a_name_that_changes_its_address_is_checked_where_it_connects(
+    forbidden: HostileWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: even a resolver that lets a private address through does not get us there."""
+
+    async def lies(self: Any, host: str, port: int = 0, family: int = 0) -> list[dict[str, Any]]:
+        family = socket.AF_INET
+        return [{"hostname": host, "host": "127.0.0.2", "port": port, "family": family, "proto": 0, "flags": 0}]
+
+    monkeypatch.setattr("pipeline.fetch._Resolver.resolve", lies)
+    fetched = fetch(f"http://rebind.example:{forbidden.port}/a.jpg", allow_networks=[])
+    assert (fetched.status, fetched.detail) == (Status.ADDRESS_REFUSED, "127.0.0.2 is not a public address")
+    assert forbidden.connections == 0
+
+
+def test_no_such_host_is_known_quickly_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = __import__("aiodns").DNSResolver.getaddrinfo
+
+    def counting(self: Any, host: str, **options: Any) -> Any:
+        asked.append(host)
+        return ask(self, host, **options)
+
+    monkeypatch.setattr("aiodns.DNSResolver.getaddrinfo", counting)
+    started = time.monotonic()
+    urls = [f"http://no-such-host.invalid/{index}.jpg" for index in range(1000)]
+    found = fetch_all(urls, retries=2, timeout_s=20)
+    assert {fetched.status for fetched in found} == {Status.DNS_ERROR}
+    assert all(fetched.final_url is None and "no-such-host.invalid" in (fetched.detail or "") for fetched in found)
+    assert asked == ["no-such-host.invalid"]
+    assert time.monotonic() - started < 15  # each on its own would take seconds
+
+
+def test_silent_name_servers_are_a_dns_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silence(self: Any, host: str, **options: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("aiodns.DNSResolver.getaddrinfo", silence)
+    started = time.monotonic()
+    found = fetch_all([f"http://quiet.example/{index}" for index in range(50)], timeout_s=1)
+    assert {fetched.status for fetched in found} == {Status.DNS_ERROR}
+    assert time.monotonic() - started < 20
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        fetched = fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/")
+    assert fetched.status is Status.CONNECT_ERROR
+    assert (fetched.http_status, fetched.final_url) == (None, None)
+
+
+def test_a_server_that_does_not_take_connections() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        started = time.monotonic()
+        fetched = fetch(f"http://127.0.0.1:{full.getsockname()[1]}/", connect_timeout_s=0.5, timeout_s=30)
+        assert fetched.status is Status.TIMEOUT
+        assert time.monotonic() - started < 15
+        for filler in fillers:
+            filler.close()
+
+
+@pytest.fixture
+def self_signed(tmp_path: Path) -> ssl.SSLContext:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path / "server.pem"
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, *private) + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
+
+
+def test_certificates_are_checked(self_signed: ssl.SSLContext) -> None:
+    with HostileWeb(tls=self_signed) as web:
+        web.serve("/a.jpg", JPEG)
+        fetched = fetch(web.url("/a.jpg"))
+        assert fetched.status is Status.TLS_ERROR
+        assert "certificate" in (fetched.detail or "").lower()
+        assert not web.requests
+
+
+def test_tls_to_a_server_that_speaks_plain_http() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer(b"", "400 Bad Request"))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert fetch(f"https://127.0.0.1:{listener.getsockname()[1]}/").status is Status.TLS_ERROR
+        thread.join()
+
+
+def _in_turn(web: HostileWeb, path: str, *answers: bytes) -> str:
+    left = list(answers)
+
+    async def handler(request: Request, writer: Any) -> None:
+        writer.write(left.pop(0) if len(left) > 1 else left[0])
+
+    return web.route(path, handler)
+
+
+def test_what_may_get_better_is_tried_again(web: HostileWeb) -> None:
+    url = _in_turn(web, "/a.jpg", answer(b"", "503 Service Unavailable"), answer(JPEG))
+    fetched = fetch(url, retries=1)
+    assert (fetched.status, fetched.attempts, fetched.http_status) == (Status.OK, 2, 200)
+
+
+def test_what_will_not_get_better_is_not(web: HostileWeb) -> None:
+    fetched = fetch(web.send("/a.jpg", answer(b"", "404 Not Found")), retries=5)
+    assert (fetched.status, fetched.attempts) == (Status.HTTP_4XX, 1)
+
+
+def test_retries_end(web: HostileWeb) -> None:
+    fetched = fetch(web.send("/a.jpg", answer(b"", "500 Oh")), retries=1)
+    assert (fetched.status, fetched.attempts, web.hits["/a.jpg"]) == (Status.HTTP_5XX, 2, 2)
+
+
+def test_retry_after_is_honored_where_it_fits(web: HostileWeb) -> None:
+    busy = answer(b"", "429 Too Many Requests", {"Retry-After": "1"})
+    url = _in_turn(web, "/a.jpg", busy, answer(JPEG))
+    started = time.monotonic()
+    fetched = fetch(url, retries=1)
+    assert (fetched.status, fetched.attempts) == (Status.OK, 2)
+    assert time.monotonic() - started >= 1
+
+    url = web.send("/b.jpg", answer(b"", "429 Too Many Requests", {"Retry-After": "3600"}))
+    assert (fetch(url, retries=3).status, web.hits["/b.jpg"]) == (Status.HTTP_429, 1)
+
+
+def test_waiting_for_the_host_is_not_the_urls_time(web: HostileWeb) -> None:
+    urls = [web.send(f"/{index}.jpg", 0.3, answer(JPEG)) for index in range(8)]
+    found = fetch_all(urls, per_host_concurrency=2, timeout_s=0.9)  # 1.2 s in all
+    assert {fetched.status for fetched in found} == {Status.OK}
+    assert all(fetched.seconds < 0.9 for fetched in found)
+
+
+def test_requests_per_host_and_in_all_are_limited(web: HostileWeb) -> None:
+    web.send("/a.jpg", 0.03, answer(JPEG))
+    hosts = [f"127.0.0.{index}" for index in (1, 1, 1)]
+    urls = [web.url(f"/a.jpg?{index}", hosts[index % 3]) for index in range(30)]
+    assert {fetched.status for fetched in fetch_all(urls, per_host_concurrency=3)} == {Status.OK}
+    assert web.most_at_once["/a.jpg"] == 3
+    web.most_at_once.clear()
+    fetch_all(urls, per_host_concurrency=30, concurrency=5)
+    assert web.most_at_once["/a.jpg"] == 5
+
+
+def test_two_hosts_that_redirect_to_each_other_do_not_lock_up(web: HostileWeb) -> None:
+    with HostileWeb("127.0.0.3") as other:
+        web.serve("/end.jpg", JPEG)
+        other.serve("/end.jpg", JPEG)
+        web.send("/go", redirect(other.url("/end.jpg")))
+        other.send("/go", redirect(web.url("/end.jpg")))
+        urls = [server.url(f"/go?{index}") for index in range(20) for server in (web, other)]
+        found = fetch_all(urls, per_host_concurrency=1, concurrency=2)
+    assert {fetched.status for fetched in found} == {Status.OK}
+
+
+def test_a_full_budget_holds_back_new_requests(web: HostileWeb) -> None:
+    url = web.serve("/a.jpg", JPEG)
+
+    async def main() -> None:
+        budget = ByteBudget(1000)
+        budget.take(1000)
+        async with Fetcher(config(timeout_s=1.5), budget) as fetcher:
+            task = asyncio.create_task(fetcher.fetch(url))
+            await asyncio.sleep(1.8)  # longer than the deadline: waiting does not count
+            assert web.connections == 0
+            budget.give_back(1000)
+            assert (await task).status is Status.OK
+
+    asyncio.run(main())
+
+
+def test_cancelling_ends_requests(web: HostileWeb) -> None:
+    url = web.send("/slow", 60.0)
+
+    async def main() -> None:
+        async with Fetcher(config(timeout_s=60)) as fetcher:
+            task = asyncio.create_task(fetcher.fetch(url))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    started = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - started < 20
+
+
+def test_a_redirect_to_a_host_that_the_rules_refuse_is_not_followed(web: HostileWeb) -> None:
+    rules = RulesConfig(url_block_hosts=["127.0.0.3"])
+    with HostileWeb("127.0.0.3") as blocked:
+        url = web.send("/go", redirect(blocked.serve("/end.jpg", JPEG)))
+
+        async def main() -> Fetched:
+            async with Fetcher(config(), refused_host=lambda to: refused_host(to, rules)) as fetcher:
+                return await fetcher.fetch(url)
+
+        assert asyncio.run(main()).status is Status.URL_HOST_BLOCKED
+        assert blocked.connections == 0

@@ -1,0 +1,72 @@
+"""The same job on S3, against moto's server."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.build import build
+from pipeline.storage import Store
+from pipeline.verify import verify
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import job, mixed_rows, write_input
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    wanted = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    Store("s3://mill").fs.mkdir("mill")
+    yield "s3://mill"
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value
+    server.stop()
+
+
+def test_create_only_refuses_the_second_writer(bucket: str) -> None:
+    store = Store(f"{bucket}/create")
+    assert store.create("manifests/1.json", b"first")
+    assert not store.create("manifests/1.json", b"second")
+    assert store.read("manifests/1.json") == b"first"
+    assert store.list("manifests") == ["1.json"]
+
+
+def test_create_only_holds_for_files_uploaded_in_parts(bucket: str) -> None:
+    store = Store(f"{bucket}/parts")
+    assert store.create("big", bytes(60 << 20))
+    assert not store.create("big", b"small")
+    assert store.num_bytes("big") == 60 << 20
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_build_onto_s3_is_whole_and_resumes(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
+    from jobs.build import prepare
+    from pipeline.stages import open_stages, process_shard
+    from schemas.manifest import shards_from_table
+
+    source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
+    s3_job = job(source, tmp_path).model_copy(update={"output": f"{bucket}/out"})
+    context, plan = prepare(s3_job)
+    stages = open_stages(context)
+    for shard in shards_from_table(plan.shards):
+        process_shard(shard, context, stages)
+    for _, stage in stages:
+        stage.close()
+    result = build(s3_job)  # nothing is left to do
+    assert (result.rows_in, result.shards_missing) == (20, [])
+    assert verify(Store(f"{bucket}/out")).problems == []

@@ -1,0 +1,75 @@
+"""Files of digests and URLs: what counts as an entry, and what is found."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
+
+
+def test_urls_and_hashes_of_urls_may_be_mixed(tmp_path: Path) -> None:
+    hashed, plain, other = "http://a.example/ä?b=1", "http://b.example/", "http://B.example/"
+    path = tmp_path / "urls.txt"
+    path.write_text(f"# no\n{hashlib.sha256(hashed.encode()).hexdigest().upper()}\r\n{plain}\n")
+    digests = [url_digest(url) for url in (hashed, plain, other)]
+    assert is_listed(digests, "url", str(path)).tolist() == [True, True, False]
+
+
+def test_a_missing_digest_is_in_no_list_not_even_as_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "md5"
+    path.write_text("00" * 16)
+    assert is_listed([None, bytes(16), b"\1" * 16], "md5", str(path)).tolist() == [False, True, False]
+
+
+def test_an_empty_list_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.write_text("# nothing yet\n")
+    assert is_listed([b"\xff" * 32, None], "sha256", str(path)).tolist() == [False, False]
+    assert is_listed([], "sha256", str(path)).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("md5", "ab" * 15),
+        ("md5", "ab" * 16 + "  photo.jpg"),
+        ("md5", "zz" * 16),
+        ("md5", "ab " * 10 + "ab"),
+        ("sha256", "ab" * 16),
+        ("url", "ab" * 16),
+        ("url", "example.com/a"),
+        ("url", "http://a.example/\ufffd"),
+    ],
+)
+def test_a_malformed_line_is_an_error_with_its_number(tmp_path: Path, kind: str, line: str) -> None:
+    path = tmp_path / "list"
+    path.write_text(f"# a comment\n\n{line}\n")
+    with pytest.raises(ValueError, match=r"list, line 3: .* is no (hash|URL)"):
+        load_blocklist(kind, str(path))  # type: ignore[arg-type]
+
+
+def test_a_list_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(storage, "read_text_lines", lambda path: reads.append(path) or iter(["cd" * 16, "ab" * 16]))
+    for _ in range(3):
+        assert is_listed([b"\xab" * 16, b"\xac" * 16], "md5", str(tmp_path / "once")).tolist() == [True, False]
+    assert len(reads) == 1
+
+
+LISTED = st.sets(
+    st.binary(min_size=16, max_size=16) | st.sampled_from([bytes(16), bytes(15) + b"\1", b"\1" + bytes(15)])
+)
+
+
+@given(LISTED, LISTED)
+def test_exactly_the_listed_digests_are_found(
+    tmp_path_factory: pytest.TempPathFactory, listed: set[bytes], others: set[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("lists") / "md5"
+    path.write_text("\n".join(digest.hex() for digest in listed))
+    asked = [*listed, *others]
+    assert is_listed(asked, "md5", str(path)).tolist() == [digest in listed for digest in asked]

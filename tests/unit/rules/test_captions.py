@@ -1,0 +1,98 @@
+"""Clean captions: what goes, what stays, and how long it may take."""
+
+import time
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.captions import clean_captions
+
+
+def clean(caption: str | None) -> str | None:
+    (cleaned,) = clean_captions(pa.array([caption], pa.string())).to_pylist()
+    return cleaned  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        (None, None),
+        ("", ""),
+        (" \t\n\u200b", ""),
+        ("a dog", "a dog"),
+        ("  a \r\n\t dog ", "a dog"),
+        ("a\u00a0\u2003dog\u3000\ufeff", "a dog"),
+        ("a\u200b\u200bdog", "a dog"),
+        ("a\x85dog\x1fruns", "a dog runs"),
+        ("a\x00b\x07c\x7fd\x9fe", "abcde"),
+        ("a \x00 b", "a b"),
+        ("co\u00adoperate", "cooperate"),
+        ("\u202aabc\u202c", "abc"),
+        ("Tom &amp; Jerry", "Tom & Jerry"),
+        ("Tom &amp;amp; Jerry", "Tom & Jerry"),
+        ("Tom &amp;amp;amp; Jerry", "Tom &amp; Jerry"),
+        ("&lt;b&gt;&quot;a&quot;&#39;&#x27;&nbsp;b", "<b>\"a\"'' b"),
+        ("R&D, AT&T", "R&D, AT&T"),
+        ("&eacute;e\u0301", "éé"),
+        ("e\u00ad\u0301", "é"),
+        ("&#0;&#xD800;&#x110000;", "\ufffd\ufffd\ufffd"),
+        ("&#" + "9" * 5000 + ";!", "\ufffd!"),
+        ("&#" + "0" * 5000 + "65;!", "A!"),
+        ("\u212b\u2126", "ÅΩ"),
+        ("Ｆｕｌｌ ﬁ", "Ｆｕｌｌ ﬁ"),  # NFC, not NFKC
+        ("👨\u200d👩\u200d👧 می\u200cخواهم", "👨\u200d👩\u200d👧 می\u200cخواهم"),
+        ("a" + "\u0301" * 100 + "b", "á" + "\u0301" * 29 + "b"),
+    ],
+)
+def test_a_caption_is_cleaned(raw: str | None, cleaned: str | None) -> None:
+    assert clean(raw) == cleaned
+
+
+def test_rows_keep_their_places() -> None:
+    raw = ["plain", None, " a  b ", "&amp;", "", "é", "e\u0301"]
+    for column in (pa.array(raw), pa.array(raw, pa.large_string()), pa.chunked_array([raw[:3], raw[3:]])):
+        cleaned = clean_captions(column)
+        assert cleaned.type == pa.string()
+        assert cleaned.to_pylist() == ["plain", None, "a b", "&", "", "é", "é"]
+    assert clean_captions(pa.array([], pa.string())).to_pylist() == []
+    assert clean_captions(pa.nulls(2, pa.string())).to_pylist() == [None, None]
+
+
+WILD = st.text() | st.text(alphabet="a \t\x00\u0301\u0316\u0344\u200b\u00ad\u00a0é가ᄀ\u1161&#;x1amp", max_size=80)
+
+
+@given(WILD)
+@example("a" + "\u0344" * 40)
+@example("a" + "\u0301\u0316" * 40)
+def test_a_clean_caption_is_nfc_without_control_characters_and_with_single_spaces(raw: str) -> None:
+    cleaned = clean(raw)
+    assert cleaned is not None
+    assert unicodedata.is_normalized("NFC", cleaned)
+    assert not any(unicodedata.category(character) == "Cc" for character in cleaned)
+    assert cleaned == " ".join(cleaned.split())
+    if "&" not in cleaned:
+        assert clean(cleaned) == cleaned
+
+
+def test_every_combining_mark_counts_towards_the_limit_on_runs() -> None:
+    marks = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
+    assert pc.all(pc.match_substring_regex(pa.array(marks), r"^\pM$")).as_py()
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "  ", " a", "&", "&a", "&#1", "&amp;", "&amp;amp;", "\x00", "\u0301\u0316", "e\u0301", "가", "\u200b"]
+)
+def test_hostile_captions_take_linear_time(unit: str) -> None:
+    started = time.perf_counter()
+    clean(unit * (1_000_000 // len(unit)) + "!")
+    clean("&#" + unit * (1_000_000 // len(unit)) + ";")
+    assert time.perf_counter() - started < 5  # half a second at most; quadratic time would be minutes
+
+
+def test_plain_captions_are_not_copied_one_by_one() -> None:
+    captions = pa.array(["a red circle above a blue square on a white background"] * 4096)
+    assert clean_captions(captions).buffers()[2].address == captions.buffers()[2].address

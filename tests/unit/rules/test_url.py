@@ -1,0 +1,141 @@
+"""Which host a URL leads to, by the client's own parser, and which hosts the lists mean."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from pipeline.rules import apply_rules
+from pipeline.rules.url import MAX_URL_BYTES, host_set, parse_address, refused_host
+from schemas.jobs import RulesConfig
+from schemas.status import Status, Step
+
+HOSTS = [
+    ("http://good.com@evil.com/", "evil.com"),
+    ("http://good.com:80@evil.com/", "evil.com"),
+    ("http://user:p@ss@good.com/", "good.com"),
+    ("http://good.com#@evil.com/", "good.com"),
+    ("http://good.com?@evil.com/", "good.com"),
+    ("http://GOOD.com./x", "good.com"),
+    ("HTTPS://good.com:443/", "good.com"),
+    ("http://bücher.de/", "xn--bcher-kva.de"),
+    ("http://BÜCHER.de/", "xn--bcher-kva.de"),
+    ("http://xn--bcher-kva.de/", "xn--bcher-kva.de"),
+    ("http://ｇｏｏｄ.com/", "good.com"),
+    ("http://good。com/", "good.com"),
+    ("http://a_b.good.com/", "a_b.good.com"),
+    ("http://[::1]/", "::1"),
+    ("http://[0:0:0:0:0:0:0:1]:80/", "::1"),
+    ("http://127.0.0.1/", "127.0.0.1"),
+    ("http://good.com/@evil.com", "good.com"),
+    ("http://good.com/Foto%20ü.jpg?ä=1", "good.com"),
+]
+
+
+@pytest.mark.parametrize(("url", "host"), HOSTS)
+def test_the_host_is_the_one_that_the_client_connects_to(url: str, host: str) -> None:
+    assert parse_address(url) == (url.partition(":")[0].lower(), host, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "no scheme"),
+        ("photo.jpg", "no scheme"),
+        ("//good.com/x", "no scheme"),
+        (" http://good.com/", "no scheme"),
+        ("http://good.com/ ", "white space"),
+        ("http://good.com/my photo.jpg", "white space"),
+        ("http://good.com/\tx", "white space"),
+        ("http://\ngood.com/", "white space"),
+        ("http://good.com\u00a0.evil.com/", "white space"),
+        ("http://good.com/\x00", "white space or a control"),
+        ("http:///x", "no host"),
+        ("http://", "no host"),
+        ("http:good.com", "no host"),
+        ("http://good.com\\@evil.com/", "backslash"),
+        ("http://good.com:99999/", "ort"),
+        ("http://good.com:abc/", "ort"),
+        ("http://good.com:0/", "port 0"),
+        ("http://good.com%2eevil.com/", "no valid host"),
+        ("http://good.com%00.evil.com/", "no valid host"),
+        ("http://[::1/", ""),
+        ("http://[fe80::1%25eth0]/", "no valid host"),
+        ("http://.com/", "no valid host"),
+        ("http://a..b/", "no valid host"),
+        ("http://" + "a" * 64 + ".com/", "no valid host"),
+        ("http://" + "a." * 130 + "com/", "no valid host"),
+        ("http://xn--a.com/", ""),
+        ("http://good.com/" + "a" * MAX_URL_BYTES, "longer than 8192 bytes"),
+        ("http://good.com/" + "ä" * (MAX_URL_BYTES // 2), "longer than 8192 bytes"),
+    ],
+)
+def test_urls_that_nobody_can_fetch_are_invalid_and_say_why(in_flight: Any, url: str, says: str) -> None:
+    table = apply_rules(in_flight([{"url": url or "."}]), Step.URL, RulesConfig())
+    assert table["status"].to_pylist() == ["url_invalid"]
+    assert says in table["status_detail"][0].as_py()
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme"),
+    [("data:image/png;base64," + "A" * 100_000, "data"), ("C:\\my photo.jpg", "c"), ("file:///etc/passwd", "file")],
+)
+def test_other_schemes_are_told_apart_from_broken_urls(in_flight: Any, url: str, scheme: str) -> None:
+    table = apply_rules(in_flight([{"url": url}]), Step.URL, RulesConfig())
+    assert (table["status"][0].as_py(), table["status_detail"][0].as_py()) == ("url_scheme", scheme)
+
+
+@pytest.mark.parametrize(
+    "entry", ["bücher.de", "xn--bcher-kva.de", "BÜCHER.DE.", "*.bücher.de", ".bücher.de", " bücher.de"]
+)
+def test_a_host_may_be_written_in_any_form_in_a_list(entry: str) -> None:
+    assert host_set((entry,)) == {"xn--bcher-kva.de"}
+
+
+@pytest.mark.parametrize("entry", ["[::1]", "::1", "0:0::1"])
+def test_ipv6_addresses_may_stand_in_a_list(entry: str) -> None:
+    assert host_set((entry,)) == {"::1"}
+
+
+@pytest.mark.parametrize(
+    "entry", ["", "http://a.com", "a.com/x", "a.com:80", "[::1]:80", "a b", "u@a.com", "a.com?", "a.com#", "*", "a\\b"]
+)
+def test_entries_that_are_no_hosts_are_errors(entry: str) -> None:
+    with pytest.raises(ValueError, match="is no host"):
+        host_set((entry,))
+
+
+def test_an_allow_list_is_not_got_round(in_flight: Any) -> None:
+    rules = RulesConfig(url_allow_hosts=["good.com"])
+    evil = [
+        "http://good.com@evil.com/",
+        "http://evilgood.com/",
+        "http://good.com.evil.com/",
+        "http://evil.com/good.com",
+    ]
+    good = ["http://good.com/", "http://a.b.GOOD.com./", "http://evil.com@good.com/"]
+    table = apply_rules(in_flight([{"url": url} for url in evil + good]), Step.URL, rules)
+    assert table["status"].to_pylist() == ["url_host_not_allowed"] * 4 + ["ok"] * 3
+    assert table["status_detail"].to_pylist()[:2] == ["evil.com", "evilgood.com"]
+
+
+def test_redirects_are_held_to_the_same_lists() -> None:
+    rules = RulesConfig(url_allow_hosts=["good.com"], url_block_hosts=["bad.good.com"])
+    assert refused_host("http://img.good.com/", rules) is None
+    assert refused_host("http://x.bad.good.com/", rules) == (Status.URL_HOST_BLOCKED, "bad.good.com")
+    assert refused_host("http://evil.com/", rules) == (Status.URL_HOST_NOT_ALLOWED, "evil.com")
+    assert refused_host("http://evil.com/", RulesConfig()) is None
+
+
+@given(
+    st.text(max_size=60) | st.text(alphabet="ht tp:/@.\\#?%[]ab1é。\t", max_size=30).map(lambda rest: "http://" + rest)
+)
+def test_a_url_without_a_problem_reads_the_same_in_the_client(url: str) -> None:
+    scheme, host, problem = parse_address(url)
+    if problem is None and scheme in ("http", "https"):
+        target = URL(url)
+        assert target.scheme == scheme
+        assert (target.raw_host or "").rstrip(".") == host
+        assert URL(url.strip()).raw_host == target.raw_host

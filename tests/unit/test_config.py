@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from jobs.config import JobError, fingerprint, load_job, resolve, to_yaml
+from jobs.progress import funnel
+from schemas.jobs import BuildJob
+
+BASE = {"source.paths": ["in.csv"], "output": "out"}
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    return tmp_path / "job.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fetch:\n  timout_s: 3\n", "job.yaml:2: fetch.timout_s: there is no such field; did you mean 'timeout_s'?"),
+        ("images:\n\n  size: big\n", "job.yaml:3: images.size: "),
+        ("models:\n  - {name: tiny}\n  - {nam: x}\n", "job.yaml:3: models.1.name: is required"),
+        ("rules: {min_similarity: 0.3}\n", "rules.min_similarity needs a model"),
+        ("- a\n- b\n", "job.yaml:1: a job file holds"),
+        ("source: [unclosed\n", "job.yaml:2: not valid YAML"),
+        ("fetch: {allow_networks: [127.0.0.0/99]}\n", "job.yaml:1: fetch.allow_networks"),
+        ("rules: {custom: [no_colon]}\n", "module:function"),
+        ("models: [{name: tiny}, {name: tiny}]\n", "share an alias"),
+        ("rules: {min_similarity: {clip: 0.3}}\nmodels: [{name: tiny}]\n", "names ['clip']"),
+    ],
+)
+def test_a_mistake_is_reported_with_its_line_and_field(job_file: Path, text: str, message: str) -> None:
+    job_file.write_text(text)
+    with pytest.raises(JobError) as error:
+        load_job(str(job_file), BASE)
+    assert message in str(error.value)
+    assert "pydantic" not in str(error.value)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(job_file: Path) -> None:
+    job_file.write_text("rules: {preset: datacomp-basic, caption_min_words: 7}\nimages: {size: 256}\n")
+    job = load_job(str(job_file), {**BASE, "images.size": 128}, ["rules.image_min_side=99"])
+    assert (job.images.size, job.rules.caption_min_words, job.rules.image_min_side) == (128, 7, 99)
+    assert job.rules.caption_languages == ["en"]
+
+
+def test_a_preset_refuses_a_model_that_it_was_not_calibrated_on() -> None:
+    with pytest.raises(JobError, match="calibrated on ViT-B-32"):
+        load_job(None, BASE, ["rules.preset=laion2b", "models=[{name: tiny}]"])
+
+
+@pytest.mark.parametrize("setting", ["images", "=3", "images.size=[", "output.x=1", "models.5=3", "models.x.name=3"])
+def test_nonsense_in_set_is_one_clear_error(setting: str) -> None:
+    with pytest.raises(JobError):
+        load_job(None, BASE, ["models=[{name: tiny}]", setting])
+
+
+def test_set_reaches_into_lists() -> None:
+    job = load_job(None, BASE, ["models=[{name: tiny}]", "models.0.alias=mine"])
+    assert job.models[0].alias == "mine"
+
+
+def test_a_resolved_job_reads_back_as_itself() -> None:
+    job = load_job(None, BASE, ["rules.preset=datacomp-basic", "models=[{name: tiny}]"])
+    assert resolve(BuildJob.model_validate(__import__("yaml").safe_load(to_yaml(job))).model_dump()) == job
+
+
+def test_only_what_changes_the_output_is_in_the_fingerprint() -> None:
+    job = load_job(None, BASE)
+    same = ["run.download_actors=3", "fetch.concurrency=9", "fetch.retries=7", "source.limit_rows=5", "output=else"]
+    other = ["images.size=64", "shard_rows=7", "fetch.max_bytes=9999", "rules.require_caption=false"]
+    assert all(fingerprint(load_job(None, BASE, [setting])) == fingerprint(job) for setting in same)
+    assert all(fingerprint(load_job(None, BASE, [setting])) != fingerprint(job) for setting in other)
+    assert fingerprint(job, ["weights"]) != fingerprint(job)
+
+
+def test_the_funnel_counts_down_to_what_is_kept() -> None:
+    text = funnel(10, {"ok": 5, "timeout": 3, "caption_missing": 2})
+    assert [line.split()[-1] for line in text.splitlines()] == ["10", "8", "5", "50.0%"]

@@ -1,0 +1,50 @@
+"""From rows to URLs and from downloads to rows."""
+
+from collections import Counter
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from pipeline.fill import binary_column, interleave_hosts, wanted_digests
+from schemas.pairs import in_flight_schema
+
+
+def test_hosts_take_turns() -> None:
+    urls = [f"http://big/{index}" for index in range(6)] + ["http://a/1", "http://b/1", "http://a/2", "http://[bad"]
+    turns = interleave_hosts(urls)
+    assert Counter(turns) == Counter(urls)
+    assert {urlsplit(url).hostname for url in turns[:3]} == {"big", "a", "b"}
+    assert [url for url in turns if "big" in url] == urls[:6]
+
+
+def table_of(rows: list[tuple[str, str | None, str | None]], column: str | None) -> pa.Table:
+    schema = in_flight_schema(pa.schema([("digest", pa.string())]))
+    columns = {field.name: pa.nulls(len(rows), field.type) for field in schema}
+    for name, values in zip(("status", "url", "digest"), zip(*rows, strict=True), strict=True):
+        columns[name] = pa.array(values, pa.string())
+    table = pa.table(columns, schema=schema)
+    return table.replace_schema_metadata({b"sha256_column": column.encode()} if column else None)
+
+
+def test_what_is_wanted() -> None:
+    rows = [
+        ("ok", "u1", "AA "),
+        ("ok", "u1", "bb"),
+        ("ok", "u2", "aa"),
+        ("ok", "u2", None),
+        ("ok", "u2", "cc"),
+        ("ok", "u3", ""),
+        ("caption_missing", "u4", "aa"),
+        ("ok", None, "aa"),
+    ]
+    any_ = frozenset[str]()
+    assert wanted_digests(table_of(rows, "digest")) == {"u1": {"aa", "bb"}, "u2": any_, "u3": any_}
+    assert wanted_digests(table_of(rows, None)) == {"u1": any_, "u2": any_, "u3": any_}
+
+
+def test_binary_columns() -> None:
+    for values in ([], [None], [b""], [b"ab", None, b"", b"c" * 1000, None], [b"x"] * 17):
+        column = binary_column(values)
+        column.validate(full=True)
+        assert column.to_pylist() == values
+        assert column.null_count == values.count(None)

@@ -1,0 +1,164 @@
+"""Bodies as they arrive: limits, first bytes, content codings."""
+
+import gzip
+import zlib
+
+import pytest
+
+from pipeline.pixels import sniff
+from pipeline.web.body import FetchError, PictureBody
+from schemas.status import Status
+
+JPEG = b"\xff\xd8\xff\xe0" + bytes(range(200))
+
+
+def collect(
+    *chunks: bytes, max_bytes: int = 10_000, coding: str = "", content_type: str | None = "image/jpeg"
+) -> bytes:
+    body = PictureBody(max_bytes, content_type, coding)
+    for chunk in chunks:
+        body.add(chunk)
+    return body.finish()
+
+
+def failure(*chunks: bytes, **options: object) -> tuple[Status, str | None]:
+    with pytest.raises(FetchError) as caught:
+        collect(*chunks, **options)  # type: ignore[arg-type]
+    return caught.value.status, caught.value.detail
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_chunks_come_together(size: int) -> None:
+    assert collect(*(JPEG[at : at + size] for at in range(0, len(JPEG), size))) == JPEG
+
+
+def test_a_tiny_picture_is_looked_at_when_it_ends() -> None:
+    assert collect(b"GIF89a1") == b"GIF89a1"
+    assert failure(b"hello")[0] is Status.NOT_AN_IMAGE
+
+
+def test_no_bytes() -> None:
+    assert failure() == (Status.EMPTY_BODY, None)
+    assert failure(b"", b"") == (Status.EMPTY_BODY, None)
+
+
+def test_the_limit_holds_while_reading() -> None:
+    body = PictureBody(1000, None)
+    body.add(JPEG)
+    with pytest.raises(FetchError) as caught:
+        body.add(bytes(1000))
+    assert caught.value.status is Status.BODY_TOO_LARGE
+    assert len(collect(JPEG + bytes(1000 - len(JPEG)), max_bytes=1000)) == 1000
+
+
+HTML = b"<!DOCTYPE html><html><body>" + b"x" * 2000
+
+
+@pytest.mark.parametrize(
+    ("chunk", "status", "detail"),
+    [
+        (HTML, Status.NOT_AN_IMAGE, "text/html, looks like html"),
+        (b"  \n<html>" + b" " * 2000, Status.NOT_AN_IMAGE, "text/html, looks like html"),
+        (b'{"error": "no such picture", "code": 404}', Status.NOT_AN_IMAGE, "text/html, begins with 7b 22"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", Status.IMAGE_UNSUPPORTED, "svg"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><!-- hi --><svg>", Status.IMAGE_UNSUPPORTED, "svg"),
+        (b"<?xml version='1.0'?><rss>", Status.NOT_AN_IMAGE, "text/html, looks like xml"),
+        (b"\x00\x00\x00\x18ftypheic" + bytes(40), Status.IMAGE_UNSUPPORTED, "heic"),
+        (b"\x00\x00\x01\x00" + bytes(40), Status.IMAGE_UNSUPPORTED, "ico"),
+        (b"BM, said the bishop, and went on to say other things", Status.NOT_AN_IMAGE, "text/html, begins with"),
+    ],
+)
+def test_what_is_no_picture_is_named(chunk: bytes, status: Status, detail: str) -> None:
+    found, words = failure(chunk, content_type="text/html")
+    assert found is status
+    assert words is not None
+    assert words.startswith(detail)
+
+
+def test_html_is_refused_before_it_ends() -> None:
+    body = PictureBody(10_000, "text/html")
+    with pytest.raises(FetchError):
+        body.add(HTML)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+@pytest.mark.parametrize("size", [1, 50, 100_000])
+def test_unasked_compression_is_undone(pack: object, size: int) -> None:
+    packed = pack(JPEG)  # type: ignore[operator]
+    chunks = [packed[at : at + size] for at in range(0, len(packed), size)]
+    assert collect(*chunks, coding="gzip" if pack is gzip.compress else "deflate") == JPEG
+
+
+def test_a_small_packed_body() -> None:
+    tiny = b"GIF89a"
+    packed = zlib.compress(tiny)
+    assert len(packed) < sniff.ENOUGH
+    assert collect(packed, coding="deflate") == tiny
+
+
+def test_a_gzip_bomb_costs_no_more_than_the_limit() -> None:
+    bomb = gzip.compress(JPEG + bytes(50_000_000))
+    assert len(bomb) < 60_000
+    assert failure(bomb, max_bytes=100_000, coding="gzip")[0] is Status.BODY_TOO_LARGE
+
+
+def test_a_bomb_of_many_small_chunks() -> None:
+    bomb = gzip.compress(JPEG + bytes(50_000_000))
+    chunks = [bomb[at : at + 10] for at in range(0, len(bomb), 10)]
+    assert failure(*chunks, max_bytes=100_000, coding="gzip")[0] is Status.BODY_TOO_LARGE
+
+
+def test_broken_compression() -> None:
+    packed = gzip.compress(JPEG * 100)
+    assert failure(packed[:-20], max_bytes=100_000, coding="gzip")[0] is Status.BODY_TRUNCATED
+    assert failure(packed[:12] + bytes(60), coding="gzip")[0] is Status.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("coding", ["gzip", "utf-8", "aws-chunked", "br"])
+def test_a_wrong_label_on_a_plain_picture_does_no_harm(coding: str) -> None:
+    assert collect(JPEG, coding=coding) == JPEG
+
+
+def test_compression_that_is_not_known_is_no_picture() -> None:
+    assert failure(b"\x1b\x03\x00\x00" + bytes(100), coding="br")[0] is Status.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\xff\xd8\xff\xdb", "JPEG"),
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (b"GIF87a", "GIF"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "WEBP"),
+        (b"BM\x36\x00\x0c\x00\x00\x00\x00\x00", "BMP"),
+        (b"II*\x00", "TIFF"),
+        (b"MM\x00*", "TIFF"),
+        (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00mif1miaf", "AVIF"),
+        (b"\x00\x00\x00\x1cftypmif1\x00\x00\x00\x00avifmiaf", "AVIF"),
+        (b"\x00\x00\x00\x1cftypmif1\x00\x00\x00\x00heicmif1", "HEIC"),
+        (b"\x00\x00\x00\x1cftypisom\x00\x00\x00\x00mp41", None),
+        (b"RIFF\x00\x00\x00\x00AVI LIST", None),
+        (b"", None),
+        (b"%PDF-1.7", None),
+    ],
+)
+def test_magic_numbers(head: bytes, name: str | None) -> None:
+    assert sniff.image_format(head + bytes(sniff.ENOUGH)) == name
+
+
+def test_bytes_behind_the_end_of_a_compressed_body_end_the_download() -> None:
+    body = PictureBody(1_000_000, "image/jpeg", "gzip")
+    body.add(gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)))
+    with pytest.raises(FetchError) as refused:
+        for _ in range(100):
+            body.add(bytes(65_536))
+    assert refused.value.status is Status.PROTOCOL_ERROR
+
+
+def test_what_unpacks_to_nothing_counts_by_its_bytes_on_the_wire() -> None:
+    body, packer = PictureBody(100_000, "image/jpeg", "gzip"), zlib.compressobj(wbits=31)
+    body.add(packer.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)) + packer.flush(zlib.Z_FULL_FLUSH))
+    with pytest.raises(FetchError) as refused:
+        for _ in range(100_000):
+            body.add(b"\x00\x00\x00\xff\xff")  # an empty stored block
+    assert refused.value.status is Status.BODY_TOO_LARGE

@@ -1,0 +1,319 @@
+"""From bytes to the stored picture, on pictures that are drawn here."""
+
+import io
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+from PIL import Image, ImageOps, PngImagePlugin
+
+from pipeline.images import ImageProcessor, Picture
+from schemas.jobs import ImagesConfig
+from schemas.status import Status
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def draw(width: int, height: int, seed: int = 0) -> Pixels:
+    """Noise at every scale, louder the coarser: the spectrum of a photograph. No symmetry."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((height, width, 3), 128, np.float32)
+    for cell in (256, 64, 16, 4):
+        coarse = rng.normal(0, 6 * cell**0.5, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return (picture + rng.normal(0, 3, (height, width, 1))).clip(0, 255).astype(np.uint8)
+
+
+def save(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def process(body: bytes, **settings: Any) -> Picture:
+    return ImageProcessor(ImagesConfig(**settings)).process(body)
+
+
+def pixels_of(picture: Picture) -> Pixels:
+    assert picture.status is Status.OK, picture
+    assert picture.image is not None
+    return np.asarray(Image.open(io.BytesIO(picture.image)).convert("RGB"))
+
+
+def stored(body: bytes, **settings: Any) -> Pixels:
+    """Pixels of the stored picture, without loss and at the original size."""
+    return pixels_of(process(body, resize_mode="no", format="png", **settings))
+
+
+def psnr(one: Pixels, other: Pixels) -> float:
+    return float(cv2.PSNR(one, other))
+
+
+PHOTO = draw(320, 200)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_every_format_is_decoded(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind in ("JPEG", "AVIF") else {}
+    picture = process(save(Image.fromarray(PHOTO), kind, **options), resize_mode="no", format="png")
+    assert (picture.original_format, picture.original_width, picture.original_height) == (kind, 320, 200)
+    assert (picture.width, picture.height, picture.one_color) == (320, 200, False)
+    assert psnr(pixels_of(picture), PHOTO) > (25 if kind == "GIF" else 35)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = save(Image.fromarray(PHOTO), kind, exif=exif, **({"quality": 95} if kind != "PNG" else {}))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(body))).convert("RGB")
+    picture = process(body, resize_mode="no", format="png")
+    assert (picture.original_width, picture.original_height) == upright.size
+    assert psnr(pixels_of(picture), np.asarray(upright)) > 40
+    small = process(body, size=64, format="png")
+    assert (small.width, small.height) == ((40, 64) if orientation >= 5 else (64, 40))
+    assert small.width == pixels_of(small).shape[1]
+
+
+def test_orientation_that_stands_only_in_xmp() -> None:
+    info = PngImagePlugin.PngInfo()
+    xmp = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    body = save(Image.fromarray(PHOTO), "PNG", pnginfo=info)
+    assert np.array_equal(stored(body), np.rot90(PHOTO, -1))
+
+
+@pytest.mark.parametrize("size", [(2600, 1800), (2100, 1400), (2500, 700), (1100, 1400), (1024, 768)])
+@pytest.mark.parametrize("mode", ["keep_ratio_largest", "keep_ratio", "center_crop", "border"])
+def test_scaled_decoding_looks_like_full_decoding(size: tuple[int, int], mode: str) -> None:
+    body = simplejpeg.encode_jpeg(draw(*size), 90, "RGB", "420")
+    exact = save(Image.open(io.BytesIO(body)).convert("RGB"), "BMP")  # never decoded at reduced scale
+    fast, reference = (process(data, size=256, resize_mode=mode, format="png") for data in (body, exact))
+    assert (fast.width, fast.height) == (reference.width, reference.height)
+    assert (fast.original_width, fast.original_height) == size
+    assert psnr(pixels_of(fast), pixels_of(reference)) >= 35
+
+
+def test_grey_jpeg() -> None:
+    grey = Image.fromarray(PHOTO).convert("L")
+    assert psnr(stored(save(grey, "JPEG", quality=95)), np.asarray(grey.convert("RGB"))) > 40
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
+def test_kinds_of_jpeg_match_pillow(options: dict[str, Any]) -> None:
+    body = save(Image.fromarray(PHOTO), "JPEG", **options)
+    assert psnr(stored(body), np.asarray(Image.open(io.BytesIO(body)))) > 45
+
+
+def test_cmyk_jpeg_goes_through_pillow() -> None:
+    cmyk = Image.fromarray(PHOTO).convert("CMYK")
+    body = save(cmyk, "JPEG", quality=95)
+    assert psnr(stored(body), np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))) > 60
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(1, 256).repeat(8, 0)
+    for kind in ("PNG", "TIFF"):
+        out = stored(save(Image.fromarray(ramp), kind))
+        assert out[0, :, 0].tolist() == list(range(256)), kind
+    encoded = cv2.imencode(".png", np.dstack([ramp] * 3))[1].tobytes()
+    assert np.abs(stored(encoded)[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+
+
+def test_grey_of_other_depths() -> None:
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(1, 256).repeat(8, 0)
+    assert stored(save(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == list(range(256))
+    wide = (ramp.astype(np.float64) * 2_000_000_000).astype(np.int32)
+    assert stored(save(Image.fromarray(wide), "TIFF"))[0, ::255, 0].tolist() == [0, 255]
+    bits = Image.fromarray(PHOTO).convert("1")
+    assert np.array_equal(stored(save(bits, "PNG")), np.asarray(bits.convert("RGB")))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")])
+def test_alpha_lies_over_white(kind: str, mode: str) -> None:
+    image = Image.new("RGBA", (64, 32), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 16, 32))
+    image.paste((0, 0, 0, 128), (16, 0, 32, 32))
+    out = stored(save(image.convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert out[5, [5, 40]].tolist() == [[0, 0, 0], [255, 255, 255]]
+    assert abs(int(out[5, 20, 0]) - 127) <= 1
+
+
+def test_palettes_with_and_without_a_transparent_color() -> None:
+    image = Image.new("P", (32, 16), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(1, (0, 0, 16, 16))
+    assert stored(save(image, "PNG"))[8, [4, 20]].tolist() == [[0, 0, 255], [255, 0, 0]]
+    for kind in ("PNG", "GIF"):
+        out = stored(save(image, kind, transparency=0))
+        assert out[8, [4, 20]].tolist() == [[0, 0, 255], [255, 255, 255]], kind
+    key = save(Image.fromarray(np.full((8, 8, 3), 9, np.uint8)), "PNG", transparency=(9, 9, 9))
+    assert stored(key).min() == 255
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "lime", "blue")]
+    body = save(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert np.abs(stored(body)[16, 16].astype(int) - (255, 0, 0)).max() <= 3
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = bytearray(save(Image.new("L", (1, 1)), "PNG"))
+    body[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    body[29:33] = zlib.crc32(bytes(body[12:29])).to_bytes(4, "big")
+    return bytes(body)
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    body = bytearray(save(Image.new("RGB", (8, 8)), "JPEG"))
+    at = body.index(b"\xff\xc0") + 5
+    body[at : at + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return bytes(body)
+
+
+def gif_header(width: int, height: int) -> bytes:
+    body = bytearray(save(Image.new("P", (1, 1)), "GIF"))
+    body[6:10] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+    return bytes(body)
+
+
+def webp_header(width: int, height: int) -> bytes:
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunk = b"VP8X" + (10).to_bytes(4, "little") + b"\x02\x00\x00\x00" + canvas
+    return b"RIFF" + (len(chunk) + 4).to_bytes(4, "little") + b"WEBP" + chunk
+
+
+@pytest.mark.parametrize("header", [png_header, jpeg_header, gif_header, webp_header])
+def test_bombs_are_refused_from_their_header(header: Any) -> None:
+    picture = process(header(16_000, 16_000))
+    assert picture.status is Status.IMAGE_BOMB
+    assert picture.detail is not None
+    assert "256" in picture.detail.replace("16000 x 16000", "256")
+    assert picture.image is None
+
+
+def test_a_progressive_jpeg_of_endless_scans_is_a_bomb() -> None:
+    body = save(Image.fromarray(PHOTO), "JPEG", progressive=True)
+    last_scan = body[body.rindex(b"\xff\xda") : -2]
+    assert process(body[:-2] + 30 * last_scan + body[-2:]).status is Status.OK
+    picture = process(body[:-2] + 100 * last_scan + body[-2:])
+    assert (picture.status, picture.detail) == (Status.IMAGE_BOMB, "110 scans")
+
+
+def test_the_limit_of_pixels_is_the_jobs() -> None:
+    body = save(Image.fromarray(PHOTO), "PNG")
+    assert process(body, max_pixels=320 * 200).status is Status.OK
+    assert process(body, max_pixels=320 * 200 - 1).status is Status.IMAGE_BOMB
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.95])
+def test_truncated_pictures_are_corrupt(kind: str, kept: float) -> None:
+    body = save(Image.fromarray(PHOTO), kind)
+    picture = process(body[: int(len(body) * kept)], size=64)
+    assert picture.status is Status.IMAGE_CORRUPT
+    assert picture.image is None
+
+
+def test_a_truncated_progressive_jpeg_is_corrupt() -> None:
+    body = save(Image.fromarray(PHOTO), "JPEG", progressive=True)
+    assert process(body[: len(body) // 2]).status is Status.IMAGE_CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "no known format"),
+        (b"hello", "no known format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "svg"),
+        (save(Image.new("RGB", (16, 16)), "ICO"), "ico"),
+        (save(Image.new("RGB", (16, 16)), "JPEG2000"), "jpeg2000"),
+        (save(Image.new("RGB", (16, 16)), "PPM"), "no known format"),
+    ],
+)
+def test_other_formats_are_unsupported(body: bytes, detail: str) -> None:
+    picture = process(body)
+    assert (picture.status, picture.detail) == (Status.IMAGE_UNSUPPORTED, detail)
+
+
+def test_random_damage_gives_a_status_and_nothing_else() -> None:
+    rng = np.random.default_rng(7)
+    processor = ImageProcessor(ImagesConfig(size=64))
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"):
+        body = np.frombuffer(save(Image.fromarray(PHOTO[:60, :80]), kind), np.uint8)
+        for _ in range(60):
+            damaged = body.copy()
+            places = rng.integers(0, min(len(body), 4000), 5)
+            damaged[places] = rng.integers(0, 256, 5)
+            assert processor.process(damaged.tobytes()).status in (
+                Status.OK,
+                Status.IMAGE_CORRUPT,
+                Status.IMAGE_UNSUPPORTED,
+                Status.IMAGE_BOMB,
+            )
+
+
+@pytest.mark.parametrize("format_", ["jpg", "png", "webp"])
+def test_stored_pictures_carry_nothing_but_pixels(format_: str) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Camera"
+    exif.get_ifd(0x8825)[1] = "N"
+    profile = b"p" * 500
+    body = save(Image.fromarray(PHOTO), "JPEG", exif=exif, icc_profile=profile, comment=b"hello", xmp=b"<xmp>")
+    picture = process(body, format=format_, resize_mode="no")
+    assert picture.image is not None
+    image = Image.open(io.BytesIO(picture.image))
+    assert image.format == {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[format_]
+    assert not image.getexif()
+    assert not set(image.info) & {"exif", "icc_profile", "xmp", "comment", "XML:com.adobe.xmp"}
+    for secret in (b"Camera", b"<xmp>", b"hello", profile):
+        assert secret not in picture.image
+
+
+def test_quality_counts_for_jpeg_and_webp() -> None:
+    body = save(Image.fromarray(PHOTO), "PNG")
+    for format_ in ("jpg", "webp"):
+        small, large = (process(body, format=format_, quality=quality).image or b"" for quality in (20, 95))
+        assert len(small) < len(large) / 2
+
+
+def test_a_side_that_the_stored_format_cannot_hold() -> None:
+    body = save(Image.new("L", (70_000, 2)), "PNG")
+    for format_ in ("jpg", "webp"):
+        picture = process(body, resize_mode="no", format=format_)
+        assert picture.status is Status.IMAGE_UNSUPPORTED, format_
+        assert picture.detail == f"70000 x 2 cannot be stored as {format_}"
+
+
+def test_one_color() -> None:
+    flat = np.full((90, 120, 3), (10, 200, 90), np.uint8)
+    dotted = flat.copy()
+    dotted[41, 57] = 255
+    for kind in ("JPEG", "PNG", "GIF"):
+        assert process(save(Image.fromarray(flat), kind)).one_color is True
+    assert process(save(Image.fromarray(dotted), "PNG")).one_color is False
+    assert process(save(Image.fromarray(flat), "PNG"), size=200, resize_mode="border").one_color is True
+
+
+def test_threads_give_the_same_as_one_thread() -> None:
+    bodies = [
+        save(Image.fromarray(draw(200, 150, seed)), kind) for seed in range(4) for kind in ("JPEG", "PNG", "WEBP")
+    ]
+    processor = ImageProcessor(ImagesConfig(size=100))
+    alone = [processor.process(body) for body in bodies]
+    barrier = threading.Barrier(4)
+
+    def work(_: int) -> list[Picture]:
+        barrier.wait()
+        return [processor.process(body) for body in bodies]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(result == alone for result in pool.map(work, range(4)))

@@ -1,0 +1,97 @@
+"""Sizes and modes, against img2dataset's own Resizer."""
+
+import importlib
+import io
+import warnings
+from itertools import product
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.images import ImageProcessor
+from pipeline.pixels.resize import plan, resize
+from schemas.jobs import ImagesConfig
+
+MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
+SIDES = (1, 2, 3, 31, 63, 64, 65, 100, 127, 128, 129, 333)
+
+
+@pytest.fixture(scope="module")
+def resizer() -> Any:
+    """img2dataset's class; importing it brings albumentations and the deprecated imghdr."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
+        warnings.filterwarnings("ignore", message="'imghdr' is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="albumentations")
+        warnings.filterwarnings("ignore", category=UserWarning, module="pydantic")
+        return importlib.import_module("img2dataset.resizer").Resizer
+
+
+def expected_size(width: int, height: int, size: int, mode: str, only_if_bigger: bool) -> tuple[int, int]:
+    """img2dataset's README, as arithmetic."""
+    if mode == "no":
+        return width, height
+    side = min(width, height) if mode in ("keep_ratio", "center_crop") else max(width, height)
+    if only_if_bigger and side <= size:
+        return width, height
+    if mode in ("border", "center_crop"):
+        return size, size
+    return max(1, round(width * size / side)), max(1, round(height * size / side))
+
+
+@pytest.mark.parametrize("only_if_bigger", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_sizes_over_a_grid(mode: str, only_if_bigger: bool) -> None:
+    config = ImagesConfig(size=64, resize_mode=mode, resize_only_if_bigger=only_if_bigger)  # type: ignore[arg-type]
+    for width, height in product(SIDES, SIDES):
+        out = resize(np.zeros((height, width, 3), np.uint8), plan(width, height, config), config)
+        expected = expected_size(width, height, 64, mode, only_if_bigger)
+        assert (out.shape[1], out.shape[0]) == expected, (width, height)
+
+
+@pytest.mark.parametrize("only_if_bigger", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore:value is deprecated, use fill:DeprecationWarning")  # img2dataset's PadIfNeeded
+def test_the_same_pictures_as_img2dataset(resizer: Any, mode: str, only_if_bigger: bool) -> None:
+    settings = {"size": 64, "resize_mode": mode, "resize_only_if_bigger": only_if_bigger, "format": "png"}
+    processor = ImageProcessor(ImagesConfig(**settings))  # type: ignore[arg-type]
+    theirs = resizer(64, mode, only_if_bigger, encode_format="png", encode_quality=1)
+    for width, height in (
+        (40, 30),
+        (30, 40),
+        (64, 64),
+        (65, 64),
+        (100, 100),
+        (127, 97),
+        (97, 300),
+        (333, 20),
+        (200, 1),
+    ):
+        noise = np.random.default_rng(width).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+        body = cv2.imencode(".png", cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+        picture = processor.process(body)
+        image, their_width, their_height, *original, error = theirs(io.BytesIO(body))
+        assert error is None
+        assert (picture.width, picture.height) == (their_width, their_height), (width, height)
+        assert [picture.original_width, picture.original_height] == original
+        ours, other = (
+            np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (picture.image or b"", image)
+        )
+        assert np.abs(ours.astype(int) - other).max() <= 1
+
+
+def test_the_border_is_white_and_on_both_sides() -> None:
+    config = ImagesConfig(size=10, resize_mode="border")
+    out = resize(np.zeros((7, 20, 3), np.uint8), plan(20, 7, config), config)
+    assert out[:, 0, 0].tolist() == [255, 255, 255, 0, 0, 0, 0, 255, 255, 255]
+
+
+def test_the_crop_is_the_middle() -> None:
+    config = ImagesConfig(size=4, resize_mode="center_crop")
+    pixels = np.repeat(np.arange(40, dtype=np.uint8)[None, :, None], 8, 0).repeat(3, 2)
+    out = resize(pixels, plan(40, 8, config), config)
+    assert out.shape == (4, 4, 3)
+    assert 15 <= out.min() <= out.max() <= 24

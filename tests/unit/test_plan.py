@@ -1,0 +1,341 @@
+"""The plan covers every input row once, stays as it is, and grows at its end."""
+
+import io
+import os
+import shutil
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import plan as plan_module
+from pipeline.plan import Plan, PlanError, describe_plan, load_plan, make_plan
+from pipeline.read import ShardReader
+from pipeline.sources import SourceError
+from pipeline.storage import Store
+from schemas.jobs import BuildJob
+from schemas.manifest import PLAN_SCHEMA, shards_from_table
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    return tmp_path
+
+
+def job(folder: Path, shard_rows: int = 4, limit: int | None = None, **more: object) -> BuildJob:
+    source = {"paths": [str(folder / "in")], "limit_rows": limit}
+    return BuildJob.model_validate({"source": source, "output": str(folder / "out"), "shard_rows": shard_rows, **more})
+
+
+def planned(folder: Path, shard_rows: int = 4, limit: int | None = None) -> Plan:
+    return make_plan(job(folder, shard_rows, limit), Store(str(folder / "out")))
+
+
+def write_parquet(folder: Path, name: str, num_rows: int, group_rows: int = 1000) -> None:
+    urls = [f"http://{name}/{row}" for row in range(num_rows)]
+    pq.write_table(pa.table({"url": urls}), folder / "in" / f"{name}.parquet", row_group_size=group_rows)
+
+
+def write_text(folder: Path, name: str, num_rows: int) -> None:
+    (folder / "in" / f"{name}.txt").write_text("".join(f"http://{name}/{row}\n" for row in range(num_rows)))
+
+
+def read_all(folder: Path, plan: Plan) -> list[str]:
+    """The URLs of all shards, in order."""
+    reader = ShardReader(Store(str(folder / "out")), plan.facts)
+    urls = [url for shard in shards_from_table(plan.shards) for url in reader.read(shard)["url"].to_pylist()]
+    reader.close()
+    return urls
+
+
+def slices(plan: Plan) -> list[tuple[str, int, int]]:
+    return [(Path(shard.uri).name, shard.first_row, shard.num_rows) for shard in shards_from_table(plan.shards)]
+
+
+Write = Callable[[Path, str, int], None]
+
+LIMITS = st.none() | st.integers(1, 60)
+FILES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([write_parquet, write_text]), FILES, FILES, st.integers(1, 40), st.lists(LIMITS, max_size=3))
+def test_every_row_is_in_one_shard_whatever_the_row_groups_limits_and_additions(
+    write: Write, files: list[tuple[int, int]], more: list[tuple[int, int]], shard_rows: int, limits: list[int | None]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        expected: list[str] = []
+
+        def add(prefix: str, sizes: list[tuple[int, int]]) -> None:
+            for index, (num_rows, group_rows) in enumerate(sizes):
+                if write is write_parquet:
+                    write_parquet(folder, f"{prefix}{index}", num_rows, group_rows)
+                else:
+                    write_text(folder, f"{prefix}{index}", num_rows)
+                expected.extend(f"http://{prefix}{index}/{row}" for row in range(num_rows))
+
+        add("a", [(1, 1), *files])
+        reached = 0
+        for limit in limits:
+            reached = max(reached, len(expected) if limit is None else min(limit, len(expected)))
+            plan = planned(folder, shard_rows, limit)
+            assert plan.num_rows == reached
+            assert read_all(folder, plan) == expected[:reached]
+        add("b", more)
+        before = slices(plan) if limits else []
+        plan = planned(folder, shard_rows)
+        assert Counter(read_all(folder, plan)) == Counter(expected)
+        assert slices(plan)[: len(before)] == before
+        assert max(plan.shards["num_rows"].to_pylist()) <= shard_rows
+        assert plan.shards["shard"].to_pylist() == list(range(plan.num_shards))
+        assert load_plan(Store(str(folder / "out"))) == planned(folder, shard_rows) == plan
+
+
+def test_the_plan_is_the_same_when_made_twice(folder: Path) -> None:
+    write_parquet(folder, "a", 10)
+    first = planned(folder)
+    content = (folder / "out/plan/0.parquet").read_bytes()
+    assert planned(folder) == first
+    assert [path.name for path in (folder / "out/plan").iterdir()] == ["0.parquet"]
+    (folder / "out/plan/0.parquet").unlink()
+    planned(folder)
+    assert (folder / "out/plan/0.parquet").read_bytes() == content
+    assert first.shards.schema == PLAN_SCHEMA
+    assert slices(first) == [("a.parquet", 0, 4), ("a.parquet", 4, 4), ("a.parquet", 8, 2)]
+
+
+def test_new_files_extend_the_plan_at_its_end_in_a_new_file(folder: Path) -> None:
+    write_parquet(folder, "m", 5)
+    first = planned(folder)
+    write_parquet(folder, "a", 3)
+    second = planned(folder)
+    assert slices(second) == [*slices(first), ("a.parquet", 0, 3)]
+    assert sorted(path.name for path in (folder / "out/plan").iterdir()) == ["0.parquet", "1.parquet"]
+
+
+def test_a_higher_limit_continues_the_file_that_was_cut_and_then_the_next(folder: Path) -> None:
+    write_parquet(folder, "a", 10)
+    write_parquet(folder, "b", 10)
+    assert slices(planned(folder, limit=6)) == [("a.parquet", 0, 4), ("a.parquet", 4, 2)]
+    assert slices(planned(folder, limit=12))[2:] == [("a.parquet", 6, 4), ("b.parquet", 0, 2)]
+    assert planned(folder, limit=1).num_rows == 12
+    assert slices(planned(folder))[4:] == [("b.parquet", 2, 4), ("b.parquet", 6, 4)]
+
+
+def test_a_limit_is_no_reason_to_read_files_that_it_does_not_reach(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(folder, "a", 10)
+    write_text(folder, "b", 10)
+    hashed: list[str] = []
+    fingerprint = plan_module.storage.fingerprint
+    monkeypatch.setattr(
+        plan_module.storage, "fingerprint", lambda uri: hashed.append(Path(uri).name) or fingerprint(uri)
+    )
+    planned(folder, limit=3)
+    assert set(hashed) == {"a.txt"}
+    assert len(list((folder / "out/input").iterdir())) == 1
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_text])
+def test_a_planned_file_that_changed_is_an_error_that_names_it(folder: Path, write: Write) -> None:
+    write(folder, "a", 10)
+    plan = planned(folder)
+    stamp = next((folder / "in").iterdir())
+    os.utime(stamp, (1, 1))
+    assert planned(folder) == plan, "a new time stamp is no change"
+    write(folder, "a", 11)
+    with pytest.raises(PlanError, match=r"a\.\w+: has changed since it was planned"):
+        planned(folder)
+
+
+def test_a_planned_file_that_is_gone_or_not_listed_is_an_error_that_names_it(folder: Path) -> None:
+    write_parquet(folder, "a", 2)
+    write_parquet(folder, "b", 2)
+    planned(folder)
+    (folder / "in/a.parquet").unlink()
+    with pytest.raises(PlanError, match=r"a\.parquet: is in the plan .* but is gone"):
+        planned(folder)
+
+
+def test_a_converted_file_that_is_gone_is_an_error_that_names_its_source(folder: Path) -> None:
+    write_text(folder, "a", 2)
+    planned(folder)
+    shutil.rmtree(folder / "out/input")
+    with pytest.raises(PlanError, match=r"input/a\.txt-\w+\.parquet: is gone; it was made from .*a\.txt"):
+        planned(folder)
+
+
+def test_a_new_file_with_a_new_column_is_an_error_that_names_both(folder: Path) -> None:
+    write_parquet(folder, "a", 2)
+    planned(folder)
+    pq.write_table(pa.table({"url": ["u"], "extra": [1]}), folder / "in/b.parquet")
+    with pytest.raises(PlanError, match=r"b\.parquet: column 'extra' is new"):
+        planned(folder)
+
+
+def test_a_source_that_changes_while_it_is_converted_is_an_error_and_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(folder, "a", 2)
+    convert = plan_module.convert
+
+    def convert_while_it_grows(*arguments: object) -> None:
+        convert(*arguments)  # type: ignore[arg-type]
+        write_text(folder, "a", 3)
+
+    monkeypatch.setattr(plan_module, "convert", convert_while_it_grows)
+    with pytest.raises(SourceError, match=r"a\.txt: changed while it was read"):
+        planned(folder)
+    assert list((folder / "out/input").iterdir()) == []
+
+
+def test_an_output_folder_within_the_input_folder_is_no_input(folder: Path) -> None:
+    write_text(folder, "a", 2)
+    inside = BuildJob.model_validate(
+        {"source": {"paths": [str(folder / "in")]}, "output": str(folder / "in/out"), "shard_rows": 4}
+    )
+    store = Store(inside.output)
+    assert make_plan(inside, store) == make_plan(inside, store)
+
+
+def test_the_output_folder_can_move(folder: Path) -> None:
+    write_text(folder, "a", 5)
+    plan = planned(folder)
+    assert plan.shards["uri"][0].as_py().startswith("input/a.txt-")
+    (folder / "out").rename(folder / "moved")
+    reader = ShardReader(Store(str(folder / "moved")), plan.facts)
+    assert reader.read(shards_from_table(plan.shards)[1])["url"].to_pylist() == ["http://a/4"]
+    reader.close()
+
+
+def test_equal_files_in_two_folders_are_both_planned(folder: Path) -> None:
+    for name in ("x", "y"):
+        (folder / "in" / name).mkdir()
+        (folder / "in" / name / "same.txt").write_text("http://a\n")
+    assert len({shard.uri for shard in shards_from_table(planned(folder).shards)}) == 2
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_an_input_without_rows_is_an_error(folder: Path, name: str) -> None:
+    (folder / "in" / name).touch()
+    with pytest.raises(SourceError, match="holds no rows"):
+        planned(folder)
+
+
+def test_formats_go_together(folder: Path) -> None:
+    (folder / "in/a.csv").write_text("url,caption,n\nu1,c1,1\n")
+    (folder / "in/b.jsonl").write_text('{"URL": "u2", "caption": ["c2", "c3"]}\n')
+    pq.write_table(pa.table({"url": ["u3"], "caption": ["c4"], "n": ["4"]}), folder / "in/c.parquet")
+    plan = planned(folder)
+    reader = ShardReader(Store(str(folder / "out")), plan.facts)
+    table = pa.concat_tables([reader.read(shard) for shard in shards_from_table(plan.shards)])
+    reader.close()
+    assert table["url"].to_pylist() == ["u1", "u2", "u2", "u3"]
+    assert table["caption"].to_pylist() == ["c1", "c2", "c3", "c4"]
+    assert table["n"].to_pylist() == ["1", None, None, "4"]
+
+
+def test_of_two_drivers_that_plan_at_once_one_wins_and_both_have_its_plan(folder: Path) -> None:
+    write_text(folder, "a", 30)
+    write_text(folder, "b", 30)
+    plans: list[Plan] = []
+    threads = [threading.Thread(target=lambda: plans.append(planned(folder))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(plans) == 6
+    assert all(plan == plans[0] for plan in plans)
+    assert plans[0].num_rows == 60
+    assert len(list((folder / "out/plan").iterdir())) == 1
+
+
+def test_a_driver_whose_plan_comes_second_plans_only_what_is_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(folder, "a", 10)
+    create = Store.create
+
+    def be_slower(self: Store, name: str, data: bytes) -> bool:
+        monkeypatch.setattr(Store, "create", create)
+        planned(folder, limit=4)
+        return create(self, name, data)
+
+    monkeypatch.setattr(Store, "create", be_slower)
+    assert slices(planned(folder)) == [("a.parquet", 0, 4), ("a.parquet", 4, 4), ("a.parquet", 8, 2)]
+    assert sorted(path.name for path in (folder / "out/plan").iterdir()) == ["0.parquet", "1.parquet"]
+
+
+@pytest.fixture
+def damaged(folder: Path) -> Iterator[Path]:
+    write_parquet(folder, "a", 2)
+    planned(folder)
+    write_parquet(folder, "b", 2)
+    planned(folder)
+    yield folder
+    with pytest.raises(PlanError, match=r"out/plan"):
+        load_plan(Store(str(folder / "out")))
+
+
+def test_a_missing_plan_file_is_an_error(damaged: Path) -> None:
+    (damaged / "out/plan/0.parquet").unlink()
+
+
+def test_a_cut_plan_file_is_an_error(damaged: Path) -> None:
+    path = damaged / "out/plan/1.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def test_a_plan_file_of_a_newer_version_is_an_error(damaged: Path) -> None:
+    path = damaged / "out/plan/1.parquet"
+    table = pq.read_table(path)
+    newer = table.schema.metadata[b"pairmill"].replace(b'"schema_version": 1', b'"schema_version": 99')
+    pq.write_table(table.replace_schema_metadata({b"pairmill": newer}), path)
+
+
+def test_shards_that_are_numbered_wrong_are_an_error(damaged: Path) -> None:
+    shutil.copy(damaged / "out/plan/0.parquet", damaged / "out/plan/1.parquet")
+
+
+def test_a_folder_without_a_plan_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="holds no plan"):
+        load_plan(Store(str(tmp_path)))
+
+
+def test_the_description_counts_shards_objects_and_memory(folder: Path) -> None:
+    write_parquet(folder, "a", 10)
+    text = describe_plan(planned(folder), job(folder, run={"download_actors": 2}))
+    assert text.startswith("10 rows in 3 shards of up to 4: 12 output files; about 0 MB")
+    assert "\n" not in text
+
+
+def test_the_description_advises_larger_shards_where_there_would_be_too_many_files(folder: Path) -> None:
+    write_parquet(folder, "a", 120_000)
+    text = describe_plan(planned(folder, shard_rows=2), job(folder, shard_rows=2, images={"store": "none"}))
+    assert "180,000 output files" in text
+    text = describe_plan(planned(folder, shard_rows=2), job(folder, shard_rows=2))
+    assert "240,000 output files" in text
+    assert "shard_rows: 1,024 would make 472 files" in text
+
+
+def test_the_description_advises_smaller_shards_where_actors_would_be_idle(folder: Path) -> None:
+    write_parquet(folder, "a", 1000)
+    text = describe_plan(planned(folder, shard_rows=1000), job(folder, shard_rows=1000, run={"download_actors": 4}))
+    assert "shard_rows: 125 would give each of 4 download actors work" in text
+
+
+def test_plan_files_are_plain_parquet_of_the_plan_s_columns(folder: Path) -> None:
+    write_parquet(folder, "a", 2)
+    planned(folder)
+    assert pq.read_table(io.BytesIO((folder / "out/plan/0.parquet").read_bytes())).column_names == PLAN_SCHEMA.names

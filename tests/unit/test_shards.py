@@ -1,0 +1,142 @@
+"""Commit, without any web: tables made by hand go through ShardWriter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.pictures import read_range, read_tar
+from pipeline.shards import ManifestError, ShardWriter, StrayFiles, committed, publish, read_manifest, read_manifests
+from pipeline.storage import Store
+from schemas.manifest import ShardManifest
+from schemas.pairs import in_flight_schema
+
+EXTRA = pa.schema([pa.field("source_similarity", pa.float64())])
+FACTS: dict[str, Any] = {
+    "shard": {"shard": 7, "uri": "in.parquet", "first_row": 0, "num_rows": 3, "fingerprint": "f"},
+    "seconds": {"download": 1.0},
+}
+
+
+def in_flight(statuses: list[str], is_pair: list[bool]) -> pa.Table:
+    rows = [
+        {
+            "row_id": f"7:{n}",
+            "uid": f"{n:032x}",
+            "url": f"http://host/{n}",
+            "caption": "A  cat",
+            "caption_clean": "A cat",
+            "caption_index": 0,
+            "status": status,
+            "is_pair": pair,
+            "image": f"picture {n}".encode() if pair else None,
+            "sha256": f"{n:064x}" if pair else None,
+            "source_similarity": 0.5,
+        }
+        for n, (status, pair) in enumerate(zip(statuses, is_pair, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=in_flight_schema(EXTRA))
+
+
+def writer(root: Path, images_store: str = "pairs") -> ShardWriter:
+    return ShardWriter(Store(str(root)), EXTRA, [], images_store, "jpg", "0" * 32, {"pairmill": "0"})
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.sampled_from([("ok", True), ("low_similarity", True), ("timeout", False)]), max_size=9))
+def test_every_row_comes_out_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]]
+) -> None:
+    root = tmp_path_factory.mktemp("out")
+    manifest = writer(root).commit(in_flight([row[0] for row in rows], [row[1] for row in rows]), FACTS)
+    pairs, rejects = (pq.read_table(root / manifest.files[name].path) for name in ("pairs", "rejects"))
+    assert sorted(pairs["row_id"].to_pylist() + rejects["row_id"].to_pylist()) == [f"7:{n}" for n in range(len(rows))]
+    assert manifest.rows_in == len(rows) == manifest.pairs + manifest.rejects
+    assert manifest.kept == sum(row == ("ok", True) for row in rows) == sum(pairs["kept"].to_pylist())
+    assert sum(manifest.statuses.values()) == len(rows)
+
+
+def test_a_picture_is_one_range_read_away(tmp_path: Path) -> None:
+    manifest = writer(tmp_path).commit(in_flight(["ok", "timeout", "low_similarity"], [True, False, True]), FACTS)
+    pairs = pq.read_table(tmp_path / manifest.files["pairs"].path).to_pylist()
+    with open(tmp_path / pairs[0]["image_tar"], "rb") as file:
+        for row in pairs:
+            picture = read_range(file, row["image_offset"], row["image_length"])
+            assert picture == f"picture {row['row_id'][2:]}".encode()
+        names = [name for name, *_ in read_tar(file)] if file.seek(0) == 0 else []
+    assert names == [f"{row['uid']}.{end}" for row in pairs for end in ("jpg", "txt", "json")]
+
+
+@pytest.mark.parametrize(("images_store", "stored"), [("pairs", 2), ("kept", 1), ("none", 0)])
+def test_images_store_decides_whose_pictures_are_kept(tmp_path: Path, images_store: str, stored: int) -> None:
+    manifest = writer(tmp_path, images_store).commit(in_flight(["ok", "low_similarity"], [True, True]), FACTS)
+    pairs = pq.read_table(tmp_path / manifest.files["pairs"].path)
+    assert len(pairs) - pairs["image_tar"].null_count == stored
+    assert ("images" in manifest.files) == bool(stored)
+
+
+def test_of_two_commits_of_one_shard_the_first_stands_and_leaves_no_trace_of_the_second(tmp_path: Path) -> None:
+    first = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    second = writer(tmp_path).commit(in_flight(["timeout"], [False]), FACTS)
+    assert second == first
+    assert Store(str(tmp_path)).list("pairs") == ["000000007.parquet"]
+    assert Store(str(tmp_path)).list("rejects") == ["000000007.parquet"]
+
+
+def test_a_dead_attempt_does_not_hinder_the_next_and_its_files_go(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.create("pairs/000000007.parquet", b"half a shard, its worker was killed")
+    store.create("pairs/000000008.parquet", b"another shard, still to be committed")
+    manifest = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    assert manifest.files["pairs"].path != "pairs/000000007.parquet"
+    assert StrayFiles(store).remove(manifest) == ["pairs/000000007.parquet"]
+    assert store.exists(manifest.files["pairs"].path)
+    assert store.exists("pairs/000000008.parquet")
+
+
+def test_a_lost_reply_is_recognized_as_our_own_commit(tmp_path: Path) -> None:
+    manifest = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    assert publish(Store(str(tmp_path)), manifest) == manifest
+    assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)
+
+
+def test_the_highest_generation_wins_and_the_older_one_is_not_stray(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    old = writer(tmp_path).commit(in_flight(["timeout"], [False]), FACTS)
+    new = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS, generation=1)
+    assert committed(store) == {7: 1}
+    assert list(read_manifests(store)) == [new]
+    assert StrayFiles(store).remove(new) == []
+    assert store.exists(old.files["pairs"].path)
+
+
+def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    manifest: ShardManifest = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    newer = {**json.loads(manifest.model_dump_json()), "schema_version": 99, "surprise": 1}
+    store.create("manifests/000000009.json", json.dumps(newer).encode())
+    with pytest.raises(ManifestError, match="newer pairmill"):
+        read_manifest(store, "000000009.json")
+
+
+def test_empty_shards_and_full_ones_have_one_schema(tmp_path: Path) -> None:
+    none = writer(tmp_path / "a").commit(in_flight([], []), FACTS)
+    some = writer(tmp_path / "b").commit(in_flight(["ok"], [True]), FACTS)
+    for name in ("pairs", "rejects"):
+        schemas = [pq.read_schema(tmp_path / place / m.files[name].path) for place, m in (("a", none), ("b", some))]
+        assert schemas[0].equals(schemas[1])
+
+
+def test_foreign_files_are_passed_over_and_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    store.create("manifests/.DS_Store", b"x")
+    assert len(list(read_manifests(store))) == 1
+    store.create("manifests/000000009.json", b"{")
+    with pytest.raises(ManifestError, match=r"9\.json is damaged"):
+        list(read_manifests(store))

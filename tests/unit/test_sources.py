@@ -1,0 +1,211 @@
+"""Which files are input, and what their columns mean."""
+
+import pickle
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.inputs.facts import decide_facts, find_column, misfit
+from pipeline.sources import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from schemas.jobs import SourceConfig
+
+
+def parquet(path: Path, **columns: object) -> InputFile:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return inspect_parquet(str(path))
+
+
+def facts(*files: InputFile, needs_license: bool = False, **settings: str) -> SourceFacts:
+    return decide_facts(SourceConfig(paths=["-"], **settings), files, needs_license)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.parquet", "parquet"),
+        ("a.b.CSV", "csv"),
+        ("a.csv.gz", "csv"),
+        ("a.tsv", "tsv"),
+        ("a.jsonl", "jsonl"),
+        ("a.ndjson.GZ", "jsonl"),
+        ("a.json-lines", "jsonl"),
+        ("s3://bucket/a.txt.gz", "text"),
+    ],
+)
+def test_the_format_is_told_by_the_name(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.gz", "a.parquet.gz", "parquet", "a.json"])
+def test_an_unknown_ending_is_an_error_that_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(SourceError, match=r"known endings are \.parquet, \.csv"):
+        kind_of(name)
+
+
+def test_inputs_come_in_the_order_of_paths_sorted_within_and_once(tmp_path: Path) -> None:
+    for name in ("x/b.csv", "x/a.csv", "x/deep/c.CSV", "x/ignored.md", "y/z.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    paths = [str(tmp_path / "y/z.parquet"), str(tmp_path / "x"), str(tmp_path / "x" / "*.csv")]
+    found = [str(Path(file).relative_to(tmp_path)) for file in list_inputs(paths, without="/elsewhere")]
+    assert found == ["y/z.parquet", "x/a.csv", "x/b.csv", "x/deep/c.CSV"]
+
+
+def test_the_output_folder_is_no_input(tmp_path: Path) -> None:
+    for name in ("a.csv", "out/input/a.parquet", "out/plan/0.parquet", "output.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list_inputs([str(tmp_path)], without=str(tmp_path / "out"))
+    assert [Path(file).name for file in found] == ["a.csv", "output.csv"]
+    with pytest.raises(SourceError, match="nothing there but the output folder"):
+        list_inputs([str(tmp_path / "out")], without=str(tmp_path / "out"))
+
+
+def test_a_text_file_beside_other_formats_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").touch()
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(SourceError, match=r"readme\.txt beside other formats"):
+        list_inputs([str(tmp_path)], without="/elsewhere")
+
+
+def test_no_input_is_an_error_that_names_the_path() -> None:
+    with pytest.raises(SourceError, match=r"source\.paths: no input found at /no/such/place"):
+        list_inputs(["/no/such/place"], without="/elsewhere")
+
+
+@pytest.mark.parametrize("cut", [0, 3, 100])
+def test_a_half_written_parquet_file_is_an_error_that_names_it(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "half.parquet"
+    pq.write_table(pa.table({"url": ["u"] * 1000}), path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(SourceError, match=r"half\.parquet: not a whole Parquet file"):
+        inspect_parquet(str(path))
+
+
+def test_a_column_is_found_exactly_then_by_its_only_namesake() -> None:
+    assert find_column(["URL", "url"], "url") == "url"
+    assert find_column(["URL", "text"], "url") == "URL"
+    assert find_column([" Url "], "url") == " Url "
+    assert find_column(["URL", "Url"], "url") is None
+
+
+def test_columns_are_guessed_in_a_fixed_order(tmp_path: Path) -> None:
+    found = facts(parquet(tmp_path / "a.parquet", title=["t"], IMAGE_URL=["u"], TEXT=["c"], Url=["u"]))
+    assert (found.url_column, found.caption_column) == ("Url", "TEXT")
+    assert found.extra_columns == ("title", "IMAGE_URL")
+    assert not facts(parquet(tmp_path / "b.parquet", url=["u"])).has_captions
+
+
+def test_other_columns_are_carried_and_renamed_where_they_collide(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", url=["u"], similarity=[0.5], WIDTH=[1], STATUS=["x"], width=[2], tags=[[1]])
+    found = facts(file, sha256_column="STATUS")
+    assert found.extra.names == ["source_similarity", "source_WIDTH", "source_STATUS", "source_source_width", "tags"]
+    assert found.extra.types == [pa.float64(), pa.int64(), pa.string(), pa.int64(), pa.list_(pa.int64())]
+    assert found.output_name(found.sha256_column) == "source_STATUS"
+
+
+def test_facts_travel_as_json_and_as_pickles(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"], d=pa.array(["x"]).dictionary_encode(), when=[None])
+    found = facts(file)
+    assert SourceFacts.from_json(found.to_json()) == found
+    assert pickle.loads(pickle.dumps(found)) == found  # noqa: S301
+
+
+@pytest.mark.parametrize("setting", ["url", "caption", "uid", "sha256", "license"])
+def test_a_given_column_that_is_not_there_is_an_error_that_says_what_is(tmp_path: Path, setting: str) -> None:
+    file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"])
+    with pytest.raises(SourceError, match=rf"a\.parquet: no column 'x' \(source\.{setting}_column\); it has 'url', 't"):
+        facts(file, **{f"{setting}_column": "x"})
+
+
+def test_without_a_url_column_the_error_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"it has 'a'\. Set source\.url_column"):
+        facts(parquet(tmp_path / "a.parquet", a=["u"]))
+
+
+def test_one_column_cannot_be_two_things(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"])
+    with pytest.raises(SourceError, match="must differ"):
+        facts(file, uid_column="url")
+    with pytest.raises(SourceError, match="already used"):
+        facts(file, license_column="text")
+
+
+def test_the_license_is_guessed_only_where_a_rule_needs_it(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", url=["u"], Licence=["c"])
+    assert facts(file).license_column is None
+    assert facts(file, needs_license=True).license_column == "Licence"
+    with pytest.raises(SourceError, match=r"Set source\.license_column"):
+        facts(parquet(tmp_path / "b.parquet", url=["u"]), needs_license=True)
+
+
+@pytest.mark.parametrize("column", [[1], [{"a": 1}], [[["deep"]]]])
+def test_captions_that_are_no_text_are_an_error(tmp_path: Path, column: list[object]) -> None:
+    with pytest.raises(SourceError, match=r"column 'caption' is .*, not text; set source\.caption_column"):
+        facts(parquet(tmp_path / "a.parquet", url=["u"], caption=column))
+
+
+@pytest.mark.parametrize(
+    "data_type",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.null(),
+        pa.list_(pa.string()),
+    ],
+)
+def test_captions_of_any_text_type_are_fine(tmp_path: Path, data_type: pa.DataType) -> None:
+    assert facts(parquet(tmp_path / "a.parquet", url=["u"], caption=pa.nulls(1, data_type))).has_captions
+
+
+def test_files_of_one_dataset_are_unified(tmp_path: Path) -> None:
+    one = parquet(tmp_path / "1.parquet", url=["u"], text=["c"], a=pa.nulls(1), w=[1], s=["x"])
+    two = parquet(tmp_path / "2.parquet", URL=["u"], TEXT=["c"], a=[[1.5]], w=[0.5], b=[uuid.uuid4().bytes])
+    found = facts(one, two)
+    types = [pa.list_(pa.float64()), pa.float64(), pa.string(), pa.binary()]
+    assert found.extra == pa.schema(list(zip(["a", "w", "s", "b"], types, strict=True)))
+
+
+def test_types_that_do_not_go_together_are_an_error_that_names_both_files(tmp_path: Path) -> None:
+    one = parquet(tmp_path / "1.parquet", url=["u"], a=["x"])
+    two = parquet(tmp_path / "2.parquet", url=["u"], a=[1])
+    with pytest.raises(SourceError, match=r"column 'a' is string in .*1\.parquet but int64 in .*2\.parquet"):
+        facts(one, two)
+
+
+@pytest.mark.parametrize("missing", ["url", "text"])
+def test_a_file_without_url_or_caption_is_an_error_not_a_loss(tmp_path: Path, missing: str) -> None:
+    one = parquet(tmp_path / "1.parquet", url=["u"], text=["c"])
+    two = parquet(tmp_path / "2.parquet", **{name: ["x"] for name in ("url", "text", "other") if name != missing})
+    with pytest.raises(SourceError, match=rf"2\.parquet: no column '{missing}', as other files have"):
+        facts(one, two)
+
+
+def test_files_without_rows_have_no_say(tmp_path: Path) -> None:
+    empty = parquet(tmp_path / "1.parquet", nothing=pa.nulls(0))
+    assert facts(empty, parquet(tmp_path / "2.parquet", url=["u"])).url_column == "url"
+    with pytest.raises(SourceError, match="holds no rows"):
+        facts(empty)
+
+
+def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["u"]), pa.array(["v"])], ["url", "url"]), path)
+    with pytest.raises(SourceError, match="share a name"):
+        inspect_parquet(str(path))
+
+
+def test_a_later_file_must_fit(tmp_path: Path) -> None:
+    known = facts(parquet(tmp_path / "1.parquet", url=["u"], text=["c"], a=[1], b=["x"]))
+    assert misfit(known, parquet(tmp_path / "2.parquet", url=["u"], text=["c"])) is None
+    assert misfit(known, parquet(tmp_path / "3.parquet", url=["u"], text=["c"], a=pa.array([1], pa.int8()))) is None
+    assert "column 'new' is new" in str(misfit(known, parquet(tmp_path / "4.parquet", url=["u"], text=["c"], new=[1])))
+    assert "'a' is double" in str(misfit(known, parquet(tmp_path / "5.parquet", url=["u"], text=["c"], a=[0.5])))
+    assert "no column 'text'" in str(misfit(known, parquet(tmp_path / "6.parquet", url=["u"])))

@@ -1,0 +1,89 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.storage import StorageError, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def test_create_writes_once_and_never_overwrites(store: Store) -> None:
+    assert store.create("manifests/1.json", b"first")
+    assert not store.create("manifests/1.json", b"second")
+    assert store.read("manifests/1.json") == b"first"
+
+
+def test_of_many_writers_of_one_name_exactly_one_wins(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.create("a/b", str(n).encode()), range(64)))
+    assert won.count(True) == 1
+    assert store.read("a/b") == str(won.index(True)).encode()
+
+
+def test_nothing_temporary_is_left_behind(store: Store) -> None:
+    store.create("a/b", b"x")
+    store.create("a/b", b"y")
+    store.replace("c", b"z")
+    assert store.list("tmp") == []
+    store.remove_temporary()
+    assert sorted(path.name for path in Path(store.root).iterdir()) == ["a", "c"]
+
+
+def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(store: Store) -> None:
+    folder = Path(store.root, "tmp")
+    folder.mkdir(parents=True)
+    host = os.uname().nodename
+    for name in (f"{host}!{2**22 + 1}!x", f"{host}!{os.getpid()}!x", "elsewhere!1!x"):
+        (folder / name).touch()
+    store.remove_temporary()
+    assert store.list("tmp") == sorted([f"{host}!{os.getpid()}!x", "elsewhere!1!x"])
+
+
+def test_files_are_readable_by_others_as_the_umask_says(store: Store) -> None:
+    store.create("a", b"")
+    assert Path(store.root, "a").stat().st_mode & 0o777 == 0o666 & ~storage._umask()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x"])
+def test_names_cannot_lead_out_of_the_folder(store: Store, name: str) -> None:
+    with pytest.raises(StorageError, match="leads out"):
+        store.create(name, b"")
+
+
+def test_replace_overwrites_and_delete_forgives(store: Store) -> None:
+    store.replace("x", b"1")
+    store.replace("x", b"2")
+    assert store.read("x") == b"2"
+    store.delete("x")
+    store.delete("x")
+    assert not store.exists("x")
+
+
+def test_a_fingerprint_changes_with_the_content_and_not_with_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one")
+    before = storage.fingerprint(str(path))
+    os.utime(path, (1, 1))
+    assert storage.fingerprint(str(path)) == before
+    path.write_bytes(b"two")
+    assert storage.fingerprint(str(path)) != before
+
+
+def test_a_folder_stands_for_its_visible_inputs_at_any_depth(tmp_path: Path) -> None:
+    for name in ("b.csv", "a/c.parquet", ".hidden.csv", "_SUCCESS.csv", "_temporary/x.csv", "notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = storage.expand(str(tmp_path), (".csv", ".parquet"))
+    assert [str(Path(name).relative_to(tmp_path)) for name in found] == ["a/c.parquet", "b.csv"]
+    assert storage.expand(f"{tmp_path}/*.csv", (".csv",)) == [str(tmp_path / "_SUCCESS.csv"), str(tmp_path / "b.csv")]
+
+
+def test_a_source_that_matches_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+        storage.expand(str(tmp_path / "nowhere.csv"), (".csv",))
