@@ -1,0 +1,103 @@
+"""Steady download rate of the whole pipeline on loopback, against decode + resize + encode alone on the same cores.
+
+    python -m bench.download [--rows 6000] [--rounds 5]
+
+Both sides of a round take the same pictures with the same settings (512 px, keep_ratio_largest, only if bigger, JPEG
+quality 95, no model). `pipeline` counts rows per second between the first and the last commit, so Ray's start-up is not
+in it, but Ray, the HTTP client, the web server (a process of its own on the same cores) and the commits are. `codec` is
+`ImageProcessor.process` on the bytes in memory, one thread per core. Rounds are interleaved; the table gives the median
+and the range of the ratio.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.decode import draw
+from bench.web import serving
+from jobs.build import build
+from jobs.engine import ray_session
+from pipeline.images import ImageProcessor
+from schemas.jobs import BuildJob, ImagesConfig
+from schemas.manifest import ShardManifest
+
+SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
+"""Half a megapixel in the middle, with a small and a large one in twenty each."""
+
+
+class _Clock:
+    """Watches commits: (time, rows) of each."""
+
+    def __init__(self) -> None:
+        self.commits: list[tuple[float, int]] = []
+
+    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None: ...
+
+    def committed(self, manifest: ShardManifest) -> None:
+        self.commits.append((time.perf_counter(), manifest.rows_in))
+
+    def failed(self, shard: int, error: str) -> None:
+        raise RuntimeError(error)
+
+    @property
+    def rows_per_s(self) -> float:
+        (first, _), *rest = self.commits
+        return sum(rows for _, rows in rest) / (rest[-1][0] - first)
+
+
+def pipeline_rate(urls: list[str], folder: Path, shard_rows: int) -> float:
+    """Rows per second between the first and the last commit of one build."""
+    pq.write_table(pa.table({"url": urls, "caption": [f"number {n}" for n in range(len(urls))]}), folder / "in.parquet")
+    values = {
+        "source": {"paths": [str(folder / "in.parquet")]},
+        "output": str(folder / "out"),
+        "shard_rows": shard_rows,
+        "fetch": {"allow_networks": ["127.0.0.0/8"]},
+    }
+    clock = _Clock()
+    result = build(BuildJob.model_validate(values), clock)
+    assert result.kept == len(urls), result.statuses
+    return clock.rows_per_s
+
+
+def codec_rate(pictures: list[bytes], rows: int) -> float:
+    """Pictures per second of decode + resize + encode, one thread per core."""
+    process = ImageProcessor(ImagesConfig()).process
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        started = time.perf_counter()
+        list(pool.map(lambda n: process(pictures[n % len(pictures)]), range(rows)))
+        return rows / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=6_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shard-rows", type=int, default=500)
+    options = parser.parse_args()
+    pictures = [draw(*SIZES[n % len(SIZES)], seed=n) for n in range(200)]
+    print(f"{len(pictures)} pictures, {sum(map(len, pictures)) / len(pictures) / 1000:.0f} kB on average")
+    print(f"{'round':<8}{'pipeline/s':>12}{'codec/s':>12}{'ratio':>8}")
+    ratios = []
+    from schemas.jobs import RunConfig
+
+    with serving(pictures) as bases, ray_session(RunConfig()):
+        urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(options.rows)]
+        for number in range(options.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                pipeline = pipeline_rate(urls, Path(folder), options.shard_rows)
+            codec = codec_rate(pictures, options.rows // 2)
+            ratios.append(pipeline / codec)
+            print(f"{number + 1:<8}{pipeline:>12.0f}{codec:>12.0f}{ratios[-1]:>8.2f}", flush=True)
+    print(f"ratio: median {statistics.median(ratios):.2f}, range {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
