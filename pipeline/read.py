@@ -6,7 +6,7 @@ each. What makes a whole shard unreadable raises ReadError.
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline.captions import clean_captions
 from pipeline.inputs.cursor import Cursor, ReadError
 from pipeline.inputs.facts import columns_of
+from pipeline.inputs.texts import raw_byte_lists, raw_bytes, readable
 from pipeline.inputs.uid import caption_uid, own_uid, pair_uid
 from pipeline.sources import MALFORMED_COLUMN, SourceFacts, decode_lossy
 from pipeline.storage import Store
@@ -24,8 +25,10 @@ from schemas.pairs import FETCHED, IMAGE_COLUMN, PICTURE, in_flight_schema
 from schemas.status import Status
 
 MAX_URL_BYTES = 8_192
-MAX_CAPTION_CHARS = 1_000_000
-_CUT_CHARS = 8_192
+MAX_CAPTION_BYTES = 262_144
+"""A default shard of captions this long still fits into an Arrow string array (2 GiB)."""
+MAX_CAPTIONS_PER_ROW = 1_000
+_CUT_BYTES = 8_192
 """What is kept of a longer URL or caption, as evidence."""
 
 
@@ -48,7 +51,8 @@ class ShardReader:
         try:
             return self._to_table(shard, self._slice(shard))
         except pa.ArrowException as error:
-            raise ReadError(f"{shard.uri}: shard {shard.shard} cannot be read: {error}") from error
+            hint = "; a smaller shard_rows, in another output folder, helps" if "overflow" in str(error) else ""
+            raise ReadError(f"{shard.uri}: shard {shard.shard} cannot be read: {error}{hint}") from error
 
     def _to_table(self, shard: Shard, table: pa.Table) -> pa.Table:
         rows = _expand(table, self._facts)
@@ -86,7 +90,7 @@ class ShardReader:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a shard with lists of captions laid out, raw: `urls`, `captions`, `own_uids` are binary arrays."""
+    """Rows of a shard with lists of captions laid out, raw: `urls`, `captions`, `own_uids` are large_binary arrays."""
 
     urls: pa.Array
     captions: pa.Array
@@ -130,22 +134,24 @@ class _Verdicts:
 
 def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
     columns = columns_of(facts, table.schema.names)
-    nothing = pa.nulls(table.num_rows, pa.binary())
-    captions = nothing if columns.caption is None else _one_chunk(table[columns.caption])
-    has_lists = pa.types.is_nested(captions.type)
+    nothing = pa.nulls(table.num_rows, pa.large_binary())
+    has_problems = MALFORMED_COLUMN in table.schema.names
+    problems = (table[MALFORMED_COLUMN].combine_chunks() if has_problems else nothing).cast(pa.string())
+    has_lists = columns.caption is not None and pa.types.is_nested(table[columns.caption].type)
     if has_lists:
-        parents, indexes, captions = _lay_out(captions)
+        lists, too_many = _bounded_lists(raw_byte_lists(table[columns.caption]))
+        problems = pc.coalesce(problems, too_many)
+        parents, indexes, captions = _lay_out(lists)
     else:
-        parents, indexes, captions = range(len(captions)), [0] * len(captions), _to_binary(captions)
+        captions = nothing if columns.caption is None else raw_bytes(table[columns.caption])
+        parents, indexes = range(len(captions)), [0] * len(captions)
     parents = pa.array(parents, pa.int64())
 
     def repeated(values: pa.Array) -> pa.Array:
         return values.take(parents) if has_lists else values
 
-    has_problems = MALFORMED_COLUMN in table.schema.names
-    problems = _one_chunk(table[MALFORMED_COLUMN]).cast(pa.string()) if has_problems else nothing.cast(pa.string())
     return _Rows(
-        urls=repeated(nothing if columns.url is None else _to_binary(_one_chunk(table[columns.url]))),
+        urls=repeated(nothing if columns.url is None else raw_bytes(table[columns.url])),
         captions=captions,
         own_uids=None if facts.uid_column is None else repeated(_uid_texts(table, columns.uid)),
         problems=repeated(problems),
@@ -154,6 +160,19 @@ def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
         has_lists=has_lists,
         extra=[repeated(column) for column in _extra_columns(table, facts)],
     )
+
+
+def _bounded_lists(lists: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """(the lists, null for those with too many captions; what is wrong with those): one row must not fill a shard."""
+    lengths = pc.list_value_length(lists).to_pylist()
+    problems = [
+        f"{length:,} captions, more than {MAX_CAPTIONS_PER_ROW:,}" if length and length > MAX_CAPTIONS_PER_ROW else None
+        for length in lengths
+    ]
+    problems = pa.array(problems, pa.string())
+    if problems.null_count < len(problems):
+        lists = lists.take(pc.if_else(problems.is_null(), pa.array(range(len(lists))), None))
+    return lists, problems
 
 
 def _lay_out(lists: pa.Array) -> tuple[Sequence[int], Sequence[int], pa.Array]:
@@ -167,8 +186,7 @@ def _lay_out(lists: pa.Array) -> tuple[Sequence[int], Sequence[int], pa.Array]:
         indexes += range(length or 1)
         places += range(next_place, next_place + length) if length else [None]
         next_place += length or 0
-    captions = _to_binary(pc.list_flatten(lists))
-    return parents, indexes, captions.take(pa.array(places, pa.int64()))
+    return parents, indexes, pc.list_flatten(lists).take(pa.array(places, pa.int64()))
 
 
 def _extra_columns(table: pa.Table, facts: SourceFacts) -> list[pa.Array]:
@@ -178,48 +196,25 @@ def _extra_columns(table: pa.Table, facts: SourceFacts) -> list[pa.Array]:
         if name not in table.schema.names:
             columns.append(pa.nulls(table.num_rows, wanted))
             continue
-        column = _readable(_one_chunk(table[name]))
+        column = readable(table[name].combine_chunks())
         columns.append(column if column.type.equals(wanted) else column.cast(wanted, safe=False))
     return columns
 
 
-def _readable(column: pa.Array) -> pa.Array:
-    """Strings that are no UTF-8 would break whoever reads the output: what cannot be decoded becomes U+FFFD."""
-    if pa.types.is_dictionary(column.type):
-        return pa.DictionaryArray.from_arrays(column.indices, _readable(column.dictionary), ordered=column.type.ordered)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        return decode_lossy(_to_binary(column)).cast(column.type)
-    return column
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()
-
-
-def _to_binary(texts: pa.Array) -> pa.Array:
-    """Text of any type as `binary`, byte for byte."""
-    if pa.types.is_dictionary(texts.type):
-        texts = _to_binary(texts.dictionary).take(texts.indices)
-    return texts.cast(pa.binary())
-
-
 def _uid_texts(table: pa.Table, column: str | None) -> pa.Array:
-    """What stands in the uid column, as binary. 16 bytes in a row (Parquet's UUID) are written out in hex."""
+    """What stands in the uid column, as large_binary. 16 bytes in a row (Parquet's UUID) are written out in hex."""
+    kind = pa.large_binary()
     if column is None:
-        return pa.nulls(table.num_rows, pa.binary())
-    values = _one_chunk(table[column])
+        return pa.nulls(table.num_rows, kind)
+    values = table[column].combine_chunks()
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     if values.type == pa.binary(16):
-        return pa.array([None if value is None else value.hex().encode() for value in values.to_pylist()], pa.binary())
+        return pa.array([None if value is None else value.hex().encode() for value in values.to_pylist()], kind)
     try:
-        return _to_binary(values)
+        return values.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and the like: evidence for a refusal
-        return pa.array([None if value is None else str(value).encode() for value in values.to_pylist()], pa.binary())
+        return pa.array([None if value is None else str(value).encode() for value in values.to_pylist()], kind)
 
 
 def _uids(rows: _Rows, verdicts: _Verdicts) -> list[str]:
@@ -246,23 +241,22 @@ def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:
 
 
 def _caption_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:
-    return _texts(raw, Status.CAPTION_INVALID, pc.utf8_length, MAX_CAPTION_CHARS, "characters", verdicts)
+    return _texts(raw, Status.CAPTION_INVALID, MAX_CAPTION_BYTES, verdicts)
 
 
 def _url_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:
-    return _texts(raw, Status.URL_INVALID, pc.binary_length, MAX_URL_BYTES, "bytes", verdicts)
+    return _texts(raw, Status.URL_INVALID, MAX_URL_BYTES, verdicts)
 
 
-def _texts(
-    raw: pa.Array, status: Status, measure: Callable[[pa.Array], pa.Array], limit: int, unit: str, verdicts: _Verdicts
-) -> pa.Array:
-    """Raw text as strings. What is not UTF-8 or too long is refused, and kept as evidence: with U+FFFD, and cut."""
+def _texts(raw: pa.Array, status: Status, max_bytes: int, verdicts: _Verdicts) -> pa.Array:
+    """Raw text as strings. What is too long or not UTF-8 is refused, and kept as evidence: cut, and with U+FFFD."""
+    too_long = pc.greater(pc.binary_length(raw), max_bytes).fill_null(False)
+    if too_long.true_count:
+        verdicts.refuse(status, _detail_where(too_long, f"longer than {max_bytes:,} bytes"))
+        raw = pc.if_else(too_long, pc.binary_slice(raw, 0, _CUT_BYTES), raw)
     texts = decode_lossy(raw)
-    no_utf8 = pc.not_equal(texts.cast(pa.binary()), raw)
-    verdicts.refuse(status, _detail_where(no_utf8, "not UTF-8"))
-    too_long = pc.greater(measure(texts), limit).fill_null(False)
-    verdicts.refuse(status, _detail_where(too_long, f"longer than {limit:,} {unit}"))
-    return pc.if_else(too_long, pc.utf8_slice_codeunits(texts, 0, _CUT_CHARS), texts) if too_long.true_count else texts
+    verdicts.refuse(status, _detail_where(pc.not_equal(texts.cast(raw.type), raw), "not UTF-8"))
+    return texts
 
 
 def _detail_where(mask: pa.Array, detail: str) -> pa.Array:

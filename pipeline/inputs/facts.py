@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.inputs.texts import without_views
 from pipeline.sources import MALFORMED_COLUMN, InputFile, SourceError, SourceFacts, shown
 from schemas.jobs import SourceConfig
 from schemas.pairs import source_column_name
@@ -82,7 +83,7 @@ def misfit(facts: SourceFacts, file: InputFile) -> str | None:
     for name in columns.extra:
         if name not in known:
             return f"{file.uri}: column {name!r} is new, and the columns of this output are fixed by its plan"
-        found = file.schema.field(name).type
+        found = without_views(file.schema.field(name).type)
         if _common_type(known[name], found) != known[name]:
             return f"{file.uri}: column {name!r} is {found}, and the plan of this output says {known[name]}"
     return None
@@ -106,7 +107,13 @@ def is_text(data_type: pa.DataType) -> bool:
 
 def is_text_list(data_type: pa.DataType) -> bool:
     """Whether the values are lists of text."""
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    kinds = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
     return any(is_kind(data_type) for is_kind in kinds) and is_text(data_type.value_type)
 
 
@@ -181,7 +188,7 @@ def _roles(
 
 
 def _add_type(types: dict[str, tuple[pa.DataType, str]], name: str, file: InputFile) -> None:
-    found = file.schema.field(name).type
+    found = without_views(file.schema.field(name).type)
     known, first_uri = types.setdefault(name, (found, file.uri))
     common = _common_type(known, found)
     if common is None:
