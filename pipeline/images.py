@@ -201,9 +201,8 @@ def _decode_with_pillow(header: _Header, opened: Image.Image) -> Pixels:
     try:
         opened.load()
         header.orientation = _orientation(opened)
-        rgb = to_rgb(opened)
         header.width, header.height = opened.size  # TIFF turns itself upright while loading
-        return np.asarray(rgb)
+        return to_rgb(opened)
     except UnsupportedMode as error:
         raise ImageError(Status.IMAGE_UNSUPPORTED, str(error)) from error
     except Image.DecompressionBombError as error:

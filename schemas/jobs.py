@@ -91,7 +91,8 @@ class ImagesConfig(_Settings):
     store: Literal["pairs", "kept", "none"] = "pairs"
     """Whose pictures are stored. `pairs`: thresholds can move later without downloading again."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    """A picture whose header announces more is refused before any pixel is allocated."""
+    """A picture whose header announces more is refused before any pixel is allocated. Decoding takes up to eight bytes
+    per pixel and decoding thread."""
 
 
 class ModelConfig(_Settings):
