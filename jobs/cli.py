@@ -113,14 +113,23 @@ def verify(
 
     with _errors():
         report = run_verify(Store(output), rescore)
-    typer.echo(f"{report.shards:,} shards, {report.rows:,} rows, {report.pairs:,} pairs, {report.pictures:,} pictures")
+    counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
+    typer.echo(", ".join(_counted(number, noun) for noun, number in counts))
     if report.rescored:
-        typer.echo(f"{report.rescored:,} scores computed again, off by {report.max_score_difference:.1e} at most")
+        typer.echo(
+            f"{_counted(report.rescored, 'score')} computed again, off by {report.max_score_difference:.1e} at most"
+        )
     if report.shards_missing:
-        typer.echo(f"{report.shards_missing:,} planned shards are not done yet")
+        typer.echo(f"{report.shards_missing:,} of the planned shards not done yet")
     for problem in report.problems:
         typer.echo(f"problem: {problem}", err=True)
-    typer.echo("all that is committed holds" if report.holds else f"{len(report.problems)} problems")
+    if report.damaged:
+        typer.echo(
+            f"To make {_counted(len(report.damaged), 'damaged shard')} again, delete in {output} what follows, then "
+            f"build again: {' '.join(report.damaged[:20])}{' ...' if len(report.damaged) > 20 else ''}",
+            err=True,
+        )
+    typer.echo("all that is committed holds" if report.holds else _counted(len(report.problems), "problem"))
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
     if not report.holds:
@@ -150,6 +159,11 @@ def demo(
 def main() -> None:
     """Entry point of the `pairmill` command."""
     app()
+
+
+def _counted(number: int, noun: str) -> str:
+    """`1 shard`, `2,048 shards`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _model(name: str) -> dict[str, str | None]:

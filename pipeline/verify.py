@@ -1,21 +1,23 @@
-"""Re-read what a job wrote and say what does not hold: counts, checksums, keys, and a sample of the scores."""
+"""Re-read what a job wrote and say what does not hold: the plan, counts, checksums, keys, and a sample of the scores."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from pipeline import storage
 from pipeline.pictures import read_range, read_tar
 from pipeline.plan import load_plan
-from pipeline.shards import committed, read_manifests
+from pipeline.shards import committed, read_manifest, read_manifests
 from pipeline.storage import Store
 from schemas.jobs import ModelConfig, RunConfig
-from schemas.manifest import SCHEMA_VERSION, DataFile, ShardManifest
+from schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
 from schemas.pairs import KEPT_STATUS
 
 MAX_PROBLEMS = 1_000
@@ -35,6 +37,8 @@ class Report:
     max_score_difference: float = 0.0
     shards_missing: int = 0
     problems: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Manifests of the shards that do not hold: without them the next build makes these shards again."""
 
     @property
     def holds(self) -> bool:
@@ -47,24 +51,40 @@ class Report:
 
 
 def verify(store: Store, rescore: int = 64) -> Report:
-    """Check every committed shard, then `rescore` pairs spread over all of them."""
+    """Check every committed shard, then `rescore` pairs from shards that are spread evenly over all."""
     report = Report()
     plan = load_plan(store)
-    done = len(committed(store))
-    report.shards_missing = plan.num_shards - done
-    sample: list[tuple[ShardManifest, pa.Table, list[dict[str, Any]]]] = []
-    share = -(-rescore // max(done, 1))
+    job_fingerprint = yaml.safe_load(store.read("job.yaml")).get("fingerprint") if store.exists("job.yaml") else None
+    scored: list[int] = []
+    report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     for manifest in read_manifests(store):
         report.shards += 1
-        problems = [f"shard {manifest.shard:09d}: {problem}" for problem in _check_shard(store, manifest, report)]
-        report.problems.extend(problems[: MAX_PROBLEMS - len(report.problems)])
-        if rescore and not problems and "images" in manifest.files and sum(len(rows) for *_, rows in sample) < rescore:
-            table, contracts = _scored_sample(store, manifest, share)
-            sample.append((manifest, table, contracts))
-    for manifest, table, contracts in sample:
-        for contract in contracts:
-            report.problems.extend(_rescore(store, manifest, table, contract, report))
+        is_planned = manifest.shard < plan.num_shards
+        planned = shards_from_table(plan.shards.slice(manifest.shard, 1))[0] if is_planned else None
+        problems = [*_check_manifest(manifest, planned, job_fingerprint), *_check_shard(store, manifest, report)]
+        _add_problems(report, manifest, problems)
+        if not problems and manifest.pairs and "images" in manifest.files:
+            scored.append(manifest.shard)
+    _rescore_sample(store, scored, rescore, report)
     return report
+
+
+def _add_problems(report: Report, manifest: ShardManifest, problems: Sequence[str]) -> None:
+    named = [f"shard {manifest.shard:09d}: {problem}" for problem in problems]
+    report.problems.extend(named[: MAX_PROBLEMS - len(report.problems)])
+    if problems and len(report.damaged) < MAX_PROBLEMS:
+        report.damaged.append(f"manifests/{manifest.name}")
+
+
+def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerprint: str | None) -> Iterator[str]:
+    if planned is None:
+        yield "is not in the plan"
+    elif (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
+        yield "holds other rows of the input than the plan says"
+    if job_fingerprint is not None and manifest.job_fingerprint != job_fingerprint:
+        yield "was made by another job than job.yaml says"
+    if sum(manifest.statuses.values()) != manifest.rows_in:
+        yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {manifest.rows_in:,} rows"
 
 
 def _check_shard(store: Store, manifest: ShardManifest, report: Report) -> Iterator[str]:
@@ -84,6 +104,8 @@ def _check_shard(store: Store, manifest: ShardManifest, report: Report) -> Itera
     ):
         if counted != said:
             yield f"{name} is {said:,} in the manifest, {counted:,} in the files"
+    if Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()) != Counter(manifest.statuses):
+        yield "the statuses in the manifest are not those in the files"
     row_ids = pa.chunked_array([*pairs["row_id"].chunks, *rejects["row_id"].chunks], pa.string())
     if len(row_ids.unique()) != len(row_ids):
         yield "a row_id comes twice"
@@ -136,12 +158,26 @@ def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: R
             yield f"picture {row['uid']} has no caption or JSON beside it"
 
 
-def _scored_sample(store: Store, manifest: ShardManifest, share: int) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Up to `share` scored pairs with stored pictures, by uid: the same ones every time."""
+def _rescore_sample(store: Store, scored: Sequence[int], wanted: int, report: Report) -> None:
+    """Compute `wanted` scores again, the same number in each of at most that many shards."""
+    if not scored or not wanted:
+        return
+    num_shards = min(wanted, len(scored))
+    newest = committed(store)
+    for place in range(num_shards):
+        shard = scored[place * len(scored) // num_shards]
+        manifest = read_manifest(store, manifest_name(shard, newest[shard]))
+        rows, contracts = _scored_sample(store, manifest, -(-wanted // num_shards))
+        for contract in contracts if rows.num_rows else []:
+            _add_problems(report, manifest, list(_rescore(store, manifest, rows, contract, report)))
+
+
+def _scored_sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Up to `num_rows` scored pairs with stored pictures, by uid: the same ones every time."""
     pairs = _read(store, manifest.files["pairs"])
     contracts = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
     usable = pairs.filter(pc.and_(pc.is_valid(pairs["image_tar"]), pc.is_valid(pairs["similarity"])))
-    return usable.sort_by("uid").slice(0, share), contracts
+    return usable.sort_by("uid").slice(0, num_rows), contracts
 
 
 def _rescore(
@@ -149,12 +185,10 @@ def _rescore(
 ) -> Iterator[str]:
     from pipeline.encode import load_model  # loads torch
 
-    if not rows.num_rows:
-        return
     config = ModelConfig(name=contract["name"], pretrained=contract["pretrained"], alias=contract["alias"])
     model = load_model(config, RunConfig())
     if model.contract.weights_sha256 != contract["weights_sha256"]:
-        yield f"shard {manifest.shard:09d}: the weights of {contract['alias']} are not those that made its scores"
+        yield f"the weights of {contract['alias']} are not those that made its scores"
         return
     with store.open(manifest.files["images"].path) as file:
         places = zip(rows["image_offset"].to_pylist(), rows["image_length"].to_pylist(), strict=True)
@@ -167,4 +201,4 @@ def _rescore(
     report.max_score_difference = max(report.max_score_difference, float(difference.max()))
     for uid, gap in zip(rows["uid"].to_pylist(), difference, strict=True):
         if not gap <= SCORE_TOLERANCE:
-            yield f"shard {manifest.shard:09d}: the score of {uid} is off by {gap:.4f}"
+            yield f"the score of {uid} is off by {gap:.4f}"
