@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +55,8 @@ class BuildResult:
     seconds: float
     failures: dict[int, str] = field(default_factory=dict)
     """Shard -> last line of its traceback; the whole of it is in `failures/`."""
+    stopped: str | None = None
+    """Why the run ended before all shards had their turn; None if it did not."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -62,7 +64,7 @@ class BuildResult:
 
 
 def build(job: BuildJob, watcher: Watcher | None = None) -> BuildResult:
-    """Run the job to its end; returns what the output holds now. Raises JobError for a job that cannot run."""
+    """Run the job to its end; returns what the output holds then, and what failed. A bad job raises JobError first."""
     started = time.perf_counter()
     context, plan = prepare(job)
     done = committed(context.store)
@@ -77,9 +79,8 @@ def build(job: BuildJob, watcher: Watcher | None = None) -> BuildResult:
             rows_left,
             plan.num_rows - rows_left,
         )
-    if shards.num_rows:
-        _run(context, shards, watcher, failures)
-    return finish(context.store, plan, failures, started)
+    stopped = _run(context, shards, watcher, failures) if shards.num_rows else None
+    return replace(finish(context.store, plan, failures, started), stopped=stopped)
 
 
 def prepare(job: BuildJob) -> tuple[Context, Plan]:
@@ -97,8 +98,7 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
     while not store.exists("job.yaml"):  # before the plan, which must never stand beside another job's settings
         store.create("job.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
         _check_output(store, job, job_fingerprint)
-    plan = make_plan(job, store)
-    _check_output(store, job, job_fingerprint)  # another job's driver may have come while this one planned
+    plan = make_plan(job, store, job_fingerprint)
     return Context(job, plan.facts, job_fingerprint), plan
 
 
@@ -157,7 +157,8 @@ class Totals:
         )
 
 
-def _run(context: Context, shards: Any, watcher: Watcher | None, failures: dict[int, str]) -> None:
+def _run(context: Context, shards: Any, watcher: Watcher | None, failures: dict[int, str]) -> str | None:
+    """Run the shards; returns why the run stopped early, if it did."""
     from jobs import engine  # ray takes a second to import: only a run that has work pays
 
     def on_outcome(outcome: engine.Outcome) -> None:
@@ -167,15 +168,20 @@ def _run(context: Context, shards: Any, watcher: Watcher | None, failures: dict[
                 watcher.committed(outcome.manifest)
             return
         error = outcome.error or "unknown"
-        failures[outcome.shard] = error.strip().splitlines()[-1]
+        failures[outcome.shard] = engine.last_line(error)
         if "No space left on device" in error:
-            raise engine.EngineError(f"the disk of {context.store.root} is full: free some room and run it again")
+            where = f"{context.store.root} or a worker's temporary folder"
+            raise engine.EngineError(f"the disk of {where} is full: free some room and run it again")
         context.store.replace(_failure_name(outcome.shard), error.encode())
         if watcher:
             watcher.failed(outcome.shard, failures[outcome.shard])
 
-    with _custom_modules(context.job) as modules:
-        engine.run_shards(shards, context, on_outcome, modules)
+    try:
+        with _custom_modules(context.job) as modules:
+            engine.run_shards(shards, context, on_outcome, modules)
+    except engine.EngineError as error:
+        return str(error)
+    return None
 
 
 def _failure_name(shard: int) -> str:
@@ -246,11 +252,11 @@ def _check_output(store: Store, job: BuildJob, job_fingerprint: str) -> None:
     record = yaml.safe_load(store.read("job.yaml"))
     if record.get("schema_version", 0) > SCHEMA_VERSION:
         raise JobError(f"{store.root} was written by a newer pairmill; update to go on with it")
-    if record.get("fingerprint") == job_fingerprint:
-        return
     known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
     before, now = fingerprint_fields(BuildJob.model_validate(known)), fingerprint_fields(job)
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if record.get("fingerprint") == job_fingerprint and not names:
+        return
     if not store.list("plan") or (not names and not committed(store)):  # nothing was made by it yet
         store.delete("job.yaml")
         return

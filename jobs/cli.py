@@ -76,8 +76,12 @@ def build(
     typer.echo(funnel(result.rows_in, result.statuses))
     for shard, error in result.failures.items():
         typer.echo(f"shard {shard:09d} failed: {error} (whole: {result.output}/failures/{shard:09d}.txt)", err=True)
+    if result.stopped:
+        typer.echo(f"pairmill: stopped: {result.stopped}", err=True)
     if result.shards_missing:
-        typer.echo(f"{len(result.shards_missing)} of {result.shards} shards are missing; run it again", err=True)
+        cause = "put right what made them fail, then run" if result.failures else "run"
+        missing = f"{len(result.shards_missing):,} of {_counted(result.shards, 'shard')} missing"
+        typer.echo(f"{missing}: {cause} the same command again", err=True)
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
     if result.shards_missing:

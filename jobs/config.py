@@ -18,6 +18,18 @@ from schemas.jobs import BuildJob, fingerprint_fields
 MAX_JOB_BYTES = 1 << 20
 
 
+class _JobLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that comes twice is an error: the first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 class JobError(ValueError):
     """The job cannot run as it is written; the message names file, line and field, and says what to do."""
 
@@ -47,8 +59,11 @@ def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = No
 
 
 def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
-    """Identity of all settings that change the output, the models' weights included; 32 hex characters."""
-    fields = {**fingerprint_fields(job), "weights": list(weights)}
+    """Identity of all settings that change the output, the models' weights included; 32 hex characters.
+
+    Settings at their defaults are left out, so that a later version with more of them goes on with earlier outputs.
+    """
+    fields = {**fingerprint_fields(job, with_defaults=False), "weights": list(weights)}
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -88,7 +103,7 @@ def _read(job_file: str) -> str:
 
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, Loader=_JobLoader) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{mark.line + 1}" if mark else "?"

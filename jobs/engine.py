@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 
 from jobs.cell import failed, pack, unpack
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
@@ -36,6 +37,9 @@ SHARDS_PER_ROUND = 2_048
 
 SLACK_S = 3_600
 """Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
+
+_FIRST_FAILURES = 3
+"""Shards that may fail before any succeeds: what breaks all of them is the job, not the data."""
 
 DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
@@ -143,24 +147,35 @@ def run_shards(
     """Run every shard of the table (PLAN_SCHEMA) through the job's stages; calls back once per shard that ended.
 
     Shards that were lost with their worker are tried again, then once more, each alone and carefully. Raises
-    EngineError after `run.max_failed_shards_in_a_row` failures, and where the cluster has too few CPUs.
+    EngineError after `run.max_failed_shards_in_a_row` failures (fewer before the first shard that succeeds), where the
+    cluster has too few CPUs or GPUs, and where nothing moves any more.
     """
     left = set(shards["shard"].to_pylist())
-    in_a_row = 0
+    in_a_row, limit = 0, min(_FIRST_FAILURES, context.job.run.max_failed_shards_in_a_row)
     for careful in (False, False, True):
         with closing(_rounds(shards, replace(context, careful=careful), modules)) as outcomes:
             for outcome in outcomes:
                 left.discard(outcome.shard)
-                in_a_row = 0 if outcome.error is None else in_a_row + 1
                 on_outcome(outcome)
-                if in_a_row >= context.job.run.max_failed_shards_in_a_row:
-                    raise EngineError(f"{in_a_row} shards in a row failed; the last one with:\n{outcome.error}")
+                if outcome.error is None:
+                    in_a_row, limit = 0, context.job.run.max_failed_shards_in_a_row
+                    continue
+                in_a_row += 1
+                if in_a_row >= limit:
+                    raise EngineError(
+                        f"{in_a_row} shards in a row failed, the last one with: {last_line(outcome.error)}"
+                    )
         if not left:
             return
         shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(left))))
         log.warning("%d shards were lost with their worker; trying them again", len(left))
     for shard in sorted(left):
         on_outcome(Outcome(shard, None, "its worker process died, three times"))
+
+
+def last_line(error: str) -> str:
+    """What a traceback comes down to."""
+    return error.strip().splitlines()[-1]
 
 
 def _rounds(shards: pa.Table, context: Context, modules: Path | None) -> Generator[Outcome, None, None]:
@@ -199,8 +214,11 @@ def _stream(shards: pa.Table, context: Context) -> Iterator[Outcome]:
             ),
             max_task_retries=0,  # what dies with its actor is for the careful pass; Ray would try it for ever
         )
-    for cell in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        yield _outcome(cell)
+    try:
+        for cell in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            yield _outcome(cell)
+    except ExecutionTimeoutError as error:
+        raise EngineError(f"no shard has ended for too long, so something hangs: {last_line(str(error))}") from error
 
 
 def _outcome(cell: pa.Table) -> Outcome:
@@ -223,13 +241,16 @@ def _pools(context: Context, names: Sequence[StageName], num_shards: int) -> dic
         "encode": _Pool(encode, SMALL_CPUS, gpus=1.0 if on_gpu else 0.0),
         "commit": _Pool(-(-download // 8), SMALL_CPUS),
     }
+    if on_gpu and encode > gpus:
+        raise EngineError(f"run.encode_actors is {encode}, but Ray has {gpus} GPUs, and each encoder takes one")
     left = cpus - sum(pool.actors * pool.cpus for name, pool in small.items() if name in names)
     if left < download * SMALL_CPUS:
         raise EngineError(
             f"Ray has {cpus + 1:g} CPUs, too few for {download} download and {encode} encode actors beside its own "
             "tasks: lower run.download_actors or run.encode_actors, or give Ray two CPUs or more"
         )
-    per_download = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10)
+    largest_node = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    per_download = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10, largest_node)
     pools = {**small, "download": _Pool(download, per_download, calls=1 if context.careful else 2)}
     return {name: replace(pools[name], actors=min(pools[name].actors, num_shards)) for name in names}
 

@@ -20,7 +20,7 @@ class ConsoleWatcher:
         self.stream = stream
         self.live = stream.isatty()
         self.statuses: Counter[str] = Counter()
-        self.rows = self.pairs = self.kept = self.shards = self.failures = 0
+        self.input_rows = self.rows = self.pairs = self.kept = self.shards = self.failures = 0
         self.rows_left = self.shards_left = self.first_rows = 0
         self.first_commit = 0.0
         self.last_line = time.monotonic()
@@ -35,13 +35,14 @@ class ConsoleWatcher:
 
     def committed(self, manifest: ShardManifest) -> None:
         self.statuses.update(manifest.statuses)
-        self.rows += manifest.rows_in
+        self.input_rows += manifest.num_rows
+        self.rows += manifest.rows_in  # more, where a row has a list of captions
         self.pairs += manifest.pairs
         self.kept += manifest.kept
         self.shards += 1
         now = time.monotonic()
         if self.shards == 1:
-            self.first_commit, self.first_rows = now, manifest.rows_in
+            self.first_commit, self.first_rows = now, manifest.num_rows
         if self.live:
             line = self.line()[: shutil.get_terminal_size().columns - 1]  # a wrapped line could not be cleared
             self.stream.write(f"\r\x1b[2K{line}")
@@ -65,16 +66,16 @@ class ConsoleWatcher:
         reasons = ", ".join(f"{name} {count:,}" for name, count in losses.most_common(TOP_REASONS))
         rows = max(self.rows, 1)
         return (
-            f"{self.rows:,}/{self.rows_left:,} rows  {self._speed()}pairs {self.pairs / rows:.0%}  "
+            f"{self.input_rows:,}/{self.rows_left:,} rows  {self._speed()}pairs {self.pairs / rows:.0%}  "
             f"kept {self.kept / rows:.0%}" + (f"  lost: {reasons}" if reasons else "")
         )
 
     def _speed(self) -> str:
         """Rate and time left since the first commit: the start of the workers says nothing about what follows."""
-        rows, seconds = self.rows - self.first_rows, time.monotonic() - self.first_commit
+        rows, seconds = self.input_rows - self.first_rows, time.monotonic() - self.first_commit
         if not rows or seconds <= 0:
             return ""
-        left = max(self.rows_left - self.rows, 0) * seconds / rows
+        left = max(self.rows_left - self.input_rows, 0) * seconds / rows
         return f"{rows / seconds:,.0f}/s  {_duration(left)} left  "
 
     def _print(self, text: str) -> None:

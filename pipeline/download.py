@@ -17,7 +17,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.fetch import Fetched, Fetcher
+from pipeline.fetch import Fetched, Fetcher, LocalFault
 from pipeline.fill import Download, fill_columns, interleave_hosts, wanted_digests
 from pipeline.images import ImageProcessor
 from pipeline.isolate import IsolatedProcessor
@@ -128,16 +128,21 @@ class _Engine:
             finally:
                 window.release()
 
-        async with asyncio.TaskGroup() as group:
-            for url in interleave_hosts(wanted):
-                await window.acquire()
-                group.create_task(one(url))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for url in interleave_hosts(wanted):
+                    await window.acquire()
+                    group.create_task(one(url))
+        except BaseExceptionGroup as faults:  # hundreds of requests fail the same way: one of them says it all
+            raise faults.exceptions[0] from None
         return downloads
 
     async def _guarded(self, url: str, expected: frozenset[str]) -> Download:
-        """The row border: whatever goes wrong with one URL stays with it."""
+        """The row border: what goes wrong with one URL stays with it, unless this machine is at fault."""
         try:
             return await self._download(url, expected)
+        except LocalFault:
+            raise
         except Exception as error:
             _log.exception("unexpected error for %s", url)
             return Download(Status.ROW_ERROR, describe(error))

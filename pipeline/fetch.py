@@ -24,6 +24,8 @@ Exceptions become a Status in `_STATUS_OF`, bodies in `pipeline.web.body`, addre
 """
 
 import asyncio
+import errno
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -52,8 +54,11 @@ from schemas.status import Status
 _CONTENT_TYPE_CHARS = 100
 _HEADER_BYTES = 8190  # per header and for the status line; aiohttp's default, and Apache's LimitRequestFieldSize
 _KEEP_ALIVE_S = 2.0  # thousands of hosts: idle sockets must not pile up against the limit of open files
+_OTHER_FILES = 256  # name look-ups, Python's own, Ray's
 _DNS_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, twice, per server) take half a URL's time
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
+
+_LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # The first that matches counts, so the narrow come before the wide.
 _STATUS_OF: tuple[tuple[type[Exception], Status], ...] = (
@@ -71,6 +76,10 @@ _STATUS_OF: tuple[tuple[type[Exception], Status], ...] = (
     (aiohttp.ClientError, Status.PROTOCOL_ERROR),
 )
 _CAUGHT = tuple(kind for kind, _ in _STATUS_OF)
+
+
+class LocalFault(RuntimeError):
+    """This machine cannot open connections (files, memory): no URL is to blame, so the shard fails and is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,7 @@ class Fetcher:
 
     async def __aenter__(self) -> "Fetcher":
         config = self._config
+        _raise_file_limit(2 * config.concurrency + _OTHER_FILES)  # half of them idle, kept alive
         self._slots = HostSlots(config.per_host_concurrency, config.concurrency)
         self._resolver = _Resolver(self._guard, min(_DNS_S, config.timeout_s / 2), tries=config.retries + 1)
         connector = aiohttp.TCPConnector(
@@ -159,7 +169,7 @@ class Fetcher:
         return socket.socket(family, kind, protocol)
 
     async def fetch(self, url: str) -> Fetched:
-        """Download one picture. Raises nothing for what a server does."""
+        """Download one picture. Raises nothing for what a server does, LocalFault for what is wrong here."""
         evidence, body, deadline = _Evidence(), None, Deadline(self._config.timeout_s)
         status, detail = Status.OK, None
         try:
@@ -292,14 +302,26 @@ class _Resolver(AbstractResolver):
         except UnicodeError as error:
             raise NoSuchHost(f"{name} is no host name") from error
         except aiodns.error.DNSError as error:
+            socket.socket().close()  # c-ares says "no server answers" where it could not open a socket: this says why
             kind = NoSuchHost if error.args[0] in _NO_SUCH_NAME else OSError
             raise kind(f"{name}: {error.args[-1]}") from error
         return [node.addr[0].decode() for node in found.nodes]
 
 
+def _raise_file_limit(wanted: int) -> None:
+    """Let this process open as many files as it is going to need. Raises LocalFault where it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise LocalFault(f"at most {hard} open files are allowed here; fetch.concurrency needs {wanted}: lower it")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _explain(error: Exception) -> FetchError:
-    """The Status of an exception, with the words of its innermost cause."""
+    """The Status of an exception, with the words of its innermost cause. Raises LocalFault."""
     inner = getattr(error, "os_error", error)
+    if getattr(inner, "errno", None) in _LOCAL_ERRNOS:
+        raise LocalFault(f"cannot open connections: {inner}") from error
     if isinstance(inner, AddressRefused):
         return FetchError(Status.ADDRESS_REFUSED, str(inner))
     status = next(status for kind, status in _STATUS_OF if isinstance(error, kind))

@@ -40,16 +40,18 @@ def load_plan(store: Store) -> Plan:
     return plan
 
 
-def make_plan(job: BuildJob, store: Store) -> Plan:
+def make_plan(job: BuildJob, store: Store, job_fingerprint: str) -> Plan:
     """Plan the job's input, or extend the plan that the output folder has by what was added since.
 
     Text formats are converted on the way. Rows above `source.limit_rows` are left for later; a limit below what is
     planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError for a planned
-    file that was changed or removed.
+    file that was changed or removed, and for the plan of another job.
     """
-    planner = _Planner(job, store, list_inputs(job.source.paths, without=store.root))
+    planner = _Planner(job, store, job_fingerprint, list_inputs(job.source.paths, without=store.root))
     for _ in range(_TRIES):
         plan = load(store)
+        if plan is not None and plan.job_fingerprint != job_fingerprint:
+            raise PlanError(f"{store.root} was planned by another job; give another output folder")
         addition = planner.first() if plan is None else planner.extend(plan)
         if plan is not None and addition is None:
             return plan
@@ -113,6 +115,7 @@ class _Planner:
 
     job: BuildJob
     store: Store
+    job_fingerprint: str
     sources: list[str]
     fingerprints: dict[str, str] = field(default_factory=dict)
     inspected: dict[str, InputFile] = field(default_factory=dict)
@@ -208,7 +211,7 @@ class _Planner:
             tables.append(table)
             if piece.rows_in_file is not None:
                 inputs.append(PlannedInput(piece.source, piece.uri, fingerprint, piece.rows_in_file))
-        return to_bytes(pa.concat_tables(tables), facts, inputs)
+        return to_bytes(pa.concat_tables(tables), facts, inputs, self.job_fingerprint)
 
 
 def _inspect(uri: str) -> InputFile:

@@ -125,6 +125,8 @@ def inspect_parquet(uri: str) -> InputFile:
     try:
         with storage.open_input(uri) as file, pq.ParquetFile(file) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except (FileNotFoundError, PermissionError) as error:
+        raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{uri}: not a whole Parquet file (half-written, cut or damaged?): {error}") from error
     if len(set(schema.names)) != len(schema.names):

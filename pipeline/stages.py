@@ -64,9 +64,9 @@ class ReadStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (shard,) = shards_from_table(table)
-        table = self.reader.read(shard)
+        table, custom = self.reader.read(shard), _custom_rules(self.context)
         for step in (Step.CAPTION, Step.URL):
-            table = _apply_rules(table, step, self.context)
+            table = rules.apply_rules(table, step, self.context.job.rules, custom)
         return table
 
     def close(self) -> None:
@@ -83,7 +83,8 @@ class DownloadStage:
         self.downloader = Downloader(context.job, isolate_decoder=context.careful)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        table = _apply_rules(self.downloader(table), Step.IMAGE, self.context)
+        custom = _custom_rules(self.context)  # first: a rule that does not load costs no request
+        table = rules.apply_rules(self.downloader(table), Step.IMAGE, self.context.job.rules, custom)
         is_pair = pc.equal(table["status"], KEPT_STATUS)
         return table.set_column(table.schema.get_field_index("is_pair"), table.schema.field("is_pair"), is_pair)
 
@@ -126,7 +127,7 @@ class CommitStage:
         facts = shard_facts(table)
         if facts["rows_in"] != table.num_rows:
             raise AccountingError(f"{facts['rows_in']} rows read, {table.num_rows} to commit")
-        table = _apply_rules(table, Step.SCORE, self.context)
+        table = rules.apply_rules(table, Step.SCORE, self.context.job.rules, _custom_rules(self.context))
         manifest = self.writer.commit(table, facts, self.context.generation)
         return pa.table({"manifest": [manifest.model_dump_json()]})
 
@@ -183,6 +184,5 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("pairmill", "pyarrow", "pillow", "open_clip_torch", "torch")}
 
 
-def _apply_rules(table: pa.Table, step: Step, context: Context) -> pa.Table:
-    custom = [rules.load_custom_rule(name, Path.cwd()) for name in context.job.rules.custom]
-    return rules.apply_rules(table, step, context.job.rules, custom)
+def _custom_rules(context: Context) -> list[rules.CustomRule]:
+    return [rules.load_custom_rule(name, Path.cwd()) for name in context.job.rules.custom]

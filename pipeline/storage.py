@@ -8,12 +8,14 @@ Create-only is what every commit rests on. Locally: write beside, fsync, then `o
 """
 
 import contextlib
+import errno
 import functools
 import gzip
 import hashlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -22,6 +24,8 @@ from uuid import uuid4
 import fsspec
 
 _CHUNK_BYTES = 1 << 20
+_CONFLICT_TRIES = 5
+_CONFLICT_WAIT_S = 0.5
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -107,11 +111,18 @@ class Store:
         return True
 
     def _create_remote(self, name: str, local_path: str) -> bool:
-        try:
-            self.fs.put_file(local_path, self.path(name), mode="create")
-        except FileExistsError:
-            return False
-        return True
+        for tries_left in reversed(range(_CONFLICT_TRIES)):
+            try:
+                self.fs.put_file(local_path, self.path(name), mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if not _is_conflict(error) or not tries_left:
+                    raise
+                time.sleep(_CONFLICT_WAIT_S)
+            else:
+                return True
+        raise AssertionError("unreachable")
 
     def read(self, name: str) -> bytes:
         """The whole content. Raises FileNotFoundError."""
@@ -254,6 +265,11 @@ def file_checksum(file: IO[bytes]) -> tuple[str, int]:
     file.seek(0)
     digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
     return digest.hexdigest(), file.tell()
+
+
+def _is_conflict(error: OSError) -> bool:
+    """S3's 409: two conditional writes met, and neither is known to have won. AWS asks to try again."""
+    return error.errno == errno.EBUSY or "ConditionalRequestConflict" in str(error)
 
 
 def _is_alive(pid: str) -> bool:

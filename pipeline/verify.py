@@ -1,4 +1,4 @@
-"""Re-read what a job wrote and say what does not hold: the plan, counts, checksums, keys, and a sample of the scores."""
+"""Re-read what a job wrote and say what does not hold: plan, counts, checksums, keys, and a sample of the scores."""
 
 import json
 from collections import Counter

@@ -253,7 +253,7 @@ UNFINGERPRINTED = {
 """Settings that may change between two runs into one output folder. The plan guards the input itself."""
 
 
-def fingerprint_fields(job: BuildJob) -> dict[str, Any]:
+def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, Any]:
     """The settings that change the output, as dotted name -> JSON value."""
 
     def flatten(value: Any, name: str) -> dict[str, Any]:
@@ -264,4 +264,4 @@ def fingerprint_fields(job: BuildJob) -> dict[str, Any]:
             return {key: inner for part in parts for key, inner in part.items()}
         return {name: value}
 
-    return flatten(job.model_dump(mode="json"), "")
+    return flatten(job.model_dump(mode="json", exclude_defaults=not with_defaults), "")

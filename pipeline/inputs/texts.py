@@ -1,8 +1,8 @@
 """Text columns of any Arrow type, as one array that later steps can work on and every reader can open.
 
 A string column of a shard may hold more bytes than an Arrow `string` array can (2 GiB), and Parquet files may say
-"string" of bytes that are no UTF-8. Roles (url, caption, uid) are therefore read as `large_binary`; carried columns keep
-their type and lose what cannot be decoded.
+"string" of bytes that are no UTF-8. Roles (url, caption, uid) are therefore read as `large_binary`; carried columns
+keep their type and lose what cannot be decoded.
 """
 
 from typing import Any

@@ -1,9 +1,11 @@
 """The download stage from rows to rows, against a real server on loopback."""
 
 import asyncio
+import errno
 import hashlib
 import io
 import random
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pipeline.download import Downloader
+from pipeline.fetch import Fetcher, LocalFault
 from pipeline.images import ImageProcessor
 from schemas.jobs import BuildJob
 from schemas.pairs import FETCHED, PICTURE, in_flight_schema
@@ -184,6 +187,29 @@ def test_an_unexpected_error_stays_with_its_row(
     assert (bad["status"], bad["status_detail"]) == ("row_error", "ZeroDivisionError: deep inside a codec")
     assert {row["status"] for row in others} == {"ok"}
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_machine_that_is_out_of_open_files_fails_the_shard_and_blames_no_url(
+    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Fetcher, info: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    downloader = open_downloader()
+    urls = [web.serve(f"/{seed}.jpg", jpeg(seed)) for seed in range(5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Fetcher, "_open_socket", refuse)
+        with pytest.raises(LocalFault, match="Too many open files"):
+            downloader(shard(list(urls)))
+    assert {row["status"] for row in rows(downloader(shard(list(urls))))} == {"ok"}
+
+
+def test_more_requests_at_once_than_files_may_be_open_are_refused(open_downloader: Open) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY or hard > 20_000:
+        pytest.skip("this machine allows more than any job may ask for")
+    with pytest.raises(LocalFault, match=r"fetch\.concurrency"):
+        open_downloader(concurrency=10_000)(shard(["http://127.0.0.1/a.jpg"]))
 
 
 def test_two_shards_overlap(web: HostileWeb, open_downloader: Open) -> None:

@@ -22,6 +22,7 @@ def job_file(tmp_path: Path) -> Path:
         ("models:\n  - {name: tiny}\n  - {nam: x}\n", "job.yaml:3: models.1.name: is required"),
         ("rules: {min_similarity: 0.3}\n", "rules.min_similarity needs a model"),
         ("- a\n- b\n", "job.yaml:1: a job file holds"),
+        ("images: {size: 64}\nfetch: {}\nimages: {quality: 90}\n", "job.yaml:3: not valid YAML: 'images' comes twice"),
         ("source: [unclosed\n", "job.yaml:2: not valid YAML"),
         ("fetch: {allow_networks: [127.0.0.0/99]}\n", "job.yaml:1: fetch.allow_networks"),
         ("rules: {custom: [no_colon]}\n", "module:function"),
@@ -53,6 +54,16 @@ def test_a_preset_refuses_a_model_that_it_was_not_calibrated_on() -> None:
 def test_nonsense_in_set_is_one_clear_error(setting: str) -> None:
     with pytest.raises(JobError):
         load_job(None, BASE, ["models=[{name: tiny}]", setting])
+
+
+def test_the_fingerprint_stays_as_settings_are_added_and_changes_with_what_changes_the_output() -> None:
+    def of(*settings: str) -> str:
+        return fingerprint(load_job(None, BASE, settings))
+
+    assert of() == "fd229ed3ec57ef8e5b817a3f874ec496"  # of the first version: outputs made with it must be resumable
+    assert of("models=[{name: tiny}]") == "b1fd23d5d24702e17378dcf56ab9e34f"
+    assert of("images.quality=95", "fetch.timeout_s=99", "run.batch_size=3", "output=elsewhere") == of()
+    assert len({of(), of("images.quality=94"), of("rules.caption_min_words=1"), of("models=[{name: tiny}]")}) == 4
 
 
 def test_set_reaches_into_lists() -> None:
