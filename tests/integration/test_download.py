@@ -192,15 +192,19 @@ def test_an_unexpected_error_stays_with_its_row(
 def test_a_machine_that_is_out_of_open_files_fails_the_shard_and_blames_no_url(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Fetcher, info: Any) -> Any:
-        raise OSError(errno.EMFILE, "Too many open files")
+    open_socket, no_files_left = Fetcher._open_socket, True
 
+    def open_or_refuse(self: Fetcher, info: Any) -> Any:
+        if no_files_left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_socket(self, info)
+
+    monkeypatch.setattr(Fetcher, "_open_socket", open_or_refuse)
     downloader = open_downloader()
     urls = [web.serve(f"/{seed}.jpg", jpeg(seed)) for seed in range(5)]
-    with monkeypatch.context() as patch:
-        patch.setattr(Fetcher, "_open_socket", refuse)
-        with pytest.raises(LocalFault, match="Too many open files"):
-            downloader(shard(list(urls)))
+    with pytest.raises(LocalFault, match="Too many open files"):
+        downloader(shard(list(urls)))
+    no_files_left = False
     assert {row["status"] for row in rows(downloader(shard(list(urls))))} == {"ok"}
 
 
