@@ -92,6 +92,8 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
         raise JobError(str(error)) from None
     job_fingerprint = fingerprint(job, [*_check_models(job), *_own_contents(job)])
     store = Store(job.output)
+    if Path(store.root).is_file():
+        raise JobError(f"output: {store.root} is a file, not a folder")
     _check_output(store, job, job_fingerprint)
     record = {**yaml.safe_load(to_yaml(job)), "fingerprint": job_fingerprint, "schema_version": SCHEMA_VERSION}
     record["versions"] = versions()

@@ -47,6 +47,7 @@ def build(
     from jobs.build import build as run_build
     from jobs.config import JobError, load_job
     from jobs.progress import ConsoleWatcher, funnel
+    from pipeline.text import counted
 
     paths = list(source or [])
     overrides: dict[str, Any] = {
@@ -74,13 +75,15 @@ def build(
             raise typer.Exit(INTERRUPTED) from None
         watcher.close()
     typer.echo(funnel(result.rows_in, result.statuses))
+    if refused := result.statuses.get("address_refused"):
+        typer.echo(f"{counted(refused, 'address')} refused: private networks need fetch.allow_networks", err=True)
     for shard, error in result.failures.items():
         typer.echo(f"shard {shard:09d} failed: {error} (whole: {result.output}/failures/{shard:09d}.txt)", err=True)
     if result.stopped:
         typer.echo(f"pairmill: stopped: {result.stopped}", err=True)
     if result.shards_missing:
         cause = "put right what made them fail, then run" if result.failures else "run"
-        missing = f"{len(result.shards_missing):,} of {_counted(result.shards, 'shard')} missing"
+        missing = f"{len(result.shards_missing):,} of {counted(result.shards, 'shard')} missing"
         typer.echo(f"{missing}: {cause} the same command again", err=True)
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
@@ -113,15 +116,16 @@ def verify(
 ) -> None:
     """Re-read every shard: counts, checksums, keys in tar and Parquet, and a sample of the scores."""
     from pipeline.storage import Store
+    from pipeline.text import counted
     from pipeline.verify import verify as run_verify
 
     with _errors():
         report = run_verify(Store(output), rescore)
     counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
-    typer.echo(", ".join(_counted(number, noun) for noun, number in counts))
+    typer.echo(", ".join(counted(number, noun) for noun, number in counts))
     if report.rescored:
         typer.echo(
-            f"{_counted(report.rescored, 'score')} computed again, off by {report.max_score_difference:.1e} at most"
+            f"{counted(report.rescored, 'score')} computed again, off by {report.max_score_difference:.1e} at most"
         )
     if report.shards_missing:
         typer.echo(f"{report.shards_missing:,} of the planned shards not done yet")
@@ -129,11 +133,11 @@ def verify(
         typer.echo(f"problem: {problem}", err=True)
     if report.damaged:
         typer.echo(
-            f"To make {_counted(len(report.damaged), 'damaged shard')} again, delete in {output} what follows, then "
+            f"To make {counted(len(report.damaged), 'damaged shard')} again, delete in {output} what follows, then "
             f"build again: {' '.join(report.damaged[:20])}{' ...' if len(report.damaged) > 20 else ''}",
             err=True,
         )
-    typer.echo("all that is committed holds" if report.holds else _counted(len(report.problems), "problem"))
+    typer.echo("all that is committed holds" if report.holds else counted(len(report.problems), "problem"))
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
     if not report.holds:
@@ -163,11 +167,6 @@ def demo(
 def main() -> None:
     """Entry point of the `pairmill` command."""
     app()
-
-
-def _counted(number: int, noun: str) -> str:
-    """`1 shard`, `2,048 shards`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _model(name: str) -> dict[str, str | None]:

@@ -98,7 +98,8 @@ def _read(job_file: str) -> str:
             raise JobError(f"{job_file}: is larger than {MAX_JOB_BYTES:,} bytes; long lists belong in blocklist files")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{job_file}: cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise JobError(f"{job_file}: cannot be read: {reason}") from None
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
@@ -128,7 +129,9 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     place: Any = values
     try:
         for name in folders:
-            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+            if isinstance(place, dict) and place.get(name) is None:
+                place[name] = {}
+            place = place[int(name)] if isinstance(place, list) else place[name]
         place[int(last) if isinstance(place, list) else last] = value
     except (AttributeError, IndexError, TypeError, ValueError):
         raise JobError(f"--set {key}: the job has no such place") from None

@@ -21,7 +21,7 @@ from pipeline.fetch import Fetched, Fetcher, LocalFault
 from pipeline.fill import Download, fill_columns, interleave_hosts, wanted_digests
 from pipeline.images import ImageProcessor
 from pipeline.isolate import IsolatedProcessor
-from pipeline.rules.url import refused_host
+from pipeline.rules.url import refused_redirect
 from pipeline.text import describe
 from pipeline.web.slots import ByteBudget
 from schemas.jobs import BuildJob
@@ -77,7 +77,7 @@ class _Engine:
 
     def __init__(self, job: BuildJob, processor: ImageProcessor | IsolatedProcessor) -> None:
         self._config = job.fetch
-        self._refused_host = partial(refused_host, rules=job.rules)
+        self._refused_redirect = partial(refused_redirect, rules=job.rules)
         self._processor = processor
         self._decoders = ThreadPoolExecutor(job.run.decode_threads, thread_name_prefix="decode")
         self._budget = ByteBudget(_WAITING_BYTES)
@@ -109,7 +109,7 @@ class _Engine:
 
     async def _until_stopped(self, started: "Future[None]") -> None:
         try:
-            async with Fetcher(self._config, self._budget, self._refused_host) as self._fetcher:
+            async with Fetcher(self._config, self._budget, self._refused_redirect) as self._fetcher:
                 started.set_result(None)
                 await self._stop.wait()
                 await _cancel_others()

@@ -112,22 +112,22 @@ class _Evidence:
     content_type: str | None = None
 
 
-RefusedHost = Callable[[str], tuple[Status, str] | None]
+RefusedRedirect = Callable[[str], tuple[Status, str] | None]
 
 
 class Fetcher:
     """Downloads pictures within limits of time, size, place and manners. One per event loop; use `async with`.
 
-    `budget` holds back new requests while too many downloaded bytes wait for the decoder. `refused_host` says of a
-    URL that a server redirects to why its host may not be asked: the host rules hold there too.
+    `budget` holds back new requests while too many downloaded bytes wait for the decoder. `refused_redirect` says of a
+    URL that a server redirects to why it may not be asked for: the URL rules hold there too.
     """
 
     def __init__(
-        self, config: FetchConfig, budget: ByteBudget | None = None, refused_host: RefusedHost = lambda _: None
+        self, config: FetchConfig, budget: ByteBudget | None = None, refused_redirect: RefusedRedirect = lambda _: None
     ) -> None:
         self._config = config
         self._budget = budget
-        self._refused_host = refused_host
+        self._refused_redirect = refused_redirect
         self._guard = AddressGuard(config.allow_networks)
         self._token = optout.agent_token(config.user_agent)
 
@@ -220,7 +220,7 @@ class Fetcher:
                 raise FetchError(Status.BAD_REDIRECT, f"more than {self._config.max_redirects} redirects")
             if answer in seen:
                 raise FetchError(Status.BAD_REDIRECT, f"loop to {answer}")
-            if (refusal := self._refused_host(str(answer))) is not None:
+            if (refusal := self._refused_redirect(str(answer))) is not None:
                 raise FetchError(*refusal)
             seen.add(answer)
             url = answer

@@ -19,6 +19,7 @@ from pipeline.inputs.facts import decide_facts, misfit
 from pipeline.inputs.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pipeline.sources import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
 from pipeline.storage import Store
+from pipeline.text import counted
 from schemas.jobs import BuildJob, RunConfig
 from schemas.manifest import PLAN_SCHEMA
 
@@ -66,11 +67,26 @@ def describe_plan(plan: Plan, job: BuildJob) -> str:
     objects = plan.num_shards * per_shard
     megabytes = job.shard_rows * _STORED_PICTURE_BYTES * _SHARDS_PER_ACTOR // 1_000_000
     text = (
-        f"{plan.num_rows:,} rows in {plan.num_shards:,} shards of up to {job.shard_rows:,}: {objects:,} output files; "
-        f"about {megabytes:,} MB of pictures in memory per download actor"
+        f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}: "
+        f"{objects:,} output files; about {megabytes:,} MB of pictures in memory per download actor\n"
+        f"{_describe_columns(plan.facts)}"
     )
     better = _better_shard_rows(plan, job, per_shard)
     return text if better is None else f"{text}\n{better}"
+
+
+def _describe_columns(facts: SourceFacts) -> str:
+    """What was decided, or guessed, about the columns."""
+    names = {
+        "URLs": facts.url_column,
+        "captions": facts.caption_column,
+        "ids": facts.uid_column,
+        "checksums": facts.sha256_column,
+        "licenses": facts.license_column,
+    }
+    used = [f"{role} from column {name!r}" for role, name in names.items() if name is not None]
+    carried = len(facts.extra_columns)
+    return ", ".join([*used, *([] if facts.has_captions else ["no captions"]), f"{carried} more carried through"])
 
 
 def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:

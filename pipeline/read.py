@@ -58,6 +58,9 @@ class ShardReader:
         rows = _expand(table, self._facts)
         verdicts = _Verdicts(rows.num_rows)
         verdicts.refuse(Status.ROW_MALFORMED, rows.problems)
+        if self._facts.sha256_column is not None:
+            place = self._facts.extra_columns.index(self._facts.sha256_column)
+            verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[place]))
         uids = _uids(rows, verdicts)
         _refuse_repeats(uids, verdicts)
         captions = _caption_texts(rows.captions, verdicts)
@@ -230,6 +233,13 @@ def _uids(rows: _Rows, verdicts: _Verdicts) -> list[str]:
             verdicts.refuse_row(row, Status.UID_INVALID, text)
         uids.append(pair_uid(url, caption) if own is None else caption_uid(own, index))
     return uids
+
+
+def _bad_digests(column: pa.Array) -> pa.Array:
+    """What stands where a SHA-256 in hex should, null for good ones and for none."""
+    texts = pc.utf8_trim_whitespace(decode_lossy(column.cast(pa.large_binary())))
+    bad = pc.invert(pc.match_substring_regex(texts, "^([0-9a-fA-F]{64})?$")).fill_null(False)
+    return pc.if_else(bad, pc.binary_join_element_wise("no SHA-256 in hex: ", texts, ""), None)
 
 
 def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:

@@ -86,10 +86,16 @@ class ShardWriter:
             job_fingerprint=self.job_fingerprint,
             files=files,
             seconds=facts["seconds"],
-            bytes_fetched=pc.sum(table["original_bytes"]).as_py() or 0,
+            bytes_fetched=_bytes_fetched(table),
             versions=self.versions,
         )
         return publish(self.store, manifest)
+
+
+def _bytes_fetched(table: pa.Table) -> int:
+    """Sum over distinct URLs: a URL with several captions is fetched once."""
+    per_url = table.select(["url", "original_bytes"]).group_by("url").aggregate([("original_bytes", "max")])
+    return int(pc.sum(per_url["original_bytes_max"]).as_py() or 0)
 
 
 @dataclass(frozen=True)

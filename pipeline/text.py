@@ -1,4 +1,4 @@
-"""Text that strangers wrote, made fit for a column of evidence."""
+"""Words for people: numbers with nouns, and text that strangers wrote, made fit for a column of evidence."""
 
 import re
 
@@ -6,6 +6,11 @@ DETAIL_CHARS = 200
 """Longest `status_detail`."""
 
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 shard`, `2,048 shards`."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:

@@ -66,6 +66,10 @@ def decide_facts(config: SourceConfig, inputs: Sequence[InputFile], needs_licens
         _check_roles(file, columns, url or "", caption, uid)
         for name in columns.extra:
             _add_type(types, name, file)
+    if sha256 is not None:
+        for file in inputs:
+            if problem := _lacks_checksums(file, sha256):
+                raise SourceError(problem)
     for setting, column in (("sha256_column", sha256), ("license_column", license_)):
         if column is not None and not is_text(types[column][0]):
             raise SourceError(f"{types[column][1]}: source.{setting} {column!r} is {types[column][0]}, not text")
@@ -79,6 +83,8 @@ def misfit(facts: SourceFacts, file: InputFile) -> str | None:
         _check_roles(file, columns, facts.url_column, facts.caption_column, facts.uid_column)
     except SourceError as error:
         return str(error)
+    if facts.sha256_column is not None and (problem := _lacks_checksums(file, facts.sha256_column)):
+        return problem
     known = dict(zip(facts.extra_columns, facts.extra.types, strict=True))
     for name in columns.extra:
         if name not in known:
@@ -175,6 +181,13 @@ def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str |
     is_ours = file.kind == "parquet" and MALFORMED_COLUMN in file.schema.names
     if MALFORMED_COLUMN in file.schema.names and not (is_ours and is_text(file.schema.field(MALFORMED_COLUMN).type)):
         raise SourceError(f"{file.uri}: the column name {MALFORMED_COLUMN!r} is reserved; rename it")
+
+
+def _lacks_checksums(file: InputFile, column: str) -> str | None:
+    """A file without the column would pass unchecked, so its name must be the same, to the letter, in all files."""
+    if column in file.schema.names:
+        return None
+    return f"{file.uri}: no column {column!r} (source.sha256_column); it has {shown(file.schema.names)}"
 
 
 def _roles(

@@ -78,12 +78,16 @@ def host_set(entries: tuple[str, ...]) -> frozenset[str]:
     return frozenset(_listed_host(entry) for entry in entries)
 
 
-def refused_host(url: str, rules: RulesConfig) -> tuple[Status, str] | None:
-    """The Status and detail that the host rules have for one URL, or None; for redirects, which also name hosts."""
+def refused_redirect(url: str, rules: RulesConfig) -> tuple[Status, str] | None:
+    """The Status and detail that the URL rules have for the target of a redirect, or None."""
     address = parse_address(url)
     host = address.host
     if address.problem:  # what the rules cannot read, they cannot allow
         return Status.BAD_REDIRECT, address.problem
+    if address.scheme not in rules.url_schemes:
+        return Status.URL_SCHEME, str(address.scheme)
+    if rules.url_blocklist and is_listed([url_digest(url)], "url", rules.url_blocklist)[0]:
+        return Status.URL_BLOCKLISTED, url
     if rules.url_block_hosts and (entry := _entry_for(host, host_set(tuple(rules.url_block_hosts)))):
         return Status.URL_HOST_BLOCKED, entry
     if rules.url_allow_hosts and not _entry_for(host, host_set(tuple(rules.url_allow_hosts))):

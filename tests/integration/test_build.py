@@ -16,6 +16,7 @@ from PIL import Image
 
 from jobs.build import BuildResult, build, prepare
 from jobs.config import JobError
+from jobs.progress import ConsoleWatcher
 from pipeline.shards import read_manifests
 from pipeline.stages import open_stages, process_shard
 from pipeline.storage import Store
@@ -138,6 +139,26 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
     }
     seen = [row_id for f in ("pairs", "rejects") for row_id in dataset(tmp_path / "out", f)["row_id"].to_pylist()]
     assert sorted(seen) == sorted(f"{n // 10}:{n % 10}" for n in range(len(rows)))
+
+
+def test_captions_in_lists_become_rows_and_their_picture_is_fetched_and_counted_once(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    bodies = [picture(n) for n in range(3)]
+    rows = [{"url": web.add(f"/{n}.jpg", body), "caption": ["one", "two"]} for n, body in enumerate(bodies)]
+    lines: list[str] = []
+
+    class Lines(io.StringIO):
+        def write(self, text: str) -> int:
+            lines.append(text)
+            return len(text)
+
+    result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"), ConsoleWatcher(Lines()))
+    (manifest,) = read_manifests(Store(result.output))
+    assert (manifest.num_rows, manifest.rows_in, result.kept) == (3, 6, 6)
+    assert manifest.bytes_fetched == sum(map(len, bodies))
+    assert sorted(web.log) == ["/0.jpg", "/1.jpg", "/2.jpg"]
+    assert any(line.startswith("3/3 rows") for line in lines)
 
 
 def test_similarities_equal_plain_open_clip_on_the_stored_pictures(

@@ -61,6 +61,57 @@ def deadly(rows):
 """
 
 
+POISONED_DECODER = """
+import os
+import pyarrow as pa
+from pipeline import images, isolate
+
+_in_thread, _in_child = images.ImageProcessor.process, isolate._process
+
+def _die_on_poison(body):
+    if body.endswith(b"poison"):
+        os.abort()
+
+def process_in_thread(self, body):
+    _die_on_poison(body)
+    return _in_thread(self, body)
+
+def process_in_child(body):
+    isolate._processor = isolate._processor or images.ImageProcessor(CONFIG)
+    _die_on_poison(body)
+    return _in_thread(isolate._processor, body)
+
+images.ImageProcessor.process, isolate._process = process_in_thread, process_in_child
+
+def keep_all(rows):
+    return pa.repeat(True, rows.num_rows)
+"""
+
+
+def test_a_picture_that_kills_every_decoder_costs_its_row_and_no_other(web: PictureWeb, tmp_path: Path) -> None:
+    """The user's module makes the decoder abort, as a bug in a codec would: in the worker, and then in its child."""
+    (tmp_path / "poisoned.py").write_text(POISONED_DECODER)
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(16)]
+    rows[11]["url"] = web.add("/11.jpg", picture(11) + b"poison")
+    source = write_input(tmp_path / "in.parquet", rows)
+    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[poisoned:keep_all]"), tmp_path)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["statuses"] == {"ok": 15, "decoder_crashed": 1}, done.stderr
+    assert done.returncode == 0
+
+
+def test_a_rule_of_the_users_that_raises_stops_the_run_early_with_its_name(web: PictureWeb, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def look(rows):\n    return rows['no_such_column']\n")
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(80)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]"), tmp_path)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 1
+    assert len(result["failures"]) == 3
+    assert "custom rule broken:look failed: KeyError" in result["stopped"]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("condition", "lost"), [("not marker.exists()", 0), ("True", 8)])
 def test_a_shard_that_kills_its_worker_is_tried_again_and_costs_no_other_shard(
     web: PictureWeb, tmp_path: Path, condition: str, lost: int

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.fetch import Fetched, Fetcher
-from pipeline.rules.url import refused_host
+from pipeline.rules.url import refused_redirect
 from pipeline.web.slots import ByteBudget
 from schemas.jobs import FetchConfig, RulesConfig
 from schemas.status import Status
@@ -491,7 +491,7 @@ def test_a_redirect_to_a_host_that_the_rules_refuse_is_not_followed(web: Hostile
         url = web.send("/go", redirect(blocked.serve("/end.jpg", JPEG)))
 
         async def main() -> Fetched:
-            async with Fetcher(config(), refused_host=lambda to: refused_host(to, rules)) as fetcher:
+            async with Fetcher(config(), refused_redirect=lambda to: refused_redirect(to, rules)) as fetcher:
                 return await fetcher.fetch(url)
 
         assert asyncio.run(main()).status is Status.URL_HOST_BLOCKED

@@ -1,5 +1,6 @@
 """The same job on S3, against moto's server."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from jobs.build import build
+from pipeline.shards import read_manifests
 from pipeline.storage import Store
 from pipeline.verify import verify
 from tests.integration.conftest import PictureWeb
-from tests.integration.test_build import job, mixed_rows, write_input
+from tests.integration.test_build import job, mixed_rows, picture, write_input
+from tests.integration.test_command import start
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,22 @@ def test_create_only_holds_for_files_uploaded_in_parts(bucket: str) -> None:
     assert store.create("big", bytes(60 << 20))
     assert not store.create("big", b"small")
     assert store.num_bytes("big") == 60 << 20
+
+
+def test_two_rival_commands_give_one_whole_output(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(40)]
+    source, output = write_input(tmp_path / "in.parquet", rows), f"{bucket}/rivals"
+    arguments = ["build", str(source), output, "--set", "fetch.allow_networks=[127.0.0.0/8]", "--set", "shard_rows=4"]
+    rivals = [start([*arguments, "--json"], tmp_path) for _ in range(2)]
+    for rival in rivals:
+        out, err = rival.communicate(timeout=240)
+        assert rival.returncode == 0, err
+        assert json.loads(out.splitlines()[-1])["kept"] == len(rows)
+    store = Store(output)
+    assert verify(store).problems == []
+    named = {file.path for manifest in read_manifests(store) for file in manifest.files.values()}
+    there = {f"{folder}/{name}" for folder in ("pairs", "rejects", "images") for name in store.list(folder)}
+    assert there == named
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -66,6 +66,11 @@ def test_the_fingerprint_stays_as_settings_are_added_and_changes_with_what_chang
     assert len({of(), of("images.quality=94"), of("rules.caption_min_words=1"), of("models=[{name: tiny}]")}) == 4
 
 
+def test_a_flag_fills_a_part_that_the_job_file_leaves_empty(job_file: Path) -> None:
+    job_file.write_text("source:\noutput: out\n")
+    assert load_job(str(job_file), {"source.paths": ["a.csv"], "source.limit_rows": 3}).source.limit_rows == 3
+
+
 def test_set_reaches_into_lists() -> None:
     job = load_job(None, BASE, ["models=[{name: tiny}]", "models.0.alias=mine"])
     assert job.models[0].alias == "mine"

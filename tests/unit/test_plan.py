@@ -317,6 +317,7 @@ def test_the_description_counts_shards_objects_and_memory(folder: Path) -> None:
     write_parquet(folder, "a", 10)
     text = describe_plan(planned(folder), job(folder, run={"download_actors": 2}))
     assert text.startswith("10 rows in 3 shards of up to 4: 12 output files; about 0 MB")
+    assert "URLs from column 'url', no captions, 0 more carried through" in text
     assert "\n" not in text
 
 

@@ -17,7 +17,7 @@ from pipeline.inputs.cursor import Cursor, ReadError
 from pipeline.inputs.facts import decide_facts
 from pipeline.inputs.uid import caption_uid, own_uid, pair_uid
 from pipeline.read import ShardReader
-from pipeline.sources import MALFORMED_COLUMN, inspect_parquet
+from pipeline.sources import MALFORMED_COLUMN, SourceError, inspect_parquet
 from pipeline.storage import Store, fingerprint
 from schemas.jobs import SourceConfig
 from schemas.manifest import Shard
@@ -204,6 +204,22 @@ def test_what_is_not_utf8_deep_inside_a_carried_column_becomes_readable(read: Re
     assert column(table, "struct")[1] == {"a": "\ufffd", "b": []}
     assert column(table, "map") == [[("k", "ok")], [("k", "\ufffd")], [("k", "x\ufffd")]]
     assert column(table, "view") == ["ok", "\ufffd", "x\ufffd"]
+
+
+def test_a_checksum_that_is_none_is_refused_with_what_stands_there(read: Read) -> None:
+    digests = ["0" * 64, "AB" * 32, "", None, "0" * 63, "sha256:" + "0" * 64]
+    table = read({"url": list("abcdef"), "digest": digests}, sha256_column="digest")
+    assert column(table, "status") == ["ok"] * 4 + ["row_malformed"] * 2
+    assert column(table, "status_detail")[4] == "no SHA-256 in hex: " + "0" * 63
+
+
+def test_a_file_without_the_checksums_of_the_others_is_an_error_that_names_it(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("1.parquet", "2.parquet")]
+    for path, name in zip(paths, ("sha256", "SHA256"), strict=True):
+        pq.write_table(pa.table({"url": ["u"], name: ["0" * 64]}), path)
+    source = SourceConfig(paths=["-"], sha256_column="sha256")
+    with pytest.raises(SourceError, match=r"2\.parquet: no column 'sha256'"):
+        decide_facts(source, [inspect_parquet(path) for path in paths], needs_license=False)
 
 
 def test_own_uids_are_normalized_and_invalid_ones_refused(read: Read) -> None:

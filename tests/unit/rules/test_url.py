@@ -1,5 +1,6 @@
 """Which host a URL leads to, by the client's own parser, and which hosts the lists mean."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from pipeline.rules import apply_rules
-from pipeline.rules.url import MAX_URL_BYTES, host_set, parse_address, refused_host
+from pipeline.rules.url import MAX_URL_BYTES, host_set, parse_address, refused_redirect
 from schemas.jobs import RulesConfig
 from schemas.status import Status, Step
 
@@ -121,12 +122,18 @@ def test_an_allow_list_is_not_got_round(in_flight: Any) -> None:
     assert table["status_detail"].to_pylist()[:2] == ["evil.com", "evilgood.com"]
 
 
-def test_redirects_are_held_to_the_same_lists() -> None:
+def test_redirects_are_held_to_the_same_rules(tmp_path: Path) -> None:
     rules = RulesConfig(url_allow_hosts=["good.com"], url_block_hosts=["bad.good.com"])
-    assert refused_host("http://img.good.com/", rules) is None
-    assert refused_host("http://x.bad.good.com/", rules) == (Status.URL_HOST_BLOCKED, "bad.good.com")
-    assert refused_host("http://evil.com/", rules) == (Status.URL_HOST_NOT_ALLOWED, "evil.com")
-    assert refused_host("http://evil.com/", RulesConfig()) is None
+    assert refused_redirect("http://img.good.com/", rules) is None
+    assert refused_redirect("http://x.bad.good.com/", rules) == (Status.URL_HOST_BLOCKED, "bad.good.com")
+    assert refused_redirect("http://evil.com/", rules) == (Status.URL_HOST_NOT_ALLOWED, "evil.com")
+    assert refused_redirect("http://evil.com/", RulesConfig()) is None
+    assert refused_redirect("http://evil.com/", RulesConfig(url_schemes=["https"])) == (Status.URL_SCHEME, "http")
+    listed = tmp_path / "listed.txt"
+    listed.write_text("http://evil.com/a.jpg\n")
+    rules = RulesConfig(url_blocklist=str(listed))
+    assert refused_redirect("http://evil.com/a.jpg", rules) == (Status.URL_BLOCKLISTED, "http://evil.com/a.jpg")
+    assert refused_redirect("http://evil.com/b.jpg", rules) is None
 
 
 @given(
