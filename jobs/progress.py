@@ -12,6 +12,13 @@ from schemas.status import Status
 PLAIN_INTERVAL_S = 5.0
 TOP_REASONS = 3
 
+NETWORK_FAILURES = (Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.TIMEOUT)
+WARN_SHARE = 0.4
+"""Of a shard's rows that failed on the network. Old lists lose a quarter to dead hosts without anything being wrong."""
+WARN_JUMP = 2.0
+"""Times the share of all shards before it."""
+WARN_INTERVAL_S = 60.0
+
 
 class ConsoleWatcher:
     """Writes to stderr, so that stdout holds results only. Rates count the rows of this run."""
@@ -22,7 +29,7 @@ class ConsoleWatcher:
         self.statuses: Counter[str] = Counter()
         self.input_rows = self.rows = self.pairs = self.kept = self.shards = self.failures = 0
         self.rows_left = self.shards_left = self.first_rows = 0
-        self.first_commit = 0.0
+        self.first_commit = self.next_warning = 0.0
         self.last_line = time.monotonic()
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
@@ -34,6 +41,7 @@ class ConsoleWatcher:
             self._print("starting workers, which takes a quarter of a minute ...")
 
     def committed(self, manifest: ShardManifest) -> None:
+        self._warn_of_failures(manifest)
         self.statuses.update(manifest.statuses)
         self.input_rows += manifest.num_rows
         self.rows += manifest.rows_in  # more, where a row has a list of captions
@@ -50,6 +58,21 @@ class ConsoleWatcher:
         elif now - self.last_line >= PLAIN_INTERVAL_S or self.shards in (1, self.shards_left):
             self.last_line = now
             self._print(self.line())
+
+    def _warn_of_failures(self, manifest: ShardManifest) -> None:
+        """A bad night of DNS shows as a jump in one shard, long before it shows in the sums."""
+        failures = Counter({name: manifest.statuses.get(name, 0) for name in NETWORK_FAILURES})
+        share = failures.total() / max(manifest.rows_in, 1)
+        before = sum(self.statuses[name] for name in NETWORK_FAILURES) / max(self.rows, 1)
+        now = time.monotonic()
+        if share < WARN_SHARE or share < WARN_JUMP * before or now < self.next_warning:
+            return
+        self.next_warning = now + WARN_INTERVAL_S
+        (reason, count), *_ = failures.most_common(1)
+        self._print(
+            f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, {reason} {count:,}: are name "
+            "servers and this network well, is fetch.concurrency too high? `pairmill retry` fetches such rows again"
+        )
 
     def failed(self, shard: int, error: str) -> None:
         self.failures += 1

@@ -12,11 +12,12 @@
     a certificate or a handshake that fails              tls_error
     no connection within connect_timeout_s               timeout             yes
     no whole answer within timeout_s                     timeout             no time is left
+    a host that never answers, once that is known        timeout
     closed or reset before the headers were there        connection_lost     yes, and once by aiohttp itself
     not HTTP, or headers beyond the limits               protocol_error
     no target, a loop, too many, not http(s)             bad_redirect
     4xx / 429 / 5xx / any other but 2xx                  http_4xx / http_429 / http_5xx / http_other   429, 5xx
-    X-Robots-Tag                                         opted_out
+    robots.txt, where the job heeds it / X-Robots-Tag    robots_disallowed / opted_out
     no bytes / too many / fewer than announced           empty_body / body_too_large / body_truncated  truncated
     SVG, HEIC, ... / HTML, JSON, ...                     image_unsupported / not_an_image
 
@@ -46,6 +47,9 @@ from pipeline.web.addresses import AddressGuard
 from pipeline.web.answers import is_redirect, require_success, wait_before_retry_s
 from pipeline.web.body import FetchError, PictureBody
 from pipeline.web.names import AddressRefused, HostNames, NoSuchHost
+from pipeline.web.robots import MAX_BYTES as MAX_ROBOTS_BYTES
+from pipeline.web.robots import RobotsFiles
+from pipeline.web.silent import SilentHosts
 from pipeline.web.slots import ByteBudget, Deadline, HostSlots
 from pipeline.web.targets import parse_target, redirect_target
 from schemas.jobs import FetchConfig
@@ -54,6 +58,8 @@ from schemas.status import Status
 _CONTENT_TYPE_CHARS = 100
 _HEADER_BYTES = 8190  # per header and for the status line; aiohttp's default, and Apache's LimitRequestFieldSize
 _KEEP_ALIVE_S = 2.0  # thousands of hosts: idle sockets must not pile up against the limit of open files
+_LEAST_MISSES = 4  # a host that one or two may ask at a time gets more chances than that
+_ROBOTS_REDIRECTS = 5
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
 _DNS_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, twice, per server) take half a URL's time
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
@@ -134,8 +140,11 @@ class Fetcher:
     async def __aenter__(self) -> "Fetcher":
         config = self._config
         _raise_file_limit(2 * config.concurrency + _OTHER_FILES)  # half of them idle, kept alive
-        self._slots = HostSlots(config.per_host_concurrency, config.concurrency)
-        self._resolver = _Resolver(self._guard, min(_DNS_S, config.timeout_s / 2), tries=config.retries + 1)
+        self._slots = HostSlots(config.per_host_concurrency, config.concurrency, config.per_host_interval_s)
+        self._silent = SilentHosts(limit=max(config.per_host_concurrency, _LEAST_MISSES))
+        self._robots = RobotsFiles(self._get_robots, self._token)
+        dns_s = min(_DNS_S, config.timeout_s / 2)
+        self._resolver = _Resolver(self._guard, dns_s, tries=config.retries + 1, nameservers=config.nameservers)
         connector = aiohttp.TCPConnector(
             limit=0,  # HostSlots counts
             use_dns_cache=False,  # _Resolver has one that remembers failures too
@@ -158,6 +167,7 @@ class Fetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._robots.close()
         await self._session.close()
         await self._resolver.close()
 
@@ -212,8 +222,11 @@ class Fetcher:
         evidence.http_status = evidence.final_url = evidence.content_type = None
         seen = {url}
         while True:
+            if self._config.respect_robots_txt:
+                await self._robots.require_allowed(url)
             async with self._turn(url.host or "", deadline):
-                answer = await self._request(url, evidence)
+                with self._silent.watch(url.authority):
+                    answer = await self._request(url, evidence)
             if isinstance(answer, bytes):
                 return answer
             if len(seen) > self._config.max_redirects:
@@ -252,6 +265,24 @@ class Fetcher:
         except _CAUGHT as error:
             raise _explain(error) from error
 
+    async def _get_robots(self, url: URL) -> tuple[int, bytes]:
+        """(HTTP status, first bytes) of a robots.txt, up to five redirects on (RFC 9309 section 2.3.1.2)."""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                for _ in range(_ROBOTS_REDIRECTS + 1):
+                    async with (
+                        self._slots.hold(url.host or ""),
+                        self._session.get(url, allow_redirects=False) as response,
+                    ):
+                        if not is_redirect(response.status):
+                            return response.status, await _first_bytes(response, MAX_ROBOTS_BYTES)
+                        url = redirect_target(url, response.headers.get("Location"))
+        except TimeoutError as error:
+            raise FetchError(Status.TIMEOUT, f"not done within {self._config.timeout_s:g} s") from error
+        except _CAUGHT as error:
+            raise _explain(error) from error
+        return 404, b""  # too many redirects count as unavailable
+
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         if self._config.respect_x_robots_tag:
             directive = optout.refusing_directive(response.headers.getall("X-Robots-Tag", ()), self._token)
@@ -266,12 +297,22 @@ class Fetcher:
         return body.finish()
 
 
+async def _first_bytes(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size >= max_bytes:
+            break
+    return b"".join(chunks)[:max_bytes]
+
+
 class _Resolver(AbstractResolver):
     """aiohttp's view of HostNames; the look-ups are c-ares', which reads /etc/hosts and resolv.conf."""
 
-    def __init__(self, guard: AddressGuard, deadline_s: float, tries: int) -> None:
+    def __init__(self, guard: AddressGuard, deadline_s: float, tries: int, nameservers: list[str]) -> None:
         self._deadline_s = deadline_s
-        self._dns = aiodns.DNSResolver(timeout=deadline_s / tries, tries=tries)
+        self._dns = aiodns.DNSResolver(nameservers=nameservers or None, timeout=deadline_s / tries, tries=tries)
         self._names = HostNames(self._look_up, guard)
 
     async def resolve(

@@ -14,9 +14,10 @@ from io import BytesIO
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, JpegImagePlugin
 
 from pipeline.pixels import sniff
+from pipeline.pixels.color import pixels_to_srgb
 from pipeline.pixels.phash import phash
 from pipeline.pixels.resize import Pixels, Target, plan, resize
 from pipeline.pixels.rgb import UnsupportedMode, to_rgb
@@ -77,6 +78,7 @@ class _Header:
     width: int
     height: int
     orientation: int = 1  # EXIF tag 0x0112
+    sampling: str = "420"  # of color against brightness: halving it would smear edges of a picture that has it in full
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -104,9 +106,10 @@ class ImageProcessor:
             with opened:
                 target = plan(*header.upright_size, self._config)
                 pixels = _decode(body, header, opened, target)
+                profile = opened.info.get("icc_profile") if opened.mode != "CMYK" else None  # applied while decoding
             # Pillow may have learned of a turn only from what follows the pixels (PNG's eXIf).
             target = plan(*header.upright_size, self._config)
-            return self._store(pixels, header, target)
+            return self._store(pixels, header, target, profile)
         except ImageError as error:
             return _refused(error, header)
 
@@ -124,7 +127,8 @@ class ImageProcessor:
         except Exception as error:  # parsers of hostile bytes raise anything: struct.error, IndexError, ...
             detail = f"unreadable {found} header" if isinstance(error, OSError) else describe(error)
             raise ImageError(Status.IMAGE_CORRUPT, detail) from error
-        header = _Header(found, *opened.size, _orientation(opened) if found == "JPEG" else 1)
+        orientation = _orientation(opened) if found == "JPEG" else 1
+        header = _Header(found, *opened.size, orientation, _color_sampling(found, opened))
         if header.width * header.height > self._config.max_pixels:
             opened.close()
             raise ImageError(Status.IMAGE_BOMB, f"{header.width} x {header.height} pixels")
@@ -133,21 +137,30 @@ class ImageProcessor:
             raise ImageError(Status.IMAGE_BOMB, f"{scans} scans")
         return header, opened
 
-    def _store(self, pixels: Pixels, header: _Header, target: Target | None) -> Picture:
+    def _store(self, pixels: Pixels, header: _Header, target: Target | None, profile: bytes | None) -> Picture:
         one_color = _is_one_color(pixels)
-        pixels = resize(pixels, target, self._config)
+        pixels = pixels_to_srgb(resize(pixels, target, self._config), profile)  # fewer pixels to convert after resizing
         width, height = header.upright_size
         return Picture(
             status=Status.OK,
             original_format=header.format,
             original_width=width,
             original_height=height,
-            image=_encode(pixels, self._config),
+            image=_encode(pixels, self._config, header.sampling),
             width=pixels.shape[1],
             height=pixels.shape[0],
             phash=phash(pixels),
             one_color=one_color,
         )
+
+
+def _color_sampling(format: str, opened: Image.Image) -> str:
+    """The resolution of color that is worth storing: the source's. What was halved (4:2:0) stays so."""
+    if format == "WEBP":
+        return "420"  # all that lossy WebP has
+    if format != "JPEG" or opened.mode == "CMYK":
+        return "444"
+    return {0: "444", 1: "422"}.get(JpegImagePlugin.get_sampling(opened), "420")
 
 
 def _refused(error: ImageError, header: _Header | None) -> Picture:
@@ -246,13 +259,13 @@ def _is_one_color(pixels: Pixels) -> bool:
     return True
 
 
-def _encode(pixels: Pixels, config: ImagesConfig) -> bytes:
+def _encode(pixels: Pixels, config: ImagesConfig, sampling: str) -> bytes:
     """The stored picture. Only pixels are handed over, so no EXIF, XMP, GPS or ICC can come along."""
     height, width = pixels.shape[:2]
     if max(width, height) > _MAX_SIDE[config.format]:
         raise ImageError(Status.IMAGE_UNSUPPORTED, f"{width} x {height} cannot be stored as {config.format}")
-    if config.format == "jpg":  # 4:2:0, as Pillow and OpenCV (img2dataset) write by default
-        jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), config.quality, "RGB", "420")
+    if config.format == "jpg":
+        jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), config.quality, "RGB", sampling)
         return jpeg
     webp = config.format == "webp"
     options = [cv2.IMWRITE_WEBP_QUALITY, config.quality] if webp else [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 CONFIG_VERSION: Literal[1] = 1
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::\d{1,5})?")
 _CUSTOM_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -57,11 +58,17 @@ class FetchConfig(_Settings):
     """Requests in flight per download actor."""
     per_host_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight per host and download actor."""
+    per_host_interval_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    """Least time between the starts of two requests to one host, per download actor."""
+    nameservers: list[str] = []
+    """IP addresses (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`) that resolve host names. Empty: the machine's own."""
     allow_networks: list[str] = []
     """CIDR blocks that may be fetched from although they are not public, such as 127.0.0.0/8."""
     user_agent: str = "pairmill/0.1 (+https://pypi.org/project/pairmill)"
     respect_x_robots_tag: bool = True
     """Refuse pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."""
+    respect_robots_txt: bool = False
+    """Ask each host for its robots.txt (RFC 9309) and fetch only what it allows."""
 
     @field_validator("allow_networks")
     @classmethod
@@ -69,6 +76,14 @@ class FetchConfig(_Settings):
         for network in networks:
             ipaddress.ip_network(network)
         return networks
+
+    @field_validator("nameservers")
+    @classmethod
+    def _are_addresses(cls, servers: list[str]) -> list[str]:
+        for server in servers:
+            match = _NAMESERVER.fullmatch(server)
+            ipaddress.ip_address((match["v6"] or match["v4"]) if match else server)
+        return servers
 
     @field_validator("user_agent")
     @classmethod
@@ -248,6 +263,8 @@ UNFINGERPRINTED = {
     "fetch.retries",
     "fetch.concurrency",
     "fetch.per_host_concurrency",
+    "fetch.per_host_interval_s",
+    "fetch.nameservers",
     "fetch.user_agent",
 }
 """Settings that may change between two runs into one output folder. The plan guards the input itself."""

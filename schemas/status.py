@@ -74,6 +74,7 @@ class Status(StrEnum):
     HTTP_429 = "http_429", Step.FETCH, True
     HTTP_5XX = "http_5xx", Step.FETCH, True
     HTTP_OTHER = "http_other", Step.FETCH
+    ROBOTS_DISALLOWED = "robots_disallowed", Step.FETCH
     OPTED_OUT = "opted_out", Step.FETCH
     EMPTY_BODY = "empty_body", Step.FETCH
     BODY_TOO_LARGE = "body_too_large", Step.FETCH

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.pixels.color import to_srgb
+
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _PLAIN_MODES = frozenset({"RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX"})
 _BAND_PIXELS = 1 << 20
@@ -33,6 +35,9 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], Any]:
     mode = image.mode
     if mode in _ALPHA_MODES or (mode in _PLAIN_MODES and "transparency" in image.info):
         return _over_white
+    if mode == "CMYK":
+        profile = image.info.get("icc_profile")
+        return lambda band: np.asarray(to_srgb(band, profile) or band.convert("RGB"))
     if mode in _PLAIN_MODES:
         return lambda band: np.asarray(band.convert("RGB"))
     if mode.startswith("I") or mode == "F":

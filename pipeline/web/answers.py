@@ -1,6 +1,8 @@
 """What an HTTP status code means for a picture, and whether and when to ask again."""
 
 import random
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from pipeline.web.body import FetchError
 from schemas.status import Status
@@ -29,9 +31,16 @@ def require_success(code: int, retry_after: str | None) -> None:
 
 
 def seconds(retry_after: str | None) -> float | None:
-    """Retry-After in its form of seconds (RFC 9110 section 10.2.3); None for dates and nonsense."""
+    """Retry-After (RFC 9110 section 10.2.3) from now on, given as seconds or as a date; None for nonsense."""
     text = (retry_after or "").strip()
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 9 else None
+    if text.isascii() and text.isdigit() and len(text) < 9:
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text[:100])
+    except ValueError:
+        return None
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max((date - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 def wait_before_retry_s(failure: FetchError, attempts: int, retries: int) -> float | None:

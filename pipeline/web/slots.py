@@ -6,21 +6,37 @@ None of these is safe to use from a second thread.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 
-class HostSlots:
-    """At most `per_host` holders per host and `total` over all. Hosts that nobody uses take no memory."""
+@dataclass(slots=True)
+class _Host:
+    """The slots of one host, how many hold or want one, and when the next may start (the loop's clock)."""
 
-    def __init__(self, per_host: int, total: int) -> None:
+    slots: asyncio.Semaphore
+    users: int = 0
+    next_start: float = 0.0
+
+
+class HostSlots:
+    """At most `per_host` holders per host and `total` over all, and `interval_s` between two starts at one host.
+
+    Hosts that nobody uses take no memory.
+    """
+
+    def __init__(self, per_host: int, total: int, interval_s: float = 0.0) -> None:
         self._per_host = per_host
         self._total = asyncio.Semaphore(total)
-        self._hosts: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._interval_s = interval_s
+        self._hosts: dict[str, _Host] = {}
 
     def would_wait(self, host: str) -> bool:
         """True if `hold` could not enter at once."""
         known = self._hosts.get(host)
-        return self._total.locked() or (known is not None and known[0].locked())
+        if known is None:
+            return self._total.locked()
+        return self._total.locked() or known.slots.locked() or known.next_start > asyncio.get_running_loop().time()
 
     @asynccontextmanager
     async def hold(self, host: str) -> AsyncIterator[None]:
@@ -28,17 +44,31 @@ class HostSlots:
 
         Both are always taken in this order and given back together, so no two holders wait for each other.
         """
-        semaphore, users = self._hosts.get(host) or (asyncio.Semaphore(self._per_host), 0)
-        self._hosts[host] = semaphore, users + 1
+        known = self._hosts.setdefault(host, _Host(asyncio.Semaphore(self._per_host)))
+        known.users += 1
         try:
-            async with semaphore, self._total:
-                yield
+            async with known.slots:
+                await self._wait_for_start(known)
+                async with self._total:
+                    yield
         finally:
-            semaphore, users = self._hosts[host]
-            if users == 1:
-                del self._hosts[host]
+            left_s = known.next_start - asyncio.get_running_loop().time()
+            if left_s > 0:  # remembered until the next start is due, whoever comes
+                asyncio.get_running_loop().call_later(left_s, self._leave, host, known)
             else:
-                self._hosts[host] = semaphore, users - 1
+                self._leave(host, known)
+
+    async def _wait_for_start(self, host: _Host) -> None:
+        if self._interval_s:
+            now = asyncio.get_running_loop().time()
+            start = max(now, host.next_start)
+            host.next_start = start + self._interval_s
+            await asyncio.sleep(start - now)
+
+    def _leave(self, host: str, known: _Host) -> None:
+        known.users -= 1
+        if not known.users:
+            del self._hosts[host]
 
 
 class Deadline:

@@ -1,10 +1,12 @@
+import io
 from pathlib import Path
 
 import pytest
 
 from jobs.config import JobError, fingerprint, load_job, resolve, to_yaml
-from jobs.progress import funnel
+from jobs.progress import ConsoleWatcher, funnel
 from schemas.jobs import BuildJob
+from schemas.manifest import ShardManifest
 
 BASE = {"source.paths": ["in.csv"], "output": "out"}
 
@@ -64,6 +66,24 @@ def test_the_fingerprint_stays_as_settings_are_added_and_changes_with_what_chang
     assert of("models=[{name: tiny}]") == "b1fd23d5d24702e17378dcf56ab9e34f"
     assert of("images.quality=95", "fetch.timeout_s=99", "run.batch_size=3", "output=elsewhere") == of()
     assert len({of(), of("images.quality=94"), of("rules.caption_min_words=1"), of("models=[{name: tiny}]")}) == 4
+
+
+def test_a_jump_in_network_failures_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def committed(shard: int, **statuses: int) -> ShardManifest:
+        rows = sum(statuses.values())
+        counts = {"num_rows": rows, "rows_in": rows, "pairs": 0, "rejects": 0, "kept": 0, "bytes_fetched": 0}
+        more = {"uri": "", "first_row": 0, "job_fingerprint": "", "files": {}, "seconds": {}, "versions": {}}
+        return ShardManifest(shard=shard, attempt="", statuses=statuses, **counts, **more)  # type: ignore[arg-type]
+
+    stream = io.StringIO()
+    watcher = ConsoleWatcher(stream)
+    for shard in range(5):
+        watcher.committed(committed(shard, ok=80, dns_error=20))
+    assert "warning" not in stream.getvalue()
+    watcher.committed(committed(5, ok=10, dns_error=70, timeout=20))
+    watcher.committed(committed(6, dns_error=100))
+    assert stream.getvalue().count("warning: 90% of shard 000000005 failed on the network, dns_error 70") == 1
+    assert stream.getvalue().count("warning") == 1
 
 
 def test_a_flag_fills_a_part_that_the_job_file_leaves_empty(job_file: Path) -> None:

@@ -1,0 +1,122 @@
+"""Being a good guest: robots.txt, spacing, and hosts that never answer."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from schemas.status import Status
+from tests.integration.test_fetch import JPEG, _in_turn, fetch, fetch_all
+from tests.integration.web import HostileWeb, Request, answer, redirect
+
+
+@pytest.fixture
+def web() -> Iterator[HostileWeb]:
+    with HostileWeb() as web:
+        web.serve("/a.jpg", JPEG)
+        web.serve("/private/b.jpg", JPEG)
+        yield web
+
+
+ROBOTS = b"User-agent: otherbot\nDisallow: /\n\nUser-agent: pairmill\nDisallow: /private/\nDisallow: /*.gif$\n"
+
+
+def test_robots_txt_is_asked_for_once_and_heeded(web: HostileWeb) -> None:
+    web.send("/robots.txt", 0.1, answer(ROBOTS))
+    urls = [*(web.url(f"/a.jpg?{n}") for n in range(10)), *(web.url(f"/private/b.jpg?{n}") for n in range(10))]
+    found = fetch_all(urls, respect_robots_txt=True)
+    assert [fetched.status for fetched in found] == [Status.OK] * 10 + [Status.ROBOTS_DISALLOWED] * 10
+    assert found[-1].detail == f"robots.txt of 127.0.0.1:{web.port}"
+    assert web.hits == {"/robots.txt": 1, "/a.jpg": 10}
+
+
+def test_robots_txt_is_not_asked_for_unless_the_job_says_so(web: HostileWeb) -> None:
+    web.send("/robots.txt", answer(b"User-agent: *\nDisallow: /\n"))
+    assert fetch(web.url("/a.jpg")).status is Status.OK
+    assert web.hits == {"/a.jpg": 1}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status", "detail"),
+    [
+        ([answer(b"gone", "404 Not Found")], Status.OK, None),
+        ([answer(b"no", "403 Forbidden")], Status.OK, None),
+        ([answer(b"", "503 Service Unavailable")], Status.HTTP_5XX, "robots.txt: 503"),
+        ([60.0], Status.TIMEOUT, None),
+        ([redirect("/robots.txt")], Status.OK, None),
+        ([redirect("http://10.0.0.1/robots.txt")], Status.ADDRESS_REFUSED, None),
+        ([answer(b"\xff\xfe" + bytes(200_000))], Status.OK, None),
+        ([answer(b"Disallow: /x\n" * 20_000)], Status.ROBOTS_DISALLOWED, "robots.txt of more than 10,000 lines"),
+        ([answer(b"User-agent: *\nDisallow: /\n" + b"#" * 10_000_000)], Status.ROBOTS_DISALLOWED, None),
+    ],
+)
+def test_robots_txt_that_is_none(web: HostileWeb, pieces: list[Any], status: Status, detail: str | None) -> None:
+    web.send("/robots.txt", *pieces)
+    started = time.monotonic()
+    found = fetch_all([web.url(f"/a.jpg?{n}") for n in range(5)], respect_robots_txt=True, timeout_s=2)
+    assert {fetched.status for fetched in found} == {status}, found[0]
+    assert detail is None or found[0].detail == detail
+    assert web.hits["/a.jpg"] == (5 if status is Status.OK else 0)
+    assert time.monotonic() - started < 20
+
+
+def test_a_redirect_to_another_host_is_held_to_that_hosts_robots_txt(web: HostileWeb) -> None:
+    with HostileWeb("127.0.0.3") as other:
+        other.send("/robots.txt", answer(b"User-agent: *\nDisallow: /\n"))
+        url = web.send("/go", redirect(other.serve("/a.jpg", JPEG)))
+        assert fetch(url, respect_robots_txt=True).status is Status.ROBOTS_DISALLOWED
+        assert other.hits == {"/robots.txt": 1}
+
+
+def test_requests_to_one_host_are_spaced_and_waiting_is_not_the_urls_time(web: HostileWeb) -> None:
+    starts: list[float] = []
+
+    async def handler(request: Request, writer: Any) -> None:
+        starts.append(time.monotonic())
+        writer.write(answer(JPEG))
+
+    urls = [f"{web.route('/spaced.jpg', handler)}?{n}" for n in range(6)]
+    found = fetch_all(urls, per_host_interval_s=0.3, timeout_s=1)
+    assert {fetched.status for fetched in found} == {Status.OK}
+    assert starts[-1] - starts[0] > 1.0  # 1.5 by our clock; by the server's, a request may be late on its way
+
+
+def test_a_host_that_never_answers_holds_a_shard_no_longer_than_one_deadline(web: HostileWeb) -> None:
+    silent = [f"{web.send('/silent.jpg', 60.0)}?{n}" for n in range(500)]
+    with HostileWeb("127.0.0.3") as other:
+        good = [f"{other.serve('/good.jpg', JPEG)}?{n}" for n in range(50)]
+        started = time.monotonic()
+        found = fetch_all([*silent, *good], timeout_s=2, per_host_concurrency=8, retries=2)
+        assert time.monotonic() - started < 15  # 500 of them, eight at a time, would take two minutes
+    assert [fetched.status for fetched in found] == [Status.TIMEOUT] * 500 + [Status.OK] * 50
+    assert web.hits["/silent.jpg"] <= 16
+    assert sum((fetched.detail or "").startswith("not asked") for fetched in found) >= 480
+
+
+def test_a_slow_host_that_answers_now_and_then_is_not_given_up(web: HostileWeb) -> None:
+    turn = 0
+
+    async def handler(request: Request, writer: Any) -> None:
+        nonlocal turn
+        turn += 1
+        if turn % 4:
+            await asyncio.sleep(60)
+        writer.write(answer(JPEG))
+
+    urls = [f"{web.route('/moody.jpg', handler)}?{n}" for n in range(24)]
+    found = fetch_all(urls, timeout_s=0.5, per_host_concurrency=1)
+    assert sum(fetched.status is Status.OK for fetched in found) == 6
+    assert web.hits["/moody.jpg"] == 24
+
+
+def test_retry_after_may_be_a_date(web: HostileWeb) -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    busy = answer(b"", "503 Service Unavailable", {"Retry-After": soon})
+    started = time.monotonic()
+    fetched = fetch(_in_turn(web, "/busy.jpg", busy, answer(JPEG)), retries=1)
+    assert (fetched.status, fetched.attempts) == (Status.OK, 2)
+    assert time.monotonic() - started > 0.5  # dates have whole seconds

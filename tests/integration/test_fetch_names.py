@@ -1,0 +1,56 @@
+"""Host names: our own name servers, what they may say, and that answers are checked where we connect."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.web import names
+from schemas.status import Status
+from tests.integration.names import NameServer
+from tests.integration.test_fetch import JPEG, fetch, fetch_all
+from tests.integration.web import HostileWeb
+
+
+@pytest.fixture
+def web() -> Iterator[HostileWeb]:
+    with HostileWeb() as web:
+        web.serve("/a.jpg", JPEG)
+        yield web
+
+
+def test_names_are_asked_of_the_name_servers_that_the_job_names(web: HostileWeb) -> None:
+    with NameServer({"pictures.example": [["127.0.0.1"]]}) as server:
+        urls = [web.url(f"/a.jpg?{number}", host="pictures.example") for number in range(20)]
+        found = fetch_all([*urls, web.url("/a.jpg", host="nobody.example")], nameservers=[server.address])
+        assert [fetched.status for fetched in found] == [Status.OK] * 20 + [Status.DNS_ERROR]
+        assert server.asked == {"pictures.example": 1}
+
+
+def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
+    web: HostileWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: the first answer may be fetched from, the second may not."""
+    monkeypatch.setattr(names, "_GOOD_S", 0.0)  # every request looks up again
+    with HostileWeb("127.0.0.2") as private, NameServer({"turncoat.example": [["127.0.0.1"], ["127.0.0.2"]]}) as server:
+        private.serve("/a.jpg", JPEG)
+        settings = {"allow_networks": ["127.0.0.1/32"], "nameservers": [server.address], "per_host_concurrency": 1}
+        first, second = (fetch(web.url("/a.jpg", host="turncoat.example"), **settings) for _ in range(2))
+        third = fetch(private.url("/a.jpg").replace("127.0.0.2", "turncoat.example"), **settings)
+        assert first.status is Status.OK
+        assert second.status is third.status is Status.ADDRESS_REFUSED
+        assert private.connections == 0
+
+
+def test_of_several_addresses_only_the_public_ones_are_connected_to(web: HostileWeb) -> None:
+    with HostileWeb("127.0.0.2") as private, NameServer({"both.example": [["127.0.0.2", "127.0.0.1"]]}) as server:
+        settings = {"allow_networks": ["127.0.0.1/32"], "nameservers": [server.address]}
+        assert fetch(web.url("/a.jpg", host="both.example"), **settings).status is Status.OK
+        assert private.connections == 0
+
+
+@pytest.mark.parametrize("turns", [[], [[]]])
+def test_a_name_without_an_answer_or_an_address_is_a_dns_error(web: HostileWeb, turns: list[list[str]]) -> None:
+    with NameServer({"empty.example": turns}) as server:
+        fetched = fetch(web.url("/a.jpg", host="empty.example"), nameservers=[server.address], timeout_s=2)
+        assert fetched.status is Status.DNS_ERROR
+        assert "empty.example" in (fetched.detail or "")
