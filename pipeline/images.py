@@ -21,6 +21,7 @@ from pipeline.pixels.color import pixels_to_srgb
 from pipeline.pixels.phash import phash
 from pipeline.pixels.resize import Pixels, Target, plan, resize
 from pipeline.pixels.rgb import UnsupportedMode, to_rgb
+from pipeline.pixels.strip import strip
 from pipeline.text import clean_text, describe
 from schemas.jobs import ImagesConfig
 from schemas.status import Status
@@ -41,6 +42,8 @@ _PNG_LEVEL = 6  # zlib's own default
 
 # libjpeg's JPEG_MAX_DIMENSION, libwebp's WEBP_MAX_DIMENSION, and libpng's default limit.
 _MAX_SIDE = {"jpg": 65_500, "webp": 16_383, "png": 1_000_000}
+
+_PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 _TURN = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
@@ -106,10 +109,16 @@ class ImageProcessor:
             with opened:
                 target = plan(*header.upright_size, self._config)
                 pixels = _decode(body, header, opened, target)
+                is_plain = opened.mode in ("RGB", "L", "P") and "transparency" not in opened.info
                 profile = opened.info.get("icc_profile") if opened.mode != "CMYK" else None  # applied while decoding
             # Pillow may have learned of a turn only from what follows the pixels (PNG's eXIf).
             target = plan(*header.upright_size, self._config)
-            return self._store(pixels, header, target, profile)
+            one_color = _is_one_color(pixels)
+            resized = resize(pixels, target, self._config)
+            stored = pixels_to_srgb(resized, profile)  # fewer pixels to convert after resizing
+            is_unchanged = is_plain and target is None and header.orientation == 1 and stored is resized
+            kept = self._kept(body, header) if is_unchanged else None
+            return self._picture(stored, kept or _encode(stored, self._config, header.sampling), header, one_color)
         except ImageError as error:
             return _refused(error, header)
 
@@ -137,16 +146,19 @@ class ImageProcessor:
             raise ImageError(Status.IMAGE_BOMB, f"{scans} scans")
         return header, opened
 
-    def _store(self, pixels: Pixels, header: _Header, target: Target | None, profile: bytes | None) -> Picture:
-        one_color = _is_one_color(pixels)
-        pixels = pixels_to_srgb(resize(pixels, target, self._config), profile)  # fewer pixels to convert after resizing
+    def _kept(self, body: bytes, header: _Header) -> bytes | None:
+        """The original's own compressed pixels, where the job wants them; None where they have to be encoded anew."""
+        is_wanted = self._config.skip_reencode and header.format == _PILLOW_NAMES[self._config.format]
+        return strip(body, header.format) if is_wanted else None
+
+    def _picture(self, pixels: Pixels, image: bytes, header: _Header, one_color: bool) -> Picture:
         width, height = header.upright_size
         return Picture(
             status=Status.OK,
             original_format=header.format,
             original_width=width,
             original_height=height,
-            image=_encode(pixels, self._config, header.sampling),
+            image=image,
             width=pixels.shape[1],
             height=pixels.shape[0],
             phash=phash(pixels),

@@ -103,6 +103,8 @@ class ImagesConfig(_Settings):
     format: Literal["jpg", "png", "webp"] = "jpg"
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG and WebP quality. PNG ignores it: it is lossless."""
+    skip_reencode: bool = False
+    """Keep the original compressed pixels, without metadata, where size, format, turn and colors stay the same."""
     store: Literal["pairs", "kept", "none"] = "pairs"
     """Whose pictures are stored. `pairs`: thresholds can move later without downloading again."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000

@@ -1,0 +1,112 @@
+"""skip_reencode: the original's own pixels, and nothing else of the file."""
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.images import ImageProcessor
+from pipeline.pixels.strip import strip
+from schemas.jobs import ImagesConfig
+from schemas.status import Status
+
+SECRET = b"SECRET-PLACE-52.5163N"
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+AWKWARD = Path(__file__).parents[2].parent / "shared" / "data" / "awkward"
+
+
+def picture(format: str, mode: str = "RGB", size: tuple[int, int] = (60, 40), **options: object) -> bytes:
+    """With a secret in every place for metadata that Pillow can write."""
+    small = np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    exif = Image.Exif()
+    exif[0x010E] = SECRET.decode()
+    file = io.BytesIO()
+    image.save(file, format, exif=exif, comment=SECRET, xmp=SECRET, **options)
+    return file.getvalue() + (SECRET if format == "JPEG" else b"")
+
+
+def pixels(body: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+
+
+def processor(format: str, **settings: object) -> ImageProcessor:
+    return ImageProcessor(ImagesConfig(format=format, skip_reencode=True, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "options"),
+    [
+        ("jpg", "RGB", {"quality": 60}),
+        ("jpg", "L", {"progressive": True}),
+        ("jpg", "RGB", {"subsampling": 0, "restart_marker_rows": 1}),
+        ("png", "RGB", {}),
+        ("png", "P", {}),
+        ("webp", "RGB", {"quality": 50}),
+        ("webp", "RGB", {"lossless": True}),
+    ],
+)
+def test_unchanged_pictures_keep_their_pixels_and_lose_their_metadata(
+    format: str, mode: str, options: dict[str, object]
+) -> None:
+    body = picture(FORMATS[format], mode, **options)
+    assert SECRET in body
+    stored = processor(format).process(body).image
+    assert stored is not None
+    assert SECRET not in stored
+    assert len(stored) < len(body)
+    assert np.array_equal(pixels(stored), pixels(body))
+
+
+def test_a_picture_that_is_turned_shrunk_or_of_another_format_is_encoded_anew() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    Image.open(io.BytesIO(picture("JPEG"))).save(turned, "JPEG", exif=exif)
+    upright = processor("jpg").process(turned.getvalue())
+    assert (upright.width, upright.height) == (40, 60)
+    assert Image.open(io.BytesIO(upright.image or b"")).size == (40, 60)
+    assert processor("jpg", size=30).process(picture("JPEG")).width == 30
+    assert Image.open(io.BytesIO(processor("jpg").process(picture("PNG")).image or b"")).format == "JPEG"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
+def test_alpha_and_16_bits_are_encoded_anew(mode: str) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (8, 8)).save(file, "PNG")
+    stored = Image.open(io.BytesIO(processor("png").process(file.getvalue()).image or b""))
+    assert stored.mode == "RGB"
+
+
+def test_whatever_is_stripped_shows_the_same_picture_or_is_refused() -> None:
+    """Mutated files: a stripped file that decodes differently would be a picture that nobody checked."""
+    rng = random.Random(5)
+    kept = 0
+    for format, name in FORMATS.items():
+        body = picture(name)
+        for _ in range(300):
+            mutated = bytearray(body)
+            for _ in range(rng.randint(1, 3)):
+                mutated[rng.randrange(len(mutated))] = rng.randrange(256)
+            found = processor(format).process(bytes(mutated))
+            if found.status is not Status.OK or found.image is None:
+                continue
+            stripped = strip(bytes(mutated), name)
+            if stripped == found.image:
+                kept += 1
+                assert np.array_equal(pixels(stripped), pixels(bytes(mutated)))
+    assert kept > 100
+
+
+@pytest.mark.skipif(not AWKWARD.is_dir(), reason=f"the awkward pictures are not at {AWKWARD}")
+def test_awkward_files_never_crash_the_stripper_and_lose_no_pixel() -> None:
+    for path in sorted(AWKWARD.rglob("*.*")):
+        body = path.read_bytes()
+        for format, name in FORMATS.items():
+            found = processor(format, resize_mode="no").process(body)
+            stripped = strip(body, name)
+            if found.image is not None and found.image == stripped:
+                assert np.array_equal(pixels(stripped), pixels(body)), path
