@@ -180,7 +180,7 @@ def _errors() -> Iterator[None]:
     """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
         if not _is_expected(error):
             raise
         typer.echo(f"pairmill: {error}", err=True)
@@ -191,9 +191,9 @@ def _errors() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Errors of ours, and of the file system; anything else is a bug and keeps its traceback."""
-    ours = type(error).__module__.partition(".")[0] in ("jobs", "pipeline", "schemas")
-    return ours or isinstance(error, OSError)
+    """Errors of ours, of the file system and of S3; anything else is a bug and keeps its traceback."""
+    package = type(error).__module__.partition(".")[0]
+    return package in ("jobs", "pipeline", "schemas", "botocore") or isinstance(error, OSError)
 
 
 if __name__ == "__main__":  # `python -P -m jobs.cli`: nothing of the current directory can be imported

@@ -18,12 +18,18 @@ from schemas.jobs import BuildJob, fingerprint_fields
 MAX_JOB_BYTES = 1 << 20
 
 
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError)
+"""What PyYAML raises: its own, and what its constructors of dates and numbers let through (`2024-13-45`)."""
+
+
 class _JobLoader(yaml.SafeLoader):
     """YAML's safe loader, but a key that comes twice is an error: the first value would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
             seen.add(key.value)
@@ -105,10 +111,10 @@ def _read(job_file: str) -> str:
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_JobLoader) or {}
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
-        line = f"{mark.line + 1}" if mark else "?"
-        raise JobError(f"{name}:{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        line = f":{mark.line + 1}" if mark else ""
+        raise JobError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
         raise JobError(f"{name}:1: a job file holds `field: value` lines, not a {type(values).__name__}")
     for record in ("fingerprint", "schema_version", "versions"):  # of the job.yaml in an output folder
@@ -119,7 +125,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 def _parse_value(setting: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except _YAML_ERRORS:
         raise JobError(f"--set {setting!r}: the value is not valid YAML") from None
 
 

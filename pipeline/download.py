@@ -17,7 +17,8 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.fetch import Fetched, Fetcher, LocalFault
+from pipeline.faults import local_fault
+from pipeline.fetch import Fetched, Fetcher
 from pipeline.fill import Download, fill_columns, interleave_hosts, wanted_digests
 from pipeline.images import ImageProcessor
 from pipeline.isolate import IsolatedProcessor
@@ -141,9 +142,9 @@ class _Engine:
         """The row border: what goes wrong with one URL stays with it, unless this machine is at fault."""
         try:
             return await self._download(url, expected)
-        except LocalFault:
-            raise
         except Exception as error:
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
             _log.exception("unexpected error for %s", url)
             return Download(Status.ROW_ERROR, describe(error))
 

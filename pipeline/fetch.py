@@ -25,7 +25,6 @@ Exceptions become a Status in `_STATUS_OF`, bodies in `pipeline.web.body`, addre
 """
 
 import asyncio
-import errno
 import resource
 import socket
 import ssl
@@ -41,6 +40,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from pipeline.faults import LocalFault, local_fault
 from pipeline.text import clean_text
 from pipeline.web import optout
 from pipeline.web.addresses import AddressGuard
@@ -64,8 +64,6 @@ _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
 _DNS_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, twice, per server) take half a URL's time
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
 
-_LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
 # The first that matches counts, so the narrow come before the wide.
 _STATUS_OF: tuple[tuple[type[Exception], Status], ...] = (
     (aiohttp.InvalidURL, Status.URL_INVALID),
@@ -82,10 +80,6 @@ _STATUS_OF: tuple[tuple[type[Exception], Status], ...] = (
     (aiohttp.ClientError, Status.PROTOCOL_ERROR),
 )
 _CAUGHT = tuple(kind for kind, _ in _STATUS_OF)
-
-
-class LocalFault(RuntimeError):
-    """This machine cannot open connections (files, memory): no URL is to blame, so the shard fails and is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +135,10 @@ class Fetcher:
         config = self._config
         _raise_file_limit(2 * config.concurrency + _OTHER_FILES)  # half of them idle, kept alive
         self._slots = HostSlots(config.per_host_concurrency, config.concurrency, config.per_host_interval_s)
-        self._silent = SilentHosts(limit=max(config.per_host_concurrency, _LEAST_MISSES))
+        self._silent = SilentHosts(
+            limit=max(config.per_host_concurrency, _LEAST_MISSES),
+            least_wait_s=min(config.connect_timeout_s, config.timeout_s / 2),
+        )
         self._robots = RobotsFiles(self._get_robots, self._token)
         dns_s = min(_DNS_S, config.timeout_s / 2)
         self._resolver = _Resolver(self._guard, dns_s, tries=config.retries + 1, nameservers=config.nameservers)
@@ -361,8 +358,8 @@ def _raise_file_limit(wanted: int) -> None:
 def _explain(error: Exception) -> FetchError:
     """The Status of an exception, with the words of its innermost cause. Raises LocalFault."""
     inner = getattr(error, "os_error", error)
-    if getattr(inner, "errno", None) in _LOCAL_ERRNOS:
-        raise LocalFault(f"cannot open connections: {inner}") from error
+    if (fault := local_fault(inner)) is not None:
+        raise fault from error
     if isinstance(inner, AddressRefused):
         return FetchError(Status.ADDRESS_REFUSED, str(inner))
     status = next(status for kind, status in _STATUS_OF if isinstance(error, kind))

@@ -107,12 +107,12 @@ class ImageProcessor:
         try:
             header, opened = self._open(body)
             with opened:
-                target = plan(*header.upright_size, self._config)
+                target = self._plan(header)
                 pixels = _decode(body, header, opened, target)
                 is_plain = opened.mode in ("RGB", "L", "P") and "transparency" not in opened.info
                 profile = opened.info.get("icc_profile") if opened.mode != "CMYK" else None  # applied while decoding
             # Pillow may have learned of a turn only from what follows the pixels (PNG's eXIf).
-            target = plan(*header.upright_size, self._config)
+            target = self._plan(header)
             one_color = _is_one_color(pixels)
             resized = resize(pixels, target, self._config)
             stored = pixels_to_srgb(resized, profile)  # fewer pixels to convert after resizing
@@ -121,6 +121,13 @@ class ImageProcessor:
             return self._picture(stored, kept or _encode(stored, self._config, header.sampling), header, one_color)
         except ImageError as error:
             return _refused(error, header)
+
+    def _plan(self, header: _Header) -> Target | None:
+        """How to resize. A long thin picture that is enlarged by its short side would be as large as any bomb."""
+        target = plan(*header.upright_size, self._config)
+        if target is not None and target.width * target.height > self._config.max_pixels:
+            raise ImageError(Status.IMAGE_BOMB, f"would be {target.width} x {target.height} pixels once resized")
+        return target
 
     def _open(self, body: bytes) -> tuple[_Header, Image.Image]:
         """Read the header and refuse bombs; no pixel is allocated."""

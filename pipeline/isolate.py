@@ -1,16 +1,21 @@
 """Decoding in a child process, for shards that killed their worker: the picture that does it costs one row."""
 
 import multiprocessing
+import os
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from pipeline.faults import LocalFault
 from pipeline.images import ImageProcessor, Picture
 from schemas.jobs import ImagesConfig
 from schemas.status import Status
 
 DECODE_TIMEOUT_S = 120.0
 """No picture within `images.max_pixels` takes this long; a decoder that does is taken for hung."""
+
+_PARENT_CHECK_S = 1.0
 
 _processor: ImageProcessor | None = None
 
@@ -27,18 +32,26 @@ class IsolatedProcessor:
     def process(self, body: bytes) -> Picture:
         """As ImageProcessor.process; `decoder_crashed` where the child died or hung on the picture."""
         with self._one_at_a_time:
-            if self._pool is None:
-                context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(1, context, initializer=_start, initargs=(self._config,))
-                self._pool.submit(int).result()  # its start is not held against the picture
+            pool = self._pool = self._pool or self._open()
             try:
-                return self._pool.submit(_process, body).result(self._timeout_s)
+                return pool.submit(_process, body).result(self._timeout_s)
             except BrokenProcessPool:
                 self._kill()
                 return Picture(Status.DECODER_CRASHED, "the decoding process died")
             except TimeoutError:
                 self._kill()
                 return Picture(Status.DECODER_CRASHED, f"no picture within {self._timeout_s:g} s")
+
+    def _open(self) -> ProcessPoolExecutor:
+        """Start a child; its start is not held against the picture. Raises LocalFault where it cannot."""
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, context, initializer=_start, initargs=(self._config, os.getpid()))
+        try:
+            pool.submit(int).result()
+        except (OSError, BrokenProcessPool) as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise LocalFault(f"no process can be started to decode in: {error}") from error
+        return pool
 
     def close(self) -> None:
         """End the child."""
@@ -53,9 +66,17 @@ class IsolatedProcessor:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(config: ImagesConfig) -> None:
+def _start(config: ImagesConfig, parent: int) -> None:
     global _processor
     _processor = ImageProcessor(config)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker that is killed cannot close its child: the child looks after that itself."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(1)
 
 
 def _process(body: bytes) -> Picture:

@@ -28,6 +28,8 @@ MAX_URL_BYTES = 8_192
 MAX_CAPTION_BYTES = 262_144
 """A default shard of captions this long still fits into an Arrow string array (2 GiB)."""
 MAX_CAPTIONS_PER_ROW = 1_000
+MAX_REPEATED_BYTES = 1 << 30
+"""Of a shard's rows with several captions, once each caption has its row."""
 _CUT_BYTES = 8_192
 """What is kept of a longer URL or caption, as evidence."""
 
@@ -51,7 +53,7 @@ class ShardReader:
         try:
             return self._to_table(shard, self._slice(shard))
         except pa.ArrowException as error:
-            hint = "; a smaller shard_rows, in another output folder, helps" if "overflow" in str(error) else ""
+            hint = "; it holds too many bytes: a smaller shard_rows may help" if "overflow" in str(error) else ""
             raise ReadError(f"{shard.uri}: shard {shard.shard} cannot be read: {error}{hint}") from error
 
     def _to_table(self, shard: Shard, table: pa.Table) -> pa.Table:
@@ -142,7 +144,7 @@ def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
     problems = (table[MALFORMED_COLUMN].combine_chunks() if has_problems else nothing).cast(pa.string())
     has_lists = columns.caption is not None and pa.types.is_nested(table[columns.caption].type)
     if has_lists:
-        lists, too_many = _bounded_lists(raw_byte_lists(table[columns.caption]))
+        lists, too_many = _bounded_lists(raw_byte_lists(table[columns.caption]), table)
         problems = pc.coalesce(problems, too_many)
         parents, indexes, captions = _lay_out(lists)
     else:
@@ -165,13 +167,25 @@ def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
     )
 
 
-def _bounded_lists(lists: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """(the lists, null for those with too many captions; what is wrong with those): one row must not fill a shard."""
-    lengths = pc.list_value_length(lists).to_pylist()
-    problems = [
-        f"{length:,} captions, more than {MAX_CAPTIONS_PER_ROW:,}" if length and length > MAX_CAPTIONS_PER_ROW else None
-        for length in lengths
-    ]
+def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """(the lists, null for those with too many captions; what is wrong with those): one row must not fill a shard.
+
+    URL and carried columns are repeated for every caption, so their bytes count that often.
+    """
+    lengths = [length or 1 for length in pc.list_value_length(lists).to_pylist()]
+    is_small = table.nbytes * min(max(lengths, default=1), MAX_CAPTIONS_PER_ROW) <= MAX_REPEATED_BYTES
+    problems, total = [], 0
+    for row, length in enumerate(lengths):
+        problem = None
+        if length > MAX_CAPTIONS_PER_ROW:
+            problem = f"{length:,} captions, more than {MAX_CAPTIONS_PER_ROW:,}"
+        elif not is_small and length > 1:
+            repeated_bytes = table.slice(row, 1).nbytes * length
+            if total + repeated_bytes > MAX_REPEATED_BYTES:
+                problem = f"{length:,} captions of a row that would be {repeated_bytes:,} bytes"
+            else:
+                total += repeated_bytes
+        problems.append(problem)
     problems = pa.array(problems, pa.string())
     if problems.null_count < len(problems):
         lists = lists.take(pc.if_else(problems.is_null(), pa.array(range(len(lists))), None))

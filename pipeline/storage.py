@@ -8,7 +8,6 @@ Create-only is what every commit rests on. Locally: write beside, fsync, then `o
 """
 
 import contextlib
-import errno
 import functools
 import gzip
 import hashlib
@@ -24,6 +23,7 @@ from uuid import uuid4
 import fsspec
 
 _CHUNK_BYTES = 1 << 20
+_REMOTE = ("s3://", "s3a://")
 _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -54,6 +54,8 @@ class Store:
     def __init__(self, root: str) -> None:
         self.root = absolute(root)
         self.remote = is_remote(root)
+        if self.remote and not root.startswith(_REMOTE):
+            raise StorageError(f"{root}: an output is a local folder or s3://...; nowhere else is a commit atomic")
         self._fs: Any = None
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
@@ -117,7 +119,9 @@ class Store:
             except FileExistsError:
                 return False
             except OSError as error:
-                if not _is_conflict(error) or not tries_left:
+                if _http_status(error) == 412:  # s3fs knows it by a part of the answer that only AWS sends
+                    return False
+                if _http_status(error) != 409 or not tries_left:
                     raise
                 time.sleep(_CONFLICT_WAIT_S)
             else:
@@ -267,9 +271,11 @@ def file_checksum(file: IO[bytes]) -> tuple[str, int]:
     return digest.hexdigest(), file.tell()
 
 
-def _is_conflict(error: OSError) -> bool:
-    """S3's 409: two conditional writes met, and neither is known to have won. AWS asks to try again."""
-    return error.errno == errno.EBUSY or "ConditionalRequestConflict" in str(error)
+def _http_status(error: OSError) -> int | None:
+    """Of the answer behind an error of s3fs. 412: the name is taken; 409: two writes met, and AWS asks to try again."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
 
 
 def _is_alive(pid: str) -> bool:

@@ -107,7 +107,7 @@ class ImagesConfig(_Settings):
     """Keep the original compressed pixels, without metadata, where size, format, turn and colors stay the same."""
     store: Literal["pairs", "kept", "none"] = "pairs"
     """Whose pictures are stored. `pairs`: thresholds can move later without downloading again."""
-    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
     """A picture whose header announces more is refused before any pixel is allocated. Decoding takes up to eight bytes
     per pixel and decoding thread."""
 
@@ -135,6 +135,9 @@ class ModelConfig(_Settings):
         if not _ALIAS.fullmatch(alias):
             raise ValueError("an alias is a lower-case letter, then lower-case letters, digits or _ (40 at most)")
         return alias
+
+
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 
 
 class RulesConfig(_Settings):
@@ -186,7 +189,7 @@ class RulesConfig(_Settings):
     """A text file of MD5 of original bytes in hex, one per line."""
     sha256_blocklist: str | None = None
 
-    min_similarity: float | dict[str, float] | None = None
+    min_similarity: Cosine | dict[str, Cosine] | None = None
     """Least cosine similarity of picture and caption: one number for every model, or one per alias."""
     custom: list[str] = []
     """Your own rules as `module:function`, shipped to the workers."""

@@ -20,6 +20,10 @@ from pipeline.text import DETAIL_CHARS, clean_text
 
 MAX_RECORD_BYTES = 16 << 20
 
+_MAX_READINGS = 4
+"""A line that so many records took and gave back may only be a record by itself: else hostile quotes make every record
+read to the end of the file, and a megabyte takes an hour."""
+
 _BUFFER_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -126,17 +130,19 @@ class _PhysicalLines:
     def __init__(self, lines: Iterator[bytes]) -> None:
         csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))  # of the process; 128 KB at first
         self._lines = lines
-        self._given_back: list[str] = []
-        self._taken: list[str] = []
+        self._given_back: list[tuple[str, int]] = []  # (line, how often it was given back), the next one last
+        self._taken: list[tuple[str, int]] = []
         self.num_bytes = 0
 
     def __iter__(self) -> "_PhysicalLines":
         return self
 
     def __next__(self) -> str:
+        if self._taken and self._taken[0][1] >= _MAX_READINGS:
+            raise csv.Error("a quote that is not closed")
         # Latin-1 is one character a byte: any bytes go through, and back.
-        line = self._given_back.pop() if self._given_back else next(self._lines).decode("latin-1")
-        self._taken.append(line)
+        line, readings = self._given_back.pop() if self._given_back else (next(self._lines).decode("latin-1"), 0)
+        self._taken.append((line, readings))
         self.num_bytes += len(line)
         if self.num_bytes > MAX_RECORD_BYTES:
             raise csv.Error(f"longer than {MAX_RECORD_BYTES} bytes")
@@ -148,9 +154,10 @@ class _PhysicalLines:
 
     def give_back(self) -> str:
         """Give back all lines of this record but the first, which is returned."""
-        self._given_back.extend(reversed(self._taken[1:]))
-        self.num_bytes = len(self._taken[0])
-        return self._taken[0]
+        self._given_back.extend((line, readings + 1) for line, readings in reversed(self._taken[1:]))
+        line, _ = self._taken[0]
+        self.num_bytes = len(line)
+        return line
 
 
 def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, Any] | None, bytes]]:

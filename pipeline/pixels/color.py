@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
-_MAX_PROFILE_BYTES = 4 << 20
+_MAX_PROFILE_BYTES = 2 << 20
 _SAME_LEVELS = 2
 """A profile that moves no color by more than this, of 255, is taken for sRGB."""
 
@@ -38,7 +38,7 @@ def _color_space(profile: bytes) -> str | None:
     return profile[16:20].decode("latin-1") if len(profile) >= 128 else None  # ICC.1:2022, 7.2.6
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     if _MODES.get(_color_space(profile) or "") != mode:
         return None

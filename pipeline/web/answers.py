@@ -37,7 +37,7 @@ def seconds(retry_after: str | None) -> float | None:
         return float(text)
     try:
         date = parsedate_to_datetime(text[:100])
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     date = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max((date - datetime.now(UTC)).total_seconds(), 0.0)

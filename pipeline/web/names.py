@@ -5,6 +5,7 @@ Says nothing about how a look-up is made: `pipeline.fetch` passes that in.
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from pipeline.faults import LOCAL_ERRNOS
 from pipeline.web.addresses import AddressGuard
 from pipeline.web.remember import Remembered
 
@@ -56,4 +57,6 @@ class HostNames:
 def _keep_s(found: list[str] | OSError) -> float:
     if not isinstance(found, OSError):
         return _GOOD_S
+    if found.errno in LOCAL_ERRNOS:
+        return 0.0  # this machine's fault, which says nothing of the name
     return _NO_SUCH_NAME_S if isinstance(found, AddressRefused | NoSuchHost) else _NO_ANSWER_S

@@ -19,20 +19,26 @@ _MAX_HOSTS = 20_000
 
 
 class SilentHosts:
-    """Counts requests in a row that ran out of time, per host. One answer of any kind starts the count again."""
+    """Counts requests in a row that ran out of time, per host. One answer of any kind starts the count again.
 
-    def __init__(self, limit: int) -> None:
+    `least_wait_s`: what a host must have been waited for; where less was left of a URL's time, others used it up.
+    """
+
+    def __init__(self, limit: int, least_wait_s: float) -> None:
         self._limit = limit
+        self._least_wait_s = least_wait_s
         self._missed: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     @contextmanager
     def watch(self, host: str) -> Iterator[None]:
         """Around one request: raises FetchError at once where the last `limit` ran out of time, and learns from it."""
         self._require_answering(host)
+        started = asyncio.get_running_loop().time()
         try:
             yield
         except asyncio.CancelledError:  # the deadline of the URL
-            self._miss(host)
+            if asyncio.get_running_loop().time() - started >= self._least_wait_s:
+                self._miss(host)
             raise
         except FetchError as failure:
             if failure.status is Status.TIMEOUT:

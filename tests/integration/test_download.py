@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from pipeline.download import Downloader
-from pipeline.fetch import Fetcher, LocalFault
+from pipeline.faults import LocalFault
+from pipeline.fetch import Fetcher
 from pipeline.images import ImageProcessor
 from schemas.jobs import BuildJob
 from schemas.pairs import FETCHED, PICTURE, in_flight_schema
