@@ -67,7 +67,7 @@ def make_texts(folder: Path, num_rows: int) -> None:
 def plan_and_report(source: str, output: str, shard_rows: int) -> dict[str, Any]:
     """Seconds and shards of one `make_plan`."""
     job = BuildJob(source=SourceConfig(paths=[source]), output=output, shard_rows=shard_rows)
-    plan = make_plan(job, Store(output), "bench")
+    plan = make_plan(job, Store(output), {"fingerprint": "bench"})
     return {"rows": plan.num_rows, "shards": plan.num_shards}
 
 

@@ -17,17 +17,22 @@ from typing import Any, Protocol
 
 import yaml
 
-from jobs.config import JobError, fingerprint, resolve, to_yaml
+from jobs.config import JobError, fingerprint, resolve
 from pipeline import rules
-from pipeline.plan import Plan, describe_plan, load_plan, make_plan
+from pipeline.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
 from pipeline.shards import StrayFiles, committed, read_manifests
 from pipeline.stages import Context, versions
 from pipeline.storage import Store, absolute, checksum
+from pipeline.text import last_line
 from schemas.jobs import BuildJob, fingerprint_fields
 from schemas.manifest import SCHEMA_VERSION, ShardManifest
 
 BLOCKLISTS = ("url_blocklist", "md5_blocklist", "sha256_blocklist")
 """Settings under `rules` that name a file."""
+
+
+MAX_FAILURES_READ = 100
+"""Of an output folder, for its status."""
 
 
 class Watcher(Protocol):
@@ -47,7 +52,10 @@ class BuildResult:
     output: str
     shards: int
     shards_missing: list[int]
+    input_rows: int
+    """Rows of the input that are done."""
     rows_in: int
+    """The same, with a row for each caption of a list."""
     pairs: int
     rejects: int
     kept: int
@@ -92,16 +100,20 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
         raise JobError(str(error)) from None
     job_fingerprint = fingerprint(job, [*_check_models(job), *_own_contents(job)])
     store = Store(job.output)
-    if Path(store.root).is_file():
-        raise JobError(f"output: {store.root} is a file, not a folder")
-    _check_output(store, job, job_fingerprint)
-    record = {**yaml.safe_load(to_yaml(job)), "fingerprint": job_fingerprint, "schema_version": SCHEMA_VERSION}
-    record["versions"] = versions()
-    while not store.exists("job.yaml"):  # before the plan, which must never stand beside another job's settings
-        store.create("job.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
-        _check_output(store, job, job_fingerprint)
-    plan = make_plan(job, store, job_fingerprint)
+    if not store.remote and (in_the_way := next((p for p in _and_parents(store.root) if p.is_file()), None)):
+        raise JobError(f"output: {in_the_way} is a file, not a folder")
+    record = {**job.model_dump(mode="json"), "fingerprint": job_fingerprint, "schema_version": SCHEMA_VERSION}
+    try:
+        plan = make_plan(job, store, {**record, "versions": versions()})
+    except OtherJobError as other:
+        raise JobError(_difference(store, other.record, job)) from None
+    if not store.exists("job.yaml"):
+        store.create("job.yaml", yaml.safe_dump(plan.job, sort_keys=False, allow_unicode=True).encode())
     return Context(job, plan.facts, job_fingerprint), plan
+
+
+def _and_parents(path: str) -> list[Path]:
+    return [Path(path), *Path(path).parents]
 
 
 def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -> BuildResult:
@@ -125,7 +137,10 @@ def current(output: str) -> BuildResult:
     plan, totals = load_plan(store), Totals()
     for manifest in read_manifests(store):
         totals.add(manifest)
-    return totals.result(store, plan, {}, 0.0)
+    numbers = [int(name.removesuffix(".txt")) for name in store.list("failures") if name.removesuffix(".txt").isdigit()]
+    failed = [shard for shard in numbers if shard not in totals.shards][:MAX_FAILURES_READ]
+    failures = {shard: last_line(store.read(_failure_name(shard)).decode(errors="replace")) for shard in failed}
+    return totals.result(store, plan, failures, 0.0)
 
 
 @dataclass
@@ -140,7 +155,7 @@ class Totals:
         """Count one shard in."""
         self.shards.add(manifest.shard)
         self.statuses.update(manifest.statuses)
-        for name in ("rows_in", "pairs", "rejects", "kept"):
+        for name in ("num_rows", "rows_in", "pairs", "rejects", "kept"):
             self.rows[name] += getattr(manifest, name)
 
     def result(self, store: Store, plan: Plan, failures: dict[int, str], seconds: float) -> BuildResult:
@@ -149,6 +164,7 @@ class Totals:
             output=store.root,
             shards=plan.num_shards,
             shards_missing=[shard for shard in plan.shards["shard"].to_pylist() if shard not in self.shards],
+            input_rows=self.rows["num_rows"],
             rows_in=self.rows["rows_in"],
             pairs=self.rows["pairs"],
             rejects=self.rows["rejects"],
@@ -170,7 +186,7 @@ def _run(context: Context, shards: Any, watcher: Watcher | None, failures: dict[
                 watcher.committed(outcome.manifest)
             return
         error = outcome.error or "unknown"
-        failures[outcome.shard] = engine.last_line(error)
+        failures[outcome.shard] = last_line(error)
         if "No space left on device" in error:
             where = f"{context.store.root} or a worker's temporary folder"
             raise engine.EngineError(f"the disk of {where} is full: free some room and run it again")
@@ -245,28 +261,21 @@ def _warnings(job: BuildJob) -> list[str]:
     return lines
 
 
-def _check_output(store: Store, job: BuildJob, job_fingerprint: str) -> None:
-    """Refuse an output folder of another job, with the fields that differ."""
-    if not store.exists("job.yaml"):
-        if store.list("plan"):
-            raise JobError(f"{store.root} holds a plan but no job.yaml: it is damaged; give another output folder")
-        return
-    record = yaml.safe_load(store.read("job.yaml"))
-    if record.get("schema_version", 0) > SCHEMA_VERSION:
-        raise JobError(f"{store.root} was written by a newer pairmill; update to go on with it")
+def _difference(store: Store, record: dict[str, Any], job: BuildJob) -> str:
+    """What to say of an output folder of another job: the fields that differ."""
     known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
     before, now = fingerprint_fields(BuildJob.model_validate(known)), fingerprint_fields(job)
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if record.get("fingerprint") == job_fingerprint and not names:
-        return
-    if not store.list("plan") or (not names and not committed(store)):  # nothing was made by it yet
-        store.delete("job.yaml")
-        return
     diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
-    raise JobError(
-        f"{store.root} holds the output of another job. What differs:\n"
-        + "\n".join(diff or ["  the content of a custom rule, a blocklist or a model's weights"])
-        + "\nGive another output folder, or the settings of that job."
+    advice = "Give another output folder, or the settings of that job."
+    if not committed(store):
+        advice = "Nothing is committed there yet: delete that folder, or give another one."
+    return "\n".join(
+        [
+            f"{store.root} holds the output of another job. What differs:",
+            *(diff or ["  the content of a custom rule, a blocklist or a model's weights"]),
+            advice,
+        ]
     )
 
 

@@ -4,9 +4,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from jobs.build import BuildResult
 
 app = typer.Typer(
     name="pairmill",
@@ -46,7 +49,7 @@ def build(
     """Download, check, score and filter pairs into Parquet shards. The same command again goes on after a stop."""
     from jobs.build import build as run_build
     from jobs.config import JobError, load_job
-    from jobs.progress import ConsoleWatcher, funnel
+    from jobs.progress import ConsoleWatcher
     from pipeline.text import counted
 
     paths = list(source or [])
@@ -74,11 +77,14 @@ def build(
             )
             raise typer.Exit(INTERRUPTED) from None
         watcher.close()
-    typer.echo(funnel(result.rows_in, result.statuses))
+    _print_funnel(result)
     if refused := result.statuses.get("address_refused"):
-        typer.echo(f"{counted(refused, 'address')} refused: private networks need fetch.allow_networks", err=True)
-    for shard, error in result.failures.items():
-        typer.echo(f"shard {shard:09d} failed: {error} (whole: {result.output}/failures/{shard:09d}.txt)", err=True)
+        typer.echo(
+            f"{counted(refused, 'private address')} refused; a network that you trust is allowed with, say, "
+            "--set 'fetch.allow_networks=[127.0.0.0/8]', in a new output folder",
+            err=True,
+        )
+    _print_failures(result)
     if result.stopped:
         typer.echo(f"pairmill: stopped: {result.stopped}", err=True)
     if result.shards_missing:
@@ -95,15 +101,16 @@ def build(
 def status(output: Output, as_json: Json = False) -> None:
     """How far a job is: shards, rows, and what became of them."""
     from jobs.build import current
-    from jobs.progress import funnel
+    from pipeline.text import counted
 
     with _errors():
         result = current(output)
     done = result.shards - len(result.shards_missing)
     typer.echo(
-        f"{result.output}: {done:,} of {result.shards:,} shards, {result.pairs:,} pairs, {result.rejects:,} rejects"
+        f"{result.output}: {done:,} of {counted(result.shards, 'shard')}, {counted(result.input_rows, 'row')} done"
     )
-    typer.echo(funnel(result.rows_in, result.statuses))
+    _print_funnel(result)
+    _print_failures(result)
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
 
@@ -167,6 +174,21 @@ def demo(
 def main() -> None:
     """Entry point of the `pairmill` command."""
     app()
+
+
+def _print_funnel(result: "BuildResult") -> None:
+    from jobs.progress import funnel
+
+    if not result.rows_in:
+        return
+    if more := result.rows_in - result.input_rows:
+        typer.echo(f"{result.input_rows:,} input rows, {more:,} more from lists of captions")
+    typer.echo(funnel(result.rows_in, result.statuses))
+
+
+def _print_failures(result: "BuildResult") -> None:
+    for shard, error in result.failures.items():
+        typer.echo(f"shard {shard:09d} failed: {error} (whole: {result.output}/failures/{shard:09d}.txt)", err=True)
 
 
 def _model(name: str) -> dict[str, str | None]:

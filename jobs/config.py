@@ -149,7 +149,7 @@ def _explain(error: ValidationError, text: str, job_file: str | None) -> str:
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"])
         line = _line_of(problem["loc"], text)
-        where = f"{job_file}:{line}: " if job_file and line else ""
+        where = f"{job_file}:{line}: " if job_file and line else f"{job_file}: " if job_file else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"there is no such field{_did_you_mean(problem['loc'])}"

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
@@ -25,7 +24,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from jobs.cell import failed, pack, unpack
+from pipeline.inputs.cursor import ReadError
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
+from pipeline.text import last_line, trace_of
 from schemas.jobs import RunConfig
 from schemas.manifest import ShardManifest
 
@@ -39,7 +40,7 @@ SLACK_S = 3_600
 """Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
 
 _FIRST_FAILURES = 3
-"""Shards that may fail before any succeeds: what breaks all of them is the job, not the data."""
+"""Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
 
 DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
@@ -79,17 +80,23 @@ class _StageActor:
     def __init__(self, name: StageName, build: Callable[[Context], Stage], context: Context) -> None:
         warnings.filterwarnings("ignore", module="ray")
         self.name = name
-        self.stage = build(context)
+        self.broken: str | None = None
+        try:
+            self.stage = build(context)
+        except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
+            self.broken = trace_of(error)
 
     def __call__(self, cell: pa.Table) -> pa.Table:
         if "error" in cell.column_names and cell["error"][0].is_valid:
             return cell
         shard = cell["shard"][0].as_py()
+        if self.broken:
+            return failed(shard, self.broken)
         try:
             table = cell if self.name == "read" else unpack(cell)
             return pack(shard, run_stage(self.name, self.stage, table))
-        except Exception:  # the border of a shard: it fails alone, with its traceback
-            return failed(shard, traceback.format_exc())
+        except Exception as error:  # the border of a shard: it fails alone, with its traceback
+            return failed(shard, trace_of(error))
 
 
 @contextmanager
@@ -150,18 +157,18 @@ def run_shards(
     EngineError after `run.max_failed_shards_in_a_row` failures (fewer before the first shard that succeeds), where the
     cluster has too few CPUs or GPUs, and where nothing moves any more.
     """
-    left = set(shards["shard"].to_pylist())
-    in_a_row, limit = 0, min(_FIRST_FAILURES, context.job.run.max_failed_shards_in_a_row)
+    left, limit = set(shards["shard"].to_pylist()), context.job.run.max_failed_shards_in_a_row
+    in_a_row, any_good = 0, False
     for careful in (False, False, True):
         with closing(_rounds(shards, replace(context, careful=careful), modules)) as outcomes:
             for outcome in outcomes:
                 left.discard(outcome.shard)
                 on_outcome(outcome)
                 if outcome.error is None:
-                    in_a_row, limit = 0, context.job.run.max_failed_shards_in_a_row
+                    in_a_row, any_good = 0, True
                     continue
-                in_a_row += 1
-                if in_a_row >= limit:
+                in_a_row += not _is_of_the_input(outcome.error)
+                if in_a_row >= (limit if any_good or not _is_of_the_job(outcome.error) else _FIRST_FAILURES):
                     raise EngineError(
                         f"{in_a_row} shards in a row failed, the last one with: {last_line(outcome.error)}"
                     )
@@ -169,13 +176,16 @@ def run_shards(
             return
         shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(left))))
         log.warning("%d shards were lost with their worker; trying them again", len(left))
-    for shard in sorted(left):
-        on_outcome(Outcome(shard, None, "its worker process died, three times"))
 
 
-def last_line(error: str) -> str:
-    """What a traceback comes down to."""
-    return error.strip().splitlines()[-1]
+def _is_of_the_input(error: str) -> bool:
+    """Files are damaged by themselves: however many there are, the others' shards have their turn."""
+    return last_line(error).startswith(f"{ReadError.__module__}.{ReadError.__name__}")
+
+
+def _is_of_the_job(error: str) -> bool:
+    kinds = ("pipeline.rules.custom.CustomRuleError", "pipeline.encode.ModelError")
+    return last_line(error).startswith(kinds)
 
 
 def _rounds(shards: pa.Table, context: Context, modules: Path | None) -> Generator[Outcome, None, None]:
@@ -186,8 +196,17 @@ def _rounds(shards: pa.Table, context: Context, modules: Path | None) -> Generat
     """
     at_once = 1 if context.careful else SHARDS_PER_ROUND
     for start in range(0, shards.num_rows, at_once):
+        some, any_came = shards.slice(start, at_once), False
         with ray_session(context.job.run, modules):
-            yield from _stream(shards.slice(start, at_once), context)
+            for outcome in _stream(some, context):
+                any_came = True
+                yield outcome
+        if any_came:
+            continue
+        if context.careful:
+            yield Outcome(some["shard"][0].as_py(), None, "its worker process died, three times")
+        elif some.num_rows > context.job.run.max_failed_shards_in_a_row:
+            raise EngineError(f"all of {some.num_rows:,} shards died with their workers: is there enough memory?")
 
 
 def _stream(shards: pa.Table, context: Context) -> Iterator[Outcome]:

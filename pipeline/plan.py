@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from pipeline.text import counted
 from schemas.jobs import BuildJob, RunConfig
 from schemas.manifest import PLAN_SCHEMA
 
-__all__ = ["Plan", "PlanError", "PlannedInput", "describe_plan", "load_plan", "make_plan"]
+__all__ = ["OtherJobError", "Plan", "PlanError", "PlannedInput", "describe_plan", "load_plan", "make_plan"]
 
 _READERS = 8
 _TRIES = 20
@@ -31,6 +32,14 @@ _TRIES = 20
 _MAX_OBJECTS = 200_000
 _STORED_PICTURE_BYTES = 30_000
 _SHARDS_PER_ACTOR = 2
+
+
+class OtherJobError(PlanError):
+    """The plan is another job's, with this record."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__("the output folder was planned by another job; give another one")
+        self.record = record
 
 
 def load_plan(store: Store) -> Plan:
@@ -41,18 +50,19 @@ def load_plan(store: Store) -> Plan:
     return plan
 
 
-def make_plan(job: BuildJob, store: Store, job_fingerprint: str) -> Plan:
+def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
     """Plan the job's input, or extend the plan that the output folder has by what was added since.
 
-    Text formats are converted on the way. Rows above `source.limit_rows` are left for later; a limit below what is
-    planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError for a planned
-    file that was changed or removed, and for the plan of another job.
+    `record` goes into the plan, which so settles whose job an output folder belongs to: its settings, and their
+    `fingerprint`. Text formats are converted on the way. Rows above `source.limit_rows` are left for later; a limit
+    below what is planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError
+    for a planned file that was changed or removed, OtherJobError for the plan of another job.
     """
-    planner = _Planner(job, store, job_fingerprint, list_inputs(job.source.paths, without=store.root))
+    planner = _Planner(job, store, record, list_inputs(job.source.paths, without=store.root))
     for _ in range(_TRIES):
         plan = load(store)
-        if plan is not None and plan.job_fingerprint != job_fingerprint:
-            raise PlanError(f"{store.root} was planned by another job; give another output folder")
+        if plan is not None and plan.job["fingerprint"] != record["fingerprint"]:
+            raise OtherJobError(plan.job)
         addition = planner.first() if plan is None else planner.extend(plan)
         if plan is not None and addition is None:
             return plan
@@ -131,7 +141,7 @@ class _Planner:
 
     job: BuildJob
     store: Store
-    job_fingerprint: str
+    record: dict[str, Any]
     sources: list[str]
     fingerprints: dict[str, str] = field(default_factory=dict)
     inspected: dict[str, InputFile] = field(default_factory=dict)
@@ -227,7 +237,7 @@ class _Planner:
             tables.append(table)
             if piece.rows_in_file is not None:
                 inputs.append(PlannedInput(piece.source, piece.uri, fingerprint, piece.rows_in_file))
-        return to_bytes(pa.concat_tables(tables), facts, inputs, self.job_fingerprint)
+        return to_bytes(pa.concat_tables(tables), facts, inputs, self.record)
 
 
 def _inspect(uri: str) -> InputFile:

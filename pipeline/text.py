@@ -1,6 +1,7 @@
 """Words for people: numbers with nouns, and text that strangers wrote, made fit for a column of evidence."""
 
 import re
+import traceback
 
 DETAIL_CHARS = 200
 """Longest `status_detail`."""
@@ -18,6 +19,18 @@ def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:
     if not text:
         return None
     return _UNPRINTABLE.sub(" ", text[: 4 * max_chars]).strip()[:max_chars] or None
+
+
+def trace_of(error: BaseException) -> str:
+    """A traceback whose last line has the exception's full type and all its words."""
+    kind = type(error)
+    lines = traceback.format_exception(error)
+    return "".join(lines) + f"{kind.__module__}.{kind.__qualname__}: {' '.join(str(error).split())}\n"
+
+
+def last_line(error: str) -> str:
+    """What a text of `trace_of` comes down to."""
+    return (error.strip().splitlines() or ["no words"])[-1]
 
 
 def describe(error: BaseException) -> str:

@@ -9,12 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from pipeline import storage
 from pipeline.pictures import read_range, read_tar
 from pipeline.plan import load_plan
-from pipeline.shards import committed, read_manifest, read_manifests
+from pipeline.shards import DATA_FOLDERS, ManifestError, committed, read_manifest
 from pipeline.storage import Store
 from schemas.jobs import ModelConfig, RunConfig
 from schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
@@ -54,19 +53,37 @@ def verify(store: Store, rescore: int = 64) -> Report:
     """Check every committed shard, then `rescore` pairs from shards that are spread evenly over all."""
     report = Report()
     plan = load_plan(store)
-    job_fingerprint = yaml.safe_load(store.read("job.yaml")).get("fingerprint") if store.exists("job.yaml") else None
     scored: list[int] = []
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
-    for manifest in read_manifests(store):
+    named: set[str] = set()
+    for shard, generation in sorted(committed(store).items()):
         report.shards += 1
+        try:
+            manifest = read_manifest(store, manifest_name(shard, generation))
+        except ManifestError as error:
+            report.problems.append(str(error))
+            report.damaged.append(f"manifests/{manifest_name(shard, generation)}")
+            continue
+        named.update(file.path for file in manifest.files.values())
         is_planned = manifest.shard < plan.num_shards
         planned = shards_from_table(plan.shards.slice(manifest.shard, 1))[0] if is_planned else None
-        problems = [*_check_manifest(manifest, planned, job_fingerprint), *_check_shard(store, manifest, report)]
+        problems = [
+            *_check_manifest(manifest, planned, plan.job["fingerprint"]),
+            *_check_shard(store, manifest, report),
+        ]
         _add_problems(report, manifest, problems)
         if not problems and manifest.pairs and "images" in manifest.files:
             scored.append(manifest.shard)
+    if not report.shards_missing and not report.damaged:  # else a worker may be about to name them
+        report.problems.extend(_strangers(store, named))
     _rescore_sample(store, scored, rescore, report)
     return report
+
+
+def _strangers(store: Store, named: set[str]) -> list[str]:
+    """Files that a plain glob over a finished output would take for data."""
+    there = (f"{folder}/{name}" for folder in DATA_FOLDERS for name in store.list(folder))
+    return [f"{name} is named by no manifest; delete it" for name in there if name not in named][:MAX_PROBLEMS]
 
 
 def _add_problems(report: Report, manifest: ShardManifest, problems: Sequence[str]) -> None:
@@ -76,13 +93,13 @@ def _add_problems(report: Report, manifest: ShardManifest, problems: Sequence[st
         report.damaged.append(f"manifests/{manifest.name}")
 
 
-def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerprint: str | None) -> Iterator[str]:
+def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerprint: str) -> Iterator[str]:
     if planned is None:
         yield "is not in the plan"
     elif (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
         yield "holds other rows of the input than the plan says"
-    if job_fingerprint is not None and manifest.job_fingerprint != job_fingerprint:
-        yield "was made by another job than job.yaml says"
+    if manifest.job_fingerprint != job_fingerprint:
+        yield "was made by another job than the plan says"
     if sum(manifest.statuses.values()) != manifest.rows_in:
         yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {manifest.rows_in:,} rows"
 
@@ -121,8 +138,10 @@ def _check_file(store: Store, file: DataFile) -> str | None:
         digest, num_bytes = storage.checksum(store.path(file.path), store.fs if store.remote else None)
     except FileNotFoundError:
         return f"{file.path} is missing"
-    if (digest, num_bytes) != (file.blake2b, file.num_bytes):
+    if num_bytes != file.num_bytes:
         return f"{file.path} is not what was committed: {num_bytes:,} bytes, the manifest says {file.num_bytes:,}"
+    if digest != file.blake2b:
+        return f"{file.path} is not what was committed: its checksum differs"
     return None
 
 

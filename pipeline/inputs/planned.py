@@ -50,8 +50,8 @@ class Plan:
     inputs: tuple[PlannedInput, ...]
     num_files: int
     """Number of `plan/K.parquet`."""
-    job_fingerprint: str
-    """Of the job that planned it."""
+    job: dict[str, Any]
+    """The record of the job that planned it: settings, `fingerprint`, `versions`. `job.yaml` is a copy for people."""
 
     @property
     def num_rows(self) -> int:
@@ -71,18 +71,19 @@ def load(store: Store) -> Plan | None:
         return None
     if numbers != list(range(len(numbers))):
         raise PlanError(f"{store.root}/plan: files are missing between {numbers[0]}.parquet and {numbers[-1]}.parquet")
-    tables, inputs, facts, job_fingerprint = [], [], None, ""
+    tables, inputs, facts = [], [], None
+    job: dict[str, Any] = {}
     for number in numbers:
         table, metadata = _load_file(store, f"plan/{number}.parquet")
         tables.append(table)
         inputs += [PlannedInput(**values) for values in metadata["inputs"]]
         facts = facts or SourceFacts.from_json(metadata["facts"])
-        job_fingerprint = metadata["job_fingerprint"]
+        job = job or metadata["job"]
     assert facts is not None
     shards = pa.concat_tables(tables).combine_chunks()
     if not shards["shard"].equals(pa.chunked_array([pa.array(np.arange(shards.num_rows))])):
         raise PlanError(f"{store.root}/plan: the shards are not numbered from 0 without gaps")
-    return Plan(shards, facts, tuple(inputs), len(numbers), job_fingerprint)
+    return Plan(shards, facts, tuple(inputs), len(numbers), job)
 
 
 def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -97,11 +98,11 @@ def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     return table.replace_schema_metadata(None).cast(PLAN_SCHEMA), metadata
 
 
-def to_bytes(shards: pa.Table, facts: SourceFacts, inputs: Sequence[PlannedInput], job_fingerprint: str) -> bytes:
+def to_bytes(shards: pa.Table, facts: SourceFacts, inputs: Sequence[PlannedInput], job: dict[str, Any]) -> bytes:
     """The content of a plan file that adds `shards`, and `inputs` which no plan file before it names."""
     metadata = {
         "schema_version": SCHEMA_VERSION,
-        "job_fingerprint": job_fingerprint,
+        "job": job,
         "facts": facts.to_json(),
         "inputs": [asdict(file) for file in inputs],
     }

@@ -93,7 +93,9 @@ def _load_module(module_name: str, rule_name: str, search: Path | None) -> Modul
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             places = f"in {search} or among the installed ones" if search else "installed"
             raise ValueError(f"custom rule {rule_name}: there is no module {module_name!r} {places}") from error
-        raise ValueError(f"custom rule {rule_name}: importing {module_name} raised {error!r}") from error
+        raise ValueError(
+            f"custom rule {rule_name}: importing {module_name} raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _find_path(top: str, search: Path) -> Path | None:

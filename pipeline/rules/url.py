@@ -45,6 +45,7 @@ class Address(NamedTuple):
 def parse_address(url: str) -> Address:
     """The scheme and host that fetching `url` would use. Of schemes other than http and https, the scheme only."""
     # A data URI may be megabytes long: not worth remembering.
+    url = url.strip()  # as the fetcher does
     return _parse_once(url) if len(url) <= MAX_URL_BYTES else _parse(url)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from PIL import Image
 
 from jobs.build import BuildResult, build, prepare
 from jobs.config import JobError
+from jobs.engine import EngineError, Outcome, run_shards
 from jobs.progress import ConsoleWatcher
+from pipeline.rules import blocklists
 from pipeline.shards import read_manifests
 from pipeline.stages import open_stages, process_shard
 from pipeline.storage import Store
 from pipeline.verify import verify
-from schemas.jobs import BuildJob
+from schemas.jobs import BuildJob, ImagesConfig, ModelConfig
 from schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 
@@ -159,6 +162,7 @@ def test_captions_in_lists_become_rows_and_their_picture_is_fetched_and_counted_
     assert manifest.bytes_fetched == sum(map(len, bodies))
     assert sorted(web.log) == ["/0.jpg", "/1.jpg", "/2.jpg"]
     assert any(line.startswith("3/3 rows") for line in lines)
+    assert dataset(tmp_path / "out", "pairs")["caption_index"].to_pylist() == [0, 1] * 3
 
 
 def test_similarities_equal_plain_open_clip_on_the_stored_pictures(
@@ -233,6 +237,59 @@ def test_a_second_run_does_nothing_and_another_job_is_refused_with_the_field(
         build(job(source, tmp_path / "out", images={"size": 256}))
 
 
+def test_a_rule_that_was_put_right_needs_a_new_folder_and_the_message_says_that_the_old_one_may_go(
+    web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"url": web.add("/1.jpg", picture(1)), "caption": "one"}]
+    blocklist = tmp_path / "blocked.txt"
+    blocklist.write_text("http://a.example/1.jpg\n")
+    build_job = job(
+        write_input(tmp_path / "in.parquet", rows), tmp_path / "out", rules={"url_blocklist": str(blocklist)}
+    )
+    prepare(build_job)
+    blocklist.write_text("http://a.example/2.jpg\n")
+    blocklists._load.cache_clear()
+    with pytest.raises(JobError, match=r"the content of .*\n.*Nothing is committed there yet: delete that folder"):
+        prepare(build_job)
+    with pytest.raises(JobError, match=r"images\.size: 512 there, 64 now"):
+        prepare(build_job.model_copy(update={"images": ImagesConfig(size=64)}))
+
+
+def test_damaged_shards_at_the_front_do_not_keep_the_good_ones_back(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(60)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_input(folder / "a.parquet", rows[:40])
+    write_input(folder / "b.parquet", rows[40:])
+    build_job = job(folder, tmp_path / "out", run={"max_failed_shards_in_a_row": 2})
+    context, plan = prepare(build_job)
+    broken = bytearray((folder / "a.parquet").read_bytes())
+    broken[4:-2000] = bytes(len(broken) - 2004)  # the pages, not the footer
+    (folder / "a.parquet").write_bytes(broken)
+    outcomes: list[Outcome] = []
+    run_shards(plan.shards, context, outcomes.append)
+    good = {outcome.shard for outcome in outcomes if outcome.manifest}
+    unreadable = {outcome.shard for outcome in outcomes if "ReadError" in (outcome.error or "")}
+    assert good | unreadable == set(range(6))
+    assert good >= {4, 5}
+    assert unreadable >= {0, 1}  # as many in a row as would stop the run
+
+
+def test_a_worker_that_cannot_start_stops_the_run_with_its_reason(
+    ray_session: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    """As on a cluster of which one node has no weights: found out only there."""
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(50)]
+    context, plan = prepare(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"))
+    models = [ModelConfig(name="no-such-model", pretrained="x")]
+    context = replace(context, job=context.job.model_copy(update={"models": models}))
+    with pytest.raises(EngineError, match=r"3 shards in a row failed.*open_clip has no model 'no-such-model'"):
+        run_shards(plan.shards, context, lambda _: None)
+
+
 def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -264,16 +321,6 @@ def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureW
     assert healed.shards_missing == []
     assert healed.rows_in == 20
     assert not (tmp_path / "out" / "failures" / "000000000.txt").exists()
-
-
-def test_lists_of_captions_become_one_row_each_and_the_picture_is_fetched_once(
-    ray_session: None, web: PictureWeb, tmp_path: Path
-) -> None:
-    rows = [{"url": web.add("/a.jpg", picture(1)), "captions": ["one cat", "two cats", "three cats"]}]
-    result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"))
-    assert (result.rows_in, result.kept) == (3, 3)
-    assert web.log == ["/a.jpg"]
-    assert dataset(tmp_path / "out", "pairs")["caption_index"].to_pylist() == [0, 1, 2]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -207,6 +208,18 @@ def test_a_machine_that_is_out_of_open_files_fails_the_shard_and_blames_no_url(
         downloader(shard(list(urls)))
     no_files_left = False
     assert {row["status"] for row in rows(downloader(shard(list(urls))))} == {"ok"}
+
+
+@pytest.mark.parametrize("fault", [MemoryError("no"), OSError(errno.EMFILE, "files"), cv2.error("Insufficient memory")])
+def test_a_decoder_that_this_machine_fails_loses_no_row(
+    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(self: ImageProcessor, body: bytes) -> Any:
+        raise fault
+
+    monkeypatch.setattr(ImageProcessor, "process", fail)
+    with pytest.raises(LocalFault):
+        open_downloader()(shard([web.serve("/a.jpg", jpeg(1))]))
 
 
 def test_more_requests_at_once_than_files_may_be_open_are_refused(open_downloader: Open) -> None:

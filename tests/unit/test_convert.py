@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +224,29 @@ def test_a_faster_driver_s_conversion_stays(tmp_path: Path) -> None:
     first = converted(tmp_path, "a.txt", b"u\n")
     assert converted(tmp_path, "a.txt", b"u\n").equals(first)
     assert len(list(tmp_path.glob("out/input/*.parquet"))) == 1
+
+
+def test_hostile_quotes_are_not_read_again_for_every_line() -> None:
+    """Each of these lines leaves a quote open, read from outside and from inside: every record goes on to the end."""
+    num_lines, taken = 3_000, 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(num_lines):
+            taken += 1
+            yield b'a","\n'
+
+    physical = records._PhysicalLines.__next__
+    readings = 0
+
+    def counted(self: records._PhysicalLines) -> str:
+        nonlocal readings
+        readings += 1
+        return physical(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records._PhysicalLines, "__next__", counted)
+        found = list(records.csv_records(lines(), ",", 2))
+    assert len(found) == taken == num_lines
+    assert all(record.problem for record in found)
+    assert readings < 10 * num_lines

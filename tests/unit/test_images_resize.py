@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.images import ImageProcessor
 from pipeline.pixels.resize import plan, resize
 from schemas.jobs import ImagesConfig
+from schemas.status import Status
 
 MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 SIDES = (1, 2, 3, 31, 63, 64, 65, 100, 127, 128, 129, 333)
@@ -95,3 +96,12 @@ def test_the_crop_is_the_middle() -> None:
     out = resize(pixels, plan(40, 8, config), config)
     assert out.shape == (4, 4, 3)
     assert 15 <= out.min() <= out.max() <= 24
+
+
+def test_a_thin_picture_is_not_enlarged_into_a_bomb() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (1, 2000)).save(file, "PNG")
+    config = ImagesConfig(size=16_384, resize_mode="keep_ratio", resize_only_if_bigger=False)
+    picture = ImageProcessor(config).process(file.getvalue())
+    assert picture.status is Status.IMAGE_BOMB
+    assert picture.detail == "would be 16384 x 32768000 pixels once resized"

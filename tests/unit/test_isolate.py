@@ -1,13 +1,19 @@
 """A decoder that dies or hangs. No picture here does that to the real one, so a child is told what to do instead."""
 
 import io
+import multiprocessing
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
 from pipeline import isolate
+from pipeline.faults import LocalFault
 from pipeline.images import ImageProcessor, Picture
 from pipeline.isolate import IsolatedProcessor
 from schemas.jobs import ImagesConfig
@@ -36,6 +42,35 @@ def test_only_the_picture_that_kills_or_hangs_the_decoder_is_lost(monkeypatch: p
     statuses = [processor.process(body).status for body in bodies]
     processor.close()
     assert statuses == [Status.OK, Status.DECODER_CRASHED, Status.OK, Status.DECODER_CRASHED, Status.OK]
+
+
+def test_a_child_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from pipeline.isolate import IsolatedProcessor\n"
+        "from schemas.jobs import ImagesConfig\n"
+        "if __name__ == '__main__':\n"
+        "    processor = IsolatedProcessor(ImagesConfig())\n"
+        "    processor.process(b'x')\n"
+        "    print(*processor._pool._processes, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    child = int(done.stdout)
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_no_process_to_decode_in_is_this_machines_fault() -> None:
+    multiprocessing.set_executable("/bin/false")
+    try:
+        with pytest.raises(LocalFault, match="no process can be started"):
+            IsolatedProcessor(ImagesConfig()).process(png("red"))
+    finally:
+        multiprocessing.set_executable(sys.executable)
 
 
 def test_the_child_gives_what_the_thread_gives() -> None:

@@ -36,7 +36,7 @@ def job(folder: Path, shard_rows: int = 4, limit: int | None = None, **more: obj
 
 
 def planned(folder: Path, shard_rows: int = 4, limit: int | None = None) -> Plan:
-    return make_plan(job(folder, shard_rows, limit), Store(str(folder / "out")), "job")
+    return make_plan(job(folder, shard_rows, limit), Store(str(folder / "out")), {"fingerprint": "job"})
 
 
 def write_parquet(folder: Path, name: str, num_rows: int, group_rows: int = 1000) -> None:
@@ -206,7 +206,7 @@ def test_an_output_folder_within_the_input_folder_is_no_input(folder: Path) -> N
         {"source": {"paths": [str(folder / "in")]}, "output": str(folder / "in/out"), "shard_rows": 4}
     )
     store = Store(inside.output)
-    assert make_plan(inside, store, "job") == make_plan(inside, store, "job")
+    assert make_plan(inside, store, {"fingerprint": "job"}) == make_plan(inside, store, {"fingerprint": "job"})
 
 
 def test_the_output_folder_can_move(folder: Path) -> None:

@@ -179,6 +179,13 @@ def test_a_row_with_too_many_captions_is_one_refused_row_and_its_neighbors_stay(
     assert column(table, "caption") == ["a", None, "b", "c"]
 
 
+def test_a_row_that_would_swell_the_shard_is_refused_and_its_neighbors_stay(read: Read) -> None:
+    captions = [["a", "b"], [f"{number}" for number in range(1000)], ["c", "d"]]
+    table = read({"url": ["u", "v" * 1_500_000, "w"], "caption": captions, "carried": ["x", "y", "z"]})
+    assert column(table, "status") == ["ok", "ok", "row_malformed", "ok", "ok"]
+    assert column(table, "carried") == ["x", "x", "y", "z", "z"]
+
+
 @pytest.mark.parametrize("text", [pa.string_view(), pa.binary_view()])
 def test_views_are_read_as_what_they_are_views_of(read: Read, text: pa.DataType) -> None:
     values = pa.array([b"a", b"b"], pa.binary()).cast(text)

@@ -1,6 +1,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,37 @@ def test_a_folder_stands_for_its_visible_inputs_at_any_depth(tmp_path: Path) -> 
 def test_a_source_that_matches_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         storage.expand(str(tmp_path / "nowhere.csv"), (".csv",))
+
+
+@pytest.mark.parametrize(
+    ("http_status", "outcome"), [(412, False), (409, OSError), (403, OSError), (None, OSError), (200, True)]
+)
+def test_a_name_that_is_taken_is_known_by_the_status_of_the_answer(
+    monkeypatch: pytest.MonkeyPatch, http_status: int | None, outcome: bool | type[OSError]
+) -> None:
+    """Stores that speak S3 say 412 in words of their own."""
+    tries = 0
+
+    def put_file(self: Any, local_path: str, path: str, mode: str) -> None:
+        nonlocal tries
+        tries += 1
+        if http_status == 200:
+            return
+        cause = Exception("PreconditionFailed")
+        cause.response = {"ResponseMetadata": {"HTTPStatusCode": http_status}}  # type: ignore[attr-defined]
+        raise OSError(22, "At least one of the pre-conditions") from cause
+
+    monkeypatch.setattr("s3fs.S3FileSystem.put_file", put_file)
+    monkeypatch.setattr(storage, "_CONFLICT_WAIT_S", 0.0)
+    store = Store("s3://mill/out")
+    if isinstance(outcome, bool):
+        assert store.create("x", b"1") is outcome
+    else:
+        with pytest.raises(outcome):
+            store.create("x", b"1")
+    assert tries == (5 if http_status == 409 else 1)
+
+
+def test_an_output_where_a_commit_is_not_atomic_is_refused() -> None:
+    with pytest.raises(StorageError, match="a local folder or s3://"):
+        Store("gs://bucket/out")
