@@ -87,18 +87,13 @@ def build(job: BuildJob, watcher: Watcher | None = None) -> BuildResult:
             rows_left,
             plan.num_rows - rows_left,
         )
-    stopped = _run(context, shards, watcher, failures) if shards.num_rows else None
+    stopped = run_shards_of(context, shards, watcher, failures) if shards.num_rows else None
     return replace(finish(context.store, plan, failures, started), stopped=stopped)
 
 
 def prepare(job: BuildJob) -> tuple[Context, Plan]:
     """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
-    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may have come from Python
-    try:
-        rules.check_rules(job.rules, Path.cwd())
-    except (OSError, ValueError) as error:
-        raise JobError(str(error)) from None
-    job_fingerprint = fingerprint(job, [*_check_models(job), *_own_contents(job)])
+    job, job_fingerprint = check(job)
     store = Store(job.output)
     if not store.remote and (in_the_way := next((p for p in _and_parents(store.root) if p.is_file()), None)):
         raise JobError(f"output: {in_the_way} is a file, not a folder")
@@ -112,6 +107,16 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
     return Context(job, plan.facts, job_fingerprint), plan
 
 
+def check(job: BuildJob) -> tuple[BuildJob, str]:
+    """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError."""
+    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may have come from Python
+    try:
+        rules.check_rules(job.rules, Path.cwd())
+    except (OSError, ValueError) as error:
+        raise JobError(str(error)) from None
+    return job, fingerprint(job, [*_check_models(job), *_own_contents(job)])
+
+
 def _and_parents(path: str) -> list[Path]:
     return [Path(path), *Path(path).parents]
 
@@ -121,7 +126,7 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
     strays, done = StrayFiles(store), committed(store)
     for name in store.list("failures"):
         shard = name.removesuffix(".txt")
-        if shard.isdigit() and int(shard) in done:
+        if shard.isdigit() and int(shard) in done and int(shard) not in failures:
             store.delete(f"failures/{name}")
     totals = Totals()
     for manifest in read_manifests(store):
@@ -175,8 +180,8 @@ class Totals:
         )
 
 
-def _run(context: Context, shards: Any, watcher: Watcher | None, failures: dict[int, str]) -> str | None:
-    """Run the shards; returns why the run stopped early, if it did."""
+def run_shards_of(context: Context, shards: Any, watcher: Watcher | None, failures: dict[int, str]) -> str | None:
+    """Run some of the plan's shards on Ray, noting those that fail; returns why the run stopped early, if it did."""
     from jobs import engine  # ray takes a second to import: only a run that has work pays
 
     def on_outcome(outcome: engine.Outcome) -> None:

@@ -98,6 +98,44 @@ def build(
 
 
 @app.command()
+def retry(
+    output: Output,
+    status: Annotated[
+        str | None, typer.Option(help="Which rows: timeout,dns_error,...; otherwise all that a later try may change.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="How to run: fetch.timeout_s=60.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch again what was lost to the network; new generations of the shards hold what it wins."""
+    from jobs.config import parse_settings
+    from jobs.progress import ConsoleWatcher
+    from jobs.retry import retry as run_retry
+    from pipeline.text import counted
+
+    with _errors():
+        watcher = ConsoleWatcher()
+        try:
+            statuses = [name for name in (status or "").split(",") if name]
+            result = run_retry(output, statuses, parse_settings(settings or []), watcher)
+        except KeyboardInterrupt:
+            watcher.close()
+            typer.echo(f"Stopped. What was won stays in {output}; the same command tries the rest again.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        watcher.close()
+    _print_funnel(result.build)
+    typer.echo(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered")
+    _print_failures(result.build)
+    if result.build.stopped:
+        typer.echo(f"pairmill: stopped: {result.build.stopped}", err=True)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+    if result.build.failures or result.build.stopped:
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(output: Output, as_json: Json = False) -> None:
     """How far a job is: shards, rows, and what became of them."""
     from jobs.build import current

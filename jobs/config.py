@@ -44,15 +44,21 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Itera
     """The resolved job. `overrides`: dotted field -> value (None is passed over); `settings`: `a.b=c`, c in YAML."""
     text = _read(job_file) if job_file else ""
     values = _parse(text, job_file or "the job")
-    given = {key: value for key, value in overrides.items() if value is not None}
+    for key, value in overrides.items():
+        if value is not None:
+            _put(values, key, value)
+    return resolve(parse_settings(settings, values), text, job_file)
+
+
+def parse_settings(settings: Iterable[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`a.b=c` (c in YAML), put into `values`. Raises JobError."""
+    values = {} if values is None else values
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise JobError(f"--set {setting!r}: write it as field=value, such as --set images.size=256")
-        given[key] = _parse_value(setting, value)
-    for key, value in given.items():
-        _put(values, key, value)
-    return resolve(values, text, job_file)
+        _put(values, key, _parse_value(setting, value))
+    return values
 
 
 def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = None) -> BuildJob:

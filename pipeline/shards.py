@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline import storage
+from pipeline.earlier import Earlier, by_place
 from pipeline.pictures import write_tar
 from pipeline.storage import Store
 from schemas.manifest import (
@@ -60,17 +61,20 @@ class ShardWriter:
     job_fingerprint: str
     versions: dict[str, str]
 
-    def commit(self, table: pa.Table, facts: dict[str, Any], generation: int = 0) -> ShardManifest:
+    def commit(self, table: pa.Table, facts: dict[str, Any], earlier: Earlier | None = None) -> ShardManifest:
         """Write a finished in-flight table; returns the manifest that stands, ours or an earlier winner's.
 
         `facts` travelled beside it: `shard`, `seconds` per stage and `models`, the score contracts, which go into
-        every Parquet footer as JSON under the key `pairmill`.
+        every Parquet footer as JSON under the key `pairmill`. With `earlier`, the table holds some of the shard's rows
+        again, and all of the shard is written as its next generation.
         """
         shard = Shard(**facts["shard"])
+        generation = 0 if earlier is None else earlier.manifest.generation + 1
         commit = _Commit(self, shard, generation, uuid4().hex, facts.get("models", []))
-        pairs, rejects, files = commit.write_data(table)
-        if pairs.num_rows + rejects.num_rows != table.num_rows:
-            raise AccountingError(f"{table.num_rows} rows in, {pairs.num_rows} + {rejects.num_rows} out")
+        pairs, rejects, files = commit.write_data(table, earlier and earlier.without(table["row_id"]))
+        rows_in = table.num_rows if earlier is None else earlier.manifest.rows_in
+        if pairs.num_rows + rejects.num_rows != rows_in:
+            raise AccountingError(f"{rows_in} rows in, {pairs.num_rows} + {rejects.num_rows} out")
         manifest = ShardManifest(
             shard=shard.shard,
             generation=generation,
@@ -78,15 +82,15 @@ class ShardWriter:
             uri=shard.uri,
             first_row=shard.first_row,
             num_rows=shard.num_rows,
-            rows_in=table.num_rows,
+            rows_in=rows_in,
             pairs=pairs.num_rows,
             rejects=rejects.num_rows,
-            kept=pc.sum(pc.equal(pairs["status"], KEPT_STATUS)).as_py() or 0,
-            statuses=dict(sorted(Counter(table["status"].to_pylist()).items())),
+            kept=pc.sum(pairs["kept"]).as_py() or 0,
+            statuses=dict(sorted(Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()).items())),
             job_fingerprint=self.job_fingerprint,
             files=files,
             seconds=facts["seconds"],
-            bytes_fetched=_bytes_fetched(table),
+            bytes_fetched=_bytes_fetched(table) + (earlier.manifest.bytes_fetched if earlier else 0),
             versions=self.versions,
         )
         return publish(self.store, manifest)
@@ -108,25 +112,43 @@ class _Commit:
     attempt: str
     contracts: list[dict[str, Any]]
 
-    def write_data(self, table: pa.Table) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
-        """(pairs, rejects, the files that now hold them). The pictures are never copied as a column."""
-        bare = table.drop_columns(["image"])
-        pairs, rejects = bare.filter(table["is_pair"]), bare.filter(pc.invert(table["is_pair"]))
-        files = {}
-        stored = pairs.filter(self._is_stored(pairs))
-        place = STORED.empty_table()
-        if stored.num_rows:
-            rows = pc.index_in(stored["row_id"], value_set=table["row_id"].combine_chunks())
-            pictures = (table["image"][row].as_buffer() for row in rows.to_pylist())
-            with self.writer.store.new_file() as file:
-                offsets, lengths = write_tar(file, stored, pictures, self.writer.images_format)
-                files["images"] = self._publish("images", "tar", file)
-            tar = [files["images"].path] * stored.num_rows
-            place = pa.table([tar, offsets, lengths], schema=STORED)
-        place = place.take(pc.index_in(pairs["row_id"], value_set=stored["row_id"].combine_chunks()))
-        files["pairs"] = self._parquet("pairs", self._pairs_table(pairs, place))
-        files["rejects"] = self._parquet("rejects", rejects.select(self._rejects_schema.names))
+    def write_data(self, table: pa.Table, earlier: Earlier | None) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
+        """(pairs, rejects, the files that now hold them). `earlier`: the rows that the table does not hold."""
+        bare = table.drop_columns(["image"])  # the pictures are never copied as a column
+        pairs = self._pairs_table(bare.filter(table["is_pair"]))
+        rejects = bare.filter(pc.invert(table["is_pair"])).select(self._rejects_schema.names)
+        if earlier is not None:
+            rejects = by_place(pa.concat_tables([rejects, earlier.rejects.select(rejects.column_names)]))
+            if not pairs.num_rows:  # nothing was won: pairs and pictures are what they were
+                return earlier.pairs, rejects, {**earlier.manifest.files, "rejects": self._parquet("rejects", rejects)}
+            pairs = by_place(pa.concat_tables([pairs, earlier.pairs.select(pairs.column_names)]))
+        files: dict[Any, DataFile]
+        files, pairs = self._write_pictures(pairs, table, earlier.pictures() if earlier else {})
+        files["pairs"] = self._parquet("pairs", pairs)
+        files["rejects"] = self._parquet("rejects", rejects)
         return pairs, rejects, files
+
+    def _write_pictures(
+        self, pairs: pa.Table, table: pa.Table, earlier: Mapping[str, bytes]
+    ) -> tuple[dict[Any, DataFile], pa.Table]:
+        """Write the tar, if any picture is to be stored; returns it, and the pairs with the places of theirs."""
+        stored = pairs.filter(self._is_stored(pairs))
+        if not stored.num_rows:
+            return {}, pairs
+        fresh = pc.index_in(stored["row_id"], value_set=table["row_id"].combine_chunks()).to_pylist()
+        pictures = (
+            pa.py_buffer(earlier[row_id]) if row is None else table["image"][row].as_buffer()
+            for row_id, row in zip(stored["row_id"].to_pylist(), fresh, strict=True)
+        )
+        with self.writer.store.new_file() as file:
+            offsets, lengths = write_tar(file, stored, pictures, self.writer.images_format)
+            tar = self._publish("images", "tar", file)
+        place = pa.table([[tar.path] * stored.num_rows, offsets, lengths], schema=STORED)
+        place = place.take(pc.index_in(pairs["row_id"], value_set=stored["row_id"].combine_chunks()))
+        for name in STORED.names:
+            index = pairs.schema.get_field_index(name)
+            pairs = pairs.set_column(index, pairs.schema.field(index), place[name])
+        return {"images": tar}, pairs
 
     def _is_stored(self, pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
         """Whether each pair's picture goes into the tar."""
@@ -138,13 +160,14 @@ class _Commit:
     def _rejects_schema(self) -> pa.Schema:
         return rejects_schema(self.writer.extra)
 
-    def _pairs_table(self, pairs: pa.Table, place: pa.Table) -> pa.Table:
+    def _pairs_table(self, pairs: pa.Table) -> pa.Table:
+        """The columns of `pairs/*.parquet`; where the pictures are is still null."""
         aliases = self.writer.aliases
         scores = [
             score_columns(alias, pairs.schema.field(f"image_embedding_{alias}").type.list_size) for alias in aliases
         ]
         schema = pairs_schema(self.writer.extra, scores)
-        columns = {name: place[name] for name in place.column_names}
+        columns = {field.name: pa.nulls(pairs.num_rows, field.type) for field in STORED}
         columns["kept"] = pc.equal(pairs["status"], KEPT_STATUS)
         none = pa.nulls(pairs.num_rows, pa.float32())
         columns["similarity"] = pairs[f"similarity_{aliases[0]}"] if aliases else none
@@ -223,6 +246,23 @@ def read_manifests(store: Store) -> Iterator[ShardManifest]:
     """The newest manifest of every committed shard, in order of shard, one at a time."""
     for shard, generation in sorted(committed(store).items()):
         yield read_manifest(store, manifest_name(shard, generation))
+
+
+def drop_superseded(store: Store) -> None:
+    """Delete generations that a newer one has replaced, their manifests last; what the newest still names stays."""
+    newest = committed(store)
+    for name in store.list("manifests"):
+        try:
+            shard, generation = parse_manifest_name(name)
+        except ValueError:
+            continue
+        if generation == newest[shard]:
+            continue
+        kept = {file.path for file in read_manifest(store, manifest_name(shard, newest[shard])).files.values()}
+        for file in read_manifest(store, name).files.values():
+            if file.path not in kept:
+                store.delete(file.path)
+        store.delete(f"manifests/{name}")
 
 
 class StrayFiles:

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import rules
+from pipeline.earlier import failed_row_ids, read_earlier
 from pipeline.read import ShardReader
-from pipeline.shards import AccountingError, ShardWriter
+from pipeline.shards import AccountingError, ShardWriter, read_manifest
 from pipeline.sources import SourceFacts
 from pipeline.storage import Store
 from schemas.jobs import BuildJob
-from schemas.manifest import Shard, ShardManifest, shards_from_table
+from schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
 from schemas.pairs import KEPT_STATUS
 from schemas.status import Step
 
@@ -43,7 +44,8 @@ class Context:
     job: BuildJob
     facts: SourceFacts
     job_fingerprint: str
-    generation: int = 0
+    retry: frozenset[str] = frozenset()
+    """Statuses whose rows are fetched again, of committed shards. Empty: shards are made for the first time."""
     careful: bool = False
     """For shards that killed a worker: decode in a child process, slowly."""
 
@@ -54,7 +56,7 @@ class Context:
 
 @dataclass
 class ReadStage:
-    """A planned shard (one row of PLAN_SCHEMA) becomes its rows; caption and URL rules, before anything is fetched."""
+    """A planned shard (a row of PLAN_SCHEMA) becomes its rows; caption and URL rules, before anything is fetched."""
 
     context: Context
     reader: ShardReader = field(init=False)
@@ -64,10 +66,19 @@ class ReadStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (shard,) = shards_from_table(table)
+        generation = table["generation"][0].as_py() if self.context.retry else 0  # that the retry builds on
         table, custom = self.reader.read(shard), _custom_rules(self.context)
         for step in (Step.CAPTION, Step.URL):
             table = rules.apply_rules(table, step, self.context.job.rules, custom)
-        return table
+        return self._only_failed(table, manifest_name(shard.shard, generation)) if self.context.retry else table
+
+    def _only_failed(self, table: pa.Table, earlier: str) -> pa.Table:
+        """The rows to fetch again, and beside them the name of the manifest that they are taken from."""
+        store = self.context.store
+        manifest = read_manifest(store, earlier)
+        failed = failed_row_ids(store, manifest, self.context.retry).combine_chunks()
+        table = table.filter(pc.is_in(table["row_id"], value_set=failed))
+        return table.replace_schema_metadata({**table.schema.metadata, b"earlier": manifest.name.encode()})
 
     def close(self) -> None:
         self.reader.close()
@@ -128,7 +139,9 @@ class CommitStage:
         if facts["rows_in"] != table.num_rows:
             raise AccountingError(f"{facts['rows_in']} rows read, {table.num_rows} to commit")
         table = rules.apply_rules(table, Step.SCORE, self.context.job.rules, _custom_rules(self.context))
-        manifest = self.writer.commit(table, facts, self.context.generation)
+        store, name = self.context.store, table.schema.metadata.get(b"earlier")
+        earlier = None if name is None else read_earlier(store, read_manifest(store, name.decode()))
+        manifest = self.writer.commit(table, facts, earlier)
         return pa.table({"manifest": [manifest.model_dump_json()]})
 
     def close(self) -> None: ...

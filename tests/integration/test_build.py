@@ -303,12 +303,12 @@ def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureW
     broken[4:400] = bytes(396)  # the pages, not the footer
 
     def run() -> BuildResult:
-        from jobs.build import _run, finish  # after the plan: the file broke while the job ran
+        from jobs.build import finish, run_shards_of  # after the plan: the file broke while the job ran
 
         failures: dict[int, str] = {}
         context, _ = prepare(build_job)
         (folder / "a.parquet").write_bytes(broken)
-        _run(context, plan.shards, None, failures)
+        run_shards_of(context, plan.shards, None, failures)
         return finish(context.store, plan, failures, 0.0)
 
     result = run()

@@ -5,13 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.earlier import failed_row_ids, read_earlier
 from pipeline.pictures import read_range, read_tar
-from pipeline.shards import ManifestError, ShardWriter, StrayFiles, committed, publish, read_manifest, read_manifests
+from pipeline.shards import (
+    ManifestError,
+    ShardWriter,
+    StrayFiles,
+    committed,
+    drop_superseded,
+    publish,
+    read_manifest,
+    read_manifests,
+)
 from pipeline.storage import Store
 from schemas.manifest import ShardManifest
 from schemas.pairs import in_flight_schema
@@ -105,14 +116,35 @@ def test_a_lost_reply_is_recognized_as_our_own_commit(tmp_path: Path) -> None:
     assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)
 
 
-def test_the_highest_generation_wins_and_the_older_one_is_not_stray(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    old = writer(tmp_path).commit(in_flight(["timeout"], [False]), FACTS)
-    new = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS, generation=1)
-    assert committed(store) == {7: 1}
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.sampled_from([("ok", True), ("timeout", False), ("http_4xx", False)]), min_size=1, max_size=9),
+    healed=st.lists(st.booleans(), min_size=9, max_size=9),
+)
+def test_a_new_generation_moves_only_the_rows_that_were_fetched_again(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]], healed: list[bool]
+) -> None:
+    root = tmp_path_factory.mktemp("out")
+    store = Store(str(root))
+    old = writer(root).commit(in_flight([row[0] for row in rows], [row[1] for row in rows]), FACTS)
+    after = [("ok", True) if row[0] == "timeout" and healed[n] else row for n, row in enumerate(rows)]
+    again = in_flight([row[0] for row in after], [row[1] for row in after])
+    failed = failed_row_ids(store, old, {"timeout"})
+    table = again.filter(pc.is_in(again["row_id"], value_set=failed.combine_chunks()))
+    new = writer(root).commit(table, FACTS, read_earlier(store, old))
+    assert (new.generation, new.rows_in, committed(store)) == (1, len(rows), {7: 1})
     assert list(read_manifests(store)) == [new]
+    pairs, rejects = (pq.read_table(root / new.files[name].path) for name in ("pairs", "rejects"))
+    assert pairs["row_id"].to_pylist() == [f"7:{n}" for n, row in enumerate(after) if row[1]]
+    assert rejects["row_id"].to_pylist() == [f"7:{n}" for n, row in enumerate(after) if not row[1]]
+    for row in pairs.to_pylist():
+        with open(root / row["image_tar"], "rb") as tar:
+            assert read_range(tar, row["image_offset"], row["image_length"]).decode() == f"picture {row['row_id'][2:]}"
     assert StrayFiles(store).remove(new) == []
-    assert store.exists(old.files["pairs"].path)
+    drop_superseded(store)
+    named = {file.path for file in new.files.values()}
+    assert {f"{name}/{path}" for name in ("pairs", "rejects", "images") for path in store.list(name)} == named
+    assert store.list("manifests") == [new.name]
 
 
 def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:

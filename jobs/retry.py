@@ -1,0 +1,99 @@
+"""`pairmill retry`: fetch again what was lost to the network, and commit new generations of the shards that lost it.
+
+A bad night of DNS is no longer final. Only rows with the given statuses move; whatever was won before stays as it is,
+to the byte where a shard wins nothing.
+"""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.build import BuildResult, Watcher, check, finish, run_shards_of
+from jobs.config import JobError
+from pipeline.plan import Plan, load_plan
+from pipeline.shards import drop_superseded, read_manifests
+from pipeline.stages import Context
+from pipeline.storage import Store
+from pipeline.text import counted
+from schemas.jobs import BuildJob
+from schemas.status import Status, Step, retryable
+
+
+@dataclass(frozen=True)
+class RetryResult:
+    """What an output folder holds after a retry, and what the retry won."""
+
+    build: BuildResult
+    retried: int
+    """Rows that were fetched again."""
+    recovered: int
+    """Of these, rows that end with another status now: pairs, or refused for a lasting reason."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**self.build.as_dict(), "retried": self.retried, "recovered": self.recovered}
+
+
+def retry(
+    output: str,
+    statuses: Collection[str] = (),
+    settings: dict[str, Any] | None = None,
+    watcher: Watcher | None = None,
+) -> RetryResult:
+    """Fetch rows again that ended with one of `statuses` (none given: all that a later try may change).
+
+    `settings`: parts of the job that may change between runs, such as {"fetch": {"timeout_s": 60}}. Raises JobError.
+    """
+    started = time.perf_counter()
+    wanted = _checked(statuses)
+    store = Store(output)
+    plan = load_plan(store)
+    context = replace(_context(store, plan, settings or {}), retry=frozenset(wanted))
+    before, generations = _lost(store, wanted)
+    column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
+    shards = plan.shards.append_column("generation", column).filter(column.is_valid())
+    failures: dict[int, str] = {}
+    if watcher:
+        rows_left = sum(shards["num_rows"].to_pylist())
+        description = f"{counted(before, 'row')} to fetch again in {counted(shards.num_rows, 'shard')}"
+        watcher.planned(description, shards.num_rows, rows_left, 0)
+    stopped = run_shards_of(context, shards, watcher, failures) if shards.num_rows else None
+    drop_superseded(store)
+    after, _ = _lost(store, wanted)
+    result = replace(finish(store, plan, failures, started), stopped=stopped)
+    return RetryResult(result, before, before - after)
+
+
+def _checked(statuses: Collection[str]) -> set[str]:
+    possible = {status.value for status in Status if status.step in (Step.FETCH, Step.IMAGE)}
+    if unknown := sorted(set(statuses) - possible):
+        raise JobError(f"--status {', '.join(unknown)}: a fetch ends with one of {', '.join(sorted(possible))}")
+    return set(statuses) or {status.value for status in retryable()}
+
+
+def _context(store: Store, plan: Plan, settings: dict[str, Any]) -> Context:
+    """The job that planned the output, with `settings` over it; they may not change what the output holds."""
+    known = {name: value for name, value in plan.job.items() if name in BuildJob.model_fields}
+    for part, values in settings.items():
+        known[part] = {**known.get(part, {}), **values} if isinstance(values, dict) else values
+    job, fingerprint = check(BuildJob.model_validate({**known, "output": store.root}))
+    if fingerprint != plan.job["fingerprint"]:
+        raise JobError(
+            f"{store.root} was made with other settings, rules or weights than these; a retry may change only how it "
+            "is run: run.*, fetch.timeout_s, fetch.retries, fetch.concurrency and the like"
+        )
+    return Context(job, plan.facts, fingerprint)
+
+
+def _lost(store: Store, statuses: Collection[str]) -> tuple[int, dict[int, int]]:
+    """(rows with these statuses, shard -> generation of those that have some)."""
+    rows, generations = 0, {}
+    for manifest in read_manifests(store):
+        lost = sum(manifest.statuses.get(status, 0) for status in statuses)
+        if lost:
+            rows += lost
+            generations[manifest.shard] = manifest.generation
+    return rows, generations

@@ -1,0 +1,127 @@
+"""A web that heals: what was lost to it comes back, and nothing else moves."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.build import build
+from jobs.config import JobError
+from jobs.retry import retry
+from pipeline.shards import read_manifests
+from pipeline.storage import Store
+from pipeline.verify import verify
+from schemas.jobs import BuildJob
+from tests.integration.conftest import PictureWeb
+from tests.integration.names import NameServer
+from tests.integration.test_build import dataset, job, picture, write_input
+
+MOVED = ("image_tar", "image_offset", "image_length")
+
+
+def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
+    """Every row of a finished output, by a plain glob; where its picture lies is replaced by the picture's bytes."""
+    rows = {}
+    for folder in ("pairs", "rejects"):
+        for path in (output / folder).iterdir():
+            for row in pq.read_table(path).to_pylist():
+                if row.get("image_tar"):
+                    with open(output / row["image_tar"], "rb") as tar:
+                        tar.seek(row["image_offset"])
+                        row["image"] = tar.read(row["image_length"])
+                assert row["row_id"] not in rows
+                rows[row["row_id"]] = {name: value for name, value in row.items() if name not in MOVED}
+    return rows
+
+
+@pytest.fixture
+def ailing(web: PictureWeb, tmp_path: Path) -> tuple[BuildJob, NameServer]:
+    """Of 40 rows, 8 get a 503, 8 a name that no server knows, 8 a 404; the rest is well."""
+    with NameServer({}) as server:
+        rows = []
+        for n in range(40):
+            url = web.add(f"/{n}.jpg", picture(n))
+            if n % 5 == 1:
+                web.pages[f"/{n}.jpg"] = (503, {}, b"")
+            if n % 5 == 2:
+                url = url.replace("127.0.0.1", "pictures.example")
+            if n % 5 == 3:
+                del web.pages[f"/{n}.jpg"]
+            rows.append({"url": url, "caption": f"number {n}", "n": n})
+        fetch = {"retries": 0, "allow_networks": ["127.0.0.0/8"], "nameservers": [server.address], "timeout_s": 10}
+        source = write_input(tmp_path / "in.parquet", rows)
+        yield job(source, tmp_path / "out", fetch=fetch, models=[{"name": "tiny"}]), server
+
+
+def test_what_was_lost_comes_back_and_nothing_else_moves(
+    ray_session: None, web: PictureWeb, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+) -> None:
+    build_job, server = ailing
+    output = tmp_path / "out"
+    first = build(build_job)
+    assert first.statuses == {"ok": 16, "http_5xx": 8, "http_4xx": 8, "dns_error": 8}
+    before = rows_by_id(output)
+
+    for n in range(1, 21, 5):  # the first two shards of four get well
+        web.pages[f"/{n}.jpg"] = (200, {}, picture(n))
+    asked = len(web.log)
+    healed = retry(str(output), ["http_5xx"])
+    assert (healed.retried, healed.recovered) == (8, 4)
+    assert healed.build.statuses == {"ok": 20, "http_5xx": 4, "http_4xx": 8, "dns_error": 8}
+    assert sorted(web.log[asked:]) == sorted(f"/{n}.jpg" for n in range(1, 40, 5))
+
+    server.answers["pictures.example"] = [["127.0.0.1"]]
+    again = retry(str(output))  # whatever a later try may change
+    assert (again.retried, again.recovered) == (12, 8)
+    assert again.build.statuses == {"ok": 28, "http_5xx": 4, "http_4xx": 8}
+
+    after = rows_by_id(output)
+    assert after.keys() == before.keys()
+    for row_id, row in after.items():
+        if before[row_id]["status"] in ("ok", "http_4xx"):
+            assert row == before[row_id]
+        elif row["status"] == "ok":
+            assert row["similarity"] is not None
+            assert Image.open(io.BytesIO(row["image"])).size == (320, 240)
+    assert verify(Store(str(output)), rescore=64).problems == []
+    paths = sorted((output / "pairs").iterdir())
+    order = [row_id for path in paths for row_id in pq.read_table(path)["row_id"].to_pylist()]
+    assert order == sorted(order, key=lambda row_id: tuple(map(int, row_id.split(":"))))
+
+
+def test_a_retry_that_wins_nothing_leaves_pairs_and_pictures_to_the_byte(
+    ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+) -> None:
+    build_job, _ = ailing
+    build(build_job)
+    store = Store(str(tmp_path / "out"))
+    before = {manifest.shard: manifest for manifest in read_manifests(store)}
+    result = retry(store.root, ["http_5xx"])
+    assert (result.retried, result.recovered) == (8, 0)
+    for manifest in read_manifests(store):
+        assert manifest.generation == 1
+        assert manifest.statuses == before[manifest.shard].statuses
+        for name in ("pairs", "images"):
+            assert manifest.files[name] == before[manifest.shard].files[name]  # type: ignore[index]
+        assert not store.exists(before[manifest.shard].files["rejects"].path)
+    assert verify(store).problems == []
+    assert retry(store.root, ["timeout"]).retried == 0  # nothing ended so: nothing is done
+    assert {manifest.generation for manifest in read_manifests(store)} == {1}
+    assert isinstance(dataset(tmp_path / "out", "rejects"), pa.Table)
+
+
+def test_a_retry_may_change_how_it_is_run_and_nothing_else(
+    ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+) -> None:
+    build_job, _ = ailing
+    build(build_job)
+    output = str(tmp_path / "out")
+    with pytest.raises(JobError, match="a retry may change only how it is run"):
+        retry(output, settings={"images": {"size": 64}})
+    with pytest.raises(JobError, match="a fetch ends with one of"):
+        retry(output, ["low_similarity"])
+    assert retry(output, ["http_4xx"], settings={"fetch": {"timeout_s": 3, "concurrency": 2}}).retried == 8
