@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,10 @@ from schemas.jobs import BuildJob
 from schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
 from schemas.pairs import KEPT_STATUS
 from schemas.status import Step
+
+if TYPE_CHECKING:
+    from pipeline.download import Downloader
+    from pipeline.img2dataset_engine import Img2datasetDownloader
 
 StageName = Literal["read", "download", "encode", "commit"]
 
@@ -88,10 +92,8 @@ class DownloadStage:
     """URLs become stored pictures; image rules. What passes them is a pair."""
 
     def __init__(self, context: Context) -> None:
-        from pipeline.download import Downloader
-
         self.context = context
-        self.downloader = Downloader(context.job, isolate_decoder=context.careful)
+        self.downloader = _open_downloader(context)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         custom = _custom_rules(self.context)  # first: a rule that does not load costs no request
@@ -195,6 +197,16 @@ def with_facts(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
 def versions() -> dict[str, str]:
     """Versions of what shapes the output."""
     return {name: version(name) for name in ("pairmill", "pyarrow", "pillow", "open_clip_torch", "torch")}
+
+
+def _open_downloader(context: Context) -> "Downloader | Img2datasetDownloader":
+    if context.job.fetch.engine == "img2dataset":
+        from pipeline.img2dataset_engine import Img2datasetDownloader
+
+        return Img2datasetDownloader(context.job)
+    from pipeline.download import Downloader
+
+    return Downloader(context.job, isolate_decoder=context.careful)
 
 
 def _custom_rules(context: Context) -> list[rules.CustomRule]:

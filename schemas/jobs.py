@@ -45,7 +45,9 @@ class SourceConfig(_Settings):
 class FetchConfig(_Settings):
     """How URLs are downloaded."""
 
-    engine: Literal["aiohttp"] = "aiohttp"
+    engine: Literal["aiohttp", "img2dataset"] = "aiohttp"
+    """`img2dataset`: its downloader and resizer, for comparison. It has no limits per host, tells less of each
+    download, and ignores orientation and color profiles."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """Total time for one URL: redirects and retries included."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
@@ -76,6 +78,18 @@ class FetchConfig(_Settings):
         for network in networks:
             ipaddress.ip_network(network)
         return networks
+
+    @model_validator(mode="after")
+    def _engine_can_do_it(self) -> "FetchConfig":
+        if self.engine == "img2dataset":
+            beyond = {
+                "respect_robots_txt": self.respect_robots_txt,
+                "per_host_interval_s": self.per_host_interval_s,
+                "nameservers": self.nameservers,
+            }
+            if wanted := [name for name, value in beyond.items() if value]:
+                raise ValueError(f"engine img2dataset has no {', '.join(wanted)}")
+        return self
 
     @field_validator("nameservers")
     @classmethod

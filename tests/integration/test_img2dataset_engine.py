@@ -1,0 +1,75 @@
+"""img2dataset's engine in our pipeline: the same rows and outputs, within our limits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.img2dataset_engine import Img2datasetDownloader
+from pipeline.shards import read_manifests
+from pipeline.storage import Store
+from pipeline.verify import verify
+from schemas.jobs import BuildJob
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import dataset, job, mixed_rows, sequentially, write_input
+from tests.integration.test_download import jpeg, rows, shard
+from tests.integration.test_fetch import JPEG, _endless
+from tests.integration.web import HostileWeb, answer, redirect
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_engines_give_the_same_rows_and_statuses(web: PictureWeb, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in.parquet", mixed_rows(web))
+    for engine in ("aiohttp", "img2dataset"):
+        fetch = {"engine": engine, "timeout_s": 5, "retries": 0, "allow_networks": ["127.0.0.0/8"]}
+        sequentially(job(source, tmp_path / engine, fetch=fetch))
+    ours, theirs = ([m.statuses for m in read_manifests(Store(str(tmp_path / e)))] for e in ("aiohttp", "img2dataset"))
+    assert ours == theirs
+    one, other = (dataset(tmp_path / engine, "pairs") for engine in ("aiohttp", "img2dataset"))
+    for name in (
+        "row_id",
+        "uid",
+        "sha256",
+        "md5",
+        "width",
+        "height",
+        "original_width",
+        "original_height",
+        "original_bytes",
+    ):
+        assert one[name].equals(other[name]), name
+    assert verify(Store(str(tmp_path / "img2dataset"))).problems == []
+
+
+@pytest.fixture
+def hostile() -> Iterator[HostileWeb]:
+    with HostileWeb() as hostile:
+        yield hostile
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_web_gets_no_further_than_with_our_own_engine(hostile: HostileWeb) -> None:
+    with HostileWeb("127.0.0.2") as private:
+        urls = {
+            hostile.serve("/good.jpg", jpeg(1)): "ok",
+            private.serve("/a.jpg", jpeg(1)): "address_refused",
+            hostile.send("/to-private", redirect(private.url("/a.jpg"))): "address_refused",
+            hostile.send("/to-file", redirect("file:///etc/passwd")): "bad_redirect",
+            hostile.route("/endless.jpg", _endless(JPEG)): "body_too_large",
+            hostile.send("/silent.jpg", 60.0): "timeout",
+            hostile.send("/gone.jpg", answer(b"", "404 Not Found")): "http_4xx",
+            hostile.send("/busy.jpg", answer(b"", "503 Service Unavailable")): "http_5xx",
+            hostile.send("/noai.jpg", answer(jpeg(1), headers={"X-Robots-Tag": "noai"})): "opted_out",
+            hostile.serve("/broken.jpg", jpeg(1)[:400]): "image_corrupt",
+            "http://no-such-host.invalid/a.jpg": "dns_error",
+        }
+        settings: dict[str, Any] = {"timeout_s": 2, "retries": 0, "max_bytes": 50_000}
+        settings["allow_networks"] = ["127.0.0.1/32"]
+        values = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset", **settings}}
+        downloader = Img2datasetDownloader(BuildJob.model_validate(values))
+        found = {row["url"]: row["status"] for row in rows(downloader(shard(list(urls))))}
+        downloader.close()
+        assert found == urls
+        assert private.connections == 0
+        assert all("pairmill" in request.headers["user-agent"] for request in hostile.requests)
