@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-unit test-integration check format bench lock clean
+.PHONY: setup demo test test-unit test-integration check format bench bench-peers lock clean
 
 setup: $(READY)
 
@@ -44,6 +44,11 @@ bench: $(READY)
 	$(BIN)/python -m bench.decode
 	$(BIN)/python -m bench.plan
 	$(BIN)/python -m bench.download
+
+# The tools that bench.fetch compares with, in an environment of their own. Needs nginx too: apt-get install nginx-light
+bench-peers: $(READY)
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	$(BIN)/uv pip install -q --python .venv-peers/bin/python -r bench/peers/requirements.txt
 
 # New versions of everything: names and versions only, for both Pythons.
 lock: $(READY)

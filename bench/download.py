@@ -32,7 +32,7 @@ SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] +
 """Half a megapixel in the middle, with a small and a large one in twenty each."""
 
 
-class _Clock:
+class Clock:
     """Watches commits: (time, rows) of each."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ def pipeline_rate(urls: list[str], folder: Path, shard_rows: int) -> float:
         "shard_rows": shard_rows,
         "fetch": {"allow_networks": ["127.0.0.0/8"]},
     }
-    clock = _Clock()
+    clock = Clock()
     result = build(BuildJob.model_validate(values), clock)
     assert result.kept == len(urls), result.statuses
     return clock.rows_per_s

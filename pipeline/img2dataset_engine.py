@@ -116,7 +116,7 @@ class Img2datasetDownloader:
 
     def close(self) -> None:
         """Remove what img2dataset writes beside its shards, and give urllib its own opener back."""
-        urllib.request.install_opener(None)  # type: ignore[arg-type]
+        urllib.request.install_opener(None)
         self._folder.cleanup()
 
     def _download(self, urls: list[str], wanted: Mapping[str, frozenset[str]]) -> dict[str, Download]:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.build import BuildResult, build, prepare
+from jobs.build import BuildResult, build, finish, prepare, run_shards_of
 from jobs.config import JobError
 from jobs.engine import EngineError, Outcome, run_shards
 from jobs.progress import ConsoleWatcher
 from pipeline.rules import blocklists
-from pipeline.shards import read_manifests
+from pipeline.shards import committed, read_manifests
 from pipeline.stages import open_stages, process_shard
 from pipeline.storage import Store
 from pipeline.verify import verify
@@ -75,14 +75,17 @@ def mixed_rows(web: PictureWeb, count: int = 35) -> list[dict[str, Any]]:
     return rows
 
 
-def sequentially(build_job: BuildJob) -> None:
-    """The plain loop over stages, without Ray."""
+def sequentially(build_job: BuildJob) -> BuildResult:
+    """The plain loop over stages, without Ray, for what is not done yet."""
     context, plan = prepare(build_job)
+    done = committed(context.store)
     stages = open_stages(context)
     for shard in shards_from_table(plan.shards):
-        process_shard(shard, context, stages)
+        if shard.shard not in done:
+            process_shard(shard, context, stages)
     for _, stage in stages:
         stage.close()
+    return finish(context.store, plan, {}, 0.0)
 
 
 def dataset(output: Path | str, folder: str) -> pa.Table:
@@ -165,16 +168,14 @@ def test_captions_in_lists_become_rows_and_their_picture_is_fetched_and_counted_
     assert dataset(tmp_path / "out", "pairs")["caption_index"].to_pylist() == [0, 1] * 3
 
 
-def test_similarities_equal_plain_open_clip_on_the_stored_pictures(
-    ray_session: None, web: PictureWeb, tmp_path: Path
-) -> None:
+def test_similarities_equal_plain_open_clip_on_the_stored_pictures(web: PictureWeb, tmp_path: Path) -> None:
     import open_clip
     import torch
 
     from pipeline.encode import TINY_FOLDER
 
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"a red circle number {n}"} for n in range(24)]
-    build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}]))
+    sequentially(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}]))
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{TINY_FOLDER}")
     model.eval()
     tokenize = open_clip.get_tokenizer(f"local-dir:{TINY_FOLDER}")
@@ -190,11 +191,11 @@ def test_similarities_equal_plain_open_clip_on_the_stored_pictures(
 
 
 def test_verify_holds_after_a_build_names_what_was_tampered_with_and_a_build_repairs_it(
-    ray_session: None, web: PictureWeb, tmp_path: Path
+    web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(40)]
     build_job = job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}])
-    store = Store(build(build_job).output)
+    store = Store(sequentially(build_job).output)
     report = verify(store, rescore=8)
     assert report.holds, report.problems
     assert (report.rows, report.pictures, report.rescored) == (40, 40, 8)
@@ -217,7 +218,7 @@ def test_verify_holds_after_a_build_names_what_was_tampered_with_and_a_build_rep
     assert report.damaged == [f"manifests/00000000{shard}.json" for shard in range(4)]
     for name in report.damaged:
         store.delete(name)
-    build(build_job)
+    sequentially(build_job)
     assert verify(store).problems == []
     assert {path.name for path in (tmp_path / "out" / "pairs").iterdir()} == {
         m.files["pairs"].path[6:] for m in read_manifests(store)
@@ -228,7 +229,7 @@ def test_a_second_run_does_nothing_and_another_job_is_refused_with_the_field(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
-    first = build(job(source, tmp_path / "out"))
+    first = sequentially(job(source, tmp_path / "out"))
     asked = len(web.log)
     again = build(job(source, tmp_path / "out"))
     assert len(web.log) == asked
@@ -303,11 +304,9 @@ def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureW
     broken[4:400] = bytes(396)  # the pages, not the footer
 
     def run() -> BuildResult:
-        from jobs.build import finish, run_shards_of  # after the plan: the file broke while the job ran
-
         failures: dict[int, str] = {}
         context, _ = prepare(build_job)
-        (folder / "a.parquet").write_bytes(broken)
+        (folder / "a.parquet").write_bytes(broken)  # after the plan: the file broke while the job ran
         run_shards_of(context, plan.shards, None, failures)
         return finish(context.store, plan, failures, 0.0)
 
@@ -323,15 +322,17 @@ def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureW
     assert not (tmp_path / "out" / "failures" / "000000000.txt").exists()
 
 
-@pytest.fixture
-def one_null_shard(ray_session: None, web: PictureWeb, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def one_null_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output of three shards; `note` is all null in the first."""
+    folder, web = tmp_path_factory.mktemp("null"), PictureWeb()
     rows = [
         {"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}", "note": None if n < 10 else n}
         for n in range(30)
     ]
-    build(job(write_input(tmp_path / "in.parquet", rows, 30), tmp_path / "out", models=[{"name": "tiny"}]))
-    return tmp_path / "out"
+    sequentially(job(write_input(folder / "in.parquet", rows, 30), folder / "out", models=[{"name": "tiny"}]))
+    web.close()
+    return folder / "out"
 
 
 def _rows_in_duckdb(glob: str) -> list[Any]:

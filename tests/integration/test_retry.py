@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.build import build
 from jobs.config import JobError
 from jobs.retry import retry
 from pipeline.shards import read_manifests
@@ -18,7 +17,7 @@ from pipeline.verify import verify
 from schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.names import NameServer
-from tests.integration.test_build import dataset, job, picture, write_input
+from tests.integration.test_build import dataset, job, picture, sequentially, write_input
 
 MOVED = ("image_tar", "image_offset", "image_length")
 
@@ -62,7 +61,7 @@ def test_what_was_lost_comes_back_and_nothing_else_moves(
 ) -> None:
     build_job, server = ailing
     output = tmp_path / "out"
-    first = build(build_job)
+    first = sequentially(build_job)
     assert first.statuses == {"ok": 16, "http_5xx": 8, "http_4xx": 8, "dns_error": 8}
     before = rows_by_id(output)
 
@@ -97,7 +96,7 @@ def test_a_retry_that_wins_nothing_leaves_pairs_and_pictures_to_the_byte(
     ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, _ = ailing
-    build(build_job)
+    sequentially(build_job)
     store = Store(str(tmp_path / "out"))
     before = {manifest.shard: manifest for manifest in read_manifests(store)}
     result = retry(store.root, ["http_5xx"])
@@ -118,7 +117,7 @@ def test_a_retry_may_change_how_it_is_run_and_nothing_else(
     ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, _ = ailing
-    build(build_job)
+    sequentially(build_job)
     output = str(tmp_path / "out")
     with pytest.raises(JobError, match="a retry may change only how it is run"):
         retry(output, settings={"images": {"size": 64}})

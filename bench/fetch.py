@@ -1,0 +1,192 @@
+"""Downloading a web-like corpus from nginx: pairmill, its img2dataset engine, img2dataset itself, Daft, and the codec.
+
+    make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
+    .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # latency and hosts that never answer
+
+All sides store 512 px on the longer side, only if bigger, JPEG quality 95, from the same nginx on the same cores. Every
+run is a process of its own. `steady` counts rows per second between the first and the last shard that ends (for Daft:
+of its query), so start-up is not in it; `wall` is the whole process. `codec` is decode + resize + encode on the same
+bytes in memory, a thread per core: the limit. Rounds are interleaved, the ratios are medians of the rounds' ratios.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from bench.decode import draw
+from bench.nginx import delayed, nginx, silence
+from pipeline.images import ImageProcessor
+from schemas.jobs import ImagesConfig
+
+PEERS = Path(".venv-peers/bin/python")
+FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
+"""Shares of the formats on the web, roughly: https://almanac.httparchive.org/en/2024/media"""
+SHARD_ROWS = 500
+TIMEOUT_S = 10
+DEAD_SHARE = 0.05
+Figures = dict[str, float]
+
+
+def corpus(folder: Path, count: int) -> list[str]:
+    """Pictures of 100 to 4,000 px on the longer side, 800 in the middle; returns their file names."""
+    rng = np.random.default_rng(11)
+    names = []
+    for number in range(count):
+        longer = int(np.clip(rng.lognormal(np.log(800), 0.6), 100, 4000))
+        format = FORMATS[number % len(FORMATS)]
+        longer = min(longer, 1200) if format in ("PNG", "GIF") else longer
+        body = draw(longer, int(longer / rng.uniform(1.0, 1.8)), seed=number)
+        if format != "JPEG":
+            file = io.BytesIO()
+            Image.open(io.BytesIO(body)).save(file, format)
+            body = file.getvalue()
+        names.append(f"{number}.{format.lower().replace('jpeg', 'jpg')}")
+        (folder / names[-1]).write_bytes(body)
+    return names
+
+
+def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
+    """A build in this process; its figures. Called with `--run`, in a process of its own."""
+    from bench.download import Clock
+    from jobs.build import build
+    from schemas.jobs import BuildJob
+
+    started = time.perf_counter()
+    clock = Clock()
+    values = {
+        "source": {"paths": [str(urls)]},
+        "output": str(output),
+        "shard_rows": SHARD_ROWS,
+        "fetch": {"allow_networks": ["127.0.0.0/8"], "engine": engine, "timeout_s": TIMEOUT_S, "retries": 0},
+    }
+    result = build(BuildJob.model_validate(values), clock)
+    return {"wall_s": time.perf_counter() - started, "rows_per_s": clock.rows_per_s, "good": result.kept}
+
+
+def codec(bodies: list[bytes], rows: int) -> Figures:
+    """Pictures per second of decode + resize + encode, one thread per core."""
+    process = ImageProcessor(ImagesConfig()).process
+    started = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda n: process(bodies[n % len(bodies)]), range(rows)))
+    seconds = time.perf_counter() - started
+    return {"wall_s": seconds, "rows_per_s": rows / seconds, "good": rows}
+
+
+def measured(command: list[str]) -> Figures:
+    """Run a side; its last line is its figures. The wall time is that of the whole process."""
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return {**json.loads(lines[-1]), "wall_s": time.perf_counter() - started}
+
+
+def sides(urls: Path, folder: Path, threads: int, rows: int) -> dict[str, list[str]]:
+    """Name -> command."""
+    ours = [sys.executable, "-m", "bench.fetch", "--run"]
+    return {
+        "pairmill": [*ours, "aiohttp", str(urls), str(folder / "ours")],
+        "img2dataset": [
+            *(str(PEERS), "bench/peers/img2dataset_run.py", str(urls), str(folder / "theirs")),
+            *(str(os.cpu_count()), str(threads), str(TIMEOUT_S)),
+        ],
+        "pairmill, img2dataset engine": [*ours, "img2dataset", str(urls), str(folder / "engine")],
+        "daft": [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(rows)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=6_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--slow", action="store_true", help="300 ms to 2 s of latency, 5 %% of hosts never answer")
+    parser.add_argument("--only", help="comma-separated sides beside pairmill and img2dataset")
+    parser.add_argument("--run", nargs=3, metavar=("ENGINE", "URLS", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        engine, urls, output = options.run
+        print("\n" + json.dumps(run_pairmill(Path(urls), Path(output), engine)))
+        return
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "web").mkdir()
+        names = corpus(folder / "web", options.pictures)
+        bases = stack.enter_context(nginx(folder / "web"))
+        if options.slow:
+            delays = np.random.default_rng(5).uniform(0.3, 2.0, len(bases)).tolist()
+            dead = stack.enter_context(silence(round(DEAD_SHARE * len(bases))))
+            bases = [*stack.enter_context(delayed(bases, delays))[: len(bases) - len(dead)], *dead]
+        urls = [f"{bases[n % len(bases)]}/{names[n % len(names)]}?{n}" for n in range(options.rows)]
+        pq.write_table(
+            pa.table({"url": urls, "caption": [f"n {n}" for n in range(len(urls))]}), folder / "urls.parquet"
+        )
+        compare(options, folder, [(folder / "web" / name).read_bytes() for name in names])
+
+
+def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> None:
+    """Run all sides in turns and print the tables."""
+    print(f"{len(bodies)} pictures, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} kB on average", flush=True)
+    found: dict[str, list[Figures]] = {}
+    with tempfile.TemporaryDirectory() as out:  # the better of two configurations of img2dataset
+        tried = {
+            threads: measured(sides(folder / "urls.parquet", Path(out, str(threads)), threads, 0)["img2dataset"])
+            for threads in (64, 256)
+        }
+    threads = max(tried, key=lambda count: tried[count]["rows_per_s"])
+    print(
+        {count: round(figures["rows_per_s"], 1) for count, figures in tried.items()},
+        f"-> {threads} threads",
+        flush=True,
+    )
+    wanted = {"pairmill", "img2dataset", *(options.only.split(",") if options.only is not None else ())}
+    for number in range(options.rounds):
+        with tempfile.TemporaryDirectory() as out:
+            for name, command in sides(folder / "urls.parquet", Path(out), threads, options.rows).items():
+                if options.only is None or name in wanted:
+                    found.setdefault(name, []).append(measured(command))
+        found.setdefault("codec in memory", []).append(codec(bodies, options.rows // 2))
+        print(number + 1, {name: round(figures[-1]["rows_per_s"], 1) for name, figures in found.items()}, flush=True)
+    print_tables(found)
+
+
+def print_tables(found: dict[str, list[Figures]]) -> None:
+    """Medians of every side, then the ratios with their ranges."""
+    print(f"\n{'':<30}{'steady rows/s':>15}{'wall s':>9}{'good':>8}")
+    for name, rounds in found.items():
+        steady, wall, good = (
+            statistics.median(each[key] for each in rounds) for key in ("rows_per_s", "wall_s", "good")
+        )
+        print(f"{name:<30}{steady:>15.0f}{wall:>9.1f}{good:>8.0f}")
+    print()
+    for name in list(found)[1:]:
+        ratios = [
+            ours["rows_per_s"] / each["rows_per_s"] for ours, each in zip(found["pairmill"], found[name], strict=True)
+        ]
+        print(
+            f"pairmill / {name}, steady: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        )
+    walls = [
+        each["wall_s"] / ours["wall_s"] for ours, each in zip(found["pairmill"], found["img2dataset"], strict=True)
+    ]
+    print(f"img2dataset / pairmill, wall: median {statistics.median(walls):.2f}, {min(walls):.2f} to {max(walls):.2f}")
+
+
+if __name__ == "__main__":
+    main()
