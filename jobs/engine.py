@@ -160,7 +160,7 @@ def run_shards(
     left, limit = set(shards["shard"].to_pylist()), context.job.run.max_failed_shards_in_a_row
     in_a_row, any_good = 0, False
     for careful in (False, False, True):
-        with closing(_rounds(shards, replace(context, careful=careful), modules)) as outcomes:
+        with closing(_rounds(shards, replace(context, careful=careful, may_exit=True), modules)) as outcomes:
             for outcome in outcomes:
                 left.discard(outcome.shard)
                 on_outcome(outcome)

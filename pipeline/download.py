@@ -10,7 +10,9 @@ Two shards may be in work at the same time, so that the slow tail of one overlap
 import asyncio
 import hashlib
 import logging
+import os
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -21,7 +23,7 @@ from pipeline.faults import local_fault
 from pipeline.fetch import Fetched, Fetcher
 from pipeline.fill import Download, fill_columns, interleave_hosts, wanted_digests
 from pipeline.images import ImageProcessor
-from pipeline.isolate import IsolatedProcessor
+from pipeline.isolate import DECODE_TIMEOUT_S, IsolatedProcessor
 from pipeline.rules.url import refused_redirect
 from pipeline.text import describe
 from pipeline.web.slots import ByteBudget
@@ -34,6 +36,8 @@ _WAITING_BYTES = 256 << 20
 """Downloaded bodies that may wait for a decoding thread before no new request starts. What is in flight by then still
 arrives, so the most that can be held is this plus `fetch.concurrency` times `fetch.max_bytes`."""
 
+HANG_CHECK_S = 10.0
+
 _WINDOW = 8192
 """URLs of one shard that may have a task at the same time: bounds memory where shards are very long."""
 
@@ -41,8 +45,10 @@ _WINDOW = 8192
 class Downloader:
     """Fetches and decodes the rows of a shard that are still `ok`. Callable by several threads at once."""
 
-    def __init__(self, job: BuildJob, isolate_decoder: bool = False) -> None:
+    def __init__(self, job: BuildJob, isolate_decoder: bool = False, may_exit: bool = False) -> None:
+        """`isolate_decoder`: decode in a child process. `may_exit`: end this process where a decoder hangs."""
         self._job = job
+        self._may_exit = may_exit
         self._processor = IsolatedProcessor(job.images) if isolate_decoder else ImageProcessor(job.images)
         self._start_lock = threading.Lock()
         self._engine: _Engine | None = None
@@ -69,15 +75,17 @@ class Downloader:
             if self._closed:
                 raise RuntimeError("this Downloader is closed")
             if self._engine is None:
-                self._engine = _Engine(self._job, self._processor)
+                self._engine = _Engine(self._job, self._processor, self._may_exit)
             return self._engine
 
 
 class _Engine:
     """The threads behind a Downloader: started once, used for all shards."""
 
-    def __init__(self, job: BuildJob, processor: ImageProcessor | IsolatedProcessor) -> None:
+    def __init__(self, job: BuildJob, processor: ImageProcessor | IsolatedProcessor, may_exit: bool) -> None:
         self._config = job.fetch
+        self._may_exit = may_exit
+        self._decoding: dict[int, float] = {}  # thread -> since when it is at its picture
         self._refused_redirect = partial(refused_redirect, rules=job.rules)
         self._processor = processor
         self._decoders = ThreadPoolExecutor(job.run.decode_threads, thread_name_prefix="decode")
@@ -112,12 +120,22 @@ class _Engine:
         try:
             async with Fetcher(self._config, self._budget, self._refused_redirect) as self._fetcher:
                 started.set_result(None)
+                if self._may_exit:
+                    self._watching = asyncio.create_task(self._watch_decoders())  # kept, or it could be collected
                 await self._stop.wait()
                 await _cancel_others()
         except BaseException as error:
             if started.done():
                 raise
             started.set_exception(error)
+
+    async def _watch_decoders(self) -> None:
+        """Only the end of the process frees a thread that hangs in C code; its shards are done again, carefully."""
+        while True:
+            await asyncio.sleep(HANG_CHECK_S)
+            since = min(self._decoding.values(), default=time.monotonic())
+            if time.monotonic() - since > DECODE_TIMEOUT_S:
+                os._exit(1)
 
     async def _download_all(self, wanted: Mapping[str, frozenset[str]]) -> dict[str, Download]:
         downloads: dict[str, Download] = {}
@@ -161,6 +179,13 @@ class _Engine:
 
     def _decode(self, fetched: Fetched, expected: frozenset[str]) -> Download:
         """On a decoding thread: checksums, then the picture, unless no row wants these bytes."""
+        self._decoding[threading.get_ident()] = time.monotonic()
+        try:
+            return self._decode_now(fetched, expected)
+        finally:
+            del self._decoding[threading.get_ident()]
+
+    def _decode_now(self, fetched: Fetched, expected: frozenset[str]) -> Download:
         body = fetched.body or b""
         sha256, md5 = hashlib.sha256(body).hexdigest(), hashlib.md5(body, usedforsecurity=False).hexdigest()
         without_body = fetched.without_body()

@@ -52,6 +52,8 @@ class Context:
     """Statuses whose rows are fetched again, of committed shards. Empty: shards are made for the first time."""
     careful: bool = False
     """For shards that killed a worker: decode in a child process, slowly."""
+    may_exit: bool = False
+    """This process is a worker that is replaced when it ends: it may end itself where a decoder hangs."""
 
     @property
     def store(self) -> Store:
@@ -206,7 +208,7 @@ def _open_downloader(context: Context) -> "Downloader | Img2datasetDownloader":
         return Img2datasetDownloader(context.job)
     from pipeline.download import Downloader
 
-    return Downloader(context.job, isolate_decoder=context.careful)
+    return Downloader(context.job, context.careful, context.may_exit and not context.careful)
 
 
 def _custom_rules(context: Context) -> list[rules.CustomRule]:

@@ -6,6 +6,8 @@ import hashlib
 import io
 import random
 import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -220,6 +222,28 @@ def test_a_decoder_that_this_machine_fails_loses_no_row(
     monkeypatch.setattr(ImageProcessor, "process", fail)
     with pytest.raises(LocalFault):
         open_downloader()(shard([web.serve("/a.jpg", jpeg(1))]))
+
+
+HANGING_WORKER = """
+import sys, time
+from pipeline import download
+from pipeline.images import ImageProcessor
+from schemas.jobs import BuildJob
+from tests.integration.test_download import shard
+
+ImageProcessor.process = lambda self, body: time.sleep(600)
+download.DECODE_TIMEOUT_S, download.HANG_CHECK_S = 1.0, 0.2
+fetch = {"allow_networks": ["127.0.0.0/8"]}
+job = BuildJob.model_validate({"source": {"paths": ["x"]}, "output": "unused", "fetch": fetch})
+download.Downloader(job, may_exit=True)(shard([sys.argv[1]]))
+"""
+
+
+def test_a_worker_whose_decoder_hangs_ends_itself_so_that_its_shard_is_done_again(web: HostileWeb) -> None:
+    url = web.serve("/a.jpg", jpeg(1))
+    done = subprocess.run([sys.executable, "-c", HANGING_WORKER, url], timeout=60, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ""
 
 
 def test_more_requests_at_once_than_files_may_be_open_are_refused(open_downloader: Open) -> None:
