@@ -1,7 +1,6 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -99,16 +98,17 @@ def test_a_name_that_is_taken_is_known_by_the_status_of_the_answer(
     """Stores that speak S3 say 412 in words of their own."""
     tries = 0
 
-    def put_file(self: Any, local_path: str, path: str, mode: str) -> None:
-        nonlocal tries
-        tries += 1
-        if http_status == 200:
-            return
-        cause = Exception("PreconditionFailed")
-        cause.response = {"ResponseMetadata": {"HTTPStatusCode": http_status}}  # type: ignore[attr-defined]
-        raise OSError(22, "At least one of the pre-conditions") from cause
+    class S3:
+        def put_file(self, local_path: str, path: str, mode: str) -> None:
+            nonlocal tries
+            tries += 1
+            if http_status == 200:
+                return
+            cause = Exception("PreconditionFailed")
+            cause.response = {"ResponseMetadata": {"HTTPStatusCode": http_status}}  # type: ignore[attr-defined]
+            raise OSError(22, "At least one of the pre-conditions") from cause
 
-    monkeypatch.setattr("s3fs.S3FileSystem.put_file", put_file)
+    monkeypatch.setattr(Store, "fs", S3())
     monkeypatch.setattr(storage, "_CONFLICT_WAIT_S", 0.0)
     store = Store("s3://mill/out")
     if isinstance(outcome, bool):
