@@ -94,7 +94,10 @@ def measured(command: list[str]) -> Figures:
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return {**json.loads(lines[-1]), "wall_s": time.perf_counter() - started}
+    figures = {**json.loads(lines[-1]), "wall_s": time.perf_counter() - started}
+    if not figures["good"]:
+        raise RuntimeError(f"{' '.join(command)}: not one picture")
+    return figures
 
 
 def sides(urls: Path, folder: Path, threads: int, rows: int) -> dict[str, list[str]]:
@@ -126,6 +129,7 @@ def main() -> None:
         return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.chmod(0o755)  # nginx's worker is another user where it is started by root
         (folder / "web").mkdir()
         names = corpus(folder / "web", options.pictures)
         bases = stack.enter_context(nginx(folder / "web"))
