@@ -56,4 +56,4 @@ lock: $(READY)
 		--all-extras --upgrade pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf $(VENV) demo-out bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers demo-out bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

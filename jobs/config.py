@@ -79,11 +79,6 @@ def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def to_yaml(job: BuildJob) -> str:
-    """The resolved job as a job file."""
-    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with the preset's rules below those that were written out."""
     name = job.rules.preset
