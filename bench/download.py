@@ -3,7 +3,7 @@
     python -m bench.download [--rows 6000] [--rounds 5]
 
 Both sides of a round take the same pictures with the same settings (512 px, keep_ratio_largest, only if bigger, JPEG
-quality 95, no model). `pipeline` counts rows per second between the first and the last commit, so Ray's start-up is not
+quality 95, no model). `pipeline` is the slope of rows over time, shard by shard, so Ray's start-up is not
 in it, but Ray, the HTTP client, the web server (a process of its own on the same cores) and the commits are. `codec` is
 `ImageProcessor.process` on the bytes in memory, one thread per core. Rounds are interleaved; the table gives the median
 and the range of the ratio.
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.decode import draw
+from bench.rate import steady_rate
 from bench.web import serving
 from jobs.build import build
 from jobs.engine import ray_session
@@ -48,12 +49,11 @@ class Clock:
 
     @property
     def rows_per_s(self) -> float:
-        (first, _), *rest = self.commits
-        return sum(rows for _, rows in rest) / (rest[-1][0] - first)
+        return steady_rate(self.commits)
 
 
 def pipeline_rate(urls: list[str], folder: Path, shard_rows: int) -> float:
-    """Rows per second between the first and the last commit of one build."""
+    """Rows per second of one build, by its commits."""
     pq.write_table(pa.table({"url": urls, "caption": [f"number {n}" for n in range(len(urls))]}), folder / "in.parquet")
     values = {
         "source": {"paths": [str(folder / "in.parquet")]},

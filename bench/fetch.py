@@ -1,11 +1,14 @@
 """Downloading a web-like corpus from nginx: pairmill, its img2dataset engine, img2dataset itself, Daft, and the codec.
 
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
-    .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # latency and hosts that never answer
+    .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
+
+`--slow` adds 300 ms to 2 s of latency, a name server that takes 20 ms and fails for 3 % of the names, and 5 % of hosts
+that never answer. Rows of those count as done, with their status.
 
 All sides store 512 px on the longer side, only if bigger, JPEG quality 95, from the same nginx on the same cores. Every
-run is a process of its own. `steady` counts rows per second between the first and the last shard that ends (for Daft:
-of its query), so start-up is not in it; `wall` is the whole process. `codec` is decode + resize + encode on the same
+run is a process of its own. `steady` is the slope of rows over time, shard by shard (for Daft: rows over its query's
+time), so start-up is not in it; `wall` is the whole process. `codec` is decode + resize + encode on the same
 bytes in memory, a thread per core: the limit. Rounds are interleaved, the ratios are medians of the rounds' ratios.
 """
 
@@ -21,12 +24,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from bench import names
 from bench.decode import draw
 from bench.nginx import delayed, nginx, silence
 from pipeline.images import ImageProcessor
@@ -35,18 +40,24 @@ from schemas.jobs import ImagesConfig
 PEERS = Path(".venv-peers/bin/python")
 FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
 """Shares of the formats on the web, roughly: https://almanac.httparchive.org/en/2024/media"""
+MEDIAN_PX, SPREAD = 340, 0.72
+"""Of the longer side, log-normal. LAION-400M has 65 % at 256 px and above, 27 % at 512 and 6.3 % at 1,024: this gives
+65, 28 and 6.3. https://laion.ai/blog/laion-400-open-dataset/"""
 SHARD_ROWS = 500
 TIMEOUT_S = 10
-DEAD_SHARE = 0.05
+LATENCY_S = (0.3, 2.0)
+DEAD_SHARE, NO_NAME_SHARE = 0.05, 0.03
+"""Hosts that take the connection and never answer; names that the name server fails for."""
+DNS_S = 0.020
 Figures = dict[str, float]
 
 
-def corpus(folder: Path, count: int) -> list[str]:
-    """Pictures of 100 to 4,000 px on the longer side, 800 in the middle; returns their file names."""
+def corpus(folder: Path, count: int, median_px: int) -> list[str]:
+    """Pictures of 100 to 4,000 px on the longer side, `median_px` in the middle; returns their file names."""
     rng = np.random.default_rng(11)
-    names = []
+    files = []
     for number in range(count):
-        longer = int(np.clip(rng.lognormal(np.log(800), 0.6), 100, 4000))
+        longer = int(np.clip(rng.lognormal(np.log(median_px), SPREAD), 100, 4000))
         format = FORMATS[number % len(FORMATS)]
         longer = min(longer, 1200) if format in ("PNG", "GIF") else longer
         body = draw(longer, int(longer / rng.uniform(1.0, 1.8)), seed=number)
@@ -54,9 +65,9 @@ def corpus(folder: Path, count: int) -> list[str]:
             file = io.BytesIO()
             Image.open(io.BytesIO(body)).save(file, format)
             body = file.getvalue()
-        names.append(f"{number}.{format.lower().replace('jpeg', 'jpg')}")
-        (folder / names[-1]).write_bytes(body)
-    return names
+        files.append(f"{number}.{format.lower().replace('jpeg', 'jpg')}")
+        (folder / files[-1]).write_bytes(body)
+    return files
 
 
 def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
@@ -100,26 +111,28 @@ def measured(command: list[str]) -> Figures:
     return figures
 
 
-def sides(urls: Path, folder: Path, threads: int, rows: int) -> dict[str, list[str]]:
+def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -> dict[str, list[str]]:
     """Name -> command."""
     ours = [sys.executable, "-m", "bench.fetch", "--run"]
-    return {
+    commands = {
         "pairmill": [*ours, "aiohttp", str(urls), str(folder / "ours")],
         "img2dataset": [
-            *(str(PEERS), "bench/peers/img2dataset_run.py", str(urls), str(folder / "theirs")),
+            *(str(PEERS), "-m", "bench.peers.img2dataset_run", str(urls), str(folder / "theirs")),
             *(str(os.cpu_count()), str(threads), str(TIMEOUT_S)),
         ],
         "pairmill, img2dataset engine": [*ours, "img2dataset", str(urls), str(folder / "engine")],
-        "daft": [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(rows)],
+        "daft": [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(options.rows)],
     }
+    return {name: names.command(urls.parent, words) for name, words in commands.items()} if options.slow else commands
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=6_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=300)
-    parser.add_argument("--slow", action="store_true", help="300 ms to 2 s of latency, 5 %% of hosts never answer")
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="of the pictures' longer sides")
+    parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
     parser.add_argument("--only", help="comma-separated sides beside pairmill and img2dataset")
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "URLS", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -131,17 +144,27 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)  # nginx's worker is another user where it is started by root
         (folder / "web").mkdir()
-        names = corpus(folder / "web", options.pictures)
+        files = corpus(folder / "web", options.pictures, options.median_px)
         bases = stack.enter_context(nginx(folder / "web"))
         if options.slow:
-            delays = np.random.default_rng(5).uniform(0.3, 2.0, len(bases)).tolist()
-            dead = stack.enter_context(silence(round(DEAD_SHARE * len(bases))))
-            bases = [*stack.enter_context(delayed(bases, delays))[: len(bases) - len(dead)], *dead]
-        urls = [f"{bases[n % len(bases)]}/{names[n % len(names)]}?{n}" for n in range(options.rows)]
+            bases = slow_web(stack, bases)
+        urls = [f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}" for n in range(options.rows)]
         pq.write_table(
             pa.table({"url": urls, "caption": [f"n {n}" for n in range(len(urls))]}), folder / "urls.parquet"
         )
-        compare(options, folder, [(folder / "web" / name).read_bytes() for name in names])
+        compare(options, folder, [(folder / "web" / name).read_bytes() for name in files])
+
+
+def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
+    """The same hosts with latency and names that take time to resolve; some never answer, some names fail."""
+    delays = np.random.default_rng(5).uniform(*LATENCY_S, len(bases)).tolist()
+    dead = stack.enter_context(silence(round(DEAD_SHARE * len(bases))))
+    hosts = [*stack.enter_context(delayed(bases, delays))[: len(bases) - len(dead)], *dead]
+    urls = {f"host{number}.bench.example": urlsplit(base) for number, base in enumerate(hosts)}
+    broken = frozenset(list(urls)[: round(NO_NAME_SHARE * len(bases))])
+    addresses = {name: url.hostname or "" for name, url in urls.items()}
+    stack.enter_context(names.name_server(addresses, broken, DNS_S))
+    return [f"http://{name}:{url.port}" for name, url in urls.items()]
 
 
 def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> None:
@@ -150,7 +173,7 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
     found: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory() as out:  # the better of two configurations of img2dataset
         tried = {
-            threads: measured(sides(folder / "urls.parquet", Path(out, str(threads)), threads, 0)["img2dataset"])
+            threads: measured(sides(folder / "urls.parquet", Path(out, str(threads)), threads, options)["img2dataset"])
             for threads in (64, 256)
         }
     threads = max(tried, key=lambda count: tried[count]["rows_per_s"])
@@ -162,7 +185,7 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
     wanted = {"pairmill", "img2dataset", *(options.only.split(",") if options.only is not None else ())}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as out:
-            for name, command in sides(folder / "urls.parquet", Path(out), threads, options.rows).items():
+            for name, command in sides(folder / "urls.parquet", Path(out), threads, options).items():
                 if options.only is None or name in wanted:
                     found.setdefault(name, []).append(measured(command))
         found.setdefault("codec in memory", []).append(codec(bodies, options.rows // 2))

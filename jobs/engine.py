@@ -45,6 +45,10 @@ _FIRST_FAILURES = 3
 DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
 
+DOWNLOAD_CALLS = 4
+"""Shards at once in a download actor: nearly every shard of the web has a row that takes all of its time, so with fewer
+the cores would wait for the slowest rows of each."""
+
 SMALL_CPUS = 0.2
 """Logical CPUs of an actor that places no demand on where it runs. CPUs only place actors; threads do not heed them."""
 
@@ -270,7 +274,7 @@ def _pools(context: Context, names: Sequence[StageName], num_shards: int) -> dic
         )
     largest_node = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
     per_download = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10, largest_node)
-    pools = {**small, "download": _Pool(download, per_download, calls=1 if context.careful else 2)}
+    pools = {**small, "download": _Pool(download, per_download, calls=1 if context.careful else DOWNLOAD_CALLS)}
     return {name: replace(pools[name], actors=min(pools[name].actors, num_shards)) for name in names}
 
 
@@ -284,7 +288,7 @@ def _configure(context: Context, pools: dict[StageName, _Pool]) -> None:
     fetch = context.job.fetch  # the slowest shard: all rows from one host that never answers
     slowest_s = context.job.shard_rows / fetch.per_host_concurrency * fetch.timeout_s * (fetch.retries + 1)
     data.execution_no_progress_timeout_s = int(SLACK_S + slowest_s)
-    in_flight = context.job.run.shards_in_flight or 2 * pools["download"].actors + 2
+    in_flight = context.job.run.shards_in_flight or 2 * DOWNLOAD_CALLS * pools["download"].actors + 4
     options = data.execution_options
     options.preserve_order = False
     options.resource_limits = options.resource_limits.copy(

@@ -4,7 +4,7 @@
     the loop's thread     one event loop and one Fetcher for all shards: hundreds of requests in flight
     decoding threads      checksums, pixels, the stored picture
 
-Two shards may be in work at the same time, so that the slow tail of one overlaps the head of the next.
+Several shards may be in work at the same time, so that the slow tail of one overlaps the head of the next.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ from schemas.status import Status
 
 _log = logging.getLogger(__name__)
 
-_WAITING_BYTES = 256 << 20
-"""Downloaded bodies that may wait for a decoding thread before no new request starts. What is in flight by then still
-arrives, so the most that can be held is this plus `fetch.concurrency` times `fetch.max_bytes`."""
+_MOST_BYTES = 256 << 20
+"""Bodies that may be arriving or waiting for a decoding thread before no new request starts. What is in flight by then
+still arrives, up to twice this and one body more."""
 
 HANG_CHECK_S = 10.0
 
@@ -89,7 +89,7 @@ class _Engine:
         self._refused_redirect = partial(refused_redirect, rules=job.rules)
         self._processor = processor
         self._decoders = ThreadPoolExecutor(job.run.decode_threads, thread_name_prefix="decode")
-        self._budget = ByteBudget(_WAITING_BYTES)
+        self._budget = ByteBudget(_MOST_BYTES)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         started: Future[None] = Future()

@@ -61,6 +61,7 @@ _KEEP_ALIVE_S = 2.0  # thousands of hosts: idle sockets must not pile up against
 _LEAST_MISSES = 4  # a host that one or two may ask at a time gets more chances than that
 _ROBOTS_REDIRECTS = 5
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
+_DNS_TRIES = 3  # whatever the job says of retries: UDP loses packets, most of all where many are sent at once
 _DNS_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, twice, per server) take half a URL's time
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
 
@@ -118,12 +119,13 @@ RefusedRedirect = Callable[[str], tuple[Status, str] | None]
 class Fetcher:
     """Downloads pictures within limits of time, size, place and manners. One per event loop; use `async with`.
 
-    `budget` holds back new requests while too many downloaded bytes wait for the decoder. `refused_redirect` says of a
-    URL that a server redirects to why it may not be asked for: the URL rules hold there too.
+    `budget` counts bodies as they arrive, and holds back new requests while there is too much of them.
+    `refused_redirect` says of a URL that a server redirects to why it may not be asked for: the URL rules hold there
+    too.
     """
 
     def __init__(
-        self, config: FetchConfig, budget: ByteBudget | None = None, refused_redirect: RefusedRedirect = lambda _: None
+        self, config: FetchConfig, budget: ByteBudget, refused_redirect: RefusedRedirect = lambda _: None
     ) -> None:
         self._config = config
         self._budget = budget
@@ -140,8 +142,7 @@ class Fetcher:
             least_wait_s=min(config.connect_timeout_s, config.timeout_s / 2),
         )
         self._robots = RobotsFiles(self._get_robots, self._token)
-        dns_s = min(_DNS_S, config.timeout_s / 2)
-        self._resolver = _Resolver(self._guard, dns_s, tries=config.retries + 1, nameservers=config.nameservers)
+        self._resolver = _Resolver(self._guard, min(_DNS_S, config.timeout_s / 2), config.nameservers)
         connector = aiohttp.TCPConnector(
             limit=0,  # HostSlots counts
             use_dns_cache=False,  # _Resolver has one that remembers failures too
@@ -223,7 +224,7 @@ class Fetcher:
                 await self._robots.require_allowed(url)
             async with self._turn(url.host or "", deadline):
                 with self._silent.watch(url.authority):
-                    answer = await self._request(url, evidence)
+                    answer = await self._request(url, evidence, deadline)
             if isinstance(answer, bytes):
                 return answer
             if len(seen) > self._config.max_redirects:
@@ -238,17 +239,16 @@ class Fetcher:
     @asynccontextmanager
     async def _turn(self, host: str, deadline: Deadline) -> AsyncIterator[None]:
         """Wait, with the clock stopped, until the host, the limit of requests and the memory allow a request."""
-        waits = self._slots.would_wait(host) or (self._budget is not None and self._budget.is_full)
+        waits = self._slots.would_wait(host) or self._budget.is_full
         if waits:
             deadline.pause()
         async with self._slots.hold(host):
-            if self._budget is not None:
-                await self._budget.wait_for_room()
+            await self._budget.wait_for_room()
             if waits:
                 deadline.resume()
             yield
 
-    async def _request(self, url: URL, evidence: _Evidence) -> bytes | URL:
+    async def _request(self, url: URL, evidence: _Evidence, deadline: Deadline) -> bytes | URL:
         """One request: the body, or where to go on. Leaving early closes the connection, so no byte more is read."""
         try:
             async with self._session.get(url, allow_redirects=False) as response:
@@ -258,7 +258,7 @@ class Fetcher:
                 if is_redirect(response.status):
                     return redirect_target(url, response.headers.get("Location"))
                 require_success(response.status, response.headers.get("Retry-After"))
-                return await self._read(response)
+                return await self._read(response, deadline)
         except _CAUGHT as error:
             raise _explain(error) from error
 
@@ -280,7 +280,7 @@ class Fetcher:
             raise _explain(error) from error
         return 404, b""  # too many redirects count as unavailable
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, deadline: Deadline) -> bytes:
         if self._config.respect_x_robots_tag:
             directive = optout.refusing_directive(response.headers.getall("X-Robots-Tag", ()), self._token)
             if directive is not None:
@@ -289,8 +289,10 @@ class Fetcher:
         if announced > self._config.max_bytes:
             raise FetchError(Status.BODY_TOO_LARGE, f"{announced} bytes announced")
         body = PictureBody(self._config.max_bytes, headers.get("Content-Type"), headers.get("Content-Encoding", ""))
-        async for chunk in response.content.iter_any():
-            body.add(chunk)
+        async with self._budget.arriving(deadline) as hold:
+            async for chunk in response.content.iter_any():
+                body.add(chunk)
+                await hold(body.num_bytes)
         return body.finish()
 
 
@@ -307,9 +309,10 @@ async def _first_bytes(response: aiohttp.ClientResponse, max_bytes: int) -> byte
 class _Resolver(AbstractResolver):
     """aiohttp's view of HostNames; the look-ups are c-ares', which reads /etc/hosts and resolv.conf."""
 
-    def __init__(self, guard: AddressGuard, deadline_s: float, tries: int, nameservers: list[str]) -> None:
+    def __init__(self, guard: AddressGuard, deadline_s: float, nameservers: list[str]) -> None:
         self._deadline_s = deadline_s
-        self._dns = aiodns.DNSResolver(nameservers=nameservers or None, timeout=deadline_s / tries, tries=tries)
+        first_s = deadline_s / (2**_DNS_TRIES - 1)  # each try waits twice as long as the one before
+        self._dns = aiodns.DNSResolver(nameservers=nameservers or None, timeout=first_s, tries=_DNS_TRIES)
         self._names = HostNames(self._look_up, guard)
 
     async def resolve(

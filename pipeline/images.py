@@ -272,10 +272,10 @@ def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
 def _is_one_color(pixels: Pixels) -> bool:
     """True if no channel varies by more than the tolerance. A sparse look settles nearly every picture."""
     sparse = pixels[:: max(1, pixels.shape[0] // 16), :: max(1, pixels.shape[1] // 16)]
-    for sample in (sparse, pixels):
-        if np.any(sample.max(axis=(0, 1)).astype(int) - sample.min(axis=(0, 1)) > _ONE_COLOR_TOLERANCE):
-            return False
-    return True
+    if int(sparse[..., 1].max()) - int(sparse[..., 1].min()) > _ONE_COLOR_TOLERANCE:  # green
+        return False
+    channels = pixels.reshape(-1, 3)
+    return not np.any(channels.max(axis=0) - channels.min(axis=0) > _ONE_COLOR_TOLERANCE)
 
 
 def _encode(pixels: Pixels, config: ImagesConfig, sampling: str) -> bytes:

@@ -56,7 +56,7 @@ class FetchConfig(_Settings):
     retries: Annotated[int, Field(ge=0, le=20)] = 1
     """Further tries after a failure that may get better (DNS, connect, timeout, 429, 5xx)."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 256
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     """Requests in flight per download actor."""
     per_host_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight per host and download actor."""
@@ -241,7 +241,8 @@ class RunConfig(_Settings):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Pairs per forward pass."""
     shards_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """None: two per download actor, and two more."""
+    """Whose pictures the object store may hold at once. None: eight per download actor, and four more; with half
+    as many, Ray Data does not let a download actor work on four at once."""
     max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
     """The run stops after so many failed shards with no good one between."""
 

@@ -13,6 +13,8 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 def main() -> None:
     from img2dataset import download
 
+    from bench.rate import steady_rate
+
     urls, output, processes, threads, timeout_s = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
     download(
         url_list=urls,
@@ -34,11 +36,8 @@ def main() -> None:
         compute_hash="sha256",
     )
     wall_s = time.perf_counter() - started
-    stats = sorted(
-        (json.loads(path.read_text()) for path in Path(output).glob("*_stats.json")), key=lambda s: s["end_time"]
-    )
-    rows = sum(each["count"] for each in stats[1:])
-    steady = rows / (stats[-1]["end_time"] - stats[0]["end_time"]) if len(stats) > 1 else 0.0
+    stats = [json.loads(path.read_text()) for path in Path(output).glob("*_stats.json")]
+    steady = steady_rate((each["end_time"], each["count"]) for each in stats)
     good = sum(each["successes"] for each in stats)
     print("\n" + json.dumps({"wall_s": wall_s, "rows_per_s": steady, "good": good}))
 

@@ -5,6 +5,7 @@ Like It" (hackerfactor.com, 2011): grey, 32 x 32, two-dimensional DCT-II, the 8 
 for being above their median.
 """
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -23,10 +24,11 @@ _DCT: npt.NDArray[np.float64] = 2 * np.cos(
 
 def phash(pixels: npt.NDArray[np.uint8]) -> str:
     """16 hex characters for an RGB picture; the first bit is the lowest frequency."""
-    grey = Image.fromarray(pixels).convert("L")
+    grey = Image.fromarray(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)))
     # Two steps (box, then Lanczos) instead of one: 0.3 ms instead of 0.75, and of 306 photographs 288 get the same
     # hash, the others one with two bits changed.
     small = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     low = np.round(_DCT @ np.asarray(small, np.float64) @ _DCT.T, _DECIMALS)
-    bits = np.packbits(low > np.median(low))
+    ordered = np.sort(low, axis=None)
+    bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)  # np.median takes ten times as long
     return bits.tobytes().hex()

@@ -4,6 +4,7 @@ Source: img2dataset/resizer.py 1.47 (MIT), which calls albumentations' SmallestM
 PadIfNeeded; the arithmetic here is theirs, so that the two give pictures of the same size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,13 @@ Pixels = npt.NDArray[np.uint8]
 """Height x width x 3, RGB."""
 
 _WHITE = (255, 255, 255)
+
+_LINEAR_ALONE = 4 / 3
+"""Down to three quarters, two samples cover what an average would."""
+
+_LINEAR_AT_MOST = 1.5
+"""Pixels per sample of a linear step that averages follow: at 2, photographs lost up to 2.5 dB against INTER_AREA; at
+1.6, 1.5 dB where all the way was 3.2; at 1.5, less than 1.2 (a test holds it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +64,18 @@ def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixel
 
 
 def _shrink(pixels: Pixels, to_width: int, to_height: int) -> Pixels:
-    """Averaging over areas, in steps that OpenCV has vector code for: its INTER_AREA has it for exact halves only, and
-    takes up to three times as long as decoding the JPEG otherwise. See docs/decisions/005."""
+    """Averaging over areas, in steps that OpenCV has vector code for: to a power of two times the target by
+    INTER_LINEAR, then exact halves. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
+    See docs/decisions/005."""
     height, width = pixels.shape[:2]
     ratio = max(width / to_width, height / to_height)
-    if ratio <= 4 / 3:  # two samples cover what an average would
-        return _scale(pixels, to_width, to_height, cv2.INTER_LINEAR)
-    if ratio < 3:
-        pixels = _scale(pixels, 2 * to_width, 2 * to_height, cv2.INTER_LINEAR)
-    return _scale(pixels, to_width, to_height, cv2.INTER_AREA)
+    halvings = 0 if ratio <= _LINEAR_ALONE else max(1, math.ceil(math.log2(ratio / _LINEAR_AT_MOST)))
+    if to_width * to_height << 2 * halvings > 2 * width * height:  # a strip squeezed along one side
+        return _scale(pixels, to_width, to_height, cv2.INTER_AREA)
+    pixels = _scale(pixels, to_width << halvings, to_height << halvings, cv2.INTER_LINEAR)
+    for left in reversed(range(halvings)):
+        pixels = _scale(pixels, to_width << left, to_height << left, cv2.INTER_AREA)
+    return pixels
 
 
 def _scale(pixels: Pixels, width: int, height: int, interpolation: int) -> Pixels:

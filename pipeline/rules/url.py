@@ -70,7 +70,7 @@ def _parse(url: str) -> Address:
     return Address(scheme, host, _problem(host, target.port))
 
 
-_parse_once = lru_cache(maxsize=8_192)(_parse)  # two shards: each of the rules below asks again
+_parse_once = lru_cache(maxsize=16_384)(_parse)  # four shards: each of the rules below asks again
 
 
 @lru_cache(maxsize=16)

@@ -37,6 +37,11 @@ class PictureBody:
         self._wire_bytes = 0  # before unpacking: what unpacks to nothing is bounded too
         self._checked = False
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held so far, unpacked."""
+        return self._size
+
     def add(self, chunk: bytes) -> None:
         """Take the next chunk off the wire."""
         if self._unpacker is not None:

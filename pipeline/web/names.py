@@ -3,6 +3,7 @@
 Says nothing about how a look-up is made: `pipeline.fetch` passes that in.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from pipeline.faults import LOCAL_ERRNOS
@@ -13,6 +14,7 @@ _GOOD_S = 60.0
 _NO_SUCH_NAME_S = 60.0  # RFC 2308 section 5 allows up to three hours
 _NO_ANSWER_S = 15.0  # name servers that do not answer may be back soon (RFC 9520 section 3.2: 1 s to 5 min)
 _MAX_NAMES = 20_000
+_LOOK_UPS_AT_ONCE = 128  # two packets each; small resolvers drop what is more
 
 
 class AddressRefused(OSError):
@@ -29,6 +31,7 @@ class HostNames:
     def __init__(self, look_up: Callable[[str], Awaitable[Sequence[str]]], guard: AddressGuard) -> None:
         self._look_up = look_up
         self._guard = guard
+        self._turns = asyncio.Semaphore(_LOOK_UPS_AT_ONCE)
         self._found: Remembered[list[str] | OSError] = Remembered(self._ask, _keep_s, _MAX_NAMES)
 
     async def addresses(self, name: str) -> list[str]:
@@ -44,7 +47,8 @@ class HostNames:
 
     async def _ask(self, name: str) -> list[str] | OSError:
         try:
-            addresses = list(await self._look_up(name))
+            async with self._turns:
+                addresses = list(await self._look_up(name))
         except OSError as error:
             return error
         if not addresses:

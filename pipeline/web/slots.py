@@ -4,7 +4,7 @@ None of these is safe to use from a second thread.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -113,9 +113,10 @@ class Deadline:
 
 
 class ByteBudget:
-    """Bytes in memory that wait for somebody: who starts new work waits until there is room again.
+    """Bytes in memory, arriving or waiting for somebody: who starts new work waits until there is room again.
 
-    A soft limit: work in progress may still add to it, so the overshoot is what was started before it was full.
+    What was started before may add to it up to twice the limit. Beyond that one at a time goes on, so that there is
+    always one that ends, and the overshoot is that one.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -123,6 +124,7 @@ class ByteBudget:
         self._held = 0
         self._room = asyncio.Event()
         self._room.set()
+        self._overdraft = asyncio.Lock()
 
     @property
     def is_full(self) -> bool:
@@ -144,3 +146,31 @@ class ByteBudget:
         self._held -= num_bytes
         if self._held < self._limit:
             self._room.set()
+
+    @asynccontextmanager
+    async def arriving(self, deadline: Deadline) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+        """Gives a function to call with how many bytes have come so far; they count until the block ends.
+
+        It waits, with the clock stopped, while twice the limit is held and another one goes on.
+        """
+        held, goes_on = 0, False
+
+        async def hold(num_bytes: int) -> None:
+            nonlocal held, goes_on
+            self.take(num_bytes - held)
+            held = num_bytes
+            if goes_on or self._held < 2 * self._limit:
+                return
+            deadline.pause()
+            await self._overdraft.acquire()
+            goes_on = self._held >= 2 * self._limit
+            if not goes_on:
+                self._overdraft.release()
+            deadline.resume()
+
+        try:
+            yield hold
+        finally:
+            self.give_back(held)
+            if goes_on:
+                self._overdraft.release()

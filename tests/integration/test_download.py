@@ -296,7 +296,7 @@ def test_slow_decoding_holds_back_the_download(
         return process(self, data)
 
     monkeypatch.setattr(ImageProcessor, "process", slowly)
-    monkeypatch.setattr("pipeline.download._WAITING_BYTES", 5 * len(body))
+    monkeypatch.setattr("pipeline.download._MOST_BYTES", 5 * len(body))
     web.serve("/a.jpg", body)
     urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
     result = open_downloader(concurrency=4, per_host_concurrency=4)(shard(list(urls)))

@@ -16,7 +16,7 @@ from tests.integration.test_build import job, picture, write_input
 from tests.integration.test_command import build_arguments, run
 
 
-def test_a_download_actor_works_on_two_shards_at_once(ray_session: None, tmp_path: Path) -> None:
+def test_a_download_actor_works_on_four_shards_at_once(ray_session: None, tmp_path: Path) -> None:
     lock, now, most = threading.Lock(), 0, 0
 
     class Slow(BaseHTTPRequestHandler):
@@ -38,12 +38,20 @@ def test_a_download_actor_works_on_two_shards_at_once(ray_session: None, tmp_pat
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    rows = [{"url": f"http://127.0.0.1:{server.server_port}/{n}.jpg", "caption": f"n {n}"} for n in range(12)]
+    rows = [{"url": f"http://127.0.0.1:{server.server_port}/{n}.jpg", "caption": f"n {n}"} for n in range(16)]
     source = write_input(tmp_path / "in.parquet", rows)
-    build(job(source, tmp_path / "out", shard_rows=2, run={"download_actors": 1}))
+    build(
+        job(
+            source,
+            tmp_path / "out",
+            shard_rows=1,
+            fetch={"allow_networks": ["127.0.0.0/8"]},
+            run={"download_actors": 1},
+        )
+    )
     server.shutdown()
     server.server_close()
-    assert most == 4  # two rows in each of two shards
+    assert most == 4  # one row in each of four shards
 
 
 FATAL_RULE = """
@@ -105,6 +113,7 @@ def test_a_rule_of_the_users_that_raises_stops_the_run_early_with_its_name(web: 
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(80)]
     source = write_input(tmp_path / "in.parquet", rows)
     done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]"), tmp_path)
+    assert done.stdout, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1
     assert len(result["failures"]) == 3

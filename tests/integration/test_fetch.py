@@ -38,7 +38,7 @@ def config(**settings: Any) -> FetchConfig:
 
 def fetch_all(urls: list[str], budget: ByteBudget | None = None, **settings: Any) -> list[Fetched]:
     async def main() -> list[Fetched]:
-        async with Fetcher(config(**settings), budget) as fetcher:
+        async with Fetcher(config(**settings), budget or ByteBudget(1 << 28)) as fetcher:
             return await asyncio.gather(*(fetcher.fetch(url) for url in urls))
 
     return asyncio.run(main())
@@ -209,7 +209,7 @@ def test_early_refusal_closes_the_connection(web: HostileWeb) -> None:
             await writer.drain()
 
     async def main() -> None:
-        async with Fetcher(config(timeout_s=30)) as fetcher:
+        async with Fetcher(config(timeout_s=30), ByteBudget(1 << 28)) as fetcher:
             assert (await fetcher.fetch(web.route("/a", handler))).status is Status.NOT_AN_IMAGE
             await asyncio.sleep(0.2)
             before = sent
@@ -488,11 +488,28 @@ def test_a_full_budget_holds_back_new_requests(web: HostileWeb) -> None:
     asyncio.run(main())
 
 
+def test_bodies_that_never_end_together_hold_little_more_than_twice_the_budget(web: HostileWeb) -> None:
+    urls = [web.send(f"/{n}", b"HTTP/1.1 200 OK\r\n\r\n" + JPEG, *[bytes(100_000)] * 40, 60.0) for n in range(24)]
+    limit, most = 2_000_000, 0
+
+    class Watched(ByteBudget):
+        def take(self, num_bytes: int) -> None:
+            nonlocal most
+            super().take(num_bytes)
+            most = max(most, self._held)
+
+    budget = Watched(limit)
+    found = fetch_all(urls, budget, timeout_s=1.0, max_bytes=5_000_000, per_host_concurrency=24, retries=0)
+    assert {each.status for each in found} == {Status.TIMEOUT}  # each had its own second, one after the other
+    assert limit < most < 2 * limit + 5_000_000 + 24 * (1 << 18)
+    assert budget._held == 0
+
+
 def test_cancelling_ends_requests(web: HostileWeb) -> None:
     url = web.send("/slow", 60.0)
 
     async def main() -> None:
-        async with Fetcher(config(timeout_s=60)) as fetcher:
+        async with Fetcher(config(timeout_s=60), ByteBudget(1 << 28)) as fetcher:
             task = asyncio.create_task(fetcher.fetch(url))
             await asyncio.sleep(0.1)
             task.cancel()
@@ -510,7 +527,8 @@ def test_a_redirect_to_a_host_that_the_rules_refuse_is_not_followed(web: Hostile
         url = web.send("/go", redirect(blocked.serve("/end.jpg", JPEG)))
 
         async def main() -> Fetched:
-            async with Fetcher(config(), refused_redirect=lambda to: refused_redirect(to, rules)) as fetcher:
+            budget = ByteBudget(1 << 28)
+            async with Fetcher(config(), budget, refused_redirect=lambda to: refused_redirect(to, rules)) as fetcher:
                 return await fetcher.fetch(url)
 
         assert asyncio.run(main()).status is Status.URL_HOST_BLOCKED

@@ -98,6 +98,26 @@ def test_a_full_budget_holds_back_until_there_is_room() -> None:
     asyncio.run(main())
 
 
+def test_beyond_twice_the_budget_one_at_a_time_goes_on_and_the_others_clocks_stand_still() -> None:
+    async def main() -> None:
+        budget, order = ByteBudget(10), list[str]()
+
+        async def body(name: str, steps: int) -> None:
+            async with Deadline(0.5) as deadline, budget.arriving(deadline) as hold:
+                for n in range(1, steps + 1):
+                    await hold(8 * n)
+                    await asyncio.sleep(0.1)
+                order.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            for name in "abcd":
+                group.create_task(body(name, 4))
+        assert sorted(order) == list("abcd")
+        assert not budget.is_full
+
+    asyncio.run(main())
+
+
 class Names:
     """A name service that counts."""
 

@@ -140,10 +140,9 @@ def test_redirects_are_held_to_the_same_rules(tmp_path: Path) -> None:
 def test_a_url_without_a_problem_reads_the_same_in_the_client(url: str) -> None:
     scheme, host, problem = parse_address(url)
     if problem is None and scheme in ("http", "https"):
-        target = URL(url)
+        target = URL(url.strip())  # as parse_target does
         assert target.scheme == scheme
         assert (target.raw_host or "").rstrip(".") == host
-        assert URL(url.strip()).raw_host == target.raw_host
 
 
 def test_blanks_around_a_url_are_no_part_of_it(in_flight: Any) -> None:
