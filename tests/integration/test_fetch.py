@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,15 +171,21 @@ MISDEEDS: dict[str, tuple[Any, Status, str | None]] = {
 
 
 @pytest.mark.parametrize("name", MISDEEDS)
-def test_each_misdeed_has_its_status(web: HostileWeb, name: str) -> None:
+def test_each_misdeed_has_its_status_in_bounded_time_and_memory(web: HostileWeb, name: str) -> None:
     pieces, status, detail = MISDEEDS[name]
     if callable(pieces):
         url = web.route("/misdeed", pieces)
     else:
         url = web.send("/misdeed", *(piece for piece in pieces if piece is not None), then_close=None in pieces)
     started = time.monotonic()
-    fetched = fetch(url, timeout_s=1, max_bytes=50_000)
+    tracemalloc.start()
+    try:
+        fetched = fetch(url, timeout_s=1, max_bytes=50_000)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert time.monotonic() - started < 10
+    assert most_bytes < 6_000_000  # the client, the session, and the server's side of it: it runs in this process
     assert fetched.status is status, fetched
     if detail is not None:
         assert fetched.detail == detail
