@@ -47,11 +47,6 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Download, check, score and filter pairs into Parquet shards. The same command again goes on after a stop."""
-    from jobs.build import build as run_build
-    from jobs.config import JobError, load_job
-    from jobs.progress import ConsoleWatcher
-    from pipeline.text import counted
-
     paths = list(source or [])
     overrides: dict[str, Any] = {
         "source.paths": paths[:-1] or None,
@@ -63,8 +58,20 @@ def build(
         "rules.min_similarity": min_similarity,
         "rules.preset": preset,
     }
+    _run(job_file, overrides, settings, len(paths), as_json)
+
+
+def _run(
+    job_file: str | None, overrides: dict[str, Any], settings: list[str] | None, num_paths: int, as_json: bool
+) -> None:
+    """A job from file and flags to its end, and what there is to say of it."""
+    from jobs.build import build as run_build
+    from jobs.config import JobError, load_job
+    from jobs.progress import ConsoleWatcher
+    from pipeline.text import counted
+
     with _errors():
-        if not job_file and len(paths) < 2:
+        if not job_file and num_paths < 2:
             raise JobError("give a SOURCE and an OUT, or a --job file that names them")
         job = load_job(job_file, overrides, settings or [])
         watcher = ConsoleWatcher()
@@ -95,6 +102,40 @@ def build(
         typer.echo(json.dumps(result.as_dict()))
     if result.shards_missing:
         raise typer.Exit(1)
+
+
+@app.command()
+def embed(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCE... OUT", help="Tars, folders, Parquet with pictures, outputs of pairmill."),
+    ] = None,
+    job_file: Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: shard_rows=512.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:PRETRAINED]", help="tiny, or ViT-B-32:openai; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows of the input.", min=1)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; bfloat16 on a GPU if not given.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one if not given.")] = None,
+    caption_from_name: Annotated[bool, typer.Option(help="File names are captions where there is no text.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Embed pictures and captions that are held already. The same command again goes on after a stop."""
+    paths = list(source or [])
+    names = [name for each in model or [] for name in each.split(",")]
+    overrides: dict[str, Any] = {
+        "source.held": True,
+        "source.paths": paths[:-1] or None,
+        "output": paths[-1] if paths else None,
+        "source.limit_rows": limit,
+        "source.caption_from_name": caption_from_name or None,
+        "models": [{**_model(name), **({"dtype": dtype} if dtype else {})} for name in names] or None,
+        "run.device": device,
+    }
+    _run(job_file, overrides, settings, len(paths), as_json)
 
 
 @app.command()

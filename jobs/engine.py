@@ -261,6 +261,7 @@ def _pools(context: Context, names: Sequence[StageName], num_shards: int) -> dic
     encode = run.encode_actors or (gpus if on_gpu else 1)
     small = {
         "read": _Pool(1, SMALL_CPUS),
+        "load": _Pool(1, SMALL_CPUS, calls=2),
         "encode": _Pool(encode, SMALL_CPUS, gpus=1.0 if on_gpu else 0.0),
         "commit": _Pool(-(-download // 8), SMALL_CPUS),
     }
@@ -288,7 +289,8 @@ def _configure(context: Context, pools: dict[StageName, _Pool]) -> None:
     fetch = context.job.fetch  # the slowest shard: all rows from one host that never answers
     slowest_s = context.job.shard_rows / fetch.per_host_concurrency * fetch.timeout_s * (fetch.retries + 1)
     data.execution_no_progress_timeout_s = int(SLACK_S + slowest_s)
-    in_flight = context.job.run.shards_in_flight or 2 * DOWNLOAD_CALLS * pools["download"].actors + 4
+    source = pools.get("download") or pools["load"]
+    in_flight = context.job.run.shards_in_flight or 2 * source.actors * source.calls + 4
     options = data.execution_options
     options.preserve_order = False
     options.resource_limits = options.resource_limits.copy(

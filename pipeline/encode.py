@@ -1,16 +1,13 @@
-"""The place where open_clip is loaded and called: stored pictures and captions in, embeddings and similarities out.
+"""The place where open_clip is loaded and called: pixels and captions in, L2-normalised embeddings out.
 
 Similarity is the cosine of the L2-normalised embeddings in float32, before they are rounded to float16 for storage
-(Radford et al. 2021, https://arxiv.org/abs/2103.00020). It is computed from the stored picture, so anyone can compute
-it again from `images/`.
+(Radford et al. 2021, https://arxiv.org/abs/2103.00020).
 """
 
 import difflib
 import functools
 import hashlib
-import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from PIL import Image
 
 from pipeline import storage
 from schemas.jobs import ModelConfig, RunConfig
-from schemas.pairs import score_columns
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +28,15 @@ TINY_FOLDER = Path(__file__).parent / "models" / "tiny"
 MAX_CAPTION_BYTES = 1_000
 """Of a caption, only this much is tokenized: 77 tokens of 13 bytes. CLIP's byte-pair merging is quadratic in the length
 of a word, and a hostile caption may be one word of a megabyte."""
+
+_BATCH_SIZES = {"cpu": 32, "cuda": 256}
+"""Where the job names none: on the CPU larger batches gain nothing, on a GPU they are halved where memory runs out."""
+
+_WEIGHT_NAMES = (  # in open_clip's order of preference (open_clip/factory.py 3.3)
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+_PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 Floats = npt.NDArray[np.float32]
 
@@ -63,83 +66,85 @@ class ClipModel:
         import open_clip  # with torch, 4 s: only who encodes pays for it
         import torch
 
+        from pipeline.model_input import ModelInput
+        from pipeline.text_tower import TextTower
+
         self._torch = torch
         self.alias = config.alias
         self.device = _device(run)
-        self.batch_size = run.batch_size
+        self.batch_size = run.batch_size or _BATCH_SIZES[self.device]
+        dtype = _dtype(config, self.device)
+        self._dtype: torch.dtype = getattr(torch, dtype)
         name, pretrained, weights = _locate(config)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-                self._model, self._preprocess = open_clip.create_model_from_pretrained(
-                    name, pretrained=pretrained, device=self.device
+                self._model, recipe = open_clip.create_model_from_pretrained(
+                    name, pretrained=pretrained, device=self.device, precision=_PRECISION[dtype]
                 )
+            self._tokenize = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"model {config.name!r} ({config.pretrained}) does not load: {error}") from error
         self._model.eval()
-        self._tokenize = open_clip.get_tokenizer(name)
+        self.input = ModelInput(recipe)
+        self._text = TextTower(self._model)
         self.contract = ScoreContract(
             alias=config.alias,
             name=config.name,
             pretrained=config.pretrained,
             weights_sha256=_sha256(weights),
             preprocessing=open_clip.get_model_preprocess_cfg(self._model),
-            dtype="float32",
+            dtype=dtype,
             context_length=int(self._tokenize.context_length),
         )
         self.embedding_dim = int(self.encode_captions(["a"]).shape[1])
 
-    def encode_pictures(self, pictures: Sequence[bytes]) -> Floats:
-        """Embeddings [n, dim] of encoded pictures, L2-normalised. Raises OSError on a picture that does not decode."""
+    def encode_pixels(self, pictures: "torch.Tensor") -> Floats:
+        """Embeddings [n, dim], L2-normalised, of pictures as `self.input` makes them: uint8 [n, 3, side, side]."""
 
-        def embed(batch: Sequence[bytes]) -> "torch.Tensor":
-            pixels = self._torch.stack([self._preprocess(_decode(picture)) for picture in batch])  # [b, 3, side, side]
-            return self._model.encode_image(pixels.to(self.device), normalize=True)  # type: ignore[no-any-return]
+        def embed(part: "torch.Tensor") -> "torch.Tensor":
+            ready = self.input.batch(part.to(self.device, non_blocking=True), self._dtype)  # [b, 3, side, side]
+            return self._model.encode_image(ready)  # type: ignore[no-any-return]
 
-        return self._in_batches(pictures, embed)  # [n, dim]
+        return self._in_parts(pictures, embed)  # [n, dim]
 
     def encode_captions(self, captions: Sequence[str]) -> Floats:
         """Embeddings [n, dim] of captions, L2-normalised, cut as `MAX_CAPTION_BYTES` says."""
+        if not captions:
+            return np.empty((0, self.embedding_dim), np.float32)
+        tokens = self._tokenize([_bounded(caption) for caption in captions])  # [n, context_length]
+        lengths = self._text.lengths(tokens)
+        order = lengths.argsort()  # like with like: a batch is as long as its longest caption
+        tokens, lengths = tokens[order], lengths[order]
 
-        def embed(batch: Sequence[str]) -> "torch.Tensor":
-            tokens = self._tokenize([_bounded(caption) for caption in batch])  # [b, context_length]
-            return self._model.encode_text(tokens.to(self.device), normalize=True)  # type: ignore[no-any-return]
+        def embed(part: "torch.Tensor") -> "torch.Tensor":
+            return self._text(part.to(self.device))
 
-        return self._in_batches(captions, embed)  # [n, dim]
+        parts = []
+        for start in range(0, len(tokens), self.batch_size):
+            end = start + self.batch_size
+            parts.append(self._in_parts(tokens[start:end, : int(lengths[start:end].max())], embed))
+        found = np.empty((len(tokens), parts[0].shape[1]), np.float32)
+        found[order.numpy()] = np.concatenate(parts)
+        return found  # [n, dim]
 
-    def _in_batches(self, items: Sequence[Any], embed: Callable[[Sequence[Any]], "torch.Tensor"]) -> Floats:
-        with self._torch.inference_mode():
-            starts = range(0, len(items), self.batch_size)
-            parts = [embed(items[start : start + self.batch_size]).float().cpu() for start in starts]
-        return self._torch.cat(parts).numpy() if parts else np.empty((0, self.embedding_dim), np.float32)
-
-
-class Encoder:
-    """Adds the score columns of every model to a shard's table."""
-
-    def __init__(self, models: Sequence[ModelConfig], run: RunConfig) -> None:
-        import torch
-
-        if run.device != "cuda":  # Ray tells torch to use as many as the actor's logical CPUs, which only place it
-            torch.set_num_threads(run.encode_threads or os.cpu_count() or 1)
-        self.models = [load_model(model, run) for model in models]
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Append `score_columns` per model; null for rows that are no pairs. Row count and order stay."""
-        rows = np.flatnonzero(table["is_pair"].to_numpy())
-        pairs = table.select(["sha256", "caption_clean"]).take(rows)  # without the pictures: no copy of them
-        picture_rows, picture_of_pair = _distinct(pairs["sha256"])
-        caption_rows, caption_of_pair = _distinct(pairs["caption_clean"])
-        pictures = [table["image"][row].as_buffer() for row in rows[picture_rows]]
-        captions = [pairs["caption_clean"][row].as_py() for row in caption_rows]
-        has_text = caption_of_pair >= 0
-        for model in self.models:
-            image = model.encode_pictures(pictures)[picture_of_pair]  # [pairs, dim]
-            text = np.zeros_like(image)  # [pairs, dim]
-            text[has_text] = model.encode_captions(captions)[caption_of_pair[has_text]]
-            columns = _columns(model, image, text, has_text)
-            table = _append(table, columns)
-        return table
+    def _in_parts(self, batch: "torch.Tensor", embed: "Callable[[torch.Tensor], torch.Tensor]") -> Floats:
+        """Embed in parts of at most `batch_size`, which is halved for good where the device has no memory for it."""
+        torch, parts, start = self._torch, [], 0
+        with torch.inference_mode():
+            while start < len(batch):
+                part = batch[start : start + self.batch_size]
+                try:
+                    found = torch.nn.functional.normalize(embed(part).float(), dim=-1)
+                    parts.append(found.cpu())
+                except torch.OutOfMemoryError:
+                    if self.batch_size == 1:
+                        raise
+                    self.batch_size = max(1, min(self.batch_size, len(part)) // 2)
+                    torch.cuda.empty_cache()
+                    continue
+                start += len(part)
+        return torch.cat(parts).numpy()  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=4)
@@ -150,7 +155,14 @@ def load_model(config: ModelConfig, run: RunConfig) -> ClipModel:
 
 def check_models(models: Sequence[ModelConfig]) -> list[str]:
     """SHA-256 of each model's weights, fetched first where they are not on disk. Raises ModelError; loads nothing."""
-    return [_sha256(_locate(model)[2]) for model in models]
+    digests = [_sha256(_locate(model)[2]) for model in models]
+    for model, digest in zip(models, digests, strict=True):
+        if model.weights_sha256 not in (None, digest):
+            raise ModelError(
+                f"the weights of {model.name!r} have the SHA-256 {digest}, but the job asks for "
+                f"{model.weights_sha256}: they are others, or were cut; delete the file to have it fetched again"
+            )
+    return digests
 
 
 def check_device(run: RunConfig) -> None:
@@ -161,24 +173,45 @@ def check_device(run: RunConfig) -> None:
 
 def input_side(config: ModelConfig) -> int:
     """Pixels per side that a model looks at; 0 where open_clip's configuration does not say."""
-    if config.name == "tiny":
-        with storage.open_input(str(TINY_FOLDER / "open_clip_config.json")) as file:
-            return int(json.load(file)["model_cfg"]["vision_cfg"]["image_size"])
+    side = _architecture(config).get("vision_cfg", {}).get("image_size", 0)
+    return int(min(side) if isinstance(side, list | tuple) else side)
+
+
+def _architecture(config: ModelConfig) -> dict[str, Any]:
+    """`model_cfg` of open_clip's configuration; empty where it does not say."""
+    if folder := _folder(config):
+        with storage.open_input(str(folder / "open_clip_config.json")) as file:
+            return json.load(file).get("model_cfg", {})  # type: ignore[no-any-return]
     import open_clip
 
-    side = (open_clip.get_model_config(config.name) or {}).get("vision_cfg", {}).get("image_size", 0)
-    return int(min(side) if isinstance(side, list | tuple) else side)
+    return open_clip.get_model_config(config.name) or {}
+
+
+def _folder(config: ModelConfig) -> Path | None:
+    """The local folder that a model is loaded from, if it is."""
+    if config.name == "tiny":
+        return TINY_FOLDER
+    folder = Path(config.name)
+    return folder if (folder / "open_clip_config.json").is_file() else None
 
 
 def _locate(config: ModelConfig) -> tuple[str, str | None, str]:
     """(open_clip's name, its `pretrained`, path of the weights' file)."""
-    if config.name == "tiny":
-        return f"local-dir:{TINY_FOLDER}", None, str(TINY_FOLDER / "model.safetensors")
+    if folder := _folder(config):
+        found = [folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()]
+        if not found:
+            raise ModelError(f"{folder} holds no weights; they are expected as one of {', '.join(_WEIGHT_NAMES)}")
+        return f"local-dir:{folder}", None, str(found[0])
+    if config.name.startswith("hf-hub:"):
+        return config.name, None, _fetched(config, lambda hub: hub(config.name.removeprefix("hf-hub:")))
     import open_clip
 
     if config.name not in open_clip.list_models():
         close = difflib.get_close_matches(config.name, open_clip.list_models())
-        raise ModelError(f"open_clip has no model {config.name!r}" + (f"; near it: {close}" if close else ""))
+        raise ModelError(
+            f"open_clip has no model {config.name!r}, and there is no such folder with an open_clip_config.json"
+            + (f"; near it: {', '.join(close)}" if close else "")
+        )
     if not config.pretrained:
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         raise ModelError(f"model {config.name!r} needs `pretrained`: one of {tags}, or a file of weights")
@@ -188,11 +221,18 @@ def _locate(config: ModelConfig) -> tuple[str, str | None, str]:
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         raise ModelError(f"{config.pretrained!r} is neither a file nor a tag of {config.name!r}; its tags are {tags}")
+    return config.name, config.pretrained, _fetched(config, lambda _: open_clip.download_pretrained(tag))
+
+
+def _fetched(config: ModelConfig, fetch: Callable[[Any], Any]) -> str:
+    """Path of weights that may have to be fetched first."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
     try:
-        return config.name, config.pretrained, str(open_clip.download_pretrained(tag))
+        return str(fetch(download_pretrained_from_hf))
     except Exception as error:  # whatever the hub's client raises when it is offline
         raise ModelError(
-            f"the weights {config.pretrained!r} of {config.name!r} cannot be fetched "
+            f"the weights {config.pretrained or ''!r} of {config.name!r} cannot be fetched "
             f"({type(error).__name__}); without a network, give `pretrained` a local file"
         ) from error
 
@@ -205,47 +245,16 @@ def _device(run: RunConfig) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
 
 
+def _dtype(config: ModelConfig, device: str) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if device == "cuda" else "float32"
+
+
 def _sha256(path: str) -> str:
     with storage.open_input(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _decode(picture: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(picture)).convert("RGB")
-
-
 def _bounded(caption: str) -> str:
     return caption.encode()[:MAX_CAPTION_BYTES].decode(errors="ignore")
-
-
-def _distinct(values: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(place of each distinct non-null value, index into these per row, -1 for null): nothing is encoded twice."""
-    encoded = values.combine_chunks().dictionary_encode()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    distinct, places = np.unique(codes, return_index=True)
-    return places[distinct >= 0], codes
-
-
-def _columns(model: ClipModel, image: Floats, text: Floats, has_text: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
-    """Arrow columns [pairs] of one model; similarity and text are null where there is no caption."""
-    similarity = np.einsum("nd,nd->n", image, text)  # [pairs]
-    names = score_columns(model.alias, model.embedding_dim).names
-    return {
-        names[0]: pa.array(similarity.astype(np.float32), mask=~has_text),
-        names[1]: _embeddings(image, model.embedding_dim, np.ones_like(has_text)),
-        names[2]: _embeddings(text, model.embedding_dim, has_text),
-    }
-
-
-def _embeddings(values: Floats, dim: int, present: npt.NDArray[np.bool_]) -> pa.Array:
-    flat = pa.array(values.astype(np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, dim, mask=pa.array(~present))
-
-
-def _append(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
-    """Add columns that hold one value per pair; rows that are no pairs get null."""
-    is_pair = table["is_pair"].to_numpy()
-    indices = pa.array(np.cumsum(is_pair) - 1, mask=~is_pair)  # [rows] -> place among the pairs
-    for name, column in columns.items():
-        table = table.append_column(name, column.take(indices))
-    return table

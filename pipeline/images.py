@@ -113,7 +113,7 @@ class ImageProcessor:
                 profile = opened.info.get("icc_profile") if opened.mode != "CMYK" else None  # applied while decoding
             # Pillow may have learned of a turn only from what follows the pixels (PNG's eXIf).
             target = self._plan(header)
-            one_color = _is_one_color(pixels)
+            one_color = is_one_color(pixels)
             resized = resize(pixels, target, self._config)
             stored = pixels_to_srgb(resized, profile)  # fewer pixels to convert after resizing
             is_unchanged = is_plain and target is None and header.orientation == 1 and stored is resized
@@ -121,6 +121,20 @@ class ImageProcessor:
             return self._picture(stored, kept or _encode(stored, self._config, header.sampling), header, one_color)
         except ImageError as error:
             return _refused(error, header)
+
+    def header(self, body: bytes) -> tuple[str, tuple[int, int]]:
+        """(format, (width, height) upright) as the header says; nothing is decoded. Raises ImageError."""
+        header, opened = self._open(body)
+        opened.close()
+        return header.format, header.upright_size
+
+    def pixels(self, body: bytes) -> Pixels:
+        """The whole picture at its own size: RGB, 8 bits, upright, in sRGB. Raises ImageError."""
+        header, opened = self._open(body)
+        with opened:
+            pixels = _decode(body, header, opened, None)
+            profile = opened.info.get("icc_profile") if opened.mode != "CMYK" else None
+        return pixels_to_srgb(pixels, profile)
 
     def _plan(self, header: _Header) -> Target | None:
         """How to resize. A long thin picture that is enlarged by its short side would be as large as any bomb."""
@@ -269,7 +283,7 @@ def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.asarray(turned, dtype=np.uint8)
 
 
-def _is_one_color(pixels: Pixels) -> bool:
+def is_one_color(pixels: Pixels) -> bool:
     """True if no channel varies by more than the tolerance. A sparse look settles nearly every picture."""
     sparse = pixels[:: max(1, pixels.shape[0] // 16), :: max(1, pixels.shape[1] // 16)]
     if int(sparse[..., 1].max()) - int(sparse[..., 1].min()) > _ONE_COLOR_TOLERANCE:  # green

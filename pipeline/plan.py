@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.corpus.intake import Corpus
 from pipeline.inputs.convert import convert, converted_name, inspect_text
 from pipeline.inputs.cursor import resolve
 from pipeline.inputs.facts import decide_facts, misfit
@@ -58,7 +59,9 @@ def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
     below what is planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError
     for a planned file that was changed or removed, OtherJobError for the plan of another job.
     """
-    planner = _Planner(job, store, record, list_inputs(job.source.paths, without=store.root))
+    corpus = Corpus(job.source) if job.source.held else None
+    sources = corpus.files(store.root) if corpus else list_inputs(job.source.paths, without=store.root)
+    planner = _Planner(job, store, record, sources, corpus)
     for _ in range(_TRIES):
         plan = load(store)
         if plan is not None and plan.job["fingerprint"] != record["fingerprint"]:
@@ -73,6 +76,9 @@ def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
     """What the plan means: shards, objects, memory per download actor; and a better `shard_rows`, if there is one."""
+    if job.source.held:
+        rows = f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}"
+        return f"{rows}: {plan.num_shards * 3:,} output files, pictures stay where they are"
     per_shard = 3 + (job.images.store != "none")
     objects = plan.num_shards * per_shard
     megabytes = job.shard_rows * _STORED_PICTURE_BYTES * _SHARDS_PER_ACTOR // 1_000_000
@@ -143,13 +149,18 @@ class _Planner:
     store: Store
     record: dict[str, Any]
     sources: list[str]
+    corpus: Corpus | None
     fingerprints: dict[str, str] = field(default_factory=dict)
     inspected: dict[str, InputFile] = field(default_factory=dict)
 
     def first(self) -> bytes:
         """`plan/0.parquet`."""
         files = self._inspect(self.sources)
-        facts = decide_facts(self.job.source, files, needs_license=bool(self.job.rules.license_allow))
+        needs_license = bool(self.job.rules.license_allow)
+        if self.corpus:
+            facts = self.corpus.facts(files, needs_license)
+        else:
+            facts = decide_facts(self.job.source, files, needs_license)
         return self._to_bytes(self._slice_new(files, facts, self.job.source.limit_rows), facts, first_shard=0)
 
     def extend(self, plan: Plan) -> bytes | None:
@@ -162,7 +173,7 @@ class _Planner:
         known = {file.source for file in plan.inputs}
         files = self._inspect([source for source in self.sources if source not in known]) if budget != 0 else []
         for file in files:
-            if file.num_rows != 0 and (problem := misfit(plan.facts, file)):
+            if file.num_rows != 0 and file.kind != "index" and (problem := misfit(plan.facts, file)):
                 raise PlanError(f"{problem}; choose another output for it")
         slices += self._slice_new(files, plan.facts, budget)
         return self._to_bytes(slices, plan.facts, plan.num_shards) if slices else None
@@ -188,14 +199,18 @@ class _Planner:
     def _inspect(self, sources: Sequence[str]) -> list[InputFile]:
         unseen = [source for source in sources if source not in self.inspected]
         with ThreadPoolExecutor(_READERS) as pool:
-            self.inspected.update(zip(unseen, pool.map(_inspect, unseen), strict=True))
+            inspect = self.corpus.inspect if self.corpus else _inspect
+            self.inspected.update(zip(unseen, pool.map(inspect, unseen), strict=True))
         return [self.inspected[source] for source in sources]
 
     def _hash(self, sources: Iterable[str]) -> None:
         """Fill in the fingerprints that are not known yet; hashing lets go of the interpreter, so threads help."""
         missing = [source for source in sources if source not in self.fingerprints]
         with ThreadPoolExecutor(_READERS) as pool:
-            self.fingerprints.update(zip(missing, pool.map(storage.fingerprint, missing), strict=True))
+            self.fingerprints.update(zip(missing, pool.map(self._fingerprint, missing), strict=True))
+
+    def _fingerprint(self, source: str) -> str:
+        return self.corpus.fingerprint(source) if self.corpus else storage.fingerprint(source)
 
     def _slice_new(self, files: Sequence[InputFile], facts: SourceFacts, budget: int | None) -> list[_Slice]:
         slices = []
@@ -217,8 +232,8 @@ class _Planner:
         self._hash([file.uri])
         name = converted_name(file, self.fingerprints[file.uri], facts, self.job.shard_rows)
         if not self.store.exists(name):
-            convert(file, name, facts, self.job.shard_rows, self.store)
-            if storage.fingerprint(file.uri) != self.fingerprints[file.uri]:
+            (self.corpus.convert if self.corpus else convert)(file, name, facts, self.job.shard_rows, self.store)
+            if self._fingerprint(file.uri) != self.fingerprints[file.uri]:
                 self.store.delete(name)
                 raise SourceError(f"{file.uri}: changed while it was read; start again when it is complete")
         rows = inspect_parquet(resolve(self.store, name)).num_rows

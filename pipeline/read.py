@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.captions import clean_captions
+from pipeline.corpus.places import with_places
 from pipeline.inputs.cursor import Cursor, ReadError
 from pipeline.inputs.facts import columns_of
 from pipeline.inputs.texts import raw_byte_lists, raw_bytes, readable
@@ -63,7 +64,7 @@ class ShardReader:
         if self._facts.sha256_column is not None:
             place = self._facts.extra_columns.index(self._facts.sha256_column)
             verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[place]))
-        uids = _uids(rows, verdicts)
+        uids = _uids(rows, verdicts, self._facts.pictures)
         _refuse_repeats(uids, verdicts)
         captions = _caption_texts(rows.captions, verdicts)
         urls = _url_texts(rows.urls, verdicts)
@@ -72,6 +73,10 @@ class ShardReader:
         is_pair = pa.repeat(False, rows.num_rows)
         columns = [*identity, *verdicts.columns(), is_pair, *nulls, *rows.extra]
         result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._facts.extra))
+        if self._facts.pictures is not None:
+            result = with_places(
+                result, table.take(rows.parents) if rows.has_lists else table, self._facts.pictures, shard.uri
+            )
         return result.replace_schema_metadata(_metadata(shard, self._facts))
 
     def close(self) -> None:
@@ -234,15 +239,20 @@ def _uid_texts(table: pa.Table, column: str | None) -> pa.Array:
         return pa.array([None if value is None else str(value).encode() for value in values.to_pylist()], kind)
 
 
-def _uids(rows: _Rows, verdicts: _Verdicts) -> list[str]:
+def _uids(rows: _Rows, verdicts: _Verdicts, pictures: str | None) -> list[str]:
+    """Empty where only the picture can tell: `pipeline.corpus.load` fills those in."""
+    is_held = pictures is not None
     pairs = zip(rows.urls.to_pylist(), rows.captions.to_pylist(), strict=True)
     if rows.own_uids is None:
-        return [pair_uid(url, caption) for url, caption in pairs]
+        return ["" if is_held and url is None else pair_uid(url, caption) for url, caption in pairs]
     uids = []
     given_and_index = zip(rows.own_uids.to_pylist(), rows.indexes.to_pylist(), strict=True)
     for row, ((url, caption), (given, index)) in enumerate(zip(pairs, given_and_index, strict=True)):
         text = "null" if given is None else given.decode("utf-8", "replace")
         own = own_uid(text)
+        if own is None and pictures == "index":  # a sample's JSON may call anything its uid
+            uids.append("" if url is None else pair_uid(url, caption))
+            continue
         if own is None:
             verdicts.refuse_row(row, Status.UID_INVALID, text)
         uids.append(pair_uid(url, caption) if own is None else caption_uid(own, index))
@@ -260,7 +270,7 @@ def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:
     """Of rows with one uid the first stays. Rows that are refused already do not count."""
     first: dict[str, int] = {}
     for row, uid in enumerate(uids):
-        if row not in verdicts.refused and first.setdefault(uid, row) != row:
+        if uid and row not in verdicts.refused and first.setdefault(uid, row) != row:
             verdicts.refuse_row(row, Status.DUPLICATE_IN_SHARD, f"row {first[uid]}")
 
 

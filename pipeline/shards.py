@@ -132,6 +132,8 @@ class _Commit:
         self, pairs: pa.Table, table: pa.Table, earlier: Mapping[str, bytes]
     ) -> tuple[dict[Any, DataFile], pa.Table]:
         """Write the tar, if any picture is to be stored; returns it, and the pairs with the places of theirs."""
+        if self.writer.images_store == "elsewhere":  # a held corpus: the table says where
+            return {}, pairs
         stored = pairs.filter(self._is_stored(pairs))
         if not stored.num_rows:
             return {}, pairs
@@ -167,7 +169,7 @@ class _Commit:
             score_columns(alias, pairs.schema.field(f"image_embedding_{alias}").type.list_size) for alias in aliases
         ]
         schema = pairs_schema(self.writer.extra, scores)
-        columns = {field.name: pa.nulls(pairs.num_rows, field.type) for field in STORED}
+        columns = {f.name: pa.nulls(pairs.num_rows, f.type) for f in STORED if f.name not in pairs.column_names}
         columns["kept"] = pc.equal(pairs["status"], KEPT_STATUS)
         none = pa.nulls(pairs.num_rows, pa.float32())
         columns["similarity"] = pairs[f"similarity_{aliases[0]}"] if aliases else none

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 
-Kind = Literal["parquet", "csv", "tsv", "jsonl", "text"]
+Kind = Literal["parquet", "csv", "tsv", "jsonl", "text", "index"]
 
 _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
@@ -65,6 +65,9 @@ class SourceFacts:
     license_column: str | None
     extra: pa.Schema
     extra_columns: tuple[str, ...]
+    pictures: str | None = None
+    """Of a corpus that is held already: `index` and `pairs` have columns that say where each picture is, any other name
+    is the column that holds them, and `none` has captions alone. None: they are on the web."""
 
     @property
     def has_captions(self) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.download import Downloader
     from pipeline.img2dataset_engine import Img2datasetDownloader
 
-StageName = Literal["read", "download", "encode", "commit"]
+StageName = Literal["read", "download", "load", "encode", "commit"]
 
 
 class Stage(Protocol):
@@ -74,7 +74,7 @@ class ReadStage:
         (shard,) = shards_from_table(table)
         generation = table["generation"][0].as_py() if self.context.retry else 0  # that the retry builds on
         table, custom = self.reader.read(shard), _custom_rules(self.context)
-        for step in (Step.CAPTION, Step.URL):
+        for step in (Step.CAPTION,) if self.context.job.source.held else (Step.CAPTION, Step.URL):
             table = rules.apply_rules(table, step, self.context.job.rules, custom)
         return self._only_failed(table, manifest_name(shard.shard, generation)) if self.context.retry else table
 
@@ -107,19 +107,40 @@ class DownloadStage:
         self.downloader.close()
 
 
+class LoadStage:
+    """The pictures of a held corpus, read from where they are; image rules that need no pixels."""
+
+    def __init__(self, context: Context) -> None:
+        from pipeline.corpus.load import Loader
+
+        self.context = context
+        self.loader = Loader(context.job.images)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        custom = _custom_rules(self.context)
+        table = self.loader(table, has_pictures=self.context.facts.pictures != "none")
+        table = rules.apply_rules(table, Step.IMAGE, self.context.job.rules, custom)
+        is_pair = pc.equal(table["status"], KEPT_STATUS)
+        return table.set_column(table.schema.get_field_index("is_pair"), table.schema.field("is_pair"), is_pair)
+
+    def close(self) -> None:
+        self.loader.close()
+
+
 class EncodeStage:
     """Pairs get embeddings and similarities of every model."""
 
     def __init__(self, context: Context) -> None:
-        from pipeline.encode import Encoder  # loads torch: only this stage pays for it
+        from pipeline.embeddings import Encoder  # loads torch: only this stage pays for it
 
-        self.encoder = Encoder(context.job.models, context.job.run)
+        self.encoder = Encoder(context.job.models, context.job.run, context.job.images)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         facts = {**shard_facts(table), "models": [asdict(model.contract) for model in self.encoder.models]}
         return with_facts(self.encoder(table), facts)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.encoder.close()
 
 
 class CommitStage:
@@ -132,7 +153,7 @@ class CommitStage:
             store=context.store,
             extra=context.facts.extra,
             aliases=[model.alias for model in job.models],
-            images_store=job.images.store,
+            images_store="elsewhere" if job.source.held else job.images.store,
             images_format=job.images.format,
             job_fingerprint=context.job_fingerprint,
             versions=versions(),
@@ -153,6 +174,8 @@ class CommitStage:
 
 def build_stages(job: BuildJob) -> list[tuple[StageName, Callable[[Context], Stage]]]:
     """The stages of a job in order, each as its name and the call that builds it on a worker."""
+    if job.source.held:
+        return [("read", ReadStage), ("load", LoadStage), ("encode", EncodeStage), ("commit", CommitStage)]
     encode: list[tuple[StageName, Callable[[Context], Stage]]] = [("encode", EncodeStage)] if job.models else []
     return [("read", ReadStage), ("download", DownloadStage), *encode, ("commit", CommitStage)]
 

@@ -237,6 +237,18 @@ def expand(path: str, suffixes: tuple[str, ...]) -> list[str]:
     return sorted(str(fs.unstrip_protocol(name)) if is_remote(path) else str(name) for name in found)
 
 
+def files_in(folder: str) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of the files right in a folder, in no order."""
+    if not is_remote(folder):
+        with os.scandir(absolute(folder)) as entries:
+            yield from ((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+        return
+    fs, inside = fsspec.core.url_to_fs(folder.rstrip("/"))
+    for info in fs.ls(inside, detail=True):
+        if info["type"] == "file":
+            yield PurePosixPath(info["name"]).name, int(info["size"])
+
+
 def _is_visible_input(name: str, folder: str, suffixes: tuple[str, ...]) -> bool:
     parts = PurePosixPath(name.removeprefix(folder)).parts
     return name.lower().endswith(suffixes) and not any(part.startswith((".", "_")) for part in parts)

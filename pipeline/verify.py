@@ -11,17 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.pictures import read_range, read_tar
+from pipeline.pictures import read_tar
 from pipeline.plan import load_plan
 from pipeline.shards import DATA_FOLDERS, ManifestError, committed, read_manifest
 from pipeline.storage import Store
-from schemas.jobs import ModelConfig, RunConfig
 from schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
 from schemas.pairs import KEPT_STATUS
 
 MAX_PROBLEMS = 1_000
-SCORE_TOLERANCE = 1e-3
-"""Of a float32 similarity computed again from the stored picture."""
 
 
 @dataclass
@@ -54,6 +51,7 @@ def verify(store: Store, rescore: int = 64) -> Report:
     report = Report()
     plan = load_plan(store)
     scored: list[int] = []
+    is_held = bool(plan.job.get("source", {}).get("held"))
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named: set[str] = set()
     for shard, generation in sorted(committed(store).items()):
@@ -72,11 +70,15 @@ def verify(store: Store, rescore: int = 64) -> Report:
             *_check_shard(store, manifest, report),
         ]
         _add_problems(report, manifest, problems)
-        if not problems and manifest.pairs and "images" in manifest.files:
+        if not problems and manifest.pairs and (is_held or "images" in manifest.files):
             scored.append(manifest.shard)
     if not report.shards_missing and not report.damaged:  # else a worker may be about to name them
         report.problems.extend(_strangers(store, named))
-    _rescore_sample(store, scored, rescore, report)
+    if scored and rescore:
+        from pipeline.rescore import rescore_sample  # loads torch where there are scores
+
+        for manifest, problem in rescore_sample(store, plan, scored, rescore, report):
+            _add_problems(report, manifest, [problem])
     return report
 
 
@@ -157,8 +159,12 @@ def _read(store: Store, file: DataFile) -> pa.Table:
 
 
 def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: Report) -> Iterator[str]:
-    """Every stored picture stands where its row says, with its caption and JSON beside it, and nothing else does."""
-    stored = pairs.filter(pc.is_valid(pairs["image_tar"])).select(["uid", "image_offset", "image_length"]).to_pylist()
+    """Every stored picture stands where its row says, with its caption and JSON beside it, and nothing else does.
+
+    Pictures of a held corpus lie elsewhere: a sample of them is read where scores are computed again.
+    """
+    ours = pc.starts_with(pairs["image_tar"], "images/").fill_null(False)
+    stored = pairs.filter(ours).select(["uid", "image_offset", "image_length"]).to_pylist()
     if "images" not in manifest.files:
         if stored:
             yield "rows name a tar, but the shard has none"
@@ -175,49 +181,3 @@ def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: R
             yield f"picture {row['uid']} is not where its row says"
         if f"{row['uid']}.txt" not in members or f"{row['uid']}.json" not in members:
             yield f"picture {row['uid']} has no caption or JSON beside it"
-
-
-def _rescore_sample(store: Store, scored: Sequence[int], wanted: int, report: Report) -> None:
-    """Compute `wanted` scores again, the same number in each of at most that many shards."""
-    if not scored or not wanted:
-        return
-    num_shards = min(wanted, len(scored))
-    newest = committed(store)
-    for place in range(num_shards):
-        shard = scored[place * len(scored) // num_shards]
-        manifest = read_manifest(store, manifest_name(shard, newest[shard]))
-        rows, contracts = _scored_sample(store, manifest, -(-wanted // num_shards))
-        for contract in contracts if rows.num_rows else []:
-            _add_problems(report, manifest, list(_rescore(store, manifest, rows, contract, report)))
-
-
-def _scored_sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Up to `num_rows` scored pairs with stored pictures, by uid: the same ones every time."""
-    pairs = _read(store, manifest.files["pairs"])
-    contracts = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
-    usable = pairs.filter(pc.and_(pc.is_valid(pairs["image_tar"]), pc.is_valid(pairs["similarity"])))
-    return usable.sort_by("uid").slice(0, num_rows), contracts
-
-
-def _rescore(
-    store: Store, manifest: ShardManifest, rows: pa.Table, contract: dict[str, Any], report: Report
-) -> Iterator[str]:
-    from pipeline.encode import load_model  # loads torch
-
-    config = ModelConfig(name=contract["name"], pretrained=contract["pretrained"], alias=contract["alias"])
-    model = load_model(config, RunConfig())
-    if model.contract.weights_sha256 != contract["weights_sha256"]:
-        yield f"the weights of {contract['alias']} are not those that made its scores"
-        return
-    with store.open(manifest.files["images"].path) as file:
-        places = zip(rows["image_offset"].to_pylist(), rows["image_length"].to_pylist(), strict=True)
-        images = model.encode_pictures([read_range(file, offset, length) for offset, length in places])
-    texts = model.encode_captions(rows["caption_clean"].to_pylist())
-    again = (images * texts).sum(axis=1)  # [rows]
-    stored = rows[f"similarity_{contract['alias']}"].to_numpy()
-    difference = abs(again - stored)
-    report.rescored += len(difference)
-    report.max_score_difference = max(report.max_score_difference, float(difference.max()))
-    for uid, gap in zip(rows["uid"].to_pylist(), difference, strict=True):
-        if not gap <= SCORE_TOLERANCE:
-            yield f"the score of {uid} is off by {gap:.4f}"

@@ -38,6 +38,12 @@ class SourceConfig(_Settings):
     """Expected SHA-256 of each picture's original bytes, hex; what comes back different is `content_changed`."""
     license_column: str | None = None
     """Read by `rules.license_allow`. None: guessed (license, licence) when that rule is on."""
+    held: bool = False
+    """The pictures are there already (`pairmill embed`): tars, folders, Parquet with pictures, outputs of pairmill."""
+    image_column: str | None = None
+    """Of a held corpus in Parquet: bytes, or structs with `bytes`. None: guessed (image, jpg, ...)."""
+    caption_from_name: bool = False
+    """In a held folder, take the file's name for the caption where no .txt or .json has one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
     """Plan only the first rows of the input. Raising or dropping it later extends the plan."""
 
@@ -127,13 +133,18 @@ class ImagesConfig(_Settings):
 
 
 class ModelConfig(_Settings):
-    """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's."""
+    """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's, `hf-hub:ORG/REPO`, or a folder
+    with open_clip_config.json and weights."""
 
     name: str
     pretrained: str | None = None
-    """open_clip's tag of the weights, or a local file. None for `tiny`."""
+    """open_clip's tag of the weights, or a local file. None for `tiny`, `hf-hub:` names and folders."""
     alias: str = ""
     """Suffix of this model's columns. Empty: made from the name."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are float32 always."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """What the file of weights must have; the job stops where it has another."""
 
     @model_validator(mode="before")
     @classmethod
@@ -238,8 +249,8 @@ class RunConfig(_Settings):
     encode_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads per encode actor on the CPU. None: all cores of its machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Pairs per forward pass."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Pictures or captions per forward pass. None: 32 on a CPU, 256 on a GPU. Halved where a GPU's memory runs out."""
     shards_in_flight: Annotated[int, Field(ge=1)] | None = None
     """Whose pictures the object store may hold at once. None: eight per download actor, and four more; with half
     as many, Ray Data does not let a download actor work on four at once."""
@@ -260,9 +271,27 @@ class BuildJob(_Settings):
     rules: RulesConfig = RulesConfig()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _held_pictures_need_no_caption(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("source"), dict) and values["source"].get("held"):
+            rules = values.get("rules") or {}
+            if isinstance(rules, dict) and "require_caption" not in rules:
+                values = {**values, "rules": {**rules, "require_caption": False}}
+        return values
+
     @model_validator(mode="after")
     def _fits_together(self) -> "BuildJob":
         aliases = [model.alias for model in self.models]
+        if self.source.held and not self.models:
+            raise ValueError("models: a corpus that is held already is read for its embeddings; name a model")
+        if self.source.held:
+            if self.fetch != FetchConfig():
+                raise ValueError("fetch: nothing of a held corpus is downloaded")
+            if self.images != ImagesConfig(max_pixels=self.images.max_pixels):
+                raise ValueError("images: pictures of a held corpus stay as they are; only max_pixels has a meaning")
+            if self.rules.image_drop_one_color:
+                raise ValueError("rules.image_drop_one_color: see the column one_color of a held corpus instead")
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
         wanted = self.rules.min_similarity

@@ -44,16 +44,18 @@ def columns_of(facts: SourceFacts, names: Sequence[str]) -> FileColumns:
     return _split(names, facts.url_column, facts.caption_column, facts.uid_column)
 
 
-def decide_facts(config: SourceConfig, inputs: Sequence[InputFile], needs_license: bool) -> SourceFacts:
+def decide_facts(
+    config: SourceConfig, inputs: Sequence[InputFile], needs_license: bool, pictures: str | None = None
+) -> SourceFacts:
     """Decide over all files what the columns mean. Files without rows have no say.
 
-    `needs_license`: guess a license column, as a rule reads it. Raises SourceError where a column is missing, of a
-    type that cannot be used, or of types that do not go together.
+    `needs_license`: guess a license column, as a rule reads it. `pictures`: as in SourceFacts. Raises SourceError where
+    a column is missing, of a type that cannot be used, or of types that do not go together.
     """
     inputs = [file for file in inputs if file.num_rows != 0]
     if not inputs:
         raise SourceError("source.paths: the input holds no rows")
-    url = _choose("url_column", config.url_column, URL_NAMES, inputs, needed=True)
+    url = _choose("url_column", config.url_column, URL_NAMES, inputs, needed=pictures is None)
     caption = _choose("caption_column", config.caption_column, CAPTION_NAMES, inputs)
     uid = _choose("uid_column", config.uid_column, (), inputs)
     sha256 = _choose("sha256_column", config.sha256_column, (), inputs)
@@ -73,7 +75,7 @@ def decide_facts(config: SourceConfig, inputs: Sequence[InputFile], needs_licens
     for setting, column in (("sha256_column", sha256), ("license_column", license_)):
         if column is not None and not is_text(types[column][0]):
             raise SourceError(f"{types[column][1]}: source.{setting} {column!r} is {types[column][0]}, not text")
-    return SourceFacts(url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types))
+    return SourceFacts(url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures)
 
 
 def misfit(facts: SourceFacts, file: InputFile) -> str | None:
@@ -168,6 +170,8 @@ def _check_distinct(roles: dict[str, str | None], license_: str | None) -> None:
 def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str | None, uid: str | None) -> None:
     """What is in one file must be in all, for a row without it would be lost. Lists of URLs have no captions."""
     for setting, name, found in _roles(columns, url, caption, uid):
+        if not name:  # a corpus without URLs
+            continue
         if found is None and not (file.kind == "text" and setting == "caption_column"):
             raise SourceError(
                 f"{file.uri}: no column {name!r}, as other files have; it has {shown(file.schema.names)}. "

@@ -1,0 +1,194 @@
+"""Which files a corpus is made of, what is in them, and their index: the side of planning that knows of pictures.
+
+what the job names                        a planned file is        its rows are
+----------------------------------------  -----------------------  ---------------------------------------
+tars (WebDataset, img2dataset)            each tar                 its samples, indexed into `input/`
+a folder of picture files                 each folder with some    its pictures, indexed into `input/`
+Parquet with a column of pictures         each Parquet file        its rows, as they are
+the output of a pairmill job              each `pairs/` file       its pairs, as they are
+Parquet, CSV, JSON lines with captions    each file                its rows; there are no pictures
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.corpus import folders
+from pipeline.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS
+from pipeline.corpus.tars import tar_rows
+from pipeline.inputs.convert import convert, inspect_text
+from pipeline.inputs.facts import decide_facts
+from pipeline.shards import read_manifests
+from pipeline.sources import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from pipeline.storage import Store
+from schemas.jobs import SourceConfig
+from schemas.pairs import OWN_COLUMNS
+
+IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
+"""Columns of Parquet that are taken for pictures where the job names none; `image` is Hugging Face's."""
+
+_PAIRS_FILE = re.compile(r"(?P<root>.*)/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
+_PICTURE_SUFFIXES = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
+
+
+class Corpus:
+    """The files of one corpus. All of them are of one kind, the first that the paths hold, in the order above."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self._source = source
+        self._columns: dict[str, str | None] = {}  # of Parquet files: where their pictures are
+
+    def files(self, without: str) -> list[str]:
+        """Planned files in order. A folder of pictures ends in `/`. Raises SourceError."""
+        found: list[str] = []
+        for path in self._source.paths:
+            found += _outputs(path) or _under(path, (".tar",), without) or self._others(path, without)
+        kinds = {self.kind(uri) for uri in found}
+        if len(kinds) > 1:
+            raise SourceError(f"source.paths: {', '.join(sorted(kinds))} together; make an output for each kind")
+        return list(dict.fromkeys(found))
+
+    def _others(self, path: str, without: str) -> list[str]:
+        parquet = _under(path, (".parquet",), without)
+        if parquet and self._image_column(inspect_parquet(parquet[0]).schema):
+            return parquet
+        pictures = _under(path, _PICTURE_SUFFIXES, without)
+        if pictures:
+            names = sorted({picture.rpartition("/")[0] for picture in pictures})
+            return [f"{name}/" for name in names]
+        return list_inputs([path], without)
+
+    def kind(self, uri: str) -> str:
+        """What a planned file is."""
+        if uri.endswith("/"):
+            return "folders"
+        if uri.endswith(".tar"):
+            return "tars"
+        return "pairs" if _PAIRS_FILE.fullmatch(uri) else kind_of(uri)
+
+    def inspect(self, uri: str) -> InputFile:
+        """Columns and rows, as far as they are known before the file is indexed."""
+        kind = self.kind(uri)
+        if kind in ("folders", "tars"):
+            return InputFile(uri, "index", INDEX_SCHEMA, None)
+        if kind == "pairs":
+            return _without(inspect_parquet(uri), _own_column)
+        if kind != "parquet":
+            return inspect_text(uri, kind_of(uri))
+        file = inspect_parquet(uri)
+        self._columns[uri] = column = self._image_column(file.schema)
+        return _without(file, lambda name: name == column)
+
+    def fingerprint(self, uri: str) -> str:
+        """Tars are too large to be read twice, so their size and blocks all over them stand for the content; for a
+        folder, the names and sizes in it do."""
+        kind = self.kind(uri)
+        if kind == "folders":
+            listing = "\0".join(f"{name}:{size}" for name, size in _files_of(uri))
+            return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
+        return _sampled(uri) if kind == "tars" else storage.fingerprint(uri)
+
+    def facts(self, files: Sequence[InputFile], needs_license: bool) -> SourceFacts:
+        """What the columns mean. Raises SourceError."""
+        kind, source = self.kind(files[0].uri), self._source
+        if kind in ("folders", "tars"):
+            extra = pa.schema([INDEX_SCHEMA.field("key")])
+            return SourceFacts("url", "caption", "uid", None, None, extra, ("key",), "index")
+        if kind == "pairs":
+            roles = {"url_column": "url", "caption_column": "caption", "uid_column": "uid"}
+            return decide_facts(source.model_copy(update=roles), files, needs_license, "pairs")
+        column = self._columns.get(files[0].uri)
+        for file in files:
+            if self._columns.get(file.uri) != column:
+                raise SourceError(f"{file.uri}: its pictures are not in a column {column!r}, as in {files[0].uri}")
+        return decide_facts(source, files, needs_license, column or "none")
+
+    def convert(self, file: InputFile, name: str, facts: SourceFacts, shard_rows: int, store: Store) -> None:
+        """Write the index of a file that has no rows of its own."""
+        if file.kind != "index":
+            convert(file, name, facts, shard_rows, store)
+            return
+        with store.new_file() as target:
+            with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+                rows = self._rows(file.uri)
+                while batch := list(islice(rows, max(shard_rows, 1_024))):
+                    writer.write_table(pa.Table.from_pylist(batch, schema=INDEX_SCHEMA))
+            store.create_from(name, target)
+
+    def _rows(self, uri: str) -> Iterator[dict[str, Any]]:
+        if self.kind(uri) == "tars":
+            return tar_rows(uri)
+        return folders.folder_rows(uri.rstrip("/"), _files_of(uri), self._source.caption_from_name)
+
+    def _image_column(self, schema: pa.Schema) -> str | None:
+        wanted = self._source.image_column
+        for name in [wanted] if wanted else IMAGE_NAMES:
+            if name in schema.names and _holds_pictures(schema.field(name).type):
+                return name
+        if wanted:
+            raise SourceError(f"source.image_column: no column {wanted!r} of bytes, or of structs with `bytes`")
+        return None
+
+
+def _holds_pictures(data_type: pa.DataType) -> bool:
+    """Bytes, or Hugging Face's Image: a struct of `bytes` and `path`."""
+    if pa.types.is_struct(data_type):
+        place = data_type.get_field_index("bytes")
+        return place >= 0 and _holds_pictures(data_type.field(place).type)
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(data_type) for is_kind in kinds)
+
+
+def _outputs(path: str) -> list[str]:
+    """`pairs/` files of a finished pairmill output, by its manifests; empty where the path is none."""
+    store = Store(path)
+    if not store.list("manifests") or not store.list("plan"):
+        return []
+    return [store.path(manifest.files["pairs"].path) for manifest in read_manifests(store) if manifest.pairs]
+
+
+def _under(path: str, suffixes: tuple[str, ...], without: str) -> list[str]:
+    """Files that the path stands for and that end so."""
+    try:
+        found = storage.expand(path, suffixes)
+    except FileNotFoundError:
+        return []
+    prefix = f"{without.rstrip('/')}/"
+    return [file for file in found if file.lower().endswith(suffixes) and not file.startswith(prefix)]
+
+
+def _files_of(folder: str) -> list[tuple[str, int]]:
+    """(name, bytes) of the pictures and texts right in a folder, sorted so that those of one stem stand together."""
+    return sorted(
+        (name, size)
+        for name, size in storage.files_in(folder)
+        if name.lower().endswith(folders.ENDINGS) and not name.startswith(".")
+    )
+
+
+def _without(file: InputFile, is_left_out: Any) -> InputFile:
+    schema = pa.schema([field for field in file.schema if not is_left_out(field.name)])
+    return InputFile(file.uri, file.kind, schema, file.num_rows, file.list_columns)
+
+
+def _own_column(name: str) -> bool:
+    """Columns of a pairs file that the new output makes for itself."""
+    scores = ("similarity_", "image_embedding_", "text_embedding_")
+    return name not in ("uid", "url", "caption") and (name in OWN_COLUMNS or name.startswith(scores))
+
+
+def _sampled(uri: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with storage.open_input(uri) as file:
+        size = file.seek(0, 2)
+        for number in range(_SAMPLED_BLOCKS):
+            file.seek(max(0, (size - _BLOCK_BYTES)) * number // (_SAMPLED_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))
+    return f"sampled:{size}:{digest.hexdigest()}"

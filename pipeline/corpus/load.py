@@ -1,0 +1,160 @@
+"""The load stage of a held corpus: a shard's pictures are read from where they are, by range.
+
+What is learned of the bytes without decoding them stands beside them: checksums, format, size. What cannot be a picture
+is refused here; what turns out to be damaged, the encode stage refuses.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.faults import local_fault
+from pipeline.fill import binary_column
+from pipeline.images import ImageError, ImageProcessor
+from pipeline.inputs.uid import pair_uid
+from pipeline.text import describe
+from schemas.jobs import ImagesConfig
+from schemas.pairs import IMAGE_COLUMN, KEPT_STATUS
+from schemas.status import Status
+
+MAX_BYTES = 100 << 20
+"""A picture file above this is refused unread."""
+
+_READERS = 8
+_FILLED = ("original_bytes", "sha256", "md5", "original_format", "original_width", "original_height")
+
+
+@dataclass(slots=True)
+class _Row:
+    """One row on its way: what is known of its picture, and why it is refused, if it is."""
+
+    status: str
+    detail: str | None
+    uid: str
+    image: Any = None  # bytes, or a view of them
+    original_bytes: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    original_format: str | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+
+    def refuse(self, status: Status, detail: str | None) -> None:
+        self.status, self.detail, self.image = status.value, detail, None
+
+
+class Loader:
+    """Reads the pictures of shards. Callable by several threads at once."""
+
+    def __init__(self, images: ImagesConfig) -> None:
+        self._processor = ImageProcessor(images)
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
+
+    def close(self) -> None:
+        """End the reading threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __call__(self, table: pa.Table, has_pictures: bool) -> pa.Table:
+        """The same rows with their pictures, what the bytes tell, and the uids that only those can give.
+
+        A row is a pair if it has a picture that may decode; without `has_pictures`, if it has a caption.
+        """
+        names = ("status", "status_detail", "uid")
+        rows = [_Row(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
+        if has_pictures:
+            self._load(table, rows)
+        captions = table["caption"].cast(pa.large_binary()).to_pylist()
+        for row, caption in zip(rows, captions, strict=True):
+            if not has_pictures and caption is None and row.status == KEPT_STATUS:
+                row.refuse(Status.CAPTION_MISSING, None)
+            row.uid = row.uid or pair_uid(row.sha256.encode() if row.sha256 else None, caption)
+        _refuse_repeats(rows)
+        return _filled(table, rows)
+
+    def _load(self, table: pa.Table, rows: Sequence[_Row]) -> None:
+        by_file: dict[str, list[tuple[int, int, _Row]]] = {}
+        columns = [table[name].to_pylist() for name in ("image_tar", "image_offset", "image_length")]
+        here = []
+        for place, (row, file, offset, length) in enumerate(zip(rows, *columns, strict=True)):
+            if row.status != KEPT_STATUS:
+                continue
+            if table[IMAGE_COLUMN.name][place].is_valid:
+                row.image = table[IMAGE_COLUMN.name][place].as_buffer()
+                here.append(row)
+            elif file is None or offset is None:
+                row.refuse(Status.EMPTY_BODY, "no picture in this row")
+            elif length > MAX_BYTES:
+                row.refuse(Status.BODY_TOO_LARGE, f"{length:,} bytes")
+            else:
+                by_file.setdefault(file, []).append((offset, length, row))
+        work = [self._pool.submit(self._read_file, file, places) for file, places in by_file.items()]
+        work += [self._pool.submit(self._examine, row) for row in here]
+        for future in work:
+            future.result()
+
+    def _read_file(self, file: str, places: list[tuple[int, int, _Row]]) -> None:
+        try:
+            with storage.open_input(file) as opened:
+                for offset, length, row in sorted(places, key=lambda place: place[0]):
+                    row.image = _read(opened, offset, length)
+                    if len(row.image) < length:
+                        row.refuse(Status.BODY_TRUNCATED, f"the file ends after {len(row.image):,} of {length:,} bytes")
+                    else:
+                        self._examine(row)
+        except FileNotFoundError:
+            for _, _, row in places:
+                row.refuse(Status.EMPTY_BODY, "the file is gone")
+        except OSError as error:
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
+            raise
+
+    def _examine(self, row: _Row) -> None:
+        body = bytes(row.image)
+        row.original_bytes = len(body)
+        row.sha256 = hashlib.sha256(body).hexdigest()
+        row.md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        try:
+            if not body:
+                raise ImageError(Status.EMPTY_BODY, None)
+            row.original_format, (row.original_width, row.original_height) = self._processor.header(body)
+        except ImageError as error:
+            row.refuse(error.status, error.detail)
+        except Exception as error:  # the row border
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
+            row.refuse(Status.ROW_ERROR, describe(error))
+
+
+def _read(file: IO[bytes], offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
+
+
+def _refuse_repeats(rows: Sequence[_Row]) -> None:
+    """Of rows with one uid the first stays."""
+    first: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        if row.status == KEPT_STATUS and first.setdefault(row.uid, place) != place:
+            row.refuse(Status.DUPLICATE_IN_SHARD, f"row {first[row.uid]}")
+
+
+def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
+    columns: dict[str, pa.Array] = {
+        "uid": pa.array([row.uid for row in rows], pa.string()),
+        "status": pa.array([row.status for row in rows], pa.string()),
+        "status_detail": pa.array([row.detail for row in rows], pa.string()),
+        "is_pair": pa.array([row.status == KEPT_STATUS for row in rows], pa.bool_()),
+        IMAGE_COLUMN.name: binary_column([row.image for row in rows]),
+    }
+    for name in _FILLED:
+        columns[name] = pa.array([getattr(row, name) for row in rows], table.schema.field(name).type)
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), values)
+    return table

@@ -1,0 +1,253 @@
+"""`pairmill embed` on every kind of corpus, and what it writes."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.build import build
+from jobs.config import JobError
+from pipeline.shards import read_manifests
+from pipeline.sources import SourceError
+from pipeline.storage import Store
+from pipeline.verify import verify
+from schemas.jobs import BuildJob
+from tests.integration.conftest import SHARED_DATA, PictureWeb
+from tests.integration.test_build import job, picture, sequentially, write_input
+
+CAPTION = "a red circle above a blue square, number {}"
+
+
+def embed_job(output: Path, *sources: Path, **settings: Any) -> BuildJob:
+    values = {
+        "source": {"paths": [str(path) for path in sources], "held": True, **settings.pop("source", {})},
+        "output": str(output),
+        "shard_rows": 4,
+        "models": [{"name": "tiny"}],
+        "run": {"device": "cpu"},
+    }
+    return BuildJob.model_validate({**values, **settings})
+
+
+def rows_in(output: Path, folder: str = "pairs") -> list[dict[str, Any]]:
+    tables = [
+        pq.read_table(output / manifest.files[folder].path)  # type: ignore[index]
+        for manifest in read_manifests(Store(str(output)))
+    ]
+    return pa.concat_tables(tables).to_pylist() if tables else []  # type: ignore[no-any-return]
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def samples(count: int, start: int = 0) -> list[tuple[str, bytes]]:
+    return [
+        member
+        for n in range(start, start + count)
+        for member in ((f"{n:04d}.jpg", picture(n)), (f"{n:04d}.txt", CAPTION.format(n).encode()))
+    ]
+
+
+def bytes_of(row: dict[str, Any]) -> bytes:
+    with open(row["image_tar"], "rb") as file:
+        file.seek(row["image_offset"])
+        return file.read(row["image_length"])
+
+
+def holds(output: Path) -> None:
+    report = verify(Store(str(output)))
+    assert report.problems == []
+    assert report.rescored > 0
+
+
+def test_tars_are_embedded_and_their_pictures_referenced(ray_session: None, tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number:05d}.tar", samples(5, 5 * number))
+    result = build(embed_job(tmp_path / "out", tmp_path))
+    assert (result.rows_in, result.kept, result.shards) == (15, 15, 6)
+    rows = rows_in(tmp_path / "out")
+    assert sorted(row["caption"] for row in rows) == sorted(CAPTION.format(n) for n in range(15))
+    for row in rows:
+        assert bytes_of(row) == picture(int(row["key"]))
+        assert (row["width"], row["height"], row["original_format"]) == (320, 240, "JPEG")
+        image, text = (np.asarray(row[f"{side}_embedding_tiny"], np.float32) for side in ("image", "text"))
+        assert abs(float(image @ text) - row["similarity"]) < 2e-3
+    assert len({row["uid"] for row in rows}) == 15
+    assert not list((tmp_path / "out").glob("images/*"))
+    holds(tmp_path / "out")
+
+
+def test_awkward_tars_cost_their_own_rows(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [])
+    (tmp_path / "1.tar").write_bytes(b"")
+    members = [
+        *[("no-caption.jpg", picture(1)), ("two.jpg", picture(2)), ("two.png", picture(3)), ("two.txt", b"two")],
+        *[("deep/er/0.jpg", picture(4)), ("deep/er/0.txt", b"in folders"), ("deep/0.jpg", picture(5))],
+        *[("latin.jpg", picture(6)), ("latin.txt", b"caf\xe9"), ("alone.txt", b"no picture")],
+        *[("broken.jpg", picture(7)[:400]), ("broken.txt", b"cut"), ("svg.jpg", b"<svg></svg>"), ("empty.jpg", b"")],
+        *[("same.jpg", picture(2)), ("same.txt", b"two")],
+    ]
+    write_tar(tmp_path / "2.tar", members)
+    whole = write_tar(tmp_path / "whole", samples(3, 100)).read_bytes()
+    (tmp_path / "3.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "whole").unlink()
+    result = sequentially(embed_job(tmp_path / "out", tmp_path, shard_rows=100))
+    rows = rows_in(tmp_path / "out") + rows_in(tmp_path / "out", "rejects")
+    assert result.rows_in == len(rows)
+    of_key = {row["key"]: row for row in rows if row["key"] not in ("two", None)}
+    assert {key: row["status"] for key, row in of_key.items() if not key.startswith("01")} == {
+        "no-caption": "ok",
+        "deep/er/0": "ok",
+        "deep/0": "ok",
+        "latin": "caption_invalid",
+        "alone": "row_malformed",
+        "broken": "image_corrupt",
+        "svg": "image_unsupported",
+        "empty": "empty_body",
+        "same": "duplicate_in_shard",
+    }
+    assert of_key["no-caption"]["similarity"] is None
+    assert of_key["no-caption"]["image_embedding_tiny"] is not None
+    assert sorted(row["status"] for row in rows if row["key"] == "two") == ["ok", "row_malformed"]
+    (cut,) = [row for row in rows if row["key"] is None]
+    assert cut["status_detail"].startswith("the tar is cut or damaged at byte")
+    holds(tmp_path / "out")
+
+
+def test_a_folder_of_pictures_and_one_that_img2dataset_wrote(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "00000"
+    folder.mkdir(parents=True)
+    for n in range(3):
+        (folder / f"{n:09d}.jpg").write_bytes(picture(n))
+        (folder / f"{n:09d}.json").write_text(json.dumps({"caption": f"number {n}", "url": f"http://e.org/{n}"}))
+    (folder / "a-red_circle.png").write_bytes(picture(9, kind="PNG"))
+    pq.write_table(pa.table({"url": ["http://e.org/0"]}), tmp_path / "in" / "00000.parquet")  # img2dataset's own
+    sequentially(embed_job(tmp_path / "out", tmp_path / "in", source={"caption_from_name": True}))
+    rows = {row["key"]: row for row in rows_in(tmp_path / "out")}
+    assert [rows[f"{n:09d}"]["caption"] for n in range(3)] == ["number 0", "number 1", "number 2"]
+    assert rows["000000001"]["url"] == "http://e.org/1"
+    assert rows["a-red_circle"]["caption"] == "a red circle"
+    assert bytes_of(rows["a-red_circle"]) == picture(9, kind="PNG")
+    holds(tmp_path / "out")
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_with_pictures(tmp_path: Path, struct: bool) -> None:
+    bodies: list[Any] = [picture(n) for n in range(5)] + [None]
+    image = pa.array([body and {"bytes": body, "path": "x"} for body in bodies] if struct else bodies)
+    table = pa.table({"image": image, "text": [f"number {n}" for n in range(6)], "license": ["cc"] * 6})
+    pq.write_table(table, tmp_path / "in.parquet")
+    sequentially(embed_job(tmp_path / "out", tmp_path / "in.parquet"))
+    rows = rows_in(tmp_path / "out")
+    assert [row["caption"] for row in rows] == [f"number {n}" for n in range(5)]
+    assert {(row["license"], row["image_tar"], row["image_offset"]) for row in rows} == {
+        ("cc", str(tmp_path / "in.parquet"), None)
+    }
+    (lost,) = rows_in(tmp_path / "out", "rejects")
+    assert (lost["status"], lost["status_detail"]) == ("empty_body", "no picture in this row")
+    holds(tmp_path / "out")
+
+
+def test_a_builds_output_gives_its_embeddings_again(web: PictureWeb, tmp_path: Path) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n, (700, 500))), "caption": CAPTION.format(n)} for n in range(8)]
+    source = write_input(tmp_path / "in.parquet", rows)
+    sequentially(job(source, tmp_path / "built", models=[{"name": "tiny"}]))
+    sequentially(embed_job(tmp_path / "out", tmp_path / "built"))
+    before = {row["uid"]: row for row in rows_in(tmp_path / "built")}
+    after = {row["uid"]: row for row in rows_in(tmp_path / "out")}
+    assert before.keys() == after.keys()
+    for uid, row in after.items():
+        assert abs(row["similarity"] - before[uid]["similarity"]) < 1e-3
+        assert np.abs(np.subtract(row["image_embedding_tiny"], before[uid]["image_embedding_tiny"])).max() < 1e-3
+        assert row["url"] == before[uid]["url"]
+    holds(tmp_path / "out")
+
+
+def test_captions_alone_and_pictures_alone(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": ["a red circle", None, "a blue square"]}), tmp_path / "texts.parquet")
+    sequentially(embed_job(tmp_path / "texts", tmp_path / "texts.parquet"))
+    rows = rows_in(tmp_path / "texts")
+    assert [row["caption"] for row in rows] == ["a red circle", "a blue square"]
+    assert all(row["text_embedding_tiny"] and not row["image_embedding_tiny"] for row in rows)
+    holds(tmp_path / "texts")
+    (tmp_path / "pictures").mkdir()
+    for n in range(3):
+        (tmp_path / "pictures" / f"{n}.jpg").write_bytes(picture(n))
+    sequentially(embed_job(tmp_path / "images", tmp_path / "pictures"))
+    rows = rows_in(tmp_path / "images")
+    assert len(rows) == 3
+    assert all(row["image_embedding_tiny"] and not row["text_embedding_tiny"] for row in rows)
+    holds(tmp_path / "images")
+
+
+def test_a_stopped_run_goes_on_and_writes_the_same(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", samples(12))
+    sequentially(embed_job(tmp_path / "calm", tmp_path / "a.tar"))
+    sequentially(embed_job(tmp_path / "stopped", tmp_path / "a.tar"))
+    for name in ("manifests/000000001.json", "pairs/000000001.parquet"):
+        (tmp_path / "stopped" / name).unlink()
+    sequentially(embed_job(tmp_path / "stopped", tmp_path / "a.tar"))
+    calm, again = (pa.Table.from_pylist(rows_in(tmp_path / name)) for name in ("calm", "stopped"))
+    assert calm.equals(again)
+
+
+def test_a_tar_that_changes_or_goes_is_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", samples(6))
+    sequentially(embed_job(tmp_path / "out", path))
+    write_tar(path, samples(6, 50))
+    with pytest.raises(ValueError, match="has changed since it was planned"):
+        sequentially(embed_job(tmp_path / "out", path))
+    for _ in range(2):  # changed, then gone
+        problems = verify(Store(str(tmp_path / "out"))).problems
+        assert problems
+        assert all("no longer where, or what, their rows say" in problem for problem in problems)
+        path.unlink(missing_ok=True)
+
+
+def test_what_cannot_be_embedded_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError):
+        sequentially(embed_job(tmp_path / "out", tmp_path / "empty"))
+    write_tar(tmp_path / "empty.tar", [])
+    with pytest.raises(SourceError, match="holds no rows"):
+        sequentially(embed_job(tmp_path / "out", tmp_path / "empty.tar"))
+    with pytest.raises(ValueError, match="name a model"):
+        embed_job(tmp_path / "out", tmp_path, models=[])
+    with pytest.raises(ValueError, match="nothing of a held corpus is downloaded"):
+        embed_job(tmp_path / "out", tmp_path, fetch={"timeout_s": 3})
+    write_tar(tmp_path / "a.tar", samples(1))
+    with pytest.raises(JobError, match="no CUDA device"):
+        sequentially(embed_job(tmp_path / "out", tmp_path / "a.tar", run={"device": "cuda"}))
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"the real tars are not at {SHARED_DATA}")
+def test_real_tars_and_pictures_of_clip_retrieval(tmp_path: Path) -> None:
+    result = sequentially(embed_job(tmp_path / "tars", SHARED_DATA / "tars"))
+    assert result.rows_in == result.kept == 11
+    holds(tmp_path / "tars")
+    result = sequentially(embed_job(tmp_path / "images", SHARED_DATA / "clip_b32" / "clip_retrieval9" / "images"))
+    assert result.rows_in == 9
+    holds(tmp_path / "images")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", samples(6))
+    command = [sys.executable, "-m", "jobs.cli", "embed", str(tmp_path / "a.tar"), str(tmp_path / "out")]
+    done = subprocess.run([*command, "--model", "tiny", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["kept"] == 6
+    holds(tmp_path / "out")

@@ -1,0 +1,196 @@
+"""Embeddings and similarities against plain open_clip, with random weights of real architectures."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.embeddings import Encoder
+from pipeline.encode import ClipModel, ModelError, check_models, load_model
+from schemas.jobs import ImagesConfig, ModelConfig, RunConfig
+from schemas.pairs import in_flight_schema
+from tests.integration.test_build import picture
+
+CAPTIONS = [
+    "a dog",
+    "two people ride horses along a beach at sunset while a storm comes in from the sea",
+    "",
+    "a",
+    "photo " * 100,  # more than the context holds
+    "ein Hund läuft über die Straße 🐕",
+]
+ARCHITECTURES = ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16"]
+
+
+def photographs() -> list[bytes]:
+    bodies = []
+    for n, (width, height) in enumerate([(512, 384), (384, 512), (224, 224), (640, 100), (90, 200), (512, 511)]):
+        image = Image.open(io.BytesIO(picture(n))).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        body = io.BytesIO()
+        image.save(body, "JPEG", quality=95)
+        bodies.append(body.getvalue())
+    return bodies
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random weights, seeded, as anyone would save them."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {}
+    for name in ARCHITECTURES:
+        torch.manual_seed(7)
+        model = open_clip.create_model(name, load_weights=False)
+        paths[name] = folder / f"{name}.pt"
+        torch.save(model.state_dict(), paths[name])
+    return paths
+
+
+def config_of(name: str, weights: dict[str, Path], **more: Any) -> ModelConfig:
+    return ModelConfig(name=name, pretrained=str(weights[name]) if name != "tiny" else None, **more)
+
+
+def table_of(bodies: list[bytes], captions: list[str | None]) -> pa.Table:
+    rows = [
+        {"row_id": f"0:{n}", "uid": f"{n:032x}", "status": "ok", "is_pair": True, "sha256": f"{hash(body):x}"}
+        | {"image": body, "caption": caption, "caption_clean": caption}
+        for n, (body, caption) in enumerate(zip(bodies, captions, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=in_flight_schema(pa.schema([])))
+
+
+def plain(name: str, path: Path | None, bodies: list[bytes], captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """What a user of open_clip would write."""
+    located = f"local-dir:{Path('pipeline/models/tiny').resolve()}" if name == "tiny" else name
+    model, preprocess = open_clip.create_model_from_pretrained(located, pretrained=path and str(path))
+    tokenize = open_clip.get_tokenizer(located)
+    model.eval()
+    with torch.inference_mode():
+        images = torch.stack([preprocess(Image.open(io.BytesIO(body)).convert("RGB")) for body in bodies])
+        image, text = model.encode_image(images, normalize=True), model.encode_text(tokenize(captions), normalize=True)
+    return image.numpy(), text.numpy()
+
+
+@pytest.mark.parametrize("name", ["tiny", *ARCHITECTURES])
+def test_scores_are_those_of_plain_open_clip(name: str, weights: dict[str, Path]) -> None:
+    bodies, path = photographs(), weights.get(name)
+    image, text = plain(name, path, bodies, CAPTIONS)
+    expected = (image * text).sum(axis=1)
+    for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 5e-3)):
+        for batch_size in (1, 4, 32):
+            run = RunConfig(device="cpu", batch_size=batch_size)
+            encoder = Encoder([config_of(name, weights, alias="m", dtype=dtype)], run, ImagesConfig())
+            for order in (range(6), [3, 0, 5, 1, 4, 2]):
+                done = encoder(table_of([bodies[n] for n in order], [CAPTIONS[n] for n in order]))
+                found = done["similarity_m"].to_numpy()
+                assert np.abs(found - expected[list(order)]).max() <= tolerance
+                stored = np.stack(done["image_embedding_m"].to_pylist()).astype(np.float32)
+                assert ((stored * image[list(order)]).sum(axis=1) > 1 - tolerance).all()
+            encoder.close()
+            if dtype == "bfloat16":
+                break
+
+
+@pytest.mark.parametrize("name", ["tiny", "ViT-B-32", "EVA02-B-16", "RN50"])
+def test_captions_without_their_padding_give_the_same_embeddings(name: str, weights: dict[str, Path]) -> None:
+    model = load_model(config_of(name, weights, alias="m"), RunConfig(device="cpu", batch_size=3))
+    assert model._text.is_trimmed
+    _, text = plain(name, weights.get(name), photographs()[:1], CAPTIONS)
+    assert np.abs(model.encode_captions(CAPTIONS) - text).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "coca_ViT-B-32"])
+def test_towers_that_look_at_the_padding_get_it(name: str, weights: dict[str, Path]) -> None:
+    model = load_model(config_of(name, weights, alias="m"), RunConfig(device="cpu"))
+    assert not model._text.is_trimmed
+
+
+def test_two_models_in_one_pass_are_each_what_they_are_alone(weights: dict[str, Path]) -> None:
+    configs = [config_of("tiny", weights, alias="a"), config_of("RN50", weights, alias="b")]
+    table = table_of(photographs(), [*CAPTIONS])
+    run = RunConfig(device="cpu", batch_size=4)
+    both = Encoder(configs, run, ImagesConfig())(table)
+    for config in configs:
+        alone = Encoder([config], run, ImagesConfig())(table)
+        for name in (f"similarity_{config.alias}", f"image_embedding_{config.alias}"):
+            assert both[name].equals(alone[name])
+
+
+def test_a_picture_that_does_not_decode_costs_its_row_and_no_other() -> None:
+    bodies = photographs()
+    bodies[2] = bodies[2][:300]
+    run = RunConfig(device="cpu", batch_size=2)
+    done = Encoder([ModelConfig(name="tiny")], run, ImagesConfig())(table_of(bodies, [*CAPTIONS]))
+    assert done["status"].to_pylist() == ["ok", "ok", "image_corrupt", "ok", "ok", "ok"]
+    assert done["is_pair"].to_pylist() == [True, True, False, True, True, True]
+    assert done["similarity_tiny"].null_count == 1
+    assert done["similarity_tiny"][2].as_py() is None
+    good = Encoder([ModelConfig(name="tiny")], run, ImagesConfig())(table_of(photographs(), [*CAPTIONS]))
+    assert done["similarity_tiny"][3] == good["similarity_tiny"][3]
+
+
+def test_rows_without_picture_or_caption_have_the_other_embedding() -> None:
+    table = table_of(photographs()[:2], ["a red circle", None])
+    place = table.schema.get_field_index("sha256")
+    table = table.set_column(place, "sha256", pa.array([None, "b"]))
+    done = Encoder([ModelConfig(name="tiny")], RunConfig(device="cpu"), ImagesConfig())(table)
+    assert [done[f"{side}_embedding_tiny"].is_valid().to_pylist() for side in ("image", "text")] == [
+        [False, True],
+        [True, False],
+    ]
+    assert done["similarity_tiny"].null_count == 2
+
+
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ClipModel(ModelConfig(name="tiny"), RunConfig(device="cpu", batch_size=16))
+    whole = model.encode_captions([f"caption {n}" for n in range(16)])
+    encode = model._model.encode_text
+
+    def small(tokens: torch.Tensor, *more: Any) -> torch.Tensor:
+        if len(tokens) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(tokens, *more)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(model._model, "encode_text", small)
+    monkeypatch.setattr(model._text, "is_trimmed", False)
+    assert np.abs(model.encode_captions([f"caption {n}" for n in range(16)]) - whole).max() < 1e-5
+    assert model.batch_size == 4
+
+
+def test_a_folder_is_a_model_and_its_checksum_is_held(tmp_path: Path) -> None:
+    for file in Path("pipeline/models/tiny").glob("*"):
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = ModelConfig(name=str(tmp_path), alias="mine")
+    (digest,) = check_models([config])
+    assert digest == check_models([ModelConfig(name="tiny")])[0]
+    with pytest.raises(ModelError, match="the job asks for 00000"):
+        check_models([config.model_copy(update={"weights_sha256": "0" * 64})])
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="holds no weights"):
+        check_models([config])
+
+
+def test_weights_that_cannot_be_fetched_are_a_clear_error() -> None:
+    with pytest.raises(ModelError, match=r"cannot be fetched.*local file"):
+        check_models([ModelConfig(name="ViT-B-32", pretrained="openai")])
+    with pytest.raises(ModelError, match="cannot be fetched"):
+        check_models([ModelConfig(name="hf-hub:nobody/nothing")])
+    with pytest.raises(ModelError, match="near it: ViT-B-32"):
+        check_models([ModelConfig(name="ViT-B-322", pretrained="openai")])
+
+
+def test_weights_are_never_unpickled(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"state_dict": Trap()}, tmp_path / "evil.pt")
+    with pytest.raises(Exception, match=r"(?i)weights.only|does not load"):
+        ClipModel(ModelConfig(name="RN50", pretrained=str(tmp_path / "evil.pt")), RunConfig(device="cpu"))
+    assert not (tmp_path / "sprung").exists()

@@ -1,0 +1,202 @@
+"""Indexing what is held already: tars and folders, awkward ones included."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.corpus.folders import folder_rows, words_of
+from pipeline.corpus.index import split_name
+from pipeline.corpus.intake import Corpus
+from pipeline.corpus.tars import tar_rows
+from pipeline.sources import MALFORMED_COLUMN, SourceError
+from schemas.jobs import SourceConfig
+
+Member = tuple[str, bytes]
+
+
+def tar_of(path: Path, members: list[Member]) -> str:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return str(path)
+
+
+def rows_of(path: Path, members: list[Member]) -> list[dict[str, Any]]:
+    return list(tar_rows(tar_of(path, members)))
+
+
+def corpus(*paths: Path, **settings: Any) -> Corpus:
+    return Corpus(SourceConfig(paths=[str(path) for path in paths], held=True, **settings))
+
+
+def test_a_sample_is_what_shares_its_stem_and_its_row_says_where_the_picture_is(tmp_path: Path) -> None:
+    members = [("0.jpg", b"JPEG0"), ("0.txt", b"a dog"), ("1.png", b"PNG-1"), ("1.json", b'{"caption": "a cat"}')]
+    rows = rows_of(tmp_path / "a.tar", members)
+    assert [(row["key"], row["caption"], row[MALFORMED_COLUMN]) for row in rows] == [
+        ("0", b"a dog", None),
+        ("1", b"a cat", None),
+    ]
+    data = (tmp_path / "a.tar").read_bytes()
+    for row, expected in zip(rows, (b"JPEG0", b"PNG-1"), strict=True):
+        assert data[row["image_offset"] :][: row["image_length"]] == expected
+
+
+def test_a_missing_caption_is_null_and_an_empty_one_is_empty(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("1.jpg", b"x"), ("1.txt", b"")])
+    assert [row["caption"] for row in rows] == [None, b""]
+
+
+def test_the_second_picture_under_a_key_is_refused_and_the_first_stays(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.png", b"y"), ("0.txt", b"a dog")])
+    assert [row[MALFORMED_COLUMN] for row in rows] == [None, "picture 2 under one key"]
+    assert {row["caption"] for row in rows} == {b"a dog"}
+
+
+def test_a_caption_without_a_picture_is_a_row_that_says_so(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "a.tar", [("0.txt", b"a dog")])
+    assert row[MALFORMED_COLUMN] == "no picture under this key"
+
+
+def test_keys_may_be_in_folders_and_end_at_the_first_dot(tmp_path: Path) -> None:
+    members = [("a.b/c.d/0.left.jpg", b"x"), ("a.b/c.d/0.txt", b"l"), ("a.b/e/0.jpg", b"x"), ("./0.jpg", b"x")]
+    rows = rows_of(tmp_path / "a.tar", members)
+    assert [(row["key"], row["caption"]) for row in rows] == [("a.b/c.d/0", b"l"), ("a.b/e/0", None), ("./0", None)]
+    assert split_name("a.b/0.JPG") == ("a.b/0", "jpg")
+
+
+def test_a_caption_that_is_not_utf_8_stays_as_it_is(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", b"caf\xe9")])
+    assert row["caption"] == b"caf\xe9"
+
+
+def test_names_that_are_not_utf_8_are_readable(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        member = tarfile.TarInfo("caf\xe9.jpg")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    (row,) = tar_rows(str(tmp_path / "a.tar"))
+    assert row["key"] == "caf�"
+    pa.array([row["key"]], pa.string()).validate(full=True)
+
+
+@pytest.mark.parametrize("keep", [100, 512, 700, 1024, 1536 + 512 + 3, 3000])
+def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path: Path, keep: int) -> None:
+    whole = tar_of(tmp_path / "whole.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(3)])
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(Path(whole).read_bytes()[:keep])
+    try:
+        rows = list(tar_rows(str(cut)))
+    except SourceError:
+        assert keep < 512
+        return
+    good = [row for row in rows if row.get(MALFORMED_COLUMN) is None]
+    assert all(row["image_offset"] + row["image_length"] <= keep for row in good)
+    assert len(good) == max(0, (keep - 512 + 1536 - 600) // 1536)
+    assert "cut" in str(rows[-1][MALFORMED_COLUMN])
+
+
+def test_empty_tars_have_no_rows_and_other_files_are_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "nothing.tar").write_bytes(b"")
+    assert list(tar_rows(str(tmp_path / "nothing.tar"))) == []
+    assert rows_of(tmp_path / "empty.tar", []) == []
+    (tmp_path / "text.tar").write_bytes(b"this is no tar" * 100)
+    with pytest.raises(SourceError, match="is not an uncompressed tar"):
+        list(tar_rows(str(tmp_path / "text.tar")))
+
+
+def test_links_and_devices_are_passed_over(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    assert list(tar_rows(str(tmp_path / "a.tar"))) == []
+
+
+@given(st.binary(max_size=3_000), st.integers(0, 5_000))
+def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    data = bytearray(Path(tar_of(folder / "a.tar", [("0.jpg", b"x" * 600), ("0.json", b"{}")])).read_bytes())
+    data[at : at + len(junk)] = junk
+    (folder / "b.tar").write_bytes(data)
+    try:
+        rows = list(tar_rows(str(folder / "b.tar")))
+    except SourceError:
+        return
+    for row in rows:
+        assert row.get(MALFORMED_COLUMN) or row["image_offset"] + row["image_length"] <= len(data)
+
+
+def test_json_may_hold_anything(tmp_path: Path) -> None:
+    bodies = [b"[1]", b"{", b'{"caption": 7, "url": null, "uid": []}', b"[" * 100_000, b'{"caption": "\\ud800"}']
+    rows = rows_of(
+        tmp_path / "a.tar", [m for n, b in enumerate(bodies) for m in ((f"{n}.jpg", b"x"), (f"{n}.json", b))]
+    )
+    assert [row["caption"] for row in rows] == [None, None, None, None, b"\xed\xa0\x80"]
+
+
+def test_folders_take_captions_from_beside_the_picture_or_from_its_name(tmp_path: Path) -> None:
+    for name, data in {
+        "red-dog_01.jpg": b"x",
+        "b.png": b"y",
+        "b.txt": b"a boat",
+        "c.jpg": b"z",
+        "c.json": json.dumps({"caption": "a car", "url": "http://e.org/c.jpg"}).encode(),
+        "readme.txt": b"about",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    found = corpus(tmp_path, caption_from_name=True)
+    (folder,) = found.files(str(tmp_path / "out"))
+    assert folder == f"{tmp_path}/"
+    rows = list(found._rows(folder))
+    assert [(row["key"], row["caption"], row["url"]) for row in rows] == [
+        ("b", b"a boat", None),
+        ("c", b"a car", b"http://e.org/c.jpg"),
+        ("red-dog_01", b"red dog 01", None),
+    ]
+    assert words_of("x/red-dog_01") == "red dog 01"
+    (plain, _, unnamed) = folder_rows(str(tmp_path), [("b.png", 1), ("b.txt", 6), ("c.jpg", 1), ("z.jpg", 1)], False)
+    assert (plain["caption"], unnamed["caption"]) == (b"a boat", None)
+
+
+def test_a_folders_fingerprint_knows_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    found = corpus(tmp_path)
+    before = found.fingerprint(f"{tmp_path}/")
+    (tmp_path / "notes.md").write_bytes(b"x")
+    assert found.fingerprint(f"{tmp_path}/") == before
+    (tmp_path / "b.jpg").write_bytes(b"x")
+    assert found.fingerprint(f"{tmp_path}/") != before
+
+
+def test_one_output_has_one_kind_of_corpus(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar", [("0.jpg", b"x")])
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
+    assert corpus(tmp_path).files("/nowhere") == [str(tmp_path / "a.tar")]  # tars first, as img2dataset's output has
+    with pytest.raises(SourceError, match="together"):
+        corpus(tmp_path / "a.tar", tmp_path / "pictures").files("/nowhere")
+
+
+def test_parquet_with_pictures_is_known_by_its_columns(tmp_path: Path) -> None:
+    image = pa.array([{"bytes": b"x", "path": None}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    pq.write_table(pa.table({"image": image, "text": ["a"]}), tmp_path / "hf.parquet")
+    pq.write_table(pa.table({"photo": [b"x"], "image": ["a path"], "text": ["a"]}), tmp_path / "own.parquet")
+    found = corpus(tmp_path / "hf.parquet")
+    facts = found.facts([found.inspect(uri) for uri in found.files("/nowhere")], needs_license=False)
+    assert (facts.pictures, facts.caption_column, facts.extra.names) == ("image", "text", [])
+    found = corpus(tmp_path / "own.parquet", image_column="photo")
+    facts = found.facts([found.inspect(uri) for uri in found.files("/nowhere")], needs_license=False)
+    assert (facts.pictures, facts.extra.names) == ("photo", ["source_image"])
+    with pytest.raises(SourceError, match="no column 'text' of bytes"):
+        corpus(tmp_path / "own.parquet", image_column="text").files("/nowhere")
