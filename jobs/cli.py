@@ -177,6 +177,39 @@ def retry(
 
 
 @app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, such as ViT-B.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the models that open_clip knows: size of embeddings and pictures, parameters, weights, which are on disk."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.encode import known_models
+
+    with _errors():
+        found = known_models(pattern)
+    if not found:
+        typer.echo(f"pairmill: open_clip has no model with {pattern!r} in its name", err=True)
+        raise typer.Exit(1)
+    table = Table()
+    for heading in ("model", "embedding", "pixels", "parameters"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("weights (* on disk)", overflow="fold", min_width=24)
+    for model in found:
+        tags = ", ".join(f"{tag}{'*' if tag in model.on_disk else ''}" for tag in model.tags)
+        parameters = f"{model.millions_of_parameters:,.0f} M" if model.millions_of_parameters else "?"
+        table.add_row(model.name, str(model.embedding_dim), str(model.image_side), parameters, tags)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if not any(model.millions_of_parameters for model in found):
+        typer.echo("Parameters are counted where fewer models match: pairmill models ViT-B")
+    if as_json:
+        typer.echo(json.dumps([asdict(model) for model in found]))
+
+
+@app.command()
 def status(output: Output, as_json: Json = False) -> None:
     """How far a job is: shards, rows, and what became of them."""
     from jobs.build import current
@@ -272,6 +305,8 @@ def _print_failures(result: "BuildResult") -> None:
 
 def _model(name: str) -> dict[str, str | None]:
     """`NAME[:PRETRAINED]` as a model of the job file."""
+    if name.startswith("hf-hub:"):
+        return {"name": name, "pretrained": None}
     name, _, pretrained = name.partition(":")
     return {"name": name, "pretrained": pretrained or None}
 

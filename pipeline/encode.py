@@ -36,6 +36,7 @@ _WEIGHT_NAMES = (  # in open_clip's order of preference (open_clip/factory.py 3.
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
+_COUNTED = 40
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 Floats = npt.NDArray[np.float32]
@@ -131,7 +132,9 @@ class ClipModel:
     def _in_parts(self, batch: "torch.Tensor", embed: "Callable[[torch.Tensor], torch.Tensor]") -> Floats:
         """Embed in parts of at most `batch_size`, which is halved for good where the device has no memory for it."""
         torch, parts, start = self._torch, [], 0
-        with torch.inference_mode():
+        is_reduced = self._dtype != torch.float32
+        # Some of open_clip's masks stay float32 whatever the precision (CoCa's, in 3.3): autocast reconciles them.
+        with torch.inference_mode(), torch.autocast(self.device, self._dtype, enabled=is_reduced):
             while start < len(batch):
                 part = batch[start : start + self.batch_size]
                 try:
@@ -163,6 +166,70 @@ def check_models(models: Sequence[ModelConfig]) -> list[str]:
                 f"{model.weights_sha256}: they are others, or were cut; delete the file to have it fetched again"
             )
     return digests
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """One architecture of open_clip's. `on_disk`: those of its tags whose weights are in the local cache."""
+
+    name: str
+    embedding_dim: int
+    image_side: int
+    millions_of_parameters: float
+    tags: tuple[str, ...]
+    on_disk: tuple[str, ...]
+
+
+def known_models(pattern: str = "") -> list[KnownModel]:
+    """open_clip's architectures whose names hold the pattern, case aside. Parameters are counted without making any, a
+    fifth of a second each, where no more than `_COUNTED` match; else they are 0."""
+    import logging
+
+    import open_clip
+    import torch
+
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip notes on the root logger that there are no weights
+    found = []
+    names = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
+    for name in names:
+        config = open_clip.get_model_config(name) or {}
+        tags = tuple(open_clip.list_pretrained_tags_by_model(name))
+        side = input_side(ModelConfig(name=name))
+        found.append(
+            KnownModel(
+                name=name,
+                embedding_dim=int(config.get("embed_dim", 0)),
+                image_side=side,
+                millions_of_parameters=_parameters(name, torch) / 1e6 if len(names) <= _COUNTED else 0.0,
+                tags=tags,
+                on_disk=tuple(tag for tag in tags if _is_on_disk(open_clip.get_pretrained_cfg(name, tag))),
+            )
+        )
+    return found
+
+
+def _parameters(name: str, torch: Any) -> int:
+    """0 where the architecture needs a file from Hugging Face that is not here."""
+    import open_clip
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = open_clip.create_model(name, load_weights=False, device="meta")
+    except (OSError, RuntimeError, ValueError, ImportError, NotImplementedError):
+        return 0
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _is_on_disk(tag: dict[str, Any]) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, file = tag.get("hf_hub", "").rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    if repo and any(isinstance(try_to_load_from_cache(repo, name), str) for name in names):
+        return True
+    url_name = tag.get("url", "").rpartition("/")[2]
+    return bool(url_name) and (Path.home() / ".cache" / "clip" / url_name).is_file()  # open_clip's own cache
 
 
 def check_device(run: RunConfig) -> None:
