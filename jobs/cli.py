@@ -61,6 +61,38 @@ def build(
     _run(job_file, overrides, settings, len(paths), as_json)
 
 
+def _add_model(
+    paths: list[str], model: dict[str, Any], given: dict[str, Any], settings: list[str] | None, as_json: bool
+) -> None:
+    from jobs.columns import add_model
+    from jobs.config import JobError, parse_settings
+    from jobs.progress import ConsoleWatcher
+    from pipeline.text import counted
+
+    with _errors():
+        if len(paths) != 1:
+            raise JobError("--add-model takes one argument, the output folder of a job")
+        watcher = ConsoleWatcher()
+        try:
+            result = add_model(paths[0], model, parse_settings(settings or [], given), watcher)
+        except KeyboardInterrupt:
+            watcher.close()
+            typer.echo("Stopped. The same command goes on from there.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        watcher.close()
+    _print_failures(result.build)
+    if result.build.stopped:
+        typer.echo(f"pairmill: stopped: {result.build.stopped}", err=True)
+    if result.shards_missing:
+        typer.echo(f"{counted(len(result.shards_missing), 'shard')} without: run the same command again", err=True)
+    else:
+        typer.echo(f"columns/{result.alias}: row for row beside pairs/")
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+    if result.shards_missing:
+        raise typer.Exit(1)
+
+
 def _run(
     job_file: str | None, overrides: dict[str, Any], settings: list[str] | None, num_paths: int, as_json: bool
 ) -> None:
@@ -120,11 +152,21 @@ def embed(
     limit: Annotated[int | None, typer.Option(help="Only the first N rows of the input.", min=1)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; bfloat16 on a GPU if not given.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one if not given.")] = None,
-    caption_from_name: Annotated[bool, typer.Option(help="File names are captions where there is no text.")] = False,
+    caption_from_name: Annotated[
+        bool, typer.Option("--caption-from-name", help="File names are captions where there is no text.")
+    ] = False,
+    add_model: Annotated[
+        str | None, typer.Option(metavar="NAME[:PRETRAINED]", help="One more model for a finished dataset OUT.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Suffix of the added model's columns.")] = None,
     as_json: Json = False,
 ) -> None:
     """Embed pictures and captions that are held already. The same command again goes on after a stop."""
     paths = list(source or [])
+    if add_model:
+        added = {**_model(add_model), **({"dtype": dtype} if dtype else {}), **({"alias": alias} if alias else {})}
+        _add_model(paths, added, {"run": {"device": device}} if device else {}, settings, as_json)
+        return
     names = [name for each in model or [] for name in each.split(",")]
     overrides: dict[str, Any] = {
         "source.held": True,

@@ -215,7 +215,7 @@ def _rounds(shards: pa.Table, context: Context, modules: Path | None) -> Generat
 
 def _stream(shards: pa.Table, context: Context) -> Iterator[Outcome]:
     """Outcomes as shards come out of the last stage, in no order. Shards lost with a worker do not come out."""
-    stages = build_stages(context.job)
+    stages = build_stages(context)
     pools = _pools(context, [name for name, _ in stages], shards.num_rows)
     _configure(context, pools)
     # Ray 2.64 drops extra arguments such as max_task_retries; pyproject.toml keeps to versions that have them.
@@ -289,7 +289,7 @@ def _configure(context: Context, pools: dict[StageName, _Pool]) -> None:
     fetch = context.job.fetch  # the slowest shard: all rows from one host that never answers
     slowest_s = context.job.shard_rows / fetch.per_host_concurrency * fetch.timeout_s * (fetch.retries + 1)
     data.execution_no_progress_timeout_s = int(SLACK_S + slowest_s)
-    source = pools.get("download") or pools["load"]
+    source = pools.get("download") or pools.get("load") or pools["read"]
     in_flight = context.job.run.shards_in_flight or 2 * source.actors * source.calls + 4
     options = data.execution_options
     options.preserve_order = False

@@ -51,6 +51,8 @@ def retry(
     wanted = _checked(statuses)
     store = Store(output)
     plan = load_plan(store)
+    if plan.job["source"].get("held"):
+        raise JobError(f"{store.root} was made from a corpus that is held already: there is nothing to fetch again")
     context = replace(_context(store, plan, settings or {}), retry=frozenset(wanted))
     before, generations = _lost(store, wanted)
     column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())

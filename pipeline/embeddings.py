@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.encode import ClipModel, Floats, load_model
@@ -64,7 +65,8 @@ class Encoder:
         A pair whose picture does not decode is no pair any more, and has the Status that says why.
         """
         rows = np.flatnonzero(table["is_pair"].to_numpy())
-        pictures, picture_of = _distinct(table["sha256"].take(rows))
+        keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # a picture may be gone, or there is none
+        pictures, picture_of = _distinct(keys.take(rows))
         looks, embeddings = self._encode_pictures([table["image"][rows[place]].as_buffer() for place in pictures])
         seen = [None if place < 0 else looks[place] for place in picture_of]
         good = np.array([look is None or look.status is Status.OK for look in seen], bool)

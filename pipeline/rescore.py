@@ -13,13 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.pictures import read_range
+from pipeline.columns import PairsReader
 from pipeline.plan import Plan
 from pipeline.shards import committed, read_manifest
 from pipeline.storage import Store
 from schemas.jobs import BuildJob, ModelConfig, RunConfig
 from schemas.manifest import ShardManifest, manifest_name, shards_from_table
-from schemas.pairs import IMAGE_COLUMN
 
 if TYPE_CHECKING:
     from pipeline.verify import Report
@@ -69,26 +68,13 @@ def _places(rows: pa.Table) -> list[str | None]:
 
 def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
     """The picture of every row, None where it has none, it is gone, or it is another one."""
-    if "images" in manifest.files:
-        with store.open(manifest.files["images"].path) as file:
-            places = zip(rows["image_offset"].to_pylist(), rows["image_length"].to_pylist(), strict=True)
-            return [read_range(file, offset, length) for offset, length in places]
-    from pipeline.corpus.load import Loader
-    from pipeline.read import ShardReader
-
     job = BuildJob.model_validate({name: plan.job[name] for name in BuildJob.model_fields})
-    reader, loader = ShardReader(store, plan.facts), Loader(job.images)
+    reader = PairsReader(store, plan.facts, job)
     try:
         (shard,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
-        table = reader.read(shard)
-        table = table.filter(pc.is_in(table["row_id"], value_set=rows["row_id"].combine_chunks()))
-        loaded = loader(table, has_pictures=plan.facts.pictures != "none")
+        return reader.pictures(shard, manifest, rows)
     finally:
         reader.close()
-        loader.close()
-    found = zip(*(loaded[name].to_pylist() for name in ("row_id", "sha256", IMAGE_COLUMN.name)), strict=True)
-    of_row = {(row_id, sha256): image for row_id, sha256, image in found}
-    return [of_row.get(key) for key in zip(rows["row_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)]
 
 
 def _differences(

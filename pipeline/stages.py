@@ -52,6 +52,8 @@ class Context:
     """Statuses whose rows are fetched again, of committed shards. Empty: shards are made for the first time."""
     careful: bool = False
     """For shards that killed a worker: decode in a child process, slowly."""
+    columns_of: str | None = None
+    """Alias of a model, the job's only one, whose columns are added to shards that are committed already."""
     may_exit: bool = False
     """This process is a worker that is replaced when it ends: it may end itself where a decoder hangs."""
 
@@ -172,8 +174,48 @@ class CommitStage:
     def close(self) -> None: ...
 
 
-def build_stages(job: BuildJob) -> list[tuple[StageName, Callable[[Context], Stage]]]:
+class PairsStage:
+    """A committed shard (a row of PLAN_SCHEMA with its `generation`) becomes its pairs, with their pictures."""
+
+    def __init__(self, context: Context) -> None:
+        from pipeline.columns import PairsReader
+
+        self.context = context
+        self.reader = PairsReader(context.store, context.facts, context.job)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        (shard,) = shards_from_table(table)
+        name = manifest_name(shard.shard, table["generation"][0].as_py())
+        manifest = read_manifest(self.context.store, name)
+        rows = self.reader.read(shard, manifest)
+        return rows.replace_schema_metadata({**rows.schema.metadata, b"manifest": manifest.name.encode()})
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+class ColumnsStage:
+    """The columns of one more model are written beside the shard, whose manifest stays what it is."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        from pipeline.columns import write_columns
+
+        store, alias = self.context.store, self.context.columns_of or ""
+        manifest = read_manifest(store, table.schema.metadata[b"manifest"].decode())
+        write_columns(store, alias, table, shard_facts(table), manifest, self.context.job_fingerprint)
+        return pa.table({"manifest": [manifest.model_dump_json()]})
+
+    def close(self) -> None: ...
+
+
+def build_stages(context: Context) -> list[tuple[StageName, Callable[[Context], Stage]]]:
     """The stages of a job in order, each as its name and the call that builds it on a worker."""
+    job = context.job
+    if context.columns_of:
+        return [("read", PairsStage), ("encode", EncodeStage), ("commit", ColumnsStage)]
     if job.source.held:
         return [("read", ReadStage), ("load", LoadStage), ("encode", EncodeStage), ("commit", CommitStage)]
     encode: list[tuple[StageName, Callable[[Context], Stage]]] = [("encode", EncodeStage)] if job.models else []
@@ -190,7 +232,7 @@ def process_shard(shard: Shard, context: Context, stages: Sequence[tuple[StageNa
 
 def open_stages(context: Context) -> list[tuple[StageName, Stage]]:
     """Build every stage of the job in this process. Close each when done."""
-    return [(name, build(context)) for name, build in build_stages(context.job)]
+    return [(name, build(context)) for name, build in build_stages(context)]
 
 
 def run_stage(name: StageName, stage: Stage, table: pa.Table) -> pa.Table:

@@ -15,7 +15,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from uuid import uuid4
@@ -147,6 +147,15 @@ class Store:
         except FileNotFoundError:
             return []
         return sorted(str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """Names of the folders directly in `folder`, sorted; empty where it does not exist."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        found = (str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory")
+        return sorted(name.rsplit("/", 1)[-1] for name in found)
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name is there."""

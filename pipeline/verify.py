@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.columns import check_columns
 from pipeline.pictures import read_tar
 from pipeline.plan import load_plan
 from pipeline.shards import DATA_FOLDERS, ManifestError, committed, read_manifest
@@ -51,6 +52,7 @@ def verify(store: Store, rescore: int = 64) -> Report:
     report = Report()
     plan = load_plan(store)
     scored: list[int] = []
+    aliases = store.folders("columns")
     is_held = bool(plan.job.get("source", {}).get("held"))
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named: set[str] = set()
@@ -68,6 +70,7 @@ def verify(store: Store, rescore: int = 64) -> Report:
         problems = [
             *_check_manifest(manifest, planned, plan.job["fingerprint"]),
             *_check_shard(store, manifest, report),
+            *check_columns(store, aliases, manifest),
         ]
         _add_problems(report, manifest, problems)
         if not problems and manifest.pairs and (is_held or "images" in manifest.files):

@@ -100,6 +100,26 @@ class ShardManifest(BaseModel):
         return manifest_name(self.shard, self.generation)
 
 
+class ColumnsManifest(BaseModel):
+    """The record of one more model's columns of a shard, `columns/ALIAS/manifests/`: written last and create-only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    shard: int
+    generation: int
+    """Of the shard that the columns belong to: rows stand as in its pairs file."""
+    pairs_blake2b: str
+    rows: int
+    file: DataFile
+    job_fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """File name under `manifests/`."""
+        return manifest_name(self.shard, self.generation)
+
+
 def manifest_name(shard: int, generation: int = 0) -> str:
     """`000000012.json`, later generations `000000012.g1.json`; the highest generation wins."""
     return f"{shard_name(shard)}.json" if generation == 0 else f"{shard_name(shard)}.g{generation}.json"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.build import build
+from jobs.columns import add_model
 from jobs.config import JobError
 from pipeline.shards import read_manifests
 from pipeline.sources import SourceError
@@ -251,3 +252,56 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["kept"] == 6
     holds(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["build", "tars", "parquet"])
+def test_a_model_added_later_gives_what_one_pass_with_both_gives(
+    ray_session: None, web: PictureWeb, tmp_path: Path, kind: str
+) -> None:
+    first, second = {"name": "tiny", "alias": "first"}, {"name": "tiny", "alias": "second"}
+    if kind == "build":
+        rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": CAPTION.format(n)} for n in range(13)]
+        source, make = write_input(tmp_path / "in.parquet", [*rows, {"url": "http://10.0.0.1/", "caption": "no"}]), job
+    elif kind == "tars":
+        source, make = write_tar(tmp_path / "a.tar", samples(13)), embed_job
+    else:
+        table = {"image": [picture(n) for n in range(13)], "text": [CAPTION.format(n) for n in range(13)]}
+        pq.write_table(pa.table(table), tmp_path / "in.parquet")
+        source, make = tmp_path / "in.parquet", embed_job
+    once, later = tmp_path / "once", tmp_path / "later"
+    if kind == "build":
+        sequentially(make(source, once, models=[first, second]))
+        sequentially(make(source, later, models=[first]))
+    else:
+        sequentially(make(once, source, models=[first, second]))
+        sequentially(make(later, source, models=[first]))
+    before = {path: path.read_bytes() for path in later.rglob("*") if path.is_file()}
+    assert add_model(str(later), second).shards_missing == []
+    assert all(path.read_bytes() == data for path, data in before.items())
+    for manifest in read_manifests(Store(str(later))):
+        name = manifest.name.removesuffix(".json")
+        pairs = pq.read_table(later / "pairs" / f"{name}.parquet")
+        added = pq.read_table(later / "columns" / "second" / f"{name}.parquet")
+        expected = pq.read_table(once / "pairs" / f"{name}.parquet")
+        assert added["row_id"].equals(pairs["row_id"])
+        assert added.drop_columns(["row_id"]).equals(expected.select(added.column_names[1:]))
+    holds(later)
+    newest = max((later / "columns" / "second").glob("*.parquet"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert any("columns/second" in problem for problem in verify(Store(str(later)), rescore=0).problems)
+
+
+def test_adding_a_model_goes_on_after_a_stop_and_refuses_a_taken_alias(ray_session: None, tmp_path: Path) -> None:
+    sequentially(embed_job(tmp_path / "out", write_tar(tmp_path / "a.tar", samples(9))))
+    with pytest.raises(JobError, match="has a model with the alias 'tiny'"):
+        add_model(str(tmp_path / "out"), {"name": "tiny"})
+    add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"})
+    folder = tmp_path / "out" / "columns" / "more"
+    calm = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+    (folder / "manifests" / "000000001.json").unlink()  # killed before it
+    (folder / "000000002.parquet").unlink()
+    (folder / "manifests" / "000000002.json").unlink()
+    assert add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"}).shards_missing == []
+    assert {path.name: path.read_bytes() for path in folder.glob("*.parquet")} == calm
+    with pytest.raises(JobError, match="another model, or other weights, has this alias"):
+        add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more", "dtype": "bfloat16"})
