@@ -49,6 +49,8 @@ bench: $(READY)
 bench-peers: $(READY)
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	$(BIN)/uv pip install -q --python .venv-peers/bin/python -r bench/peers/requirements.txt
+	test -x .venv-clip-retrieval/bin/python || $(PYTHON) -m venv .venv-clip-retrieval
+	$(BIN)/uv pip install -q --python .venv-clip-retrieval/bin/python -r bench/peers/requirements-clip-retrieval.txt
 
 # New versions of everything: names and versions only, for both Pythons.
 lock: $(READY)
@@ -56,4 +58,4 @@ lock: $(READY)
 		--all-extras --upgrade pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-peers demo-out bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-clip-retrieval demo-out bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -114,7 +114,9 @@ def check(job: BuildJob) -> tuple[BuildJob, str]:
         rules.check_rules(job.rules, Path.cwd())
     except (OSError, ValueError) as error:
         raise JobError(str(error)) from None
-    return job, fingerprint(job, [*_check_models(job), *_own_contents(job)])
+    weights = _check_models(job)
+    job = _with_dtypes(job)
+    return job, fingerprint(job, [*weights, *_own_contents(job)])
 
 
 def _and_parents(path: str) -> list[Path]:
@@ -216,9 +218,14 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
     lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}
     found = {name: absolute(path) for name, path in lists.items() if path}
     weights = [
-        model.model_copy(update={"pretrained": absolute(model.pretrained)})
-        if model.pretrained and Path(model.pretrained).is_file()
-        else model
+        model.model_copy(
+            update={
+                "pretrained": absolute(model.pretrained)
+                if model.pretrained and Path(model.pretrained).is_file()
+                else model.pretrained,
+                "name": absolute(model.name) if Path(model.name, "open_clip_config.json").is_file() else model.name,
+            }
+        )
         for model in job.models
     ]
     return job.model_copy(
@@ -229,6 +236,17 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
             "models": weights,
         }
     )
+
+
+def _with_dtypes(job: BuildJob) -> BuildJob:
+    """What `auto` comes to here: it changes the output, so a run that goes on elsewhere must compute in the same.
+    On a cluster only the workers know; there it stays `auto`."""
+    if job.run.address is not None or all(model.dtype != "auto" for model in job.models):
+        return job
+    from pipeline.encode import resolved_dtype
+
+    models = [model.model_copy(update={"dtype": resolved_dtype(model, job.run)}) for model in job.models]
+    return job.model_copy(update={"models": models})
 
 
 def _check_models(job: BuildJob) -> list[str]:

@@ -47,7 +47,11 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Itera
     for key, value in overrides.items():
         if value is not None:
             _put(values, key, value)
-    return resolve(parse_settings(settings, values), text, job_file)
+    parse_settings(settings, values)
+    source = values.get("source")
+    if isinstance(source, dict) and source.get("held") and (unused := sorted({"fetch"} & set(values))):
+        raise JobError(f"{unused[0]}: nothing of a held corpus is downloaded")
+    return resolve(values, text, job_file)
 
 
 def parse_settings(settings: Iterable[str], values: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -261,7 +261,7 @@ def _pools(context: Context, names: Sequence[StageName], num_shards: int) -> dic
     encode = run.encode_actors or (gpus if on_gpu else 1)
     small = {
         "read": _Pool(1, SMALL_CPUS),
-        "load": _Pool(1, SMALL_CPUS, calls=2),
+        "load": _Pool(1, SMALL_CPUS),
         "encode": _Pool(encode, SMALL_CPUS, gpus=1.0 if on_gpu else 0.0),
         "commit": _Pool(-(-download // 8), SMALL_CPUS),
     }

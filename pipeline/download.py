@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_BYTES = 256 << 20
 """Bodies that may be arriving or waiting for a decoding thread before no new request starts. What is in flight by then
-still arrives, up to twice this and one body more."""
+still arrives, up to twice this and one body and a chunk more."""
 
 HANG_CHECK_S = 10.0
 
@@ -171,7 +171,6 @@ class _Engine:
         body = fetched.body
         if body is None:
             return Download(fetched.status, fetched.detail, fetched)
-        self._budget.take(len(body))
         try:
             return await self._loop.run_in_executor(self._decoders, self._decode, fetched, expected)
         finally:

@@ -20,11 +20,18 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.encode import ClipModel, Floats, load_model
+from pipeline.faults import local_fault
 from pipeline.images import ImageError, ImageProcessor, is_one_color
+from pipeline.isolate import DECODE_TIMEOUT_S
 from pipeline.pixels.phash import phash
+from pipeline.pixels.resize import Pixels
+from pipeline.text import describe
 from schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from schemas.pairs import score_columns
 from schemas.status import Status
+
+MAX_RESIZED_PIXELS = 1 << 24
+"""CLIP's recipe resizes by the shorter side, then cuts: a strip of one pixel by a million would be huge in between."""
 
 _AHEAD = 2
 """Micro-batches that are decoded while one is with the models."""
@@ -46,7 +53,11 @@ class Look:
 class Encoder:
     """Adds the score columns of every model to a shard's table. Not for several threads at once."""
 
-    def __init__(self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig) -> None:
+    def __init__(
+        self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig, may_exit: bool = False
+    ) -> None:
+        """`may_exit`: end this process where a decoder hangs, which nothing else can end."""
+        self._may_exit = may_exit
         threads = run.encode_threads or os.cpu_count() or 1
         if run.device != "cuda":  # Ray tells torch to use as many as the actor's logical CPUs, which only place it
             torch.set_num_threads(threads)
@@ -108,23 +119,41 @@ class Encoder:
         for start in range(0, len(bodies), size):
             pending.append([self._decoders.submit(self._look, body) for body in bodies[start : start + size]])
             if len(pending) > _AHEAD:
-                yield [future.result() for future in pending.popleft()]
+                yield self._results(pending.popleft())
         for batch in pending:
-            yield [future.result() for future in batch]
+            yield self._results(batch)
+
+    def _results(self, batch: Sequence[Future[Look]]) -> list[Look]:
+        try:
+            return [future.result(DECODE_TIMEOUT_S) for future in batch]
+        except TimeoutError:
+            if self._may_exit:
+                os._exit(1)  # its shard is done again, carefully
+            raise
 
     def _look(self, body: Any) -> Look:
+        """The row border of decoding."""
         try:
-            pixels = self._processor.pixels(bytes(body))
+            return self._look_at(self._processor.pixels(bytes(body)))
         except ImageError as error:
             return Look({}, error.status, error.detail)
-        inputs = {key: recipe.picture(pixels) for key, recipe in self._recipes.items()}
+        except Exception as error:
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
+            return Look({}, Status.ROW_ERROR, describe(error))
+
+    def _look_at(self, pixels: Pixels) -> Look:
         height, width = pixels.shape[:2]
+        for recipe in self._recipes.values():
+            if (most := recipe.pixels_of(width, height)) > MAX_RESIZED_PIXELS:
+                raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} would be {most:,} pixels for the model")
+        inputs = {key: recipe.picture(pixels) for key, recipe in self._recipes.items()}
         return Look(inputs, width=width, height=height, phash=phash(pixels), one_color=is_one_color(pixels))
 
 
-def encode_pictures(model: ClipModel, bodies: Sequence[bytes]) -> Floats:
+def encode_pictures(model: ClipModel, bodies: Sequence[bytes], images: ImagesConfig) -> Floats:
     """Embeddings [n, dim] of encoded pictures, L2-normalised. Raises ImageError on one that does not decode."""
-    processor = ImageProcessor(ImagesConfig())
+    processor = ImageProcessor(images)
     return model.encode_pixels(torch.stack([model.input.picture(processor.pixels(body)) for body in bodies]))
 
 
@@ -194,6 +223,9 @@ def _with_looks(table: pa.Table, rows: npt.NDArray[np.int64], seen: Sequence[Loo
     for row, look in zip(rows, seen, strict=True):
         for name, values in columns.items():
             values[row] = look and getattr(look, name)
+    for name in ("width", "height"):  # a PNG or WebP tells only once it is decoded which way is up
+        known = zip(table[f"original_{name}"].to_pylist(), columns[name], strict=True)
+        columns[f"original_{name}"] = [old if new is None else new for old, new in known]
     return _replaced(table, columns)
 
 

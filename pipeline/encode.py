@@ -57,7 +57,6 @@ class ScoreContract:
     preprocessing: dict[str, Any]
     dtype: str
     context_length: int
-    pixels: str = "stored picture"
 
 
 class ClipModel:
@@ -238,6 +237,11 @@ def check_device(run: RunConfig) -> None:
         _device(run)
 
 
+def resolved_dtype(config: ModelConfig, run: RunConfig) -> str:
+    """What `auto` means on this machine."""
+    return _dtype(config, _device(run))
+
+
 def input_side(config: ModelConfig) -> int:
     """Pixels per side that a model looks at; 0 where open_clip's configuration does not say."""
     side = _architecture(config).get("vision_cfg", {}).get("image_size", 0)
@@ -299,8 +303,8 @@ def _fetched(config: ModelConfig, fetch: Callable[[Any], Any]) -> str:
         return str(fetch(download_pretrained_from_hf))
     except Exception as error:  # whatever the hub's client raises when it is offline
         raise ModelError(
-            f"the weights {config.pretrained or ''!r} of {config.name!r} cannot be fetched "
-            f"({type(error).__name__}); without a network, give `pretrained` a local file"
+            f"the weights {config.pretrained or ''} of {config.name!r} cannot be fetched ({type(error).__name__}); "
+            "without a network, give `pretrained` a local file, or a folder as the model's name"
         ) from error
 
 

@@ -50,7 +50,7 @@ from pipeline.web.names import AddressRefused, HostNames, NoSuchHost
 from pipeline.web.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 from pipeline.web.robots import RobotsFiles
 from pipeline.web.silent import SilentHosts
-from pipeline.web.slots import ByteBudget, Deadline, HostSlots
+from pipeline.web.slots import ByteBudget, Deadline, HostSlots, Share
 from pipeline.web.targets import parse_target, redirect_target
 from schemas.jobs import FetchConfig
 from schemas.status import Status
@@ -105,8 +105,9 @@ class Fetched:
 
 @dataclass(slots=True)
 class _Evidence:
-    """What is known so far about a URL being fetched."""
+    """What is known, and held, so far of a URL being fetched."""
 
+    share: Share
     attempts: int = 0
     http_status: int | None = None
     final_url: str | None = None
@@ -177,8 +178,12 @@ class Fetcher:
         return socket.socket(family, kind, protocol)
 
     async def fetch(self, url: str) -> Fetched:
-        """Download one picture. Raises nothing for what a server does, LocalFault for what is wrong here."""
-        evidence, body, deadline = _Evidence(), None, Deadline(self._config.timeout_s)
+        """Download one picture. Raises nothing for what a server does, LocalFault for what is wrong here.
+
+        A body stays counted in the budget: the caller gives its bytes back.
+        """
+        body, deadline = None, Deadline(self._config.timeout_s)
+        evidence = _Evidence(Share(self._budget, deadline))
         status, detail = Status.OK, None
         try:
             async with deadline:
@@ -189,6 +194,11 @@ class Fetcher:
             if not deadline.expired:
                 raise
             status, detail = Status.TIMEOUT, f"not done within {self._config.timeout_s:g} s"
+        finally:
+            if body is None:
+                evidence.share.let_go()
+            else:
+                evidence.share.hand_over()
         return Fetched(
             status=status,
             detail=clean_text(detail),
@@ -218,13 +228,14 @@ class Fetcher:
     async def _follow(self, url: URL, evidence: _Evidence, deadline: Deadline) -> bytes:
         """One attempt: the URL and what it redirects to."""
         evidence.http_status = evidence.final_url = evidence.content_type = None
+        await evidence.share.hold(0)  # what an attempt before this one held
         seen = {url}
         while True:
             if self._config.respect_robots_txt:
                 await self._robots.require_allowed(url)
             async with self._turn(url.host or "", deadline):
                 with self._silent.watch(url.authority):
-                    answer = await self._request(url, evidence, deadline)
+                    answer = await self._request(url, evidence)
             if isinstance(answer, bytes):
                 return answer
             if len(seen) > self._config.max_redirects:
@@ -248,7 +259,7 @@ class Fetcher:
                 deadline.resume()
             yield
 
-    async def _request(self, url: URL, evidence: _Evidence, deadline: Deadline) -> bytes | URL:
+    async def _request(self, url: URL, evidence: _Evidence) -> bytes | URL:
         """One request: the body, or where to go on. Leaving early closes the connection, so no byte more is read."""
         try:
             async with self._session.get(url, allow_redirects=False) as response:
@@ -258,7 +269,7 @@ class Fetcher:
                 if is_redirect(response.status):
                     return redirect_target(url, response.headers.get("Location"))
                 require_success(response.status, response.headers.get("Retry-After"))
-                return await self._read(response, deadline)
+                return await self._read(response, evidence.share)
         except _CAUGHT as error:
             raise _explain(error) from error
 
@@ -280,7 +291,7 @@ class Fetcher:
             raise _explain(error) from error
         return 404, b""  # too many redirects count as unavailable
 
-    async def _read(self, response: aiohttp.ClientResponse, deadline: Deadline) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, share: Share) -> bytes:
         if self._config.respect_x_robots_tag:
             directive = optout.refusing_directive(response.headers.getall("X-Robots-Tag", ()), self._token)
             if directive is not None:
@@ -289,10 +300,10 @@ class Fetcher:
         if announced > self._config.max_bytes:
             raise FetchError(Status.BODY_TOO_LARGE, f"{announced} bytes announced")
         body = PictureBody(self._config.max_bytes, headers.get("Content-Type"), headers.get("Content-Encoding", ""))
-        async with self._budget.arriving(deadline) as hold:
-            async for chunk in response.content.iter_any():
-                body.add(chunk)
-                await hold(body.num_bytes)
+        async for chunk in response.content.iter_any():
+            await share.hold(body.most_after(chunk))
+            body.add(chunk)
+            await share.hold(body.num_bytes)
         return body.finish()
 
 

@@ -21,11 +21,17 @@ class ModelInput:
 
     def __init__(self, recipe: Any) -> None:
         *self._steps, _to_rgb, _to_tensor, normalize = recipe.transforms
-        self.key = repr(self._steps)
+        self.key = repr([(type(step).__name__, sorted(vars(step).items(), key=str)) for step in self._steps])
         """Equal for recipes that give equal pictures."""
         self._is_plain = all(isinstance(step, transforms.Resize | transforms.CenterCrop) for step in self._steps)
         self._mean = torch.tensor(normalize.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(normalize.std).view(1, 3, 1, 1)
+
+    def pixels_of(self, width: int, height: int) -> int:
+        """Pixels that a picture has while it is resized, before it is cut."""
+        sides = [step.size for step in self._steps if isinstance(getattr(step, "size", None), int)]
+        longest = max(width, height) / min(width, height)
+        return int(max(sides, default=0) ** 2 * longest)
 
     def picture(self, pixels: Pixels) -> torch.Tensor:
         """[height, width, 3] -> uint8 [3, side, side], resized and cut or filled."""

@@ -32,7 +32,7 @@ _TRIES = 20
 
 _MAX_OBJECTS = 200_000
 _STORED_PICTURE_BYTES = 30_000
-_SHARDS_PER_ACTOR = 2
+_SHARDS_PER_ACTOR = 4
 
 
 class OtherJobError(PlanError):
@@ -78,7 +78,14 @@ def describe_plan(plan: Plan, job: BuildJob) -> str:
     """What the plan means: shards, objects, memory per download actor; and a better `shard_rows`, if there is one."""
     if job.source.held:
         rows = f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}"
-        return f"{rows}: {plan.num_shards * 3:,} output files, pictures stay where they are"
+        pictures = plan.facts.pictures or ""
+        where = {
+            "none": "no pictures, captions alone",
+            "index": "pictures where the files are",
+            "pairs": "its pictures",
+        }
+        said = where.get(pictures, f"pictures from column {pictures.rpartition(':')[2]!r}")
+        return f"{rows}: {plan.num_shards * 3:,} output files\n{said}; {_describe_columns(plan.facts)}"
     per_shard = 3 + (job.images.store != "none")
     objects = plan.num_shards * per_shard
     megabytes = job.shard_rows * _STORED_PICTURE_BYTES * _SHARDS_PER_ACTOR // 1_000_000
@@ -173,7 +180,8 @@ class _Planner:
         known = {file.source for file in plan.inputs}
         files = self._inspect([source for source in self.sources if source not in known]) if budget != 0 else []
         for file in files:
-            if file.num_rows != 0 and file.kind != "index" and (problem := misfit(plan.facts, file)):
+            fits = self.corpus.misfit if self.corpus else misfit
+            if file.num_rows != 0 and (problem := fits(plan.facts, file)):
                 raise PlanError(f"{problem}; choose another output for it")
         slices += self._slice_new(files, plan.facts, budget)
         return self._to_bytes(slices, plan.facts, plan.num_shards) if slices else None
@@ -190,8 +198,8 @@ class _Planner:
         for known in plan.inputs:
             if self.fingerprints[known.source] != known.fingerprint:
                 raise PlanError(
-                    f"{known.source}: has changed since it was planned into {root}; restore it and add new rows as a "
-                    f"new file, or choose another output"
+                    f"{known.source}: has changed since it was planned into {root}; restore it and add what is new "
+                    f"as a new {'folder' if known.source.endswith('/') else 'file'}, or choose another output"
                 )
             if known.uri != known.source and not self.store.exists(known.uri):
                 raise PlanError(f"{root}/{known.uri}: is gone; it was made from {known.source}. Choose another output")

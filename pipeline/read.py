@@ -149,7 +149,8 @@ def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
     problems = (table[MALFORMED_COLUMN].combine_chunks() if has_problems else nothing).cast(pa.string())
     has_lists = columns.caption is not None and pa.types.is_nested(table[columns.caption].type)
     if has_lists:
-        lists, too_many = _bounded_lists(raw_byte_lists(table[columns.caption]), table)
+        counted = table.select([name for name in table.column_names if name in (*columns.extra, columns.url)])
+        lists, too_many = _bounded_lists(raw_byte_lists(table[columns.caption]), counted)
         problems = pc.coalesce(problems, too_many)
         parents, indexes, captions = _lay_out(lists)
     else:

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.columns import PairsReader
+from pipeline.faults import LocalFault
+from pipeline.inputs.cursor import ReadError
 from pipeline.plan import Plan
 from pipeline.shards import committed, read_manifest
 from pipeline.storage import Store
-from schemas.jobs import BuildJob, ModelConfig, RunConfig
+from schemas.jobs import BuildJob, ImagesConfig, ModelConfig, RunConfig
 from schemas.manifest import ShardManifest, manifest_name, shards_from_table
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def rescore_sample(
 ) -> Iterator[tuple[ShardManifest, str]]:
     """Compute `wanted` pairs again, the same number in each of at most that many shards; yields what does not hold."""
     num_shards = min(wanted, len(scored))
+    job = BuildJob.model_validate({name: plan.job[name] for name in BuildJob.model_fields})
     newest = committed(store)
     for place in range(num_shards):
         shard = scored[place * len(scored) // num_shards]
@@ -39,7 +42,11 @@ def rescore_sample(
         rows, contracts = _sample(store, manifest, -(-wanted // num_shards))
         if not contracts or not rows.num_rows:
             continue
-        pictures = _pictures(store, plan, manifest, rows)
+        try:
+            pictures = _pictures(store, plan, manifest, rows)
+        except (ReadError, LocalFault, OSError) as error:
+            yield manifest, f"its pictures cannot be read: {error}"
+            continue
         gone = sum(
             place is not None and picture is None for place, picture in zip(_places(rows), pictures, strict=True)
         )
@@ -48,7 +55,7 @@ def rescore_sample(
             continue
         report.rescored += rows.num_rows
         for contract in contracts:
-            for problem in _differences(rows, pictures, contract, report):
+            for problem in _differences(rows, pictures, contract, report, job.images):
                 yield manifest, problem
 
 
@@ -78,7 +85,11 @@ def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table)
 
 
 def _differences(
-    rows: pa.Table, pictures: Sequence[bytes | None], contract: dict[str, Any], report: "Report"
+    rows: pa.Table,
+    pictures: Sequence[bytes | None],
+    contract: dict[str, Any],
+    report: "Report",
+    images: ImagesConfig,
 ) -> Iterator[str]:
     from pipeline.embeddings import encode_pictures
     from pipeline.encode import load_model
@@ -95,7 +106,7 @@ def _differences(
     seen = [place for place, picture in enumerate(pictures) if picture]
     said = [place for place, caption in enumerate(captions) if caption is not None]
     if seen:
-        image[seen] = encode_pictures(model, [pictures[place] or b"" for place in seen])
+        image[seen] = encode_pictures(model, [pictures[place] or b"" for place in seen], images)
     if said:
         text[said] = model.encode_captions([captions[place] for place in said])
     gaps = np.stack(
@@ -118,10 +129,12 @@ def _gap(stored: pa.ChunkedArray, again: npt.NDArray[np.float32]) -> npt.NDArray
 
 
 def _turned(stored: pa.ChunkedArray, again: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """1 - cosine of the stored embedding and the one computed again [rows]; 0 where there is none."""
-    gaps = np.zeros(len(again), np.float32)
+    """1 - cosine of the stored embedding and the one computed again [rows]; 0 where there can be none."""
+    gaps: npt.NDArray[np.float32] = np.any(again != 0, axis=1).astype(
+        np.float32
+    )  # one that is missing is off by all there is
     for row, value in enumerate(stored.to_pylist()):
         if value is not None:
             before = np.asarray(value, np.float32)
-            gaps[row] = 1 - float(before @ again[row]) / max(float(np.linalg.norm(before)), 1e-6)
-    return np.abs(gaps)
+            gaps[row] = abs(1 - float(before @ again[row]) / max(float(np.linalg.norm(before)), 1e-6))
+    return gaps

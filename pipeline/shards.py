@@ -90,7 +90,9 @@ class ShardWriter:
             job_fingerprint=self.job_fingerprint,
             files=files,
             seconds=facts["seconds"],
-            bytes_fetched=_bytes_fetched(table) + (earlier.manifest.bytes_fetched if earlier else 0),
+            bytes_fetched=0
+            if self.images_store == "elsewhere"
+            else _bytes_fetched(table) + (earlier.manifest.bytes_fetched if earlier else 0),
             versions=self.versions,
         )
         return publish(self.store, manifest)
@@ -123,7 +125,9 @@ class _Commit:
                 return earlier.pairs, rejects, {**earlier.manifest.files, "rejects": self._parquet("rejects", rejects)}
             pairs = by_place(pa.concat_tables([pairs, earlier.pairs.select(pairs.column_names)]))
         files: dict[Any, DataFile]
-        files, pairs = self._write_pictures(pairs, table, earlier.pictures() if earlier else {})
+        files, pairs = self._write_pictures(
+            pairs, table, earlier.pictures() if earlier and "images" in earlier.manifest.files else {}
+        )
         files["pairs"] = self._parquet("pairs", pairs)
         files["rejects"] = self._parquet("rejects", rejects)
         return pairs, rejects, files

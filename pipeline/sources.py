@@ -66,8 +66,8 @@ class SourceFacts:
     extra: pa.Schema
     extra_columns: tuple[str, ...]
     pictures: str | None = None
-    """Of a corpus that is held already: `index` and `pairs` have columns that say where each picture is, any other name
-    is the column that holds them, and `none` has captions alone. None: they are on the web."""
+    """Of a corpus that is held already: `index` and `pairs` have columns that say where each picture is, `column:NAME`
+    holds them, and `none` has captions alone. None: they are on the web."""
 
     @property
     def has_captions(self) -> bool:

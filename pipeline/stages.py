@@ -116,7 +116,7 @@ class LoadStage:
         from pipeline.corpus.load import Loader
 
         self.context = context
-        self.loader = Loader(context.job.images)
+        self.loader = Loader(context.job.images, context.careful)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         custom = _custom_rules(self.context)
@@ -135,10 +135,13 @@ class EncodeStage:
     def __init__(self, context: Context) -> None:
         from pipeline.embeddings import Encoder  # loads torch: only this stage pays for it
 
-        self.encoder = Encoder(context.job.models, context.job.run, context.job.images)
+        job = context.job
+        self.encoder = Encoder(job.models, job.run, job.images, context.may_exit)
+        self.pixels = "original picture, upright, in sRGB" if job.source.held else "stored picture"
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        facts = {**shard_facts(table), "models": [asdict(model.contract) for model in self.encoder.models]}
+        contracts = [{**asdict(model.contract), "pixels": self.pixels} for model in self.encoder.models]
+        facts = {**shard_facts(table), "models": contracts}
         return with_facts(self.encoder(table), facts)
 
     def close(self) -> None:

@@ -258,6 +258,20 @@ def files_in(folder: str) -> Iterator[tuple[str, int]]:
             yield PurePosixPath(info["name"]).name, int(info["size"])
 
 
+def leads_out(folder: str, name: str) -> bool:
+    """Whether a file of a local folder is a link to somewhere outside of it."""
+    if is_remote(folder):
+        return False
+    root = Path(absolute(folder)).resolve()
+    return not (root / name).resolve().is_relative_to(root)
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path or URL is a folder."""
+    fs, inside = fsspec.core.url_to_fs(absolute(path))
+    return bool(fs.isdir(inside))
+
+
 def _is_visible_input(name: str, folder: str, suffixes: tuple[str, ...]) -> bool:
     parts = PurePosixPath(name.removeprefix(folder)).parts
     return name.lower().endswith(suffixes) and not any(part.startswith((".", "_")) for part in parts)

@@ -81,7 +81,9 @@ def verify(store: Store, rescore: int = 64) -> Report:
         from pipeline.rescore import rescore_sample  # loads torch where there are scores
 
         for manifest, problem in rescore_sample(store, plan, scored, rescore, report):
-            _add_problems(report, manifest, [problem])
+            report.problems.append(f"shard {manifest.shard:09d}: {problem}")
+            if not is_held:  # a corpus that has changed is not mended by making its shard again
+                report.damaged.append(f"manifests/{manifest.name}")
     return report
 
 

@@ -278,7 +278,18 @@ class BuildJob(_Settings):
             rules = values.get("rules") or {}
             if isinstance(rules, dict) and "require_caption" not in rules:
                 values = {**values, "rules": {**rules, "require_caption": False}}
+            values = {"shard_rows": 1_024, **values}  # original pictures are larger than stored ones
         return values
+
+    def _has_a_meaning_for_held_pictures(self) -> None:
+        """Refuse what would be ignored without a word."""
+        rules = self.rules
+        if rules.url_block_hosts or rules.url_allow_hosts or rules.url_blocklist:
+            raise ValueError("rules.url_*: nothing of a held corpus is downloaded; choose by url afterwards")
+        if rules.image_drop_one_color:
+            raise ValueError("rules.image_drop_one_color: see the column one_color of a held corpus instead")
+        if self.source.sha256_column:
+            raise ValueError("source.sha256_column: has no meaning for a held corpus; compare sha256 afterwards")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "BuildJob":
@@ -286,12 +297,7 @@ class BuildJob(_Settings):
         if self.source.held and not self.models:
             raise ValueError("models: a corpus that is held already is read for its embeddings; name a model")
         if self.source.held:
-            if self.fetch != FetchConfig():
-                raise ValueError("fetch: nothing of a held corpus is downloaded")
-            if self.images != ImagesConfig(max_pixels=self.images.max_pixels):
-                raise ValueError("images: pictures of a held corpus stay as they are; only max_pixels has a meaning")
-            if self.rules.image_drop_one_color:
-                raise ValueError("rules.image_drop_one_color: see the column one_color of a held corpus instead")
+            self._has_a_meaning_for_held_pictures()
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
         wanted = self.rules.min_similarity

@@ -11,17 +11,23 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.inputs.uid import own_uid
 from pipeline.sources import MALFORMED_COLUMN
 from pipeline.text import clean_text
 from schemas.pairs import STORED
 
-PICTURE_ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+PICTURE_ENDINGS = (
+    *("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("heic", "heif", "svg", "jp2", "jxl"),  # not decoded: each is a row that says so
+)
 CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20
 """Of a caption or JSON file; longer ones are refused unread."""
 
 _CAPTION_KEYS = ("caption", "text", "TEXT", "alt")
-_MAX_KEY_CHARS = 1_000
+_URL_KEYS = ("url", "URL")
+_KEPT_KEYS = frozenset({*_CAPTION_KEYS, *_URL_KEYS, "uid"})
+_MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -43,8 +49,8 @@ class Sample:
     pictures: list[tuple[str, int, int]] = field(default_factory=list)
     """(file that holds it, offset, length)"""
     caption: bytes | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What its JSON says."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What its JSON says, as far as it matters here."""
     problem: str | None = None
 
     def add_json(self, data: bytes) -> None:
@@ -53,32 +59,33 @@ class Sample:
             value = json.loads(data)
         except (ValueError, RecursionError):
             return
-        self.facts = value if isinstance(value, dict) else {}
+        if isinstance(value, dict) and not self.facts:
+            self.facts = {key: text for key, text in value.items() if key in _KEPT_KEYS and isinstance(text, str)}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per picture: the first stands for the sample, further ones are refused, as is a sample without."""
         caption = self.caption if self.caption is not None else self._fact(*_CAPTION_KEYS)
-        common = {"key": readable_name(self.key), "url": self._fact("url", "URL"), "caption": caption}
-        uid = self.facts.get("uid")
-        common["uid"] = uid[:64] if isinstance(uid, str) else None
+        common = {"key": readable_name(self.key), "url": self._fact(*_URL_KEYS), "caption": caption}
+        common["uid"] = own_uid(self.facts.get("uid", ""))
         if not self.pictures:
-            yield {**common, MALFORMED_COLUMN: self.problem or "no picture under this key"}
+            yield {**common, MALFORMED_COLUMN: clean_text(self.problem) or "no picture under this key"}
         for number, (file, offset, length) in enumerate(self.pictures):
-            place = {"image_tar": file, "image_offset": offset, "image_length": length}
+            place: dict[str, Any] = {"image_tar": file, "image_offset": offset, "image_length": length}
             problem = self.problem or (f"picture {number + 1} under one key" if number else None)
+            if readable_name(file) != file:  # columns hold UTF-8
+                place, problem = {}, f"{readable_name(file)}: a name that is not UTF-8; rename it"
             yield {**common, **place, MALFORMED_COLUMN: clean_text(problem)}
 
     def _fact(self, *names: str) -> bytes | None:
         for name in names:
-            value = self.facts.get(name)
-            if isinstance(value, str):
+            if (value := self.facts.get(name)) is not None:
                 return value.encode("utf-8", "surrogatepass")
         return None
 
 
 def readable_name(name: str) -> str:
     """A file name from outside as text: what is not UTF-8 becomes U+FFFD, and it is not endless."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:_MAX_KEY_CHARS]
+    return name[:_MAX_KEY_CHARS].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -12,7 +12,6 @@ Parquet, CSV, JSON lines with captions    each file                its rows; the
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -20,11 +19,13 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.corpus import folders
-from pipeline.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS
+from pipeline.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS, readable_name
+from pipeline.corpus.places import COLUMN
 from pipeline.corpus.tars import tar_rows
 from pipeline.inputs.convert import convert, inspect_text
-from pipeline.inputs.facts import decide_facts
-from pipeline.shards import read_manifests
+from pipeline.inputs.facts import decide_facts, misfit
+from pipeline.inputs.planned import load
+from pipeline.shards import committed, read_manifests
 from pipeline.sources import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
 from pipeline.storage import Store
 from schemas.jobs import SourceConfig
@@ -36,6 +37,7 @@ IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_b
 _PAIRS_FILE = re.compile(r"(?P<root>.*)/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
 _PICTURE_SUFFIXES = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
+_BATCH_BYTES = 32 << 20
 
 
 class Corpus:
@@ -49,11 +51,24 @@ class Corpus:
         """Planned files in order. A folder of pictures ends in `/`. Raises SourceError."""
         found: list[str] = []
         for path in self._source.paths:
-            found += _outputs(path) or _under(path, (".tar",), without) or self._others(path, without)
+            found += _outputs(path) or self._tars(path, without) or self._others(path, without)
+        for uri in found:
+            if readable_name(uri) != uri:
+                raise SourceError(f"source.paths: {readable_name(uri)}: a name that is not UTF-8; rename it")
         kinds = {self.kind(uri) for uri in found}
         if len(kinds) > 1:
             raise SourceError(f"source.paths: {', '.join(sorted(kinds))} together; make an output for each kind")
         return list(dict.fromkeys(found))
+
+    def _tars(self, path: str, without: str) -> list[str]:
+        tars = _under(path, (".tar",), without)
+        if tars and (pictures := _under(path, _PICTURE_SUFFIXES, without)):
+            raise SourceError(
+                f"source.paths: {path} holds tars, and pictures such as {pictures[0]}; name one of the two"
+            )
+        if not tars and (packed := _under(path, (".tar.gz", ".tgz", ".tar.zst"), without)):
+            raise SourceError(f"source.paths: {packed[0]}: pictures are read from tars by range, so unpack it to .tar")
+        return tars
 
     def _others(self, path: str, without: str) -> list[str]:
         parquet = _under(path, (".parquet",), without)
@@ -61,6 +76,8 @@ class Corpus:
             return parquet
         pictures = _under(path, _PICTURE_SUFFIXES, without)
         if pictures:
+            if not storage.is_folder(path):
+                raise SourceError(f"source.paths: {path}: name the folder of the pictures, not pictures")
             names = sorted({picture.rpartition("/")[0] for picture in pictures})
             return [f"{name}/" for name in names]
         return list_inputs([path], without)
@@ -69,9 +86,14 @@ class Corpus:
         """What a planned file is."""
         if uri.endswith("/"):
             return "folders"
-        if uri.endswith(".tar"):
+        if uri.lower().endswith(".tar"):
             return "tars"
-        return "pairs" if _PAIRS_FILE.fullmatch(uri) else kind_of(uri)
+        if _PAIRS_FILE.fullmatch(uri):
+            return "pairs"
+        kind = kind_of(uri)
+        if kind == "text":
+            raise SourceError(f"{uri}: a plain text file is a list of URLs, for pairmill build; captions need a column")
+        return "parquet" if kind == "parquet" else "texts"
 
     def inspect(self, uri: str) -> InputFile:
         """Columns and rows, as far as they are known before the file is indexed."""
@@ -99,6 +121,8 @@ class Corpus:
         """What the columns mean. Raises SourceError."""
         kind, source = self.kind(files[0].uri), self._source
         if kind in ("folders", "tars"):
+            if needs_license:
+                raise SourceError("rules.license_allow: tars and folders have no column of licenses")
             extra = pa.schema([INDEX_SCHEMA.field("key")])
             return SourceFacts("url", "caption", "uid", None, None, extra, ("key",), "index")
         if kind == "pairs":
@@ -108,7 +132,15 @@ class Corpus:
         for file in files:
             if self._columns.get(file.uri) != column:
                 raise SourceError(f"{file.uri}: its pictures are not in a column {column!r}, as in {files[0].uri}")
-        return decide_facts(source, files, needs_license, column or "none")
+        return decide_facts(source, files, needs_license, _pictures(column))
+
+    def misfit(self, facts: SourceFacts, file: InputFile) -> str | None:
+        """Why a new file does not fit a corpus that is planned already; None if it does."""
+        if file.kind == "index":
+            return None
+        if file.uri in self._columns and _pictures(self._columns[file.uri]) != facts.pictures:
+            return f"{file.uri}: its pictures are not where the plan of this output says ({facts.pictures})"
+        return misfit(facts, file)
 
     def convert(self, file: InputFile, name: str, facts: SourceFacts, shard_rows: int, store: Store) -> None:
         """Write the index of a file that has no rows of its own."""
@@ -117,8 +149,7 @@ class Corpus:
             return
         with store.new_file() as target:
             with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-                rows = self._rows(file.uri)
-                while batch := list(islice(rows, max(shard_rows, 1_024))):
+                for batch in _batches(self._rows(file.uri), max(shard_rows, 1_024)):
                     writer.write_table(pa.Table.from_pylist(batch, schema=INDEX_SCHEMA))
             store.create_from(name, target)
 
@@ -137,8 +168,27 @@ class Corpus:
         return None
 
 
+def _batches(rows: Iterator[dict[str, Any]], max_rows: int) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        batch.append(row)
+        num_bytes += len(row.get("caption") or b"") + len(row.get("url") or b"")
+        if len(batch) == max_rows or num_bytes > _BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _pictures(column: str | None) -> str:
+    return f"{COLUMN}{column}" if column else "none"
+
+
 def _holds_pictures(data_type: pa.DataType) -> bool:
     """Bytes, or Hugging Face's Image: a struct of `bytes` and `path`."""
+    if pa.types.is_dictionary(data_type):
+        return _holds_pictures(data_type.value_type)
     if pa.types.is_struct(data_type):
         place = data_type.get_field_index("bytes")
         return place >= 0 and _holds_pictures(data_type.field(place).type)
@@ -148,9 +198,18 @@ def _holds_pictures(data_type: pa.DataType) -> bool:
 
 def _outputs(path: str) -> list[str]:
     """`pairs/` files of a finished pairmill output, by its manifests; empty where the path is none."""
-    store = Store(path)
-    if not store.list("manifests") or not store.list("plan"):
+    if storage.is_remote(path) and not path.startswith("s3://"):
         return []
+    store = Store(path)
+    if not store.list("manifests") or (plan := load(store)) is None:
+        return []
+    if plan.facts.pictures not in (None, "index", "pairs"):
+        names = ", ".join(file.source for file in plan.inputs[:3])
+        raise SourceError(f"source.paths: {path} refers to pictures within Parquet; embed those files again: {names}")
+    if plan.facts.pictures is None and plan.job["images"]["store"] == "none":
+        raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
+    if missing := plan.num_shards - len(committed(store)):
+        raise SourceError(f"source.paths: {path} is not finished: {missing} of {plan.num_shards} shards are missing")
     return [store.path(manifest.files["pairs"].path) for manifest in read_manifests(store) if manifest.pairs]
 
 

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.faults import local_fault
 from pipeline.fill import binary_column
 from pipeline.images import ImageError, ImageProcessor
+from pipeline.inputs.cursor import ReadError
 from pipeline.inputs.uid import pair_uid
+from pipeline.isolate import IsolatedProcessor
 from pipeline.text import describe
 from schemas.jobs import ImagesConfig
 from schemas.pairs import IMAGE_COLUMN, KEPT_STATUS
 from schemas.status import Status
 
-MAX_BYTES = 100 << 20
+MAX_BYTES = 64 << 20
 """A picture file above this is refused unread."""
 
 _READERS = 8
@@ -51,13 +54,17 @@ class _Row:
 class Loader:
     """Reads the pictures of shards. Callable by several threads at once."""
 
-    def __init__(self, images: ImagesConfig) -> None:
+    def __init__(self, images: ImagesConfig, careful: bool = False) -> None:
+        """`careful`: decode every picture in a child process, so that one that kills its decoder costs one row."""
         self._processor = ImageProcessor(images)
+        self._careful = IsolatedProcessor(images) if careful else None
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
 
     def close(self) -> None:
         """End the reading threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._careful is not None:
+            self._careful.close()
 
     def __call__(self, table: pa.Table, has_pictures: bool) -> pa.Table:
         """The same rows with their pictures, what the bytes tell, and the uids that only those can give.
@@ -74,7 +81,7 @@ class Loader:
                 row.refuse(Status.CAPTION_MISSING, None)
             row.uid = row.uid or pair_uid(row.sha256.encode() if row.sha256 else None, caption)
         _refuse_repeats(rows)
-        return _filled(table, rows)
+        return _without_empty_captions(_filled(table, rows))
 
     def _load(self, table: pa.Table, rows: Sequence[_Row]) -> None:
         by_file: dict[str, list[tuple[int, int, _Row]]] = {}
@@ -86,10 +93,12 @@ class Loader:
             if table[IMAGE_COLUMN.name][place].is_valid:
                 row.image = table[IMAGE_COLUMN.name][place].as_buffer()
                 here.append(row)
-            elif file is None or offset is None:
+            elif file is None or offset is None or length is None:
                 row.refuse(Status.EMPTY_BODY, "no picture in this row")
             elif length > MAX_BYTES:
                 row.refuse(Status.BODY_TOO_LARGE, f"{length:,} bytes")
+            elif offset < 0 or length < 0:
+                row.refuse(Status.ROW_MALFORMED, f"{length:,} bytes at {offset:,}")
             else:
                 by_file.setdefault(file, []).append((offset, length, row))
         work = [self._pool.submit(self._read_file, file, places) for file, places in by_file.items()]
@@ -106,13 +115,15 @@ class Loader:
                         row.refuse(Status.BODY_TRUNCATED, f"the file ends after {len(row.image):,} of {length:,} bytes")
                     else:
                         self._examine(row)
-        except FileNotFoundError:
-            for _, _, row in places:
-                row.refuse(Status.EMPTY_BODY, "the file is gone")
         except OSError as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
-            raise
+            if isinstance(error, FileNotFoundError) and _is_one_of_a_folder(file):
+                for _, _, row in places:
+                    row.refuse(Status.EMPTY_BODY, "the file is gone")
+                return
+            # A tar, or a mount that this machine lacks: the shard fails, and is made when it is there again.
+            raise ReadError(f"{file}: cannot be read: {error}") from error
 
     def _examine(self, row: _Row) -> None:
         body = bytes(row.image)
@@ -123,12 +134,18 @@ class Loader:
             if not body:
                 raise ImageError(Status.EMPTY_BODY, None)
             row.original_format, (row.original_width, row.original_height) = self._processor.header(body)
+            if self._careful and (picture := self._careful.process(body)).status is not Status.OK:
+                raise ImageError(picture.status, picture.detail)
         except ImageError as error:
             row.refuse(error.status, error.detail)
         except Exception as error:  # the row border
             if (fault := local_fault(error)) is not None:
                 raise fault from error
             row.refuse(Status.ROW_ERROR, describe(error))
+
+
+def _is_one_of_a_folder(file: str) -> bool:
+    return not file.lower().endswith(".tar") and storage.is_folder(file.rpartition("/")[0])
 
 
 def _read(file: IO[bytes], offset: int, length: int) -> bytes:
@@ -142,6 +159,13 @@ def _refuse_repeats(rows: Sequence[_Row]) -> None:
     for place, row in enumerate(rows):
         if row.status == KEPT_STATUS and first.setdefault(row.uid, place) != place:
             row.refuse(Status.DUPLICATE_IN_SHARD, f"row {first[row.uid]}")
+
+
+def _without_empty_captions(table: pa.Table) -> pa.Table:
+    """An empty caption says nothing, so it is not embedded; `caption` keeps it."""
+    place = table.schema.get_field_index("caption_clean")
+    texts = table["caption_clean"]
+    return table.set_column(place, table.schema.field(place), pc.if_else(pc.equal(texts, ""), None, texts))
 
 
 def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:

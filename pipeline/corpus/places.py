@@ -1,11 +1,20 @@
 """Where the pictures of a shard are, as columns beside its rows; of Parquet with pictures, the pictures themselves."""
 
+import re
+from functools import lru_cache
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.inputs.planned import load
 from pipeline.inputs.texts import raw_bytes
-from pipeline.storage import join
+from pipeline.storage import Store, join
 from schemas.pairs import IMAGE_COLUMN, STORED
+
+COLUMN = "column:"
+"""Before the name of the column that holds the pictures, in SourceFacts.pictures."""
+
+_OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 
 
 def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.Table:
@@ -14,14 +23,13 @@ def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.
     `pictures`: as in SourceFacts. Pictures within Parquet have the file for a place and no offset: their shard and row
     in the plan say which they are.
     """
+    places = [pa.nulls(rows.num_rows, field.type) for field in STORED]
     if pictures in ("index", "pairs"):
         places = [table[name].combine_chunks().cast(STORED.field(name).type) for name in STORED.names]
-        if pictures == "pairs":
-            places[0] = _absolute(places[0], uri.rpartition("/pairs/")[0])
-    else:
-        places = [pa.nulls(rows.num_rows, field.type) for field in STORED]
-    if pictures not in ("index", "pairs", "none"):
-        image = _bytes_of(table[pictures])
+    if pictures == "pairs":
+        places[0] = _resolved(places[0], uri.rpartition("/pairs/")[0])
+    if pictures.startswith(COLUMN):
+        image = _bytes_of(table[pictures.removeprefix(COLUMN)])
         rows = rows.set_column(rows.schema.get_field_index(IMAGE_COLUMN.name), IMAGE_COLUMN, image)
         places[0] = pc.if_else(image.is_valid(), uri, pa.scalar(None, pa.string()))
         places[2] = pc.binary_length(image).cast(pa.int64())
@@ -30,13 +38,24 @@ def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.
     return rows
 
 
-def _absolute(names: pa.Array, root: str) -> pa.Array:
-    """Tars of another output, wherever it lies; what that output only refers to is absolute already."""
-    distinct = {
-        name: join(root, name) if name.startswith("images/") else name
-        for name in names.unique().drop_null().to_pylist()
-    }
-    return pa.array([None if name is None else distinct[name] for name in names.to_pylist()], pa.string())
+def _resolved(names: pa.Array, root: str) -> pa.Array:
+    """Files that rows of another output name: its own tars, wherever it lies, and what its plan reads. Null for any
+    other: a Parquet file must not be able to name a secret, or a URL."""
+    planned = _planned(root)
+
+    def resolve(name: str) -> str | None:
+        if _OWN_TAR.fullmatch(name):
+            return join(root, name)
+        return name if name in planned or f"{name.rpartition('/')[0]}/" in planned else None
+
+    known = {name: resolve(name) for name in names.unique().drop_null().to_pylist()}
+    return pa.array([None if name is None else known[name] for name in names.to_pylist()], pa.string())
+
+
+@lru_cache(maxsize=8)
+def _planned(root: str) -> frozenset[str]:
+    plan = load(Store(root))
+    return frozenset(file.source for file in plan.inputs) if plan else frozenset()
 
 
 def _bytes_of(column: pa.ChunkedArray) -> pa.Array:

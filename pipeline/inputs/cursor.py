@@ -18,6 +18,8 @@ from pipeline.storage import Store
 
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 65_536
+_BATCH_BYTES = 256 << 20
+"""Of a batch, by the row group's average: Arrow cannot read structs of more than 2 GiB at once (pictures, say)."""
 
 
 class ReadError(RuntimeError):
@@ -65,6 +67,13 @@ class Cursor:
         """Column names of the file."""
         return list(self._parquet.schema_arrow.names)
 
+    def _row_bytes(self, group: int) -> int:
+        """Average bytes of a row, uncompressed."""
+        if group >= self._parquet.metadata.num_row_groups:
+            return 1
+        metadata = self._parquet.metadata.row_group(group)
+        return int(metadata.total_byte_size // max(metadata.num_rows, 1)) + 1
+
     def rows(self, first_row: int, num_rows: int) -> pa.Table:
         """Rows [first_row, first_row + num_rows), all columns. Raises ReadError."""
         if first_row + num_rows > self._group_starts[-1]:
@@ -90,7 +99,7 @@ class Cursor:
         group = bisect_right(self._group_starts, row) - 1
         if row < self._place or self._group_starts[group] > self._place:
             groups = range(group, len(self._group_starts) - 1)
-            size = min(num_rows, _BATCH_ROWS)
+            size = min(num_rows, _BATCH_ROWS, max(1, _BATCH_BYTES // self._row_bytes(group)))
             self._batches = self._parquet.iter_batches(size, row_groups=list(groups), use_threads=False)
             self._rest = None
             self._place = self._group_starts[group]

@@ -42,6 +42,11 @@ class PictureBody:
         """Bytes held so far, unpacked."""
         return self._size
 
+    def most_after(self, chunk: bytes) -> int:
+        """Bytes that may be held once this chunk was added: what is packed may unpack to anything within the limit."""
+        may_grow = self._may_be_packed or self._unpacker is not None
+        return self._max_bytes if may_grow else self._size + len(chunk)
+
     def add(self, chunk: bytes) -> None:
         """Take the next chunk off the wire."""
         if self._unpacker is not None:

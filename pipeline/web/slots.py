@@ -4,7 +4,7 @@ None of these is safe to use from a second thread.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -124,7 +124,8 @@ class ByteBudget:
         self._held = 0
         self._room = asyncio.Event()
         self._room.set()
-        self._overdraft = asyncio.Lock()
+        self._goes_on: Share | None = None
+        self._changed = asyncio.Event()
 
     @property
     def is_full(self) -> bool:
@@ -146,31 +147,53 @@ class ByteBudget:
         self._held -= num_bytes
         if self._held < self._limit:
             self._room.set()
+        if self._held < 2 * self._limit:
+            self._wake()
 
-    @asynccontextmanager
-    async def arriving(self, deadline: Deadline) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-        """Gives a function to call with how many bytes have come so far; they count until the block ends.
+    async def wait_for_turn(self, share: "Share") -> None:
+        """Return once less than twice the limit is held, or nobody else goes on beyond it."""
+        while self._held >= 2 * self._limit and self._goes_on not in (None, share):
+            await self._changed.wait()
+        if self._held >= 2 * self._limit:
+            self._goes_on = share
 
-        It waits, with the clock stopped, while twice the limit is held and another one goes on.
-        """
-        held, goes_on = 0, False
+    def end_turn(self, share: "Share") -> None:
+        """The next one may go on."""
+        if self._goes_on is share:
+            self._goes_on = None
+            self._wake()
 
-        async def hold(num_bytes: int) -> None:
-            nonlocal held, goes_on
-            self.take(num_bytes - held)
-            held = num_bytes
-            if goes_on or self._held < 2 * self._limit:
-                return
-            deadline.pause()
-            await self._overdraft.acquire()
-            goes_on = self._held >= 2 * self._limit
-            if not goes_on:
-                self._overdraft.release()
-            deadline.resume()
+    def _wake(self) -> None:
+        self._changed.set()  # wakes those who wait now
+        self._changed = asyncio.Event()
 
-        try:
-            yield hold
-        finally:
-            self.give_back(held)
-            if goes_on:
-                self._overdraft.release()
+
+class Share:
+    """What one download holds of a ByteBudget. Its clock stands still while it waits for its turn."""
+
+    def __init__(self, budget: ByteBudget, deadline: Deadline) -> None:
+        self._budget = budget
+        self._deadline = deadline
+        self._held = 0
+
+    async def hold(self, num_bytes: int) -> None:
+        """Hold so many bytes from now on; call it before there are more."""
+        if num_bytes > self._held:
+            if self._budget.is_full:
+                self._deadline.pause()
+                await self._budget.wait_for_turn(self)
+                self._deadline.resume()
+            self._budget.take(num_bytes - self._held)
+        else:
+            self._budget.give_back(self._held - num_bytes)
+        self._held = num_bytes
+
+    def let_go(self) -> None:
+        """Hold nothing any more."""
+        self.hand_over()
+        self._budget.give_back(self._held)
+        self._held = 0
+
+    def hand_over(self) -> None:
+        """What is held stays counted; whoever gets the bytes gives them back."""
+        self._budget.end_turn(self)

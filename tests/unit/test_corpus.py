@@ -105,6 +105,88 @@ def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path: 
     assert "cut" in str(rows[-1][MALFORMED_COLUMN])
 
 
+@pytest.mark.parametrize("keep", [1600, 1536, 4608, 3 * 1536 + 500])
+def test_a_tar_that_is_cut_between_its_members_says_so_too(tmp_path: Path, keep: int) -> None:
+    whole = tar_of(tmp_path / "whole.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(3)])
+    (tmp_path / "cut.tar").write_bytes(Path(whole).read_bytes()[:keep])
+    *good, last = tar_rows(str(tmp_path / "cut.tar"))
+    assert len(good) == min(3, keep // 1536)
+    assert "cut at byte" in last[MALFORMED_COLUMN]
+
+
+def test_a_damaged_header_in_the_middle_says_so(tmp_path: Path) -> None:
+    path = Path(tar_of(tmp_path / "a.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(5)]))
+    data = bytearray(path.read_bytes())
+    data[2 * 1536] ^= 0xFF  # its name
+    path.write_bytes(data)
+    *good, last = tar_rows(str(path))
+    assert [row["key"] for row in good] == ["0", "1"]
+    assert last[MALFORMED_COLUMN] == "a.tar: the tar is damaged at byte 3,072: bad checksum"
+
+
+def test_tars_put_together_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
+    parts = [Path(tar_of(tmp_path / f"{n}.part", [(f"{n}.jpg", bytes([n]) * 600)])) for n in range(3)]
+    (tmp_path / "all.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
+    rows = list(tar_rows(str(tmp_path / "all.tar")))
+    assert [row["key"] for row in rows] == ["0", "1", "2"]
+    data = (tmp_path / "all.tar").read_bytes()
+    assert all(data[row["image_offset"]] == number for number, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("size", [-512, -1024, -1])
+def test_a_size_that_points_backwards_ends_the_tar(tmp_path: Path, size: int) -> None:
+    """CVE-2025-8194: an endless loop in tarfile."""
+    member = tarfile.TarInfo("0.jpg")
+    member.size = size
+    header = member.tobuf(format=tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(header + bytes(2048))
+    (row,) = tar_rows(str(tmp_path / "a.tar"))
+    assert "a size of -" in row[MALFORMED_COLUMN]
+
+
+def test_long_headers_are_bounded_and_many_are_no_recursion(tmp_path: Path) -> None:
+    def long_name(size: int) -> bytes:
+        member = tarfile.TarInfo("././@LongLink")
+        member.type, member.size = tarfile.GNUTYPE_LONGNAME, size
+        return member.tobuf(format=tarfile.GNU_FORMAT)
+
+    (tmp_path / "a.tar").write_bytes(long_name(600 << 20))
+    (row,) = tar_rows(str(tmp_path / "a.tar"))
+    assert "a header of 629,145,600 bytes" in row[MALFORMED_COLUMN]
+    (tmp_path / "b.tar").write_bytes((long_name(5) + b"0.jpg".ljust(512, b"\0")) * 2_000 + bytes(1024))
+    assert list(tar_rows(str(tmp_path / "b.tar"))) == []
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_and_foreign_names_are_read_in_every_format(tmp_path: Path, format: int) -> None:
+    names = ["a" * 90 + "/" + "b" * 60, "ü/é"] if format != tarfile.USTAR_FORMAT else ["a" * 90 + "/" + "b" * 60]
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as tar:
+        for name in names:
+            for ending in ("jpg", "txt"):
+                member = tarfile.TarInfo(f"{name}.{ending}")
+                member.size = 3
+                tar.addfile(member, io.BytesIO(b"abc"))
+    rows = list(tar_rows(str(tmp_path / "a.tar")))
+    assert [(row["key"], row["caption"], row[MALFORMED_COLUMN]) for row in rows] == [(n, b"abc", None) for n in names]
+
+
+def test_a_uid_in_json_is_taken_only_where_it_is_one(tmp_path: Path) -> None:
+    bodies = [b'{"uid": "\\ud800"}', b'{"uid": 7}', b'{"uid": "%s"}' % (b"AB" * 16)]
+    rows = rows_of(
+        tmp_path / "a.tar", [m for n, b in enumerate(bodies) for m in ((f"{n}.jpg", b"x"), (f"{n}.json", b))]
+    )
+    assert [row["uid"] for row in rows] == [None, None, "ab" * 16]
+
+
+def test_a_text_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.jpg").write_bytes(b"x")
+    (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "secret")
+    (row,) = folder_rows(str(tmp_path / "in"), [("0.jpg", 1), ("0.txt", 6)], False)
+    assert (row["caption"], row[MALFORMED_COLUMN]) == (None, "0.txt is a link that leads out of its folder")
+
+
 def test_empty_tars_have_no_rows_and_other_files_are_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "nothing.tar").write_bytes(b"")
     assert list(tar_rows(str(tmp_path / "nothing.tar"))) == []
@@ -183,7 +265,8 @@ def test_one_output_has_one_kind_of_corpus(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", [("0.jpg", b"x")])
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
-    assert corpus(tmp_path).files("/nowhere") == [str(tmp_path / "a.tar")]  # tars first, as img2dataset's output has
+    with pytest.raises(SourceError, match="holds tars, and pictures such as"):
+        corpus(tmp_path).files("/nowhere")
     with pytest.raises(SourceError, match="together"):
         corpus(tmp_path / "a.tar", tmp_path / "pictures").files("/nowhere")
 
@@ -194,9 +277,9 @@ def test_parquet_with_pictures_is_known_by_its_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"photo": [b"x"], "image": ["a path"], "text": ["a"]}), tmp_path / "own.parquet")
     found = corpus(tmp_path / "hf.parquet")
     facts = found.facts([found.inspect(uri) for uri in found.files("/nowhere")], needs_license=False)
-    assert (facts.pictures, facts.caption_column, facts.extra.names) == ("image", "text", [])
+    assert (facts.pictures, facts.caption_column, facts.extra.names) == ("column:image", "text", [])
     found = corpus(tmp_path / "own.parquet", image_column="photo")
     facts = found.facts([found.inspect(uri) for uri in found.files("/nowhere")], needs_license=False)
-    assert (facts.pictures, facts.extra.names) == ("photo", ["source_image"])
+    assert (facts.pictures, facts.extra.names) == ("column:photo", ["source_image"])
     with pytest.raises(SourceError, match="no column 'text' of bytes"):
         corpus(tmp_path / "own.parquet", image_column="text").files("/nowhere")

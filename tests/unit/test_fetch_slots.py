@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.web.addresses import AddressGuard
 from pipeline.web.names import AddressRefused, HostNames, NoSuchHost
-from pipeline.web.slots import ByteBudget, Deadline, HostSlots
+from pipeline.web.slots import ByteBudget, Deadline, HostSlots, Share
 
 
 def test_slots_per_host_and_in_all() -> None:
@@ -100,20 +100,40 @@ def test_a_full_budget_holds_back_until_there_is_room() -> None:
 
 def test_beyond_twice_the_budget_one_at_a_time_goes_on_and_the_others_clocks_stand_still() -> None:
     async def main() -> None:
-        budget, order = ByteBudget(10), list[str]()
+        budget, order, most = ByteBudget(10), list[str](), list[int]()
 
         async def body(name: str, steps: int) -> None:
-            async with Deadline(0.5) as deadline, budget.arriving(deadline) as hold:
+            async with Deadline(0.5) as deadline:
+                share = Share(budget, deadline)
                 for n in range(1, steps + 1):
-                    await hold(8 * n)
+                    await share.hold(8 * n)
+                    most.append(budget._held)
                     await asyncio.sleep(0.1)
+                share.let_go()
                 order.append(name)
 
         async with asyncio.TaskGroup() as group:
             for name in "abcd":
                 group.create_task(body(name, 4))
         assert sorted(order) == list("abcd")
-        assert not budget.is_full
+        assert budget._held == 0
+        assert max(most) <= 2 * 10 + 8 + 4 * 8  # a step that began below, and one body
+
+    asyncio.run(main())
+
+
+def test_who_goes_on_beyond_the_budget_holds_nobody_up_once_there_is_room() -> None:
+    async def main() -> None:
+        budget = ByteBudget(10)
+        async with Deadline(60) as deadline:
+            slow, other, third = (Share(budget, deadline) for _ in range(3))
+            budget.take(20)
+            await slow.hold(8)  # goes on alone
+            waiting = [asyncio.create_task(share.hold(8)) for share in (other, third)]
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in waiting)
+            budget.give_back(20)  # the slow one is not done
+            await asyncio.wait_for(asyncio.gather(*waiting), 1)
 
     asyncio.run(main())
 

@@ -333,7 +333,7 @@ def test_the_description_advises_larger_shards_where_there_would_be_too_many_fil
 def test_the_description_advises_smaller_shards_where_actors_would_be_idle(folder: Path) -> None:
     write_parquet(folder, "a", 1000)
     text = describe_plan(planned(folder, shard_rows=1000), job(folder, shard_rows=1000, run={"download_actors": 4}))
-    assert "shard_rows: 125 would give each of 4 download actors work" in text
+    assert "shard_rows: 64 would give each of 4 download actors work" in text
 
 
 def test_plan_files_are_plain_parquet_of_the_plan_s_columns(folder: Path) -> None:

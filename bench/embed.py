@@ -1,0 +1,208 @@
+"""Embedding tars on the CPU: pairmill against the model alone on tensors in memory, and against clip-retrieval.
+
+    make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
+
+ViT-B-32 with random weights, float32, all cores. `forward` runs the two towers on tensors that are ready in memory, the
+captions cut as pairmill cuts them: the limit. `pairmill` is the plain loop over a shard's stages (read, load, encode,
+commit) on tars of 512 px JPEGs; `clip-retrieval` its reader, mapper and writer on the same tars and weights, the better
+of two configurations. Models are loaded before the clock starts. Each side is a process of its own; rounds are
+interleaved, ratios are medians of the rounds' ratios.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from bench.decode import draw
+
+PEER = Path(".venv-clip-retrieval/bin/python")
+TAR_ROWS = 80
+BATCH_SIZE = 32
+WORDS = (
+    "a",
+    "the",
+    "of",
+    "with",
+    "red",
+    "small",
+    "wooden",
+    "table",
+    "two",
+    "people",
+    "walking",
+    "on",
+    "beach",
+    "sunset",
+)
+
+
+def caption(rng: random.Random) -> str:
+    """3 to 40 words, 10 in the middle: about what web alt texts have."""
+    return " ".join(rng.choices(WORDS, k=min(40, max(3, round(rng.lognormvariate(2.3, 0.5))))))
+
+
+def write_tars(folder: Path, rows: int) -> list[str]:
+    """Pictures of 512 x 384 with captions, TAR_ROWS a tar."""
+    rng, pictures = random.Random(5), [draw(512, 384, seed=seed) for seed in range(64)]
+    paths = []
+    for start in range(0, rows, TAR_ROWS):
+        paths.append(str(folder / f"{start // TAR_ROWS:05d}.tar"))
+        with tarfile.open(paths[-1], "w") as tar:
+            for n in range(start, min(start + TAR_ROWS, rows)):
+                for name, data in (
+                    (f"{n:06d}.jpg", pictures[n % 64] + b"%d" % n),
+                    (f"{n:06d}.txt", caption(rng).encode()),
+                ):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return paths
+
+
+def save_weights(folder: Path) -> tuple[str, str]:
+    """(a folder for pairmill, a file for clip-retrieval), the same seeded random ViT-B-32."""
+    import open_clip
+    import safetensors.torch
+    import torch
+
+    torch.manual_seed(7)
+    model = open_clip.create_model("ViT-B-32", load_weights=False)
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    safetensors.torch.save_model(model, str(folder / "model.safetensors"))
+    torch.save(model.state_dict(), folder / "weights.pt")
+    return str(folder), str(folder / "weights.pt")
+
+
+def run_pairmill(tars: list[str], model: str, output: str) -> float:
+    """Rows per second from tars to committed shards, in this process."""
+    from jobs.build import prepare
+    from pipeline.stages import open_stages, process_shard
+    from schemas.jobs import BuildJob
+    from schemas.manifest import shards_from_table
+
+    values = {"paths": tars, "held": True}
+    job = {"source": values, "output": output, "shard_rows": TAR_ROWS, "models": [{"name": model, "alias": "m"}]}
+    run = {"device": "cpu", "batch_size": BATCH_SIZE}
+    context, plan = prepare(BuildJob.model_validate({**job, "run": run}))
+    stages = open_stages(context)
+    started = time.perf_counter()
+    rows = sum(process_shard(shard, context, stages).kept for shard in shards_from_table(plan.shards))
+    seconds = time.perf_counter() - started
+    for _, stage in stages:
+        stage.close()
+    return rows / seconds
+
+
+def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
+    """Rows per second of the towers alone; and of the text tower with and without the padding."""
+    import torch
+
+    from pipeline.embeddings import encode_pictures
+    from pipeline.encode import load_model
+    from schemas.jobs import ModelConfig, RunConfig
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = load_model(ModelConfig(name=model_folder, alias="m"), RunConfig(device="cpu", batch_size=BATCH_SIZE))
+    captions = []
+    for path in tars:
+        with tarfile.open(path) as tar:
+            captions += [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]  # type: ignore[union-attr]
+    assert encode_pictures(model, [draw(512, 384, 1)]).shape == (1, 512)
+    pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
+    tokens = model._tokenize(captions)
+    lengths = model._text.lengths(tokens)
+    order = lengths.argsort()
+    cut = [tokens[part][:, : int(lengths[part].max())] for part in order.split(BATCH_SIZE)]
+    with torch.inference_mode():
+        started = time.perf_counter()
+        for batch in cut:
+            model._model.encode_image(pixels[: len(batch)])
+        image_s = time.perf_counter() - started
+        started = time.perf_counter()
+        for batch in cut:
+            model._text(batch)
+        text_s = time.perf_counter() - started
+        started = time.perf_counter()
+        for part in order.split(BATCH_SIZE):
+            model._model.encode_text(tokens[part])
+        padded_s = time.perf_counter() - started
+    rows = len(captions)
+    return {"rows_per_s": rows / (image_s + text_s), "text_s": text_s, "padded_s": padded_s, "image_s": image_s}
+
+
+def measured(command: list[str]) -> dict[str, float]:
+    """Run a side; its last line is its figures."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return json.loads(lines[-1])  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=960)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--run", nargs=4, metavar=("SIDE", "TARS", "MODEL", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        side, tars, model, output = options.run
+        if side == "pairmill":
+            print("\n" + json.dumps({"rows_per_s": run_pairmill(tars.split(","), model, output)}))
+        else:
+            print("\n" + json.dumps(run_forward(tars.split(","), model)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("tars", "model"):
+            Path(folder, name).mkdir()
+        compare(options, Path(folder))
+
+
+def compare(options: argparse.Namespace, folder: Path) -> None:
+    """Run all sides in turns and print the table."""
+    tars = ",".join(write_tars(folder / "tars", options.rows))
+    model, weights = save_weights(folder / "model")
+    threads = str(os.cpu_count())
+
+    def peer(batch_size: int, output: str) -> list[str]:
+        words = ["-m", "bench.peers.clip_retrieval_run", tars, weights, output, str(batch_size), "2", threads]
+        return [str(PEER), *words]
+
+    with tempfile.TemporaryDirectory() as out:
+        tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
+    best = max(tried, key=lambda size: tried[size])
+    print(f"clip-retrieval: {tried} -> batches of {best}", flush=True)
+    found: dict[str, list[dict[str, float]]] = {}
+    for number in range(options.rounds):
+        with tempfile.TemporaryDirectory() as out:
+            ours = [sys.executable, "-m", "bench.embed", "--run"]
+            for name, command in {
+                "forward": [*ours, "forward", tars, model, out],
+                "pairmill": [*ours, "pairmill", tars, model, f"{out}/ours"],
+                "clip-retrieval": peer(best, f"{out}/theirs"),
+            }.items():
+                found.setdefault(name, []).append(measured(command))
+        print(number + 1, {name: round(each[-1]["rows_per_s"], 1) for name, each in found.items()}, flush=True)
+    print()
+    for name, rounds in found.items():
+        print(f"{name:<16}{statistics.median(each['rows_per_s'] for each in rounds):>8.1f} pairs/s")
+    for name in ("forward", "clip-retrieval"):
+        pairs = zip(found["pairmill"], found[name], strict=True)
+        ratios = [ours["rows_per_s"] / other["rows_per_s"] for ours, other in pairs]
+        print(f"pairmill / {name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    cut = [each["padded_s"] / each["text_s"] for each in found["forward"]]
+    print(f"text tower, padded / cut: median {statistics.median(cut):.2f}, {min(cut):.2f} to {max(cut):.2f}")
+
+
+if __name__ == "__main__":
+    main()
