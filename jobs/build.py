@@ -279,7 +279,7 @@ def _warnings(job: BuildJob) -> list[str]:
     if any(model.name == "tiny" for model in job.models):
         lines.append("warning: `tiny` knows drawn shapes only; its scores mean nothing on photographs")
     for model in job.models:
-        if job.images.resize_mode != "no" and (side := input_side(model)) > job.images.size:
+        if not job.source.held and job.images.resize_mode != "no" and (side := input_side(model)) > job.images.size:
             lines.append(f"warning: images.size is {job.images.size} px, but {model.name} looks at {side} px")
     return lines
 

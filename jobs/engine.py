@@ -265,6 +265,8 @@ def _pools(context: Context, names: Sequence[StageName], num_shards: int) -> dic
         "encode": _Pool(encode, SMALL_CPUS, gpus=1.0 if on_gpu else 0.0),
         "commit": _Pool(-(-download // 8), SMALL_CPUS),
     }
+    if run.device == "cuda" and not gpus and "encode" in names:
+        raise EngineError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
     if on_gpu and encode > gpus:
         raise EngineError(f"run.encode_actors is {encode}, but Ray has {gpus} GPUs, and each encoder takes one")
     left = cpus - sum(pool.actors * pool.cpus for name, pool in small.items() if name in names)

@@ -102,6 +102,9 @@ class ClipModel:
     def encode_pixels(self, pictures: "torch.Tensor") -> Floats:
         """Embeddings [n, dim], L2-normalised, of pictures as `self.input` makes them: uint8 [n, 3, side, side]."""
 
+        if self.device == "cuda":
+            pictures = pictures.pin_memory()  # copied while the batch before is still being computed
+
         def embed(part: "torch.Tensor") -> "torch.Tensor":
             ready = self.input.batch(part.to(self.device, non_blocking=True), self._dtype)  # [b, 3, side, side]
             return self._model.encode_image(ready)  # type: ignore[no-any-return]

@@ -222,18 +222,30 @@ class _Planner:
 
     def _slice_new(self, files: Sequence[InputFile], facts: SourceFacts, budget: int | None) -> list[_Slice]:
         slices = []
+        ahead = self._convert_all(files, facts) if budget is None else {}
         for file in files:
             if budget == 0:
                 break
             if file.num_rows == 0:
                 continue
-            uri, rows_in_file = (file.uri, file.num_rows) if file.kind == "parquet" else self._convert(file, facts)
+            if file.kind == "parquet":
+                uri, rows_in_file = file.uri, file.num_rows
+            else:
+                uri, rows_in_file = ahead.get(file.uri) or self._convert(file, facts)
             assert rows_in_file is not None
             num_rows = rows_in_file if budget is None else min(budget, rows_in_file)
             if num_rows:
                 slices.append(_Slice(file.uri, uri, 0, num_rows, rows_in_file))
             budget = None if budget is None else budget - num_rows
         return slices
+
+    def _convert_all(self, files: Sequence[InputFile], facts: SourceFacts) -> dict[str, tuple[str, int]]:
+        """Several at a time: most of an index of tars on S3 is waiting for headers."""
+        wanted = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
+        self._hash(file.uri for file in wanted)
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = pool.map(lambda file: self._convert(file, facts), wanted)
+            return {file.uri: made for file, made in zip(wanted, found, strict=True)}
 
     def _convert(self, file: InputFile, facts: SourceFacts) -> tuple[str, int]:
         """(name in the output folder, number of rows) of the converted file."""

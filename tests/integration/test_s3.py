@@ -5,15 +5,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.build import build
 from pipeline.shards import read_manifests
 from pipeline.storage import Store
 from pipeline.verify import verify
+from schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
-from tests.integration.test_build import job, mixed_rows, picture, write_input
+from tests.integration.test_build import job, mixed_rows, picture, sequentially, write_input
 from tests.integration.test_command import start
+from tests.integration.test_embed import samples, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,24 @@ def test_a_build_onto_s3_is_whole_and_resumes(bucket: str, web: PictureWeb, tmp_
     result = build(s3_job)  # nothing is left to do
     assert (result.rows_in, result.shards_missing) == (20, [])
     assert verify(Store(f"{bucket}/out")).problems == []
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_corpora_on_s3_are_embedded_where_they_lie(bucket: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", samples(5))
+    store = Store(f"{bucket}/corpus")
+    store.create("tars/a.tar", (tmp_path / "a.tar").read_bytes())
+    store.create("pictures/in/0.jpg", picture(1))
+    store.create("pictures/in/0.txt", b"a red circle")
+    for name, count in (("tars", 5), ("pictures", 1)):
+        output = f"{bucket}/embedded-{name}"
+        values = {"source": {"paths": [f"{bucket}/corpus/{name}"], "held": True}, "output": output}
+        embed = BuildJob.model_validate({**values, "models": [{"name": "tiny"}], "run": {"device": "cpu"}})
+        assert sequentially(embed).kept == count
+        report = verify(Store(output))
+        assert (report.problems, report.rescored) == ([], count)
+    (manifest,) = read_manifests(Store(f"{bucket}/embedded-pictures"))
+    with Store(f"{bucket}/embedded-pictures").open(manifest.files["pairs"].path) as file:
+        (row,) = pq.ParquetFile(file).read().to_pylist()
+    assert row["image_tar"].startswith("s3://mill/corpus/pictures/in/")
+    assert row["caption"] == "a red circle"
