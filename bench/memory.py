@@ -1,9 +1,10 @@
 """Peak memory of a build against the number of its shards.
 
-    python -m bench.memory [--shards 10 40 160] [--shard-rows 200]
+    python -m bench.memory [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
 Each build runs in a process of its own with a local Ray of its own. Twice a second the resident memory of the driver
-and of each stage's actor is read (shared memory, which is the object store's, is counted apart); the table gives peaks.
+and of each stage's actor is read (shared memory, which is the object store's, is counted apart); the table gives peaks, and
+the last line how the largest actor's grows with the rows.
 """
 
 import argparse
@@ -86,19 +87,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 40, 160])
     parser.add_argument("--shard-rows", type=int, default=200)
+    parser.add_argument("--width", type=int, default=640, help="of the pictures, in pixels")
     options = parser.parse_args()
-    pictures = [draw(640, 480, seed=n) for n in range(100)]
+    pictures = [draw(options.width, options.width * 3 // 4, seed=n) for n in range(100)]
+    actors: list[tuple[int, float]] = []  # rows, MB
     print(f"{'shards':<8}{'rows':>8}{'seconds':>10}{'driver MB':>12}{'largest actor MB':>18}{'object store MB':>17}")
     with serving(pictures) as bases:
         for shards in options.shards:
             urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(shards * options.shard_rows)]
             peaks, seconds = measure(urls, options.shard_rows)
+            actors.append((len(urls), peaks["largest actor"] / 1e6))
             megabytes = [peaks[kind] / 1e6 for kind in ("driver", "largest actor", "object store")]
             print(
                 f"{shards:<8}{len(urls):>8}{seconds:>10.0f}"
                 f"{megabytes[0]:>12.0f}{megabytes[1]:>18.0f}{megabytes[2]:>17.0f}",
                 flush=True,
             )
+    if len(actors) > 1:
+        (rows, start), (most_rows, end) = actors[0], actors[-1]
+        print(f"largest actor: {(end - start) / (most_rows - rows) * 1e5:+.1f} MB per 100,000 rows")
 
 
 if __name__ == "__main__":
