@@ -3,8 +3,8 @@
     python -m bench.memory [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
 Each build runs in a process of its own with a local Ray of its own. Twice a second the resident memory of the driver
-and of each stage's actor is read (shared memory, which is the object store's, is counted apart); the table gives peaks, and
-the last line how the largest actor's grows with the rows.
+and of each stage's actor is read (shared memory, which is the object store's, is counted apart); the table gives peaks,
+and the last line how the largest actor's grows with the rows.
 """
 
 import argparse
