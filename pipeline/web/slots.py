@@ -126,6 +126,7 @@ class ByteBudget:
         self._room.set()
         self._goes_on: Share | None = None
         self._changed = asyncio.Event()
+        self._waiting = 0
 
     @property
     def is_full(self) -> bool:
@@ -147,13 +148,17 @@ class ByteBudget:
         self._held -= num_bytes
         if self._held < self._limit:
             self._room.set()
-        if self._held < 2 * self._limit:
+        if self._waiting and self._held < 2 * self._limit:
             self._wake()
 
     async def wait_for_turn(self, share: "Share") -> None:
         """Return once less than twice the limit is held, or nobody else goes on beyond it."""
         while self._held >= 2 * self._limit and self._goes_on not in (None, share):
-            await self._changed.wait()
+            self._waiting += 1
+            try:
+                await self._changed.wait()
+            finally:
+                self._waiting -= 1
         if self._held >= 2 * self._limit:
             self._goes_on = share
 
