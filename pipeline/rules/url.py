@@ -42,6 +42,16 @@ class Address(NamedTuple):
     """Why the URL cannot be fetched, or None."""
 
 
+def read_url(url: str) -> URL:
+    """The URL as the client reads it, blanks around it left out. Raises ValueError for all that cannot be read."""
+    try:
+        target = URL(url.strip())
+        _ = target.host, target.port  # decodes IDNA, which may fail
+    except IndexError as error:  # yarl 1.25 on http://[x]@, where a host is missing
+        raise ValueError("no host") from error
+    return target
+
+
 def parse_address(url: str) -> Address:
     """The scheme and host that fetching `url` would use. Of schemes other than http and https, the scheme only."""
     # A data URI may be megabytes long: not worth remembering.
@@ -61,11 +71,11 @@ def _parse(url: str) -> Address:
     if len(url.encode()) > MAX_URL_BYTES:
         return Address(scheme, "", f"longer than {MAX_URL_BYTES} bytes")
     try:
-        target = URL(url)
-        if not target.host:  # reading it decodes IDNA, which may fail
-            return Address(scheme, "", "no host")
+        target = read_url(url)
     except ValueError as error:  # UnicodeError is one too
         return Address(scheme, "", str(error))
+    if not target.host:
+        return Address(scheme, "", "no host")
     host = (target.raw_host or "").lower().removesuffix(".")
     return Address(scheme, host, _problem(host, target.port))
 

@@ -4,6 +4,7 @@ from urllib.parse import quote
 
 from yarl import URL
 
+from pipeline.rules.url import read_url
 from pipeline.web.addresses import is_ipv4, is_legacy_ipv4
 from pipeline.web.body import FetchError
 from schemas.status import Status
@@ -18,11 +19,10 @@ def parse_target(url: str, refused: Status | None = None) -> URL:
     Raises FetchError with url_invalid, url_scheme or address_refused; `refused` replaces the first two.
     """
     try:
-        target = URL(url.strip())
-        host = target.host
-        port = target.port
-    except (ValueError, UnicodeError) as error:
+        target = read_url(url)
+    except ValueError as error:
         raise FetchError(refused or Status.URL_INVALID, f"{error}: {url}") from error
+    host, port = target.host, target.port
     if target.scheme not in ("http", "https"):
         raise FetchError(refused or Status.URL_SCHEME, f"only http and https are fetched, not {url}")
     if not host or port == 0:
@@ -41,7 +41,7 @@ def redirect_target(url: URL, location: str | None) -> URL:
     # Header bytes beyond ASCII arrive as surrogates; servers mean UTF-8 in a path.
     encoded = quote(location.strip().encode("utf-8", "surrogateescape"), safe=_URL_CHARACTERS)
     try:
-        joined = str(url.join(URL(encoded)))
-    except (ValueError, UnicodeError) as error:
+        joined = str(url.join(read_url(encoded)))
+    except ValueError as error:
         raise FetchError(Status.BAD_REDIRECT, f"{error}: {encoded}") from error
     return parse_target(joined, refused=Status.BAD_REDIRECT)

@@ -113,7 +113,7 @@ def test_a_rule_of_the_users_that_raises_stops_the_run_early_with_its_name(web: 
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(80)]
     source = write_input(tmp_path / "in.parquet", rows)
     done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]"), tmp_path)
-    assert done.stdout, done.stderr
+    assert done.stdout, (done.returncode, done.stderr)
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1
     assert len(result["failures"]) == 3

@@ -45,6 +45,7 @@ def test_where_a_redirect_leads(location: str, target: str) -> None:
         ("javascript:alert(1)", Status.BAD_REDIRECT),
         ("http://", Status.BAD_REDIRECT),
         ("http://[::1", Status.BAD_REDIRECT),
+        ("http://[::1]@", Status.BAD_REDIRECT),
         ("http://example.com:99999/", Status.BAD_REDIRECT),
         ("http://999.1.1.1/", Status.BAD_REDIRECT),
         ("http://2130706433/", Status.ADDRESS_REFUSED),
@@ -67,6 +68,7 @@ def test_redirects_that_lead_nowhere(location: str | None, status: Status) -> No
         ("http://:80/a", Status.URL_INVALID),
         ("http://example.com:0/", Status.URL_INVALID),
         ("http://[::1", Status.URL_INVALID),
+        ("http://[::1]@/a.jpg", Status.URL_INVALID),
         ("http://127.1/", Status.ADDRESS_REFUSED),
     ],
 )

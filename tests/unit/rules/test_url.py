@@ -61,6 +61,8 @@ def test_the_host_is_the_one_that_the_client_connects_to(url: str, host: str) ->
         ("http://good.com%2eevil.com/", "no valid host"),
         ("http://good.com%00.evil.com/", "no valid host"),
         ("http://[::1/", ""),
+        ("http://[]@", "no host"),
+        ("http://[::1]@/x", "no host"),
         ("http://[fe80::1%25eth0]/", "no valid host"),
         ("http://.com/", "no valid host"),
         ("http://a..b/", "no valid host"),
