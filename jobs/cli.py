@@ -20,6 +20,14 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+JobFile = Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: images.size=256.")
+]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME[:PRETRAINED]", help="tiny, or ViT-B-32:openai; repeatable.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N rows of the input.", min=1)]
 Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job, or its s3:// URL.")]
 
 INTERRUPTED = 130
@@ -32,14 +40,10 @@ def build(
         list[str] | None,
         typer.Argument(metavar="SOURCE... OUT", help="Files, folders or globs of URLs and captions; last: the output."),
     ] = None,
-    job_file: Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: images.size=256.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N rows of the input.", min=1)] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:PRETRAINED]", help="tiny, or ViT-B-32:openai; repeatable.")
-    ] = None,
+    job_file: JobFile = None,
+    settings: Settings = None,
+    limit: Limit = None,
+    model: Models = None,
     url_column: Annotated[str | None, typer.Option(help="Guessed where it is not given.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Guessed where it is not given.")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Keep pairs at or above this cosine.")] = None,
@@ -142,14 +146,10 @@ def embed(
         list[str] | None,
         typer.Argument(metavar="SOURCE... OUT", help="Tars, folders, Parquet with pictures, outputs of pairmill."),
     ] = None,
-    job_file: Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: shard_rows=512.")
-    ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:PRETRAINED]", help="tiny, or ViT-B-32:openai; repeatable.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N rows of the input.", min=1)] = None,
+    job_file: JobFile = None,
+    settings: Settings = None,
+    model: Models = None,
+    limit: Limit = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; bfloat16 on a GPU if not given.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one if not given.")] = None,
     caption_from_name: Annotated[

@@ -49,8 +49,8 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Itera
             _put(values, key, value)
     parse_settings(settings, values)
     source = values.get("source")
-    if isinstance(source, dict) and source.get("held") and (unused := sorted({"fetch"} & set(values))):
-        raise JobError(f"{unused[0]}: nothing of a held corpus is downloaded")
+    if isinstance(source, dict) and source.get("held") and "fetch" in values:
+        raise JobError("fetch: nothing of a held corpus is downloaded")
     return resolve(values, text, job_file)
 
 

@@ -34,7 +34,7 @@ from schemas.pairs import OWN_COLUMNS
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 """Columns of Parquet that are taken for pictures where the job names none; `image` is Hugging Face's."""
 
-_PAIRS_FILE = re.compile(r"(?P<root>.*)/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
+_PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
 _PICTURE_SUFFIXES = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
 _BATCH_BYTES = 32 << 20
@@ -224,7 +224,7 @@ def _under(path: str, suffixes: tuple[str, ...], without: str) -> list[str]:
 
 
 def _files_of(folder: str) -> list[tuple[str, int]]:
-    """(name, bytes) of the pictures and texts right in a folder, sorted so that those of one stem stand together."""
+    """(name, bytes) of the pictures and texts right in a folder, sorted."""
     return sorted(
         (name, size)
         for name, size in storage.files_in(folder)
