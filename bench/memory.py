@@ -1,49 +1,63 @@
-"""Peak memory of a build against the number of its shards.
+"""Peak memory of a job against the number of its shards.
 
-    python -m bench.memory [--shards 10 40 160] [--shard-rows 200] [--width 640]
+    python -m bench.memory [--embed] [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
-Each build runs in a process of its own with a local Ray of its own. Twice a second the resident memory of the driver
-and of each stage's actor is read (shared memory, which is the object store's, is counted apart); the table gives peaks,
-and the last line how the largest actor's grows with the rows.
+The job is a build of URLs without a model, or with --embed an embedding of tars by `tiny`. Each runs in a process of
+its own with a local Ray of its own. Twice a second the resident memory of the driver and of each stage's actor is read
+(shared memory, which is the object store's, is counted apart); the table gives peaks and what the object store spilled
+to the disk, the last line how the largest actor's peak grows with the rows.
 """
 
 import argparse
+import contextlib
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.decode import draw
+from bench.embed import write_tars
 from bench.web import serving
 from jobs.build import build
 from schemas.jobs import BuildJob
 
 INTERVAL_S = 0.5
+KINDS = ("driver", "largest actor", "object store", "spilled")
 
 
-def run_build(urls: list[str], folder: str, shard_rows: int) -> None:
-    """One build without a model."""
-    pq.write_table(
-        pa.table({"url": urls, "caption": [f"number {n}" for n in range(len(urls))]}), f"{folder}/in.parquet"
-    )
-    values = {
-        "source": {"paths": [f"{folder}/in.parquet"]},
-        "output": f"{folder}/out",
-        "shard_rows": shard_rows,
-        "fetch": {"allow_networks": ["127.0.0.0/8"]},
-    }
+Job = dict[str, Any]
+
+
+def run_job(values: Job, rows: int) -> None:
+    """One job in a process of its own."""
     result = build(BuildJob.model_validate(values))
-    assert result.kept == len(urls), result.statuses
+    assert result.kept == rows, result.statuses
 
 
-def watch(driver: psutil.Process, peaks: dict[str, int], stop: threading.Event) -> None:
-    """Note the highest private and shared memory per kind of process until `stop`."""
+def fetching(bases: list[str], folder: Path, rows: int) -> Job:
+    """The job that builds from `rows` URLs, without a model."""
+    urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(rows)]
+    pq.write_table(pa.table({"url": urls, "caption": [f"number {n}" for n in range(rows)]}), folder / "in.parquet")
+    return {"source": {"paths": [f"{folder}/in.parquet"]}, "fetch": {"allow_networks": ["127.0.0.0/8"]}}
+
+
+def embedding(folder: Path, rows: int) -> Job:
+    """The job that embeds `rows` pairs in tars."""
+    (folder / "tars").mkdir()
+    write_tars(folder / "tars", rows)
+    return {"source": {"paths": [f"{folder}/tars"], "held": True}, "models": [{"name": "tiny"}]}
+
+
+def watch(driver: psutil.Process, folder: Path, peaks: dict[str, int], stop: threading.Event) -> None:
+    """Note the highest private and shared memory per kind of process, and what Ray spills to `folder`, until `stop`."""
     while not stop.wait(INTERVAL_S):
         shared = 0
         for process in _processes(driver):
@@ -55,6 +69,15 @@ def watch(driver: psutil.Process, peaks: dict[str, int], stop: threading.Event) 
             peaks[kind] = max(peaks[kind], memory.rss - memory.shared)
             shared = max(shared, memory.shared)
         peaks["object store"] = max(peaks["object store"], shared)
+        peaks["spilled"] = max(peaks["spilled"], _spilled(folder))
+
+
+def _spilled(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("ray/session_2*/ray_spilled_objects*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _processes(driver: psutil.Process) -> list[psutil.Process]:
@@ -64,22 +87,21 @@ def _processes(driver: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def measure(urls: list[str], shard_rows: int) -> tuple[dict[str, int], float]:
-    """(peak bytes by kind, seconds) of one build."""
+def measure(job: Job, rows: int, folder: Path) -> tuple[dict[str, int], float]:
+    """(peak bytes by kind, seconds) of one job."""
     peaks: dict[str, int] = defaultdict(int)
     stop = threading.Event()
-    with tempfile.TemporaryDirectory() as folder:
-        process = multiprocessing.get_context("spawn").Process(target=run_build, args=(urls, folder, shard_rows))
-        started = time.perf_counter()
-        process.start()
-        assert process.pid
-        watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid), peaks, stop))
-        watcher.start()
-        process.join()
-        stop.set()
-        watcher.join()
-        assert process.exitcode == 0
-        assert Path(folder, "out", "manifests").is_dir()
+    os.environ["RAY_TMPDIR"] = str(folder)  # where it spills
+    process = multiprocessing.get_context("spawn").Process(target=run_job, args=(job, rows))
+    started = time.perf_counter()
+    process.start()
+    assert process.pid
+    watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid), folder, peaks, stop))
+    watcher.start()
+    process.join()
+    stop.set()
+    watcher.join()
+    assert process.exitcode == 0
     return peaks, time.perf_counter() - started
 
 
@@ -88,21 +110,22 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 40, 160])
     parser.add_argument("--shard-rows", type=int, default=200)
     parser.add_argument("--width", type=int, default=640, help="of the pictures, in pixels")
+    parser.add_argument("--embed", action="store_true", help="tars instead of URLs")
     options = parser.parse_args()
-    pictures = [draw(options.width, options.width * 3 // 4, seed=n) for n in range(100)]
     actors: list[tuple[int, float]] = []  # rows, MB
-    print(f"{'shards':<8}{'rows':>8}{'seconds':>10}{'driver MB':>12}{'largest actor MB':>18}{'object store MB':>17}")
+    print("".join(f"{name:>18}" for name in ("shards", "rows", "seconds", *(f"{kind} MB" for kind in KINDS))))
+    pictures = [draw(options.width, options.width * 3 // 4, seed=n) for n in range(100)]
     with serving(pictures) as bases:
         for shards in options.shards:
-            urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(shards * options.shard_rows)]
-            peaks, seconds = measure(urls, options.shard_rows)
-            actors.append((len(urls), peaks["largest actor"] / 1e6))
-            megabytes = [peaks[kind] / 1e6 for kind in ("driver", "largest actor", "object store")]
-            print(
-                f"{shards:<8}{len(urls):>8}{seconds:>10.0f}"
-                f"{megabytes[0]:>12.0f}{megabytes[1]:>18.0f}{megabytes[2]:>17.0f}",
-                flush=True,
-            )
+            rows = shards * options.shard_rows
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                job = embedding(folder, rows) if options.embed else fetching(bases, folder, rows)
+                job |= {"output": f"{folder}/out", "shard_rows": options.shard_rows}
+                peaks, seconds = measure(job, rows, folder)
+            actors.append((rows, peaks["largest actor"] / 1e6))
+            megabytes = [peaks[kind] / 1e6 for kind in KINDS]
+            print("".join(f"{number:>18,.0f}" for number in (shards, rows, seconds, *megabytes)), flush=True)
     if len(actors) > 1:
         (rows, start), (most_rows, end) = actors[0], actors[-1]
         print(f"largest actor: {(end - start) / (most_rows - rows) * 1e5:+.1f} MB per 100,000 rows")

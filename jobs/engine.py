@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
@@ -38,6 +39,8 @@ SHARDS_PER_ROUND = 2_048
 
 SLACK_S = 3_600
 """Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
+
+_THREADS_TIMEOUT_S = 60.0
 
 _FIRST_FAILURES = 3
 """Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
@@ -122,8 +125,17 @@ def ray_session(run: RunConfig, modules: Path | None = None) -> Iterator[None]:
                 _init(run, modules)
                 yield
             finally:
+                wait_for_ray_data(_THREADS_TIMEOUT_S)
                 ray.shutdown()
                 os.chdir(here)
+
+
+def wait_for_ray_data(timeout_s: float) -> None:
+    """Until the threads of Ray Data's executors have ended. Ray Data gives them two seconds, and a thread that still
+    speaks to Ray after `ray.shutdown` ends the whole process: with status 1, without a word, before the results."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(("StreamingExecutor-", "ray-data-metadata-prefetch")):
+            thread.join(timeout_s)
 
 
 def _init(run: RunConfig, modules: Path | None) -> None:
