@@ -2,11 +2,12 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from jobs.cli_select import select
+from jobs.terminal import INTERRUPTED, JobFile, Json, Output, Settings, errors
 
 if TYPE_CHECKING:
     from jobs.build import BuildResult
@@ -19,19 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-JobFile = Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: images.size=256.")
-]
 Models = Annotated[
     list[str] | None, typer.Option("--model", metavar="NAME[:PRETRAINED]", help="tiny, or ViT-B-32:openai; repeatable.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N rows of the input.", min=1)]
-Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job, or its s3:// URL.")]
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
 
 
 @app.command()
@@ -73,7 +65,7 @@ def _add_model(
     from jobs.progress import ConsoleWatcher
     from pipeline.text import counted
 
-    with _errors():
+    with errors():
         if len(paths) != 1:
             raise JobError("--add-model takes one argument, the output folder of a job")
         watcher = ConsoleWatcher()
@@ -106,7 +98,7 @@ def _run(
     from jobs.progress import ConsoleWatcher
     from pipeline.text import counted
 
-    with _errors():
+    with errors():
         if not job_file and num_paths < 2:
             raise JobError("give a SOURCE and an OUT, or a --job file that names them")
         job = load_job(job_file, overrides, settings or [])
@@ -197,7 +189,7 @@ def retry(
     from jobs.retry import retry as run_retry
     from pipeline.text import counted
 
-    with _errors():
+    with errors():
         watcher = ConsoleWatcher()
         try:
             statuses = [name for name in (status or "").split(",") if name]
@@ -231,7 +223,7 @@ def models(
 
     from pipeline.encode import known_models
 
-    with _errors():
+    with errors():
         found = known_models(pattern)
     if not found:
         typer.echo(f"pairmill: open_clip has no model with {pattern!r} in its name", err=True)
@@ -257,7 +249,7 @@ def status(output: Output, as_json: Json = False) -> None:
     from jobs.build import current
     from pipeline.text import counted
 
-    with _errors():
+    with errors():
         result = current(output)
     done = result.shards - len(result.shards_missing)
     typer.echo(
@@ -280,7 +272,7 @@ def verify(
     from pipeline.text import counted
     from pipeline.verify import verify as run_verify
 
-    with _errors():
+    with errors():
         report = run_verify(Store(output), rescore)
     counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
     typer.echo(", ".join(counted(number, noun) for noun, number in counts))
@@ -315,7 +307,7 @@ def demo(
     """Serve a small web of pictures with known truth, build a dataset from it, and compare."""
     from jobs.demo import run_demo
 
-    with _errors():
+    with errors():
         try:
             as_it_should_be = run_demo(out, pairs, seed, as_json)
         except KeyboardInterrupt:
@@ -323,6 +315,9 @@ def demo(
             raise typer.Exit(INTERRUPTED) from None
     if not as_it_should_be:
         raise typer.Exit(1)
+
+
+app.command()(select)
 
 
 def main() -> None:
@@ -351,27 +346,6 @@ def _model(name: str) -> dict[str, str | None]:
         return {"name": name, "pretrained": None}
     name, _, pretrained = name.partition(":")
     return {"name": name, "pretrained": pretrained or None}
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_expected(error):
-            raise
-        typer.echo(f"pairmill: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Stopped.", err=True)
-        sys.exit(INTERRUPTED)
-
-
-def _is_expected(error: Exception) -> bool:
-    """Errors of ours, of the file system and of S3; anything else is a bug and keeps its traceback."""
-    package = type(error).__module__.partition(".")[0]
-    return package in ("jobs", "pipeline", "schemas", "botocore") or isinstance(error, OSError)
 
 
 if __name__ == "__main__":  # `python -P -m jobs.cli`: nothing of the current directory can be imported

@@ -7,16 +7,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
 from schemas.jobs import BuildJob, fingerprint_fields
+from schemas.selection import SelectJob
 
 MAX_JOB_BYTES = 1 << 20
 
+_Job = TypeVar("_Job", bound=BaseModel)
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError)
 """What PyYAML raises: its own, and what its constructors of dates and numbers let through (`2024-13-45`)."""
@@ -42,16 +44,28 @@ class JobError(ValueError):
 
 def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> BuildJob:
     """The resolved job. `overrides`: dotted field -> value (None is passed over); `settings`: `a.b=c`, c in YAML."""
+    values, text = _values(job_file, overrides, settings)
+    source = values.get("source")
+    if isinstance(source, dict) and source.get("held") and "fetch" in values:
+        raise JobError("fetch: nothing of a held corpus is downloaded")
+    return resolve(values, text, job_file)
+
+
+def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> SelectJob:
+    """The job of a choice, from the same places as `load_job`."""
+    values, text = _values(job_file, overrides, settings)
+    return _validated(SelectJob, values, text, job_file)
+
+
+def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str]) -> tuple[dict[str, Any], str]:
+    """What the file, the flags and `--set` say together, and the file's text."""
     text = _read(job_file) if job_file else ""
     values = _parse(text, job_file or "the job")
     for key, value in overrides.items():
         if value is not None:
             _put(values, key, value)
     parse_settings(settings, values)
-    source = values.get("source")
-    if isinstance(source, dict) and source.get("held") and "fetch" in values:
-        raise JobError("fetch: nothing of a held corpus is downloaded")
-    return resolve(values, text, job_file)
+    return values, text
 
 
 def parse_settings(settings: Iterable[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -67,11 +81,15 @@ def parse_settings(settings: Iterable[str], values: dict[str, Any] | None = None
 
 def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = None) -> BuildJob:
     """Check the values and expand the preset. `text` and `job_file` are only for the error's line number."""
+    job = _validated(BuildJob, values, text, job_file)
+    return _validated(BuildJob, _with_preset(job, values), text, job_file)
+
+
+def _validated(model: type[_Job], values: Mapping[str, Any], text: str, job_file: str | None) -> _Job:
     try:
-        job = BuildJob.model_validate(values)
-        return BuildJob.model_validate(_with_preset(job, values))
+        return model.model_validate(values)
     except ValidationError as error:
-        raise JobError(_explain(error, text, job_file)) from None
+        raise JobError(_explain(model, error, text, job_file)) from None
 
 
 def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
@@ -148,7 +166,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         raise JobError(f"--set {key}: the job has no such place") from None
 
 
-def _explain(error: ValidationError, text: str, job_file: str | None) -> str:
+def _explain(job: type[BaseModel], error: ValidationError, text: str, job_file: str | None) -> str:
     """One line per problem: `job.yaml:12: fetch.timeout_s: ...`."""
     lines = []
     for problem in error.errors(include_url=False):
@@ -157,7 +175,7 @@ def _explain(error: ValidationError, text: str, job_file: str | None) -> str:
         where = f"{job_file}:{line}: " if job_file and line else f"{job_file}: " if job_file else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"there is no such field{_did_you_mean(problem['loc'])}"
+            message = f"there is no such field{_did_you_mean(job, problem['loc'])}"
         elif problem["type"] == "missing":
             message = "is required"
         else:
@@ -166,10 +184,10 @@ def _explain(error: ValidationError, text: str, job_file: str | None) -> str:
     return "\n".join(lines)
 
 
-def _did_you_mean(loc: tuple[int | str, ...]) -> str:
+def _did_you_mean(job: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     import difflib
 
-    model: Any = BuildJob
+    model: Any = job
     for part in loc[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         model = field.annotation if field else model

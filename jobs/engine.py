@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayTaskError
 
 from jobs.cell import failed, pack, unpack
 from pipeline.inputs.cursor import ReadError
@@ -107,10 +108,11 @@ class _StageActor:
 
 
 @contextmanager
-def ray_session(run: RunConfig, modules: Path | None = None) -> Iterator[None]:
+def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = 2) -> Iterator[None]:
     """Join the cluster of `run.address`, or start a local Ray for the time of the block.
 
-    `modules`: a folder with the user's own rules, shipped to the workers. The driver moves to an empty directory
+    `modules`: a folder with the user's own rules, shipped to the workers. `spare_cpus`: logical ones beyond the
+    machine's own, for a local Ray whose actors mostly wait. The driver moves to an empty directory
     before Ray starts, because the workers import from the driver's current directory before anything else, and a
     user's own `pipeline/` folder must not shadow ours.
     """
@@ -122,7 +124,7 @@ def ray_session(run: RunConfig, modules: Path | None = None) -> Iterator[None]:
         os.chdir(empty)
         with redirect_stdout(sys.stderr):  # Ray reports lost tasks on stdout, which is for results
             try:
-                _init(run, modules)
+                _init(run, modules, spare_cpus)
                 yield
             finally:
                 wait_for_ray_data(_THREADS_TIMEOUT_S)
@@ -138,10 +140,10 @@ def wait_for_ray_data(timeout_s: float) -> None:
             thread.join(timeout_s)
 
 
-def _init(run: RunConfig, modules: Path | None) -> None:
+def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray Data's internals reach the user
     environment = {"working_dir": str(modules)} if modules else None
-    local: dict[str, Any] = {} if run.address else {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + 2}
+    local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     with _held_back_stderr():
         ray.init(address=run.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
 
@@ -162,6 +164,29 @@ def _held_back_stderr() -> Iterator[None]:
         finally:
             os.dup2(real, 2)
             os.close(real)
+
+
+class RayTasks:
+    """`pipeline.select.tasks.Tasks` on Ray: results stay in the object store until they are wanted.
+
+    Ray runs a call again whose worker died: the functions are pure.
+    """
+
+    def __init__(self) -> None:
+        self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
+
+    def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int = 1) -> list[Any]:
+        """References; see Tasks."""
+        remote = ray.remote(num_cpus=1, num_returns=outputs)(function)
+        return [remote.remote(*call) for call in calls]
+
+    def get(self, handles: Sequence[Any]) -> Iterator[Any]:
+        """Raises what the call raised."""
+        for handle in handles:
+            try:
+                yield ray.get(handle)
+            except RayTaskError as error:
+                raise error.cause from None
 
 
 def run_shards(

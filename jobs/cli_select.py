@@ -1,0 +1,108 @@
+"""`pairmill select`: flags, what each step left, and what differs between two choices."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.terminal import INTERRUPTED, JobFile, Json, Settings, errors
+
+if TYPE_CHECKING:
+    from schemas.selection import Selection
+
+
+def select(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Of the choice, which is written to DATASET/subsets/NAME.")
+    ] = None,
+    job_file: JobFile = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--step",
+            metavar="STEP",
+            help="As in the job file, in order: 'where: similarity >= 0.28', 'top: {by: similarity, fraction: 0.3}', "
+            "'dedup: {by: phash, distance: 4}', 'sample: {count: 1000}'.",
+        ),
+    ] = None,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Choose also from rows that a score rule of the build refused.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what each step would drop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a choice of this name.")] = False,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Say what differs between two choices, and why.")
+    ] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Choose rows of a finished dataset: nothing is downloaded or embedded again to try another choice."""
+    with errors():
+        if compare:
+            _compare(dataset, *compare, as_json)
+            return
+        from jobs.config import load_select_job
+        from jobs.select import select as run_select
+
+        values = {
+            "dataset": dataset,
+            "name": name,
+            "steps": [_parse_step(step) for step in steps] if steps else None,
+            "rows": "pairs" if all_pairs else None,
+        }
+        if dry_run and not name:
+            values["name"] = "dry-run"
+        job = load_select_job(job_file, values, settings or [])
+        try:
+            selection = run_select(job, dry_run, overwrite)
+        except KeyboardInterrupt:
+            typer.echo("Stopped. Nothing was chosen; the same command starts again.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    _print(selection)
+    if dry_run:
+        typer.echo("dry run: nothing was written", err=True)
+    else:
+        typer.echo(f"{dataset}/subsets/{selection.name}")
+    if as_json:
+        typer.echo(json.dumps(selection.model_dump(mode="json", exclude={"files"})))
+
+
+def _compare(dataset: str, one: str, other: str, as_json: bool) -> None:
+    from pipeline.select.compare import compare as run_compare
+    from pipeline.storage import Store
+
+    comparison = run_compare(Store(dataset), one, other)
+    for line in comparison.lines():
+        typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps(comparison.as_dict()))
+
+
+def _parse_step(text: str) -> object:
+    import yaml
+
+    from jobs.config import JobError
+
+    try:
+        step = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        step = None
+    if not isinstance(step, dict):
+        raise JobError(f"--step {text!r}: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'")
+    return step
+
+
+def _print(selection: "Selection") -> None:
+    """One line per step, and loud ones for a step that left nothing or next to nothing."""
+    width = max(len(report.step) for report in selection.reports)
+    for number, report in enumerate(selection.reports):
+        share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
+        line = f"{report.step:<{width}} {report.rows_in:>13,} -> {report.rows_out:>13,} {share}"
+        if report.threshold is not None:
+            line += f"  from {report.threshold:.6g} up"
+        typer.echo(line)
+        for cluster in report.largest_clusters:
+            typer.echo(f"    {cluster['rows']:,} alike: {cluster['row_id']} {cluster['url'] or ''}")
+        if report.rows_in and not report.rows_out:
+            typer.echo(f"pairmill: step {number} ({report.step}) dropped all of {report.rows_in:,} rows", err=True)

@@ -1,0 +1,178 @@
+"""`pairmill select`: a subset of a finished dataset, by steps that read narrow columns alone."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+from uuid import uuid4
+
+import pyarrow as pa
+
+from jobs import engine
+from jobs.config import JobError
+from pipeline.columns import columns_done
+from pipeline.plan import load_plan
+from pipeline.select.choose import Chooser
+from pipeline.select.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
+from pipeline.select.expressions import Expression, ExpressionError
+from pipeline.select.scan import MAX_STEPS
+from pipeline.select.subset import generations_of, publish, remove, subsets, write_chunk
+from pipeline.select.tasks import PlainLoop, Tasks
+from pipeline.shards import committed
+from pipeline.stages import versions
+from pipeline.storage import Store
+from pipeline.text import clean_text, counted
+from schemas.manifest import DataFile
+from schemas.selection import Selection, SelectJob, StepReport
+
+ROWS_FOR_RAY = 2_000_000
+"""Fewer are chosen from in this process before a local Ray would be up."""
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """A finished dataset, as far as a choice needs it."""
+
+    store: Store
+    shards: list[tuple[int, int]]
+    """(shard, generation)"""
+    num_rows: int
+    aliases: list[str]
+    """Models that were added to every shard."""
+    unfinished: list[str]
+    """Models that were added to some."""
+    schema: pa.Schema
+    """All columns that a step may name."""
+
+
+def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Selection:
+    """Make the choice and write it to `subsets/NAME/`; with `dry_run` only count. A bad job raises JobError first."""
+    dataset = _open(job)
+    _check_steps(job, dataset)
+    if job.name in subsets(dataset.store) and not (dry_run or overwrite):
+        raise JobError(f"{job.dataset} has a subset {job.name!r} already; give another name, or --overwrite it")
+    with _tasks(job, dataset.num_rows) as tasks:
+        chunks = _chunks(dataset, tasks)
+        chooser = Chooser.of(tasks, chunks)
+        chooser.run(job.rows == "kept", job.steps)
+        attempt = uuid4().hex
+        files = [] if dry_run else _write(tasks, chunks, chooser, job.name, attempt)
+        reports = list(_reports(job, chooser))
+    selection = Selection(
+        name=job.name,
+        attempt=attempt,
+        rows=job.rows,
+        steps=job.steps,
+        shards=len(dataset.shards),
+        rows_in=reports[0].rows_in,
+        rows_out=reports[-1].rows_out,
+        reports=reports,
+        generations_blake2b=generations_of(chunks),
+        files=files,
+        versions=versions(),
+    )
+    if not dry_run:
+        if overwrite and job.name in subsets(dataset.store):
+            remove(dataset.store, job.name)
+        if not publish(dataset.store, selection):
+            raise JobError(f"another run finished a subset {job.name!r} meanwhile; give another name")
+    return selection
+
+
+def _open(job: SelectJob) -> _Dataset:
+    """Raises JobError for what is no finished dataset."""
+    store = Store(job.dataset)
+    done = committed(store)
+    missing = load_plan(store).num_shards - len(done)
+    if missing and not job.partial:
+        raise JobError(
+            f"{job.dataset} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; run its "
+            "build again, or choose from what is there with --set partial=true"
+        )
+    if not done:
+        raise JobError(f"{job.dataset} has no finished shard yet")
+    added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
+    aliases = [name for name in added if columns_done(store, name) == done]
+    first = min(done)
+    schema = describe(store, [(first, done[first])], aliases).schema()
+    rows = load_plan(store).num_rows
+    return _Dataset(store, sorted(done.items()), rows, aliases, sorted(set(added) - set(aliases)), schema)
+
+
+def _check_steps(job: SelectJob, dataset: _Dataset) -> None:
+    """Every column and type, on no rows. Raises JobError that names the step."""
+    if len(job.steps) > MAX_STEPS:
+        raise JobError(f"steps: {len(job.steps)} of them; {MAX_STEPS} are the most")
+    for number, step in enumerate(job.steps):
+        try:
+            if step.where is not None:
+                Expression(step.where).check(dataset.schema, wants_truth=True)
+            for score in (step.top.by if step.top else None, step.dedup.best if step.dedup else None):
+                if score is not None:
+                    Expression(score).check(dataset.schema, wants_truth=False)
+            if step.dedup and step.dedup.by not in dataset.schema.names:
+                raise ExpressionError(f"there is no column {step.dedup.by!r}")
+        except ExpressionError as error:
+            hint = [alias for alias in dataset.unfinished if f"_{alias}" in str(error)]
+            more = f"; the model {hint[0]!r} lacks shards, so run embed --add-model again" if hint else ""
+            raise JobError(f"steps.{number}: {error}{more}") from None
+
+
+def _chunks(dataset: _Dataset, tasks: Tasks) -> list[Chunk]:
+    """All shards, in order. Their number does not depend on the workers'."""
+    wanted = min(MAX_CHUNKS, len(dataset.shards), math.ceil(dataset.num_rows / CHUNK_ROWS))
+    cuts = [round(n * len(dataset.shards) / wanted) for n in range(wanted + 1)]
+    calls = [(dataset.store, dataset.shards[start:end], dataset.aliases) for start, end in pairwise(cuts)]
+    chunks, place = [], 0
+    for chunk in tasks.get(tasks.map(describe, calls)):
+        chunks.append(replace(chunk, first_place=place))
+        place += chunk.num_rows
+    return chunks
+
+
+def _write(
+    tasks: Tasks, chunks: Sequence[Chunk], chooser: Chooser, name: str, attempt: str
+) -> list[dict[Literal["rows", "shards"], DataFile]]:
+    calls = [
+        (chunk, fates, f"subsets/{name}", f"{number:05d}.{attempt}")
+        for number, (chunk, fates) in enumerate(zip(chunks, chooser.fates, strict=True))
+    ]
+    return list(tasks.get(tasks.map(write_chunk, calls)))
+
+
+def _reports(job: SelectJob, chooser: Chooser) -> Iterator[StepReport]:
+    """One per step, the two that come by themselves first."""
+    left = sum(chunk.num_rows for chunk in chooser.chunks)
+    names = ["rows: kept" if job.rows == "kept" else "rows: pairs", "dedup: by uid", *map(str, job.steps)]
+    for number, name in enumerate(names):
+        rows_in, left = left, left - chooser.counts[number]
+        yield StepReport(
+            step=name,
+            rows_in=rows_in,
+            rows_out=left,
+            threshold=chooser.thresholds.get(number),
+            largest_clusters=_named(chooser, chooser.clusters.get(number, ())),
+        )
+
+
+def _named(chooser: Chooser, groups: Iterable[Any]) -> list[dict[str, Any]]:
+    """Who the kept row of each cluster is."""
+    starts = [chunk.first_place for chunk in chooser.chunks]
+    found = []
+    for place, rows in groups:
+        chunk = chooser.chunks[bisect_right(starts, place) - 1]
+        row = chunk.read_row(place, frozenset({"row_id", "url"}))
+        found.append({"rows": int(rows), "row_id": row["row_id"], "url": clean_text(row["url"])})
+    return found
+
+
+@contextmanager
+def _tasks(job: SelectJob, num_rows: int) -> Iterator[Tasks]:
+    if num_rows < ROWS_FOR_RAY and not job.run.address:
+        yield PlainLoop()
+        return
+    with engine.ray_session(job.run, spare_cpus=0):
+        yield engine.RayTasks()

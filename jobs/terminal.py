@@ -1,0 +1,39 @@
+"""What all commands share: options that mean the same everywhere, and the border where errors become messages."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+JobFile = Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: images.size=256.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job, or its s3:// URL.")]
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        typer.echo(f"pairmill: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Errors of ours, of the file system and of S3; anything else is a bug and keeps its traceback."""
+    package = type(error).__module__.partition(".")[0]
+    return package in ("jobs", "pipeline", "schemas", "botocore") or isinstance(error, OSError)

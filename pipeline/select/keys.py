@@ -1,0 +1,94 @@
+"""Columns as fixed-size numbers: identities of 128 bits, hashes of uids, and scores that sort as integers."""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.select.expressions import Expression
+
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+_NIBBLES = np.full(256, 255, np.uint8)
+_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+
+
+def identities(column: pa.ChunkedArray) -> tuple[U64, U64]:
+    """128 bits of each value, as (high, low): hex digits as they are, up to 32 of them; else BLAKE2b-128 of the text.
+
+    Equal values have equal identities and different ones different ones, save for collisions of 128-bit hashes. Null
+    gives what no caller may rely on.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    digits = _hex_digits(array)
+    if digits is not None:
+        return digits
+    hashed = bytearray()
+    for value in pc.cast(array, pa.string()).to_pylist():
+        hashed += hashlib.blake2b((value or "").encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    pairs = np.frombuffer(bytes(hashed), ">u8").astype(np.uint64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _hex_digits(array: pa.Array) -> tuple[U64, U64] | None:
+    """(high, low) where every value is null or the same number of hex digits in lower case: 16 digits, or 32 and more.
+
+    Of longer ones (a SHA-256) the first 32.
+    """
+    if not (pa.types.is_string(array.type) and len(array)):
+        return None
+    present = array.drop_null()
+    offsets = np.frombuffer(present.buffers()[1], np.int32)[present.offset : present.offset + len(present) + 1]
+    widths = np.diff(offsets)
+    width = int(widths[0]) if len(widths) else 0
+    if width not in (16, 32, 64) or (widths != width).any():
+        return None
+    text = np.frombuffer(present.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, width)
+    nibbles = _NIBBLES[text[:, :32]]  # (rows, digits)
+    if (nibbles == 255).any():
+        return None
+    words = (nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).view(">u8").astype(np.uint64)  # (rows, 1 or 2)
+    spread = np.zeros((len(array), words.shape[1]), np.uint64)
+    spread[pc.is_valid(array).to_numpy(zero_copy_only=False)] = words
+    return spread[:, 0], spread[:, 1] if words.shape[1] == 2 else np.zeros(len(array), np.uint64)
+
+
+def uid_hashes(column: pa.ChunkedArray, seed: int) -> U64:
+    """64 well mixed bits per uid: what breaks ties and draws samples, the same wherever the row stands.
+
+    The finaliser of SplitMix64 (Steele, Lea, Flood 2014): the uids of an input may be numbers in order.
+    """
+    high, low = identities(column)
+    start = np.uint64(seed % (1 << 64))
+    return mixed(high ^ mixed(low ^ mixed(np.full(len(low), start, np.uint64))))
+
+
+def mixed(values: U64) -> U64:
+    """SplitMix64's step and finaliser, value by value."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def ranks(table: pa.Table, by: str) -> U64:
+    """The score as integers that sort as its numbers do; null and NaN give 0, below all of them."""
+    column = pc.cast(Expression(by).evaluate(table), pa.float64(), safe=False)
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    numbers = array.to_numpy(zero_copy_only=False) + 0.0  # null becomes NaN, and -0.0 becomes 0.0
+    bits = numbers.view(np.uint64)
+    sign = np.uint64(1 << 63)
+    keys: U64 = np.where(bits & sign, ~bits, bits | sign)
+    keys[np.isnan(numbers)] = 0
+    return keys
+
+
+def score_of(rank: int) -> float | None:
+    """The number that `ranks` made this of; None for 0."""
+    if rank == 0:
+        return None
+    bits = rank ^ (1 << 63) if rank >> 63 else rank ^ ((1 << 64) - 1)
+    return float(np.uint64(bits).view(np.float64))

@@ -1,0 +1,181 @@
+"""Choices against DuckDB's answers on the same files, and against brute force."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+from pipeline.select import choose as choosing
+from pipeline.select.compare import compare
+from pipeline.select.near import band_masks, near_pairs
+from pipeline.select.scan import KEYED
+from pipeline.storage import Store
+from tests.unit.select.conftest import ROWS, choose, oracle, row_ids
+
+pytestmark = pytest.mark.usefixtures("many_chunks")
+
+WHERE = {"where": "similarity >= 0.22 and width > height"}
+IN_SQL = "similarity >= 0.22 and width > height"
+
+
+def test_without_steps_the_kept_rows_stay_once_per_uid(dataset: Path) -> None:
+    selection = choose(dataset, "plain")
+    assert row_ids(dataset, "plain") == oracle(dataset, "select * from rows")
+    assert [report.step for report in selection.reports] == ["rows: kept", "dedup: by uid"]
+    assert selection.reports[0].rows_in == ROWS
+
+
+def test_all_pairs_are_there_to_choose_from_where_that_is_asked_for(dataset: Path) -> None:
+    choose(dataset, "all", rows="pairs")
+    expected = "select * from all_rows qualify row_number() over (partition by uid order by place) = 1"
+    assert row_ids(dataset, "all") == oracle(dataset, expected)
+
+
+def test_a_threshold_is_duckdbs(dataset: Path) -> None:
+    choose(dataset, "where", WHERE)
+    assert row_ids(dataset, "where") == oracle(dataset, f"select * from rows where {IN_SQL}")
+
+
+@pytest.mark.parametrize("fraction", [0.0001, 0.3, 0.5, 0.999, 1.0])
+def test_a_top_fraction_is_the_rows_that_duckdb_ranks_highest(dataset: Path, fraction: float) -> None:
+    selection = choose(dataset, "top", WHERE, {"top": {"by": "similarity", "fraction": fraction}})
+    count = f"(select round({fraction} * count(*)) from rows where {IN_SQL})"
+    expected = f"select * from rows where {IN_SQL} qualify row_number() over (order by similarity desc) <= {count}"
+    chosen = row_ids(dataset, "top")
+    assert chosen == oracle(dataset, expected)  # no two similarities of these rows are equal
+    assert len(chosen) == selection.rows_out == round(fraction * selection.reports[-1].rows_in)
+
+
+@pytest.mark.parametrize("count", [1, 1_234, 10**9])
+def test_a_count_with_few_distinct_scores_is_exact_and_breaks_ties_by_the_uid(dataset: Path, count: int) -> None:
+    selection = choose(dataset, "ties", {"top": {"by": "width - width", "count": count}})
+    again = choose(dataset, "sample", {"sample": {"count": count, "seed": 0}})
+    assert selection.rows_out == again.rows_out == min(count, selection.reports[-1].rows_in)
+    assert row_ids(dataset, "ties") == row_ids(dataset, "sample")  # ties fall by the hash that a sample falls by
+
+
+def test_nulls_rank_last_and_a_top_fraction_may_reach_them(dataset: Path) -> None:
+    choose(dataset, "nulls", {"top": {"by": "similarity", "fraction": 0.9999}})
+    chosen = oracle(dataset, "select * from rows where similarity is not null")
+    assert set(chosen) < set(row_ids(dataset, "nulls"))
+
+
+@pytest.mark.parametrize("picked", [1, 20, 1_000])
+def test_the_top_is_exact_however_few_rows_the_first_guess_rests_on(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, picked: int
+) -> None:
+    choose(dataset, "exact", {"top": {"by": "similarity", "fraction": 0.3}})
+    monkeypatch.setattr(choosing, "PICKED_ROWS", picked)
+    monkeypatch.setattr(choosing, "_SIGMAS", 0.01)  # the first window misses
+    choose(dataset, "guessed", {"top": {"by": "similarity", "fraction": 0.3}})
+    assert row_ids(dataset, "guessed") == row_ids(dataset, "exact")
+
+
+@pytest.mark.parametrize("by", ["sha256", "url", "phash", "width", "caption"])
+def test_exact_dedup_keeps_the_first_of_each_group(dataset: Path, by: str) -> None:
+    choose(dataset, "dedup", {"dedup": {"by": by}})
+    expected = f"select * from rows qualify row_number() over (partition by {by} order by place) = 1"
+    assert row_ids(dataset, "dedup") == oracle(dataset, expected)
+
+
+def test_exact_dedup_keeps_the_best_of_each_group(dataset: Path) -> None:
+    selection = choose(dataset, "best", WHERE, {"dedup": {"by": "sha256", "best": "similarity"}})
+    expected = f"""select * from rows where {IN_SQL}
+                   qualify row_number() over (partition by sha256 order by similarity desc nulls last, place) = 1"""
+    assert row_ids(dataset, "best") == oracle(dataset, expected)
+    sizes = "select count(*) as n from ({}) group by sha256 order by n desc limit 5"
+    clusters = [cluster["rows"] for cluster in selection.reports[-1].largest_clusters]
+    rows = f"""select * from (select *, row_number() over (partition by uid order by filename, file_row_number) as nth
+               from read_parquet('{dataset}/pairs/*.parquet', filename = true, file_row_number = true)
+               where status = 'ok') where nth = 1 and {IN_SQL}"""
+    assert clusters == [row[0] for row in duckdb.connect().execute(sizes.format(rows)).fetchall()]
+
+
+def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
+    choose(dataset, "one", *steps)
+    monkeypatch.setattr(choosing, "PARTITION_ROWS", 1_000)
+    monkeypatch.setattr("pipeline.select.tasks.PlainLoop.memory_bytes", 200_000)
+    choose(dataset, "many", *steps)
+    assert row_ids(dataset, "many") == row_ids(dataset, "one")
+
+
+def test_a_row_without_a_key_is_equal_to_nothing(dataset: Path) -> None:
+    selection = choose(dataset, "none", {"dedup": {"by": "md5"}})
+    assert selection.rows_out == selection.reports[-1].rows_in
+
+
+def brute_force_pairs(hashes: Any, distance: int) -> set[tuple[int, int]]:
+    found = set()
+    for start in range(0, len(hashes), 500):
+        block = hashes[start : start + 500]
+        bits = np.bitwise_count(block[:, None] ^ hashes[None, :])
+        near = np.argwhere((bits <= distance) & (bits > 0))
+        found |= {(min(a + start, b), max(a + start, b)) for a, b in near.tolist()}
+    return found
+
+
+@pytest.mark.parametrize("distance", [1, 2, 4, 8])
+def test_the_near_pairs_are_exactly_those_of_brute_force(distance: int) -> None:
+    rng = np.random.default_rng(distance)
+    hashes = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
+    for copy in range(10_000):  # most of the second half lies near a row of the first
+        flips = rng.integers(0, 64, rng.integers(1, 12), dtype=np.uint64)
+        hashes[10_000 + copy] = hashes[rng.integers(0, 10_000)] ^ np.bitwise_xor.reduce(np.uint64(1) << flips)
+    rows = np.zeros(len(hashes), KEYED)
+    rows["low"], rows["place"] = hashes, np.arange(len(hashes))
+    found: list[tuple[int, int]] = []
+    for mask in band_masks(distance):
+        rows["high"] = hashes & np.uint64(mask)
+        pairs = near_pairs(distance, mask, rows[::2], rows[1::2])
+        found += zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True)
+    assert len(found) == len(set(found))
+    assert set(found) == brute_force_pairs(hashes, distance)
+
+
+def test_every_row_that_a_near_dedup_drops_is_near_a_kept_one_and_no_two_kept_ones_are_near(dataset: Path) -> None:
+    choose(dataset, "before")
+    choose(dataset, "after", {"dedup": {"by": "phash", "distance": 4, "best": "similarity"}})
+    query = f"select row_id, phash, similarity from read_parquet('{dataset}/pairs/*.parquet')"
+    facts = {row: (int(phash, 16), score) for row, phash, score in duckdb.connect().execute(query).fetchall()}
+    kept = row_ids(dataset, "after")
+    dropped = sorted(set(row_ids(dataset, "before")) - set(kept))
+    assert 500 < len(dropped) < ROWS / 2
+    hashes = np.array([facts[row][0] for row in kept], np.uint64)
+    assert not brute_force_pairs(hashes, 4)
+    scores = np.array([facts[row][1] or -1 for row in kept])
+    for row in dropped:
+        near = np.bitwise_count(hashes ^ np.uint64(facts[row][0])) <= 4
+        assert near.any()
+        assert scores[near].max() >= (facts[row][1] or -1)
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one_of_the_same_seed(dataset: Path) -> None:
+    choose(dataset, "small", {"sample": {"fraction": 0.1, "seed": 7}})
+    choose(dataset, "large", {"sample": {"fraction": 0.4, "seed": 7}})
+    choose(dataset, "other", {"sample": {"fraction": 0.1, "seed": 8}})
+    small, large, other = (set(row_ids(dataset, name)) for name in ("small", "large", "other"))
+    assert small < large
+    assert 0.05 < len(small & other) / len(small) < 0.2
+    assert abs(len(small) - 0.1 * len(oracle(dataset, "select * from rows"))) < 1
+
+
+def test_steps_run_in_the_order_in_which_they_are_written(dataset: Path) -> None:
+    top = {"top": {"by": "similarity", "fraction": 0.5}}
+    first, second = choose(dataset, "first", WHERE, top), choose(dataset, "second", top, WHERE)
+    assert first.rows_out != second.rows_out
+    for selection in (first, second):
+        for one, next_one in zip(selection.reports, selection.reports[1:], strict=False):
+            assert one.rows_out == next_one.rows_in
+
+
+def test_a_row_that_is_in_both_of_two_choices_is_in_neither_ones_difference(dataset: Path) -> None:
+    choose(dataset, "loose", {"where": "similarity >= 0.2"})
+    choose(dataset, "strict", {"where": "similarity >= 0.2"}, {"top": {"by": "similarity", "fraction": 0.5}})
+    difference = compare(Store(str(dataset)), "loose", "strict")
+    loose, strict = set(row_ids(dataset, "loose")), set(row_ids(dataset, "strict"))
+    assert (difference.both, dict(difference.only_other)) == (len(strict), {})
+    assert dict(difference.only_one) == {3: len(loose - strict)}
+    assert "dropped in strict by top: by similarity, fraction 0.5" in "\n".join(difference.lines())

@@ -1,0 +1,109 @@
+"""What a `where` may say, what it means for nulls, and that nothing of it is ever run."""
+
+import datetime
+
+import pyarrow as pa
+import pytest
+
+from pipeline.select.expressions import Expression, ExpressionError
+
+TABLE = pa.table(
+    {
+        "similarity": pa.array([0.1, 0.3, None, float("nan")], pa.float32()),
+        "width": pa.array([100, 200, 300, None], pa.int32()),
+        "height": pa.array([100, 100, 0, 100], pa.int32()),
+        "caption": pa.array(["a Dog", "two cats", None, "näive"]),
+        "status": pa.array(["ok", "ok", "similarity_too_low", "ok"]),
+        "one_color": pa.array([True, False, None, False]),
+        "fetched_at": pa.array([datetime.datetime(2026, m, 1, tzinfo=datetime.UTC) for m in (1, 2, 3, 4)]),
+        "source-id": pa.array([1, 2, 3, 4]),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("similarity >= 0.3", [False, True, None, False]),
+        ("similarity >= 0.1", [True, True, None, False]),
+        ("width > 100 and similarity > 0.2", [False, True, None, False]),
+        ("width > 100 or similarity > 0.05", [True, True, True, None]),
+        ("not one_color", [False, True, None, True]),
+        ("one_color", [True, False, None, False]),
+        ("100 < width <= 200", [False, True, False, None]),
+        ("width / height < 1.5", [True, False, False, None]),
+        ("width - height == 100", [False, True, False, None]),
+        ("-width < -150", [False, True, True, None]),
+        ("status == 'ok'", [True, True, False, True]),
+        ("status in ['ok', 'other']", [True, True, False, True]),
+        ("status not in ('ok',)", [False, False, True, False]),
+        ("width in [100, 300]", [True, False, True, None]),
+        ("caption is None", [False, False, True, False]),
+        ("caption is not None and length(caption) == 5", [True, False, False, True]),
+        ("contains(lower(caption), 'dog')", [True, False, None, False]),
+        (r"matches(caption, '^\w+ \w+$')", [True, True, None, False]),
+        ("starts_with(caption, 'two') or ends_with(caption, 've')", [False, True, None, True]),
+        ("fetched_at >= '2026-03-01'", [False, False, True, True]),
+        ("col('source-id') > 2", [False, False, True, True]),
+        ("least(width, height) >= 100", [True, True, False, None]),
+        ("  true == true ", None),
+        ("True", [True] * 4),
+    ],
+)
+def test_expressions_mean_what_sql_means(text: str, values: list[bool | None] | None) -> None:
+    expression = Expression(text)
+    if values is None:
+        with pytest.raises(ExpressionError):
+            expression.check(TABLE.schema, wants_truth=True)
+        return
+    expression.check(TABLE.schema, wants_truth=True)
+    assert expression.evaluate(TABLE).to_pylist() == values
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "cannot be read"),
+        ("similarity >=", "cannot be read"),
+        ("similarity = 0.3", "cannot be read"),
+        ("similarty > 0.3", "did you mean 'similarity'"),
+        ("similarity", "no yes or no"),
+        ("similarity > 'high'", "no kernel"),
+        ("caption + 1 > 2", "no kernel"),
+        ("similarity == None", "not understood"),
+        ("None < similarity", "is None"),
+        ("width in []", "empty list"),
+        ("width in caption", "not understood"),
+        ("__import__('os').system('true')", "not understood"),
+        ("(lambda: 1)()", "not understood"),
+        ("[width for width in [1]]", "not understood"),
+        ("caption.upper() == 'A'", "not understood"),
+        ("contains(caption, status)", "quotation marks"),
+        ("matches(caption, '(')", "regular expression"),
+        ("length(caption, caption) > 1", "positional"),
+        ("col(caption) > 1", "not understood"),
+        ("width if one_color else height", "not understood"),
+        ("width ** 100 > 1", "not understood"),
+        ("f'{width}' == 'a'", "not understood"),
+        ("not " * 200 + "one_color", "nested too deeply"),
+        ("(" * 5_000 + "width" + ")" * 5_000, "longer than"),
+        ("(" * 500 + "width" + ")" * 500, "cannot be read"),
+        ("width > 1\0", "cannot be read"),
+        ("width > 9" + "9" * 5_000, "cannot be read"),
+        ("width > 9" + "9" * 50, "too large"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_any_row_is_read(text: str, says: str) -> None:
+    with pytest.raises(ExpressionError, match=says):
+        Expression(text).check(TABLE.schema, wants_truth=True)
+
+
+@pytest.mark.parametrize("text", ["width > 100", "caption", "length(caption) > 3", "fetched_at"])
+def test_a_score_must_be_a_number(text: str) -> None:
+    with pytest.raises(ExpressionError):
+        Expression(text).check(TABLE.schema, wants_truth=False)
+
+
+def test_the_columns_of_an_expression_are_those_that_it_names() -> None:
+    expression = Expression("contains(lower(caption), 'col') and col('source-id') > width")
+    assert expression.columns == {"caption", "source-id", "width"}
