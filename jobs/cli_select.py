@@ -94,9 +94,9 @@ def _parse_step(text: str) -> object:
 
 
 def _print(selection: "Selection") -> None:
-    """One line per step, and loud ones for a step that left nothing or next to nothing."""
+    """One line per step, and a loud one for the step that left nothing."""
     width = max(len(report.step) for report in selection.reports)
-    for number, report in enumerate(selection.reports):
+    for report in selection.reports:
         share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
         line = f"{report.step:<{width}} {report.rows_in:>13,} -> {report.rows_out:>13,} {share}"
         if report.threshold is not None:
@@ -105,4 +105,4 @@ def _print(selection: "Selection") -> None:
         for cluster in report.largest_clusters:
             typer.echo(f"    {cluster['rows']:,} alike: {cluster['row_id']} {cluster['url'] or ''}")
         if report.rows_in and not report.rows_out:
-            typer.echo(f"pairmill: step {number} ({report.step}) dropped all of {report.rows_in:,} rows", err=True)
+            typer.echo(f"pairmill: {report.step!r} dropped all of {report.rows_in:,} rows", err=True)

@@ -58,9 +58,11 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Se
         chunks = _chunks(dataset, tasks)
         chooser = Chooser.of(tasks, chunks)
         chooser.run(job.rows == "kept", job.steps)
+        reports = list(_reports(job, chooser))
+        if not reports[-1].rows_out and not dry_run:
+            raise JobError(_empty(reports))
         attempt = uuid4().hex
         files = [] if dry_run else _write(tasks, chunks, chooser, job.name, attempt)
-        reports = list(_reports(job, chooser))
     selection = Selection(
         name=job.name,
         attempt=attempt,
@@ -80,6 +82,11 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Se
         if not publish(dataset.store, selection):
             raise JobError(f"another run finished a subset {job.name!r} meanwhile; give another name")
     return selection
+
+
+def _empty(reports: Sequence[StepReport]) -> str:
+    last = next(report for report in reports if not report.rows_out)
+    return f"nothing is left: {last.step!r} dropped all of {counted(last.rows_in, 'row')}; nothing was written"
 
 
 def _open(job: SelectJob) -> _Dataset:

@@ -1,0 +1,136 @@
+"""A choice from ten million rows of metadata: pairmill on Ray against DuckDB on the same files, for the same rows.
+
+    python -m bench.select --rows 10000000 --rounds 5
+
+The steps: one row per uid, similarity >= 0.2, the top 30 % by similarity, one row per sha256. Both write the chosen
+rows as Parquet; DuckDB has as many threads as there are cores. Sides alternate, each in a process of its own. The time
+of pairmill begins when Ray is up; MB is the highest sum of private memory over its driver and workers.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from bench.metadata import write_dataset
+
+STEPS = [
+    {"where": "similarity >= 0.2"},
+    {"top": {"by": "similarity", "fraction": 0.3}},
+    {"dedup": {"by": "sha256"}},
+]
+QUERY = """
+copy (
+    with all_rows as (
+        select filename, file_row_number as row, uid, sha256, similarity
+        from read_parquet('{dataset}/pairs/*.parquet', filename = true, file_row_number = true) where status = 'ok'),
+    firsts as (
+        select * from all_rows qualify row_number() over (partition by uid order by filename, row) = 1),
+    good as (select * from firsts where similarity >= 0.2),
+    best as (
+        select * from good
+        qualify row_number() over (order by similarity desc, uid) <= (select floor(0.3 * count(*) + 0.5) from good)),
+    answer as (select * from best qualify row_number() over (partition by sha256 order by filename, row) = 1)
+    select filename, row, uid from answer order by filename, row
+) to '{out}' (format parquet, compression zstd)
+"""
+
+
+def pairmill(dataset: str) -> dict[str, float]:
+    """Seconds after Ray is up, and rows chosen."""
+    from jobs import engine
+    from jobs.select import select
+    from schemas.jobs import RunConfig
+    from schemas.selection import SelectJob
+
+    with engine.ray_session(RunConfig(), spare_cpus=0):
+        started = time.perf_counter()
+        job = SelectJob.model_validate({"dataset": dataset, "name": "bench", "steps": STEPS})
+        selection = select(job, overwrite=True)
+        return {"seconds": time.perf_counter() - started, "rows": selection.rows_out}
+
+
+def duckdb(dataset: str) -> dict[str, float]:
+    """Seconds of the query, and rows chosen."""
+    import duckdb as database
+
+    with tempfile.TemporaryDirectory() as folder:
+        connection = database.connect()
+        connection.execute(f"set threads = {os.cpu_count()}; set temp_directory = '{folder}'")
+        started = time.perf_counter()
+        connection.execute(QUERY.format(dataset=dataset, out=f"{folder}/answer.parquet"))
+        seconds = time.perf_counter() - started
+        rows = connection.execute(f"select count(*) from '{folder}/answer.parquet'").fetchall()[0][0]  # noqa: S608
+    return {"seconds": seconds, "rows": rows}
+
+
+SIDES = {"pairmill": pairmill, "duckdb": duckdb}
+
+
+def watch(root: psutil.Process, peak: list[int], stop: threading.Event) -> None:
+    """Highest sum of private memory over the side's own process and Ray's workers."""
+    while not stop.wait(0.25):
+        total = 0
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                if process == root or process.cmdline()[0].startswith("ray::"):
+                    memory = process.memory_info()
+                    total += memory.rss - memory.shared
+            except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
+                continue
+        peak[0] = max(peak[0], total)
+
+
+def measure(side: str, dataset: Path) -> dict[str, float]:
+    """One side in a process of its own."""
+    command = [sys.executable, "-m", "bench.select", "--side", side, "--dataset", str(dataset)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak, stop = [0], threading.Event()
+    watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
+    watcher.start()
+    output, _ = process.communicate()
+    stop.set()
+    watcher.join()
+    assert process.returncode == 0
+    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    return {**result, "megabytes": peak[0] / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dataset", type=Path, help="made once and left there; a temporary folder if not given")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(SIDES[options.side](str(options.dataset))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = options.dataset or Path(folder)
+        started = time.perf_counter()
+        maker = multiprocessing.get_context("spawn").Process(target=write_dataset, args=(dataset, options.rows))
+        maker.start()
+        maker.join()
+        print(f"{options.rows:,} rows made in {time.perf_counter() - started:.0f} s")
+        print(f"{'round':<6}" + "".join(f"{side + ' s':>14}{side + ' MB':>14}{'rows':>12}" for side in SIDES))
+        ratios = []
+        for number in range(options.rounds):
+            results = {side: measure(side, dataset) for side in SIDES}
+            cells = "".join(f"{r['seconds']:>14.1f}{r['megabytes']:>14.0f}{r['rows']:>12,}" for r in results.values())
+            print(f"{number + 1:<6}{cells}", flush=True)
+            ratios.append(results["pairmill"]["seconds"] / results["duckdb"]["seconds"])
+        print(f"pairmill / duckdb: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A model's columns beside a dataset, as `embed --add-model` leaves them."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.manifest import ColumnsManifest, DataFile, ShardManifest
+
+
+def add_columns(dataset: Path, alias: str, shards: Iterable[int]) -> None:
+    """`similarity_ALIAS` for some shards, row for row."""
+    (dataset / f"columns/{alias}/manifests").mkdir(parents=True, exist_ok=True)
+    (dataset / f"columns/{alias}/model.json").write_text("{}")
+    for shard in shards:
+        manifest = ShardManifest.model_validate_json((dataset / f"manifests/{shard:09d}.json").read_bytes())
+        row_ids = pq.ParquetFile(dataset / manifest.files["pairs"].path).read(columns=["row_id"])["row_id"]
+        scores = np.random.default_rng(shard).random(len(row_ids)).astype(np.float32)
+        path = f"columns/{alias}/{shard:09d}.parquet"
+        pq.write_table(pa.table({"row_id": row_ids, f"similarity_{alias}": scores}), dataset / path)
+        data = (dataset / path).read_bytes()
+        record = ColumnsManifest(
+            shard=shard,
+            generation=0,
+            pairs_blake2b=manifest.files["pairs"].blake2b,
+            rows=len(row_ids),
+            file=DataFile(path=path, num_bytes=len(data), blake2b=hashlib.blake2b(data, digest_size=16).hexdigest()),
+            job_fingerprint="0" * 32,
+        )
+        (dataset / f"columns/{alias}/manifests/{manifest.name}").write_text(record.model_dump_json())

@@ -1,0 +1,233 @@
+"""A choice as a person meets it: what is refused and how, and what a change of the dataset does to it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from bench.metadata import write_dataset
+from jobs.cli import app
+from jobs.config import JobError, load_select_job
+from jobs.select import select
+from pipeline.plan import PlanError
+from pipeline.select.compare import NOT_SEEN, REWRITTEN, compare
+from pipeline.select.subset import SubsetError, read_selection, read_tables
+from pipeline.storage import Store
+from schemas.manifest import ShardManifest
+from schemas.selection import SelectJob
+from tests.unit.select.conftest import choose, row_ids
+
+TOP = {"top": {"by": "similarity", "fraction": 0.3}}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A dataset of 2,000 rows in 10 shards that a test may change."""
+    write_dataset(tmp_path / "own", 2_000, shard_rows=200)
+    return tmp_path / "own"
+
+
+def refused(dataset: Path, *steps: dict[str, Any], **more: Any) -> str:
+    with pytest.raises(JobError) as caught:
+        choose(dataset, "refused", *steps, **more)
+    assert not (dataset / "subsets/refused/selection.json").exists()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        ({"where": "similarty > 1"}, "steps.1: 'similarty > 1': there is no column 'similarty'; did you mean"),
+        ({"top": {"by": "caption", "count": 1}}, "steps.1: 'caption' is no number"),
+        ({"dedup": {"by": "sha1"}}, "steps.1: there is no column 'sha1'"),
+        ({"dedup": {"by": "url", "best": "score"}}, "steps.1: 'score': there is no column 'score'"),
+    ],
+)
+def test_a_step_that_does_not_fit_the_columns_is_named(own: Path, step: dict[str, Any], says: str) -> None:
+    assert says in refused(own, TOP, step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ([{"top": {"by": "x"}}], "either a fraction or a count"),
+        ([{"top": {"by": "x", "fraction": 0.3, "count": 3}}], "either a fraction or a count"),
+        ([{"top": {"by": "x", "fraction": 0}}], "greater than 0"),
+        ([{"sample": {"fraction": 1.5}}], "less than or equal to 1"),
+        ([{"where": "a > 1", "sample": {"count": 1}}], "a step is one of"),
+        ([{}], "a step is one of"),
+        ([{"keep": "a > 1"}], "there is no such field"),
+        ([{"dedup": {"by": "url", "distance": 3}}], "distance is for by: phash"),
+    ],
+)
+def test_a_job_that_cannot_be_meant_is_refused(steps: list[Any], says: str) -> None:
+    with pytest.raises(JobError, match=says):
+        load_select_job(None, {"dataset": "out", "name": "n", "steps": steps})
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a" * 101, "with blank"])
+def test_a_name_is_no_path(name: str) -> None:
+    with pytest.raises(JobError, match="name"):
+        load_select_job(None, {"dataset": "out", "name": name})
+
+
+def test_a_choice_that_leaves_nothing_says_which_step_dropped_all(own: Path) -> None:
+    message = refused(own, {"where": "similarity > 0"}, {"where": "similarity > 5"}, {"dedup": {"by": "url"}})
+    assert "'where: similarity > 5' dropped all of" in message
+
+
+def test_a_dataset_that_is_still_being_built_is_refused_unless_asked_for(own: Path) -> None:
+    (own / "manifests/000000003.json").unlink()
+    assert "is not finished: 1 of 10 shards missing" in refused(own, TOP)
+    assert choose(own, "partial", TOP, partial=True).shards == 9
+
+
+def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="holds no plan"):
+        choose(tmp_path / "nowhere", "n", TOP)
+
+
+def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(own: Path) -> None:
+    choose(own, "mine", TOP)
+    job = SelectJob.model_validate({"dataset": str(own), "name": "mine"})
+    with pytest.raises(JobError, match="has a subset 'mine' already"):
+        select(job)
+    assert len(list((own / "subsets/mine/rows").iterdir())) == 1
+    select(job, overwrite=True)
+    assert read_selection(Store(str(own)), "mine").steps == []
+    assert len(list((own / "subsets/mine/rows").iterdir())) == 1
+
+
+def test_a_dry_run_counts_and_writes_nothing(own: Path) -> None:
+    before = sorted(own.rglob("*"))
+    job = SelectJob.model_validate({"dataset": str(own), "name": "dry", "steps": [TOP]})
+    counted = select(job, dry_run=True)
+    assert sorted(own.rglob("*")) == before
+    assert counted.reports == choose(own, "wet", TOP).reports
+
+
+@pytest.mark.parametrize("rows", [100, 700, 10**6])
+def test_the_choice_does_not_depend_on_how_the_shards_are_spread(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    steps: list[Any] = [TOP, {"dedup": {"by": "phash", "distance": 3}}, {"sample": {"fraction": 0.5}}]
+    expected = row_ids(dataset, choose(dataset, "whole", *steps).name)
+    monkeypatch.setattr("jobs.select.CHUNK_ROWS", rows)
+    assert row_ids(dataset, choose(dataset, "spread", *steps).name) == expected
+
+
+def test_after_more_shards_compare_explains_every_row_that_came_or_went(own: Path) -> None:
+    best = {"top": {"by": "similarity", "count": 400}}
+    before = choose(own, "before", best)
+    old = set(row_ids(own, "before"))
+    write_dataset(own, 3_000, shard_rows=200)
+    after = choose(own, "after", best)
+    new = set(row_ids(own, "after"))
+    difference = compare(Store(str(own)), "before", "after")
+    fresh = sum(int(row.partition(":")[0]) >= 10 for row in new)
+    assert difference.both == len(old & new)
+    assert sum(difference.only_one.values()) == len(old - new) > 0
+    assert sum(difference.only_other.values()) == len(new - old) > 0
+    assert difference.only_other[NOT_SEEN] == fresh
+    assert set(difference.only_one) == {2}
+    assert set(difference.only_other) == {NOT_SEEN}
+    assert before.generations_blake2b != after.generations_blake2b
+    text = "\n".join(difference.lines())
+    assert "in shards that before has not seen" in text
+    assert f"(threshold {after.reports[2].threshold:.6g}, {before.reports[2].threshold:.6g} in before)" in text
+
+
+def test_compare_follows_uids_into_a_shard_that_was_rewritten(own: Path) -> None:
+    choose(own, "before", TOP)
+    old = set(row_ids(own, "before"))
+    manifest = ShardManifest.model_validate_json((own / "manifests/000000002.json").read_bytes())
+    table = pq.ParquetFile(own / "pairs/000000002.parquet").read()
+    pq.write_table(table.slice(20), own / "pairs/000000002.g1.parquet")  # rows stand elsewhere, and some are gone
+    file = manifest.files["pairs"].model_copy(update={"path": "pairs/000000002.g1.parquet", "blake2b": "1" * 32})
+    newer = manifest.model_copy(update={"generation": 1, "pairs": 180, "rows_in": 180, "files": {"pairs": file}})
+    (own / "manifests/000000002.g1.json").write_text(newer.model_dump_json())
+    choose(own, "after", TOP)
+    store = Store(str(own))
+    difference = compare(store, "before", "after")
+    uids = [
+        {uid for table in read_tables(store, read_selection(store, name), "rows") for uid in table["uid"].to_pylist()}
+        for name in ("before", "after")
+    ]
+    assert difference.both == len(uids[0] & uids[1])
+    assert sum(difference.only_one.values()) == len(uids[0] - uids[1])
+    assert sum(difference.only_other.values()) == len(uids[1] - uids[0])
+    assert difference.only_one[REWRITTEN] > 0
+    assert len(old) == len(uids[0])
+
+
+def test_an_added_models_columns_can_be_chosen_by_once_every_shard_has_them(own: Path) -> None:
+    from tests.unit.select.added import add_columns
+
+    add_columns(own, "other", shards=range(9))
+    assert "the model 'other' lacks shards" in refused(own, {"where": "similarity_other > 0.5"})
+    add_columns(own, "other", shards=range(9, 10))
+    selection = choose(own, "added", {"where": "similarity_other > 0.5 and similarity > 0.2"})
+    assert 0 < selection.rows_out < selection.reports[-1].rows_in
+
+
+def test_a_missing_or_damaged_choice_is_named(own: Path) -> None:
+    store = Store(str(own))
+    choose(own, "one", TOP)
+    with pytest.raises(SubsetError, match="has no subset 'two'; it has: one"):
+        compare(store, "one", "two")
+    (own / "subsets/one/selection.json").write_text("{}")
+    with pytest.raises(SubsetError, match="is damaged"):
+        read_selection(store, "one")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["select", *arguments])
+
+
+def test_the_command_prints_what_each_step_left_and_one_json_line(own: Path) -> None:
+    steps = ["--step", "where: similarity >= 0.2", "--step", "top: {by: similarity, count: 100}"]
+    done = run(str(own), "mine", *steps, "--json")
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stdout.splitlines() if "alike" not in line]
+    assert [line.split("  ")[0] for line in lines[:4]] == [
+        "rows: kept", "dedup: by uid", "where: similarity >= 0.2", "top: by similarity, count 100",
+    ]  # fmt: skip
+    assert json.loads(lines[-1])["rows_out"] == 100
+
+
+def test_the_command_reads_a_job_file_and_names_its_line(own: Path, tmp_path: Path) -> None:
+    job = tmp_path / "select.yaml"
+    job.write_text("steps:\n  - where: similarity >= 0.2\n  - top: {by: similarity, part: 0.3}\n")
+    done = run(str(own), "mine", "--job", str(job))
+    assert done.exit_code == 1
+    assert f"{job}:3: steps.1.top.part: there is no such field" in done.output
+    job.write_text("steps:\n  - where: similarity >= 0.2\n  - top: {by: similarity, fraction: 0.3}\n")
+    assert run(str(own), "mine", "--job", str(job)).exit_code == 0
+
+
+@pytest.mark.parametrize("step", ["similarity > 1", "where", "[1]", "{", "where: {a: 1}"])
+def test_a_step_on_the_command_line_that_is_none_is_refused(own: Path, step: str) -> None:
+    done = run(str(own), "mine", "--step", step)
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+
+
+def test_the_command_compares(own: Path) -> None:
+    choose(own, "a", TOP)
+    choose(own, "b")
+    done = run(str(own), "--compare", "a", "b", "--json")
+    assert done.exit_code == 0, done.output
+    assert "only in b:" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["only_in"]["a"] == {}
+
+
+def test_a_choice_whose_dataset_lost_a_file_says_which(own: Path) -> None:
+    shutil.move(own / "pairs/000000004.parquet", own / "elsewhere.parquet")
+    done = run(str(own), "mine", "--step", "where: width > 1")
+    assert done.exit_code == 1
+    assert "000000004.parquet" in done.output
+    assert "Traceback" not in done.output
