@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli_select import select
+from jobs.cli_select import export, select
 from jobs.terminal import INTERRUPTED, JobFile, Json, Output, Settings, errors
 
 if TYPE_CHECKING:
@@ -318,6 +318,7 @@ def demo(
 
 
 app.command()(select)
+app.command()(export)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`pairmill select`: flags, what each step left, and what differs between two choices."""
+"""`pairmill select` and `pairmill export`: flags, what each step left, and what differs between two choices."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +66,53 @@ def select(
         typer.echo(f"{dataset}/subsets/{selection.name}")
     if as_json:
         typer.echo(json.dumps(selection.model_dump(mode="json", exclude={"files"})))
+
+
+def export(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
+    subset: Annotated[str, typer.Argument(metavar="NAME", help="A choice that `pairmill select` made.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="webdataset, parquet, clip-retrieval or datacomp.")
+    ] = None,
+    samples_per_file: Annotated[
+        int | None, typer.Option(help="10,000 if not given; the last file has the rest.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="ALIAS", help="Whose embeddings; for clip-retrieval and datacomp.")
+    ] = None,
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="The dataset's order, instead of mixed across its shards.")
+    ] = False,
+    job_file: JobFile = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Write the chosen rows as files that other tools read. The same command again goes on after a stop."""
+    with errors():
+        from jobs.config import load_export_job
+        from jobs.export import export as run_export
+
+        values = {
+            "dataset": dataset,
+            "subset": subset,
+            "output": output,
+            "format": form,
+            "samples_per_file": samples_per_file,
+            "models": model or None,
+        }
+        job = load_export_job(job_file, values, [*(settings or []), *(["shuffle_seed=null"] if in_order else [])])
+        try:
+            result = run_export(job)
+        except KeyboardInterrupt:
+            typer.echo(f"Stopped. What is written stays in {output}; the same command goes on.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    record = result.record
+    typer.echo(
+        f"{record.rows:,} rows in {record.num_files:,} files under {result.output}; {result.written:,} written now"
+    )
+    if as_json:
+        typer.echo(json.dumps({"output": result.output, "written": result.written, **record.model_dump(mode="json")}))
 
 
 def _compare(dataset: str, one: str, other: str, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
+from schemas.export import ExportJob
 from schemas.jobs import BuildJob, fingerprint_fields
 from schemas.selection import SelectJob
 
@@ -55,6 +56,12 @@ def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings
     """The job of a choice, from the same places as `load_job`."""
     values, text = _values(job_file, overrides, settings)
     return _validated(SelectJob, values, text, job_file)
+
+
+def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> ExportJob:
+    """The job of an export, from the same places as `load_job`."""
+    values, text = _values(job_file, overrides, settings)
+    return _validated(ExportJob, values, text, job_file)
 
 
 def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str]) -> tuple[dict[str, Any], str]:

@@ -25,6 +25,7 @@ from pipeline.shards import committed
 from pipeline.stages import versions
 from pipeline.storage import Store
 from pipeline.text import clean_text, counted
+from schemas.jobs import RunConfig
 from schemas.manifest import DataFile
 from schemas.selection import Selection, SelectJob, StepReport
 
@@ -33,7 +34,7 @@ ROWS_FOR_RAY = 2_000_000
 
 
 @dataclass(frozen=True)
-class _Dataset:
+class Dataset:
     """A finished dataset, as far as a choice needs it."""
 
     store: Store
@@ -50,11 +51,11 @@ class _Dataset:
 
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Selection:
     """Make the choice and write it to `subsets/NAME/`; with `dry_run` only count. A bad job raises JobError first."""
-    dataset = _open(job)
+    dataset = open_dataset(job.dataset, job.partial)
     _check_steps(job, dataset)
     if job.name in subsets(dataset.store) and not (dry_run or overwrite):
         raise JobError(f"{job.dataset} has a subset {job.name!r} already; give another name, or --overwrite it")
-    with _tasks(job, dataset.num_rows) as tasks:
+    with tasks_for(job.run, in_plain_loop=dataset.num_rows < ROWS_FOR_RAY) as tasks:
         chunks = _chunks(dataset, tasks)
         chooser = Chooser.of(tasks, chunks)
         chooser.run(job.rows == "kept", job.steps)
@@ -81,6 +82,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Se
             remove(dataset.store, job.name)
         if not publish(dataset.store, selection):
             raise JobError(f"another run finished a subset {job.name!r} meanwhile; give another name")
+        dataset.store.remove_temporary()
     return selection
 
 
@@ -89,27 +91,27 @@ def _empty(reports: Sequence[StepReport]) -> str:
     return f"nothing is left: {last.step!r} dropped all of {counted(last.rows_in, 'row')}; nothing was written"
 
 
-def _open(job: SelectJob) -> _Dataset:
-    """Raises JobError for what is no finished dataset."""
-    store = Store(job.dataset)
+def open_dataset(path: str, partial: bool) -> Dataset:
+    """Raises JobError for what is not finished, unless a part of it will do."""
+    store = Store(path)
     done = committed(store)
     missing = load_plan(store).num_shards - len(done)
-    if missing and not job.partial:
+    if missing and not partial:
         raise JobError(
-            f"{job.dataset} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; run its "
+            f"{path} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; run its "
             "build again, or choose from what is there with --set partial=true"
         )
     if not done:
-        raise JobError(f"{job.dataset} has no finished shard yet")
+        raise JobError(f"{path} has no finished shard yet")
     added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
     aliases = [name for name in added if columns_done(store, name) == done]
     first = min(done)
     schema = describe(store, [(first, done[first])], aliases).schema()
     rows = load_plan(store).num_rows
-    return _Dataset(store, sorted(done.items()), rows, aliases, sorted(set(added) - set(aliases)), schema)
+    return Dataset(store, sorted(done.items()), rows, aliases, sorted(set(added) - set(aliases)), schema)
 
 
-def _check_steps(job: SelectJob, dataset: _Dataset) -> None:
+def _check_steps(job: SelectJob, dataset: Dataset) -> None:
     """Every column and type, on no rows. Raises JobError that names the step."""
     if len(job.steps) > MAX_STEPS:
         raise JobError(f"steps: {len(job.steps)} of them; {MAX_STEPS} are the most")
@@ -128,7 +130,7 @@ def _check_steps(job: SelectJob, dataset: _Dataset) -> None:
             raise JobError(f"steps.{number}: {error}{more}") from None
 
 
-def _chunks(dataset: _Dataset, tasks: Tasks) -> list[Chunk]:
+def _chunks(dataset: Dataset, tasks: Tasks) -> list[Chunk]:
     """All shards, in order. Their number does not depend on the workers'."""
     wanted = min(MAX_CHUNKS, len(dataset.shards), math.ceil(dataset.num_rows / CHUNK_ROWS))
     cuts = [round(n * len(dataset.shards) / wanted) for n in range(wanted + 1)]
@@ -177,9 +179,10 @@ def _named(chooser: Chooser, groups: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _tasks(job: SelectJob, num_rows: int) -> Iterator[Tasks]:
-    if num_rows < ROWS_FOR_RAY and not job.run.address:
+def tasks_for(run: RunConfig, in_plain_loop: bool) -> Iterator[Tasks]:
+    """Ray's, for the time of the block, or where the work is little and no cluster is named, this process."""
+    if in_plain_loop and not run.address:
         yield PlainLoop()
         return
-    with engine.ray_session(job.run, spare_cpus=0):
+    with engine.ray_session(run, spare_cpus=0):
         yield engine.RayTasks()

@@ -12,23 +12,34 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from pipeline.pixels import sniff
+
 MEMBER_COLUMNS = ("uid", "url", "caption", "status", "sha256", "width", "height", "original_width", "original_height")
 
 
 def write_tar(
-    file: IO[bytes], pairs: pa.Table, pictures: Iterable[pa.Buffer], image_format: str
+    file: IO[bytes], pairs: pa.Table, pictures: Iterable[pa.Buffer | bytes], image_format: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Write one sample per row of `pairs`; returns (offset of the picture's first byte, its length) per row."""
+    """Write one sample per row of `pairs`; returns (offset of the picture's first byte, its length) per row.
+
+    `image_format` is the ending of the pictures' names; None: of each what its first bytes say.
+    """
     offsets, lengths = [], []
     details = pairs.select(list(MEMBER_COLUMNS) + _similarity_columns(pairs)).to_pylist()
     captions = pairs["caption_clean"].to_pylist()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for picture, caption, detail in zip(pictures, captions, details, strict=True):
-            offsets.append(_add(tar, f"{detail['uid']}.{image_format}", memoryview(picture)))
+            name = f"{detail['uid']}.{image_format or _ending(picture)}"
+            offsets.append(_add(tar, name, memoryview(picture)))
             lengths.append(len(picture))
             _add(tar, f"{detail['uid']}.txt", (caption or "").encode())
             _add(tar, f"{detail['uid']}.json", json.dumps(detail, ensure_ascii=False).encode())
     return offsets, lengths
+
+
+def _ending(picture: pa.Buffer | bytes) -> str:
+    found = sniff.image_format(bytes(picture[: sniff.ENOUGH])) or "bin"
+    return {"JPEG": "jpg", "TIFF": "tif"}.get(found, found.lower())
 
 
 def _similarity_columns(pairs: pa.Table) -> list[str]:

@@ -1,0 +1,155 @@
+"""`pairmill export`: a subset as WebDataset tars, Parquet, or clip-retrieval's or DataComp's files."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.config import JobError, resolve
+from jobs.select import Dataset, open_dataset, tasks_for
+from pipeline.export.formats import ClipRetrieval, DataComp, Format, ParquetFiles, WebDataset
+from pipeline.export.gather import Origin
+from pipeline.export.order import Member, grouped, stretches
+from pipeline.export.write import MANIFESTS, Exporter, file_name, manifest_name, write_stretch
+from pipeline.plan import load_plan
+from pipeline.select.keys import identities
+from pipeline.select.subset import read_selection, read_tables
+from pipeline.storage import Store
+from schemas.export import ExportedFile, ExportJob, ExportRecord
+from schemas.jobs import BuildJob
+from schemas.selection import Selection
+
+ROWS_FOR_RAY = 20_000
+"""Fewer are written in this process before a local Ray would be up."""
+
+RECORD = "export/export.json"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What the output folder holds."""
+
+    output: str
+    record: ExportRecord
+    written: int
+    """Files of this run; the others were there."""
+
+
+def export(job: ExportJob) -> ExportResult:
+    """Write the subset's rows to `output`. The same job again goes on after a stop. A bad one raises JobError first."""
+    output = Store(job.output)
+    dataset = open_dataset(job.dataset, partial=True)
+    selection = read_selection(dataset.store, job.subset)
+    plan = load_plan(dataset.store)
+    built = resolve({name: value for name, value in plan.job.items() if name in BuildJob.model_fields})
+    form = _format(job, built, plan.facts.has_captions, dataset)
+    seed = job.shuffle_seed if form.wants_pictures else None
+    members = list(_members(dataset.store, selection))
+    parts = list(stretches(grouped(members, seed), job.samples_per_file))
+    record = _record(job, selection, dataset, seed, len(parts))
+    _settle(output, record)
+    exporter = Exporter(
+        origin=Origin(dataset.store, built, plan.facts, tuple(dataset.aliases)),
+        output=output,
+        format=form,
+        seed=seed,
+        columns=tuple(form.columns(dataset.schema)),
+        digits=max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1))),
+    )
+    there = set(output.list(MANIFESTS))
+    left = [number for number in range(len(parts)) if file_name(number) not in there]
+    with tasks_for(job.run, in_plain_loop=len(left) * job.samples_per_file < ROWS_FOR_RAY) as tasks:
+        for _ in tasks.get(tasks.map(write_stretch, [(exporter, number, parts[number]) for number in left])):
+            pass
+    _finish(output, record, dataset.store, selection)
+    output.remove_temporary()
+    return ExportResult(output.root, record, len(left))
+
+
+def _format(job: ExportJob, built: BuildJob, has_captions: bool, dataset: Dataset) -> Format:
+    """Raises JobError where the dataset lacks what the format needs."""
+    if job.format in ("webdataset", "parquet"):
+        if job.models is not None:
+            raise JobError(f"models: {job.format} holds no embeddings; clip-retrieval, datacomp and the feed do")
+        if built.images.store == "none" and not built.source.held:
+            raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} is made of")
+        return WebDataset() if job.format == "webdataset" else ParquetFiles()
+    there = [name.removeprefix("image_embedding_") for name in dataset.schema.names if name.startswith("image_emb")]
+    models = there if job.models is None else job.models
+    if unknown := sorted(set(models) - set(there)):
+        raise JobError(
+            f"models: {job.dataset} has no embeddings of {unknown[0]!r}; it has: {', '.join(there) or 'none'}"
+        )
+    if not models:
+        raise JobError(f"{job.dataset} has no embeddings, which {job.format} is made of; see embed --add-model")
+    if job.format == "datacomp":
+        return DataComp(tuple(models), has_captions)
+    if len(models) > 1:
+        raise JobError(f"models: clip-retrieval's layout holds one model; name one of {', '.join(models)}")
+    return ClipRetrieval(models[0], has_captions)
+
+
+def _record(job: ExportJob, selection: Selection, dataset: Dataset, seed: int | None, num_files: int) -> ExportRecord:
+    return ExportRecord(
+        dataset=dataset.store.root,
+        subset=job.subset,
+        subset_attempt=selection.attempt,
+        format=job.format,
+        samples_per_file=job.samples_per_file,
+        shuffle_seed=seed,
+        models=job.models,
+        rows=selection.rows_out,
+        num_files=num_files,
+    )
+
+
+def _settle(output: Store, record: ExportRecord) -> None:
+    """Whose export the folder holds. Raises JobError where it is another's."""
+    if output.create(RECORD, record.model_dump_json(indent=1).encode()):
+        return
+    standing = ExportRecord.model_validate_json(output.read(RECORD))
+    for name, value in record:
+        if getattr(standing, name) != value:
+            raise JobError(
+                f"{output.root} holds another export ({name} {getattr(standing, name)!r}, not {value!r}); "
+                "give another folder"
+            )
+
+
+def _members(store: Store, selection: Selection) -> Iterator[Member]:
+    """Shards with chosen rows, in order."""
+    for files, table in zip(selection.files, read_tables(store, selection, "shards"), strict=True):
+        for shard in table.drop_columns(["fates"]).to_pylist():
+            if shard["chosen"]:
+                facts = (shard["shard"], shard["generation"], shard["pairs_blake2b"], shard["chosen"])
+                yield Member(*facts, files["shards"].path)
+
+
+def _finish(output: Store, record: ExportRecord, store: Store, selection: Selection) -> None:
+    """What stands once for all files, written last."""
+    if record.format == "webdataset":  # open_clip and DataComp's trainer take the number of samples from here
+        sizes: dict[str, int] = {}
+        for number in range(record.num_files):
+            written = ExportedFile.model_validate_json(output.read(manifest_name(number)))
+            sizes |= dict.fromkeys(written.files, written.rows)
+        output.replace("sizes.json", json.dumps(sizes, indent=1).encode())
+    if record.format == "datacomp":
+        data = io.BytesIO()
+        np.save(data, sorted_uids(store, selection))
+        output.replace("subset.npy", data.getvalue())
+
+
+def sorted_uids(store: Store, selection: Selection) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+    """(rows,) of two uint64, sorted: a subset as DataComp's `resharder.py` reads it. 16 bytes a row in memory.
+
+    https://github.com/mlfoundations/datacomp: `np.array([(int(uid[:16], 16), int(uid[16:32], 16))], np.dtype("u8,u8"))`
+    """
+    parts = []
+    for table in read_tables(store, selection, "rows"):
+        part = np.empty(table.num_rows, np.dtype("u8,u8"))
+        part["f0"], part["f1"] = identities(table["uid"])
+        parts.append(part)
+    uids = np.concatenate(parts)
+    return uids[np.lexsort((uids["f1"], uids["f0"]))]

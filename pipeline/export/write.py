@@ -1,0 +1,68 @@
+"""One stretch of an export, written: data files first, then its manifest, create-only, as everywhere."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.export.formats import Format, Stretch, Write
+from pipeline.export.gather import Gatherer, Origin
+from pipeline.export.order import Group
+from pipeline.storage import Store
+from schemas.export import ExportedFile
+from schemas.manifest import DataFile
+
+MANIFESTS = "export/manifests"
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Writes stretches of one export. Travels to the workers."""
+
+    origin: Origin
+    output: Store
+    format: Format
+    seed: int | None
+    columns: tuple[str, ...]
+    digits: int
+    """Of a file's number."""
+
+    def write(self, number: int, parts: Sequence[tuple[Group, int, int]]) -> ExportedFile:
+        """The files of a stretch, and the record that they are there."""
+        with closing(Gatherer(self.origin, self.seed)) as gatherer, tempfile.TemporaryFile() as aside:
+            rows = gatherer.rows(parts, self.columns)
+            places = gatherer.pictures(rows, aside) if self.format.wants_pictures else []
+            stretch = Stretch(f"{number:0{self.digits}d}", rows.select(list(self.columns)), aside, places)
+            files = {name: self._file(name, write) for name, write in self.format.files(stretch).items()}
+        record = ExportedFile(number=number, rows=rows.num_rows, files=files)
+        self.output.create(manifest_name(number), record.model_dump_json(indent=1).encode())
+        return record
+
+    def _file(self, name: str, write: Write) -> DataFile:
+        with self.output.new_file() as file:
+            write(file)
+            digest, num_bytes = storage.file_checksum(file)
+            if not self.output.create_from(name, file) and not self._is_there(name, digest):
+                self.output.delete(name)  # of a run that died before its manifest
+                self.output.create_from(name, file)
+        return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
+
+    def _is_there(self, name: str, digest: str) -> bool:
+        fs = self.output.fs if self.output.remote else None
+        return storage.checksum(self.output.path(name), fs)[0] == digest
+
+
+def write_stretch(exporter: Exporter, number: int, parts: Sequence[tuple[Group, int, int]]) -> ExportedFile:
+    """`Exporter.write`, as a function for `Tasks`."""
+    return exporter.write(number, parts)
+
+
+def manifest_name(number: int) -> str:
+    """Of the record of one stretch."""
+    return f"{MANIFESTS}/{file_name(number)}"
+
+
+def file_name(number: int) -> str:
+    """`00012.json`"""
+    return f"{number:05d}.json"

@@ -1,0 +1,54 @@
+"""An export: a choice, as the files that other tools read."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.jobs import CONFIG_VERSION, RunConfig
+from schemas.manifest import SCHEMA_VERSION, DataFile
+from schemas.selection import SUBSET_NAME
+
+ExportFormat = Literal["webdataset", "parquet", "clip-retrieval", "datacomp"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExportJob(_Settings):
+    """`pairmill export`: the rows of a subset, in a fixed order, cut into files of so many samples."""
+
+    config_version: Literal[1] = CONFIG_VERSION
+    dataset: str
+    subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
+    output: str
+    format: ExportFormat = "webdataset"
+    samples_per_file: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    shuffle_seed: int | None = 0
+    """Mixes the rows across shards; None: the dataset's order, which `clip-retrieval` and `datacomp` always keep."""
+    models: list[str] | None = None
+    """Aliases whose embeddings are written; None: all. Only for `clip-retrieval` and `datacomp`."""
+    run: RunConfig = RunConfig()
+
+
+class ExportRecord(_Settings):
+    """`export/export.json` in the output: what is written there. Another export into the same folder is refused."""
+
+    schema_version: int = SCHEMA_VERSION
+    dataset: str
+    subset: str
+    subset_attempt: str
+    format: ExportFormat
+    samples_per_file: int
+    shuffle_seed: int | None
+    models: list[str] | None
+    rows: int
+    num_files: int
+
+
+class ExportedFile(_Settings):
+    """`export/manifests/K.json`: one stretch of the rows is written; `files` by their part in the format."""
+
+    number: int
+    rows: int
+    files: dict[str, DataFile]

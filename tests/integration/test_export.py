@@ -1,0 +1,256 @@
+"""What other tools read of an export: webdataset, datasets, embedding-reader, open_clip_train, DataComp's formats."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+from jobs.config import JobError
+from jobs.export import export
+from jobs.select import select
+from pipeline.export.gather import GoneError
+from pipeline.inputs.cursor import ReadError
+from pipeline.select.subset import read_selection, read_tables
+from pipeline.storage import Store
+from schemas.export import ExportJob
+from schemas.selection import SelectJob
+from tests.integration.test_build import picture, sequentially
+from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
+
+pytestmark = [  # webdataset leaves closing the tars to the garbage collector
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pairs in 12 shards, embedded by `tiny`; the subset `most` has those with a similarity above the lowest few."""
+    folder = tmp_path_factory.mktemp("held")
+    for number in range(4):
+        write_tar(folder / f"{number:05d}.tar", samples(12, 12 * number))
+    sequentially(embed_job(folder / "out", folder))
+    choose(folder / "out", "most", {"top": {"by": "similarity", "count": 41}})
+    return folder / "out"
+
+
+def choose(dataset: Path, name: str, *steps: dict[str, Any]) -> None:
+    select(SelectJob.model_validate({"dataset": str(dataset), "name": name, "steps": list(steps)}), overwrite=True)
+
+
+def job(dataset: Path, output: Path, form: str, **more: Any) -> ExportJob:
+    values = {"dataset": str(dataset), "subset": "most", "output": str(output), "format": form, "samples_per_file": 10}
+    return ExportJob.model_validate({**values, **more})
+
+
+def chosen(dataset: Path) -> dict[str, dict[str, Any]]:
+    """uid -> the row of `pairs/`, of those in the subset."""
+    store = Store(str(dataset))
+    tables = read_tables(store, read_selection(store, "most"), "rows")
+    uids = {uid for table in tables for uid in table["uid"].to_pylist()}
+    return {row["uid"]: row for row in rows_in(dataset) if row["uid"] in uids}
+
+
+def test_webdataset_reads_every_chosen_pair_once_with_its_picture(dataset: Path, tmp_path: Path) -> None:
+    result = export(job(dataset, tmp_path / "out", "webdataset"))
+    tars = sorted((tmp_path / "out").glob("*.tar"))
+    assert [tar.name for tar in tars] == [f"{n:05d}.tar" for n in range(5)]
+    sizes = json.loads((tmp_path / "out/sizes.json").read_text())
+    assert list(sizes.values()) == [10, 10, 10, 10, 1]
+    expected = chosen(dataset)
+    keys = []
+    for tar in tars:
+        found = list(webdataset.WebDataset([str(tar)], shardshuffle=False))
+        assert len(found) == sizes[tar.name]
+        for sample in found:
+            row = expected[sample["__key__"]]
+            assert sample["jpg"] == picture(int(row["key"]))
+            assert sample["txt"].decode() == row["caption_clean"] == CAPTION.format(int(row["key"]))
+            assert json.loads(sample["json"])["similarity_tiny"] == pytest.approx(row["similarity"])
+            keys.append(sample["__key__"])
+    assert sorted(keys) == sorted(expected)
+    assert result.record.rows == len(keys) == 41
+
+
+def test_the_order_is_mixed_across_shards_by_the_seed_or_the_datasets_own(dataset: Path, tmp_path: Path) -> None:
+    def order(name: str, **more: Any) -> list[str]:
+        export(job(dataset, tmp_path / name, "webdataset", **more))
+        tars = sorted(str(tar) for tar in (tmp_path / name).glob("*.tar"))
+        return [sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)]
+
+    own = list(chosen(dataset))
+    assert order("plain", shuffle_seed=None) == own
+    first, again, other = order("a"), order("b", samples_per_file=7), order("c", shuffle_seed=1)
+    assert first == again
+    assert sorted(first) == sorted(other) == sorted(own)
+    assert len({tuple(first), tuple(other), tuple(own)}) == 3
+    place = {uid: index for index, uid in enumerate(own)}
+    assert len({place[uid] // 4 for uid in first[:10]}) > 4  # ten neighbours come from more shards than in order
+
+
+def test_an_export_goes_on_where_it_stopped_and_never_into_anothers_folder(dataset: Path, tmp_path: Path) -> None:
+    export(job(dataset, tmp_path / "whole", "webdataset"))
+    export(job(dataset, tmp_path / "out", "webdataset"))
+    (tmp_path / "out/export/manifests/00002.json").unlink()  # as after a crash: the tar is there, its record is not
+    (tmp_path / "out/00003.tar").write_bytes(b"half")
+    (tmp_path / "out/export/manifests/00003.json").unlink()
+    result = export(job(dataset, tmp_path / "out", "webdataset"))
+    assert result.written == 2
+    for tar in (tmp_path / "whole").glob("*.tar"):
+        assert tar.read_bytes() == (tmp_path / "out" / tar.name).read_bytes()
+    with pytest.raises(JobError, match=r"holds another export \(samples_per_file 10, not 20\)"):
+        export(job(dataset, tmp_path / "out", "webdataset", samples_per_file=20))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_hugging_face_datasets_decodes_the_parquet(dataset: Path, tmp_path: Path) -> None:
+    import datasets
+
+    export(job(dataset, tmp_path / "out", "parquet"))
+    files = sorted(str(path) for path in (tmp_path / "out").glob("*.parquet"))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    expected = chosen(dataset)
+    assert sorted(loaded["uid"]) == sorted(expected)
+    for row in loaded.select(range(5)):
+        source = expected[row["uid"]]
+        assert isinstance(row["image"], Image.Image)
+        assert np.array_equal(row["image"], Image.open(io.BytesIO(picture(int(source["key"])))))
+        assert row["similarity"] == source["similarity"]
+        assert row["caption"] == source["caption"]
+
+
+def test_embedding_reader_finds_each_embedding_beside_its_metadata(dataset: Path, tmp_path: Path) -> None:
+    from embedding_reader import EmbeddingReader
+
+    export(job(dataset, tmp_path / "out", "clip-retrieval"))
+    expected = chosen(dataset)
+    for folder, side in (("img_emb", "image"), ("text_emb", "text")):
+        reader = EmbeddingReader(
+            embeddings_folder=str(tmp_path / "out" / folder),
+            metadata_folder=str(tmp_path / "out/metadata"),
+            meta_columns=["uid"],
+            file_format="parquet_npy",
+        )
+        assert (reader.count, reader.dimension) == (41, 128)
+        seen = []
+        for embeddings, metadata in reader(batch_size=16, show_progress=False):
+            for vector, uid in zip(embeddings, metadata["uid"], strict=True):
+                assert np.array_equal(vector, np.asarray(expected[uid][f"{side}_embedding_tiny"], np.float16))
+                seen.append(uid)
+        assert seen == list(expected)
+
+
+def test_datacomps_subset_and_metadata_hold_what_its_tools_read(dataset: Path, tmp_path: Path) -> None:
+    export(job(dataset, tmp_path / "out", "datacomp"))
+    expected = chosen(dataset)
+    subset = np.load(tmp_path / "out/subset.npy")
+    assert subset.dtype == np.dtype("u8,u8")
+    numbers = sorted((int(uid[:16], 16), int(uid[16:], 16)) for uid in expected)
+    assert subset.tolist() == numbers == sorted(subset.tolist())
+    seen = []
+    for path in sorted((tmp_path / "out/metadata").glob("*.parquet")):
+        table = pq.read_table(path)
+        arrays = np.load(path.with_suffix(".npz"))
+        assert {"uid", "url", "text", "original_width", "original_height", "sha256"} <= set(table.column_names)
+        for index, row in enumerate(table.to_pylist()):
+            source = expected[row["uid"]]
+            assert row["tiny_similarity_score"] == source["similarity"]
+            assert row["text"] == source["caption"]
+            for side, name in (("img", "image"), ("txt", "text")):
+                vector = arrays[f"tiny_{side}"][index]
+                assert np.array_equal(vector, np.asarray(source[f"{name}_embedding_tiny"], np.float16))
+            seen.append(row["uid"])
+    assert seen == list(expected)
+
+
+@pytest.mark.timeout(600)
+def test_open_clip_train_trains_on_the_tars_as_they_are(dataset: Path, tmp_path: Path) -> None:
+    export(job(dataset, tmp_path / "out", "webdataset"))
+    command = [sys.executable, "-m", "open_clip_train.main", "--dataset-type", "webdataset"]
+    command += ["--train-data", str(tmp_path / "out") + "/{00000..00004}.tar", "--train-num-samples", "32"]
+    command += ["--model", tiny_folder(), "--batch-size", "8", "--epochs", "1", "--workers", "1", "--warmup", "1"]
+    command += ["--precision", "fp32", "--device", "cpu", "--logs", str(tmp_path / "logs"), "--name", "run"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "2"}
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").is_file()
+    assert "Train Epoch: 0 [32/32" in done.stderr + done.stdout
+
+
+def tiny_folder() -> str:
+    from pipeline.encode import TINY_FOLDER
+
+    return f"local-dir:{TINY_FOLDER}"
+
+
+@pytest.mark.parametrize(
+    ("form", "more", "says"),
+    [
+        ("webdataset", {"models": ["tiny"]}, "holds no embeddings"),
+        ("clip-retrieval", {"models": ["other"]}, "has no embeddings of 'other'; it has: tiny"),
+        ("datacomp", {"models": []}, "has no embeddings"),
+        ("webdataset", {"subset": "none"}, "has no subset 'none'; it has: most"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    dataset: Path, tmp_path: Path, form: str, more: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        export(job(dataset, tmp_path / "out", form, **more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_tar_is_named_and_the_export_goes_on_once_it_is_back(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"{number:05d}.tar", samples(8, 8 * number))
+    sequentially(embed_job(tmp_path / "out", tmp_path))
+    choose(tmp_path / "out", "most")
+    (tmp_path / "00001.tar").rename(tmp_path / "away")
+    with pytest.raises(ReadError, match=r"00001\.tar"):
+        export(job(tmp_path / "out", tmp_path / "export", "webdataset", shuffle_seed=None))
+    assert not (tmp_path / "export/sizes.json").exists()
+    (tmp_path / "away").rename(tmp_path / "00001.tar")
+    result = export(job(tmp_path / "out", tmp_path / "export", "webdataset", shuffle_seed=None))
+    assert result.record.rows == 16
+    assert len(list((tmp_path / "export").glob("*.tar"))) == 2
+
+
+def test_a_choice_from_a_generation_that_is_gone_must_be_made_again(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", samples(8))
+    sequentially(embed_job(tmp_path / "out", tmp_path))
+    choose(tmp_path / "out", "most")
+    first = tmp_path / "out/manifests/000000000.json"
+    manifest = json.loads(first.read_text())
+    first.with_name("000000000.g1.json").write_text(json.dumps({**manifest, "generation": 1}))
+    first.unlink()
+    with pytest.raises(GoneError, match="shard 000000000 is not there as it was chosen from"):
+        export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
+
+
+def test_rows_without_a_caption_cannot_become_an_array_of_text_embeddings(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [*samples(4), ("alone.jpg", picture(9))])
+    sequentially(embed_job(tmp_path / "out", tmp_path))
+    choose(tmp_path / "out", "most")
+    with pytest.raises(ValueError, match="text_embedding_tiny is null for 1 chosen rows: add `where: caption_clean is"):
+        export(job(tmp_path / "out", tmp_path / "export", "clip-retrieval"))
+
+
+def test_an_exported_table_has_the_same_rows_as_the_subset_in_another_order(dataset: Path, tmp_path: Path) -> None:
+    export(job(dataset, tmp_path / "out", "parquet", samples_per_file=1_000))
+    table = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "out").glob("*.parquet")])
+    expected = chosen(dataset)
+    assert table.num_rows == len(expected)
+    for row in table.drop_columns(["image"]).to_pylist():
+        source = expected[row["uid"]]
+        assert {name: source[name] for name in row} == row
