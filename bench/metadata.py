@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.inputs.planned import PlannedInput, to_bytes
 from pipeline.sources import SourceFacts
 from pipeline.storage import Store
+from schemas.jobs import BuildJob
 from schemas.manifest import DataFile, Shard, ShardManifest
 from schemas.pairs import pairs_schema
 
@@ -110,7 +111,9 @@ def write_dataset(folder: Path, num_rows: int, seed: int = 1, shard_rows: int = 
         table = table.slice(done)
     if table.num_rows:
         inputs = [PlannedInput("in.parquet", "in.parquet", "blake2b:0:0", num_rows)] if not planned else []
-        store.create(f"plan/{len(planned)}.parquet", to_bytes(table, facts, inputs, {"fingerprint": "0" * 32}))
+        values = {"source": {"paths": ["in.parquet"]}, "output": str(folder), "images": {"store": "none"}}
+        record = {**BuildJob.model_validate(values).model_dump(mode="json"), "fingerprint": "0" * 32}
+        store.create(f"plan/{len(planned)}.parquet", to_bytes(table, facts, inputs, record))
 
 
 def main() -> None:

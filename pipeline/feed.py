@@ -1,0 +1,262 @@
+"""A torch dataset over the shards: pairs for training, each once per epoch, over all ranks and workers.
+
+The order of an epoch: shards in random order by seed and epoch, and the rows of every few neighbouring shards mixed.
+Each consumer (a worker of a rank) takes an equal stretch of that order, so no pair comes twice and none is missing, and
+the number of rows that it has had is all that a checkpoint needs.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.feed_shards import PLACES, FeedShards
+from pipeline.images import ImageProcessor
+from schemas.jobs import ImagesConfig
+
+IMAGE = "image"
+"""Among the columns: no column of the files, but what the places there lead to."""
+
+_ROWS_AT_ONCE = 256
+
+Sample = dict[str, Any]
+
+
+class FeedError(ValueError):
+    """The dataset cannot be fed as asked, or a checkpoint is of another run; the message says why."""
+
+
+@dataclass(frozen=True)
+class FeedConfig:
+    """What is fed, and in which order."""
+
+    dataset: str
+    """Output folder of a build or embed, local or s3://."""
+    subset: str | None = None
+    """None: all kept rows."""
+    columns: Sequence[str] = (IMAGE, "caption_clean")
+    """`image`, and columns of `pairs/` and `columns/`; `uid` comes along. Without `image` no picture is touched."""
+    shuffle: bool = True
+    seed: int = 0
+    mix_shards: int = 4
+    """Neighbours whose rows are mixed; their columns (not their pictures) are in memory at once."""
+    batch_size: int | None = None
+    """Rows per item, columns stacked. None: one row per item."""
+    even: bool = False
+    """The same number of rows for every consumer: the few that do not divide are left out of this epoch."""
+    threads: int = 4
+    """Read and decode pictures ahead, in each worker."""
+    rank: int = 0
+    world_size: int = 1
+
+
+class PairDataset(IterableDataset[Sample]):
+    """Dicts of `uid` and each column: strings, numbers, embeddings as float16 tensors (dim,).
+
+    With `batch_size`, numbers and embeddings are tensors of (rows, ...), the rest lists. Null is NaN in floats and
+    embeddings, else None. `transform` makes of a PIL picture what `image` is; without it, that is the stored bytes.
+    `tokenizer`, such as open_clip's, makes of a list of captions a tensor (rows, length); without it they are strings.
+    Raises FeedError for what is not there. A loop that was left goes on where it was; `set_epoch` begins anew.
+    """
+
+    def __init__(
+        self,
+        config: FeedConfig,
+        transform: Callable[[Image.Image], Any] | None = None,
+        tokenizer: Callable[[list[str]], torch.Tensor] | None = None,
+    ) -> None:
+        self.config = config
+        self.epoch = 0
+        self._transform = transform
+        self._tokenizer = tokenizer
+        self._rows_done = 0
+        self._shards = FeedShards.of(config.dataset, config.subset)
+        if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
+            raise FeedError(f"{config.dataset} has no column {unknown[0]!r}")
+        if IMAGE in config.columns and not self._shards.has_pictures:
+            raise FeedError(f"{config.dataset} has no stored pictures that one range read each would give")
+
+    @property
+    def num_rows(self) -> int:
+        """Of this rank, in an epoch (with `even`, up to a few less per worker)."""
+        first, last = self._stretch(self.config.rank, self.config.world_size)
+        return last - first
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order, from its first row. Call it before each epoch, before the loader starts its workers."""
+        self.epoch, self._rows_done = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place of this consumer in the epoch: after what was handed out."""
+        consumer, consumers = self._consumer()
+        state = {"epoch": self.epoch, "rows_done": self._rows_done, "consumer": consumer, "consumers": consumers}
+        return state | self._order_facts()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there. Raises FeedError where the rows would come in another order."""
+        for name, value in self._order_facts().items():
+            if state[name] != value:
+                raise FeedError(f"the checkpoint is of another run: {name} was {state[name]!r}, is {value!r}")
+        consumer, consumers = self._consumer()
+        if (state["consumer"], state["consumers"]) != (consumer, consumers):
+            raise FeedError(
+                f"the checkpoint is of consumer {state['consumer']} of {state['consumers']}, "
+                f"not of {consumer} of {consumers}: keep the numbers of ranks and workers"
+            )
+        self.epoch, self._rows_done = state["epoch"], state["rows_done"]
+
+    def __iter__(self) -> Iterator[Sample]:
+        size = self.config.batch_size
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
+            for table, pictures in self._ahead(pool, _rechunked(self._tables(), size or _ROWS_AT_ONCE)):
+                columns = self._columns(table, pictures)
+                if size is None:
+                    for row in range(table.num_rows):
+                        self._rows_done += 1
+                        yield {name: _item(values, row) for name, values in columns.items()}
+                else:
+                    self._rows_done += table.num_rows
+                    yield {name: _stacked(values) for name, values in columns.items()}
+        self._rows_done = 0
+
+    def _ahead(
+        self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]
+    ) -> Iterator[tuple[pa.Table, list[Future[Any]]]]:
+        """Each table with its pictures, while those of the next are read and decoded."""
+        waiting: deque[tuple[pa.Table, list[Future[Any]]]] = deque()
+        for table in tables:
+            places = [table[name].to_pylist() for name in PLACES] if IMAGE in self.config.columns else []
+            waiting.append((table, [pool.submit(self._picture, *place) for place in zip(*places, strict=True)]))
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """The rows of this consumer that are still to come, in order, some shards at a time."""
+        first, last = self._stretch(*self._consumer())
+        first += self._rows_done
+        order = self._generator(-1).permutation(len(self._shards.counts)) if self.config.shuffle else None
+        shards = np.arange(len(self._shards.counts)) if order is None else order
+        start = 0
+        for number in range(0, len(shards), self.config.mix_shards):
+            mixed = shards[number : number + self.config.mix_shards]
+            rows = int(self._shards.counts[mixed].sum())
+            low, high = max(first - start, 0), min(last - start, rows)
+            start += rows
+            if low < high:
+                yield self._mixed(number, mixed).slice(low, high - low)
+
+    def _mixed(self, number: int, shards: npt.NDArray[np.int64]) -> pa.Table:
+        """All chosen rows of neighbouring shards, in the epoch's order."""
+        columns = {"uid", *self.config.columns} - {IMAGE}
+        columns |= set(PLACES) if IMAGE in self.config.columns else set()
+        tables = [
+            self._shards.rows(index, frozenset(columns)) for index in shards.tolist() if self._shards.counts[index]
+        ]
+        table = pa.concat_tables(tables)
+        if not self.config.shuffle:
+            return table
+        return table.take(pa.array(self._generator(number).permutation(table.num_rows)))
+
+    def _generator(self, number: int) -> np.random.Generator:
+        """Of one decision of an epoch's order; `number` is the window's, -1 for the order of the shards."""
+        return np.random.default_rng([self.config.seed % (1 << 63), self.epoch, number + 1])
+
+    def _columns(self, table: pa.Table, pictures: Sequence[Future[Any]]) -> dict[str, Any]:
+        """Per wanted column the values of some rows: a tensor (rows, ...) or a list."""
+        found: dict[str, Any] = {}
+        for name in dict.fromkeys(("uid", *self.config.columns)):
+            if name == IMAGE:
+                found[name] = [picture.result() for picture in pictures]
+            elif name in ("caption", "caption_clean") and self._tokenizer is not None:
+                found[name] = self._tokenizer([text or "" for text in table[name].to_pylist()])
+            else:
+                found[name] = _values(table[name].combine_chunks())
+        return found
+
+    def _picture(self, tar: str | None, offset: int, length: int) -> Any:
+        if tar is None:
+            raise FeedError(
+                "a chosen row has no stored picture (images.store): choose without it, or leave `image` out"
+            )
+        body = self._shards.picture(tar, offset, length)
+        if self._transform is None:
+            return body
+        return self._transform(Image.fromarray(_PROCESSOR.pixels(body)))
+
+    def _stretch(self, consumer: int, consumers: int) -> tuple[int, int]:
+        """[first, last) of the epoch's order: stretches differ by one row at most, by none if `even`."""
+        total = int(self._shards.counts.sum())
+        if self.config.even:
+            return consumer * (total // consumers), (consumer + 1) * (total // consumers)
+        return consumer * total // consumers, (consumer + 1) * total // consumers
+
+    def _consumer(self) -> tuple[int, int]:
+        """(number, of how many): each worker of each rank is one."""
+        worker = get_worker_info()
+        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        return self.config.rank * workers + worker_id, self.config.world_size * workers
+
+    def _order_facts(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "choice": self._shards.fingerprint,
+            "rows": int(self._shards.counts.sum()),
+            "seed": config.seed,
+            "shuffle": config.shuffle,
+            "mix_shards": config.mix_shards,
+            "even": config.even,
+        }
+
+
+_PROCESSOR = ImageProcessor(ImagesConfig())
+
+
+def _rechunked(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The same rows in the same order, `size` at a time; the last table has what is left."""
+    waiting: deque[pa.Table] = deque()
+    rows = 0
+    for table in tables:
+        waiting.append(table)
+        rows += table.num_rows
+        if rows < size:
+            continue
+        whole = pa.concat_tables(waiting)
+        full = rows - rows % size
+        for start in range(0, full, size):
+            yield whole.slice(start, size)
+        waiting, rows = deque([whole.slice(full)]), rows - full
+    if rows:
+        yield pa.concat_tables(waiting)
+
+
+def _values(array: pa.Array) -> Any:
+    """(rows,) of numbers or (rows, dim) of embeddings as a tensor; else a list."""
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        present = array.is_valid().to_numpy(zero_copy_only=False)
+        vectors = np.full((len(array), kind.list_size), np.nan, kind.value_type.to_pandas_dtype())
+        vectors[present] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, kind.list_size)  # without nulls
+        return torch.from_numpy(vectors)
+    if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and not array.null_count):
+        return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())
+    return array.to_pylist()
+
+
+def _item(values: Any, row: int) -> Any:
+    value = values[row]
+    return value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+
+
+def _stacked(values: Any) -> Any:
+    if isinstance(values, list) and values and all(isinstance(value, torch.Tensor) for value in values):
+        return torch.stack(values)
+    return values

@@ -1,0 +1,85 @@
+"""The shards that a feed reads: which rows of each are chosen, and their columns and pictures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.columns import columns_done
+from pipeline.plan import load_plan
+from pipeline.select.chunks import Chunk, describe
+from pipeline.select.scan import ALIVE
+from pipeline.select.subset import SubsetError, read_selection, read_tables
+from pipeline.shards import committed
+from pipeline.storage import Store
+from schemas.pairs import KEPT_STATUS
+
+PLACES = ("image_tar", "image_offset", "image_length")
+
+
+@dataclass(frozen=True)
+class FeedShards:
+    """Shards in the dataset's order. In memory, a bit per row and some hundred bytes per shard."""
+
+    chunk: Chunk
+    chosen: tuple[npt.NDArray[np.uint8], ...]
+    """Per shard a bit per row, packed."""
+    counts: npt.NDArray[np.int64]
+    """Chosen rows per shard."""
+    schema: pa.Schema
+    """All columns, added models' among them."""
+    has_pictures: bool
+    """Whether `image_tar` and its neighbours say where each picture is."""
+    fingerprint: str
+    """Of the choice: equal for the same rows in the same order."""
+
+    @classmethod
+    def of(cls, dataset: str, subset: str | None) -> "FeedShards":
+        """Those of a subset, or of all kept rows. Raises SubsetError where the subset is of another state."""
+        store = Store(dataset)
+        plan, done = load_plan(store), committed(store)
+        aliases = [name for name in store.folders("columns") if columns_done(store, name) == done]
+        chunk = describe(store, sorted(done.items()), aliases)
+        chosen = _kept(chunk) if subset is None else _of_subset(chunk, subset)
+        counts = np.array([int(np.bitwise_count(bits).sum()) for bits in chosen], np.int64)
+        pictures = plan.facts.pictures
+        stored = plan.job["images"]["store"] != "none" if pictures is None else pictures in ("index", "pairs")
+        fingerprint = "kept" if subset is None else read_selection(store, subset).attempt
+        return cls(chunk, tuple(chosen), counts, chunk.schema(), stored, fingerprint)
+
+    def rows(self, index: int, columns: frozenset[str]) -> pa.Table:
+        """The chosen rows of one shard, in order."""
+        shard = self.chunk.shards[index]
+        chosen = np.flatnonzero(np.unpackbits(self.chosen[index], count=shard.num_rows))
+        return self.chunk.read(shard, columns).take(pa.array(chosen)).replace_schema_metadata(None)
+
+    def picture(self, tar: str, offset: int, length: int) -> bytes:
+        """The stored picture. Raises FileNotFoundError."""
+        is_own = not tar.startswith("/") and not storage.is_remote(tar)
+        return storage.read_range(self.chunk.store.path(tar) if is_own else tar, offset, length)
+
+
+def _kept(chunk: Chunk) -> list[npt.NDArray[np.uint8]]:
+    chosen = []
+    for shard in chunk.shards:
+        status = chunk.read(shard, frozenset({"status"}))["status"].combine_chunks()
+        chosen.append(np.packbits(pc.equal(status, KEPT_STATUS).to_numpy(zero_copy_only=False)))
+    return chosen
+
+
+def _of_subset(chunk: Chunk, subset: str) -> list[npt.NDArray[np.uint8]]:
+    """Shards that came after the choice have no chosen row."""
+    shards = {shard.shard: shard for shard in chunk.shards}
+    found: dict[int, npt.NDArray[np.uint8]] = {}
+    for table in read_tables(chunk.store, read_selection(chunk.store, subset), "shards"):
+        for row in table.to_pylist():
+            shard = shards.get(row["shard"])
+            if shard is None or shard.pairs_blake2b != row["pairs_blake2b"]:
+                raise SubsetError(
+                    f"shard {row['shard']:09d} is another one than {subset!r} was chosen from; select again"
+                )
+            found[shard.shard] = np.packbits(np.frombuffer(row["fates"], np.int8) == ALIVE)
+    return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]

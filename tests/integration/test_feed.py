@@ -1,0 +1,119 @@
+"""The feed's pictures, tokens and embeddings are those of the rows that they come with; a few steps of training."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from jobs.select import select
+from pipeline.feed import FeedConfig, FeedError, PairDataset
+from schemas.selection import SelectJob
+from tests.integration.test_build import picture, sequentially
+from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pairs in six shards, embedded by `tiny`; the subset `most` has 20 of them."""
+    folder = tmp_path_factory.mktemp("held")
+    for number in range(2):
+        write_tar(folder / f"{number:05d}.tar", samples(12, 12 * number))
+    sequentially(embed_job(folder / "out", folder))
+    steps = [{"top": {"by": "similarity", "count": 20}}]
+    select(SelectJob.model_validate({"dataset": str(folder / "out"), "name": "most", "steps": steps}))
+    return folder / "out"
+
+
+def feed(dataset: Path, *columns: str, **more: Any) -> PairDataset:
+    made = {name: more.pop(name) for name in ("transform", "tokenizer") if name in more}
+    return PairDataset(FeedConfig(str(dataset), "most", columns=columns, **more), **made)
+
+
+def test_each_picture_comes_with_its_own_caption_and_embeddings(dataset: Path) -> None:
+    rows = {row["uid"]: row for row in rows_in(dataset)}
+    columns = ("image", "caption_clean", "key", "image_embedding_tiny", "text_embedding_tiny", "similarity")
+    seen = list(feed(dataset, *columns))
+    assert len({sample["uid"] for sample in seen}) == 20
+    for sample in seen:
+        row = rows[sample["uid"]]
+        assert sample["image"] == picture(int(row["key"]))
+        assert sample["caption_clean"] == CAPTION.format(int(row["key"]))
+        assert sample["similarity"] == pytest.approx(row["similarity"])
+        for side in ("image", "text"):
+            vector = sample[f"{side}_embedding_tiny"]
+            assert vector.dtype == torch.float16
+            assert np.array_equal(vector.numpy(), np.asarray(row[f"{side}_embedding_tiny"], np.float16))
+
+
+def test_a_transform_gets_the_upright_picture_and_a_tokenizer_all_captions_of_a_batch(dataset: Path) -> None:
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    sizes: set[Any] = set()
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        sizes.add((image.mode, image.size))
+        return torch.from_numpy(np.array(image.resize((8, 8)))).permute(2, 0, 1)
+
+    batches = list(
+        feed(dataset, "image", "caption_clean", "key", batch_size=8, transform=transform, tokenizer=tokenizer)
+    )
+    assert [len(batch["uid"]) for batch in batches] == [8, 8, 4]
+    assert sizes == {("RGB", (320, 240))}
+    for batch in batches:
+        assert batch["image"].shape == (len(batch["uid"]), 3, 8, 8)
+        assert torch.equal(batch["caption_clean"], tokenizer([CAPTION.format(int(key)) for key in batch["key"]]))
+        for tensor, key in zip(batch["image"], batch["key"], strict=True):
+            plain = np.asarray(Image.open(io.BytesIO(picture(int(key)))).resize((8, 8)), np.int16)
+            assert np.abs(tensor.permute(1, 2, 0).numpy() - plain).max() <= 8  # decoders differ by a little
+
+
+def test_embeddings_alone_touch_no_picture(dataset: Path, tmp_path: Path) -> None:
+    sources = list(dataset.parent.glob("*.tar"))
+    for source in sources:
+        source.rename(tmp_path / source.name)
+    try:
+        (batch,) = feed(dataset, "image_embedding_tiny", "text_embedding_tiny", batch_size=32)
+        with pytest.raises(FileNotFoundError, match=r"00000\.tar|00001\.tar"):
+            list(feed(dataset, "image"))
+    finally:
+        for source in sources:
+            (tmp_path / source.name).rename(source)
+    assert batch["image_embedding_tiny"].shape == batch["text_embedding_tiny"].shape == (20, 128)
+
+
+def test_a_dataset_whose_pictures_no_range_read_gives_is_refused_for_pictures(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"image": [picture(1), picture(2)], "caption": ["one", "two"]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    sequentially(embed_job(tmp_path / "out", tmp_path / "in.parquet"))
+    with pytest.raises(FeedError, match="no stored pictures that one range read"):
+        PairDataset(FeedConfig(str(tmp_path / "out")))
+    assert len(list(PairDataset(FeedConfig(str(tmp_path / "out"), columns=("caption",))))) == 2
+
+
+def test_a_plain_contrastive_loop_learns_from_the_feed(dataset: Path) -> None:
+    from pipeline.encode import TINY_FOLDER
+
+    config = json.loads((TINY_FOLDER / "open_clip_config.json").read_text())["model_cfg"]
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config)
+    transform = open_clip.image_transform(config["vision_cfg"]["image_size"], is_train=False)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{TINY_FOLDER}")
+    pairs = feed(dataset, "image", "caption_clean", batch_size=10, transform=transform, tokenizer=tokenizer)
+    optimizer, loss, losses = torch.optim.AdamW(model.parameters(), 1e-3), open_clip.ClipLoss(), []
+    for epoch in range(6):
+        pairs.set_epoch(epoch)
+        for batch in pairs:
+            optimizer.zero_grad()
+            value = loss(*model(batch["image"], batch["caption_clean"]))
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+    assert np.mean(losses[-2:]) < 0.85 * np.mean(losses[:2])

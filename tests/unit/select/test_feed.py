@@ -1,0 +1,172 @@
+"""Every pair once per epoch: over ranks, workers, epochs, and wherever a run was stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from bench.metadata import write_dataset
+from pipeline.feed import FeedConfig, FeedError, PairDataset
+from pipeline.select.subset import SubsetError
+from tests.unit.select.conftest import choose, row_ids
+
+COLUMNS = ("row_id", "similarity", "width")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 rows in 8 shards, with subsets of 113, 1 and 2 rows."""
+    folder = tmp_path_factory.mktemp("feed") / "small"
+    write_dataset(folder, 300, shard_rows=40)
+    for name, count in (("some", 113), ("one", 1), ("two", 2)):
+        choose(folder, name, {"top": {"by": "similarity", "count": count}})
+    return folder
+
+
+def feed(folder: Path, subset: str | None = "some", **more: Any) -> PairDataset:
+    return PairDataset(FeedConfig(str(folder), subset, **{"columns": COLUMNS, **more}))
+
+
+def rows_of(dataset: PairDataset) -> list[str]:
+    found = [sample["row_id"] for sample in dataset]
+    return [row for batch in found for row in batch] if dataset.config.batch_size else found
+
+
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["some", "one", "two", None]),
+    st.integers(1, 7),
+    st.booleans(),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.integers(1, 9),
+    st.one_of(st.none(), st.integers(1, 50)),
+    st.floats(0, 1),
+)
+def test_every_chosen_row_comes_once_per_epoch_wherever_each_consumer_was_stopped(
+    small: Path,
+    subset: str | None,
+    consumers: int,
+    shuffle: bool,
+    seed: int,
+    epoch: int,
+    mix_shards: int,
+    batch_size: int | None,
+    stop: float,
+) -> None:
+    seen: list[str] = []
+    for rank in range(consumers):
+        order = {"shuffle": shuffle, "seed": seed, "mix_shards": mix_shards, "batch_size": batch_size}
+        one = feed(small, subset, rank=rank, world_size=consumers, **order)
+        one.set_epoch(epoch)
+        whole = rows_of(one)
+        items = -(-len(whole) // (batch_size or 1))
+        first, steps = [], iter(one)
+        for _ in range(int(stop * items)):
+            item = next(steps)["row_id"]
+            first += item if batch_size else [item]
+        state = one.state_dict()
+        steps.close()  # type: ignore[attr-defined]
+        other = feed(small, subset, rank=rank, world_size=consumers, **order)
+        other.load_state_dict(state)
+        rest = rows_of(other) if int(stop * items) < items else []
+        assert first + rest == whole
+        seen += whole
+        assert abs(len(whole) - one.num_rows) <= 0
+    assert len(seen) == len(set(seen))
+    if subset is None:
+        assert len(seen) == sum(feed(small, None, columns=("status",))._shards.counts)
+    else:
+        assert sorted(seen) == sorted(row_ids(small, subset))
+
+
+@given(st.integers(1, 9))
+@settings(deadline=None, max_examples=9, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_even_stretches_are_equally_long_and_still_have_no_row_twice(small: Path, consumers: int) -> None:
+    parts = [rows_of(feed(small, even=True, rank=rank, world_size=consumers)) for rank in range(consumers)]
+    assert {len(part) for part in parts} == {113 // consumers}
+    assert len({row for part in parts for row in part}) == sum(map(len, parts))
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])
+def test_torchs_loader_shares_the_rows_out_over_its_workers(small: Path, ranks: int, workers: int) -> None:
+    seen = []
+    for rank in range(ranks):
+        loader = DataLoader(feed(small, rank=rank, world_size=ranks), batch_size=8, num_workers=workers)
+        for batch in loader:
+            assert batch["similarity"].dtype == torch.float64 or batch["similarity"].dtype == torch.float32
+            seen += batch["row_id"]
+    assert sorted(seen) == sorted(row_ids(small, "some"))
+
+
+def test_epochs_and_seeds_give_other_orders_and_the_same_ones_again(small: Path) -> None:
+    def order(seed: int, epoch: int) -> tuple[str, ...]:
+        dataset = feed(small, seed=seed)
+        dataset.set_epoch(epoch)
+        return tuple(rows_of(dataset))
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in range(2) for epoch in range(3)}
+    assert len(set(orders.values())) == 6
+    assert order(1, 2) == orders[1, 2]
+    assert rows_of(feed(small, shuffle=False)) == row_ids(small, "some")
+
+
+def test_neighbours_come_from_several_shards(small: Path) -> None:
+    rows = rows_of(feed(small, mix_shards=4))
+    shards = [row.partition(":")[0] for row in rows]
+    assert len(set(shards[:10])) > 2
+
+
+def test_batches_hold_tensors_of_numbers_with_nan_for_null(dataset: Path) -> None:
+    for batch in feed(dataset, None, batch_size=4_096):
+        assert batch["similarity"].shape == (len(batch["row_id"]),)
+        assert batch["width"].dtype == torch.int32
+        if batch["similarity"].isnan().any():
+            break
+    else:
+        raise AssertionError("one in a thousand similarities is null")
+
+
+def test_a_checkpoint_of_another_run_is_refused(small: Path) -> None:
+    state = feed(small).state_dict()
+    with pytest.raises(FeedError, match="seed was 0, is 1"):
+        feed(small, seed=1).load_state_dict(state)
+    with pytest.raises(FeedError, match="choice was"):
+        feed(small, "one").load_state_dict(state)
+    with pytest.raises(FeedError, match="consumer 0 of 1, not of 1 of 2"):
+        feed(small, rank=1, world_size=2).load_state_dict(state)
+
+
+def test_what_is_not_there_is_refused_at_once(small: Path) -> None:
+    with pytest.raises(FeedError, match="no column 'no_such'"):
+        feed(small, columns=("no_such",))
+    with pytest.raises(SubsetError, match="has no subset 'nothing'"):
+        feed(small, "nothing")
+
+
+def test_a_feed_of_a_choice_from_another_state_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "own", 200, shard_rows=40)
+    choose(tmp_path / "own", "some")
+    manifest = tmp_path / "own/manifests/000000001.json"
+    digest = "0" * 32
+    import json
+
+    record = json.loads(manifest.read_text())
+    record["files"]["pairs"]["blake2b"] = digest
+    manifest.write_text(json.dumps(record))
+    with pytest.raises(SubsetError, match="shard 000000001 is another one than 'some' was chosen from"):
+        feed(tmp_path / "own", "some")
+
+
+def test_rows_that_came_after_the_choice_are_not_fed(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "own", 200, shard_rows=40)
+    choose(tmp_path / "own", "some")
+    before = sorted(rows_of(feed(tmp_path / "own")))
+    write_dataset(tmp_path / "own", 300, shard_rows=40)
+    assert sorted(rows_of(feed(tmp_path / "own"))) == before
+    assert np.array_equal(feed(tmp_path / "own")._shards.counts[-2:], [0, 0])
