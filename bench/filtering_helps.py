@@ -3,10 +3,10 @@
     python -m bench.filtering_helps [--pool 4000] [--samples 40000] [--seeds 1 2 3]
 
 A pool of drawn pictures: half of the captions are wrong (of another scene, or one color or shape off), and there are
-copies under other URLs with other captions, and junk (noise, plain colors). Half of the right pairs show combinations of
-color and shape that `tiny`, which scores the pool, never saw. Three training sets: all of the pool, a random half, and
-what select leaves. Each trains the same small CLIP from the same random weights for the same number of samples, per seed.
-Measured on 500 fresh scenes: retrieval (R@1, both ways) and zero-shot accuracy over the 64 kinds of colored shapes.
+copies under other URLs with other captions, and junk (noise, plain colors). Half of the right pairs show combinations
+of color and shape that `tiny`, which scores the pool, never saw. Three training sets: all of the pool, a random half,
+and what select leaves. Each trains the same small CLIP from the same random weights for the same number of samples, per
+seed. Measured on 500 fresh scenes: retrieval (R@1, both ways) and zero-shot accuracy over 64 kinds of colored shapes.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.build import BuildResult, Watcher, check, finish, run_shards_of
-from jobs.config import JobError
+from jobs.config import JobError, resolve
 from pipeline.columns import columns_done
 from pipeline.plan import load_plan
 from pipeline.shards import committed
@@ -66,6 +66,8 @@ def _context(
     store: Store, record: dict[str, Any], facts: Any, model: dict[str, Any], settings: dict[str, Any]
 ) -> Context:
     known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
+    if not known["source"]["held"] and known["images"]["store"] == "none":
+        raise JobError(f"{store.root} stored no pictures (images.store: none), so no model can look at them")
     taken = [each["alias"] for each in known["models"]]
     rules = {**known["rules"], "min_similarity": None, "preset": "none"}
     values = {**known, "models": [model], "rules": rules, "output": store.root}
@@ -73,7 +75,7 @@ def _context(
         if part != "run":
             raise JobError(f"--set {part}: adding a model takes settings of run.* alone; the rest is the dataset's")
         values["run"] = {**values["run"], **given}
-    job, fingerprint = check(BuildJob.model_validate(values))
+    job, fingerprint = check(resolve(values))
     (added,) = job.models
     if added.alias in taken:
         raise JobError(f"{store.root} has a model with the alias {added.alias!r} already; name another with --alias")

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from jobs.select import Dataset, open_dataset, tasks_for
 from pipeline.export.formats import ClipRetrieval, DataComp, Format, ParquetFiles, WebDataset
 from pipeline.export.gather import Origin
 from pipeline.export.order import Member, grouped, stretches
-from pipeline.export.write import MANIFESTS, Exporter, file_name, manifest_name, write_stretch
+from pipeline.export.write import Exporter, is_written, manifest_name, write_stretch
 from pipeline.plan import load_plan
 from pipeline.select.keys import identities
 from pipeline.select.subset import read_selection, read_tables
+from pipeline.sources import SourceFacts
 from pipeline.storage import Store
 from schemas.export import ExportedFile, ExportJob, ExportRecord
 from schemas.jobs import BuildJob
@@ -40,26 +42,28 @@ class ExportResult:
 def export(job: ExportJob) -> ExportResult:
     """Write the subset's rows to `output`. The same job again goes on after a stop. A bad one raises JobError first."""
     output = Store(job.output)
+    if not output.remote and Path(output.root).is_file():
+        raise JobError(f"output: {output.root} is a file, not a folder")
     dataset = open_dataset(job.dataset, partial=True)
     selection = read_selection(dataset.store, job.subset)
     plan = load_plan(dataset.store)
     built = resolve({name: value for name, value in plan.job.items() if name in BuildJob.model_fields})
-    form = _format(job, built, plan.facts.has_captions, dataset)
+    form = _format(job, built, plan.facts, dataset)
     seed = job.shuffle_seed if form.wants_pictures else None
     members = list(_members(dataset.store, selection))
     parts = list(stretches(grouped(members, seed), job.samples_per_file))
-    record = _record(job, selection, dataset, seed, len(parts))
+    columns = form.columns(dataset.schema)
+    record = _record(job, selection, dataset, seed, len(parts), columns)
     _settle(output, record)
     exporter = Exporter(
         origin=Origin(dataset.store, built, plan.facts, tuple(dataset.aliases)),
         output=output,
         format=form,
         seed=seed,
-        columns=tuple(form.columns(dataset.schema)),
+        columns=tuple(columns),
         digits=max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1))),
     )
-    there = set(output.list(MANIFESTS))
-    left = [number for number in range(len(parts)) if file_name(number) not in there]
+    left = [number for number in range(len(parts)) if not is_written(output, number)]
     with tasks_for(job.run, in_plain_loop=len(left) * job.samples_per_file < ROWS_FOR_RAY) as tasks:
         for _ in tasks.get(tasks.map(write_stretch, [(exporter, number, parts[number]) for number in left])):
             pass
@@ -68,14 +72,16 @@ def export(job: ExportJob) -> ExportResult:
     return ExportResult(output.root, record, len(left))
 
 
-def _format(job: ExportJob, built: BuildJob, has_captions: bool, dataset: Dataset) -> Format:
+def _format(job: ExportJob, built: BuildJob, facts: SourceFacts, dataset: Dataset) -> Format:
     """Raises JobError where the dataset lacks what the format needs."""
+    if facts.pictures == "none":
+        raise JobError(f"{job.dataset} holds captions alone, and {job.format} is made of pictures or their embeddings")
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
             raise JobError(f"models: {job.format} holds no embeddings; clip-retrieval, datacomp and the feed do")
         if built.images.store == "none" and not built.source.held:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} is made of")
-        return WebDataset() if job.format == "webdataset" else ParquetFiles()
+        return WebDataset(facts.has_captions) if job.format == "webdataset" else ParquetFiles()
     there = [name.removeprefix("image_embedding_") for name in dataset.schema.names if name.startswith("image_emb")]
     models = there if job.models is None else job.models
     if unknown := sorted(set(models) - set(there)):
@@ -85,13 +91,20 @@ def _format(job: ExportJob, built: BuildJob, has_captions: bool, dataset: Datase
     if not models:
         raise JobError(f"{job.dataset} has no embeddings, which {job.format} is made of; see embed --add-model")
     if job.format == "datacomp":
-        return DataComp(tuple(models), has_captions)
+        short = [alias.removeprefix("clip_") for alias in models]
+        if len(set(short)) < len(short):
+            raise JobError(
+                f"models: two of {', '.join(models)} would have the same arrays in DataComp's naming; name one"
+            )
+        return DataComp(tuple(models), facts.has_captions)
     if len(models) > 1:
         raise JobError(f"models: clip-retrieval's layout holds one model; name one of {', '.join(models)}")
-    return ClipRetrieval(models[0], has_captions)
+    return ClipRetrieval(models[0], facts.has_captions)
 
 
-def _record(job: ExportJob, selection: Selection, dataset: Dataset, seed: int | None, num_files: int) -> ExportRecord:
+def _record(
+    job: ExportJob, selection: Selection, dataset: Dataset, seed: int | None, num_files: int, columns: list[str]
+) -> ExportRecord:
     return ExportRecord(
         dataset=dataset.store.root,
         subset=job.subset,
@@ -99,14 +112,16 @@ def _record(job: ExportJob, selection: Selection, dataset: Dataset, seed: int | 
         format=job.format,
         samples_per_file=job.samples_per_file,
         shuffle_seed=seed,
-        models=job.models,
+        columns=columns,
         rows=selection.rows_out,
         num_files=num_files,
     )
 
 
 def _settle(output: Store, record: ExportRecord) -> None:
-    """Whose export the folder holds. Raises JobError where it is another's."""
+    """Whose export the folder holds. Raises JobError where it is another's, or holds anything else."""
+    if not output.exists(RECORD) and (found := [*output.list(""), *output.folders("")]):
+        raise JobError(f"{output.root} holds {found[0]!r} already; an export wants a folder of its own")
     if output.create(RECORD, record.model_dump_json(indent=1).encode()):
         return
     standing = ExportRecord.model_validate_json(output.read(RECORD))
@@ -149,7 +164,7 @@ def sorted_uids(store: Store, selection: Selection) -> "np.ndarray[tuple[int], n
     parts = []
     for table in read_tables(store, selection, "rows"):
         part = np.empty(table.num_rows, np.dtype("u8,u8"))
-        part["f0"], part["f1"] = identities(table["uid"])
+        part["f0"], part["f1"] = identities(table["uid"], "uid")
         parts.append(part)
     uids = np.concatenate(parts)
     return uids[np.lexsort((uids["f1"], uids["f0"]))]

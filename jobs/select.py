@@ -18,8 +18,9 @@ from pipeline.plan import load_plan
 from pipeline.select.choose import Chooser
 from pipeline.select.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pipeline.select.expressions import Expression, ExpressionError
+from pipeline.select.keys import is_key
 from pipeline.select.scan import MAX_STEPS
-from pipeline.select.subset import generations_of, publish, remove, subsets, write_chunk
+from pipeline.select.subset import generations_of, publish, read_selection, subsets, write_chunk
 from pipeline.select.tasks import PlainLoop, Tasks
 from pipeline.shards import committed
 from pipeline.stages import versions
@@ -55,6 +56,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Se
     _check_steps(job, dataset)
     if job.name in subsets(dataset.store) and not (dry_run or overwrite):
         raise JobError(f"{job.dataset} has a subset {job.name!r} already; give another name, or --overwrite it")
+    replaced = read_selection(dataset.store, job.name) if job.name in subsets(dataset.store) else None
     with tasks_for(job.run, in_plain_loop=dataset.num_rows < ROWS_FOR_RAY) as tasks:
         chunks = _chunks(dataset, tasks)
         chooser = Chooser.of(tasks, chunks)
@@ -78,9 +80,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Se
         versions=versions(),
     )
     if not dry_run:
-        if overwrite and job.name in subsets(dataset.store):
-            remove(dataset.store, job.name)
-        if not publish(dataset.store, selection):
+        if not publish(dataset.store, selection, replaced):
             raise JobError(f"another run finished a subset {job.name!r} meanwhile; give another name")
         dataset.store.remove_temporary()
     return selection
@@ -98,13 +98,13 @@ def open_dataset(path: str, partial: bool) -> Dataset:
     missing = load_plan(store).num_shards - len(done)
     if missing and not partial:
         raise JobError(
-            f"{path} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; run its "
-            "build again, or choose from what is there with --set partial=true"
+            f"{path} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; run the "
+            "command that made it again, or choose from what is there with --set partial=true"
         )
     if not done:
         raise JobError(f"{path} has no finished shard yet")
     added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
-    aliases = [name for name in added if columns_done(store, name) == done]
+    aliases = [name for name in added if done.items() <= columns_done(store, name).items()]
     first = min(done)
     schema = describe(store, [(first, done[first])], aliases).schema()
     rows = load_plan(store).num_rows
@@ -124,10 +124,15 @@ def _check_steps(job: SelectJob, dataset: Dataset) -> None:
                     Expression(score).check(dataset.schema, wants_truth=False)
             if step.dedup and step.dedup.by not in dataset.schema.names:
                 raise ExpressionError(f"there is no column {step.dedup.by!r}")
+            if step.dedup and not is_key(kind := dataset.schema.field(step.dedup.by).type):
+                raise ExpressionError(f"column {step.dedup.by!r} is {kind}, which is not compared value by value")
         except ExpressionError as error:
-            hint = [alias for alias in dataset.unfinished if f"_{alias}" in str(error)]
-            more = f"; the model {hint[0]!r} lacks shards, so run embed --add-model again" if hint else ""
-            raise JobError(f"steps.{number}: {error}{more}") from None
+            lacking = [alias for alias in dataset.unfinished if f"_{alias}" in str(error)]
+            if lacking:
+                raise JobError(
+                    f"steps.{number}: the model {lacking[0]!r} lacks shards: run embed --add-model again"
+                ) from None
+            raise JobError(f"steps.{number}: {error}") from None
 
 
 def _chunks(dataset: Dataset, tasks: Tasks) -> list[Chunk]:

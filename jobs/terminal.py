@@ -1,5 +1,6 @@
 """What all commands share: options that mean the same everywhere, and the border where errors become messages."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""File names and columns from outside stand in messages: none may speak to the terminal."""
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
@@ -26,7 +31,7 @@ def errors() -> Iterator[None]:
     except Exception as error:
         if not _is_expected(error):
             raise
-        typer.echo(f"pairmill: {error}", err=True)
+        typer.echo(f"pairmill: {_CONTROLS.sub('?', str(error))}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("Stopped.", err=True)

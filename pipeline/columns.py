@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,7 +60,8 @@ def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest)
         record = ColumnsManifest.model_validate_json(store.read(name))
         path = record.file.path
         if record.pairs_blake2b != manifest.files["pairs"].blake2b:
-            yield f"{path} goes with another pairs file"
+            where = store.path(name)
+            yield f"{path} goes with another pairs file: delete {where} and run embed --add-model again"
         elif not store.exists(path):
             yield f"{path} is missing"
         elif storage.checksum(store.path(path), store.fs if store.remote else None)[0] != record.file.blake2b:
@@ -123,8 +125,9 @@ def write_columns(
     with store.new_file() as file:
         pq.write_table(columns, file, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=["row_id"])
         digest, num_bytes = storage.file_checksum(file)
-        if not store.create_from(path, file):  # of a run that died before its manifest
-            digest, num_bytes = storage.checksum(store.path(path), store.fs if store.remote else None)
+        if not store.create_from(path, file):  # of a run that died before its manifest, or of a shard that was repaired
+            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"
+            store.create_from(path, file)
     record = ColumnsManifest(
         shard=manifest.shard,
         generation=manifest.generation,

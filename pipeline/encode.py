@@ -123,9 +123,9 @@ class ClipModel:
         def embed(part: "torch.Tensor") -> "torch.Tensor":
             return self._text(part.to(self.device))
 
-        parts = []
-        for start in range(0, len(tokens), self.batch_size):
-            end = start + self.batch_size
+        parts, size = [], self.batch_size  # which may be halved on the way
+        for start in range(0, len(tokens), size):
+            end = start + size
             parts.append(self._in_parts(tokens[start:end, : int(lengths[start:end].max())], embed))
         found = np.empty((len(tokens), parts[0].shape[1]), np.float32)
         found[order.numpy()] = np.concatenate(parts)
@@ -191,7 +191,7 @@ def known_models(pattern: str = "") -> list[KnownModel]:
     import torch
 
     logging.getLogger().setLevel(logging.ERROR)  # open_clip notes on the root logger that there are no weights
-    found = []
+    found = [KnownModel("tiny", 128, 64, 3.8, ("built in",), ("built in",))] if pattern.lower() in "tiny" else []
     names = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
     for name in names:
         config = open_clip.get_model_config(name) or {}

@@ -41,7 +41,7 @@ class FeedShards:
         """Those of a subset, or of all kept rows. Raises SubsetError where the subset is of another state."""
         store = Store(dataset)
         plan, done = load_plan(store), committed(store)
-        aliases = [name for name in store.folders("columns") if columns_done(store, name) == done]
+        aliases = [name for name in store.folders("columns") if done.items() <= columns_done(store, name).items()]
         chunk = describe(store, sorted(done.items()), aliases)
         chosen = _kept(chunk) if subset is None else _of_subset(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in chosen], np.int64)
@@ -59,7 +59,11 @@ class FeedShards:
     def picture(self, tar: str, offset: int, length: int) -> bytes:
         """The stored picture. Raises FileNotFoundError."""
         is_own = not tar.startswith("/") and not storage.is_remote(tar)
-        return storage.read_range(self.chunk.store.path(tar) if is_own else tar, offset, length)
+        path = self.chunk.store.path(tar) if is_own else tar
+        picture = storage.read_range(path, offset, length)
+        if len(picture) != length:
+            raise OSError(f"{path} ends in the middle of a picture")
+        return picture
 
 
 def _kept(chunk: Chunk) -> list[npt.NDArray[np.uint8]]:

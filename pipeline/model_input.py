@@ -40,6 +40,8 @@ class ModelInput:
             for step in self._steps:
                 image = step(image)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if not pixels.flags.writeable:  # Pillow's own memory; torch warns of it
+            pixels = pixels.copy()
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view; its memory stays [height, width, 3]
         for step in self._steps:
             if isinstance(step, transforms.Resize):

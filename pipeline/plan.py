@@ -85,7 +85,8 @@ def describe_plan(plan: Plan, job: BuildJob) -> str:
             "pairs": "its pictures",
         }
         said = where.get(pictures, f"pictures from column {pictures.rpartition(':')[2]!r}")
-        return f"{rows}: {plan.num_shards * 3:,} output files\n{said}; {_describe_columns(plan.facts)}"
+        columns = f"; {_describe_columns(plan.facts)}" if pictures != "index" else ", captions beside them"
+        return f"{rows}: {plan.num_shards * 3:,} output files\n{said}{columns}"
     per_shard = 3 + (job.images.store != "none")
     objects = plan.num_shards * per_shard
     megabytes = job.shard_rows * _STORED_PICTURE_BYTES * _SHARDS_PER_ACTOR // 1_000_000

@@ -41,7 +41,8 @@ class ExportRecord(_Settings):
     format: ExportFormat
     samples_per_file: int
     shuffle_seed: int | None
-    models: list[str] | None
+    columns: list[str]
+    """Of the dataset, that the files are made from."""
     rows: int
     num_files: int
 

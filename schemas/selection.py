@@ -40,7 +40,8 @@ class Top(_Share):
     """The rows with the highest score. Nulls and NaN rank below all numbers, equal scores by a hash of the uid."""
 
     by: str
-    """A column, or an expression of numbers such as `similarity_a + similarity_b`; `-width` keeps the narrowest."""
+    """A column, or an expression of numbers such as `similarity_a + similarity_b`; `-width` keeps the narrowest. Whole
+    numbers beyond 2^53 are compared as the nearest float64."""
 
 
 class Sample(_Share):
@@ -54,8 +55,9 @@ class Dedup(_Settings):
 
     by: str
     """A column: uid, url, sha256, phash, ..."""
-    distance: Annotated[int, Field(ge=0, le=16)] = 0
-    """Of a perceptual hash, in bits: rows this near to a row that is kept are dropped."""
+    distance: Annotated[int, Field(ge=0, le=8)] = 0
+    """Of a perceptual hash, in bits: rows this near to a row that is kept are dropped. The pairs that are near are
+    gathered on one machine, 24 bytes each; with every bit of distance more rows are compared."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression; None: the first in the dataset's order."""
 

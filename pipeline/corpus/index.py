@@ -17,8 +17,8 @@ from pipeline.text import clean_text
 from schemas.pairs import STORED
 
 PICTURE_ENDINGS = (
-    *("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
-    *("heic", "heif", "svg", "jp2", "jxl"),  # not decoded: each is a row that says so
+    *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "avifs"),
+    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not decoded: each is a row that says so
 )
 CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20

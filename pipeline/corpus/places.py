@@ -46,16 +46,23 @@ def _resolved(names: pa.Array, root: str) -> pa.Array:
     def resolve(name: str) -> str | None:
         if _OWN_TAR.fullmatch(name):
             return join(root, name)
-        return name if name in planned or f"{name.rpartition('/')[0]}/" in planned else None
+        if name in planned or f"{name.rpartition('/')[0]}/" in planned:
+            return name
+        origin, _, tar = name.rpartition("/images/")  # of an output that the other one was embedded from
+        return name if _OWN_TAR.fullmatch(f"images/{tar}") and f"{origin}/pairs/" in planned else None
 
     known = {name: resolve(name) for name in names.unique().drop_null().to_pylist()}
     return pa.array([None if name is None else known[name] for name in names.to_pylist()], pa.string())
 
 
 @lru_cache(maxsize=8)
-def _planned(root: str) -> frozenset[str]:
-    plan = load(Store(root))
-    return frozenset(file.source for file in plan.inputs) if plan else frozenset()
+def _planned(root: str, generations: int = 8) -> frozenset[str]:
+    """Files and folders that an output was planned from, and, where those are outputs too, what they were."""
+    plan = load(Store(root)) if generations else None
+    found = {file.source for file in plan.inputs} if plan else set()
+    for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:
+        found |= {f"{origin}/pairs/", *_planned(origin, generations - 1)}
+    return frozenset(found)
 
 
 def _bytes_of(column: pa.ChunkedArray) -> pa.Array:

@@ -1,5 +1,6 @@
 """What each format writes for one stretch of rows. A file is a name and a function that writes its content."""
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
+from pipeline.images import ImageProcessor
 from pipeline.pictures import MEMBER_COLUMNS, read_range, write_tar
+from pipeline.pixels import sniff
+from schemas.jobs import ImagesConfig
 
 Write = Callable[[IO[bytes]], object]
 
 _ROW_GROUP_ROWS = 512
-"""With pictures of tens of kilobytes: what a reader holds at once stays in the tens of megabytes."""
+_ROW_GROUP_BYTES = 64 << 20
+"""Of pictures: what a reader holds at once. Arrow does not read a column of structs of 2 GiB and more."""
 _PLACES = frozenset({"image_tar", "image_offset", "image_length"})
 
 
@@ -54,8 +60,12 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class WebDataset:
-    """`00000.tar`: uid.jpg, uid.txt, uid.json per pair. https://github.com/webdataset/webdataset"""
+    """`00000.tar`: uid.jpg, uid.txt, uid.json per pair. https://github.com/webdataset/webdataset
 
+    Trainers look for jpg, png and webp: a picture of a held corpus in any other format becomes a PNG of its pixels.
+    """
+
+    has_captions: bool
     wants_pictures: bool = True
 
     def columns(self, schema: pa.Schema) -> list[str]:
@@ -63,8 +73,11 @@ class WebDataset:
         return [*MEMBER_COLUMNS, "caption_clean", *(name for name in schema.names if name.startswith("similarity_"))]
 
     def files(self, stretch: Stretch) -> dict[str, Write]:
-        """One tar."""
-        return {f"{stretch.stem}.tar": lambda file: write_tar(file, stretch.rows, stretch.pictures())}
+        """One tar. Raises FormatError for a missing caption, which would be an empty text to train on."""
+        if self.has_captions and (lacking := stretch.rows["caption_clean"].null_count):
+            raise FormatError(f"{lacking:,} chosen rows have no caption: add `where: caption_clean is not None`")
+        pictures = (_for_trainers(picture) for picture in stretch.pictures())
+        return {f"{stretch.stem}.tar": lambda file: write_tar(file, stretch.rows, pictures)}
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,9 @@ class ParquetFiles:
     wants_pictures: bool = True
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """All but embeddings and the places of the pictures."""
-        return [name for name in schema.names if "_embedding_" not in name and name not in _PLACES]
+        """All but embeddings, the places of the pictures, and types that `datasets` has no name for."""
+        plain = [field.name for field in schema if "_embedding_" not in field.name and _is_known(field.type)]
+        return [name for name in plain if name not in _PLACES]
 
     def files(self, stretch: Stretch) -> dict[str, Write]:
         """One Parquet file."""
@@ -91,11 +105,10 @@ class ParquetFiles:
         schema = pa.schema([image, *stretch.rows.schema], metadata)
         pictures = stretch.pictures()
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for start in range(0, stretch.rows.num_rows, _ROW_GROUP_ROWS):
-                rows = stretch.rows.slice(start, _ROW_GROUP_ROWS)
-                structs = [{"bytes": next(pictures), "path": None} for _ in range(rows.num_rows)]
-                table = pa.table([pa.array(structs, image.type), *rows.columns], schema=schema)
-                writer.write_table(table)
+            for start, end in _row_groups([length for _, length in stretch.places]):
+                columns = stretch.rows.slice(start, end - start).columns
+                structs = [{"bytes": next(pictures), "path": None} for _ in range(start, end)]
+                writer.write_table(pa.table([pa.array(structs, image.type), *columns], schema=schema))
 
 
 @dataclass(frozen=True)
@@ -178,8 +191,32 @@ def embeddings(rows: pa.Table, name: str) -> npt.NDArray[np.float16]:
     return np.asarray(array, np.float16)
 
 
+def _for_trainers(picture: bytes) -> bytes:
+    if sniff.image_format(picture[: sniff.ENOUGH]) in ("JPEG", "PNG", "WEBP"):
+        return picture
+    file = io.BytesIO()
+    Image.fromarray(ImageProcessor(ImagesConfig()).pixels(picture)).save(file, "png")
+    return file.getvalue()
+
+
+def _row_groups(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """[start, end) of rows whose pictures have these lengths."""
+    start = num_bytes = 0
+    for row, length in enumerate(lengths):
+        if row > start and (row - start == _ROW_GROUP_ROWS or num_bytes + length > _ROW_GROUP_BYTES):
+            yield start, row
+            start, num_bytes = row, 0
+        num_bytes += length
+    if lengths:
+        yield start, len(lengths)
+
+
 def _needed(name: str) -> str:
     return "caption_clean" if name.startswith("text_") else "similarity"
+
+
+def _is_known(kind: pa.DataType) -> bool:
+    return not (pa.types.is_map(kind) or pa.types.is_dictionary(kind) or pa.types.is_union(kind))
 
 
 def _feature(kind: pa.DataType) -> Any:
@@ -188,5 +225,5 @@ def _feature(kind: pa.DataType) -> Any:
         return {"feature": _feature(kind.value_type), "_type": "List"}
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
-    names = {"double": "float64", "float": "float32", "halffloat": "float16"}
+    names = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
     return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}

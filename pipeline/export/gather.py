@@ -10,16 +10,18 @@ import pyarrow.parquet as pq
 
 from pipeline.columns import PairsReader
 from pipeline.export.order import Group, Member
+from pipeline.plan import load_plan
 from pipeline.select.chunks import Chunk, describe
-from pipeline.select.keys import uid_hashes
+from pipeline.select.keys import SHUFFLE, uid_hashes
 from pipeline.select.scan import ALIVE
 from pipeline.shards import read_manifest
 from pipeline.sources import SourceFacts
 from pipeline.storage import Store
 from schemas.jobs import BuildJob
-from schemas.manifest import Shard, manifest_name
+from schemas.manifest import manifest_name, shards_from_table
 
-_SHARD, _ROW = "export_shard", "export_row"
+_SHARD, _GENERATION, _ROW = "export_shard", "export_generation", "export_row"
+_NEEDED = frozenset({"row_id", "uid", "sha256", "image_tar", "image_offset", "image_length"})
 
 
 class GoneError(ValueError):
@@ -44,6 +46,7 @@ class Gatherer:
         self._origin = origin
         self._seed = seed
         self._reader = PairsReader(origin.store, origin.facts, origin.job)
+        self._plan = load_plan(origin.store).shards
 
     def close(self) -> None:
         """Let go of files and threads."""
@@ -51,54 +54,62 @@ class Gatherer:
 
     def rows(self, parts: Sequence[tuple[Group, int, int]], columns: Sequence[str]) -> pa.Table:
         """The rows of a stretch, in order."""
-        return pa.concat_tables([self._of_group(*part, columns) for part in parts])
+        return pa.concat_tables([self._of_group(*part, frozenset(columns)) for part in parts])
 
     def pictures(self, rows: pa.Table, aside: IO[bytes]) -> list[tuple[int, int]]:
         """Write the picture of each row to a file; returns (offset, length) per row. Raises GoneError."""
         places: list[tuple[int, int]] = [(0, 0)] * rows.num_rows
         shards = rows[_SHARD].to_numpy()
-        for shard in dict.fromkeys(shards.tolist()):
+        for shard in np.unique(shards).tolist():
             numbers = np.flatnonzero(shards == shard)
             numbers = numbers[np.argsort(rows[_ROW].to_numpy()[numbers])]  # as they stand in the tar
             some = rows.take(pa.array(numbers))
-            for number, picture in zip(numbers.tolist(), self._pictures(int(shard), some), strict=True):
+            for number, picture in zip(numbers.tolist(), self._pictures(shard, some), strict=True):
                 places[number] = (aside.tell(), len(picture))
                 aside.write(picture)
         return places
 
     def _pictures(self, shard: int, rows: pa.Table) -> Iterator[bytes]:
-        generation = int(rows["export_generation"][0].as_py())
-        manifest = read_manifest(self._origin.store, manifest_name(shard, generation))
-        unit = Shard(shard, manifest.uri, manifest.first_row, manifest.num_rows, "")
+        manifest = read_manifest(self._origin.store, manifest_name(shard, rows[_GENERATION][0].as_py()))
+        (planned,) = shards_from_table(self._plan.slice(shard, 1))
         try:
-            found = self._reader.pictures(unit, manifest, rows)
+            found = self._reader.pictures(planned, manifest, rows)
         except FileNotFoundError as error:
             raise GoneError(f"shard {shard:09d}: its pictures are gone: {error}") from error
-        for row_id, picture in zip(rows["row_id"].to_pylist(), found, strict=True):
-            if picture is None:
+        lengths = rows["image_length"].to_pylist()
+        for row_id, length, picture in zip(rows["row_id"].to_pylist(), lengths, found, strict=True):
+            if picture is None or (length is not None and len(picture) != length):
                 raise GoneError(
-                    f"{row_id} has no picture: it was not stored (images.store), or its file is gone or changed; "
+                    f"{row_id} has no picture: it was not stored (images.store), or its file is gone, cut or changed; "
                     "choose without it"
                 )
             yield picture
 
-    def _of_group(self, group: Group, first: int, last: int, columns: Sequence[str]) -> pa.Table:
-        tables = [self._of_shard(member, columns) for member in group.members]
-        table = pa.concat_tables(tables)
+    def _of_group(self, group: Group, first: int, last: int, columns: frozenset[str]) -> pa.Table:
+        """Ranks [first, last) of a group. The order is found from the uids alone; of the rest, only these are read."""
+        uids = pa.concat_tables([self._read(member, frozenset({"uid"})) for member in group.members])["uid"]
+        order = np.arange(len(uids))
         if self._seed is not None:
-            hashes = uid_hashes(table["uid"], self._seed)
-            table = table.take(pa.array(np.lexsort((table["uid"].to_numpy(), hashes))))
-        return table.slice(first, last - first)
+            order = np.lexsort((order, uid_hashes(uids, SHUFFLE, self._seed)))
+        wanted = order[first:last]  # places in the group, in the export's order
+        starts = np.cumsum([0, *(member.rows for member in group.members)])
+        tables = []
+        for member, start, end in zip(group.members, starts, starts[1:], strict=False):
+            rows = np.sort(wanted[(wanted >= start) & (wanted < end)]) - start
+            if len(rows):
+                tables.append(self._read(member, columns | _NEEDED).take(pa.array(rows)))
+        place = np.empty(len(wanted), np.int64)
+        place[np.argsort(wanted)] = np.arange(len(wanted))
+        return pa.concat_tables(tables).take(pa.array(place))
 
-    def _of_shard(self, member: Member, columns: Sequence[str]) -> pa.Table:
+    def _read(self, member: Member, columns: frozenset[str]) -> pa.Table:
+        """The chosen rows of a shard."""
         chunk = self._chunk(member)
         rows = np.flatnonzero(self._fates(member) == ALIVE)
-        wanted = frozenset({"row_id", "uid", "sha256", "image_tar", "image_offset", "image_length", *columns})
-        table = chunk.read(chunk.shards[0], wanted).select(sorted(wanted)).take(pa.array(rows))
-        table = table.replace_schema_metadata(None)
-        for name, value in ((_SHARD, member.shard), ("export_generation", member.generation)):
+        table = chunk.read(chunk.shards[0], columns).select(sorted(columns)).take(pa.array(rows))
+        for name, value in ((_SHARD, member.shard), (_GENERATION, member.generation)):
             table = table.append_column(name, pa.array(np.full(len(rows), value, np.int64)))
-        return table.append_column(_ROW, pa.array(rows))
+        return table.append_column(_ROW, pa.array(rows)).replace_schema_metadata(None)
 
     def _chunk(self, member: Member) -> Chunk:
         try:

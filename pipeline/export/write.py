@@ -1,6 +1,5 @@
 """One stretch of an export, written: data files first, then its manifest, create-only, as everywhere."""
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from pipeline.export.order import Group
 from pipeline.storage import Store
 from schemas.export import ExportedFile
 from schemas.manifest import DataFile
-
-MANIFESTS = "export/manifests"
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Exporter:
 
     def write(self, number: int, parts: Sequence[tuple[Group, int, int]]) -> ExportedFile:
         """The files of a stretch, and the record that they are there."""
-        with closing(Gatherer(self.origin, self.seed)) as gatherer, tempfile.TemporaryFile() as aside:
+        with closing(Gatherer(self.origin, self.seed)) as gatherer, self.output.new_file() as aside:
             rows = gatherer.rows(parts, self.columns)
             places = gatherer.pictures(rows, aside) if self.format.wants_pictures else []
             stretch = Stretch(f"{number:0{self.digits}d}", rows.select(list(self.columns)), aside, places)
@@ -60,9 +57,16 @@ def write_stretch(exporter: Exporter, number: int, parts: Sequence[tuple[Group, 
 
 def manifest_name(number: int) -> str:
     """Of the record of one stretch."""
-    return f"{MANIFESTS}/{file_name(number)}"
+    return f"export/manifests/{number:05d}.json"
 
 
-def file_name(number: int) -> str:
-    """`00012.json`"""
-    return f"{number:05d}.json"
+def is_written(output: Store, number: int) -> bool:
+    """Whether a stretch has its record, and the files that it names are there; a record without them is removed."""
+    name = manifest_name(number)
+    if not output.exists(name):
+        return False
+    files = ExportedFile.model_validate_json(output.read(name)).files.values()
+    if all(output.exists(file.path) for file in files):
+        return True
+    output.delete(name)
+    return False

@@ -18,6 +18,10 @@ MAX_CHUNKS = 512
 """Every dedup makes chunks x partitions objects."""
 
 
+class ColumnsError(ValueError):
+    """An added model's columns do not belong to the shard that they stand beside; the message says what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
     """One shard in its newest generation."""
@@ -93,5 +97,8 @@ def _describe(store: Store, shard: int, generation: int, aliases: Sequence[str])
     columns = []
     for alias in aliases:
         record = ColumnsManifest.model_validate_json(store.read(f"columns/{alias}/manifests/{name}"))
+        if record.pairs_blake2b != pairs.blake2b:  # the shard was made again under the same number
+            where = store.path(f"columns/{alias}/manifests/{name}")
+            raise ColumnsError(f"{where} goes with another pairs file; delete it and run embed --add-model again")
         columns.append(record.file.path)
     return ShardFiles(shard, generation, manifest.pairs, pairs.path, pairs.blake2b, tuple(columns))

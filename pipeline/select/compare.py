@@ -122,6 +122,10 @@ def _reason(step: int, has: Selection, lacks: Selection) -> str:
     report = lacks.reports[step]
     moved = ""
     if report.threshold is not None:
-        same = [each.threshold for each in has.reports[step : step + 1] if each.step == report.step]
+        same = [
+            each.threshold
+            for each in has.reports[step : step + 1]
+            if each.step == report.step and each.threshold is not None
+        ]
         moved = f" (threshold {report.threshold:.6g}" + "".join(f", {value:.6g} in {has.name}" for value in same) + ")"
     return f"dropped in {lacks.name} by {report.step}{moved}"

@@ -68,6 +68,8 @@ class Expression:
                 f"{self.text!r}: there is no column {unknown[0]!r}{_did_you_mean(unknown[0], schema)}"
             )
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
+        if not self.columns:
+            raise ExpressionError(f"{self.text!r} names no column")
         if wants_truth != pa.types.is_boolean(value.type):
             raise ExpressionError(f"{self.text!r} is {'no yes or no' if wants_truth else 'yes or no, not a number'}")
         if not (wants_truth or pa.types.is_integer(value.type) or pa.types.is_floating(value.type)):

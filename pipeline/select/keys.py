@@ -16,16 +16,25 @@ _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
-def identities(column: pa.ChunkedArray) -> tuple[U64, U64]:
-    """128 bits of each value, as (high, low): hex digits as they are, up to 32 of them; else BLAKE2b-128 of the text.
+HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
+"""Columns of ours that hold hex digits and nothing else."""
+
+TIES, SAMPLE, SHUFFLE = 1, 2, 3
+"""Purposes of a uid's hash: a row that a tie favoured must not be favoured again by a sample."""
+
+
+def identities(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
+    """128 bits of each value of the column `name`, as (high, low): of HEX_COLUMNS the first 32 digits, of any other
+    BLAKE2b-128 of the value as text.
 
     Equal values have equal identities and different ones different ones, save for collisions of 128-bit hashes. Null
     gives what no caller may rely on.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    digits = _hex_digits(array)
-    if digits is not None:
-        return digits
+    if name in HEX_COLUMNS:
+        return _hex_digits(array)
+    if pa.types.is_floating(array.type):
+        array = pc.add(array, 0.0)  # -0.0 is 0.0
     hashed = bytearray()
     for value in pc.cast(array, pa.string()).to_pylist():
         hashed += hashlib.blake2b((value or "").encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -33,37 +42,40 @@ def identities(column: pa.ChunkedArray) -> tuple[U64, U64]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _hex_digits(array: pa.Array) -> tuple[U64, U64] | None:
-    """(high, low) where every value is null or the same number of hex digits in lower case: 16 digits, or 32 and more.
+def is_key(kind: pa.DataType) -> bool:
+    """Whether values of this type can be held against each other by `identities`."""
+    checks = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_temporal)
+    return any(check(kind) for check in checks)
 
-    Of longer ones (a SHA-256) the first 32.
-    """
-    if not (pa.types.is_string(array.type) and len(array)):
-        return None
+
+def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
+    """(high, low): 16 digits, or the first 32. Raises ValueError where the values are no hex digits of one length."""
     present = array.drop_null()
+    if not len(present):
+        return np.zeros(len(array), np.uint64), np.zeros(len(array), np.uint64)
     offsets = np.frombuffer(present.buffers()[1], np.int32)[present.offset : present.offset + len(present) + 1]
     widths = np.diff(offsets)
-    width = int(widths[0]) if len(widths) else 0
+    width = int(widths[0])
     if width not in (16, 32, 64) or (widths != width).any():
-        return None
+        raise ValueError("a column of hex digits holds values of another length")
     text = np.frombuffer(present.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, width)
     nibbles = _NIBBLES[text[:, :32]]  # (rows, digits)
     if (nibbles == 255).any():
-        return None
+        raise ValueError("a column of hex digits holds something else")
     words = (nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).view(">u8").astype(np.uint64)  # (rows, 1 or 2)
     spread = np.zeros((len(array), words.shape[1]), np.uint64)
     spread[pc.is_valid(array).to_numpy(zero_copy_only=False)] = words
     return spread[:, 0], spread[:, 1] if words.shape[1] == 2 else np.zeros(len(array), np.uint64)
 
 
-def uid_hashes(column: pa.ChunkedArray, seed: int) -> U64:
-    """64 well mixed bits per uid: what breaks ties and draws samples, the same wherever the row stands.
+def uid_hashes(column: pa.ChunkedArray, purpose: int, seed: int) -> U64:
+    """64 well mixed bits per uid: what breaks ties, draws samples and shuffles, the same wherever the row stands.
 
     The finaliser of SplitMix64 (Steele, Lea, Flood 2014): the uids of an input may be numbers in order.
     """
-    high, low = identities(column)
-    start = np.uint64(seed % (1 << 64))
-    return mixed(high ^ mixed(low ^ mixed(np.full(len(low), start, np.uint64))))
+    high, low = identities(column, "uid")
+    start = mixed(mixed(np.array([seed % (1 << 64)], np.uint64)) ^ np.uint64(purpose))
+    return mixed(high ^ mixed(low ^ start))
 
 
 def mixed(values: U64) -> U64:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.select.chunks import Chunk
 from pipeline.select.expressions import Expression
-from pipeline.select.keys import U64, Bools, identities, mixed, ranks, uid_hashes
+from pipeline.select.keys import SAMPLE, TIES, U64, Bools, identities, mixed, ranks, uid_hashes
 from schemas.pairs import KEPT_STATUS
 
 Fates = npt.NDArray[np.int8]
@@ -81,7 +81,7 @@ class Order:
     def keys(self, table: pa.Table) -> tuple[U64, U64]:
         """(rank, tie) per row: higher is better, rank first."""
         rank = ranks(table, self.by) if self.by else np.zeros(table.num_rows, np.uint64)
-        return rank, uid_hashes(table["uid"], self.seed)
+        return rank, uid_hashes(table["uid"], TIES if self.by else SAMPLE, self.seed)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Keys:
         """KEYED rows. Null is equal to nothing, so it is left out."""
         valid = _bools(pc.is_valid(table[self.by]))
         keys = np.empty(int(valid.sum()), KEYED)
-        high, low = identities(table[self.by])
+        high, low = identities(table[self.by], self.by)
         keys["high"], keys["low"], keys["place"] = high[valid], low[valid], places[valid]
         keys["rank"] = ranks(table, self.best)[valid] if self.best else 0
         return keys

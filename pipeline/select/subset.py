@@ -62,28 +62,24 @@ def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     with store.new_file() as file:
         pq.write_table(table, file, compression="zstd")
         digest, num_bytes = storage.file_checksum(file)
-        if not store.create_from(name, file):
-            raise SubsetError(f"{store.path(name)} exists already")
+        store.create_from(name, file)  # the name carries the attempt: what stands there is this call's, made before
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
 
-def publish(store: Store, selection: Selection) -> bool:
-    """Make the choice exist; False, and its files gone, where another of that name does. Strays are removed."""
-    folder = f"subsets/{selection.name}"
-    won = store.create(f"{folder}/selection.json", selection.model_dump_json(indent=1).encode())
-    standing = selection if won else read_selection(store, selection.name)
-    named = {file.path for files in standing.files for file in files.values()}
-    for kind in ("rows", "shards"):
-        for name in store.list(f"{folder}/{kind}"):
-            if f"{folder}/{kind}/{name}" not in named:
-                store.delete(f"{folder}/{kind}/{name}")
-    return won or standing.attempt == selection.attempt
+def publish(store: Store, selection: Selection, replaced: Selection | None) -> bool:
+    """Make the choice exist, in the place of `replaced` where that is given; False, and its files gone, where another
+    run finished one of that name first."""
+    name, data = f"subsets/{selection.name}/selection.json", selection.model_dump_json(indent=1).encode()
+    if replaced is not None:
+        store.replace(name, data)
+        _remove_files(store, replaced)
+    elif not store.create(name, data) and read_selection(store, selection.name).attempt != selection.attempt:
+        _remove_files(store, selection)
+        return False
+    return True
 
 
-def remove(store: Store, name: str) -> None:
-    """Undo a choice: first the record, then what it names."""
-    selection = read_selection(store, name)
-    store.delete(f"subsets/{name}/selection.json")
+def _remove_files(store: Store, selection: Selection) -> None:
     for files in selection.files:
         for file in files.values():
             store.delete(file.path)
@@ -98,7 +94,7 @@ def read_selection(store: Store, name: str) -> Selection:
         raise SubsetError(f"{store.root} has no subset {name!r}; it has: {names}") from None
     except ValidationError as error:
         raise SubsetError(
-            f"{store.path(f'subsets/{name}')}/selection.json is damaged: {error.errors()[0]['msg']}"
+            f"{store.path(f'subsets/{name}')}/selection.json is damaged ({error.errors()[0]['msg']}): delete it"
         ) from None
     if selection.schema_version > SCHEMA_VERSION:
         raise SubsetError(f"the subset {name!r} was written by a newer pairmill; update to read it")

@@ -18,6 +18,7 @@ from PIL import Image
 from jobs.config import JobError
 from jobs.export import export
 from jobs.select import select
+from pipeline.export.formats import FormatError
 from pipeline.export.gather import GoneError
 from pipeline.inputs.cursor import ReadError
 from pipeline.select.subset import read_selection, read_tables
@@ -96,6 +97,125 @@ def test_the_order_is_mixed_across_shards_by_the_seed_or_the_datasets_own(datase
     assert len({tuple(first), tuple(other), tuple(own)}) == 3
     place = {uid: index for index, uid in enumerate(own)}
     assert len({place[uid] // 4 for uid in first[:10]}) > 4  # ten neighbours come from more shards than in order
+
+
+def test_files_that_take_rows_of_several_mixed_groups_have_every_row_once(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.export.order.GROUP_SHARDS", 3)
+    export(job(dataset, tmp_path / "out", "webdataset", samples_per_file=7))
+    tars = sorted(str(tar) for tar in (tmp_path / "out").glob("*.tar"))
+    expected = chosen(dataset)
+    found = {}
+    for sample in webdataset.WebDataset(tars, shardshuffle=False):
+        assert sample["jpg"] == picture(int(expected[sample["__key__"]]["key"]))
+        found[sample["__key__"]] = sample
+    assert (len(tars), sorted(found)) == (6, sorted(expected))
+
+
+def parquet_corpus(folder: Path) -> list[Path]:
+    table = pa.table({"image": [picture(n) for n in range(9)], "caption": [CAPTION.format(n) for n in range(9)]})
+    pq.write_table(table, folder / "in.parquet", row_group_size=4)
+    return [folder / "in.parquet"]
+
+
+def folder_corpus(folder: Path) -> list[Path]:
+    (folder / "pictures").mkdir()
+    for name, data in samples(9):
+        (folder / "pictures" / name).write_bytes(data)
+    return [folder / "pictures"]
+
+
+def tar_corpus(folder: Path) -> list[Path]:
+    return [write_tar(folder / "0.tar", samples(9))]
+
+
+def output_of_outputs(folder: Path) -> list[Path]:
+    sequentially(embed_job(folder / "one", *tar_corpus(folder)))
+    sequentially(embed_job(folder / "two", folder / "one"))
+    return [folder / "two"]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+@pytest.mark.parametrize("corpus", [parquet_corpus, folder_corpus, tar_corpus, output_of_outputs])
+def test_every_kind_of_corpus_is_exported_with_the_right_pictures(tmp_path: Path, corpus: Any, form: str) -> None:
+    sequentially(embed_job(tmp_path / "out", *corpus(tmp_path)))
+    choose(tmp_path / "out", "most")
+    export(job(tmp_path / "out", tmp_path / "export", form))
+    if form == "webdataset":
+        tars = sorted(str(tar) for tar in (tmp_path / "export").glob("*.tar"))
+        found = [(s["jpg"], s["txt"].decode()) for s in webdataset.WebDataset(tars, shardshuffle=False)]
+    else:
+        rows = pq.read_table(tmp_path / "export/00000.parquet").to_pylist()
+        found = [(row["image"]["bytes"], row["caption"]) for row in rows]
+    assert sorted(found) == sorted((picture(n), CAPTION.format(n)) for n in range(9))
+
+
+def test_pictures_that_trainers_do_not_look_for_become_pngs_of_the_same_pixels(tmp_path: Path) -> None:
+    members = [
+        ("a.bmp", picture(1, kind="BMP")),
+        ("a.txt", b"one"),
+        ("b.gif", picture(2, kind="GIF")),
+        ("b.txt", b"two"),
+    ]
+    write_tar(tmp_path / "0.tar", [*members, ("c.webp", picture(3, kind="WEBP")), ("c.txt", b"three")])
+    sequentially(embed_job(tmp_path / "out", tmp_path))
+    choose(tmp_path / "out", "most")
+    export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
+    found = {s["txt"]: s for s in webdataset.WebDataset([str(tmp_path / "export/00000.tar")], shardshuffle=False)}
+    assert {text: "webp" if "webp" in s else "png" if "png" in s else "" for text, s in found.items()} == {
+        b"one": "png", b"two": "png", b"three": "webp",
+    }  # fmt: skip
+    pixels = np.asarray(Image.open(io.BytesIO(found[b"one"]["png"])))
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(picture(1, kind="BMP")))))
+
+
+def test_an_empty_text_is_nothing_to_train_on(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [*samples(4), ("alone.jpg", picture(9))])
+    sequentially(embed_job(tmp_path / "out", tmp_path))
+    choose(tmp_path / "out", "most")
+    with pytest.raises(FormatError, match="1 chosen rows have no caption: add `where: caption_clean is not None`"):
+        export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
+
+
+def test_a_file_that_was_deleted_is_written_again(dataset: Path, tmp_path: Path) -> None:
+    export(job(dataset, tmp_path / "out", "webdataset"))
+    before = (tmp_path / "out/00001.tar").read_bytes()
+    (tmp_path / "out/00001.tar").unlink()
+    assert export(job(dataset, tmp_path / "out", "webdataset")).written == 1
+    assert (tmp_path / "out/00001.tar").read_bytes() == before
+
+
+def test_an_export_takes_no_folder_that_holds_anything(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(b"mine")
+    with pytest.raises(JobError, match=r"holds '00000\.tar' already; an export wants a folder of its own"):
+        export(job(dataset, tmp_path, "webdataset"))
+    assert (tmp_path / "00000.tar").read_bytes() == b"mine"
+
+
+def test_on_ray_the_choice_and_the_export_are_those_of_the_plain_loop(
+    dataset: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [
+        {"where": "width > 1"},
+        {"top": {"by": "similarity", "count": 30}},
+        {"dedup": {"by": "phash", "distance": 2}},
+    ]
+    choose(dataset, "plain", *steps)
+    export(job(dataset, tmp_path / "plain", "webdataset", subset="plain"))
+    for module in ("select", "export"):
+        monkeypatch.setattr(f"jobs.{module}.ROWS_FOR_RAY", 0)
+    monkeypatch.setattr("jobs.select.CHUNK_ROWS", 10)
+    choose(dataset, "ray", *steps)
+    export(job(dataset, tmp_path / "ray", "webdataset", subset="ray"))
+    store = Store(str(dataset))
+    uids = [
+        [uid for table in read_tables(store, read_selection(store, name), "rows") for uid in table["uid"].to_pylist()]
+        for name in ("plain", "ray")
+    ]
+    assert uids[0] == uids[1]
+    for tar in (tmp_path / "plain").glob("*.tar"):
+        assert tar.read_bytes() == (tmp_path / "ray" / tar.name).read_bytes()
 
 
 def test_an_export_goes_on_where_it_stopped_and_never_into_anothers_folder(dataset: Path, tmp_path: Path) -> None:

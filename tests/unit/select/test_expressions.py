@@ -47,7 +47,7 @@ TABLE = pa.table(
         ("col('source-id') > 2", [False, False, True, True]),
         ("least(width, height) >= 100", [True, True, False, None]),
         ("  true == true ", None),
-        ("True", [True] * 4),
+        ("True or one_color", [True] * 4),
     ],
 )
 def test_expressions_mean_what_sql_means(text: str, values: list[bool | None] | None) -> None:

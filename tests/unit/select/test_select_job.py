@@ -14,11 +14,13 @@ from jobs.cli import app
 from jobs.config import JobError, load_select_job
 from jobs.select import select
 from pipeline.plan import PlanError
+from pipeline.select.chunks import ColumnsError
 from pipeline.select.compare import NOT_SEEN, REWRITTEN, compare
 from pipeline.select.subset import SubsetError, read_selection, read_tables
 from pipeline.storage import Store
 from schemas.manifest import ShardManifest
 from schemas.selection import SelectJob
+from tests.unit.select.added import add_columns
 from tests.unit.select.conftest import choose, row_ids
 
 TOP = {"top": {"by": "similarity", "fraction": 0.3}}
@@ -44,6 +46,8 @@ def refused(dataset: Path, *steps: dict[str, Any], **more: Any) -> str:
         ({"where": "similarty > 1"}, "steps.1: 'similarty > 1': there is no column 'similarty'; did you mean"),
         ({"top": {"by": "caption", "count": 1}}, "steps.1: 'caption' is no number"),
         ({"dedup": {"by": "sha1"}}, "steps.1: there is no column 'sha1'"),
+        ({"dedup": {"by": "image_offset", "best": "url"}}, "steps.1: 'url' is no number"),
+        ({"where": "1 == 1"}, "steps.1: '1 == 1' names no column"),
         ({"dedup": {"by": "url", "best": "score"}}, "steps.1: 'score': there is no column 'score'"),
     ],
 )
@@ -110,7 +114,7 @@ def test_a_dry_run_counts_and_writes_nothing(own: Path) -> None:
     assert counted.reports == choose(own, "wet", TOP).reports
 
 
-@pytest.mark.parametrize("rows", [100, 700, 10**6])
+@pytest.mark.parametrize("rows", [100, 700, 5_000])
 def test_the_choice_does_not_depend_on_how_the_shards_are_spread(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
@@ -141,6 +145,34 @@ def test_after_more_shards_compare_explains_every_row_that_came_or_went(own: Pat
     assert f"(threshold {after.reports[2].threshold:.6g}, {before.reports[2].threshold:.6g} in before)" in text
 
 
+def test_compare_explains_a_top_that_once_kept_all(own: Path) -> None:
+    best = {"top": {"by": "similarity", "count": 2_400}}
+    choose(own, "before", best)
+    write_dataset(own, 4_000, shard_rows=200)
+    choose(own, "after", best)
+    assert "dropped in after by top" in "\n".join(compare(Store(str(own)), "before", "after").lines())
+
+
+def test_columns_that_go_with_another_pairs_file_are_never_read_beside_it(own: Path) -> None:
+    add_columns(own, "other", shards=range(10))
+    manifest = own / "manifests/000000004.json"
+    text = manifest.read_text()
+    digest = ShardManifest.model_validate_json(text).files["pairs"].blake2b
+    manifest.write_text(text.replace(digest, "0" * 32))
+    with pytest.raises(ColumnsError, match=r"000000004\.json goes with another pairs file; delete it and run embed"):
+        choose(own, "mispaired", {"where": "similarity_other > 0.5"})
+
+
+def test_a_replaced_choice_leaves_no_file_of_the_old_one_and_a_failed_one_leaves_the_old_one_whole(own: Path) -> None:
+    choose(own, "mine", TOP)
+    before = row_ids(own, "mine")
+    with pytest.raises(JobError, match="nothing is left"):
+        choose(own, "mine", {"where": "similarity > 5"})
+    assert row_ids(own, "mine") == before
+    choose(own, "mine", {"where": "similarity > 0.3"})
+    assert len(list((own / "subsets/mine").rglob("*.parquet"))) == 2
+
+
 def test_compare_follows_uids_into_a_shard_that_was_rewritten(own: Path) -> None:
     choose(own, "before", TOP)
     old = set(row_ids(own, "before"))
@@ -165,8 +197,6 @@ def test_compare_follows_uids_into_a_shard_that_was_rewritten(own: Path) -> None
 
 
 def test_an_added_models_columns_can_be_chosen_by_once_every_shard_has_them(own: Path) -> None:
-    from tests.unit.select.added import add_columns
-
     add_columns(own, "other", shards=range(9))
     assert "the model 'other' lacks shards" in refused(own, {"where": "similarity_other > 0.5"})
     add_columns(own, "other", shards=range(9, 10))
