@@ -1,0 +1,149 @@
+"""The feed against webdataset on the same pictures, and its rate on embeddings alone.
+
+    python -m bench.feed [--rows 2000] [--rounds 5]
+
+Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars; both sides decode, resize to 224 as open_clip
+evaluates, and make batches of 64, each with no worker and with two, the better of which counts. Sides alternate; the
+ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16 vectors of 512, batches of 1,024.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset
+from torch.utils.data import DataLoader
+
+from bench.embed import write_tars
+from bench.metadata import write_dataset
+from jobs.build import build
+from jobs.export import export
+from jobs.select import select
+from pipeline.feed import FeedConfig, PairDataset
+from schemas.export import ExportJob
+from schemas.jobs import BuildJob
+from schemas.manifest import ColumnsManifest, DataFile, ShardManifest
+from schemas.selection import SelectJob
+
+BATCH_SIZE, DIM = 64, 512
+WORKERS = (0, 2)
+
+
+def drain(batches: Any, size: Callable[[Any], int]) -> float:
+    """Rows per second."""
+    started, rows = time.perf_counter(), 0
+    for batch in batches:
+        rows += size(batch)
+    return rows / (time.perf_counter() - started)
+
+
+def feed_rate(folder: str, workers: int) -> float:
+    """Pictures per second of PairDataset; with workers, one thread each."""
+    transform = open_clip.image_transform(224, is_train=False)
+    config = FeedConfig(f"{folder}/out", "all", batch_size=BATCH_SIZE, threads=1 if workers else 2)
+    loader = DataLoader(PairDataset(config, transform), batch_size=None, num_workers=workers)
+    return drain(loader, lambda batch: len(batch["uid"]))
+
+
+def webdataset_rate(folder: str, workers: int) -> float:
+    """Pictures per second of webdataset on the exported tars."""
+    transform = open_clip.image_transform(224, is_train=False)
+    tars = sorted(str(path) for path in Path(folder, "tars").glob("*.tar"))
+    pipeline = webdataset.WebDataset(tars, shardshuffle=False).decode("pilrgb").to_tuple("jpg", "txt")
+    loader = DataLoader(pipeline.map_tuple(transform, str).batched(BATCH_SIZE), batch_size=None, num_workers=workers)
+    return drain(loader, lambda batch: len(batch[1]))
+
+
+def embeddings_rate(folder: str, workers: int) -> float:
+    """Pairs per second, pictures untouched."""
+    names = ("image_embedding_clip", "text_embedding_clip")
+    dataset = PairDataset(FeedConfig(f"{folder}/vectors", columns=names, batch_size=1_024))
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers) if workers else dataset
+    return drain(loader, lambda batch: len(batch["uid"]))
+
+
+SIDES = {"feed": feed_rate, "webdataset": webdataset_rate, "embeddings": embeddings_rate}
+
+
+def make(folder: Path, rows: int) -> None:
+    """The corpus, its embeddings, and tars; and a dataset of vectors."""
+    (folder / "corpus").mkdir()
+    write_tars(folder / "corpus", rows)
+    source = {"paths": [f"{folder}/corpus"], "held": True}
+    job = {"source": source, "output": f"{folder}/out", "models": [{"name": "tiny"}], "shard_rows": 256}
+    assert build(BuildJob.model_validate(job)).kept == rows
+    select(SelectJob.model_validate({"dataset": f"{folder}/out", "name": "all"}))
+    values = {"dataset": f"{folder}/out", "subset": "all", "output": f"{folder}/tars", "samples_per_file": 250}
+    export(ExportJob.model_validate(values))
+    write_dataset(folder / "vectors", 64 * 4_096)
+    add_vectors(folder / "vectors")
+
+
+def add_vectors(dataset: Path) -> None:
+    """Two vectors per row, as a model that was added."""
+    (dataset / "columns/clip/manifests").mkdir(parents=True)
+    (dataset / "columns/clip/model.json").write_text("{}")
+    rng = np.random.default_rng(1)
+    for path in sorted((dataset / "manifests").iterdir()):
+        manifest = ShardManifest.model_validate_json(path.read_bytes())
+        columns: dict[str, Any] = {"row_id": pq.read_table(dataset / manifest.files["pairs"].path)["row_id"]}
+        for side in ("image", "text"):
+            vectors = rng.normal(0, DIM**-0.5, (manifest.pairs, DIM)).astype(np.float16)
+            columns[f"{side}_embedding_clip"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM)
+        name = f"columns/clip/{manifest.shard:09d}.parquet"
+        plain = [column for column in columns if "_embedding_" not in column]
+        pq.write_table(
+            pa.table(columns), dataset / name, row_group_size=1_024, compression="zstd", use_dictionary=plain
+        )
+        record = ColumnsManifest(
+            shard=manifest.shard,
+            generation=0,
+            pairs_blake2b=manifest.files["pairs"].blake2b,
+            rows=manifest.pairs,
+            file=DataFile(path=name, num_bytes=0, blake2b=""),
+            job_fingerprint="",
+        )
+        (dataset / f"columns/clip/manifests/{manifest.name}").write_text(record.model_dump_json())
+
+
+def measure(side: str, folder: Path) -> float:
+    """The better of the configurations, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "bench.feed", "--side", side, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return max(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps([SIDES[options.side](options.folder, workers) for workers in WORKERS]))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        make(Path(name), options.rows)
+        ratios = []
+        print(f"{'round':<8}" + "".join(f"{side + ' rows/s':>22}" for side in SIDES))
+        for number in range(options.rounds):
+            rates = {side: measure(side, Path(name)) for side in SIDES}
+            print(f"{number + 1:<8}" + "".join(f"{rate:>22,.0f}" for rate in rates.values()), flush=True)
+            ratios.append(rates["feed"] / rates["webdataset"])
+        print(f"feed / webdataset: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
