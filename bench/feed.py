@@ -2,9 +2,10 @@
 
     python -m bench.feed [--rows 2000] [--rounds 5]
 
-Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars; both sides decode, resize to 224 as open_clip
-evaluates, and make batches of 64, each with no worker and with two, the better of which counts. Sides alternate; the
-ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16 vectors of 512, batches of 1,024.
+Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars; both sides decode, resize to 224 as
+open_clip evaluates, and make batches of 64, each with no worker and with two, the better of which counts. Sides
+alternate; the ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16 vectors of 512,
+batches of 1,024.
 """
 
 import argparse
