@@ -47,7 +47,7 @@ class FeedConfig:
     shuffle: bool = True
     seed: int = 0
     mix_shards: int = 4
-    """Neighbours whose rows are mixed; their columns (not their pictures) are in memory at once."""
+    """Neighbours whose rows are mixed; in memory at once are their columns, and the next ones', but no pictures."""
     batch_size: int | None = None
     """Rows per item, columns stacked. None: one row per item."""
     even: bool = False
@@ -116,7 +116,7 @@ class PairDataset(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         size = self.config.batch_size
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
-            for table, pictures in self._ahead(pool, _rechunked(self._tables(), size or _ROWS_AT_ONCE)):
+            for table, pictures in self._ahead(pool, _rechunked(_one_ahead(self._tables()), size or _ROWS_AT_ONCE)):
                 columns = self._columns(table, pictures)
                 if size is None:
                     for row in range(table.num_rows):
@@ -218,6 +218,15 @@ class PairDataset(IterableDataset[Sample]):
 
 
 _PROCESSOR = ImageProcessor(ImagesConfig())
+
+
+def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; the next one is being read while one is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="feed-ahead") as reader:
+        pending = reader.submit(next, tables, None)
+        while (table := pending.result()) is not None:
+            pending = reader.submit(next, tables, None)
+            yield table
 
 
 def _rechunked(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
