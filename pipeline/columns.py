@@ -64,10 +64,14 @@ def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest)
             yield f"{path} goes with another pairs file: delete {where} and run embed --add-model again"
         elif not store.exists(path):
             yield f"{path} is missing"
-        elif storage.checksum(store.path(path), store.fs if store.remote else None)[0] != record.file.blake2b:
+        elif storage.checksum(store.path(path), _fs(store))[0] != record.file.blake2b:
             yield f"{path} is not what was committed: its checksum differs"
         elif not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
             yield f"{path} does not stand row for row with pairs/"
+
+
+def _fs(store: Store) -> Any:
+    return store.fs if store.remote else None
 
 
 def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
@@ -125,8 +129,8 @@ def write_columns(
     with store.new_file() as file:
         pq.write_table(columns, file, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=["row_id"])
         digest, num_bytes = storage.file_checksum(file)
-        if not store.create_from(path, file):  # of a run that died before its manifest, or of a shard that was repaired
-            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"
+        if not store.create_from(path, file) and storage.checksum(store.path(path), _fs(store))[0] != digest:
+            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # beside what goes with a shard made again since
             store.create_from(path, file)
     record = ColumnsManifest(
         shard=manifest.shard,
