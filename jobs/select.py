@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from jobs import engine
 from jobs.config import JobError
-from pipeline.columns import columns_done
+from pipeline.columns import complete_models
 from pipeline.plan import load_plan
 from pipeline.select.choose import Chooser
 from pipeline.select.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
@@ -94,8 +94,8 @@ def _empty(reports: Sequence[StepReport]) -> str:
 def open_dataset(path: str, partial: bool) -> Dataset:
     """Raises JobError for what is not finished, unless a part of it will do."""
     store = Store(path)
-    done = committed(store)
-    missing = load_plan(store).num_shards - len(done)
+    plan, done = load_plan(store), committed(store)
+    missing = plan.num_shards - len(done)
     if missing and not partial:
         raise JobError(
             f"{path} is not finished: {missing:,} of {counted(missing + len(done), 'shard')} missing; run the "
@@ -103,12 +103,11 @@ def open_dataset(path: str, partial: bool) -> Dataset:
         )
     if not done:
         raise JobError(f"{path} has no finished shard yet")
-    added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
-    aliases = [name for name in added if done.items() <= columns_done(store, name).items()]
+    aliases = complete_models(store, done)
+    unfinished = sorted(set(store.folders("columns")) - set(aliases))
     first = min(done)
     schema = describe(store, [(first, done[first])], aliases).schema()
-    rows = load_plan(store).num_rows
-    return Dataset(store, sorted(done.items()), rows, aliases, sorted(set(added) - set(aliases)), schema)
+    return Dataset(store, sorted(done.items()), plan.num_rows, aliases, unfinished, schema)
 
 
 def _check_steps(job: SelectJob, dataset: Dataset) -> None:

@@ -6,7 +6,7 @@ columns/clip_l14/model.json                    the model; another one under the 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
@@ -33,10 +33,9 @@ from schemas.manifest import (
     manifest_name,
     parse_manifest_name,
 )
-from schemas.pairs import IMAGE_COLUMN
+from schemas.pairs import IMAGE_COLUMN, STORED
 
 _READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width", "height", "phash", "one_color")
-_PLACES = ("image_tar", "image_offset", "image_length")
 
 
 def columns_done(store: Store, alias: str) -> dict[int, int]:
@@ -49,6 +48,12 @@ def columns_done(store: Store, alias: str) -> dict[int, int]:
             continue
         newest[shard] = max(generation, newest.get(shard, 0))
     return newest
+
+
+def complete_models(store: Store, generations: Mapping[int, int]) -> list[str]:
+    """Aliases of the added models that all of these shards, in these generations, have the columns of."""
+    added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
+    return [alias for alias in added if generations.items() <= columns_done(store, alias).items()]
 
 
 def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest) -> Iterator[str]:
@@ -64,14 +69,10 @@ def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest)
             yield f"{path} goes with another pairs file: delete {where} and run embed --add-model again"
         elif not store.exists(path):
             yield f"{path} is missing"
-        elif storage.checksum(store.path(path), _fs(store))[0] != record.file.blake2b:
+        elif store.checksum(path)[0] != record.file.blake2b:
             yield f"{path} is not what was committed: its checksum differs"
         elif not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
             yield f"{path} does not stand row for row with pairs/"
-
-
-def _fs(store: Store) -> Any:
-    return store.fs if store.remote else None
 
 
 def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
@@ -96,7 +97,7 @@ class PairsReader:
     def read(self, shard: Shard, manifest: ShardManifest) -> pa.Table:
         """The rows of `pairs/`, in its order, as the encode stage takes them. A picture that is gone is null."""
         with self._store.open(manifest.files["pairs"].path) as file:
-            pairs = pq.ParquetFile(file).read(columns=[*_READ, *_PLACES]).replace_schema_metadata(None)
+            pairs = pq.ParquetFile(file).read(columns=[*_READ, *STORED.names]).replace_schema_metadata(None)
         table = pairs.append_column("image", binary_column(self.pictures(shard, manifest, pairs)))
         table = table.append_column("is_pair", pa.repeat(True, pairs.num_rows))
         return table.replace_schema_metadata({"shard": json.dumps(asdict(shard))})
@@ -104,7 +105,7 @@ class PairsReader:
     def pictures(self, shard: Shard, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
         """The picture of each of some rows of a pairs file; None where it has none, it is gone, or it is another."""
         if "images" in manifest.files:
-            places = zip(*(rows[name].to_pylist() for name in _PLACES), strict=True)
+            places = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
             with self._store.open(manifest.files["images"].path) as file:
                 return [None if tar is None else read_range(file, offset, length) for tar, offset, length in places]
         if self._facts.pictures is None:  # a build that stored none
@@ -129,7 +130,7 @@ def write_columns(
     with store.new_file() as file:
         pq.write_table(columns, file, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=["row_id"])
         digest, num_bytes = storage.file_checksum(file)
-        if not store.create_from(path, file) and storage.checksum(store.path(path), _fs(store))[0] != digest:
+        if not store.create_from(path, file) and store.checksum(path)[0] != digest:
             path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # beside what goes with a shard made again since
             store.create_from(path, file)
     record = ColumnsManifest(

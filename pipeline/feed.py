@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.feed_shards import PLACES, FeedShards
+from pipeline.feed_shards import FeedShards
 from pipeline.images import ImageProcessor
 from schemas.jobs import ImagesConfig
+from schemas.pairs import STORED
 
 IMAGE = "image"
 """Among the columns: no column of the files, but what the places there lead to."""
@@ -133,7 +134,7 @@ class PairDataset(IterableDataset[Sample]):
         """Each table with its pictures, while those of the next are read and decoded."""
         waiting: deque[tuple[pa.Table, list[Future[Any]]]] = deque()
         for table in tables:
-            places = [table[name].to_pylist() for name in PLACES] if IMAGE in self.config.columns else []
+            places = [table[name].to_pylist() for name in STORED.names] if IMAGE in self.config.columns else []
             waiting.append((table, [pool.submit(self._picture, *place) for place in zip(*places, strict=True)]))
             if len(waiting) > 1:
                 yield waiting.popleft()
@@ -157,7 +158,7 @@ class PairDataset(IterableDataset[Sample]):
     def _mixed(self, number: int, shards: npt.NDArray[np.int64]) -> pa.Table:
         """All chosen rows of neighbouring shards, in the epoch's order."""
         columns = {"uid", *self.config.columns} - {IMAGE}
-        columns |= set(PLACES) if IMAGE in self.config.columns else set()
+        columns |= set(STORED.names) if IMAGE in self.config.columns else set()
         tables = [
             self._shards.rows(index, frozenset(columns)) for index in shards.tolist() if self._shards.counts[index]
         ]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.columns import columns_done
+from pipeline.columns import complete_models
 from pipeline.plan import load_plan
 from pipeline.select.chunks import Chunk, describe
 from pipeline.select.scan import ALIVE
@@ -16,8 +16,6 @@ from pipeline.select.subset import SubsetError, read_selection, read_tables
 from pipeline.shards import committed
 from pipeline.storage import Store
 from schemas.pairs import KEPT_STATUS
-
-PLACES = ("image_tar", "image_offset", "image_length")
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class FeedShards:
         """Those of a subset, or of all kept rows. Raises SubsetError where the subset is of another state."""
         store = Store(dataset)
         plan, done = load_plan(store), committed(store)
-        aliases = [name for name in store.folders("columns") if done.items() <= columns_done(store, name).items()]
-        chunk = describe(store, sorted(done.items()), aliases)
+        chunk = describe(store, sorted(done.items()), complete_models(store, done))
         chosen = _kept(chunk) if subset is None else _of_subset(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in chosen], np.int64)
         pictures = plan.facts.pictures

@@ -137,6 +137,10 @@ class Store:
         """A seekable file for reading. Raises FileNotFoundError."""
         return open_input(self.path(name), self.fs if self.remote else None)
 
+    def checksum(self, name: str) -> tuple[str, int]:
+        """(BLAKE2b-128 of the content in hex, number of bytes). Raises FileNotFoundError."""
+        return checksum(self.path(name), self.fs if self.remote else None)
+
     def list(self, folder: str) -> list[str]:
         """Names of the files directly in `folder`, sorted, without the folder; empty where it does not exist."""
         if not self.remote:

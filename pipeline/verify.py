@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.columns import check_columns
 from pipeline.pictures import read_tar
 from pipeline.plan import load_plan
@@ -142,7 +141,7 @@ def _check_shard(store: Store, manifest: ShardManifest, report: Report) -> Itera
 
 def _check_file(store: Store, file: DataFile) -> str | None:
     try:
-        digest, num_bytes = storage.checksum(store.path(file.path), store.fs if store.remote else None)
+        digest, num_bytes = store.checksum(file.path)
     except FileNotFoundError:
         return f"{file.path} is missing"
     if num_bytes != file.num_bytes:

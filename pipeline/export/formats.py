@@ -16,13 +16,13 @@ from pipeline.images import ImageProcessor
 from pipeline.pictures import MEMBER_COLUMNS, read_range, write_tar
 from pipeline.pixels import sniff
 from schemas.jobs import ImagesConfig
+from schemas.pairs import STORED
 
 Write = Callable[[IO[bytes]], object]
 
 _ROW_GROUP_ROWS = 512
 _ROW_GROUP_BYTES = 64 << 20
 """Of pictures: what a reader holds at once. Arrow does not read a column of structs of 2 GiB and more."""
-_PLACES = frozenset({"image_tar", "image_offset", "image_length"})
 
 
 class FormatError(ValueError):
@@ -92,7 +92,7 @@ class ParquetFiles:
     def columns(self, schema: pa.Schema) -> list[str]:
         """All but embeddings, the places of the pictures, and types that `datasets` has no name for."""
         plain = [field.name for field in schema if "_embedding_" not in field.name and _is_known(field.type)]
-        return [name for name in plain if name not in _PLACES]
+        return [name for name in plain if name not in STORED.names]
 
     def files(self, stretch: Stretch) -> dict[str, Write]:
         """One Parquet file."""
@@ -124,7 +124,7 @@ class ClipRetrieval:
 
     def columns(self, schema: pa.Schema) -> list[str]:
         """One model's embeddings, and all other metadata."""
-        plain = [name for name in schema.names if "_embedding_" not in name and name not in _PLACES]
+        plain = [name for name in schema.names if "_embedding_" not in name and name not in STORED.names]
         return [*plain, *(f"{side}_embedding_{self.alias}" for side in self._sides())]
 
     def files(self, stretch: Stretch) -> dict[str, Write]:

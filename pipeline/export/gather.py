@@ -19,9 +19,10 @@ from pipeline.sources import SourceFacts
 from pipeline.storage import Store
 from schemas.jobs import BuildJob
 from schemas.manifest import manifest_name, shards_from_table
+from schemas.pairs import STORED
 
 _SHARD, _GENERATION, _ROW = "export_shard", "export_generation", "export_row"
-_NEEDED = frozenset({"row_id", "uid", "sha256", "image_tar", "image_offset", "image_length"})
+_NEEDED = frozenset({"row_id", "uid", "sha256", *STORED.names})
 
 
 class GoneError(ValueError):

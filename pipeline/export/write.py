@@ -40,14 +40,10 @@ class Exporter:
         with self.output.new_file() as file:
             write(file)
             digest, num_bytes = storage.file_checksum(file)
-            if not self.output.create_from(name, file) and not self._is_there(name, digest):
+            if not self.output.create_from(name, file) and self.output.checksum(name)[0] != digest:
                 self.output.delete(name)  # of a run that died before its manifest
                 self.output.create_from(name, file)
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
-
-    def _is_there(self, name: str, digest: str) -> bool:
-        fs = self.output.fs if self.output.remote else None
-        return storage.checksum(self.output.path(name), fs)[0] == digest
 
 
 def write_stretch(exporter: Exporter, number: int, parts: Sequence[tuple[Group, int, int]]) -> ExportedFile:
