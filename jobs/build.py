@@ -22,7 +22,7 @@ from pipeline import rules
 from pipeline.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
 from pipeline.shards import StrayFiles, committed, read_manifests
 from pipeline.stages import Context, versions
-from pipeline.storage import Store, absolute, checksum
+from pipeline.storage import Store, absolute, checksum, configure
 from pipeline.text import last_line
 from schemas.jobs import BuildJob, fingerprint_fields
 from schemas.manifest import SCHEMA_VERSION, ShardManifest
@@ -109,6 +109,7 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
 
 def check(job: BuildJob) -> tuple[BuildJob, str]:
     """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError."""
+    configure(job.s3)
     job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may have come from Python
     try:
         rules.check_rules(job.rules, Path.cwd())

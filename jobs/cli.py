@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.cli_select import export, select
-from jobs.terminal import INTERRUPTED, JobFile, Json, Output, Settings, errors
+from jobs.terminal import INTERRUPTED, JobFile, Json, Output, S3Settings, Settings, errors, reach_s3
 
 if TYPE_CHECKING:
     from jobs.build import BuildResult
@@ -244,12 +244,13 @@ def models(
 
 
 @app.command()
-def status(output: Output, as_json: Json = False) -> None:
+def status(output: Output, settings: S3Settings = None, as_json: Json = False) -> None:
     """How far a job is: shards, rows, and what became of them."""
     from jobs.build import current
     from pipeline.text import counted
 
     with errors():
+        reach_s3(settings)
         result = current(output)
     done = result.shards - len(result.shards_missing)
     typer.echo(
@@ -265,6 +266,7 @@ def status(output: Output, as_json: Json = False) -> None:
 def verify(
     output: Output,
     rescore: Annotated[int, typer.Option(help="Pairs whose scores are computed again; 0 for none.", min=0)] = 64,
+    settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
     """Re-read every shard: counts, checksums, keys in tar and Parquet, and a sample of the scores."""
@@ -273,6 +275,7 @@ def verify(
     from pipeline.verify import verify as run_verify
 
     with errors():
+        reach_s3(settings)
         report = run_verify(Store(output), rescore)
     counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
     typer.echo(", ".join(counted(number, noun) for noun, number in counts))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.terminal import INTERRUPTED, JobFile, Json, Settings, errors
+from jobs.terminal import INTERRUPTED, JobFile, Json, Settings, errors, reach_s3
 
 if TYPE_CHECKING:
     from schemas.selection import Selection
@@ -40,6 +40,7 @@ def select(
     """Choose rows of a finished dataset: nothing is downloaded or embedded again to try another choice."""
     with errors():
         if compare:
+            reach_s3(settings)
             _compare(dataset, *compare, as_json)
             return
         from jobs.config import load_select_job

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.build import BuildResult, Watcher, check, finish, run_shards_of
-from jobs.config import JobError, resolve
+from jobs.config import JobError, resolve, s3_of
 from pipeline.columns import columns_done
 from pipeline.plan import load_plan
 from pipeline.shards import committed
 from pipeline.stages import Context
-from pipeline.storage import Store
+from pipeline.storage import Store, configure
 from pipeline.text import counted
 from schemas.jobs import BuildJob
 
@@ -42,6 +42,7 @@ def add_model(
     """Compute one more model for all committed shards. `model`: fields of ModelConfig; `settings`: such as
     {"run": {"device": "cuda"}}. Raises JobError."""
     started = time.perf_counter()
+    configure(s3_of(settings or {}))
     store = Store(output)
     plan = load_plan(store)
     context = _context(store, plan.job, plan.facts, model, settings or {})
@@ -72,9 +73,9 @@ def _context(
     rules = {**known["rules"], "min_similarity": None, "preset": "none"}
     values = {**known, "models": [model], "rules": rules, "output": store.root}
     for part, given in settings.items():
-        if part != "run":
-            raise JobError(f"--set {part}: adding a model takes settings of run.* alone; the rest is the dataset's")
-        values["run"] = {**values["run"], **given}
+        if part not in ("run", "s3"):
+            raise JobError(f"--set {part}: adding a model takes settings of run.* and s3.*; the rest is the dataset's")
+        values[part] = {**values.get(part, {}), **given}
     job, fingerprint = check(resolve(values))
     (added,) = job.models
     if added.alias in taken:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline import storage
 from schemas.export import ExportJob
 from schemas.jobs import BuildJob, fingerprint_fields
+from schemas.s3 import SECRET, S3Config
 from schemas.selection import SelectJob
 
 MAX_JOB_BYTES = 1 << 20
@@ -84,6 +85,11 @@ def parse_settings(settings: Iterable[str], values: dict[str, Any] | None = None
             raise JobError(f"--set {setting!r}: write it as field=value, such as --set images.size=256")
         _put(values, key, _parse_value(setting, value))
     return values
+
+
+def s3_of(settings: Mapping[str, Any]) -> S3Config:
+    """What `--set s3.*` says, for a command that takes an output folder and no job. Raises JobError."""
+    return _validated(S3Config, settings.get("s3") or {}, "", None)
 
 
 def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = None) -> BuildJob:
@@ -185,6 +191,8 @@ def _explain(job: type[BaseModel], error: ValidationError, text: str, job_file: 
             message = f"there is no such field{_did_you_mean(job, problem['loc'])}"
         elif problem["type"] == "missing":
             message = "is required"
+        elif problem["type"] == SECRET:
+            pass  # not what was given
         else:
             message = f"{message} (got {problem['input']!r:.80})" if field else message
         lines.append(f"{where}{field}: {message}" if field else f"{where}{message}")

@@ -26,11 +26,13 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError
 
 from jobs.cell import failed, pack, unpack
+from pipeline import storage
 from pipeline.inputs.cursor import ReadError
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
 from pipeline.text import last_line, trace_of
 from schemas.jobs import RunConfig
 from schemas.manifest import ShardManifest
+from schemas.s3 import S3Config
 
 STORED_PICTURE_BYTES = 40_000
 """A picture of 512 px at quality 95, as it crosses between actors; sizes the object store's share."""
@@ -87,6 +89,7 @@ class _StageActor:
 
     def __init__(self, name: StageName, build: Callable[[Context], Stage], context: Context) -> None:
         warnings.filterwarnings("ignore", module="ray")
+        storage.configure(context.job.s3)
         self.name = name
         self.broken: str | None = None
         try:
@@ -172,13 +175,14 @@ class RayTasks:
     Ray runs a call again whose worker died: the functions are pure.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, s3: S3Config) -> None:
+        self.s3 = s3
         self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
 
     def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int = 1) -> list[Any]:
         """References; see Tasks."""
-        remote = ray.remote(num_cpus=1, num_returns=outputs)(function)
-        return [remote.remote(*call) for call in calls]
+        remote = ray.remote(num_cpus=1, num_returns=outputs)(_call)
+        return [remote.remote(self.s3, function, *call) for call in calls]
 
     def get(self, handles: Sequence[Any]) -> Iterator[Any]:
         """Raises what the call raised."""
@@ -187,6 +191,11 @@ class RayTasks:
                 yield ray.get(handle)
             except RayTaskError as error:
                 raise error.cause from None
+
+
+def _call(s3: S3Config, function: Callable[..., Any], *arguments: Any) -> Any:
+    storage.configure(s3)
+    return function(*arguments)
 
 
 def run_shards(

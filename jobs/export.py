@@ -18,7 +18,7 @@ from pipeline.plan import load_plan
 from pipeline.select.keys import identities
 from pipeline.select.subset import read_selection, read_tables
 from pipeline.sources import SourceFacts
-from pipeline.storage import Store
+from pipeline.storage import Store, configure
 from schemas.export import ExportedFile, ExportJob, ExportRecord
 from schemas.jobs import BuildJob
 from schemas.selection import Selection
@@ -41,6 +41,7 @@ class ExportResult:
 
 def export(job: ExportJob) -> ExportResult:
     """Write the subset's rows to `output`. The same job again goes on after a stop. A bad one raises JobError first."""
+    configure(job.s3)
     output = Store(job.output)
     if not output.remote and Path(output.root).is_file():
         raise JobError(f"output: {output.root} is a file, not a folder")
@@ -64,7 +65,7 @@ def export(job: ExportJob) -> ExportResult:
         digits=max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1))),
     )
     left = [number for number in range(len(parts)) if not is_written(output, number)]
-    with tasks_for(job.run, in_plain_loop=len(left) * job.samples_per_file < ROWS_FOR_RAY) as tasks:
+    with tasks_for(job, in_plain_loop=len(left) * job.samples_per_file < ROWS_FOR_RAY) as tasks:
         for _ in tasks.get(tasks.map(write_stretch, [(exporter, number, parts[number]) for number in left])):
             pass
     _finish(output, record, dataset.store, selection)

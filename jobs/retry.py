@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.build import BuildResult, Watcher, check, finish, run_shards_of
-from jobs.config import JobError
+from jobs.config import JobError, s3_of
 from pipeline.plan import Plan, load_plan
 from pipeline.shards import drop_superseded, read_manifests
 from pipeline.stages import Context
-from pipeline.storage import Store
+from pipeline.storage import Store, configure
 from pipeline.text import counted
 from schemas.jobs import BuildJob
 from schemas.status import Status, Step, retryable
@@ -49,6 +49,7 @@ def retry(
     """
     started = time.perf_counter()
     wanted = _checked(statuses)
+    configure(s3_of(settings or {}))
     store = Store(output)
     plan = load_plan(store)
     if plan.job["source"].get("held"):

@@ -24,9 +24,9 @@ from pipeline.select.subset import generations_of, publish, read_selection, subs
 from pipeline.select.tasks import PlainLoop, Tasks
 from pipeline.shards import committed
 from pipeline.stages import versions
-from pipeline.storage import Store
+from pipeline.storage import Store, configure
 from pipeline.text import clean_text, counted
-from schemas.jobs import RunConfig
+from schemas.export import ExportJob
 from schemas.manifest import DataFile
 from schemas.selection import Selection, SelectJob, StepReport
 
@@ -52,12 +52,13 @@ class Dataset:
 
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Selection:
     """Make the choice and write it to `subsets/NAME/`; with `dry_run` only count. A bad job raises JobError first."""
+    configure(job.s3)
     dataset = open_dataset(job.dataset, job.partial)
     _check_steps(job, dataset)
     if job.name in subsets(dataset.store) and not (dry_run or overwrite):
         raise JobError(f"{job.dataset} has a subset {job.name!r} already; give another name, or --overwrite it")
     replaced = read_selection(dataset.store, job.name) if job.name in subsets(dataset.store) else None
-    with tasks_for(job.run, in_plain_loop=dataset.num_rows < ROWS_FOR_RAY) as tasks:
+    with tasks_for(job, in_plain_loop=dataset.num_rows < ROWS_FOR_RAY) as tasks:
         chunks = _chunks(dataset, tasks)
         chooser = Chooser.of(tasks, chunks)
         chooser.run(job.rows == "kept", job.steps)
@@ -183,10 +184,10 @@ def _named(chooser: Chooser, groups: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def tasks_for(run: RunConfig, in_plain_loop: bool) -> Iterator[Tasks]:
+def tasks_for(job: SelectJob | ExportJob, in_plain_loop: bool) -> Iterator[Tasks]:
     """Ray's, for the time of the block, or where the work is little and no cluster is named, this process."""
-    if in_plain_loop and not run.address:
+    if in_plain_loop and not job.run.address:
         yield PlainLoop()
         return
-    with engine.ray_session(run, spare_cpus=0):
-        yield engine.RayTasks()
+    with engine.ray_session(job.run, spare_cpus=0):
+        yield engine.RayTasks(job.s3)

@@ -13,6 +13,9 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: images.size=256.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+S3Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="How OUT is reached: s3.endpoint=http://...")
+]
 Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job, or its s3:// URL.")]
 
 INTERRUPTED = 130
@@ -36,6 +39,14 @@ def errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("Stopped.", err=True)
         sys.exit(INTERRUPTED)
+
+
+def reach_s3(settings: list[str] | None) -> None:
+    """For a command that takes an output folder and no job."""
+    from jobs.config import parse_settings, s3_of
+    from pipeline.storage import configure
+
+    configure(s3_of(parse_settings(settings or [])))
 
 
 def _is_expected(error: Exception) -> bool:

@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pipeline import storage
 from pipeline.feed_shards import FeedShards
 from pipeline.images import ImageProcessor
 from schemas.jobs import ImagesConfig
 from schemas.pairs import STORED
+from schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 IMAGE = "image"
 """Among the columns: no column of the files, but what the places there lead to."""
@@ -57,6 +59,8 @@ class FeedConfig:
     """Read and decode pictures ahead, in each worker."""
     rank: int = 0
     world_size: int = 1
+    s3: S3Config = FROM_ENVIRONMENT
+    """How the bucket of the dataset is reached, where the environment does not say it all."""
 
 
 class PairDataset(IterableDataset[Sample]):
@@ -79,6 +83,7 @@ class PairDataset(IterableDataset[Sample]):
         self._transform = transform
         self._tokenizer = tokenizer
         self._rows_done = 0
+        storage.configure(config.s3)
         self._shards = FeedShards.of(config.dataset, config.subset)
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
             raise FeedError(f"{config.dataset} has no column {unknown[0]!r}")
@@ -116,6 +121,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         size = self.config.batch_size
+        storage.configure(self.config.s3)  # a worker's process was perhaps started anew, not forked
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             for table, pictures in self._ahead(pool, _rechunked(_one_ahead(self._tables()), size or _ROWS_AT_ONCE)):
                 columns = self._columns(table, pictures)

@@ -280,4 +280,5 @@ def _open_downloader(context: Context) -> "Downloader | Img2datasetDownloader":
 
 
 def _custom_rules(context: Context) -> list[rules.CustomRule]:
-    return [rules.load_custom_rule(name, Path.cwd()) for name in context.job.rules.custom]
+    load = rules.isolated if context.careful else rules.load_custom_rule
+    return [load(name, Path.cwd()) for name in context.job.rules.custom]

@@ -22,6 +22,8 @@ from uuid import uuid4
 
 import fsspec
 
+from schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
+
 _CHUNK_BYTES = 1 << 20
 _REMOTE = ("s3://", "s3a://")
 _CONFLICT_TRIES = 5
@@ -31,6 +33,22 @@ _GLOB_CHARACTERS = frozenset("*?[")
 
 class StorageError(OSError):
     """A file or object could not be read or written; the message says which and what to do."""
+
+
+_s3 = FROM_ENVIRONMENT
+
+
+def configure(s3: S3Config) -> None:
+    """How this process reaches S3 from now on. Every process that takes part calls it before it opens anything."""
+    global _s3
+    _s3 = s3
+
+
+def _file_system(uri: str) -> tuple[Any, str]:
+    """(fsspec's file system, the path in it). s3fs keeps one per process and set of options."""
+    options = _s3.options(uri) if uri.startswith(_REMOTE) else {}
+    fs, inside = fsspec.core.url_to_fs(uri, **options)
+    return fs, inside
 
 
 def is_remote(path: str) -> bool:
@@ -52,21 +70,17 @@ class Store:
     """An output folder. All names are relative to it, with `/` between parts."""
 
     def __init__(self, root: str) -> None:
+        if wrong := secret_in(root):
+            raise StorageError(f"the output folder: {wrong}")
         self.root = absolute(root)
         self.remote = is_remote(root)
         if self.remote and not root.startswith(_REMOTE):
             raise StorageError(f"{root}: an output is a local folder or s3://...; nowhere else is a commit atomic")
-        self._fs: Any = None
-
-    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
-        return Store, (self.root,)  # a file system object does not travel between processes
 
     @property
     def fs(self) -> Any:
-        """The fsspec file system of a remote root. Listings are never cached: other workers write too."""
-        if self._fs is None:
-            self._fs, _ = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
-        return self._fs
+        """The fsspec file system of a remote root: this process's own, so a Store may be pickled and outlive a fork."""
+        return _file_system(self.root)[0]
 
     def path(self, name: str) -> str:
         """Absolute path or URL of a name in this folder. Refuses names that lead out of it."""
@@ -118,6 +132,10 @@ class Store:
                 self.fs.put_file(local_path, self.path(name), mode="create")
             except FileExistsError:
                 return False
+            except FileNotFoundError:  # the parts are joined already: the first reply to that was lost
+                if self.exists(name):
+                    return False
+                raise
             except OSError as error:
                 if _http_status(error) == 412:  # s3fs knows it by a part of the answer that only AWS sends
                     return False
@@ -207,7 +225,7 @@ def open_input(uri: str, fs: Any = None) -> IO[bytes]:
     if not is_remote(uri):
         return open(absolute(uri), "rb")
     if fs is None:
-        fs, uri = fsspec.core.url_to_fs(uri)
+        fs, uri = _file_system(uri)
     return fs.open(uri, "rb")  # type: ignore[no-any-return]
 
 
@@ -219,7 +237,7 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
             return os.pread(descriptor, length, offset)
         finally:
             os.close(descriptor)
-    fs, inside = fsspec.core.url_to_fs(uri)
+    fs, inside = _file_system(uri)
     return bytes(fs.cat_file(inside, start=offset, end=offset + length))
 
 
@@ -249,7 +267,7 @@ def expand(path: str, suffixes: tuple[str, ...]) -> list[str]:
     Raises FileNotFoundError where nothing matches.
     """
     path = absolute(path)
-    fs, inside = fsspec.core.url_to_fs(path)
+    fs, inside = _file_system(path)
     if fs.isfile(inside):
         found = [inside]
     elif fs.isdir(inside):
@@ -268,7 +286,7 @@ def files_in(folder: str) -> Iterator[tuple[str, int]]:
         with os.scandir(absolute(folder)) as entries:
             yield from ((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
         return
-    fs, inside = fsspec.core.url_to_fs(folder.rstrip("/"))
+    fs, inside = _file_system(folder.rstrip("/"))
     for info in fs.ls(inside, detail=True):
         if info["type"] == "file":
             yield PurePosixPath(info["name"]).name, int(info["size"])
@@ -284,7 +302,7 @@ def leads_out(folder: str, name: str) -> bool:
 
 def is_folder(path: str) -> bool:
     """Whether a path or URL is a folder."""
-    fs, inside = fsspec.core.url_to_fs(absolute(path))
+    fs, inside = _file_system(absolute(path))
     return bool(fs.isdir(inside))
 
 
@@ -296,7 +314,7 @@ def _is_visible_input(name: str, folder: str, suffixes: tuple[str, ...]) -> bool
 def fingerprint(uri: str) -> str:
     """What identifies the content of an input file: ETag on S3, else size and BLAKE2b-128. Never a time stamp."""
     if is_remote(uri):
-        fs, inside = fsspec.core.url_to_fs(uri)
+        fs, inside = _file_system(uri)
         info = fs.info(inside)
         if etag := info.get("ETag"):
             return f"etag:{str(etag).strip(chr(34))}"

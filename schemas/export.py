@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.jobs import CONFIG_VERSION, RunConfig
+from schemas.jobs import CONFIG_VERSION, Place, RunConfig
 from schemas.manifest import SCHEMA_VERSION, DataFile
+from schemas.s3 import S3Config
 from schemas.selection import SUBSET_NAME
 
 ExportFormat = Literal["webdataset", "parquet", "clip-retrieval", "datacomp"]
@@ -19,15 +20,16 @@ class ExportJob(_Settings):
     """`pairmill export`: the rows of a subset, in a fixed order, cut into files of so many samples."""
 
     config_version: Literal[1] = CONFIG_VERSION
-    dataset: str
+    dataset: Place
     subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
-    output: str
+    output: Place
     format: ExportFormat = "webdataset"
     samples_per_file: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     shuffle_seed: int | None = 0
     """Mixes the rows across shards; None: the dataset's order, which `clip-retrieval` and `datacomp` always keep."""
     models: list[str] | None = None
     """Aliases whose embeddings are written; None: all. Only for `clip-retrieval` and `datacomp`."""
+    s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
 

@@ -8,13 +8,19 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from schemas.s3 import S3Config, without_secrets
 
 CONFIG_VERSION: Literal[1] = 1
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::\d{1,5})?")
 _CUSTOM_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+Place = Annotated[str, AfterValidator(without_secrets)]
+"""A path or URL. It is written down, so no secret may stand in it."""
 
 
 class _Settings(BaseModel):
@@ -26,7 +32,7 @@ class _Settings(BaseModel):
 class SourceConfig(_Settings):
     """Where the pairs come from."""
 
-    paths: Annotated[list[str], Field(min_length=1)]
+    paths: Annotated[list[Place], Field(min_length=1)]
     """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON lines (each also .gz) or plain text of URLs."""
     url_column: str | None = None
     """None: guessed from the usual names (url, image_url, ...)."""
@@ -263,12 +269,13 @@ class BuildJob(_Settings):
 
     config_version: Literal[1] = CONFIG_VERSION
     source: SourceConfig
-    output: str
+    output: Place
     shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     fetch: FetchConfig = FetchConfig()
     images: ImagesConfig = ImagesConfig()
     models: list[ModelConfig] = []
     rules: RulesConfig = RulesConfig()
+    s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="before")
@@ -311,6 +318,7 @@ class BuildJob(_Settings):
 UNFINGERPRINTED = {
     "output",
     "run",
+    "s3",
     "source.paths",
     "source.limit_rows",
     "fetch.timeout_s",

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.jobs import CONFIG_VERSION, RunConfig
+from schemas.jobs import CONFIG_VERSION, Place, RunConfig
 from schemas.manifest import SCHEMA_VERSION, DataFile
+from schemas.s3 import S3Config
 
 SUBSET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
@@ -101,7 +102,7 @@ class SelectJob(_Settings):
     """`pairmill select`: which rows of a finished dataset to train on."""
 
     config_version: Literal[1] = CONFIG_VERSION
-    dataset: str
+    dataset: Place
     name: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
     """The choice is written to `subsets/NAME/`."""
     rows: Literal["kept", "pairs"] = "kept"
@@ -110,6 +111,7 @@ class SelectJob(_Settings):
     """Choose although shards are missing: from those that are there."""
     steps: list[SelectStep] = []
     """In this order, after the dedup by uid that always comes first."""
+    s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
 

@@ -100,6 +100,7 @@ class Status(StrEnum):
 
     # any step
     CUSTOM_RULE = "custom_rule", Step.SCORE
+    RULE_CRASHED = "rule_crashed", Step.SCORE
     ROW_ERROR = "row_error", Step.DONE
 
     OK = "ok", Step.DONE

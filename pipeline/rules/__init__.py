@@ -8,6 +8,7 @@ from pipeline.rules import caption, image, patterns, score, url  # noqa: F401  (
 from pipeline.rules.base import apply_rules, rule, rules_at
 from pipeline.rules.check import check_rules
 from pipeline.rules.custom import CustomRule, CustomRuleError, at, load_custom_rule
+from pipeline.rules.isolated import isolated
 
 __all__ = [
     "CustomRule",
@@ -15,6 +16,7 @@ __all__ = [
     "apply_rules",
     "at",
     "check_rules",
+    "isolated",
     "load_custom_rule",
     "rule",
     "rules_at",

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.rules.custom import CustomRule, CustomRuleError
+from pipeline.rules.isolated import IsolatedRule
 from schemas.jobs import RulesConfig
 from schemas.pairs import IMAGE_COLUMN
 from schemas.status import Status, Step
@@ -114,6 +115,8 @@ def _judges(step: Step, rules: RulesConfig, custom: Sequence[CustomRule]) -> Ite
         yield status, partial(_judge, function, rules)
     for own in custom:
         if own.step is step:
+            if isinstance(own.function, IsolatedRule):
+                yield Status.RULE_CRASHED, partial(_judge_survival, own.name, own.function)
             yield Status.CUSTOM_RULE, partial(_judge_custom, own)
 
 
@@ -132,6 +135,10 @@ def _judge_custom(own: CustomRule, rows: pa.Table) -> _Judgment:
         return keep, names
     # "skip": where a row has no reason, its detail is the name alone.
     return keep, pc.binary_join_element_wise(names, reasons, ": ", null_handling="skip")
+
+
+def _judge_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _Judgment:
+    return function.survives(rows), pa.repeat(pa.scalar(f"{name}: its process died"), rows.num_rows)
 
 
 def _checked(verdict: Any, num_rows: int) -> _Judgment:

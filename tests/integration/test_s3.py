@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from torch.utils.data import DataLoader
 
 from jobs.build import build
+from jobs.export import export
+from jobs.select import select
+from pipeline.feed import FeedConfig, PairDataset
+from pipeline.select.subset import read_selection, read_tables
 from pipeline.shards import read_manifests
 from pipeline.storage import Store
 from pipeline.verify import verify
+from schemas.export import ExportJob
 from schemas.jobs import BuildJob
+from schemas.selection import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, mixed_rows, picture, sequentially, write_input
 from tests.integration.test_command import start
@@ -113,3 +120,50 @@ def test_corpora_on_s3_are_embedded_where_they_lie(bucket: str, tmp_path: Path) 
         (row,) = pq.ParquetFile(file).read().to_pylist()
     assert row["image_tar"].startswith("s3://mill/corpus/pictures/in/")
     assert row["caption"] == "a red circle"
+
+
+@pytest.fixture(scope="module")
+def embedded(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """20 pairs in five shards on S3, corpus and output; the subset `most` has 15 of them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(2):
+        write_tar(folder / f"{number}.tar", samples(10, 10 * number))
+        Store(f"{bucket}/train").create(f"in/{number}.tar", (folder / f"{number}.tar").read_bytes())
+    source = {"paths": [f"{bucket}/train/in"], "held": True}
+    values = {"source": source, "output": f"{bucket}/train/out", "models": [{"name": "tiny"}], "shard_rows": 4}
+    sequentially(BuildJob.model_validate({**values, "run": {"device": "cpu"}}))
+    steps = [{"top": {"by": "similarity", "count": 15}}]
+    select(SelectJob.model_validate({"dataset": f"{bucket}/train/out", "name": "most", "steps": steps}))
+    return f"{bucket}/train/out"
+
+
+def chosen_uids(dataset: str) -> list[str]:
+    store = Store(dataset)
+    tables = read_tables(store, read_selection(store, "most"), "rows")
+    return sorted(uid for table in tables for uid in table["uid"].to_pylist())
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "clip-retrieval", "datacomp"])
+def test_a_choice_on_s3_is_exported_there_as_it_would_be_here(
+    bucket: str, embedded: str, form: str, tmp_path: Path
+) -> None:
+    values = {"dataset": embedded, "subset": "most", "format": form, "samples_per_file": 6}
+    there, here = f"{bucket}/train/{form}", str(tmp_path / "here")
+    for output in (there, here):
+        assert export(ExportJob.model_validate({**values, "output": output})).record.rows == 15
+    assert export(ExportJob.model_validate({**values, "output": there})).written == 0  # nothing is left to do
+    names = sorted(str(path.relative_to(here)) for path in Path(here).rglob("*") if path.is_file())
+    store = Store(there)
+    for name in names:
+        if name != "export.json":  # the record names its output
+            assert store.read(name) == Path(here, name).read_bytes(), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_feed_reads_from_s3_in_forked_workers_too(embedded: str, workers: int) -> None:
+    config = FeedConfig(embedded, "most", columns=("image", "caption_clean", "image_embedding_tiny"), batch_size=4)
+    loader = DataLoader(PairDataset(config), batch_size=None, num_workers=workers)
+    batches = list(loader)
+    assert sorted(uid for batch in batches for uid in batch["uid"]) == chosen_uids(embedded)
+    known = {picture(number) for number in range(20)}
+    assert all(body in known for batch in batches for body in batch["image"])

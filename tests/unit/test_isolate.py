@@ -53,7 +53,7 @@ def test_a_child_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    processor = IsolatedProcessor(ImagesConfig())\n"
         "    processor.process(b'x')\n"
-        "    print(*processor._pool._processes, flush=True)\n"
+        "    print(*processor._child._pool._processes, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
@@ -67,7 +67,7 @@ def test_a_child_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
 def test_no_process_to_decode_in_is_this_machines_fault() -> None:
     multiprocessing.set_executable("/bin/false")
     try:
-        with pytest.raises(LocalFault, match="no process can be started"):
+        with pytest.raises(LocalFault, match="no child process can be started"):
             IsolatedProcessor(ImagesConfig()).process(png("red"))
     finally:
         multiprocessing.set_executable(sys.executable)

@@ -1,0 +1,166 @@
+"""A real S3 server over HTTP (moto's, in a process of its own) behind a proxy that counts requests and makes faults."""
+
+import asyncio
+import io
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+SLOW_DOWN = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+DENIED = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+MAX_BODY_BYTES = 1 << 30
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "AKIAEXAMPLEEXAMPLE00",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-that-must-not-be-seen",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@dataclass
+class Faults:
+    """What goes wrong from now on; each rate is a share of the requests."""
+
+    slow_down: float = 0.0
+    """Answered with 503 SlowDown."""
+    reset: float = 0.0
+    """Cut before the server sees them."""
+    lost_replies: float = 0.0
+    """Done by the server, and cut before the reply."""
+    down: bool = False
+    """Every connection is cut at once."""
+    deny_writes: bool = False
+    """Answered with 403 AccessDenied."""
+
+
+@dataclass
+class FaultyS3:
+    """Proxy to `target`; `url` is what clients use. `requests` counts by kind: LIST, GET, PUT, HEAD, POST, DELETE."""
+
+    target: str
+    seed: int = 0
+    faults: Faults = field(default_factory=Faults)
+    requests: Counter[str] = field(default_factory=Counter)
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+        self._loop = asyncio.new_event_loop()
+        self._ready, self._stop = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with aiohttp.ClientSession(auto_decompress=False) as self._session:
+            self._ready.set()
+            await self._stop.wait()
+        await runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests[_kind(request)] += 1
+        faults, drawn = self.faults, self._rng.random()
+        if faults.down or drawn < faults.reset:
+            return _cut(request)
+        body = await request.read()
+        if drawn < faults.reset + faults.slow_down:
+            return web.Response(status=503, text=SLOW_DOWN, content_type="application/xml")
+        if faults.deny_writes and request.method in ("PUT", "POST"):
+            return web.Response(status=403, text=DENIED, content_type="application/xml")
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
+        target = f"{self.target}{request.raw_path}"
+        async with self._session.request(
+            request.method, _as_it_is(target), data=io.BytesIO(body), headers=headers, allow_redirects=False
+        ) as reply:
+            content = await reply.read()
+            if drawn > 1 - faults.lost_replies:
+                return _cut(request)
+            dropped = ("transfer-encoding", "content-length", "connection")
+            passed = [(name, value) for name, value in reply.headers.items() if name.lower() not in dropped]
+            if request.method != "HEAD":
+                return web.Response(status=reply.status, body=content, headers=passed)
+            return web.Response(
+                status=reply.status, headers=[*passed, ("Content-Length", reply.headers.get("Content-Length", "0"))]
+            )
+
+
+def _as_it_is(url: str) -> URL:
+    return URL(url, encoded=True)
+
+
+def _kind(request: web.Request) -> str:
+    if request.method == "GET" and ("list-type" in request.query or re.fullmatch(r"/[^/]+/?", request.path)):
+        return "LIST"
+    return request.method
+
+
+def _cut(request: web.Request) -> web.Response:
+    """The connection ends without a reply."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+@contextmanager
+def s3_server(bucket: str) -> Iterator[str]:
+    """moto's server with an empty bucket, in a process of its own; its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from moto.server import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{url}/{bucket}", method="PUT")).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def credentials(endpoint: str | None = None) -> Iterator[None]:
+    """In this process's environment, and so in that of its children."""
+    wanted = {**CREDENTIALS, **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,47 @@
+"""A choice is the same on any number of workers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.metadata import write_dataset
+from tests.unit.select.conftest import row_ids
+
+CHOOSE = """
+import json, os, sys
+import jobs.select
+from jobs import engine
+from schemas.jobs import RunConfig
+from schemas.selection import SelectJob
+
+dataset, cpus = sys.argv[1], int(sys.argv[2])
+jobs.select.ROWS_FOR_RAY, jobs.select.CHUNK_ROWS = 0, 3_000
+steps = [
+    {"where": "similarity >= 0.2"},
+    {"top": {"by": "similarity", "fraction": 0.5}},
+    {"dedup": {"by": "sha256", "best": "similarity"}},
+    {"dedup": {"by": "phash", "distance": 3}},
+    {"sample": {"fraction": 0.5}},
+]
+with engine.ray_session(RunConfig(), spare_cpus=cpus - os.cpu_count()):
+    jobs.select.select(SelectJob.model_validate({"dataset": dataset, "name": f"on{cpus}", "steps": steps}))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_same_choice_on_one_two_and_eight_workers(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", 20_000, shard_rows=500)
+    for cpus in (1, 2, 8):
+        command = [sys.executable, "-c", CHOOSE, str(tmp_path / "dataset"), str(cpus)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two, eight = (row_ids(tmp_path / "dataset", f"on{cpus}") for cpus in (1, 2, 8))
+    assert one == two == eight
+    assert len(one) > 1_000
+    reports = [
+        json.loads((tmp_path / f"dataset/subsets/on{cpus}/selection.json").read_text())["reports"] for cpus in (1, 2, 8)
+    ]
+    assert reports[0] == reports[1] == reports[2]

@@ -1,0 +1,69 @@
+"""A custom rule that ends its process costs the rows that do it, and no others."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import rules
+from pipeline.child import ChildDied
+from pipeline.rules import apply_rules, isolated
+from pipeline.rules.isolated import IsolatedRule
+from schemas.jobs import RulesConfig
+from schemas.status import Status, Step
+
+FATAL = """
+import os
+import pyarrow.compute as pc
+from pipeline.rules import at
+
+@at("caption")
+def fatal(rows):
+    if any("poison" in caption for caption in rows["caption"].to_pylist()):
+        os.abort()
+    return pc.not_equal(rows["caption"], "dull")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "own_fatal.py").write_text(FATAL)
+    yield tmp_path
+    sys.modules.pop("own_fatal", None)
+
+
+def test_each_row_that_kills_the_rules_process_is_named_and_the_others_are_judged(folder: Path, in_flight: Any) -> None:
+    captions = [f"number {n}" for n in range(20)]
+    captions[3], captions[4], captions[17], captions[9] = "poison", "more poison", "the last poison", "dull"
+    table = in_flight([{"caption": caption} for caption in captions])
+    rule = isolated("own_fatal:fatal", folder)
+    judged = apply_rules(table, Step.CAPTION, RulesConfig(), [rule])
+    found = {row: value for row, value in enumerate(judged["status"].to_pylist()) if value != Status.OK}
+    assert found == {3: "rule_crashed", 4: "rule_crashed", 17: "rule_crashed", 9: "custom_rule"}
+    assert judged["status_detail"][17].as_py() == "own_fatal:fatal: its process died"
+
+
+@given(rows=st.integers(1, 40), data=st.data())
+@settings(deadline=None)
+def test_halving_finds_exactly_the_deadly_rows(rows: int, data: st.DataObject) -> None:
+    deadly = data.draw(st.sets(st.integers(0, rows - 1)))
+
+    class Rule(IsolatedRule):
+        def __init__(self) -> None: ...
+
+        def __call__(self, some: pa.Table) -> None:
+            if deadly & set(some["n"].to_pylist()):
+                raise ChildDied
+
+    alive = Rule().survives(pa.table({"n": range(rows)}))
+    assert {row for row in range(rows) if not alive[row]} == deadly
+
+
+def test_a_rule_that_does_not_load_says_so_before_any_process_starts(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no function 'other'"):
+        rules.isolated("own_fatal:other", folder)
