@@ -32,9 +32,11 @@ from jobs.build import build
 from jobs.export import export
 from jobs.select import select
 from pipeline.feed import FeedConfig, PairDataset
+from pipeline.parquet import write_table
 from schemas.export import ExportJob
 from schemas.jobs import BuildJob
 from schemas.manifest import ColumnsManifest, DataFile, ShardManifest
+from schemas.pairs import embedding_type
 from schemas.selection import SelectJob
 
 BATCH_SIZE, DIM = 64, 512
@@ -101,12 +103,12 @@ def add_vectors(dataset: Path) -> None:
         columns: dict[str, Any] = {"row_id": pq.read_table(dataset / manifest.files["pairs"].path)["row_id"]}
         for side in ("image", "text"):
             vectors = rng.normal(0, DIM**-0.5, (manifest.pairs, DIM)).astype(np.float16)
-            columns[f"{side}_embedding_clip"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM)
+            columns[f"{side}_embedding_clip"] = pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.ravel()), type=embedding_type(DIM)
+            )
         name = f"columns/clip/{manifest.shard:09d}.parquet"
-        plain = [column for column in columns if "_embedding_" not in column]
-        pq.write_table(
-            pa.table(columns), dataset / name, row_group_size=1_024, compression="zstd", use_dictionary=plain
-        )
+        with (dataset / name).open("wb") as file:
+            write_table(pa.table(columns), file)
         record = ColumnsManifest(
             shard=manifest.shard,
             generation=0,

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.corpus.load import Loader
 from pipeline.fill import binary_column
+from pipeline.parquet import write_table
 from pipeline.pictures import read_range
 from pipeline.read import ShardReader
-from pipeline.shards import ROW_GROUP_ROWS
 from pipeline.sources import SourceFacts
 from pipeline.storage import Store
 from schemas.jobs import BuildJob
@@ -128,7 +128,7 @@ def write_columns(
     stem = manifest_name(manifest.shard, manifest.generation).removesuffix(".json")
     path = f"columns/{alias}/{stem}.parquet"
     with store.new_file() as file:
-        pq.write_table(columns, file, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=["row_id"])
+        write_table(columns, file)
         digest, num_bytes = storage.file_checksum(file)
         if not store.create_from(path, file) and store.checksum(path)[0] != digest:
             path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # beside what goes with a shard made again since

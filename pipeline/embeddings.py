@@ -27,7 +27,7 @@ from pipeline.pixels.phash import phash
 from pipeline.pixels.resize import Pixels
 from pipeline.text import describe
 from schemas.jobs import ImagesConfig, ModelConfig, RunConfig
-from schemas.pairs import score_columns
+from schemas.pairs import embedding_type, score_columns
 from schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
@@ -191,7 +191,7 @@ def _columns(
 
 def _embeddings(values: Floats, dim: int, present: npt.NDArray[np.bool_]) -> pa.Array:
     flat = pa.array(values.astype(np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, dim, mask=pa.array(~present))
+    return pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(dim), mask=pa.array(~present))
 
 
 def _append(table: pa.Table, rows: npt.NDArray[np.int64], columns: dict[str, pa.Array]) -> pa.Table:

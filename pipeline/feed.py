@@ -165,13 +165,17 @@ class PairDataset(IterableDataset[Sample]):
         """All chosen rows of neighbouring shards, in the epoch's order."""
         columns = {"uid", *self.config.columns} - {IMAGE}
         columns |= set(STORED.names) if IMAGE in self.config.columns else set()
-        tables = [
-            self._shards.rows(index, frozenset(columns)) for index in shards.tolist() if self._shards.counts[index]
-        ]
-        table = pa.concat_tables(tables)
-        if not self.config.shuffle:
-            return table
-        return table.take(pa.array(self._generator(number).permutation(table.num_rows)))
+        tables, rows, start = [], [], 0
+        for index in shards.tolist():
+            if self._shards.counts[index]:
+                table, chosen = self._shards.read(index, frozenset(columns))
+                tables.append(table)
+                rows.append(chosen + start)
+                start += table.num_rows
+        order = np.concatenate(rows)
+        if self.config.shuffle:
+            order = self._generator(number).permutation(order)
+        return pa.concat_tables(tables).take(pa.array(order))  # one copy for the choice and the order
 
     def _generator(self, number: int) -> np.random.Generator:
         """Of one decision of an epoch's order; `number` is the window's, -1 for the order of the shards."""
@@ -258,9 +262,11 @@ def _values(array: pa.Array) -> Any:
     """(rows,) of numbers or (rows, dim) of embeddings as a tensor; else a list."""
     kind = array.type
     if pa.types.is_fixed_size_list(kind):
-        present = array.is_valid().to_numpy(zero_copy_only=False)
-        vectors = np.full((len(array), kind.list_size), np.nan, kind.value_type.to_pandas_dtype())
-        vectors[present] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, kind.list_size)  # without nulls
+        some = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, kind.list_size)  # those that are not null
+        if not array.null_count:
+            return torch.from_numpy(some.copy())
+        vectors = np.full((len(array), kind.list_size), np.nan, some.dtype)
+        vectors[array.is_valid().to_numpy(zero_copy_only=False)] = some
         return torch.from_numpy(vectors)
     if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and not array.null_count):
         return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())

@@ -47,11 +47,11 @@ class FeedShards:
         fingerprint = "kept" if subset is None else read_selection(store, subset).attempt
         return cls(chunk, tuple(chosen), counts, chunk.schema(), stored, fingerprint)
 
-    def rows(self, index: int, columns: frozenset[str]) -> pa.Table:
-        """The chosen rows of one shard, in order."""
+    def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """One shard's rows, all of them, and which of them are chosen, in order."""
         shard = self.chunk.shards[index]
         chosen = np.flatnonzero(np.unpackbits(self.chosen[index], count=shard.num_rows))
-        return self.chunk.read(shard, columns).take(pa.array(chosen)).replace_schema_metadata(None)
+        return self.chunk.read(shard, columns).replace_schema_metadata(None), chosen
 
     def picture(self, tar: str, offset: int, length: int) -> bytes:
         """The stored picture. Raises FileNotFoundError."""

@@ -16,11 +16,11 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline import storage
 from pipeline.earlier import Earlier, by_place
+from pipeline.parquet import write_table
 from pipeline.pictures import write_tar
 from pipeline.storage import Store
 from schemas.manifest import (
@@ -34,7 +34,6 @@ from schemas.manifest import (
 )
 from schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
 
-ROW_GROUP_ROWS = 1_024
 DATA_FOLDERS = ("pairs", "rejects", "images")
 _DATA_NAME = re.compile(r"(?P<shard>\d+)(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
 
@@ -189,9 +188,8 @@ class _Commit:
             "versions": self.writer.versions,
         }
         table = table.replace_schema_metadata({"pairmill": json.dumps(facts, sort_keys=True)})
-        plain = [field.name for field in table.schema if "_embedding_" not in field.name]
         with self.writer.store.new_file() as file:
-            pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=plain)
+            write_table(table, file)
             return self._publish(folder, "parquet", file)
 
     def _publish(self, folder: str, suffix: str, file: Any) -> DataFile:

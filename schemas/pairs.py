@@ -87,13 +87,18 @@ def source_column_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
+def embedding_type(dim: int) -> pa.DataType:
+    """A vector may be null, its elements not: without levels for them Arrow reads it half as fast again."""
+    return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+
+
 def score_columns(alias: str, dim: int) -> pa.Schema:
     """Columns of one model; `dim` is the size of its embeddings. All null where the caption is null."""
     return pa.schema(
         [
             pa.field(f"similarity_{alias}", pa.float32()),
-            pa.field(f"image_embedding_{alias}", pa.list_(pa.float16(), dim)),
-            pa.field(f"text_embedding_{alias}", pa.list_(pa.float16(), dim)),
+            pa.field(f"image_embedding_{alias}", embedding_type(dim)),
+            pa.field(f"text_embedding_{alias}", embedding_type(dim)),
         ]
     )
 

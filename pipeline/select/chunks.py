@@ -55,8 +55,8 @@ class Chunk:
         found: dict[str, pa.ChunkedArray] = {}
         for name in (shard.pairs, *shard.columns):
             if wanted := columns - found.keys():
-                with self.store.open(name) as file:
-                    parquet = pq.ParquetFile(file, pre_buffer=True)
+                with self.store.open_arrow(name) as file:
+                    parquet = pq.ParquetFile(file, pre_buffer=self.store.remote)
                     table = parquet.read(columns=sorted(wanted & set(parquet.schema_arrow.names)))
                 found |= dict(zip(table.column_names, table.columns, strict=True))
         return pa.table(found)
