@@ -2,7 +2,7 @@
 
     python -m bench.driver [--shards 10000]
 
-CPU seconds of the driver's process (user and system, Ray Data's threads included) after the workers are up, per shard.
+CPU seconds of the driver's process (user and system, all threads) after the workers are up, per shard.
 """
 
 import argparse

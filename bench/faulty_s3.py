@@ -21,6 +21,7 @@ from aiohttp import web
 from yarl import URL
 
 SLOW_DOWN = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+NO_UPLOAD = "<Error><Code>NoSuchUpload</Code><Message>The specified upload does not exist.</Message></Error>"
 DENIED = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 MAX_BODY_BYTES = 1 << 30
 CREDENTIALS = {
@@ -40,6 +41,8 @@ class Faults:
     """Cut before the server sees them."""
     lost_replies: float = 0.0
     """Done by the server, and cut before the reply."""
+    lose_reply_to: str | None = None
+    """The next request with this in its method, path and query is done, and cut before the reply."""
     down: bool = False
     """Every connection is cut at once."""
     deny_writes: bool = False
@@ -58,6 +61,7 @@ class FaultyS3:
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
+        self._done: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._ready, self._stop = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
@@ -91,6 +95,8 @@ class FaultyS3:
         body = await request.read()
         if drawn < faults.reset + faults.slow_down:
             return web.Response(status=503, text=SLOW_DOWN, content_type="application/xml")
+        if request.method == "POST" and f"POST {request.raw_path}" in self._done:  # not all servers remember
+            return web.Response(status=404, text=NO_UPLOAD, content_type="application/xml")
         if faults.deny_writes and request.method in ("PUT", "POST"):
             return web.Response(status=403, text=DENIED, content_type="application/xml")
         headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
@@ -99,7 +105,11 @@ class FaultyS3:
             request.method, _as_it_is(target), data=io.BytesIO(body), headers=headers, allow_redirects=False
         ) as reply:
             content = await reply.read()
-            if drawn > 1 - faults.lost_replies:
+            named = faults.lose_reply_to and faults.lose_reply_to in f"{request.method} {request.raw_path}"
+            if named:
+                faults.lose_reply_to = None
+                self._done.add(f"{request.method} {request.raw_path}")
+            if named or drawn > 1 - faults.lost_replies:
                 return _cut(request)
             dropped = ("transfer-encoding", "content-length", "connection")
             passed = [(name, value) for name, value in reply.headers.items() if name.lower() not in dropped]

@@ -1,31 +1,31 @@
-"""The only place that imports ray for work: stages become pools of Ray actors, shards stream through them.
+"""The only place that imports ray for work: stages become Ray actors, and the flow moves shards through them.
 
-Ray Data gives streaming, back-pressure and restarts; shard boundaries, accounting and resume are ours. A stage that
-raises fails its shard and nothing else: the actor returns an error row. Shards that were lost with their actor are
-tried again; what is lost then too is run alone, every picture decoded in a child process, so that a picture that kills
-its decoder costs one row.
+Shard boundaries, accounting, back-pressure and resume are ours (`jobs/flow.py`); Ray starts processes, tells of their
+death, and carries tables from one to the next, not by way of the driver. A stage that raises fails its shard and
+nothing else. Shards that were lost with their worker are tried again; what is lost then too is run alone, pictures
+decoded and own rules called in a child process, so that what kills its process costs one row.
 """
 
 import logging
 import os
 import sys
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from jobs.cell import failed, pack, unpack
+from jobs.cell import pack, unpack
+from jobs.flow import CellLost, Flow, FlowError, Report, WorkerDied
+from jobs.pools import ACCELERATOR_LABEL, Node, Pool, PoolError, plan_pools, shards_in_flight
 from pipeline import storage
 from pipeline.inputs.cursor import ReadError
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
@@ -34,29 +34,11 @@ from schemas.jobs import RunConfig
 from schemas.manifest import ShardManifest
 from schemas.s3 import S3Config
 
-STORED_PICTURE_BYTES = 40_000
-"""A picture of 512 px at quality 95, as it crosses between actors; sizes the object store's share."""
-
-SHARDS_PER_ROUND = 2_048
-"""Shards per Ray Data execution: eight million rows by default, against which restarting the pools is nothing."""
-
 SLACK_S = 3_600
 """Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
 
-_THREADS_TIMEOUT_S = 60.0
-
 _FIRST_FAILURES = 3
 """Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
-
-DOWNLOAD_CPUS = 2
-"""One download actor keeps two cores busy: its event loop and its decoding threads."""
-
-DOWNLOAD_CALLS = 4
-"""Shards at once in a download actor: nearly every shard of the web has a row that takes all of its time, so with fewer
-the cores would wait for the slowest rows of each."""
-
-SMALL_CPUS = 0.2
-"""Logical CPUs of an actor that places no demand on where it runs. CPUs only place actors; threads do not heed them."""
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +56,6 @@ class Outcome:
     error: str | None
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Size of one stage's pool, logical CPUs and GPUs per actor, and calls that run at once in each."""
-
-    actors: int
-    cpus: float
-    gpus: float = 0.0
-    calls: int = 1
-
-
 class _StageActor:
     """Runs one stage on a worker. Never raises for what a shard holds: that is the shard's border."""
 
@@ -97,17 +69,62 @@ class _StageActor:
         except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
             self.broken = trace_of(error)
 
-    def __call__(self, cell: pa.Table) -> pa.Table:
-        if "error" in cell.column_names and cell["error"][0].is_valid:
-            return cell
-        shard = cell["shard"][0].as_py()
+    def ready(self) -> None:
+        """Answers once the stage is built."""
+
+    def run(self, cell: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
+        """A shard's table through the stage. The last stage's table is small and comes back as the report."""
         if self.broken:
-            return failed(shard, self.broken)
+            return Report(error=self.broken), None
         try:
-            table = cell if self.name == "read" else unpack(cell)
-            return pack(shard, run_stage(self.name, self.stage, table))
+            table = run_stage(self.name, self.stage, unpack(cell))
+            if self.name == "commit":
+                return Report(manifest=table["manifest"][0].as_py()), None
+            return Report(), pack(table)
         except Exception as error:  # the border of a shard: it fails alone, with its traceback
-            return failed(shard, trace_of(error))
+            return Report(error=trace_of(error)), None
+
+
+class _RayCrew:
+    """`jobs.flow.Crew` on Ray: a worker is an actor, a cell an object that stays where it was made."""
+
+    def __init__(self, context: Context) -> None:
+        self.builders = dict(build_stages(context))
+        self.context = context
+
+    def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
+        options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
+        if pool.labels:
+            options["label_selector"] = dict(pool.labels)
+        if not pool.gpus:
+            options["scheduling_strategy"] = "SPREAD"
+        actor = ray.remote(_StageActor).options(**options).remote(name, self.builders[name], self.context)
+        return actor, actor.ready.remote()
+
+    def call(self, worker: Any, cell: Any) -> tuple[Any, Any]:
+        report, result = worker.run.options(num_returns=2).remote(cell)
+        return report, result
+
+    def wait(self, tokens: Sequence[Any], timeout_s: float) -> list[Any]:
+        done, left = ray.wait(tokens, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if done and left:
+            done += ray.wait(left, num_returns=len(left), timeout=0, fetch_local=False)[0]
+        return list(done)
+
+    def result(self, token: Any) -> Report | None:
+        try:
+            report: Report | None = ray.get(token)
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, RayActorError):
+                raise WorkerDied(last_line(str(cause))) from None
+            if isinstance(cause, RayError):
+                raise CellLost(last_line(str(cause))) from None
+            return Report(error=trace_of(cause))  # the result could not be stored, say
+        return report
+
+    def stop(self, worker: Any) -> None:
+        ray.kill(worker)
 
 
 @contextmanager
@@ -130,21 +147,12 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = 2
                 _init(run, modules, spare_cpus)
                 yield
             finally:
-                wait_for_ray_data(_THREADS_TIMEOUT_S)
                 ray.shutdown()
                 os.chdir(here)
 
 
-def wait_for_ray_data(timeout_s: float) -> None:
-    """Until the threads of Ray Data's executors have ended. Ray Data gives them two seconds, and a thread that still
-    speaks to Ray after `ray.shutdown` ends the whole process: with status 1, without a word, before the results."""
-    for thread in threading.enumerate():
-        if thread.name.startswith(("StreamingExecutor-", "ray-data-metadata-prefetch")):
-            thread.join(timeout_s)
-
-
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray Data's internals reach the user
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray's internals reach the user
     environment = {"working_dir": str(modules)} if modules else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     with _held_back_stderr():
@@ -207,25 +215,41 @@ def run_shards(
     EngineError after `run.max_failed_shards_in_a_row` failures (fewer before the first shard that succeeds), where the
     cluster has too few CPUs or GPUs, and where nothing moves any more.
     """
-    left, limit = set(shards["shard"].to_pylist()), context.job.run.max_failed_shards_in_a_row
-    in_a_row, any_good = 0, False
-    for careful in (False, False, True):
-        with closing(_rounds(shards, replace(context, careful=careful, may_exit=True), modules)) as outcomes:
-            for outcome in outcomes:
-                left.discard(outcome.shard)
-                on_outcome(outcome)
-                if outcome.error is None:
-                    in_a_row, any_good = 0, True
+    verdict = _Verdict(context.job.run.max_failed_shards_in_a_row)
+    with ray_session(context.job.run, modules):
+        for careful in (False, False, True):
+            lost = []
+            for shard, report in _pass(shards, replace(context, careful=careful, may_exit=True)):
+                if report is None and careful:
+                    report = Report(error="its worker process died, three times")
+                if report is None:
+                    lost.append(shard)
                     continue
-                in_a_row += not _is_of_the_input(outcome.error)
-                if in_a_row >= (limit if any_good or not _is_of_the_job(outcome.error) else _FIRST_FAILURES):
-                    raise EngineError(
-                        f"{in_a_row} shards in a row failed, the last one with: {last_line(outcome.error)}"
-                    )
-        if not left:
+                outcome = _outcome(shard, report)
+                on_outcome(outcome)
+                verdict.add(outcome)
+            if not lost:
+                return
+            shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(lost))))
+            log.warning("%d shards were lost with their worker; trying them again", len(lost))
+
+
+@dataclass
+class _Verdict:
+    """Whether the run should go on: raises EngineError where shard after shard fails."""
+
+    limit: int
+    in_a_row: int = 0
+    any_good: bool = False
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one shard in."""
+        if outcome.error is None:
+            self.in_a_row, self.any_good = 0, True
             return
-        shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(left))))
-        log.warning("%d shards were lost with their worker; trying them again", len(left))
+        self.in_a_row += not _is_of_the_input(outcome.error)
+        if self.in_a_row >= (self.limit if self.any_good or not _is_of_the_job(outcome.error) else _FIRST_FAILURES):
+            raise EngineError(f"{self.in_a_row} shards in a row failed, the last one with: {last_line(outcome.error)}")
 
 
 def _is_of_the_input(error: str) -> bool:
@@ -238,109 +262,49 @@ def _is_of_the_job(error: str) -> bool:
     return last_line(error).startswith(kinds)
 
 
-def _rounds(shards: pa.Table, context: Context, modules: Path | None) -> Generator[Outcome, None, None]:
-    """All shards, some thousands at a time: Ray Data keeps about 25 kB on the driver for every block it ever made.
-
-    In the careful pass one at a time, because a worker that dies takes its neighbors' shards along. Every round has a
-    Ray session of its own: an actor that Ray restarted after its death would keep its CPUs from the next round.
-    """
-    at_once = 1 if context.careful else SHARDS_PER_ROUND
-    for start in range(0, shards.num_rows, at_once):
-        some, any_came = shards.slice(start, at_once), False
-        with ray_session(context.job.run, modules):
-            for outcome in _stream(some, context):
-                any_came = True
-                yield outcome
-        if any_came:
-            continue
-        if context.careful:
-            yield Outcome(some["shard"][0].as_py(), None, "its worker process died, three times")
-        elif some.num_rows > context.job.run.max_failed_shards_in_a_row:
-            raise EngineError(f"all of {some.num_rows:,} shards died with their workers: is there enough memory?")
-
-
-def _stream(shards: pa.Table, context: Context) -> Iterator[Outcome]:
-    """Outcomes as shards come out of the last stage, in no order. Shards lost with a worker do not come out."""
-    stages = build_stages(context)
-    pools = _pools(context, [name for name, _ in stages], shards.num_rows)
-    _configure(context, pools)
-    # Ray 2.64 drops extra arguments such as max_task_retries; pyproject.toml keeps to versions that have them.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    dataset = ray.data.from_arrow(shards).repartition(target_num_rows_per_block=1)
-    for name, build in stages:
-        pool = pools[name]
-        dataset = dataset.map_batches(
-            _StageActor,
-            fn_constructor_args=(name, build, context),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-            compute=ActorPoolStrategy(
-                size=pool.actors,
-                max_concurrent_calls_per_actor=pool.calls,
-                enable_true_multi_threading=pool.calls > 1,
-            ),
-            max_task_retries=0,  # what dies with its actor is for the careful pass; Ray would try it for ever
-        )
-    try:
-        for cell in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            yield _outcome(cell)
-    except ExecutionTimeoutError as error:
-        raise EngineError(f"no shard has ended for too long, so something hangs: {last_line(str(error))}") from error
-
-
-def _outcome(cell: pa.Table) -> Outcome:
-    shard, error = cell["shard"][0].as_py(), cell["error"][0].as_py()
-    if error:
-        return Outcome(shard, None, error)
-    return Outcome(shard, ShardManifest.model_validate_json(unpack(cell)["manifest"][0].as_py()), None)
-
-
-def _pools(context: Context, names: Sequence[StageName], num_shards: int) -> dict[StageName, _Pool]:
-    """Pool sizes from the job, else from what Ray has. Together they leave one CPU free: Ray Data's own tasks need it,
-    and without it the run would wait for ever without a word."""
-    run, total = context.job.run, ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0) - 1, int(total.get("GPU", 0))
-    on_gpu = run.device != "cpu" and gpus > 0
-    download = run.download_actors or max(1, int(cpus - 1) // DOWNLOAD_CPUS)
-    encode = run.encode_actors or (gpus if on_gpu else 1)
-    small = {
-        "read": _Pool(1, SMALL_CPUS),
-        "load": _Pool(1, SMALL_CPUS),
-        "encode": _Pool(encode, SMALL_CPUS, gpus=1.0 if on_gpu else 0.0),
-        "commit": _Pool(-(-download // 8), SMALL_CPUS),
-    }
-    if run.device == "cuda" and not gpus and "encode" in names:
-        raise EngineError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
-    if on_gpu and encode > gpus:
-        raise EngineError(f"run.encode_actors is {encode}, but Ray has {gpus} GPUs, and each encoder takes one")
-    left = cpus - sum(pool.actors * pool.cpus for name, pool in small.items() if name in names)
-    if left < download * SMALL_CPUS:
-        raise EngineError(
-            f"Ray has {cpus + 1:g} CPUs, too few for {download} download and {encode} encode actors beside its own "
-            "tasks: lower run.download_actors or run.encode_actors, or give Ray two CPUs or more"
-        )
-    largest_node = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-    per_download = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10, largest_node)
-    pools = {**small, "download": _Pool(download, per_download, calls=1 if context.careful else DOWNLOAD_CALLS)}
-    return {name: replace(pools[name], actors=min(pools[name].actors, num_shards)) for name in names}
-
-
-def _configure(context: Context, pools: dict[StageName, _Pool]) -> None:
-    """Bound what is in flight, survive a process that dies, and never wait in silence."""
-    data = DataContext.get_current()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    data.enable_progress_bars = False
-    data.print_on_execution_start = False
-    data.max_errored_blocks = -1  # only deaths of processes get here: stages return error rows
-    fetch = context.job.fetch  # the slowest shard: all rows from one host that never answers
+def _pass(shards: pa.Table, context: Context) -> Iterator[tuple[int, Report | None]]:
+    """(shard, report) as shards end; None for one that was lost with its worker."""
+    names = [name for name, _ in build_stages(context)]
+    fetch, run = context.job.fetch, context.job.run  # the slowest shard: all rows from one host that never answers
     slowest_s = context.job.shard_rows / fetch.per_host_concurrency * fetch.timeout_s * (fetch.retries + 1)
-    data.execution_no_progress_timeout_s = int(SLACK_S + slowest_s)
-    source = pools.get("download") or pools.get("load") or pools["read"]
-    in_flight = context.job.run.shards_in_flight or 2 * source.actors * source.calls + 4
-    options = data.execution_options
-    options.preserve_order = False
-    options.resource_limits = options.resource_limits.copy(
-        object_store_memory=in_flight * context.job.shard_rows * STORED_PICTURE_BYTES
-    )
+    try:
+        pools = plan_pools(context, names, shards.num_rows, cluster_nodes())
+        flow = Flow(
+            crew=_RayCrew(context),
+            stages=[(name, pools[name]) for name in names],
+            limit=partial(shards_in_flight, context, pools),
+            patience_s=SLACK_S + slowest_s,
+            max_deaths=shards.num_rows if context.careful else run.max_failed_shards_in_a_row,
+        )
+        try:
+            yield from flow.run(_cells(shards))
+        finally:
+            flow.stop()
+    except (FlowError, PoolError) as error:
+        raise EngineError(str(error)) from None
+
+
+def _cells(shards: pa.Table) -> Iterator[tuple[int, pa.Buffer]]:
+    """Each planned shard, as the first stage takes it."""
+    for row, shard in enumerate(shards["shard"].to_pylist()):
+        yield shard, pack(shards.slice(row, 1))
+
+
+def cluster_nodes() -> list[Node]:
+    """The machines of the Ray that this process is part of."""
+    return [
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory_bytes=int(node["Resources"].get("memory", 0)),
+            accelerator=node.get("Labels", {}).get(ACCELERATOR_LABEL),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _outcome(shard: int, report: Report) -> Outcome:
+    if report.error:
+        return Outcome(shard, None, report.error)
+    return Outcome(shard, ShardManifest.model_validate_json(report.manifest or ""), None)

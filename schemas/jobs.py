@@ -252,14 +252,17 @@ class RunConfig(_Settings):
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None
     """None: one per GPU that Ray has, or one on the CPU."""
+    max_download_actors: Annotated[int, Field(ge=1)] | None = None
+    """On a cluster that grows: so many are asked for while shards wait, and the idle ones are let go. None: no more."""
+    max_encode_actors: Annotated[int, Field(ge=1)] | None = None
+    """The same for encoders."""
     encode_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads per encode actor on the CPU. None: all cores of its machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Pictures or captions per forward pass. None: 32 on a CPU, 256 on a GPU. Halved where a GPU's memory runs out."""
     shards_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """Whose pictures the object store may hold at once. None: eight per download actor, and four more; with half
-    as many, Ray Data does not let a download actor work on four at once."""
+    """Between read and commit at once, their pictures in the object store. None: eight per download actor, and four."""
     max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
     """The run stops after so many failed shards with no good one between."""
 

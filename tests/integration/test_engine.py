@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs import engine
 from jobs.build import build
 from pipeline.storage import Store
 from pipeline.verify import verify
@@ -107,14 +106,6 @@ def test_a_picture_that_kills_every_decoder_costs_its_row_and_no_other(web: Pict
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["statuses"] == {"ok": 15, "decoder_crashed": 1}, done.stderr
     assert done.returncode == 0
-
-
-def test_ray_ends_after_the_threads_that_speak_to_it() -> None:
-    said: list[str] = []
-    late = threading.Thread(target=lambda: (time.sleep(0.5), said.append("last words")), name="StreamingExecutor-late")
-    late.start()
-    engine.wait_for_ray_data(timeout_s=30)
-    assert said == ["last words"]
 
 
 def test_a_rule_of_the_users_that_raises_stops_the_run_early_with_its_name(web: PictureWeb, tmp_path: Path) -> None:

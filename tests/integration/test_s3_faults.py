@@ -34,17 +34,20 @@ def test_reads_and_writes_outlast_throttling_and_cut_connections(faulty: FaultyS
     assert sum(faulty.requests.values()) > 66  # some were tried again
 
 
-@pytest.mark.parametrize("num_bytes", [10, 110_000_000])
-def test_a_write_whose_reply_was_lost_is_there_and_says_taken(faulty: FaultyS3, num_bytes: int) -> None:
-    """Small: one PUT. Large: in parts, and the reply to joining them is lost."""
+@pytest.mark.parametrize(("num_bytes", "request_lost"), [(10, "PUT /mill/lost/10"), (110_000_000, "uploadId")])
+def test_a_write_whose_reply_was_lost_is_there_and_says_taken(
+    faulty: FaultyS3, num_bytes: int, request_lost: str
+) -> None:
+    """Small: one PUT. Large: in parts; the reply to one of them is lost, and then that to joining them."""
     store = Store("s3://mill/lost")
-    data = bytes(num_bytes)
-    taken = 0
-    for number in range(4):
-        faulty.faults = Faults(lost_replies=0.4)
-        taken += not store.create(f"{num_bytes}/{number}", data)
-        faulty.faults = Faults()
-        assert store.num_bytes(f"{num_bytes}/{number}") == num_bytes
-        assert not store.create(f"{num_bytes}/{number}", b"another")
-        assert store.num_bytes(f"{num_bytes}/{number}") == num_bytes
-    assert taken  # the seed loses the reply to at least one of them
+    faulty.faults = Faults(lose_reply_to=request_lost)
+    first = store.create(f"{num_bytes}/a", bytes(num_bytes))
+    assert faulty.faults.lose_reply_to is None
+    assert first == (request_lost == "uploadId")  # a part is sent again, a PUT finds its own object
+    assert store.num_bytes(f"{num_bytes}/a") == num_bytes
+    assert not store.create(f"{num_bytes}/a", b"another")
+    if request_lost == "uploadId":
+        faulty.faults = Faults(lose_reply_to="POST /mill/lost/110000000/b?uploadId")
+        assert not store.create(f"{num_bytes}/b", bytes(num_bytes))
+        assert faulty.faults.lose_reply_to is None
+        assert store.num_bytes(f"{num_bytes}/b") == num_bytes
