@@ -4,13 +4,8 @@ Everything that can be wrong with a job is found before Ray starts. A run does t
 same command after a failure, or after Ctrl-C, goes on where the last one stopped.
 """
 
-import shutil
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +13,7 @@ from typing import Any, Protocol
 import yaml
 
 from jobs.config import JobError, fingerprint, resolve
+from jobs.shipment import BLOCKLISTS, custom_modules
 from pipeline import rules
 from pipeline.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
 from pipeline.shards import StrayFiles, committed, read_manifests
@@ -26,10 +22,6 @@ from pipeline.storage import Store, absolute, checksum, configure
 from pipeline.text import last_line
 from schemas.jobs import BuildJob, fingerprint_fields
 from schemas.manifest import SCHEMA_VERSION, ShardManifest
-
-BLOCKLISTS = ("url_blocklist", "md5_blocklist", "sha256_blocklist")
-"""Settings under `rules` that name a file."""
-
 
 MAX_FAILURES_READ = 100
 """Of an output folder, for its status."""
@@ -203,7 +195,7 @@ def run_shards_of(context: Context, shards: Any, watcher: Watcher | None, failur
             watcher.failed(outcome.shard, failures[outcome.shard])
 
     try:
-        with _custom_modules(context.job) as modules:
+        with custom_modules(context.job.rules.custom) as modules:
             engine.run_shards(shards, context, on_outcome, modules)
     except engine.EngineError as error:
         return str(error)
@@ -266,10 +258,13 @@ def _check_models(job: BuildJob) -> list[str]:
 
 def _own_contents(job: BuildJob) -> list[str]:
     """Checksums of the user's rules and blocklists: their content changes the output as any setting does."""
-    lists = [getattr(job.rules, name) for name in BLOCKLISTS]
+    lists = {name: path for name in BLOCKLISTS if (path := getattr(job.rules, name))}
     tops = {name.partition(":")[0].partition(".")[0] for name in job.rules.custom}
     modules = [str(path) for top in tops for path in (Path(f"{top}.py"), *Path(top).rglob("*.py")) if path.is_file()]
-    return [checksum(path)[0] for path in (*filter(None, lists), *sorted(modules))]
+    return [
+        *(f"{name}:{checksum(path)[0]}" for name, path in lists.items()),
+        *(checksum(path)[0] for path in sorted(modules)),
+    ]
 
 
 def _warnings(job: BuildJob) -> list[str]:
@@ -300,40 +295,4 @@ def _difference(store: Store, record: dict[str, Any], job: BuildJob) -> str:
             *(diff or ["  the content of a custom rule, a blocklist or a model's weights"]),
             advice,
         ]
-    )
-
-
-@contextmanager
-def _custom_modules(job: BuildJob) -> Iterator[Path | None]:
-    """A folder that holds the modules of the user's own rules and nothing else, to be shipped to the workers.
-
-    `check_rules` has imported them here; with what they import from beside them, they lie in the current directory.
-    """
-    ours = ("jobs", "pipeline", "schemas")
-    tops = {name.partition(".")[0] for name in tuple(sys.modules)} - set(ours) if job.rules.custom else set()
-    local = [path for top in sorted(tops) for path in (Path(f"{top}.py"), Path(top)) if _is_loaded_from(top, path)]
-    if not local:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="pairmill-rules-") as folder:
-        for path in local:
-            if path.is_dir():
-                shutil.copytree(path, Path(folder, path.name))
-            else:
-                shutil.copy(path, folder)
-        yield Path(folder)
-
-
-def _is_loaded_from(top: str, path: Path) -> bool:
-    """Whether the module `top` came from this file or folder of the current directory."""
-    module = sys.modules.get(top)
-    origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
-    return (
-        bool(origin)
-        and path.exists()
-        and Path(str(origin)).absolute()
-        in (
-            path.absolute(),
-            (path / "__init__.py").absolute(),
-        )
     )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.cli_select import export, select
+from jobs.cli_submit import jobs as submitted_jobs
+from jobs.cli_submit import submit
 from jobs.terminal import INTERRUPTED, JobFile, Json, Output, S3Settings, Settings, errors, reach_s3
 
 if TYPE_CHECKING:
@@ -322,6 +324,10 @@ def demo(
 
 app.command()(select)
 app.command()(export)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)(submit)
+app.add_typer(submitted_jobs, name="jobs")
 
 
 def main() -> None:

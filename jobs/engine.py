@@ -6,6 +6,7 @@ nothing else. Shards that were lost with their worker are tried again; what is l
 decoded and own rules called in a child process, so that what kills its process costs one row.
 """
 
+import json
 import logging
 import os
 import sys
@@ -153,7 +154,9 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = 2
 
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray's internals reach the user
-    environment = {"working_dir": str(modules)} if modules else None
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    shipped = "working_dir" in submitted  # then the modules came along with the job, and Ray takes no second folder
+    environment = {"working_dir": str(modules)} if modules and not shipped else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     with _held_back_stderr():
         ray.init(address=run.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)

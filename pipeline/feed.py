@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -165,10 +166,10 @@ class PairDataset(IterableDataset[Sample]):
         """All chosen rows of neighbouring shards, in the epoch's order."""
         columns = {"uid", *self.config.columns} - {IMAGE}
         columns |= set(STORED.names) if IMAGE in self.config.columns else set()
+        some = [index for index in shards.tolist() if self._shards.counts[index]]
         tables, rows, start = [], [], 0
-        for index in shards.tolist():
-            if self._shards.counts[index]:
-                table, chosen = self._shards.read(index, frozenset(columns))
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed-read") as readers:
+            for table, chosen in readers.map(partial(self._shards.read, columns=frozenset(columns)), some):
                 tables.append(table)
                 rows.append(chosen + start)
                 start += table.num_rows

@@ -25,6 +25,7 @@ from schemas.jobs import BuildJob
 from schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
 from schemas.pairs import KEPT_STATUS
 from schemas.status import Step
+from schemas.version import VERSION
 
 if TYPE_CHECKING:
     from pipeline.download import Downloader
@@ -266,7 +267,7 @@ def with_facts(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
 
 def versions() -> dict[str, str]:
     """Versions of what shapes the output."""
-    return {name: version(name) for name in ("pairmill", "pyarrow", "pillow", "open_clip_torch", "torch")}
+    return {"pairmill": VERSION} | {name: version(name) for name in ("pyarrow", "pillow", "open_clip_torch", "torch")}
 
 
 def _open_downloader(context: Context) -> "Downloader | Img2datasetDownloader":

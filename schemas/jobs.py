@@ -332,8 +332,12 @@ UNFINGERPRINTED = {
     "fetch.per_host_interval_s",
     "fetch.nameservers",
     "fetch.user_agent",
+    "rules.url_blocklist",
+    "rules.md5_blocklist",
+    "rules.sha256_blocklist",
 }
-"""Settings that may change between two runs into one output folder. The plan guards the input itself."""
+"""Settings that may change between two runs into one output folder. The plan guards the input itself, and of the
+blocklists it is their content that may not change, wherever they lie."""
 
 
 def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, Any]:

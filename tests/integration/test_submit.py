@@ -1,0 +1,197 @@
+"""`pairmill submit` against a real Ray head with a second node, on S3, from a folder with packages named like ours."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.faulty_s3 import CREDENTIALS, FaultyS3, credentials, s3_server
+from jobs.cli_submit import submit
+from jobs.config import JobError
+from jobs.shipment import packed
+from pipeline.shards import read_manifests
+from pipeline.storage import Store, configure
+from pipeline.verify import verify
+from schemas.s3 import FROM_ENVIRONMENT, S3Config
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import picture, write_input
+from tests.integration.test_command import PAIRMILL
+
+assert submit  # the command is registered
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[FaultyS3]:
+    with s3_server("mill") as url, credentials():
+        proxy = FaultyS3(url)
+        configure(S3Config(endpoint=proxy.url))
+        yield proxy
+        configure(FROM_ENVIRONMENT)
+        proxy.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: FaultyS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`ray start --head` and a second node, two CPUs each; the dashboard's address. Keys are in their environment."""
+    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    port, dashboard = free_port(), free_port()
+    folder = Path("/tmp") / f"pairmill-ray-{port}"  # Ray's sockets allow no long path
+    head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    for place in (head, [f"--address=127.0.0.1:{port}"]):
+        limits = ["--num-cpus=2", "--object-store-memory=500000000", f"--dashboard-agent-listen-port={free_port()}"]
+        command = [*ray, "start", *place, *limits, "--disable-usage-stats"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    yield f"http://127.0.0.1:{dashboard}"
+    del os.environ["RAY_AUTH_MODE"]
+    for process in _processes_of(folder):
+        os.kill(process, 9)
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Of this cluster alone: `ray stop` would end every Ray on the machine."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture
+def project(tmp_path: Path, s3: FaultyS3) -> Path:
+    """A user's folder, with packages named like ours, a rule and a job file."""
+    for name in ("pipeline", "schemas", "jobs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
+    (tmp_path / "mine.py").write_text(
+        "import pyarrow.compute as pc\nfrom pipeline.rules import at\n\n"
+        "@at('caption')\ndef no_sevens(rows):\n    return pc.invert(pc.match_substring(rows['caption_clean'], '7'))\n"
+    )
+    (tmp_path / "bad.txt").write_text("https://bad.example/1.jpg\n")
+    job = {
+        "fetch": {"allow_networks": ["127.0.0.0/8"]},
+        "models": [{"name": "tiny"}],
+        "shard_rows": 10,
+        "rules": {"custom": ["mine:no_sevens"], "url_blocklist": "bad.txt"},
+        "s3": {"endpoint": s3.url},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    return tmp_path
+
+
+def put_input(web: PictureWeb, folder: Path, name: str, rows: int) -> str:
+    values = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(rows)]
+    Store("s3://mill/in").create(name, write_input(folder / "in.parquet", values).read_bytes())
+    return f"s3://mill/in/{name}"
+
+
+def pairmill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PAIRMILL, *arguments], cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.timeout(400)
+def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
+    cluster: str, project: Path, web: PictureWeb, s3: FaultyS3
+) -> None:
+    source = put_input(web, project, "a.parquet", 60)
+    command = ["submit", "--address", cluster, "--wait", "build", "--job", "job.yaml", source, "s3://mill/a", "--json"]
+    built = pairmill(project, *command)
+    assert built.returncode == 0, built.stdout + built.stderr
+    result = json.loads(built.stdout.strip().splitlines()[-1])
+    assert result["rows_in"] == 60
+    assert result["statuses"]["custom_rule"] == sum("7" in f"number {n}" for n in range(60))
+    assert verify(Store("s3://mill/a")).problems == []
+    endpoint = f"s3.endpoint={s3.url}"
+    embedded = pairmill(
+        project, "submit", "--address", cluster, "--wait", "embed", "s3://mill/a", "s3://mill/b", "--model", "tiny",
+        "--set", endpoint, "--set", "shard_rows=20",
+    )  # fmt: skip
+    assert embedded.returncode == 0, embedded.stdout + embedded.stderr
+    assert sum(manifest.kept for manifest in read_manifests(Store("s3://mill/b"))) == result["kept"]
+    listed = pairmill(project, "jobs", "list", "--address", cluster, "--json")
+    told = built.stdout + built.stderr + embedded.stdout + embedded.stderr + listed.stdout
+    for output in ("a", "b"):
+        store = Store(f"s3://mill/{output}")
+        names = [f"{folder}/{name}" for folder in ("plan", "manifests", "pairs") for name in store.list(folder)]
+        told += "".join(store.read(name).decode(errors="replace") for name in [*names, "job.yaml"])
+    assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in told
+    assert CREDENTIALS["AWS_ACCESS_KEY_ID"] not in told
+
+
+@pytest.mark.timeout(400)
+def test_a_stopped_job_goes_on_by_the_same_command(cluster: str, project: Path, web: PictureWeb) -> None:
+    source, output = put_input(web, project, "c.parquet", 120), "s3://mill/c"
+    slow = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.2"]
+    submitted = pairmill(project, "submit", "--address", cluster, "build", "--job", "job.yaml", source, output, *slow)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    job_id = re.match(r"(raysubmit_\w+): submitted", submitted.stdout)[1]  # type: ignore[index]
+    store = Store(output)
+    deadline = time.monotonic() + 90
+    while not store.list("manifests"):
+        assert time.monotonic() < deadline, pairmill(project, "jobs", "logs", job_id, "--address", cluster).stdout
+        time.sleep(0.3)
+    stopped = pairmill(project, "jobs", "stop", job_id, "--address", cluster)
+    assert stopped.stdout == f"{job_id}: STOPPED\n"
+    before = len(store.list("manifests"))
+    assert 0 < before < 12
+    again = pairmill(project, "submit", "--address", cluster, "--wait", "build", "--job", "job.yaml", source, output)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "rows are done already" in again.stdout
+    assert sum(manifest.rows_in for manifest in read_manifests(store)) == 120
+    assert verify(store, rescore=0).problems == []
+    status = pairmill(project, "jobs", "status", job_id, "--address", cluster)
+    assert f"{job_id}: STOPPED" in status.stdout
+
+
+def test_a_job_that_cannot_run_ends_with_its_message_and_status(cluster: str, project: Path) -> None:
+    missing = ["build", "--job", "job.yaml", "s3://mill/in/nothing.parquet", "s3://mill/d"]
+    done = pairmill(project, "submit", "--address", cluster, "--wait", *missing)
+    assert done.returncode == 1
+    assert "no input found at s3://mill/in/nothing.parquet" in done.stdout
+    assert "FAILED" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["build", "in.parquet", "s3://mill/x"], "in.parquet: is a path in this machine's current folder"),
+        (["status", "s3://mill/x"], "submit takes one of build, embed"),
+        ([], "submit takes one of build, embed"),
+        (["build", "s3://mill/i", "s3://mill/x", "--set", "rules.custom=[gone:rule]"], "no module 'gone'"),
+        (["build", "s3://mill/i", "s3://mill/x", "--set", "rules.md5_blocklist=gone.txt"], "there is no file gone.txt"),
+    ],
+)
+def test_what_would_not_be_found_on_the_cluster_is_refused_here(arguments: list[str], says: str) -> None:
+    with pytest.raises(JobError, match=re.escape(says)), packed(arguments):
+        pass
+
+
+def test_no_cluster_is_one_clear_line(tmp_path: Path) -> None:
+    done = pairmill(tmp_path, "submit", "--address", "http://127.0.0.1:9", "build", "s3://mill/i", "s3://mill/x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("pairmill: no Ray cluster answers at http://127.0.0.1:9")
+    assert "Traceback" not in done.stderr
