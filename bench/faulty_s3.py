@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -137,24 +138,41 @@ def _cut(request: web.Request) -> web.Response:
     return web.Response()
 
 
+_SERVER = """
+import json, sys
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
+from moto.server import main
+
+bucket, names = json.load(sys.stdin)
+backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+backend.create_bucket(bucket, "us-east-1")
+for name in names:
+    backend.put_object(bucket, name, b"{}")
+main(sys.argv[1:])
+"""
+
+
 @contextmanager
-def s3_server(bucket: str) -> Iterator[str]:
-    """moto's server with an empty bucket, in a process of its own; its URL."""
+def s3_server(bucket: str, names: Sequence[str] = ()) -> Iterator[str]:
+    """moto's server in a process of its own, with a bucket that holds an object `{}` of each name; its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; from moto.server import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-c", _SERVER, "-H", "127.0.0.1", "-p", str(port)]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, text=True)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps([bucket, names]))
+    process.stdin.close()
     try:
-        for _ in range(600):
+        while process.poll() is None:
             try:
-                urllib.request.urlopen(urllib.request.Request(f"{url}/{bucket}", method="PUT")).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/{bucket}?max-keys=1").close()
                 break
             except OSError:
                 time.sleep(0.1)
-        yield url
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()

@@ -190,6 +190,8 @@ def run_shards_of(context: Context, shards: Any, watcher: Watcher | None, failur
         if "No space left on device" in error:
             where = f"{context.store.root} or a worker's temporary folder"
             raise engine.EngineError(f"the disk of {where} is full: free some room and run it again")
+        if "StorageError" in failures[outcome.shard]:
+            raise engine.EngineError(f"{failures[outcome.shard]}; put that right and run it again")
         context.store.replace(_failure_name(outcome.shard), error.encode())
         if watcher:
             watcher.failed(outcome.shard, failures[outcome.shard])

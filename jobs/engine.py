@@ -99,7 +99,8 @@ class _RayCrew:
             options["label_selector"] = dict(pool.labels)
         if not pool.gpus:
             options["scheduling_strategy"] = "SPREAD"
-        actor = ray.remote(_StageActor).options(**options).remote(name, self.builders[name], self.context)
+        kind = type(f"{name.title()}Actor", (_StageActor,), {})  # what ps and Ray's dashboard call the process
+        actor = ray.remote(kind).options(**options).remote(name, self.builders[name], self.context)
         return actor, actor.ready.remote()
 
     def call(self, worker: Any, cell: Any) -> tuple[Any, Any]:

@@ -9,8 +9,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from uuid import uuid4
 
@@ -34,6 +35,7 @@ from schemas.manifest import (
 )
 from schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
 
+_READERS, _READ_AHEAD = 32, 256
 DATA_FOLDERS = ("pairs", "rejects", "images")
 _DATA_NAME = re.compile(r"(?P<shard>\d+)(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
 
@@ -247,9 +249,11 @@ def committed(store: Store) -> dict[int, int]:
 
 
 def read_manifests(store: Store) -> Iterator[ShardManifest]:
-    """The newest manifest of every committed shard, in order of shard, one at a time."""
-    for shard, generation in sorted(committed(store).items()):
-        yield read_manifest(store, manifest_name(shard, generation))
+    """The newest manifest of every committed shard, in order of shard, some at a time: on S3 most of it is waiting."""
+    names = [manifest_name(shard, generation) for shard, generation in sorted(committed(store).items())]
+    with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
+        for start in range(0, len(names), _READ_AHEAD):
+            yield from readers.map(partial(read_manifest, store), names[start : start + _READ_AHEAD])
 
 
 def drop_superseded(store: Store) -> None:

@@ -133,6 +133,8 @@ class Store:
                 self.fs.put_file(local_path, self.path(name), mode="create")
             except FileExistsError:
                 return False
+            except PermissionError as error:
+                raise StorageError(f"{self.path(name)}: access denied: {error}") from None
             except FileNotFoundError:  # the parts are joined already: the first reply to that was lost
                 if self.exists(name):
                     return False
@@ -205,7 +207,10 @@ class Store:
     def replace(self, name: str, data: bytes) -> None:
         """Write `data`, over whatever stands there. Only for files that are no part of a commit."""
         if self.remote:
-            self.fs.pipe_file(self.path(name), data)
+            try:
+                self.fs.pipe_file(self.path(name), data)
+            except PermissionError as error:
+                raise StorageError(f"{self.path(name)}: access denied: {error}") from None
             return
         with self.new_file() as file:
             file.write(data)

@@ -1,12 +1,23 @@
 """S3 with faults: throttling, cut connections, lost replies, no permission; and how many requests a start takes."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from bench.faulty_s3 import Faults, FaultyS3, credentials, s3_server
+from bench.startup import job as startup_job
+from bench.startup import start as startup
+from bench.startup import write_source
+from pipeline.shards import read_manifests
 from pipeline.storage import Store, configure
+from pipeline.verify import verify
+from schemas.manifest import manifest_name
 from schemas.s3 import FROM_ENVIRONMENT, S3Config
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import picture, write_input
+from tests.integration.test_command import run, start
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +62,51 @@ def test_a_write_whose_reply_was_lost_is_there_and_says_taken(
         assert not store.create(f"{num_bytes}/b", bytes(num_bytes))
         assert faulty.faults.lose_reply_to is None
         assert store.num_bytes(f"{num_bytes}/b") == num_bytes
+
+
+def test_a_start_on_many_manifests_lists_them_and_reads_none(tmp_path: Path) -> None:
+    """A page of a listing has 1,000 names; the plan, its listing and the input take the rest of the requests."""
+    names = [f"out/manifests/{manifest_name(shard, 0)}" for shard in range(2_500)]
+    with s3_server("many", names) as url, credentials():
+        proxy = FaultyS3(url)
+        configure(S3Config(endpoint=proxy.url))
+        Store("s3://many/in").create("in.parquet", write_source(tmp_path / "in.parquet", 2_501))
+        what = startup_job("s3://many/in/in.parquet", "s3://many/out", proxy.url)
+        startup(what)
+        proxy.requests.clear()
+        startup(what)
+        requests = dict(proxy.requests)
+        proxy.close()
+    assert requests["LIST"] <= 3 + 10
+    assert requests["GET"] <= 5
+    assert set(requests) <= {"LIST", "GET", "HEAD"}  # a resumed start writes nothing
+
+
+@pytest.mark.timeout(300)
+def test_no_permission_to_write_is_one_clear_error_and_the_run_goes_on_once_it_is_there(
+    faulty: FaultyS3, web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(60)]
+    source, output = write_input(tmp_path / "in.parquet", rows), "s3://mill/denied"
+    settings = [f"s3.endpoint={faulty.url}", "fetch.allow_networks=[127.0.0.0/8]", "shard_rows=4"]
+    slowly = ["fetch.per_host_concurrency=1", "fetch.per_host_interval_s=0.3"]
+    command = ["build", str(source), output, *(part for each in settings + slowly for part in ("--set", each))]
+    faulty.faults = Faults(deny_writes=True)
+    refused = run(command, tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("pairmill: s3://mill/denied/plan/0.parquet: access denied")
+    assert "Traceback" not in refused.stderr
+    faulty.faults = Faults()
+    process, store = start(command, tmp_path), Store(output)
+    while not store.list("manifests") and process.poll() is None:
+        time.sleep(0.1)
+    faulty.faults = Faults(deny_writes=True)  # taken away in the middle
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "access denied" in said
+    assert "Traceback" not in said
+    faulty.faults = Faults()
+    done = run(command[: -2 * len(slowly)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert verify(store, rescore=0).problems == []
+    assert sum(manifest.rows_in for manifest in read_manifests(store)) == 60

@@ -1,0 +1,273 @@
+"""Something dies in the middle of a build, at random; then the same command again, until it ends well.
+
+    python -m bench.chaos [--runs 30] [--seed 1]
+
+A Ray cluster of three nodes (`ray.cluster_utils`, one machine), a slow loopback web, S3 (moto's server behind a proxy).
+Each run builds 240 pairs in 20 shards with `tiny` onto S3 and kills one thing at a random moment: the driver, a
+download actor, an encode actor, a node, S3 for ten seconds; or 5 % of all S3 requests fail throughout. Every run must
+end with exactly the row_ids of the calm one, nothing twice, and `verify` without a problem.
+"""
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.faulty_s3 import Faults, FaultyS3, credentials, s3_server
+from pipeline.shards import read_manifests
+from pipeline.storage import Store, configure
+from pipeline.verify import verify
+from schemas.s3 import S3Config
+
+ROWS, SHARD_ROWS = 240, 12
+DELAY_S = 0.4
+WORK_S = 6.0
+"""What a calm run takes from its first download actor on, about."""
+S3_DOWN_S = 10.0
+MAX_RESUMES = 5
+PAIRMILL = [sys.executable, "-P", "-m", "jobs.cli"]
+
+
+@dataclass
+class World:
+    """The cluster, the web and the bucket that runs share."""
+
+    cluster: Any
+    s3: FaultyS3
+    source: str
+    nodes: list[Any] = field(default_factory=list)
+
+    def add_node(self) -> None:
+        """One more machine, of two CPUs."""
+        self.nodes.append(self.cluster.add_node(num_cpus=2, object_store_memory=300_000_000))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of one run and its resumptions."""
+
+    killed: str
+    hit: bool
+    """Whether it was still running, and had what was to be killed."""
+    seconds: float
+    resumed: int
+    row_ids: list[str]
+    problems: list[str]
+
+
+Driver = subprocess.Popen[str]
+
+
+def kill_driver(world: World, driver: Driver, rng: random.Random) -> bool:
+    """Whether there was one to kill; so with all of these."""
+    os.killpg(driver.pid, signal.SIGKILL)
+    return True
+
+
+def kill_download_actor(world: World, driver: Driver, rng: random.Random) -> bool:
+    return _kill_actor("DownloadActor", rng)
+
+
+def kill_encode_actor(world: World, driver: Driver, rng: random.Random) -> bool:
+    return _kill_actor("EncodeActor", rng)
+
+
+def kill_node(world: World, driver: Driver, rng: random.Random) -> bool:
+    world.cluster.remove_node(world.nodes.pop(rng.randrange(len(world.nodes))), allow_graceful=False)
+    world.add_node()
+    return True
+
+
+def stop_s3(world: World, driver: Driver, rng: random.Random) -> bool:
+    world.s3.faults.down = True
+    time.sleep(S3_DOWN_S)
+    world.s3.faults.down = False
+    return True
+
+
+def nothing(world: World, driver: Driver, rng: random.Random) -> bool:
+    return True
+
+
+KILLS: dict[str, Callable[[World, Driver, random.Random], bool]] = {
+    "driver": kill_driver,
+    "download actor": kill_download_actor,
+    "encode actor": kill_encode_actor,
+    "node": kill_node,
+    "S3 for 10 s": stop_s3,
+    "5 % of S3 requests": nothing,
+}
+
+
+def _kill_actor(title: str, rng: random.Random) -> bool:
+    found = _processes(title)
+    if found:
+        rng.choice(found).kill()
+    return bool(found)
+
+
+def _processes(title: str) -> list[psutil.Process]:
+    return [
+        each for each in psutil.process_iter(["cmdline"]) if f"ray::{title}" in " ".join(each.info["cmdline"] or [])
+    ]
+
+
+def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
+    """One build that something happens to within WORK_S of the first download actor, to its good end."""
+    output = f"s3://mill/{name}"
+    world.s3.faults = Faults(slow_down=0.03, reset=0.02) if killed == "5 % of S3 requests" else Faults()
+    started, resumed = time.perf_counter(), 0
+    driver = _start(world, output)
+    hit = killed is None
+    if killed:
+        _wait_for_work(driver)
+        time.sleep(rng.uniform(0, WORK_S))
+        hit = driver.poll() is None and KILLS[killed](world, driver, rng)
+    said = driver.communicate(timeout=300)
+    while driver.returncode != 0:
+        if resumed == MAX_RESUMES:
+            raise SystemExit(f"{name}: still failing after {resumed} resumptions:\n{said[0]}{said[1]}")
+        resumed += 1
+        driver = _start(world, output)
+        said = driver.communicate(timeout=300)
+    seconds = time.perf_counter() - started
+    world.s3.faults = Faults()
+    store = Store(output)
+    return Run(killed or "nothing", hit, seconds, resumed, sorted(_row_ids(store)), verify(store, rescore=0).problems)
+
+
+def _start(world: World, output: str) -> Driver:
+    settings = [
+        f"run.address={world.cluster.address}",
+        f"s3.endpoint={world.s3.url}",
+        "fetch.allow_networks=[127.0.0.0/8]",
+        "fetch.per_host_concurrency=4",
+        f"shard_rows={SHARD_ROWS}",
+        "run.download_actors=2",
+        "run.encode_threads=1",
+    ]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    command = [*PAIRMILL, "build", world.source, output, "--model", "tiny", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _wait_for_work(driver: Driver) -> None:
+    """Until a download actor is there."""
+    while driver.poll() is None:
+        if _processes("DownloadActor"):
+            return
+        time.sleep(0.1)
+
+
+def _row_ids(store: Store) -> Iterator[str]:
+    for manifest in read_manifests(store):
+        for part in ("pairs", "rejects"):
+            with store.open(manifest.files[part].path) as file:  # type: ignore[index]
+                yield from pq.ParquetFile(file).read(columns=["row_id"])["row_id"].to_pylist()
+
+
+@contextmanager
+def world(folder: Path) -> Iterator[World]:
+    """Everything up, and down again."""
+    from ray.cluster_utils import Cluster
+
+    with s3_server("mill") as url, credentials(), _slow_web() as web:
+        s3 = FaultyS3(url)
+        configure(S3Config(endpoint=s3.url))
+        rows = [f"{web}/{number}.jpg" for number in range(ROWS)]
+        pq.write_table(pa.table({"url": rows, "caption": rows}), folder / "in.parquet")
+        Store("s3://mill/in").create("in.parquet", (folder / "in.parquet").read_bytes())
+        head = {"num_cpus": 2, "object_store_memory": 300_000_000, "include_dashboard": False}
+        made = World(Cluster(initialize_head=True, head_node_args=head), s3, "s3://mill/in/in.parquet")
+        for _ in range(2):
+            made.add_node()
+        try:
+            yield made
+        finally:
+            made.cluster.shutdown()
+            s3.close()
+
+
+@contextmanager
+def _slow_web() -> Iterator[str]:
+    """One picture under every path, after DELAY_S."""
+    pixels = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
+    body = cv2.imencode(".jpg", pixels)[1].tobytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(DELAY_S)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed here
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder, world(Path(folder)) as made:
+        calm = [run(made, f"calm{number}", None, rng) for number in range(3)]
+        times = [each.seconds for each in calm]
+        calm_s = statistics.median(times)
+        print(f"calm: {calm_s:.1f} s ({min(times):.1f} to {max(times):.1f})", flush=True)
+        runs = []
+        for number in range(options.runs):
+            killed = list(KILLS)[number % len(KILLS)]
+            each = run(made, f"run{number}", killed, rng)
+            as_calm = each.row_ids == calm[0].row_ids and not each.problems
+            said = ("ok" if as_calm else str(each)) + ("" if each.hit else ", but came too late")
+            print(f"{number + 1:>3} {killed:<20}{each.seconds:7.1f} s, resumed {each.resumed}: {said}", flush=True)
+            runs.append((each, as_calm))
+    _print_table(runs, calm_s)
+    if not all(good for _, good in runs):
+        raise SystemExit("not all runs ended as the calm one")
+
+
+def _print_table(runs: list[tuple[Run, bool]], calm_s: float) -> None:
+    print("\n| killed | runs | ended as the calm run | resumed by hand | seconds more, median (range) |")
+    print("|---|---|---|---|---|")
+    for killed in KILLS:
+        some = [(each, good) for each, good in runs if each.killed == killed and each.hit]
+        if some:
+            more = [each.seconds - calm_s for each, _ in some]
+            resumed, good = sum(each.resumed > 0 for each, _ in some), sum(good for _, good in some)
+            spread = f"{statistics.median(more):.0f} ({min(more):.0f} to {max(more):.0f})"
+            print(f"| {killed} | {len(some)} | {good} | {resumed} | {spread} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What a start on an output with many finished shards takes, until the first shard could be handed out.
+
+    python -m bench.startup [--shards 100000]
+
+The plan has one shard more than there are manifests. On a local disk: seconds. On S3: seconds with moto's server, and
+the requests that it got.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.faulty_s3 import FaultyS3, credentials, s3_server
+from jobs.build import build
+from pipeline.storage import Store, configure
+from schemas.jobs import BuildJob
+from schemas.manifest import ShardManifest, manifest_name
+from schemas.s3 import S3Config
+
+
+class Planned(Exception):
+    """Raised where the first shard would be handed out."""
+
+
+class Until:
+    """A watcher that ends the run there."""
+
+    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
+        raise Planned(f"{shards_left:,} shards left, {rows_done:,} rows done")
+
+    def committed(self, manifest: ShardManifest) -> None: ...
+
+    def failed(self, shard: int, error: str) -> None: ...
+
+
+def job(source: str, output: str, endpoint: str | None = None) -> BuildJob:
+    """One row per shard."""
+    s3 = {"endpoint": endpoint} if endpoint else {}
+    return BuildJob.model_validate({"source": {"paths": [source]}, "output": output, "shard_rows": 1, "s3": s3})
+
+
+def write_source(path: Path, rows: int) -> bytes:
+    """URLs that nobody fetches."""
+    urls = [f"https://pictures.example/{number}.jpg" for number in range(rows)]
+    pq.write_table(pa.table({"url": urls, "caption": urls}), path)
+    return path.read_bytes()
+
+
+def start(what: BuildJob) -> float:
+    """Seconds until the first shard could be handed out."""
+    started = time.perf_counter()
+    try:
+        build(what, Until())
+    except Planned as planned:
+        print(f"  {planned}", file=sys.stderr)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=100_000)
+    options = parser.parse_args()
+    names = [f"manifests/{manifest_name(shard, 0)}" for shard in range(options.shards)]
+    with tempfile.TemporaryDirectory() as name:
+        source, out = Path(name, "in.parquet"), Path(name, "out")
+        data = write_source(source, options.shards + 1)
+        planning_s = start(job(str(source), str(out)))
+        (out / "manifests").mkdir()
+        for path in names:
+            (out / path).write_bytes(b"{}")
+        print(f"local disk: {start(job(str(source), str(out))):.2f} s (with the planning: {planning_s:.1f} s)")
+        with s3_server("mill", [f"out/{path}" for path in names]) as url, credentials():
+            proxy = FaultyS3(url)
+            configure(S3Config(endpoint=proxy.url))
+            Store("s3://mill/in").create("in.parquet", data)
+            on_s3: Any = job("s3://mill/in/in.parquet", "s3://mill/out", proxy.url)
+            start(on_s3)
+            proxy.requests.clear()
+            seconds = start(on_s3)
+            print(f"S3: {seconds:.1f} s, {dict(proxy.requests)}")
+            proxy.close()
+
+
+if __name__ == "__main__":
+    main()
