@@ -125,9 +125,8 @@ def _kill_actor(title: str, rng: random.Random) -> bool:
 
 
 def _processes(title: str) -> list[psutil.Process]:
-    return [
-        each for each in psutil.process_iter(["cmdline"]) if f"ray::{title}" in " ".join(each.info["cmdline"] or [])
-    ]
+    everything = psutil.process_iter(["cmdline"])
+    return [process for process in everything if f"ray::{title}" in " ".join(process.info["cmdline"] or [])]
 
 
 def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
@@ -189,7 +188,7 @@ def world(folder: Path) -> Iterator[World]:
     """Everything up, and down again."""
     from ray.cluster_utils import Cluster
 
-    with s3_server("mill") as url, credentials(), _slow_web() as web:
+    with s3_server("mill") as url, credentials(), slow_web(DELAY_S) as web:
         s3 = FaultyS3(url)
         configure(S3Config(endpoint=s3.url))
         rows = [f"{web}/{number}.jpg" for number in range(ROWS)]
@@ -207,14 +206,14 @@ def world(folder: Path) -> Iterator[World]:
 
 
 @contextmanager
-def _slow_web() -> Iterator[str]:
-    """One picture under every path, after DELAY_S."""
+def slow_web(delay_s: float) -> Iterator[str]:
+    """One picture under every path, after a while."""
     pixels = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
     body = cv2.imencode(".jpg", pixels)[1].tobytes()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            time.sleep(DELAY_S)
+            time.sleep(delay_s)
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

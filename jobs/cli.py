@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from jobs.terminal import INTERRUPTED, JobFile, Json, Output, S3Settings, Settin
 
 if TYPE_CHECKING:
     from jobs.build import BuildResult
+    from schemas.jobs import BuildJob
 
 app = typer.Typer(
     name="pairmill",
@@ -25,6 +27,7 @@ app = typer.Typer(
 Models = Annotated[
     list[str] | None, typer.Option("--model", metavar="NAME[:PRETRAINED]", help="tiny, or ViT-B-32:openai; repeatable.")
 ]
+Explain = Annotated[bool, typer.Option("--explain", help="Only say what would be done: pools, memory, objects, rate.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N rows of the input.", min=1)]
 
 
@@ -42,6 +45,7 @@ def build(
     caption_column: Annotated[str | None, typer.Option(help="Guessed where it is not given.")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Keep pairs at or above this cosine.")] = None,
     preset: Annotated[str | None, typer.Option(help="Rules: none, datacomp-basic or laion2b.")] = None,
+    explain: Explain = False,
     as_json: Json = False,
 ) -> None:
     """Download, check, score and filter pairs into Parquet shards. The same command again goes on after a stop."""
@@ -56,7 +60,26 @@ def build(
         "rules.min_similarity": min_similarity,
         "rules.preset": preset,
     }
+    if explain:
+        _explain(job_file, overrides, settings, len(paths))
+        return
     _run(job_file, overrides, settings, len(paths), as_json)
+
+
+def _explain(job_file: str | None, overrides: dict[str, Any], settings: list[str] | None, num_paths: int) -> None:
+    from jobs.explain import explain
+
+    with errors():
+        for line in explain(_load(job_file, overrides, settings, num_paths)).lines():
+            typer.echo(line)
+
+
+def _load(job_file: str | None, overrides: dict[str, Any], settings: list[str] | None, num_paths: int) -> "BuildJob":
+    from jobs.config import JobError, load_job
+
+    if not job_file and num_paths < 2:
+        raise JobError("give a SOURCE and an OUT, or a --job file that names them")
+    return load_job(job_file, overrides, settings or [])
 
 
 def _add_model(
@@ -96,14 +119,11 @@ def _run(
 ) -> None:
     """A job from file and flags to its end, and what there is to say of it."""
     from jobs.build import build as run_build
-    from jobs.config import JobError, load_job
     from jobs.progress import ConsoleWatcher
     from pipeline.text import counted
 
     with errors():
-        if not job_file and num_paths < 2:
-            raise JobError("give a SOURCE and an OUT, or a --job file that names them")
-        job = load_job(job_file, overrides, settings or [])
+        job = _load(job_file, overrides, settings, num_paths)
         watcher = ConsoleWatcher()
         try:
             result = run_build(job, watcher)
@@ -153,6 +173,7 @@ def embed(
         str | None, typer.Option(metavar="NAME[:PRETRAINED]", help="One more model for a finished dataset OUT.")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Suffix of the added model's columns.")] = None,
+    explain: Explain = False,
     as_json: Json = False,
 ) -> None:
     """Embed pictures and captions that are held already. The same command again goes on after a stop."""
@@ -171,6 +192,9 @@ def embed(
         "models": [{**_model(name), **({"dtype": dtype} if dtype else {})} for name in names] or None,
         "run.device": device,
     }
+    if explain:
+        _explain(job_file, overrides, settings, len(paths))
+        return
     _run(job_file, overrides, settings, len(paths), as_json)
 
 
@@ -246,14 +270,24 @@ def models(
 
 
 @app.command()
-def status(output: Output, settings: S3Settings = None, as_json: Json = False) -> None:
-    """How far a job is: shards, rows, and what became of them."""
+def status(
+    output: Output,
+    follow: Annotated[bool, typer.Option("--watch", help="Keep looking until all shards are done.")] = False,
+    every_s: Annotated[float, typer.Option("--every", help="Seconds between looks.", min=0.1)] = 5.0,
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """How far a job is: shards, rows, and what became of them. Works from any machine that can read OUT."""
     from jobs.build import current
+    from jobs.progress import ConsoleWatcher
+    from jobs.watch import watch
     from pipeline.text import counted
 
     with errors():
         reach_s3(settings)
-        result = current(output)
+        watcher = ConsoleWatcher()
+        result = watch(output, watcher, every_s, partial(typer.echo, err=True)) if follow else current(output)
+        watcher.close()
     done = result.shards - len(result.shards_missing)
     typer.echo(
         f"{result.output}: {done:,} of {counted(result.shards, 'shard')}, {counted(result.input_rows, 'row')} done"

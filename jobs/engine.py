@@ -22,12 +22,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import ray.util.metrics
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from jobs.cell import pack, unpack
 from jobs.flow import CellLost, Flow, FlowError, Report, WorkerDied
+from jobs.meters import Meters
 from jobs.pools import ACCELERATOR_LABEL, Node, Pool, PoolError, plan_pools, shards_in_flight
-from pipeline import storage
+from pipeline import meters, storage
 from pipeline.inputs.cursor import ReadError
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
 from pipeline.text import last_line, trace_of
@@ -64,6 +66,8 @@ class _StageActor:
         warnings.filterwarnings("ignore", module="ray")
         storage.configure(context.job.s3)
         self.name = name
+        self.meters = Meters(ray.util.metrics, name)
+        meters.report_to(self.meters.observe)
         self.broken: str | None = None
         try:
             self.stage = build(context)
@@ -75,15 +79,21 @@ class _StageActor:
 
     def run(self, cell: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
         """A shard's table through the stage. The last stage's table is small and comes back as the report."""
+        with self.meters.shard():
+            report, table = self._run(cell)
+        self.meters.ended(report, table)
+        return report, None if table is None else pack(table)
+
+    def _run(self, cell: pa.Buffer) -> tuple[Report, pa.Table | None]:
         if self.broken:
             return Report(error=self.broken), None
         try:
             table = run_stage(self.name, self.stage, unpack(cell))
-            if self.name == "commit":
-                return Report(manifest=table["manifest"][0].as_py()), None
-            return Report(), pack(table)
         except Exception as error:  # the border of a shard: it fails alone, with its traceback
             return Report(error=trace_of(error)), None
+        if self.name == "commit":
+            return Report(manifest=table["manifest"][0].as_py()), None
+        return Report(), table
 
 
 class _RayCrew:

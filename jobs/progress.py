@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import TextIO
 
+from pipeline.text import counted
 from schemas.manifest import ShardManifest
 from schemas.status import Status
 
@@ -39,6 +40,11 @@ class ConsoleWatcher:
             self._print(f"{rows_done:,} rows are done already; {rows_left:,} to go")
         if shards_left:
             self._print("starting workers, which takes a quarter of a minute ...")
+
+    def watching(self, shards_left: int, rows_left: int, rows_done: int) -> None:
+        """Another process does the work."""
+        self.rows_left, self.shards_left = rows_left, shards_left
+        self._print(f"{rows_done:,} rows are done; {rows_left:,} in {counted(shards_left, 'shard')} to go")
 
     def committed(self, manifest: ShardManifest) -> None:
         self._warn_of_failures(manifest)

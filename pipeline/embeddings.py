@@ -23,6 +23,7 @@ from pipeline.encode import ClipModel, Floats, load_model
 from pipeline.faults import local_fault
 from pipeline.images import ImageError, ImageProcessor, is_one_color
 from pipeline.isolate import DECODE_TIMEOUT_S
+from pipeline.meters import timed
 from pipeline.pixels.phash import phash
 from pipeline.pixels.resize import Pixels
 from pipeline.text import describe
@@ -125,7 +126,8 @@ class Encoder:
 
     def _results(self, batch: Sequence[Future[Look]]) -> list[Look]:
         try:
-            return [future.result(DECODE_TIMEOUT_S) for future in batch]
+            with timed("encode_wait"):
+                return [future.result(DECODE_TIMEOUT_S) for future in batch]
         except TimeoutError:
             if self._may_exit:
                 os._exit(1)  # its shard is done again, carefully

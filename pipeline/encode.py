@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
+from pipeline.meters import timed
 from schemas.jobs import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -140,8 +141,9 @@ class ClipModel:
             while start < len(batch):
                 part = batch[start : start + self.batch_size]
                 try:
-                    found = torch.nn.functional.normalize(embed(part).float(), dim=-1)
-                    parts.append(found.cpu())
+                    with timed("encode_batch"):
+                        found = torch.nn.functional.normalize(embed(part).float(), dim=-1)
+                        parts.append(found.cpu())
                 except torch.OutOfMemoryError:
                     if self.batch_size == 1:
                         raise

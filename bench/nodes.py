@@ -1,0 +1,101 @@
+"""Whether twice as many nodes do twice as much: a build whose time is waiting, on 1, 2, 4 and 8 simulated nodes.
+
+    python -m bench.nodes [--rounds 3]
+
+`ray.cluster_utils.Cluster` on one machine, three CPUs and one download actor to a node; small pictures that a loopback
+web hands out after two seconds, 16 requests to a host at once per node. Rate: that of the middle three fifths of the
+shards, where every node has work.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.chaos import slow_web
+from jobs.build import build
+from schemas.jobs import BuildJob
+from schemas.manifest import ShardManifest
+
+NODES = (1, 2, 4, 8)
+SHARD_ROWS, SHARDS_PER_NODE, DELAY_S, REQUESTS = 16, 24, 2.0, 16
+
+
+class Clock:
+    """A watcher that notes when shards came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.rows: list[int] = []
+
+    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None: ...
+
+    def committed(self, manifest: ShardManifest) -> None:
+        self.times.append(time.perf_counter())
+        self.rows.append(manifest.rows_in)
+
+    def failed(self, shard: int, error: str) -> None:
+        raise SystemExit(error)
+
+    @property
+    def rate(self) -> float:
+        """Rows per second in the middle of the run, where every node has work."""
+        first, last = len(self.times) // 5, 4 * len(self.times) // 5
+        return sum(self.rows[first + 1 : last + 1]) / (self.times[last] - self.times[first])
+
+
+def rate(nodes: int, folder: Path, web: str) -> float:
+    """Rows per second on so many nodes."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    rows = nodes * SHARDS_PER_NODE * SHARD_ROWS
+    urls = [f"{web}/{number}.jpg" for number in range(rows)]
+    source, output = folder / f"in{nodes}.parquet", folder / f"out{nodes}-{time.time_ns()}"
+    pq.write_table(pa.table({"url": urls, "caption": urls}), source)
+    head: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=3, object_store_memory=100_000_000)
+    clock = Clock()
+    values = {
+        "source": {"paths": [str(source)]},
+        "output": str(output),
+        "shard_rows": SHARD_ROWS,
+        "fetch": {"allow_networks": ["127.0.0.0/8"], "per_host_concurrency": REQUESTS},
+        "run": {"address": cluster.address, "download_actors": nodes},
+    }
+    try:
+        assert build(BuildJob.model_validate(values), clock).kept == rows
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    return clock.rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    found: dict[int, list[float]] = {nodes: [] for nodes in NODES}
+    with tempfile.TemporaryDirectory() as folder, slow_web(DELAY_S) as web:
+        for _ in range(options.rounds):
+            for nodes in NODES:
+                found[nodes].append(rate(nodes, Path(folder), web))
+                print(f"{nodes} nodes: {found[nodes][-1]:.1f} rows/s", file=sys.stderr, flush=True)
+    print("| nodes | rows/s, median (range) | of linear, median (range) |\n|---|---|---|")
+    for nodes in NODES:
+        shares = [many / one / nodes for many, one in zip(found[nodes], found[1], strict=True)]
+        spread = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+        rates = found[nodes]
+        print(f"| {nodes} | {statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f}) | {spread} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""`pairmill build --explain`: the pools, the memory, the objects and the rate of a job, before anything starts."""
+
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.build import check
+from jobs.config import JobError
+from jobs.pools import STORED_PICTURE_BYTES, Node, Pool, PoolError, plan_pools, shards_in_flight
+from pipeline.inputs.planned import load
+from pipeline.plan import Plan, describe_plan, make_plan
+from pipeline.shards import committed, read_manifest
+from pipeline.stages import Context, StageName, build_stages
+from pipeline.storage import Store
+from pipeline.text import counted
+from schemas.jobs import BuildJob
+from schemas.manifest import ShardManifest, manifest_name
+
+DOWNLOAD_ACTOR_BYTES = 900_000_000
+"""A download actor at work: 230 MB of libraries, and four shards of bodies and stored pictures (docs/scale.md)."""
+ENCODE_ACTOR_BYTES = 1_200_000_000
+"""An encoder without its weights: PyTorch, and decoded pictures of a few batches."""
+SMALL_ACTOR_BYTES = 300_000_000
+_SAMPLE = 64
+"""Manifests that the rate is taken from."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a run would be."""
+
+    plan: str
+    pools: Mapping[StageName, Pool]
+    memory_bytes: int
+    """Of all workers and the pictures between them, on all machines."""
+    machines: int
+    rows_per_s: float | None
+    """From the shards that are done; None where none is."""
+    rows_left: int
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield self.plan
+        for name, pool in self.pools.items():
+            growing = f", up to {pool.max_actors:,}" if pool.max_actors > pool.actors else ""
+            gpus = f", {pool.gpus:g} GPU" if pool.gpus else ""
+            where = ", not on machines with GPUs" if pool.labels else ""
+            yield f"  {name:<9}{counted(pool.actors, 'worker')}{growing}: {pool.cpus:g} CPUs{gpus} each{where}"
+        each = self.memory_bytes / max(self.machines, 1) / 1e9
+        yield f"memory: about {each:.1f} GB on each of {counted(self.machines, 'machine')}"
+        if self.rows_per_s is None:
+            yield "rate: no shard is done yet; after a first run with --limit 10000 this says it"
+        else:
+            hours = self.rows_left / self.rows_per_s / 3600
+            yield f"rate: about {self.rows_per_s:,.0f} rows/s, {hours:,.1f} h for the {self.rows_left:,} rows left"
+
+
+def explain(job: BuildJob) -> Explanation:
+    """What `build` would do with this job. Joins its cluster to see the machines; writes nothing. Raises JobError."""
+    job, fingerprint = check(job)
+    store = Store(job.output)
+    plan = load(store) or _planned_aside(job, fingerprint)
+    context = Context(job, plan.facts, fingerprint)
+    done = committed(store)
+    left = plan.shards.filter([shard not in done for shard in plan.shards["shard"].to_pylist()])
+    nodes = _nodes(job)
+    names = [name for name, _ in build_stages(context)]
+    try:
+        pools = plan_pools(context, names, max(left.num_rows, 1), nodes)
+    except PoolError as error:
+        raise JobError(str(error)) from None
+    newest = sorted(done.items())[-_SAMPLE:]
+    manifests = [read_manifest(store, manifest_name(shard, generation)) for shard, generation in newest]
+    return Explanation(
+        plan=describe_plan(plan, job),
+        pools=pools,
+        memory_bytes=_memory_bytes(context, pools),
+        machines=len(nodes),
+        rows_per_s=rows_per_s(pools, manifests),
+        rows_left=sum(left["num_rows"].to_pylist()),
+    )
+
+
+def rows_per_s(pools: Mapping[StageName, Pool], manifests: Sequence[ShardManifest]) -> float | None:
+    """What the slowest pool lets through, by what the finished shards took there; None without any."""
+    rates = []
+    for name, pool in pools.items():
+        seconds = [each.seconds[name] / each.num_rows for each in manifests if name in each.seconds and each.num_rows]
+        if seconds and (per_row_s := statistics.median(seconds)) > 0:
+            rates.append(max(pool.actors, pool.max_actors) * pool.calls / per_row_s)
+    return min(rates, default=None)
+
+
+def _planned_aside(job: BuildJob, fingerprint: str) -> Plan:
+    with tempfile.TemporaryDirectory(prefix="pairmill-explain-") as folder:
+        return make_plan(job, Store(folder), {"fingerprint": fingerprint})
+
+
+def _nodes(job: BuildJob) -> list[Node]:
+    if job.run.address is None:
+        return [local_node(job)]
+    from jobs import engine
+
+    with engine.ray_session(job.run):
+        return engine.cluster_nodes()
+
+
+def local_node(job: BuildJob) -> Node:
+    """This machine, as a local Ray would see it."""
+    gpus = 0
+    if job.models and job.run.device != "cpu":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    return Node(cpus=(os.cpu_count() or 1) + 2, gpus=gpus)
+
+
+def _memory_bytes(context: Context, pools: Mapping[StageName, Pool]) -> int:
+    sizes = {"download": DOWNLOAD_ACTOR_BYTES, "encode": ENCODE_ACTOR_BYTES}
+    actors = sum(pool.actors * sizes.get(name, SMALL_ACTOR_BYTES) for name, pool in pools.items())
+    source = pools.get("download") or pools.get("load") or pools["read"]
+    between = shards_in_flight(context, pools, source.actors) * context.job.shard_rows * STORED_PICTURE_BYTES
+    return actors + between

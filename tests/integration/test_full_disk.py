@@ -1,0 +1,47 @@
+"""A disk that fills up in the middle of a build: one clear error, nothing half-written, and on it goes with more."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.shards import read_manifests
+from pipeline.storage import Store
+from pipeline.verify import verify
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import picture, write_input
+from tests.integration.test_command import build_arguments, run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_with_more_room(
+    small_disk: Path, web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(160)]
+    source, output = write_input(tmp_path / "in.parquet", rows), small_disk / "out"
+    full = run(build_arguments(source, output), tmp_path)
+    assert full.returncode == 1
+    assert f"the disk of {output} or a worker's temporary folder is full: free some room" in full.stderr
+    assert "Traceback" not in full.stderr
+    store = Store(str(output))
+    before = {manifest.shard for manifest in read_manifests(store)}
+    assert 0 < len(before) < 20
+    assert verify(store, rescore=0).problems == []
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    done = run(build_arguments(source, output), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sum(manifest.rows_in for manifest in read_manifests(store)) == 160
+    assert verify(store, rescore=0).problems == []
+    assert not list((output / "tmp").glob("*"))

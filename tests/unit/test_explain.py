@@ -1,0 +1,108 @@
+"""What a job would do, said before it is done: nothing is written, and the pools are those that the run would have."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.explain import rows_per_s
+from jobs.pools import DOWNLOAD_CPUS, Node, Pool, PoolError, plan_pools, shards_in_flight
+from pipeline.sources import SourceFacts
+from pipeline.stages import Context, StageName
+from schemas.jobs import BuildJob
+from schemas.manifest import ShardManifest
+
+BUILD: list[StageName] = ["read", "download", "encode", "commit"]
+
+
+def context(**run: Any) -> Context:
+    values = {"source": {"paths": ["in.parquet"]}, "output": "out", "models": [{"name": "tiny"}], "run": run}
+    facts = SourceFacts("url", "caption", None, None, None, pa.schema([]), (), None)
+    return Context(BuildJob.model_validate(values), facts, "0" * 32)
+
+
+def test_machines_with_gpus_only_encode_where_there_are_others() -> None:
+    nodes = [Node(16), Node(16), Node(8, gpus=4, accelerator="A100"), Node(8, gpus=4, accelerator="H100")]
+    pools = plan_pools(context(), BUILD, 10_000, nodes)
+    assert pools["encode"].actors == 8
+    assert (pools["encode"].gpus, pools["encode"].labels) == (1.0, {})
+    assert pools["download"].actors == 15
+    for name in ("read", "download", "commit"):
+        assert pools[name].labels == {"ray.io/accelerator-type": "!in(A100, H100)"}  # type: ignore[index]
+
+
+def test_a_machine_with_gpus_does_everything_where_it_is_alone() -> None:
+    pools = plan_pools(context(), BUILD, 10_000, [Node(16, gpus=2, accelerator="A100")])
+    assert (pools["encode"].actors, pools["download"].actors) == (2, 7)
+    assert not pools["download"].labels
+
+
+@given(
+    cpus=st.lists(st.integers(1, 64), min_size=1, max_size=8),
+    gpus=st.integers(0, 8),
+    shards=st.integers(1, 10_000),
+    download=st.none() | st.integers(1, 200),
+    encode=st.none() | st.integers(1, 20),
+)
+def test_pools_fit_the_machines_or_are_refused(
+    cpus: list[int], gpus: int, shards: int, download: int | None, encode: int | None
+) -> None:
+    nodes = [Node(float(count)) for count in cpus] + ([Node(8.0, gpus=gpus)] if gpus else [])
+    try:
+        pools = plan_pools(context(download_actors=download, encode_actors=encode), BUILD, shards, nodes)
+    except PoolError as refused:
+        assert "run." in str(refused)
+        return
+    assert all(1 <= pool.actors <= shards for pool in pools.values())
+    assert sum(pool.actors * pool.cpus for pool in pools.values()) <= sum(node.cpus for node in nodes) + 1e-6
+    assert pools["download"].cpus <= min(DOWNLOAD_CPUS, max(node.cpus for node in nodes))
+    assert sum(pool.actors * pool.gpus for pool in pools.values()) <= gpus
+
+
+def test_a_cluster_that_grows_may_be_asked_for_more_than_there_is() -> None:
+    pools = plan_pools(context(max_download_actors=64, max_encode_actors=8), BUILD, 1_000, [Node(4)])
+    assert (pools["download"].actors, pools["download"].max_actors) == (1, 64)
+    assert (pools["encode"].actors, pools["encode"].max_actors) == (1, 8)
+    assert pools["read"].actors == 8
+
+
+def test_the_carefully_done_shard_is_alone() -> None:
+    alone = Context(context().job, context().facts, "0" * 32, careful=True)
+    pools = plan_pools(alone, BUILD, 50, [Node(64)])
+    assert {(pool.actors, pool.calls) for pool in pools.values()} == {(1, 1)}
+    assert shards_in_flight(alone, pools, 1) == 1
+
+
+def manifest(download_s: float, encode_s: float) -> ShardManifest:
+    values = {"uri": "in", "first_row": 0, "job_fingerprint": "0" * 32, "files": {}, "bytes_fetched": 0, "versions": {}}
+    counts = {"num_rows": 100, "rows_in": 100, "pairs": 100, "rejects": 0, "kept": 100, "statuses": {"ok": 100}}
+    seconds = {"download": download_s, "encode": encode_s}
+    return ShardManifest.model_validate({**values, **counts, "shard": 0, "attempt": "0" * 32, "seconds": seconds})
+
+
+def test_the_rate_is_that_of_the_slowest_pool_by_what_finished_shards_took() -> None:
+    pools: dict[StageName, Pool] = {"download": Pool(2, 2.0, calls=4), "encode": Pool(1, 0.2)}
+    assert rows_per_s(pools, []) is None
+    assert rows_per_s(pools, [manifest(40.0, 1.0)] * 3) == pytest.approx(20.0)  # 8 shards at once, 40 s each
+    assert rows_per_s(pools, [manifest(4.0, 10.0)] * 3) == pytest.approx(10.0)
+
+
+def test_explain_says_pools_memory_objects_and_leaves_nothing(tmp_path: Path) -> None:
+    urls = [f"https://pictures.example/{number}.jpg" for number in range(100)]
+    pq.write_table(pa.table({"url": urls, "caption": urls}), tmp_path / "in.parquet")
+    arguments = ["build", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--model", "tiny", "--explain"]
+    done = CliRunner().invoke(app, [*arguments, "--set", "shard_rows=10", "--set", "run.device=cpu"])
+    assert done.exit_code == 0, done.output
+    assert "100 rows in 10 shards of up to 10: 40 output files" in done.output
+    for name in BUILD:
+        assert f"  {name:<9}1 worker: " in done.output or os.cpu_count() != 2
+    assert "memory: about" in done.output
+    assert "rate: no shard is done yet" in done.output
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,76 @@
+"""The RayJob for Kubernetes: the command, its files, and pools that the engine will find."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.config import JobError
+from jobs.kuberay import manifest
+
+
+def parts(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    config_map, job = yaml.safe_load_all(manifest(["build", *arguments], "registry.example/pairmill:1"))
+    return config_map, job
+
+
+def test_a_command_alone_is_run_as_it_is_on_the_given_image() -> None:
+    config_map, job = parts("s3://lists/in.parquet", "s3://bucket/out", "--model", "ViT-B-32:openai")
+    assert config_map["data"] == {}
+    assert shlex.split(job["spec"]["entrypoint"]) == [
+        "pairmill", "build", "s3://lists/in.parquet", "s3://bucket/out", "--model", "ViT-B-32:openai",
+        "--set", "run.address=auto",
+    ]  # fmt: skip
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    images = [
+        group["template"]["spec"]["containers"][0]["image"] for group in (cluster["headGroupSpec"], *groups.values())
+    ]
+    assert images == ["registry.example/pairmill:1"] * 3
+    limits = groups["encode"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == "1"
+    assert groups["download"]["maxReplicas"] > groups["download"]["minReplicas"]
+    assert cluster["enableInTreeAutoscaling"]
+
+
+def test_job_file_rules_and_blocklists_come_along_and_the_entrypoint_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_kube_rule.py").write_text("def keep(rows):\n    return None\n")
+    (tmp_path / "bad urls.txt").write_text("https://bad.example/1.jpg\n")
+    rules = {"custom": ["own_kube_rule:keep"], "url_blocklist": "bad urls.txt"}
+    (tmp_path / "my job.yaml").write_text(yaml.safe_dump({"rules": rules}))
+    monkeypatch.chdir(tmp_path)
+    config_map, job = parts("--job", "my job.yaml", "s3://lists/in.parquet", "s3://bucket/out")
+    assert set(config_map["data"]) == {"job.yaml", "own_kube_rule.py", "url_blocklist.txt"}
+    there, home, tools = tmp_path / "mounted", tmp_path / "home", tmp_path / "bin"
+    for folder in (there, home, tools):
+        folder.mkdir()
+    for name, text in config_map["data"].items():
+        (there / name).write_text(text)
+    (tools / "pairmill").write_text('#!/bin/sh\nls; printf "%s\\n" "$@"\n')  # says where it is and what it gets
+    (tools / "pairmill").chmod(0o755)
+    command = job["spec"]["entrypoint"].replace("/job/*", f"{there}/*")
+    environment = {"HOME": str(home), "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert said[:3] == ["job.yaml", "own_kube_rule.py", "url_blocklist.txt"]
+    assert said[3:] == [
+        "build", "--job", "job.yaml", "s3://lists/in.parquet", "s3://bucket/out",
+        "--set", "rules.url_blocklist=url_blocklist.txt", "--set", "run.address=auto",
+    ]  # fmt: skip
+
+
+def test_what_does_not_fit_a_config_map_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_text("https://bad.example/1.jpg\n" * 50_000)
+    with pytest.raises(JobError, match="too large for a ConfigMap"):
+        parts("s3://lists/in.parquet", "s3://bucket/out", "--set", "rules.url_blocklist=long.txt")
+    (tmp_path / "own_kube_package").mkdir()
+    (tmp_path / "own_kube_package/__init__.py").write_text("def keep(rows):\n    return None\n")
+    with pytest.raises(JobError, match="put packages of own rules into the image"):
+        parts("s3://lists/in.parquet", "s3://bucket/out", "--set", "rules.custom=[own_kube_package:keep]")
