@@ -5,7 +5,7 @@
 A Ray cluster of three nodes (`ray.cluster_utils`, one machine), a slow loopback web, S3 (moto's server behind a proxy).
 Each run builds 240 pairs in 20 shards with `tiny` onto S3 and kills one thing at a random moment: the driver, a
 download actor, an encode actor, a node, S3 for ten seconds; or 5 % of all S3 requests fail throughout. Every run must
-end with exactly the row_ids of the calm one, nothing twice, and `verify` without a problem.
+end with exactly the rows of the calm one (row_id and status), nothing twice, and `verify` without a problem.
 """
 
 import argparse
@@ -69,7 +69,8 @@ class Run:
     """Whether it was still running, and had what was to be killed."""
     seconds: float
     resumed: int
-    row_ids: list[str]
+    rows: list[str]
+    """row_id and status of each, sorted."""
     problems: list[str]
 
 
@@ -132,7 +133,9 @@ def _processes(title: str) -> list[psutil.Process]:
 def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
     """One build that something happens to within WORK_S of the first download actor, to its good end."""
     output = f"s3://mill/{name}"
-    world.s3.faults = Faults(slow_down=0.03, reset=0.02) if killed == "5 % of S3 requests" else Faults()
+    world.s3.faults = (
+        Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if killed == "5 % of S3 requests" else Faults()
+    )
     started, resumed = time.perf_counter(), 0
     driver = _start(world, output)
     hit = killed is None
@@ -150,7 +153,7 @@ def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
     seconds = time.perf_counter() - started
     world.s3.faults = Faults()
     store = Store(output)
-    return Run(killed or "nothing", hit, seconds, resumed, sorted(_row_ids(store)), verify(store, rescore=0).problems)
+    return Run(killed or "nothing", hit, seconds, resumed, sorted(_rows(store)), verify(store, rescore=0).problems)
 
 
 def _start(world: World, output: str) -> Driver:
@@ -176,11 +179,12 @@ def _wait_for_work(driver: Driver) -> None:
         time.sleep(0.1)
 
 
-def _row_ids(store: Store) -> Iterator[str]:
+def _rows(store: Store) -> Iterator[str]:
     for manifest in read_manifests(store):
         for part in ("pairs", "rejects"):
             with store.open(manifest.files[part].path) as file:  # type: ignore[index]
-                yield from pq.ParquetFile(file).read(columns=["row_id"])["row_id"].to_pylist()
+                rows = pq.ParquetFile(file).read(columns=["row_id", "status"])
+                yield from (f"{row['row_id']} {row['status']}" for row in rows.to_pylist())
 
 
 @contextmanager
@@ -247,7 +251,7 @@ def main() -> None:
         for number in range(options.runs):
             killed = list(KILLS)[number % len(KILLS)]
             each = run(made, f"run{number}", killed, rng)
-            as_calm = each.row_ids == calm[0].row_ids and not each.problems
+            as_calm = each.rows == calm[0].rows and not each.problems
             said = ("ok" if as_calm else str(each)) + ("" if each.hit else ", but came too late")
             print(f"{number + 1:>3} {killed:<20}{each.seconds:7.1f} s, resumed {each.resumed}: {said}", flush=True)
             runs.append((each, as_calm))

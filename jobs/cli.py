@@ -14,7 +14,6 @@ from jobs.terminal import INTERRUPTED, JobFile, Json, Output, S3Settings, Settin
 
 if TYPE_CHECKING:
     from jobs.build import BuildResult
-    from schemas.jobs import BuildJob
 
 app = typer.Typer(
     name="pairmill",
@@ -49,37 +48,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Download, check, score and filter pairs into Parquet shards. The same command again goes on after a stop."""
-    paths = list(source or [])
-    overrides: dict[str, Any] = {
-        "source.paths": paths[:-1] or None,
-        "output": paths[-1] if paths else None,
-        "source.limit_rows": limit,
-        "source.url_column": url_column,
-        "source.caption_column": caption_column,
-        "models": [_model(name) for name in model] if model else None,
-        "rules.min_similarity": min_similarity,
-        "rules.preset": preset,
-    }
-    if explain:
-        _explain(job_file, overrides, settings, len(paths))
-        return
-    _run(job_file, overrides, settings, len(paths), as_json)
-
-
-def _explain(job_file: str | None, overrides: dict[str, Any], settings: list[str] | None, num_paths: int) -> None:
-    from jobs.explain import explain
-
-    with errors():
-        for line in explain(_load(job_file, overrides, settings, num_paths)).lines():
-            typer.echo(line)
-
-
-def _load(job_file: str | None, overrides: dict[str, Any], settings: list[str] | None, num_paths: int) -> "BuildJob":
-    from jobs.config import JobError, load_job
-
-    if not job_file and num_paths < 2:
-        raise JobError("give a SOURCE and an OUT, or a --job file that names them")
-    return load_job(job_file, overrides, settings or [])
+    _run("build", locals())
 
 
 def _add_model(
@@ -114,16 +83,22 @@ def _add_model(
         raise typer.Exit(1)
 
 
-def _run(
-    job_file: str | None, overrides: dict[str, Any], settings: list[str] | None, num_paths: int, as_json: bool
-) -> None:
+def _run(command: str, parameters: dict[str, Any]) -> None:
     """A job from file and flags to its end, and what there is to say of it."""
+    from jobs.arguments import job_of
     from jobs.build import build as run_build
     from jobs.progress import ConsoleWatcher
     from pipeline.text import counted
+    from schemas.jobs import BuildJob
 
     with errors():
-        job = _load(job_file, overrides, settings, num_paths)
+        job = job_of(command, parameters)
+        assert isinstance(job, BuildJob)
+        if parameters["explain"]:
+            from jobs.explain import explain
+
+            typer.echo("\n".join(explain(job).lines()))
+            return
         watcher = ConsoleWatcher()
         try:
             result = run_build(job, watcher)
@@ -148,7 +123,7 @@ def _run(
         cause = "put right what made them fail, then run" if result.failures else "run"
         missing = f"{len(result.shards_missing):,} of {counted(result.shards, 'shard')} missing"
         typer.echo(f"{missing}: {cause} the same command again", err=True)
-    if as_json:
+    if parameters["as_json"]:
         typer.echo(json.dumps(result.as_dict()))
     if result.shards_missing:
         raise typer.Exit(1)
@@ -177,25 +152,18 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Embed pictures and captions that are held already. The same command again goes on after a stop."""
-    paths = list(source or [])
+    parameters = locals()
     if add_model:
-        added = {**_model(add_model), **({"dtype": dtype} if dtype else {}), **({"alias": alias} if alias else {})}
-        _add_model(paths, added, {"run": {"device": device}} if device else {}, settings, as_json)
+        from jobs.arguments import model_fields
+
+        added = {
+            **model_fields(add_model),
+            **({"dtype": dtype} if dtype else {}),
+            **({"alias": alias} if alias else {}),
+        }
+        _add_model(list(source or []), added, {"run": {"device": device}} if device else {}, settings, as_json)
         return
-    names = [name for each in model or [] for name in each.split(",")]
-    overrides: dict[str, Any] = {
-        "source.held": True,
-        "source.paths": paths[:-1] or None,
-        "output": paths[-1] if paths else None,
-        "source.limit_rows": limit,
-        "source.caption_from_name": caption_from_name or None,
-        "models": [{**_model(name), **({"dtype": dtype} if dtype else {})} for name in names] or None,
-        "run.device": device,
-    }
-    if explain:
-        _explain(job_file, overrides, settings, len(paths))
-        return
-    _run(job_file, overrides, settings, len(paths), as_json)
+    _run("embed", parameters)
 
 
 @app.command()
@@ -382,14 +350,6 @@ def _print_funnel(result: "BuildResult") -> None:
 def _print_failures(result: "BuildResult") -> None:
     for shard, error in result.failures.items():
         typer.echo(f"shard {shard:09d} failed: {error} (whole: {result.output}/failures/{shard:09d}.txt)", err=True)
-
-
-def _model(name: str) -> dict[str, str | None]:
-    """`NAME[:PRETRAINED]` as a model of the job file."""
-    if name.startswith("hf-hub:"):
-        return {"name": name, "pretrained": None}
-    name, _, pretrained = name.partition(":")
-    return {"name": name, "pretrained": pretrained or None}
 
 
 if __name__ == "__main__":  # `python -P -m jobs.cli`: nothing of the current directory can be imported

@@ -38,23 +38,18 @@ def select(
     as_json: Json = False,
 ) -> None:
     """Choose rows of a finished dataset: nothing is downloaded or embedded again to try another choice."""
+    parameters = locals()
     with errors():
         if compare:
             reach_s3(settings)
             _compare(dataset, *compare, as_json)
             return
-        from jobs.config import load_select_job
+        from jobs.arguments import job_of
         from jobs.select import select as run_select
+        from schemas.selection import SelectJob
 
-        values = {
-            "dataset": dataset,
-            "name": name,
-            "steps": [_parse_step(step) for step in steps] if steps else None,
-            "rows": "pairs" if all_pairs else None,
-        }
-        if dry_run and not name:
-            values["name"] = "dry-run"
-        job = load_select_job(job_file, values, settings or [])
+        job = job_of("select", parameters)
+        assert isinstance(job, SelectJob)
         try:
             selection = run_select(job, dry_run, overwrite)
         except KeyboardInterrupt:
@@ -90,19 +85,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the chosen rows as files that other tools read. The same command again goes on after a stop."""
+    parameters = locals()
     with errors():
-        from jobs.config import load_export_job
+        from jobs.arguments import job_of
         from jobs.export import export as run_export
+        from schemas.export import ExportJob
 
-        values = {
-            "dataset": dataset,
-            "subset": subset,
-            "output": output,
-            "format": form,
-            "samples_per_file": samples_per_file,
-            "models": model or None,
-        }
-        job = load_export_job(job_file, values, [*(settings or []), *(["shuffle_seed=null"] if in_order else [])])
+        job = job_of("export", parameters)
+        assert isinstance(job, ExportJob)
         try:
             result = run_export(job)
         except KeyboardInterrupt:
@@ -125,20 +115,6 @@ def _compare(dataset: str, one: str, other: str, as_json: bool) -> None:
         typer.echo(line)
     if as_json:
         typer.echo(json.dumps(comparison.as_dict()))
-
-
-def _parse_step(text: str) -> object:
-    import yaml
-
-    from jobs.config import JobError
-
-    try:
-        step = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        step = None
-    if not isinstance(step, dict):
-        raise JobError(f"--step {text!r}: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'")
-    return step
 
 
 def _print(selection: "Selection") -> None:

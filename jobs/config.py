@@ -65,11 +65,6 @@ def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings
     return _validated(ExportJob, values, text, job_file)
 
 
-def job_values(job_file: str | None, settings: Iterable[str]) -> dict[str, Any]:
-    """What the file and `--set` say, unchecked. Raises JobError."""
-    return _values(job_file, {}, settings)[0]
-
-
 def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str]) -> tuple[dict[str, Any], str]:
     """What the file, the flags and `--set` say together, and the file's text."""
     text = _read(job_file) if job_file else ""

@@ -13,22 +13,24 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from concurrent.futures import Future
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.util.metrics
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from jobs.cell import pack, unpack
-from jobs.flow import CellLost, Flow, FlowError, Report, WorkerDied
+from jobs.flow import LOOKAHEAD, CellLost, Flow, FlowError, Report, WorkerDied
 from jobs.meters import Meters
-from jobs.pools import ACCELERATOR_LABEL, Node, Pool, PoolError, plan_pools, shards_in_flight
+from jobs.pools import ACCELERATOR_LABEL, DOWNLOAD_CALLS, Node, Pool, PoolError, plan_pools, shards_in_flight
 from pipeline import meters, storage
 from pipeline.inputs.cursor import ReadError
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
@@ -102,6 +104,8 @@ class _RayCrew:
     def __init__(self, context: Context) -> None:
         self.builders = dict(build_stages(context))
         self.context = context
+        self._futures: dict[Any, Future[Report | None]] = {}
+        self._done: SimpleQueue[Any] = SimpleQueue()
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
         options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
@@ -111,28 +115,36 @@ class _RayCrew:
             options["scheduling_strategy"] = "SPREAD"
         kind = type(f"{name.title()}Actor", (_StageActor,), {})  # what ps and Ray's dashboard call the process
         actor = ray.remote(kind).options(**options).remote(name, self.builders[name], self.context)
-        return actor, actor.ready.remote()
+        return actor, self._watched(actor.ready.remote())
 
     def call(self, worker: Any, cell: Any) -> tuple[Any, Any]:
         report, result = worker.run.options(num_returns=2).remote(cell)
-        return report, result
+        return self._watched(report), result
 
-    def wait(self, tokens: Sequence[Any], timeout_s: float) -> list[Any]:
-        done, left = ray.wait(tokens, num_returns=1, timeout=timeout_s, fetch_local=False)
-        if done and left:
-            done += ray.wait(left, num_returns=len(left), timeout=0, fetch_local=False)[0]
-        return list(done)
+    def _watched(self, token: Any) -> Any:
+        """Have Ray say when it is there: asking for each of thousands would cost milliseconds every time."""
+        self._futures[token] = future = token.future()
+        future.add_done_callback(lambda _: self._done.put(token))
+        return token
+
+    def wait(self, timeout_s: float) -> list[Any]:
+        done = []
+        with suppress(Empty):
+            done.append(self._done.get(timeout=timeout_s))
+            while True:
+                done.append(self._done.get_nowait())
+        return done
 
     def result(self, token: Any) -> Report | None:
         try:
-            report: Report | None = ray.get(token)
+            report: Report | None = self._futures.pop(token).result()
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
-            if isinstance(cause, RayActorError):
-                raise WorkerDied(last_line(str(cause))) from None
-            if isinstance(cause, RayError):
+            if isinstance(cause, (ObjectLostError, ObjectStoreFullError, OutOfDiskError)):
                 raise CellLost(last_line(str(cause))) from None
-            return Report(error=trace_of(cause))  # the result could not be stored, say
+            if isinstance(cause, RayError):  # also killed for its memory, or never placed
+                raise WorkerDied(last_line(str(cause))) from None
+            return Report(error=trace_of(cause))
         return report
 
     def stop(self, worker: Any) -> None:
@@ -164,13 +176,15 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = 2
 
 
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a dead worker's results are nobody's to read
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray's internals reach the user
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     shipped = "working_dir" in submitted  # then the modules came along with the job, and Ray takes no second folder
     environment = {"working_dir": str(modules)} if modules and not shipped else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     with _held_back_stderr():
-        ray.init(address=run.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
+        address = run.address or "local"  # without a word, Ray would join whatever was started on this machine
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
 
 
 @contextmanager
@@ -279,8 +293,10 @@ def _is_of_the_job(error: str) -> bool:
 def _pass(shards: pa.Table, context: Context) -> Iterator[tuple[int, Report | None]]:
     """(shard, report) as shards end; None for one that was lost with its worker."""
     names = [name for name, _ in build_stages(context)]
-    fetch, run = context.job.fetch, context.job.run  # the slowest shard: all rows from one host that never answers
-    slowest_s = context.job.shard_rows / fetch.per_host_concurrency * fetch.timeout_s * (fetch.retries + 1)
+    fetch, run = context.job.fetch, context.job.run
+    # The slowest shard: all rows from one host that never answers, or wants pauses, as have the actor's other shards.
+    row_s = max(fetch.timeout_s / fetch.per_host_concurrency, fetch.per_host_interval_s)
+    slowest_s = context.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD)
     try:
         pools = plan_pools(context, names, shards.num_rows, cluster_nodes())
         flow = Flow(
@@ -310,7 +326,6 @@ def cluster_nodes() -> list[Node]:
         Node(
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
-            memory_bytes=int(node["Resources"].get("memory", 0)),
             accelerator=node.get("Labels", {}).get(ACCELERATOR_LABEL),
         )
         for node in ray.nodes()

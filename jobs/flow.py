@@ -55,8 +55,8 @@ class Crew(Protocol):
     def call(self, worker: Any, cell: Any) -> tuple[Any, Any]:
         """(token of the report, cell of the result)."""
 
-    def wait(self, tokens: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Those that are done, at least one unless time runs out."""
+    def wait(self, timeout_s: float) -> list[Any]:
+        """Tokens that are done and were not returned before, at least one unless time runs out."""
 
     def result(self, token: Any) -> Report | None:
         """The report; None for a start. Raises WorkerDied or CellLost."""
@@ -69,6 +69,8 @@ class Crew(Protocol):
 class _Worker:
     stage: int
     handle: Any
+    failed_starts: int = 0
+    """Of those whose place it takes."""
     busy: int = 0
     ready: bool = False
     idle_since: float = field(default_factory=time.monotonic)
@@ -98,7 +100,7 @@ class Flow:
     patience_s: float
     """FlowError where nothing ends for so long."""
     max_deaths: int
-    """In a row, without any shard getting further between."""
+    """Of one stage's workers in a row, without that stage finishing any shard between."""
     workers: list[list[_Worker]] = field(init=False)
     waiting: list[deque[_Item]] = field(init=False)
 
@@ -107,8 +109,7 @@ class Flow:
         self.waiting = [deque() for _ in self.stages]
         self._starting: dict[Any, _Worker] = {}
         self._calls: dict[Any, _Call] = {}
-        self._failed_starts = [0] * len(self.stages)
-        self._deaths = 0
+        self._deaths = [0] * len(self.stages)
         self._source = next((n for n, (name, _) in enumerate(self.stages) if name in ("download", "load")), 0)
         self._moved = self._said = time.monotonic()
 
@@ -131,7 +132,7 @@ class Flow:
             self._look_after()
             if not self._calls and not any(self.waiting):
                 return
-            for token in self.crew.wait([*self._calls, *self._starting], TICK_S):
+            for token in self.crew.wait(TICK_S):
                 yield from self._ended(token)
 
     def stop(self) -> None:
@@ -143,9 +144,9 @@ class Flow:
     def _under_way(self) -> int:
         return len(self._calls) + sum(map(len, self.waiting))
 
-    def _start(self, stage: int) -> None:
+    def _start(self, stage: int, failed_starts: int = 0) -> None:
         handle, token = self.crew.start(*self.stages[stage])
-        worker = _Worker(stage, handle)
+        worker = _Worker(stage, handle, failed_starts)
         self.workers[stage].append(worker)
         self._starting[token] = worker
 
@@ -179,7 +180,7 @@ class Flow:
         except CellLost:
             yield call.item.shard, None
             return
-        self._moved, self._deaths = time.monotonic(), 0
+        self._moved, self._deaths[worker.stage] = time.monotonic(), 0
         if report is not None and not report.error and not report.manifest:
             self.waiting[worker.stage + 1].append(_Item(call.item.shard, call.cell))
             return
@@ -189,26 +190,25 @@ class Flow:
         try:
             self.crew.result(token)
         except (WorkerDied, CellLost) as died:
-            self._failed_starts[worker.stage] += 1
-            name = self.stages[worker.stage][0]
-            if self._failed_starts[worker.stage] >= _MAX_FAILED_STARTS:
-                raise FlowError(f"the workers of the stage {name!r} end before they have begun: {died}") from None
-            self._bury(worker, str(died))
+            if worker.failed_starts + 1 >= _MAX_FAILED_STARTS:
+                name = self.stages[worker.stage][0]
+                raise FlowError(f"workers of the stage {name!r} end before they have begun: {died}") from None
+            self._bury(worker, str(died), worker.failed_starts + 1)
             return
-        self._failed_starts[worker.stage] = 0
         worker.ready, worker.idle_since = True, time.monotonic()
         self._moved = time.monotonic()
 
-    def _bury(self, worker: _Worker, why: str) -> None:
+    def _bury(self, worker: _Worker, why: str, failed_starts: int = 0) -> None:
         """A dead worker is replaced, once however many calls it took along."""
         if worker not in self.workers[worker.stage]:
             return
         self.workers[worker.stage].remove(worker)
         self.crew.stop(worker.handle)
-        self._deaths += 1
-        if self._deaths > self.max_deaths:
-            raise FlowError(f"{counted(self._deaths, 'worker')} died one after the other, the last one: {why}")
-        self._start(worker.stage)
+        self._deaths[worker.stage] += not failed_starts
+        if self._deaths[worker.stage] > self.max_deaths:
+            name, deaths = self.stages[worker.stage][0], counted(self._deaths[worker.stage], "worker")
+            raise FlowError(f"{deaths} of the stage {name!r} died one after the other, the last one: {why}")
+        self._start(worker.stage, failed_starts)
 
     def _look_after(self) -> None:
         """Grow a pool that shards wait for, let go of what has nothing to do, and do not wait for ever in silence.

@@ -1,8 +1,11 @@
 """`pairmill submit --kuberay`: the RayJob of `jobs/cluster/`, with a command and its files filled in."""
 
+import base64
+import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,45 +14,66 @@ from jobs.config import JobError
 from jobs.shipment import packed
 
 MOUNT = "/job"
+_SCRIPT = """# Python does not import from a ConfigMap's links: own rules and the job file are copied first.
+set -e
+mkdir -p ~/job
+cp -L {mount}/* ~/job/
+cd ~/job
+exec {command}
+"""
+
 MAX_CONFIG_MAP_BYTES = 1_000_000
 """Kubernetes refuses a ConfigMap of more than 1 MiB."""
 
 
 def manifest(arguments: Sequence[str], image: str) -> str:
-    """YAML of a ConfigMap with the command's files and a RayJob that runs it. Raises JobError.
+    """YAML of a ConfigMap with the command and its files, and of a RayJob that runs it. Raises JobError.
 
-    Files lie flat in a ConfigMap, so packages of own rules belong in the image.
+    Files lie flat in a ConfigMap, so packages of own rules belong in the image. Both are named by their content, so
+    that another job's do not take their place.
     """
     with packed(arguments) as shipment:
-        files = {}
-        for path in sorted(shipment.folder.rglob("*")):
-            if "__pycache__" in path.parts or path.is_dir():
-                continue
-            if path.parent != shipment.folder:
-                raise JobError(f"{path.relative_to(shipment.folder)}: put packages of own rules into the image")
-            files[path.name] = path.read_text()
-        command = [*shipment.arguments, "--set", "run.address=auto"]
-    if sum(len(text.encode()) for text in files.values()) > MAX_CONFIG_MAP_BYTES:
+        files = _files(shipment.folder)
+        settings = [f"rules.{field}={MOUNT}/{name}" for field, name in shipment.blocklists.items()]
+        command = [*shipment.arguments, *(part for each in settings for part in ("--set", each))]
+    script = _SCRIPT.format(mount=MOUNT, command=shlex.join(["pairmill", *command, "--set", "run.address=auto"]))
+    files["run.sh"] = script.encode()
+    if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
         raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
+    name = f"pairmill-{hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=4).hexdigest()}"
     job = yaml.safe_load(resources.files("jobs").joinpath("cluster", "rayjob.yaml").read_text())
-    # A ConfigMap's files are links that Python does not import from: the command runs in a copy.
-    there = f"mkdir -p ~/job && cp -L {MOUNT}/* ~/job/ && cd ~/job && {shlex.join(['pairmill', *command])}"
-    job["spec"]["entrypoint"] = f"bash -c {shlex.quote(there)}" if files else shlex.join(["pairmill", *command])
-    for container in _containers(job):
-        container["image"] = image
+    job["metadata"]["name"] = name
+    job["spec"]["entrypoint"] = f"bash {MOUNT}/run.sh"
+    for pod in _pods(job):
+        for container in pod["containers"]:
+            container["image"] = image
+        for volume in pod["volumes"]:
+            volume["configMap"]["name"] = name
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": "pairmill-job"},
-        "data": files,
+        "metadata": {"name": name},
+        "binaryData": {name: base64.b64encode(data).decode() for name, data in files.items() if name.endswith(".gz")},
+        "data": {name: data.decode() for name, data in files.items() if not name.endswith(".gz")},
     }
     return "---\n".join(_dumped(part) for part in (config_map, job))
 
 
-def _containers(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _files(folder: Path) -> dict[str, bytes]:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        if path.parent != folder:
+            raise JobError(f"{path.relative_to(folder)}: put packages of own rules into the image")
+        files[path.name] = path.read_bytes()
+    return files
+
+
+def _pods(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        yield from group["template"]["spec"]["containers"]
+        yield group["template"]["spec"]
 
 
 class _NoAliases(yaml.SafeDumper):

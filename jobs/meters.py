@@ -55,7 +55,7 @@ class Meters:
     def ended(self, report: Report, table: pa.Table | None) -> None:
         """What came of the shard; `table` is what the stage made of it."""
         self._shards.inc(1, {**self.stage, "outcome": "failed" if report.error else "ok"})
-        if table is not None and self.stage["stage"] == "download":
+        if table is not None and self.stage["stage"] == "download" and "fetch_s" in table.column_names:
             for seconds in table["fetch_s"].drop_null().to_pylist():
                 self.observe("fetch", seconds)
         if report.manifest:

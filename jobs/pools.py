@@ -35,7 +35,6 @@ class Node:
 
     cpus: float
     gpus: float = 0.0
-    memory_bytes: int = 0
     accelerator: str | None = None
 
 
@@ -64,10 +63,10 @@ def plan_pools(
     on_gpu = "encode" in names and run.device != "cpu" and gpus > 0
     if run.device == "cuda" and not gpus and "encode" in names:
         raise PoolError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
-    encode = run.encode_actors or (gpus if on_gpu else 1)
+    encode = min(run.encode_actors or (gpus if on_gpu else 1), max(num_shards, 1))
     if on_gpu and encode > gpus and not run.max_encode_actors:
         raise PoolError(f"run.encode_actors is {encode}, but Ray has {gpus} GPUs, and each encoder takes one")
-    others = [node for node in nodes if not node.gpus]
+    others = [node for node in nodes if node.cpus and not node.gpus]  # a head node often has no CPUs to give
     apart = on_gpu and bool(others)
     cpus = sum(node.cpus for node in (others if apart else nodes))
     labels = _not_on(node.accelerator for node in nodes if node.gpus) if apart else {}

@@ -12,9 +12,13 @@ from typing import Any
 import jobs
 import pipeline
 import schemas
-from jobs.config import JobError, job_values
+from jobs.arguments import Job, job_of
+from jobs.config import JobError, parse_settings, s3_of
 from pipeline import rules
 from pipeline.storage import is_remote
+from schemas.export import ExportJob
+from schemas.jobs import BuildJob, RulesConfig
+from schemas.s3 import secret_in
 
 COMMANDS = ("build", "embed", "retry", "select", "export")
 """What may be submitted: the commands that take long."""
@@ -32,6 +36,8 @@ class Shipment:
 
     folder: Path
     arguments: list[str]
+    blocklists: dict[str, str]
+    """Field -> the file's name in the folder."""
 
     @property
     def code(self) -> list[str]:
@@ -41,32 +47,28 @@ class Shipment:
 
 @contextmanager
 def packed(arguments: Sequence[str]) -> Iterator[Shipment]:
-    """The command `arguments` (after `pairmill`), packed. Raises JobError for what would not be found there."""
+    """The command `arguments` (after `pairmill`), checked and packed.
+
+    Raises JobError for what is wrong with the job itself, and for what would not be found there.
+    """
     if not arguments or arguments[0] not in COMMANDS:
         raise JobError(f"submit takes one of {', '.join(COMMANDS)}, with its own arguments")
     parameters = _parsed(arguments)
-    values = job_values(parameters.get("job_file"), parameters.get("settings") or [])
-    for path in _places(parameters, values):
-        if not is_remote(path) and not Path(path).is_absolute():
+    job = _checked(arguments[0], parameters)
+    for path in _places(parameters, job):
+        if not is_remote(path) and not Path(path.removeprefix("file://")).is_absolute():
             raise JobError(
                 f"{path}: is a path in this machine's current folder; a cluster reads s3://..., or an absolute path "
                 "that every node has"
             )
     with TemporaryDirectory(prefix="pairmill-submit-") as name:
-        folder, shipped = Path(name), _with_job_file(arguments, parameters.get("job_file"))
-        if job_file := parameters.get("job_file"):
-            shutil.copy(job_file, folder / JOB_FILE)
-        own = values.get("rules") or {}
-        for field in BLOCKLISTS:
-            if (blocklist := own.get(field)) and not is_remote(blocklist):
-                if not Path(blocklist).is_file():
-                    raise JobError(f"rules.{field}: there is no file {blocklist}")
-                shutil.copy(blocklist, folder / f"{field}.txt")
-                shipped += ["--set", f"rules.{field}={field}.txt"]
-        with custom_modules(own.get("custom") or []) as modules:
+        folder = Path(name)
+        shipped = _with_job_file(arguments, parameters.get("job_file"), folder)
+        rules_of_job = job.rules if isinstance(job, BuildJob) else RulesConfig()
+        with custom_modules(rules_of_job.custom) as modules:
             if modules:
-                shutil.copytree(modules, folder, dirs_exist_ok=True)
-        yield Shipment(folder, shipped)
+                shutil.copytree(modules, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        yield Shipment(folder, shipped, dict(_copied_blocklists(rules_of_job, folder)))
 
 
 def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
@@ -80,23 +82,49 @@ def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
     return dict(context.params)
 
 
-def _places(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """Every path that the command reads or writes."""
-    source = values.get("source") if isinstance(values.get("source"), dict) else {}
-    given = [parameters.get("source"), parameters.get("dataset"), parameters.get("output"), source.get("paths")]  # type: ignore[union-attr]
-    given += [values.get("dataset"), values.get("output")]
-    return [path for item in given for path in ([item] if isinstance(item, str) else item or [])]
+def _checked(command: str, parameters: Mapping[str, Any]) -> Job | None:
+    """The job; None for a command that takes an output folder and settings alone."""
+    if command != "retry" and not parameters.get("add_model"):
+        return job_of(command, parameters)
+    s3_of(parse_settings(parameters["settings"] or []))
+    for path in (parameters.get("output"), *(parameters.get("source") or [])):
+        if wrong := secret_in(path or ""):
+            raise JobError(f"the output folder: {wrong}")
+    return None
 
 
-def _with_job_file(arguments: Sequence[str], job_file: str | None) -> list[str]:
-    """The job file by its name in the folder."""
-    if job_file is None:
+def _places(parameters: Mapping[str, Any], job: Job | None) -> list[str]:
+    """Every path that the command reads or writes and that does not travel along."""
+    if job is None:
+        return [path for path in (parameters.get("output"), *(parameters.get("source") or [])) if path]
+    if isinstance(job, BuildJob):
+        names = [name for model in job.models for name in (model.name, model.pretrained) if name]
+        return [*job.source.paths, job.output, *(name for name in names if Path(name).exists())]
+    return [job.dataset, job.output] if isinstance(job, ExportJob) else [job.dataset]
+
+
+def _with_job_file(arguments: Sequence[str], job_file: str | None, folder: Path) -> list[str]:
+    """The command line with the job file by its name in the folder, where it is copied to."""
+    if job_file is None or is_remote(job_file):
         return list(arguments)
+    shutil.copy(job_file, folder / JOB_FILE)
     changed = [f"--job={JOB_FILE}" if argument == f"--job={job_file}" else argument for argument in arguments]
     for number, argument in enumerate(changed[:-1]):
         if argument == "--job" and changed[number + 1] == job_file:
             changed[number + 1] = JOB_FILE
     return changed
+
+
+def _copied_blocklists(rules_of_job: RulesConfig, folder: Path) -> Iterator[tuple[str, str]]:
+    for field in BLOCKLISTS:
+        path = getattr(rules_of_job, field)
+        if path is None or is_remote(path):
+            continue
+        if not Path(path).is_file():
+            raise JobError(f"rules.{field}: there is no file {path}")
+        name = f"{field}.gz" if path.endswith(".gz") else f"{field}.txt"
+        shutil.copy(path, folder / name)
+        yield field, name
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from jobs.shipment import packed
 
 _POLL_S = 1.0
 _STOP_TIMEOUT_S = 60.0
-_AGENT_TIMEOUT_S = 60.0
+_AGENT_TIMEOUT_S = _AWAY_S = 60.0
 _METADATA = "pairmill"
 
 
@@ -51,9 +51,10 @@ class Cluster:
     def submit(self, arguments: Sequence[str]) -> str:
         """Start `pairmill ARGUMENTS` there, with our code shipped; returns the job's id. Raises JobError first."""
         with packed(arguments) as shipment, _clearly(self.address):
-            on_cluster = [*shipment.arguments, "--set", "run.address=auto"]
+            blocklists = [f"rules.{field}={name}" for field, name in shipment.blocklists.items()]
+            settings = [part for setting in (*blocklists, "run.address=auto") for part in ("--set", setting)]
             return self._submit(
-                entrypoint=shlex.join(["python", "-P", "-m", "jobs.cli", *on_cluster]),
+                entrypoint=shlex.join(["python", "-P", "-m", "jobs.cli", *shipment.arguments, *settings]),
                 runtime_env={"working_dir": str(shipment.folder), "py_modules": shipment.code},
                 metadata={_METADATA: shlex.join(arguments)},
             )
@@ -99,14 +100,23 @@ class Cluster:
                     shown += len(new)
                     show(new)
 
-        while not (job := self.job(job_id)).is_over:
-            with _clearly(self.address):
-                try:
-                    asyncio.run(stream())
-                except RuntimeError:  # the connection broke, or the job ended under it
-                    time.sleep(_POLL_S)
+        while not (job := self._patiently(job_id)).is_over:
+            with suppress(Exception):  # of several libraries: the connection broke, or the job ended under it
+                asyncio.run(stream())
+            time.sleep(_POLL_S)
         show(self.logs(job_id)[shown:])
         return job
+
+    def _patiently(self, job_id: str) -> SubmittedJob:
+        """The job, from a dashboard that may be away for a while."""
+        deadline = time.monotonic() + _AWAY_S
+        while True:
+            try:
+                return self.job(job_id)
+            except JobError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
 
     def stop(self, job_id: str) -> SubmittedJob:
         """End it and wait until it has ended. Raises JobError where it does not."""
@@ -125,7 +135,7 @@ def _clearly(address: str) -> Iterator[None]:
     """The client raises RuntimeError with the server's traceback, and several kinds for a cluster that is not there."""
     try:
         yield
-    except ConnectionError as error:
+    except OSError as error:
         raise JobError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None
     except RuntimeError as error:
         raise JobError(f"the cluster at {address} says: {_first_line(error)}") from None

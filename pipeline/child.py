@@ -1,5 +1,6 @@
 """One child process that may die or hang, for work that killed a worker: what it dies of costs one row."""
 
+import faulthandler
 import multiprocessing
 import os
 import threading
@@ -28,17 +29,20 @@ class Child:
         self._pool: ProcessPoolExecutor | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
-        """The function's result. Raises what it raised; ChildDied; LocalFault where no child can be started."""
+        """The function's result. Raises RuntimeError with what it raised; ChildDied; LocalFault, also its own."""
         with self._one_at_a_time:
             pool = self._pool = self._pool or self._open()
             try:
-                return pool.submit(function, *arguments).result(timeout_s)
+                result, error = pool.submit(_guarded, timeout_s, function, *arguments).result(timeout_s)
             except BrokenProcessPool:
                 self._kill()
                 raise ChildDied("its process died") from None
             except TimeoutError:
                 self._kill()
                 raise ChildDied(f"no answer within {timeout_s:g} s") from None
+        if error is not None:
+            raise error
+        return result
 
     def _open(self) -> ProcessPoolExecutor:
         """Start a child; its start is not held against the call."""
@@ -62,6 +66,22 @@ class Child:
             for process in (pool._processes or {}).values():
                 process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
+    """(result, error): an error of the function must not look like one of the child's.
+
+    A call that hangs in C code, where no thread of Python runs, ends the child some time after its parent gave it up.
+    """
+    faulthandler.dump_traceback_later(2 * timeout_s, exit=True)
+    try:
+        return function(*arguments), None
+    except LocalFault as fault:
+        return None, fault
+    except BaseException as error:  # SystemExit too; by its words, as not every exception travels
+        return None, RuntimeError(f"{type(error).__name__}: {error}")
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _begin(parent: int, start: Callable[..., None], *arguments: Any) -> None:

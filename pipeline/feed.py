@@ -67,8 +67,9 @@ class FeedConfig:
 class PairDataset(IterableDataset[Sample]):
     """Dicts of `uid` and each column: strings, numbers, embeddings as float16 tensors (dim,).
 
-    With `batch_size`, numbers and embeddings are tensors of (rows, ...), the rest lists. Null is NaN in floats and
-    embeddings, else None. `transform` makes of a PIL picture what `image` is; without it, that is the stored bytes.
+    With `batch_size`, numbers and embeddings are tensors of (rows, ...), the rest lists. Null is NaN in numbers (a
+    batch of integers with a null is one of floats) and embeddings, else None. `transform` makes of a PIL picture what
+    `image` is; without it, that is the stored bytes.
     `tokenizer`, such as open_clip's, makes of a list of captions a tensor (rows, length); without it they are strings.
     Raises FeedError for what is not there. A loop that was left goes on where it was; `set_epoch` begins anew.
     """
@@ -79,11 +80,15 @@ class PairDataset(IterableDataset[Sample]):
         transform: Callable[[Image.Image], Any] | None = None,
         tokenizer: Callable[[list[str]], torch.Tensor] | None = None,
     ) -> None:
+        if not 0 <= config.rank < config.world_size:
+            raise FeedError(f"rank {config.rank} of a world of {config.world_size}")
         self.config = config
         self.epoch = 0
         self._transform = transform
         self._tokenizer = tokenizer
         self._rows_done = 0
+        self._place_of = (0, 1)
+        """The consumer whose rows `_rows_done` counts, and of how many."""
         storage.configure(config.s3)
         self._shards = FeedShards.of(config.dataset, config.subset)
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
@@ -104,7 +109,8 @@ class PairDataset(IterableDataset[Sample]):
     def state_dict(self) -> dict[str, Any]:
         """The place of this consumer in the epoch: after what was handed out."""
         consumer, consumers = self._consumer()
-        state = {"epoch": self.epoch, "rows_done": self._rows_done, "consumer": consumer, "consumers": consumers}
+        rows_done = self._rows_done if self._place_of == (consumer, consumers) else 0
+        state = {"epoch": self.epoch, "rows_done": rows_done, "consumer": consumer, "consumers": consumers}
         return state | self._order_facts()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -119,10 +125,13 @@ class PairDataset(IterableDataset[Sample]):
                 f"not of {consumer} of {consumers}: keep the numbers of ranks and workers"
             )
         self.epoch, self._rows_done = state["epoch"], state["rows_done"]
+        self._place_of = (consumer, consumers)
 
     def __iter__(self) -> Iterator[Sample]:
         size = self.config.batch_size
         storage.configure(self.config.s3)  # a worker's process was perhaps started anew, not forked
+        if self._place_of != self._consumer():  # a worker inherits the loader's copy, which may have been looked into
+            self._rows_done, self._place_of = 0, self._consumer()
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             for table, pictures in self._ahead(pool, _rechunked(_one_ahead(self._tables()), size or _ROWS_AT_ONCE)):
                 columns = self._columns(table, pictures)
@@ -151,8 +160,9 @@ class PairDataset(IterableDataset[Sample]):
         """The rows of this consumer that are still to come, in order, some shards at a time."""
         first, last = self._stretch(*self._consumer())
         first += self._rows_done
-        order = self._generator(-1).permutation(len(self._shards.counts)) if self.config.shuffle else None
-        shards = np.arange(len(self._shards.counts)) if order is None else order
+        shards = np.flatnonzero(self._shards.counts)  # shards that came after the choice change nothing
+        if self.config.shuffle:
+            shards = self._generator(-1).permutation(shards)
         start = 0
         for number in range(0, len(shards), self.config.mix_shards):
             mixed = shards[number : number + self.config.mix_shards]
@@ -166,10 +176,9 @@ class PairDataset(IterableDataset[Sample]):
         """All chosen rows of neighbouring shards, in the epoch's order."""
         columns = {"uid", *self.config.columns} - {IMAGE}
         columns |= set(STORED.names) if IMAGE in self.config.columns else set()
-        some = [index for index in shards.tolist() if self._shards.counts[index]]
         tables, rows, start = [], [], 0
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed-read") as readers:
-            for table, chosen in readers.map(partial(self._shards.read, columns=frozenset(columns)), some):
+            for table, chosen in readers.map(partial(self._shards.read, columns=frozenset(columns)), shards.tolist()):
                 tables.append(table)
                 rows.append(chosen + start)
                 start += table.num_rows
@@ -269,7 +278,7 @@ def _values(array: pa.Array) -> Any:
         vectors = np.full((len(array), kind.list_size), np.nan, some.dtype)
         vectors[array.is_valid().to_numpy(zero_copy_only=False)] = some
         return torch.from_numpy(vectors)
-    if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and not array.null_count):
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):  # integers with a null among them become floats
         return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())
     return array.to_pylist()
 

@@ -1,5 +1,6 @@
 """The shards that a feed reads: which rows of each are chosen, and their columns and pictures."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,14 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.columns import complete_models
 from pipeline.plan import load_plan
-from pipeline.select.chunks import Chunk, describe
+from pipeline.select.chunks import Chunk, ShardFiles, describe
 from pipeline.select.scan import ALIVE
-from pipeline.select.subset import SubsetError, read_selection, read_tables
+from pipeline.select.subset import SubsetError, generations_of, read_selection, read_tables
 from pipeline.shards import committed
 from pipeline.storage import Store
 from schemas.pairs import KEPT_STATUS
+
+_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class FeedShards:
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in chosen], np.int64)
         pictures = plan.facts.pictures
         stored = plan.job["images"]["store"] != "none" if pictures is None else pictures in ("index", "pairs")
-        fingerprint = "kept" if subset is None else read_selection(store, subset).attempt
+        fingerprint = generations_of([chunk]) if subset is None else read_selection(store, subset).attempt
         return cls(chunk, tuple(chosen), counts, chunk.schema(), stored, fingerprint)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
@@ -64,11 +67,12 @@ class FeedShards:
 
 
 def _kept(chunk: Chunk) -> list[npt.NDArray[np.uint8]]:
-    chosen = []
-    for shard in chunk.shards:
+    def of(shard: ShardFiles) -> npt.NDArray[np.uint8]:
         status = chunk.read(shard, frozenset({"status"}))["status"].combine_chunks()
-        chosen.append(np.packbits(pc.equal(status, KEPT_STATUS).to_numpy(zero_copy_only=False)))
-    return chosen
+        return np.packbits(pc.equal(status, KEPT_STATUS).to_numpy(zero_copy_only=False))
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        return list(readers.map(of, chunk.shards))
 
 
 def _of_subset(chunk: Chunk, subset: str) -> list[npt.NDArray[np.uint8]]:

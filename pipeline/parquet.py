@@ -7,20 +7,16 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.pairs import is_embedding
+
 ROW_GROUP_ROWS = 1_024
 
 
 def write_table(table: pa.Table, file: IO[bytes]) -> None:
     """Write all rows, with the schema's metadata, in row groups of ROW_GROUP_ROWS."""
-    plain = [field for field in table.schema if "_embedding_" not in field.name]
-    leaves = [path for field in plain for path in _leaves(field.name, field.type)]
-    pq.write_table(
-        table,
-        file,
-        row_group_size=ROW_GROUP_ROWS,
-        compression=dict.fromkeys(leaves, "zstd"),
-        use_dictionary=[field.name for field in plain],
-    )
+    leaves = [path for field in table.schema if not is_embedding(field) for path in _leaves(field.name, field.type)]
+    compression = dict.fromkeys(leaves, "zstd")
+    pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, compression=compression, use_dictionary=leaves)
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:

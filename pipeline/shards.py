@@ -198,10 +198,11 @@ class _Commit:
         """The plain name, or one that carries the attempt where a dead or rival attempt holds the plain one."""
         digest, num_bytes = storage.file_checksum(file)
         stem = manifest_name(self.shard.shard, self.generation).removesuffix(".json")
-        for name in (f"{folder}/{stem}.{suffix}", f"{folder}/{stem}.{self.attempt}.{suffix}"):
-            if self.writer.store.create_from(name, file):
-                return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
-        raise AccountingError(f"{folder}/{stem}.{self.attempt}.{suffix} exists already")
+        name = f"{folder}/{stem}.{suffix}"
+        if not self.writer.store.create_from(name, file):
+            name = f"{folder}/{stem}.{self.attempt}.{suffix}"
+            self.writer.store.create_from(name, file)  # taken: by ourselves, and the reply was lost
+        return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
 
 def publish(store: Store, manifest: ShardManifest) -> ShardManifest:

@@ -142,8 +142,8 @@ class ModelConfig(_Settings):
     """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's, `hf-hub:ORG/REPO`, or a folder
     with open_clip_config.json and weights."""
 
-    name: str
-    pretrained: str | None = None
+    name: Place
+    pretrained: Place | None = None
     """open_clip's tag of the weights, or a local file. None for `tiny`, `hf-hub:` names and folders."""
     alias: str = ""
     """Suffix of this model's columns. Empty: made from the name."""
@@ -203,7 +203,7 @@ class RulesConfig(_Settings):
     """Hosts that are not fetched from, their subdomains included."""
     url_allow_hosts: list[str] = []
     """When given, only these hosts and their subdomains are fetched from."""
-    url_blocklist: str | None = None
+    url_blocklist: Place | None = None
     """A text file of URLs, or of their SHA-256 in hex, one per line."""
 
     image_min_side: Annotated[int, Field(ge=1)] | None = None
@@ -216,9 +216,9 @@ class RulesConfig(_Settings):
     """Of the original file."""
     image_max_bytes: Annotated[int, Field(ge=1)] | None = None
     image_drop_one_color: bool = False
-    md5_blocklist: str | None = None
+    md5_blocklist: Place | None = None
     """A text file of MD5 of original bytes in hex, one per line."""
-    sha256_blocklist: str | None = None
+    sha256_blocklist: Place | None = None
 
     min_similarity: Cosine | dict[str, Cosine] | None = None
     """Least cosine similarity of picture and caption: one number for every model, or one per alias."""

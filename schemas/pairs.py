@@ -92,6 +92,12 @@ def embedding_type(dim: int) -> pa.DataType:
     return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
 
 
+def is_embedding(field: pa.Field) -> bool:
+    """Whether a field of an output is a model's embedding."""
+    named = field.name.startswith(("image_embedding_", "text_embedding_"))
+    return named and bool(pa.types.is_fixed_size_list(field.type))
+
+
 def score_columns(alias: str, dim: int) -> pa.Schema:
     """Columns of one model; `dim` is the size of its embeddings. All null where the caption is null."""
     return pa.schema(

@@ -37,7 +37,7 @@ class S3Access(BaseModel):
         without_secrets(endpoint)
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ValueError("endpoint is http://host:port or https://host")
+            raise PydanticCustomError(SECRET, "it is http://host:port or https://host, and nothing more")
         return endpoint
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """What a choice reads: shards of a finished dataset, some dozens to a chunk, and of their files only narrow columns."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from schemas.manifest import ColumnsManifest, manifest_name
 
 CHUNK_ROWS = 250_000
 """Rows per task: large beside a task's own cost, small beside a worker's memory."""
+_READERS = 16
 MAX_CHUNKS = 512
 """Every dedup makes chunks x partitions objects."""
 
@@ -87,7 +89,8 @@ class Chunk:
 
 def describe(store: Store, shards: Sequence[tuple[int, int]], aliases: Sequence[str]) -> Chunk:
     """The chunk of these (shard, generation), with the columns of these added models."""
-    return Chunk(store, tuple(_describe(store, shard, generation, aliases) for shard, generation in shards))
+    with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
+        return Chunk(store, tuple(readers.map(lambda shard: _describe(store, shard[0], shard[1], aliases), shards)))
 
 
 def _describe(store: Store, shard: int, generation: int, aliases: Sequence[str]) -> ShardFiles:

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +27,7 @@ class Cluster:
         self.death, self.loss, self.failure = death, loss, failure
         self.alive: dict[int, str] = {}
         self.pending: dict[int, tuple[int, Any]] = {}
-        self.results: dict[int, Any] = {}
+        self.told: set[int] = set()
         self.numbers = iter(range(10**9))
         self.most_under_way = 0
 
@@ -47,9 +47,11 @@ class Cluster:
         self.most_under_way = max(self.most_under_way, len(calls))
         return token, (shard, done + 1)
 
-    def wait(self, tokens: Sequence[int], timeout_s: float) -> list[int]:
-        some = [token for token in tokens if self.rng.random() < 0.3] or [self.rng.choice(list(tokens))]
-        return [token for token in some if token in self.pending]
+    def wait(self, timeout_s: float) -> list[int]:
+        tokens = [token for token in self.pending if token not in self.told]
+        some = [token for token in tokens if self.rng.random() < 0.3] or [self.rng.choice(tokens)]
+        self.told.update(some)
+        return some
 
     def result(self, token: int) -> Report | None:
         worker, cell = self.pending.pop(token)
@@ -133,21 +135,42 @@ def test_workers_that_end_before_they_have_begun_stop_the_run_with_their_words()
                 self.alive.pop(worker)
             return super().result(token)
 
-    with pytest.raises(FlowError, match=r"'download' end before they have begun: killed"):
+    with pytest.raises(FlowError, match=r"stage 'download' end before they have begun: killed"):
         list(flow_of(Stillborn(1)).run(shards(3)))
 
 
 def test_worker_after_worker_dying_stops_the_run() -> None:
-    cluster = Cluster(1, death=1.0)
-    flow = flow_of(cluster)
+    class LastStageDies(Cluster):
+        def result(self, token: int) -> Report | None:
+            _, cell = self.pending[token]
+            self.death = float(cell is not None and cell[1] == len(STAGES) - 1)
+            return super().result(token)
+
+    flow = flow_of(LastStageDies(1))
     flow.max_deaths = 7
-    with pytest.raises(FlowError, match="8 workers died one after the other"):
+    with pytest.raises(FlowError, match="8 workers of the stage 'commit' died one after the other"):
         list(flow.run(shards(100)))
+
+
+def test_many_starts_that_fail_together_are_no_reason_to_stop() -> None:
+    class NodeLost(Cluster):
+        starts = 0
+
+        def result(self, token: int) -> Report | None:
+            worker, cell = self.pending[token]
+            self.starts += cell is None
+            if cell is None and self.starts <= 12:
+                self.alive.pop(worker, None)
+            return super().result(token)
+
+    flow = flow_of(NodeLost(1), actors=4)
+    assert len(list(flow.run(shards(20)))) == 20
+    flow.stop()
 
 
 def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
     class Stuck(Cluster):
-        def wait(self, tokens: Sequence[int], timeout_s: float) -> list[int]:
+        def wait(self, timeout_s: float) -> list[int]:
             return []
 
     flow = flow_of(Stuck(1))

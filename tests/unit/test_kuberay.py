@@ -20,11 +20,14 @@ def parts(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_a_command_alone_is_run_as_it_is_on_the_given_image() -> None:
     config_map, job = parts("s3://lists/in.parquet", "s3://bucket/out", "--model", "ViT-B-32:openai")
-    assert config_map["data"] == {}
-    assert shlex.split(job["spec"]["entrypoint"]) == [
-        "pairmill", "build", "s3://lists/in.parquet", "s3://bucket/out", "--model", "ViT-B-32:openai",
+    assert set(config_map["data"]) == {"run.sh"}
+    assert shlex.split(config_map["data"]["run.sh"].splitlines()[-1]) == [
+        "exec", "pairmill", "build", "s3://lists/in.parquet", "s3://bucket/out", "--model", "ViT-B-32:openai",
         "--set", "run.address=auto",
     ]  # fmt: skip
+    assert job["spec"]["entrypoint"] == "bash /job/run.sh"
+    other, _ = parts("s3://lists/other.parquet", "s3://bucket/out")
+    assert other["metadata"]["name"] != config_map["metadata"]["name"]
     cluster = job["spec"]["rayClusterSpec"]
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     images = [
@@ -42,26 +45,25 @@ def test_job_file_rules_and_blocklists_come_along_and_the_entrypoint_finds_them(
 ) -> None:
     (tmp_path / "own_kube_rule.py").write_text("def keep(rows):\n    return None\n")
     (tmp_path / "bad urls.txt").write_text("https://bad.example/1.jpg\n")
-    rules = {"custom": ["own_kube_rule:keep"], "url_blocklist": "bad urls.txt"}
+    rules = {"custom": ["own_kube_rule:keep"], "url_blocklist": "bad urls.txt", "caption_blocked_terms": ["a'b $HOME"]}
     (tmp_path / "my job.yaml").write_text(yaml.safe_dump({"rules": rules}))
     monkeypatch.chdir(tmp_path)
-    config_map, job = parts("--job", "my job.yaml", "s3://lists/in.parquet", "s3://bucket/out")
-    assert set(config_map["data"]) == {"job.yaml", "own_kube_rule.py", "url_blocklist.txt"}
+    config_map, _ = parts("--job", "my job.yaml", "s3://lists/in.parquet", "s3://bucket/out")
+    assert set(config_map["data"]) == {"job.yaml", "own_kube_rule.py", "url_blocklist.txt", "run.sh"}
     there, home, tools = tmp_path / "mounted", tmp_path / "home", tmp_path / "bin"
     for folder in (there, home, tools):
         folder.mkdir()
     for name, text in config_map["data"].items():
-        (there / name).write_text(text)
+        (there / name).write_text(text.replace("/job/*", f"{there}/*"))
     (tools / "pairmill").write_text('#!/bin/sh\nls; printf "%s\\n" "$@"\n')  # says where it is and what it gets
     (tools / "pairmill").chmod(0o755)
-    command = job["spec"]["entrypoint"].replace("/job/*", f"{there}/*")
     environment = {"HOME": str(home), "PATH": f"{tools}:{os.environ['PATH']}"}
-    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True)
-    said = done.stdout.splitlines()
-    assert said[:3] == ["job.yaml", "own_kube_rule.py", "url_blocklist.txt"]
-    assert said[3:] == [
+    command = ["bash", str(there / "run.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "job.yaml", "own_kube_rule.py", "run.sh", "url_blocklist.txt",
         "build", "--job", "job.yaml", "s3://lists/in.parquet", "s3://bucket/out",
-        "--set", "rules.url_blocklist=url_blocklist.txt", "--set", "run.address=auto",
+        "--set", "rules.url_blocklist=/job/url_blocklist.txt", "--set", "run.address=auto",
     ]  # fmt: skip
 
 
