@@ -1,5 +1,6 @@
 """`pairmill submit` against a real Ray head with a second node, on S3, from a folder with packages named like ours."""
 
+import gzip
 import json
 import os
 import re
@@ -182,12 +183,41 @@ def test_a_job_that_cannot_run_ends_with_its_message_and_status(cluster: str, pr
         (["status", "s3://mill/x"], "submit takes one of build, embed"),
         ([], "submit takes one of build, embed"),
         (["build", "s3://mill/i", "s3://mill/x", "--set", "rules.custom=[gone:rule]"], "no module 'gone'"),
+        (["build", "s3://mill/i", "s3://mill/x", "--set", "nosuch.field=1"], "there is no such field"),
         (["build", "s3://mill/i", "s3://mill/x", "--set", "rules.md5_blocklist=gone.txt"], "there is no file gone.txt"),
     ],
 )
 def test_what_would_not_be_found_on_the_cluster_is_refused_here(arguments: list[str], says: str) -> None:
     with pytest.raises(JobError, match=re.escape(says)), packed(arguments):
         pass
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "https://me:hunter2@host/in.parquet", "s3://mill/x"],
+        ["build", "https://host/in.parquet?X-Amz-Signature=hunter2", "s3://mill/x"],
+        ["build", "s3://mill/i", "s3://mill/x", "--set", "s3.endpoint=http://me:hunter2@minio:9000"],
+        ["build", "s3://mill/i", "s3://mill/x", "--set", "s3.endpoint=me:hunter2@minio:9000"],
+        ["build", "s3://mill/i", "s3://mill/x", "--set", "rules.url_blocklist=https://me:hunter2@host/list.txt"],
+        ["select", "s3://me:hunter2@mill/x", "name"],
+        ["export", "s3://mill/x", "name", "s3://me:hunter2@mill/y"],
+        ["retry", "s3://me:hunter2@mill/x"],
+        ["embed", "s3://me:hunter2@mill/x", "--add-model", "tiny"],
+    ],
+)
+def test_a_secret_in_a_command_is_refused_and_not_repeated(arguments: list[str]) -> None:
+    with pytest.raises(JobError) as refused, packed(arguments):
+        pass
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_compressed_blocklist_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt.gz").write_bytes(gzip.compress(b"https://bad.example/1.jpg"))
+    arguments = ["build", "s3://mill/i", "s3://mill/x", "--set", f"rules.url_blocklist={tmp_path / 'bad.txt.gz'}"]
+    with packed(arguments) as shipment:
+        assert shipment.blocklists == {"url_blocklist": "url_blocklist.gz"}
+        assert gzip.decompress((shipment.folder / "url_blocklist.gz").read_bytes()) == b"https://bad.example/1.jpg"
 
 
 def test_no_cluster_is_one_clear_line(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline import isolate
+from pipeline.child import Child, ChildDied
 from pipeline.faults import LocalFault
 from pipeline.images import ImageProcessor, Picture
 from pipeline.isolate import IsolatedProcessor
@@ -78,3 +79,24 @@ def test_the_child_gives_what_the_thread_gives() -> None:
     processor = IsolatedProcessor(config)
     assert processor.process(png("red")) == ImageProcessor(config).process(png("red"))
     processor.close()
+
+
+def _raises(kind: str) -> None:
+    if kind == "exit":
+        sys.exit(3)
+    raise TimeoutError("of the function's own")
+
+
+def _nothing() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("timeout", "TimeoutError: of the function's own"), ("exit", "SystemExit: 3")]
+)
+def test_what_a_function_raises_is_not_taken_for_the_death_of_its_process(kind: str, says: str) -> None:
+    child = Child(_nothing)
+    with pytest.raises(RuntimeError, match=says) as caught:
+        child.call(_raises, kind, timeout_s=30)
+    assert not isinstance(caught.value, ChildDied)
+    assert child.call(len, "four", timeout_s=30) == 4  # by the same child
+    child.close()

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bench.metadata import write_dataset
 from pipeline.feed import FeedConfig, FeedError, PairDataset
@@ -140,6 +141,55 @@ def test_a_checkpoint_of_another_run_is_refused(small: Path) -> None:
         feed(small, "one").load_state_dict(state)
     with pytest.raises(FeedError, match="consumer 0 of 1, not of 1 of 2"):
         feed(small, rank=1, world_size=2).load_state_dict(state)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own call
+@pytest.mark.parametrize("taken", [0, 1, 7, 22])
+def test_torchdatas_loader_goes_on_in_the_middle_of_an_epoch_with_workers(small: Path, taken: int) -> None:
+    def loader() -> StatefulDataLoader[Any]:
+        return StatefulDataLoader(feed(small, batch_size=5), batch_size=None, num_workers=2)
+
+    first = loader()
+    batches = iter(first)
+    seen = [row for _ in range(taken) for row in next(batches)["row_id"]]
+    state = first.state_dict()
+    del batches
+    second = loader()
+    second.load_state_dict(state)
+    seen += [row for batch in second for row in batch["row_id"]]
+    assert sorted(seen) == sorted(rows_of(feed(small)))
+
+
+def test_a_look_at_the_first_batch_takes_nothing_from_the_loaders_workers(small: Path) -> None:
+    pairs = feed(small, batch_size=5)
+    next(iter(pairs))
+    loader = DataLoader(pairs, batch_size=None, num_workers=2)
+    assert sorted(row for batch in loader for row in batch["row_id"]) == sorted(rows_of(feed(small)))
+
+
+def test_a_checkpoint_holds_after_the_dataset_grew(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "own", 300, shard_rows=40)
+    choose(tmp_path / "own", "some", {"top": {"by": "similarity", "count": 113}})
+    stopped = feed(tmp_path / "own")
+    whole, samples = rows_of(feed(tmp_path / "own")), iter(stopped)
+    seen = [next(samples)["row_id"] for _ in range(50)]
+    write_dataset(tmp_path / "own", 900, shard_rows=40)  # more shards, none of them chosen
+    resumed = feed(tmp_path / "own")
+    resumed.load_state_dict(stopped.state_dict())
+    assert seen + rows_of(resumed) == whole
+
+
+def test_all_kept_rows_of_a_dataset_that_grew_are_another_choice(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "own", 300, shard_rows=40)
+    state = feed(tmp_path / "own", None).state_dict()
+    write_dataset(tmp_path / "own", 340, shard_rows=40)
+    with pytest.raises(FeedError, match="choice was"):
+        feed(tmp_path / "own", None).load_state_dict(state)
+
+
+def test_a_rank_outside_of_its_world_is_refused(small: Path) -> None:
+    with pytest.raises(FeedError, match="rank 3 of a world of 2"):
+        feed(small, rank=3, world_size=2)
 
 
 def test_what_is_not_there_is_refused_at_once(small: Path) -> None:
