@@ -53,6 +53,7 @@ class World:
     cluster: Any
     s3: FaultyS3
     source: str
+    web: str
     nodes: list[Any] = field(default_factory=list)
 
     def add_node(self) -> None:
@@ -199,7 +200,7 @@ def world(folder: Path) -> Iterator[World]:
         pq.write_table(pa.table({"url": rows, "caption": rows}), folder / "in.parquet")
         Store("s3://mill/in").create("in.parquet", (folder / "in.parquet").read_bytes())
         head = {"num_cpus": 2, "object_store_memory": 300_000_000, "include_dashboard": False}
-        made = World(Cluster(initialize_head=True, head_node_args=head), s3, "s3://mill/in/in.parquet")
+        made = World(Cluster(initialize_head=True, head_node_args=head), s3, "s3://mill/in/in.parquet", web)
         for _ in range(2):
             made.add_node()
         try:
