@@ -85,11 +85,11 @@ def kill_driver(world: World, driver: Driver, rng: random.Random) -> bool:
 
 
 def kill_download_actor(world: World, driver: Driver, rng: random.Random) -> bool:
-    return _kill_actor("DownloadActor", rng)
+    return _kill_actor(world, "DownloadActor", rng)
 
 
 def kill_encode_actor(world: World, driver: Driver, rng: random.Random) -> bool:
-    return _kill_actor("EncodeActor", rng)
+    return _kill_actor(world, "EncodeActor", rng)
 
 
 def kill_node(world: World, driver: Driver, rng: random.Random) -> bool:
@@ -119,16 +119,21 @@ KILLS: dict[str, Callable[[World, Driver, random.Random], bool]] = {
 }
 
 
-def _kill_actor(title: str, rng: random.Random) -> bool:
-    found = _processes(title)
+def _kill_actor(world: World, title: str, rng: random.Random) -> bool:
+    found = _processes(world, title)
     if found:
         rng.choice(found).kill()
     return bool(found)
 
 
-def _processes(title: str) -> list[psutil.Process]:
-    everything = psutil.process_iter(["cmdline"])
-    return [process for process in everything if f"ray::{title}" in " ".join(process.info["cmdline"] or [])]
+def _processes(world: World, title: str) -> list[psutil.Process]:
+    """Actors of this cluster; others may run on the machine."""
+    raylets = {node.all_processes["raylet"][0].process.pid for node in [world.cluster.head_node, *world.nodes]}
+    found = []
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        if f"ray::{title}" in " ".join(process.info["cmdline"] or []) and process.info["ppid"] in raylets:
+            found.append(process)
+    return found
 
 
 def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
@@ -141,7 +146,7 @@ def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
     driver = _start(world, output)
     hit = killed is None
     if killed:
-        _wait_for_work(driver)
+        _wait_for_work(world, driver)
         time.sleep(rng.uniform(0, WORK_S))
         hit = driver.poll() is None and KILLS[killed](world, driver, rng)
     said = driver.communicate(timeout=300)
@@ -172,10 +177,10 @@ def _start(world: World, output: str) -> Driver:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def _wait_for_work(driver: Driver) -> None:
+def _wait_for_work(world: World, driver: Driver) -> None:
     """Until a download actor is there."""
     while driver.poll() is None:
-        if _processes("DownloadActor"):
+        if _processes(world, "DownloadActor"):
             return
         time.sleep(0.1)
 

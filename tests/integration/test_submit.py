@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,13 @@ def s3() -> Iterator[FaultyS3]:
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: FaultyS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def metrics_ports() -> list[int]:
+    """Where Prometheus would ask each of the two nodes."""
+    return [free_port(), free_port()]
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: FaultyS3, metrics_ports: list[int]) -> Iterator[str]:
     """`ray start --head` and a second node, two CPUs each; the dashboard's address. Keys are in their environment."""
     ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
     environment = {
@@ -57,9 +64,9 @@ def cluster(s3: FaultyS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     port, dashboard = free_port(), free_port()
     folder = Path("/tmp") / f"pairmill-ray-{port}"  # Ray's sockets allow no long path
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
-    for place in (head, [f"--address=127.0.0.1:{port}"]):
+    for place, metrics_port in zip((head, [f"--address=127.0.0.1:{port}"]), metrics_ports, strict=True):
         limits = ["--num-cpus=2", "--object-store-memory=500000000", f"--dashboard-agent-listen-port={free_port()}"]
-        command = [*ray, "start", *place, *limits, "--disable-usage-stats"]
+        command = [*ray, "start", *place, *limits, f"--metrics-export-port={metrics_port}", "--disable-usage-stats"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -116,7 +123,7 @@ def pairmill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(400)
 def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
-    cluster: str, project: Path, web: PictureWeb, s3: FaultyS3
+    cluster: str, project: Path, web: PictureWeb, s3: FaultyS3, metrics_ports: list[int]
 ) -> None:
     source = put_input(web, project, "a.parquet", 60)
     command = ["submit", "--address", cluster, "--wait", "build", "--job", "job.yaml", source, "s3://mill/a", "--json"]
@@ -126,6 +133,13 @@ def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
     assert result["rows_in"] == 60
     assert result["statuses"]["custom_rule"] == sum("7" in f"number {n}" for n in range(60))
     assert verify(Store("s3://mill/a")).problems == []
+    counted = {"ok": 0.0, "custom_rule": 0.0}
+    for metrics_port in metrics_ports:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
+            exported = answer.read().decode()
+        for status, value in re.findall(r'^ray_pairmill_pairs_total\{.*\bstatus="(\w+)".*\} (\S+)$', exported, re.M):
+            counted[status] += float(value)
+    assert counted == result["statuses"]
     endpoint = f"s3.endpoint={s3.url}"
     embedded = pairmill(
         project, "submit", "--address", cluster, "--wait", "embed", "s3://mill/a", "s3://mill/b", "--model", "tiny",
