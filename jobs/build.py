@@ -87,13 +87,15 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
     """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
     job, job_fingerprint = check(job)
     store = Store(job.output)
+    if store.exists("export/export.json"):
+        raise JobError(f"output: {store.root} holds an export; give another folder")
     if not store.remote and (in_the_way := next((p for p in _and_parents(store.root) if p.is_file()), None)):
         raise JobError(f"output: {in_the_way} is a file, not a folder")
     record = {**job.model_dump(mode="json"), "fingerprint": job_fingerprint, "schema_version": SCHEMA_VERSION}
     try:
         plan = make_plan(job, store, {**record, "versions": versions()})
     except OtherJobError as other:
-        raise JobError(_difference(store, other.record, job)) from None
+        raise JobError(difference(store, other.record, job)) from None
     if not store.exists("job.yaml"):
         store.create("job.yaml", yaml.safe_dump(plan.job, sort_keys=False, allow_unicode=True).encode())
     return Context(job, plan.facts, job_fingerprint), plan
@@ -282,7 +284,7 @@ def _warnings(job: BuildJob) -> list[str]:
     return lines
 
 
-def _difference(store: Store, record: dict[str, Any], job: BuildJob) -> str:
+def difference(store: Store, record: dict[str, Any], job: BuildJob) -> str:
     """What to say of an output folder of another job: the fields that differ."""
     known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
     before, now = fingerprint_fields(BuildJob.model_validate(known)), fingerprint_fields(job)

@@ -97,7 +97,10 @@ def _run(command: str, parameters: dict[str, Any]) -> None:
         if parameters["explain"]:
             from jobs.explain import explain
 
-            typer.echo("\n".join(explain(job).lines()))
+            explanation = explain(job)
+            typer.echo("\n".join(explanation.lines()))
+            if parameters["as_json"]:
+                typer.echo(json.dumps(explanation.as_dict()))
             return
         watcher = ConsoleWatcher()
         try:
@@ -269,7 +272,7 @@ def status(
 @app.command()
 def verify(
     output: Output,
-    rescore: Annotated[int, typer.Option(help="Pairs whose scores are computed again; 0 for none.", min=0)] = 64,
+    rescore: Annotated[int, typer.Option(help="Pairs to score again, spread over the shards; 0: none.", min=0)] = 64,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:

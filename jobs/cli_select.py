@@ -41,6 +41,8 @@ def select(
     parameters = locals()
     with errors():
         if compare:
+            if name or dry_run or steps or job_file or overwrite:
+                raise typer.BadParameter("--compare takes two choices and nothing else to do")
             reach_s3(settings)
             _compare(dataset, *compare, as_json)
             return

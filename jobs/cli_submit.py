@@ -36,6 +36,8 @@ def submit(
     """Run build, embed, retry, select or export on a Ray cluster: pairmill submit --address URL build ARGUMENTS."""
     arguments = list(context.args)
     with errors():
+        if kuberay and wait:
+            raise typer.BadParameter("--kuberay submits nothing that could be waited for")
         if kuberay:
             from jobs.kuberay import manifest
 
@@ -74,8 +76,10 @@ def logs(
 def stop(job_id: JobId, address: Address) -> None:
     """End a job. What is committed stays; submitting the same command goes on from there."""
     with errors():
-        job = _cluster(address).stop(job_id)
-    typer.echo(f"{job.job_id}: {job.status}")
+        cluster = _cluster(address)
+        was_over = cluster.job(job_id).is_over
+        job = cluster.stop(job_id)
+    typer.echo(f"{job.job_id}: {'had ended before: ' if was_over else ''}{job.status}")
 
 
 def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
@@ -114,5 +118,6 @@ def _follow(cluster: "Cluster", job_id: str) -> int:
         typer.echo(f"\nThe job goes on: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}", err=True)
         return INTERRUPTED
     if job.status != "SUCCEEDED":
-        typer.echo(f"{job_id}: {job.status}: {job.message.splitlines()[0] if job.message else ''}", err=True)
+        exit_status = "" if job.exit_code is None else f" (exit status {job.exit_code})"
+        typer.echo(f"{job_id}: {job.status}{exit_status}", err=True)
     return job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED")

@@ -34,7 +34,7 @@ from jobs.pools import ACCELERATOR_LABEL, DOWNLOAD_CALLS, Node, Pool, PoolError,
 from pipeline import meters, storage
 from pipeline.inputs.cursor import ReadError
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
-from pipeline.text import last_line, trace_of
+from pipeline.text import counted, last_line, trace_of
 from schemas.jobs import RunConfig
 from schemas.manifest import ShardManifest
 from schemas.s3 import S3Config
@@ -259,7 +259,7 @@ def run_shards(
             if not lost:
                 return
             shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(lost))))
-            log.warning("%d shards were lost with their worker; trying them again", len(lost))
+            log.warning("%s lost with a worker that died; once more", counted(len(lost), "shard"))
 
 
 @dataclass

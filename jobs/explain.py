@@ -4,9 +4,10 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from jobs.build import check
+from jobs.build import check, difference
 from jobs.config import JobError
 from jobs.pools import STORED_PICTURE_BYTES, Node, Pool, PoolError, plan_pools, shards_in_flight
 from pipeline.inputs.planned import load
@@ -40,9 +41,16 @@ class Explanation:
     """From the shards that are done; None where none is."""
     rows_left: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
     def lines(self) -> Iterator[str]:
         """For people."""
         yield self.plan
+        if not self.rows_left:
+            yield "all of it is done: nothing would be started"
+            return
         for name, pool in self.pools.items():
             growing = f", up to {pool.max_actors:,}" if pool.max_actors > pool.actors else ""
             gpus = f", {pool.gpus:g} GPU" if pool.gpus else ""
@@ -62,6 +70,8 @@ def explain(job: BuildJob) -> Explanation:
     job, fingerprint = check(job)
     store = Store(job.output)
     plan = load(store) or _planned_aside(job, fingerprint)
+    if plan.job["fingerprint"] != fingerprint:
+        raise JobError(difference(store, plan.job, job))
     context = Context(job, plan.facts, fingerprint)
     done = committed(store)
     left = plan.shards.filter([shard not in done for shard in plan.shards["shard"].to_pylist()])

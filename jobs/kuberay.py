@@ -12,6 +12,7 @@ import yaml
 
 from jobs.config import JobError
 from jobs.shipment import packed
+from pipeline.storage import is_remote
 
 MOUNT = "/job"
 _SCRIPT = """# Python does not import from a ConfigMap's links: own rules and the job file are copied first.
@@ -33,6 +34,8 @@ def manifest(arguments: Sequence[str], image: str) -> str:
     that another job's do not take their place.
     """
     with packed(arguments) as shipment:
+        if here := [path for path in shipment.places if not is_remote(path)]:
+            raise JobError(f"{here[0]}: no pod has this path; on Kubernetes everything is s3://...")
         files = _files(shipment.folder)
         settings = [f"rules.{field}={MOUNT}/{name}" for field, name in shipment.blocklists.items()]
         command = [*shipment.arguments, *(part for each in settings for part in ("--set", each))]
@@ -43,6 +46,9 @@ def manifest(arguments: Sequence[str], image: str) -> str:
     name = f"pairmill-{hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=4).hexdigest()}"
     job = yaml.safe_load(resources.files("jobs").joinpath("cluster", "rayjob.yaml").read_text())
     job["metadata"]["name"] = name
+    if not shipment.has_models:
+        groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        groups[:] = [group for group in groups if group["groupName"] != "encode"]
     job["spec"]["entrypoint"] = f"bash {MOUNT}/run.sh"
     for pod in _pods(job):
         for container in pod["containers"]:

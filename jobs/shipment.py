@@ -38,6 +38,10 @@ class Shipment:
     arguments: list[str]
     blocklists: dict[str, str]
     """Field -> the file's name in the folder."""
+    places: list[str]
+    """Every path that is read or written where the command runs."""
+    has_models: bool
+    """Whether there is something to encode."""
 
     @property
     def code(self) -> list[str]:
@@ -55,7 +59,8 @@ def packed(arguments: Sequence[str]) -> Iterator[Shipment]:
         raise JobError(f"submit takes one of {', '.join(COMMANDS)}, with its own arguments")
     parameters = _parsed(arguments)
     job = _checked(arguments[0], parameters)
-    for path in _places(parameters, job):
+    places = _places(parameters, job)
+    for path in places:
         if not is_remote(path) and not Path(path.removeprefix("file://")).is_absolute():
             raise JobError(
                 f"{path}: is a path in this machine's current folder; a cluster reads s3://..., or an absolute path "
@@ -68,7 +73,8 @@ def packed(arguments: Sequence[str]) -> Iterator[Shipment]:
         with custom_modules(rules_of_job.custom) as modules:
             if modules:
                 shutil.copytree(modules, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        yield Shipment(folder, shipped, dict(_copied_blocklists(rules_of_job, folder)))
+        has_models = bool(parameters.get("add_model") or (isinstance(job, BuildJob) and job.models))
+        yield Shipment(folder, shipped, dict(_copied_blocklists(rules_of_job, folder)), places, has_models)
 
 
 def _parsed(arguments: Sequence[str]) -> dict[str, Any]:

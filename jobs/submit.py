@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from jobs.shipment import packed
 _POLL_S = 1.0
 _STOP_TIMEOUT_S = 60.0
 _AGENT_TIMEOUT_S = _AWAY_S = 60.0
+_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _METADATA = "pairmill"
 
 
@@ -42,7 +44,9 @@ class Cluster:
     """The jobs of the cluster at `address` (http://host:8265). Raises JobError where it is not to be reached."""
 
     def __init__(self, address: str) -> None:
-        with _clearly(address):
+        if not address.startswith(("http://", "https://")):
+            raise JobError(f"--address {address}: it is that of the cluster's dashboard, http://HEAD:8265")
+        with _clearly(address), _without(*_OVERRIDES):
             self._client = JobSubmissionClient(address)
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every package that is uploaded
@@ -128,6 +132,16 @@ class Cluster:
                 raise JobError(f"{job_id} does not end; it is {job.status}")
             time.sleep(_POLL_S)
         return job
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Ray's client takes the address from these variables of the environment whatever it is given."""
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 @contextmanager

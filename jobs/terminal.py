@@ -10,7 +10,8 @@ import typer
 
 JobFile = Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: images.size=256.")
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: run.address=auto."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 S3Settings = Annotated[

@@ -82,6 +82,8 @@ class PairDataset(IterableDataset[Sample]):
     ) -> None:
         if not 0 <= config.rank < config.world_size:
             raise FeedError(f"rank {config.rank} of a world of {config.world_size}")
+        if min(config.mix_shards, config.threads, 1 if config.batch_size is None else config.batch_size) < 1:
+            raise FeedError("batch_size, mix_shards and threads are 1 or more")
         self.config = config
         self.epoch = 0
         self._transform = transform
@@ -89,6 +91,7 @@ class PairDataset(IterableDataset[Sample]):
         self._rows_done = 0
         self._place_of = (0, 1)
         """The consumer whose rows `_rows_done` counts, and of how many."""
+        self._is_resumed = False
         storage.configure(config.s3)
         self._shards = FeedShards.of(config.dataset, config.subset)
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
@@ -104,7 +107,7 @@ class PairDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Another order, from its first row. Call it before each epoch, before the loader starts its workers."""
-        self.epoch, self._rows_done = epoch, 0
+        self.epoch, self._rows_done, self._is_resumed = epoch, 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """The place of this consumer in the epoch: after what was handed out."""
@@ -115,9 +118,11 @@ class PairDataset(IterableDataset[Sample]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there. Raises FeedError where the rows would come in another order."""
+        if not isinstance(state, Mapping) or not {"epoch", "rows_done", "consumer", "consumers"} <= state.keys():
+            raise FeedError("this is no checkpoint of a PairDataset")
         for name, value in self._order_facts().items():
-            if state[name] != value:
-                raise FeedError(f"the checkpoint is of another run: {name} was {state[name]!r}, is {value!r}")
+            if state.get(name) != value:
+                raise FeedError(f"the checkpoint is of another run: {name} was {state.get(name)!r}, is {value!r}")
         consumer, consumers = self._consumer()
         if (state["consumer"], state["consumers"]) != (consumer, consumers):
             raise FeedError(
@@ -125,12 +130,17 @@ class PairDataset(IterableDataset[Sample]):
                 f"not of {consumer} of {consumers}: keep the numbers of ranks and workers"
             )
         self.epoch, self._rows_done = state["epoch"], state["rows_done"]
-        self._place_of = (consumer, consumers)
+        self._place_of, self._is_resumed = (consumer, consumers), True
 
     def __iter__(self) -> Iterator[Sample]:
         size = self.config.batch_size
         storage.configure(self.config.s3)  # a worker's process was perhaps started anew, not forked
         if self._place_of != self._consumer():  # a worker inherits the loader's copy, which may have been looked into
+            if self._is_resumed:
+                raise FeedError(
+                    "a checkpoint was loaded outside of the loader's workers; with workers use torchdata's "
+                    "StatefulDataLoader, and its own state_dict"
+                )
             self._rows_done, self._place_of = 0, self._consumer()
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             for table, pictures in self._ahead(pool, _rechunked(_one_ahead(self._tables()), size or _ROWS_AT_ONCE)):

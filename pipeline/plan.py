@@ -47,7 +47,7 @@ def load_plan(store: Store) -> Plan:
     """The plan of an output folder. Raises PlanError where there is none, or a newer or incomplete one."""
     plan = load(store)
     if plan is None:
-        raise PlanError(f"{store.root} holds no plan")
+        raise PlanError(f"{store.root} holds no plan: it is no output folder of a build or embed")
     return plan
 
 

@@ -69,8 +69,8 @@ def verify(store: Store, rescore: int = 64) -> Report:
         problems = [
             *_check_manifest(manifest, planned, plan.job["fingerprint"]),
             *_check_shard(store, manifest, report),
-            *check_columns(store, aliases, manifest),
         ]
+        problems += [] if problems else check_columns(store, aliases, manifest)
         _add_problems(report, manifest, problems)
         if not problems and manifest.pairs and (is_held or "images" in manifest.files):
             scored.append(manifest.shard)

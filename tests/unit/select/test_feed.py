@@ -187,6 +187,22 @@ def test_all_kept_rows_of_a_dataset_that_grew_are_another_choice(tmp_path: Path)
         feed(tmp_path / "own", None).load_state_dict(state)
 
 
+def test_a_checkpoint_that_was_loaded_outside_of_the_workers_is_not_passed_over(small: Path) -> None:
+    pairs = feed(small, batch_size=5)
+    samples = iter(pairs)
+    next(samples)
+    resumed = feed(small, batch_size=5)
+    resumed.load_state_dict(pairs.state_dict())
+    with pytest.raises(FeedError, match="StatefulDataLoader"):
+        list(DataLoader(resumed, batch_size=None, num_workers=2))
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 1}, None])
+def test_what_is_no_checkpoint_is_refused(small: Path, state: Any) -> None:
+    with pytest.raises(FeedError, match="no checkpoint"):
+        feed(small).load_state_dict(state)
+
+
 def test_a_rank_outside_of_its_world_is_refused(small: Path) -> None:
     with pytest.raises(FeedError, match="rank 3 of a world of 2"):
         feed(small, rank=3, world_size=2)
