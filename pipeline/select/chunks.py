@@ -75,7 +75,7 @@ class Chunk:
         """All columns of the first shard, which are those of all."""
         fields: dict[str, pa.Field] = {}
         for name in (self.shards[0].pairs, *self.shards[0].columns):
-            with self.store.open(name) as file:
+            with self.store.open_arrow(name) as file:
                 fields = {field.name: field for field in pq.ParquetFile(file).schema_arrow} | fields
         return pa.schema(fields.values())
 

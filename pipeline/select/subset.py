@@ -109,7 +109,7 @@ def subsets(store: Store) -> list[str]:
 def read_tables(store: Store, selection: Selection, kind: Any) -> Iterator[pa.Table]:
     """The files of one kind (`rows` or `shards`), one at a time, in order of shard."""
     for files in selection.files:
-        with store.open(files[kind].path) as file:
+        with store.open_arrow(files[kind].path) as file:
             yield pq.ParquetFile(file).read()
 
 
