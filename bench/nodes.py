@@ -24,7 +24,7 @@ from schemas.jobs import BuildJob
 from schemas.manifest import ShardManifest
 
 NODES = (1, 2, 4, 8)
-SHARD_ROWS, SHARDS_PER_NODE, DELAY_S, REQUESTS = 16, 24, 2.0, 16
+SHARD_ROWS, SHARDS_PER_NODE, DELAY_S, REQUESTS = 16, 16, 2.0, 16
 
 
 class Clock:
