@@ -30,6 +30,8 @@ IMAGE = "image"
 """Among the columns: no column of the files, but what the places there lead to."""
 
 _ROWS_AT_ONCE = 256
+_LOCAL_READERS = 2
+"""Arrow has threads of its own; more of ours only wait for each other."""
 
 Sample = dict[str, Any]
 
@@ -187,7 +189,8 @@ class PairDataset(IterableDataset[Sample]):
         columns = {"uid", *self.config.columns} - {IMAGE}
         columns |= set(STORED.names) if IMAGE in self.config.columns else set()
         tables, rows, start = [], [], 0
-        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed-read") as readers:
+        threads = self.config.threads if self._shards.chunk.store.remote else min(self.config.threads, _LOCAL_READERS)
+        with ThreadPoolExecutor(threads, thread_name_prefix="feed-read") as readers:
             for table, chosen in readers.map(partial(self._shards.read, columns=frozenset(columns)), shards.tolist()):
                 tables.append(table)
                 rows.append(chosen + start)
