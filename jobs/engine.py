@@ -30,7 +30,16 @@ from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from jobs.cell import pack, unpack
 from jobs.flow import LOOKAHEAD, CellLost, Flow, FlowError, Report, WorkerDied
 from jobs.meters import Meters
-from jobs.pools import ACCELERATOR_LABEL, DOWNLOAD_CALLS, Node, Pool, PoolError, plan_pools, shards_in_flight
+from jobs.pools import (
+    ACCELERATOR_LABEL,
+    DOWNLOAD_CALLS,
+    SPARE_CPUS,
+    Node,
+    Pool,
+    PoolError,
+    plan_pools,
+    shards_in_flight,
+)
 from pipeline import meters, storage
 from pipeline.inputs.cursor import ReadError
 from pipeline.stages import Context, Stage, StageName, build_stages, run_stage
@@ -152,7 +161,7 @@ class _RayCrew:
 
 
 @contextmanager
-def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = 2) -> Iterator[None]:
+def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = SPARE_CPUS) -> Iterator[None]:
     """Join the cluster of `run.address`, or start a local Ray for the time of the block.
 
     `modules`: a folder with the user's own rules, shipped to the workers. `spare_cpus`: logical ones beyond the

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.build import check, difference
 from jobs.config import JobError
-from jobs.pools import STORED_PICTURE_BYTES, Node, Pool, PoolError, plan_pools, shards_in_flight
+from jobs.pools import SPARE_CPUS, STORED_PICTURE_BYTES, Node, Pool, PoolError, plan_pools, shards_in_flight, source_of
 from pipeline.inputs.planned import load
 from pipeline.plan import Plan, describe_plan, make_plan
 from pipeline.shards import committed, read_manifest
@@ -124,12 +124,13 @@ def local_node(job: BuildJob) -> Node:
         import torch
 
         gpus = torch.cuda.device_count()
-    return Node(cpus=(os.cpu_count() or 1) + 2, gpus=gpus)
+    return Node(cpus=(os.cpu_count() or 1) + SPARE_CPUS, gpus=gpus)
 
 
 def _memory_bytes(context: Context, pools: Mapping[StageName, Pool]) -> int:
     sizes = {"download": DOWNLOAD_ACTOR_BYTES, "encode": ENCODE_ACTOR_BYTES}
     actors = sum(pool.actors * sizes.get(name, SMALL_ACTOR_BYTES) for name, pool in pools.items())
-    source = pools.get("download") or pools.get("load") or pools["read"]
-    between = shards_in_flight(context, pools, source.actors) * context.job.shard_rows * STORED_PICTURE_BYTES
+    between = (
+        shards_in_flight(context, pools, pools[source_of(pools)].actors) * context.job.shard_rows * STORED_PICTURE_BYTES
+    )
     return actors + between

@@ -6,11 +6,11 @@ It knows nothing of Ray. What it needs of a cluster is the protocol Crew: start 
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from jobs.pools import Pool
+from jobs.pools import Pool, source_of
 from pipeline.stages import StageName
 from pipeline.text import counted
 
@@ -95,8 +95,8 @@ class Flow:
 
     crew: Crew
     stages: Sequence[tuple[StageName, Pool]]
-    limit: Any
-    """Workers of the busiest early stage -> shards that may be under way."""
+    limit: Callable[[int], int]
+    """Workers of the source stage -> shards that may be under way."""
     patience_s: float
     """FlowError where nothing ends for so long."""
     max_deaths: int
@@ -110,7 +110,8 @@ class Flow:
         self._starting: dict[Any, _Worker] = {}
         self._calls: dict[Any, _Call] = {}
         self._deaths = [0] * len(self.stages)
-        self._source = next((n for n, (name, _) in enumerate(self.stages) if name in ("download", "load")), 0)
+        names = [name for name, _ in self.stages]
+        self._source = names.index(source_of(names))
         self._moved = self._said = time.monotonic()
 
     def run(self, shards: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Report | None]]:

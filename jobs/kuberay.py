@@ -37,9 +37,8 @@ def manifest(arguments: Sequence[str], image: str) -> str:
         if here := [path for path in shipment.places if not is_remote(path)]:
             raise JobError(f"{here[0]}: no pod has this path; on Kubernetes everything is s3://...")
         files = _files(shipment.folder)
-        settings = [f"rules.{field}={MOUNT}/{name}" for field, name in shipment.blocklists.items()]
-        command = [*shipment.arguments, *(part for each in settings for part in ("--set", each))]
-    script = _SCRIPT.format(mount=MOUNT, command=shlex.join(["pairmill", *command, "--set", "run.address=auto"]))
+        command = shlex.join(["pairmill", *shipment.command(f"{MOUNT}/")])
+    script = _SCRIPT.format(mount=MOUNT, command=command)
     files["run.sh"] = script.encode()
     if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
         raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")

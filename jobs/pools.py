@@ -15,6 +15,11 @@ the cores would wait for the slowest rows of each."""
 SMALL_CPUS = 0.2
 """Logical CPUs of an actor that places no demand on where it runs. CPUs only place actors; threads do not heed them."""
 
+SPARE_CPUS = 2
+"""Logical ones beyond a machine's own, for a local Ray whose actors mostly wait."""
+
+SOURCES: tuple[StageName, ...] = ("download", "load")
+
 SMALL_PER_DOWNLOADS = 8
 """Download actors that one reader, and one committer, keeps up with."""
 
@@ -100,9 +105,14 @@ def _not_on(accelerators: Iterable[str | None]) -> dict[str, str]:
     return {ACCELERATOR_LABEL: f"!in({', '.join(known)})"} if known else {}
 
 
+def source_of(names: Iterable[StageName]) -> StageName:
+    """The stage that brings the pictures in."""
+    there = set(names)
+    return next((name for name in SOURCES if name in there), "read")
+
+
 def shards_in_flight(context: Context, pools: Mapping[StageName, Pool], sources: int) -> int:
     """How many may be between read and commit, where `sources` workers bring them in."""
     if context.careful:
         return 1
-    source = pools.get("download") or pools.get("load") or pools["read"]
-    return context.job.run.shards_in_flight or 2 * sources * source.calls + 4
+    return context.job.run.shards_in_flight or 2 * sources * pools[source_of(pools)].calls + 4

@@ -43,6 +43,11 @@ class Shipment:
     has_models: bool
     """Whether there is something to encode."""
 
+    def command(self, files: str = "") -> list[str]:
+        """The command line there; `files`: what stands before the names of the folder's blocklists."""
+        settings = [f"rules.{field}={files}{name}" for field, name in self.blocklists.items()]
+        return [*self.arguments, *(part for each in (*settings, "run.address=auto") for part in ("--set", each))]
+
     @property
     def code(self) -> list[str]:
         """The folders of our packages."""

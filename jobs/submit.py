@@ -55,10 +55,8 @@ class Cluster:
     def submit(self, arguments: Sequence[str]) -> str:
         """Start `pairmill ARGUMENTS` there, with our code shipped; returns the job's id. Raises JobError first."""
         with packed(arguments) as shipment, _clearly(self.address):
-            blocklists = [f"rules.{field}={name}" for field, name in shipment.blocklists.items()]
-            settings = [part for setting in (*blocklists, "run.address=auto") for part in ("--set", setting)]
             return self._submit(
-                entrypoint=shlex.join(["python", "-P", "-m", "jobs.cli", *shipment.arguments, *settings]),
+                entrypoint=shlex.join(["python", "-P", "-m", "jobs.cli", *shipment.command()]),
                 runtime_env={"working_dir": str(shipment.folder), "py_modules": shipment.code},
                 metadata={_METADATA: shlex.join(arguments)},
             )

@@ -156,7 +156,7 @@ class Store:
 
     def open(self, name: str) -> IO[bytes]:
         """A seekable file for reading. Raises FileNotFoundError."""
-        return open_input(self.path(name), self.fs if self.remote else None)
+        return open_input(self.path(name))
 
     def open_arrow(self, name: str) -> pa.NativeFile:
         """The same for Arrow's own readers, which then need no call of Python per read where the folder is local."""
@@ -166,7 +166,7 @@ class Store:
 
     def checksum(self, name: str) -> tuple[str, int]:
         """(BLAKE2b-128 of the content in hex, number of bytes). Raises FileNotFoundError."""
-        return checksum(self.path(name), self.fs if self.remote else None)
+        return checksum(self.path(name))
 
     def list(self, folder: str) -> list[str]:
         """Names of the files directly in `folder`, sorted, without the folder; empty where it does not exist."""
@@ -232,13 +232,12 @@ class Store:
                 Path(self.root, "tmp").rmdir()
 
 
-def open_input(uri: str, fs: Any = None) -> IO[bytes]:
+def open_input(uri: str) -> IO[bytes]:
     """Open a file or object for reading, seekable, as it is (nothing is decompressed)."""
     if not is_remote(uri):
         return open(absolute(uri), "rb")
-    if fs is None:
-        fs, uri = _file_system(uri)
-    return fs.open(uri, "rb")  # type: ignore[no-any-return]
+    fs, inside = _file_system(uri)
+    return fs.open(inside, "rb")  # type: ignore[no-any-return]
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
@@ -334,10 +333,10 @@ def fingerprint(uri: str) -> str:
     return f"blake2b:{num_bytes}:{digest}"
 
 
-def checksum(uri: str, fs: Any = None) -> tuple[str, int]:
+def checksum(uri: str) -> tuple[str, int]:
     """(BLAKE2b-128 of the content in hex, number of bytes)."""
     digest, num_bytes = hashlib.blake2b(digest_size=16), 0
-    with open_input(uri, fs) as file:
+    with open_input(uri) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             num_bytes += len(chunk)

@@ -3,12 +3,16 @@
 import json
 import threading
 import time
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError, ObjectLostError, ObjectStoreFullError, OutOfMemoryError
 
-from jobs.build import build
+from jobs import engine
+from jobs.build import build, prepare
+from jobs.flow import CellLost, WorkerDied
 from pipeline.storage import Store
 from pipeline.verify import verify
 from tests.integration.conftest import PictureWeb
@@ -133,3 +137,24 @@ def test_a_row_that_kills_its_worker_is_tried_again_and_costs_no_other_row(
     assert done.returncode == 0, done.stderr
     assert result["statuses"] == {"ok": 40 - crashed, **({"rule_crashed": 1} if crashed else {})}
     assert verify(Store(str(tmp_path / "out")), rescore=0).problems == []
+
+
+@pytest.mark.parametrize(
+    ("error", "means"),
+    [
+        (OutOfMemoryError("killed"), WorkerDied),
+        (ActorDiedError(), WorkerDied),
+        (ObjectLostError("00" * 28, None, ""), CellLost),
+        (ObjectStoreFullError("full"), CellLost),
+    ],
+)
+def test_a_worker_that_was_killed_for_its_memory_is_dead_and_an_object_that_is_gone_is_not_its_fault(
+    tmp_path: Path, error: Exception, means: type[Exception]
+) -> None:
+    """Else the flow would hand it shard after shard: Ray tells of both by errors of its own."""
+    source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
+    crew = engine._RayCrew(prepare(job(source, tmp_path / "out"))[0])
+    crew._futures["token"] = Future()
+    crew._futures["token"].set_exception(error)
+    with pytest.raises(means):
+        crew.result("token")
