@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	# Ray starts workers three times slower from uncompiled sources. Files for other Pythons do not compile: no matter.
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib jobs pipeline schemas > /dev/null 2>&1 || true
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib pairmill > /dev/null 2>&1 || true
 	touch $(READY)
 
 demo: $(READY)

@@ -32,10 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.faulty_s3 import Faults, FaultyS3, credentials, s3_server
-from pipeline.shards import read_manifests
-from pipeline.storage import Store, configure
-from pipeline.verify import verify
-from schemas.s3 import S3Config
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.schemas.s3 import S3Config
 
 ROWS, SHARD_ROWS = 240, 12
 DELAY_S = 0.4
@@ -43,7 +43,7 @@ WORK_S = 6.0
 """What a calm run takes from its first download actor on, about."""
 S3_DOWN_S = 10.0
 MAX_RESUMES = 5
-PAIRMILL = [sys.executable, "-P", "-m", "jobs.cli"]
+PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """How fast pictures become stored pictures, per core: `python -m bench.decode`.
 
 Decode, resize (longer side 512, area averaging, only if bigger) and encode (JPEG, quality 95, 4:2:0) with Pillow,
-OpenCV, simplejpeg and `pipeline.images`, which also reads the EXIF orientation, looks for one-colored pictures and
+OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, looks for one-colored pictures and
 computes the perceptual hash. One thread, seconds of CPU (so that neighbors on the machine count less);
 the ways take turns, and each figure is the median of its rounds.
 """
@@ -20,8 +20,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.images import ImageProcessor
-from schemas.jobs import ImagesConfig
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import ImagesConfig
 
 SIZES = ((640, 480), (1024, 768), (3000, 2000))
 SIDE, QUALITY, SOURCE_QUALITY = 512, 95, 85
@@ -77,7 +77,7 @@ def with_simplejpeg(jpeg: bytes) -> bytes:
 
 
 def with_pipeline() -> Callable[[bytes], object]:
-    """`pipeline.images` with the defaults of a job."""
+    """`pairmill.pipeline.image.processor` with the defaults of a job."""
     return ImageProcessor(ImagesConfig(size=SIDE, quality=QUALITY)).process
 
 
@@ -87,7 +87,7 @@ def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
         "Pillow": with_pillow,
         "OpenCV": with_opencv,
         "simplejpeg + OpenCV": with_simplejpeg,
-        "pipeline.images (and hash)": with_pipeline(),
+        "pairmill.pipeline.image.processor (and hash)": with_pipeline(),
     }
     cv2.setNumThreads(1)
     rates: dict[str, list[float]] = {name: [] for name in ways}

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from bench.decode import draw
 from bench.rate import steady_rate
 from bench.web import serving
-from jobs.build import build
-from jobs.engine import ray_session
-from pipeline.images import ImageProcessor
-from schemas.jobs import BuildJob, ImagesConfig
-from schemas.manifest import ShardManifest
+from pairmill.jobs.build import build
+from pairmill.jobs.cluster.engine import ray_session
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import BuildJob, ImagesConfig
+from pairmill.schemas.manifest import ShardManifest
 
 SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
 """Half a megapixel in the middle, with a small and a large one in twenty each."""
@@ -86,7 +86,7 @@ def main() -> None:
     print(f"{len(pictures)} pictures, {sum(map(len, pictures)) / len(pictures) / 1000:.0f} kB on average")
     print(f"{'round':<8}{'pipeline/s':>12}{'codec/s':>12}{'ratio':>8}")
     ratios = []
-    from schemas.jobs import RunConfig
+    from pairmill.schemas.jobs import RunConfig
 
     with serving(pictures) as bases, ray_session(RunConfig()):
         urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(options.rows)]

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jobs import engine
-from pipeline.sources import SourceFacts
-from pipeline.stages import Context
-from schemas.jobs import BuildJob
-from schemas.manifest import PLAN_SCHEMA, ShardManifest, shards_from_table
+from pairmill.jobs.cluster import engine
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.stages import Context
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import PLAN_SCHEMA, ShardManifest, shards_from_table
 
 
 class Nothing:

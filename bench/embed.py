@@ -85,10 +85,10 @@ def save_weights(folder: Path) -> tuple[str, str]:
 
 def run_pairmill(tars: list[str], model: str, output: str) -> float:
     """Rows per second from tars to committed shards, in this process."""
-    from jobs.build import prepare
-    from pipeline.stages import open_stages, process_shard
-    from schemas.jobs import BuildJob
-    from schemas.manifest import shards_from_table
+    from pairmill.jobs.build import prepare
+    from pairmill.pipeline.stages import open_stages, process_shard
+    from pairmill.schemas.jobs import BuildJob
+    from pairmill.schemas.manifest import shards_from_table
 
     values = {"paths": tars, "held": True}
     job = {"source": values, "output": output, "shard_rows": TAR_ROWS, "models": [{"name": model, "alias": "m"}]}
@@ -107,8 +107,8 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
     """Rows per second of the towers alone; and of the text tower with and without the padding."""
     import torch
 
-    from pipeline.encode import load_model
-    from schemas.jobs import ModelConfig, RunConfig
+    from pairmill.pipeline.encode.clip_model import load_model
+    from pairmill.schemas.jobs import ModelConfig, RunConfig
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = load_model(ModelConfig(name=model_folder, alias="m"), RunConfig(device="cpu", batch_size=BATCH_SIZE))

@@ -28,16 +28,16 @@ from torch.utils.data import DataLoader
 
 from bench.embed import write_tars
 from bench.metadata import write_dataset
-from jobs.build import build
-from jobs.export import export
-from jobs.select import select
-from pipeline.feed import FeedConfig, PairDataset
-from pipeline.parquet import write_table
-from schemas.export import ExportJob
-from schemas.jobs import BuildJob
-from schemas.manifest import ColumnsManifest, DataFile, ShardManifest
-from schemas.pairs import embedding_type
-from schemas.selection import SelectJob
+from pairmill.jobs.build import build
+from pairmill.jobs.export import export
+from pairmill.jobs.select import select
+from pairmill.pipeline.dataset.parquet import write_table
+from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
+from pairmill.schemas.pairs import embedding_type
+from pairmill.schemas.selection import SelectJob
 
 BATCH_SIZE, DIM = 64, 512
 WORKERS = (0, 2)

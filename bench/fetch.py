@@ -34,8 +34,8 @@ from PIL import Image
 from bench import names
 from bench.decode import draw
 from bench.nginx import delayed, nginx, silence
-from pipeline.images import ImageProcessor
-from schemas.jobs import ImagesConfig
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import ImagesConfig
 
 PEERS = Path(".venv-peers/bin/python")
 FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
@@ -73,8 +73,8 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
 def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
     """A build in this process; its figures. Called with `--run`, in a process of its own."""
     from bench.download import Clock
-    from jobs.build import build
-    from schemas.jobs import BuildJob
+    from pairmill.jobs.build import build
+    from pairmill.schemas.jobs import BuildJob
 
     started = time.perf_counter()
     clock = Clock()

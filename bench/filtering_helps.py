@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 
 from bench.web import serving
-from jobs.build import build
-from jobs.export import export
-from jobs.select import select
-from pipeline.encode import TINY_FOLDER
-from pipeline.models.draw import (
+from pairmill.jobs.build import build
+from pairmill.jobs.export import export
+from pairmill.jobs.select import select
+from pairmill.pipeline.encode.clip_model import TINY_FOLDER
+from pairmill.pipeline.encode.tiny.draw import (
     BACKGROUNDS,
     COLORS,
     SHAPES,
@@ -44,10 +44,10 @@ from pipeline.models.draw import (
     wrong_color,
     wrong_shape,
 )
-from pipeline.models.train_tiny import distinct_scenes, recall_at_1
-from schemas.export import ExportJob
-from schemas.jobs import BuildJob
-from schemas.selection import SelectJob
+from pairmill.pipeline.encode.tiny.train import distinct_scenes, recall_at_1
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.selection import SelectJob
 
 THRESHOLD = json.loads((TINY_FOLDER / "calibration.json").read_text())["min_similarity"]
 CHOICES = {

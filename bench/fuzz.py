@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.images import ImageProcessor
-from schemas.jobs import ImagesConfig
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import ImagesConfig
 
 SLOW_S = 20.0
 CHUNK = 500

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from bench.decode import draw
 from bench.embed import write_tars
 from bench.web import serving
-from jobs.build import build
-from schemas.jobs import BuildJob
+from pairmill.jobs.build import build
+from pairmill.schemas.jobs import BuildJob
 
 INTERVAL_S = 0.5
 KINDS = ("driver", "largest actor", "object store", "spilled")

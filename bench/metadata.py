@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.inputs.planned import PlannedInput, to_bytes
-from pipeline.sources import SourceFacts
-from pipeline.storage import Store
-from schemas.jobs import BuildJob
-from schemas.manifest import DataFile, Shard, ShardManifest
-from schemas.pairs import pairs_schema
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.planned import PlannedInput, to_bytes
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import DataFile, Shard, ShardManifest
+from pairmill.schemas.pairs import pairs_schema
 
 SHARD_ROWS = 4_096
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.chaos import slow_web
-from jobs.build import build
-from schemas.jobs import BuildJob
-from schemas.manifest import ShardManifest
+from pairmill.jobs.build import build
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import ShardManifest
 
 NODES = (1, 2, 4, 8)
 SHARD_ROWS, SHARDS_PER_NODE, DELAY_S, REQUESTS = 16, 16, 2.0, 16

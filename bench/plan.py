@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline.plan import load_plan, make_plan
-from pipeline.read import ShardReader
-from pipeline.storage import Store
-from schemas.jobs import BuildJob, SourceConfig
-from schemas.manifest import shards_from_table
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.plan import load_plan, make_plan
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.jobs import BuildJob, SourceConfig
+from pairmill.schemas.manifest import shards_from_table
 
 _WORDS = ["a", "the", "red", "old", "photo", "of", "woman", "dog", "house", "car", "with", "street", "kitchen", "2019"]
 _TEXT_SHARE = 10

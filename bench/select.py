@@ -47,10 +47,10 @@ copy (
 
 def pairmill(dataset: str) -> dict[str, float]:
     """Seconds after Ray is up, and rows chosen."""
-    from jobs import engine
-    from jobs.select import select
-    from schemas.jobs import RunConfig
-    from schemas.selection import SelectJob
+    from pairmill.jobs.cluster import engine
+    from pairmill.jobs.select import select
+    from pairmill.schemas.jobs import RunConfig
+    from pairmill.schemas.selection import SelectJob
 
     with engine.ray_session(RunConfig(), spare_cpus=0):
         started = time.perf_counter()

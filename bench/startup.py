@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.faulty_s3 import FaultyS3, credentials, s3_server
-from jobs.build import build
-from pipeline.storage import Store, configure
-from schemas.jobs import BuildJob
-from schemas.manifest import ShardManifest, manifest_name
-from schemas.s3 import S3Config
+from pairmill.jobs.build import build
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import ShardManifest, manifest_name
+from pairmill.schemas.s3 import S3Config
 
 
 class Planned(Exception):

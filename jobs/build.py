@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 import yaml
 
-from jobs.config import JobError, fingerprint, resolve
-from jobs.shipment import BLOCKLISTS, custom_modules
-from pipeline import rules
-from pipeline.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
-from pipeline.shards import StrayFiles, committed, read_manifests
-from pipeline.stages import Context, versions
-from pipeline.storage import Store, absolute, checksum, configure
-from pipeline.text import last_line
-from schemas.jobs import BuildJob, fingerprint_fields
-from schemas.manifest import SCHEMA_VERSION, ShardManifest
+from pairmill.jobs.cluster.job_bundle import BLOCKLISTS, custom_modules
+from pairmill.jobs.job_file import JobError, fingerprint, resolve
+from pairmill.pipeline import rules
+from pairmill.pipeline.common.storage import Store, absolute, checksum, configure
+from pairmill.pipeline.common.text import last_line
+from pairmill.pipeline.dataset.shards import StrayFiles, committed, read_manifests
+from pairmill.pipeline.source.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
+from pairmill.pipeline.stages import Context, versions
+from pairmill.schemas.jobs import BuildJob, fingerprint_fields
+from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest
 
 MAX_FAILURES_READ = 100
 """Of an output folder, for its status."""
@@ -179,7 +179,7 @@ class Totals:
 
 def run_shards_of(context: Context, shards: Any, watcher: Watcher | None, failures: dict[int, str]) -> str | None:
     """Run some of the plan's shards on Ray, noting those that fail; returns why the run stopped early, if it did."""
-    from jobs import engine  # ray takes a second to import: only a run that has work pays
+    from pairmill.jobs.cluster import engine  # ray takes a second to import: only a run that has work pays
 
     def on_outcome(outcome: engine.Outcome) -> None:
         if outcome.manifest:
@@ -240,7 +240,7 @@ def _with_dtypes(job: BuildJob) -> BuildJob:
     On a cluster only the workers know; there it stays `auto`."""
     if job.run.address is not None or all(model.dtype != "auto" for model in job.models):
         return job
-    from pipeline.encode import resolved_dtype
+    from pairmill.pipeline.encode.clip_model import resolved_dtype
 
     models = [model.model_copy(update={"dtype": resolved_dtype(model, job.run)}) for model in job.models]
     return job.model_copy(update={"models": models})
@@ -250,7 +250,7 @@ def _check_models(job: BuildJob) -> list[str]:
     """SHA-256 of the weights of each model."""
     if not job.models:
         return []
-    from pipeline.encode import ModelError, check_device, check_models
+    from pairmill.pipeline.encode.clip_model import ModelError, check_device, check_models
 
     try:
         if job.run.address is None:
@@ -273,7 +273,7 @@ def _own_contents(job: BuildJob) -> list[str]:
 
 def _warnings(job: BuildJob) -> list[str]:
     """What is allowed and seldom meant."""
-    from pipeline.encode import input_side
+    from pairmill.pipeline.encode.clip_model import input_side
 
     lines = []
     if any(model.name == "tiny" for model in job.models):

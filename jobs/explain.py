@@ -7,17 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.build import check, difference
-from jobs.config import JobError
-from jobs.pools import SPARE_CPUS, STORED_PICTURE_BYTES, Node, Pool, PoolError, plan_pools, shards_in_flight, source_of
-from pipeline.inputs.planned import load
-from pipeline.plan import Plan, describe_plan, make_plan
-from pipeline.shards import committed, read_manifest
-from pipeline.stages import Context, StageName, build_stages
-from pipeline.storage import Store
-from pipeline.text import counted
-from schemas.jobs import BuildJob
-from schemas.manifest import ShardManifest, manifest_name
+from pairmill.jobs.build import check, difference
+from pairmill.jobs.cluster.pools import (
+    SPARE_CPUS,
+    STORED_PICTURE_BYTES,
+    Node,
+    Pool,
+    PoolError,
+    plan_pools,
+    shards_in_flight,
+    source_of,
+)
+from pairmill.jobs.job_file import JobError
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.shards import committed, read_manifest
+from pairmill.pipeline.source.plan import Plan, describe_plan, make_plan
+from pairmill.pipeline.source.planned import load
+from pairmill.pipeline.stages import Context, StageName, build_stages
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import ShardManifest, manifest_name
 
 DOWNLOAD_ACTOR_BYTES = 900_000_000
 """A download actor at work: 230 MB of libraries, and four shards of bodies and stored pictures (docs/scale.md)."""
@@ -111,7 +120,7 @@ def _planned_aside(job: BuildJob, fingerprint: str) -> Plan:
 def _nodes(job: BuildJob) -> list[Node]:
     if job.run.address is None:
         return [local_node(job)]
-    from jobs import engine
+    from pairmill.jobs.cluster import engine
 
     with engine.ray_session(job.run):
         return engine.cluster_nodes()

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.config import JobError, resolve
-from jobs.select import Dataset, open_dataset, tasks_for
-from pipeline.export.formats import ClipRetrieval, DataComp, Format, ParquetFiles, WebDataset
-from pipeline.export.gather import Origin
-from pipeline.export.order import Member, grouped, stretches
-from pipeline.export.write import Exporter, is_written, manifest_name, write_stretch
-from pipeline.plan import load_plan
-from pipeline.select.keys import identities
-from pipeline.select.subset import read_selection, read_tables
-from pipeline.sources import SourceFacts
-from pipeline.storage import Store, configure
-from schemas.export import ExportedFile, ExportJob, ExportRecord
-from schemas.jobs import BuildJob
-from schemas.selection import Selection
+from pairmill.jobs.job_file import JobError, resolve
+from pairmill.jobs.select import Dataset, open_dataset, tasks_for
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.pipeline.export.formats import ClipRetrieval, DataComp, Format, ParquetFiles, WebDataset
+from pairmill.pipeline.export.gather import Origin
+from pairmill.pipeline.export.order import Member, grouped, stretches
+from pairmill.pipeline.export.write import Exporter, is_written, manifest_name, write_stretch
+from pairmill.pipeline.select.keys import identities
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.schemas.export import ExportedFile, ExportJob, ExportRecord
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.selection import Selection
 
 ROWS_FOR_RAY = 20_000
 """Fewer are written in this process before a local Ray would be up."""

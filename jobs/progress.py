@@ -6,9 +6,9 @@ import time
 from collections import Counter
 from typing import TextIO
 
-from pipeline.text import counted
-from schemas.manifest import ShardManifest
-from schemas.status import Status
+from pairmill.pipeline.common.text import counted
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.status import Status
 
 PLAIN_INTERVAL_S = 5.0
 TOP_REASONS = 3

@@ -11,15 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.build import BuildResult, Watcher, check, finish, run_shards_of
-from jobs.config import JobError, s3_of
-from pipeline.plan import Plan, load_plan
-from pipeline.shards import drop_superseded, read_manifests
-from pipeline.stages import Context
-from pipeline.storage import Store, configure
-from pipeline.text import counted
-from schemas.jobs import BuildJob
-from schemas.status import Status, Step, retryable
+from pairmill.jobs.build import BuildResult, Watcher, check, finish, run_shards_of
+from pairmill.jobs.job_file import JobError, s3_of
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.shards import drop_superseded, read_manifests
+from pairmill.pipeline.source.plan import Plan, load_plan
+from pairmill.pipeline.stages import Context
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.status import Status, Step, retryable
 
 
 @dataclass(frozen=True)

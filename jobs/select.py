@@ -11,24 +11,24 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from jobs import engine
-from jobs.config import JobError
-from pipeline.columns import complete_models
-from pipeline.plan import load_plan
-from pipeline.select.choose import Chooser
-from pipeline.select.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
-from pipeline.select.expressions import Expression, ExpressionError
-from pipeline.select.keys import is_key
-from pipeline.select.scan import MAX_STEPS
-from pipeline.select.subset import generations_of, publish, read_selection, subsets, write_chunk
-from pipeline.select.tasks import PlainLoop, Tasks
-from pipeline.shards import committed
-from pipeline.stages import versions
-from pipeline.storage import Store, configure
-from pipeline.text import clean_text, counted
-from schemas.export import ExportJob
-from schemas.manifest import DataFile
-from schemas.selection import Selection, SelectJob, StepReport
+from pairmill.jobs.cluster import engine
+from pairmill.jobs.job_file import JobError
+from pairmill.pipeline.columns.added_model import complete_models
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.text import clean_text, counted
+from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
+from pairmill.pipeline.dataset.shards import committed
+from pairmill.pipeline.dataset.subset import generations_of, publish, read_selection, subsets, write_chunk
+from pairmill.pipeline.select.choose import Chooser
+from pairmill.pipeline.select.expressions import Expression, ExpressionError
+from pairmill.pipeline.select.keys import is_key
+from pairmill.pipeline.select.scan import MAX_STEPS
+from pairmill.pipeline.select.tasks import PlainLoop, Tasks
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.stages import versions
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.manifest import DataFile
+from pairmill.schemas.selection import Selection, SelectJob, StepReport
 
 ROWS_FOR_RAY = 2_000_000
 """Fewer are chosen from in this process before a local Ray would be up."""

@@ -1,7 +1,7 @@
 """The ordered list of stages that a shard goes through, and `process_shard()`: the plain loop over them.
 
 A stage is built once per worker and called once per shard: Arrow table in, Arrow table out, row for row. Ray runs the
-very same objects (`jobs/engine.py`); this file does not know of it.
+very same objects (`jobs/cluster/engine.py`); this file does not know of it.
 """
 
 import json
@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import rules
-from pipeline.earlier import failed_row_ids, read_earlier
-from pipeline.read import ShardReader
-from pipeline.shards import AccountingError, ShardWriter, read_manifest
-from pipeline.sources import SourceFacts
-from pipeline.storage import Store
-from schemas.jobs import BuildJob
-from schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
-from schemas.pairs import KEPT_STATUS
-from schemas.status import Step
-from schemas.version import VERSION
+from pairmill.pipeline import rules
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_earlier
+from pairmill.pipeline.dataset.shards import AccountingError, ShardWriter, read_manifest
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
+from pairmill.schemas.pairs import KEPT_STATUS
+from pairmill.schemas.status import Step
+from pairmill.schemas.version import VERSION
 
 if TYPE_CHECKING:
-    from pipeline.download import Downloader
-    from pipeline.img2dataset_engine import Img2datasetDownloader
+    from pairmill.pipeline.fetch.download import Downloader
+    from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 
 StageName = Literal["read", "download", "load", "encode", "commit"]
 
@@ -114,7 +114,7 @@ class LoadStage:
     """The pictures of a held corpus, read from where they are; image rules that need no pixels."""
 
     def __init__(self, context: Context) -> None:
-        from pipeline.corpus.load import Loader
+        from pairmill.pipeline.source.corpus.load import Loader
 
         self.context = context
         self.loader = Loader(context.job.images, context.careful)
@@ -134,7 +134,7 @@ class EncodeStage:
     """Pairs get embeddings and similarities of every model."""
 
     def __init__(self, context: Context) -> None:
-        from pipeline.embeddings import Encoder  # loads torch: only this stage pays for it
+        from pairmill.pipeline.encode.encoder import Encoder  # loads torch: only this stage pays for it
 
         job = context.job
         self.encoder = Encoder(job.models, job.run, job.images, context.may_exit)
@@ -182,7 +182,7 @@ class PairsStage:
     """A committed shard (a row of PLAN_SCHEMA with its `generation`) becomes its pairs, with their pictures."""
 
     def __init__(self, context: Context) -> None:
-        from pipeline.columns import PairsReader
+        from pairmill.pipeline.columns.added_model import PairsReader
 
         self.context = context
         self.reader = PairsReader(context.store, context.facts, context.job)
@@ -205,7 +205,7 @@ class ColumnsStage:
         self.context = context
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from pipeline.columns import write_columns
+        from pairmill.pipeline.columns.added_model import write_columns
 
         store, alias = self.context.store, self.context.columns_of or ""
         manifest = read_manifest(store, table.schema.metadata[b"manifest"].decode())
@@ -272,10 +272,10 @@ def versions() -> dict[str, str]:
 
 def _open_downloader(context: Context) -> "Downloader | Img2datasetDownloader":
     if context.job.fetch.engine == "img2dataset":
-        from pipeline.img2dataset_engine import Img2datasetDownloader
+        from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 
         return Img2datasetDownloader(context.job)
-    from pipeline.download import Downloader
+    from pairmill.pipeline.fetch.download import Downloader
 
     return Downloader(context.job, context.careful, context.may_exit and not context.careful)
 

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.jobs import CONFIG_VERSION, Place, RunConfig
-from schemas.manifest import SCHEMA_VERSION, DataFile
-from schemas.s3 import S3Config
-from schemas.selection import SUBSET_NAME
+from pairmill.schemas.jobs import CONFIG_VERSION, Place, RunConfig
+from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
+from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.selection import SUBSET_NAME
 
 ExportFormat = Literal["webdataset", "parquet", "clip-retrieval", "datacomp"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from schemas.s3 import S3Config, without_secrets
+from pairmill.schemas.s3 import S3Config, without_secrets
 
 CONFIG_VERSION: Literal[1] = 1
 

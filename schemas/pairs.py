@@ -6,7 +6,7 @@ its Status set. Only the commit splits it into `pairs/` and `rejects/`.
 
 import pyarrow as pa
 
-from schemas.status import Status
+from pairmill.schemas.status import Status
 
 TEXT = pa.string()
 

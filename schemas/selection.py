@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.jobs import CONFIG_VERSION, Place, RunConfig
-from schemas.manifest import SCHEMA_VERSION, DataFile
-from schemas.s3 import S3Config
+from pairmill.schemas.jobs import CONFIG_VERSION, Place, RunConfig
+from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
+from pairmill.schemas.s3 import S3Config
 
 SUBSET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.images import ImageProcessor
-from pipeline.pictures import MEMBER_COLUMNS, read_range, write_tar
-from pipeline.pixels import sniff
-from schemas.jobs import ImagesConfig
-from schemas.pairs import STORED
+from pairmill.pipeline.dataset.webdataset_tar import MEMBER_COLUMNS, read_range, write_tar
+from pairmill.pipeline.image import sniff
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.pairs import STORED
 
 Write = Callable[[IO[bytes]], object]
 

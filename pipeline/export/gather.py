@@ -8,18 +8,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.columns import PairsReader
-from pipeline.export.order import Group, Member
-from pipeline.plan import load_plan
-from pipeline.select.chunks import Chunk, describe
-from pipeline.select.keys import SHUFFLE, uid_hashes
-from pipeline.select.scan import ALIVE
-from pipeline.shards import read_manifest
-from pipeline.sources import SourceFacts
-from pipeline.storage import Store
-from schemas.jobs import BuildJob
-from schemas.manifest import manifest_name, shards_from_table
-from schemas.pairs import STORED
+from pairmill.pipeline.columns.added_model import PairsReader
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import Chunk, describe
+from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.pipeline.export.order import Group, Member
+from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes
+from pairmill.pipeline.select.scan import ALIVE
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import manifest_name, shards_from_table
+from pairmill.schemas.pairs import STORED
 
 _SHARD, _GENERATION, _ROW = "export_shard", "export_generation", "export_row"
 _NEEDED = frozenset({"row_id", "uid", "sha256", *STORED.names})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.select.keys import mixed
+from pairmill.pipeline.select.keys import mixed
 
 GROUP_SHARDS = 32
 """Neighbours in the export come from so many shards; the trainer's own shuffle buffer does the rest."""

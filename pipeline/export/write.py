@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from pipeline import storage
-from pipeline.export.formats import Format, Stretch, Write
-from pipeline.export.gather import Gatherer, Origin
-from pipeline.export.order import Group
-from pipeline.storage import Store
-from schemas.export import ExportedFile
-from schemas.manifest import DataFile
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.export.formats import Format, Stretch, Write
+from pairmill.pipeline.export.gather import Gatherer, Origin
+from pairmill.pipeline.export.order import Group
+from pairmill.schemas.export import ExportedFile
+from pairmill.schemas.manifest import DataFile
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.pictures import read_range
-from pipeline.report import page
-from pipeline.report.page import Card, Section
-from pipeline.shards import read_manifests
-from pipeline.storage import Store
-from schemas.manifest import ShardManifest
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.webdataset_tar import read_range
+from pairmill.pipeline.report import page
+from pairmill.pipeline.report.page import Card, Section
+from pairmill.schemas.manifest import ShardManifest
 
 PAIRS_PER_SECTION = 24
 THUMBNAIL_SIDE = 160

@@ -13,7 +13,7 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 
-from schemas.status import Status
+from pairmill.schemas.status import Status
 
 CAPTION_CHARS = 180
 URL_CHARS = 120
@@ -103,7 +103,7 @@ def render(
         "threshold": "none" if threshold is None else f"{threshold:.3f}",
     }
     return _PAGE.format(
-        css=resources.files("pipeline.report").joinpath("contact_sheet.css").read_text("utf-8"),
+        css=resources.files("pairmill.pipeline.report").joinpath("contact_sheet.css").read_text("utf-8"),
         title=_text(title, URL_CHARS),
         facts="".join(f"<div><dt>{name}</dt><dd>{_text(value, URL_CHARS)}</dd></div>" for name, value in facts.items()),
         histogram=_histogram(histogram, threshold),

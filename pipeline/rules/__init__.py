@@ -4,11 +4,11 @@
 loads the user's own.
 """
 
-from pipeline.rules import caption, image, patterns, score, url  # noqa: F401  (importing registers their rules)
-from pipeline.rules.base import apply_rules, rule, rules_at
-from pipeline.rules.check import check_rules
-from pipeline.rules.custom import CustomRule, CustomRuleError, at, load_custom_rule
-from pipeline.rules.isolated import isolated
+from pairmill.pipeline.rules import caption, image, patterns, score, url  # noqa: F401  (importing registers their rules)
+from pairmill.pipeline.rules.base import apply_rules, rule, rules_at
+from pairmill.pipeline.rules.check import check_rules
+from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError, at, load_custom_rule
+from pairmill.pipeline.rules.isolated import isolated
 
 __all__ = [
     "CustomRule",

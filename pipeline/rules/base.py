@@ -21,11 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.rules.custom import CustomRule, CustomRuleError
-from pipeline.rules.isolated import IsolatedRule
-from schemas.jobs import RulesConfig
-from schemas.pairs import IMAGE_COLUMN
-from schemas.status import Status, Step
+from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError
+from pairmill.pipeline.rules.isolated import IsolatedRule
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.pairs import IMAGE_COLUMN
+from pairmill.schemas.status import Status, Step
 
 MAX_DETAIL_CHARS = 200
 """Evidence is cut to this length: it goes into every output row, and captions may be a megabyte long."""

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import storage
+from pairmill.pipeline.common import storage
 
 DigestKind = Literal["md5", "sha256", "url"]
 """What the lines of a file are: hex of an MD5, hex of a SHA-256, or a URL or the hex of its SHA-256."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.rules.blocklists import DigestKind, load_blocklist
-from pipeline.rules.caption import blocked_term_patterns
-from pipeline.rules.custom import load_custom_rule
-from pipeline.rules.language import LANGUAGES
-from pipeline.rules.url import host_set
-from schemas.jobs import RulesConfig
+from pairmill.pipeline.rules.blocklists import DigestKind, load_blocklist
+from pairmill.pipeline.rules.caption import blocked_term_patterns
+from pairmill.pipeline.rules.custom import load_custom_rule
+from pairmill.pipeline.rules.language import LANGUAGES
+from pairmill.pipeline.rules.url import host_set
+from pairmill.schemas.jobs import RulesConfig
 
 
 def check_rules(rules: RulesConfig, search: Path | None = None) -> None:

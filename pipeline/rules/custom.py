@@ -1,7 +1,7 @@
 """Your own rules: a function in a module of yours, named `module:function` in the job file.
 
     import pyarrow as pa, pyarrow.compute as pc
-    from pipeline.rules import at
+    from pairmill.pipeline.rules import at
 
     @at("caption")
     def no_questions(rows: pa.Table) -> pa.BooleanArray:
@@ -24,13 +24,12 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from schemas.status import Step
+from pairmill.schemas.status import Step
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _STEP_ATTRIBUTE = "pairmill_step"
 _STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
-_OUR_PACKAGES = frozenset({"pipeline", "jobs", "schemas"})
 
 
 class CustomRuleError(Exception):
@@ -68,7 +67,7 @@ def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
     top = module_name.partition(".")[0]
     if not module_name or not function_name:
         raise ValueError(f"a custom rule is named module:function, not {name!r}")
-    if top in _OUR_PACKAGES:
+    if top == "pairmill":
         raise ValueError(f"custom rule {name}: the module name {top!r} is pairmill's own; give yours another")
     module = _load_module(module_name, name, search)
     function = getattr(module, function_name, None)

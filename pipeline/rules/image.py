@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.rules.base import Column, Verdict, rule
-from pipeline.rules.blocklists import DigestKind, is_listed
-from schemas.jobs import RulesConfig
-from schemas.status import Status
+from pairmill.pipeline.rules.base import Column, Verdict, rule
+from pairmill.pipeline.rules.blocklists import DigestKind, is_listed
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status
 
 
 @rule(Status.MD5_BLOCKLISTED)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.child import Child, ChildDied
-from pipeline.rules.custom import CustomRule, load_custom_rule
+from pairmill.pipeline.common.child import Child, ChildDied
+from pairmill.pipeline.rules.custom import CustomRule, load_custom_rule
 
 RULE_TIMEOUT_S = 600.0
 """A rule that takes longer for the rows of one shard is taken for hung."""

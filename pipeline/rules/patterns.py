@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
-from pipeline.rules.base import Column, Verdict, rule
-from schemas.jobs import RulesConfig
-from schemas.status import Status
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.rules.base import Column, Verdict, rule
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status
 
 _EXTENSION = r"\.(?:jpe?g|jpe|jfif|png|gif|webp|avif|bmp|tiff?|svg|heic|heif|ico|psd|raw|cr2|nef|arw|dng|pdf|mp4|mov)"
 

@@ -3,9 +3,9 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.rules.base import Verdict, rule
-from schemas.jobs import RulesConfig
-from schemas.status import Status
+from pairmill.pipeline.rules.base import Verdict, rule
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status
 
 _PREFIX = "similarity_"
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from yarl import URL
 
-from pipeline.rules.base import Verdict, rule
-from pipeline.rules.blocklists import is_listed, url_digest
-from schemas.jobs import RulesConfig
-from schemas.status import Status
+from pairmill.pipeline.rules.base import Verdict, rule
+from pairmill.pipeline.rules.blocklists import is_listed, url_digest
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status
 
 MAX_URL_BYTES = 8_192
 """Longer ones fail at most servers: RFC 9110, section 4.1 asks for 8,000 octets at least."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.select.chunks import Chunk
-from pipeline.select.duplicates import GROUP, by_chunk, largest, merge_duplicates
-from pipeline.select.expressions import Expression
-from pipeline.select.keys import score_of
-from pipeline.select.near import Banded, band_masks, near_pairs, stars
-from pipeline.select.scan import (
+from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.select.duplicates import GROUP, by_chunk, largest, merge_duplicates
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.keys import score_of
+from pairmill.pipeline.select.near import Banded, band_masks, near_pairs, stars
+from pairmill.pipeline.select.scan import (
     ALIVE,
     KEYED,
     AtLeast,
@@ -30,8 +30,8 @@ from pipeline.select.scan import (
     Window,
     scan,
 )
-from pipeline.select.tasks import Tasks
-from schemas.selection import Dedup, Sample, SelectStep, Top
+from pairmill.pipeline.select.tasks import Tasks
+from pairmill.schemas.selection import Dedup, Sample, SelectStep, Top
 
 PARTITION_ROWS = 2_000_000
 PICKED_ROWS = 200_000

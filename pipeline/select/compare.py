@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.select.scan import ALIVE
-from pipeline.select.subset import read_selection, read_tables
-from pipeline.storage import Store
-from schemas.selection import Selection
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.pipeline.select.scan import ALIVE
+from pairmill.schemas.selection import Selection
 
 NOT_SEEN = -2
 """Instead of a step: the row's shard was not there."""

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.select.expressions import Expression
+from pairmill.pipeline.select.expressions import Expression
 
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.select.duplicates import GROUP, Places
-from pipeline.select.keys import U64, mixed
-from pipeline.select.scan import Keys
+from pairmill.pipeline.select.duplicates import GROUP, Places
+from pairmill.pipeline.select.keys import U64, mixed
+from pairmill.pipeline.select.scan import Keys
 
 PAIR = np.dtype([("better_rank", "<u8"), ("better", "<i8"), ("worse", "<i8")])
 """Two rows within the distance, by place; the better has the higher rank or, of equal ones, the lower place."""

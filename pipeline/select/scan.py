@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.select.chunks import Chunk
-from pipeline.select.expressions import Expression
-from pipeline.select.keys import SAMPLE, TIES, U64, Bools, identities, mixed, ranks, uid_hashes
-from schemas.pairs import KEPT_STATUS
+from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.keys import SAMPLE, TIES, U64, Bools, identities, mixed, ranks, uid_hashes
+from pairmill.schemas.pairs import KEPT_STATUS
 
 Fates = npt.NDArray[np.int8]
 """Per row of a chunk: the number of the step that dropped it, or ALIVE."""

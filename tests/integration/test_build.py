@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.build import BuildResult, build, finish, prepare, run_shards_of
-from jobs.config import JobError
-from jobs.engine import EngineError, Outcome, run_shards
-from jobs.progress import ConsoleWatcher
-from pipeline.rules import blocklists
-from pipeline.shards import committed, read_manifests
-from pipeline.stages import open_stages, process_shard
-from pipeline.storage import Store
-from pipeline.verify import verify
-from schemas.jobs import BuildJob, ImagesConfig, ModelConfig
-from schemas.manifest import shards_from_table
+from pairmill.jobs.build import BuildResult, build, finish, prepare, run_shards_of
+from pairmill.jobs.cluster.engine import EngineError, Outcome, run_shards
+from pairmill.jobs.job_file import JobError
+from pairmill.jobs.progress import ConsoleWatcher
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import committed, read_manifests
+from pairmill.pipeline.rules import blocklists
+from pairmill.pipeline.stages import open_stages, process_shard
+from pairmill.schemas.jobs import BuildJob, ImagesConfig, ModelConfig
+from pairmill.schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 
 NOT_REPRODUCIBLE = ("fetched_at", "fetch_s", "fetch_attempts")
@@ -172,7 +172,7 @@ def test_similarities_equal_plain_open_clip_on_the_stored_pictures(web: PictureW
     import open_clip
     import torch
 
-    from pipeline.encode import TINY_FOLDER
+    from pairmill.pipeline.encode.clip_model import TINY_FOLDER
 
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"a red circle number {n}"} for n in range(24)]
     sequentially(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}]))
@@ -402,7 +402,7 @@ def test_the_main_job_runs_on_real_photographs(ray_session: None, web: PictureWe
             )
             file.write(json.dumps({**row, "original": row.get("url"), "url": url}) + "\n")
     settings: dict[str, Any] = {"models": [{"name": "tiny"}], "rules": {"preset": "datacomp-basic"}, "shard_rows": 250}
-    from jobs.config import resolve
+    from pairmill.jobs.job_file import resolve
 
     values = job(tmp_path / "in.jsonl", tmp_path / "out").model_dump(exclude_unset=True)
     result = build(resolve({**values, **settings}))

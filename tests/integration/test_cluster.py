@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.chaos import Run, World, run, world
-from jobs.pools import ACCELERATOR_LABEL
+from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL
 from tests.integration.test_build import write_input
 from tests.integration.test_command import run as run_command
 
@@ -39,7 +39,7 @@ def test_a_build_in_which_something_dies_ends_as_the_calm_one(made: World, calm:
 WHERE = """
 import pathlib, os
 import pyarrow as pa, ray
-from pipeline.rules import at
+from pairmill.pipeline.rules import at
 
 def note(step, rows):
     name = f"{step}-{os.getpid()}"

@@ -15,7 +15,7 @@ import pytest
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 
-PAIRMILL = [sys.executable, "-P", "-m", "jobs.cli"]
+PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
@@ -95,7 +95,7 @@ def test_a_folder_called_pipeline_beside_the_user_is_never_imported_and_own_rule
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
     (tmp_path / "mine.py").write_text(
-        "import pyarrow.compute as pc\nfrom helper import WORD\nfrom pipeline.rules import at\n\n"
+        "import pyarrow.compute as pc\nfrom helper import WORD\nfrom pairmill.pipeline.rules import at\n\n"
         "@at('caption')\ndef no_cats(rows):\n    return pc.invert(pc.match_substring(rows['caption_clean'], WORD))\n"
     )
     (tmp_path / "helper.py").write_text("WORD = 'cat'\n")

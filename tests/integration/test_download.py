@@ -20,12 +20,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.download import Downloader
-from pipeline.faults import LocalFault
-from pipeline.fetch import Fetcher
-from pipeline.images import ImageProcessor
-from schemas.jobs import BuildJob
-from schemas.pairs import FETCHED, PICTURE, in_flight_schema
+from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.fetch.download import Downloader
+from pairmill.pipeline.fetch.fetcher import Fetcher
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.pairs import FETCHED, PICTURE, in_flight_schema
 from tests.integration.web import HostileWeb, Request, answer, redirect
 
 
@@ -226,9 +226,9 @@ def test_a_decoder_that_this_machine_fails_loses_no_row(
 
 HANGING_WORKER = """
 import sys, time
-from pipeline import download
-from pipeline.images import ImageProcessor
-from schemas.jobs import BuildJob
+from pairmill.pipeline.fetch import download
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import BuildJob
 from tests.integration.test_download import shard
 
 ImageProcessor.process = lambda self, body: time.sleep(600)
@@ -296,7 +296,7 @@ def test_slow_decoding_holds_back_the_download(
         return process(self, data)
 
     monkeypatch.setattr(ImageProcessor, "process", slowly)
-    monkeypatch.setattr("pipeline.download._MOST_BYTES", 5 * len(body))
+    monkeypatch.setattr("pairmill.pipeline.fetch.download._MOST_BYTES", 5 * len(body))
     web.serve("/a.jpg", body)
     urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
     result = open_downloader(concurrency=4, per_host_concurrency=4)(shard(list(urls)))

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.build import build, prepare
-from jobs.columns import add_model
-from jobs.config import JobError, load_job
-from pipeline.inputs.cursor import ReadError
-from pipeline.plan import load_plan
-from pipeline.shards import read_manifests
-from pipeline.sources import SourceError
-from pipeline.stages import open_stages, process_shard
-from pipeline.storage import Store
-from pipeline.verify import verify
-from schemas.jobs import BuildJob
-from schemas.manifest import shards_from_table
+from pairmill.jobs.add_model import add_model
+from pairmill.jobs.build import build, prepare
+from pairmill.jobs.job_file import JobError, load_job
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.source.cursor import ReadError
+from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.stages import open_stages, process_shard
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
 
@@ -329,7 +329,7 @@ def test_real_tars_and_pictures_of_clip_retrieval(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(6))
-    command = [sys.executable, "-m", "jobs.cli", "embed", str(tmp_path / "a.tar"), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "pairmill", "embed", str(tmp_path / "a.tar"), str(tmp_path / "out")]
     done = subprocess.run([*command, "--model", "tiny", "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["kept"] == 6

@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline.embeddings import Encoder
-from pipeline.encode import TINY_FOLDER, ClipModel, ModelError, check_models, load_model
-from schemas.jobs import ImagesConfig, ModelConfig, RunConfig
-from schemas.pairs import in_flight_schema
+from pairmill.pipeline.encode.clip_model import TINY_FOLDER, ClipModel, ModelError, check_models, load_model
+from pairmill.pipeline.encode.encoder import Encoder
+from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
+from pairmill.schemas.pairs import in_flight_schema
 from tests.integration.test_build import picture
 
 CAPTIONS = [
@@ -192,7 +192,16 @@ def test_a_folder_is_a_model_and_its_checksum_is_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ViT-B-32:openai", "hf-hub:nobody/nothing"])
 def test_weights_that_cannot_be_fetched_are_a_clear_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(photographs()[0])
-    command = [sys.executable, "-m", "jobs.cli", "embed", str(tmp_path), str(tmp_path / "out"), "--model", name]
+    command = [
+        sys.executable,
+        "-m",
+        "pairmill.jobs.cli.main",
+        "embed",
+        str(tmp_path),
+        str(tmp_path / "out"),
+        "--model",
+        name,
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, ObjectStoreFullError, OutOfMemoryError
 
-from jobs import engine
-from jobs.build import build, prepare
-from jobs.flow import CellLost, WorkerDied
-from pipeline.storage import Store
-from pipeline.verify import verify
+from pairmill.jobs.build import build, prepare
+from pairmill.jobs.cluster import engine
+from pairmill.jobs.cluster.scheduler import CellLost, WorkerDied
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, write_input
 from tests.integration.test_command import build_arguments, run
@@ -61,7 +61,7 @@ def test_a_download_actor_works_on_four_shards_at_once(ray_session: None, tmp_pa
 FATAL_RULE = """
 import os, pathlib, signal
 import pyarrow as pa
-from pipeline.rules import at
+from pairmill.pipeline.rules import at
 
 @at("image")
 def deadly(rows):
@@ -76,7 +76,8 @@ def deadly(rows):
 POISONED_DECODER = """
 import os
 import pyarrow as pa
-from pipeline import images, isolate
+from pairmill.pipeline.image import processor as images
+from pairmill.pipeline.image import isolated as isolate
 
 _in_thread, _in_child = images.ImageProcessor.process, isolate._process
 

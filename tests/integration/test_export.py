@@ -15,16 +15,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from jobs.config import JobError
-from jobs.export import export
-from jobs.select import select
-from pipeline.export.formats import FormatError
-from pipeline.export.gather import GoneError
-from pipeline.inputs.cursor import ReadError
-from pipeline.select.subset import read_selection, read_tables
-from pipeline.storage import Store
-from schemas.export import ExportJob
-from schemas.selection import SelectJob
+from pairmill.jobs.export import export
+from pairmill.jobs.job_file import JobError
+from pairmill.jobs.select import select
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.pipeline.export.formats import FormatError
+from pairmill.pipeline.export.gather import GoneError
+from pairmill.pipeline.source.cursor import ReadError
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.selection import SelectJob
 from tests.integration.test_build import picture, sequentially
 from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
 
@@ -102,7 +102,7 @@ def test_the_order_is_mixed_across_shards_by_the_seed_or_the_datasets_own(datase
 def test_files_that_take_rows_of_several_mixed_groups_have_every_row_once(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.export.order.GROUP_SHARDS", 3)
+    monkeypatch.setattr("pairmill.pipeline.export.order.GROUP_SHARDS", 3)
     export(job(dataset, tmp_path / "out", "webdataset", samples_per_file=7))
     tars = sorted(str(tar) for tar in (tmp_path / "out").glob("*.tar"))
     expected = chosen(dataset)
@@ -204,8 +204,8 @@ def test_on_ray_the_choice_and_the_export_are_those_of_the_plain_loop(
     choose(dataset, "plain", *steps)
     export(job(dataset, tmp_path / "plain", "webdataset", subset="plain"))
     for module in ("select", "export"):
-        monkeypatch.setattr(f"jobs.{module}.ROWS_FOR_RAY", 0)
-    monkeypatch.setattr("jobs.select.CHUNK_ROWS", 10)
+        monkeypatch.setattr(f"pairmill.jobs.{module}.ROWS_FOR_RAY", 0)
+    monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 10)
     choose(dataset, "ray", *steps)
     export(job(dataset, tmp_path / "ray", "webdataset", subset="ray"))
     store = Store(str(dataset))
@@ -309,7 +309,7 @@ def test_open_clip_train_trains_on_the_tars_as_they_are(dataset: Path, tmp_path:
 
 
 def tiny_folder() -> str:
-    from pipeline.encode import TINY_FOLDER
+    from pairmill.pipeline.encode.clip_model import TINY_FOLDER
 
     return f"local-dir:{TINY_FOLDER}"
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.select import select
-from pipeline.feed import FeedConfig, FeedError, PairDataset
-from schemas.selection import SelectJob
+from pairmill.jobs.select import select
+from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
+from pairmill.schemas.selection import SelectJob
 from tests.integration.test_build import picture, sequentially
 from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
 
@@ -99,7 +99,7 @@ def test_a_dataset_whose_pictures_no_range_read_gives_is_refused_for_pictures(tm
 
 
 def test_a_plain_contrastive_loop_learns_from_the_feed(dataset: Path) -> None:
-    from pipeline.encode import TINY_FOLDER
+    from pairmill.pipeline.encode.clip_model import TINY_FOLDER
 
     config = json.loads((TINY_FOLDER / "open_clip_config.json").read_text())["model_cfg"]
     torch.manual_seed(0)

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.fetch import Fetched, Fetcher
-from pipeline.rules.url import refused_redirect
-from pipeline.web.slots import ByteBudget
-from schemas.jobs import FetchConfig, RulesConfig
-from schemas.status import Status
+from pairmill.pipeline.fetch.fetcher import Fetched, Fetcher
+from pairmill.pipeline.fetch.slots import ByteBudget
+from pairmill.pipeline.rules.url import refused_redirect
+from pairmill.schemas.jobs import FetchConfig, RulesConfig
+from pairmill.schemas.status import Status
 from tests.integration.web import HostileWeb, Request, answer, redirect, reset
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 8
@@ -281,7 +281,7 @@ def test_a_name_that_changes_its_address_is_checked_where_it_connects(
         family = socket.AF_INET
         return [{"hostname": host, "host": "127.0.0.2", "port": port, "family": family, "proto": 0, "flags": 0}]
 
-    monkeypatch.setattr("pipeline.fetch._Resolver.resolve", lies)
+    monkeypatch.setattr("pairmill.pipeline.fetch.fetcher._Resolver.resolve", lies)
     fetched = fetch(f"http://rebind.example:{forbidden.port}/a.jpg", allow_networks=[])
     assert (fetched.status, fetched.detail) == (Status.ADDRESS_REFUSED, "127.0.0.2 is not a public address")
     assert forbidden.connections == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from schemas.status import Status
+from pairmill.schemas.status import Status
 from tests.integration.test_fetch import JPEG, _in_turn, fetch, fetch_all
 from tests.integration.web import HostileWeb, Request, answer, redirect
 

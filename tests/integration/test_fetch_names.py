@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.web import names
-from schemas.status import Status
+from pairmill.pipeline.fetch import dns as names
+from pairmill.schemas.status import Status
 from tests.integration.names import NameServer
 from tests.integration.test_fetch import JPEG, fetch, fetch_all
 from tests.integration.web import HostileWeb

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards import read_manifests
-from pipeline.storage import Store
-from pipeline.verify import verify
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import read_manifests
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import build_arguments, run

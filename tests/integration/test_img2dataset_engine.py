@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.img2dataset_engine import Img2datasetDownloader
-from pipeline.shards import read_manifests
-from pipeline.storage import Store
-from pipeline.verify import verify
-from schemas.jobs import BuildJob
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
+from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import dataset, job, mixed_rows, sequentially, write_input
 from tests.integration.test_download import jpeg, rows, shard

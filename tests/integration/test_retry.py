@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.config import JobError
-from jobs.retry import retry
-from pipeline.shards import read_manifests
-from pipeline.storage import Store
-from pipeline.verify import verify
-from schemas.jobs import BuildJob
+from pairmill.jobs.job_file import JobError
+from pairmill.jobs.retry import retry
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.names import NameServer
 from tests.integration.test_build import dataset, job, picture, sequentially, write_input

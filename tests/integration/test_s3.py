@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
-from jobs.build import build
-from jobs.export import export
-from jobs.select import select
-from pipeline.feed import FeedConfig, PairDataset
-from pipeline.select.subset import read_selection, read_tables
-from pipeline.shards import read_manifests
-from pipeline.storage import Store
-from pipeline.verify import verify
-from schemas.export import ExportJob
-from schemas.jobs import BuildJob
-from schemas.selection import SelectJob
+from pairmill.jobs.build import build
+from pairmill.jobs.export import export
+from pairmill.jobs.select import select
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.selection import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, mixed_rows, picture, sequentially, write_input
 from tests.integration.test_command import start
@@ -84,9 +84,9 @@ def test_two_rival_commands_give_one_whole_output(bucket: str, web: PictureWeb, 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_build_onto_s3_is_whole_and_resumes(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
-    from jobs.build import prepare
-    from pipeline.stages import open_stages, process_shard
-    from schemas.manifest import shards_from_table
+    from pairmill.jobs.build import prepare
+    from pairmill.pipeline.stages import open_stages, process_shard
+    from pairmill.schemas.manifest import shards_from_table
 
     source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
     s3_job = job(source, tmp_path).model_copy(update={"output": f"{bucket}/out"})

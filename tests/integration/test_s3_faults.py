@@ -10,11 +10,11 @@ from bench.faulty_s3 import Faults, FaultyS3, credentials, s3_server
 from bench.startup import job as startup_job
 from bench.startup import start as startup
 from bench.startup import write_source
-from pipeline.shards import read_manifests
-from pipeline.storage import Store, configure
-from pipeline.verify import verify
-from schemas.manifest import manifest_name
-from schemas.s3 import FROM_ENVIRONMENT, S3Config
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.schemas.manifest import manifest_name
+from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import run, start

@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from bench.faulty_s3 import CREDENTIALS, FaultyS3, credentials, s3_server
-from jobs.cli_submit import submit
-from jobs.config import JobError
-from jobs.shipment import packed
-from pipeline.shards import read_manifests
-from pipeline.storage import Store, configure
-from pipeline.verify import verify
-from schemas.s3 import FROM_ENVIRONMENT, S3Config
+from pairmill.jobs.cli.submit import submit
+from pairmill.jobs.cluster.job_bundle import packed
+from pairmill.jobs.job_file import JobError
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import PAIRMILL
@@ -96,7 +96,7 @@ def project(tmp_path: Path, s3: FaultyS3) -> Path:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
     (tmp_path / "mine.py").write_text(
-        "import pyarrow.compute as pc\nfrom pipeline.rules import at\n\n"
+        "import pyarrow.compute as pc\nfrom pairmill.pipeline.rules import at\n\n"
         "@at('caption')\ndef no_sevens(rows):\n    return pc.invert(pc.match_substring(rows['caption_clean'], '7'))\n"
     )
     (tmp_path / "bad.txt").write_text("https://bad.example/1.jpg\n")

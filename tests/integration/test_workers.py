@@ -12,13 +12,13 @@ from tests.unit.select.conftest import row_ids
 
 CHOOSE = """
 import json, os, sys
-import jobs.select
-from jobs import engine
-from schemas.jobs import RunConfig
-from schemas.selection import SelectJob
+import pairmill.jobs.select
+from pairmill.jobs.cluster import engine
+from pairmill.schemas.jobs import RunConfig
+from pairmill.schemas.selection import SelectJob
 
 dataset, cpus = sys.argv[1], int(sys.argv[2])
-jobs.select.ROWS_FOR_RAY, jobs.select.CHUNK_ROWS = 0, 3_000
+pairmill.jobs.select.ROWS_FOR_RAY, pairmill.jobs.select.CHUNK_ROWS = 0, 3_000
 steps = [
     {"where": "similarity >= 0.2"},
     {"top": {"by": "similarity", "fraction": 0.5}},
@@ -27,7 +27,7 @@ steps = [
     {"sample": {"fraction": 0.5}},
 ]
 with engine.ray_session(RunConfig(), spare_cpus=cpus - os.cpu_count()):
-    jobs.select.select(SelectJob.model_validate({"dataset": dataset, "name": f"on{cpus}", "steps": steps}))
+    pairmill.jobs.select.select(SelectJob.model_validate({"dataset": dataset, "name": f"on{cpus}", "steps": steps}))
 """
 
 

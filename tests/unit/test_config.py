@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config import JobError, fingerprint, load_job, resolve
-from jobs.progress import ConsoleWatcher, funnel
-from schemas.manifest import ShardManifest
+from pairmill.jobs.job_file import JobError, fingerprint, load_job, resolve
+from pairmill.jobs.progress import ConsoleWatcher, funnel
+from pairmill.schemas.manifest import ShardManifest
 
 BASE = {"source.paths": ["in.csv"], "output": "out"}
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.models.draw import caption, random_scene, render
-from pipeline.report import contact_sheet
-from pipeline.report.contact_sheet import PAIRS_PER_SECTION, THUMBNAIL_SIDE, write_contact_sheet
-from pipeline.shards import ShardWriter
-from pipeline.storage import Store
-from schemas.pairs import in_flight_schema, score_columns
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import ShardWriter
+from pairmill.pipeline.encode.tiny.draw import caption, random_scene, render
+from pairmill.pipeline.report import contact_sheet
+from pairmill.pipeline.report.contact_sheet import PAIRS_PER_SECTION, THUMBNAIL_SIDE, write_contact_sheet
+from pairmill.schemas.pairs import in_flight_schema, score_columns
 
 NO_EXTRA = pa.schema([])
 CONTRACT = {"name": "tiny", "pretrained": None}

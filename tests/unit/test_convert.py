@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inputs import records
-from pipeline.inputs.convert import convert, converted_name, inspect_text
-from pipeline.inputs.facts import decide_facts
-from pipeline.sources import MALFORMED_COLUMN, SourceError, kind_of
-from pipeline.storage import Store
-from schemas.jobs import SourceConfig
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source import records
+from pairmill.pipeline.source.columns import decide_facts
+from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, kind_of
+from pairmill.schemas.jobs import SourceConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.folders import folder_rows, words_of
-from pipeline.corpus.index import split_name
-from pipeline.corpus.intake import Corpus
-from pipeline.corpus.tars import tar_rows
-from pipeline.sources import MALFORMED_COLUMN, SourceError
-from schemas.jobs import SourceConfig
+from pairmill.pipeline.source.corpus.discover import Corpus
+from pairmill.pipeline.source.corpus.folders import folder_rows, words_of
+from pairmill.pipeline.source.corpus.index import split_name
+from pairmill.pipeline.source.corpus.tars import tar_rows
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError
+from pairmill.schemas.jobs import SourceConfig
 
 Member = tuple[str, bytes]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.demo_pairs import KIND, KINDS, MIN_SIDE, SHARD_ROWS, DemoRow, Web, compare, demo_pairs
-from jobs.demo_web import picture_body
-from schemas.status import Status
+from pairmill.jobs.demo.pairs import KIND, KINDS, MIN_SIDE, SHARD_ROWS, DemoRow, Web, compare, demo_pairs
+from pairmill.jobs.demo.web import picture_body
+from pairmill.schemas.status import Status
 
 SEED = 7
 WEB = Web(port=8080, dead_port=8081, hosts=tuple(f"127.1.0.{number}" for number in range(1, 41)))
@@ -69,7 +69,7 @@ def test_a_duplicate_repeats_a_right_pair_before_it_in_its_shard(pairs: int) -> 
 
 
 def test_wrong_captions_describe_another_scene() -> None:
-    from pipeline.models.draw import WORDINGS
+    from pairmill.pipeline.encode.tiny.draw import WORDINGS
 
     def words(row: DemoRow) -> set[str]:
         scene = row.scene

@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from pipeline.fill import binary_column, interleave_hosts, wanted_digests
-from schemas.pairs import in_flight_schema
+from pairmill.pipeline.fetch.url_join import binary_column, interleave_hosts, wanted_digests
+from pairmill.schemas.pairs import in_flight_schema
 
 
 def test_hosts_take_turns() -> None:

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.explain import rows_per_s
-from jobs.pools import DOWNLOAD_CPUS, Node, Pool, PoolError, plan_pools, shards_in_flight
-from pipeline.sources import SourceFacts
-from pipeline.stages import Context, StageName
-from schemas.jobs import BuildJob
-from schemas.manifest import ShardManifest
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.cluster.pools import DOWNLOAD_CPUS, Node, Pool, PoolError, plan_pools, shards_in_flight
+from pairmill.jobs.explain import rows_per_s
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.stages import Context, StageName
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import ShardManifest
 
 BUILD: list[StageName] = ["read", "download", "encode", "commit"]
 

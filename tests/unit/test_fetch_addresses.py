@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.web.addresses import AddressGuard, is_ipv4, is_legacy_ipv4
+from pairmill.pipeline.fetch.addresses import AddressGuard, is_ipv4, is_legacy_ipv4
 
 PUBLIC = [
     "8.8.8.8",

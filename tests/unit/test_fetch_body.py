@@ -5,9 +5,9 @@ import zlib
 
 import pytest
 
-from pipeline.pixels import sniff
-from pipeline.web.body import FetchError, PictureBody
-from schemas.status import Status
+from pairmill.pipeline.fetch.body import FetchError, PictureBody
+from pairmill.pipeline.image import sniff
+from pairmill.schemas.status import Status
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(200))
 

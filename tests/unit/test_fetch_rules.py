@@ -3,12 +3,12 @@
 import pytest
 from yarl import URL
 
-from pipeline.text import clean_text
-from pipeline.web.answers import require_success, seconds, wait_before_retry_s
-from pipeline.web.body import FetchError
-from pipeline.web.optout import agent_token, refusing_directive
-from pipeline.web.targets import parse_target, redirect_target
-from schemas.status import Status
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.fetch.body import FetchError
+from pairmill.pipeline.fetch.optout import agent_token, refusing_directive
+from pairmill.pipeline.fetch.retry_policy import require_success, seconds, wait_before_retry_s
+from pairmill.pipeline.fetch.urls import parse_target, redirect_target
+from pairmill.schemas.status import Status
 
 HERE = URL("https://example.com/a/b.jpg?x=1")
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.web.addresses import AddressGuard
-from pipeline.web.names import AddressRefused, HostNames, NoSuchHost
-from pipeline.web.slots import ByteBudget, Deadline, HostSlots, Share
+from pairmill.pipeline.fetch.addresses import AddressGuard
+from pairmill.pipeline.fetch.dns import AddressRefused, HostNames, NoSuchHost
+from pairmill.pipeline.fetch.slots import ByteBudget, Deadline, HostSlots, Share
 
 
 def test_slots_per_host_and_in_all() -> None:

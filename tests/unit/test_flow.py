@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import flow as flow_module
-from jobs.flow import CellLost, Flow, FlowError, Report, WorkerDied
-from jobs.pools import Pool
-from pipeline.stages import StageName
+from pairmill.jobs.cluster import scheduler as flow_module
+from pairmill.jobs.cluster.pools import Pool
+from pairmill.jobs.cluster.scheduler import CellLost, Flow, FlowError, Report, WorkerDied
+from pairmill.pipeline.stages import StageName
 
 STAGES: list[StageName] = ["read", "download", "commit"]
 

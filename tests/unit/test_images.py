@@ -13,9 +13,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
-from pipeline.images import ImageProcessor, Picture
-from schemas.jobs import ImagesConfig
-from schemas.status import Status
+from pairmill.pipeline.image.processor import ImageProcessor, Picture
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.status import Status
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from pipeline.images import ImageProcessor
-from schemas.jobs import ImagesConfig
-from schemas.status import Status
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.status import Status
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "awkward"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.fuzz import SLOW_S, decode_chunk, seeds_from
-from schemas.status import Status
+from pairmill.schemas.status import Status
 from tests.unit.test_images_awkward import FOLDER
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.fftpack import dct
 
-from pipeline.pixels.phash import phash
+from pairmill.pipeline.image.phash import phash
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import ImageProcessor
-from pipeline.pixels.resize import plan, resize
-from schemas.jobs import ImagesConfig
-from schemas.status import Status
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.pipeline.image.resize import plan, resize
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.status import Status
 
 MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared" / "data" / "pairs"

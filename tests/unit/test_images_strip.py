@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import ImageProcessor
-from pipeline.pixels.strip import strip
-from schemas.jobs import ImagesConfig
-from schemas.status import Status
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.pipeline.image.strip import strip
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.status import Status
 
 SECRET = b"SECRET-PLACE-52.5163N"
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}

@@ -12,13 +12,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipeline import isolate
-from pipeline.child import Child, ChildDied
-from pipeline.faults import LocalFault
-from pipeline.images import ImageProcessor, Picture
-from pipeline.isolate import IsolatedProcessor
-from schemas.jobs import ImagesConfig
-from schemas.status import Status
+from pairmill.pipeline.common.child import Child, ChildDied
+from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.image import isolated as isolate
+from pairmill.pipeline.image.isolated import IsolatedProcessor
+from pairmill.pipeline.image.processor import ImageProcessor, Picture
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.status import Status
 
 
 def png(color: str) -> bytes:
@@ -49,8 +49,8 @@ def test_a_child_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from pipeline.isolate import IsolatedProcessor\n"
-        "from schemas.jobs import ImagesConfig\n"
+        "from pairmill.pipeline.image.isolated import IsolatedProcessor\n"
+        "from pairmill.schemas.jobs import ImagesConfig\n"
         "if __name__ == '__main__':\n"
         "    processor = IsolatedProcessor(ImagesConfig())\n"
         "    processor.process(b'x')\n"

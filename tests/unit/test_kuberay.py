@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.config import JobError
-from jobs.kuberay import manifest
+from pairmill.jobs.cluster.kuberay import manifest
+from pairmill.jobs.job_file import JobError
 
 
 def parts(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import plan as plan_module
-from pipeline.plan import Plan, PlanError, describe_plan, load_plan, make_plan
-from pipeline.read import ShardReader
-from pipeline.sources import SourceError
-from pipeline.storage import Store
-from schemas.jobs import BuildJob
-from schemas.manifest import PLAN_SCHEMA, shards_from_table
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source import plan as plan_module
+from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.plan import Plan, PlanError, describe_plan, load_plan, make_plan
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import PLAN_SCHEMA, shards_from_table
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inputs.cursor import Cursor, ReadError
-from pipeline.inputs.facts import decide_facts
-from pipeline.inputs.uid import caption_uid, own_uid, pair_uid
-from pipeline.read import ShardReader
-from pipeline.sources import MALFORMED_COLUMN, SourceError, inspect_parquet
-from pipeline.storage import Store, fingerprint
-from schemas.jobs import SourceConfig
-from schemas.manifest import Shard
-from schemas.pairs import FETCHED, PICTURE, in_flight_schema
+from pairmill.pipeline.common.storage import Store, fingerprint
+from pairmill.pipeline.source.columns import decide_facts
+from pairmill.pipeline.source.cursor import Cursor, ReadError
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, inspect_parquet
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
+from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.manifest import Shard
+from pairmill.schemas.pairs import FETCHED, PICTURE, in_flight_schema
 
 Read = Callable[..., pa.Table]
 

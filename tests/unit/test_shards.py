@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.earlier import failed_row_ids, read_earlier
-from pipeline.pictures import read_range, read_tar
-from pipeline.shards import (
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_earlier
+from pairmill.pipeline.dataset.shards import (
     ManifestError,
     ShardWriter,
     StrayFiles,
@@ -23,9 +23,9 @@ from pipeline.shards import (
     read_manifest,
     read_manifests,
 )
-from pipeline.storage import Store
-from schemas.manifest import ShardManifest
-from schemas.pairs import in_flight_schema
+from pairmill.pipeline.dataset.webdataset_tar import read_range, read_tar
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.pairs import in_flight_schema
 
 EXTRA = pa.schema([pa.field("source_similarity", pa.float64())])
 FACTS: dict[str, Any] = {

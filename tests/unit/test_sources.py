@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.inputs.facts import decide_facts, find_column, misfit
-from pipeline.sources import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
-from schemas.jobs import SourceConfig
+from pairmill.pipeline.source.columns import decide_facts, find_column, misfit
+from pairmill.pipeline.source.files import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from pairmill.schemas.jobs import SourceConfig
 
 
 def parquet(path: Path, **columns: object) -> InputFile:

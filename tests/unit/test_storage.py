@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
-from pipeline.storage import StorageError, Store
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import StorageError, Store
 
 
 @pytest.fixture

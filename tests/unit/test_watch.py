@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.metadata import write_dataset
-from jobs.cli import app
-from jobs.progress import ConsoleWatcher
-from jobs.watch import watch
-from pipeline.plan import PlanError
-from schemas.manifest import ShardManifest
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.cli.watch import watch
+from pairmill.jobs.progress import ConsoleWatcher
+from pairmill.pipeline.source.plan import PlanError
+from pairmill.schemas.manifest import ShardManifest
 
 
 class Told(ConsoleWatcher):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.models.draw import (
+from pairmill.pipeline.encode.tiny.draw import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT,

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from schemas.pairs import in_flight_schema
+from pairmill.schemas.pairs import in_flight_schema
 
 MakeTable = Callable[..., pa.Table]
 

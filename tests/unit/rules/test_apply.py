@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rules import CustomRule, CustomRuleError, apply_rules, base, rule
-from schemas.jobs import RulesConfig
-from schemas.status import Status, Step
+from pairmill.pipeline.rules import CustomRule, CustomRuleError, apply_rules, base, rule
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status, Step
 
 STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 STRICT = RulesConfig(

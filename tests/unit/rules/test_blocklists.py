@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import storage
-from pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
 
 
 def test_urls_and_hashes_of_urls_may_be_mixed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.captions import clean_captions
+from pairmill.pipeline.source.captions import clean_captions
 
 
 def clean(caption: str | None) -> str | None:

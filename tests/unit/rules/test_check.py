@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.rules import check_rules
-from pipeline.rules.language import LANGUAGES
-from schemas.jobs import RulesConfig
+from pairmill.pipeline.rules import check_rules
+from pairmill.pipeline.rules.language import LANGUAGES
+from pairmill.schemas.jobs import RulesConfig
 
 
 def test_the_default_rules_and_good_ones_pass(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.rules import apply_rules, rules_at
-from schemas.jobs import RulesConfig
-from schemas.status import Status, Step
+from pairmill.pipeline.rules import apply_rules, rules_at
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status, Step
 
 S = Status
 ENGLISH = "a small brown dog is sleeping on the green sofa"

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import rules
-from pipeline.child import ChildDied
-from pipeline.rules import apply_rules, isolated
-from pipeline.rules.isolated import IsolatedRule
-from schemas.jobs import RulesConfig
-from schemas.status import Status, Step
+from pairmill.pipeline import rules
+from pairmill.pipeline.common.child import ChildDied
+from pairmill.pipeline.rules import apply_rules, isolated
+from pairmill.pipeline.rules.isolated import IsolatedRule
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status, Step
 
 FATAL = """
 import os
 import pyarrow.compute as pc
-from pipeline.rules import at
+from pairmill.pipeline.rules import at
 
 @at("caption")
 def fatal(rows):

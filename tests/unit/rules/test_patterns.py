@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.rules import apply_rules
-from schemas.jobs import RulesConfig
-from schemas.status import Step
+from pairmill.pipeline.rules import apply_rules
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Step
 
 RULES = RulesConfig(
     require_caption=False,

@@ -6,9 +6,9 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from pipeline.rules import apply_rules, check_rules
-from schemas.jobs import ModelConfig, RulesConfig
-from schemas.status import Step
+from pairmill.pipeline.rules import apply_rules, check_rules
+from pairmill.schemas.jobs import ModelConfig, RulesConfig
+from pairmill.schemas.status import Step
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "presets"
 NAMES = get_args(RulesConfig.model_fields["preset"].annotation)

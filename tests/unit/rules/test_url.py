@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from pipeline.rules import apply_rules
-from pipeline.rules.url import MAX_URL_BYTES, host_set, parse_address, refused_redirect
-from schemas.jobs import RulesConfig
-from schemas.status import Status, Step
+from pairmill.pipeline.rules import apply_rules
+from pairmill.pipeline.rules.url import MAX_URL_BYTES, host_set, parse_address, refused_redirect
+from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.status import Status, Step
 
 HOSTS = [
     ("http://good.com@evil.com/", "evil.com"),

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.manifest import ColumnsManifest, DataFile, ShardManifest
+from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
 
 
 def add_columns(dataset: Path, alias: str, shards: Iterable[int]) -> None:

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from bench.metadata import write_dataset
-from jobs.select import select
-from pipeline.select import chunks
-from pipeline.select.subset import read_selection, read_tables
-from pipeline.storage import Store
-from schemas.selection import Selection, SelectJob
+from pairmill.jobs.select import select
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset import chunks
+from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.schemas.selection import Selection, SelectJob
 
 ROWS = 12_000
 
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a few shards, as a dataset of a hundred million rows has."""
-    monkeypatch.setattr("jobs.select.CHUNK_ROWS", 3_000)
+    monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 3_000)
     assert chunks.CHUNK_ROWS > 3_000
 
 

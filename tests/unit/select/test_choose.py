@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.metadata import write_dataset
-from pipeline.select import choose as choosing
-from pipeline.select.compare import compare
-from pipeline.select.near import band_masks, near_pairs
-from pipeline.select.scan import KEYED
-from pipeline.storage import Store
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.select import choose as choosing
+from pairmill.pipeline.select.compare import compare
+from pairmill.pipeline.select.near import band_masks, near_pairs
+from pairmill.pipeline.select.scan import KEYED
 from tests.unit.select.conftest import ROWS, choose, oracle, row_ids
 
 pytestmark = pytest.mark.usefixtures("many_chunks")
@@ -123,7 +123,7 @@ def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypat
     steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
     choose(dataset, "one", *steps)
     monkeypatch.setattr(choosing, "PARTITION_ROWS", 1_000)
-    monkeypatch.setattr("pipeline.select.tasks.PlainLoop.memory_bytes", 200_000)
+    monkeypatch.setattr("pairmill.pipeline.select.tasks.PlainLoop.memory_bytes", 200_000)
     choose(dataset, "many", *steps)
     assert row_ids(dataset, "many") == row_ids(dataset, "one")
 

@@ -5,7 +5,7 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from pipeline.select.expressions import Expression, ExpressionError
+from pairmill.pipeline.select.expressions import Expression, ExpressionError
 
 TABLE = pa.table(
     {

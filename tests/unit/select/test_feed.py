@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bench.metadata import write_dataset
-from pipeline.feed import FeedConfig, FeedError, PairDataset
-from pipeline.select.subset import SubsetError
+from pairmill.pipeline.dataset.subset import SubsetError
+from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from tests.unit.select.conftest import choose, row_ids
 
 COLUMNS = ("row_id", "similarity", "width")

@@ -10,16 +10,16 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.metadata import write_dataset
-from jobs.cli import app
-from jobs.config import JobError, load_select_job
-from jobs.select import select
-from pipeline.plan import PlanError
-from pipeline.select.chunks import ColumnsError
-from pipeline.select.compare import NOT_SEEN, REWRITTEN, compare
-from pipeline.select.subset import SubsetError, read_selection, read_tables
-from pipeline.storage import Store
-from schemas.manifest import ShardManifest
-from schemas.selection import SelectJob
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.job_file import JobError, load_select_job
+from pairmill.jobs.select import select
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import ColumnsError
+from pairmill.pipeline.dataset.subset import SubsetError, read_selection, read_tables
+from pairmill.pipeline.select.compare import NOT_SEEN, REWRITTEN, compare
+from pairmill.pipeline.source.plan import PlanError
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.selection import SelectJob
 from tests.unit.select.added import add_columns
 from tests.unit.select.conftest import choose, row_ids
 
@@ -120,7 +120,7 @@ def test_the_choice_does_not_depend_on_how_the_shards_are_spread(
 ) -> None:
     steps: list[Any] = [TOP, {"dedup": {"by": "phash", "distance": 3}}, {"sample": {"fraction": 0.5}}]
     expected = row_ids(dataset, choose(dataset, "whole", *steps).name)
-    monkeypatch.setattr("jobs.select.CHUNK_ROWS", rows)
+    monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", rows)
     assert row_ids(dataset, choose(dataset, "spread", *steps).name) == expected
 
 

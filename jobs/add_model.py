@@ -1,0 +1,87 @@
+"""`pairmill embed OUT --add-model M`: one more model's columns beside a finished dataset, in `columns/ALIAS/`.
+
+Nothing that is there changes. The same command goes on after a stop, and after a retry or with new shards does what is
+new.
+"""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pairmill.jobs.build import BuildResult, Watcher, check, finish, run_shards_of
+from pairmill.jobs.job_file import JobError, resolve, s3_of
+from pairmill.pipeline.columns.added_model import columns_done
+from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.shards import committed
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.stages import Context
+from pairmill.schemas.jobs import BuildJob
+
+
+@dataclass(frozen=True)
+class ColumnsResult:
+    """What an output folder holds after a model was added."""
+
+    build: BuildResult
+    alias: str
+    shards_missing: list[int]
+    """Committed shards that lack the model's columns."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"output": self.build.output, "alias": self.alias, "shards_missing": self.shards_missing}
+
+
+def add_model(
+    output: str, model: dict[str, Any], settings: dict[str, Any] | None = None, watcher: Watcher | None = None
+) -> ColumnsResult:
+    """Compute one more model for all committed shards. `model`: fields of ModelConfig; `settings`: such as
+    {"run": {"device": "cuda"}}. Raises JobError."""
+    started = time.perf_counter()
+    configure(s3_of(settings or {}))
+    store = Store(output)
+    plan = load_plan(store)
+    context = _context(store, plan.job, plan.facts, model, settings or {})
+    alias = context.columns_of or ""
+    generations, failures = committed(store), dict[int, str]()
+    done = columns_done(store, alias)
+    column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
+    missing = pa.array(
+        [shard in generations and done.get(shard) != generations[shard] for shard in plan.shards["shard"].to_pylist()]
+    )
+    shards = plan.shards.append_column("generation", column).filter(missing)
+    if watcher:
+        description = f"columns of {alias} for {counted(shards.num_rows, 'shard')} of {len(generations):,}"
+        watcher.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
+    stopped = run_shards_of(context, shards, watcher, failures) if shards.num_rows else None
+    done = columns_done(store, alias)
+    lacking = [shard for shard, generation in sorted(generations.items()) if done.get(shard) != generation]
+    return ColumnsResult(replace(finish(store, plan, failures, started), stopped=stopped), alias, lacking)
+
+
+def _context(
+    store: Store, record: dict[str, Any], facts: Any, model: dict[str, Any], settings: dict[str, Any]
+) -> Context:
+    known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
+    if not known["source"]["held"] and known["images"]["store"] == "none":
+        raise JobError(f"{store.root} stored no pictures (images.store: none), so no model can look at them")
+    taken = [each["alias"] for each in known["models"]]
+    rules = {**known["rules"], "min_similarity": None, "preset": "none"}
+    values = {**known, "models": [model], "rules": rules, "output": store.root}
+    for part, given in settings.items():
+        if part not in ("run", "s3"):
+            raise JobError(f"--set {part}: adding a model takes settings of run.* and s3.*; the rest is the dataset's")
+        values[part] = {**values.get(part, {}), **given}
+    job, fingerprint = check(resolve(values))
+    (added,) = job.models
+    if added.alias in taken:
+        raise JobError(f"{store.root} has a model with the alias {added.alias!r} already; name another with --alias")
+    card = json.dumps({**added.model_dump(), "fingerprint": fingerprint}, indent=1).encode()
+    name = f"columns/{added.alias}/model.json"
+    if not store.create(name, card) and json.loads(store.read(name))["fingerprint"] != fingerprint:
+        raise JobError(f"{store.path(name)}: another model, or other weights, has this alias; give it another one")
+    return Context(job, facts, fingerprint, columns_of=added.alias)

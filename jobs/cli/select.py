@@ -1,0 +1,134 @@
+"""`pairmill select` and `pairmill export`: flags, what each step left, and what differs between two choices."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pairmill.jobs.cli.terminal import INTERRUPTED, JobFile, Json, Settings, errors, reach_s3
+
+if TYPE_CHECKING:
+    from pairmill.schemas.selection import Selection
+
+
+def select(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Of the choice, which is written to DATASET/subsets/NAME.")
+    ] = None,
+    job_file: JobFile = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--step",
+            metavar="STEP",
+            help="As in the job file, in order: 'where: similarity >= 0.28', 'top: {by: similarity, fraction: 0.3}', "
+            "'dedup: {by: phash, distance: 4}', 'sample: {count: 1000}'.",
+        ),
+    ] = None,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Choose also from rows that a score rule of the build refused.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what each step would drop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a choice of this name.")] = False,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Say what differs between two choices, and why.")
+    ] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Choose rows of a finished dataset: nothing is downloaded or embedded again to try another choice."""
+    parameters = locals()
+    with errors():
+        if compare:
+            if name or dry_run or steps or job_file or overwrite:
+                raise typer.BadParameter("--compare takes two choices and nothing else to do")
+            reach_s3(settings)
+            _compare(dataset, *compare, as_json)
+            return
+        from pairmill.jobs.cli.arguments import job_of
+        from pairmill.jobs.select import select as run_select
+        from pairmill.schemas.selection import SelectJob
+
+        job = job_of("select", parameters)
+        assert isinstance(job, SelectJob)
+        try:
+            selection = run_select(job, dry_run, overwrite)
+        except KeyboardInterrupt:
+            typer.echo("Stopped. Nothing was chosen; the same command starts again.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    _print(selection)
+    if dry_run:
+        typer.echo("dry run: nothing was written", err=True)
+    else:
+        typer.echo(f"{dataset}/subsets/{selection.name}")
+    if as_json:
+        typer.echo(json.dumps(selection.model_dump(mode="json", exclude={"files"})))
+
+
+def export(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
+    subset: Annotated[str, typer.Argument(metavar="NAME", help="A choice that `pairmill select` made.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="webdataset, parquet, clip-retrieval or datacomp.")
+    ] = None,
+    samples_per_file: Annotated[
+        int | None, typer.Option(help="10,000 if not given; the last file has the rest.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="ALIAS", help="Whose embeddings; for clip-retrieval and datacomp.")
+    ] = None,
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="The dataset's order, instead of mixed across its shards.")
+    ] = False,
+    job_file: JobFile = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Write the chosen rows as files that other tools read. The same command again goes on after a stop."""
+    parameters = locals()
+    with errors():
+        from pairmill.jobs.cli.arguments import job_of
+        from pairmill.jobs.export import export as run_export
+        from pairmill.schemas.export import ExportJob
+
+        job = job_of("export", parameters)
+        assert isinstance(job, ExportJob)
+        try:
+            result = run_export(job)
+        except KeyboardInterrupt:
+            typer.echo(f"Stopped. What is written stays in {output}; the same command goes on.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    record = result.record
+    typer.echo(
+        f"{record.rows:,} rows in {record.num_files:,} files under {result.output}; {result.written:,} written now"
+    )
+    if as_json:
+        typer.echo(json.dumps({"output": result.output, "written": result.written, **record.model_dump(mode="json")}))
+
+
+def _compare(dataset: str, one: str, other: str, as_json: bool) -> None:
+    from pairmill.pipeline.common.storage import Store
+    from pairmill.pipeline.select.compare import compare as run_compare
+
+    comparison = run_compare(Store(dataset), one, other)
+    for line in comparison.lines():
+        typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps(comparison.as_dict()))
+
+
+def _print(selection: "Selection") -> None:
+    """One line per step, and a loud one for the step that left nothing."""
+    width = max(len(report.step) for report in selection.reports)
+    for report in selection.reports:
+        share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
+        line = f"{report.step:<{width}} {report.rows_in:>13,} -> {report.rows_out:>13,} {share}"
+        if report.threshold is not None:
+            line += f"  from {report.threshold:.6g} up"
+        typer.echo(line)
+        for cluster in report.largest_clusters:
+            typer.echo(f"    {cluster['rows']:,} alike: {cluster['row_id']} {cluster['url'] or ''}")
+        if report.rows_in and not report.rows_out:
+            typer.echo(f"pairmill: {report.step!r} dropped all of {report.rows_in:,} rows", err=True)

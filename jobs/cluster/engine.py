@@ -1,0 +1,349 @@
+"""The only place that imports ray for work: stages become Ray actors, and the flow moves shards through them.
+
+Shard boundaries, accounting, back-pressure and resume are ours (`scheduler.py`); Ray starts processes, tells of their
+death, and carries tables from one to the next, not by way of the driver. A stage that raises fails its shard and
+nothing else. Shards that were lost with their worker are tried again; what is lost then too is run alone, pictures
+decoded and own rules called in a child process, so that what kills its process costs one row.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.util.metrics
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
+
+from pairmill.jobs.cluster.arrow_ipc import pack, unpack
+from pairmill.jobs.cluster.metrics import Meters
+from pairmill.jobs.cluster.pools import (
+    ACCELERATOR_LABEL,
+    DOWNLOAD_CALLS,
+    SPARE_CPUS,
+    Node,
+    Pool,
+    PoolError,
+    plan_pools,
+    shards_in_flight,
+)
+from pairmill.jobs.cluster.scheduler import LOOKAHEAD, CellLost, Flow, FlowError, Report, WorkerDied
+from pairmill.pipeline.common import metrics as meters
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.text import counted, last_line, trace_of
+from pairmill.pipeline.source.cursor import ReadError
+from pairmill.pipeline.stages import Context, Stage, StageName, build_stages, run_stage
+from pairmill.schemas.jobs import RunConfig
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.s3 import S3Config
+
+SLACK_S = 3_600
+"""Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
+
+_FIRST_FAILURES = 3
+"""Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
+
+log = logging.getLogger(__name__)
+
+
+class EngineError(RuntimeError):
+    """The run cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a shard: a manifest, or the traceback of what failed."""
+
+    shard: int
+    manifest: ShardManifest | None
+    error: str | None
+
+
+class _StageActor:
+    """Runs one stage on a worker. Never raises for what a shard holds: that is the shard's border."""
+
+    def __init__(self, name: StageName, build: Callable[[Context], Stage], context: Context) -> None:
+        warnings.filterwarnings("ignore", module="ray")
+        storage.configure(context.job.s3)
+        self.name = name
+        self.meters = Meters(ray.util.metrics, name)
+        meters.report_to(self.meters.observe)
+        self.broken: str | None = None
+        try:
+            self.stage = build(context)
+        except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
+            self.broken = trace_of(error)
+
+    def ready(self) -> None:
+        """Answers once the stage is built."""
+
+    def run(self, cell: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
+        """A shard's table through the stage. The last stage's table is small and comes back as the report."""
+        with self.meters.shard():
+            report, table = self._run(cell)
+        self.meters.ended(report, table)
+        return report, None if table is None else pack(table)
+
+    def _run(self, cell: pa.Buffer) -> tuple[Report, pa.Table | None]:
+        if self.broken:
+            return Report(error=self.broken), None
+        try:
+            table = run_stage(self.name, self.stage, unpack(cell))
+        except Exception as error:  # the border of a shard: it fails alone, with its traceback
+            return Report(error=trace_of(error)), None
+        if self.name == "commit":
+            return Report(manifest=table["manifest"][0].as_py()), None
+        return Report(), table
+
+
+class _RayCrew:
+    """`Crew` on Ray: a worker is an actor, a cell an object that stays where it was made."""
+
+    def __init__(self, context: Context) -> None:
+        self.builders = dict(build_stages(context))
+        self.context = context
+        self._futures: dict[Any, Future[Report | None]] = {}
+        self._done: SimpleQueue[Any] = SimpleQueue()
+
+    def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
+        options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
+        if pool.labels:
+            options["label_selector"] = dict(pool.labels)
+        if not pool.gpus:
+            options["scheduling_strategy"] = "SPREAD"
+        kind = type(f"{name.title()}Actor", (_StageActor,), {})  # what ps and Ray's dashboard call the process
+        actor = ray.remote(kind).options(**options).remote(name, self.builders[name], self.context)
+        return actor, self._watched(actor.ready.remote())
+
+    def call(self, worker: Any, cell: Any) -> tuple[Any, Any]:
+        report, result = worker.run.options(num_returns=2).remote(cell)
+        return self._watched(report), result
+
+    def _watched(self, token: Any) -> Any:
+        """Have Ray say when it is there: asking for each of thousands would cost milliseconds every time."""
+        self._futures[token] = future = token.future()
+        future.add_done_callback(lambda _: self._done.put(token))
+        return token
+
+    def wait(self, timeout_s: float) -> list[Any]:
+        done = []
+        with suppress(Empty):
+            done.append(self._done.get(timeout=timeout_s))
+            while True:
+                done.append(self._done.get_nowait())
+        return done
+
+    def result(self, token: Any) -> Report | None:
+        try:
+            report: Report | None = self._futures.pop(token).result()
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, (ObjectLostError, ObjectStoreFullError, OutOfDiskError)):
+                raise CellLost(last_line(str(cause))) from None
+            if isinstance(cause, RayError):  # also killed for its memory, or never placed
+                raise WorkerDied(last_line(str(cause))) from None
+            return Report(error=trace_of(cause))
+        return report
+
+    def stop(self, worker: Any) -> None:
+        ray.kill(worker)
+
+
+@contextmanager
+def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = SPARE_CPUS) -> Iterator[None]:
+    """Join the cluster of `run.address`, or start a local Ray for the time of the block.
+
+    `modules`: a folder with the user's own rules, shipped to the workers. `spare_cpus`: logical ones beyond the
+    machine's own, for a local Ray whose actors mostly wait. The driver moves to an empty directory
+    before Ray starts, because the workers import from the driver's current directory before anything else, and a
+    user's own `pipeline/` folder must not shadow ours.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="pairmill-") as empty:
+        os.chdir(empty)
+        with redirect_stdout(sys.stderr):  # Ray reports lost tasks on stdout, which is for results
+            try:
+                _init(run, modules, spare_cpus)
+                yield
+            finally:
+                ray.shutdown()
+                os.chdir(here)
+
+
+def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a dead worker's results are nobody's to read
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray's internals reach the user
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    shipped = "working_dir" in submitted  # then the modules came along with the job, and Ray takes no second folder
+    environment = {"working_dir": str(modules)} if modules and not shipped else None
+    local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
+    with _held_back_stderr():
+        address = run.address or "local"  # without a word, Ray would join whatever was started on this machine
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Ray's C++ core greets on stderr while it starts; that is shown only where the start fails."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(real, aside.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
+class RayTasks:
+    """`pairmill.pipeline.select.tasks.Tasks` on Ray: results stay in the object store until they are wanted.
+
+    Ray runs a call again whose worker died: the functions are pure.
+    """
+
+    def __init__(self, s3: S3Config) -> None:
+        self.s3 = s3
+        self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
+
+    def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int = 1) -> list[Any]:
+        """References; see Tasks."""
+        remote = ray.remote(num_cpus=1, num_returns=outputs)(_call)
+        return [remote.remote(self.s3, function, *call) for call in calls]
+
+    def get(self, handles: Sequence[Any]) -> Iterator[Any]:
+        """Raises what the call raised."""
+        for handle in handles:
+            try:
+                yield ray.get(handle)
+            except RayTaskError as error:
+                raise error.cause from None
+
+
+def _call(s3: S3Config, function: Callable[..., Any], *arguments: Any) -> Any:
+    storage.configure(s3)
+    return function(*arguments)
+
+
+def run_shards(
+    shards: pa.Table, context: Context, on_outcome: Callable[[Outcome], None], modules: Path | None = None
+) -> None:
+    """Run every shard of the table (PLAN_SCHEMA) through the job's stages; calls back once per shard that ended.
+
+    Shards that were lost with their worker are tried again, then once more, each alone and carefully. Raises
+    EngineError after `run.max_failed_shards_in_a_row` failures (fewer before the first shard that succeeds), where the
+    cluster has too few CPUs or GPUs, and where nothing moves any more.
+    """
+    verdict = _Verdict(context.job.run.max_failed_shards_in_a_row)
+    with ray_session(context.job.run, modules):
+        for careful in (False, False, True):
+            lost = []
+            for shard, report in _pass(shards, replace(context, careful=careful, may_exit=True)):
+                if report is None and careful:
+                    report = Report(error="its worker process died, three times")
+                if report is None:
+                    lost.append(shard)
+                    continue
+                outcome = _outcome(shard, report)
+                on_outcome(outcome)
+                verdict.add(outcome)
+            if not lost:
+                return
+            shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(lost))))
+            log.warning("%s lost with a worker that died; once more", counted(len(lost), "shard"))
+
+
+@dataclass
+class _Verdict:
+    """Whether the run should go on: raises EngineError where shard after shard fails."""
+
+    limit: int
+    in_a_row: int = 0
+    any_good: bool = False
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one shard in."""
+        if outcome.error is None:
+            self.in_a_row, self.any_good = 0, True
+            return
+        self.in_a_row += not _is_of_the_input(outcome.error)
+        if self.in_a_row >= (self.limit if self.any_good or not _is_of_the_job(outcome.error) else _FIRST_FAILURES):
+            raise EngineError(f"{self.in_a_row} shards in a row failed, the last one with: {last_line(outcome.error)}")
+
+
+def _is_of_the_input(error: str) -> bool:
+    """Files are damaged by themselves: however many there are, the others' shards have their turn."""
+    return last_line(error).startswith(f"{ReadError.__module__}.{ReadError.__name__}")
+
+
+def _is_of_the_job(error: str) -> bool:
+    kinds = ("pairmill.pipeline.rules.custom.CustomRuleError", "pairmill.pipeline.encode.clip_model.ModelError")
+    return last_line(error).startswith(kinds)
+
+
+def _pass(shards: pa.Table, context: Context) -> Iterator[tuple[int, Report | None]]:
+    """(shard, report) as shards end; None for one that was lost with its worker."""
+    names = [name for name, _ in build_stages(context)]
+    fetch, run = context.job.fetch, context.job.run
+    # The slowest shard: all rows from one host that never answers, or wants pauses, as have the actor's other shards.
+    row_s = max(fetch.timeout_s / fetch.per_host_concurrency, fetch.per_host_interval_s)
+    slowest_s = context.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD)
+    try:
+        pools = plan_pools(context, names, shards.num_rows, cluster_nodes())
+        flow = Flow(
+            crew=_RayCrew(context),
+            stages=[(name, pools[name]) for name in names],
+            limit=partial(shards_in_flight, context, pools),
+            patience_s=SLACK_S + slowest_s,
+            max_deaths=shards.num_rows if context.careful else run.max_failed_shards_in_a_row,
+        )
+        try:
+            yield from flow.run(_cells(shards))
+        finally:
+            flow.stop()
+    except (FlowError, PoolError) as error:
+        raise EngineError(str(error)) from None
+
+
+def _cells(shards: pa.Table) -> Iterator[tuple[int, pa.Buffer]]:
+    """Each planned shard, as the first stage takes it."""
+    for row, shard in enumerate(shards["shard"].to_pylist()):
+        yield shard, pack(shards.slice(row, 1))
+
+
+def cluster_nodes() -> list[Node]:
+    """The machines of the Ray that this process is part of."""
+    return [
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            accelerator=node.get("Labels", {}).get(ACCELERATOR_LABEL),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _outcome(shard: int, report: Report) -> Outcome:
+    if report.error:
+        return Outcome(shard, None, report.error)
+    return Outcome(shard, ShardManifest.model_validate_json(report.manifest or ""), None)

@@ -1,0 +1,90 @@
+"""`pairmill submit --kuberay`: the RayJob of `jobs/cluster/`, with a command and its files filled in."""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pairmill.jobs.cluster.job_bundle import packed
+from pairmill.jobs.job_file import JobError
+from pairmill.pipeline.common.storage import is_remote
+
+MOUNT = "/job"
+_SCRIPT = """# Python does not import from a ConfigMap's links: own rules and the job file are copied first.
+set -e
+mkdir -p ~/job
+cp -L {mount}/* ~/job/
+cd ~/job
+exec {command}
+"""
+
+MAX_CONFIG_MAP_BYTES = 1_000_000
+"""Kubernetes refuses a ConfigMap of more than 1 MiB."""
+
+
+def manifest(arguments: Sequence[str], image: str) -> str:
+    """YAML of a ConfigMap with the command and its files, and of a RayJob that runs it. Raises JobError.
+
+    Files lie flat in a ConfigMap, so packages of own rules belong in the image. Both are named by their content, so
+    that another job's do not take their place.
+    """
+    with packed(arguments) as shipment:
+        if here := [path for path in shipment.places if not is_remote(path)]:
+            raise JobError(f"{here[0]}: no pod has this path; on Kubernetes everything is s3://...")
+        files = _files(shipment.folder)
+        command = shlex.join(["pairmill", *shipment.command(f"{MOUNT}/")])
+    script = _SCRIPT.format(mount=MOUNT, command=command)
+    files["run.sh"] = script.encode()
+    if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
+        raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
+    name = f"pairmill-{hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=4).hexdigest()}"
+    job = yaml.safe_load(resources.files("pairmill.jobs.cluster").joinpath("rayjob.yaml").read_text())
+    job["metadata"]["name"] = name
+    if not shipment.has_models:
+        groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        groups[:] = [group for group in groups if group["groupName"] != "encode"]
+    job["spec"]["entrypoint"] = f"bash {MOUNT}/run.sh"
+    for pod in _pods(job):
+        for container in pod["containers"]:
+            container["image"] = image
+        for volume in pod["volumes"]:
+            volume["configMap"]["name"] = name
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name},
+        "binaryData": {name: base64.b64encode(data).decode() for name, data in files.items() if name.endswith(".gz")},
+        "data": {name: data.decode() for name, data in files.items() if not name.endswith(".gz")},
+    }
+    return "---\n".join(_dumped(part) for part in (config_map, job))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        if path.parent != folder:
+            raise JobError(f"{path.relative_to(folder)}: put packages of own rules into the image")
+        files[path.name] = path.read_bytes()
+    return files
+
+
+def _pods(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield group["template"]["spec"]
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _dumped(part: dict[str, Any]) -> str:
+    return yaml.dump(part, Dumper=_NoAliases, sort_keys=False, width=200)

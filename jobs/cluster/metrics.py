@@ -1,0 +1,66 @@
+"""What Prometheus sees of a worker: Ray's node agents export it under names that begin with `ray_pairmill_`."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from pairmill.jobs.cluster.scheduler import Report
+
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+"""Boundaries of all histograms."""
+
+
+class Meters:
+    """Of one worker. `metrics` is `ray.util.metrics`, handed in so that Ray is imported where the work is."""
+
+    def __init__(self, metrics: Any, stage: str) -> None:
+        self.stage = {"stage": stage}
+        self._pairs = metrics.Counter("pairmill_pairs", "Rows that were committed, by Status", ("status",))
+        self._bytes = metrics.Counter("pairmill_fetched_bytes", "Bytes of pictures that were downloaded")
+        self._shards = metrics.Counter("pairmill_shards", "Shards through a stage", ("stage", "outcome"))
+        self._idle = metrics.Counter("pairmill_idle_seconds", "Seconds in which a worker had nothing to do", ("stage",))
+        self._histograms = {
+            "shard": metrics.Histogram("pairmill_shard_seconds", "One shard in a stage", SECONDS, ("stage",)),
+            "fetch": metrics.Histogram("pairmill_fetch_seconds", "One URL, redirects and retries included", SECONDS),
+            "encode_batch": metrics.Histogram("pairmill_encode_batch_seconds", "One batch through a model", SECONDS),
+            "encode_wait": metrics.Histogram(
+                "pairmill_encode_wait_seconds", "The model waits for the next batch to be decoded", SECONDS
+            ),
+        }
+        self._lock, self._running, self._since = threading.Lock(), 0, time.monotonic()
+
+    def observe(self, name: str, seconds: float, tags: dict[str, str] | None = None) -> None:
+        """Into the histogram of that name."""
+        self._histograms[name].observe(seconds, tags)
+
+    @contextmanager
+    def shard(self) -> Iterator[None]:
+        """Around the work on one shard; several may be under way."""
+        started = time.monotonic()
+        with self._lock:
+            if not self._running and started > self._since:
+                self._idle.inc(started - self._since, self.stage)
+            self._running += 1
+        yield
+        ended = time.monotonic()
+        with self._lock:
+            self._running, self._since = self._running - 1, ended
+        self.observe("shard", ended - started, self.stage)
+
+    def ended(self, report: Report, table: pa.Table | None) -> None:
+        """What came of the shard; `table` is what the stage made of it."""
+        self._shards.inc(1, {**self.stage, "outcome": "failed" if report.error else "ok"})
+        if table is not None and self.stage["stage"] == "download" and "fetch_s" in table.column_names:
+            for seconds in table["fetch_s"].drop_null().to_pylist():
+                self.observe("fetch", seconds)
+        if report.manifest:
+            manifest = json.loads(report.manifest)
+            for status, count in manifest["statuses"].items():
+                self._pairs.inc(count, {"status": status})
+            if manifest["bytes_fetched"]:
+                self._bytes.inc(manifest["bytes_fetched"])

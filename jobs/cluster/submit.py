@@ -1,0 +1,170 @@
+"""`pairmill submit` and `pairmill jobs`: commands on a Ray cluster, through its Jobs API."""
+
+import asyncio
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from pairmill.jobs.cluster.job_bundle import packed
+from pairmill.jobs.job_file import JobError
+
+_POLL_S = 1.0
+_STOP_TIMEOUT_S = 60.0
+_AGENT_TIMEOUT_S = _AWAY_S = 60.0
+_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_METADATA = "pairmill"
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """One of pairmill's jobs on a cluster."""
+
+    job_id: str
+    status: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    command: str
+    seconds: float
+    exit_code: int | None
+    message: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+class Cluster:
+    """The jobs of the cluster at `address` (http://host:8265). Raises JobError where it is not to be reached."""
+
+    def __init__(self, address: str) -> None:
+        if not address.startswith(("http://", "https://")):
+            raise JobError(f"--address {address}: it is that of the cluster's dashboard, http://HEAD:8265")
+        with _clearly(address), _without(*_OVERRIDES):
+            self._client = JobSubmissionClient(address)
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every package that is uploaded
+        self.address = address
+
+    def submit(self, arguments: Sequence[str]) -> str:
+        """Start `pairmill ARGUMENTS` there, with our code shipped; returns the job's id. Raises JobError first."""
+        with packed(arguments) as shipment, _clearly(self.address):
+            return self._submit(
+                entrypoint=shlex.join(["python", "-m", "pairmill", *shipment.command()]),
+                runtime_env={"working_dir": str(shipment.folder), "py_modules": shipment.code},
+                metadata={_METADATA: shlex.join(arguments)},
+            )
+
+    def _submit(self, **job: Any) -> str:
+        deadline = time.monotonic() + _AGENT_TIMEOUT_S
+        while True:
+            try:
+                return str(self._client.submit_job(**job))
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)  # the cluster has only just started
+
+    def jobs(self) -> list[SubmittedJob]:
+        """pairmill's jobs, the newest first."""
+        with _clearly(self.address):
+            details = [job for job in self._client.list_jobs() if _METADATA in (job.metadata or {})]
+        return [_described(job) for job in sorted(details, key=lambda job: -(job.start_time or 0))]
+
+    def job(self, job_id: str) -> SubmittedJob:
+        """One of them."""
+        with _clearly(self.address):
+            return _described(self._client.get_job_info(job_id))
+
+    def logs(self, job_id: str) -> str:
+        """All that it has printed."""
+        with _clearly(self.address):
+            text: str = self._client.get_job_logs(job_id)
+        return text
+
+    def follow(self, job_id: str, show: Callable[[str], None]) -> SubmittedJob:
+        """Hand on what it prints until it ends. A connection that breaks is taken up again."""
+        shown = 0
+
+        async def stream() -> None:
+            nonlocal shown
+            seen = 0
+            async for text in self._client.tail_job_logs(job_id):
+                new = text[max(shown - seen, 0) :]
+                seen += len(text)
+                if new:
+                    shown += len(new)
+                    show(new)
+
+        while not (job := self._patiently(job_id)).is_over:
+            with suppress(Exception):  # of several libraries: the connection broke, or the job ended under it
+                asyncio.run(stream())
+            time.sleep(_POLL_S)
+        show(self.logs(job_id)[shown:])
+        return job
+
+    def _patiently(self, job_id: str) -> SubmittedJob:
+        """The job, from a dashboard that may be away for a while."""
+        deadline = time.monotonic() + _AWAY_S
+        while True:
+            try:
+                return self.job(job_id)
+            except JobError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
+
+    def stop(self, job_id: str) -> SubmittedJob:
+        """End it and wait until it has ended. Raises JobError where it does not."""
+        with _clearly(self.address):
+            self._client.stop_job(job_id)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while not (job := self.job(job_id)).is_over:
+            if time.monotonic() > deadline:
+                raise JobError(f"{job_id} does not end; it is {job.status}")
+            time.sleep(_POLL_S)
+        return job
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Ray's client takes the address from these variables of the environment whatever it is given."""
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+@contextmanager
+def _clearly(address: str) -> Iterator[None]:
+    """The client raises RuntimeError with the server's traceback, and several kinds for a cluster that is not there."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None
+    except RuntimeError as error:
+        raise JobError(f"the cluster at {address} says: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def _described(job: JobDetails) -> SubmittedJob:
+    end = (job.end_time or time.time() * 1e3) if job.start_time else 0
+    return SubmittedJob(
+        job_id=job.submission_id or "",
+        status=str(job.status.value if isinstance(job.status, JobStatus) else job.status),
+        command=(job.metadata or {}).get(_METADATA, job.entrypoint),
+        seconds=round((end - (job.start_time or 0)) / 1e3, 1),
+        exit_code=job.driver_exit_code,
+        message=job.message or "",
+    )

@@ -1,0 +1,266 @@
+"""`pairmill demo`: serve a small web with known truth, build a dataset from it, and compare.
+
+Nothing in the build is special: it reads a list, fetches over HTTP, scores with `tiny` and writes shards. Kind,
+expected Status and truth of each row travel as extra columns, so the comparison only reads what was written.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from pairmill.jobs.build import BuildResult, build
+from pairmill.jobs.demo.pairs import (
+    CAPTION_MAX_CHARS,
+    KINDS,
+    MIN_SIDE,
+    SHARD_ROWS,
+    Comparison,
+    DemoRow,
+    Web,
+    compare,
+    demo_pairs,
+)
+from pairmill.jobs.demo.web import demo_web
+from pairmill.jobs.job_file import JobError, resolve
+from pairmill.jobs.progress import ConsoleWatcher, funnel
+from pairmill.pipeline.common.storage import Store, is_remote
+from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.report.contact_sheet import write_contact_sheet
+from pairmill.schemas.jobs import BuildJob
+
+INPUT, DATASET, CONTACT_SHEET = "input.parquet", "dataset", "contact_sheet.html"
+MARKER = "demo.json"
+"""Says that the folder is a demo's, so that the next one may replace it."""
+
+FETCH_TIMEOUT_S = 5.0
+"""Each shard waits that long for the servers that never answer; on a busy machine, 3 s lost answers that came."""
+
+_ROW_SCHEMA = pa.schema(
+    [
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("kind", pa.string()),
+        pa.field("expected", pa.string()),  # statuses, with commas between
+        pa.field("truth", pa.bool_()),  # should it be kept; null: not judged
+    ]
+)
+
+
+def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
+    """Run the demo into the folder `out`; prints what it finds. False where rows or shards are not as they should be.
+
+    Raises JobError where it cannot start.
+    """
+    started = time.perf_counter()
+    threshold = calibrated_threshold()
+    store = _prepare_folder(out, seed, pairs)
+    watcher = ConsoleWatcher()
+    with demo_web(seed, pairs) as web:
+        rows = demo_pairs(seed, pairs, web)
+        store.replace(INPUT, input_file(rows))
+        _say(_announcement(rows, web, seed))
+        try:
+            result = build(_job(store, threshold), watcher)
+        finally:
+            watcher.close()
+    dataset = Store(store.path(DATASET))
+    write_contact_sheet(dataset, CONTACT_SHEET, threshold)
+    comparison = compare(rows, _outcomes(dataset))
+    seconds = round(time.perf_counter() - started, 1)
+    typer.echo("\n" + _report(result, comparison, threshold, seconds, out))
+    if as_json:
+        typer.echo(json.dumps(_summary(result, comparison, threshold, seconds)))
+    return not (result.shards_missing or comparison.mismatches or comparison.rows_missing)
+
+
+def calibrated_threshold() -> float:
+    """The least similarity to keep: chosen when `tiny` was trained, on pictures of which the demo shows none."""
+    file = resources.files("pairmill.pipeline.encode.tiny").joinpath("calibration.json")
+    try:
+        return float(json.loads(file.read_text("utf-8"))["min_similarity"])
+    except FileNotFoundError:
+        raise JobError("the model `tiny` is not complete (no calibration.json): install pairmill again") from None
+
+
+def input_file(rows: Sequence[DemoRow]) -> bytes:
+    """The list of the demo as a Parquet file, one row group a shard."""
+    table = pa.Table.from_pylist(
+        [
+            {
+                "url": row.url,
+                "caption": row.caption,
+                "kind": row.kind,
+                "expected": ",".join(row.expected),
+                "truth": row.truth,
+            }
+            for row in rows
+        ],
+        schema=_ROW_SCHEMA,
+    )
+    file = BytesIO()
+    pq.write_table(table, file, row_group_size=SHARD_ROWS)
+    return file.getvalue()
+
+
+def _prepare_folder(out: str, seed: int, pairs: int) -> Store:
+    """An empty folder for the demo. Of an older one only what a demo wrote goes."""
+    if is_remote(out):
+        raise JobError(f"--out {out}: the demo writes to a local folder")
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise JobError(f"--out {out}: there is a file of that name")
+    if _is_demo(folder):
+        if (folder / DATASET).is_dir():
+            shutil.rmtree(folder / DATASET)
+        (folder / INPUT).unlink(missing_ok=True)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise JobError(f"--out {out}: the folder holds other things than a demo; give a new one")
+    store = Store(out)
+    store.replace(MARKER, json.dumps({"made_by": "pairmill demo", "seed": seed, "pairs": pairs}).encode())
+    store.remove_temporary()
+    return store
+
+
+def _is_demo(folder: Path) -> bool:
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(marker, dict) and marker.get("made_by") == "pairmill demo"
+
+
+def _job(store: Store, threshold: float) -> BuildJob:
+    return resolve(
+        {
+            "source": {"paths": [store.path(INPUT)], "url_column": "url", "caption_column": "caption"},
+            "output": store.path(DATASET),
+            "shard_rows": SHARD_ROWS,
+            "fetch": {
+                "timeout_s": FETCH_TIMEOUT_S,
+                "retries": 1,
+                "concurrency": 16,  # few: the web draws each picture on request, on the same cores
+                "allow_networks": ["127.0.0.0/8"],
+            },
+            "images": {"size": 256},
+            "models": [{"name": "tiny"}],
+            "rules": {
+                "image_min_side": MIN_SIDE,
+                "caption_max_chars": CAPTION_MAX_CHARS,
+                "min_similarity": {"tiny": threshold},
+            },
+        }
+    )
+
+
+def _outcomes(dataset: Store) -> list[dict[str, Any]]:
+    """kind, expected and status of every row of the output."""
+    columns = ["kind", "expected", "status"]
+    rows: list[dict[str, Any]] = []
+    for manifest in read_manifests(dataset):
+        for name in ("pairs", "rejects"):
+            with dataset.open(manifest.files[name].path) as file, pq.ParquetFile(file) as parquet:
+                rows += parquet.read(columns).to_pylist()
+    return rows
+
+
+def _say(text: str) -> None:
+    """Progress goes to stderr, so that stdout holds results only."""
+    typer.echo(text, file=sys.stderr)
+
+
+def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
+    counts = Counter(row.kind for row in rows)
+    lines = [f"A web of {len(rows):,} pairs answers on {len(web.hosts)} loopback hosts, port {web.port} (seed {seed}):"]
+    lines += [f"{counts[kind.name]:>7,}  {_plain(kind.name):<14} {kind.about}" for kind in KINDS]
+    return "\n".join(lines)
+
+
+def _report(result: BuildResult, comparison: Comparison, threshold: float, seconds: float, out: str) -> str:
+    """Everything that a person reads at the end."""
+    parts = [funnel(result.rows_in, result.statuses), _kind_table(comparison), _verdict(comparison, threshold)]
+    parts += [f"shard {shard:09d} failed: {error}" for shard, error in result.failures.items()]
+    if result.shards_missing:
+        parts.append(typer.style(f"{len(result.shards_missing)} of {result.shards} shards are missing", fg="red"))
+    dataset = Path(out, DATASET)
+    parts.append(
+        f"Done in {seconds:.0f} s. Look at the pictures:\n"
+        f"  {dataset / CONTACT_SHEET}\n"
+        "Then try:\n"
+        f"  pairmill status {dataset}\n"
+        f"  pairmill verify {dataset}\n"
+        f"  pairmill build --help"
+    )
+    return "\n\n".join(parts)
+
+
+def _kind_table(comparison: Comparison) -> str:
+    lines = [f"{'kind':<15}{'rows':>6}  {'expected':<19}{'as expected':>12}{'kept':>7}"]
+    for outcome in comparison.kinds:
+        expected = "scored" if outcome.kind.is_scored else outcome.kind.expected[0].value
+        as_expected = f"{outcome.as_expected:,}"
+        kept = f"{outcome.kept:,}" if outcome.kind.is_scored else ""
+        line = f"{_plain(outcome.kind.name):<15}{outcome.rows:>6,}  {expected:<19}{as_expected:>12}{kept:>7}".rstrip()
+        if outcome.others:
+            became = ", ".join(f"{count:,} {status}" for status, count in outcome.others.most_common())
+            line = typer.style(f"{line}  not: {became}", fg="red")
+        lines.append(line)
+    if comparison.rows_missing:
+        lines.append(typer.style(f"{comparison.rows_missing:,} rows are missing from the output", fg="red"))
+    return "\n".join(lines)
+
+
+def _verdict(comparison: Comparison, threshold: float) -> str:
+    kinds = {outcome.kind.name: outcome for outcome in comparison.kinds}
+    near = [kinds[name] for name in ("wrong_color", "wrong_shape")]
+    swapped = kinds["swapped_order"]
+    return "\n".join(
+        [
+            f"statuses    {comparison.mismatches:,} rows are not what they should be"
+            if comparison.mismatches
+            else "statuses    every row is what it should be",
+            f"precision   {_share(comparison.precision)} of what was kept is right (similarity >= {threshold:.3f})",
+            f"recall      {_share(comparison.recall)} of what is right was kept",
+            f"near misses {sum(o.kept for o in near):,} of {sum(o.rows for o in near):,} with one wrong word were kept",
+            f"swapped     {swapped.kept:,} of {swapped.rows:,} with the two things in each other's place were kept; "
+            "not counted above",
+        ]
+    )
+
+
+def _summary(result: BuildResult, comparison: Comparison, threshold: float, seconds: float) -> dict[str, Any]:
+    """The object of --json."""
+    kept_by_kind = {outcome.kind.name: outcome.kept for outcome in comparison.kinds if outcome.kind.is_scored}
+    return {
+        **{name: getattr(result, name) for name in ("rows_in", "pairs", "rejects", "kept", "output")},
+        "precision": comparison.precision,
+        "recall": comparison.recall,
+        "status_mismatches": comparison.mismatches,
+        "seconds": seconds,
+        "shards": result.shards,
+        "shards_missing": result.shards_missing,
+        "rows_missing": comparison.rows_missing,
+        "min_similarity": threshold,
+        "rows_by_kind": {outcome.kind.name: outcome.rows for outcome in comparison.kinds},
+        "kept_by_kind": kept_by_kind,
+        "statuses": result.statuses,
+        "contact_sheet": f"{result.output}/{CONTACT_SHEET}",
+    }
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _share(value: float | None) -> str:
+    return "   -- " if value is None else f"{value:6.1%}"

@@ -1,0 +1,228 @@
+"""A job file and flags become a checked job, or an error that names the line and the field.
+
+Order of precedence: flags and `--set` over the job file over the preset over the defaults.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pairmill.pipeline.common import storage
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob, fingerprint_fields
+from pairmill.schemas.s3 import SECRET, S3Config
+from pairmill.schemas.selection import SelectJob
+
+MAX_JOB_BYTES = 1 << 20
+
+_Job = TypeVar("_Job", bound=BaseModel)
+
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError)
+"""What PyYAML raises: its own, and what its constructors of dates and numbers let through (`2024-13-45`)."""
+
+
+class _JobLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that comes twice is an error: the first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class JobError(ValueError):
+    """The job cannot run as it is written; the message names file, line and field, and says what to do."""
+
+
+def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> BuildJob:
+    """The resolved job. `overrides`: dotted field -> value (None is passed over); `settings`: `a.b=c`, c in YAML."""
+    values, text = _values(job_file, overrides, settings)
+    source = values.get("source")
+    if isinstance(source, dict) and source.get("held") and "fetch" in values:
+        raise JobError("fetch: nothing of a held corpus is downloaded")
+    return resolve(values, text, job_file)
+
+
+def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> SelectJob:
+    """The job of a choice, from the same places as `load_job`."""
+    values, text = _values(job_file, overrides, settings)
+    return _validated(SelectJob, values, text, job_file)
+
+
+def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> ExportJob:
+    """The job of an export, from the same places as `load_job`."""
+    values, text = _values(job_file, overrides, settings)
+    return _validated(ExportJob, values, text, job_file)
+
+
+def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str]) -> tuple[dict[str, Any], str]:
+    """What the file, the flags and `--set` say together, and the file's text."""
+    text = _read(job_file) if job_file else ""
+    values = _parse(text, job_file or "the job")
+    for key, value in overrides.items():
+        if value is not None:
+            _put(values, key, value)
+    parse_settings(settings, values)
+    return values, text
+
+
+def parse_settings(settings: Iterable[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`a.b=c` (c in YAML), put into `values`. Raises JobError."""
+    values = {} if values is None else values
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise JobError(f"--set {setting!r}: write it as field=value, such as --set images.size=256")
+        _put(values, key, _parse_value(setting, value))
+    return values
+
+
+def s3_of(settings: Mapping[str, Any]) -> S3Config:
+    """What `--set s3.*` says, for a command that takes an output folder and no job. Raises JobError."""
+    return _validated(S3Config, settings.get("s3") or {}, "", None)
+
+
+def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = None) -> BuildJob:
+    """Check the values and expand the preset. `text` and `job_file` are only for the error's line number."""
+    job = _validated(BuildJob, values, text, job_file)
+    return _validated(BuildJob, _with_preset(job, values), text, job_file)
+
+
+def _validated(model: type[_Job], values: Mapping[str, Any], text: str, job_file: str | None) -> _Job:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise JobError(_explain(model, error, text, job_file)) from None
+
+
+def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
+    """Identity of all settings that change the output, the models' weights included; 32 hex characters.
+
+    Settings at their defaults are left out, so that a later version with more of them goes on with earlier outputs.
+    """
+    fields = {**fingerprint_fields(job, with_defaults=False), "weights": list(weights)}
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the preset's rules below those that were written out."""
+    name = job.rules.preset
+    preset = yaml.safe_load(resources.files("pairmill.jobs").joinpath("presets", f"{name}.yaml").read_text())
+    if wanted := preset.get("requires_model"):
+        models = [{"name": model.name, "pretrained": model.pretrained} for model in job.models]
+        if wanted not in models:
+            raise JobError(
+                f"rules.preset {name!r} was calibrated on {wanted['name']} ({wanted['pretrained']}) and means nothing "
+                f"for {models or 'a job without models'}: add that model, or leave the preset out"
+            )
+    rules = dict(preset.get("rules") or {})
+    if wanted and "min_similarity" in rules:  # calibrated on that model, so it holds for that model alone
+        aliases = [model.alias for model in job.models if (model.name, model.pretrained) == tuple(wanted.values())]
+        rules["min_similarity"] = dict.fromkeys(aliases, rules["min_similarity"])
+    return {**values, "rules": {**rules, **(values.get("rules") or {})}}
+
+
+def _read(job_file: str) -> str:
+    try:
+        with storage.open_input(job_file) as file:
+            data = file.read(MAX_JOB_BYTES + 1)
+        if len(data) > MAX_JOB_BYTES:
+            raise JobError(f"{job_file}: is larger than {MAX_JOB_BYTES:,} bytes; long lists belong in blocklist files")
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise JobError(f"{job_file}: cannot be read: {reason}") from None
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_JobLoader) or {}
+    except _YAML_ERRORS as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise JobError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise JobError(f"{name}:1: a job file holds `field: value` lines, not a {type(values).__name__}")
+    for record in ("fingerprint", "schema_version", "versions"):  # of the job.yaml in an output folder
+        values.pop(record, None)
+    return values
+
+
+def _parse_value(setting: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except _YAML_ERRORS:
+        raise JobError(f"--set {setting!r}: the value is not valid YAML") from None
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted field; a whole number names a place in a list."""
+    *folders, last = key.split(".")
+    place: Any = values
+    try:
+        for name in folders:
+            if isinstance(place, dict) and place.get(name) is None:
+                place[name] = {}
+            place = place[int(name)] if isinstance(place, list) else place[name]
+        place[int(last) if isinstance(place, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise JobError(f"--set {key}: the job has no such place") from None
+
+
+def _explain(job: type[BaseModel], error: ValidationError, text: str, job_file: str | None) -> str:
+    """One line per problem: `job.yaml:12: fetch.timeout_s: ...`."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        line = _line_of(problem["loc"], text)
+        where = f"{job_file}:{line}: " if job_file and line else f"{job_file}: " if job_file else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"there is no such field{_did_you_mean(job, problem['loc'])}"
+        elif problem["type"] == "missing":
+            message = "is required"
+        elif problem["type"] == SECRET:
+            pass  # not what was given
+        else:
+            message = f"{message} (got {problem['input']!r:.80})" if field else message
+        lines.append(f"{where}{field}: {message}" if field else f"{where}{message}")
+    return "\n".join(lines)
+
+
+def _did_you_mean(job: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    import difflib
+
+    model: Any = job
+    for part in loc[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        model = field.annotation if field else model
+        if not hasattr(model, "model_fields"):
+            return ""
+    close = difflib.get_close_matches(str(loc[-1]), list(model.model_fields), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _line_of(loc: tuple[int | str, ...], text: str) -> int | None:
+    """Line of a field in the YAML text, of its nearest parent where it is absent; None without a text."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
+    line = node.start_mark.line + 1 if node else None
+    for part in loc:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = (node.value[part], node.value[part])
+        if found is None:
+            return line
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

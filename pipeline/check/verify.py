@@ -1,0 +1,187 @@
+"""Re-read what a job wrote and say what does not hold: plan, counts, checksums, keys, and a sample of the scores."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.columns.added_model import check_columns
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import DATA_FOLDERS, ManifestError, committed, read_manifest
+from pairmill.pipeline.dataset.webdataset_tar import read_tar
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
+from pairmill.schemas.pairs import KEPT_STATUS
+
+MAX_PROBLEMS = 1_000
+
+
+@dataclass
+class Report:
+    """What was checked and what does not hold."""
+
+    shards: int = 0
+    rows: int = 0
+    pairs: int = 0
+    pictures: int = 0
+    rescored: int = 0
+    max_score_difference: float = 0.0
+    shards_missing: int = 0
+    problems: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Manifests of the shards that do not hold: without them the next build makes these shards again."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every committed shard is whole. A shard that is not done yet is no problem of this kind."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def verify(store: Store, rescore: int = 64) -> Report:
+    """Check every committed shard, then `rescore` pairs from shards that are spread evenly over all."""
+    report = Report()
+    plan = load_plan(store)
+    scored: list[int] = []
+    aliases = store.folders("columns")
+    is_held = bool(plan.job.get("source", {}).get("held"))
+    report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
+    named: set[str] = set()
+    for shard, generation in sorted(committed(store).items()):
+        report.shards += 1
+        try:
+            manifest = read_manifest(store, manifest_name(shard, generation))
+        except ManifestError as error:
+            report.problems.append(str(error))
+            report.damaged.append(f"manifests/{manifest_name(shard, generation)}")
+            continue
+        named.update(file.path for file in manifest.files.values())
+        is_planned = manifest.shard < plan.num_shards
+        planned = shards_from_table(plan.shards.slice(manifest.shard, 1))[0] if is_planned else None
+        problems = [
+            *_check_manifest(manifest, planned, plan.job["fingerprint"]),
+            *_check_shard(store, manifest, report),
+        ]
+        problems += [] if problems else check_columns(store, aliases, manifest)
+        _add_problems(report, manifest, problems)
+        if not problems and manifest.pairs and (is_held or "images" in manifest.files):
+            scored.append(manifest.shard)
+    if not report.shards_missing and not report.damaged:  # else a worker may be about to name them
+        report.problems.extend(_strangers(store, named))
+    if scored and rescore:
+        from pairmill.pipeline.check.rescore import rescore_sample  # loads torch where there are scores
+
+        for manifest, problem in rescore_sample(store, plan, scored, rescore, report):
+            report.problems.append(f"shard {manifest.shard:09d}: {problem}")
+            if not is_held:  # a corpus that has changed is not mended by making its shard again
+                report.damaged.append(f"manifests/{manifest.name}")
+    return report
+
+
+def _strangers(store: Store, named: set[str]) -> list[str]:
+    """Files that a plain glob over a finished output would take for data."""
+    there = (f"{folder}/{name}" for folder in DATA_FOLDERS for name in store.list(folder))
+    return [f"{name} is named by no manifest; delete it" for name in there if name not in named][:MAX_PROBLEMS]
+
+
+def _add_problems(report: Report, manifest: ShardManifest, problems: Sequence[str]) -> None:
+    named = [f"shard {manifest.shard:09d}: {problem}" for problem in problems]
+    report.problems.extend(named[: MAX_PROBLEMS - len(report.problems)])
+    if problems and len(report.damaged) < MAX_PROBLEMS:
+        report.damaged.append(f"manifests/{manifest.name}")
+
+
+def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerprint: str) -> Iterator[str]:
+    if planned is None:
+        yield "is not in the plan"
+    elif (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
+        yield "holds other rows of the input than the plan says"
+    if manifest.job_fingerprint != job_fingerprint:
+        yield "was made by another job than the plan says"
+    if sum(manifest.statuses.values()) != manifest.rows_in:
+        yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {manifest.rows_in:,} rows"
+
+
+def _check_shard(store: Store, manifest: ShardManifest, report: Report) -> Iterator[str]:
+    for file in manifest.files.values():
+        if problem := _check_file(store, file):
+            yield problem
+            return
+    pairs, rejects = (_read(store, manifest.files[name]) for name in ("pairs", "rejects"))
+    report.rows += pairs.num_rows + rejects.num_rows
+    report.pairs += pairs.num_rows
+    for name, counted, said in (
+        ("pairs", pairs.num_rows, manifest.pairs),
+        ("rejects", rejects.num_rows, manifest.rejects),
+        ("rows_in", pairs.num_rows + rejects.num_rows, manifest.rows_in),
+        ("kept", pc.sum(pairs["kept"]).as_py() or 0, manifest.kept),
+        ("kept", pc.sum(pc.equal(pairs["status"], KEPT_STATUS)).as_py() or 0, manifest.kept),
+    ):
+        if counted != said:
+            yield f"{name} is {said:,} in the manifest, {counted:,} in the files"
+    if Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()) != Counter(manifest.statuses):
+        yield "the statuses in the manifest are not those in the files"
+    row_ids = pa.chunked_array([*pairs["row_id"].chunks, *rejects["row_id"].chunks], pa.string())
+    if len(row_ids.unique()) != len(row_ids):
+        yield "a row_id comes twice"
+    if not pc.all(pc.starts_with(row_ids, f"{manifest.shard}:")).as_py() and len(row_ids):
+        yield "a row_id belongs to another shard"
+    if len(pairs["uid"].unique()) != pairs.num_rows:
+        yield "a uid comes twice among the pairs"
+    yield from _check_tar(store, manifest, pairs, report)
+
+
+def _check_file(store: Store, file: DataFile) -> str | None:
+    try:
+        digest, num_bytes = store.checksum(file.path)
+    except FileNotFoundError:
+        return f"{file.path} is missing"
+    if num_bytes != file.num_bytes:
+        return f"{file.path} is not what was committed: {num_bytes:,} bytes, the manifest says {file.num_bytes:,}"
+    if digest != file.blake2b:
+        return f"{file.path} is not what was committed: its checksum differs"
+    return None
+
+
+def _read(store: Store, file: DataFile) -> pa.Table:
+    with store.open(file.path) as handle:
+        parquet = pq.ParquetFile(handle)
+        facts = json.loads(parquet.schema_arrow.metadata[b"pairmill"])
+        if facts["schema_version"] > SCHEMA_VERSION:
+            raise ValueError(f"{file.path} was written by a newer pairmill; update to read it")
+        names = [name for name in parquet.schema_arrow.names if "_embedding_" not in name]
+        table = parquet.read(columns=names)
+        return table.replace_schema_metadata(parquet.schema_arrow.metadata)
+
+
+def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: Report) -> Iterator[str]:
+    """Every stored picture stands where its row says, with its caption and JSON beside it, and nothing else does.
+
+    Pictures of a held corpus lie elsewhere: a sample of them is read where scores are computed again.
+    """
+    ours = pc.starts_with(pairs["image_tar"], "images/").fill_null(False)
+    stored = pairs.filter(ours).select(["uid", "image_offset", "image_length"]).to_pylist()
+    if "images" not in manifest.files:
+        if stored:
+            yield "rows name a tar, but the shard has none"
+        return
+    with store.open(manifest.files["images"].path) as file:
+        members = {name: (offset, length) for name, offset, length in read_tar(file)}
+    report.pictures += len(stored)
+    if len(members) != 3 * len(stored):
+        yield f"the tar holds {len(members):,} members for {len(stored):,} pictures"
+    suffixes = {name.partition(".")[2] for name in members} - {"txt", "json"}
+    (suffix,) = suffixes if len(suffixes) == 1 else ("?",)
+    for row in stored:
+        if members.get(f"{row['uid']}.{suffix}") != (row["image_offset"], row["image_length"]):
+            yield f"picture {row['uid']} is not where its row says"
+        if f"{row['uid']}.txt" not in members or f"{row['uid']}.json" not in members:
+            yield f"picture {row['uid']} has no caption or JSON beside it"

@@ -1,0 +1,144 @@
+"""One more model for a finished dataset: its columns stand in `columns/ALIAS/`, row for row as in `pairs/`.
+
+columns/clip_l14/000000000.parquet             row_id, similarity_clip_l14, image_embedding_..., text_embedding_...
+columns/clip_l14/manifests/000000000.json      written last; says which pairs file it goes with
+columns/clip_l14/model.json                    the model; another one under the same alias is refused
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.parquet import write_table
+from pairmill.pipeline.dataset.webdataset_tar import read_range
+from pairmill.pipeline.fetch.url_join import binary_column
+from pairmill.pipeline.source.corpus.load import Loader
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import (
+    SCHEMA_VERSION,
+    ColumnsManifest,
+    DataFile,
+    Shard,
+    ShardManifest,
+    manifest_name,
+    parse_manifest_name,
+)
+from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
+
+_READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width", "height", "phash", "one_color")
+
+
+def columns_done(store: Store, alias: str) -> dict[int, int]:
+    """Shard -> the highest generation that has this model's columns."""
+    newest: dict[int, int] = {}
+    for name in store.list(f"columns/{alias}/manifests"):
+        try:
+            shard, generation = parse_manifest_name(name)
+        except ValueError:
+            continue
+        newest[shard] = max(generation, newest.get(shard, 0))
+    return newest
+
+
+def complete_models(store: Store, generations: Mapping[int, int]) -> list[str]:
+    """Aliases of the added models that all of these shards, in these generations, have the columns of."""
+    added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
+    return [alias for alias in added if generations.items() <= columns_done(store, alias).items()]
+
+
+def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest) -> Iterator[str]:
+    """What does not hold of the columns that were added to a shard; lacking ones are no problem."""
+    for alias in aliases:
+        name = f"columns/{alias}/manifests/{manifest.name}"
+        if not store.exists(name):
+            continue
+        record = ColumnsManifest.model_validate_json(store.read(name))
+        path = record.file.path
+        if record.pairs_blake2b != manifest.files["pairs"].blake2b:
+            where = store.path(name)
+            yield f"{path} goes with another pairs file: delete {where} and run embed --add-model again"
+        elif not store.exists(path):
+            yield f"{path} is missing"
+        elif store.checksum(path)[0] != record.file.blake2b:
+            yield f"{path} is not what was committed: its checksum differs"
+        elif not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
+            yield f"{path} does not stand row for row with pairs/"
+
+
+def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
+    with store.open(path) as file:
+        return pq.ParquetFile(file).read(columns=["row_id"])["row_id"]
+
+
+class PairsReader:
+    """Reads committed pairs with their pictures, for another model to look at. Safe in threads."""
+
+    def __init__(self, store: Store, facts: SourceFacts, job: BuildJob) -> None:
+        self._store = store
+        self._facts = facts
+        self._reader = ShardReader(store, facts)
+        self._loader = Loader(job.images)
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+        self._reader.close()
+        self._loader.close()
+
+    def read(self, shard: Shard, manifest: ShardManifest) -> pa.Table:
+        """The rows of `pairs/`, in its order, as the encode stage takes them. A picture that is gone is null."""
+        with self._store.open(manifest.files["pairs"].path) as file:
+            pairs = pq.ParquetFile(file).read(columns=[*_READ, *STORED.names]).replace_schema_metadata(None)
+        table = pairs.append_column("image", binary_column(self.pictures(shard, manifest, pairs)))
+        table = table.append_column("is_pair", pa.repeat(True, pairs.num_rows))
+        return table.replace_schema_metadata({"shard": json.dumps(asdict(shard))})
+
+    def pictures(self, shard: Shard, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
+        """The picture of each of some rows of a pairs file; None where it has none, it is gone, or it is another."""
+        if "images" in manifest.files:
+            places = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
+            with self._store.open(manifest.files["images"].path) as file:
+                return [None if tar is None else read_range(file, offset, length) for tar, offset, length in places]
+        if self._facts.pictures is None:  # a build that stored none
+            return [None] * rows.num_rows
+        table = self._reader.read(shard)
+        table = table.filter(pc.is_in(table["row_id"], value_set=rows["row_id"].combine_chunks()))
+        loaded = self._loader(table, has_pictures=self._facts.pictures != "none")
+        found = zip(*(loaded[name].to_pylist() for name in ("row_id", "sha256", IMAGE_COLUMN.name)), strict=True)
+        of_row = {(row_id, sha256): image for row_id, sha256, image in found}
+        return [of_row.get(key) for key in zip(rows["row_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)]
+
+
+def write_columns(
+    store: Store, alias: str, table: pa.Table, facts: dict[str, Any], manifest: ShardManifest, job_fingerprint: str
+) -> None:
+    """Commit one model's columns of a shard. Where another worker was faster, its files stay: they hold the same."""
+    names = ["row_id", *(name for name in table.column_names if name.endswith(f"_{alias}"))]
+    footer = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, "models": facts["models"]}
+    columns = table.select(names).replace_schema_metadata({"pairmill": json.dumps(footer, sort_keys=True)})
+    stem = manifest_name(manifest.shard, manifest.generation).removesuffix(".json")
+    path = f"columns/{alias}/{stem}.parquet"
+    with store.new_file() as file:
+        write_table(columns, file)
+        digest, num_bytes = storage.file_checksum(file)
+        if not store.create_from(path, file) and store.checksum(path)[0] != digest:
+            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # beside what goes with a shard made again since
+            store.create_from(path, file)
+    record = ColumnsManifest(
+        shard=manifest.shard,
+        generation=manifest.generation,
+        pairs_blake2b=manifest.files["pairs"].blake2b,
+        rows=columns.num_rows,
+        file=DataFile(path=path, num_bytes=num_bytes, blake2b=digest),
+        job_fingerprint=job_fingerprint,
+    )
+    store.create(f"columns/{alias}/manifests/{record.name}", record.model_dump_json(indent=1).encode())

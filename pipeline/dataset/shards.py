@@ -1,0 +1,308 @@
+"""Commit and read a shard: `pairs/`, `rejects/`, `images/` and, last, the manifest.
+
+Data files first, then the manifest, create-only: of two workers with the same shard one wins, and a shard exists if
+and only if its manifest does. A data file that no manifest names can never win, so anyone may delete it.
+"""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.parquet import write_table
+from pairmill.pipeline.dataset.previous_generation import Earlier, by_place
+from pairmill.pipeline.dataset.webdataset_tar import write_tar
+from pairmill.schemas.manifest import (
+    SCHEMA_VERSION,
+    DataFile,
+    Shard,
+    ShardManifest,
+    manifest_name,
+    parse_manifest_name,
+    shard_name,
+)
+from pairmill.schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
+
+_READERS, _READ_AHEAD = 32, 256
+DATA_FOLDERS = ("pairs", "rejects", "images")
+_DATA_NAME = re.compile(r"(?P<shard>\d+)(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
+
+log = logging.getLogger(__name__)
+
+
+class AccountingError(RuntimeError):
+    """Rows went missing or came twice. Never expected; the shard is not committed."""
+
+
+class ManifestError(RuntimeError):
+    """A manifest cannot be read; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Commits shards of one job. `aliases` are its models', the first of which gives the column `similarity`."""
+
+    store: Store
+    extra: pa.Schema
+    aliases: Sequence[str]
+    images_store: str
+    images_format: str
+    job_fingerprint: str
+    versions: dict[str, str]
+
+    def commit(self, table: pa.Table, facts: dict[str, Any], earlier: Earlier | None = None) -> ShardManifest:
+        """Write a finished in-flight table; returns the manifest that stands, ours or an earlier winner's.
+
+        `facts` travelled beside it: `shard`, `seconds` per stage and `models`, the score contracts, which go into
+        every Parquet footer as JSON under the key `pairmill`. With `earlier`, the table holds some of the shard's rows
+        again, and all of the shard is written as its next generation.
+        """
+        shard = Shard(**facts["shard"])
+        generation = 0 if earlier is None else earlier.manifest.generation + 1
+        commit = _Commit(self, shard, generation, uuid4().hex, facts.get("models", []))
+        pairs, rejects, files = commit.write_data(table, earlier and earlier.without(table["row_id"]))
+        rows_in = table.num_rows if earlier is None else earlier.manifest.rows_in
+        if pairs.num_rows + rejects.num_rows != rows_in:
+            raise AccountingError(f"{rows_in} rows in, {pairs.num_rows} + {rejects.num_rows} out")
+        manifest = ShardManifest(
+            shard=shard.shard,
+            generation=generation,
+            attempt=commit.attempt,
+            uri=shard.uri,
+            first_row=shard.first_row,
+            num_rows=shard.num_rows,
+            rows_in=rows_in,
+            pairs=pairs.num_rows,
+            rejects=rejects.num_rows,
+            kept=pc.sum(pairs["kept"]).as_py() or 0,
+            statuses=dict(sorted(Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()).items())),
+            job_fingerprint=self.job_fingerprint,
+            files=files,
+            seconds=facts["seconds"],
+            bytes_fetched=0
+            if self.images_store == "elsewhere"
+            else _bytes_fetched(table) + (earlier.manifest.bytes_fetched if earlier else 0),
+            versions=self.versions,
+        )
+        return publish(self.store, manifest)
+
+
+def _bytes_fetched(table: pa.Table) -> int:
+    """Sum over distinct URLs: a URL with several captions is fetched once."""
+    per_url = table.select(["url", "original_bytes"]).group_by("url").aggregate([("original_bytes", "max")])
+    return int(pc.sum(per_url["original_bytes_max"]).as_py() or 0)
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """One attempt at one generation of one shard."""
+
+    writer: ShardWriter
+    shard: Shard
+    generation: int
+    attempt: str
+    contracts: list[dict[str, Any]]
+
+    def write_data(self, table: pa.Table, earlier: Earlier | None) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
+        """(pairs, rejects, the files that now hold them). `earlier`: the rows that the table does not hold."""
+        bare = table.drop_columns(["image"])  # the pictures are never copied as a column
+        pairs = self._pairs_table(bare.filter(table["is_pair"]))
+        rejects = bare.filter(pc.invert(table["is_pair"])).select(self._rejects_schema.names)
+        if earlier is not None:
+            rejects = by_place(pa.concat_tables([rejects, earlier.rejects.select(rejects.column_names)]))
+            if not pairs.num_rows:  # nothing was won: pairs and pictures are what they were
+                return earlier.pairs, rejects, {**earlier.manifest.files, "rejects": self._parquet("rejects", rejects)}
+            pairs = by_place(pa.concat_tables([pairs, earlier.pairs.select(pairs.column_names)]))
+        files: dict[Any, DataFile]
+        files, pairs = self._write_pictures(
+            pairs, table, earlier.pictures() if earlier and "images" in earlier.manifest.files else {}
+        )
+        files["pairs"] = self._parquet("pairs", pairs)
+        files["rejects"] = self._parquet("rejects", rejects)
+        return pairs, rejects, files
+
+    def _write_pictures(
+        self, pairs: pa.Table, table: pa.Table, earlier: Mapping[str, bytes]
+    ) -> tuple[dict[Any, DataFile], pa.Table]:
+        """Write the tar, if any picture is to be stored; returns it, and the pairs with the places of theirs."""
+        if self.writer.images_store == "elsewhere":  # a held corpus: the table says where
+            return {}, pairs
+        stored = pairs.filter(self._is_stored(pairs))
+        if not stored.num_rows:
+            return {}, pairs
+        fresh = pc.index_in(stored["row_id"], value_set=table["row_id"].combine_chunks()).to_pylist()
+        pictures = (
+            pa.py_buffer(earlier[row_id]) if row is None else table["image"][row].as_buffer()
+            for row_id, row in zip(stored["row_id"].to_pylist(), fresh, strict=True)
+        )
+        with self.writer.store.new_file() as file:
+            offsets, lengths = write_tar(file, stored, pictures, self.writer.images_format)
+            tar = self._publish("images", "tar", file)
+        place = pa.table([[tar.path] * stored.num_rows, offsets, lengths], schema=STORED)
+        place = place.take(pc.index_in(pairs["row_id"], value_set=stored["row_id"].combine_chunks()))
+        for name in STORED.names:
+            index = pairs.schema.get_field_index(name)
+            pairs = pairs.set_column(index, pairs.schema.field(index), place[name])
+        return {"images": tar}, pairs
+
+    def _is_stored(self, pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
+        """Whether each pair's picture goes into the tar."""
+        if self.writer.images_store == "kept":
+            return pc.equal(pairs["status"], KEPT_STATUS)
+        return pa.repeat(self.writer.images_store == "pairs", pairs.num_rows)
+
+    @cached_property
+    def _rejects_schema(self) -> pa.Schema:
+        return rejects_schema(self.writer.extra)
+
+    def _pairs_table(self, pairs: pa.Table) -> pa.Table:
+        """The columns of `pairs/*.parquet`; where the pictures are is still null."""
+        aliases = self.writer.aliases
+        scores = [
+            score_columns(alias, pairs.schema.field(f"image_embedding_{alias}").type.list_size) for alias in aliases
+        ]
+        schema = pairs_schema(self.writer.extra, scores)
+        columns = {f.name: pa.nulls(pairs.num_rows, f.type) for f in STORED if f.name not in pairs.column_names}
+        columns["kept"] = pc.equal(pairs["status"], KEPT_STATUS)
+        none = pa.nulls(pairs.num_rows, pa.float32())
+        columns["similarity"] = pairs[f"similarity_{aliases[0]}"] if aliases else none
+        arrays = [columns[name] if name in columns else pairs[name] for name in schema.names]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _parquet(self, folder: str, table: pa.Table) -> DataFile:
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "shard": self.shard.shard,
+            "job_fingerprint": self.writer.job_fingerprint,
+            "models": self.contracts,
+            "versions": self.writer.versions,
+        }
+        table = table.replace_schema_metadata({"pairmill": json.dumps(facts, sort_keys=True)})
+        with self.writer.store.new_file() as file:
+            write_table(table, file)
+            return self._publish(folder, "parquet", file)
+
+    def _publish(self, folder: str, suffix: str, file: Any) -> DataFile:
+        """The plain name, or one that carries the attempt where a dead or rival attempt holds the plain one."""
+        digest, num_bytes = storage.file_checksum(file)
+        stem = manifest_name(self.shard.shard, self.generation).removesuffix(".json")
+        name = f"{folder}/{stem}.{suffix}"
+        if not self.writer.store.create_from(name, file):
+            name = f"{folder}/{stem}.{self.attempt}.{suffix}"
+            self.writer.store.create_from(name, file)  # taken: by ourselves, and the reply was lost
+        return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
+
+
+def publish(store: Store, manifest: ShardManifest) -> ShardManifest:
+    """Create the manifest, or yield to the one that stands already. Returns the one that counts."""
+    name = f"manifests/{manifest.name}"
+    if store.create(name, manifest.model_dump_json(indent=1).encode()):
+        return manifest
+    standing = read_manifest(store, manifest.name)
+    if standing.attempt == manifest.attempt:  # our own, whose reply was lost
+        return standing
+    named = {file.path for file in standing.files.values()}
+    for file in manifest.files.values():
+        if file.path not in named:
+            store.delete(file.path)
+    log.info("shard %s was committed by another worker", shard_name(manifest.shard))
+    return standing
+
+
+def read_manifest(store: Store, name: str) -> ShardManifest:
+    """A manifest by its file name. Refuses one of a newer schema version."""
+    try:
+        data = json.loads(store.read(f"manifests/{name}"))
+        return _checked_manifest(store, name, data)
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        where = store.path(f"manifests/{name}")
+        raise ManifestError(f"{where} is damaged; delete it, and the next build makes its shard again") from None
+
+
+def _checked_manifest(store: Store, name: str, data: dict[str, Any]) -> ShardManifest:
+    if data.get("schema_version", 0) > SCHEMA_VERSION:
+        raise ManifestError(f"{store.path(f'manifests/{name}')} was written by a newer pairmill; update to read it")
+    return ShardManifest.model_validate(data)
+
+
+def committed(store: Store) -> dict[int, int]:
+    """Shard -> its highest generation, from the names under `manifests/`."""
+    newest: dict[int, int] = {}
+    for name in store.list("manifests"):
+        try:
+            shard, generation = parse_manifest_name(name)
+        except ValueError:  # not ours: a file browser's, say
+            continue
+        newest[shard] = max(generation, newest.get(shard, 0))
+    return newest
+
+
+def read_manifests(store: Store) -> Iterator[ShardManifest]:
+    """The newest manifest of every committed shard, in order of shard, some at a time: on S3 most of it is waiting."""
+    names = [manifest_name(shard, generation) for shard, generation in sorted(committed(store).items())]
+    with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
+        for start in range(0, len(names), _READ_AHEAD):
+            yield from readers.map(partial(read_manifest, store), names[start : start + _READ_AHEAD])
+
+
+def drop_superseded(store: Store) -> None:
+    """Delete generations that a newer one has replaced, their manifests last; what the newest still names stays."""
+    newest = committed(store)
+    for name in store.list("manifests"):
+        try:
+            shard, generation = parse_manifest_name(name)
+        except ValueError:
+            continue
+        if generation == newest[shard]:
+            continue
+        kept = {file.path for file in read_manifest(store, manifest_name(shard, newest[shard])).files.values()}
+        for file in read_manifest(store, name).files.values():
+            if file.path not in kept:
+                store.delete(file.path)
+        store.delete(f"manifests/{name}")
+
+
+class StrayFiles:
+    """Data files that no manifest names and none can come to name.
+
+    Files of a shard or generation without a manifest stay: a worker of a dead driver may be about to commit them.
+    Call `remove` with the newest manifests; older generations' files are theirs and stay too.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.rivals: dict[tuple[int, int], list[str]] = {}
+        """(shard, generation) -> files where an attempt found the plain name taken: few, so memory stays small."""
+        for folder in DATA_FOLDERS:
+            names = [(name, match) for name in store.list(folder) if (match := _DATA_NAME.fullmatch(name))]
+            contested = {_slot(match) for _, match in names if match["attempt"]}
+            for name, match in names:
+                if _slot(match) in contested:
+                    self.rivals.setdefault(_slot(match), []).append(f"{folder}/{name}")
+
+    def remove(self, manifest: ShardManifest) -> list[str]:
+        """Delete what this manifest proves stray; returns the names."""
+        named = {file.path for file in manifest.files.values()}
+        suspects = self.rivals.get((manifest.shard, manifest.generation), [])
+        if "images" not in manifest.files:  # the dead attempt may have had pictures where the winner had none
+            suspects = [*suspects, f"images/{manifest.name.removesuffix('.json')}.tar"]
+        strays = [name for name in suspects if name not in named and self.store.exists(name)]
+        for name in strays:
+            self.store.delete(name)
+        return strays
+
+
+def _slot(match: re.Match[str]) -> tuple[int, int]:
+    return int(match["shard"]), int(match["generation"] or 0)

@@ -1,0 +1,41 @@
+"""Decoding in a child process, for shards that killed their worker: the picture that does it costs one row."""
+
+from pairmill.pipeline.common.child import Child, ChildDied
+from pairmill.pipeline.image.processor import ImageProcessor, Picture
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.status import Status
+
+DECODE_TIMEOUT_S = 120.0
+"""No picture within `images.max_pixels` takes this long; a decoder that does is taken for hung."""
+
+_processor: ImageProcessor | None = None
+
+
+class IsolatedProcessor:
+    """Stands in for ImageProcessor, several times slower: one picture at a time, in a process that may die."""
+
+    def __init__(self, config: ImagesConfig, timeout_s: float = DECODE_TIMEOUT_S) -> None:
+        self._child = Child(_start, config)
+        self._timeout_s = timeout_s
+
+    def process(self, body: bytes) -> Picture:
+        """As ImageProcessor.process; `decoder_crashed` where the child died or hung on the picture."""
+        try:
+            picture: Picture = self._child.call(_process, body, timeout_s=self._timeout_s)
+        except ChildDied as died:
+            return Picture(Status.DECODER_CRASHED, f"decoding: {died}")
+        return picture
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+
+def _start(config: ImagesConfig) -> None:
+    global _processor
+    _processor = ImageProcessor(config)
+
+
+def _process(body: bytes) -> Picture:
+    assert _processor is not None
+    return _processor.process(body)

@@ -1,0 +1,98 @@
+"""Sizes and resize modes, the same as in img2dataset's `Resizer`.
+
+Source: img2dataset/resizer.py 1.47 (MIT), which calls albumentations' SmallestMaxSize, LongestMaxSize, CenterCrop and
+PadIfNeeded; the arithmetic here is theirs, so that the two give pictures of the same size.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pairmill.schemas.jobs import ImagesConfig
+
+Pixels = npt.NDArray[np.uint8]
+"""Height x width x 3, RGB."""
+
+_WHITE = (255, 255, 255)
+
+_LINEAR_ALONE = 4 / 3
+"""Down to three quarters, two samples cover what an average would."""
+
+_LINEAR_AT_MOST = 1.5
+"""Pixels per sample of a linear step that averages follow: at 2, photographs lost up to 2.5 dB against INTER_AREA; at
+1.6, 1.5 dB where all the way was 3.2; at 1.5, less than 1.2 (a test holds it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to make of a picture: scale to width x height; then cut or fill to side x side, where side is given."""
+
+    width: int
+    height: int
+    side: int | None = None
+
+
+def plan(width: int, height: int, config: ImagesConfig) -> Target | None:
+    """How a picture of this size (upright, pixels) is to be resized; None: it stays as it is."""
+    mode = config.resize_mode
+    if mode == "no":
+        return None
+    measured = min(width, height) if mode in ("keep_ratio", "center_crop") else max(width, height)
+    if config.resize_only_if_bigger and measured <= config.size:
+        return None
+    scale = config.size / measured
+    side = config.size if mode in ("center_crop", "border") else None
+    return Target(max(1, round(width * scale)), max(1, round(height * scale)), side)
+
+
+def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixels:
+    """Apply a plan: shrink by averaging where the picture as downloaded was bigger, Lanczos where it was not."""
+    if target is None:
+        return pixels
+    height, width = pixels.shape[:2]
+    if width * height > target.width * target.height:
+        pixels = _shrink(pixels, target.width, target.height)
+    elif (width, height) != (target.width, target.height):
+        pixels = _scale(pixels, target.width, target.height, cv2.INTER_LANCZOS4)
+    if target.side is None:
+        return pixels
+    return _center_crop(pixels, target.side) if config.resize_mode == "center_crop" else _pad(pixels, target.side)
+
+
+def _shrink(pixels: Pixels, to_width: int, to_height: int) -> Pixels:
+    """Averaging over areas, in steps that OpenCV has vector code for: to a power of two times the target by
+    INTER_LINEAR, then exact halves. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
+    See docs/decisions/005."""
+    height, width = pixels.shape[:2]
+    ratio = max(width / to_width, height / to_height)
+    halvings = 0 if ratio <= _LINEAR_ALONE else max(1, math.ceil(math.log2(ratio / _LINEAR_AT_MOST)))
+    if to_width * to_height << 2 * halvings > 2 * width * height:  # a strip squeezed along one side
+        return _scale(pixels, to_width, to_height, cv2.INTER_AREA)
+    pixels = _scale(pixels, to_width << halvings, to_height << halvings, cv2.INTER_LINEAR)
+    for left in reversed(range(halvings)):
+        pixels = _scale(pixels, to_width << left, to_height << left, cv2.INTER_AREA)
+    return pixels
+
+
+def _scale(pixels: Pixels, width: int, height: int, interpolation: int) -> Pixels:
+    return _array(cv2.resize(pixels, (width, height), interpolation=interpolation))
+
+
+def _center_crop(pixels: Pixels, side: int) -> Pixels:
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+def _pad(pixels: Pixels, side: int) -> Pixels:
+    down, right = side - pixels.shape[0], side - pixels.shape[1]
+    top, left = down // 2, right // 2
+    border = cv2.BORDER_CONSTANT
+    return _array(cv2.copyMakeBorder(pixels, top, down - top, left, right - left, border, value=_WHITE))
+
+
+def _array(value: Any) -> Pixels:
+    return np.asarray(value, dtype=np.uint8)

@@ -1,0 +1,79 @@
+"""What a file is, from its first bytes alone: no parser, no extension, no Content-Type.
+
+Used twice: the download stops early when the bytes are no picture, and the decoder hands a file to the one parser
+that its magic number names. Signatures: WHATWG MIME Sniffing (https://mimesniff.spec.whatwg.org), section 6.1, and
+the formats' own specifications for those that browsers do not know.
+"""
+
+ENOUGH = 32
+"""Bytes after which `image_format` cannot change its mind (offset 4 `ftyp` plus a few compatible brands)."""
+
+ENOUGH_TEXT = 1024
+"""Bytes to look through for `<svg` behind an XML prologue, comments and a doctype."""
+
+DECODED = frozenset({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"})
+"""Formats that `processor.py` decodes, by Pillow's names. Other formats that are recognized are unsupported:
+rare ones bring parsers that few people harden (JPEG 2000, ICO), and HEIC needs a library with patents on it."""
+
+_PREFIXES: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),  # BigTIFF
+    (b"MM\x00+", "TIFF"),
+    (b"\x00\x00\x01\x00", "ICO"),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JXL"),
+    (b"\xff\x0a", "JXL"),
+    (b"8BPS", "PSD"),
+    (b"qoif", "QOI"),
+)
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"})
+_HEIF_CONTAINERS = frozenset({b"mif1", b"msf1"})
+
+
+def image_format(head: bytes) -> str | None:
+    """Pillow's name of the picture format that begins so (JPEG, PNG, ...), or None. SVG: see `text_kind`."""
+    for prefix, name in _PREFIXES:
+        if head.startswith(prefix):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        return _heif_format(head)
+    if head[:2] == b"BM" and head[6:10] == b"\x00\x00\x00\x00":  # reserved fields: "BM" alone begins many texts
+        return "BMP"
+    return None
+
+
+def _heif_format(head: bytes) -> str | None:
+    """AVIF or HEIC by brand (ISO/IEC 23008-12 annex B): major, then the compatible ones that are in sight."""
+    end = min(int.from_bytes(head[:4], "big"), ENOUGH)
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
+    if any(brand in _AVIF_BRANDS for brand in brands):
+        return "AVIF"
+    if any(brand in _HEIC_BRANDS for brand in brands):
+        return "HEIC"
+    return "AVIF" if brands[0] in _HEIF_CONTAINERS else None
+
+
+def looks_like_text(head: bytes) -> bool:
+    """True where markup may follow: a `<` after an optional byte order mark and white space."""
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x0c").startswith(b"<")
+
+
+def text_kind(head: bytes) -> str | None:
+    """`svg`, `html` or `xml` for markup, None for anything else."""
+    if not looks_like_text(head):
+        return None
+    text = head[:ENOUGH_TEXT].lower()
+    if b"<html" in text or b"<!doctype html" in text:
+        return "html"  # pages carry inline <svg> too
+    if b"<svg" in text:
+        return "svg"
+    return "xml" if b"<?xml" in text else "html"

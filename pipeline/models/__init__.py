@@ -1,1 +1,0 @@
-"""The built-in model `tiny`: the pictures it is trained on, its training script and its weights."""

@@ -1,1 +1,0 @@
-"""What images.py leans on: sniffing, color, resizing, hashing."""

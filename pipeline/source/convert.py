@@ -1,0 +1,178 @@
+"""Text formats -> OUT/input/*.parquet: once, streaming, in bounded memory.
+
+A converted file has one row per record of its source, in order. URL and caption are `binary`, as the bytes stand in
+the source (the uid is made of them); all other columns are strings, with U+FFFD for what is not UTF-8. A record that
+cannot be read is not lost: it is a row whose MALFORMED_COLUMN says why.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.columns import columns_of
+from pairmill.pipeline.source.files import (
+    MALFORMED_COLUMN,
+    InputFile,
+    Kind,
+    SourceError,
+    SourceFacts,
+    decode_lossy,
+    shown,
+)
+from pairmill.pipeline.source.records import (
+    Record,
+    csv_header,
+    csv_records,
+    json_objects,
+    json_records,
+    lines_of,
+    url_records,
+)
+
+MAX_COLUMNS = 1_000
+
+_LAYOUT = 1  # another number whenever the same source would be converted into something else
+_BATCH_BYTES = 32 << 20
+_DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
+
+
+def inspect_text(uri: str, kind: Kind) -> InputFile:
+    """Columns of a text file: from the header (CSV, TSV), or from a pass over all lines (JSON lines)."""
+    if kind == "text":
+        return InputFile(uri, kind, _strings(["url"]), None)
+    if kind == "jsonl":
+        return _inspect_jsonl(uri)
+    with lines_of(uri) as lines:
+        try:
+            header = csv_header(lines, _DELIMITERS[kind])
+        except csv.Error as error:
+            raise SourceError(f"{uri}: the first line, which must hold the column names: {error}") from error
+    if header is None:
+        raise SourceError(f"{uri}: is empty; the first line must hold the column names")
+    return InputFile(uri, kind, _strings(_column_names(uri, header)), None)
+
+
+def converted_name(source: InputFile, fingerprint: str, facts: SourceFacts, shard_rows: int) -> str:
+    """Name of the converted file in the output folder: another one whenever its content would be."""
+    columns = columns_of(facts, source.schema.names)
+    identity = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
+    digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(source.uri).name)[:80]
+    return f"input/{stem}-{digest}.parquet"
+
+
+def convert(source: InputFile, name: str, facts: SourceFacts, shard_rows: int, store: Store) -> None:
+    """Write the file `name` of the store. Row groups have about `shard_rows` rows.
+
+    If another driver was faster, its file stays: it holds the same. Raises SourceError where the source cannot be
+    read to its end; nothing is left behind then.
+    """
+    schema = _converted_schema(source, facts)
+    lists = frozenset(field.name for field in schema if pa.types.is_list(field.type))
+    with store.new_file() as file:
+        with (
+            records_of(source, lists) as records,
+            pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for batch in _batches(records, shard_rows):
+                writer.write_table(_to_table(batch, schema))
+        store.create_from(name, file)
+
+
+@contextmanager
+def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> Iterator[Iterator[Record]]:
+    """All rows of a text file. The values of `list_names` are lists, all others bytes."""
+    names = list(source.schema.names)
+    with lines_of(source.uri) as lines:
+        if source.kind == "text":
+            yield url_records(lines)
+        elif source.kind == "jsonl":
+            yield json_records(lines, names, list_names)
+        else:
+            delimiter = _DELIMITERS[source.kind]
+            csv_header(lines, delimiter)
+            yield csv_records(lines, delimiter, len(names))
+
+
+def _inspect_jsonl(uri: str) -> InputFile:
+    names: dict[str, None] = {}
+    lists: set[str] = set()
+    num_rows = 0
+    with lines_of(uri) as lines:
+        for value, _ in json_objects(lines):
+            num_rows += 1
+            if value is None:
+                continue
+            names.update(dict.fromkeys(value))
+            if len(names) > MAX_COLUMNS:
+                raise SourceError(f"{uri}: more than {MAX_COLUMNS} different keys; keep those that you need")
+            lists.update(name for name, item in value.items() if isinstance(item, list))
+    if num_rows and not names:
+        raise SourceError(f"{uri}: no line holds a JSON object; one object per line is expected, not an array")
+    return InputFile(uri, "jsonl", _strings(names), num_rows, frozenset(lists))
+
+
+def _column_names(uri: str, header: list[bytes]) -> list[str]:
+    """Names from a header: those without one, and the second of a name, get their place in the file (from 1)."""
+    if len(header) > MAX_COLUMNS:
+        raise SourceError(f"{uri}: {len(header)} columns, of {MAX_COLUMNS} at most; keep those that you need")
+    names: list[str] = []
+    for place, raw in enumerate(header, start=1):
+        name = raw.decode("utf-8", "replace").strip()
+        names.append(f"{name or 'column'}_{place}" if not name or name in names else name)
+    if len(set(names)) != len(names):
+        raise SourceError(f"{uri}: two columns share a name: {shown(names)}")
+    return names
+
+
+def _strings(names: Iterable[str]) -> pa.Schema:
+    return pa.schema([pa.field(name, pa.string()) for name in names])
+
+
+def _converted_schema(source: InputFile, facts: SourceFacts) -> pa.Schema:
+    columns = columns_of(facts, source.schema.names)
+    fields = []
+    for name in source.schema.names:
+        data_type = pa.binary() if name in (columns.url, columns.caption) else pa.string()
+        is_list = name == columns.caption and name in source.list_columns
+        fields.append(pa.field(name, pa.list_(data_type) if is_list else data_type))
+    return pa.schema([*fields, pa.field(MALFORMED_COLUMN, pa.string())])
+
+
+def _batches(records: Iterable[Record], shard_rows: int) -> Iterator[list[Record]]:
+    """Row groups: a multiple of `shard_rows` where that is small, and fewer rows where they are long."""
+    max_rows = shard_rows * -(-1_024 // shard_rows)
+    batch: list[Record] = []
+    num_bytes = 0
+    for record in records:
+        batch.append(record)
+        num_bytes += record.num_bytes
+        if len(batch) == max_rows or num_bytes > _BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _to_table(batch: Sequence[Record], schema: pa.Schema) -> pa.Table:
+    nothing = [None] * (len(schema) - 1)
+    columns = zip(*(record.values or nothing for record in batch), strict=True)
+    arrays = [_to_array(list(column), field.type) for column, field in zip(columns, schema, strict=False)]
+    problems = pa.array([record.problem for record in batch], pa.string())
+    return pa.Table.from_arrays([*arrays, problems], schema=schema)
+
+
+def _to_array(values: list[Any], data_type: pa.DataType) -> pa.Array:
+    if pa.types.is_list(data_type):
+        return pa.array(values, data_type)
+    raw = pa.array(values, pa.binary())
+    return decode_lossy(raw) if pa.types.is_string(data_type) else raw

@@ -1,0 +1,253 @@
+"""Which files a corpus is made of, what is in them, and their index: the side of planning that knows of pictures.
+
+what the job names                        a planned file is        its rows are
+----------------------------------------  -----------------------  ---------------------------------------
+tars (WebDataset, img2dataset)            each tar                 its samples, indexed into `input/`
+a folder of picture files                 each folder with some    its pictures, indexed into `input/`
+Parquet with a column of pictures         each Parquet file        its rows, as they are
+the output of a pairmill job              each `pairs/` file       its pairs, as they are
+Parquet, CSV, JSON lines with captions    each file                its rows; there are no pictures
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import committed, read_manifests
+from pairmill.pipeline.source.columns import decide_facts, misfit
+from pairmill.pipeline.source.convert import convert, inspect_text
+from pairmill.pipeline.source.corpus import folders
+from pairmill.pipeline.source.corpus.image_refs import COLUMN
+from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS, readable_name
+from pairmill.pipeline.source.corpus.tars import tar_rows
+from pairmill.pipeline.source.files import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.planned import load
+from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.pairs import OWN_COLUMNS
+
+IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
+"""Columns of Parquet that are taken for pictures where the job names none; `image` is Hugging Face's."""
+
+_PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
+_PICTURE_SUFFIXES = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
+_BATCH_BYTES = 32 << 20
+
+
+class Corpus:
+    """The files of one corpus. All of them are of one kind, the first that the paths hold, in the order above."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self._source = source
+        self._columns: dict[str, str | None] = {}  # of Parquet files: where their pictures are
+
+    def files(self, without: str) -> list[str]:
+        """Planned files in order. A folder of pictures ends in `/`. Raises SourceError."""
+        found: list[str] = []
+        for path in self._source.paths:
+            found += _outputs(path) or self._tars(path, without) or self._others(path, without)
+        for uri in found:
+            if readable_name(uri) != uri:
+                raise SourceError(f"source.paths: {readable_name(uri)}: a name that is not UTF-8; rename it")
+        kinds = {self.kind(uri) for uri in found}
+        if len(kinds) > 1:
+            raise SourceError(f"source.paths: {', '.join(sorted(kinds))} together; make an output for each kind")
+        return list(dict.fromkeys(found))
+
+    def _tars(self, path: str, without: str) -> list[str]:
+        tars = _under(path, (".tar",), without)
+        if tars and (pictures := _under(path, _PICTURE_SUFFIXES, without)):
+            raise SourceError(
+                f"source.paths: {path} holds tars, and pictures such as {pictures[0]}; name one of the two"
+            )
+        if not tars and (packed := _under(path, (".tar.gz", ".tgz", ".tar.zst"), without)):
+            raise SourceError(f"source.paths: {packed[0]}: pictures are read from tars by range, so unpack it to .tar")
+        return tars
+
+    def _others(self, path: str, without: str) -> list[str]:
+        parquet = _under(path, (".parquet",), without)
+        if parquet and self._image_column(inspect_parquet(parquet[0]).schema):
+            return parquet
+        pictures = _under(path, _PICTURE_SUFFIXES, without)
+        if pictures:
+            if not storage.is_folder(path):
+                raise SourceError(f"source.paths: {path}: name the folder of the pictures, not pictures")
+            names = sorted({picture.rpartition("/")[0] for picture in pictures})
+            return [f"{name}/" for name in names]
+        return list_inputs([path], without)
+
+    def kind(self, uri: str) -> str:
+        """What a planned file is."""
+        if uri.endswith("/"):
+            return "folders"
+        if uri.lower().endswith(".tar"):
+            return "tars"
+        if _PAIRS_FILE.fullmatch(uri):
+            return "pairs"
+        kind = kind_of(uri)
+        if kind == "text":
+            raise SourceError(f"{uri}: a plain text file is a list of URLs, for pairmill build; captions need a column")
+        return "parquet" if kind == "parquet" else "texts"
+
+    def inspect(self, uri: str) -> InputFile:
+        """Columns and rows, as far as they are known before the file is indexed."""
+        kind = self.kind(uri)
+        if kind in ("folders", "tars"):
+            return InputFile(uri, "index", INDEX_SCHEMA, None)
+        if kind == "pairs":
+            return _without(inspect_parquet(uri), _own_column)
+        if kind != "parquet":
+            return inspect_text(uri, kind_of(uri))
+        file = inspect_parquet(uri)
+        self._columns[uri] = column = self._image_column(file.schema)
+        return _without(file, lambda name: name == column)
+
+    def fingerprint(self, uri: str) -> str:
+        """Tars are too large to be read twice, so their size and blocks all over them stand for the content; for a
+        folder, the names and sizes in it do."""
+        kind = self.kind(uri)
+        if kind == "folders":
+            listing = "\0".join(f"{name}:{size}" for name, size in _files_of(uri))
+            return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
+        return _sampled(uri) if kind == "tars" else storage.fingerprint(uri)
+
+    def facts(self, files: Sequence[InputFile], needs_license: bool) -> SourceFacts:
+        """What the columns mean. Raises SourceError."""
+        kind, source = self.kind(files[0].uri), self._source
+        if kind in ("folders", "tars"):
+            if needs_license:
+                raise SourceError("rules.license_allow: tars and folders have no column of licenses")
+            extra = pa.schema([INDEX_SCHEMA.field("key")])
+            return SourceFacts("url", "caption", "uid", None, None, extra, ("key",), "index")
+        if kind == "pairs":
+            roles = {"url_column": "url", "caption_column": "caption", "uid_column": "uid"}
+            return decide_facts(source.model_copy(update=roles), files, needs_license, "pairs")
+        column = self._columns.get(files[0].uri)
+        for file in files:
+            if self._columns.get(file.uri) != column:
+                raise SourceError(f"{file.uri}: its pictures are not in a column {column!r}, as in {files[0].uri}")
+        return decide_facts(source, files, needs_license, _pictures(column))
+
+    def misfit(self, facts: SourceFacts, file: InputFile) -> str | None:
+        """Why a new file does not fit a corpus that is planned already; None if it does."""
+        if file.kind == "index":
+            return None
+        if file.uri in self._columns and _pictures(self._columns[file.uri]) != facts.pictures:
+            return f"{file.uri}: its pictures are not where the plan of this output says ({facts.pictures})"
+        return misfit(facts, file)
+
+    def convert(self, file: InputFile, name: str, facts: SourceFacts, shard_rows: int, store: Store) -> None:
+        """Write the index of a file that has no rows of its own."""
+        if file.kind != "index":
+            convert(file, name, facts, shard_rows, store)
+            return
+        with store.new_file() as target:
+            with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+                for batch in _batches(self._rows(file.uri), max(shard_rows, 1_024)):
+                    writer.write_table(pa.Table.from_pylist(batch, schema=INDEX_SCHEMA))
+            store.create_from(name, target)
+
+    def _rows(self, uri: str) -> Iterator[dict[str, Any]]:
+        if self.kind(uri) == "tars":
+            return tar_rows(uri)
+        return folders.folder_rows(uri.rstrip("/"), _files_of(uri), self._source.caption_from_name)
+
+    def _image_column(self, schema: pa.Schema) -> str | None:
+        wanted = self._source.image_column
+        for name in [wanted] if wanted else IMAGE_NAMES:
+            if name in schema.names and _holds_pictures(schema.field(name).type):
+                return name
+        if wanted:
+            raise SourceError(f"source.image_column: no column {wanted!r} of bytes, or of structs with `bytes`")
+        return None
+
+
+def _batches(rows: Iterator[dict[str, Any]], max_rows: int) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        batch.append(row)
+        num_bytes += len(row.get("caption") or b"") + len(row.get("url") or b"")
+        if len(batch) == max_rows or num_bytes > _BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _pictures(column: str | None) -> str:
+    return f"{COLUMN}{column}" if column else "none"
+
+
+def _holds_pictures(data_type: pa.DataType) -> bool:
+    """Bytes, or Hugging Face's Image: a struct of `bytes` and `path`."""
+    if pa.types.is_dictionary(data_type):
+        return _holds_pictures(data_type.value_type)
+    if pa.types.is_struct(data_type):
+        place = data_type.get_field_index("bytes")
+        return place >= 0 and _holds_pictures(data_type.field(place).type)
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(data_type) for is_kind in kinds)
+
+
+def _outputs(path: str) -> list[str]:
+    """`pairs/` files of a finished pairmill output, by its manifests; empty where the path is none."""
+    if storage.is_remote(path) and not path.startswith("s3://"):
+        return []
+    store = Store(path)
+    if not store.list("manifests") or (plan := load(store)) is None:
+        return []
+    if plan.facts.pictures not in (None, "index", "pairs"):
+        names = ", ".join(file.source for file in plan.inputs[:3])
+        raise SourceError(f"source.paths: {path} refers to pictures within Parquet; embed those files again: {names}")
+    if plan.facts.pictures is None and plan.job["images"]["store"] == "none":
+        raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
+    if missing := plan.num_shards - len(committed(store)):
+        raise SourceError(f"source.paths: {path} is not finished: {missing} of {plan.num_shards} shards are missing")
+    return [store.path(manifest.files["pairs"].path) for manifest in read_manifests(store) if manifest.pairs]
+
+
+def _under(path: str, suffixes: tuple[str, ...], without: str) -> list[str]:
+    """Files that the path stands for and that end so."""
+    try:
+        found = storage.expand(path, suffixes)
+    except FileNotFoundError:
+        return []
+    prefix = f"{without.rstrip('/')}/"
+    return [file for file in found if file.lower().endswith(suffixes) and not file.startswith(prefix)]
+
+
+def _files_of(folder: str) -> list[tuple[str, int]]:
+    """(name, bytes) of the pictures and texts right in a folder, sorted."""
+    return sorted(
+        (name, size)
+        for name, size in storage.files_in(folder)
+        if name.lower().endswith(folders.ENDINGS) and not name.startswith(".")
+    )
+
+
+def _without(file: InputFile, is_left_out: Any) -> InputFile:
+    schema = pa.schema([field for field in file.schema if not is_left_out(field.name)])
+    return InputFile(file.uri, file.kind, schema, file.num_rows, file.list_columns)
+
+
+def _own_column(name: str) -> bool:
+    """Columns of a pairs file that the new output makes for itself."""
+    scores = ("similarity_", "image_embedding_", "text_embedding_")
+    return name not in ("uid", "url", "caption") and (name in OWN_COLUMNS or name.startswith(scores))
+
+
+def _sampled(uri: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with storage.open_input(uri) as file:
+        size = file.seek(0, 2)
+        for number in range(_SAMPLED_BLOCKS):
+            file.seek(max(0, (size - _BLOCK_BYTES)) * number // (_SAMPLED_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))
+    return f"sampled:{size}:{digest.hexdigest()}"

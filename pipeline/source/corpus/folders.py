@@ -1,0 +1,56 @@
+"""Folders of picture files, each with its caption in a .txt, or a .json, of the same name beside it; else the file name
+is the caption, where the job asks for that."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.source.corpus.index import CAPTION_ENDINGS, MAX_TEXT_BYTES, PICTURE_ENDINGS, Sample
+
+ENDINGS = tuple(f".{ending}" for ending in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, "json"))
+
+
+def folder_rows(folder: str, files: Sequence[tuple[str, int]], caption_from_name: bool) -> Iterator[dict[str, Any]]:
+    """Rows of INDEX_SCHEMA from (name, bytes) of a folder's files. Texts without a picture are left out: folders hold
+    readmes."""
+    ordered = sorted(files, key=lambda file: file[0].rpartition("."))
+    for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
+        members = list(group)
+        if not any(_ending(name) in PICTURE_ENDINGS for name, _ in members):
+            continue
+        sample = Sample(stem)
+        for name, size in members:
+            _add(sample, folder, name, size)
+        rows = list(sample.rows())
+        for row in rows:
+            if caption_from_name and row["caption"] is None:
+                row["caption"] = words_of(stem).encode("utf-8", "surrogateescape")
+        yield from rows
+
+
+def words_of(stem: str) -> str:
+    """`dogs/red-dog_01` -> `red dog 01`."""
+    return " ".join(PurePosixPath(stem).name.replace("_", " ").replace("-", " ").split())
+
+
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def _add(sample: Sample, folder: str, name: str, size: int) -> None:
+    ending, path = _ending(name), storage.join(folder, name)
+    if ending in PICTURE_ENDINGS:
+        sample.pictures.append((path, 0, size))
+    elif size > MAX_TEXT_BYTES:
+        sample.problem = f"a text of {size:,} bytes beside the picture"
+    elif storage.leads_out(folder, name):  # a link to a secret would end in the caption
+        sample.problem = f"{name} is a link that leads out of its folder"
+    else:
+        with storage.open_input(path) as file:
+            data = file.read(MAX_TEXT_BYTES)
+        if ending == "json":
+            sample.add_json(data)
+        elif sample.caption is None:
+            sample.caption = data

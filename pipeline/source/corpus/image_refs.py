@@ -1,0 +1,71 @@
+"""Where the pictures of a shard are, as columns beside its rows; of Parquet with pictures, the pictures themselves."""
+
+import re
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.storage import Store, join
+from pairmill.pipeline.source.planned import load
+from pairmill.pipeline.source.texts import raw_bytes
+from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
+
+COLUMN = "column:"
+"""Before the name of the column that holds the pictures, in SourceFacts.pictures."""
+
+_OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
+
+
+def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.Table:
+    """`rows` (in_flight_schema) with the columns of STORED; `table` has the input's columns, row for row.
+
+    `pictures`: as in SourceFacts. Pictures within Parquet have the file for a place and no offset: their shard and row
+    in the plan say which they are.
+    """
+    places = [pa.nulls(rows.num_rows, field.type) for field in STORED]
+    if pictures in ("index", "pairs"):
+        places = [table[name].combine_chunks().cast(STORED.field(name).type) for name in STORED.names]
+    if pictures == "pairs":
+        places[0] = _resolved(places[0], uri.rpartition("/pairs/")[0])
+    if pictures.startswith(COLUMN):
+        image = _bytes_of(table[pictures.removeprefix(COLUMN)])
+        rows = rows.set_column(rows.schema.get_field_index(IMAGE_COLUMN.name), IMAGE_COLUMN, image)
+        places[0] = pc.if_else(image.is_valid(), uri, pa.scalar(None, pa.string()))
+        places[2] = pc.binary_length(image).cast(pa.int64())
+    for field, column in zip(STORED, places, strict=True):
+        rows = rows.append_column(field, column)
+    return rows
+
+
+def _resolved(names: pa.Array, root: str) -> pa.Array:
+    """Files that rows of another output name: its own tars, wherever it lies, and what its plan reads. Null for any
+    other: a Parquet file must not be able to name a secret, or a URL."""
+    planned = _planned(root)
+
+    def resolve(name: str) -> str | None:
+        if _OWN_TAR.fullmatch(name):
+            return join(root, name)
+        if name in planned or f"{name.rpartition('/')[0]}/" in planned:
+            return name
+        origin, _, tar = name.rpartition("/images/")  # of an output that the other one was embedded from
+        return name if _OWN_TAR.fullmatch(f"images/{tar}") and f"{origin}/pairs/" in planned else None
+
+    known = {name: resolve(name) for name in names.unique().drop_null().to_pylist()}
+    return pa.array([None if name is None else known[name] for name in names.to_pylist()], pa.string())
+
+
+@lru_cache(maxsize=8)
+def _planned(root: str, generations: int = 8) -> frozenset[str]:
+    """Files and folders that an output was planned from, and, where those are outputs too, what they were."""
+    plan = load(Store(root)) if generations else None
+    found = {file.source for file in plan.inputs} if plan else set()
+    for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:
+        found |= {f"{origin}/pairs/", *_planned(origin, generations - 1)}
+    return frozenset(found)
+
+
+def _bytes_of(column: pa.ChunkedArray) -> pa.Array:
+    """large_binary from bytes, or from Hugging Face's structs of `bytes` and `path`."""
+    is_struct = pa.types.is_struct(column.type)
+    return raw_bytes(pc.struct_field(column, "bytes") if is_struct else column)  # null where the struct is

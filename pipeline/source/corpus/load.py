@@ -1,0 +1,184 @@
+"""The load stage of a held corpus: a shard's pictures are read from where they are, by range.
+
+What is learned of the bytes without decoding them stands beside them: checksums, format, size. What cannot be a picture
+is refused here; what turns out to be damaged, the encode stage refuses.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.faults import local_fault
+from pairmill.pipeline.common.text import describe
+from pairmill.pipeline.fetch.url_join import binary_column
+from pairmill.pipeline.image.isolated import IsolatedProcessor
+from pairmill.pipeline.image.processor import ImageError, ImageProcessor
+from pairmill.pipeline.source.cursor import ReadError
+from pairmill.pipeline.source.uid import pair_uid
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.pairs import IMAGE_COLUMN, KEPT_STATUS
+from pairmill.schemas.status import Status
+
+MAX_BYTES = 64 << 20
+"""A picture file above this is refused unread."""
+
+_READERS = 8
+_FILLED = ("original_bytes", "sha256", "md5", "original_format", "original_width", "original_height")
+
+
+@dataclass(slots=True)
+class _Row:
+    """One row on its way: what is known of its picture, and why it is refused, if it is."""
+
+    status: str
+    detail: str | None
+    uid: str
+    image: Any = None  # bytes, or a view of them
+    original_bytes: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    original_format: str | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+
+    def refuse(self, status: Status, detail: str | None) -> None:
+        self.status, self.detail, self.image = status.value, detail, None
+
+
+class Loader:
+    """Reads the pictures of shards. Callable by several threads at once."""
+
+    def __init__(self, images: ImagesConfig, careful: bool = False) -> None:
+        """`careful`: decode every picture in a child process, so that one that kills its decoder costs one row."""
+        self._processor = ImageProcessor(images)
+        self._careful = IsolatedProcessor(images) if careful else None
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
+
+    def close(self) -> None:
+        """End the reading threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._careful is not None:
+            self._careful.close()
+
+    def __call__(self, table: pa.Table, has_pictures: bool) -> pa.Table:
+        """The same rows with their pictures, what the bytes tell, and the uids that only those can give.
+
+        A row is a pair if it has a picture that may decode; without `has_pictures`, if it has a caption.
+        """
+        names = ("status", "status_detail", "uid")
+        rows = [_Row(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
+        if has_pictures:
+            self._load(table, rows)
+        captions = table["caption"].cast(pa.large_binary()).to_pylist()
+        for row, caption in zip(rows, captions, strict=True):
+            if not has_pictures and caption is None and row.status == KEPT_STATUS:
+                row.refuse(Status.CAPTION_MISSING, None)
+            row.uid = row.uid or pair_uid(row.sha256.encode() if row.sha256 else None, caption)
+        _refuse_repeats(rows)
+        return _without_empty_captions(_filled(table, rows))
+
+    def _load(self, table: pa.Table, rows: Sequence[_Row]) -> None:
+        by_file: dict[str, list[tuple[int, int, _Row]]] = {}
+        columns = [table[name].to_pylist() for name in ("image_tar", "image_offset", "image_length")]
+        here = []
+        for place, (row, file, offset, length) in enumerate(zip(rows, *columns, strict=True)):
+            if row.status != KEPT_STATUS:
+                continue
+            if table[IMAGE_COLUMN.name][place].is_valid:
+                row.image = table[IMAGE_COLUMN.name][place].as_buffer()
+                here.append(row)
+            elif file is None or offset is None or length is None:
+                row.refuse(Status.EMPTY_BODY, "no picture in this row")
+            elif length > MAX_BYTES:
+                row.refuse(Status.BODY_TOO_LARGE, f"{length:,} bytes")
+            elif offset < 0 or length < 0:
+                row.refuse(Status.ROW_MALFORMED, f"{length:,} bytes at {offset:,}")
+            else:
+                by_file.setdefault(file, []).append((offset, length, row))
+        work = [self._pool.submit(self._read_file, file, places) for file, places in by_file.items()]
+        work += [self._pool.submit(self._examine, row) for row in here]
+        for future in work:
+            future.result()
+
+    def _read_file(self, file: str, places: list[tuple[int, int, _Row]]) -> None:
+        try:
+            with storage.open_input(file) as opened:
+                for offset, length, row in sorted(places, key=lambda place: place[0]):
+                    row.image = _read(opened, offset, length)
+                    if len(row.image) < length:
+                        row.refuse(Status.BODY_TRUNCATED, f"the file ends after {len(row.image):,} of {length:,} bytes")
+                    else:
+                        self._examine(row)
+        except OSError as error:
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
+            if isinstance(error, FileNotFoundError) and _is_one_of_a_folder(file):
+                for _, _, row in places:
+                    row.refuse(Status.EMPTY_BODY, "the file is gone")
+                return
+            # A tar, or a mount that this machine lacks: the shard fails, and is made when it is there again.
+            raise ReadError(f"{file}: cannot be read: {error}") from error
+
+    def _examine(self, row: _Row) -> None:
+        body = bytes(row.image)
+        row.original_bytes = len(body)
+        row.sha256 = hashlib.sha256(body).hexdigest()
+        row.md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        try:
+            if not body:
+                raise ImageError(Status.EMPTY_BODY, None)
+            row.original_format, (row.original_width, row.original_height) = self._processor.header(body)
+            if self._careful and (picture := self._careful.process(body)).status is not Status.OK:
+                raise ImageError(picture.status, picture.detail)
+        except ImageError as error:
+            row.refuse(error.status, error.detail)
+        except Exception as error:  # the row border
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
+            row.refuse(Status.ROW_ERROR, describe(error))
+
+
+def _is_one_of_a_folder(file: str) -> bool:
+    return not file.lower().endswith(".tar") and storage.is_folder(file.rpartition("/")[0])
+
+
+def _read(file: IO[bytes], offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
+
+
+def _refuse_repeats(rows: Sequence[_Row]) -> None:
+    """Of rows with one uid the first stays."""
+    first: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        if row.status == KEPT_STATUS and first.setdefault(row.uid, place) != place:
+            row.refuse(Status.DUPLICATE_IN_SHARD, f"row {first[row.uid]}")
+
+
+def _without_empty_captions(table: pa.Table) -> pa.Table:
+    """An empty caption says nothing, so it is not embedded; `caption` keeps it."""
+    place = table.schema.get_field_index("caption_clean")
+    texts = table["caption_clean"]
+    return table.set_column(place, table.schema.field(place), pc.if_else(pc.equal(texts, ""), None, texts))
+
+
+def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
+    columns: dict[str, pa.Array] = {
+        "uid": pa.array([row.uid for row in rows], pa.string()),
+        "status": pa.array([row.status for row in rows], pa.string()),
+        "status_detail": pa.array([row.detail for row in rows], pa.string()),
+        "is_pair": pa.array([row.status == KEPT_STATUS for row in rows], pa.bool_()),
+        IMAGE_COLUMN.name: binary_column([row.image for row in rows]),
+    }
+    for name in _FILLED:
+        columns[name] = pa.array([getattr(row, name) for row in rows], table.schema.field(name).type)
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), values)
+    return table

@@ -1,0 +1,134 @@
+"""Slices of a Parquet file, read one after the other without going back to the start of a row group.
+
+Published lists have row groups of a million rows and more, hundreds of shards each. A cursor keeps its place between
+two slices, so that reading all of them in order decodes every page once, and holds only a few pages at a time. Any
+other order works too, at the price of decoding from the start of the row group.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import Store
+
+_BUFFER_BYTES = 1 << 20
+_BATCH_ROWS = 65_536
+_BATCH_BYTES = 256 << 20
+"""Of a batch, by the row group's average: Arrow cannot read structs of more than 2 GiB at once (pictures, say)."""
+
+
+class ReadError(RuntimeError):
+    """A planned file cannot be read, or is not the one that was planned; the message names it."""
+
+
+def resolve(store: Store, uri: str) -> str:
+    """Where the Parquet file of a shard is: converted files are in the output folder, wherever that has moved to."""
+    return store.path(uri) if uri.startswith("input/") else uri
+
+
+class Cursor:
+    """One open Parquet file and a place in it. Not for several threads at once."""
+
+    def __init__(self, store: Store, uri: str, fingerprint: str) -> None:
+        self.uri = uri
+        self.fingerprint = fingerprint
+        self.path = resolve(store, uri)
+        try:
+            self._file = storage.open_input(self.path)
+        except OSError as error:
+            raise ReadError(f"{self.path}: cannot be opened: {error}") from error
+        try:
+            if uri == self.path:
+                _check_same(self.path, self._file, fingerprint)
+            # A buffer makes Arrow read a column chunk piece by piece, not as a whole.
+            self._parquet = pq.ParquetFile(
+                self._file, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+            )
+        except (pa.ArrowException, OSError) as error:
+            self._file.close()
+            raise ReadError(f"{self.path}: not a whole Parquet file: {error}") from error
+        except ReadError:
+            self._file.close()
+            raise
+        metadata = self._parquet.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._group_starts = [0, *accumulate(sizes)]
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._rest: pa.RecordBatch | None = None  # what is left of the last batch
+        self._place = -1  # row of the file that comes next; -1: nowhere
+
+    @property
+    def names(self) -> list[str]:
+        """Column names of the file."""
+        return list(self._parquet.schema_arrow.names)
+
+    def _row_bytes(self, group: int) -> int:
+        """Average bytes of a row, uncompressed."""
+        if group >= self._parquet.metadata.num_row_groups:
+            return 1
+        metadata = self._parquet.metadata.row_group(group)
+        return int(metadata.total_byte_size // max(metadata.num_rows, 1)) + 1
+
+    def rows(self, first_row: int, num_rows: int) -> pa.Table:
+        """Rows [first_row, first_row + num_rows), all columns. Raises ReadError."""
+        if first_row + num_rows > self._group_starts[-1]:
+            raise ReadError(
+                f"{self.path}: has {self._group_starts[-1]} rows, but rows up to {first_row + num_rows} are planned"
+            )
+        try:
+            self._go_to(first_row, num_rows)
+            pieces = list(self._take(num_rows))
+            return pa.Table.from_batches(pieces, self._parquet.schema_arrow)
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            self._place = -1
+            where = f"rows {first_row} to {first_row + num_rows}"
+            raise ReadError(f"{self.path}: {where} cannot be read (damaged or half-written?): {error}") from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._batches, self._rest = iter(()), None
+        self._parquet.close(force=True)
+        self._file.close()
+
+    def _go_to(self, row: int, num_rows: int) -> None:
+        group = bisect_right(self._group_starts, row) - 1
+        if row < self._place or self._group_starts[group] > self._place:
+            groups = range(group, len(self._group_starts) - 1)
+            size = min(num_rows, _BATCH_ROWS, max(1, _BATCH_BYTES // self._row_bytes(group)))
+            self._batches = self._parquet.iter_batches(size, row_groups=list(groups), use_threads=False)
+            self._rest = None
+            self._place = self._group_starts[group]
+        for _ in self._take(row - self._place):
+            pass
+
+    def _take(self, num_rows: int) -> Iterator[pa.RecordBatch]:
+        while num_rows:
+            batch = self._rest if self._rest is not None else self._next_batch()
+            piece = batch.slice(0, num_rows)
+            self._rest = batch.slice(num_rows) if batch.num_rows > num_rows else None
+            self._place += piece.num_rows
+            num_rows -= piece.num_rows
+            yield piece
+
+    def _next_batch(self) -> pa.RecordBatch:
+        batch = next(self._batches, None)
+        if batch is None:
+            raise pa.ArrowInvalid("it ends before its footer says")
+        return batch
+
+
+def _check_same(path: str, file: IO[Any], fingerprint: str) -> None:
+    """Compare with the fingerprint what costs no second pass: the ETag, or the size."""
+    kind, _, value = fingerprint.partition(":")
+    if kind == "etag":
+        same = storage.fingerprint(path) == fingerprint
+    else:
+        same = file.seek(0, 2) == int(value.partition(":")[0])
+        file.seek(0)
+    if not same:
+        raise ReadError(f"{path}: has changed since it was planned; restore it, or choose another output")

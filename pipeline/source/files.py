@@ -1,0 +1,152 @@
+"""Which input files there are, and what is in them.
+
+A dataset is one or more files: Parquet, CSV, TSV, JSON lines or plain lists of URLs (all but Parquet also .gz).
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common import storage
+
+Kind = Literal["parquet", "csv", "tsv", "jsonl", "text", "index"]
+
+_KINDS: dict[str, Kind] = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json-lines": "jsonl",
+    ".txt": "text",
+}
+SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind != "parquet"))
+
+MALFORMED_COLUMN = "__pairmill_malformed"
+"""Only in converted files: null, or why the row could not be read, with the beginning of its text."""
+
+_SHOWN_COLUMNS = 30
+
+
+class SourceError(ValueError):
+    """An input cannot be used as it is; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One input file, and what its footer (Parquet), header (CSV, TSV) or a first pass (JSON lines) says."""
+
+    uri: str
+    kind: Kind
+    schema: pa.Schema
+    num_rows: int | None
+    """None: known only when the file is converted."""
+    list_columns: frozenset[str] = frozenset()
+    """JSON lines: columns with a list in at least one row."""
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What was decided about the columns when the dataset was first planned. Picklable.
+
+    Column names are those of the input files. `extra` has the carried columns under their names in the output, all
+    nullable; `extra_columns` has their input names, in the same order.
+    """
+
+    url_column: str
+    caption_column: str | None
+    uid_column: str | None
+    sha256_column: str | None
+    license_column: str | None
+    extra: pa.Schema
+    extra_columns: tuple[str, ...]
+    pictures: str | None = None
+    """Of a corpus that is held already: `index` and `pairs` have columns that say where each picture is, `column:NAME`
+    holds them, and `none` has captions alone. None: they are on the web."""
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether the dataset has captions at all (single ones may still be null)."""
+        return self.caption_column is not None
+
+    def output_name(self, column: str | None) -> str | None:
+        """Name in the output of a carried input column; None for None."""
+        return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the plan file."""
+        values = {**self.__dict__, "extra_columns": list(self.extra_columns)}
+        return {**values, "extra": base64.b64encode(self.extra.serialize().to_pybytes()).decode()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "SourceFacts":
+        """The inverse of `to_json`."""
+        extra = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["extra"])))
+        return cls(**{**values, "extra": extra, "extra_columns": tuple(values["extra_columns"])})
+
+
+def kind_of(uri: str) -> Kind:
+    """The format that a file's name says. Raises SourceError for any other name."""
+    name = PurePosixPath(uri.lower())
+    suffix = name.suffixes[-2] if name.suffix == ".gz" and len(name.suffixes) > 1 else name.suffix
+    if not name.name.endswith(SUFFIXES):
+        raise SourceError(f"{uri}: cannot tell the format from the name; known endings are {', '.join(SUFFIXES)}")
+    return _KINDS[suffix]
+
+
+def list_inputs(paths: Iterable[str], without: str) -> list[str]:
+    """Absolute paths or URLs of all input files: in the order of `paths`, sorted within each, each file once.
+
+    `without`: the output folder, which may lie within an input folder; nothing in it is input.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        try:
+            files = storage.expand(path, SUFFIXES)
+        except FileNotFoundError as error:
+            raise SourceError(f"source.paths: {error}") from error
+        files = [file for file in files if not file.startswith(f"{without.rstrip('/')}/")]
+        kinds = {kind_of(file): file for file in files}
+        if len(kinds) > 1 and "text" in kinds:  # most likely a readme, whose lines are no URLs
+            raise SourceError(
+                f"source.paths: {path} holds {kinds['text']} beside other formats, and a text file is read as a list "
+                f"of URLs; name what you mean with a glob, such as {storage.join(path, '*.parquet')}"
+            )
+        found.update(dict.fromkeys(files))
+    if not found:
+        raise SourceError(f"source.paths: nothing there but the output folder {without}")
+    return list(found)
+
+
+def inspect_parquet(uri: str) -> InputFile:
+    """Schema and number of rows from the footer. Raises SourceError for what is no whole Parquet file."""
+    try:
+        with storage.open_input(uri) as file, pq.ParquetFile(file) as parquet:
+            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except (FileNotFoundError, PermissionError) as error:
+        raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{uri}: not a whole Parquet file (half-written, cut or damaged?): {error}") from error
+    if len(set(schema.names)) != len(schema.names):
+        raise SourceError(f"{uri}: two columns share a name: {shown(schema.names)}")
+    return InputFile(uri, "parquet", schema, num_rows)
+
+
+def decode_lossy(raw: pa.Array) -> pa.Array:
+    """A binary array as strings: bytes that are not UTF-8 become U+FFFD, null stays null."""
+    try:
+        return raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        texts = [None if value is None else value.decode("utf-8", "replace") for value in raw.to_pylist()]
+        return pa.array(texts, pa.string())
+
+
+def shown(names: Sequence[str]) -> str:
+    """Column names for an error message, not too many."""
+    more = f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else ""
+    return (", ".join(repr(name[:80]) for name in names[:_SHOWN_COLUMNS]) or "none") + more

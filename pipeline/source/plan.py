@@ -1,0 +1,310 @@
+"""The input, cut into shards, once: `plan/0.parquet`, and one further file for whatever is added later.
+
+Each plan file has its shards as rows, and in its metadata what was decided about the columns and the input files that
+it brings in. Plan files are create-only: of two drivers that plan at once, one wins and the other reads its plan.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.source.columns import decide_facts, misfit
+from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
+from pairmill.pipeline.source.corpus.discover import Corpus
+from pairmill.pipeline.source.cursor import resolve
+from pairmill.pipeline.source.files import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
+from pairmill.schemas.jobs import BuildJob, RunConfig
+from pairmill.schemas.manifest import PLAN_SCHEMA
+
+__all__ = ["OtherJobError", "Plan", "PlanError", "PlannedInput", "describe_plan", "load_plan", "make_plan"]
+
+_READERS = 8
+_TRIES = 20
+
+_MAX_OBJECTS = 200_000
+_STORED_PICTURE_BYTES = 30_000
+_SHARDS_PER_ACTOR = 4
+
+
+class OtherJobError(PlanError):
+    """The plan is another job's, with this record."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__("the output folder was planned by another job; give another one")
+        self.record = record
+
+
+def load_plan(store: Store) -> Plan:
+    """The plan of an output folder. Raises PlanError where there is none, or a newer or incomplete one."""
+    plan = load(store)
+    if plan is None:
+        raise PlanError(f"{store.root} holds no plan: it is no output folder of a build or embed")
+    return plan
+
+
+def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
+    """Plan the job's input, or extend the plan that the output folder has by what was added since.
+
+    `record` goes into the plan, which so settles whose job an output folder belongs to: its settings, and their
+    `fingerprint`. Text formats are converted on the way. Rows above `source.limit_rows` are left for later; a limit
+    below what is planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError
+    for a planned file that was changed or removed, OtherJobError for the plan of another job.
+    """
+    corpus = Corpus(job.source) if job.source.held else None
+    sources = corpus.files(store.root) if corpus else list_inputs(job.source.paths, without=store.root)
+    planner = _Planner(job, store, record, sources, corpus)
+    for _ in range(_TRIES):
+        plan = load(store)
+        if plan is not None and plan.job["fingerprint"] != record["fingerprint"]:
+            raise OtherJobError(plan.job)
+        addition = planner.first() if plan is None else planner.extend(plan)
+        if plan is not None and addition is None:
+            return plan
+        if addition is not None:  # where the name is taken, another driver was faster: look at its plan
+            store.create(f"plan/{plan.num_files if plan else 0}.parquet", addition)
+    raise PlanError(f"{store.root}/plan: other drivers keep extending this plan; run one at a time")
+
+
+def describe_plan(plan: Plan, job: BuildJob) -> str:
+    """What the plan means: shards, objects, memory per download actor; and a better `shard_rows`, if there is one."""
+    if job.source.held:
+        rows = f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}"
+        pictures = plan.facts.pictures or ""
+        where = {
+            "none": "no pictures, captions alone",
+            "index": "pictures where the files are",
+            "pairs": "its pictures",
+        }
+        said = where.get(pictures, f"pictures from column {pictures.rpartition(':')[2]!r}")
+        columns = f"; {_describe_columns(plan.facts)}" if pictures != "index" else ", captions beside them"
+        return f"{rows}: {plan.num_shards * 3:,} output files\n{said}{columns}"
+    per_shard = 3 + (job.images.store != "none")
+    objects = plan.num_shards * per_shard
+    megabytes = job.shard_rows * _STORED_PICTURE_BYTES * _SHARDS_PER_ACTOR // 1_000_000
+    text = (
+        f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}: "
+        f"{objects:,} output files; about {megabytes:,} MB of pictures in memory per download actor\n"
+        f"{_describe_columns(plan.facts)}"
+    )
+    better = _better_shard_rows(plan, job, per_shard)
+    return text if better is None else f"{text}\n{better}"
+
+
+def _describe_columns(facts: SourceFacts) -> str:
+    """What was decided, or guessed, about the columns."""
+    names = {
+        "URLs": facts.url_column,
+        "captions": facts.caption_column,
+        "ids": facts.uid_column,
+        "checksums": facts.sha256_column,
+        "licenses": facts.license_column,
+    }
+    used = [f"{role} from column {name!r}" for role, name in names.items() if name is not None]
+    carried = len(facts.extra_columns)
+    return ", ".join([*used, *([] if facts.has_captions else ["no captions"]), f"{carried} more carried through"])
+
+
+def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:
+    advice = "shard_rows: {:,} would {}; it cannot change in an output folder that has a plan"
+    if plan.num_shards * per_shard > _MAX_OBJECTS:
+        wanted = -(-plan.num_rows * per_shard // _MAX_OBJECTS)
+        rows = min(-(-wanted // 1_024) * 1_024, 1_000_000)
+        if rows > job.shard_rows:
+            return advice.format(rows, f"make {-(-plan.num_rows // rows) * per_shard:,} files")
+    workers = _download_actors(job.run)
+    if workers is not None and plan.num_shards < workers:
+        rows = max(plan.num_rows // (workers * _SHARDS_PER_ACTOR), 64)
+        if rows < job.shard_rows:
+            return advice.format(rows, f"give each of {workers} download actors work")
+    return None
+
+
+def _download_actors(run: RunConfig) -> int | None:
+    """How many there will be; None where only the cluster knows."""
+    if run.download_actors is not None or run.address is not None:
+        return run.download_actors
+    return max((os.cpu_count() or 1) // 2, 1)
+
+
+# Planning what is new
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """Rows of one file that are to be cut into shards. `rows_in_file` is None for a file that has shards already."""
+
+    source: str
+    uri: str
+    first_row: int
+    num_rows: int
+    rows_in_file: int | None = None
+
+
+@dataclass
+class _Planner:
+    """What one call of `make_plan` has learned about the input; kept when another driver's plan comes first."""
+
+    job: BuildJob
+    store: Store
+    record: dict[str, Any]
+    sources: list[str]
+    corpus: Corpus | None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    inspected: dict[str, InputFile] = field(default_factory=dict)
+
+    def first(self) -> bytes:
+        """`plan/0.parquet`."""
+        files = self._inspect(self.sources)
+        needs_license = bool(self.job.rules.license_allow)
+        if self.corpus:
+            facts = self.corpus.facts(files, needs_license)
+        else:
+            facts = decide_facts(self.job.source, files, needs_license)
+        return self._to_bytes(self._slice_new(files, facts, self.job.source.limit_rows), facts, first_shard=0)
+
+    def extend(self, plan: Plan) -> bytes | None:
+        """The next plan file; None if there is nothing to add."""
+        self._check_unchanged(plan)
+        limit = self.job.source.limit_rows
+        budget = None if limit is None else max(limit - plan.num_rows, 0)
+        slices = _continue_partial(plan, budget)
+        budget = None if budget is None else budget - sum(piece.num_rows for piece in slices)
+        known = {file.source for file in plan.inputs}
+        files = self._inspect([source for source in self.sources if source not in known]) if budget != 0 else []
+        for file in files:
+            fits = self.corpus.misfit if self.corpus else misfit
+            if file.num_rows != 0 and (problem := fits(plan.facts, file)):
+                raise PlanError(f"{problem}; choose another output for it")
+        slices += self._slice_new(files, plan.facts, budget)
+        return self._to_bytes(slices, plan.facts, plan.num_shards) if slices else None
+
+    def _check_unchanged(self, plan: Plan) -> None:
+        listed, root = set(self.sources), self.store.root
+        for known in plan.inputs:
+            if known.source not in listed:
+                raise PlanError(
+                    f"{known.source}: is in the plan of {root}, but is gone or no longer among source.paths; "
+                    f"put it back, or choose another output"
+                )
+        self._hash(known.source for known in plan.inputs)
+        for known in plan.inputs:
+            if self.fingerprints[known.source] != known.fingerprint:
+                raise PlanError(
+                    f"{known.source}: has changed since it was planned into {root}; restore it and add what is new "
+                    f"as a new {'folder' if known.source.endswith('/') else 'file'}, or choose another output"
+                )
+            if known.uri != known.source and not self.store.exists(known.uri):
+                raise PlanError(f"{root}/{known.uri}: is gone; it was made from {known.source}. Choose another output")
+
+    def _inspect(self, sources: Sequence[str]) -> list[InputFile]:
+        unseen = [source for source in sources if source not in self.inspected]
+        with ThreadPoolExecutor(_READERS) as pool:
+            inspect = self.corpus.inspect if self.corpus else _inspect
+            self.inspected.update(zip(unseen, pool.map(inspect, unseen), strict=True))
+        return [self.inspected[source] for source in sources]
+
+    def _hash(self, sources: Iterable[str]) -> None:
+        """Fill in the fingerprints that are not known yet; hashing lets go of the interpreter, so threads help."""
+        missing = [source for source in sources if source not in self.fingerprints]
+        with ThreadPoolExecutor(_READERS) as pool:
+            self.fingerprints.update(zip(missing, pool.map(self._fingerprint, missing), strict=True))
+
+    def _fingerprint(self, source: str) -> str:
+        return self.corpus.fingerprint(source) if self.corpus else storage.fingerprint(source)
+
+    def _slice_new(self, files: Sequence[InputFile], facts: SourceFacts, budget: int | None) -> list[_Slice]:
+        slices = []
+        ahead = self._convert_all(files, facts) if budget is None else {}
+        for file in files:
+            if budget == 0:
+                break
+            if file.num_rows == 0:
+                continue
+            if file.kind == "parquet":
+                uri, rows_in_file = file.uri, file.num_rows
+            else:
+                uri, rows_in_file = ahead.get(file.uri) or self._convert(file, facts)
+            assert rows_in_file is not None
+            num_rows = rows_in_file if budget is None else min(budget, rows_in_file)
+            if num_rows:
+                slices.append(_Slice(file.uri, uri, 0, num_rows, rows_in_file))
+            budget = None if budget is None else budget - num_rows
+        return slices
+
+    def _convert_all(self, files: Sequence[InputFile], facts: SourceFacts) -> dict[str, tuple[str, int]]:
+        """Several at a time: most of an index of tars on S3 is waiting for headers."""
+        wanted = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
+        self._hash(file.uri for file in wanted)
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = pool.map(lambda file: self._convert(file, facts), wanted)
+            return {file.uri: made for file, made in zip(wanted, found, strict=True)}
+
+    def _convert(self, file: InputFile, facts: SourceFacts) -> tuple[str, int]:
+        """(name in the output folder, number of rows) of the converted file."""
+        self._hash([file.uri])
+        name = converted_name(file, self.fingerprints[file.uri], facts, self.job.shard_rows)
+        if not self.store.exists(name):
+            (self.corpus.convert if self.corpus else convert)(file, name, facts, self.job.shard_rows, self.store)
+            if self._fingerprint(file.uri) != self.fingerprints[file.uri]:
+                self.store.delete(name)
+                raise SourceError(f"{file.uri}: changed while it was read; start again when it is complete")
+        rows = inspect_parquet(resolve(self.store, name)).num_rows
+        assert rows is not None
+        return name, rows
+
+    def _to_bytes(self, slices: Sequence[_Slice], facts: SourceFacts, first_shard: int) -> bytes:
+        if not slices:
+            raise SourceError("source.paths: the input holds no rows")
+        self._hash(piece.source for piece in slices)
+        tables, inputs = [], []
+        for piece in slices:
+            fingerprint = self.fingerprints[piece.source]
+            table = _cut(piece, fingerprint, self.job.shard_rows, first_shard)
+            first_shard += table.num_rows
+            tables.append(table)
+            if piece.rows_in_file is not None:
+                inputs.append(PlannedInput(piece.source, piece.uri, fingerprint, piece.rows_in_file))
+        return to_bytes(pa.concat_tables(tables), facts, inputs, self.record)
+
+
+def _inspect(uri: str) -> InputFile:
+    kind = kind_of(uri)
+    return inspect_parquet(uri) if kind == "parquet" else inspect_text(uri, kind)
+
+
+def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:
+    """The rest of the files of which a limit cut off rows."""
+    planned = plan.shards.group_by("uri").aggregate([("num_rows", "sum")])
+    done = dict(zip(planned["uri"].to_pylist(), planned["num_rows_sum"].to_pylist(), strict=True))
+    slices = []
+    for file in plan.inputs:
+        num_rows = file.num_rows - done[file.uri]
+        num_rows = num_rows if budget is None else min(budget, num_rows)
+        if num_rows > 0:
+            slices.append(_Slice(file.source, file.uri, done[file.uri], num_rows))
+            budget = None if budget is None else budget - num_rows
+    return slices
+
+
+def _cut(piece: _Slice, fingerprint: str, shard_rows: int, first_shard: int) -> pa.Table:
+    """One row of PLAN_SCHEMA for every `shard_rows` rows; the last shard has the rest."""
+    end = piece.first_row + piece.num_rows
+    first_rows = np.arange(piece.first_row, end, shard_rows)
+    num_shards = len(first_rows)
+    columns = [
+        pa.array(np.arange(first_shard, first_shard + num_shards)),
+        pa.repeat(piece.uri, num_shards),
+        pa.array(first_rows),
+        pa.array(np.minimum(shard_rows, end - first_rows)),
+        pa.repeat(fingerprint, num_shards),
+    ]
+    return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)

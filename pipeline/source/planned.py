@@ -1,0 +1,111 @@
+"""`plan/K.parquet`: what stands in them.
+
+The shards are the rows. The metadata holds what was decided about the columns (the same in every file), and the input
+files that this plan file brings in.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.files import SourceFacts
+from pairmill.schemas.manifest import PLAN_SCHEMA, SCHEMA_VERSION
+
+_METADATA_KEY = b"pairmill"
+
+
+class PlanError(ValueError):
+    """The input no longer is what was planned; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedInput:
+    """An input file that has shards in the plan."""
+
+    source: str
+    """Absolute path or URL of the file that the user gave."""
+    uri: str
+    """The Parquet file that is read: `source` itself, or `input/NAME` in the output folder."""
+    fingerprint: str
+    """Of `source`."""
+    num_rows: int
+    """All rows of the file, planned or not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of an output folder, in order, and what is known about their columns."""
+
+    shards: pa.Table
+    """PLAN_SCHEMA; shard numbers count from 0."""
+    facts: SourceFacts
+    inputs: tuple[PlannedInput, ...]
+    num_files: int
+    """Number of `plan/K.parquet`."""
+    job: dict[str, Any]
+    """The record of the job that planned it: settings, `fingerprint`, `versions`. `job.yaml` is a copy for people."""
+
+    @property
+    def num_rows(self) -> int:
+        """Input rows of all shards."""
+        return int(pc.sum(self.shards["num_rows"]).as_py() or 0)
+
+    @property
+    def num_shards(self) -> int:
+        return int(self.shards.num_rows)
+
+
+def load(store: Store) -> Plan | None:
+    """The plan of an output folder; None where there is none. Raises PlanError for a newer or damaged one."""
+    names = store.list("plan")
+    numbers = sorted(int(name.removesuffix(".parquet")) for name in names if name.removesuffix(".parquet").isdigit())
+    if not numbers:
+        return None
+    if numbers != list(range(len(numbers))):
+        raise PlanError(f"{store.root}/plan: files are missing between {numbers[0]}.parquet and {numbers[-1]}.parquet")
+    tables, inputs, facts = [], [], None
+    job: dict[str, Any] = {}
+    for number in numbers:
+        table, metadata = _load_file(store, f"plan/{number}.parquet")
+        tables.append(table)
+        inputs += [PlannedInput(**values) for values in metadata["inputs"]]
+        facts = facts or SourceFacts.from_json(metadata["facts"])
+        job = job or metadata["job"]
+    assert facts is not None
+    shards = pa.concat_tables(tables).combine_chunks()
+    if not shards["shard"].equals(pa.chunked_array([pa.array(np.arange(shards.num_rows))])):
+        raise PlanError(f"{store.root}/plan: the shards are not numbered from 0 without gaps")
+    return Plan(shards, facts, tuple(inputs), len(numbers), job)
+
+
+def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        # Not read_table: its threads may let go of Python's buffer after the interpreter ended, which aborts.
+        table = pq.ParquetFile(io.BytesIO(store.read(name))).read()
+        metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"{store.path(name)}: is no plan file, or damaged: {error}") from error
+    if metadata["schema_version"] > SCHEMA_VERSION:
+        raise PlanError(f"{store.path(name)}: written by a newer pairmill (version {metadata['schema_version']})")
+    return table.replace_schema_metadata(None).cast(PLAN_SCHEMA), metadata
+
+
+def to_bytes(shards: pa.Table, facts: SourceFacts, inputs: Sequence[PlannedInput], job: dict[str, Any]) -> bytes:
+    """The content of a plan file that adds `shards`, and `inputs` which no plan file before it names."""
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "job": job,
+        "facts": facts.to_json(),
+        "inputs": [asdict(file) for file in inputs],
+    }
+    data = io.BytesIO()
+    pq.write_table(shards.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), data, compression="zstd")
+    return data.getvalue()

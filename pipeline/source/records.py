@@ -1,0 +1,225 @@
+"""Text files -> records, streaming: lines, CSV and TSV records, JSON lines.
+
+Nothing here fails on what stands in a file, only on files that cannot be read to their end: a record that makes no
+sense comes out with the reason. Bytes go through as they are, UTF-8 or not.
+"""
+
+import csv
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
+
+from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text
+from pairmill.pipeline.source.files import SourceError
+
+MAX_RECORD_BYTES = 16 << 20
+
+_MAX_READINGS = 4
+"""A line that so many records took and gave back may only be a record by itself: else hostile quotes make every record
+read to the end of the file, and a megabyte takes an hour."""
+
+_BUFFER_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+
+_from_json = json.JSONDecoder().decode
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class Record(NamedTuple):
+    """One row of a text file."""
+
+    values: list[Any] | None
+    """bytes, None, or (JSON lines) a list of these, in the order of the columns. None: see `problem`."""
+    problem: str | None
+    """Why there are no values, with the beginning of the text; 200 characters at most."""
+    num_bytes: int
+
+
+@contextmanager
+def lines_of(uri: str) -> Iterator[Iterator[bytes]]:
+    """Lines of a file (also .gz) with their ends, without the byte order mark.
+
+    A line that is longer than MAX_RECORD_BYTES is cut to one byte more than that. Raises SourceError for UTF-16 and
+    for a .gz that ends early.
+    """
+    try:
+        with storage.open_input(uri) as file:
+            plain: Any = gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
+            with io.BufferedReader(plain, _BUFFER_BYTES) as buffered:
+                yield _bounded_lines(uri, buffered)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SourceError(f"{uri}: cannot be decompressed to its end (half-written or damaged?): {error}") from error
+
+
+def _bounded_lines(uri: str, file: IO[bytes]) -> Iterator[bytes]:
+    line = file.readline(MAX_RECORD_BYTES + 1)
+    if line.startswith(_UTF16_BOMS):
+        raise SourceError(f"{uri}: is UTF-16; save it as UTF-8")
+    line = line.removeprefix(_BOM) or file.readline(MAX_RECORD_BYTES + 1)
+    while line:
+        yield line
+        if len(line) > MAX_RECORD_BYTES:
+            _skip_line(file)
+        line = file.readline(MAX_RECORD_BYTES + 1)
+
+
+def _skip_line(file: IO[bytes]) -> None:
+    while (rest := file.readline(_BUFFER_BYTES)) and not rest.endswith(b"\n"):
+        pass
+
+
+def url_records(lines: Iterator[bytes]) -> Iterator[Record]:
+    """One URL per line, without blanks around it. Empty lines are no records."""
+    for line in lines:
+        if url := line.strip():
+            yield Record([url], None, len(line)) if len(line) <= MAX_RECORD_BYTES else _too_long(line)
+
+
+def csv_header(lines: Iterator[bytes], delimiter: str) -> list[bytes] | None:
+    """The fields of the first record; None for an empty file. Raises csv.Error where it cannot be read."""
+    reader = csv.reader(_PhysicalLines(lines), delimiter=delimiter, strict=True)
+    header = next((fields for fields in reader if fields), None)
+    return None if header is None else [name.encode("latin-1") for name in header]
+
+
+def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int) -> Iterator[Record]:
+    """Records with quotes as in RFC 4180. `lines` begins after the header.
+
+    Where the quotes make no sense, or the number of fields is wrong, the first line of what was taken for a record is
+    a record of its own, and reading goes on with the next line: a stray quote costs one row, not all up to the next
+    quote. In TSV, where quotes are mostly text, such a line is taken literally if it then has the right number of
+    fields.
+    """
+    physical = _PhysicalLines(lines)
+    reader = csv.reader(physical, delimiter=delimiter, strict=True)
+    while True:
+        fields, problem = _next_fields(reader, physical)
+        if fields is None and problem is None:
+            return
+        if fields == []:
+            continue
+        if fields is None or len(fields) != num_columns:
+            problem = problem or f"{len(fields or [])} fields, not {num_columns}"
+            line = physical.give_back()
+            fields = line.rstrip("\r\n").split("\t") if delimiter == "\t" else None
+            if fields is None or len(fields) != num_columns:
+                yield _problem(problem, line.encode("latin-1"))
+                continue
+        yield Record([field.encode("latin-1") for field in fields], None, physical.num_bytes)
+
+
+def _next_fields(reader: Iterator[list[str]], physical: "_PhysicalLines") -> tuple[list[str] | None, str | None]:
+    """The next record's fields, or why they cannot be read; (None, None) at the end. A blank line has no fields."""
+    physical.begin()
+    try:
+        return next(reader, None), None
+    except csv.Error as error:
+        return None, str(error)
+
+
+class _PhysicalLines:
+    """Lines for csv.reader, which takes several for one record where quotes span them. They can be given back."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))  # of the process; 128 KB at first
+        self._lines = lines
+        self._given_back: list[tuple[str, int]] = []  # (line, how often it was given back), the next one last
+        self._taken: list[tuple[str, int]] = []
+        self.num_bytes = 0
+
+    def __iter__(self) -> "_PhysicalLines":
+        return self
+
+    def __next__(self) -> str:
+        if self._taken and self._taken[0][1] >= _MAX_READINGS:
+            raise csv.Error("a quote that is not closed")
+        # Latin-1 is one character a byte: any bytes go through, and back.
+        line, readings = self._given_back.pop() if self._given_back else (next(self._lines).decode("latin-1"), 0)
+        self._taken.append((line, readings))
+        self.num_bytes += len(line)
+        if self.num_bytes > MAX_RECORD_BYTES:
+            raise csv.Error(f"longer than {MAX_RECORD_BYTES} bytes")
+        return line
+
+    def begin(self) -> None:
+        """A new record begins."""
+        self._taken, self.num_bytes = [], 0
+
+    def give_back(self) -> str:
+        """Give back all lines of this record but the first, which is returned."""
+        self._given_back.extend((line, readings + 1) for line, readings in reversed(self._taken[1:]))
+        line, _ = self._taken[0]
+        self.num_bytes = len(line)
+        return line
+
+
+def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, Any] | None, bytes]]:
+    """(object, line) for each line that is not blank; None for what is no JSON object."""
+    for line in lines:
+        if line.isspace():
+            continue
+        try:
+            value = _parse(line) if len(line) <= MAX_RECORD_BYTES else None
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
+            value = None
+        yield (value if isinstance(value, dict) else None), line
+
+
+def _parse(line: bytes) -> Any:
+    value = _from_json(line.decode("utf-8", "surrogateescape"))
+    if isinstance(value, dict) and not (line.isascii() and b"\\u" not in line):
+        return {_raw(key).decode("utf-8", "replace"): item for key, item in value.items()}  # a key names a column
+    return value
+
+
+def json_records(lines: Iterator[bytes], names: list[str], list_names: frozenset[str]) -> Iterator[Record]:
+    """The values of `names`; of `list_names` as lists. What is neither text nor null becomes its JSON text."""
+    for value, line in json_objects(lines):
+        if value is None:
+            yield _problem("no JSON object", line) if len(line) <= MAX_RECORD_BYTES else _too_long(line)
+            continue
+        try:
+            values = [(_as_list if name in list_names else _raw_or_null)(value.get(name)) for name in names]
+        except RecursionError:  # brackets that can be read, but are too deep to be written
+            yield _problem("nested too deep", line)
+            continue
+        yield Record(values, None, len(line))
+
+
+def _as_list(value: Any) -> list[bytes | None] | None:
+    if value is None:
+        return None
+    return [_raw_or_null(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _raw_or_null(value: Any) -> bytes | None:
+    return None if value is None else _raw(value)
+
+
+def _raw(value: Any) -> bytes:
+    if isinstance(value, str):
+        text = value
+    elif type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value).encode()  # the same as its JSON, and five times as fast
+    else:
+        text = _to_json(value)
+    try:
+        return text.encode("utf-8", "surrogateescape")  # the bytes that stood in the file
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")  # half a pair, as \ud83d: no UTF-8, which the reader will see
+
+
+def _too_long(line: bytes) -> Record:
+    return _problem(f"longer than {MAX_RECORD_BYTES} bytes", line)
+
+
+def _problem(reason: str, raw: bytes) -> Record:
+    text = raw[: 8 * DETAIL_CHARS].decode("utf-8", "replace")
+    return Record(None, clean_text(f"{reason}: {text}") or reason, len(raw))

@@ -1,0 +1,316 @@
+"""A planned shard -> its rows, as the table that goes through the stages.
+
+Every input row comes out, with status `ok` or what is wrong with the row itself; a list of captions becomes one row
+each. What makes a whole shard unreadable raises ReadError.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.source.captions import clean_captions
+from pairmill.pipeline.source.columns import columns_of
+from pairmill.pipeline.source.corpus.image_refs import with_places
+from pairmill.pipeline.source.cursor import Cursor, ReadError
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceFacts, decode_lossy
+from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
+from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
+from pairmill.schemas.manifest import Shard
+from pairmill.schemas.pairs import FETCHED, IMAGE_COLUMN, PICTURE, in_flight_schema
+from pairmill.schemas.status import Status
+
+MAX_URL_BYTES = 8_192
+MAX_CAPTION_BYTES = 262_144
+"""A default shard of captions this long still fits into an Arrow string array (2 GiB)."""
+MAX_CAPTIONS_PER_ROW = 1_000
+MAX_REPEATED_BYTES = 1 << 30
+"""Of a shard's rows with several captions, once each caption has its row."""
+_CUT_BYTES = 8_192
+"""What is kept of a longer URL or caption, as evidence."""
+
+
+class ShardReader:
+    """Reads shards of one output folder. Fastest when the shards of a file come in order. Safe in threads."""
+
+    def __init__(self, store: Store, facts: SourceFacts) -> None:
+        self._store = store
+        self._facts = facts
+        self._cursor: Cursor | None = None
+        self._lock = threading.Lock()
+
+    def read(self, shard: Shard) -> pa.Table:
+        """The shard in `in_flight_schema`, nothing fetched yet; columns of the pictures are null.
+
+        Metadata of the schema: `shard` (JSON), `has_captions` (1 or 0), and the names of the columns that hold them,
+        `license_column` and `sha256_column`, if there are such. Raises ReadError for a file that is damaged, gone or
+        not the one that was planned.
+        """
+        try:
+            return self._to_table(shard, self._slice(shard))
+        except pa.ArrowException as error:
+            hint = "; it holds too many bytes: a smaller shard_rows may help" if "overflow" in str(error) else ""
+            raise ReadError(f"{shard.uri}: shard {shard.shard} cannot be read: {error}{hint}") from error
+
+    def _to_table(self, shard: Shard, table: pa.Table) -> pa.Table:
+        rows = _expand(table, self._facts)
+        verdicts = _Verdicts(rows.num_rows)
+        verdicts.refuse(Status.ROW_MALFORMED, rows.problems)
+        if self._facts.sha256_column is not None:
+            place = self._facts.extra_columns.index(self._facts.sha256_column)
+            verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[place]))
+        uids = _uids(rows, verdicts, self._facts.pictures)
+        _refuse_repeats(uids, verdicts)
+        captions = _caption_texts(rows.captions, verdicts)
+        urls = _url_texts(rows.urls, verdicts)
+        nulls = [pa.nulls(rows.num_rows, kind.type) for kind in [*FETCHED, *PICTURE, IMAGE_COLUMN]]
+        identity = [_row_ids(shard, rows), pa.array(uids), urls, captions, clean_captions(captions), rows.indexes]
+        is_pair = pa.repeat(False, rows.num_rows)
+        columns = [*identity, *verdicts.columns(), is_pair, *nulls, *rows.extra]
+        result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._facts.extra))
+        if self._facts.pictures is not None:
+            result = with_places(
+                result, table.take(rows.parents) if rows.has_lists else table, self._facts.pictures, shard.uri
+            )
+        return result.replace_schema_metadata(_metadata(shard, self._facts))
+
+    def close(self) -> None:
+        """Let go of the open file."""
+        with self._lock:
+            self._close()
+
+    def _slice(self, shard: Shard) -> pa.Table:
+        with self._lock:
+            cursor = self._cursor
+            if cursor is None or (cursor.uri, cursor.fingerprint) != (shard.uri, shard.fingerprint):
+                self._close()
+                self._cursor = cursor = Cursor(self._store, shard.uri, shard.fingerprint)
+            return cursor.rows(shard.first_row, shard.num_rows)
+
+    def _close(self) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
+        self._cursor = None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a shard with lists of captions laid out, raw: `urls`, `captions`, `own_uids` are large_binary arrays."""
+
+    urls: pa.Array
+    captions: pa.Array
+    own_uids: pa.Array | None
+    problems: pa.Array
+    parents: pa.Array
+    """int64: place of the input row in the shard."""
+    indexes: pa.Array
+    """int32: place in the row's list of captions; 0 where it is none."""
+    has_lists: bool
+    extra: list[pa.Array]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.urls)
+
+
+@dataclass
+class _Verdicts:
+    """Status and evidence of every row. The first refusal of a row stands."""
+
+    num_rows: int
+    refused: dict[int, tuple[Status, str | None]] = field(default_factory=dict)
+
+    def refuse(self, status: Status, details: pa.Array) -> None:
+        """Refuse the rows that have a detail."""
+        for row in pc.indices_nonzero(details.is_valid()).to_pylist():
+            self.refuse_row(row, status, details[row].as_py())
+
+    def refuse_row(self, row: int, status: Status, detail: str | None) -> None:
+        self.refused.setdefault(row, (status, clean_text(detail)))
+
+    def columns(self) -> list[pa.Array]:
+        """`status` and `status_detail`."""
+        statuses = [Status.OK.value] * self.num_rows
+        details: list[str | None] = [None] * self.num_rows
+        for row, (status, detail) in self.refused.items():
+            statuses[row], details[row] = status.value, detail
+        return [pa.array(statuses, pa.string()), pa.array(details, pa.string())]
+
+
+def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
+    columns = columns_of(facts, table.schema.names)
+    nothing = pa.nulls(table.num_rows, pa.large_binary())
+    has_problems = MALFORMED_COLUMN in table.schema.names
+    problems = (table[MALFORMED_COLUMN].combine_chunks() if has_problems else nothing).cast(pa.string())
+    has_lists = columns.caption is not None and pa.types.is_nested(table[columns.caption].type)
+    if has_lists:
+        counted = table.select([name for name in table.column_names if name in (*columns.extra, columns.url)])
+        lists, too_many = _bounded_lists(raw_byte_lists(table[columns.caption]), counted)
+        problems = pc.coalesce(problems, too_many)
+        parents, indexes, captions = _lay_out(lists)
+    else:
+        captions = nothing if columns.caption is None else raw_bytes(table[columns.caption])
+        parents, indexes = range(len(captions)), [0] * len(captions)
+    parents = pa.array(parents, pa.int64())
+
+    def repeated(values: pa.Array) -> pa.Array:
+        return values.take(parents) if has_lists else values
+
+    return _Rows(
+        urls=repeated(nothing if columns.url is None else raw_bytes(table[columns.url])),
+        captions=captions,
+        own_uids=None if facts.uid_column is None else repeated(_uid_texts(table, columns.uid)),
+        problems=repeated(problems),
+        parents=parents,
+        indexes=pa.array(indexes, pa.int32()),
+        has_lists=has_lists,
+        extra=[repeated(column) for column in _extra_columns(table, facts)],
+    )
+
+
+def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """(the lists, null for those with too many captions; what is wrong with those): one row must not fill a shard.
+
+    URL and carried columns are repeated for every caption, so their bytes count that often.
+    """
+    lengths = [length or 1 for length in pc.list_value_length(lists).to_pylist()]
+    is_small = table.nbytes * min(max(lengths, default=1), MAX_CAPTIONS_PER_ROW) <= MAX_REPEATED_BYTES
+    problems, total = [], 0
+    for row, length in enumerate(lengths):
+        problem = None
+        if length > MAX_CAPTIONS_PER_ROW:
+            problem = f"{length:,} captions, more than {MAX_CAPTIONS_PER_ROW:,}"
+        elif not is_small and length > 1:
+            repeated_bytes = table.slice(row, 1).nbytes * length
+            if total + repeated_bytes > MAX_REPEATED_BYTES:
+                problem = f"{length:,} captions of a row that would be {repeated_bytes:,} bytes"
+            else:
+                total += repeated_bytes
+        problems.append(problem)
+    problems = pa.array(problems, pa.string())
+    if problems.null_count < len(problems):
+        lists = lists.take(pc.if_else(problems.is_null(), pa.array(range(len(lists))), None))
+    return lists, problems
+
+
+def _lay_out(lists: pa.Array) -> tuple[Sequence[int], Sequence[int], pa.Array]:
+    """(row, place in the list, caption) of every caption. A null or empty list is one null caption."""
+    parents: list[int] = []
+    indexes: list[int] = []
+    places: list[int | None] = []
+    next_place = 0
+    for row, length in enumerate(pc.list_value_length(lists).to_pylist()):
+        parents += [row] * (length or 1)
+        indexes += range(length or 1)
+        places += range(next_place, next_place + length) if length else [None]
+        next_place += length or 0
+    return parents, indexes, pc.list_flatten(lists).take(pa.array(places, pa.int64()))
+
+
+def _extra_columns(table: pa.Table, facts: SourceFacts) -> list[pa.Array]:
+    """The carried columns with the dataset's types; nulls for those that this file lacks."""
+    columns = []
+    for name, wanted in zip(facts.extra_columns, facts.extra.types, strict=True):
+        if name not in table.schema.names:
+            columns.append(pa.nulls(table.num_rows, wanted))
+            continue
+        column = readable(table[name].combine_chunks())
+        columns.append(column if column.type.equals(wanted) else column.cast(wanted, safe=False))
+    return columns
+
+
+def _uid_texts(table: pa.Table, column: str | None) -> pa.Array:
+    """What stands in the uid column, as large_binary. 16 bytes in a row (Parquet's UUID) are written out in hex."""
+    kind = pa.large_binary()
+    if column is None:
+        return pa.nulls(table.num_rows, kind)
+    values = table[column].combine_chunks()
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if values.type == pa.binary(16):
+        return pa.array([None if value is None else value.hex().encode() for value in values.to_pylist()], kind)
+    try:
+        return values.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and the like: evidence for a refusal
+        return pa.array([None if value is None else str(value).encode() for value in values.to_pylist()], kind)
+
+
+def _uids(rows: _Rows, verdicts: _Verdicts, pictures: str | None) -> list[str]:
+    """Empty where only the picture can tell: `pairmill.pipeline.source.corpus.load` fills those in."""
+    is_held = pictures is not None
+    pairs = zip(rows.urls.to_pylist(), rows.captions.to_pylist(), strict=True)
+    if rows.own_uids is None:
+        return ["" if is_held and url is None else pair_uid(url, caption) for url, caption in pairs]
+    uids = []
+    given_and_index = zip(rows.own_uids.to_pylist(), rows.indexes.to_pylist(), strict=True)
+    for row, ((url, caption), (given, index)) in enumerate(zip(pairs, given_and_index, strict=True)):
+        text = "null" if given is None else given.decode("utf-8", "replace")
+        own = own_uid(text)
+        if own is None and pictures == "index":  # a sample's JSON may call anything its uid
+            uids.append("" if url is None else pair_uid(url, caption))
+            continue
+        if own is None:
+            verdicts.refuse_row(row, Status.UID_INVALID, text)
+        uids.append(pair_uid(url, caption) if own is None else caption_uid(own, index))
+    return uids
+
+
+def _bad_digests(column: pa.Array) -> pa.Array:
+    """What stands where a SHA-256 in hex should, null for good ones and for none."""
+    texts = pc.utf8_trim_whitespace(decode_lossy(column.cast(pa.large_binary())))
+    bad = pc.invert(pc.match_substring_regex(texts, "^([0-9a-fA-F]{64})?$")).fill_null(False)
+    return pc.if_else(bad, pc.binary_join_element_wise("no SHA-256 in hex: ", texts, ""), None)
+
+
+def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:
+    """Of rows with one uid the first stays. Rows that are refused already do not count."""
+    first: dict[str, int] = {}
+    for row, uid in enumerate(uids):
+        if uid and row not in verdicts.refused and first.setdefault(uid, row) != row:
+            verdicts.refuse_row(row, Status.DUPLICATE_IN_SHARD, f"row {first[uid]}")
+
+
+def _caption_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:
+    return _texts(raw, Status.CAPTION_INVALID, MAX_CAPTION_BYTES, verdicts)
+
+
+def _url_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:
+    return _texts(raw, Status.URL_INVALID, MAX_URL_BYTES, verdicts)
+
+
+def _texts(raw: pa.Array, status: Status, max_bytes: int, verdicts: _Verdicts) -> pa.Array:
+    """Raw text as strings. What is too long or not UTF-8 is refused, and kept as evidence: cut, and with U+FFFD."""
+    too_long = pc.greater(pc.binary_length(raw), max_bytes).fill_null(False)
+    if too_long.true_count:
+        verdicts.refuse(status, _detail_where(too_long, f"longer than {max_bytes:,} bytes"))
+        raw = pc.if_else(too_long, pc.binary_slice(raw, 0, _CUT_BYTES), raw)
+    texts = decode_lossy(raw)
+    verdicts.refuse(status, _detail_where(pc.not_equal(texts.cast(raw.type), raw), "not UTF-8"))
+    return texts
+
+
+def _detail_where(mask: pa.Array, detail: str) -> pa.Array:
+    return pc.if_else(mask.fill_null(False), detail, pa.scalar(None, pa.string()))
+
+
+def _row_ids(shard: Shard, rows: _Rows) -> pa.Array:
+    """`SHARD:ROW`, or `SHARD:ROW:CAPTION` in a file with lists of captions; all counted from 0."""
+    parents = rows.parents.to_pylist()
+    if not rows.has_lists:
+        return pa.array([f"{shard.shard}:{row}" for row in parents], pa.string())
+    ids = zip(parents, rows.indexes.to_pylist(), strict=True)
+    return pa.array([f"{shard.shard}:{row}:{index}" for row, index in ids], pa.string())
+
+
+def _metadata(shard: Shard, facts: SourceFacts) -> dict[str, str]:
+    names = {
+        "license_column": facts.output_name(facts.license_column),
+        "sha256_column": facts.output_name(facts.sha256_column),
+    }
+    known = {key: name for key, name in names.items() if name is not None}
+    return {"shard": json.dumps(asdict(shard)), "has_captions": "1" if facts.has_captions else "0", **known}

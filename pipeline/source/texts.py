@@ -1,0 +1,90 @@
+"""Text columns of any Arrow type, as one array that later steps can work on and every reader can open.
+
+A string column of a shard may hold more bytes than an Arrow `string` array can (2 GiB), and Parquet files may say
+"string" of bytes that are no UTF-8. Roles (url, caption, uid) are therefore read as `large_binary`; carried columns
+keep their type and lose what cannot be decoded.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from pairmill.pipeline.source.files import decode_lossy
+
+
+def raw_bytes(column: pa.ChunkedArray) -> pa.Array:
+    """Text of any type as one `large_binary` array, byte for byte."""
+    return column.cast(pa.large_binary()).combine_chunks()
+
+
+def raw_byte_lists(column: pa.ChunkedArray) -> pa.Array:
+    """Lists of text as one array of `large_list<large_binary>`, byte for byte."""
+    return column.cast(pa.large_list(pa.large_binary())).combine_chunks()
+
+
+def readable(column: pa.Array) -> pa.Array:
+    """The same values with U+FFFD for bytes that are not UTF-8, however deep: they would break whoever reads them.
+
+    Views come out as `without_views` says.
+    """
+    column = column.cast(without_views(column.type))
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            return decode_lossy(column.cast(pa.large_binary())).cast(column.type)
+        raw = column.cast(_with_bytes(column.type))
+        return pa.array([_decoded(value, column.type) for value in raw.to_pylist()], column.type)
+    return column
+
+
+def without_views(data_type: pa.DataType) -> pa.DataType:
+    """The type with offsets in place of views, for which Arrow lacks most kernels (`take`, `filter`)."""
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    if data_type in plain:
+        return plain[data_type]
+    if pa.types.is_list_view(data_type):
+        return pa.list_(without_views(data_type.value_type))
+    if pa.types.is_large_list_view(data_type):
+        return pa.large_list(without_views(data_type.value_type))
+    return _map_children(data_type, without_views)
+
+
+def _with_bytes(data_type: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(data_type) or pa.types.is_large_string(data_type):
+        return pa.large_binary()
+    if pa.types.is_dictionary(data_type):
+        return _with_bytes(data_type.value_type)
+    return _map_children(data_type, _with_bytes)
+
+
+def _map_children(data_type: pa.DataType, change: Any) -> pa.DataType:
+    """The nested type with `change` applied to the types inside it; any other type as it is."""
+    if pa.types.is_struct(data_type):
+        return pa.struct([field.with_type(change(field.type)) for field in data_type])
+    if pa.types.is_map(data_type):
+        return pa.map_(change(data_type.key_type), change(data_type.item_type))
+    if pa.types.is_fixed_size_list(data_type):
+        return pa.list_(change(data_type.value_type), data_type.list_size)
+    if pa.types.is_large_list(data_type):
+        return pa.large_list(change(data_type.value_type))
+    if pa.types.is_list(data_type):
+        return pa.list_(change(data_type.value_type))
+    return data_type
+
+
+def _decoded(value: Any, data_type: pa.DataType) -> Any:
+    """A Python value of `_with_bytes(data_type)` as one of `data_type`."""
+    if value is None:
+        return None
+    if pa.types.is_string(data_type) or pa.types.is_large_string(data_type):
+        return value.decode("utf-8", "replace")
+    if pa.types.is_dictionary(data_type):
+        return _decoded(value, data_type.value_type)
+    if pa.types.is_struct(data_type):
+        return {field.name: _decoded(value[field.name], field.type) for field in data_type}
+    if pa.types.is_map(data_type):
+        return [(_decoded(key, data_type.key_type), _decoded(item, data_type.item_type)) for key, item in value]
+    if pa.types.is_nested(data_type):
+        return [_decoded(item, data_type.value_type) for item in value]
+    return value
