@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.jobs.cluster import engine
-from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.stages import Context
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA, ShardManifest, shards_from_table
@@ -81,7 +81,7 @@ def main() -> None:
     shards = pa.Table.from_arrays([pa.array(column) for column in columns], schema=PLAN_SCHEMA)
     with tempfile.TemporaryDirectory() as folder:
         job = BuildJob.model_validate({"source": {"paths": ["in.parquet"]}, "output": str(Path(folder, "out"))})
-        facts = SourceFacts("url", "caption", None, None, None, pa.schema([]), (), None)
+        facts = ColumnMapping("url", "caption", None, None, None, pa.schema([]), (), None)
         done = 0
         first = (0.0, 0.0)
 

@@ -37,7 +37,7 @@ from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
 from pairmill.schemas.pairs import embedding_type
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 
 BATCH_SIZE, DIM = 64, 512
 WORKERS = (0, 2)

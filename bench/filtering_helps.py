@@ -47,7 +47,7 @@ from pairmill.pipeline.encode.tiny.draw import (
 from pairmill.pipeline.encode.tiny.train import distinct_scenes, recall_at_1
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 
 THRESHOLD = json.loads((TINY_FOLDER / "calibration.json").read_text())["min_similarity"]
 CHOICES = {

@@ -96,11 +96,11 @@ def measure(job: Job, rows: int, folder: Path) -> tuple[dict[str, int], float]:
     started = time.perf_counter()
     process.start()
     assert process.pid
-    watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid), folder, peaks, stop))
-    watcher.start()
+    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), folder, peaks, stop))
+    listener.start()
     process.join()
     stop.set()
-    watcher.join()
+    listener.join()
     assert process.exitcode == 0
     return peaks, time.perf_counter() - started
 

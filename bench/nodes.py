@@ -28,7 +28,7 @@ SHARD_ROWS, SHARDS_PER_NODE, DELAY_S, REQUESTS = 16, 16, 2.0, 16
 
 
 class Clock:
-    """A watcher that notes when shards came."""
+    """A listener that notes when shards came."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

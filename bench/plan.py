@@ -76,7 +76,7 @@ def read_and_report(source: str, output: str, shard_rows: int) -> dict[str, Any]
     del source, shard_rows
     store = Store(output)
     plan = load_plan(store)
-    reader = ShardReader(store, plan.facts)
+    reader = ShardReader(store, plan.mapping)
     shards = shards_from_table(plan.shards.slice(0, _READ_SHARDS))
     return {"rows": sum(reader.read(shard).num_rows for shard in shards), "shards": len(shards)}
 

@@ -50,7 +50,7 @@ def pairmill(dataset: str) -> dict[str, float]:
     from pairmill.jobs.cluster import engine
     from pairmill.jobs.select import select
     from pairmill.schemas.jobs import RunConfig
-    from pairmill.schemas.selection import SelectJob
+    from pairmill.schemas.subset import SelectJob
 
     with engine.ray_session(RunConfig(), spare_cpus=0):
         started = time.perf_counter()
@@ -95,11 +95,11 @@ def measure(side: str, dataset: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "bench.select", "--side", side, "--dataset", str(dataset)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak, stop = [0], threading.Event()
-    watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
-    watcher.start()
+    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
+    listener.start()
     output, _ = process.communicate()
     stop.set()
-    watcher.join()
+    listener.join()
     assert process.returncode == 0
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     return {**result, "megabytes": peak[0] / 1e6}

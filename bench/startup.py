@@ -29,7 +29,7 @@ class Planned(Exception):
 
 
 class Until:
-    """A watcher that ends the run there."""
+    """A listener that ends the run there."""
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
         raise Planned(f"{shards_left:,} shards left, {rows_done:,} rows done")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pairmill.jobs.build import BuildResult, Watcher, check, finish, run_shards_of
+from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
 from pairmill.jobs.job_file import JobError, resolve, s3_of
 from pairmill.pipeline.columns.added_model import columns_done
 from pairmill.pipeline.common.storage import Store, configure
@@ -37,7 +37,7 @@ class ColumnsResult:
 
 
 def add_model(
-    output: str, model: dict[str, Any], settings: dict[str, Any] | None = None, watcher: Watcher | None = None
+    output: str, model: dict[str, Any], settings: dict[str, Any] | None = None, listener: ProgressListener | None = None
 ) -> ColumnsResult:
     """Compute one more model for all committed shards. `model`: fields of ModelConfig; `settings`: such as
     {"run": {"device": "cuda"}}. Raises JobError."""
@@ -45,7 +45,7 @@ def add_model(
     configure(s3_of(settings or {}))
     store = Store(output)
     plan = load_plan(store)
-    context = _context(store, plan.job, plan.facts, model, settings or {})
+    context = _context(store, plan.job, plan.mapping, model, settings or {})
     alias = context.columns_of or ""
     generations, failures = committed(store), dict[int, str]()
     done = columns_done(store, alias)
@@ -54,10 +54,10 @@ def add_model(
         [shard in generations and done.get(shard) != generations[shard] for shard in plan.shards["shard"].to_pylist()]
     )
     shards = plan.shards.append_column("generation", column).filter(missing)
-    if watcher:
+    if listener:
         description = f"columns of {alias} for {counted(shards.num_rows, 'shard')} of {len(generations):,}"
-        watcher.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
-    stopped = run_shards_of(context, shards, watcher, failures) if shards.num_rows else None
+        listener.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
+    stopped = run_shards_of(context, shards, listener, failures) if shards.num_rows else None
     done = columns_done(store, alias)
     lacking = [shard for shard, generation in sorted(generations.items()) if done.get(shard) != generation]
     return ColumnsResult(replace(finish(store, plan, failures, started), stopped=stopped), alias, lacking)

@@ -27,7 +27,7 @@ MAX_FAILURES_READ = 100
 """Of an output folder, for its status."""
 
 
-class Watcher(Protocol):
+class ProgressListener(Protocol):
     """Is told how a run goes."""
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None: ...
@@ -63,7 +63,7 @@ class BuildResult:
         return asdict(self)
 
 
-def build(job: BuildJob, watcher: Watcher | None = None) -> BuildResult:
+def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResult:
     """Run the job to its end; returns what the output holds then, and what failed. A bad job raises JobError first."""
     started = time.perf_counter()
     context, plan = prepare(job)
@@ -71,15 +71,15 @@ def build(job: BuildJob, watcher: Watcher | None = None) -> BuildResult:
     left = [index not in done for index in plan.shards["shard"].to_pylist()]
     shards = plan.shards.filter(left)
     failures: dict[int, str] = {}
-    if watcher:
+    if listener:
         rows_left = sum(shards["num_rows"].to_pylist())
-        watcher.planned(
+        listener.planned(
             "\n".join([describe_plan(plan, job), *_warnings(job)]),
             shards.num_rows,
             rows_left,
             plan.num_rows - rows_left,
         )
-    stopped = run_shards_of(context, shards, watcher, failures) if shards.num_rows else None
+    stopped = run_shards_of(context, shards, listener, failures) if shards.num_rows else None
     return replace(finish(context.store, plan, failures, started), stopped=stopped)
 
 
@@ -98,7 +98,7 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
         raise JobError(difference(store, other.record, job)) from None
     if not store.exists("job.yaml"):
         store.create("job.yaml", yaml.safe_dump(plan.job, sort_keys=False, allow_unicode=True).encode())
-    return Context(job, plan.facts, job_fingerprint), plan
+    return Context(job, plan.mapping, job_fingerprint), plan
 
 
 def check(job: BuildJob) -> tuple[BuildJob, str]:
@@ -177,15 +177,17 @@ class Totals:
         )
 
 
-def run_shards_of(context: Context, shards: Any, watcher: Watcher | None, failures: dict[int, str]) -> str | None:
+def run_shards_of(
+    context: Context, shards: Any, listener: ProgressListener | None, failures: dict[int, str]
+) -> str | None:
     """Run some of the plan's shards on Ray, noting those that fail; returns why the run stopped early, if it did."""
     from pairmill.jobs.cluster import engine  # ray takes a second to import: only a run that has work pays
 
     def on_outcome(outcome: engine.Outcome) -> None:
         if outcome.manifest:
             failures.pop(outcome.shard, None)
-            if watcher:
-                watcher.committed(outcome.manifest)
+            if listener:
+                listener.committed(outcome.manifest)
             return
         error = outcome.error or "unknown"
         failures[outcome.shard] = last_line(error)
@@ -195,8 +197,8 @@ def run_shards_of(context: Context, shards: Any, watcher: Watcher | None, failur
         if "StorageError" in failures[outcome.shard]:
             raise engine.EngineError(f"{failures[outcome.shard]}; put that right and run it again")
         context.store.replace(_failure_name(outcome.shard), error.encode())
-        if watcher:
-            watcher.failed(outcome.shard, failures[outcome.shard])
+        if listener:
+            listener.failed(outcome.shard, failures[outcome.shard])
 
     try:
         with custom_modules(context.job.rules.custom) as modules:
@@ -250,12 +252,12 @@ def _check_models(job: BuildJob) -> list[str]:
     """SHA-256 of the weights of each model."""
     if not job.models:
         return []
-    from pairmill.pipeline.encode.clip_model import ModelError, check_device, check_models
+    from pairmill.pipeline.encode.clip_model import ModelError, check_device, resolve_weights
 
     try:
         if job.run.address is None:
             check_device(job.run)
-        return check_models(job.models)
+        return resolve_weights(job.models)
     except ModelError as error:
         raise JobError(str(error)) from None
 

@@ -81,7 +81,7 @@ def explain(job: BuildJob) -> Explanation:
     plan = load(store) or _planned_aside(job, fingerprint)
     if plan.job["fingerprint"] != fingerprint:
         raise JobError(difference(store, plan.job, job))
-    context = Context(job, plan.facts, fingerprint)
+    context = Context(job, plan.mapping, fingerprint)
     done = committed(store)
     left = plan.shards.filter([shard not in done for shard in plan.shards["shard"].to_pylist()])
     nodes = _nodes(job)

@@ -11,17 +11,17 @@ import numpy as np
 from pairmill.jobs.job_file import JobError, resolve
 from pairmill.jobs.select import Dataset, open_dataset, tasks_for
 from pairmill.pipeline.common.storage import Store, configure
-from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.pipeline.dataset.subset import read_subset, read_tables
 from pairmill.pipeline.export.formats import ClipRetrieval, DataComp, Format, ParquetFiles, WebDataset
 from pairmill.pipeline.export.gather import Origin
 from pairmill.pipeline.export.order import Member, grouped, stretches
 from pairmill.pipeline.export.write import Exporter, is_written, manifest_name, write_stretch
 from pairmill.pipeline.select.keys import identities
-from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.export import ExportedFile, ExportJob, ExportRecord
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.selection import Selection
+from pairmill.schemas.subset import Subset
 
 ROWS_FOR_RAY = 20_000
 """Fewer are written in this process before a local Ray would be up."""
@@ -46,10 +46,10 @@ def export(job: ExportJob) -> ExportResult:
     if not output.remote and Path(output.root).is_file():
         raise JobError(f"output: {output.root} is a file, not a folder")
     dataset = open_dataset(job.dataset, partial=True)
-    selection = read_selection(dataset.store, job.subset)
+    selection = read_subset(dataset.store, job.subset)
     plan = load_plan(dataset.store)
     built = resolve({name: value for name, value in plan.job.items() if name in BuildJob.model_fields})
-    form = _format(job, built, plan.facts, dataset)
+    form = _format(job, built, plan.mapping, dataset)
     seed = job.shuffle_seed if form.wants_pictures else None
     members = list(_members(dataset.store, selection))
     parts = list(stretches(grouped(members, seed), job.samples_per_file))
@@ -57,7 +57,7 @@ def export(job: ExportJob) -> ExportResult:
     record = _record(job, selection, dataset, seed, len(parts), columns)
     _settle(output, record)
     exporter = Exporter(
-        origin=Origin(dataset.store, built, plan.facts, tuple(dataset.aliases)),
+        origin=Origin(dataset.store, built, plan.mapping, tuple(dataset.aliases)),
         output=output,
         format=form,
         seed=seed,
@@ -73,16 +73,16 @@ def export(job: ExportJob) -> ExportResult:
     return ExportResult(output.root, record, len(left))
 
 
-def _format(job: ExportJob, built: BuildJob, facts: SourceFacts, dataset: Dataset) -> Format:
+def _format(job: ExportJob, built: BuildJob, mapping: ColumnMapping, dataset: Dataset) -> Format:
     """Raises JobError where the dataset lacks what the format needs."""
-    if facts.pictures == "none":
+    if mapping.pictures == "none":
         raise JobError(f"{job.dataset} holds captions alone, and {job.format} is made of pictures or their embeddings")
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
             raise JobError(f"models: {job.format} holds no embeddings; clip-retrieval, datacomp and the feed do")
         if built.images.store == "none" and not built.source.held:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} is made of")
-        return WebDataset(facts.has_captions) if job.format == "webdataset" else ParquetFiles()
+        return WebDataset(mapping.has_captions) if job.format == "webdataset" else ParquetFiles()
     there = [name.removeprefix("image_embedding_") for name in dataset.schema.names if name.startswith("image_emb")]
     models = there if job.models is None else job.models
     if unknown := sorted(set(models) - set(there)):
@@ -97,14 +97,14 @@ def _format(job: ExportJob, built: BuildJob, facts: SourceFacts, dataset: Datase
             raise JobError(
                 f"models: two of {', '.join(models)} would have the same arrays in DataComp's naming; name one"
             )
-        return DataComp(tuple(models), facts.has_captions)
+        return DataComp(tuple(models), mapping.has_captions)
     if len(models) > 1:
         raise JobError(f"models: clip-retrieval's layout holds one model; name one of {', '.join(models)}")
-    return ClipRetrieval(models[0], facts.has_captions)
+    return ClipRetrieval(models[0], mapping.has_captions)
 
 
 def _record(
-    job: ExportJob, selection: Selection, dataset: Dataset, seed: int | None, num_files: int, columns: list[str]
+    job: ExportJob, selection: Subset, dataset: Dataset, seed: int | None, num_files: int, columns: list[str]
 ) -> ExportRecord:
     return ExportRecord(
         dataset=dataset.store.root,
@@ -134,7 +134,7 @@ def _settle(output: Store, record: ExportRecord) -> None:
             )
 
 
-def _members(store: Store, selection: Selection) -> Iterator[Member]:
+def _members(store: Store, selection: Subset) -> Iterator[Member]:
     """Shards with chosen rows, in order."""
     for files, table in zip(selection.files, read_tables(store, selection, "shards"), strict=True):
         for shard in table.drop_columns(["fates"]).to_pylist():
@@ -143,7 +143,7 @@ def _members(store: Store, selection: Selection) -> Iterator[Member]:
                 yield Member(*facts, files["shards"].path)
 
 
-def _finish(output: Store, record: ExportRecord, store: Store, selection: Selection) -> None:
+def _finish(output: Store, record: ExportRecord, store: Store, selection: Subset) -> None:
     """What stands once for all files, written last."""
     if record.format == "webdataset":  # open_clip and DataComp's trainer take the number of samples from here
         sizes: dict[str, int] = {}
@@ -157,7 +157,7 @@ def _finish(output: Store, record: ExportRecord, store: Store, selection: Select
         output.replace("subset.npy", data.getvalue())
 
 
-def sorted_uids(store: Store, selection: Selection) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+def sorted_uids(store: Store, selection: Subset) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
     """(rows,) of two uint64, sorted: a subset as DataComp's `resharder.py` reads it. 16 bytes a row in memory.
 
     https://github.com/mlfoundations/datacomp: `np.array([(int(uid[:16], 16), int(uid[16:32], 16))], np.dtype("u8,u8"))`

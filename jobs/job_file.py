@@ -16,7 +16,7 @@ from pairmill.pipeline.common import storage
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.s3 import SECRET, S3Config
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 
 MAX_JOB_BYTES = 1 << 20
 

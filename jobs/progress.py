@@ -21,7 +21,7 @@ WARN_JUMP = 2.0
 WARN_INTERVAL_S = 60.0
 
 
-class ConsoleWatcher:
+class ConsoleProgress:
     """Writes to stderr, so that stdout holds results only. Rates count the rows of this run."""
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:

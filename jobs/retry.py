@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pairmill.jobs.build import BuildResult, Watcher, check, finish, run_shards_of
+from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
 from pairmill.jobs.job_file import JobError, s3_of
 from pairmill.pipeline.common.storage import Store, configure
 from pairmill.pipeline.common.text import counted
@@ -41,7 +41,7 @@ def retry(
     output: str,
     statuses: Collection[str] = (),
     settings: dict[str, Any] | None = None,
-    watcher: Watcher | None = None,
+    listener: ProgressListener | None = None,
 ) -> RetryResult:
     """Fetch rows again that ended with one of `statuses` (none given: all that a later try may change).
 
@@ -59,11 +59,11 @@ def retry(
     column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
     shards = plan.shards.append_column("generation", column).filter(column.is_valid())
     failures: dict[int, str] = {}
-    if watcher:
+    if listener:
         rows_left = sum(shards["num_rows"].to_pylist())
         description = f"{counted(before, 'row')} to fetch again in {counted(shards.num_rows, 'shard')}"
-        watcher.planned(description, shards.num_rows, rows_left, 0)
-    stopped = run_shards_of(context, shards, watcher, failures) if shards.num_rows else None
+        listener.planned(description, shards.num_rows, rows_left, 0)
+    stopped = run_shards_of(context, shards, listener, failures) if shards.num_rows else None
     drop_superseded(store)
     after, _ = _lost(store, wanted)
     result = replace(finish(store, plan, failures, started), stopped=stopped)
@@ -88,7 +88,7 @@ def _context(store: Store, plan: Plan, settings: dict[str, Any]) -> Context:
             f"{store.root} was made with other settings, rules or weights than these; a retry may change only how it "
             "is run: run.*, fetch.timeout_s, fetch.retries, fetch.concurrency and the like"
         )
-    return Context(job, plan.facts, fingerprint)
+    return Context(job, plan.mapping, fingerprint)
 
 
 def _lost(store: Store, statuses: Collection[str]) -> tuple[int, dict[int, int]]:

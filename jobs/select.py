@@ -18,17 +18,17 @@ from pairmill.pipeline.common.storage import Store, configure
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.shards import committed
-from pairmill.pipeline.dataset.subset import generations_of, publish, read_selection, subsets, write_chunk
+from pairmill.pipeline.dataset.subset import generations_of, publish, read_subset, subsets, write_chunk
 from pairmill.pipeline.select.choose import Chooser
 from pairmill.pipeline.select.expressions import Expression, ExpressionError
 from pairmill.pipeline.select.keys import is_key
 from pairmill.pipeline.select.scan import MAX_STEPS
-from pairmill.pipeline.select.tasks import PlainLoop, Tasks
+from pairmill.pipeline.select.tasks import LocalTasks, Tasks
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages import versions
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.manifest import DataFile
-from pairmill.schemas.selection import Selection, SelectJob, StepReport
+from pairmill.schemas.subset import SelectJob, StepReport, Subset
 
 ROWS_FOR_RAY = 2_000_000
 """Fewer are chosen from in this process before a local Ray would be up."""
@@ -50,14 +50,14 @@ class Dataset:
     """All columns that a step may name."""
 
 
-def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Selection:
+def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Subset:
     """Make the choice and write it to `subsets/NAME/`; with `dry_run` only count. A bad job raises JobError first."""
     configure(job.s3)
     dataset = open_dataset(job.dataset, job.partial)
     _check_steps(job, dataset)
     if job.name in subsets(dataset.store) and not (dry_run or overwrite):
         raise JobError(f"{job.dataset} has a subset {job.name!r} already; give another name, or --overwrite it")
-    replaced = read_selection(dataset.store, job.name) if job.name in subsets(dataset.store) else None
+    replaced = read_subset(dataset.store, job.name) if job.name in subsets(dataset.store) else None
     with tasks_for(job, in_plain_loop=dataset.num_rows < ROWS_FOR_RAY) as tasks:
         chunks = _chunks(dataset, tasks)
         chooser = Chooser.of(tasks, chunks)
@@ -67,7 +67,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Se
             raise JobError(_empty(reports))
         attempt = uuid4().hex
         files = [] if dry_run else _write(tasks, chunks, chooser, job.name, attempt)
-    selection = Selection(
+    selection = Subset(
         name=job.name,
         attempt=attempt,
         rows=job.rows,
@@ -187,7 +187,7 @@ def _named(chooser: Chooser, groups: Iterable[Any]) -> list[dict[str, Any]]:
 def tasks_for(job: SelectJob | ExportJob, in_plain_loop: bool) -> Iterator[Tasks]:
     """Ray's, for the time of the block, or where the work is little and no cluster is named, this process."""
     if in_plain_loop and not job.run.address:
-        yield PlainLoop()
+        yield LocalTasks()
         return
     with engine.ray_session(job.run, spare_cpus=0):
         yield engine.RayTasks(job.s3)

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_earlier
+from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
 from pairmill.pipeline.dataset.shards import AccountingError, ShardWriter, read_manifest
-from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
@@ -47,11 +47,11 @@ class Context:
     """All that a worker needs to build its stage. Travels to the workers, so it holds plain values only."""
 
     job: BuildJob
-    facts: SourceFacts
+    mapping: ColumnMapping
     job_fingerprint: str
     retry: frozenset[str] = frozenset()
     """Statuses whose rows are fetched again, of committed shards. Empty: shards are made for the first time."""
-    careful: bool = False
+    isolated: bool = False
     """For shards that killed a worker: decode in a child process, slowly."""
     columns_of: str | None = None
     """Alias of a model, the job's only one, whose columns are added to shards that are committed already."""
@@ -71,7 +71,7 @@ class ReadStage:
     reader: ShardReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reader = ShardReader(self.context.store, self.context.facts)
+        self.reader = ShardReader(self.context.store, self.context.mapping)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (shard,) = shards_from_table(table)
@@ -117,11 +117,11 @@ class LoadStage:
         from pairmill.pipeline.source.corpus.load import Loader
 
         self.context = context
-        self.loader = Loader(context.job.images, context.careful)
+        self.loader = Loader(context.job.images, context.isolated)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         custom = _custom_rules(self.context)
-        table = self.loader(table, has_pictures=self.context.facts.pictures != "none")
+        table = self.loader(table, has_pictures=self.context.mapping.pictures != "none")
         table = rules.apply_rules(table, Step.IMAGE, self.context.job.rules, custom)
         is_pair = pc.equal(table["status"], KEPT_STATUS)
         return table.set_column(table.schema.get_field_index("is_pair"), table.schema.field("is_pair"), is_pair)
@@ -157,7 +157,7 @@ class CommitStage:
         self.context = context
         self.writer = ShardWriter(
             store=context.store,
-            extra=context.facts.extra,
+            extra=context.mapping.extra,
             aliases=[model.alias for model in job.models],
             images_store="elsewhere" if job.source.held else job.images.store,
             images_format=job.images.format,
@@ -171,7 +171,7 @@ class CommitStage:
             raise AccountingError(f"{facts['rows_in']} rows read, {table.num_rows} to commit")
         table = rules.apply_rules(table, Step.SCORE, self.context.job.rules, _custom_rules(self.context))
         store, name = self.context.store, table.schema.metadata.get(b"earlier")
-        earlier = None if name is None else read_earlier(store, read_manifest(store, name.decode()))
+        earlier = None if name is None else read_previous(store, read_manifest(store, name.decode()))
         manifest = self.writer.commit(table, facts, earlier)
         return pa.table({"manifest": [manifest.model_dump_json()]})
 
@@ -185,7 +185,7 @@ class PairsStage:
         from pairmill.pipeline.columns.added_model import PairsReader
 
         self.context = context
-        self.reader = PairsReader(context.store, context.facts, context.job)
+        self.reader = PairsReader(context.store, context.mapping, context.job)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (shard,) = shards_from_table(table)
@@ -277,9 +277,9 @@ def _open_downloader(context: Context) -> "Downloader | Img2datasetDownloader":
         return Img2datasetDownloader(context.job)
     from pairmill.pipeline.fetch.download import Downloader
 
-    return Downloader(context.job, context.careful, context.may_exit and not context.careful)
+    return Downloader(context.job, context.isolated, context.may_exit and not context.isolated)
 
 
 def _custom_rules(context: Context) -> list[rules.CustomRule]:
-    load = rules.isolated if context.careful else rules.load_custom_rule
+    load = rules.isolated if context.isolated else rules.load_custom_rule
     return [load(name, Path.cwd()) for name in context.job.rules.custom]

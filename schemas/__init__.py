@@ -1,0 +1,4 @@
+"""What a row, a shard and a job look like.
+
+Imports pyarrow and pydantic alone.
+"""

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pairmill.schemas.jobs import CONFIG_VERSION, Place, RunConfig
+from pairmill.schemas.jobs import CONFIG_VERSION, RunConfig, Uri
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.s3 import S3Config
-from pairmill.schemas.selection import SUBSET_NAME
+from pairmill.schemas.subset import SUBSET_NAME
 
 ExportFormat = Literal["webdataset", "parquet", "clip-retrieval", "datacomp"]
 
@@ -20,9 +20,9 @@ class ExportJob(_Settings):
     """`pairmill export`: the rows of a subset, in a fixed order, cut into files of so many samples."""
 
     config_version: Literal[1] = CONFIG_VERSION
-    dataset: Place
+    dataset: Uri
     subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
-    output: Place
+    output: Uri
     format: ExportFormat = "webdataset"
     samples_per_file: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     shuffle_seed: int | None = 0

@@ -19,7 +19,7 @@ _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::\d{1,5})?
 _CUSTOM_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-Place = Annotated[str, AfterValidator(without_secrets)]
+Uri = Annotated[str, AfterValidator(without_secrets)]
 """A path or URL. It is written down, so no secret may stand in it."""
 
 
@@ -32,7 +32,7 @@ class _Settings(BaseModel):
 class SourceConfig(_Settings):
     """Where the pairs come from."""
 
-    paths: Annotated[list[Place], Field(min_length=1)]
+    paths: Annotated[list[Uri], Field(min_length=1)]
     """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON lines (each also .gz) or plain text of URLs."""
     url_column: str | None = None
     """None: guessed from the usual names (url, image_url, ...)."""
@@ -142,8 +142,8 @@ class ModelConfig(_Settings):
     """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's, `hf-hub:ORG/REPO`, or a folder
     with open_clip_config.json and weights."""
 
-    name: Place
-    pretrained: Place | None = None
+    name: Uri
+    pretrained: Uri | None = None
     """open_clip's tag of the weights, or a local file. None for `tiny`, `hf-hub:` names and folders."""
     alias: str = ""
     """Suffix of this model's columns. Empty: made from the name."""
@@ -203,7 +203,7 @@ class RulesConfig(_Settings):
     """Hosts that are not fetched from, their subdomains included."""
     url_allow_hosts: list[str] = []
     """When given, only these hosts and their subdomains are fetched from."""
-    url_blocklist: Place | None = None
+    url_blocklist: Uri | None = None
     """A text file of URLs, or of their SHA-256 in hex, one per line."""
 
     image_min_side: Annotated[int, Field(ge=1)] | None = None
@@ -216,9 +216,9 @@ class RulesConfig(_Settings):
     """Of the original file."""
     image_max_bytes: Annotated[int, Field(ge=1)] | None = None
     image_drop_one_color: bool = False
-    md5_blocklist: Place | None = None
+    md5_blocklist: Uri | None = None
     """A text file of MD5 of original bytes in hex, one per line."""
-    sha256_blocklist: Place | None = None
+    sha256_blocklist: Uri | None = None
 
     min_similarity: Cosine | dict[str, Cosine] | None = None
     """Least cosine similarity of picture and caption: one number for every model, or one per alias."""
@@ -272,7 +272,7 @@ class BuildJob(_Settings):
 
     config_version: Literal[1] = CONFIG_VERSION
     source: SourceConfig
-    output: Place
+    output: Uri
     shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     fetch: FetchConfig = FetchConfig()
     images: ImagesConfig = ImagesConfig()

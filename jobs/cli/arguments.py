@@ -8,7 +8,7 @@ import yaml
 from pairmill.jobs.job_file import JobError, load_export_job, load_job, load_select_job
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 
 Job = BuildJob | SelectJob | ExportJob
 

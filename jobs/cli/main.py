@@ -57,20 +57,20 @@ def _add_model(
 ) -> None:
     from pairmill.jobs.add_model import add_model
     from pairmill.jobs.job_file import JobError, parse_settings
-    from pairmill.jobs.progress import ConsoleWatcher
+    from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.text import counted
 
     with errors():
         if len(paths) != 1:
             raise JobError("--add-model takes one argument, the output folder of a job")
-        watcher = ConsoleWatcher()
+        listener = ConsoleProgress()
         try:
-            result = add_model(paths[0], model, parse_settings(settings or [], given), watcher)
+            result = add_model(paths[0], model, parse_settings(settings or [], given), listener)
         except KeyboardInterrupt:
-            watcher.close()
+            listener.close()
             typer.echo("Stopped. The same command goes on from there.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        watcher.close()
+        listener.close()
     _print_failures(result.build)
     if result.build.stopped:
         typer.echo(f"pairmill: stopped: {result.build.stopped}", err=True)
@@ -88,7 +88,7 @@ def _run(command: str, parameters: dict[str, Any]) -> None:
     """A job from file and flags to its end, and what there is to say of it."""
     from pairmill.jobs.build import build as run_build
     from pairmill.jobs.cli.arguments import job_of
-    from pairmill.jobs.progress import ConsoleWatcher
+    from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.text import counted
     from pairmill.schemas.jobs import BuildJob
 
@@ -103,16 +103,16 @@ def _run(command: str, parameters: dict[str, Any]) -> None:
             if parameters["as_json"]:
                 typer.echo(json.dumps(explanation.as_dict()))
             return
-        watcher = ConsoleWatcher()
+        listener = ConsoleProgress()
         try:
-            result = run_build(job, watcher)
+            result = run_build(job, listener)
         except KeyboardInterrupt:
-            watcher.close()
+            listener.close()
             typer.echo(
                 f"Stopped. What is committed stays in {job.output}; the same command goes on from there.", err=True
             )
             raise typer.Exit(INTERRUPTED) from None
-        watcher.close()
+        listener.close()
     _print_funnel(result)
     if refused := result.statuses.get("address_refused"):
         typer.echo(
@@ -183,20 +183,20 @@ def retry(
 ) -> None:
     """Fetch again what was lost to the network; new generations of the shards hold what it wins."""
     from pairmill.jobs.job_file import parse_settings
-    from pairmill.jobs.progress import ConsoleWatcher
+    from pairmill.jobs.progress import ConsoleProgress
     from pairmill.jobs.retry import retry as run_retry
     from pairmill.pipeline.common.text import counted
 
     with errors():
-        watcher = ConsoleWatcher()
+        listener = ConsoleProgress()
         try:
             statuses = [name for name in (status or "").split(",") if name]
-            result = run_retry(output, statuses, parse_settings(settings or []), watcher)
+            result = run_retry(output, statuses, parse_settings(settings or []), listener)
         except KeyboardInterrupt:
-            watcher.close()
+            listener.close()
             typer.echo(f"Stopped. What was won stays in {output}; the same command tries the rest again.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        watcher.close()
+        listener.close()
     _print_funnel(result.build)
     typer.echo(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered")
     _print_failures(result.build)
@@ -252,14 +252,14 @@ def status(
     """How far a job is: shards, rows, and what became of them. Works from any machine that can read OUT."""
     from pairmill.jobs.build import current
     from pairmill.jobs.cli.watch import watch
-    from pairmill.jobs.progress import ConsoleWatcher
+    from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.text import counted
 
     with errors():
         reach_s3(settings)
-        watcher = ConsoleWatcher()
-        result = watch(output, watcher, every_s, partial(typer.echo, err=True)) if follow else current(output)
-        watcher.close()
+        listener = ConsoleProgress()
+        result = watch(output, listener, every_s, partial(typer.echo, err=True)) if follow else current(output)
+        listener.close()
     done = result.shards - len(result.shards_missing)
     typer.echo(
         f"{result.output}: {done:,} of {counted(result.shards, 'shard')}, {counted(result.input_rows, 'row')} done"

@@ -8,7 +8,7 @@ import typer
 from pairmill.jobs.cli.terminal import INTERRUPTED, JobFile, Json, Settings, errors, reach_s3
 
 if TYPE_CHECKING:
-    from pairmill.schemas.selection import Selection
+    from pairmill.schemas.subset import Subset
 
 
 def select(
@@ -48,7 +48,7 @@ def select(
             return
         from pairmill.jobs.cli.arguments import job_of
         from pairmill.jobs.select import select as run_select
-        from pairmill.schemas.selection import SelectJob
+        from pairmill.schemas.subset import SelectJob
 
         job = job_of("select", parameters)
         assert isinstance(job, SelectJob)
@@ -119,7 +119,7 @@ def _compare(dataset: str, one: str, other: str, as_json: bool) -> None:
         typer.echo(json.dumps(comparison.as_dict()))
 
 
-def _print(selection: "Selection") -> None:
+def _print(selection: "Subset") -> None:
     """One line per step, and a loud one for the step that left nothing."""
     width = max(len(report.step) for report in selection.reports)
     for report in selection.reports:

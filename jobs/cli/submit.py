@@ -10,6 +10,7 @@ import typer
 from pairmill.jobs.cli.terminal import INTERRUPTED, Json, errors
 
 if TYPE_CHECKING:
+    from pairmill.jobs.cluster.job_bundle import Command
     from pairmill.jobs.cluster.submit import Cluster
 
 Address = Annotated[
@@ -34,17 +35,16 @@ def submit(
     ] = "pairmill:latest",
 ) -> None:
     """Run build, embed, retry, select or export on a Ray cluster: pairmill submit --address URL build ARGUMENTS."""
-    arguments = list(context.args)
     with errors():
         if kuberay and wait:
             raise typer.BadParameter("--kuberay submits nothing that could be waited for")
         if kuberay:
             from pairmill.jobs.cluster.kuberay import manifest
 
-            typer.echo(manifest(arguments, image), nl=False)
+            typer.echo(manifest(_command(context), image), nl=False)
             return
         cluster = _cluster(address)
-        job_id = cluster.submit(arguments)
+        job_id = cluster.submit(_command(context))
         typer.echo(f"{job_id}: submitted; pairmill jobs logs --follow {job_id}", err=wait)
         if wait:
             sys.exit(_follow(cluster, job_id))
@@ -94,6 +94,17 @@ def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
 
 for name, command in (("list", list_jobs), ("logs", logs), ("stop", stop), ("status", status)):
     jobs.command(name)(command)
+
+
+def _command(context: typer.Context) -> "Command":
+    """What stands behind `submit`, by the parser of the command that it names."""
+    from typer.core import TyperGroup
+
+    from pairmill.jobs.cli.command_line import parse_command
+
+    group = context.find_root().command
+    assert isinstance(group, TyperGroup)
+    return parse_command(group, list(context.args))
 
 
 def _cluster(address: str | None) -> "Cluster":

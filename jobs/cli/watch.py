@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from pairmill.jobs.build import BuildResult, current
-from pairmill.jobs.progress import ConsoleWatcher
+from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifest
 from pairmill.pipeline.source.plan import load_plan
@@ -15,9 +15,9 @@ QUIET_S = 300.0
 
 
 def watch(
-    output: str, watcher: ConsoleWatcher, every_s: float, say: Callable[[str], None], quiet_s: float = QUIET_S
+    output: str, listener: ConsoleProgress, every_s: float, say: Callable[[str], None], quiet_s: float = QUIET_S
 ) -> BuildResult:
-    """Tell `watcher` of every shard that is committed from now on, until all are; then what the output holds.
+    """Tell `listener` of every shard that is committed from now on, until all are; then what the output holds.
 
     Each look lists the manifests' names and reads the new ones. Raises PlanError where there is no plan.
     """
@@ -26,12 +26,12 @@ def watch(
     rows = dict(zip(plan.shards["shard"].to_pylist(), plan.shards["num_rows"].to_pylist(), strict=True))
     done = sum(rows[shard] for shard in seen)
     last = time.monotonic()
-    watcher.watching(len(rows) - len(seen), plan.num_rows - done, done)
+    listener.watching(len(rows) - len(seen), plan.num_rows - done, done)
     while len(seen) < len(rows):
         time.sleep(every_s)
         new = {shard: generation for shard, generation in committed(store).items() if shard not in seen}
         for shard, generation in sorted(new.items()):
-            watcher.committed(read_manifest(store, manifest_name(shard, generation)))
+            listener.committed(read_manifest(store, manifest_name(shard, generation)))
         seen |= new.keys()
         if new:
             last = time.monotonic()

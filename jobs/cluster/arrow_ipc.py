@@ -15,6 +15,6 @@ def pack(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def unpack(cell: pa.Buffer) -> pa.Table:
+def unpack(payload: pa.Buffer) -> pa.Table:
     """The table, backed by the buffer's own memory."""
-    return pa.ipc.open_stream(cell).read_all()
+    return pa.ipc.open_stream(payload).read_all()

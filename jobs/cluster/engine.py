@@ -1,4 +1,4 @@
-"""The only place that imports ray for work: stages become Ray actors, and the flow moves shards through them.
+"""The only place that imports ray for work: stages become Ray actors, and the scheduler moves shards through them.
 
 Shard boundaries, accounting, back-pressure and resume are ours (`scheduler.py`); Ray starts processes, tells of their
 death, and carries tables from one to the next, not by way of the driver. A stage that raises fails its shard and
@@ -39,7 +39,7 @@ from pairmill.jobs.cluster.pools import (
     plan_pools,
     shards_in_flight,
 )
-from pairmill.jobs.cluster.scheduler import LOOKAHEAD, CellLost, Flow, FlowError, Report, WorkerDied
+from pairmill.jobs.cluster.scheduler import LOOKAHEAD, PayloadLost, Report, Scheduler, SchedulerError, WorkerDied
 from pairmill.pipeline.common import metrics as meters
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.text import counted, last_line, trace_of
@@ -89,18 +89,18 @@ class _StageActor:
     def ready(self) -> None:
         """Answers once the stage is built."""
 
-    def run(self, cell: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
+    def run(self, payload: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
         """A shard's table through the stage. The last stage's table is small and comes back as the report."""
         with self.meters.shard():
-            report, table = self._run(cell)
+            report, table = self._run(payload)
         self.meters.ended(report, table)
         return report, None if table is None else pack(table)
 
-    def _run(self, cell: pa.Buffer) -> tuple[Report, pa.Table | None]:
+    def _run(self, payload: pa.Buffer) -> tuple[Report, pa.Table | None]:
         if self.broken:
             return Report(error=self.broken), None
         try:
-            table = run_stage(self.name, self.stage, unpack(cell))
+            table = run_stage(self.name, self.stage, unpack(payload))
         except Exception as error:  # the border of a shard: it fails alone, with its traceback
             return Report(error=trace_of(error)), None
         if self.name == "commit":
@@ -108,8 +108,8 @@ class _StageActor:
         return Report(), table
 
 
-class _RayCrew:
-    """`Crew` on Ray: a worker is an actor, a cell an object that stays where it was made."""
+class RayBackend:
+    """`WorkerBackend` on Ray: a worker is an actor, a payload an object that stays where it was made."""
 
     def __init__(self, context: Context) -> None:
         self.builders = dict(build_stages(context))
@@ -127,8 +127,8 @@ class _RayCrew:
         actor = ray.remote(kind).options(**options).remote(name, self.builders[name], self.context)
         return actor, self._watched(actor.ready.remote())
 
-    def call(self, worker: Any, cell: Any) -> tuple[Any, Any]:
-        report, result = worker.run.options(num_returns=2).remote(cell)
+    def call(self, worker: Any, payload: Any) -> tuple[Any, Any]:
+        report, result = worker.run.options(num_returns=2).remote(payload)
         return self._watched(report), result
 
     def _watched(self, token: Any) -> Any:
@@ -151,7 +151,7 @@ class _RayCrew:
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, (ObjectLostError, ObjectStoreFullError, OutOfDiskError)):
-                raise CellLost(last_line(str(cause))) from None
+                raise PayloadLost(last_line(str(cause))) from None
             if isinstance(cause, RayError):  # also killed for its memory, or never placed
                 raise WorkerDied(last_line(str(cause))) from None
             return Report(error=trace_of(cause))
@@ -255,10 +255,10 @@ def run_shards(
     """
     verdict = _Verdict(context.job.run.max_failed_shards_in_a_row)
     with ray_session(context.job.run, modules):
-        for careful in (False, False, True):
+        for isolated in (False, False, True):
             lost = []
-            for shard, report in _pass(shards, replace(context, careful=careful, may_exit=True)):
-                if report is None and careful:
+            for shard, report in _pass(shards, replace(context, isolated=isolated, may_exit=True)):
+                if report is None and isolated:
                     report = Report(error="its worker process died, three times")
                 if report is None:
                     lost.append(shard)
@@ -309,22 +309,22 @@ def _pass(shards: pa.Table, context: Context) -> Iterator[tuple[int, Report | No
     slowest_s = context.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD)
     try:
         pools = plan_pools(context, names, shards.num_rows, cluster_nodes())
-        flow = Flow(
-            crew=_RayCrew(context),
+        scheduler = Scheduler(
+            backend=RayBackend(context),
             stages=[(name, pools[name]) for name in names],
             limit=partial(shards_in_flight, context, pools),
             patience_s=SLACK_S + slowest_s,
-            max_deaths=shards.num_rows if context.careful else run.max_failed_shards_in_a_row,
+            max_deaths=shards.num_rows if context.isolated else run.max_failed_shards_in_a_row,
         )
         try:
-            yield from flow.run(_cells(shards))
+            yield from scheduler.run(_payloads(shards))
         finally:
-            flow.stop()
-    except (FlowError, PoolError) as error:
+            scheduler.stop()
+    except (SchedulerError, PoolError) as error:
         raise EngineError(str(error)) from None
 
 
-def _cells(shards: pa.Table) -> Iterator[tuple[int, pa.Buffer]]:
+def _payloads(shards: pa.Table) -> Iterator[tuple[int, pa.Buffer]]:
     """Each planned shard, as the first stage takes it."""
     for row, shard in enumerate(shards["shard"].to_pylist()):
         yield shard, pack(shards.slice(row, 1))

@@ -2,24 +2,17 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pairmill
-from pairmill.jobs.cli.arguments import Job, job_of
-from pairmill.jobs.job_file import JobError, parse_settings, s3_of
+from pairmill.jobs.job_file import JobError
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.storage import is_remote
-from pairmill.schemas.export import ExportJob
-from pairmill.schemas.jobs import BuildJob, RulesConfig
-from pairmill.schemas.s3 import secret_in
-
-COMMANDS = ("build", "embed", "retry", "select", "export")
-"""What may be submitted: the commands that take long."""
+from pairmill.schemas.jobs import RulesConfig
 
 BLOCKLISTS = ("url_blocklist", "md5_blocklist", "sha256_blocklist")
 """Settings under `rules` that name a file."""
@@ -28,17 +21,29 @@ JOB_FILE = "job.yaml"
 
 
 @dataclass(frozen=True)
-class Shipment:
+class Command:
+    """A command line whose job has been checked, to be run elsewhere."""
+
+    arguments: list[str]
+    """After `pairmill`."""
+    job_file: str | None
+    rules: RulesConfig
+    uris: list[str]
+    """Everything that it reads or writes where it runs."""
+    has_models: bool
+    """Whether there is something to encode."""
+
+
+@dataclass(frozen=True)
+class JobBundle:
     """A folder to be the working directory there, and the command line that means the same in it."""
 
     folder: Path
     arguments: list[str]
     blocklists: dict[str, str]
     """Field -> the file's name in the folder."""
-    places: list[str]
-    """Every path that is read or written where the command runs."""
+    uris: list[str]
     has_models: bool
-    """Whether there is something to encode."""
 
     def command(self, files: str = "") -> list[str]:
         """The command line there; `files`: what stands before the names of the folder's blocklists."""
@@ -52,63 +57,25 @@ class Shipment:
 
 
 @contextmanager
-def packed(arguments: Sequence[str]) -> Iterator[Shipment]:
-    """The command `arguments` (after `pairmill`), checked and packed.
+def bundled(command: Command) -> Iterator[JobBundle]:
+    """The command, with all that must travel, in a temporary folder.
 
-    Raises JobError for what is wrong with the job itself, and for what would not be found there.
+    Raises JobError for what would not be found on the cluster.
     """
-    if not arguments or arguments[0] not in COMMANDS:
-        raise JobError(f"submit takes one of {', '.join(COMMANDS)}, with its own arguments")
-    parameters = _parsed(arguments)
-    job = _checked(arguments[0], parameters)
-    places = _places(parameters, job)
-    for path in places:
-        if not is_remote(path) and not Path(path.removeprefix("file://")).is_absolute():
+    for uri in command.uris:
+        if not is_remote(uri) and not Path(uri.removeprefix("file://")).is_absolute():
             raise JobError(
-                f"{path}: is a path in this machine's current folder; a cluster reads s3://..., or an absolute path "
+                f"{uri}: is a path in this machine's current folder; a cluster reads s3://..., or an absolute path "
                 "that every node has"
             )
     with TemporaryDirectory(prefix="pairmill-submit-") as name:
         folder = Path(name)
-        shipped = _with_job_file(arguments, parameters.get("job_file"), folder)
-        rules_of_job = job.rules if isinstance(job, BuildJob) else RulesConfig()
-        with custom_modules(rules_of_job.custom) as modules:
+        arguments = _with_job_file(command.arguments, command.job_file, folder)
+        with custom_modules(command.rules.custom) as modules:
             if modules:
                 shutil.copytree(modules, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        has_models = bool(parameters.get("add_model") or (isinstance(job, BuildJob) and job.models))
-        yield Shipment(folder, shipped, dict(_copied_blocklists(rules_of_job, folder)), places, has_models)
-
-
-def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
-    """The command's parameters, by the command's own parser; a usage error is told here and not by the cluster."""
-    import typer
-
-    from pairmill.jobs.cli.main import app
-
-    command = typer.main.get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
-    context = command.make_context(f"pairmill {arguments[0]}", list(arguments[1:]))
-    return dict(context.params)
-
-
-def _checked(command: str, parameters: Mapping[str, Any]) -> Job | None:
-    """The job; None for a command that takes an output folder and settings alone."""
-    if command != "retry" and not parameters.get("add_model"):
-        return job_of(command, parameters)
-    s3_of(parse_settings(parameters["settings"] or []))
-    for path in (parameters.get("output"), *(parameters.get("source") or [])):
-        if wrong := secret_in(path or ""):
-            raise JobError(f"the output folder: {wrong}")
-    return None
-
-
-def _places(parameters: Mapping[str, Any], job: Job | None) -> list[str]:
-    """Every path that the command reads or writes and that does not travel along."""
-    if job is None:
-        return [path for path in (parameters.get("output"), *(parameters.get("source") or [])) if path]
-    if isinstance(job, BuildJob):
-        names = [name for model in job.models for name in (model.name, model.pretrained) if name]
-        return [*job.source.paths, job.output, *(name for name in names if Path(name).exists())]
-    return [job.dataset, job.output] if isinstance(job, ExportJob) else [job.dataset]
+        blocklists = dict(_copied_blocklists(command.rules, folder))
+        yield JobBundle(folder, arguments, blocklists, command.uris, command.has_models)
 
 
 def _with_job_file(arguments: Sequence[str], job_file: str | None, folder: Path) -> list[str]:

@@ -3,14 +3,14 @@
 import base64
 import hashlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pairmill.jobs.cluster.job_bundle import packed
+from pairmill.jobs.cluster.job_bundle import Command, bundled
 from pairmill.jobs.job_file import JobError
 from pairmill.pipeline.common.storage import is_remote
 
@@ -27,25 +27,25 @@ MAX_CONFIG_MAP_BYTES = 1_000_000
 """Kubernetes refuses a ConfigMap of more than 1 MiB."""
 
 
-def manifest(arguments: Sequence[str], image: str) -> str:
+def manifest(command: Command, image: str) -> str:
     """YAML of a ConfigMap with the command and its files, and of a RayJob that runs it. Raises JobError.
 
     Files lie flat in a ConfigMap, so packages of own rules belong in the image. Both are named by their content, so
     that another job's do not take their place.
     """
-    with packed(arguments) as shipment:
-        if here := [path for path in shipment.places if not is_remote(path)]:
+    with bundled(command) as bundle:
+        if here := [uri for uri in bundle.uris if not is_remote(uri)]:
             raise JobError(f"{here[0]}: no pod has this path; on Kubernetes everything is s3://...")
-        files = _files(shipment.folder)
-        command = shlex.join(["pairmill", *shipment.command(f"{MOUNT}/")])
-    script = _SCRIPT.format(mount=MOUNT, command=command)
+        files = _files(bundle.folder)
+        line = shlex.join(["pairmill", *bundle.command(f"{MOUNT}/")])
+    script = _SCRIPT.format(mount=MOUNT, command=line)
     files["run.sh"] = script.encode()
     if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
         raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
     name = f"pairmill-{hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=4).hexdigest()}"
     job = yaml.safe_load(resources.files("pairmill.jobs.cluster").joinpath("rayjob.yaml").read_text())
     job["metadata"]["name"] = name
-    if not shipment.has_models:
+    if not bundle.has_models:
         groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         groups[:] = [group for group in groups if group["groupName"] != "encode"]
     job["spec"]["entrypoint"] = f"bash {MOUNT}/run.sh"

@@ -91,9 +91,9 @@ def plan_pools(
         )
     largest = max(node.cpus for node in (others if apart else nodes))
     each = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10, largest)
-    calls = 1 if context.careful else DOWNLOAD_CALLS
+    calls = 1 if context.isolated else DOWNLOAD_CALLS
     pools["download"] = Pool(download, each, calls=calls, max_actors=run.max_download_actors or 0, labels=labels)
-    most = 1 if context.careful else num_shards
+    most = 1 if context.isolated else num_shards
     return {
         name: replace(pools[name], actors=min(pools[name].actors, most), max_actors=min(pools[name].max_actors, most))
         for name in names
@@ -113,6 +113,6 @@ def source_of(names: Iterable[StageName]) -> StageName:
 
 def shards_in_flight(context: Context, pools: Mapping[StageName, Pool], sources: int) -> int:
     """How many may be between read and commit, where `sources` workers bring them in."""
-    if context.careful:
+    if context.isolated:
         return 1
     return context.job.run.shards_in_flight or 2 * sources * pools[source_of(pools)].calls + 4

@@ -1,6 +1,6 @@
 """Moves shards through pools of workers, stage by stage: who gets the next one, and what a death costs.
 
-It knows nothing of Ray. What it needs of a cluster is the protocol Crew: start a worker, call it, wait, stop it.
+It knows nothing of Ray. What it needs of a cluster is a WorkerBackend: start a worker, call it, wait, stop it.
 """
 
 import logging
@@ -26,7 +26,7 @@ _SAY_AFTER_S = 60.0
 log = logging.getLogger(__name__)
 
 
-class FlowError(RuntimeError):
+class SchedulerError(RuntimeError):
     """Nothing moves any more; the message says what does not."""
 
 
@@ -34,7 +34,7 @@ class WorkerDied(Exception):
     """The worker of a call is gone, with its process or its machine."""
 
 
-class CellLost(Exception):
+class PayloadLost(Exception):
     """What the call was to work on is gone, with the machine that held it."""
 
 
@@ -46,20 +46,20 @@ class Report:
     manifest: str | None = None
 
 
-class Crew(Protocol):
-    """Workers somewhere. Tokens are hashable; cells are handles to data that need not come here."""
+class WorkerBackend(Protocol):
+    """Workers somewhere. Tokens are hashable; payloads are handles to data that need not come here."""
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
         """(worker, token that is done once it is ready)."""
 
-    def call(self, worker: Any, cell: Any) -> tuple[Any, Any]:
-        """(token of the report, cell of the result)."""
+    def call(self, worker: Any, payload: Any) -> tuple[Any, Any]:
+        """(token of the report, payload of the result)."""
 
     def wait(self, timeout_s: float) -> list[Any]:
         """Tokens that are done and were not returned before, at least one unless time runs out."""
 
     def result(self, token: Any) -> Report | None:
-        """The report; None for a start. Raises WorkerDied or CellLost."""
+        """The report; None for a start. Raises WorkerDied or PayloadLost."""
 
     def stop(self, worker: Any) -> None:
         """End it, whatever it does."""
@@ -79,26 +79,26 @@ class _Worker:
 @dataclass(frozen=True)
 class _Item:
     shard: int
-    cell: Any
+    payload: Any
 
 
 @dataclass(frozen=True)
 class _Call:
     item: _Item
     worker: _Worker
-    cell: Any
+    payload: Any
 
 
 @dataclass
-class Flow:
+class Scheduler:
     """One pass of shards through all stages. `run` it, then `stop` it, also after an error."""
 
-    crew: Crew
+    backend: WorkerBackend
     stages: Sequence[tuple[StageName, Pool]]
     limit: Callable[[int], int]
     """Workers of the source stage -> shards that may be under way."""
     patience_s: float
-    """FlowError where nothing ends for so long."""
+    """SchedulerError where nothing ends for so long."""
     max_deaths: int
     """Of one stage's workers in a row, without that stage finishing any shard between."""
     workers: list[list[_Worker]] = field(init=False)
@@ -115,9 +115,9 @@ class Flow:
         self._moved = self._said = time.monotonic()
 
     def run(self, shards: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Report | None]]:
-        """(shard, report) as shards end, in no order; None for one that was lost with a worker. `shards`: with cells.
+        """(shard, report) as shards end, in no order; None for one lost with its worker. `shards`: (shard, payload).
 
-        Raises FlowError.
+        Raises SchedulerError.
         """
         for stage, (_, pool) in enumerate(self.stages):
             for _ in range(pool.actors):
@@ -133,20 +133,20 @@ class Flow:
             self._look_after()
             if not self._calls and not any(self.waiting):
                 return
-            for token in self.crew.wait(TICK_S):
+            for token in self.backend.wait(TICK_S):
                 yield from self._ended(token)
 
     def stop(self) -> None:
         """End all workers."""
         for worker in [worker for pool in self.workers for worker in pool]:
-            self.crew.stop(worker.handle)
+            self.backend.stop(worker.handle)
         self.workers = [[] for _ in self.stages]
 
     def _under_way(self) -> int:
         return len(self._calls) + sum(map(len, self.waiting))
 
     def _start(self, stage: int, failed_starts: int = 0) -> None:
-        handle, token = self.crew.start(*self.stages[stage])
+        handle, token = self.backend.start(*self.stages[stage])
         worker = _Worker(stage, handle, failed_starts)
         self.workers[stage].append(worker)
         self._starting[token] = worker
@@ -159,8 +159,8 @@ class Flow:
             while self.waiting[stage] and ready:
                 worker = min(ready, key=lambda each: each.busy)
                 item = self.waiting[stage].popleft()
-                token, cell = self.crew.call(worker.handle, item.cell)
-                self._calls[token] = _Call(item, worker, cell)
+                token, payload = self.backend.call(worker.handle, item.payload)
+                self._calls[token] = _Call(item, worker, payload)
                 worker.busy += 1
                 if worker.busy >= room:
                     ready.remove(worker)
@@ -173,27 +173,27 @@ class Flow:
         worker = call.worker
         worker.busy, worker.idle_since = worker.busy - 1, time.monotonic()
         try:
-            report = self.crew.result(token)
+            report = self.backend.result(token)
         except WorkerDied as died:
             self._bury(worker, str(died))
             yield call.item.shard, None
             return
-        except CellLost:
+        except PayloadLost:
             yield call.item.shard, None
             return
         self._moved, self._deaths[worker.stage] = time.monotonic(), 0
         if report is not None and not report.error and not report.manifest:
-            self.waiting[worker.stage + 1].append(_Item(call.item.shard, call.cell))
+            self.waiting[worker.stage + 1].append(_Item(call.item.shard, call.payload))
             return
         yield call.item.shard, report
 
     def _started(self, worker: _Worker, token: Any) -> None:
         try:
-            self.crew.result(token)
-        except (WorkerDied, CellLost) as died:
+            self.backend.result(token)
+        except (WorkerDied, PayloadLost) as died:
             if worker.failed_starts + 1 >= _MAX_FAILED_STARTS:
                 name = self.stages[worker.stage][0]
-                raise FlowError(f"workers of the stage {name!r} end before they have begun: {died}") from None
+                raise SchedulerError(f"workers of the stage {name!r} end before they have begun: {died}") from None
             self._bury(worker, str(died), worker.failed_starts + 1)
             return
         worker.ready, worker.idle_since = True, time.monotonic()
@@ -204,11 +204,11 @@ class Flow:
         if worker not in self.workers[worker.stage]:
             return
         self.workers[worker.stage].remove(worker)
-        self.crew.stop(worker.handle)
+        self.backend.stop(worker.handle)
         self._deaths[worker.stage] += not failed_starts
         if self._deaths[worker.stage] > self.max_deaths:
             name, deaths = self.stages[worker.stage][0], counted(self._deaths[worker.stage], "worker")
-            raise FlowError(f"{deaths} of the stage {name!r} died one after the other, the last one: {why}")
+            raise SchedulerError(f"{deaths} of the stage {name!r} died one after the other, the last one: {why}")
         self._start(worker.stage, failed_starts)
 
     def _look_after(self) -> None:
@@ -225,9 +225,9 @@ class Flow:
             idle = [worker for worker in ready if not worker.busy and now - worker.idle_since > IDLE_S]
             if idle and len(workers) > pool.actors:
                 workers.remove(idle[0])
-                self.crew.stop(idle[0].handle)
+                self.backend.stop(idle[0].handle)
             if self.waiting[stage] and not ready and now - max(self._moved, self._said) > _SAY_AFTER_S:
                 self._said = now
                 log.warning("waiting for Ray to start a worker of the stage %r: is the cluster full?", name)
         if now - self._moved > self.patience_s:
-            raise FlowError(f"no shard got further for {self.patience_s:,.0f} s, so something hangs")
+            raise SchedulerError(f"no shard got further for {self.patience_s:,.0f} s, so something hangs")

@@ -5,14 +5,14 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from pairmill.jobs.cluster.job_bundle import packed
+from pairmill.jobs.cluster.job_bundle import Command, bundled
 from pairmill.jobs.job_file import JobError
 
 _POLL_S = 1.0
@@ -52,13 +52,13 @@ class Cluster:
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every package that is uploaded
         self.address = address
 
-    def submit(self, arguments: Sequence[str]) -> str:
-        """Start `pairmill ARGUMENTS` there, with our code shipped; returns the job's id. Raises JobError first."""
-        with packed(arguments) as shipment, _clearly(self.address):
+    def submit(self, command: Command) -> str:
+        """Start it there, with our code shipped; returns the job's id. Raises JobError first."""
+        with bundled(command) as bundle, _clearly(self.address):
             return self._submit(
-                entrypoint=shlex.join(["python", "-m", "pairmill", *shipment.command()]),
-                runtime_env={"working_dir": str(shipment.folder), "py_modules": shipment.code},
-                metadata={_METADATA: shlex.join(arguments)},
+                entrypoint=shlex.join(["python", "-m", "pairmill", *bundle.command()]),
+                runtime_env={"working_dir": str(bundle.folder), "py_modules": bundle.code},
+                metadata={_METADATA: shlex.join(command.arguments)},
             )
 
     def _submit(self, **job: Any) -> str:

@@ -33,7 +33,7 @@ from pairmill.jobs.demo.pairs import (
 )
 from pairmill.jobs.demo.web import demo_web
 from pairmill.jobs.job_file import JobError, resolve
-from pairmill.jobs.progress import ConsoleWatcher, funnel
+from pairmill.jobs.progress import ConsoleProgress, funnel
 from pairmill.pipeline.common.storage import Store, is_remote
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.pipeline.report.contact_sheet import write_contact_sheet
@@ -65,15 +65,15 @@ def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
     started = time.perf_counter()
     threshold = calibrated_threshold()
     store = _prepare_folder(out, seed, pairs)
-    watcher = ConsoleWatcher()
+    listener = ConsoleProgress()
     with demo_web(seed, pairs) as web:
         rows = demo_pairs(seed, pairs, web)
         store.replace(INPUT, input_file(rows))
         _say(_announcement(rows, web, seed))
         try:
-            result = build(_job(store, threshold), watcher)
+            result = build(_job(store, threshold), listener)
         finally:
-            watcher.close()
+            listener.close()
     dataset = Store(store.path(DATASET))
     write_contact_sheet(dataset, CONTACT_SHEET, threshold)
     comparison = compare(rows, _outcomes(dataset))

@@ -5,7 +5,7 @@ A sample spread evenly over the shards; pictures come from the tars of a build, 
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import PairsReader
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.storage import Store
@@ -22,15 +23,12 @@ from pairmill.pipeline.source.plan import Plan
 from pairmill.schemas.jobs import BuildJob, ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.manifest import ShardManifest, manifest_name, shards_from_table
 
-if TYPE_CHECKING:
-    from pairmill.pipeline.check.verify import Report
-
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
 """By what a similarity, or the cosine of an embedding with itself, may be off once it is computed again."""
 
 
 def rescore_sample(
-    store: Store, plan: Plan, scored: Sequence[int], wanted: int, report: "Report"
+    store: Store, plan: Plan, scored: Sequence[int], wanted: int, report: VerifyReport
 ) -> Iterator[tuple[ShardManifest, str]]:
     """Compute `wanted` pairs again, the same number in each of at most that many shards; yields what does not hold."""
     num_shards = min(wanted, len(scored))
@@ -76,7 +74,7 @@ def _places(rows: pa.Table) -> list[str | None]:
 def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
     """The picture of every row, None where it has none, it is gone, or it is another one."""
     job = BuildJob.model_validate({name: plan.job[name] for name in BuildJob.model_fields})
-    reader = PairsReader(store, plan.facts, job)
+    reader = PairsReader(store, plan.mapping, job)
     try:
         (shard,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
         return reader.pictures(shard, manifest, rows)
@@ -88,7 +86,7 @@ def _differences(
     rows: pa.Table,
     pictures: Sequence[bytes | None],
     contract: dict[str, Any],
-    report: "Report",
+    report: VerifyReport,
     images: ImagesConfig,
 ) -> Iterator[str]:
     from pairmill.pipeline.encode.clip_model import load_model

@@ -3,13 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import check_columns
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import DATA_FOLDERS, ManifestError, committed, read_manifest
@@ -21,34 +20,9 @@ from pairmill.schemas.pairs import KEPT_STATUS
 MAX_PROBLEMS = 1_000
 
 
-@dataclass
-class Report:
-    """What was checked and what does not hold."""
-
-    shards: int = 0
-    rows: int = 0
-    pairs: int = 0
-    pictures: int = 0
-    rescored: int = 0
-    max_score_difference: float = 0.0
-    shards_missing: int = 0
-    problems: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    """Manifests of the shards that do not hold: without them the next build makes these shards again."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether every committed shard is whole. A shard that is not done yet is no problem of this kind."""
-        return not self.problems
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-
-def verify(store: Store, rescore: int = 64) -> Report:
+def verify(store: Store, rescore: int = 64) -> VerifyReport:
     """Check every committed shard, then `rescore` pairs from shards that are spread evenly over all."""
-    report = Report()
+    report = VerifyReport()
     plan = load_plan(store)
     scored: list[int] = []
     aliases = store.folders("columns")
@@ -92,7 +66,7 @@ def _strangers(store: Store, named: set[str]) -> list[str]:
     return [f"{name} is named by no manifest; delete it" for name in there if name not in named][:MAX_PROBLEMS]
 
 
-def _add_problems(report: Report, manifest: ShardManifest, problems: Sequence[str]) -> None:
+def _add_problems(report: VerifyReport, manifest: ShardManifest, problems: Sequence[str]) -> None:
     named = [f"shard {manifest.shard:09d}: {problem}" for problem in problems]
     report.problems.extend(named[: MAX_PROBLEMS - len(report.problems)])
     if problems and len(report.damaged) < MAX_PROBLEMS:
@@ -110,7 +84,7 @@ def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerpr
         yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {manifest.rows_in:,} rows"
 
 
-def _check_shard(store: Store, manifest: ShardManifest, report: Report) -> Iterator[str]:
+def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) -> Iterator[str]:
     for file in manifest.files.values():
         if problem := _check_file(store, file):
             yield problem
@@ -162,7 +136,7 @@ def _read(store: Store, file: DataFile) -> pa.Table:
         return table.replace_schema_metadata(parquet.schema_arrow.metadata)
 
 
-def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: Report) -> Iterator[str]:
+def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: VerifyReport) -> Iterator[str]:
     """Every stored picture stands where its row says, with its caption and JSON beside it, and nothing else does.
 
     Pictures of a held corpus lie elsewhere: a sample of them is read where scores are computed again.

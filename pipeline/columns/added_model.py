@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
-from pairmill.pipeline.fetch.url_join import binary_column
 from pairmill.pipeline.source.corpus.load import Loader
-from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import (
@@ -83,10 +83,10 @@ def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
 class PairsReader:
     """Reads committed pairs with their pictures, for another model to look at. Safe in threads."""
 
-    def __init__(self, store: Store, facts: SourceFacts, job: BuildJob) -> None:
+    def __init__(self, store: Store, mapping: ColumnMapping, job: BuildJob) -> None:
         self._store = store
-        self._facts = facts
-        self._reader = ShardReader(store, facts)
+        self._mapping = mapping
+        self._reader = ShardReader(store, mapping)
         self._loader = Loader(job.images)
 
     def close(self) -> None:
@@ -108,11 +108,11 @@ class PairsReader:
             places = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
             with self._store.open(manifest.files["images"].path) as file:
                 return [None if tar is None else read_range(file, offset, length) for tar, offset, length in places]
-        if self._facts.pictures is None:  # a build that stored none
+        if self._mapping.pictures is None:  # a build that stored none
             return [None] * rows.num_rows
         table = self._reader.read(shard)
         table = table.filter(pc.is_in(table["row_id"], value_set=rows["row_id"].combine_chunks()))
-        loaded = self._loader(table, has_pictures=self._facts.pictures != "none")
+        loaded = self._loader(table, has_pictures=self._mapping.pictures != "none")
         found = zip(*(loaded[name].to_pylist() for name in ("row_id", "sha256", IMAGE_COLUMN.name)), strict=True)
         of_row = {(row_id, sha256): image for row_id, sha256, image in found}
         return [of_row.get(key) for key in zip(rows["row_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)]

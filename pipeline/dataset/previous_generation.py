@@ -13,7 +13,7 @@ from pairmill.schemas.manifest import DataFile, ShardManifest
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousGeneration:
     """A committed shard, read back. The tables are its files', embeddings included."""
 
     store: Store
@@ -21,13 +21,13 @@ class Earlier:
     pairs: pa.Table
     rejects: pa.Table
 
-    def without(self, row_ids: pa.ChunkedArray) -> "Earlier":
+    def without(self, row_ids: pa.ChunkedArray) -> "PreviousGeneration":
         """The same without some rows, which a newer generation has made again."""
         kept = {
             name: table.filter(pc.invert(pc.is_in(table["row_id"], value_set=row_ids.combine_chunks())))
             for name, table in (("pairs", self.pairs), ("rejects", self.rejects))
         }
-        return Earlier(self.store, self.manifest, **kept)
+        return PreviousGeneration(self.store, self.manifest, **kept)
 
     def pictures(self) -> dict[str, bytes]:
         """row_id -> stored picture, of all pairs that have one."""
@@ -42,9 +42,11 @@ class Earlier:
             }
 
 
-def read_earlier(store: Store, manifest: ShardManifest) -> Earlier:
+def read_previous(store: Store, manifest: ShardManifest) -> PreviousGeneration:
     """Read a committed shard back."""
-    return Earlier(store, manifest, _read(store, manifest.files["pairs"]), _read(store, manifest.files["rejects"]))
+    return PreviousGeneration(
+        store, manifest, _read(store, manifest.files["pairs"]), _read(store, manifest.files["rejects"])
+    )
 
 
 def failed_row_ids(store: Store, manifest: ShardManifest, statuses: Collection[str]) -> pa.ChunkedArray:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
-from pairmill.pipeline.dataset.previous_generation import Earlier, by_place
+from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, by_place
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
 from pairmill.schemas.manifest import (
     SCHEMA_VERSION,
@@ -62,7 +62,9 @@ class ShardWriter:
     job_fingerprint: str
     versions: dict[str, str]
 
-    def commit(self, table: pa.Table, facts: dict[str, Any], earlier: Earlier | None = None) -> ShardManifest:
+    def commit(
+        self, table: pa.Table, facts: dict[str, Any], earlier: PreviousGeneration | None = None
+    ) -> ShardManifest:
         """Write a finished in-flight table; returns the manifest that stands, ours or an earlier winner's.
 
         `facts` travelled beside it: `shard`, `seconds` per stage and `models`, the score contracts, which go into
@@ -115,7 +117,9 @@ class _Commit:
     attempt: str
     contracts: list[dict[str, Any]]
 
-    def write_data(self, table: pa.Table, earlier: Earlier | None) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
+    def write_data(
+        self, table: pa.Table, earlier: PreviousGeneration | None
+    ) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
         """(pairs, rejects, the files that now hold them). `earlier`: the rows that the table does not hold."""
         bare = table.drop_columns(["image"])  # the pictures are never copied as a column
         pairs = self._pairs_table(bare.filter(table["is_pair"]))

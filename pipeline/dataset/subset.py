@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -16,9 +17,12 @@ from pydantic import ValidationError
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
-from pairmill.pipeline.select.scan import ALIVE, Fates
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
-from pairmill.schemas.selection import Selection
+from pairmill.schemas.subset import Subset
+
+Fates = npt.NDArray[np.int8]
+"""Per row of a chunk: the number of the step that dropped it, or ALIVE."""
+ALIVE = -1
 
 CHOSEN_ROWS = pa.schema(
     [
@@ -66,29 +70,29 @@ def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
 
-def publish(store: Store, selection: Selection, replaced: Selection | None) -> bool:
+def publish(store: Store, selection: Subset, replaced: Subset | None) -> bool:
     """Make the choice exist, in the place of `replaced` where that is given; False, and its files gone, where another
     run finished one of that name first."""
     name, data = f"subsets/{selection.name}/selection.json", selection.model_dump_json(indent=1).encode()
     if replaced is not None:
         store.replace(name, data)
         _remove_files(store, replaced)
-    elif not store.create(name, data) and read_selection(store, selection.name).attempt != selection.attempt:
+    elif not store.create(name, data) and read_subset(store, selection.name).attempt != selection.attempt:
         _remove_files(store, selection)
         return False
     return True
 
 
-def _remove_files(store: Store, selection: Selection) -> None:
+def _remove_files(store: Store, selection: Subset) -> None:
     for files in selection.files:
         for file in files.values():
             store.delete(file.path)
 
 
-def read_selection(store: Store, name: str) -> Selection:
+def read_subset(store: Store, name: str) -> Subset:
     """The record of a choice. Raises SubsetError."""
     try:
-        selection = Selection.model_validate_json(store.read(f"subsets/{name}/selection.json"))
+        selection = Subset.model_validate_json(store.read(f"subsets/{name}/selection.json"))
     except FileNotFoundError:
         names = ", ".join(subsets(store)) or "none"
         raise SubsetError(f"{store.root} has no subset {name!r}; it has: {names}") from None
@@ -106,7 +110,7 @@ def subsets(store: Store) -> list[str]:
     return [name for name in store.folders("subsets") if store.exists(f"subsets/{name}/selection.json")]
 
 
-def read_tables(store: Store, selection: Selection, kind: Any) -> Iterator[pa.Table]:
+def read_tables(store: Store, selection: Subset, kind: Any) -> Iterator[pa.Table]:
     """The files of one kind (`rows` or `shards`), one at a time, in order of shard."""
     for files in selection.files:
         with store.open_arrow(files[kind].path) as file:

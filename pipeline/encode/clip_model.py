@@ -160,7 +160,7 @@ def load_model(config: ModelConfig, run: RunConfig) -> ClipModel:
     return ClipModel(config, run)
 
 
-def check_models(models: Sequence[ModelConfig]) -> list[str]:
+def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
     """SHA-256 of each model's weights, fetched first where they are not on disk. Raises ModelError; loads nothing."""
     digests = [_sha256(_locate(model)[2]) for model in models]
     for model, digest in zip(models, digests, strict=True):

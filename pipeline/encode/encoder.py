@@ -39,7 +39,7 @@ _AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DecodedImage:
     """What decoding told of one picture. `inputs`: recipe -> uint8 [3, side, side]; empty where it did not decode."""
 
     inputs: dict[str, torch.Tensor]
@@ -97,13 +97,13 @@ class Encoder:
             table = _append(table, rows, columns)
         return table
 
-    def _encode_pictures(self, bodies: Sequence[Any]) -> tuple[list[Look], list[Floats]]:
+    def _encode_pictures(self, bodies: Sequence[Any]) -> tuple[list[DecodedImage], list[Floats]]:
         """What was seen of each picture, and per model embeddings [pictures, dim]; zeros where it did not decode."""
-        looks: list[Look] = []
+        looks: list[DecodedImage] = []
         embeddings = [np.zeros((len(bodies), model.embedding_dim), np.float32) for model in self.models]
         for batch in self._micro_batches(bodies):
             places = len(looks) + np.flatnonzero([look.status is Status.OK for look in batch])
-            looks.extend(Look({}, **_facts(look)) for look in batch)  # without its pixels
+            looks.extend(DecodedImage({}, **_facts(look)) for look in batch)  # without its pixels
             if not len(places):
                 continue
             stacked = {
@@ -113,10 +113,10 @@ class Encoder:
                 found[places] = model.encode_pixels(stacked[model.input.key])
         return looks, embeddings
 
-    def _micro_batches(self, bodies: Sequence[Any]) -> Iterator[list[Look]]:
+    def _micro_batches(self, bodies: Sequence[Any]) -> Iterator[list[DecodedImage]]:
         """The pictures in order, some at a time, while the next ones are being decoded."""
         size = min(model.batch_size for model in self.models)
-        pending: deque[list[Future[Look]]] = deque()
+        pending: deque[list[Future[DecodedImage]]] = deque()
         for start in range(0, len(bodies), size):
             pending.append([self._decoders.submit(self._look, body) for body in bodies[start : start + size]])
             if len(pending) > _AHEAD:
@@ -124,7 +124,7 @@ class Encoder:
         for batch in pending:
             yield self._results(batch)
 
-    def _results(self, batch: Sequence[Future[Look]]) -> list[Look]:
+    def _results(self, batch: Sequence[Future[DecodedImage]]) -> list[DecodedImage]:
         try:
             with timed("encode_wait"):
                 return [future.result(DECODE_TIMEOUT_S) for future in batch]
@@ -133,24 +133,24 @@ class Encoder:
                 os._exit(1)  # its shard is done again, carefully
             raise
 
-    def _look(self, body: Any) -> Look:
+    def _look(self, body: Any) -> DecodedImage:
         """The row border of decoding."""
         try:
             return self._look_at(self._processor.pixels(bytes(body)))
         except ImageError as error:
-            return Look({}, error.status, error.detail)
+            return DecodedImage({}, error.status, error.detail)
         except Exception as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
-            return Look({}, Status.ROW_ERROR, describe(error))
+            return DecodedImage({}, Status.ROW_ERROR, describe(error))
 
-    def _look_at(self, pixels: Pixels) -> Look:
+    def _look_at(self, pixels: Pixels) -> DecodedImage:
         height, width = pixels.shape[:2]
         for recipe in self._recipes.values():
             if (most := recipe.pixels_of(width, height)) > MAX_RESIZED_PIXELS:
                 raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} would be {most:,} pixels for the model")
         inputs = {key: recipe.picture(pixels) for key, recipe in self._recipes.items()}
-        return Look(inputs, width=width, height=height, phash=phash(pixels), one_color=is_one_color(pixels))
+        return DecodedImage(inputs, width=width, height=height, phash=phash(pixels), one_color=is_one_color(pixels))
 
 
 def encode_pictures(model: ClipModel, bodies: Sequence[bytes], images: ImagesConfig) -> Floats:
@@ -159,7 +159,7 @@ def encode_pictures(model: ClipModel, bodies: Sequence[bytes], images: ImagesCon
     return model.encode_pixels(torch.stack([model.input.picture(processor.pixels(body)) for body in bodies]))
 
 
-def _facts(look: Look) -> dict[str, Any]:
+def _facts(look: DecodedImage) -> dict[str, Any]:
     return {name: getattr(look, name) for name in ("status", "detail", "width", "height", "phash", "one_color")}
 
 
@@ -206,7 +206,7 @@ def _append(table: pa.Table, rows: npt.NDArray[np.int64], columns: dict[str, pa.
     return table
 
 
-def _without_failed(table: pa.Table, rows: npt.NDArray[np.int64], looks: Sequence[Look]) -> pa.Table:
+def _without_failed(table: pa.Table, rows: npt.NDArray[np.int64], looks: Sequence[DecodedImage]) -> pa.Table:
     columns = {name: table[name].to_pylist() for name in ("status", "status_detail", "is_pair")}
     for row, look in zip(rows, looks, strict=True):
         columns["status"][row] = look.status.value
@@ -215,7 +215,7 @@ def _without_failed(table: pa.Table, rows: npt.NDArray[np.int64], looks: Sequenc
     return _replaced(table, columns)
 
 
-def _with_looks(table: pa.Table, rows: npt.NDArray[np.int64], seen: Sequence[Look | None]) -> pa.Table:
+def _with_looks(table: pa.Table, rows: npt.NDArray[np.int64], seen: Sequence[DecodedImage | None]) -> pa.Table:
     """Fill in size and hash of pictures where the stages before did not: they know them of stored pictures."""
     if table["phash"].null_count < table.num_rows or not any(seen):
         return table

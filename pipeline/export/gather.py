@@ -12,10 +12,10 @@ from pairmill.pipeline.columns.added_model import PairsReader
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, describe
 from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.pipeline.dataset.subset import ALIVE
 from pairmill.pipeline.export.order import Group, Member
 from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes
-from pairmill.pipeline.select.scan import ALIVE
-from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import manifest_name, shards_from_table
@@ -35,7 +35,7 @@ class Origin:
 
     store: Store
     job: BuildJob
-    facts: SourceFacts
+    mapping: ColumnMapping
     aliases: tuple[str, ...]
     """Added models whose columns are wanted."""
 
@@ -46,7 +46,7 @@ class Gatherer:
     def __init__(self, origin: Origin, seed: int | None) -> None:
         self._origin = origin
         self._seed = seed
-        self._reader = PairsReader(origin.store, origin.facts, origin.job)
+        self._reader = PairsReader(origin.store, origin.mapping, origin.job)
         self._plan = load_plan(origin.store).shards
 
     def close(self) -> None:

@@ -13,8 +13,7 @@ from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.shards import committed
-from pairmill.pipeline.dataset.subset import SubsetError, generations_of, read_selection, read_tables
-from pairmill.pipeline.select.scan import ALIVE
+from pairmill.pipeline.dataset.subset import ALIVE, SubsetError, generations_of, read_subset, read_tables
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.pairs import KEPT_STATUS
 
@@ -45,9 +44,9 @@ class FeedShards:
         chunk = describe(store, sorted(done.items()), complete_models(store, done))
         chosen = _kept(chunk) if subset is None else _of_subset(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in chosen], np.int64)
-        pictures = plan.facts.pictures
+        pictures = plan.mapping.pictures
         stored = plan.job["images"]["store"] != "none" if pictures is None else pictures in ("index", "pairs")
-        fingerprint = generations_of([chunk]) if subset is None else read_selection(store, subset).attempt
+        fingerprint = generations_of([chunk]) if subset is None else read_subset(store, subset).attempt
         return cls(chunk, tuple(chosen), counts, chunk.schema(), stored, fingerprint)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
@@ -79,7 +78,7 @@ def _of_subset(chunk: Chunk, subset: str) -> list[npt.NDArray[np.uint8]]:
     """Shards that came after the choice have no chosen row."""
     shards = {shard.shard: shard for shard in chunk.shards}
     found: dict[int, npt.NDArray[np.uint8]] = {}
-    for table in read_tables(chunk.store, read_selection(chunk.store, subset), "shards"):
+    for table in read_tables(chunk.store, read_subset(chunk.store, subset), "shards"):
         for row in table.to_pylist():
             shard = shards.get(row["shard"])
             if shard is None or shard.pairs_blake2b != row["pairs_blake2b"]:

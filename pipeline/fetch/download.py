@@ -23,7 +23,7 @@ from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.fetch.fetcher import Fetched, Fetcher
 from pairmill.pipeline.fetch.slots import ByteBudget
-from pairmill.pipeline.fetch.url_join import Download, fill_columns, interleave_hosts, wanted_digests
+from pairmill.pipeline.fetch.url_join import Download, fill_columns, interleave_hosts, urls_to_fetch
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S, IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.rules.url import refused_redirect
@@ -56,7 +56,7 @@ class Downloader:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows with status, fetched, picture and image columns filled in."""
-        wanted = wanted_digests(table)
+        wanted = urls_to_fetch(table)
         downloads = self._start().run(wanted) if wanted else {}
         return fill_columns(table, downloads)
 

@@ -30,7 +30,7 @@ from pairmill.pipeline.fetch import optout
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import AddressRefused
 from pairmill.pipeline.fetch.fetcher import Fetched
-from pairmill.pipeline.fetch.url_join import Download, fill_columns, wanted_digests
+from pairmill.pipeline.fetch.url_join import Download, fill_columns, urls_to_fetch
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import Picture
 from pairmill.pipeline.rules.url import refused_redirect
@@ -109,7 +109,7 @@ class Img2datasetDownloader:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows with status, fetched, picture and image columns filled in."""
-        wanted = wanted_digests(table)
+        wanted = urls_to_fetch(table)
         with self._lock:
             downloads = self._download(list(wanted), wanted) if wanted else {}
         return fill_columns(table, downloads)

@@ -1,14 +1,14 @@
 """From rows to the URLs that have to be fetched, and from what became of them back to rows."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, chain, zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
 
+from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.fetch.fetcher import Fetched
 from pairmill.pipeline.image.processor import Picture
 from pairmill.pipeline.source.files import decode_lossy
@@ -51,7 +51,7 @@ _FETCHED: dict[str, Callable[[Download], Any]] = {
 _Verdict = tuple[str, str | None]
 
 
-def wanted_digests(table: pa.Table) -> dict[str, frozenset[str]]:
+def urls_to_fetch(table: pa.Table) -> dict[str, frozenset[str]]:
     """The distinct URLs of rows that are `ok`, each with the SHA-256 that its rows expect; empty: any will do."""
     wanted: dict[str, set[str] | None] = {}
     for status, url, expected in zip(*_columns(table), strict=True):
@@ -129,12 +129,3 @@ def _columns(table: pa.Table) -> tuple[list[str], list[str | None], list[str | N
 def _replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     index = table.schema.get_field_index(name)
     return table.set_column(index, table.schema.field(index), values)
-
-
-def binary_column(values: Sequence[bytes | None]) -> pa.Array:
-    """A large_binary array with exactly one copy of the bytes; a builder would grow and copy several times."""
-    offsets = np.fromiter(accumulate((len(value or b"") for value in values), initial=0), np.int64, len(values) + 1)
-    valid = np.packbits(np.array([value is not None for value in values], bool), bitorder="little")
-    data = b"".join(value for value in values if value is not None)
-    buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(data)]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers)

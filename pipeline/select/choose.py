@@ -10,28 +10,28 @@ import numpy as np
 import numpy.typing as npt
 
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.subset import ALIVE
 from pairmill.pipeline.select.duplicates import GROUP, by_chunk, largest, merge_duplicates
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.keys import score_of
-from pairmill.pipeline.select.near import Banded, band_masks, near_pairs, stars
+from pairmill.pipeline.select.near import Banded, band_masks, greedy_clusters, near_pairs
 from pairmill.pipeline.select.scan import (
-    ALIVE,
     KEYED,
     AtLeast,
-    Emission,
     Filter,
     IsKept,
     Keys,
     NotAmong,
     Nothing,
     Order,
-    Picked,
+    SampledKeys,
+    ScanOutput,
     Where,
     Window,
     scan,
 )
 from pairmill.pipeline.select.tasks import Tasks
-from pairmill.schemas.selection import Dedup, Sample, SelectStep, Top
+from pairmill.schemas.subset import Dedup, Sample, SelectStep, Top
 
 PARTITION_ROWS = 2_000_000
 PICKED_ROWS = 200_000
@@ -82,7 +82,7 @@ class Chooser:
                 self._dedup(number, step.dedup)
         self._scan(Nothing())
 
-    def _scan(self, emission: Emission) -> list[list[Any]]:
+    def _scan(self, emission: ScanOutput) -> list[list[Any]]:
         """Apply what waits; returns the emission's handles, per chunk."""
         calls = [
             (chunk, fates, self.waiting, emission, *dropped)
@@ -98,7 +98,7 @@ class Chooser:
         """Find the key of the last row to keep: a random part of the keys gives a window that holds it, and the keys in
         the window, all of them, give it exactly (Floyd and Rivest 1975, "Expected time bounds for selection")."""
         num_rows = sum(chunk.num_rows for chunk in self.chunks)
-        picked = self._gather(Picked(order, PICKED_ROWS / max(1, num_rows)))[0]
+        picked = self._gather(SampledKeys(order, PICKED_ROWS / max(1, num_rows)))[0]
         alive = self.counts[ALIVE]
         wanted = share.of(alive)
         if wanted == alive:
@@ -118,7 +118,7 @@ class Chooser:
         self.waiting.append(AtLeast(number, order, rank, tie))
         self.thresholds[number] = score_of(rank) if order.by else None
 
-    def _gather(self, emission: Emission) -> list[npt.NDArray[Any]]:
+    def _gather(self, emission: ScanOutput) -> list[npt.NDArray[Any]]:
         """Scan, and bring what it emits together here: sorted, for it is little."""
         results = self._scan(emission)
         columns = zip(*results, strict=True) if results else iter([[] for _ in emission.dtypes])
@@ -134,7 +134,7 @@ class Chooser:
             self.clusters[number] = largest(np.concatenate([np.zeros(0, GROUP), *firsts]))
             return
         copies = np.concatenate([np.zeros(0, GROUP), *self.tasks.get(groups)])
-        places, clusters = stars(self._near(step), copies)
+        places, clusters = greedy_clusters(self._near(step), copies)
         alone = copies[~np.isin(copies["place"], np.concatenate([places, clusters["place"]]))]
         self.clusters[number] = largest(np.concatenate([clusters, alone]))
         self.waiting.append(NotAmong(number))

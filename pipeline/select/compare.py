@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.subset import read_selection, read_tables
-from pairmill.pipeline.select.scan import ALIVE
-from pairmill.schemas.selection import Selection
+from pairmill.pipeline.dataset.subset import ALIVE, read_subset, read_tables
+from pairmill.schemas.subset import Subset
 
 NOT_SEEN = -2
 """Instead of a step: the row's shard was not there."""
@@ -24,8 +23,8 @@ REWRITTEN = -3
 class Comparison:
     """`one` and `other` are choices from the same dataset, perhaps in two states of it."""
 
-    one: Selection
-    other: Selection
+    one: Subset
+    other: Subset
     both: int
     only_one: Mapping[int, int]
     """Why the other has not what the one has: number of the other's step (or NOT_SEEN, REWRITTEN) -> rows."""
@@ -41,7 +40,7 @@ class Comparison:
             },
         }
 
-    def _sides(self) -> list[tuple[Selection, Selection, Mapping[int, int]]]:
+    def _sides(self) -> list[tuple[Subset, Subset, Mapping[int, int]]]:
         return [(self.one, self.other, self.only_one), (self.other, self.one, self.only_other)]
 
     def lines(self) -> Iterator[str]:
@@ -64,7 +63,7 @@ class _Tally:
 
 def compare(store: Store, one_name: str, other_name: str) -> Comparison:
     """Raises SubsetError where one is missing. Memory is bounded by a stretch of shards and by what was rewritten."""
-    one, other = read_selection(store, one_name), read_selection(store, other_name)
+    one, other = read_subset(store, one_name), read_subset(store, other_name)
     tally, rewritten = _Tally(), []
     others = _by_shard(store, other)
     waiting = next(others, None)
@@ -88,7 +87,7 @@ def compare(store: Store, one_name: str, other_name: str) -> Comparison:
     return Comparison(one, other, tally.both, dict(tally.only_one), dict(tally.only_other))
 
 
-def _by_shard(store: Store, selection: Selection) -> Iterator[dict[str, Any]]:
+def _by_shard(store: Store, selection: Subset) -> Iterator[dict[str, Any]]:
     for table in read_tables(store, selection, "shards"):
         yield from table.to_pylist()
 
@@ -107,14 +106,14 @@ def _count_by_uid(tally: _Tally, one: set[str], other: set[str]) -> None:
             reasons[REWRITTEN] += len(rows)
 
 
-def _uids(store: Store, selection: Selection, shards: list[int]) -> set[str]:
+def _uids(store: Store, selection: Subset, shards: list[int]) -> set[str]:
     found: set[str] = set()
     for table in read_tables(store, selection, "rows"):
         found.update(table.filter(pc.is_in(table["shard"], value_set=pa.array(shards, pa.int64())))["uid"].to_pylist())
     return found
 
 
-def _reason(step: int, has: Selection, lacks: Selection) -> str:
+def _reason(step: int, has: Subset, lacks: Subset) -> str:
     if step == NOT_SEEN:
         return f"in shards that {lacks.name} has not seen"
     if step == REWRITTEN:

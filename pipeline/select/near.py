@@ -79,7 +79,7 @@ def near_pairs(distance: int, mask: int, *parts: npt.NDArray[Any]) -> npt.NDArra
     return _ordered(one[first], other[first])
 
 
-def stars(pairs: npt.NDArray[Any], groups: npt.NDArray[Any]) -> tuple[Places, npt.NDArray[Any]]:
+def greedy_clusters(pairs: npt.NDArray[Any], groups: npt.NDArray[Any]) -> tuple[Places, npt.NDArray[Any]]:
     """(places to drop, sorted; clusters as GROUP): from the best row down, each that still stands drops those near it.
 
     A row is dropped only for one that is kept and within the distance, so chains do not melt into one cluster.

@@ -10,13 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.subset import ALIVE, Fates
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.keys import SAMPLE, TIES, U64, Bools, identities, mixed, ranks, uid_hashes
 from pairmill.schemas.pairs import KEPT_STATUS
 
-Fates = npt.NDArray[np.int8]
-"""Per row of a chunk: the number of the step that dropped it, or ALIVE."""
-ALIVE = -1
 MAX_STEPS = 100
 
 _PICKING_SEED = 0x9A1B
@@ -117,7 +115,7 @@ class NotAmong:
         return ~np.isin(places, self.dropped)
 
 
-class Emission(Protocol):
+class ScanOutput(Protocol):
     """What a scan hands on about the rows that are alive."""
 
     @property
@@ -149,7 +147,7 @@ class Nothing:
 
 
 @dataclass(frozen=True)
-class Picked:
+class SampledKeys:
     """A random part of the order's keys, RANKED: the same rows whatever the chunks are."""
 
     order: Order
@@ -235,7 +233,7 @@ def scan(
     chunk: Chunk,
     fates: Fates | None,
     filters: Sequence[Filter],
-    emission: Emission,
+    emission: ScanOutput,
     *dropped: npt.NDArray[np.int64],
 ) -> tuple[Any, ...]:
     """(fates, rows dropped per step number and alive at the end, then the emission's arrays).

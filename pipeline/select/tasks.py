@@ -20,7 +20,7 @@ class Tasks(Protocol):
         """The results, in order, one at a time."""
 
 
-class PlainLoop:
+class LocalTasks:
     """Every call at once, in this process."""
 
     memory_bytes = 1 << 30

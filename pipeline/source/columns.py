@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, SourceFacts, shown
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, ColumnMapping, InputFile, SourceError, shown
 from pairmill.pipeline.source.texts import without_views
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import source_column_name
@@ -39,17 +39,17 @@ def find_column(names: Iterable[str], wanted: str) -> str | None:
     return close[0] if len(close) == 1 else None
 
 
-def columns_of(facts: SourceFacts, names: Sequence[str]) -> FileColumns:
+def columns_of(mapping: ColumnMapping, names: Sequence[str]) -> FileColumns:
     """What the columns of one file are for."""
-    return _split(names, facts.url_column, facts.caption_column, facts.uid_column)
+    return _split(names, mapping.url_column, mapping.caption_column, mapping.uid_column)
 
 
-def decide_facts(
+def map_columns(
     config: SourceConfig, inputs: Sequence[InputFile], needs_license: bool, pictures: str | None = None
-) -> SourceFacts:
+) -> ColumnMapping:
     """Decide over all files what the columns mean. Files without rows have no say.
 
-    `needs_license`: guess a license column, as a rule reads it. `pictures`: as in SourceFacts. Raises SourceError where
+    `needs_license`: guess a license column, as a rule reads it. `pictures`: see ColumnMapping. Raises SourceError where
     a column is missing, of a type that cannot be used, or of types that do not go together.
     """
     inputs = [file for file in inputs if file.num_rows != 0]
@@ -75,19 +75,19 @@ def decide_facts(
     for setting, column in (("sha256_column", sha256), ("license_column", license_)):
         if column is not None and not is_text(types[column][0]):
             raise SourceError(f"{types[column][1]}: source.{setting} {column!r} is {types[column][0]}, not text")
-    return SourceFacts(url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures)
+    return ColumnMapping(url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures)
 
 
-def misfit(facts: SourceFacts, file: InputFile) -> str | None:
+def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
     """Why a new file does not fit a dataset that is already planned; None if it does. Missing columns are nulls."""
-    columns = columns_of(facts, file.schema.names)
+    columns = columns_of(mapping, file.schema.names)
     try:
-        _check_roles(file, columns, facts.url_column, facts.caption_column, facts.uid_column)
+        _check_roles(file, columns, mapping.url_column, mapping.caption_column, mapping.uid_column)
     except SourceError as error:
         return str(error)
-    if facts.sha256_column is not None and (problem := _lacks_checksums(file, facts.sha256_column)):
+    if mapping.sha256_column is not None and (problem := _lacks_checksums(file, mapping.sha256_column)):
         return problem
-    known = dict(zip(facts.extra_columns, facts.extra.types, strict=True))
+    known = dict(zip(mapping.extra_columns, mapping.extra.types, strict=True))
     for name in columns.extra:
         if name not in known:
             return f"{file.uri}: column {name!r} is new, and the columns of this output are fixed by its plan"

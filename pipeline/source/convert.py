@@ -21,10 +21,10 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.files import (
     MALFORMED_COLUMN,
+    ColumnMapping,
     InputFile,
     Kind,
     SourceError,
-    SourceFacts,
     decode_lossy,
     shown,
 )
@@ -61,22 +61,22 @@ def inspect_text(uri: str, kind: Kind) -> InputFile:
     return InputFile(uri, kind, _strings(_column_names(uri, header)), None)
 
 
-def converted_name(source: InputFile, fingerprint: str, facts: SourceFacts, shard_rows: int) -> str:
+def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
     """Name of the converted file in the output folder: another one whenever its content would be."""
-    columns = columns_of(facts, source.schema.names)
+    columns = columns_of(mapping, source.schema.names)
     identity = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
     digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(source.uri).name)[:80]
     return f"input/{stem}-{digest}.parquet"
 
 
-def convert(source: InputFile, name: str, facts: SourceFacts, shard_rows: int, store: Store) -> None:
+def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
     """Write the file `name` of the store. Row groups have about `shard_rows` rows.
 
     If another driver was faster, its file stays: it holds the same. Raises SourceError where the source cannot be
     read to its end; nothing is left behind then.
     """
-    schema = _converted_schema(source, facts)
+    schema = _converted_schema(source, mapping)
     lists = frozenset(field.name for field in schema if pa.types.is_list(field.type))
     with store.new_file() as file:
         with (
@@ -138,8 +138,8 @@ def _strings(names: Iterable[str]) -> pa.Schema:
     return pa.schema([pa.field(name, pa.string()) for name in names])
 
 
-def _converted_schema(source: InputFile, facts: SourceFacts) -> pa.Schema:
-    columns = columns_of(facts, source.schema.names)
+def _converted_schema(source: InputFile, mapping: ColumnMapping) -> pa.Schema:
+    columns = columns_of(mapping, source.schema.names)
     fields = []
     for name in source.schema.names:
         data_type = pa.binary() if name in (columns.url, columns.caption) else pa.string()

@@ -51,7 +51,7 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class SourceFacts:
+class ColumnMapping:
     """What was decided about the columns when the dataset was first planned. Picklable.
 
     Column names are those of the input files. `extra` has the carried columns under their names in the output, all
@@ -84,7 +84,7 @@ class SourceFacts:
         return {**values, "extra": base64.b64encode(self.extra.serialize().to_pybytes()).decode()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "SourceFacts":
+    def from_json(cls, values: dict[str, Any]) -> "ColumnMapping":
         """The inverse of `to_json`."""
         extra = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["extra"])))
         return cls(**{**values, "extra": extra, "extra_columns": tuple(values["extra_columns"])})

@@ -16,11 +16,11 @@ import pyarrow as pa
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.source.columns import decide_facts, misfit
+from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.cursor import resolve
-from pairmill.pipeline.source.files import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.files import ColumnMapping, InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.schemas.jobs import BuildJob, RunConfig
 from pairmill.schemas.manifest import PLAN_SCHEMA
@@ -78,14 +78,14 @@ def describe_plan(plan: Plan, job: BuildJob) -> str:
     """What the plan means: shards, objects, memory per download actor; and a better `shard_rows`, if there is one."""
     if job.source.held:
         rows = f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}"
-        pictures = plan.facts.pictures or ""
+        pictures = plan.mapping.pictures or ""
         where = {
             "none": "no pictures, captions alone",
             "index": "pictures where the files are",
             "pairs": "its pictures",
         }
         said = where.get(pictures, f"pictures from column {pictures.rpartition(':')[2]!r}")
-        columns = f"; {_describe_columns(plan.facts)}" if pictures != "index" else ", captions beside them"
+        columns = f"; {_describe_columns(plan.mapping)}" if pictures != "index" else ", captions beside them"
         return f"{rows}: {plan.num_shards * 3:,} output files\n{said}{columns}"
     per_shard = 3 + (job.images.store != "none")
     objects = plan.num_shards * per_shard
@@ -93,24 +93,24 @@ def describe_plan(plan: Plan, job: BuildJob) -> str:
     text = (
         f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}: "
         f"{objects:,} output files; about {megabytes:,} MB of pictures in memory per download actor\n"
-        f"{_describe_columns(plan.facts)}"
+        f"{_describe_columns(plan.mapping)}"
     )
     better = _better_shard_rows(plan, job, per_shard)
     return text if better is None else f"{text}\n{better}"
 
 
-def _describe_columns(facts: SourceFacts) -> str:
+def _describe_columns(mapping: ColumnMapping) -> str:
     """What was decided, or guessed, about the columns."""
     names = {
-        "URLs": facts.url_column,
-        "captions": facts.caption_column,
-        "ids": facts.uid_column,
-        "checksums": facts.sha256_column,
-        "licenses": facts.license_column,
+        "URLs": mapping.url_column,
+        "captions": mapping.caption_column,
+        "ids": mapping.uid_column,
+        "checksums": mapping.sha256_column,
+        "licenses": mapping.license_column,
     }
     used = [f"{role} from column {name!r}" for role, name in names.items() if name is not None]
-    carried = len(facts.extra_columns)
-    return ", ".join([*used, *([] if facts.has_captions else ["no captions"]), f"{carried} more carried through"])
+    carried = len(mapping.extra_columns)
+    return ", ".join([*used, *([] if mapping.has_captions else ["no captions"]), f"{carried} more carried through"])
 
 
 def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:
@@ -166,10 +166,10 @@ class _Planner:
         files = self._inspect(self.sources)
         needs_license = bool(self.job.rules.license_allow)
         if self.corpus:
-            facts = self.corpus.facts(files, needs_license)
+            mapping = self.corpus.mapping(files, needs_license)
         else:
-            facts = decide_facts(self.job.source, files, needs_license)
-        return self._to_bytes(self._slice_new(files, facts, self.job.source.limit_rows), facts, first_shard=0)
+            mapping = map_columns(self.job.source, files, needs_license)
+        return self._to_bytes(self._slice_new(files, mapping, self.job.source.limit_rows), mapping, first_shard=0)
 
     def extend(self, plan: Plan) -> bytes | None:
         """The next plan file; None if there is nothing to add."""
@@ -182,10 +182,10 @@ class _Planner:
         files = self._inspect([source for source in self.sources if source not in known]) if budget != 0 else []
         for file in files:
             fits = self.corpus.misfit if self.corpus else misfit
-            if file.num_rows != 0 and (problem := fits(plan.facts, file)):
+            if file.num_rows != 0 and (problem := fits(plan.mapping, file)):
                 raise PlanError(f"{problem}; choose another output for it")
-        slices += self._slice_new(files, plan.facts, budget)
-        return self._to_bytes(slices, plan.facts, plan.num_shards) if slices else None
+        slices += self._slice_new(files, plan.mapping, budget)
+        return self._to_bytes(slices, plan.mapping, plan.num_shards) if slices else None
 
     def _check_unchanged(self, plan: Plan) -> None:
         listed, root = set(self.sources), self.store.root
@@ -221,9 +221,9 @@ class _Planner:
     def _fingerprint(self, source: str) -> str:
         return self.corpus.fingerprint(source) if self.corpus else storage.fingerprint(source)
 
-    def _slice_new(self, files: Sequence[InputFile], facts: SourceFacts, budget: int | None) -> list[_Slice]:
+    def _slice_new(self, files: Sequence[InputFile], mapping: ColumnMapping, budget: int | None) -> list[_Slice]:
         slices = []
-        ahead = self._convert_all(files, facts) if budget is None else {}
+        ahead = self._convert_all(files, mapping) if budget is None else {}
         for file in files:
             if budget == 0:
                 break
@@ -232,7 +232,7 @@ class _Planner:
             if file.kind == "parquet":
                 uri, rows_in_file = file.uri, file.num_rows
             else:
-                uri, rows_in_file = ahead.get(file.uri) or self._convert(file, facts)
+                uri, rows_in_file = ahead.get(file.uri) or self._convert(file, mapping)
             assert rows_in_file is not None
             num_rows = rows_in_file if budget is None else min(budget, rows_in_file)
             if num_rows:
@@ -240,20 +240,20 @@ class _Planner:
             budget = None if budget is None else budget - num_rows
         return slices
 
-    def _convert_all(self, files: Sequence[InputFile], facts: SourceFacts) -> dict[str, tuple[str, int]]:
+    def _convert_all(self, files: Sequence[InputFile], mapping: ColumnMapping) -> dict[str, tuple[str, int]]:
         """Several at a time: most of an index of tars on S3 is waiting for headers."""
         wanted = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
         self._hash(file.uri for file in wanted)
         with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda file: self._convert(file, facts), wanted)
+            found = pool.map(lambda file: self._convert(file, mapping), wanted)
             return {file.uri: made for file, made in zip(wanted, found, strict=True)}
 
-    def _convert(self, file: InputFile, facts: SourceFacts) -> tuple[str, int]:
+    def _convert(self, file: InputFile, mapping: ColumnMapping) -> tuple[str, int]:
         """(name in the output folder, number of rows) of the converted file."""
         self._hash([file.uri])
-        name = converted_name(file, self.fingerprints[file.uri], facts, self.job.shard_rows)
+        name = converted_name(file, self.fingerprints[file.uri], mapping, self.job.shard_rows)
         if not self.store.exists(name):
-            (self.corpus.convert if self.corpus else convert)(file, name, facts, self.job.shard_rows, self.store)
+            (self.corpus.convert if self.corpus else convert)(file, name, mapping, self.job.shard_rows, self.store)
             if self._fingerprint(file.uri) != self.fingerprints[file.uri]:
                 self.store.delete(name)
                 raise SourceError(f"{file.uri}: changed while it was read; start again when it is complete")
@@ -261,7 +261,7 @@ class _Planner:
         assert rows is not None
         return name, rows
 
-    def _to_bytes(self, slices: Sequence[_Slice], facts: SourceFacts, first_shard: int) -> bytes:
+    def _to_bytes(self, slices: Sequence[_Slice], mapping: ColumnMapping, first_shard: int) -> bytes:
         if not slices:
             raise SourceError("source.paths: the input holds no rows")
         self._hash(piece.source for piece in slices)
@@ -273,7 +273,7 @@ class _Planner:
             tables.append(table)
             if piece.rows_in_file is not None:
                 inputs.append(PlannedInput(piece.source, piece.uri, fingerprint, piece.rows_in_file))
-        return to_bytes(pa.concat_tables(tables), facts, inputs, self.record)
+        return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record)
 
 
 def _inspect(uri: str) -> InputFile:

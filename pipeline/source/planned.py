@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.schemas.manifest import PLAN_SCHEMA, SCHEMA_VERSION
 
 _METADATA_KEY = b"pairmill"
@@ -46,7 +46,7 @@ class Plan:
 
     shards: pa.Table
     """PLAN_SCHEMA; shard numbers count from 0."""
-    facts: SourceFacts
+    mapping: ColumnMapping
     inputs: tuple[PlannedInput, ...]
     num_files: int
     """Number of `plan/K.parquet`."""
@@ -71,19 +71,19 @@ def load(store: Store) -> Plan | None:
         return None
     if numbers != list(range(len(numbers))):
         raise PlanError(f"{store.root}/plan: files are missing between {numbers[0]}.parquet and {numbers[-1]}.parquet")
-    tables, inputs, facts = [], [], None
+    tables, inputs, mapping = [], [], None
     job: dict[str, Any] = {}
     for number in numbers:
         table, metadata = _load_file(store, f"plan/{number}.parquet")
         tables.append(table)
         inputs += [PlannedInput(**values) for values in metadata["inputs"]]
-        facts = facts or SourceFacts.from_json(metadata["facts"])
+        mapping = mapping or ColumnMapping.from_json(metadata["facts"])
         job = job or metadata["job"]
-    assert facts is not None
+    assert mapping is not None
     shards = pa.concat_tables(tables).combine_chunks()
     if not shards["shard"].equals(pa.chunked_array([pa.array(np.arange(shards.num_rows))])):
         raise PlanError(f"{store.root}/plan: the shards are not numbered from 0 without gaps")
-    return Plan(shards, facts, tuple(inputs), len(numbers), job)
+    return Plan(shards, mapping, tuple(inputs), len(numbers), job)
 
 
 def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -98,12 +98,12 @@ def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     return table.replace_schema_metadata(None).cast(PLAN_SCHEMA), metadata
 
 
-def to_bytes(shards: pa.Table, facts: SourceFacts, inputs: Sequence[PlannedInput], job: dict[str, Any]) -> bytes:
+def to_bytes(shards: pa.Table, mapping: ColumnMapping, inputs: Sequence[PlannedInput], job: dict[str, Any]) -> bytes:
     """The content of a plan file that adds `shards`, and `inputs` which no plan file before it names."""
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "job": job,
-        "facts": facts.to_json(),
+        "facts": mapping.to_json(),
         "inputs": [asdict(file) for file in inputs],
     }
     data = io.BytesIO()

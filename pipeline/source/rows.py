@@ -18,7 +18,7 @@ from pairmill.pipeline.source.captions import clean_captions
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.corpus.image_refs import with_places
 from pairmill.pipeline.source.cursor import Cursor, ReadError
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceFacts, decode_lossy
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, ColumnMapping, decode_lossy
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
 from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
 from pairmill.schemas.manifest import Shard
@@ -38,9 +38,9 @@ _CUT_BYTES = 8_192
 class ShardReader:
     """Reads shards of one output folder. Fastest when the shards of a file come in order. Safe in threads."""
 
-    def __init__(self, store: Store, facts: SourceFacts) -> None:
+    def __init__(self, store: Store, mapping: ColumnMapping) -> None:
         self._store = store
-        self._facts = facts
+        self._mapping = mapping
         self._cursor: Cursor | None = None
         self._lock = threading.Lock()
 
@@ -58,13 +58,13 @@ class ShardReader:
             raise ReadError(f"{shard.uri}: shard {shard.shard} cannot be read: {error}{hint}") from error
 
     def _to_table(self, shard: Shard, table: pa.Table) -> pa.Table:
-        rows = _expand(table, self._facts)
+        rows = _expand(table, self._mapping)
         verdicts = _Verdicts(rows.num_rows)
         verdicts.refuse(Status.ROW_MALFORMED, rows.problems)
-        if self._facts.sha256_column is not None:
-            place = self._facts.extra_columns.index(self._facts.sha256_column)
+        if self._mapping.sha256_column is not None:
+            place = self._mapping.extra_columns.index(self._mapping.sha256_column)
             verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[place]))
-        uids = _uids(rows, verdicts, self._facts.pictures)
+        uids = _uids(rows, verdicts, self._mapping.pictures)
         _refuse_repeats(uids, verdicts)
         captions = _caption_texts(rows.captions, verdicts)
         urls = _url_texts(rows.urls, verdicts)
@@ -72,12 +72,12 @@ class ShardReader:
         identity = [_row_ids(shard, rows), pa.array(uids), urls, captions, clean_captions(captions), rows.indexes]
         is_pair = pa.repeat(False, rows.num_rows)
         columns = [*identity, *verdicts.columns(), is_pair, *nulls, *rows.extra]
-        result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._facts.extra))
-        if self._facts.pictures is not None:
+        result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._mapping.extra))
+        if self._mapping.pictures is not None:
             result = with_places(
-                result, table.take(rows.parents) if rows.has_lists else table, self._facts.pictures, shard.uri
+                result, table.take(rows.parents) if rows.has_lists else table, self._mapping.pictures, shard.uri
             )
-        return result.replace_schema_metadata(_metadata(shard, self._facts))
+        return result.replace_schema_metadata(_metadata(shard, self._mapping))
 
     def close(self) -> None:
         """Let go of the open file."""
@@ -142,8 +142,8 @@ class _Verdicts:
         return [pa.array(statuses, pa.string()), pa.array(details, pa.string())]
 
 
-def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
-    columns = columns_of(facts, table.schema.names)
+def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
+    columns = columns_of(mapping, table.schema.names)
     nothing = pa.nulls(table.num_rows, pa.large_binary())
     has_problems = MALFORMED_COLUMN in table.schema.names
     problems = (table[MALFORMED_COLUMN].combine_chunks() if has_problems else nothing).cast(pa.string())
@@ -164,12 +164,12 @@ def _expand(table: pa.Table, facts: SourceFacts) -> _Rows:
     return _Rows(
         urls=repeated(nothing if columns.url is None else raw_bytes(table[columns.url])),
         captions=captions,
-        own_uids=None if facts.uid_column is None else repeated(_uid_texts(table, columns.uid)),
+        own_uids=None if mapping.uid_column is None else repeated(_uid_texts(table, columns.uid)),
         problems=repeated(problems),
         parents=parents,
         indexes=pa.array(indexes, pa.int32()),
         has_lists=has_lists,
-        extra=[repeated(column) for column in _extra_columns(table, facts)],
+        extra=[repeated(column) for column in _extra_columns(table, mapping)],
     )
 
 
@@ -212,10 +212,10 @@ def _lay_out(lists: pa.Array) -> tuple[Sequence[int], Sequence[int], pa.Array]:
     return parents, indexes, pc.list_flatten(lists).take(pa.array(places, pa.int64()))
 
 
-def _extra_columns(table: pa.Table, facts: SourceFacts) -> list[pa.Array]:
+def _extra_columns(table: pa.Table, mapping: ColumnMapping) -> list[pa.Array]:
     """The carried columns with the dataset's types; nulls for those that this file lacks."""
     columns = []
-    for name, wanted in zip(facts.extra_columns, facts.extra.types, strict=True):
+    for name, wanted in zip(mapping.extra_columns, mapping.extra.types, strict=True):
         if name not in table.schema.names:
             columns.append(pa.nulls(table.num_rows, wanted))
             continue
@@ -307,10 +307,10 @@ def _row_ids(shard: Shard, rows: _Rows) -> pa.Array:
     return pa.array([f"{shard.shard}:{row}:{index}" for row, index in ids], pa.string())
 
 
-def _metadata(shard: Shard, facts: SourceFacts) -> dict[str, str]:
+def _metadata(shard: Shard, mapping: ColumnMapping) -> dict[str, str]:
     names = {
-        "license_column": facts.output_name(facts.license_column),
-        "sha256_column": facts.output_name(facts.sha256_column),
+        "license_column": mapping.output_name(mapping.license_column),
+        "sha256_column": mapping.output_name(mapping.sha256_column),
     }
     known = {key: name for key, name in names.items() if name is not None}
-    return {"shard": json.dumps(asdict(shard)), "has_captions": "1" if facts.has_captions else "0", **known}
+    return {"shard": json.dumps(asdict(shard)), "has_captions": "1" if mapping.has_captions else "0", **known}

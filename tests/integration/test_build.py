@@ -18,7 +18,7 @@ from PIL import Image
 from pairmill.jobs.build import BuildResult, build, finish, prepare, run_shards_of
 from pairmill.jobs.cluster.engine import EngineError, Outcome, run_shards
 from pairmill.jobs.job_file import JobError
-from pairmill.jobs.progress import ConsoleWatcher
+from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifests
@@ -159,7 +159,7 @@ def test_captions_in_lists_become_rows_and_their_picture_is_fetched_and_counted_
             lines.append(text)
             return len(text)
 
-    result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"), ConsoleWatcher(Lines()))
+    result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"), ConsoleProgress(Lines()))
     (manifest,) = read_manifests(Store(result.output))
     assert (manifest.num_rows, manifest.rows_in, result.kept) == (3, 6, 6)
     assert manifest.bytes_fetched == sum(map(len, bodies))

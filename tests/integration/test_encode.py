@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pairmill.pipeline.encode.clip_model import TINY_FOLDER, ClipModel, ModelError, check_models, load_model
+from pairmill.pipeline.encode.clip_model import TINY_FOLDER, ClipModel, ModelError, load_model, resolve_weights
 from pairmill.pipeline.encode.encoder import Encoder
 from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.pairs import in_flight_schema
@@ -180,13 +180,13 @@ def test_a_folder_is_a_model_and_its_checksum_is_held(tmp_path: Path) -> None:
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     config = ModelConfig(name=str(tmp_path), alias="mine")
-    (digest,) = check_models([config])
-    assert digest == check_models([ModelConfig(name="tiny")])[0]
+    (digest,) = resolve_weights([config])
+    assert digest == resolve_weights([ModelConfig(name="tiny")])[0]
     with pytest.raises(ModelError, match="the job asks for 00000"):
-        check_models([config.model_copy(update={"weights_sha256": "0" * 64})])
+        resolve_weights([config.model_copy(update={"weights_sha256": "0" * 64})])
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="holds no weights"):
-        check_models([config])
+        resolve_weights([config])
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32:openai", "hf-hub:nobody/nothing"])
@@ -212,7 +212,7 @@ def test_weights_that_cannot_be_fetched_are_a_clear_error(name: str, tmp_path: P
 
 def test_a_name_that_open_clip_does_not_know_is_answered_with_near_ones() -> None:
     with pytest.raises(ModelError, match="near it: ViT-B-32"):
-        check_models([ModelConfig(name="ViT-B-322", pretrained="openai")])
+        resolve_weights([ModelConfig(name="ViT-B-322", pretrained="openai")])
 
 
 def test_weights_are_never_unpickled(tmp_path: Path) -> None:

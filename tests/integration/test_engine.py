@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, ObjectStoreFullError
 
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.cluster import engine
-from pairmill.jobs.cluster.scheduler import CellLost, WorkerDied
+from pairmill.jobs.cluster.scheduler import PayloadLost, WorkerDied
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from tests.integration.conftest import PictureWeb
@@ -145,17 +145,17 @@ def test_a_row_that_kills_its_worker_is_tried_again_and_costs_no_other_row(
     [
         (OutOfMemoryError("killed"), WorkerDied),
         (ActorDiedError(), WorkerDied),
-        (ObjectLostError("00" * 28, None, ""), CellLost),
-        (ObjectStoreFullError("full"), CellLost),
+        (ObjectLostError("00" * 28, None, ""), PayloadLost),
+        (ObjectStoreFullError("full"), PayloadLost),
     ],
 )
 def test_a_worker_that_was_killed_for_its_memory_is_dead_and_an_object_that_is_gone_is_not_its_fault(
     tmp_path: Path, error: Exception, means: type[Exception]
 ) -> None:
-    """Else the flow would hand it shard after shard: Ray tells of both by errors of its own."""
+    """Else the scheduler would hand it shard after shard: Ray tells of both by errors of its own."""
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
-    crew = engine._RayCrew(prepare(job(source, tmp_path / "out"))[0])
-    crew._futures["token"] = Future()
-    crew._futures["token"].set_exception(error)
+    backend = engine.RayBackend(prepare(job(source, tmp_path / "out"))[0])
+    backend._futures["token"] = Future()
+    backend._futures["token"].set_exception(error)
     with pytest.raises(means):
-        crew.result("token")
+        backend.result("token")

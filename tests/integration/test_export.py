@@ -19,12 +19,12 @@ from pairmill.jobs.export import export
 from pairmill.jobs.job_file import JobError
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.pipeline.dataset.subset import read_subset, read_tables
 from pairmill.pipeline.export.formats import FormatError
 from pairmill.pipeline.export.gather import GoneError
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.schemas.export import ExportJob
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 from tests.integration.test_build import picture, sequentially
 from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
 
@@ -57,7 +57,7 @@ def job(dataset: Path, output: Path, form: str, **more: Any) -> ExportJob:
 def chosen(dataset: Path) -> dict[str, dict[str, Any]]:
     """uid -> the row of `pairs/`, of those in the subset."""
     store = Store(str(dataset))
-    tables = read_tables(store, read_selection(store, "most"), "rows")
+    tables = read_tables(store, read_subset(store, "most"), "rows")
     uids = {uid for table in tables for uid in table["uid"].to_pylist()}
     return {row["uid"]: row for row in rows_in(dataset) if row["uid"] in uids}
 
@@ -210,7 +210,7 @@ def test_on_ray_the_choice_and_the_export_are_those_of_the_plain_loop(
     export(job(dataset, tmp_path / "ray", "webdataset", subset="ray"))
     store = Store(str(dataset))
     uids = [
-        [uid for table in read_tables(store, read_selection(store, name), "rows") for uid in table["uid"].to_pylist()]
+        [uid for table in read_tables(store, read_subset(store, name), "rows") for uid in table["uid"].to_pylist()]
         for name in ("plain", "ray")
     ]
     assert uids[0] == uids[1]

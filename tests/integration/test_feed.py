@@ -13,7 +13,7 @@ from PIL import Image
 
 from pairmill.jobs.select import select
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 from tests.integration.test_build import picture, sequentially
 from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
 

@@ -15,11 +15,11 @@ from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
-from pairmill.pipeline.dataset.subset import read_selection, read_tables
+from pairmill.pipeline.dataset.subset import read_subset, read_tables
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, mixed_rows, picture, sequentially, write_input
 from tests.integration.test_command import start
@@ -139,7 +139,7 @@ def embedded(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def chosen_uids(dataset: str) -> list[str]:
     store = Store(dataset)
-    tables = read_tables(store, read_selection(store, "most"), "rows")
+    tables = read_tables(store, read_subset(store, "most"), "rows")
     return sorted(uid for table in tables for uid in table["uid"].to_pylist())
 
 

@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from bench.faulty_s3 import CREDENTIALS, FaultyS3, credentials, s3_server
+from pairmill.jobs.cli.command_line import parse_command
+from pairmill.jobs.cli.main import app
 from pairmill.jobs.cli.submit import submit
-from pairmill.jobs.cluster.job_bundle import packed
+from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.jobs.job_file import JobError
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store, configure
@@ -28,6 +32,9 @@ from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import PAIRMILL
 
 assert submit  # the command is registered
+
+GROUP = get_command(app)
+assert isinstance(GROUP, TyperGroup)
 
 
 def free_port() -> int:
@@ -202,7 +209,7 @@ def test_a_job_that_cannot_run_ends_with_its_message_and_status(cluster: str, pr
     ],
 )
 def test_what_would_not_be_found_on_the_cluster_is_refused_here(arguments: list[str], says: str) -> None:
-    with pytest.raises(JobError, match=re.escape(says)), packed(arguments):
+    with pytest.raises(JobError, match=re.escape(says)), bundled(parse_command(GROUP, arguments)):
         pass
 
 
@@ -221,7 +228,7 @@ def test_what_would_not_be_found_on_the_cluster_is_refused_here(arguments: list[
     ],
 )
 def test_a_secret_in_a_command_is_refused_and_not_repeated(arguments: list[str]) -> None:
-    with pytest.raises(JobError) as refused, packed(arguments):
+    with pytest.raises(JobError) as refused, bundled(parse_command(GROUP, arguments)):
         pass
     assert "hunter2" not in str(refused.value)
 
@@ -229,9 +236,9 @@ def test_a_secret_in_a_command_is_refused_and_not_repeated(arguments: list[str])
 def test_a_compressed_blocklist_stays_one(tmp_path: Path) -> None:
     (tmp_path / "bad.txt.gz").write_bytes(gzip.compress(b"https://bad.example/1.jpg"))
     arguments = ["build", "s3://mill/i", "s3://mill/x", "--set", f"rules.url_blocklist={tmp_path / 'bad.txt.gz'}"]
-    with packed(arguments) as shipment:
-        assert shipment.blocklists == {"url_blocklist": "url_blocklist.gz"}
-        assert gzip.decompress((shipment.folder / "url_blocklist.gz").read_bytes()) == b"https://bad.example/1.jpg"
+    with bundled(parse_command(GROUP, arguments)) as bundle:
+        assert bundle.blocklists == {"url_blocklist": "url_blocklist.gz"}
+        assert gzip.decompress((bundle.folder / "url_blocklist.gz").read_bytes()) == b"https://bad.example/1.jpg"
 
 
 def test_no_cluster_is_one_clear_line(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import json, os, sys
 import pairmill.jobs.select
 from pairmill.jobs.cluster import engine
 from pairmill.schemas.jobs import RunConfig
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 
 dataset, cpus = sys.argv[1], int(sys.argv[2])
 pairmill.jobs.select.ROWS_FOR_RAY, pairmill.jobs.select.CHUNK_ROWS = 0, 3_000

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import records
-from pairmill.pipeline.source.columns import decide_facts
+from pairmill.pipeline.source.columns import map_columns
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, kind_of
 from pairmill.schemas.jobs import SourceConfig
@@ -32,7 +32,7 @@ def converted(folder: Path, name: str, data: bytes, shard_rows: int = 2) -> pa.T
     path = folder / name
     path.write_bytes(data)
     source = inspect_text(str(path), kind_of(name))
-    facts = decide_facts(SourceConfig(paths=["-"]), [source], needs_license=False)
+    facts = map_columns(SourceConfig(paths=["-"]), [source], needs_license=False)
     store = Store(str(folder / "out"))
     target = converted_name(source, str(hash(data)), facts, shard_rows)
     convert(source, target, facts, shard_rows, store)

@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from pairmill.pipeline.fetch.url_join import binary_column, interleave_hosts, wanted_digests
+from pairmill.pipeline.common.arrow import binary_column
+from pairmill.pipeline.fetch.url_join import interleave_hosts, urls_to_fetch
 from pairmill.schemas.pairs import in_flight_schema
 
 
@@ -38,8 +39,8 @@ def test_what_is_wanted() -> None:
         ("ok", None, "aa"),
     ]
     any_ = frozenset[str]()
-    assert wanted_digests(table_of(rows, "digest")) == {"u1": {"aa", "bb"}, "u2": any_, "u3": any_}
-    assert wanted_digests(table_of(rows, None)) == {"u1": any_, "u2": any_, "u3": any_}
+    assert urls_to_fetch(table_of(rows, "digest")) == {"u1": {"aa", "bb"}, "u2": any_, "u3": any_}
+    assert urls_to_fetch(table_of(rows, None)) == {"u1": any_, "u2": any_, "u3": any_}
 
 
 def test_binary_columns() -> None:

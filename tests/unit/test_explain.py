@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.pools import DOWNLOAD_CPUS, Node, Pool, PoolError, plan_pools, shards_in_flight
 from pairmill.jobs.explain import rows_per_s
-from pairmill.pipeline.source.files import SourceFacts
+from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.stages import Context, StageName
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
@@ -24,7 +24,7 @@ BUILD: list[StageName] = ["read", "download", "encode", "commit"]
 
 def context(**run: Any) -> Context:
     values = {"source": {"paths": ["in.parquet"]}, "output": "out", "models": [{"name": "tiny"}], "run": run}
-    facts = SourceFacts("url", "caption", None, None, None, pa.schema([]), (), None)
+    facts = ColumnMapping("url", "caption", None, None, None, pa.schema([]), (), None)
     return Context(BuildJob.model_validate(values), facts, "0" * 32)
 
 
@@ -74,7 +74,7 @@ def test_a_cluster_that_grows_may_be_asked_for_more_than_there_is() -> None:
 
 
 def test_the_carefully_done_shard_is_alone() -> None:
-    alone = Context(context().job, context().facts, "0" * 32, careful=True)
+    alone = Context(context().job, context().mapping, "0" * 32, isolated=True)
     pools = plan_pools(alone, BUILD, 50, [Node(64)])
     assert {(pool.actors, pool.calls) for pool in pools.values()} == {(1, 1)}
     assert shards_in_flight(alone, pools, 1) == 1

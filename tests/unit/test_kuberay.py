@@ -8,13 +8,22 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from pairmill.jobs.cli.command_line import parse_command
+from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.kuberay import manifest
 from pairmill.jobs.job_file import JobError
 
+GROUP = get_command(app)
+assert isinstance(GROUP, TyperGroup)
+
 
 def parts(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    config_map, job = yaml.safe_load_all(manifest(["build", *arguments], "registry.example/pairmill:1"))
+    config_map, job = yaml.safe_load_all(
+        manifest(parse_command(GROUP, ["build", *arguments]), "registry.example/pairmill:1")
+    )
     return config_map, job
 
 

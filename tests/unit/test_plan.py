@@ -50,7 +50,7 @@ def write_text(folder: Path, name: str, num_rows: int) -> None:
 
 def read_all(folder: Path, plan: Plan) -> list[str]:
     """The URLs of all shards, in order."""
-    reader = ShardReader(Store(str(folder / "out")), plan.facts)
+    reader = ShardReader(Store(str(folder / "out")), plan.mapping)
     urls = [url for shard in shards_from_table(plan.shards) for url in reader.read(shard)["url"].to_pylist()]
     reader.close()
     return urls
@@ -214,7 +214,7 @@ def test_the_output_folder_can_move(folder: Path) -> None:
     plan = planned(folder)
     assert plan.shards["uri"][0].as_py().startswith("input/a.txt-")
     (folder / "out").rename(folder / "moved")
-    reader = ShardReader(Store(str(folder / "moved")), plan.facts)
+    reader = ShardReader(Store(str(folder / "moved")), plan.mapping)
     assert reader.read(shards_from_table(plan.shards)[1])["url"].to_pylist() == ["http://a/4"]
     reader.close()
 
@@ -238,7 +238,7 @@ def test_formats_go_together(folder: Path) -> None:
     (folder / "in/b.jsonl").write_text('{"URL": "u2", "caption": ["c2", "c3"]}\n')
     pq.write_table(pa.table({"url": ["u3"], "caption": ["c4"], "n": ["4"]}), folder / "in/c.parquet")
     plan = planned(folder)
-    reader = ShardReader(Store(str(folder / "out")), plan.facts)
+    reader = ShardReader(Store(str(folder / "out")), plan.mapping)
     table = pa.concat_tables([reader.read(shard) for shard in shards_from_table(plan.shards)])
     reader.close()
     assert table["url"].to_pylist() == ["u1", "u2", "u2", "u3"]

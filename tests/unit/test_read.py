@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.storage import Store, fingerprint
-from pairmill.pipeline.source.columns import decide_facts
+from pairmill.pipeline.source.columns import map_columns
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, inspect_parquet
 from pairmill.pipeline.source.rows import ShardReader
@@ -33,7 +33,7 @@ def read(tmp_path: Path) -> Read:
     def read_as_shard(table: pa.Table | dict[str, Any], number: int = 7, **source: str) -> pa.Table:
         path = str(tmp_path / "a.parquet")
         pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), path)
-        facts = decide_facts(SourceConfig(paths=["-"], **source), [inspect_parquet(path)], needs_license=False)
+        facts = map_columns(SourceConfig(paths=["-"], **source), [inspect_parquet(path)], needs_license=False)
         reader = ShardReader(Store(str(tmp_path / "out")), facts)
         result = reader.read(Shard(number, path, 0, pq.read_metadata(path).num_rows, fingerprint(path)))
         reader.close()
@@ -94,7 +94,7 @@ def test_the_uid_does_not_depend_on_shard_or_order(
     path = str(tmp_path_factory.mktemp("uid") / "a.parquet")
     table = pa.table({"url": [f"u{row}" for row in order], "caption": [None if row % 3 else "c" for row in order]})
     pq.write_table(table, path, row_group_size=5)
-    facts = decide_facts(SourceConfig(paths=["-"]), [inspect_parquet(path)], needs_license=False)
+    facts = map_columns(SourceConfig(paths=["-"]), [inspect_parquet(path)], needs_license=False)
     reader = ShardReader(Store("/nowhere"), facts)
     starts = range(0, 12, shard_rows)
     shards = [Shard(n, path, first, min(shard_rows, 12 - first), fingerprint(path)) for n, first in enumerate(starts)]
@@ -226,7 +226,7 @@ def test_a_file_without_the_checksums_of_the_others_is_an_error_that_names_it(tm
         pq.write_table(pa.table({"url": ["u"], name: ["0" * 64]}), path)
     source = SourceConfig(paths=["-"], sha256_column="sha256")
     with pytest.raises(SourceError, match=r"2\.parquet: no column 'sha256'"):
-        decide_facts(source, [inspect_parquet(path) for path in paths], needs_license=False)
+        map_columns(source, [inspect_parquet(path) for path in paths], needs_license=False)
 
 
 def test_own_uids_are_normalized_and_invalid_ones_refused(read: Read) -> None:
@@ -291,7 +291,7 @@ def test_a_file_that_lacks_a_column_gives_nulls_and_a_narrower_type_is_widened(t
     one, two = str(tmp_path / "1.parquet"), str(tmp_path / "2.parquet")
     pq.write_table(pa.table({"url": ["u"], "a": [0.5], "b": ["x"]}), one)
     pq.write_table(pa.table({"URL": ["v"], "a": [1]}), two)
-    facts = decide_facts(SourceConfig(paths=["-"]), [inspect_parquet(one), inspect_parquet(two)], needs_license=False)
+    facts = map_columns(SourceConfig(paths=["-"]), [inspect_parquet(one), inspect_parquet(two)], needs_license=False)
     reader = ShardReader(Store("/nowhere"), facts)
     (row,) = reader.read(Shard(0, two, 0, 1, fingerprint(two))).to_pylist()
     reader.close()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_earlier
+from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
 from pairmill.pipeline.dataset.shards import (
     ManifestError,
     ShardWriter,
@@ -131,7 +131,7 @@ def test_a_new_generation_moves_only_the_rows_that_were_fetched_again(
     again = in_flight([row[0] for row in after], [row[1] for row in after])
     failed = failed_row_ids(store, old, {"timeout"})
     table = again.filter(pc.is_in(again["row_id"], value_set=failed.combine_chunks()))
-    new = writer(root).commit(table, FACTS, read_earlier(store, old))
+    new = writer(root).commit(table, FACTS, read_previous(store, old))
     assert (new.generation, new.rows_in, committed(store)) == (1, len(rows), {7: 1})
     assert list(read_manifests(store)) == [new]
     pairs, rejects = (pq.read_table(root / new.files[name].path) for name in ("pairs", "rejects"))

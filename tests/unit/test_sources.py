@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pairmill.pipeline.source.columns import decide_facts, find_column, misfit
-from pairmill.pipeline.source.files import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.columns import find_column, map_columns, misfit
+from pairmill.pipeline.source.files import ColumnMapping, InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.schemas.jobs import SourceConfig
 
 
@@ -19,8 +19,8 @@ def parquet(path: Path, **columns: object) -> InputFile:
     return inspect_parquet(str(path))
 
 
-def facts(*files: InputFile, needs_license: bool = False, **settings: str) -> SourceFacts:
-    return decide_facts(SourceConfig(paths=["-"], **settings), files, needs_license)
+def facts(*files: InputFile, needs_license: bool = False, **settings: str) -> ColumnMapping:
+    return map_columns(SourceConfig(paths=["-"], **settings), files, needs_license)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_other_columns_are_carried_and_renamed_where_they_collide(tmp_path: Path
 def test_facts_travel_as_json_and_as_pickles(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"], d=pa.array(["x"]).dictionary_encode(), when=[None])
     found = facts(file)
-    assert SourceFacts.from_json(found.to_json()) == found
+    assert ColumnMapping.from_json(found.to_json()) == found
     assert pickle.loads(pickle.dumps(found)) == found  # noqa: S301
 
 

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from bench.metadata import write_dataset
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cli.watch import watch
-from pairmill.jobs.progress import ConsoleWatcher
+from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.source.plan import PlanError
 from pairmill.schemas.manifest import ShardManifest
 
 
-class Told(ConsoleWatcher):
+class Told(ConsoleProgress):
     def __init__(self) -> None:
         super().__init__()
         self.shards_told: list[int] = []

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifests
-from pairmill.pipeline.source.columns import decide_facts, misfit
+from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, inspect_text
 from pairmill.pipeline.source.corpus import folders
 from pairmill.pipeline.source.corpus.image_refs import COLUMN
 from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS, readable_name
 from pairmill.pipeline.source.corpus.tars import tar_rows
-from pairmill.pipeline.source.files import InputFile, SourceError, SourceFacts, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.files import ColumnMapping, InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.planned import load
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import OWN_COLUMNS
@@ -117,35 +117,35 @@ class Corpus:
             return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
         return _sampled(uri) if kind == "tars" else storage.fingerprint(uri)
 
-    def facts(self, files: Sequence[InputFile], needs_license: bool) -> SourceFacts:
+    def mapping(self, files: Sequence[InputFile], needs_license: bool) -> ColumnMapping:
         """What the columns mean. Raises SourceError."""
         kind, source = self.kind(files[0].uri), self._source
         if kind in ("folders", "tars"):
             if needs_license:
                 raise SourceError("rules.license_allow: tars and folders have no column of licenses")
             extra = pa.schema([INDEX_SCHEMA.field("key")])
-            return SourceFacts("url", "caption", "uid", None, None, extra, ("key",), "index")
+            return ColumnMapping("url", "caption", "uid", None, None, extra, ("key",), "index")
         if kind == "pairs":
             roles = {"url_column": "url", "caption_column": "caption", "uid_column": "uid"}
-            return decide_facts(source.model_copy(update=roles), files, needs_license, "pairs")
+            return map_columns(source.model_copy(update=roles), files, needs_license, "pairs")
         column = self._columns.get(files[0].uri)
         for file in files:
             if self._columns.get(file.uri) != column:
                 raise SourceError(f"{file.uri}: its pictures are not in a column {column!r}, as in {files[0].uri}")
-        return decide_facts(source, files, needs_license, _pictures(column))
+        return map_columns(source, files, needs_license, _pictures(column))
 
-    def misfit(self, facts: SourceFacts, file: InputFile) -> str | None:
+    def misfit(self, mapping: ColumnMapping, file: InputFile) -> str | None:
         """Why a new file does not fit a corpus that is planned already; None if it does."""
         if file.kind == "index":
             return None
-        if file.uri in self._columns and _pictures(self._columns[file.uri]) != facts.pictures:
-            return f"{file.uri}: its pictures are not where the plan of this output says ({facts.pictures})"
-        return misfit(facts, file)
+        if file.uri in self._columns and _pictures(self._columns[file.uri]) != mapping.pictures:
+            return f"{file.uri}: its pictures are not where the plan of this output says ({mapping.pictures})"
+        return misfit(mapping, file)
 
-    def convert(self, file: InputFile, name: str, facts: SourceFacts, shard_rows: int, store: Store) -> None:
+    def convert(self, file: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
         """Write the index of a file that has no rows of its own."""
         if file.kind != "index":
-            convert(file, name, facts, shard_rows, store)
+            convert(file, name, mapping, shard_rows, store)
             return
         with store.new_file() as target:
             with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
@@ -203,10 +203,10 @@ def _outputs(path: str) -> list[str]:
     store = Store(path)
     if not store.list("manifests") or (plan := load(store)) is None:
         return []
-    if plan.facts.pictures not in (None, "index", "pairs"):
+    if plan.mapping.pictures not in (None, "index", "pairs"):
         names = ", ".join(file.source for file in plan.inputs[:3])
         raise SourceError(f"source.paths: {path} refers to pictures within Parquet; embed those files again: {names}")
-    if plan.facts.pictures is None and plan.job["images"]["store"] == "none":
+    if plan.mapping.pictures is None and plan.job["images"]["store"] == "none":
         raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
     if missing := plan.num_shards - len(committed(store)):
         raise SourceError(f"source.paths: {path} is not finished: {missing} of {plan.num_shards} shards are missing")

@@ -12,7 +12,7 @@ from pairmill.pipeline.source.texts import raw_bytes
 from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
 
 COLUMN = "column:"
-"""Before the name of the column that holds the pictures, in SourceFacts.pictures."""
+"""Before the name of the column that holds the pictures, in ColumnMapping.pictures."""
 
 _OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 
@@ -20,7 +20,7 @@ _OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.Table:
     """`rows` (in_flight_schema) with the columns of STORED; `table` has the input's columns, row for row.
 
-    `pictures`: as in SourceFacts. Pictures within Parquet have the file for a place and no offset: their shard and row
+    `pictures`: see ColumnMapping. Pictures within Parquet have the file for a place and no offset: their shard and row
     in the plan say which they are.
     """
     places = [pa.nulls(rows.num_rows, field.type) for field in STORED]

@@ -49,7 +49,7 @@ class Sample:
     pictures: list[tuple[str, int, int]] = field(default_factory=list)
     """(file that holds it, offset, length)"""
     caption: bytes | None = None
-    facts: dict[str, str] = field(default_factory=dict)
+    json_fields: dict[str, str] = field(default_factory=dict)
     """What its JSON says, as far as it matters here."""
     problem: str | None = None
 
@@ -59,14 +59,14 @@ class Sample:
             value = json.loads(data)
         except (ValueError, RecursionError):
             return
-        if isinstance(value, dict) and not self.facts:
-            self.facts = {key: text for key, text in value.items() if key in _KEPT_KEYS and isinstance(text, str)}
+        if isinstance(value, dict) and not self.json_fields:
+            self.json_fields = {key: text for key, text in value.items() if key in _KEPT_KEYS and isinstance(text, str)}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per picture: the first stands for the sample, further ones are refused, as is a sample without."""
         caption = self.caption if self.caption is not None else self._fact(*_CAPTION_KEYS)
         common = {"key": readable_name(self.key), "url": self._fact(*_URL_KEYS), "caption": caption}
-        common["uid"] = own_uid(self.facts.get("uid", ""))
+        common["uid"] = own_uid(self.json_fields.get("uid", ""))
         if not self.pictures:
             yield {**common, MALFORMED_COLUMN: clean_text(self.problem) or "no picture under this key"}
         for number, (file, offset, length) in enumerate(self.pictures):
@@ -78,7 +78,7 @@ class Sample:
 
     def _fact(self, *names: str) -> bytes | None:
         for name in names:
-            if (value := self.facts.get(name)) is not None:
+            if (value := self.json_fields.get(name)) is not None:
                 return value.encode("utf-8", "surrogatepass")
         return None
 

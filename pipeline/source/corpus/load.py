@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.text import describe
-from pairmill.pipeline.fetch.url_join import binary_column
 from pairmill.pipeline.image.isolated import IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageError, ImageProcessor
 from pairmill.pipeline.source.cursor import ReadError
@@ -54,17 +54,17 @@ class _Row:
 class Loader:
     """Reads the pictures of shards. Callable by several threads at once."""
 
-    def __init__(self, images: ImagesConfig, careful: bool = False) -> None:
-        """`careful`: decode every picture in a child process, so that one that kills its decoder costs one row."""
+    def __init__(self, images: ImagesConfig, isolated: bool = False) -> None:
+        """`isolated`: decode every picture in a child process, so that one that kills its decoder costs one row."""
         self._processor = ImageProcessor(images)
-        self._careful = IsolatedProcessor(images) if careful else None
+        self._isolated = IsolatedProcessor(images) if isolated else None
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
 
     def close(self) -> None:
         """End the reading threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._careful is not None:
-            self._careful.close()
+        if self._isolated is not None:
+            self._isolated.close()
 
     def __call__(self, table: pa.Table, has_pictures: bool) -> pa.Table:
         """The same rows with their pictures, what the bytes tell, and the uids that only those can give.
@@ -134,7 +134,7 @@ class Loader:
             if not body:
                 raise ImageError(Status.EMPTY_BODY, None)
             row.original_format, (row.original_width, row.original_height) = self._processor.header(body)
-            if self._careful and (picture := self._careful.process(body)).status is not Status.OK:
+            if self._isolated and (picture := self._isolated.process(body)).status is not Status.OK:
                 raise ImageError(picture.status, picture.detail)
         except ImageError as error:
             row.refuse(error.status, error.detail)

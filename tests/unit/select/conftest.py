@@ -11,8 +11,8 @@ from bench.metadata import write_dataset
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset import chunks
-from pairmill.pipeline.dataset.subset import read_selection, read_tables
-from pairmill.schemas.selection import Selection, SelectJob
+from pairmill.pipeline.dataset.subset import read_subset, read_tables
+from pairmill.schemas.subset import SelectJob, Subset
 
 ROWS = 12_000
 
@@ -32,7 +32,7 @@ def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chunks.CHUNK_ROWS > 3_000
 
 
-def choose(dataset: Path, name: str, *steps: dict[str, Any], **more: Any) -> Selection:
+def choose(dataset: Path, name: str, *steps: dict[str, Any], **more: Any) -> Subset:
     """The choice, made and written."""
     job = {"dataset": str(dataset), "name": name, "steps": list(steps), **more}
     return select(SelectJob.model_validate(job), overwrite=True)
@@ -41,7 +41,7 @@ def choose(dataset: Path, name: str, *steps: dict[str, Any], **more: Any) -> Sel
 def row_ids(dataset: Path, name: str) -> list[str]:
     """Of the chosen rows, in order, by DuckDB from the written files."""
     store = Store(str(dataset))
-    chosen = pa.concat_tables(read_tables(store, read_selection(store, name), "rows"))
+    chosen = pa.concat_tables(read_tables(store, read_subset(store, name), "rows"))
     query = f"""
         with pairs as (select row_id, uid, file_row_number as row,
                               cast(regexp_extract(filename, '(\\d+).parquet', 1) as bigint) as shard

@@ -123,7 +123,7 @@ def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypat
     steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
     choose(dataset, "one", *steps)
     monkeypatch.setattr(choosing, "PARTITION_ROWS", 1_000)
-    monkeypatch.setattr("pairmill.pipeline.select.tasks.PlainLoop.memory_bytes", 200_000)
+    monkeypatch.setattr("pairmill.pipeline.select.tasks.LocalTasks.memory_bytes", 200_000)
     choose(dataset, "many", *steps)
     assert row_ids(dataset, "many") == row_ids(dataset, "one")
 

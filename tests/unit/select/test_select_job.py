@@ -15,11 +15,11 @@ from pairmill.jobs.job_file import JobError, load_select_job
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ColumnsError
-from pairmill.pipeline.dataset.subset import SubsetError, read_selection, read_tables
+from pairmill.pipeline.dataset.subset import SubsetError, read_subset, read_tables
 from pairmill.pipeline.select.compare import NOT_SEEN, REWRITTEN, compare
 from pairmill.pipeline.source.plan import PlanError
 from pairmill.schemas.manifest import ShardManifest
-from pairmill.schemas.selection import SelectJob
+from pairmill.schemas.subset import SelectJob
 from tests.unit.select.added import add_columns
 from tests.unit.select.conftest import choose, row_ids
 
@@ -102,7 +102,7 @@ def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(own: Path) 
         select(job)
     assert len(list((own / "subsets/mine/rows").iterdir())) == 1
     select(job, overwrite=True)
-    assert read_selection(Store(str(own)), "mine").steps == []
+    assert read_subset(Store(str(own)), "mine").steps == []
     assert len(list((own / "subsets/mine/rows").iterdir())) == 1
 
 
@@ -186,7 +186,7 @@ def test_compare_follows_uids_into_a_shard_that_was_rewritten(own: Path) -> None
     store = Store(str(own))
     difference = compare(store, "before", "after")
     uids = [
-        {uid for table in read_tables(store, read_selection(store, name), "rows") for uid in table["uid"].to_pylist()}
+        {uid for table in read_tables(store, read_subset(store, name), "rows") for uid in table["uid"].to_pylist()}
         for name in ("before", "after")
     ]
     assert difference.both == len(uids[0] & uids[1])
@@ -211,7 +211,7 @@ def test_a_missing_or_damaged_choice_is_named(own: Path) -> None:
         compare(store, "one", "two")
     (own / "subsets/one/selection.json").write_text("{}")
     with pytest.raises(SubsetError, match="is damaged"):
-        read_selection(store, "one")
+        read_subset(store, "one")
 
 
 def run(*arguments: str) -> Any:

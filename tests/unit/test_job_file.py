@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pairmill.jobs.job_file import JobError, fingerprint, load_job, resolve
-from pairmill.jobs.progress import ConsoleWatcher, funnel
+from pairmill.jobs.progress import ConsoleProgress, funnel
 from pairmill.schemas.manifest import ShardManifest
 
 BASE = {"source.paths": ["in.csv"], "output": "out"}
@@ -76,12 +76,12 @@ def test_a_jump_in_network_failures_is_said_once(monkeypatch: pytest.MonkeyPatch
         return ShardManifest(shard=shard, attempt="", statuses=statuses, **counts, **more)  # type: ignore[arg-type]
 
     stream = io.StringIO()
-    watcher = ConsoleWatcher(stream)
+    listener = ConsoleProgress(stream)
     for shard in range(5):
-        watcher.committed(committed(shard, ok=80, dns_error=20))
+        listener.committed(committed(shard, ok=80, dns_error=20))
     assert "warning" not in stream.getvalue()
-    watcher.committed(committed(5, ok=10, dns_error=70, timeout=20))
-    watcher.committed(committed(6, dns_error=100))
+    listener.committed(committed(5, ok=10, dns_error=70, timeout=20))
+    listener.committed(committed(6, dns_error=100))
     assert stream.getvalue().count("warning: 90% of shard 000000005 failed on the network, dns_error 70") == 1
     assert stream.getvalue().count("warning") == 1
 

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairmill.jobs.cluster import scheduler as flow_module
+from pairmill.jobs.cluster import scheduler as scheduler_module
 from pairmill.jobs.cluster.pools import Pool
-from pairmill.jobs.cluster.scheduler import CellLost, Flow, FlowError, Report, WorkerDied
+from pairmill.jobs.cluster.scheduler import PayloadLost, Report, Scheduler, SchedulerError, WorkerDied
 from pairmill.pipeline.stages import StageName
 
 STAGES: list[StageName] = ["read", "download", "commit"]
 
 
 class Cluster:
-    """A Crew whose calls end in random order, with deaths and losses as drawn. A cell is (shard, stages done)."""
+    """A backend whose calls end in random order, with deaths and losses as drawn. Payload: (shard, stages done)."""
 
     def __init__(self, seed: int, death: float = 0.0, loss: float = 0.0, failure: float = 0.0) -> None:
         self.rng = random.Random(seed)
@@ -37,13 +37,13 @@ class Cluster:
         self.pending[token] = (worker, None)
         return worker, token
 
-    def call(self, worker: int, cell: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def call(self, worker: int, payload: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         assert worker in self.alive
-        shard, done = cell
+        shard, done = payload
         assert self.alive[worker] == STAGES[done], "a shard skipped a stage"
         token = next(self.numbers)
-        self.pending[token] = (worker, cell)
-        calls = [cell for _, cell in self.pending.values() if cell]
+        self.pending[token] = (worker, payload)
+        calls = [payload for _, payload in self.pending.values() if payload]
         self.most_under_way = max(self.most_under_way, len(calls))
         return token, (shard, done + 1)
 
@@ -54,25 +54,25 @@ class Cluster:
         return some
 
     def result(self, token: int) -> Report | None:
-        worker, cell = self.pending.pop(token)
-        if worker not in self.alive or (cell and self.rng.random() < self.death):
+        worker, payload = self.pending.pop(token)
+        if worker not in self.alive or (payload and self.rng.random() < self.death):
             self.alive.pop(worker, None)
             raise WorkerDied("killed")
-        if cell is None:
+        if payload is None:
             return None
         if self.rng.random() < self.loss:
-            raise CellLost("gone")
+            raise PayloadLost("gone")
         if self.rng.random() < self.failure:
             return Report(error="failed")
-        return Report(manifest="done") if cell[1] == len(STAGES) - 1 else Report()
+        return Report(manifest="done") if payload[1] == len(STAGES) - 1 else Report()
 
     def stop(self, worker: int) -> None:
         self.alive.pop(worker, None)
 
 
-def flow_of(cluster: Cluster, limit: int = 5, actors: int = 2, **more: Any) -> Flow:
+def flow_of(cluster: Cluster, limit: int = 5, actors: int = 2, **more: Any) -> Scheduler:
     pools = [(name, Pool(actors, 1.0, calls=2, **more)) for name in STAGES]
-    return Flow(cluster, pools, lambda _: limit, patience_s=60.0, max_deaths=10**6)
+    return Scheduler(cluster, pools, lambda _: limit, patience_s=60.0, max_deaths=10**6)
 
 
 def shards(count: int) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -89,9 +89,9 @@ def test_every_shard_ends_exactly_once_whoever_dies(
     seed: int, count: int, limit: int, rates: tuple[float, float]
 ) -> None:
     cluster = Cluster(seed, *rates, failure=0.1)
-    flow = flow_of(cluster, limit)
-    ended = list(flow.run(shards(count)))
-    flow.stop()
+    scheduler = flow_of(cluster, limit)
+    ended = list(scheduler.run(shards(count)))
+    scheduler.stop()
     assert Counter(shard for shard, _ in ended) == Counter(range(count))
     assert cluster.most_under_way <= limit
     assert not cluster.alive  # nobody is left behind
@@ -103,53 +103,53 @@ def test_every_shard_ends_exactly_once_whoever_dies(
 @settings(deadline=None)
 def test_a_pool_grows_while_shards_wait_and_never_beyond_its_most(seed: int) -> None:
     cluster = Cluster(seed)
-    flow = flow_of(cluster, limit=30, actors=1, max_actors=4)
+    scheduler = flow_of(cluster, limit=30, actors=1, max_actors=4)
     most = 0
-    for _ in flow.run(shards(60)):
-        most = max(most, max(len(pool) for pool in flow.workers))
+    for _ in scheduler.run(shards(60)):
+        most = max(most, max(len(pool) for pool in scheduler.workers))
     assert 2 <= most <= 4
-    flow.stop()
+    scheduler.stop()
 
 
 def test_idle_workers_beyond_the_least_number_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(flow_module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     cluster = Cluster(1)
-    flow = flow_of(cluster, limit=30, actors=1, max_actors=4)
-    flow.patience_s = 1e9
+    scheduler = flow_of(cluster, limit=30, actors=1, max_actors=4)
+    scheduler.patience_s = 1e9
     limits, sizes = [30], []
-    flow.limit = lambda _: limits[0]
-    for number, _ in enumerate(flow.run(shards(600))):
-        sizes.append(len(flow.workers[1]))
+    scheduler.limit = lambda _: limits[0]
+    for number, _ in enumerate(scheduler.run(shards(600))):
+        sizes.append(len(scheduler.workers[1]))
         limits[0] = 30 if number < 100 else 1  # the rest comes one by one
     assert max(sizes) > 1
     assert sizes[-1] == 1
-    flow.stop()
+    scheduler.stop()
 
 
 def test_workers_that_end_before_they_have_begun_stop_the_run_with_their_words() -> None:
     class Stillborn(Cluster):
         def result(self, token: int) -> Report | None:
-            worker, cell = self.pending[token]
-            if cell is None and self.alive.get(worker) == "download":
+            worker, payload = self.pending[token]
+            if payload is None and self.alive.get(worker) == "download":
                 self.alive.pop(worker)
             return super().result(token)
 
-    with pytest.raises(FlowError, match=r"stage 'download' end before they have begun: killed"):
+    with pytest.raises(SchedulerError, match=r"stage 'download' end before they have begun: killed"):
         list(flow_of(Stillborn(1)).run(shards(3)))
 
 
 def test_worker_after_worker_dying_stops_the_run() -> None:
     class LastStageDies(Cluster):
         def result(self, token: int) -> Report | None:
-            _, cell = self.pending[token]
-            self.death = float(cell is not None and cell[1] == len(STAGES) - 1)
+            _, payload = self.pending[token]
+            self.death = float(payload is not None and payload[1] == len(STAGES) - 1)
             return super().result(token)
 
-    flow = flow_of(LastStageDies(1))
-    flow.max_deaths = 7
-    with pytest.raises(FlowError, match="8 workers of the stage 'commit' died one after the other"):
-        list(flow.run(shards(100)))
+    scheduler = flow_of(LastStageDies(1))
+    scheduler.max_deaths = 7
+    with pytest.raises(SchedulerError, match="8 workers of the stage 'commit' died one after the other"):
+        list(scheduler.run(shards(100)))
 
 
 def test_many_starts_that_fail_together_are_no_reason_to_stop() -> None:
@@ -157,15 +157,15 @@ def test_many_starts_that_fail_together_are_no_reason_to_stop() -> None:
         starts = 0
 
         def result(self, token: int) -> Report | None:
-            worker, cell = self.pending[token]
-            self.starts += cell is None
-            if cell is None and self.starts <= 12:
+            worker, payload = self.pending[token]
+            self.starts += payload is None
+            if payload is None and self.starts <= 12:
                 self.alive.pop(worker, None)
             return super().result(token)
 
-    flow = flow_of(NodeLost(1), actors=4)
-    assert len(list(flow.run(shards(20)))) == 20
-    flow.stop()
+    scheduler = flow_of(NodeLost(1), actors=4)
+    assert len(list(scheduler.run(shards(20)))) == 20
+    scheduler.stop()
 
 
 def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
@@ -173,7 +173,7 @@ def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
         def wait(self, timeout_s: float) -> list[int]:
             return []
 
-    flow = flow_of(Stuck(1))
-    flow.patience_s = 0.05
-    with pytest.raises(FlowError, match="so something hangs"):
-        list(flow.run(shards(1)))
+    scheduler = flow_of(Stuck(1))
+    scheduler.patience_s = 0.05
+    with pytest.raises(SchedulerError, match="so something hangs"):
+        list(scheduler.run(shards(1)))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pairmill.schemas.jobs import CONFIG_VERSION, Place, RunConfig
+from pairmill.schemas.jobs import CONFIG_VERSION, RunConfig, Uri
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.s3 import S3Config
 
@@ -102,7 +102,7 @@ class SelectJob(_Settings):
     """`pairmill select`: which rows of a finished dataset to train on."""
 
     config_version: Literal[1] = CONFIG_VERSION
-    dataset: Place
+    dataset: Uri
     name: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
     """The choice is written to `subsets/NAME/`."""
     rows: Literal["kept", "pairs"] = "kept"
@@ -127,7 +127,7 @@ class StepReport(_Settings):
     """Of `dedup`: `rows` of the group, and `row_id` and `url` of the row that was kept."""
 
 
-class Selection(_Settings):
+class Subset(_Settings):
     """`subsets/NAME/selection.json`, written last: the choice exists if and only if this file does."""
 
     schema_version: int = SCHEMA_VERSION
