@@ -12,13 +12,14 @@ from typing import Any
 import pyarrow as pa
 
 from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
-from pairmill.jobs.job_file import JobError, resolve, s3_of
+from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.pipeline.columns.added_model import columns_done
 from pairmill.pipeline.common.storage import Store, configure
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import committed
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages import Context
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 
 

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import yaml
 
 from pairmill.jobs.cluster.job_bundle import BLOCKLISTS, custom_modules
-from pairmill.jobs.job_file import JobError, fingerprint, resolve
+from pairmill.jobs.job_file import fingerprint, resolve
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.storage import Store, absolute, checksum, configure
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.shards import StrayFiles, committed, read_manifests
 from pairmill.pipeline.source.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
 from pairmill.pipeline.stages import Context, versions
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest
 

@@ -18,13 +18,13 @@ from pairmill.jobs.cluster.pools import (
     shards_in_flight,
     source_of,
 )
-from pairmill.jobs.job_file import JobError
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import committed, read_manifest
 from pairmill.pipeline.source.plan import Plan, describe_plan, make_plan
 from pairmill.pipeline.source.planned import load
 from pairmill.pipeline.stages import Context, StageName, build_stages
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest, manifest_name
 

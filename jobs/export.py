@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pairmill.jobs.job_file import JobError, resolve
+from pairmill.jobs.job_file import resolve
 from pairmill.jobs.select import Dataset, open_dataset, tasks_for
 from pairmill.pipeline.common.storage import Store, configure
 from pairmill.pipeline.dataset.subset import read_subset, read_tables
@@ -19,6 +19,7 @@ from pairmill.pipeline.export.write import Exporter, is_written, manifest_name, 
 from pairmill.pipeline.select.keys import identities
 from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.source.plan import load_plan
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportedFile, ExportJob, ExportRecord
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.subset import Subset

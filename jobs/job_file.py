@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pairmill.pipeline.common import storage
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.s3 import SECRET, S3Config
@@ -38,10 +39,6 @@ class _JobLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-class JobError(ValueError):
-    """The job cannot run as it is written; the message names file, line and field, and says what to do."""
 
 
 def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> BuildJob:

@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
-from pairmill.jobs.job_file import JobError, s3_of
+from pairmill.jobs.job_file import s3_of
 from pairmill.pipeline.common.storage import Store, configure
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import drop_superseded, read_manifests
 from pairmill.pipeline.source.plan import Plan, load_plan
 from pairmill.pipeline.stages import Context
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status, Step, retryable
 

@@ -12,7 +12,6 @@ from uuid import uuid4
 import pyarrow as pa
 
 from pairmill.jobs.cluster import engine
-from pairmill.jobs.job_file import JobError
 from pairmill.pipeline.columns.added_model import complete_models
 from pairmill.pipeline.common.storage import Store, configure
 from pairmill.pipeline.common.text import clean_text, counted
@@ -26,6 +25,7 @@ from pairmill.pipeline.select.scan import MAX_STEPS
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages import versions
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.manifest import DataFile
 from pairmill.schemas.subset import SelectJob, StepReport, Subset

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from pairmill.jobs.job_file import JobError, load_export_job, load_job, load_select_job
+from pairmill.jobs.job_file import load_export_job, load_job, load_select_job
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.subset import SelectJob

@@ -8,7 +8,8 @@ from typer.core import TyperGroup
 
 from pairmill.jobs.cli.arguments import Job, job_of
 from pairmill.jobs.cluster.job_bundle import Command
-from pairmill.jobs.job_file import JobError, parse_settings, s3_of
+from pairmill.jobs.job_file import parse_settings, s3_of
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, RulesConfig
 from pairmill.schemas.s3 import secret_in

@@ -56,9 +56,10 @@ def _add_model(
     paths: list[str], model: dict[str, Any], given: dict[str, Any], settings: list[str] | None, as_json: bool
 ) -> None:
     from pairmill.jobs.add_model import add_model
-    from pairmill.jobs.job_file import JobError, parse_settings
+    from pairmill.jobs.job_file import parse_settings
     from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.text import counted
+    from pairmill.schemas.errors import JobError
 
     with errors():
         if len(paths) != 1:

@@ -109,7 +109,7 @@ def _command(context: typer.Context) -> "Command":
 
 def _cluster(address: str | None) -> "Cluster":
     from pairmill.jobs.cluster.submit import Cluster
-    from pairmill.jobs.job_file import JobError
+    from pairmill.schemas.errors import JobError
 
     if not address:
         raise JobError("give --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS")

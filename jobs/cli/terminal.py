@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pairmill.schemas.errors import PairmillError
+
 JobFile = Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")]
 Settings = Annotated[
     list[str] | None,
@@ -52,5 +54,4 @@ def reach_s3(settings: list[str] | None) -> None:
 
 def _is_expected(error: Exception) -> bool:
     """Errors of ours, of the file system and of S3; anything else is a bug and keeps its traceback."""
-    package = type(error).__module__.partition(".")[0]
-    return package in ("pairmill", "botocore") or isinstance(error, OSError)
+    return isinstance(error, (PairmillError, OSError)) or type(error).__module__.partition(".")[0] == "botocore"

@@ -45,6 +45,7 @@ from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.text import counted, last_line, trace_of
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.stages import Context, Stage, StageName, build_stages, run_stage
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import RunConfig
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.s3 import S3Config
@@ -58,7 +59,7 @@ _FIRST_FAILURES = 3
 log = logging.getLogger(__name__)
 
 
-class EngineError(RuntimeError):
+class EngineError(PairmillError, RuntimeError):
     """The run cannot start or go on; the message says what to do."""
 
 

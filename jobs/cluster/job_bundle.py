@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pairmill
-from pairmill.jobs.job_file import JobError
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.storage import is_remote
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import RulesConfig
 
 BLOCKLISTS = ("url_blocklist", "md5_blocklist", "sha256_blocklist")

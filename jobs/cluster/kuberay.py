@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from pairmill.jobs.cluster.job_bundle import Command, bundled
-from pairmill.jobs.job_file import JobError
 from pairmill.pipeline.common.storage import is_remote
+from pairmill.schemas.errors import JobError
 
 MOUNT = "/job"
 _SCRIPT = """# Python does not import from a ConfigMap's links: own rules and the job file are copied first.

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pairmill.pipeline.stages import Context, StageName
+from pairmill.schemas.errors import PairmillError
 
 DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
@@ -30,7 +31,7 @@ ACCELERATOR_LABEL = "ray.io/accelerator-type"
 """Ray gives it to every node that has accelerators."""
 
 
-class PoolError(RuntimeError):
+class PoolError(PairmillError, RuntimeError):
     """The machines cannot hold the pools that the job asks for; the message says what to change."""
 
 

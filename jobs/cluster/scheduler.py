@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pairmill.jobs.cluster.pools import Pool, source_of
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.stages import StageName
+from pairmill.schemas.errors import PairmillError
 
 LOOKAHEAD = 1
 """Calls that wait in a worker beyond those that run, so that what they need is there when their turn comes."""
@@ -26,7 +27,7 @@ _SAY_AFTER_S = 60.0
 log = logging.getLogger(__name__)
 
 
-class SchedulerError(RuntimeError):
+class SchedulerError(PairmillError, RuntimeError):
     """Nothing moves any more; the message says what does not."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pairmill.jobs.cluster.job_bundle import Command, bundled
-from pairmill.jobs.job_file import JobError
+from pairmill.schemas.errors import JobError
 
 _POLL_S = 1.0
 _STOP_TIMEOUT_S = 60.0

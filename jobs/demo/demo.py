@@ -32,11 +32,12 @@ from pairmill.jobs.demo.pairs import (
     demo_pairs,
 )
 from pairmill.jobs.demo.web import demo_web
-from pairmill.jobs.job_file import JobError, resolve
+from pairmill.jobs.job_file import resolve
 from pairmill.jobs.progress import ConsoleProgress, funnel
 from pairmill.pipeline.common.storage import Store, is_remote
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.pipeline.report.contact_sheet import write_contact_sheet
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 
 INPUT, DATASET, CONTACT_SHEET = "input.parquet", "dataset", "contact_sheet.html"

@@ -20,8 +20,8 @@ from io import BytesIO
 from PIL import ExifTags, Image
 
 from pairmill.jobs.demo.pairs import LARGE_SIZES, SIZES, DemoRow, Web, demo_pairs
-from pairmill.jobs.job_file import JobError
 from pairmill.pipeline.encode.tiny.draw import render
+from pairmill.schemas.errors import JobError
 
 NUM_HOSTS = 40
 _BIND_TRIES = 20

@@ -11,12 +11,15 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from pairmill.pipeline.common.faults import LocalFault
+from pairmill.schemas.errors import FailureKind, PairmillError
 
 _PARENT_CHECK_S = 1.0
 
 
-class ChildDied(RuntimeError):
+class ChildDied(PairmillError, RuntimeError):
     """The child died, or gave no answer in time, on this call; the next call has a new child."""
+
+    kind = FailureKind.SHARD
 
 
 class Child:

@@ -5,14 +5,18 @@ No row is to blame for them and none may be lost to them: the shard fails, and a
 
 import errno
 
+from pairmill.schemas.errors import FailureKind, PairmillError
+
 LOCAL_ERRNOS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
 
 _OUT_OF_MEMORY = "Insufficient memory"
 """What OpenCV says (StsNoMem) where Python would raise MemoryError."""
 
 
-class LocalFault(RuntimeError):
+class LocalFault(PairmillError, RuntimeError):
     """This machine cannot go on. The message says with what."""
+
+    kind = FailureKind.MACHINE
 
 
 def local_fault(error: BaseException) -> LocalFault | None:

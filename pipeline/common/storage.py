@@ -23,6 +23,7 @@ from uuid import uuid4
 import fsspec
 import pyarrow as pa
 
+from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
 
 _CHUNK_BYTES = 1 << 20
@@ -32,8 +33,10 @@ _CONFLICT_WAIT_S = 0.5
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
-class StorageError(OSError):
+class StorageError(PairmillError, OSError):
     """A file or object could not be read or written; the message says which and what to do."""
+
+    kind = FailureKind.STORAGE
 
 
 _s3 = FROM_ENVIRONMENT

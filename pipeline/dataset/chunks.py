@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import ColumnsManifest, manifest_name
 
 CHUNK_ROWS = 250_000
@@ -20,7 +21,7 @@ MAX_CHUNKS = 512
 """Every dedup makes chunks x partitions objects."""
 
 
-class ColumnsError(ValueError):
+class ColumnsError(PairmillError, ValueError):
     """An added model's columns do not belong to the shard that they stand beside; the message says what to do."""
 
 

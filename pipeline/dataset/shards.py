@@ -24,6 +24,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, by_place
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
+from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import (
     SCHEMA_VERSION,
     DataFile,
@@ -42,12 +43,16 @@ _DATA_NAME = re.compile(r"(?P<shard>\d+)(?:\.g(?P<generation>\d+))?(?:\.(?P<atte
 log = logging.getLogger(__name__)
 
 
-class AccountingError(RuntimeError):
+class AccountingError(PairmillError, RuntimeError):
     """Rows went missing or came twice. Never expected; the shard is not committed."""
 
+    kind = FailureKind.SHARD
 
-class ManifestError(RuntimeError):
+
+class ManifestError(PairmillError, RuntimeError):
     """A manifest cannot be read; the message names it and says what to do."""
+
+    kind = FailureKind.SHARD
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.subset import Subset
 
@@ -43,7 +44,7 @@ SHARD_FATES = pa.schema(
 )
 
 
-class SubsetError(ValueError):
+class SubsetError(PairmillError, ValueError):
     """The choice is not there, cannot be read, or does not fit the dataset any more; the message says what to do."""
 
 

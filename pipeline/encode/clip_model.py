@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.metrics import timed
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 Floats = npt.NDArray[np.float32]
 
 
-class ModelError(ValueError):
+class ModelError(PairmillError, ValueError):
     """A model or its weights cannot be had; the message says which and what to do."""
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pairmill.pipeline.dataset.webdataset_tar import MEMBER_COLUMNS, read_range, write_tar
 from pairmill.pipeline.image import sniff
 from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
@@ -25,7 +26,7 @@ _ROW_GROUP_BYTES = 64 << 20
 """Of pictures: what a reader holds at once. Arrow does not read a column of structs of 2 GiB and more."""
 
 
-class FormatError(ValueError):
+class FormatError(PairmillError, ValueError):
     """The rows lack what the format needs; the message says what to choose instead."""
 
 

@@ -17,6 +17,7 @@ from pairmill.pipeline.export.order import Group, Member
 from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes
 from pairmill.pipeline.source.files import ColumnMapping
 from pairmill.pipeline.source.plan import load_plan
+from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import manifest_name, shards_from_table
 from pairmill.schemas.pairs import STORED
@@ -25,8 +26,10 @@ _SHARD, _GENERATION, _ROW = "export_shard", "export_generation", "export_row"
 _NEEDED = frozenset({"row_id", "uid", "sha256", *STORED.names})
 
 
-class GoneError(ValueError):
+class GoneError(PairmillError, ValueError):
     """What was chosen is not there any more; the message names it and says what to do."""
+
+    kind = FailureKind.INPUT
 
 
 @dataclass(frozen=True)

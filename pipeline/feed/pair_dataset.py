@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.pairs import STORED
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
@@ -36,7 +37,7 @@ _LOCAL_READERS = 2
 Sample = dict[str, Any]
 
 
-class FeedError(ValueError):
+class FeedError(PairmillError, ValueError):
     """The dataset cannot be fed as asked, or a checkpoint is of another run; the message says why."""
 
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.status import Step
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -32,7 +33,7 @@ _STEP_ATTRIBUTE = "pairmill_step"
 _STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 
 
-class CustomRuleError(Exception):
+class CustomRuleError(PairmillError):
     """A custom rule failed, or returned something that is no verdict. Its shard fails with this."""
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.schemas.errors import PairmillError
+
 MAX_CHARS = 10_000
 _MAX_DEPTH = 100
 
@@ -44,7 +46,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class ExpressionError(ValueError):
+class ExpressionError(PairmillError, ValueError):
     """The expression cannot be read or does not fit the columns; the message quotes it."""
 
 

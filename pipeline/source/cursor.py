@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.errors import FailureKind, PairmillError
 
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 65_536
@@ -22,8 +23,10 @@ _BATCH_BYTES = 256 << 20
 """Of a batch, by the row group's average: Arrow cannot read structs of more than 2 GiB at once (pictures, say)."""
 
 
-class ReadError(RuntimeError):
+class ReadError(PairmillError, RuntimeError):
     """A planned file cannot be read, or is not the one that was planned; the message names it."""
+
+    kind = FailureKind.INPUT
 
 
 def resolve(store: Store, uri: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common import storage
+from pairmill.schemas.errors import FailureKind, PairmillError
 
 Kind = Literal["parquet", "csv", "tsv", "jsonl", "text", "index"]
 
@@ -33,8 +34,10 @@ MALFORMED_COLUMN = "__pairmill_malformed"
 _SHOWN_COLUMNS = 30
 
 
-class SourceError(ValueError):
+class SourceError(PairmillError, ValueError):
     """An input cannot be used as it is; the message names the file and says what to do."""
+
+    kind = FailureKind.INPUT
 
 
 @dataclass(frozen=True, slots=True)

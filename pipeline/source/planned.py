@@ -17,13 +17,16 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import PLAN_SCHEMA, SCHEMA_VERSION
 
 _METADATA_KEY = b"pairmill"
 
 
-class PlanError(ValueError):
+class PlanError(PairmillError, ValueError):
     """The input no longer is what was planned; the message names the file and says what to do."""
+
+    kind = FailureKind.INPUT
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,13 @@ from PIL import Image
 
 from pairmill.jobs.build import BuildResult, build, finish, prepare, run_shards_of
 from pairmill.jobs.cluster.engine import EngineError, Outcome, run_shards
-from pairmill.jobs.job_file import JobError
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifests
 from pairmill.pipeline.rules import blocklists
 from pairmill.pipeline.stages import open_stages, process_shard
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob, ImagesConfig, ModelConfig
 from pairmill.schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pairmill.jobs.add_model import add_model
 from pairmill.jobs.build import build, prepare
-from pairmill.jobs.job_file import JobError, load_job
+from pairmill.jobs.job_file import load_job
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
@@ -24,6 +24,7 @@ from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages import open_stages, process_shard
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb

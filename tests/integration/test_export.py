@@ -16,13 +16,13 @@ import webdataset
 from PIL import Image
 
 from pairmill.jobs.export import export
-from pairmill.jobs.job_file import JobError
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset, read_tables
 from pairmill.pipeline.export.formats import FormatError
 from pairmill.pipeline.export.gather import GoneError
 from pairmill.pipeline.source.cursor import ReadError
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.subset import SelectJob
 from tests.integration.test_build import picture, sequentially

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pairmill.jobs.job_file import JobError
 from pairmill.jobs.retry import retry
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.names import NameServer

@@ -22,10 +22,10 @@ from pairmill.jobs.cli.command_line import parse_command
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cli.submit import submit
 from pairmill.jobs.cluster.job_bundle import bundled
-from pairmill.jobs.job_file import JobError
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store, configure
 from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pairmill.jobs.job_file import JobError, fingerprint, load_job, resolve
+from pairmill.jobs.job_file import fingerprint, load_job, resolve
 from pairmill.jobs.progress import ConsoleProgress, funnel
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import ShardManifest
 
 BASE = {"source.paths": ["in.csv"], "output": "out"}

@@ -14,7 +14,7 @@ from typer.main import get_command
 from pairmill.jobs.cli.command_line import parse_command
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.kuberay import manifest
-from pairmill.jobs.job_file import JobError
+from pairmill.schemas.errors import JobError
 
 GROUP = get_command(app)
 assert isinstance(GROUP, TyperGroup)

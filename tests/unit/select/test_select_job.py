@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 
 from bench.metadata import write_dataset
 from pairmill.jobs.cli.main import app
-from pairmill.jobs.job_file import JobError, load_select_job
+from pairmill.jobs.job_file import load_select_job
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ColumnsError
 from pairmill.pipeline.dataset.subset import SubsetError, read_subset, read_tables
 from pairmill.pipeline.select.compare import NOT_SEEN, REWRITTEN, compare
 from pairmill.pipeline.source.plan import PlanError
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.subset import SelectJob
 from tests.unit.select.added import add_columns
