@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from bench.faulty_s3 import Faults, FaultyS3, credentials, s3_server
 from pairmill.pipeline.check.verify import verify
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.schemas.s3 import S3Config
 
@@ -158,7 +158,7 @@ def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
         said = driver.communicate(timeout=300)
     seconds = time.perf_counter() - started
     world.s3.faults = Faults()
-    store = Store(output)
+    store = Store(output, S3Config(endpoint=world.s3.url))
     return Run(killed or "nothing", hit, seconds, resumed, sorted(_rows(store)), verify(store, rescore=0).problems)
 
 
@@ -200,10 +200,9 @@ def world(folder: Path) -> Iterator[World]:
 
     with s3_server("mill") as url, credentials(), slow_web(DELAY_S) as web:
         s3 = FaultyS3(url)
-        configure(S3Config(endpoint=s3.url))
         rows = [f"{web}/{number}.jpg" for number in range(ROWS)]
         pq.write_table(pa.table({"url": rows, "caption": rows}), folder / "in.parquet")
-        Store("s3://mill/in").create("in.parquet", (folder / "in.parquet").read_bytes())
+        Store("s3://mill/in", S3Config(endpoint=s3.url)).create("in.parquet", (folder / "in.parquet").read_bytes())
         head = {"num_cpus": 2, "object_store_memory": 300_000_000, "include_dashboard": False}
         made = World(Cluster(initialize_head=True, head_node_args=head), s3, "s3://mill/in/in.parquet", web)
         for _ in range(2):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from bench.faulty_s3 import FaultyS3, credentials, s3_server
 from pairmill.jobs.build import build
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest, manifest_name
 from pairmill.schemas.s3 import S3Config
@@ -77,8 +77,7 @@ def main() -> None:
         print(f"local disk: {start(job(str(source), str(out))):.2f} s (with the planning: {planning_s:.1f} s)")
         with s3_server("mill", [f"out/{path}" for path in names]) as url, credentials():
             proxy = FaultyS3(url)
-            configure(S3Config(endpoint=proxy.url))
-            Store("s3://mill/in").create("in.parquet", data)
+            Store("s3://mill/in", S3Config(endpoint=proxy.url)).create("in.parquet", data)
             on_s3: Any = job("s3://mill/in/in.parquet", "s3://mill/out", proxy.url)
             start(on_s3)
             proxy.requests.clear()

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
 from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.pipeline.columns.added_model import columns_done
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import committed
 from pairmill.pipeline.source.plan import load_plan
@@ -43,8 +43,7 @@ def add_model(
     """Compute one more model for all committed shards. `model`: fields of ModelConfig; `settings`: such as
     {"run": {"device": "cuda"}}. Raises JobError."""
     started = time.perf_counter()
-    configure(s3_of(settings or {}))
-    store = Store(output)
+    store = Store(output, s3_of(settings or {}))
     plan = load_plan(store)
     context = _context(store, plan.job, plan.mapping, model, settings or {})
     alias = context.columns_of or ""

@@ -15,7 +15,8 @@ import yaml
 from pairmill.jobs.cluster.job_bundle import BLOCKLISTS, custom_modules
 from pairmill.jobs.job_file import fingerprint, resolve
 from pairmill.pipeline import rules
-from pairmill.pipeline.common.storage import Store, absolute, checksum, configure
+from pairmill.pipeline.common.files import Files, absolute
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.shards import StrayFiles, committed, read_manifests
 from pairmill.pipeline.source.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
@@ -87,7 +88,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
 def prepare(job: BuildJob) -> tuple[Context, Plan]:
     """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
     job, job_fingerprint = check(job)
-    store = Store(job.output)
+    store = Store(job.output, job.s3)
     if store.exists("export/export.json"):
         raise JobError(f"output: {store.root} holds an export; give another folder")
     if not store.remote and (in_the_way := next((p for p in _and_parents(store.root) if p.is_file()), None)):
@@ -104,10 +105,9 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
 
 def check(job: BuildJob) -> tuple[BuildJob, str]:
     """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError."""
-    configure(job.s3)
     job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may have come from Python
     try:
-        rules.check_rules(job.rules, Path.cwd())
+        rules.check_rules(rules.SourceRules.of(job), Path.cwd())
     except (OSError, ValueError) as error:
         raise JobError(str(error)) from None
     weights = _check_models(job)
@@ -134,9 +134,8 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
     return totals.result(store, plan, failures, time.perf_counter() - started)
 
 
-def current(output: str) -> BuildResult:
+def current(store: Store) -> BuildResult:
     """What an output folder holds now, while a run is under way or after it. Raises PlanError where there is none."""
-    store = Store(output)
     plan, totals = load_plan(store), Totals()
     for manifest in read_manifests(store):
         totals.add(manifest)
@@ -268,9 +267,10 @@ def _own_contents(job: BuildJob) -> list[str]:
     lists = {name: path for name in BLOCKLISTS if (path := getattr(job.rules, name))}
     tops = {name.partition(":")[0].partition(".")[0] for name in job.rules.custom}
     modules = [str(path) for top in tops for path in (Path(f"{top}.py"), *Path(top).rglob("*.py")) if path.is_file()]
+    files = Files(job.s3)
     return [
-        *(f"{name}:{checksum(path)[0]}" for name, path in lists.items()),
-        *(checksum(path)[0] for path in sorted(modules)),
+        *(f"{name}:{files.checksum(path)[0]}" for name, path in lists.items()),
+        *(files.checksum(path)[0] for path in sorted(modules)),
     ]
 
 

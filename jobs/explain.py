@@ -77,7 +77,7 @@ class Explanation:
 def explain(job: BuildJob) -> Explanation:
     """What `build` would do with this job. Joins its cluster to see the machines; writes nothing. Raises JobError."""
     job, fingerprint = check(job)
-    store = Store(job.output)
+    store = Store(job.output, job.s3)
     plan = load(store) or _planned_aside(job, fingerprint)
     if plan.job["fingerprint"] != fingerprint:
         raise JobError(difference(store, plan.job, job))
@@ -114,7 +114,7 @@ def rows_per_s(pools: Mapping[StageName, Pool], manifests: Sequence[ShardManifes
 
 def _planned_aside(job: BuildJob, fingerprint: str) -> Plan:
     with tempfile.TemporaryDirectory(prefix="pairmill-explain-") as folder:
-        return make_plan(job, Store(folder), {"fingerprint": fingerprint})
+        return make_plan(job, Store(folder, job.s3), {"fingerprint": fingerprint})
 
 
 def _nodes(job: BuildJob) -> list[Node]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pairmill.jobs.job_file import resolve
 from pairmill.jobs.select import Dataset, open_dataset, tasks_for
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset, read_tables
 from pairmill.pipeline.export.formats import ClipRetrieval, DataComp, Format, ParquetFiles, WebDataset
 from pairmill.pipeline.export.gather import Origin
@@ -42,11 +42,10 @@ class ExportResult:
 
 def export(job: ExportJob) -> ExportResult:
     """Write the subset's rows to `output`. The same job again goes on after a stop. A bad one raises JobError first."""
-    configure(job.s3)
-    output = Store(job.output)
+    output = Store(job.output, job.s3)
     if not output.remote and Path(output.root).is_file():
         raise JobError(f"output: {output.root} is a file, not a folder")
-    dataset = open_dataset(job.dataset, partial=True)
+    dataset = open_dataset(job.dataset, job.s3, partial=True)
     selection = read_subset(dataset.store, job.subset)
     plan = load_plan(dataset.store)
     built = resolve({name: value for name, value in plan.job.items() if name in BuildJob.model_fields})

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
@@ -131,7 +131,7 @@ def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(job_file: str) -> str:
     try:
-        with storage.open_input(job_file) as file:
+        with Files().open(job_file) as file:
             data = file.read(MAX_JOB_BYTES + 1)
         if len(data) > MAX_JOB_BYTES:
             raise JobError(f"{job_file}: is larger than {MAX_JOB_BYTES:,} bytes; long lists belong in blocklist files")

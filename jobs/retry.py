@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
 from pairmill.jobs.job_file import s3_of
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import drop_superseded, read_manifests
 from pairmill.pipeline.source.plan import Plan, load_plan
@@ -50,8 +50,7 @@ def retry(
     """
     started = time.perf_counter()
     wanted = _checked(statuses)
-    configure(s3_of(settings or {}))
-    store = Store(output)
+    store = Store(output, s3_of(settings or {}))
     plan = load_plan(store)
     if plan.job["source"].get("held"):
         raise JobError(f"{store.root} was made from a corpus that is held already: there is nothing to fetch again")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pairmill.jobs.cluster import engine
 from pairmill.pipeline.columns.added_model import complete_models
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.shards import committed
@@ -28,6 +28,7 @@ from pairmill.pipeline.stages import versions
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.manifest import DataFile
+from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob, StepReport, Subset
 
 ROWS_FOR_RAY = 2_000_000
@@ -52,8 +53,7 @@ class Dataset:
 
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Subset:
     """Make the choice and write it to `subsets/NAME/`; with `dry_run` only count. A bad job raises JobError first."""
-    configure(job.s3)
-    dataset = open_dataset(job.dataset, job.partial)
+    dataset = open_dataset(job.dataset, job.s3, job.partial)
     _check_steps(job, dataset)
     if job.name in subsets(dataset.store) and not (dry_run or overwrite):
         raise JobError(f"{job.dataset} has a subset {job.name!r} already; give another name, or --overwrite it")
@@ -92,9 +92,9 @@ def _empty(reports: Sequence[StepReport]) -> str:
     return f"nothing is left: {last.step!r} dropped all of {counted(last.rows_in, 'row')}; nothing was written"
 
 
-def open_dataset(path: str, partial: bool) -> Dataset:
+def open_dataset(path: str, s3: S3Config, partial: bool) -> Dataset:
     """Raises JobError for what is not finished, unless a part of it will do."""
-    store = Store(path)
+    store = Store(path, s3)
     plan, done = load_plan(store), committed(store)
     missing = plan.num_shards - len(done)
     if missing and not partial:
@@ -190,4 +190,4 @@ def tasks_for(job: SelectJob | ExportJob, in_plain_loop: bool) -> Iterator[Tasks
         yield LocalTasks()
         return
     with engine.ray_session(job.run, spare_cpus=0):
-        yield engine.RayTasks(job.s3)
+        yield engine.RayTasks()

@@ -59,8 +59,13 @@ class Context:
     """This process is a worker that is replaced when it ends: it may end itself where a decoder hangs."""
 
     @property
+    def rules(self) -> rules.SourceRules:
+        """The job's rules, bound to this source."""
+        return rules.SourceRules.of(self.job, self.mapping)
+
+    @property
     def store(self) -> Store:
-        return Store(self.job.output)
+        return Store(self.job.output, self.job.s3)
 
 
 @dataclass
@@ -78,7 +83,7 @@ class ReadStage:
         generation = table["generation"][0].as_py() if self.context.retry else 0  # that the retry builds on
         table, custom = self.reader.read(shard), _custom_rules(self.context)
         for step in (Step.CAPTION,) if self.context.job.source.held else (Step.CAPTION, Step.URL):
-            table = rules.apply_rules(table, step, self.context.job.rules, custom)
+            table = rules.apply_rules(table, step, self.context.rules, custom)
         return self._only_failed(table, manifest_name(shard.shard, generation)) if self.context.retry else table
 
     def _only_failed(self, table: pa.Table, earlier: str) -> pa.Table:
@@ -102,7 +107,7 @@ class DownloadStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         custom = _custom_rules(self.context)  # first: a rule that does not load costs no request
-        table = rules.apply_rules(self.downloader(table), Step.IMAGE, self.context.job.rules, custom)
+        table = rules.apply_rules(self.downloader(table), Step.IMAGE, self.context.rules, custom)
         is_pair = pc.equal(table["status"], KEPT_STATUS)
         return table.set_column(table.schema.get_field_index("is_pair"), table.schema.field("is_pair"), is_pair)
 
@@ -117,12 +122,12 @@ class LoadStage:
         from pairmill.pipeline.source.corpus.load import Loader
 
         self.context = context
-        self.loader = Loader(context.job.images, context.isolated)
+        self.loader = Loader(context.job.images, context.store.files, context.isolated)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         custom = _custom_rules(self.context)
         table = self.loader(table, has_pictures=self.context.mapping.pictures != "none")
-        table = rules.apply_rules(table, Step.IMAGE, self.context.job.rules, custom)
+        table = rules.apply_rules(table, Step.IMAGE, self.context.rules, custom)
         is_pair = pc.equal(table["status"], KEPT_STATUS)
         return table.set_column(table.schema.get_field_index("is_pair"), table.schema.field("is_pair"), is_pair)
 
@@ -169,7 +174,7 @@ class CommitStage:
         facts = shard_facts(table)
         if facts["rows_in"] != table.num_rows:
             raise AccountingError(f"{facts['rows_in']} rows read, {table.num_rows} to commit")
-        table = rules.apply_rules(table, Step.SCORE, self.context.job.rules, _custom_rules(self.context))
+        table = rules.apply_rules(table, Step.SCORE, self.context.rules, _custom_rules(self.context))
         store, name = self.context.store, table.schema.metadata.get(b"earlier")
         earlier = None if name is None else read_previous(store, read_manifest(store, name.decode()))
         manifest = self.writer.commit(table, facts, earlier)
@@ -271,13 +276,14 @@ def versions() -> dict[str, str]:
 
 
 def _open_downloader(context: Context) -> "Downloader | Img2datasetDownloader":
+    sha256_column = context.mapping.output_name(context.mapping.sha256_column)
     if context.job.fetch.engine == "img2dataset":
         from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 
-        return Img2datasetDownloader(context.job)
+        return Img2datasetDownloader(context.job, sha256_column)
     from pairmill.pipeline.fetch.download import Downloader
 
-    return Downloader(context.job, context.isolated, context.may_exit and not context.isolated)
+    return Downloader(context.job, sha256_column, context.isolated, context.may_exit and not context.isolated)
 
 
 def _custom_rules(context: Context) -> list[rules.CustomRule]:

@@ -11,7 +11,7 @@ import typer
 from pairmill.jobs.cli.select import export, select
 from pairmill.jobs.cli.submit import jobs as submitted_jobs
 from pairmill.jobs.cli.submit import submit
-from pairmill.jobs.cli.terminal import INTERRUPTED, JobFile, Json, Output, S3Settings, Settings, errors, reach_s3
+from pairmill.jobs.cli.terminal import INTERRUPTED, JobFile, Json, Output, S3Settings, Settings, errors, open_store
 
 if TYPE_CHECKING:
     from pairmill.jobs.build import BuildResult
@@ -257,9 +257,8 @@ def status(
     from pairmill.pipeline.common.text import counted
 
     with errors():
-        reach_s3(settings)
-        listener = ConsoleProgress()
-        result = watch(output, listener, every_s, partial(typer.echo, err=True)) if follow else current(output)
+        store, listener = open_store(output, settings), ConsoleProgress()
+        result = watch(store, listener, every_s, partial(typer.echo, err=True)) if follow else current(store)
         listener.close()
     done = result.shards - len(result.shards_missing)
     typer.echo(
@@ -280,12 +279,10 @@ def verify(
 ) -> None:
     """Re-read every shard: counts, checksums, keys in tar and Parquet, and a sample of the scores."""
     from pairmill.pipeline.check.verify import verify as run_verify
-    from pairmill.pipeline.common.storage import Store
     from pairmill.pipeline.common.text import counted
 
     with errors():
-        reach_s3(settings)
-        report = run_verify(Store(output), rescore)
+        report = run_verify(open_store(output, settings), rescore)
     counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
     typer.echo(", ".join(counted(number, noun) for noun, number in counts))
     if report.rescored:

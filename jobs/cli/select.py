@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pairmill.jobs.cli.terminal import INTERRUPTED, JobFile, Json, Settings, errors, reach_s3
+from pairmill.jobs.cli.terminal import INTERRUPTED, JobFile, Json, Settings, errors, open_store
 
 if TYPE_CHECKING:
+    from pairmill.pipeline.common.storage import Store
     from pairmill.schemas.subset import Subset
 
 
@@ -43,8 +44,7 @@ def select(
         if compare:
             if name or dry_run or steps or job_file or overwrite:
                 raise typer.BadParameter("--compare takes two choices and nothing else to do")
-            reach_s3(settings)
-            _compare(dataset, *compare, as_json)
+            _compare(open_store(dataset, settings), *compare, as_json)
             return
         from pairmill.jobs.cli.arguments import job_of
         from pairmill.jobs.select import select as run_select
@@ -108,11 +108,10 @@ def export(
         typer.echo(json.dumps({"output": result.output, "written": result.written, **record.model_dump(mode="json")}))
 
 
-def _compare(dataset: str, one: str, other: str, as_json: bool) -> None:
-    from pairmill.pipeline.common.storage import Store
+def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
     from pairmill.pipeline.select.compare import compare as run_compare
 
-    comparison = run_compare(Store(dataset), one, other)
+    comparison = run_compare(store, one, other)
     for line in comparison.lines():
         typer.echo(line)
     if as_json:

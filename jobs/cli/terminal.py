@@ -4,11 +4,14 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pairmill.schemas.errors import PairmillError
+
+if TYPE_CHECKING:
+    from pairmill.pipeline.common.storage import Store
 
 JobFile = Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")]
 Settings = Annotated[
@@ -44,12 +47,12 @@ def errors() -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def reach_s3(settings: list[str] | None) -> None:
-    """For a command that takes an output folder and no job."""
+def open_store(output: str, settings: list[str] | None) -> "Store":
+    """The output folder of a command that takes no job."""
     from pairmill.jobs.job_file import parse_settings, s3_of
-    from pairmill.pipeline.common.storage import configure
+    from pairmill.pipeline.common.storage import Store
 
-    configure(s3_of(parse_settings(settings or [])))
+    return Store(output, s3_of(parse_settings(settings or [])))
 
 
 def _is_expected(error: Exception) -> bool:

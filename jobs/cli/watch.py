@@ -15,13 +15,12 @@ QUIET_S = 300.0
 
 
 def watch(
-    output: str, listener: ConsoleProgress, every_s: float, say: Callable[[str], None], quiet_s: float = QUIET_S
+    store: Store, listener: ConsoleProgress, every_s: float, say: Callable[[str], None], quiet_s: float = QUIET_S
 ) -> BuildResult:
     """Tell `listener` of every shard that is committed from now on, until all are; then what the output holds.
 
     Each look lists the manifests' names and reads the new ones. Raises PlanError where there is no plan.
     """
-    store = Store(output)
     plan, seen = load_plan(store), set(committed(store))
     rows = dict(zip(plan.shards["shard"].to_pylist(), plan.shards["num_rows"].to_pylist(), strict=True))
     done = sum(rows[shard] for shard in seen)
@@ -38,4 +37,4 @@ def watch(
         elif time.monotonic() - last > quiet_s:
             last = time.monotonic()
             say(f"nothing was committed for {quiet_s / 60:.0f} min: is the job still running?")
-    return current(output)
+    return current(store)

@@ -41,14 +41,12 @@ from pairmill.jobs.cluster.pools import (
 )
 from pairmill.jobs.cluster.scheduler import LOOKAHEAD, PayloadLost, Report, Scheduler, SchedulerError, WorkerDied
 from pairmill.pipeline.common import metrics as meters
-from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.text import counted, last_line, trace_of
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.stages import Context, Stage, StageName, build_stages, run_stage
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import RunConfig
 from pairmill.schemas.manifest import ShardManifest
-from pairmill.schemas.s3 import S3Config
 
 SLACK_S = 3_600
 """Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
@@ -77,7 +75,6 @@ class _StageActor:
 
     def __init__(self, name: StageName, build: Callable[[Context], Stage], context: Context) -> None:
         warnings.filterwarnings("ignore", module="ray")
-        storage.configure(context.job.s3)
         self.name = name
         self.meters = Meters(ray.util.metrics, name)
         meters.report_to(self.meters.observe)
@@ -222,14 +219,13 @@ class RayTasks:
     Ray runs a call again whose worker died: the functions are pure.
     """
 
-    def __init__(self, s3: S3Config) -> None:
-        self.s3 = s3
+    def __init__(self) -> None:
         self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
 
     def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int = 1) -> list[Any]:
         """References; see Tasks."""
-        remote = ray.remote(num_cpus=1, num_returns=outputs)(_call)
-        return [remote.remote(self.s3, function, *call) for call in calls]
+        remote = ray.remote(num_cpus=1, num_returns=outputs)(function)
+        return [remote.remote(*call) for call in calls]
 
     def get(self, handles: Sequence[Any]) -> Iterator[Any]:
         """Raises what the call raised."""
@@ -238,11 +234,6 @@ class RayTasks:
                 yield ray.get(handle)
             except RayTaskError as error:
                 raise error.cause from None
-
-
-def _call(s3: S3Config, function: Callable[..., Any], *arguments: Any) -> Any:
-    storage.configure(s3)
-    return function(*arguments)
 
 
 def run_shards(

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pairmill
 from pairmill.pipeline import rules
-from pairmill.pipeline.common.storage import is_remote
+from pairmill.pipeline.common.files import is_remote
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import RulesConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pairmill.jobs.cluster.job_bundle import Command, bundled
-from pairmill.pipeline.common.storage import is_remote
+from pairmill.pipeline.common.files import is_remote
 from pairmill.schemas.errors import JobError
 
 MOUNT = "/job"

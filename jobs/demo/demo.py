@@ -34,7 +34,8 @@ from pairmill.jobs.demo.pairs import (
 from pairmill.jobs.demo.web import demo_web
 from pairmill.jobs.job_file import resolve
 from pairmill.jobs.progress import ConsoleProgress, funnel
-from pairmill.pipeline.common.storage import Store, is_remote
+from pairmill.pipeline.common.files import is_remote
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.pipeline.report.contact_sheet import write_contact_sheet
 from pairmill.schemas.errors import JobError

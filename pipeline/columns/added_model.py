@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.arrow import binary_column
+from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
@@ -87,7 +87,7 @@ class PairsReader:
         self._store = store
         self._mapping = mapping
         self._reader = ShardReader(store, mapping)
-        self._loader = Loader(job.images)
+        self._loader = Loader(job.images, store.files)
 
     def close(self) -> None:
         """Let go of files and threads."""
@@ -129,7 +129,7 @@ def write_columns(
     path = f"columns/{alias}/{stem}.parquet"
     with store.new_file() as file:
         write_table(columns, file)
-        digest, num_bytes = storage.file_checksum(file)
+        digest, num_bytes = file_checksum(file)
         if not store.create_from(path, file) and store.checksum(path)[0] != digest:
             path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # beside what goes with a shard made again since
             store.create_from(path, file)

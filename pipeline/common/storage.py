@@ -1,7 +1,4 @@
-"""The only place that opens files or S3 objects.
-
-`Store` is an output folder: create-only writes, reads, lists. The functions below it read inputs anywhere fsspec
-reaches. Local paths and `s3://` behave alike where a caller can see it.
+"""An output folder, local or on S3: create-only writes, reads, lists.
 
 Create-only is what every commit rests on. Locally: write beside, fsync, then `os.link`, which refuses an existing name
 (a rename would overwrite it). On S3: one PUT or multipart completion with `If-None-Match: *` (s3fs `mode="create"`).
@@ -9,8 +6,6 @@ Create-only is what every commit rests on. Locally: write beside, fsync, then `o
 
 import contextlib
 import functools
-import gzip
-import hashlib
 import os
 import socket
 import tempfile
@@ -20,17 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from uuid import uuid4
 
-import fsspec
 import pyarrow as pa
 
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, absolute, is_remote, join
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
 
-_CHUNK_BYTES = 1 << 20
-_REMOTE = ("s3://", "s3a://")
 _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
-_GLOB_CHARACTERS = frozenset("*?[")
 
 
 class StorageError(PairmillError, OSError):
@@ -39,52 +31,22 @@ class StorageError(PairmillError, OSError):
     kind = FailureKind.STORAGE
 
 
-_s3 = FROM_ENVIRONMENT
-
-
-def configure(s3: S3Config) -> None:
-    """How this process reaches S3 from now on. Every process that takes part calls it before it opens anything."""
-    global _s3
-    _s3 = s3
-
-
-def _file_system(uri: str) -> tuple[Any, str]:
-    """(fsspec's file system, the path in it). s3fs keeps one per process and set of options."""
-    options = _s3.options(uri) if uri.startswith(_REMOTE) else {}
-    fs, inside = fsspec.core.url_to_fs(uri, **options)
-    return fs, inside
-
-
-def is_remote(path: str) -> bool:
-    """True for `s3://...` and other URLs, False for local paths and `file://`."""
-    return "://" in path and not path.startswith("file://")
-
-
-def absolute(path: str) -> str:
-    """The same place whatever the current directory becomes: remote URLs are left alone."""
-    return path if is_remote(path) else str(Path(path.removeprefix("file://")).absolute())
-
-
-def join(root: str, name: str) -> str:
-    """`root/name`, for local paths and URLs alike."""
-    return f"{root.rstrip('/')}/{name}"
-
-
 class Store:
     """An output folder. All names are relative to it, with `/` between parts."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, s3: S3Config = FROM_ENVIRONMENT) -> None:
         if wrong := secret_in(root):
             raise StorageError(f"the output folder: {wrong}")
         self.root = absolute(root)
+        self.files = Files(s3)
         self.remote = is_remote(root)
-        if self.remote and not root.startswith(_REMOTE):
+        if self.remote and not root.startswith(S3_SCHEMES):
             raise StorageError(f"{root}: an output is a local folder or s3://...; nowhere else is a commit atomic")
 
     @property
     def fs(self) -> Any:
         """The fsspec file system of a remote root: this process's own, so a Store may be pickled and outlive a fork."""
-        return _file_system(self.root)[0]
+        return self.files.file_system(self.root)[0]
 
     def path(self, name: str) -> str:
         """Absolute path or URL of a name in this folder. Refuses names that lead out of it."""
@@ -159,7 +121,7 @@ class Store:
 
     def open(self, name: str) -> IO[bytes]:
         """A seekable file for reading. Raises FileNotFoundError."""
-        return open_input(self.path(name))
+        return self.files.open(self.path(name))
 
     def open_arrow(self, name: str) -> pa.NativeFile:
         """The same for Arrow's own readers, which then need no call of Python per read where the folder is local."""
@@ -169,7 +131,7 @@ class Store:
 
     def checksum(self, name: str) -> tuple[str, int]:
         """(BLAKE2b-128 of the content in hex, number of bytes). Raises FileNotFoundError."""
-        return checksum(self.path(name))
+        return self.files.checksum(self.path(name))
 
     def list(self, folder: str) -> list[str]:
         """Names of the files directly in `folder`, sorted, without the folder; empty where it does not exist."""
@@ -233,125 +195,6 @@ class Store:
         if not self.remote:
             with contextlib.suppress(OSError):  # not empty, or never made
                 Path(self.root, "tmp").rmdir()
-
-
-def open_input(uri: str) -> IO[bytes]:
-    """Open a file or object for reading, seekable, as it is (nothing is decompressed)."""
-    if not is_remote(uri):
-        return open(absolute(uri), "rb")
-    fs, inside = _file_system(uri)
-    return fs.open(inside, "rb")  # type: ignore[no-any-return]
-
-
-def read_range(uri: str, offset: int, length: int) -> bytes:
-    """Some bytes of a file or object, by one request. Safe in threads. Raises FileNotFoundError."""
-    if not is_remote(uri):
-        descriptor = os.open(absolute(uri), os.O_RDONLY)
-        try:
-            return os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
-    fs, inside = _file_system(uri)
-    return bytes(fs.cat_file(inside, start=offset, end=offset + length))
-
-
-@contextlib.contextmanager
-def open_decompressed(uri: str) -> Iterator[IO[bytes]]:
-    """Open for one pass from the front; `.gz` is decompressed on the way."""
-    with open_input(uri) as file:
-        if uri.endswith(".gz"):
-            with gzip.open(file) as unzipped:
-                yield unzipped  # type: ignore[misc]
-        else:
-            yield file
-
-
-def read_text_lines(uri: str) -> Iterator[str]:
-    """Lines of a UTF-8 text file (also .gz), without their ends; undecodable bytes become U+FFFD."""
-    with open_decompressed(uri) as file:
-        for line in file:
-            yield line.decode("utf-8", errors="replace").rstrip("\r\n")
-
-
-def expand(path: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Files that a source path stands for: itself, a glob's matches, or what a folder holds, sorted.
-
-    Folders are searched to any depth for names that end in one of `suffixes`, case aside; hidden files, and files
-    whose names start with `_`, are passed over as Spark and Hive do. A glob, as in a shell, matches no hidden file.
-    Raises FileNotFoundError where nothing matches.
-    """
-    path = absolute(path)
-    fs, inside = _file_system(path)
-    if fs.isfile(inside):
-        found = [inside]
-    elif fs.isdir(inside):
-        found = [name for name in fs.find(inside) if _is_visible_input(name, inside, suffixes)]
-    else:
-        matches = fs.glob(inside) if _GLOB_CHARACTERS & set(inside) else []
-        found = [name for name in matches if fs.isfile(name) and not PurePosixPath(name).name.startswith(".")]
-    if not found:
-        raise FileNotFoundError(f"no input found at {path}")
-    return sorted(str(fs.unstrip_protocol(name)) if is_remote(path) else str(name) for name in found)
-
-
-def files_in(folder: str) -> Iterator[tuple[str, int]]:
-    """(name, bytes) of the files right in a folder, in no order."""
-    if not is_remote(folder):
-        with os.scandir(absolute(folder)) as entries:
-            yield from ((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
-        return
-    fs, inside = _file_system(folder.rstrip("/"))
-    for info in fs.ls(inside, detail=True):
-        if info["type"] == "file":
-            yield PurePosixPath(info["name"]).name, int(info["size"])
-
-
-def leads_out(folder: str, name: str) -> bool:
-    """Whether a file of a local folder is a link to somewhere outside of it."""
-    if is_remote(folder):
-        return False
-    root = Path(absolute(folder)).resolve()
-    return not (root / name).resolve().is_relative_to(root)
-
-
-def is_folder(path: str) -> bool:
-    """Whether a path or URL is a folder."""
-    fs, inside = _file_system(absolute(path))
-    return bool(fs.isdir(inside))
-
-
-def _is_visible_input(name: str, folder: str, suffixes: tuple[str, ...]) -> bool:
-    parts = PurePosixPath(name.removeprefix(folder)).parts
-    return name.lower().endswith(suffixes) and not any(part.startswith((".", "_")) for part in parts)
-
-
-def fingerprint(uri: str) -> str:
-    """What identifies the content of an input file: ETag on S3, else size and BLAKE2b-128. Never a time stamp."""
-    if is_remote(uri):
-        fs, inside = _file_system(uri)
-        info = fs.info(inside)
-        if etag := info.get("ETag"):
-            return f"etag:{str(etag).strip(chr(34))}"
-    digest, num_bytes = checksum(uri)
-    return f"blake2b:{num_bytes}:{digest}"
-
-
-def checksum(uri: str) -> tuple[str, int]:
-    """(BLAKE2b-128 of the content in hex, number of bytes)."""
-    digest, num_bytes = hashlib.blake2b(digest_size=16), 0
-    with open_input(uri) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            num_bytes += len(chunk)
-    return digest.hexdigest(), num_bytes
-
-
-def file_checksum(file: IO[bytes]) -> tuple[str, int]:
-    """(BLAKE2b-128 in hex, number of bytes) of an open file from its start."""
-    file.flush()
-    file.seek(0)
-    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
-    return digest.hexdigest(), file.tell()
 
 
 def _http_status(error: OSError) -> int | None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, by_place
@@ -205,7 +205,7 @@ class _Commit:
 
     def _publish(self, folder: str, suffix: str, file: Any) -> DataFile:
         """The plain name, or one that carries the attempt where a dead or rival attempt holds the plain one."""
-        digest, num_bytes = storage.file_checksum(file)
+        digest, num_bytes = file_checksum(file)
         stem = manifest_name(self.shard.shard, self.generation).removesuffix(".json")
         name = f"{folder}/{stem}.{suffix}"
         if not self.writer.store.create_from(name, file):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.schemas.errors import PairmillError
@@ -66,7 +66,7 @@ def write_chunk(chunk: Chunk, fates: Fates, folder: str, stem: str) -> dict[str,
 def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     with store.new_file() as file:
         pq.write_table(table, file, compression="zstd")
-        digest, num_bytes = storage.file_checksum(file)
+        digest, num_bytes = file_checksum(file)
         store.create_from(name, file)  # the name carries the attempt: what stands there is this call's, made before
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 

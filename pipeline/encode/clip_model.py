@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.metrics import timed
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ModelConfig, RunConfig
@@ -257,7 +256,7 @@ def input_side(config: ModelConfig) -> int:
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """`model_cfg` of open_clip's configuration; empty where it does not say."""
     if folder := _folder(config):
-        with storage.open_input(str(folder / "open_clip_config.json")) as file:
+        with (folder / "open_clip_config.json").open("rb") as file:
             return json.load(file).get("model_cfg", {})  # type: ignore[no-any-return]
     import open_clip
 
@@ -329,8 +328,8 @@ def _dtype(config: ModelConfig, device: str) -> str:
 
 
 def _sha256(path: str) -> str:
-    with storage.open_input(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bounded(caption: str) -> str:

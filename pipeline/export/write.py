@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.export.formats import Format, Stretch, Write
 from pairmill.pipeline.export.gather import Gatherer, Origin
@@ -39,7 +39,7 @@ class Exporter:
     def _file(self, name: str, write: Write) -> DataFile:
         with self.output.new_file() as file:
             write(file)
-            digest, num_bytes = storage.file_checksum(file)
+            digest, num_bytes = file_checksum(file)
             if not self.output.create_from(name, file) and self.output.checksum(name)[0] != digest:
                 self.output.delete(name)  # of a run that died before its manifest
                 self.output.create_from(name, file)

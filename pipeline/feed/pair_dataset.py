@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.errors import PairmillError
@@ -95,8 +95,7 @@ class PairDataset(IterableDataset[Sample]):
         self._place_of = (0, 1)
         """The consumer whose rows `_rows_done` counts, and of how many."""
         self._is_resumed = False
-        storage.configure(config.s3)
-        self._shards = FeedShards.of(config.dataset, config.subset)
+        self._shards = FeedShards.of(Store(config.dataset, config.s3), config.subset)
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
             raise FeedError(f"{config.dataset} has no column {unknown[0]!r}")
         if IMAGE in config.columns and not self._shards.has_pictures:
@@ -137,7 +136,6 @@ class PairDataset(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         size = self.config.batch_size
-        storage.configure(self.config.s3)  # a worker's process was perhaps started anew, not forked
         if self._place_of != self._consumer():  # a worker inherits the loader's copy, which may have been looked into
             if self._is_resumed:
                 raise FeedError(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.columns.added_model import complete_models
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.shards import committed
@@ -37,9 +37,8 @@ class FeedShards:
     """Of the choice: equal for the same rows in the same order."""
 
     @classmethod
-    def of(cls, dataset: str, subset: str | None) -> "FeedShards":
+    def of(cls, store: Store, subset: str | None) -> "FeedShards":
         """Those of a subset, or of all kept rows. Raises SubsetError where the subset is of another state."""
-        store = Store(dataset)
         plan, done = load_plan(store), committed(store)
         chunk = describe(store, sorted(done.items()), complete_models(store, done))
         chosen = _kept(chunk) if subset is None else _of_subset(chunk, subset)
@@ -57,9 +56,9 @@ class FeedShards:
 
     def picture(self, tar: str, offset: int, length: int) -> bytes:
         """The stored picture. Raises FileNotFoundError."""
-        is_own = not tar.startswith("/") and not storage.is_remote(tar)
+        is_own = not tar.startswith("/") and not is_remote(tar)
         path = self.chunk.store.path(tar) if is_own else tar
-        picture = storage.read_range(path, offset, length)
+        picture = self.chunk.store.files.read_range(path, offset, length)
         if len(picture) != length:
             raise OSError(f"{path} ends in the middle of a picture")
         return picture

@@ -26,6 +26,7 @@ from pairmill.pipeline.fetch.slots import ByteBudget
 from pairmill.pipeline.fetch.url_join import Download, fill_columns, interleave_hosts, urls_to_fetch
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S, IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status
@@ -45,9 +46,12 @@ _WINDOW = 8192
 class Downloader:
     """Fetches and decodes the rows of a shard that are still `ok`. Callable by several threads at once."""
 
-    def __init__(self, job: BuildJob, isolate_decoder: bool = False, may_exit: bool = False) -> None:
+    def __init__(
+        self, job: BuildJob, sha256_column: str | None = None, isolate_decoder: bool = False, may_exit: bool = False
+    ) -> None:
         """`isolate_decoder`: decode in a child process. `may_exit`: end this process where a decoder hangs."""
         self._job = job
+        self._sha256_column = sha256_column
         self._may_exit = may_exit
         self._processor = IsolatedProcessor(job.images) if isolate_decoder else ImageProcessor(job.images)
         self._start_lock = threading.Lock()
@@ -56,9 +60,9 @@ class Downloader:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows with status, fetched, picture and image columns filled in."""
-        wanted = urls_to_fetch(table)
+        wanted = urls_to_fetch(table, self._sha256_column)
         downloads = self._start().run(wanted) if wanted else {}
-        return fill_columns(table, downloads)
+        return fill_columns(table, downloads, self._sha256_column)
 
     def close(self) -> None:
         """Stop what is under way, end the threads, close the connections. Call it once no more shards come."""
@@ -86,7 +90,7 @@ class _Engine:
         self._config = job.fetch
         self._may_exit = may_exit
         self._decoding: dict[int, float] = {}  # thread -> since when it is at its picture
-        self._refused_redirect = partial(refused_redirect, rules=job.rules)
+        self._refused_redirect = partial(refused_redirect, rules=SourceRules.of(job))
         self._processor = processor
         self._decoders = ThreadPoolExecutor(job.run.decode_threads, thread_name_prefix="decode")
         self._budget = ByteBudget(_MOST_BYTES)

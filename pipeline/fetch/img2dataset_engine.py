@@ -33,8 +33,9 @@ from pairmill.pipeline.fetch.fetcher import Fetched
 from pairmill.pipeline.fetch.url_join import Download, fill_columns, urls_to_fetch
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import Picture
+from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
-from pairmill.schemas.jobs import BuildJob, FetchConfig, RulesConfig
+from pairmill.schemas.jobs import BuildJob, FetchConfig
 from pairmill.schemas.status import Status
 
 _PNG_LEVEL = 6
@@ -68,7 +69,8 @@ _STATUS_BY_WORDS: tuple[tuple[str, Status], ...] = (
 class Img2datasetDownloader:
     """Stands in for the Downloader of download.py. One shard at a time: its Resizer redirects the process's stderr."""
 
-    def __init__(self, job: BuildJob) -> None:
+    def __init__(self, job: BuildJob, sha256_column: str | None = None) -> None:
+        self._sha256_column = sha256_column
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # asks the network otherwise
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # imghdr, which leaves Python in 3.13
@@ -77,7 +79,7 @@ class Img2datasetDownloader:
         logging.getLogger("exifread").setLevel(logging.ERROR)
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="pairmill-img2dataset-")
-        urllib.request.install_opener(_opener(job.fetch, job.rules))
+        urllib.request.install_opener(_opener(job.fetch, SourceRules.of(job)))
         images, fetch = job.images, job.fetch
         resizer = Resizer(
             image_size=images.size,
@@ -109,10 +111,10 @@ class Img2datasetDownloader:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows with status, fetched, picture and image columns filled in."""
-        wanted = urls_to_fetch(table)
+        wanted = urls_to_fetch(table, self._sha256_column)
         with self._lock:
             downloads = self._download(list(wanted), wanted) if wanted else {}
-        return fill_columns(table, downloads)
+        return fill_columns(table, downloads, self._sha256_column)
 
     def close(self) -> None:
         """Remove what img2dataset writes beside its shards, and give urllib its own opener back."""
@@ -205,7 +207,7 @@ def _picture(image: bytes, meta: Mapping[str, Any]) -> Picture:
 # urllib within our limits
 
 
-def _opener(config: FetchConfig, rules: RulesConfig) -> urllib.request.OpenerDirector:
+def _opener(config: FetchConfig, rules: SourceRules) -> urllib.request.OpenerDirector:
     """http and https, redirects between them, and nothing else: no files, no FTP, no proxies from the environment."""
 
     class Redirects(urllib.request.HTTPRedirectHandler):

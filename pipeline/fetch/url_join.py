@@ -15,9 +15,6 @@ from pairmill.pipeline.source.files import decode_lossy
 from pairmill.schemas.pairs import FETCHED, IMAGE_COLUMN, KEPT_STATUS, PICTURE
 from pairmill.schemas.status import Status
 
-SHA256_COLUMN_KEY = b"sha256_column"
-"""Metadata of the table: name of the column with the expected SHA-256 of the original bytes, in hex."""
-
 
 @dataclass(frozen=True, slots=True)
 class Download:
@@ -51,10 +48,13 @@ _FETCHED: dict[str, Callable[[Download], Any]] = {
 _Verdict = tuple[str, str | None]
 
 
-def urls_to_fetch(table: pa.Table) -> dict[str, frozenset[str]]:
-    """The distinct URLs of rows that are `ok`, each with the SHA-256 that its rows expect; empty: any will do."""
+def urls_to_fetch(table: pa.Table, sha256_column: str | None) -> dict[str, frozenset[str]]:
+    """The distinct URLs of rows that are `ok`, each with the SHA-256 that its rows expect; empty: any will do.
+
+    `sha256_column`: the column of expected SHA-256 of the original bytes, in hex; None: there is none.
+    """
     wanted: dict[str, set[str] | None] = {}
-    for status, url, expected in zip(*_columns(table), strict=True):
+    for status, url, expected in zip(*_columns(table, sha256_column), strict=True):
         if status != KEPT_STATUS or url is None:
             continue
         digests = wanted.setdefault(url, set())
@@ -80,9 +80,9 @@ def _host(url: str) -> str:
         return ""
 
 
-def fill_columns(table: pa.Table, downloads: Mapping[str, Download]) -> pa.Table:
+def fill_columns(table: pa.Table, downloads: Mapping[str, Download], sha256_column: str | None) -> pa.Table:
     """The table with verdict, fetched, picture and image columns of its `ok` rows; the other rows as they were."""
-    statuses, urls, expected = _columns(table)
+    statuses, urls, expected = _columns(table, sha256_column)
     details = table["status_detail"].to_pylist()
     verdicts: list[_Verdict] = list(zip(statuses, details, strict=True))
     rows: list[Download | None] = [None] * table.num_rows
@@ -115,14 +115,12 @@ def _verdict(download: Download | None, expected: str | None) -> _Verdict:
     return download.status.value, download.detail
 
 
-def _columns(table: pa.Table) -> tuple[list[str], list[str | None], list[str | None]]:
+def _columns(table: pa.Table, sha256_column: str | None) -> tuple[list[str], list[str | None], list[str | None]]:
     """Status, URL and expected SHA-256 (lower case) of every row."""
-    name = (table.schema.metadata or {}).get(SHA256_COLUMN_KEY, b"").decode()
     expected: list[str | None] = [None] * table.num_rows
-    if name:
-        expected = [
-            digest and digest.strip().lower() for digest in decode_lossy(table[name].combine_chunks()).to_pylist()
-        ]
+    if sha256_column:
+        digests = decode_lossy(table[sha256_column].combine_chunks()).to_pylist()
+        expected = [digest and digest.strip().lower() for digest in digests]
     return table["status"].to_pylist(), table["url"].to_pylist(), [digest or None for digest in expected]
 
 

@@ -5,7 +5,7 @@ loads the user's own.
 """
 
 from pairmill.pipeline.rules import caption, image, patterns, score, url  # noqa: F401  (importing registers their rules)
-from pairmill.pipeline.rules.base import apply_rules, rule, rules_at
+from pairmill.pipeline.rules.base import SourceRules, apply_rules, rule, rules_at
 from pairmill.pipeline.rules.check import check_rules
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError, at, load_custom_rule
 from pairmill.pipeline.rules.isolated import isolated
@@ -13,6 +13,7 @@ from pairmill.pipeline.rules.isolated import isolated
 __all__ = [
     "CustomRule",
     "CustomRuleError",
+    "SourceRules",
     "apply_rules",
     "at",
     "check_rules",

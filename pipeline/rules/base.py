@@ -3,7 +3,7 @@
 A rule is one pure function over Arrow columns, registered with the Status that it gives:
 
     @rule(Status.CAPTION_TOO_SHORT)
-    def caption_too_short(rows: pa.Table, rules: RulesConfig) -> Verdict:
+    def caption_too_short(rows: pa.Table, rules: SourceRules) -> Verdict:
         if rules.caption_min_chars is None:
             return None
         return pc.greater_equal(pc.utf8_length(rows["caption_clean"]), rules.caption_min_chars)
@@ -14,17 +14,20 @@ evidence, or None when its setting is off. It sees the rows that all rules befor
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError
 from pairmill.pipeline.rules.isolated import IsolatedRule
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.schemas.jobs import BuildJob, RulesConfig
 from pairmill.schemas.pairs import IMAGE_COLUMN
+from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 from pairmill.schemas.status import Status, Step
 
 MAX_DETAIL_CHARS = 200
@@ -32,9 +35,33 @@ MAX_DETAIL_CHARS = 200
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 Verdict: TypeAlias = Column | tuple[Column, Column] | None
-RuleFunction = Callable[[pa.Table, RulesConfig], Verdict]
+RuleFunction = Callable[[pa.Table, "SourceRules"], Verdict]
 _Judgment = tuple[npt.NDArray[np.bool_], pa.Array | None]
 _Judge = Callable[[pa.Table], _Judgment | None]
+
+
+class SourceRules(RulesConfig):
+    """The rules of a job as they apply to one source."""
+
+    license_column: str | None = None
+    """Which column `license_allow` reads; None: the source has none."""
+    s3: S3Config = FROM_ENVIRONMENT
+    """How blocklists on S3 are reached."""
+
+    @classmethod
+    def of(cls, job: BuildJob, mapping: ColumnMapping | None = None) -> Self:
+        """Bind a job's rules. A source without captions has none to require."""
+        rules = cls(**job.rules.model_dump(), s3=job.s3)
+        if mapping is None:
+            return rules
+        update = {"license_column": mapping.output_name(mapping.license_column)}
+        return rules.model_copy(update=update if mapping.has_captions else {**update, "require_caption": False})
+
+    @property
+    def files(self) -> Files:
+        """Opens blocklists."""
+        return Files(self.s3)
+
 
 _REGISTRY: dict[Status, RuleFunction] = {}
 
@@ -56,7 +83,7 @@ def rules_at(step: Step) -> list[tuple[Status, RuleFunction]]:
     return [(status, _REGISTRY[status]) for status in Status if status.step is step and status in _REGISTRY]
 
 
-def apply_rules(table: pa.Table, step: Step, rules: RulesConfig, custom: Sequence[CustomRule] = ()) -> pa.Table:
+def apply_rules(table: pa.Table, step: Step, rules: SourceRules, custom: Sequence[CustomRule] = ()) -> pa.Table:
     """The in-flight table with `status` and `status_detail` set on the rows that a rule of `step` drops.
 
     Only rows whose status is `ok` are judged, by each rule in turn until one drops them, so a row gets one status at
@@ -110,7 +137,7 @@ class _Verdicts:
         return table
 
 
-def _judges(step: Step, rules: RulesConfig, custom: Sequence[CustomRule]) -> Iterator[tuple[Status, _Judge]]:
+def _judges(step: Step, rules: SourceRules, custom: Sequence[CustomRule]) -> Iterator[tuple[Status, _Judge]]:
     for status, function in rules_at(step):
         yield status, partial(_judge, function, rules)
     for own in custom:
@@ -120,7 +147,7 @@ def _judges(step: Step, rules: RulesConfig, custom: Sequence[CustomRule]) -> Ite
             yield Status.CUSTOM_RULE, partial(_judge_custom, own)
 
 
-def _judge(function: RuleFunction, rules: RulesConfig, rows: pa.Table) -> _Judgment | None:
+def _judge(function: RuleFunction, rules: SourceRules, rows: pa.Table) -> _Judgment | None:
     verdict = function(rows, rules)
     return None if verdict is None else _checked(verdict, rows.num_rows)
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 
 DigestKind = Literal["md5", "sha256", "url"]
 """What the lines of a file are: hex of an MD5, hex of a SHA-256, or a URL or the hex of its SHA-256."""
@@ -23,9 +23,9 @@ _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _loading = threading.Lock()
 
 
-def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str) -> npt.NDArray[np.bool_]:
+def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bool_]:
     """Which of the raw digests stand in the file at `path`; None is in no list."""
-    entries = load_blocklist(kind, path)
+    entries = load_blocklist(kind, path, files)
     wanted = np.array([digest or b"" for digest in digests], dtype=entries.dtype)
     places = np.searchsorted(entries, wanted)
     found = np.zeros(len(wanted), dtype=bool)
@@ -40,19 +40,19 @@ def url_digest(url: str) -> bytes:
     return hashlib.sha256(url.encode()).digest()
 
 
-def load_blocklist(kind: DigestKind, path: str) -> npt.NDArray[np.bytes_]:
+def load_blocklist(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bytes_]:
     """The digests in a file (local or fsspec URL, also .gz), sorted; read once per process.
 
     Raises ValueError, with the line, where one is malformed, and OSError where the file cannot be read.
     """
     with _loading:  # two threads that ask at once would both read it, and hold it twice meanwhile
-        return _load(kind, path)
+        return _load(kind, path, files)
 
 
 @lru_cache(maxsize=8)
-def _load(kind: DigestKind, path: str) -> npt.NDArray[np.bytes_]:
+def _load(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bytes_]:
     digests = bytearray()
-    for number, line in enumerate(storage.read_text_lines(path), start=1):
+    for number, line in enumerate(files.read_text_lines(path), start=1):
         entry = line.strip()
         if entry and not entry.startswith("#"):
             digest = _digest(kind, entry)

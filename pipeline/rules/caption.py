@@ -7,10 +7,9 @@ import unicodedata
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.rules.base import Verdict, rule
+from pairmill.pipeline.rules.base import SourceRules, Verdict, rule
 from pairmill.pipeline.rules.language import detect_languages
 from pairmill.pipeline.source.files import decode_lossy
-from pairmill.schemas.jobs import RulesConfig
 from pairmill.schemas.status import Status
 
 _TERMS_PER_REGEX = 1_000
@@ -23,16 +22,15 @@ _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar
 
 
 @rule(Status.CAPTION_MISSING)
-def caption_missing(rows: pa.Table, rules: RulesConfig) -> Verdict:
-    """A null caption, or one that holds nothing but white space. Off where the source has no caption column."""
-    has_captions = (rows.schema.metadata or {}).get(b"has_captions") != b"0"
-    if not rules.require_caption or not has_captions:
+def caption_missing(rows: pa.Table, rules: SourceRules) -> Verdict:
+    """A null caption, or one that holds nothing but white space."""
+    if not rules.require_caption:
         return None
     return pc.greater(pc.utf8_length(rows["caption_clean"]), 0)
 
 
 @rule(Status.CAPTION_TOO_SHORT)
-def caption_too_short(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_too_short(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Fewer Unicode characters than `caption_min_chars`. No caption is too short."""
     if rules.caption_min_chars is None:
         return None
@@ -40,7 +38,7 @@ def caption_too_short(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.CAPTION_TOO_LONG)
-def caption_too_long(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_too_long(rows: pa.Table, rules: SourceRules) -> Verdict:
     """More Unicode characters than `caption_max_chars`."""
     if rules.caption_max_chars is None:
         return None
@@ -48,7 +46,7 @@ def caption_too_long(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.CAPTION_TOO_FEW_WORDS)
-def caption_too_few_words(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_too_few_words(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Fewer words, separated by spaces, than `caption_min_words`."""
     if rules.caption_min_words is None:
         return None
@@ -56,7 +54,7 @@ def caption_too_few_words(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.CAPTION_TOO_MANY_WORDS)
-def caption_too_many_words(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_too_many_words(rows: pa.Table, rules: SourceRules) -> Verdict:
     """More words, separated by spaces, than `caption_max_words`."""
     if rules.caption_max_words is None:
         return None
@@ -64,7 +62,7 @@ def caption_too_many_words(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.CAPTION_BLOCKED_TERM)
-def caption_blocked_term(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_blocked_term(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Holds one of `caption_blocked_terms` as whole words, in any case. Detail: the term as the caption has it."""
     if not rules.caption_blocked_terms:
         return None
@@ -79,7 +77,7 @@ def caption_blocked_term(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.CAPTION_LANGUAGE)
-def caption_language(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_language(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Not in `caption_languages`, or less sure than `caption_min_language_score`. Detail: "de 0.93"."""
     if not rules.caption_languages:
         return None
@@ -91,15 +89,12 @@ def caption_language(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.LICENSE_NOT_ALLOWED)
-def license_not_allowed(rows: pa.Table, rules: RulesConfig) -> Verdict:
-    """Not in `license_allow`, case and outer white space aside; also where the row names none. Detail: the license.
-
-    The read stage names the column in the table's metadata under `license_column`.
-    """
+def license_not_allowed(rows: pa.Table, rules: SourceRules) -> Verdict:
+    """Not in `license_allow`, case and outer white space aside; also where the row names none. Detail: the license."""
     if not rules.license_allow:
         return None
-    name = (rows.schema.metadata or {}).get(b"license_column", b"").decode()
-    if name not in rows.column_names:
+    name = rules.license_column
+    if name is None:
         raise ValueError("rules.license_allow needs a license column: set source.license_column")
     licenses = decode_lossy(rows[name].combine_chunks())
     allowed = pa.array([_plain_license(value) for value in rules.license_allow], pa.string())

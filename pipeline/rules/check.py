@@ -7,15 +7,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.rules.base import SourceRules
 from pairmill.pipeline.rules.blocklists import DigestKind, load_blocklist
 from pairmill.pipeline.rules.caption import blocked_term_patterns
 from pairmill.pipeline.rules.custom import load_custom_rule
 from pairmill.pipeline.rules.language import LANGUAGES
 from pairmill.pipeline.rules.url import host_set
-from pairmill.schemas.jobs import RulesConfig
 
 
-def check_rules(rules: RulesConfig, search: Path | None = None) -> None:
+def check_rules(rules: SourceRules, search: Path | None = None) -> None:
     """Raise ValueError, with one line for each problem and its field, where rules could not run.
 
     Reads the blocklists, loads the custom rules (`search`: see `load_custom_rule`), and checks languages, hosts and
@@ -26,9 +27,9 @@ def check_rules(rules: RulesConfig, search: Path | None = None) -> None:
         ("caption_languages", lambda: _check_languages(rules.caption_languages)),
         ("url_block_hosts", lambda: host_set(tuple(rules.url_block_hosts))),
         ("url_allow_hosts", lambda: host_set(tuple(rules.url_allow_hosts))),
-        ("url_blocklist", lambda: _check_blocklist("url", rules.url_blocklist)),
-        ("md5_blocklist", lambda: _check_blocklist("md5", rules.md5_blocklist)),
-        ("sha256_blocklist", lambda: _check_blocklist("sha256", rules.sha256_blocklist)),
+        ("url_blocklist", lambda: _check_blocklist("url", rules.url_blocklist, rules.files)),
+        ("md5_blocklist", lambda: _check_blocklist("md5", rules.md5_blocklist, rules.files)),
+        ("sha256_blocklist", lambda: _check_blocklist("sha256", rules.sha256_blocklist, rules.files)),
         ("custom", lambda: [load_custom_rule(name, search) for name in rules.custom]),
     ]
     problems = []
@@ -54,6 +55,6 @@ def _check_languages(codes: list[str]) -> None:
             raise ValueError(f"{code!r} is no ISO 639-1 code of a language that can be told{hint}")
 
 
-def _check_blocklist(kind: DigestKind, path: str | None) -> None:
+def _check_blocklist(kind: DigestKind, path: str | None, files: Files) -> None:
     if path is not None:
-        load_blocklist(kind, path)
+        load_blocklist(kind, path, files)

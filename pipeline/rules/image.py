@@ -3,26 +3,26 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.rules.base import Column, Verdict, rule
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.rules.base import Column, SourceRules, Verdict, rule
 from pairmill.pipeline.rules.blocklists import DigestKind, is_listed
-from pairmill.schemas.jobs import RulesConfig
 from pairmill.schemas.status import Status
 
 
 @rule(Status.MD5_BLOCKLISTED)
-def md5_blocklisted(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def md5_blocklisted(rows: pa.Table, rules: SourceRules) -> Verdict:
     """The MD5 of the original bytes is in `md5_blocklist`. Detail: the MD5."""
-    return _unless_listed(rows["md5"], "md5", rules.md5_blocklist) if rules.md5_blocklist else None
+    return _unless_listed(rows["md5"], "md5", rules.md5_blocklist, rules.files)
 
 
 @rule(Status.SHA256_BLOCKLISTED)
-def sha256_blocklisted(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def sha256_blocklisted(rows: pa.Table, rules: SourceRules) -> Verdict:
     """The SHA-256 of the original bytes is in `sha256_blocklist`. Detail: the SHA-256."""
-    return _unless_listed(rows["sha256"], "sha256", rules.sha256_blocklist) if rules.sha256_blocklist else None
+    return _unless_listed(rows["sha256"], "sha256", rules.sha256_blocklist, rules.files)
 
 
 @rule(Status.IMAGE_TOO_SMALL)
-def image_too_small(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def image_too_small(rows: pa.Table, rules: SourceRules) -> Verdict:
     """The shorter side has fewer pixels than `image_min_side`. Detail: "640x90"."""
     if rules.image_min_side is None:
         return None
@@ -31,7 +31,7 @@ def image_too_small(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.IMAGE_ASPECT)
-def image_aspect(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def image_aspect(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Longer over shorter side is above `image_max_aspect`. Detail: "640x90"."""
     if rules.image_max_aspect is None:
         return None
@@ -41,7 +41,7 @@ def image_aspect(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.IMAGE_AREA)
-def image_area(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def image_area(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Fewer pixels than `image_min_area` or more than `image_max_area`. Detail: "640x90"."""
     if rules.image_min_area is None and rules.image_max_area is None:
         return None
@@ -50,7 +50,7 @@ def image_area(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.IMAGE_BYTES)
-def image_bytes(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def image_bytes(rows: pa.Table, rules: SourceRules) -> Verdict:
     """The original file has fewer bytes than `image_min_bytes` or more than `image_max_bytes`. Detail: the bytes."""
     if rules.image_min_bytes is None and rules.image_max_bytes is None:
         return None
@@ -59,7 +59,7 @@ def image_bytes(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.IMAGE_ONE_COLOR)
-def image_one_color(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def image_one_color(rows: pa.Table, rules: SourceRules) -> Verdict:
     """One color throughout, as the column `one_color` says."""
     return pc.invert(rows["one_color"]) if rules.image_drop_one_color else None
 
@@ -78,6 +78,8 @@ def _size(rows: pa.Table) -> Column:
     return pc.binary_join_element_wise(*sides, "x")
 
 
-def _unless_listed(digests: Column, kind: DigestKind, path: str) -> Verdict:
+def _unless_listed(digests: Column, kind: DigestKind, path: str | None, files: Files) -> Verdict:
+    if path is None:
+        return None
     raw = [None if digest is None else bytes.fromhex(digest) for digest in digests.to_pylist()]
-    return pa.array([digest is not None for digest in raw] & ~is_listed(raw, kind, path)), digests
+    return pa.array([digest is not None for digest in raw] & ~is_listed(raw, kind, path, files)), digests

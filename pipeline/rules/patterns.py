@@ -10,9 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common import storage
-from pairmill.pipeline.rules.base import Column, Verdict, rule
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.pipeline.rules.base import Column, SourceRules, Verdict, rule
 from pairmill.schemas.status import Status
 
 _EXTENSION = r"\.(?:jpe?g|jpe|jfif|png|gif|webp|avif|bmp|tiff?|svg|heic|heif|ico|psd|raw|cr2|nef|arw|dng|pdf|mp4|mov)"
@@ -82,19 +80,19 @@ _URLS = (
 
 
 @rule(Status.CAPTION_IS_FILE_NAME)
-def caption_is_file_name(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_is_file_name(rows: pa.Table, rules: SourceRules) -> Verdict:
     """The name of a picture file, or what a camera or a screenshot tool calls one."""
     return _unless_any(rows, _FILE_NAMES) if rules.caption_drop_file_names else None
 
 
 @rule(Status.CAPTION_IS_DATE)
-def caption_is_date(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_is_date(rows: pa.Table, rules: SourceRules) -> Verdict:
     """A date, a time, or a year, and nothing else; months in six languages."""
     return _unless_any(rows, _DATES) if rules.caption_drop_dates else None
 
 
 @rule(Status.CAPTION_IS_HASH)
-def caption_is_hash(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_is_hash(rows: pa.Table, rules: SourceRules) -> Verdict:
     """16 or more hex digits, a UUID, or 20 or more characters that look like base64."""
     if not rules.caption_drop_hashes:
         return None
@@ -106,13 +104,13 @@ def caption_is_hash(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.CAPTION_IS_URL)
-def caption_is_url(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_is_url(rows: pa.Table, rules: SourceRules) -> Verdict:
     """A URL, a data URI, or a bare host name with or without a path."""
     return _unless_any(rows, _URLS) if rules.caption_drop_urls else None
 
 
 @rule(Status.CAPTION_IS_BOILERPLATE)
-def caption_is_boilerplate(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def caption_is_boilerplate(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Equal to an entry of `caption_boilerplate`, case and outer punctuation aside."""
     if not rules.caption_boilerplate:
         return None
@@ -125,7 +123,7 @@ def boilerplate(entries: tuple[str, ...]) -> pa.Array:
     """The captions to drop, without case and outer punctuation; the entry `default` stands for `boilerplate.txt`."""
     given = [entry for entry in entries if entry != "default"]
     if len(given) < len(entries):
-        built_in = storage.read_text_lines(str(Path(__file__).with_name("boilerplate.txt")))
+        built_in = Path(__file__).with_name("boilerplate.txt").read_text("utf-8").splitlines()
         given.extend(line for line in built_in if line and not line.startswith("#"))
     return _bare(pa.array(given, pa.string()))
 

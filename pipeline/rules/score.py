@@ -3,15 +3,14 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.rules.base import Verdict, rule
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.pipeline.rules.base import SourceRules, Verdict, rule
 from pairmill.schemas.status import Status
 
 _PREFIX = "similarity_"
 
 
 @rule(Status.LOW_SIMILARITY)
-def low_similarity(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def low_similarity(rows: pa.Table, rules: SourceRules) -> Verdict:
     """A cosine similarity below `min_similarity`, or none. Detail: "tiny 0.213", the first model that refused.
 
     A number holds for every `similarity_ALIAS` column, a dict for the aliases that it names. Raises ValueError where

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from yarl import URL
 
-from pairmill.pipeline.rules.base import Verdict, rule
+from pairmill.pipeline.rules.base import SourceRules, Verdict, rule
 from pairmill.pipeline.rules.blocklists import is_listed, url_digest
-from pairmill.schemas.jobs import RulesConfig
 from pairmill.schemas.status import Status
 
 MAX_URL_BYTES = 8_192
@@ -89,7 +88,7 @@ def host_set(entries: tuple[str, ...]) -> frozenset[str]:
     return frozenset(_listed_host(entry) for entry in entries)
 
 
-def refused_redirect(url: str, rules: RulesConfig) -> tuple[Status, str] | None:
+def refused_redirect(url: str, rules: SourceRules) -> tuple[Status, str] | None:
     """The Status and detail that the URL rules have for the target of a redirect, or None."""
     address = parse_address(url)
     host = address.host
@@ -97,7 +96,7 @@ def refused_redirect(url: str, rules: RulesConfig) -> tuple[Status, str] | None:
         return Status.BAD_REDIRECT, address.problem
     if address.scheme not in rules.url_schemes:
         return Status.URL_SCHEME, str(address.scheme)
-    if rules.url_blocklist and is_listed([url_digest(url)], "url", rules.url_blocklist)[0]:
+    if rules.url_blocklist and is_listed([url_digest(url)], "url", rules.url_blocklist, rules.files)[0]:
         return Status.URL_BLOCKLISTED, url
     if rules.url_block_hosts and (entry := _entry_for(host, host_set(tuple(rules.url_block_hosts)))):
         return Status.URL_HOST_BLOCKED, entry
@@ -107,27 +106,27 @@ def refused_redirect(url: str, rules: RulesConfig) -> tuple[Status, str] | None:
 
 
 @rule(Status.URL_MISSING)
-def url_missing(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def url_missing(rows: pa.Table, rules: SourceRules) -> Verdict:
     """A null URL, or one that holds nothing but white space."""
     return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(rows["url"])), 0)
 
 
 @rule(Status.URL_INVALID)
-def url_invalid(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def url_invalid(rows: pa.Table, rules: SourceRules) -> Verdict:
     """A URL that is relative, cannot be read, has no valid host, or is too long. Detail: why."""
     problems = pa.array([address.problem for address in _addresses(rows)], pa.string())
     return pc.is_null(problems), problems
 
 
 @rule(Status.URL_SCHEME)
-def url_scheme(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def url_scheme(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Any scheme but `url_schemes`: file, ftp, data and so on. Detail: the scheme."""
     schemes = pa.array([address.scheme for address in _addresses(rows)], pa.string())
     return pc.is_in(schemes, pa.array(rules.url_schemes, pa.string())), schemes
 
 
 @rule(Status.URL_HOST_BLOCKED)
-def url_host_blocked(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def url_host_blocked(rows: pa.Table, rules: SourceRules) -> Verdict:
     """A host in `url_block_hosts`, or a subdomain of one. Detail: the entry."""
     if not rules.url_block_hosts:
         return None
@@ -137,7 +136,7 @@ def url_host_blocked(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.URL_HOST_NOT_ALLOWED)
-def url_host_not_allowed(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def url_host_not_allowed(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Neither a host in `url_allow_hosts` nor a subdomain of one. Detail: the host."""
     if not rules.url_allow_hosts:
         return None
@@ -147,12 +146,12 @@ def url_host_not_allowed(rows: pa.Table, rules: RulesConfig) -> Verdict:
 
 
 @rule(Status.URL_BLOCKLISTED)
-def url_blocklisted(rows: pa.Table, rules: RulesConfig) -> Verdict:
+def url_blocklisted(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Exactly a URL in the file `url_blocklist`, or one whose SHA-256 stands there."""
     if rules.url_blocklist is None:
         return None
     digests = [url_digest(url) for url in rows["url"].to_pylist()]
-    return pa.array(~is_listed(digests, "url", rules.url_blocklist))
+    return pa.array(~is_listed(digests, "url", rules.url_blocklist, rules.files))
 
 
 def _addresses(rows: pa.Table) -> list[Address]:

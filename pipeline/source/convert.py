@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.files import (
@@ -45,20 +46,20 @@ _BATCH_BYTES = 32 << 20
 _DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 
 
-def inspect_text(uri: str, kind: Kind) -> InputFile:
+def inspect_text(uri: str, kind: Kind, files: Files) -> InputFile:
     """Columns of a text file: from the header (CSV, TSV), or from a pass over all lines (JSON lines)."""
     if kind == "text":
-        return InputFile(uri, kind, _strings(["url"]), None)
+        return InputFile(uri, kind, _strings(["url"]), None, files)
     if kind == "jsonl":
-        return _inspect_jsonl(uri)
-    with lines_of(uri) as lines:
+        return _inspect_jsonl(uri, files)
+    with lines_of(uri, files) as lines:
         try:
             header = csv_header(lines, _DELIMITERS[kind])
         except csv.Error as error:
             raise SourceError(f"{uri}: the first line, which must hold the column names: {error}") from error
     if header is None:
         raise SourceError(f"{uri}: is empty; the first line must hold the column names")
-    return InputFile(uri, kind, _strings(_column_names(uri, header)), None)
+    return InputFile(uri, kind, _strings(_column_names(uri, header)), None, files)
 
 
 def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
@@ -92,7 +93,7 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
 def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> Iterator[Iterator[Record]]:
     """All rows of a text file. The values of `list_names` are lists, all others bytes."""
     names = list(source.schema.names)
-    with lines_of(source.uri) as lines:
+    with lines_of(source.uri, source.files) as lines:
         if source.kind == "text":
             yield url_records(lines)
         elif source.kind == "jsonl":
@@ -103,11 +104,11 @@ def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> I
             yield csv_records(lines, delimiter, len(names))
 
 
-def _inspect_jsonl(uri: str) -> InputFile:
+def _inspect_jsonl(uri: str, files: Files) -> InputFile:
     names: dict[str, None] = {}
     lists: set[str] = set()
     num_rows = 0
-    with lines_of(uri) as lines:
+    with lines_of(uri, files) as lines:
         for value, _ in json_objects(lines):
             num_rows += 1
             if value is None:
@@ -118,7 +119,7 @@ def _inspect_jsonl(uri: str) -> InputFile:
             lists.update(name for name, item in value.items() if isinstance(item, list))
     if num_rows and not names:
         raise SourceError(f"{uri}: no line holds a JSON object; one object per line is expected, not an array")
-    return InputFile(uri, "jsonl", _strings(names), num_rows, frozenset(lists))
+    return InputFile(uri, "jsonl", _strings(names), num_rows, files, frozenset(lists))
 
 
 def _column_names(uri: str, header: list[bytes]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import FailureKind, PairmillError
 
@@ -42,12 +42,12 @@ class Cursor:
         self.fingerprint = fingerprint
         self.path = resolve(store, uri)
         try:
-            self._file = storage.open_input(self.path)
+            self._file = store.files.open(self.path)
         except OSError as error:
             raise ReadError(f"{self.path}: cannot be opened: {error}") from error
         try:
             if uri == self.path:
-                _check_same(self.path, self._file, fingerprint)
+                _check_same(store.files, self.path, self._file, fingerprint)
             # A buffer makes Arrow read a column chunk piece by piece, not as a whole.
             self._parquet = pq.ParquetFile(
                 self._file, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
@@ -125,11 +125,11 @@ class Cursor:
         return batch
 
 
-def _check_same(path: str, file: IO[Any], fingerprint: str) -> None:
+def _check_same(files: Files, path: str, file: IO[Any], fingerprint: str) -> None:
     """Compare with the fingerprint what costs no second pass: the ETag, or the size."""
     kind, _, value = fingerprint.partition(":")
     if kind == "etag":
-        same = storage.fingerprint(path) == fingerprint
+        same = files.fingerprint(path) == fingerprint
     else:
         same = file.seek(0, 2) == int(value.partition(":")[0])
         file.seek(0)

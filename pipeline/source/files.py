@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files, join
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 Kind = Literal["parquet", "csv", "tsv", "jsonl", "text", "index"]
@@ -49,6 +49,7 @@ class InputFile:
     schema: pa.Schema
     num_rows: int | None
     """None: known only when the file is converted."""
+    files: Files
     list_columns: frozenset[str] = frozenset()
     """JSON lines: columns with a list in at least one row."""
 
@@ -102,7 +103,7 @@ def kind_of(uri: str) -> Kind:
     return _KINDS[suffix]
 
 
-def list_inputs(paths: Iterable[str], without: str) -> list[str]:
+def list_inputs(paths: Iterable[str], without: str, files: Files) -> list[str]:
     """Absolute paths or URLs of all input files: in the order of `paths`, sorted within each, each file once.
 
     `without`: the output folder, which may lie within an input folder; nothing in it is input.
@@ -110,26 +111,26 @@ def list_inputs(paths: Iterable[str], without: str) -> list[str]:
     found: dict[str, None] = {}
     for path in paths:
         try:
-            files = storage.expand(path, SUFFIXES)
+            uris = files.expand(path, SUFFIXES)
         except FileNotFoundError as error:
             raise SourceError(f"source.paths: {error}") from error
-        files = [file for file in files if not file.startswith(f"{without.rstrip('/')}/")]
-        kinds = {kind_of(file): file for file in files}
+        uris = [uri for uri in uris if not uri.startswith(f"{without.rstrip('/')}/")]
+        kinds = {kind_of(uri): uri for uri in uris}
         if len(kinds) > 1 and "text" in kinds:  # most likely a readme, whose lines are no URLs
             raise SourceError(
                 f"source.paths: {path} holds {kinds['text']} beside other formats, and a text file is read as a list "
-                f"of URLs; name what you mean with a glob, such as {storage.join(path, '*.parquet')}"
+                f"of URLs; name what you mean with a glob, such as {join(path, '*.parquet')}"
             )
-        found.update(dict.fromkeys(files))
+        found.update(dict.fromkeys(uris))
     if not found:
         raise SourceError(f"source.paths: nothing there but the output folder {without}")
     return list(found)
 
 
-def inspect_parquet(uri: str) -> InputFile:
+def inspect_parquet(uri: str, files: Files) -> InputFile:
     """Schema and number of rows from the footer. Raises SourceError for what is no whole Parquet file."""
     try:
-        with storage.open_input(uri) as file, pq.ParquetFile(file) as parquet:
+        with files.open(uri) as file, pq.ParquetFile(file) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (FileNotFoundError, PermissionError) as error:
         raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
@@ -137,7 +138,7 @@ def inspect_parquet(uri: str) -> InputFile:
         raise SourceError(f"{uri}: not a whole Parquet file (half-written, cut or damaged?): {error}") from error
     if len(set(schema.names)) != len(schema.names):
         raise SourceError(f"{uri}: two columns share a name: {shown(schema.names)}")
-    return InputFile(uri, "parquet", schema, num_rows)
+    return InputFile(uri, "parquet", schema, num_rows, files)
 
 
 def decode_lossy(raw: pa.Array) -> pa.Array:

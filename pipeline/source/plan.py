@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.columns import map_columns, misfit
@@ -59,8 +60,8 @@ def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
     below what is planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError
     for a planned file that was changed or removed, OtherJobError for the plan of another job.
     """
-    corpus = Corpus(job.source) if job.source.held else None
-    sources = corpus.files(store.root) if corpus else list_inputs(job.source.paths, without=store.root)
+    corpus = Corpus(job.source, store.files) if job.source.held else None
+    sources = corpus.files(store.root) if corpus else list_inputs(job.source.paths, store.root, store.files)
     planner = _Planner(job, store, record, sources, corpus)
     for _ in range(_TRIES):
         plan = load(store)
@@ -208,7 +209,7 @@ class _Planner:
     def _inspect(self, sources: Sequence[str]) -> list[InputFile]:
         unseen = [source for source in sources if source not in self.inspected]
         with ThreadPoolExecutor(_READERS) as pool:
-            inspect = self.corpus.inspect if self.corpus else _inspect
+            inspect = self.corpus.inspect if self.corpus else partial(_inspect, files=self.store.files)
             self.inspected.update(zip(unseen, pool.map(inspect, unseen), strict=True))
         return [self.inspected[source] for source in sources]
 
@@ -219,7 +220,7 @@ class _Planner:
             self.fingerprints.update(zip(missing, pool.map(self._fingerprint, missing), strict=True))
 
     def _fingerprint(self, source: str) -> str:
-        return self.corpus.fingerprint(source) if self.corpus else storage.fingerprint(source)
+        return self.corpus.fingerprint(source) if self.corpus else self.store.files.fingerprint(source)
 
     def _slice_new(self, files: Sequence[InputFile], mapping: ColumnMapping, budget: int | None) -> list[_Slice]:
         slices = []
@@ -257,7 +258,7 @@ class _Planner:
             if self._fingerprint(file.uri) != self.fingerprints[file.uri]:
                 self.store.delete(name)
                 raise SourceError(f"{file.uri}: changed while it was read; start again when it is complete")
-        rows = inspect_parquet(resolve(self.store, name)).num_rows
+        rows = inspect_parquet(resolve(self.store, name), self.store.files).num_rows
         assert rows is not None
         return name, rows
 
@@ -276,9 +277,9 @@ class _Planner:
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record)
 
 
-def _inspect(uri: str) -> InputFile:
+def _inspect(uri: str, files: Files) -> InputFile:
     kind = kind_of(uri)
-    return inspect_parquet(uri) if kind == "parquet" else inspect_text(uri, kind)
+    return inspect_parquet(uri, files) if kind == "parquet" else inspect_text(uri, kind, files)
 
 
 def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text
 from pairmill.pipeline.source.files import SourceError
 
@@ -43,14 +43,14 @@ class Record(NamedTuple):
 
 
 @contextmanager
-def lines_of(uri: str) -> Iterator[Iterator[bytes]]:
+def lines_of(uri: str, files: Files) -> Iterator[Iterator[bytes]]:
     """Lines of a file (also .gz) with their ends, without the byte order mark.
 
     A line that is longer than MAX_RECORD_BYTES is cut to one byte more than that. Raises SourceError for UTF-16 and
     for a .gz that ends early.
     """
     try:
-        with storage.open_input(uri) as file:
+        with files.open(uri) as file:
             plain: Any = gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
             with io.BufferedReader(plain, _BUFFER_BYTES) as buffered:
                 yield _bounded_lines(uri, buffered)

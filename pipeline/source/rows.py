@@ -47,9 +47,8 @@ class ShardReader:
     def read(self, shard: Shard) -> pa.Table:
         """The shard in `in_flight_schema`, nothing fetched yet; columns of the pictures are null.
 
-        Metadata of the schema: `shard` (JSON), `has_captions` (1 or 0), and the names of the columns that hold them,
-        `license_column` and `sha256_column`, if there are such. Raises ReadError for a file that is damaged, gone or
-        not the one that was planned.
+        Metadata of the schema: `shard` (JSON). Raises ReadError for a file that is damaged, gone or not the one that
+        was planned.
         """
         try:
             return self._to_table(shard, self._slice(shard))
@@ -74,10 +73,9 @@ class ShardReader:
         columns = [*identity, *verdicts.columns(), is_pair, *nulls, *rows.extra]
         result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._mapping.extra))
         if self._mapping.pictures is not None:
-            result = with_places(
-                result, table.take(rows.parents) if rows.has_lists else table, self._mapping.pictures, shard.uri
-            )
-        return result.replace_schema_metadata(_metadata(shard, self._mapping))
+            table = table.take(rows.parents) if rows.has_lists else table
+            result = with_places(result, table, self._mapping.pictures, shard.uri, self._store.files)
+        return result.replace_schema_metadata({"shard": json.dumps(asdict(shard))})
 
     def close(self) -> None:
         """Let go of the open file."""
@@ -305,12 +303,3 @@ def _row_ids(shard: Shard, rows: _Rows) -> pa.Array:
         return pa.array([f"{shard.shard}:{row}" for row in parents], pa.string())
     ids = zip(parents, rows.indexes.to_pylist(), strict=True)
     return pa.array([f"{shard.shard}:{row}:{index}" for row, index in ids], pa.string())
-
-
-def _metadata(shard: Shard, mapping: ColumnMapping) -> dict[str, str]:
-    names = {
-        "license_column": mapping.output_name(mapping.license_column),
-        "sha256_column": mapping.output_name(mapping.sha256_column),
-    }
-    known = {key: name for key, name in names.items() if name is not None}
-    return {"shard": json.dumps(asdict(shard)), "has_captions": "1" if mapping.has_captions else "0", **known}

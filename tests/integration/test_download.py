@@ -52,7 +52,7 @@ def open_downloader() -> Iterator[Open]:
     def open_(images: dict[str, Any] | None = None, **fetch: Any) -> Downloader:
         settings = {"allow_networks": ["127.0.0.0/8"], "timeout_s": 5, "retries": 0, **fetch}
         job = {"source": {"paths": ["x"]}, "output": "unused", "fetch": settings, "images": images or {}}
-        opened.append(Downloader(BuildJob.model_validate(job)))
+        opened.append(Downloader(BuildJob.model_validate(job), "digest"))
         return opened[-1]
 
     yield open_
@@ -70,7 +70,7 @@ def shard(
     columns["status"] = pa.array(statuses or ["ok"] * len(urls))
     columns["is_pair"] = pa.array([False] * len(urls))
     columns["digest"] = pa.array(digests or [None] * len(urls), pa.string())
-    return pa.table(columns, schema=schema).replace_schema_metadata({b"sha256_column": b"digest", b"facts": b"{}"})
+    return pa.table(columns, schema=schema)
 
 
 def rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ import pytest
 
 from pairmill.pipeline.fetch.fetcher import Fetched, Fetcher
 from pairmill.pipeline.fetch.slots import ByteBudget
+from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
-from pairmill.schemas.jobs import FetchConfig, RulesConfig
+from pairmill.schemas.jobs import FetchConfig
 from pairmill.schemas.status import Status
 from tests.integration.web import HostileWeb, Request, answer, redirect, reset
 
@@ -529,7 +530,7 @@ def test_cancelling_ends_requests(web: HostileWeb) -> None:
 
 
 def test_a_redirect_to_a_host_that_the_rules_refuse_is_not_followed(web: HostileWeb) -> None:
-    rules = RulesConfig(url_block_hosts=["127.0.0.3"])
+    rules = SourceRules(url_block_hosts=["127.0.0.3"])
     with HostileWeb("127.0.0.3") as blocked:
         url = web.send("/go", redirect(blocked.serve("/end.jpg", JPEG)))
 

@@ -67,7 +67,7 @@ def test_the_web_gets_no_further_than_with_our_own_engine(hostile: HostileWeb) -
         settings: dict[str, Any] = {"timeout_s": 2, "retries": 0, "max_bytes": 50_000}
         settings["allow_networks"] = ["127.0.0.1/32"]
         values = {"source": {"paths": ["x"]}, "output": "unused", "fetch": {"engine": "img2dataset", **settings}}
-        downloader = Img2datasetDownloader(BuildJob.model_validate(values))
+        downloader = Img2datasetDownloader(BuildJob.model_validate(values), "digest")
         found = {row["url"]: row["status"] for row in rows(downloader(shard(list(urls))))}
         downloader.close()
         assert found == urls

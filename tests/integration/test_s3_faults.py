@@ -11,10 +11,10 @@ from bench.startup import job as startup_job
 from bench.startup import start as startup
 from bench.startup import write_source
 from pairmill.pipeline.check.verify import verify
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.schemas.manifest import manifest_name
-from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
+from pairmill.schemas.s3 import S3Config
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import run, start
@@ -29,14 +29,12 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def faulty(server: str) -> Iterator[FaultyS3]:
     proxy = FaultyS3(server)
-    configure(S3Config(endpoint=proxy.url))
     yield proxy
-    configure(FROM_ENVIRONMENT)
     proxy.close()
 
 
 def test_reads_and_writes_outlast_throttling_and_cut_connections(faulty: FaultyS3) -> None:
-    store = Store("s3://mill/throttled")
+    store = Store("s3://mill/throttled", S3Config(endpoint=faulty.url))
     faulty.faults = Faults(slow_down=0.15, reset=0.1)
     for number in range(30):
         assert store.create(f"a/{number}", b"content %d" % number)
@@ -50,7 +48,7 @@ def test_a_write_whose_reply_was_lost_is_there_and_says_taken(
     faulty: FaultyS3, num_bytes: int, request_lost: str
 ) -> None:
     """Small: one PUT. Large: in parts; the reply to one of them is lost, and then that to joining them."""
-    store = Store("s3://mill/lost")
+    store = Store("s3://mill/lost", S3Config(endpoint=faulty.url))
     faulty.faults = Faults(lose_reply_to=request_lost)
     first = store.create(f"{num_bytes}/a", bytes(num_bytes))
     assert faulty.faults.lose_reply_to is None
@@ -69,8 +67,9 @@ def test_a_start_on_many_manifests_lists_them_and_reads_none(tmp_path: Path) -> 
     names = [f"out/manifests/{manifest_name(shard, 0)}" for shard in range(2_500)]
     with s3_server("many", names) as url, credentials():
         proxy = FaultyS3(url)
-        configure(S3Config(endpoint=proxy.url))
-        Store("s3://many/in").create("in.parquet", write_source(tmp_path / "in.parquet", 2_501))
+        Store("s3://many/in", S3Config(endpoint=proxy.url)).create(
+            "in.parquet", write_source(tmp_path / "in.parquet", 2_501)
+        )
         what = startup_job("s3://many/in/in.parquet", "s3://many/out", proxy.url)
         startup(what)
         proxy.requests.clear()

@@ -23,10 +23,10 @@ from pairmill.jobs.cli.main import app
 from pairmill.jobs.cli.submit import submit
 from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.pipeline.check.verify import verify
-from pairmill.pipeline.common.storage import Store, configure
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
+from pairmill.schemas.s3 import S3Config
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import PAIRMILL
@@ -47,9 +47,7 @@ def free_port() -> int:
 def s3() -> Iterator[FaultyS3]:
     with s3_server("mill") as url, credentials():
         proxy = FaultyS3(url)
-        configure(S3Config(endpoint=proxy.url))
         yield proxy
-        configure(FROM_ENVIRONMENT)
         proxy.close()
 
 
@@ -118,9 +116,14 @@ def project(tmp_path: Path, s3: FaultyS3) -> Path:
     return tmp_path
 
 
-def put_input(web: PictureWeb, folder: Path, name: str, rows: int) -> str:
+def mill(s3: FaultyS3, folder: str = "") -> Store:
+    """A folder of the bucket."""
+    return Store(f"s3://mill/{folder}", S3Config(endpoint=s3.url))
+
+
+def put_input(web: PictureWeb, store: Store, folder: Path, name: str, rows: int) -> str:
     values = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(rows)]
-    Store("s3://mill/in").create(name, write_input(folder / "in.parquet", values).read_bytes())
+    store.create(f"in/{name}", write_input(folder / "in.parquet", values).read_bytes())
     return f"s3://mill/in/{name}"
 
 
@@ -132,14 +135,14 @@ def pairmill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
     cluster: str, project: Path, web: PictureWeb, s3: FaultyS3, metrics_ports: list[int]
 ) -> None:
-    source = put_input(web, project, "a.parquet", 60)
+    source = put_input(web, mill(s3), project, "a.parquet", 60)
     command = ["submit", "--address", cluster, "--wait", "build", "--job", "job.yaml", source, "s3://mill/a", "--json"]
     built = pairmill(project, *command)
     assert built.returncode == 0, built.stdout + built.stderr
     result = json.loads(built.stdout.strip().splitlines()[-1])
     assert result["rows_in"] == 60
     assert result["statuses"]["custom_rule"] == sum("7" in f"number {n}" for n in range(60))
-    assert verify(Store("s3://mill/a")).problems == []
+    assert verify(mill(s3, "a")).problems == []
     counted = {"ok": 0.0, "custom_rule": 0.0}
     for metrics_port in metrics_ports:
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
@@ -153,11 +156,11 @@ def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
         "--set", endpoint, "--set", "shard_rows=20",
     )  # fmt: skip
     assert embedded.returncode == 0, embedded.stdout + embedded.stderr
-    assert sum(manifest.kept for manifest in read_manifests(Store("s3://mill/b"))) == result["kept"]
+    assert sum(manifest.kept for manifest in read_manifests(mill(s3, "b"))) == result["kept"]
     listed = pairmill(project, "jobs", "list", "--address", cluster, "--json")
     told = built.stdout + built.stderr + embedded.stdout + embedded.stderr + listed.stdout
     for output in ("a", "b"):
-        store = Store(f"s3://mill/{output}")
+        store = mill(s3, f"{output}")
         names = [f"{folder}/{name}" for folder in ("plan", "manifests", "pairs") for name in store.list(folder)]
         told += "".join(store.read(name).decode(errors="replace") for name in [*names, "job.yaml"])
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in told
@@ -165,8 +168,8 @@ def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
 
 
 @pytest.mark.timeout(400)
-def test_a_stopped_job_goes_on_by_the_same_command(cluster: str, project: Path, web: PictureWeb) -> None:
-    source, output = put_input(web, project, "c.parquet", 120), "s3://mill/c"
+def test_a_stopped_job_goes_on_by_the_same_command(cluster: str, project: Path, web: PictureWeb, s3: FaultyS3) -> None:
+    source, output = put_input(web, mill(s3), project, "c.parquet", 120), "s3://mill/c"
     slow = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.2"]
     submitted = pairmill(project, "submit", "--address", cluster, "build", "--job", "job.yaml", source, output, *slow)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import records
 from pairmill.pipeline.source.columns import map_columns
@@ -31,7 +32,7 @@ def converted(folder: Path, name: str, data: bytes, shard_rows: int = 2) -> pa.T
     """The converted file of an input file with this content."""
     path = folder / name
     path.write_bytes(data)
-    source = inspect_text(str(path), kind_of(name))
+    source = inspect_text(str(path), kind_of(name), Files())
     facts = map_columns(SourceConfig(paths=["-"]), [source], needs_license=False)
     store = Store(str(folder / "out"))
     target = converted_name(source, str(hash(data)), facts, shard_rows)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.corpus.folders import folder_rows, words_of
 from pairmill.pipeline.source.corpus.index import split_name
@@ -32,11 +33,11 @@ def tar_of(path: Path, members: list[Member]) -> str:
 
 
 def rows_of(path: Path, members: list[Member]) -> list[dict[str, Any]]:
-    return list(tar_rows(tar_of(path, members)))
+    return list(tar_rows(tar_of(path, members), Files()))
 
 
 def corpus(*paths: Path, **settings: Any) -> Corpus:
-    return Corpus(SourceConfig(paths=[str(path) for path in paths], held=True, **settings))
+    return Corpus(SourceConfig(paths=[str(path) for path in paths], held=True, **settings), Files())
 
 
 def test_a_sample_is_what_shares_its_stem_and_its_row_says_where_the_picture_is(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_names_that_are_not_utf_8_are_readable(tmp_path: Path) -> None:
         member = tarfile.TarInfo("caf\xe9.jpg")
         member.size = 1
         tar.addfile(member, io.BytesIO(b"x"))
-    (row,) = tar_rows(str(tmp_path / "a.tar"))
+    (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
     assert row["key"] == "caf�"
     pa.array([row["key"]], pa.string()).validate(full=True)
 
@@ -95,7 +96,7 @@ def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path: 
     cut = tmp_path / "cut.tar"
     cut.write_bytes(Path(whole).read_bytes()[:keep])
     try:
-        rows = list(tar_rows(str(cut)))
+        rows = list(tar_rows(str(cut), Files()))
     except SourceError:
         assert keep < 512
         return
@@ -109,7 +110,7 @@ def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path: 
 def test_a_tar_that_is_cut_between_its_members_says_so_too(tmp_path: Path, keep: int) -> None:
     whole = tar_of(tmp_path / "whole.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(3)])
     (tmp_path / "cut.tar").write_bytes(Path(whole).read_bytes()[:keep])
-    *good, last = tar_rows(str(tmp_path / "cut.tar"))
+    *good, last = tar_rows(str(tmp_path / "cut.tar"), Files())
     assert len(good) == min(3, keep // 1536)
     assert "cut at byte" in last[MALFORMED_COLUMN]
 
@@ -119,7 +120,7 @@ def test_a_damaged_header_in_the_middle_says_so(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[2 * 1536] ^= 0xFF  # its name
     path.write_bytes(data)
-    *good, last = tar_rows(str(path))
+    *good, last = tar_rows(str(path), Files())
     assert [row["key"] for row in good] == ["0", "1"]
     assert last[MALFORMED_COLUMN] == "a.tar: the tar is damaged at byte 3,072: bad checksum"
 
@@ -127,7 +128,7 @@ def test_a_damaged_header_in_the_middle_says_so(tmp_path: Path) -> None:
 def test_tars_put_together_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
     parts = [Path(tar_of(tmp_path / f"{n}.part", [(f"{n}.jpg", bytes([n]) * 600)])) for n in range(3)]
     (tmp_path / "all.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
-    rows = list(tar_rows(str(tmp_path / "all.tar")))
+    rows = list(tar_rows(str(tmp_path / "all.tar"), Files()))
     assert [row["key"] for row in rows] == ["0", "1", "2"]
     data = (tmp_path / "all.tar").read_bytes()
     assert all(data[row["image_offset"]] == number for number, row in enumerate(rows))
@@ -140,7 +141,7 @@ def test_a_size_that_points_backwards_ends_the_tar(tmp_path: Path, size: int) ->
     member.size = size
     header = member.tobuf(format=tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(2048))
-    (row,) = tar_rows(str(tmp_path / "a.tar"))
+    (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
     assert "a size of -" in row[MALFORMED_COLUMN]
 
 
@@ -151,10 +152,10 @@ def test_long_headers_are_bounded_and_many_are_no_recursion(tmp_path: Path) -> N
         return member.tobuf(format=tarfile.GNU_FORMAT)
 
     (tmp_path / "a.tar").write_bytes(long_name(600 << 20))
-    (row,) = tar_rows(str(tmp_path / "a.tar"))
+    (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
     assert "a header of 629,145,600 bytes" in row[MALFORMED_COLUMN]
     (tmp_path / "b.tar").write_bytes((long_name(5) + b"0.jpg".ljust(512, b"\0")) * 2_000 + bytes(1024))
-    assert list(tar_rows(str(tmp_path / "b.tar"))) == []
+    assert list(tar_rows(str(tmp_path / "b.tar"), Files())) == []
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -166,7 +167,7 @@ def test_long_and_foreign_names_are_read_in_every_format(tmp_path: Path, format:
                 member = tarfile.TarInfo(f"{name}.{ending}")
                 member.size = 3
                 tar.addfile(member, io.BytesIO(b"abc"))
-    rows = list(tar_rows(str(tmp_path / "a.tar")))
+    rows = list(tar_rows(str(tmp_path / "a.tar"), Files()))
     assert [(row["key"], row["caption"], row[MALFORMED_COLUMN]) for row in rows] == [(n, b"abc", None) for n in names]
 
 
@@ -183,17 +184,17 @@ def test_a_text_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> 
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jpg").write_bytes(b"x")
     (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "secret")
-    (row,) = folder_rows(str(tmp_path / "in"), [("0.jpg", 1), ("0.txt", 6)], False)
+    (row,) = folder_rows(str(tmp_path / "in"), [("0.jpg", 1), ("0.txt", 6)], False, Files())
     assert (row["caption"], row[MALFORMED_COLUMN]) == (None, "0.txt is a link that leads out of its folder")
 
 
 def test_empty_tars_have_no_rows_and_other_files_are_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "nothing.tar").write_bytes(b"")
-    assert list(tar_rows(str(tmp_path / "nothing.tar"))) == []
+    assert list(tar_rows(str(tmp_path / "nothing.tar"), Files())) == []
     assert rows_of(tmp_path / "empty.tar", []) == []
     (tmp_path / "text.tar").write_bytes(b"this is no tar" * 100)
     with pytest.raises(SourceError, match="is not an uncompressed tar"):
-        list(tar_rows(str(tmp_path / "text.tar")))
+        list(tar_rows(str(tmp_path / "text.tar"), Files()))
 
 
 def test_links_and_devices_are_passed_over(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_links_and_devices_are_passed_over(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"{number}.jpg")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-    assert list(tar_rows(str(tmp_path / "a.tar"))) == []
+    assert list(tar_rows(str(tmp_path / "a.tar"), Files())) == []
 
 
 @given(st.binary(max_size=3_000), st.integers(0, 5_000))
@@ -212,7 +213,7 @@ def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFa
     data[at : at + len(junk)] = junk
     (folder / "b.tar").write_bytes(data)
     try:
-        rows = list(tar_rows(str(folder / "b.tar")))
+        rows = list(tar_rows(str(folder / "b.tar"), Files()))
     except SourceError:
         return
     for row in rows:
@@ -247,7 +248,9 @@ def test_folders_take_captions_from_beside_the_picture_or_from_its_name(tmp_path
         ("red-dog_01", b"red dog 01", None),
     ]
     assert words_of("x/red-dog_01") == "red dog 01"
-    (plain, _, unnamed) = folder_rows(str(tmp_path), [("b.png", 1), ("b.txt", 6), ("c.jpg", 1), ("z.jpg", 1)], False)
+    (plain, _, unnamed) = folder_rows(
+        str(tmp_path), [("b.png", 1), ("b.txt", 6), ("c.jpg", 1), ("z.jpg", 1)], False, Files()
+    )
     assert (plain["caption"], unnamed["caption"]) == (b"a boat", None)
 
 

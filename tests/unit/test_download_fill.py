@@ -18,13 +18,12 @@ def test_hosts_take_turns() -> None:
     assert [url for url in turns if "big" in url] == urls[:6]
 
 
-def table_of(rows: list[tuple[str, str | None, str | None]], column: str | None) -> pa.Table:
+def table_of(rows: list[tuple[str, str | None, str | None]]) -> pa.Table:
     schema = in_flight_schema(pa.schema([("digest", pa.string())]))
     columns = {field.name: pa.nulls(len(rows), field.type) for field in schema}
     for name, values in zip(("status", "url", "digest"), zip(*rows, strict=True), strict=True):
         columns[name] = pa.array(values, pa.string())
-    table = pa.table(columns, schema=schema)
-    return table.replace_schema_metadata({b"sha256_column": column.encode()} if column else None)
+    return pa.table(columns, schema=schema)
 
 
 def test_what_is_wanted() -> None:
@@ -39,8 +38,8 @@ def test_what_is_wanted() -> None:
         ("ok", None, "aa"),
     ]
     any_ = frozenset[str]()
-    assert urls_to_fetch(table_of(rows, "digest")) == {"u1": {"aa", "bb"}, "u2": any_, "u3": any_}
-    assert urls_to_fetch(table_of(rows, None)) == {"u1": any_, "u2": any_, "u3": any_}
+    assert urls_to_fetch(table_of(rows), "digest") == {"u1": {"aa", "bb"}, "u2": any_, "u3": any_}
+    assert urls_to_fetch(table_of(rows), None) == {"u1": any_, "u2": any_, "u3": any_}
 
 
 def test_binary_columns() -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import plan as plan_module
 from pairmill.pipeline.source.files import SourceError
@@ -138,10 +139,8 @@ def test_a_limit_is_no_reason_to_read_files_that_it_does_not_reach(
     write_text(folder, "a", 10)
     write_text(folder, "b", 10)
     hashed: list[str] = []
-    fingerprint = plan_module.storage.fingerprint
-    monkeypatch.setattr(
-        plan_module.storage, "fingerprint", lambda uri: hashed.append(Path(uri).name) or fingerprint(uri)
-    )
+    fingerprint = Files.fingerprint
+    monkeypatch.setattr(Files, "fingerprint", lambda self, uri: hashed.append(Path(uri).name) or fingerprint(self, uri))
     planned(folder, limit=3)
     assert set(hashed) == {"a.txt"}
     assert len(list((folder / "out/input").iterdir())) == 1

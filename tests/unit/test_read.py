@@ -1,7 +1,6 @@
 """A shard's rows: identity, what is wrong with them, and slices of large files."""
 
 import hashlib
-import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairmill.pipeline.common.storage import Store, fingerprint
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.columns import map_columns
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, inspect_parquet
@@ -33,9 +33,9 @@ def read(tmp_path: Path) -> Read:
     def read_as_shard(table: pa.Table | dict[str, Any], number: int = 7, **source: str) -> pa.Table:
         path = str(tmp_path / "a.parquet")
         pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), path)
-        facts = map_columns(SourceConfig(paths=["-"], **source), [inspect_parquet(path)], needs_license=False)
+        facts = map_columns(SourceConfig(paths=["-"], **source), [inspect_parquet(path, Files())], needs_license=False)
         reader = ShardReader(Store(str(tmp_path / "out")), facts)
-        result = reader.read(Shard(number, path, 0, pq.read_metadata(path).num_rows, fingerprint(path)))
+        result = reader.read(Shard(number, path, 0, pq.read_metadata(path).num_rows, Files().fingerprint(path)))
         reader.close()
         assert result.schema.equals(in_flight_schema(facts.extra))
         result.validate(full=True)
@@ -63,18 +63,6 @@ def test_the_table_is_the_in_flight_one_with_nothing_fetched(read: Read) -> None
     assert all(row[name] is None for name in [*FETCHED.names, *PICTURE.names, "image"])
 
 
-def test_the_metadata_says_which_shard_and_which_columns(read: Read) -> None:
-    columns = {"url": ["u"], "sha256": ["s"], "license": ["l"]}
-    metadata = read(columns, sha256_column="sha256", license_column="LICENSE").schema.metadata
-    assert json.loads(metadata[b"shard"])["num_rows"] == 1
-    assert metadata[b"has_captions"] == b"0"
-    assert metadata[b"sha256_column"] == b"source_sha256"
-    assert metadata[b"license_column"] == b"license"
-    metadata = read({"url": ["u"], "text": ["c"]}).schema.metadata
-    assert metadata[b"has_captions"] == b"1"
-    assert b"license_column" not in metadata
-
-
 def test_the_uid_is_blake2b_over_the_length_prefixed_bytes() -> None:
     data = b"\x01" + (1).to_bytes(8, "little") + b"u" + b"\x00"
     assert pair_uid(b"u", None) == hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -94,10 +82,12 @@ def test_the_uid_does_not_depend_on_shard_or_order(
     path = str(tmp_path_factory.mktemp("uid") / "a.parquet")
     table = pa.table({"url": [f"u{row}" for row in order], "caption": [None if row % 3 else "c" for row in order]})
     pq.write_table(table, path, row_group_size=5)
-    facts = map_columns(SourceConfig(paths=["-"]), [inspect_parquet(path)], needs_license=False)
+    facts = map_columns(SourceConfig(paths=["-"]), [inspect_parquet(path, Files())], needs_license=False)
     reader = ShardReader(Store("/nowhere"), facts)
     starts = range(0, 12, shard_rows)
-    shards = [Shard(n, path, first, min(shard_rows, 12 - first), fingerprint(path)) for n, first in enumerate(starts)]
+    shards = [
+        Shard(n, path, first, min(shard_rows, 12 - first), Files().fingerprint(path)) for n, first in enumerate(starts)
+    ]
     found = {row["url"]: row["uid"] for shard in shards for row in reader.read(shard).to_pylist()}
     reader.close()
     assert found == {f"u{row}": pair_uid(b"u%d" % row, None if row % 3 else b"c") for row in range(12)}
@@ -226,7 +216,7 @@ def test_a_file_without_the_checksums_of_the_others_is_an_error_that_names_it(tm
         pq.write_table(pa.table({"url": ["u"], name: ["0" * 64]}), path)
     source = SourceConfig(paths=["-"], sha256_column="sha256")
     with pytest.raises(SourceError, match=r"2\.parquet: no column 'sha256'"):
-        map_columns(source, [inspect_parquet(path) for path in paths], needs_license=False)
+        map_columns(source, [inspect_parquet(path, Files()) for path in paths], needs_license=False)
 
 
 def test_own_uids_are_normalized_and_invalid_ones_refused(read: Read) -> None:
@@ -291,9 +281,11 @@ def test_a_file_that_lacks_a_column_gives_nulls_and_a_narrower_type_is_widened(t
     one, two = str(tmp_path / "1.parquet"), str(tmp_path / "2.parquet")
     pq.write_table(pa.table({"url": ["u"], "a": [0.5], "b": ["x"]}), one)
     pq.write_table(pa.table({"URL": ["v"], "a": [1]}), two)
-    facts = map_columns(SourceConfig(paths=["-"]), [inspect_parquet(one), inspect_parquet(two)], needs_license=False)
+    facts = map_columns(
+        SourceConfig(paths=["-"]), [inspect_parquet(one, Files()), inspect_parquet(two, Files())], needs_license=False
+    )
     reader = ShardReader(Store("/nowhere"), facts)
-    (row,) = reader.read(Shard(0, two, 0, 1, fingerprint(two))).to_pylist()
+    (row,) = reader.read(Shard(0, two, 0, 1, Files().fingerprint(two))).to_pylist()
     reader.close()
     assert (row["url"], row["a"], row["b"]) == ("v", 1.0, None)
 
@@ -313,7 +305,7 @@ def take(cursor: Cursor, first_row: int, num_rows: int) -> list[int]:
 
 
 def test_reading_in_order_decodes_a_row_group_once_and_holds_little_of_it(large: str) -> None:
-    cursor = Cursor(Store("/nowhere"), large, fingerprint(large))
+    cursor = Cursor(Store("/nowhere"), large, Files().fingerprint(large))
     size = Path(large).stat().st_size
     before, peak, decoded = pa.total_allocated_bytes(), 0, 0
     next_batch = cursor._next_batch
@@ -349,7 +341,7 @@ def test_any_slices_in_any_order_are_right(
         for rows in groups:
             writer.write_table(table.slice(start, rows))
             start += rows
-    cursor = Cursor(Store("/nowhere"), path, fingerprint(path))
+    cursor = Cursor(Store("/nowhere"), path, Files().fingerprint(path))
     for first, num_rows in wanted:
         if first + num_rows <= len(table):
             assert take(cursor, first, num_rows) == list(range(first, first + num_rows))
@@ -363,7 +355,7 @@ def test_a_damaged_page_is_an_error_that_names_the_file_and_the_rest_can_be_read
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 0xFF
     path.write_bytes(content)
-    cursor = Cursor(Store("/nowhere"), str(path), fingerprint(str(path)))
+    cursor = Cursor(Store("/nowhere"), str(path), Files().fingerprint(str(path)))
     with pytest.raises(ReadError, match=r"damaged\.parquet: rows 0 to 10000 cannot be read"):
         cursor.rows(0, 10_000)
     assert take(cursor, 15_000, 2) == [15_000, 15_001]
@@ -373,11 +365,11 @@ def test_a_damaged_page_is_an_error_that_names_the_file_and_the_rest_can_be_read
 def test_a_file_that_changed_after_planning_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"url": ["u"] * 5}), path)
-    known = fingerprint(path)
+    known = Files().fingerprint(path)
     pq.write_table(pa.table({"url": ["u"] * 6, "b": [1] * 6}), path)
     with pytest.raises(ReadError, match=r"a\.parquet: has changed since it was planned"):
         Cursor(Store("/nowhere"), path, known)
-    cursor = Cursor(Store("/nowhere"), path, fingerprint(path))
+    cursor = Cursor(Store("/nowhere"), path, Files().fingerprint(path))
     with pytest.raises(ReadError, match=r"has 6 rows, but rows up to 7 are planned"):
         cursor.rows(5, 2)
     cursor.close()
@@ -389,4 +381,4 @@ def test_a_file_that_is_gone_or_cut_is_an_error_that_names_it(tmp_path: Path) ->
         Cursor(Store("/nowhere"), str(path), "blake2b:1:x")
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(ReadError, match=r"a\.parquet: not a whole Parquet file"):
-        Cursor(Store("/nowhere"), str(path), fingerprint(str(path)))
+        Cursor(Store("/nowhere"), str(path), Files().fingerprint(str(path)))

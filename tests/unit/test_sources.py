@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.columns import find_column, map_columns, misfit
 from pairmill.pipeline.source.files import ColumnMapping, InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.schemas.jobs import SourceConfig
@@ -16,7 +17,7 @@ from pairmill.schemas.jobs import SourceConfig
 def parquet(path: Path, **columns: object) -> InputFile:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
-    return inspect_parquet(str(path))
+    return inspect_parquet(str(path), Files())
 
 
 def facts(*files: InputFile, needs_license: bool = False, **settings: str) -> ColumnMapping:
@@ -51,7 +52,7 @@ def test_inputs_come_in_the_order_of_paths_sorted_within_and_once(tmp_path: Path
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     paths = [str(tmp_path / "y/z.parquet"), str(tmp_path / "x"), str(tmp_path / "x" / "*.csv")]
-    found = [str(Path(file).relative_to(tmp_path)) for file in list_inputs(paths, without="/elsewhere")]
+    found = [str(Path(file).relative_to(tmp_path)) for file in list_inputs(paths, without="/elsewhere", files=Files())]
     assert found == ["y/z.parquet", "x/a.csv", "x/b.csv", "x/deep/c.CSV"]
 
 
@@ -59,22 +60,22 @@ def test_the_output_folder_is_no_input(tmp_path: Path) -> None:
     for name in ("a.csv", "out/input/a.parquet", "out/plan/0.parquet", "output.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = list_inputs([str(tmp_path)], without=str(tmp_path / "out"))
+    found = list_inputs([str(tmp_path)], without=str(tmp_path / "out"), files=Files())
     assert [Path(file).name for file in found] == ["a.csv", "output.csv"]
     with pytest.raises(SourceError, match="nothing there but the output folder"):
-        list_inputs([str(tmp_path / "out")], without=str(tmp_path / "out"))
+        list_inputs([str(tmp_path / "out")], without=str(tmp_path / "out"), files=Files())
 
 
 def test_a_text_file_beside_other_formats_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
     (tmp_path / "a.parquet").touch()
     with pytest.raises(SourceError, match=r"readme\.txt beside other formats"):
-        list_inputs([str(tmp_path)], without="/elsewhere")
+        list_inputs([str(tmp_path)], without="/elsewhere", files=Files())
 
 
 def test_no_input_is_an_error_that_names_the_path() -> None:
     with pytest.raises(SourceError, match=r"source\.paths: no input found at /no/such/place"):
-        list_inputs(["/no/such/place"], without="/elsewhere")
+        list_inputs(["/no/such/place"], without="/elsewhere", files=Files())
 
 
 @pytest.mark.parametrize("cut", [0, 3, 100])
@@ -83,7 +84,7 @@ def test_a_half_written_parquet_file_is_an_error_that_names_it(tmp_path: Path, c
     pq.write_table(pa.table({"url": ["u"] * 1000}), path)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(SourceError, match=r"half\.parquet: not a whole Parquet file"):
-        inspect_parquet(str(path))
+        inspect_parquet(str(path), Files())
 
 
 def test_a_column_is_found_exactly_then_by_its_only_namesake() -> None:
@@ -199,7 +200,7 @@ def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["u"]), pa.array(["v"])], ["url", "url"]), path)
     with pytest.raises(SourceError, match="share a name"):
-        inspect_parquet(str(path))
+        inspect_parquet(str(path), Files())
 
 
 def test_a_later_file_must_fit(tmp_path: Path) -> None:

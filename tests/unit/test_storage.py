@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import StorageError, Store
 
 
@@ -68,25 +69,25 @@ def test_replace_overwrites_and_delete_forgives(store: Store) -> None:
 def test_a_fingerprint_changes_with_the_content_and_not_with_time(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one")
-    before = storage.fingerprint(str(path))
+    before = Files().fingerprint(str(path))
     os.utime(path, (1, 1))
-    assert storage.fingerprint(str(path)) == before
+    assert Files().fingerprint(str(path)) == before
     path.write_bytes(b"two")
-    assert storage.fingerprint(str(path)) != before
+    assert Files().fingerprint(str(path)) != before
 
 
 def test_a_folder_stands_for_its_visible_inputs_at_any_depth(tmp_path: Path) -> None:
     for name in ("b.csv", "a/c.parquet", ".hidden.csv", "_SUCCESS.csv", "_temporary/x.csv", "notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = storage.expand(str(tmp_path), (".csv", ".parquet"))
+    found = Files().expand(str(tmp_path), (".csv", ".parquet"))
     assert [str(Path(name).relative_to(tmp_path)) for name in found] == ["a/c.parquet", "b.csv"]
-    assert storage.expand(f"{tmp_path}/*.csv", (".csv",)) == [str(tmp_path / "_SUCCESS.csv"), str(tmp_path / "b.csv")]
+    assert Files().expand(f"{tmp_path}/*.csv", (".csv",)) == [str(tmp_path / "_SUCCESS.csv"), str(tmp_path / "b.csv")]
 
 
 def test_a_source_that_matches_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
-        storage.expand(str(tmp_path / "nowhere.csv"), (".csv",))
+        Files().expand(str(tmp_path / "nowhere.csv"), (".csv",))
 
 
 @pytest.mark.parametrize(

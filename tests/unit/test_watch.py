@@ -12,6 +12,7 @@ from bench.metadata import write_dataset
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cli.watch import watch
 from pairmill.jobs.progress import ConsoleProgress
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.plan import PlanError
 from pairmill.schemas.manifest import ShardManifest
 
@@ -42,7 +43,7 @@ def test_shards_are_told_of_once_as_they_come_and_the_end_is_seen(tmp_path: Path
     told, said = Told(), list[str]()
     thread = threading.Thread(target=work)
     thread.start()
-    result = watch(str(growing), told, 0.02, said.append, quiet_s=0.01)
+    result = watch(Store(str(growing)), told, 0.02, said.append, quiet_s=0.01)
     thread.join()
     assert told.shards_told == list(range(3, 10))
     assert (result.shards, result.shards_missing, result.input_rows) == (10, [], 1_000)
@@ -59,4 +60,4 @@ def test_the_command_ends_at_once_where_all_is_done(tmp_path: Path) -> None:
 
 def test_what_is_no_output_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="holds no plan"):
-        watch(str(tmp_path), Told(), 0.1, print)
+        watch(Store(str(tmp_path)), Told(), 0.1, print)

@@ -12,12 +12,13 @@ Parquet, CSV, JSON lines with captions    each file                its rows; the
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files, is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifests
 from pairmill.pipeline.source.columns import map_columns, misfit
@@ -43,15 +44,16 @@ _BATCH_BYTES = 32 << 20
 class Corpus:
     """The files of one corpus. All of them are of one kind, the first that the paths hold, in the order above."""
 
-    def __init__(self, source: SourceConfig) -> None:
+    def __init__(self, source: SourceConfig, files: Files) -> None:
         self._source = source
+        self._files = files
         self._columns: dict[str, str | None] = {}  # of Parquet files: where their pictures are
 
     def files(self, without: str) -> list[str]:
         """Planned files in order. A folder of pictures ends in `/`. Raises SourceError."""
         found: list[str] = []
         for path in self._source.paths:
-            found += _outputs(path) or self._tars(path, without) or self._others(path, without)
+            found += _outputs(path, self._files) or self._tars(path, without) or self._others(path, without)
         for uri in found:
             if readable_name(uri) != uri:
                 raise SourceError(f"source.paths: {readable_name(uri)}: a name that is not UTF-8; rename it")
@@ -61,26 +63,26 @@ class Corpus:
         return list(dict.fromkeys(found))
 
     def _tars(self, path: str, without: str) -> list[str]:
-        tars = _under(path, (".tar",), without)
-        if tars and (pictures := _under(path, _PICTURE_SUFFIXES, without)):
+        tars = self._under(path, (".tar",), without)
+        if tars and (pictures := self._under(path, _PICTURE_SUFFIXES, without)):
             raise SourceError(
                 f"source.paths: {path} holds tars, and pictures such as {pictures[0]}; name one of the two"
             )
-        if not tars and (packed := _under(path, (".tar.gz", ".tgz", ".tar.zst"), without)):
+        if not tars and (packed := self._under(path, (".tar.gz", ".tgz", ".tar.zst"), without)):
             raise SourceError(f"source.paths: {packed[0]}: pictures are read from tars by range, so unpack it to .tar")
         return tars
 
     def _others(self, path: str, without: str) -> list[str]:
-        parquet = _under(path, (".parquet",), without)
-        if parquet and self._image_column(inspect_parquet(parquet[0]).schema):
+        parquet = self._under(path, (".parquet",), without)
+        if parquet and self._image_column(inspect_parquet(parquet[0], self._files).schema):
             return parquet
-        pictures = _under(path, _PICTURE_SUFFIXES, without)
+        pictures = self._under(path, _PICTURE_SUFFIXES, without)
         if pictures:
-            if not storage.is_folder(path):
+            if not self._files.is_folder(path):
                 raise SourceError(f"source.paths: {path}: name the folder of the pictures, not pictures")
             names = sorted({picture.rpartition("/")[0] for picture in pictures})
             return [f"{name}/" for name in names]
-        return list_inputs([path], without)
+        return list_inputs([path], without, self._files)
 
     def kind(self, uri: str) -> str:
         """What a planned file is."""
@@ -99,12 +101,12 @@ class Corpus:
         """Columns and rows, as far as they are known before the file is indexed."""
         kind = self.kind(uri)
         if kind in ("folders", "tars"):
-            return InputFile(uri, "index", INDEX_SCHEMA, None)
+            return InputFile(uri, "index", INDEX_SCHEMA, None, self._files)
         if kind == "pairs":
-            return _without(inspect_parquet(uri), _own_column)
+            return _without(inspect_parquet(uri, self._files), _own_column)
         if kind != "parquet":
-            return inspect_text(uri, kind_of(uri))
-        file = inspect_parquet(uri)
+            return inspect_text(uri, kind_of(uri), self._files)
+        file = inspect_parquet(uri, self._files)
         self._columns[uri] = column = self._image_column(file.schema)
         return _without(file, lambda name: name == column)
 
@@ -113,9 +115,9 @@ class Corpus:
         folder, the names and sizes in it do."""
         kind = self.kind(uri)
         if kind == "folders":
-            listing = "\0".join(f"{name}:{size}" for name, size in _files_of(uri))
+            listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri))
             return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
-        return _sampled(uri) if kind == "tars" else storage.fingerprint(uri)
+        return _sampled(uri, self._files) if kind == "tars" else self._files.fingerprint(uri)
 
     def mapping(self, files: Sequence[InputFile], needs_license: bool) -> ColumnMapping:
         """What the columns mean. Raises SourceError."""
@@ -155,8 +157,8 @@ class Corpus:
 
     def _rows(self, uri: str) -> Iterator[dict[str, Any]]:
         if self.kind(uri) == "tars":
-            return tar_rows(uri)
-        return folders.folder_rows(uri.rstrip("/"), _files_of(uri), self._source.caption_from_name)
+            return tar_rows(uri, self._files)
+        return folders.folder_rows(uri.rstrip("/"), self._files_of(uri), self._source.caption_from_name, self._files)
 
     def _image_column(self, schema: pa.Schema) -> str | None:
         wanted = self._source.image_column
@@ -166,6 +168,23 @@ class Corpus:
         if wanted:
             raise SourceError(f"source.image_column: no column {wanted!r} of bytes, or of structs with `bytes`")
         return None
+
+    def _under(self, path: str, suffixes: tuple[str, ...], without: str) -> list[str]:
+        """Files that the path stands for and that end so."""
+        try:
+            found = self._files.expand(path, suffixes)
+        except FileNotFoundError:
+            return []
+        prefix = f"{without.rstrip('/')}/"
+        return [file for file in found if file.lower().endswith(suffixes) and not file.startswith(prefix)]
+
+    def _files_of(self, folder: str) -> list[tuple[str, int]]:
+        """(name, bytes) of the pictures and texts right in a folder, sorted."""
+        return sorted(
+            (name, size)
+            for name, size in self._files.files_in(folder)
+            if name.lower().endswith(folders.ENDINGS) and not name.startswith(".")
+        )
 
 
 def _batches(rows: Iterator[dict[str, Any]], max_rows: int) -> Iterator[list[dict[str, Any]]]:
@@ -196,11 +215,11 @@ def _holds_pictures(data_type: pa.DataType) -> bool:
     return any(is_kind(data_type) for is_kind in kinds)
 
 
-def _outputs(path: str) -> list[str]:
+def _outputs(path: str, files: Files) -> list[str]:
     """`pairs/` files of a finished pairmill output, by its manifests; empty where the path is none."""
-    if storage.is_remote(path) and not path.startswith("s3://"):
+    if is_remote(path) and not path.startswith("s3://"):
         return []
-    store = Store(path)
+    store = Store(path, files.s3)
     if not store.list("manifests") or (plan := load(store)) is None:
         return []
     if plan.mapping.pictures not in (None, "index", "pairs"):
@@ -213,28 +232,9 @@ def _outputs(path: str) -> list[str]:
     return [store.path(manifest.files["pairs"].path) for manifest in read_manifests(store) if manifest.pairs]
 
 
-def _under(path: str, suffixes: tuple[str, ...], without: str) -> list[str]:
-    """Files that the path stands for and that end so."""
-    try:
-        found = storage.expand(path, suffixes)
-    except FileNotFoundError:
-        return []
-    prefix = f"{without.rstrip('/')}/"
-    return [file for file in found if file.lower().endswith(suffixes) and not file.startswith(prefix)]
-
-
-def _files_of(folder: str) -> list[tuple[str, int]]:
-    """(name, bytes) of the pictures and texts right in a folder, sorted."""
-    return sorted(
-        (name, size)
-        for name, size in storage.files_in(folder)
-        if name.lower().endswith(folders.ENDINGS) and not name.startswith(".")
-    )
-
-
 def _without(file: InputFile, is_left_out: Any) -> InputFile:
     schema = pa.schema([field for field in file.schema if not is_left_out(field.name)])
-    return InputFile(file.uri, file.kind, schema, file.num_rows, file.list_columns)
+    return replace(file, schema=schema)
 
 
 def _own_column(name: str) -> bool:
@@ -243,9 +243,9 @@ def _own_column(name: str) -> bool:
     return name not in ("uid", "url", "caption") and (name in OWN_COLUMNS or name.startswith(scores))
 
 
-def _sampled(uri: str) -> str:
+def _sampled(uri: str, files: Files) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with storage.open_input(uri) as file:
+    with files.open(uri) as file:
         size = file.seek(0, 2)
         for number in range(_SAMPLED_BLOCKS):
             file.seek(max(0, (size - _BLOCK_BYTES)) * number // (_SAMPLED_BLOCKS - 1))

@@ -6,23 +6,25 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files, join, leads_out
 from pairmill.pipeline.source.corpus.index import CAPTION_ENDINGS, MAX_TEXT_BYTES, PICTURE_ENDINGS, Sample
 
 ENDINGS = tuple(f".{ending}" for ending in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, "json"))
 
 
-def folder_rows(folder: str, files: Sequence[tuple[str, int]], caption_from_name: bool) -> Iterator[dict[str, Any]]:
+def folder_rows(
+    folder: str, names: Sequence[tuple[str, int]], caption_from_name: bool, files: Files
+) -> Iterator[dict[str, Any]]:
     """Rows of INDEX_SCHEMA from (name, bytes) of a folder's files. Texts without a picture are left out: folders hold
     readmes."""
-    ordered = sorted(files, key=lambda file: file[0].rpartition("."))
+    ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
         members = list(group)
         if not any(_ending(name) in PICTURE_ENDINGS for name, _ in members):
             continue
         sample = Sample(stem)
         for name, size in members:
-            _add(sample, folder, name, size)
+            _add(sample, folder, name, size, files)
         rows = list(sample.rows())
         for row in rows:
             if caption_from_name and row["caption"] is None:
@@ -39,16 +41,16 @@ def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def _add(sample: Sample, folder: str, name: str, size: int) -> None:
-    ending, path = _ending(name), storage.join(folder, name)
+def _add(sample: Sample, folder: str, name: str, size: int, files: Files) -> None:
+    ending, path = _ending(name), join(folder, name)
     if ending in PICTURE_ENDINGS:
         sample.pictures.append((path, 0, size))
     elif size > MAX_TEXT_BYTES:
         sample.problem = f"a text of {size:,} bytes beside the picture"
-    elif storage.leads_out(folder, name):  # a link to a secret would end in the caption
+    elif leads_out(folder, name):  # a link to a secret would end in the caption
         sample.problem = f"{name} is a link that leads out of its folder"
     else:
-        with storage.open_input(path) as file:
+        with files.open(path) as file:
             data = file.read(MAX_TEXT_BYTES)
         if ending == "json":
             sample.add_json(data)

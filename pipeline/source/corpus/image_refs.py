@@ -6,7 +6,8 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common.storage import Store, join
+from pairmill.pipeline.common.files import Files, join
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.planned import load
 from pairmill.pipeline.source.texts import raw_bytes
 from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
@@ -17,7 +18,7 @@ COLUMN = "column:"
 _OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 
 
-def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.Table:
+def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str, files: Files) -> pa.Table:
     """`rows` (in_flight_schema) with the columns of STORED; `table` has the input's columns, row for row.
 
     `pictures`: see ColumnMapping. Pictures within Parquet have the file for a place and no offset: their shard and row
@@ -27,7 +28,7 @@ def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.
     if pictures in ("index", "pairs"):
         places = [table[name].combine_chunks().cast(STORED.field(name).type) for name in STORED.names]
     if pictures == "pairs":
-        places[0] = _resolved(places[0], uri.rpartition("/pairs/")[0])
+        places[0] = _resolved(places[0], uri.rpartition("/pairs/")[0], files)
     if pictures.startswith(COLUMN):
         image = _bytes_of(table[pictures.removeprefix(COLUMN)])
         rows = rows.set_column(rows.schema.get_field_index(IMAGE_COLUMN.name), IMAGE_COLUMN, image)
@@ -38,10 +39,10 @@ def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str) -> pa.
     return rows
 
 
-def _resolved(names: pa.Array, root: str) -> pa.Array:
+def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
     """Files that rows of another output name: its own tars, wherever it lies, and what its plan reads. Null for any
     other: a Parquet file must not be able to name a secret, or a URL."""
-    planned = _planned(root)
+    planned = _planned(root, files)
 
     def resolve(name: str) -> str | None:
         if _OWN_TAR.fullmatch(name):
@@ -56,12 +57,12 @@ def _resolved(names: pa.Array, root: str) -> pa.Array:
 
 
 @lru_cache(maxsize=8)
-def _planned(root: str, generations: int = 8) -> frozenset[str]:
+def _planned(root: str, files: Files, generations: int = 8) -> frozenset[str]:
     """Files and folders that an output was planned from, and, where those are outputs too, what they were."""
-    plan = load(Store(root)) if generations else None
+    plan = load(Store(root, files.s3)) if generations else None
     found = {file.source for file in plan.inputs} if plan else set()
     for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:
-        found |= {f"{origin}/pairs/", *_planned(origin, generations - 1)}
+        found |= {f"{origin}/pairs/", *_planned(origin, files, generations - 1)}
     return frozenset(found)
 
 

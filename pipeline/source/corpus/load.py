@@ -13,9 +13,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common import storage
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.faults import local_fault
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.image.isolated import IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageError, ImageProcessor
@@ -54,8 +54,9 @@ class _Row:
 class Loader:
     """Reads the pictures of shards. Callable by several threads at once."""
 
-    def __init__(self, images: ImagesConfig, isolated: bool = False) -> None:
+    def __init__(self, images: ImagesConfig, files: Files, isolated: bool = False) -> None:
         """`isolated`: decode every picture in a child process, so that one that kills its decoder costs one row."""
+        self._files = files
         self._processor = ImageProcessor(images)
         self._isolated = IsolatedProcessor(images) if isolated else None
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
@@ -108,7 +109,7 @@ class Loader:
 
     def _read_file(self, file: str, places: list[tuple[int, int, _Row]]) -> None:
         try:
-            with storage.open_input(file) as opened:
+            with self._files.open(file) as opened:
                 for offset, length, row in sorted(places, key=lambda place: place[0]):
                     row.image = _read(opened, offset, length)
                     if len(row.image) < length:
@@ -118,12 +119,15 @@ class Loader:
         except OSError as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
-            if isinstance(error, FileNotFoundError) and _is_one_of_a_folder(file):
+            if isinstance(error, FileNotFoundError) and self._is_one_of_a_folder(file):
                 for _, _, row in places:
                     row.refuse(Status.EMPTY_BODY, "the file is gone")
                 return
             # A tar, or a mount that this machine lacks: the shard fails, and is made when it is there again.
             raise ReadError(f"{file}: cannot be read: {error}") from error
+
+    def _is_one_of_a_folder(self, file: str) -> bool:
+        return not file.lower().endswith(".tar") and self._files.is_folder(file.rpartition("/")[0])
 
     def _examine(self, row: _Row) -> None:
         body = bytes(row.image)
@@ -142,10 +146,6 @@ class Loader:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
             row.refuse(Status.ROW_ERROR, describe(error))
-
-
-def _is_one_of_a_folder(file: str) -> bool:
-    return not file.lower().endswith(".tar") and storage.is_folder(file.rpartition("/")[0])
 
 
 def _read(file: IO[bytes], offset: int, length: int) -> bytes:

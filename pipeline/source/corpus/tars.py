@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.corpus.index import (
     CAPTION_ENDINGS,
     MAX_TEXT_BYTES,
@@ -46,10 +46,10 @@ class _Member:
     size: int
 
 
-def tar_rows(uri: str) -> Iterator[dict[str, Any]]:
+def tar_rows(uri: str, files: Files) -> Iterator[dict[str, Any]]:
     """Rows of INDEX_SCHEMA. A tar that is cut or damaged ends in a row that says where. Raises SourceError for what is
     no tar."""
-    with storage.open_input(uri) as file:
+    with files.open(uri) as file:
         size = file.seek(0, 2)
         file.seek(0)
         head = file.read(_BLOCK)

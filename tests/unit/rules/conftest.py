@@ -31,12 +31,12 @@ GOOD_ROW: dict[str, Any] = {
 }
 
 
-def make_in_flight(rows: list[dict[str, Any]], metadata: dict[str, str] | None = None) -> pa.Table:
+def make_in_flight(rows: list[dict[str, Any]]) -> pa.Table:
     """One row for each dict, which says how it differs from a good row."""
     scores = [("similarity_tiny", pa.float32()), ("similarity_big", pa.float32())]
     schema = in_flight_schema(pa.schema([("license", pa.string()), *scores]))
     filled = [GOOD_ROW | {"row_id": f"0:{place}"} | row for place, row in enumerate(rows)]
-    return pa.Table.from_pylist(filled, schema).replace_schema_metadata(metadata or {"license_column": "license"})
+    return pa.Table.from_pylist(filled, schema)
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairmill.pipeline.rules import CustomRule, CustomRuleError, apply_rules, base, rule
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.pipeline.rules import CustomRule, CustomRuleError, SourceRules, apply_rules, base, rule
 from pairmill.schemas.status import Status, Step
 
 STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
-STRICT = RulesConfig(
+STRICT = SourceRules(
     caption_min_chars=3,
     caption_min_words=2,
     caption_drop_file_names=True,
@@ -69,7 +68,7 @@ def test_rows_and_verdicts_are_never_lost_or_changed(in_flight: Any, rows: list[
 
 
 def test_a_row_gets_the_first_status_in_the_order_of_the_enum(in_flight: Any) -> None:
-    rules = RulesConfig(caption_min_words=5, caption_min_chars=5, caption_drop_dates=True)
+    rules = SourceRules(caption_min_words=5, caption_min_chars=5, caption_drop_dates=True)
     table = apply_rules(in_flight([{"caption_clean": "2020"}, {"caption_clean": "2020-01-01"}]), Step.CAPTION, rules)
     assert table["status"].to_pylist() == ["caption_too_short", "caption_too_few_words"]
 
@@ -88,7 +87,7 @@ def test_pictures_are_neither_copied_nor_shown_to_rules(in_flight: Any) -> None:
         seen.extend(rows.column_names)
         return pa.array([True] * rows.num_rows)
 
-    after = apply_rules(table, Step.CAPTION, RulesConfig(), [CustomRule("spy:see", see, Step.CAPTION)])
+    after = apply_rules(table, Step.CAPTION, SourceRules(), [CustomRule("spy:see", see, Step.CAPTION)])
     addresses = [[buffer.address for buffer in t["image"].chunk(0).buffers() if buffer] for t in (table, after)]
     assert addresses[0] == addresses[1]
     assert "caption_clean" in seen and "image" not in seen
@@ -97,13 +96,13 @@ def test_pictures_are_neither_copied_nor_shown_to_rules(in_flight: Any) -> None:
 def test_chunked_tables_are_judged_like_whole_ones(in_flight: Any) -> None:
     rows = [{"caption_clean": text} for text in ("a", "two words", None, "2020-01-01", "a red dog")]
     parts = pa.concat_tables([in_flight([row]) for row in rows])
-    rules = RulesConfig(caption_min_words=2, caption_blocked_terms=["red"])
+    rules = SourceRules(caption_min_words=2, caption_blocked_terms=["red"])
     whole = apply_rules(in_flight(rows), Step.CAPTION, rules)
     assert apply_rules(parts, Step.CAPTION, rules)["status"].to_pylist() == whole["status"].to_pylist()
 
 
 def test_evidence_is_cut_to_200_characters(in_flight: Any) -> None:
-    rules = RulesConfig(license_allow=["x"])
+    rules = SourceRules(license_allow=["x"], license_column="license")
     table = apply_rules(in_flight([{"license": "ä" * 1000}]), Step.CAPTION, rules)
     assert table["status_detail"].to_pylist() == ["ä" * 200]
 
@@ -122,15 +121,15 @@ def test_custom_rules_run_at_their_step_after_the_others_and_in_their_order(in_f
         CustomRule("my:late", second, Step.SCORE),
     ]
     table = in_flight([{"caption_clean": text} for text in ("kept", "", "cat", "dog")])
-    after = apply_rules(table, Step.CAPTION, RulesConfig(), custom)
+    after = apply_rules(table, Step.CAPTION, SourceRules(), custom)
     assert after["status"].to_pylist() == ["ok", "caption_missing", "custom_rule", "custom_rule"]
     assert after["status_detail"].to_pylist() == [None, None, "my:first: a cat", "my:second"]
-    assert apply_rules(table, Step.URL, RulesConfig(), custom)["status"].to_pylist() == ["ok"] * 4
+    assert apply_rules(table, Step.URL, SourceRules(), custom)["status"].to_pylist() == ["ok"] * 4
 
 
 def test_null_verdicts_drop(in_flight: Any) -> None:
     custom = [CustomRule("my:null", lambda rows: pa.array([True, None], pa.bool_()))]
-    table = apply_rules(in_flight([{}, {}]), Step.SCORE, RulesConfig(), custom)
+    table = apply_rules(in_flight([{}, {}]), Step.SCORE, SourceRules(), custom)
     assert table["status"].to_pylist() == ["ok", "custom_rule"]
 
 
@@ -149,13 +148,13 @@ def test_null_verdicts_drop(in_flight: Any) -> None:
 def test_a_custom_rule_that_returns_no_verdict_is_an_error(in_flight: Any, returned: Any, says: str) -> None:
     custom = [CustomRule("my:broken", lambda rows: returned)]
     with pytest.raises(CustomRuleError, match=f"my:broken.*{says}"):
-        apply_rules(in_flight([{}, {}]), Step.SCORE, RulesConfig(), custom)
+        apply_rules(in_flight([{}, {}]), Step.SCORE, SourceRules(), custom)
 
 
 def test_a_custom_rule_that_raises_is_named(in_flight: Any) -> None:
     custom = [CustomRule("my:crash", lambda rows: rows["no_such_column"])]
     with pytest.raises(CustomRuleError, match="my:crash failed: KeyError") as caught:
-        apply_rules(in_flight([{}]), Step.SCORE, RulesConfig(), custom)
+        apply_rules(in_flight([{}]), Step.SCORE, SourceRules(), custom)
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -164,7 +163,7 @@ def test_a_built_in_rule_that_returns_too_few_values_is_an_error(
 ) -> None:
     monkeypatch.setitem(base._REGISTRY, Status.LOW_SIMILARITY, lambda rows, rules: pa.array([True]))
     with pytest.raises(TypeError, match="1 for 2 rows"):
-        apply_rules(in_flight([{}, {}]), Step.SCORE, RulesConfig())
+        apply_rules(in_flight([{}, {}]), Step.SCORE, SourceRules())
 
 
 def test_a_status_has_one_rule() -> None:

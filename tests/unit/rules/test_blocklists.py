@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairmill.pipeline.common import storage
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.rules.blocklists import is_listed, load_blocklist, url_digest
 
 
@@ -16,20 +16,20 @@ def test_urls_and_hashes_of_urls_may_be_mixed(tmp_path: Path) -> None:
     path = tmp_path / "urls.txt"
     path.write_text(f"# no\n{hashlib.sha256(hashed.encode()).hexdigest().upper()}\r\n{plain}\n")
     digests = [url_digest(url) for url in (hashed, plain, other)]
-    assert is_listed(digests, "url", str(path)).tolist() == [True, True, False]
+    assert is_listed(digests, "url", str(path), Files()).tolist() == [True, True, False]
 
 
 def test_a_missing_digest_is_in_no_list_not_even_as_zeros(tmp_path: Path) -> None:
     path = tmp_path / "md5"
     path.write_text("00" * 16)
-    assert is_listed([None, bytes(16), b"\1" * 16], "md5", str(path)).tolist() == [False, True, False]
+    assert is_listed([None, bytes(16), b"\1" * 16], "md5", str(path), Files()).tolist() == [False, True, False]
 
 
 def test_an_empty_list_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.write_text("# nothing yet\n")
-    assert is_listed([b"\xff" * 32, None], "sha256", str(path)).tolist() == [False, False]
-    assert is_listed([], "sha256", str(path)).tolist() == []
+    assert is_listed([b"\xff" * 32, None], "sha256", str(path), Files()).tolist() == [False, False]
+    assert is_listed([], "sha256", str(path), Files()).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,16 @@ def test_a_malformed_line_is_an_error_with_its_number(tmp_path: Path, kind: str,
     path = tmp_path / "list"
     path.write_text(f"# a comment\n\n{line}\n")
     with pytest.raises(ValueError, match=r"list, line 3: .* is no (hash|URL)"):
-        load_blocklist(kind, str(path))  # type: ignore[arg-type]
+        load_blocklist(kind, str(path), Files())  # type: ignore[arg-type]
 
 
 def test_a_list_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    monkeypatch.setattr(storage, "read_text_lines", lambda path: reads.append(path) or iter(["cd" * 16, "ab" * 16]))
+    read = Files.read_text_lines
+    monkeypatch.setattr(Files, "read_text_lines", lambda self, path: reads.append(path) or read(self, path))
+    (tmp_path / "once").write_text("cd" * 16 + "\n" + "ab" * 16)
     for _ in range(3):
-        assert is_listed([b"\xab" * 16, b"\xac" * 16], "md5", str(tmp_path / "once")).tolist() == [True, False]
+        assert is_listed([b"\xab" * 16, b"\xac" * 16], "md5", str(tmp_path / "once"), Files()).tolist() == [True, False]
     assert len(reads) == 1
 
 
@@ -72,4 +74,4 @@ def test_exactly_the_listed_digests_are_found(
     path = tmp_path_factory.mktemp("lists") / "md5"
     path.write_text("\n".join(digest.hex() for digest in listed))
     asked = [*listed, *others]
-    assert is_listed(asked, "md5", str(path)).tolist() == [digest in listed for digest in asked]
+    assert is_listed(asked, "md5", str(path), Files()).tolist() == [digest in listed for digest in asked]

@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 
-from pairmill.pipeline.rules import check_rules
+from pairmill.pipeline.rules import SourceRules, check_rules
 from pairmill.pipeline.rules.language import LANGUAGES
-from pairmill.schemas.jobs import RulesConfig
 
 
 def test_the_default_rules_and_good_ones_pass(tmp_path: Path) -> None:
-    check_rules(RulesConfig())
+    check_rules(SourceRules())
     (tmp_path / "md5").write_text("ab" * 16)
-    rules = RulesConfig(
+    rules = SourceRules(
         caption_languages=["en", "ZH"],
         caption_blocked_terms=["a (b", "[c"],
         url_block_hosts=["a.example"],
@@ -38,11 +37,11 @@ def test_the_default_rules_and_good_ones_pass(tmp_path: Path) -> None:
 )
 def test_a_problem_names_its_field(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        check_rules(RulesConfig.model_validate(settings))
+        check_rules(SourceRules.model_validate(settings))
 
 
 def test_all_problems_are_said_at_once() -> None:
-    rules = RulesConfig(caption_languages=["e"], url_block_hosts=["/"], custom=["no_such_module:f"])
+    rules = SourceRules(caption_languages=["e"], url_block_hosts=["/"], custom=["no_such_module:f"])
     with pytest.raises(ValueError) as caught:
         check_rules(rules)
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [

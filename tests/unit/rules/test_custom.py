@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pairmill.pipeline.rules import CustomRule, apply_rules, at, load_custom_rule
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.pipeline.rules import CustomRule, SourceRules, apply_rules, at, load_custom_rule
 from pairmill.schemas.status import Step
 
 RULE = """
@@ -43,7 +42,7 @@ def test_a_rule_is_loaded_from_a_file_and_runs(folder: Path, in_flight: Any) -> 
     assert sys.modules["own_rules"].no_cats is rule.function
     assert str(folder) not in sys.path
     table = in_flight([{"caption_clean": "cat"}, {"caption_clean": "dog"}])
-    after = apply_rules(table, Step.CAPTION, RulesConfig(), [rule])
+    after = apply_rules(table, Step.CAPTION, SourceRules(), [rule])
     assert after["status"].to_pylist() == ["custom_rule", "ok"]
     assert after["status_detail"].to_pylist() == ["own_rules:no_cats", None]
 

@@ -4,10 +4,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from pairmill.pipeline.rules import apply_rules, rules_at
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.pipeline.rules import SourceRules, apply_rules, rules_at
+from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status, Step
 
 S = Status
@@ -159,7 +161,7 @@ def test_a_rule_drops_and_keeps(
     in_flight: Any,
 ) -> None:
     paths = {key: str(blocklists / value) for key, value in settings.items() if key.endswith("_blocklist")}
-    rules = RulesConfig.model_validate(settings | paths)
+    rules = SourceRules.model_validate({"license_column": "license", **settings, **paths})
     table = apply_rules(in_flight([dropped, kept]), status.step, rules)
     assert table["status"].to_pylist() == [status, "ok"]
     assert table["status_detail"].to_pylist() == [detail, None]
@@ -179,36 +181,36 @@ def test_every_status_of_the_caption_and_url_steps_has_a_rule_unless_the_read_st
 def test_rules_that_are_off_drop_nothing(in_flight: Any) -> None:
     table = in_flight([{"caption_clean": "IMG_1234.JPG", "original_width": 1, "similarity_tiny": None}])
     for step in Step:
-        assert apply_rules(table, step, RulesConfig())["status"].to_pylist() == ["ok"]
+        assert apply_rules(table, step, SourceRules())["status"].to_pylist() == ["ok"]
 
 
 def test_a_source_without_captions_has_none_missing(in_flight: Any) -> None:
     rows = [{"caption_clean": None}]
-    assert apply_rules(in_flight(rows, {"has_captions": "0"}), Step.CAPTION, RulesConfig())["status"][0].as_py() == "ok"
-    table = apply_rules(in_flight(rows, {"has_captions": "1"}), Step.CAPTION, RulesConfig())
-    assert table["status"][0].as_py() == "caption_missing"
+    job = BuildJob.model_validate({"source": {"paths": ["-"]}, "output": "out"})
+    for caption_column, status in ((None, "ok"), ("text", "caption_missing")):
+        mapping = ColumnMapping("url", caption_column, None, None, None, pa.schema([]), ())
+        table = apply_rules(in_flight(rows), Step.CAPTION, SourceRules.of(job, mapping))
+        assert table["status"].to_pylist() == [status]
 
 
 def test_a_license_rule_without_its_column_is_an_error(in_flight: Any) -> None:
-    rules = RulesConfig(license_allow=["cc0"])
-    for metadata in ({"other": "x"}, {"license_column": "no_such_column"}):
-        with pytest.raises(ValueError, match=r"source\.license_column"):
-            apply_rules(in_flight([{}], metadata), Step.CAPTION, rules)
+    with pytest.raises(ValueError, match=r"source\.license_column"):
+        apply_rules(in_flight([{}]), Step.CAPTION, SourceRules(license_allow=["cc0"]))
 
 
 def test_thresholds_for_models_that_did_not_run_are_errors(in_flight: Any) -> None:
     with pytest.raises(ValueError, match="huge"):
-        apply_rules(in_flight([{}]), Step.SCORE, RulesConfig(min_similarity={"huge": 0.1}))
+        apply_rules(in_flight([{}]), Step.SCORE, SourceRules(min_similarity={"huge": 0.1}))
     unscored = in_flight([{}]).drop_columns(["similarity_tiny", "similarity_big"])
     with pytest.raises(ValueError, match="needs a model"):
-        apply_rules(unscored, Step.SCORE, RulesConfig(min_similarity=0.1))
+        apply_rules(unscored, Step.SCORE, SourceRules(min_similarity=0.1))
 
 
 def test_languages_are_told_with_evidence(in_flight: Any) -> None:
     rows = [{"caption_clean": text} for text in (ENGLISH, GERMAN, None)]
-    rules = RulesConfig(caption_languages=["en"], require_caption=False)
+    rules = SourceRules(caption_languages=["en"], require_caption=False)
     table = apply_rules(in_flight(rows), Step.CAPTION, rules)
     assert table["status"].to_pylist() == ["ok", "caption_language", "caption_language"]
     assert [detail and detail.partition(" ")[0] for detail in table["status_detail"].to_pylist()] == [None, "de", None]
-    sure = RulesConfig(caption_languages=["en", "de"], caption_min_language_score=1.0, require_caption=False)
+    sure = SourceRules(caption_languages=["en", "de"], caption_min_language_score=1.0, require_caption=False)
     assert set(apply_rules(in_flight(rows), Step.CAPTION, sure)["status"].to_pylist()) == {"caption_language"}

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.child import ChildDied
-from pairmill.pipeline.rules import apply_rules, isolated
+from pairmill.pipeline.rules import SourceRules, apply_rules, isolated
 from pairmill.pipeline.rules.isolated import IsolatedRule
-from pairmill.schemas.jobs import RulesConfig
 from pairmill.schemas.status import Status, Step
 
 FATAL = """
@@ -42,7 +41,7 @@ def test_each_row_that_kills_the_rules_process_is_named_and_the_others_are_judge
     captions[3], captions[4], captions[17], captions[9] = "poison", "more poison", "the last poison", "dull"
     table = in_flight([{"caption": caption} for caption in captions])
     rule = isolated("own_fatal:fatal", folder)
-    judged = apply_rules(table, Step.CAPTION, RulesConfig(), [rule])
+    judged = apply_rules(table, Step.CAPTION, SourceRules(), [rule])
     found = {row: value for row, value in enumerate(judged["status"].to_pylist()) if value != Status.OK}
     assert found == {3: "rule_crashed", 4: "rule_crashed", 17: "rule_crashed", 9: "custom_rule"}
     assert judged["status_detail"][17].as_py() == "own_fatal:fatal: its process died"

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from pairmill.pipeline.rules import apply_rules
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.pipeline.rules import SourceRules, apply_rules
 from pairmill.schemas.status import Step
 
-RULES = RulesConfig(
+RULES = SourceRules(
     require_caption=False,
     caption_drop_file_names=True,
     caption_drop_dates=True,
@@ -95,7 +94,7 @@ def test_captions_that_describe_are_kept(in_flight: Any, caption: str | None) ->
     ],
 )
 def test_blocked_terms_are_whole_words_in_any_case(in_flight: Any, term: str, caption: str, found: str | None) -> None:
-    rules = RulesConfig(caption_blocked_terms=["unrelated", term, "other"])
+    rules = SourceRules(caption_blocked_terms=["unrelated", term, "other"])
     table = apply_rules(in_flight([{"caption_clean": caption}]), Step.CAPTION, rules)
     assert table["status"].to_pylist() == ["caption_blocked_term" if found else "ok"]
     assert table["status_detail"].to_pylist() == [found]
@@ -103,7 +102,7 @@ def test_blocked_terms_are_whole_words_in_any_case(in_flight: Any, term: str, ca
 
 def test_thousands_of_long_terms_in_any_script_compile(in_flight: Any) -> None:
     terms = [f"запрещённое выражение номер {number}" for number in range(3000)]
-    rules = RulesConfig(caption_blocked_terms=terms)
+    rules = SourceRules(caption_blocked_terms=terms)
     table = in_flight([{"caption_clean": "Запрещённое выражение НОМЕР 2999!"}, {"caption_clean": "номер 2999"}])
     assert apply_rules(table, Step.CAPTION, rules)["status"].to_pylist() == ["caption_blocked_term", "ok"]
 

@@ -6,18 +6,18 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from pairmill.pipeline.rules import apply_rules, check_rules
-from pairmill.schemas.jobs import ModelConfig, RulesConfig
+from pairmill.pipeline.rules import SourceRules, apply_rules, check_rules
+from pairmill.schemas.jobs import ModelConfig
 from pairmill.schemas.status import Step
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "presets"
-NAMES = get_args(RulesConfig.model_fields["preset"].annotation)
+NAMES = get_args(SourceRules.model_fields["preset"].annotation)
 ENGLISH = {"caption_clean": "a small brown dog on the green sofa"}
 
 
-def rules_of(name: str) -> RulesConfig:
+def rules_of(name: str) -> SourceRules:
     preset = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    return RulesConfig.model_validate(preset["rules"])
+    return SourceRules.model_validate(preset["rules"])
 
 
 def test_every_preset_has_a_file_and_every_file_a_preset() -> None:
@@ -36,7 +36,7 @@ def test_a_preset_says_what_it_is_and_passes_the_checks(name: str) -> None:
 
 
 def test_no_filtering_is_the_default() -> None:
-    assert rules_of("none") == RulesConfig()
+    assert rules_of("none") == SourceRules()
 
 
 @pytest.mark.parametrize(

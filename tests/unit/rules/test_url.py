@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from pairmill.pipeline.rules import apply_rules
+from pairmill.pipeline.rules import SourceRules, apply_rules
 from pairmill.pipeline.rules.url import MAX_URL_BYTES, host_set, parse_address, refused_redirect
-from pairmill.schemas.jobs import RulesConfig
 from pairmill.schemas.status import Status, Step
 
 HOSTS = [
@@ -74,7 +73,7 @@ def test_the_host_is_the_one_that_the_client_connects_to(url: str, host: str) ->
     ],
 )
 def test_urls_that_nobody_can_fetch_are_invalid_and_say_why(in_flight: Any, url: str, says: str) -> None:
-    table = apply_rules(in_flight([{"url": url or "."}]), Step.URL, RulesConfig())
+    table = apply_rules(in_flight([{"url": url or "."}]), Step.URL, SourceRules())
     assert table["status"].to_pylist() == ["url_invalid"]
     assert says in table["status_detail"][0].as_py()
 
@@ -84,7 +83,7 @@ def test_urls_that_nobody_can_fetch_are_invalid_and_say_why(in_flight: Any, url:
     [("data:image/png;base64," + "A" * 100_000, "data"), ("C:\\my photo.jpg", "c"), ("file:///etc/passwd", "file")],
 )
 def test_other_schemes_are_told_apart_from_broken_urls(in_flight: Any, url: str, scheme: str) -> None:
-    table = apply_rules(in_flight([{"url": url}]), Step.URL, RulesConfig())
+    table = apply_rules(in_flight([{"url": url}]), Step.URL, SourceRules())
     assert (table["status"][0].as_py(), table["status_detail"][0].as_py()) == ("url_scheme", scheme)
 
 
@@ -109,7 +108,7 @@ def test_entries_that_are_no_hosts_are_errors(entry: str) -> None:
 
 
 def test_an_allow_list_is_not_got_round(in_flight: Any) -> None:
-    rules = RulesConfig(url_allow_hosts=["good.com"])
+    rules = SourceRules(url_allow_hosts=["good.com"])
     evil = [
         "http://good.com@evil.com/",
         "http://evilgood.com/",
@@ -123,15 +122,15 @@ def test_an_allow_list_is_not_got_round(in_flight: Any) -> None:
 
 
 def test_redirects_are_held_to_the_same_rules(tmp_path: Path) -> None:
-    rules = RulesConfig(url_allow_hosts=["good.com"], url_block_hosts=["bad.good.com"])
+    rules = SourceRules(url_allow_hosts=["good.com"], url_block_hosts=["bad.good.com"])
     assert refused_redirect("http://img.good.com/", rules) is None
     assert refused_redirect("http://x.bad.good.com/", rules) == (Status.URL_HOST_BLOCKED, "bad.good.com")
     assert refused_redirect("http://evil.com/", rules) == (Status.URL_HOST_NOT_ALLOWED, "evil.com")
-    assert refused_redirect("http://evil.com/", RulesConfig()) is None
-    assert refused_redirect("http://evil.com/", RulesConfig(url_schemes=["https"])) == (Status.URL_SCHEME, "http")
+    assert refused_redirect("http://evil.com/", SourceRules()) is None
+    assert refused_redirect("http://evil.com/", SourceRules(url_schemes=["https"])) == (Status.URL_SCHEME, "http")
     listed = tmp_path / "listed.txt"
     listed.write_text("http://evil.com/a.jpg\n")
-    rules = RulesConfig(url_blocklist=str(listed))
+    rules = SourceRules(url_blocklist=str(listed))
     assert refused_redirect("http://evil.com/a.jpg", rules) == (Status.URL_BLOCKLISTED, "http://evil.com/a.jpg")
     assert refused_redirect("http://evil.com/b.jpg", rules) is None
 
@@ -148,6 +147,6 @@ def test_a_url_without_a_problem_reads_the_same_in_the_client(url: str) -> None:
 
 
 def test_blanks_around_a_url_are_no_part_of_it(in_flight: Any) -> None:
-    rules = RulesConfig(url_allow_hosts=["good.com"])
+    rules = SourceRules(url_allow_hosts=["good.com"])
     table = apply_rules(in_flight([{"url": " http://good.com/a.jpg\n"}]), Step.URL, rules)
     assert table["status"].to_pylist() == ["ok"]

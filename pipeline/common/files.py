@@ -1,0 +1,159 @@
+"""Files and objects anywhere, for reading: local paths and `s3://` behave alike where a caller can see it."""
+
+import contextlib
+import gzip
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import fsspec
+
+from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
+
+S3_SCHEMES = ("s3://", "s3a://")
+_CHUNK_BYTES = 1 << 20
+_GLOB_CHARACTERS = frozenset("*?[")
+
+
+def is_remote(path: str) -> bool:
+    """True for `s3://...` and other URLs, False for local paths and `file://`."""
+    return "://" in path and not path.startswith("file://")
+
+
+def absolute(path: str) -> str:
+    """The same place whatever the current directory becomes: remote URLs are left alone."""
+    return path if is_remote(path) else str(Path(path.removeprefix("file://")).absolute())
+
+
+def join(root: str, name: str) -> str:
+    """`root/name`, for local paths and URLs alike."""
+    return f"{root.rstrip('/')}/{name}"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Inputs anywhere fsspec reaches. Picklable: it holds settings, not connections."""
+
+    s3: S3Config = FROM_ENVIRONMENT
+
+    def __hash__(self) -> int:
+        return hash(self.s3.model_dump_json())
+
+    def file_system(self, uri: str) -> tuple[Any, str]:
+        """(fsspec's file system, the path in it). s3fs keeps one per process and set of options."""
+        options = self.s3.options(uri) if uri.startswith(S3_SCHEMES) else {}
+        fs, inside = fsspec.core.url_to_fs(uri, **options)
+        return fs, inside
+
+    def open(self, uri: str) -> IO[bytes]:
+        """Open a file or object for reading, seekable, as it is (nothing is decompressed)."""
+        if not is_remote(uri):
+            return open(absolute(uri), "rb")
+        fs, inside = self.file_system(uri)
+        return fs.open(inside, "rb")  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def open_decompressed(self, uri: str) -> Iterator[IO[bytes]]:
+        """Open for one pass from the front; `.gz` is decompressed on the way."""
+        with self.open(uri) as file:
+            if uri.endswith(".gz"):
+                with gzip.open(file) as unzipped:
+                    yield unzipped  # type: ignore[misc]
+            else:
+                yield file
+
+    def read_text_lines(self, uri: str) -> Iterator[str]:
+        """Lines of a UTF-8 text file (also .gz), without their ends; undecodable bytes become U+FFFD."""
+        with self.open_decompressed(uri) as file:
+            for line in file:
+                yield line.decode("utf-8", errors="replace").rstrip("\r\n")
+
+    def read_range(self, uri: str, offset: int, length: int) -> bytes:
+        """Some bytes of a file or object, by one request. Safe in threads. Raises FileNotFoundError."""
+        if not is_remote(uri):
+            descriptor = os.open(absolute(uri), os.O_RDONLY)
+            try:
+                return os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
+        fs, inside = self.file_system(uri)
+        return bytes(fs.cat_file(inside, start=offset, end=offset + length))
+
+    def expand(self, path: str, suffixes: tuple[str, ...]) -> list[str]:
+        """Files that a source path stands for: itself, a glob's matches, or what a folder holds, sorted.
+
+        Folders are searched to any depth for names that end in one of `suffixes`, case aside; hidden files, and files
+        whose names start with `_`, are passed over as Spark and Hive do. A glob, as in a shell, matches no hidden file.
+        Raises FileNotFoundError where nothing matches.
+        """
+        path = absolute(path)
+        fs, inside = self.file_system(path)
+        if fs.isfile(inside):
+            found = [inside]
+        elif fs.isdir(inside):
+            found = [name for name in fs.find(inside) if _is_visible_input(name, inside, suffixes)]
+        else:
+            matches = fs.glob(inside) if _GLOB_CHARACTERS & set(inside) else []
+            found = [name for name in matches if fs.isfile(name) and not PurePosixPath(name).name.startswith(".")]
+        if not found:
+            raise FileNotFoundError(f"no input found at {path}")
+        return sorted(str(fs.unstrip_protocol(name)) if is_remote(path) else str(name) for name in found)
+
+    def files_in(self, folder: str) -> Iterator[tuple[str, int]]:
+        """(name, bytes) of the files right in a folder, in no order."""
+        if not is_remote(folder):
+            with os.scandir(absolute(folder)) as entries:
+                yield from ((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+            return
+        fs, inside = self.file_system(folder.rstrip("/"))
+        for info in fs.ls(inside, detail=True):
+            if info["type"] == "file":
+                yield PurePosixPath(info["name"]).name, int(info["size"])
+
+    def is_folder(self, path: str) -> bool:
+        """Whether a path or URL is a folder."""
+        fs, inside = self.file_system(absolute(path))
+        return bool(fs.isdir(inside))
+
+    def fingerprint(self, uri: str) -> str:
+        """What identifies the content of an input file: ETag on S3, else size and BLAKE2b-128. Never a time stamp."""
+        if is_remote(uri):
+            fs, inside = self.file_system(uri)
+            info = fs.info(inside)
+            if etag := info.get("ETag"):
+                return f"etag:{str(etag).strip(chr(34))}"
+        digest, num_bytes = self.checksum(uri)
+        return f"blake2b:{num_bytes}:{digest}"
+
+    def checksum(self, uri: str) -> tuple[str, int]:
+        """(BLAKE2b-128 of the content in hex, number of bytes)."""
+        digest, num_bytes = hashlib.blake2b(digest_size=16), 0
+        with self.open(uri) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                num_bytes += len(chunk)
+        return digest.hexdigest(), num_bytes
+
+
+def leads_out(folder: str, name: str) -> bool:
+    """Whether a file of a local folder is a link to somewhere outside of it."""
+    if is_remote(folder):
+        return False
+    root = Path(absolute(folder)).resolve()
+    return not (root / name).resolve().is_relative_to(root)
+
+
+def _is_visible_input(name: str, folder: str, suffixes: tuple[str, ...]) -> bool:
+    parts = PurePosixPath(name.removeprefix(folder)).parts
+    return name.lower().endswith(suffixes) and not any(part.startswith((".", "_")) for part in parts)
+
+
+def file_checksum(file: IO[bytes]) -> tuple[str, int]:
+    """(BLAKE2b-128 in hex, number of bytes) of an open file from its start."""
+    file.flush()
+    file.seek(0)
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
+    return digest.hexdigest(), file.tell()
