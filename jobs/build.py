@@ -32,11 +32,14 @@ MAX_FAILURES_READ = 100
 class ProgressListener(Protocol):
     """Is told how a run goes."""
 
-    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None: ...
+    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
+        """A plan exists; the rows count those of the input, and `rows_done` are from earlier runs."""
 
-    def committed(self, manifest: ShardManifest) -> None: ...
+    def committed(self, manifest: ShardManifest) -> None:
+        """One shard is done."""
 
-    def failed(self, shard: int, error: str) -> None: ...
+    def failed(self, shard: int, error: str) -> None:
+        """One shard is given up in this run; `error` is the last line of its traceback."""
 
 
 @dataclass(frozen=True)

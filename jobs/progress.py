@@ -34,6 +34,7 @@ class ConsoleProgress:
         self.last_line = time.monotonic()
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
+        """Print the plan, and how much of it earlier runs have done."""
         self.rows_left, self.shards_left = rows_left, shards_left
         self._print(description)
         if rows_done:
@@ -47,6 +48,7 @@ class ConsoleProgress:
         self._print(f"{rows_done:,} rows are done; {rows_left:,} in {counted(shards_left, 'shard')} to go")
 
     def committed(self, manifest: ShardManifest) -> None:
+        """Count the shard and show the new totals."""
         self._warn_of_failures(manifest)
         self.statuses.update(manifest.statuses)
         self.input_rows += manifest.num_rows
@@ -81,6 +83,7 @@ class ConsoleProgress:
         )
 
     def failed(self, shard: int, error: str) -> None:
+        """Print that the shard failed; the summary at the end says why."""
         self.failures += 1
         self._print(f"shard {shard:09d} failed")  # why: in the end, once
 

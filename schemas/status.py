@@ -26,6 +26,7 @@ class Status(StrEnum):
     worth_retry: bool
 
     def __new__(cls, value: str, step: Step, worth_retry: bool = False) -> "Status":
+        """A member whose string value is the Status, with its two attributes."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.step = step

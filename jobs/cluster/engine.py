@@ -116,6 +116,7 @@ class RayBackend:
         self._done: SimpleQueue[Any] = SimpleQueue()
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
+        """Place one actor of a stage; returns it and the token that is done once its model or session is loaded."""
         options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
         if pool.labels:
             options["label_selector"] = dict(pool.labels)
@@ -126,6 +127,7 @@ class RayBackend:
         return actor, self._watched(actor.ready.remote())
 
     def call(self, worker: Any, payload: Any) -> tuple[Any, Any]:
+        """Send a payload; returns the token of the call and the reference to its result."""
         report, result = worker.run.options(num_returns=2).remote(payload)
         return self._watched(report), result
 
@@ -136,6 +138,7 @@ class RayBackend:
         return token
 
     def wait(self, timeout_s: float) -> list[Any]:
+        """The tokens that are done by now; waits for the first of them up to `timeout_s`."""
         done = []
         with suppress(Empty):
             done.append(self._done.get(timeout=timeout_s))
@@ -144,6 +147,7 @@ class RayBackend:
         return done
 
     def result(self, token: Any) -> Report | None:
+        """What a call reported. Raises WorkerDied or PayloadLost where it never returned."""
         try:
             report: Report | None = self._futures.pop(token).result()
         except RayError as error:
@@ -156,6 +160,7 @@ class RayBackend:
         return report
 
     def stop(self, worker: Any) -> None:
+        """End an actor at once."""
         ray.kill(worker)
 
 

@@ -63,6 +63,7 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
+        """Shards of all plan files."""
         return int(self.shards.num_rows)
 
 

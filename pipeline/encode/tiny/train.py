@@ -73,6 +73,7 @@ class Pairs:
 
     @property
     def families(self) -> int:
+        """Number of families, each a scene and its near misses."""
         return len(self.meanings) // MEMBERS
 
 
@@ -302,6 +303,7 @@ def measure(folder: Path, count: int) -> None:
 
 
 def main() -> None:
+    """Train, calibrate and measure, as the command line asks."""
     parser = argparse.ArgumentParser(description="Train and measure the built-in model tiny.")
     parser.add_argument("--out", type=Path, default=TINY, help="folder of config and weights")
     parser.add_argument("--steps", type=int, default=2_000)
