@@ -20,15 +20,21 @@ class ExportJob(_Settings):
     """`pairmill export`: the rows of a subset, in a fixed order, cut into files of so many samples."""
 
     config_version: Literal[1] = CONFIG_VERSION
+    """Version of the job file's format."""
     dataset: Uri
+    """Output folder of a build or embed."""
     subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
+    """Name of a subset that `pairmill select` made."""
     output: Uri
+    """New folder or `s3://bucket/...` for the files."""
     format: ExportFormat = "webdataset"
+    """Layout of the files."""
     samples_per_file: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Samples per tar or Parquet file; the last file has the rest."""
     shuffle_seed: int | None = 0
-    """Mixes the rows across shards; None: the dataset's order, which `clip-retrieval` and `datacomp` always keep."""
+    """Seed of the shuffle across shards. None: the dataset's order, as always with `clip-retrieval` and `datacomp`."""
     models: list[str] | None = None
-    """Aliases whose embeddings are written; None: all. Only for `clip-retrieval` and `datacomp`."""
+    """Aliases of the models whose embeddings are written. None: all. Only for `clip-retrieval` and `datacomp`."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 

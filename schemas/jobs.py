@@ -35,21 +35,23 @@ class SourceConfig(_Settings):
     paths: Annotated[list[Uri], Field(min_length=1)]
     """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON lines (each also .gz) or plain text of URLs."""
     url_column: str | None = None
-    """None: guessed from the usual names (url, image_url, ...)."""
+    """Column of picture URLs. None: guessed from the usual names (url, image_url, ...)."""
     caption_column: str | None = None
-    """None: guessed (caption, text, alt, ...). A column of lists gives one row per caption."""
+    """Column of captions. None: guessed (caption, text, alt, ...). A column of lists gives one row per caption."""
     uid_column: str | None = None
-    """Your own ids: 32 hex characters, hyphens allowed. None: made from url and caption."""
+    """Column of your own ids: 32 hex characters, hyphens allowed. None: made from url and caption."""
     sha256_column: str | None = None
-    """Expected SHA-256 of each picture's original bytes, hex; what comes back different is `content_changed`."""
+    """Column of the expected SHA-256, in hex, of each picture's original bytes. A picture that differs gets the status
+    `content_changed`."""
     license_column: str | None = None
-    """Read by `rules.license_allow`. None: guessed (license, licence) when that rule is on."""
+    """Column that `rules.license_allow` reads. None: guessed (license, licence) when that rule is on."""
     held: bool = False
-    """The pictures are there already (`pairmill embed`): tars, folders, Parquet with pictures, outputs of pairmill."""
+    """Set by `pairmill embed`: the input has the pictures: tars, folders, Parquet with pictures, outputs of pairmill."""
     image_column: str | None = None
-    """Of a held corpus in Parquet: bytes, or structs with `bytes`. None: guessed (image, jpg, ...)."""
+    """Column of pictures in Parquet, for `pairmill embed`: bytes, or structs with `bytes`. None: guessed (image, jpg,
+    ...)."""
     caption_from_name: bool = False
-    """In a held folder, take the file's name for the caption where no .txt or .json has one."""
+    """In a folder of pictures, use the file's name as the caption where no .txt or .json has one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
     """Plan only the first rows of the input. Raising or dropping it later extends the plan."""
 
@@ -58,27 +60,30 @@ class FetchConfig(_Settings):
     """How URLs are downloaded."""
 
     engine: Literal["aiohttp", "img2dataset"] = "aiohttp"
-    """`img2dataset`: its downloader and resizer, for comparison. It has no limits per host, tells less of each
-    download, and ignores orientation and color profiles."""
+    """Which downloader to use. `img2dataset`: its downloader and resizer, for comparison. It has no limits per host,
+    tells less of each download, and ignores orientation and color profiles."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """Total time for one URL: redirects and retries included."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Time to connect to a host."""
     max_bytes: Annotated[int, Field(ge=1_000)] = 20_000_000
     """A body above this is refused while it is read."""
     retries: Annotated[int, Field(ge=0, le=20)] = 1
     """Further tries after a failure that may get better (DNS, connect, timeout, 429, 5xx)."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    """Redirects that are followed per URL."""
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     """Requests in flight per download actor."""
     per_host_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight per host and download actor."""
     per_host_interval_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
-    """Least time between the starts of two requests to one host, per download actor."""
+    """Minimum time between the starts of two requests to one host, per download actor."""
     nameservers: list[str] = []
     """IP addresses (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`) that resolve host names. Empty: the machine's own."""
     allow_networks: list[str] = []
     """CIDR blocks that may be fetched from although they are not public, such as 127.0.0.0/8."""
     user_agent: str = "pairmill/0.1 (+https://pypi.org/project/pairmill)"
+    """The User-Agent header: who you are and how to reach you."""
     respect_x_robots_tag: bool = True
     """Refuse pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."""
     respect_robots_txt: bool = False
@@ -125,14 +130,19 @@ class ImagesConfig(_Settings):
     size: Annotated[int, Field(ge=1, le=16_384)] = 512
     """Target side in pixels, read as `resize_mode` says."""
     resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio_largest"
+    """How `size` is applied. `keep_ratio_largest` bounds the longer side, `keep_ratio` the shorter one; `center_crop`
+    and `border` give squares, cut or padded with white; `no` keeps the size."""
     resize_only_if_bigger: bool = True
+    """Leave a picture that is no larger than `size` as it is."""
     format: Literal["jpg", "png", "webp"] = "jpg"
+    """Format of the stored pictures."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG and WebP quality. PNG ignores it: it is lossless."""
     skip_reencode: bool = False
     """Keep the original compressed pixels, without metadata, where size, format, turn and colors stay the same."""
     store: Literal["pairs", "kept", "none"] = "pairs"
-    """Whose pictures are stored. `pairs`: thresholds can move later without downloading again."""
+    """Whose pictures are stored: those of all `pairs`, those of the `kept` ones, or `none`. With `pairs`, thresholds
+    can move later without downloading again."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
     """A picture whose header announces more is refused before any pixel is allocated. Decoding takes up to eight bytes
     per pixel and decoding thread."""
@@ -143,14 +153,16 @@ class ModelConfig(_Settings):
     with open_clip_config.json and weights."""
 
     name: Uri
+    """`tiny`, a model that open_clip knows, `hf-hub:ORG/REPO`, or a folder with open_clip_config.json and weights."""
     pretrained: Uri | None = None
     """open_clip's tag of the weights, or a local file. None for `tiny`, `hf-hub:` names and folders."""
     alias: str = ""
     """Suffix of this model's columns. Empty: made from the name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are float32 always."""
+    """Precision that the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are always
+    float32."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """What the file of weights must have; the job stops where it has another."""
+    """Expected SHA-256 of the file of weights; the job stops if it has another."""
 
     @model_validator(mode="before")
     @classmethod
@@ -180,25 +192,34 @@ class RulesConfig(_Settings):
     require_caption: bool = True
     """Refuse null and empty captions. Has no effect on a source without a caption column."""
     caption_min_chars: Annotated[int, Field(ge=0)] | None = None
+    """Drop shorter captions, counted in Unicode characters."""
     caption_max_chars: Annotated[int, Field(ge=1)] | None = None
+    """Drop longer captions, counted in Unicode characters."""
     caption_min_words: Annotated[int, Field(ge=0)] | None = None
+    """Drop captions of fewer words, separated by spaces."""
     caption_max_words: Annotated[int, Field(ge=1)] | None = None
+    """Drop captions of more words, separated by spaces."""
     caption_drop_file_names: bool = False
+    """Drop captions that are nothing but a file name, such as IMG_1234.JPG."""
     caption_drop_dates: bool = False
+    """Drop captions that are nothing but a date, a time or a year."""
     caption_drop_hashes: bool = False
+    """Drop captions that are nothing but a hash, a UUID or base64."""
     caption_drop_urls: bool = False
+    """Drop captions that are nothing but a URL or a host name."""
     caption_boilerplate: list[str] = []
     """Captions that equal one of these (case and outer punctuation aside) are dropped; `default`: a built-in list."""
     caption_blocked_terms: list[str] = []
-    """Captions that hold one of these as whole words, in any case, are dropped."""
+    """Captions that contain one of these as whole words, in any case, are dropped."""
     caption_languages: list[str] = []
     """ISO 639-1 codes; captions in other languages are dropped."""
     caption_min_language_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Minimum confidence in the detected language, for `caption_languages`."""
     license_allow: list[str] = []
-    """Values of `source.license_column` that may pass (case aside)."""
+    """Licenses to accept, compared with `source.license_column` in any case; other rows are dropped."""
 
     url_schemes: list[str] = ["http", "https"]
-    """A subset of http and https: nothing else is ever fetched."""
+    """Schemes to accept, of http and https; nothing else is ever fetched."""
     url_block_hosts: list[str] = []
     """Hosts that are not fetched from, their subdomains included."""
     url_allow_hosts: list[str] = []
@@ -207,21 +228,26 @@ class RulesConfig(_Settings):
     """A text file of URLs, or of their SHA-256 in hex, one per line."""
 
     image_min_side: Annotated[int, Field(ge=1)] | None = None
-    """Shorter side of the original picture in pixels, upright."""
+    """Minimum shorter side of the original picture, in pixels."""
     image_max_aspect: Annotated[float, Field(ge=1)] | None = None
-    """Longer over shorter side of the original picture."""
+    """Maximum ratio of the longer to the shorter side of the original picture."""
     image_min_area: Annotated[int, Field(ge=1)] | None = None
+    """Minimum area of the original picture, in pixels."""
     image_max_area: Annotated[int, Field(ge=1)] | None = None
+    """Maximum area of the original picture, in pixels."""
     image_min_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Of the original file."""
+    """Minimum size of the original file."""
     image_max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Maximum size of the original file."""
     image_drop_one_color: bool = False
+    """Drop pictures of a single color."""
     md5_blocklist: Uri | None = None
-    """A text file of MD5 of original bytes in hex, one per line."""
+    """A text file of MD5 digests of original bytes in hex, one per line."""
     sha256_blocklist: Uri | None = None
+    """A text file of SHA-256 digests of original bytes in hex, one per line."""
 
     min_similarity: Cosine | dict[str, Cosine] | None = None
-    """Least cosine similarity of picture and caption: one number for every model, or one per alias."""
+    """Minimum cosine similarity of picture and caption: one number for every model, or one per alias."""
     custom: list[str] = []
     """Your own rules as `module:function`, shipped to the workers."""
 
@@ -247,36 +273,43 @@ class RunConfig(_Settings):
     address: str | None = None
     """Ray cluster to join (`auto` or ray://...). None: a local Ray for this run."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
-    """None: one per two CPUs that Ray has."""
+    """Number of download actors. None: one per two CPUs that Ray has."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None
-    """None: one per GPU that Ray has, or one on the CPU."""
+    """Number of encode actors. None: one per GPU that Ray has, or one on the CPU."""
     max_download_actors: Annotated[int, Field(ge=1)] | None = None
-    """On a cluster that grows: so many are asked for while shards wait, and the idle ones are let go. None: no more."""
+    """Upper bound for download actors on a cluster that grows: more are started while shards wait, and idle ones stop.
+    None: the pool does not grow."""
     max_encode_actors: Annotated[int, Field(ge=1)] | None = None
-    """The same for encoders."""
+    """Upper bound for encode actors on a cluster that grows."""
     encode_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads per encode actor on the CPU. None: all cores of its machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models run. auto: on a GPU if Ray has one."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Pictures or captions per forward pass. None: 32 on a CPU, 256 on a GPU. Halved where a GPU's memory runs out."""
     shards_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """Between read and commit at once, their pictures in the object store. None: eight per download actor, and four."""
+    """Shards between read and commit at once, whose pictures the object store keeps. None: eight per download actor,
+    plus four."""
     max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
-    """The run stops after so many failed shards with no good one between."""
+    """The run stops after this many failed shards in a row."""
 
 
 class BuildJob(_Settings):
     """`pairmill build`: URLs and captions in, scored Parquet shards out."""
 
     config_version: Literal[1] = CONFIG_VERSION
+    """Version of the job file's format."""
     source: SourceConfig
     output: Uri
+    """Folder or `s3://bucket/...` that the dataset is written to."""
     shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    """Rows per shard, the unit of work, of commits and of retries. `pairmill embed`: 1,024."""
     fetch: FetchConfig = FetchConfig()
     images: ImagesConfig = ImagesConfig()
     models: list[ModelConfig] = []
+    """Models that score and embed the pairs, in one pass. Empty: pairs get no scores."""
     rules: RulesConfig = RulesConfig()
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()

@@ -22,12 +22,13 @@ class S3Access(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: str | None = None
-    """http(s)://host:port of a server that speaks S3."""
+    """URL of a server that speaks S3, as http(s)://host:port."""
     profile: str | None = None
-    """A name in ~/.aws/config, on every machine that takes part."""
+    """Name of a profile in ~/.aws/config, which every machine that takes part must have."""
     region: str | None = None
+    """Region of the bucket."""
     anonymous: bool | None = None
-    """Send unsigned requests, as public buckets want them."""
+    """Send unsigned requests, for public buckets."""
 
     @field_validator("endpoint")
     @classmethod
@@ -51,7 +52,7 @@ class S3Config(S3Access):
     """The same for all buckets, and what is different for some of them."""
 
     buckets: dict[str, S3Access] = {}
-    """Bucket -> access; what is not given there is as for all."""
+    """Settings for single buckets, by name; whatever one leaves out is as for all."""
 
     def options(self, url: str) -> dict[str, Any]:
         """Of s3fs, for a `s3://bucket/...`. Listings are never cached: other workers write too."""

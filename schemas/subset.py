@@ -23,7 +23,9 @@ class _Share(_Settings):
     """Either a fraction of the rows that come in, or a count."""
 
     fraction: Fraction | None = None
+    """Share of the rows to keep, rounded to the nearest row."""
     count: Count | None = None
+    """Number of rows to keep."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Any:
@@ -49,16 +51,17 @@ class Sample(_Share):
     """A random choice by a hash of the uid and the seed: of one seed, the smaller sample is part of the larger."""
 
     seed: int = 0
+    """Seed of the random choice."""
 
 
 class Dedup(_Settings):
     """One row of each group of equals. Null is equal to nothing."""
 
     by: str
-    """A column: uid, url, sha256, phash, ..."""
+    """Column whose equal values are duplicates: uid, url, sha256, phash, ..."""
     distance: Annotated[int, Field(ge=0, le=8)] = 0
-    """Of a perceptual hash, in bits: rows this near to a row that is kept are dropped. The pairs that are near are
-    gathered on one machine, 24 bytes each; with every bit of distance more rows are compared."""
+    """For `by: phash`, the distance in bits up to which two rows are duplicates. The candidate pairs are gathered on
+    one machine, 24 bytes each; with every bit of distance more rows are compared."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression; None: the first in the dataset's order."""
 
@@ -73,10 +76,14 @@ class SelectStep(_Settings):
     """One step of a choice: exactly one of its kinds."""
 
     where: str | None = None
-    """Keep rows for which this holds: `similarity >= 0.28 and width >= 200`. Null does not hold."""
+    """Keep rows for which this expression is true, such as `similarity >= 0.28 and width >= 200`. Null counts as
+    false."""
     top: Top | None = None
+    """Keep the rows with the highest score."""
     dedup: Dedup | None = None
+    """Keep one row of each group of duplicates."""
     sample: Sample | None = None
+    """Keep a random sample."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SelectStep":
@@ -102,15 +109,18 @@ class SelectJob(_Settings):
     """`pairmill select`: which rows of a finished dataset to train on."""
 
     config_version: Literal[1] = CONFIG_VERSION
+    """Version of the job file's format."""
     dataset: Uri
+    """Output folder of a build or embed."""
     name: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
-    """The choice is written to `subsets/NAME/`."""
+    """Name of the subset, which is written to `subsets/NAME/`."""
     rows: Literal["kept", "pairs"] = "kept"
-    """`kept`: rows with status ok. `pairs`: also those that a score rule of the build refused."""
+    """Which rows to start from: `kept` (status ok), or all `pairs`, including those that a score rule of the build
+    refused."""
     partial: bool = False
-    """Choose although shards are missing: from those that are there."""
+    """Select from the finished shards although others are missing."""
     steps: list[SelectStep] = []
-    """In this order, after the dedup by uid that always comes first."""
+    """Steps, run in this order after a dedup by uid."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 

@@ -1,0 +1,58 @@
+import pytest
+from pydantic import BaseModel
+
+from pairmill.jobs.job_fields import REQUIRED, job_fields
+from pairmill.jobs.job_file import load_export_job, load_job, load_select_job
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.subset import SelectJob
+
+JOBS = [BuildJob, SelectJob, ExportJob]
+LOADERS = {
+    BuildJob: (load_job, {"source.paths": ["urls.csv"], "output": "out"}),
+    SelectJob: (load_select_job, {"dataset": "out", "name": "clean"}),
+    ExportJob: (load_export_job, {"dataset": "out", "subset": "clean", "output": "tars"}),
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_field_has_a_sentence_that_says_what_it_is(job: type[BaseModel]) -> None:
+    without = [field.name for field in job_fields("", job) if not field.doc.endswith(".")]
+    assert without == []
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_set_takes_every_name_and_the_default_that_is_printed_changes_nothing(job: type[BaseModel]) -> None:
+    load, required = LOADERS[job]
+    plain = load(None, required)
+    for field in job_fields("", job):
+        if "[]" not in field.name and "NAME" not in field.name and field.default != REQUIRED:
+            assert load(None, required, [f"{field.name}={field.default}"]) == plain, field
+
+
+def test_required_fields_are_those_without_which_there_is_no_job() -> None:
+    for job, (_, required) in LOADERS.items():
+        outermost = {
+            field.name for field in job_fields("", job) if field.default == REQUIRED and "[]" not in field.name
+        }
+        assert outermost == set(required)
+
+
+def test_types_read_as_a_person_writes_them() -> None:
+    types = {field.name: field.type for field in job_fields()}
+    assert types["images.quality"] == "int 1..100"
+    assert types["images.format"] == "jpg | png | webp"
+    assert types["fetch.timeout_s"] == "float > 0, <= 3600"
+    assert types["source.paths"] == "list of str"
+    assert types["source.url_column"] == "str | null"
+    assert types["rules.min_similarity"] == "float -1..1 | mapping of str to float -1..1 | null"
+    assert types["models"] == "list of mapping"
+
+
+def test_a_prefix_chooses_and_nested_models_are_named_by_their_place() -> None:
+    names = [field.name for field in job_fields("models")]
+    assert names[0] == "models" and "models[].alias" in names
+    assert all(field.name.startswith("fetch.") for field in job_fields("fetch."))
+    assert "s3.buckets.NAME.endpoint" in {field.name for field in job_fields("s3.")}
+    assert "steps[].top.by" in {field.name for field in job_fields("steps", SelectJob)}
+    assert job_fields("no.such") == []
