@@ -6,48 +6,49 @@ CPU seconds of the driver's process (user and system, all threads) after the wor
 """
 
 import argparse
-import json
 import resource
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pairmill.jobs.cluster import engine
-from pairmill.pipeline.source.files import ColumnMapping
-from pairmill.pipeline.stages import Context
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.stages.pipelines import Pipeline
+from pairmill.pipeline.stages.stage import StageName
+from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.manifest import PLAN_SCHEMA, ShardManifest, shards_from_table
+from pairmill.schemas.manifest import PLAN_SCHEMA, ShardManifest
 
 
+@dataclass(frozen=True)
 class Nothing:
-    """A stage that passes on what it gets."""
+    """A stage that passes on what it gets, and its own spec."""
 
-    def __init__(self, context: Context) -> None: ...
+    name: StageName
+    isolated: bool = False
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return table
+    def isolate(self) -> "Nothing":
+        return self
+
+    def open(self, hooks: WorkerHooks) -> "Nothing":
+        return self
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch | ShardManifest:
+        return batch
 
     def close(self) -> None: ...
 
 
-class Read(Nothing):
-    """The planned shard itself is its one row."""
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        (shard,) = shards_from_table(table)
-        return table.replace_schema_metadata({"shard": json.dumps(asdict(shard))})
-
-
 class Committed(Nothing):
-    """The last stage: a manifest that nothing stands behind."""
+    """The last stage: a manifest without files."""
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        manifest = ShardManifest(
-            shard=table["shard"][0].as_py(),
+    def __call__(self, batch: ShardBatch) -> ShardManifest:
+        return ShardManifest(
+            shard=batch.info.shard.shard,
             attempt="0" * 32,
             uri="in.parquet",
             first_row=0,
@@ -63,7 +64,6 @@ class Committed(Nothing):
             bytes_fetched=0,
             versions={},
         )
-        return pa.table({"manifest": [manifest.model_dump_json()]})
 
 
 def cpu_s() -> float:
@@ -75,24 +75,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=10_000)
     options = parser.parse_args()
-    engine.build_stages = lambda _: [("read", Read), ("download", Nothing), ("commit", Committed)]  # type: ignore[attr-defined,assignment]
     numbers = np.arange(options.shards)
     columns = [numbers, ["in.parquet"] * options.shards, numbers, np.ones_like(numbers), ["x"] * options.shards]
     shards = pa.Table.from_arrays([pa.array(column) for column in columns], schema=PLAN_SCHEMA)
     with tempfile.TemporaryDirectory() as folder:
         job = BuildJob.model_validate({"source": {"paths": ["in.parquet"]}, "output": str(Path(folder, "out"))})
-        facts = ColumnMapping("url", "caption", None, None, None, pa.schema([]), (), None)
+        pipeline = Pipeline(job, (Nothing("read"), Nothing("download"), Committed("commit")))
         done = 0
         first = (0.0, 0.0)
 
         def on_outcome(outcome: engine.Outcome) -> None:
             nonlocal done, first
-            assert outcome.error is None, outcome.error
+            assert isinstance(outcome.result, ShardManifest), outcome.result
             done += 1
             if done == 1:
                 first = (time.perf_counter(), cpu_s())
 
-        engine.run_shards(shards, Context(job, facts, "0" * 32), on_outcome)
+        engine.run_shards(shards, pipeline, on_outcome)
     wall_s, used_s = time.perf_counter() - first[0], cpu_s() - first[1]
     assert done == options.shards
     print(f"{done:,} shards: {used_s / done * 1e3:.2f} ms of driver CPU each, {done / wall_s:,.0f} shards/s")

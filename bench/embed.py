@@ -86,17 +86,17 @@ def save_weights(folder: Path) -> tuple[str, str]:
 def run_pairmill(tars: list[str], model: str, output: str) -> float:
     """Rows per second from tars to committed shards, in this process."""
     from pairmill.jobs.build import prepare
-    from pairmill.pipeline.stages import open_stages, process_shard
+    from pairmill.pipeline.stages.pipelines import open_stages, process_shard
     from pairmill.schemas.jobs import BuildJob
     from pairmill.schemas.manifest import shards_from_table
 
-    values = {"paths": tars, "held": True}
+    values = {"paths": tars, "kind": "corpus"}
     job = {"source": values, "output": output, "shard_rows": TAR_ROWS, "models": [{"name": model, "alias": "m"}]}
     run = {"device": "cpu", "batch_size": BATCH_SIZE}
-    context, plan = prepare(BuildJob.model_validate({**job, "run": run}))
-    stages = open_stages(context)
+    pipeline, plan = prepare(BuildJob.model_validate({**job, "run": run}))
+    stages = open_stages(pipeline)
     started = time.perf_counter()
-    rows = sum(process_shard(shard, context, stages).kept for shard in shards_from_table(plan.shards))
+    rows = sum(process_shard(shard, stages).kept for shard in shards_from_table(plan.shards))
     seconds = time.perf_counter() - started
     for _, stage in stages:
         stage.close()

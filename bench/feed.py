@@ -86,7 +86,7 @@ def make(folder: Path, rows: int) -> None:
     """The corpus, its embeddings, and tars; and a dataset of vectors."""
     (folder / "corpus").mkdir()
     write_tars(folder / "corpus", rows)
-    source = {"paths": [f"{folder}/corpus"], "held": True}
+    source = {"paths": [f"{folder}/corpus"], "kind": "corpus"}
     job = {"source": source, "output": f"{folder}/out", "models": [{"name": "tiny"}], "shard_rows": 256}
     assert build(BuildJob.model_validate(job)).kept == rows
     select(SelectJob.model_validate({"dataset": f"{folder}/out", "name": "all"}))

@@ -53,7 +53,7 @@ def embedding(folder: Path, rows: int) -> Job:
     """The job that embeds `rows` pairs in tars."""
     (folder / "tars").mkdir()
     write_tars(folder / "tars", rows)
-    return {"source": {"paths": [f"{folder}/tars"], "held": True}, "models": [{"name": "tiny"}]}
+    return {"source": {"paths": [f"{folder}/tars"], "kind": "corpus"}, "models": [{"name": "tiny"}]}
 
 
 def watch(driver: psutil.Process, folder: Path, peaks: dict[str, int], stop: threading.Event) -> None:

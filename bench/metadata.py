@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.planned import PlannedInput, to_bytes
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import DataFile, Shard, ShardManifest
@@ -103,7 +103,7 @@ def write_dataset(folder: Path, num_rows: int, seed: int = 1, shard_rows: int = 
             versions={},
         )
         store.create(f"manifests/{manifest.name}", manifest.model_dump_json().encode())
-    facts = ColumnMapping("url", "caption", None, None, None, pa.schema([]), (), None)
+    facts = ColumnMapping("url", "caption", None, None, None, pa.schema([]), ())
     table = pa.concat_tables([shard.to_table() for shard in shards])
     planned = store.list("plan")
     if planned:

@@ -17,8 +17,8 @@ from pairmill.pipeline.columns.added_model import columns_done
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import committed
-from pairmill.pipeline.source.plan import load_plan
-from pairmill.pipeline.stages import Context
+from pairmill.pipeline.source.plan import Plan, load_plan
+from pairmill.pipeline.stages.pipelines import Pipeline, add_model_pipeline
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 
@@ -45,8 +45,9 @@ def add_model(
     started = time.perf_counter()
     store = Store(output, s3_of(settings or {}))
     plan = load_plan(store)
-    context = _context(store, plan.job, plan.mapping, model, settings or {})
-    alias = context.columns_of or ""
+    pipeline = _pipeline(store, plan, model, settings or {})
+    (added,) = pipeline.job.models
+    alias = added.alias
     generations, failures = committed(store), dict[int, str]()
     done = columns_done(store, alias)
     column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
@@ -57,17 +58,15 @@ def add_model(
     if listener:
         description = f"columns of {alias} for {counted(shards.num_rows, 'shard')} of {len(generations):,}"
         listener.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
-    stopped = run_shards_of(context, shards, listener, failures) if shards.num_rows else None
+    stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     done = columns_done(store, alias)
     lacking = [shard for shard, generation in sorted(generations.items()) if done.get(shard) != generation]
     return ColumnsResult(replace(finish(store, plan, failures, started), stopped=stopped), alias, lacking)
 
 
-def _context(
-    store: Store, record: dict[str, Any], facts: Any, model: dict[str, Any], settings: dict[str, Any]
-) -> Context:
-    known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
-    if not known["source"]["held"] and known["images"]["store"] == "none":
+def _pipeline(store: Store, plan: Plan, model: dict[str, Any], settings: dict[str, Any]) -> Pipeline:
+    known = {name: value for name, value in plan.job.items() if name in BuildJob.model_fields}
+    if not plan.build_job.source.is_corpus and plan.build_job.images.store == "none":
         raise JobError(f"{store.root} stored no pictures (images.store: none), so no model can look at them")
     taken = [each["alias"] for each in known["models"]]
     rules = {**known["rules"], "min_similarity": None, "preset": "none"}
@@ -84,4 +83,4 @@ def _context(
     name = f"columns/{added.alias}/model.json"
     if not store.create(name, card) and json.loads(store.read(name))["fingerprint"] != fingerprint:
         raise JobError(f"{store.path(name)}: another model, or other weights, has this alias; give it another one")
-    return Context(job, facts, fingerprint, columns_of=added.alias)
+    return add_model_pipeline(job, plan.mapping, fingerprint)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
 import yaml
 
 from pairmill.jobs.cluster.job_bundle import BLOCKLISTS, custom_modules
@@ -20,8 +21,9 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.shards import StrayFiles, committed, read_manifests
 from pairmill.pipeline.source.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
-from pairmill.pipeline.stages import Context, versions
-from pairmill.schemas.errors import JobError
+from pairmill.pipeline.stages.build import versions
+from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
+from pairmill.schemas.errors import FailureKind, JobError
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest
 
@@ -71,8 +73,8 @@ class BuildResult:
 def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResult:
     """Run the job to its end; returns what the output holds then, and what failed. A bad job raises JobError first."""
     started = time.perf_counter()
-    context, plan = prepare(job)
-    done = committed(context.store)
+    pipeline, plan = prepare(job)
+    done = committed(pipeline.store)
     left = [index not in done for index in plan.shards["shard"].to_pylist()]
     shards = plan.shards.filter(left)
     failures: dict[int, str] = {}
@@ -84,11 +86,11 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
             rows_left,
             plan.num_rows - rows_left,
         )
-    stopped = run_shards_of(context, shards, listener, failures) if shards.num_rows else None
-    return replace(finish(context.store, plan, failures, started), stopped=stopped)
+    stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
+    return replace(finish(pipeline.store, plan, failures, started), stopped=stopped)
 
 
-def prepare(job: BuildJob) -> tuple[Context, Plan]:
+def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
     job, job_fingerprint = check(job)
     store = Store(job.output, job.s3)
@@ -103,7 +105,7 @@ def prepare(job: BuildJob) -> tuple[Context, Plan]:
         raise JobError(difference(store, other.record, job)) from None
     if not store.exists("job.yaml"):
         store.create("job.yaml", yaml.safe_dump(plan.job, sort_keys=False, allow_unicode=True).encode())
-    return Context(job, plan.mapping, job_fingerprint), plan
+    return build_pipeline(job, plan.mapping, job_fingerprint), plan
 
 
 def check(job: BuildJob) -> tuple[BuildJob, str]:
@@ -181,31 +183,28 @@ class Totals:
 
 
 def run_shards_of(
-    context: Context, shards: Any, listener: ProgressListener | None, failures: dict[int, str]
+    pipeline: Pipeline, shards: pa.Table, listener: ProgressListener | None, failures: dict[int, str]
 ) -> str | None:
     """Run some of the plan's shards on Ray, noting those that fail; returns why the run stopped early, if it did."""
     from pairmill.jobs.cluster import engine  # ray takes a second to import: only a run that has work pays
 
     def on_outcome(outcome: engine.Outcome) -> None:
-        if outcome.manifest:
+        result = outcome.result
+        if isinstance(result, ShardManifest):
             failures.pop(outcome.shard, None)
             if listener:
-                listener.committed(outcome.manifest)
+                listener.committed(result)
             return
-        error = outcome.error or "unknown"
-        failures[outcome.shard] = last_line(error)
-        if "No space left on device" in error:
-            where = f"{context.store.root} or a worker's temporary folder"
-            raise engine.EngineError(f"the disk of {where} is full: free some room and run it again")
-        if "StorageError" in failures[outcome.shard]:
-            raise engine.EngineError(f"{failures[outcome.shard]}; put that right and run it again")
-        context.store.replace(_failure_name(outcome.shard), error.encode())
+        failures[outcome.shard] = last_line(result.traceback)
+        if result.kind is FailureKind.STORAGE:
+            raise engine.EngineError(f"{result.message}; put that right and run it again")
+        pipeline.store.replace(_failure_name(outcome.shard), result.traceback.encode())
         if listener:
             listener.failed(outcome.shard, failures[outcome.shard])
 
     try:
-        with custom_modules(context.job.rules.custom) as modules:
-            engine.run_shards(shards, context, on_outcome, modules)
+        with custom_modules(pipeline.job.rules.custom) as modules:
+            engine.run_shards(shards, pipeline, on_outcome, modules)
     except engine.EngineError as error:
         return str(error)
     return None
@@ -285,7 +284,11 @@ def _warnings(job: BuildJob) -> list[str]:
     if any(model.name == "tiny" for model in job.models):
         lines.append("warning: `tiny` knows drawn shapes only; its scores mean nothing on photographs")
     for model in job.models:
-        if not job.source.held and job.images.resize_mode != "no" and (side := input_side(model)) > job.images.size:
+        if (
+            not job.source.is_corpus
+            and job.images.resize_mode != "no"
+            and (side := input_side(model)) > job.images.size
+        ):
             lines.append(f"warning: images.size is {job.images.size} px, but {model.name} looks at {side} px")
     return lines
 

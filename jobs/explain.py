@@ -23,7 +23,8 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import committed, read_manifest
 from pairmill.pipeline.source.plan import Plan, describe_plan, make_plan
 from pairmill.pipeline.source.planned import load
-from pairmill.pipeline.stages import Context, StageName, build_stages
+from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
+from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest, manifest_name
@@ -81,13 +82,12 @@ def explain(job: BuildJob) -> Explanation:
     plan = load(store) or _planned_aside(job, fingerprint)
     if plan.job["fingerprint"] != fingerprint:
         raise JobError(difference(store, plan.job, job))
-    context = Context(job, plan.mapping, fingerprint)
+    pipeline = build_pipeline(job, plan.mapping, fingerprint)
     done = committed(store)
     left = plan.shards.filter([shard not in done for shard in plan.shards["shard"].to_pylist()])
     nodes = _nodes(job)
-    names = [name for name, _ in build_stages(context)]
     try:
-        pools = plan_pools(context, names, max(left.num_rows, 1), nodes)
+        pools = plan_pools(pipeline, max(left.num_rows, 1), nodes)
     except PoolError as error:
         raise JobError(str(error)) from None
     newest = sorted(done.items())[-_SAMPLE:]
@@ -95,7 +95,7 @@ def explain(job: BuildJob) -> Explanation:
     return Explanation(
         plan=describe_plan(plan, job),
         pools=pools,
-        memory_bytes=_memory_bytes(context, pools),
+        memory_bytes=_memory_bytes(pipeline, pools),
         machines=len(nodes),
         rows_per_s=rows_per_s(pools, manifests),
         rows_left=sum(left["num_rows"].to_pylist()),
@@ -136,10 +136,12 @@ def local_node(job: BuildJob) -> Node:
     return Node(cpus=(os.cpu_count() or 1) + SPARE_CPUS, gpus=gpus)
 
 
-def _memory_bytes(context: Context, pools: Mapping[StageName, Pool]) -> int:
+def _memory_bytes(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> int:
     sizes = {"download": DOWNLOAD_ACTOR_BYTES, "encode": ENCODE_ACTOR_BYTES}
     actors = sum(pool.actors * sizes.get(name, SMALL_ACTOR_BYTES) for name, pool in pools.items())
     between = (
-        shards_in_flight(context, pools, pools[source_of(pools)].actors) * context.job.shard_rows * STORED_PICTURE_BYTES
+        shards_in_flight(pipeline, pools, pools[source_of(pools)].actors)
+        * pipeline.job.shard_rows
+        * STORED_PICTURE_BYTES
     )
     return actors + between

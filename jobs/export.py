@@ -17,7 +17,7 @@ from pairmill.pipeline.export.gather import Origin
 from pairmill.pipeline.export.order import Member, grouped, stretches
 from pairmill.pipeline.export.write import Exporter, is_written, manifest_name, write_stretch
 from pairmill.pipeline.select.keys import identities
-from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping, NoPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportedFile, ExportJob, ExportRecord
@@ -75,12 +75,12 @@ def export(job: ExportJob) -> ExportResult:
 
 def _format(job: ExportJob, built: BuildJob, mapping: ColumnMapping, dataset: Dataset) -> Format:
     """Raises JobError where the dataset lacks what the format needs."""
-    if mapping.pictures == "none":
+    if isinstance(mapping.pictures, NoPictures):
         raise JobError(f"{job.dataset} holds captions alone, and {job.format} is made of pictures or their embeddings")
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
             raise JobError(f"models: {job.format} holds no embeddings; clip-retrieval, datacomp and the feed do")
-        if built.images.store == "none" and not built.source.held:
+        if built.images.store == "none" and not built.source.is_corpus:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} is made of")
         return WebDataset(mapping.has_captions) if job.format == "webdataset" else ParquetFiles()
     there = [name.removeprefix("image_embedding_") for name in dataset.schema.names if name.startswith("image_emb")]

@@ -45,8 +45,8 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Itera
     """The resolved job. `overrides`: dotted field -> value (None is passed over); `settings`: `a.b=c`, c in YAML."""
     values, text = _values(job_file, overrides, settings)
     source = values.get("source")
-    if isinstance(source, dict) and source.get("held") and "fetch" in values:
-        raise JobError("fetch: nothing of a held corpus is downloaded")
+    if isinstance(source, dict) and source.get("kind") == "corpus" and "fetch" in values:
+        raise JobError("fetch: nothing of a corpus is downloaded")
     return resolve(values, text, job_file)
 
 

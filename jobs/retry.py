@@ -17,7 +17,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.shards import drop_superseded, read_manifests
 from pairmill.pipeline.source.plan import Plan, load_plan
-from pairmill.pipeline.stages import Context
+from pairmill.pipeline.stages.pipelines import Pipeline, retry_pipeline
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status, Step, retryable
@@ -52,9 +52,9 @@ def retry(
     wanted = _checked(statuses)
     store = Store(output, s3_of(settings or {}))
     plan = load_plan(store)
-    if plan.job["source"].get("held"):
-        raise JobError(f"{store.root} was made from a corpus that is held already: there is nothing to fetch again")
-    context = replace(_context(store, plan, settings or {}), retry=frozenset(wanted))
+    if plan.build_job.source.is_corpus:
+        raise JobError(f"{store.root} was made from a corpus: there is nothing to fetch again")
+    pipeline = _pipeline(store, plan, settings or {}, wanted)
     before, generations = _lost(store, wanted)
     column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
     shards = plan.shards.append_column("generation", column).filter(column.is_valid())
@@ -63,7 +63,7 @@ def retry(
         rows_left = sum(shards["num_rows"].to_pylist())
         description = f"{counted(before, 'row')} to fetch again in {counted(shards.num_rows, 'shard')}"
         listener.planned(description, shards.num_rows, rows_left, 0)
-    stopped = run_shards_of(context, shards, listener, failures) if shards.num_rows else None
+    stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     drop_superseded(store)
     after, _ = _lost(store, wanted)
     result = replace(finish(store, plan, failures, started), stopped=stopped)
@@ -77,7 +77,7 @@ def _checked(statuses: Collection[str]) -> set[str]:
     return set(statuses) or {status.value for status in retryable()}
 
 
-def _context(store: Store, plan: Plan, settings: dict[str, Any]) -> Context:
+def _pipeline(store: Store, plan: Plan, settings: dict[str, Any], statuses: Collection[str]) -> Pipeline:
     """The job that planned the output, with `settings` over it; they may not change what the output holds."""
     known = {name: value for name, value in plan.job.items() if name in BuildJob.model_fields}
     for part, values in settings.items():
@@ -88,7 +88,7 @@ def _context(store: Store, plan: Plan, settings: dict[str, Any]) -> Context:
             f"{store.root} was made with other settings, rules or weights than these; a retry may change only how it "
             "is run: run.*, fetch.timeout_s, fetch.retries, fetch.concurrency and the like"
         )
-    return Context(job, plan.mapping, fingerprint)
+    return retry_pipeline(job, plan.mapping, fingerprint, statuses)
 
 
 def _lost(store: Store, statuses: Collection[str]) -> tuple[int, dict[int, int]]:

@@ -24,7 +24,7 @@ from pairmill.pipeline.select.keys import is_key
 from pairmill.pipeline.select.scan import MAX_STEPS
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
 from pairmill.pipeline.source.plan import load_plan
-from pairmill.pipeline.stages import versions
+from pairmill.pipeline.stages.build import versions
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.manifest import DataFile

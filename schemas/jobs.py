@@ -45,8 +45,9 @@ class SourceConfig(_Settings):
     `content_changed`."""
     license_column: str | None = None
     """Column that `rules.license_allow` reads. None: guessed (license, licence) when that rule is on."""
-    held: bool = False
-    """Set by `pairmill embed`: the input has the pictures: tars, folders, Parquet with pictures, outputs of pairmill."""
+    kind: Literal["urls", "corpus"] = "urls"
+    """urls: pictures are fetched from the web (`pairmill build`). corpus: the input has the pictures, or captions alone
+    (`pairmill embed`)."""
     image_column: str | None = None
     """Column of pictures in Parquet, for `pairmill embed`: bytes, or structs with `bytes`. None: guessed (image, jpg,
     ...)."""
@@ -54,6 +55,20 @@ class SourceConfig(_Settings):
     """In a folder of pictures, use the file's name as the caption where no .txt or .json has one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
     """Plan only the first rows of the input. Raising or dropping it later extends the plan."""
+
+    @property
+    def is_corpus(self) -> bool:
+        """Whether nothing is downloaded."""
+        return self.kind == "corpus"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_was_once_a_flag(cls, values: Any) -> Any:
+        """Outputs of before 0.2 say `held: true` for a corpus."""
+        if isinstance(values, dict) and "held" in values:
+            held, values = values["held"], {name: value for name, value in values.items() if name != "held"}
+            values.setdefault("kind", "corpus" if held else "urls")
+        return values
 
 
 class FetchConfig(_Settings):
@@ -316,31 +331,31 @@ class BuildJob(_Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _held_pictures_need_no_caption(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("source"), dict) and values["source"].get("held"):
+    def _a_corpus_needs_no_caption(cls, values: Any) -> Any:
+        if isinstance(values, dict) and _is_corpus(values.get("source")):
             rules = values.get("rules") or {}
             if isinstance(rules, dict) and "require_caption" not in rules:
                 values = {**values, "rules": {**rules, "require_caption": False}}
             values = {"shard_rows": 1_024, **values}  # original pictures are larger than stored ones
         return values
 
-    def _has_a_meaning_for_held_pictures(self) -> None:
+    def _has_a_meaning_for_a_corpus(self) -> None:
         """Refuse what would be ignored without a word."""
         rules = self.rules
         if rules.url_block_hosts or rules.url_allow_hosts or rules.url_blocklist:
-            raise ValueError("rules.url_*: nothing of a held corpus is downloaded; choose by url afterwards")
+            raise ValueError("rules.url_*: nothing of a corpus is downloaded; choose by url afterwards")
         if rules.image_drop_one_color:
-            raise ValueError("rules.image_drop_one_color: see the column one_color of a held corpus instead")
+            raise ValueError("rules.image_drop_one_color: see the column one_color of a corpus instead")
         if self.source.sha256_column:
-            raise ValueError("source.sha256_column: has no meaning for a held corpus; compare sha256 afterwards")
+            raise ValueError("source.sha256_column: has no meaning for a corpus; compare sha256 afterwards")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "BuildJob":
         aliases = [model.alias for model in self.models]
-        if self.source.held and not self.models:
-            raise ValueError("models: a corpus that is held already is read for its embeddings; name a model")
-        if self.source.held:
-            self._has_a_meaning_for_held_pictures()
+        if self.source.is_corpus and not self.models:
+            raise ValueError("models: a corpus is read for its embeddings; name a model")
+        if self.source.is_corpus:
+            self._has_a_meaning_for_a_corpus()
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
         wanted = self.rules.min_similarity
@@ -349,6 +364,11 @@ class BuildJob(_Settings):
         if isinstance(wanted, dict) and (unknown := sorted(set(wanted) - set(aliases))):
             raise ValueError(f"rules.min_similarity names {unknown}, but the models' aliases are {aliases}")
         return self
+
+
+def _is_corpus(source: object) -> bool:
+    """Before validation; `held` is what outputs of before 0.2 say."""
+    return isinstance(source, dict) and (source.get("kind") == "corpus" or bool(source.get("held")))
 
 
 UNFINGERPRINTED = {
@@ -384,4 +404,7 @@ def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, A
             return {key: inner for part in parts for key, inner in part.items()}
         return {name: value}
 
-    return flatten(job.model_dump(mode="json", exclude_defaults=not with_defaults), "")
+    fields = flatten(job.model_dump(mode="json", exclude_defaults=not with_defaults), "")
+    if fields.pop("source.kind", None) == "corpus":
+        fields["source.held"] = True  # as outputs of before 0.2 were fingerprinted: they must still resume
+    return fields

@@ -98,15 +98,15 @@ def is_embedding(field: pa.Field) -> bool:
     return named and bool(pa.types.is_fixed_size_list(field.type))
 
 
+def score_column_names(alias: str) -> tuple[str, str, str]:
+    """(similarity, image embedding, text embedding): the columns of one model."""
+    return f"similarity_{alias}", f"image_embedding_{alias}", f"text_embedding_{alias}"
+
+
 def score_columns(alias: str, dim: int) -> pa.Schema:
     """Columns of one model; `dim` is the size of its embeddings. All null where the caption is null."""
-    return pa.schema(
-        [
-            pa.field(f"similarity_{alias}", pa.float32()),
-            pa.field(f"image_embedding_{alias}", embedding_type(dim)),
-            pa.field(f"text_embedding_{alias}", embedding_type(dim)),
-        ]
-    )
+    types = (pa.float32(), embedding_type(dim), embedding_type(dim))
+    return pa.schema(list(zip(score_column_names(alias), types, strict=True)))
 
 
 def in_flight_schema(extra: pa.Schema) -> pa.Schema:

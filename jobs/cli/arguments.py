@@ -58,7 +58,7 @@ def _embed_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     names = [name for each in parameters["model"] or [] for name in each.split(",")]
     dtype = {"dtype": parameters["dtype"]} if parameters["dtype"] else {}
     return {
-        "source.held": True,
+        "source.kind": "corpus",
         "source.paths": paths[:-1] or None,
         "output": paths[-1] if paths else None,
         "source.limit_rows": parameters["limit"],

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,7 +28,7 @@ import ray.util.metrics
 from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from pairmill.jobs.cluster.arrow_ipc import pack, unpack
-from pairmill.jobs.cluster.metrics import Meters
+from pairmill.jobs.cluster.metrics import StageMetrics
 from pairmill.jobs.cluster.pools import (
     ACCELERATOR_LABEL,
     DOWNLOAD_CALLS,
@@ -40,11 +40,13 @@ from pairmill.jobs.cluster.pools import (
     shards_in_flight,
 )
 from pairmill.jobs.cluster.scheduler import LOOKAHEAD, PayloadLost, Report, Scheduler, SchedulerError, WorkerDied
-from pairmill.pipeline.common import metrics as meters
-from pairmill.pipeline.common.text import counted, last_line, trace_of
-from pairmill.pipeline.source.cursor import ReadError
-from pairmill.pipeline.stages import Context, Stage, StageName, build_stages, run_stage
-from pairmill.schemas.errors import PairmillError
+from pairmill.pipeline.common.faults import Failure
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.common.text import counted, last_line
+from pairmill.pipeline.stages.pipelines import Pipeline
+from pairmill.pipeline.stages.stage import StageName, StageSpec, run_stage
+from pairmill.schemas.batch import ShardBatch, planned_batches
+from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import RunConfig
 from pairmill.schemas.manifest import ShardManifest
 
@@ -53,6 +55,8 @@ SLACK_S = 3_600
 
 _FIRST_FAILURES = 3
 """Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
+
+_DIED = Failure(FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times")
 
 log = logging.getLogger(__name__)
 
@@ -63,55 +67,55 @@ class EngineError(PairmillError, RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard: a manifest, or the traceback of what failed."""
+    """What became of a shard: a manifest, or a failure."""
 
     shard: int
-    manifest: ShardManifest | None
-    error: str | None
+    result: ShardManifest | Failure
 
 
 class _StageActor:
     """Runs one stage on a worker. Never raises for what a shard holds: that is the shard's border."""
 
-    def __init__(self, name: StageName, build: Callable[[Context], Stage], context: Context) -> None:
+    def __init__(self, spec: StageSpec) -> None:
         warnings.filterwarnings("ignore", module="ray")
-        self.name = name
-        self.meters = Meters(ray.util.metrics, name)
-        meters.report_to(self.meters.observe)
-        self.broken: str | None = None
+        self.name = spec.name
+        self.metrics = StageMetrics(ray.util.metrics, spec.name)
+        self.broken: Failure | None = None
         try:
-            self.stage = build(context)
+            self.stage = spec.open(WorkerHooks(observe=self.metrics.observe, on_hang=_end_process))
         except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
-            self.broken = trace_of(error)
+            self.broken = Failure.of(error)
 
     def ready(self) -> None:
         """Answers once the stage is built."""
 
     def run(self, payload: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
         """A shard's table through the stage. The last stage's table is small and comes back as the report."""
-        with self.meters.shard():
-            report, table = self._run(payload)
-        self.meters.ended(report, table)
-        return report, None if table is None else pack(table)
+        with self.metrics.shard():
+            report, batch = self._run(payload)
+        self.metrics.ended(report, batch)
+        return report, None if batch is None else pack(batch)
 
-    def _run(self, payload: pa.Buffer) -> tuple[Report, pa.Table | None]:
+    def _run(self, payload: pa.Buffer) -> tuple[Report, ShardBatch | None]:
         if self.broken:
-            return Report(error=self.broken), None
+            return Report(failure=self.broken), None
         try:
-            table = run_stage(self.name, self.stage, unpack(payload))
+            result = run_stage(self.name, self.stage, unpack(payload))
         except Exception as error:  # the border of a shard: it fails alone, with its traceback
-            return Report(error=trace_of(error)), None
-        if self.name == "commit":
-            return Report(manifest=table["manifest"][0].as_py()), None
-        return Report(), table
+            return Report(failure=Failure.of(error)), None
+        return (Report(manifest=result), None) if isinstance(result, ShardManifest) else (Report(), result)
+
+
+def _end_process() -> None:
+    """The way out of a decoder that hangs: Ray starts another worker, and the shard is done again, isolated."""
+    os._exit(1)
 
 
 class RayBackend:
     """`WorkerBackend` on Ray: a worker is an actor, a payload an object that stays where it was made."""
 
-    def __init__(self, context: Context) -> None:
-        self.builders = dict(build_stages(context))
-        self.context = context
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._specs = {spec.name: spec for spec in pipeline.stages}
         self._futures: dict[Any, Future[Report | None]] = {}
         self._done: SimpleQueue[Any] = SimpleQueue()
 
@@ -123,7 +127,7 @@ class RayBackend:
         if not pool.gpus:
             options["scheduling_strategy"] = "SPREAD"
         kind = type(f"{name.title()}Actor", (_StageActor,), {})  # what ps and Ray's dashboard call the process
-        actor = ray.remote(kind).options(**options).remote(name, self.builders[name], self.context)
+        actor = ray.remote(kind).options(**options).remote(self._specs[name])
         return actor, self._watched(actor.ready.remote())
 
     def call(self, worker: Any, payload: Any) -> tuple[Any, Any]:
@@ -156,7 +160,7 @@ class RayBackend:
                 raise PayloadLost(last_line(str(cause))) from None
             if isinstance(cause, RayError):  # also killed for its memory, or never placed
                 raise WorkerDied(last_line(str(cause))) from None
-            return Report(error=trace_of(cause))
+            return Report(failure=Failure.of(cause))
         return report
 
     def stop(self, worker: Any) -> None:
@@ -242,25 +246,27 @@ class RayTasks:
 
 
 def run_shards(
-    shards: pa.Table, context: Context, on_outcome: Callable[[Outcome], None], modules: Path | None = None
+    shards: pa.Table, pipeline: Pipeline, on_outcome: Callable[[Outcome], None], modules: Path | None = None
 ) -> None:
-    """Run every shard of the table (PLAN_SCHEMA) through the job's stages; calls back once per shard that ended.
+    """Run every shard of the table (see `planned_batches`) through the pipeline; calls back once per shard that ended.
 
     Shards that were lost with their worker are tried again, then once more, each alone and carefully. Raises
     EngineError after `run.max_failed_shards_in_a_row` failures (fewer before the first shard that succeeds), where the
     cluster has too few CPUs or GPUs, and where nothing moves any more.
     """
-    verdict = _Verdict(context.job.run.max_failed_shards_in_a_row)
-    with ray_session(context.job.run, modules):
+    verdict = _Verdict(pipeline.job.run.max_failed_shards_in_a_row)
+    with ray_session(pipeline.job.run, modules):
         for isolated in (False, False, True):
             lost = []
-            for shard, report in _pass(shards, replace(context, isolated=isolated, may_exit=True)):
+            for shard, report in _pass(shards, pipeline.isolated() if isolated else pipeline):
                 if report is None and isolated:
-                    report = Report(error="its worker process died, three times")
+                    report = Report(failure=_DIED)
                 if report is None:
                     lost.append(shard)
                     continue
-                outcome = _outcome(shard, report)
+                result = report.failure or report.manifest
+                assert result is not None  # the scheduler hands shards on until one of both is there
+                outcome = Outcome(shard, result)
                 on_outcome(outcome)
                 verdict.add(outcome)
             if not lost:
@@ -279,39 +285,32 @@ class _Verdict:
 
     def add(self, outcome: Outcome) -> None:
         """Count one shard in."""
-        if outcome.error is None:
+        failure = outcome.result
+        if isinstance(failure, ShardManifest):
             self.in_a_row, self.any_good = 0, True
             return
-        self.in_a_row += not _is_of_the_input(outcome.error)
-        if self.in_a_row >= (self.limit if self.any_good or not _is_of_the_job(outcome.error) else _FIRST_FAILURES):
-            raise EngineError(f"{self.in_a_row} shards in a row failed, the last one with: {last_line(outcome.error)}")
+        # Files are damaged by themselves: however many there are, the others' shards have their turn.
+        self.in_a_row += failure.kind is not FailureKind.INPUT
+        will_fail_all = failure.kind is FailureKind.JOB and not self.any_good
+        if self.in_a_row >= (_FIRST_FAILURES if will_fail_all else self.limit):
+            line = last_line(failure.traceback)
+            raise EngineError(f"{self.in_a_row} shards in a row failed, the last one with: {line}")
 
 
-def _is_of_the_input(error: str) -> bool:
-    """Files are damaged by themselves: however many there are, the others' shards have their turn."""
-    return last_line(error).startswith(f"{ReadError.__module__}.{ReadError.__name__}")
-
-
-def _is_of_the_job(error: str) -> bool:
-    kinds = ("pairmill.pipeline.rules.custom.CustomRuleError", "pairmill.pipeline.encode.clip_model.ModelError")
-    return last_line(error).startswith(kinds)
-
-
-def _pass(shards: pa.Table, context: Context) -> Iterator[tuple[int, Report | None]]:
+def _pass(shards: pa.Table, pipeline: Pipeline) -> Iterator[tuple[int, Report | None]]:
     """(shard, report) as shards end; None for one that was lost with its worker."""
-    names = [name for name, _ in build_stages(context)]
-    fetch, run = context.job.fetch, context.job.run
+    fetch, run = pipeline.job.fetch, pipeline.job.run
     # The slowest shard: all rows from one host that never answers, or wants pauses, as have the actor's other shards.
     row_s = max(fetch.timeout_s / fetch.per_host_concurrency, fetch.per_host_interval_s)
-    slowest_s = context.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD)
+    slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD)
     try:
-        pools = plan_pools(context, names, shards.num_rows, cluster_nodes())
+        pools = plan_pools(pipeline, shards.num_rows, cluster_nodes())
         scheduler = Scheduler(
-            backend=RayBackend(context),
-            stages=[(name, pools[name]) for name in names],
-            limit=partial(shards_in_flight, context, pools),
+            backend=RayBackend(pipeline),
+            stages=[(name, pools[name]) for name in pipeline.names],
+            limit=partial(shards_in_flight, pipeline, pools),
             patience_s=SLACK_S + slowest_s,
-            max_deaths=shards.num_rows if context.isolated else run.max_failed_shards_in_a_row,
+            max_deaths=shards.num_rows if pipeline.is_isolated else run.max_failed_shards_in_a_row,
         )
         try:
             yield from scheduler.run(_payloads(shards))
@@ -323,8 +322,8 @@ def _pass(shards: pa.Table, context: Context) -> Iterator[tuple[int, Report | No
 
 def _payloads(shards: pa.Table) -> Iterator[tuple[int, pa.Buffer]]:
     """Each planned shard, as the first stage takes it."""
-    for row, shard in enumerate(shards["shard"].to_pylist()):
-        yield shard, pack(shards.slice(row, 1))
+    for batch in planned_batches(shards):
+        yield batch.info.shard.shard, pack(batch)
 
 
 def cluster_nodes() -> list[Node]:
@@ -338,9 +337,3 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-
-
-def _outcome(shard: int, report: Report) -> Outcome:
-    if report.error:
-        return Outcome(shard, None, report.error)
-    return Outcome(shard, ShardManifest.model_validate_json(report.manifest or ""), None)

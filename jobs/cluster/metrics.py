@@ -1,21 +1,19 @@
 """What Prometheus sees of a worker: Ray's node agents export it under names that begin with `ray_pairmill_`."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
-
 from pairmill.jobs.cluster.scheduler import Report
+from pairmill.schemas.batch import ShardBatch
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Boundaries of all histograms."""
 
 
-class Meters:
+class StageMetrics:
     """Of one worker. `metrics` is `ray.util.metrics`, handed in so that Ray is imported where the work is."""
 
     def __init__(self, metrics: Any, stage: str) -> None:
@@ -52,15 +50,14 @@ class Meters:
             self._running, self._since = self._running - 1, ended
         self.observe("shard", ended - started, self.stage)
 
-    def ended(self, report: Report, table: pa.Table | None) -> None:
-        """What came of the shard; `table` is what the stage made of it."""
-        self._shards.inc(1, {**self.stage, "outcome": "failed" if report.error else "ok"})
-        if table is not None and self.stage["stage"] == "download" and "fetch_s" in table.column_names:
-            for seconds in table["fetch_s"].drop_null().to_pylist():
+    def ended(self, report: Report, batch: ShardBatch | None) -> None:
+        """What came of the shard; `batch` is what the stage made of it."""
+        self._shards.inc(1, {**self.stage, "outcome": "failed" if report.failure else "ok"})
+        if batch is not None and self.stage["stage"] == "download" and "fetch_s" in batch.table.column_names:
+            for seconds in batch.table["fetch_s"].drop_null().to_pylist():
                 self.observe("fetch", seconds)
         if report.manifest:
-            manifest = json.loads(report.manifest)
-            for status, count in manifest["statuses"].items():
+            for status, count in report.manifest.statuses.items():
                 self._pairs.inc(count, {"status": status})
-            if manifest["bytes_fetched"]:
-                self._bytes.inc(manifest["bytes_fetched"])
+            if report.manifest.bytes_fetched:
+                self._bytes.inc(report.manifest.bytes_fetched)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pairmill.pipeline.stages import Context, StageName
+from pairmill.pipeline.stages.pipelines import Pipeline
+from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
 
 DOWNLOAD_CPUS = 2
@@ -58,14 +59,12 @@ class Pool:
     """Ray's label selector: where they may run."""
 
 
-def plan_pools(
-    context: Context, names: Sequence[StageName], num_shards: int, nodes: Sequence[Node]
-) -> dict[StageName, Pool]:
+def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
     """Pool sizes from the job, else from the machines. GPU machines only encode where there are others.
 
     Raises PoolError.
     """
-    run, gpus = context.job.run, int(sum(node.gpus for node in nodes))
+    run, names, gpus = pipeline.job.run, pipeline.names, int(sum(node.gpus for node in nodes))
     on_gpu = "encode" in names and run.device != "cpu" and gpus > 0
     if run.device == "cuda" and not gpus and "encode" in names:
         raise PoolError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
@@ -92,9 +91,9 @@ def plan_pools(
         )
     largest = max(node.cpus for node in (others if apart else nodes))
     each = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10, largest)
-    calls = 1 if context.isolated else DOWNLOAD_CALLS
+    calls = 1 if pipeline.is_isolated else DOWNLOAD_CALLS
     pools["download"] = Pool(download, each, calls=calls, max_actors=run.max_download_actors or 0, labels=labels)
-    most = 1 if context.isolated else num_shards
+    most = 1 if pipeline.is_isolated else num_shards
     return {
         name: replace(pools[name], actors=min(pools[name].actors, most), max_actors=min(pools[name].max_actors, most))
         for name in names
@@ -112,8 +111,8 @@ def source_of(names: Iterable[StageName]) -> StageName:
     return next((name for name in SOURCES if name in there), "read")
 
 
-def shards_in_flight(context: Context, pools: Mapping[StageName, Pool], sources: int) -> int:
+def shards_in_flight(pipeline: Pipeline, pools: Mapping[StageName, Pool], sources: int) -> int:
     """How many may be between read and commit, where `sources` workers bring them in."""
-    if context.isolated:
+    if pipeline.is_isolated:
         return 1
-    return context.job.run.shards_in_flight or 2 * sources * pools[source_of(pools)].calls + 4
+    return pipeline.job.run.shards_in_flight or 2 * sources * pools[source_of(pools)].calls + 4

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pairmill.jobs.cluster.pools import Pool, source_of
+from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.stages import StageName
+from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.manifest import ShardManifest
 
 LOOKAHEAD = 1
 """Calls that wait in a worker beyond those that run, so that what they need is there when their turn comes."""
@@ -41,10 +43,10 @@ class PayloadLost(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker says of a shard: a traceback, or after the last stage a manifest (JSON), or neither."""
+    """What a worker says of a shard: a failure, or after the last stage a manifest, or neither."""
 
-    error: str | None = None
-    manifest: str | None = None
+    failure: Failure | None = None
+    manifest: ShardManifest | None = None
 
 
 class WorkerBackend(Protocol):
@@ -183,7 +185,7 @@ class Scheduler:
             yield call.item.shard, None
             return
         self._moved, self._deaths[worker.stage] = time.monotonic(), 0
-        if report is not None and not report.error and not report.manifest:
+        if report is not None and report.failure is None and report.manifest is None:
             self.waiting[worker.stage + 1].append(_Item(call.item.shard, call.payload))
             return
         yield call.item.shard, report

@@ -5,7 +5,6 @@ A sample spread evenly over the shards; pictures come from the tars of a build, 
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,8 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifest
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.plan import Plan
-from pairmill.schemas.jobs import BuildJob, ImagesConfig, ModelConfig, RunConfig
+from pairmill.schemas.batch import ScoreContract
+from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.manifest import ShardManifest, manifest_name, shards_from_table
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
@@ -32,7 +32,7 @@ def rescore_sample(
 ) -> Iterator[tuple[ShardManifest, str]]:
     """Compute `wanted` pairs again, the same number in each of at most that many shards; yields what does not hold."""
     num_shards = min(wanted, len(scored))
-    job = BuildJob.model_validate({name: plan.job[name] for name in BuildJob.model_fields})
+    job = plan.build_job
     newest = committed(store)
     for place in range(num_shards):
         shard = scored[place * len(scored) // num_shards]
@@ -57,11 +57,12 @@ def rescore_sample(
                 yield manifest, problem
 
 
-def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[dict[str, Any]]]:
+def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[ScoreContract]]:
     """Up to `num_rows` pairs, by uid: the same ones every time."""
     with store.open(manifest.files["pairs"].path) as file:
         parquet = pq.ParquetFile(file)
-        contracts = json.loads(parquet.schema_arrow.metadata[b"pairmill"])["models"]
+        models = json.loads(parquet.schema_arrow.metadata[b"pairmill"])["models"]
+        contracts = [ScoreContract(**model) for model in models]
         pairs = parquet.read()
     usable = pairs.filter(pc.is_valid(pairs["image_tar"])) if "images" in manifest.files else pairs
     return usable.sort_by("uid").slice(0, num_rows), contracts
@@ -73,8 +74,7 @@ def _places(rows: pa.Table) -> list[str | None]:
 
 def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
     """The picture of every row, None where it has none, it is gone, or it is another one."""
-    job = BuildJob.model_validate({name: plan.job[name] for name in BuildJob.model_fields})
-    reader = PairsReader(store, plan.mapping, job)
+    reader = PairsReader(store, plan.mapping, plan.build_job)
     try:
         (shard,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
         return reader.pictures(shard, manifest, rows)
@@ -85,7 +85,7 @@ def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table)
 def _differences(
     rows: pa.Table,
     pictures: Sequence[bytes | None],
-    contract: dict[str, Any],
+    contract: ScoreContract,
     report: VerifyReport,
     images: ImagesConfig,
 ) -> Iterator[str]:
@@ -93,9 +93,9 @@ def _differences(
     from pairmill.pipeline.encode.encoder import encode_pictures
 
     names = ("name", "pretrained", "alias", "dtype")
-    model = load_model(ModelConfig(**{name: contract[name] for name in names}), RunConfig())
-    alias, tolerance = contract["alias"], TOLERANCE[contract["dtype"]]
-    if model.contract.weights_sha256 != contract["weights_sha256"]:
+    model = load_model(ModelConfig(**{name: getattr(contract, name) for name in names}), RunConfig())
+    alias, tolerance = contract.alias, TOLERANCE[contract.dtype]
+    if model.contract.weights_sha256 != contract.weights_sha256:
         yield f"the weights of {alias} are not those that made its scores"
         return
     captions = rows["caption_clean"].to_pylist()

@@ -26,7 +26,7 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
     plan = load_plan(store)
     scored: list[int] = []
     aliases = store.folders("columns")
-    is_held = bool(plan.job.get("source", {}).get("held"))
+    is_corpus = plan.build_job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named: set[str] = set()
     for shard, generation in sorted(committed(store).items()):
@@ -46,7 +46,7 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
         ]
         problems += [] if problems else check_columns(store, aliases, manifest)
         _add_problems(report, manifest, problems)
-        if not problems and manifest.pairs and (is_held or "images" in manifest.files):
+        if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
     if not report.shards_missing and not report.damaged:  # else a worker may be about to name them
         report.problems.extend(_strangers(store, named))
@@ -55,7 +55,7 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
 
         for manifest, problem in rescore_sample(store, plan, scored, rescore, report):
             report.problems.append(f"shard {manifest.shard:09d}: {problem}")
-            if not is_held:  # a corpus that has changed is not mended by making its shard again
+            if not is_corpus:  # a corpus that has changed is not mended by making its shard again
                 report.damaged.append(f"manifests/{manifest.name}")
     return report
 

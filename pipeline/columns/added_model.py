@@ -8,7 +8,6 @@ columns/clip_l14/model.json                    the model; another one under the 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -21,8 +20,9 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.pipeline.source.corpus.load import Loader
-from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping, NoPictures, WebPictures
 from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import (
     SCHEMA_VERSION,
@@ -33,7 +33,7 @@ from pairmill.schemas.manifest import (
     manifest_name,
     parse_manifest_name,
 )
-from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
+from pairmill.schemas.pairs import IMAGE_COLUMN, IS_PAIR_COLUMN, STORED, score_column_names
 
 _READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width", "height", "phash", "one_color")
 
@@ -99,8 +99,7 @@ class PairsReader:
         with self._store.open(manifest.files["pairs"].path) as file:
             pairs = pq.ParquetFile(file).read(columns=[*_READ, *STORED.names]).replace_schema_metadata(None)
         table = pairs.append_column("image", binary_column(self.pictures(shard, manifest, pairs)))
-        table = table.append_column("is_pair", pa.repeat(True, pairs.num_rows))
-        return table.replace_schema_metadata({"shard": json.dumps(asdict(shard))})
+        return table.append_column(IS_PAIR_COLUMN, pa.repeat(True, pairs.num_rows))
 
     def pictures(self, shard: Shard, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
         """The picture of each of some rows of a pairs file; None where it has none, it is gone, or it is another."""
@@ -108,23 +107,24 @@ class PairsReader:
             places = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
             with self._store.open(manifest.files["images"].path) as file:
                 return [None if tar is None else read_range(file, offset, length) for tar, offset, length in places]
-        if self._mapping.pictures is None:  # a build that stored none
+        if isinstance(self._mapping.pictures, WebPictures):  # a build that stored none
             return [None] * rows.num_rows
         table = self._reader.read(shard)
         table = table.filter(pc.is_in(table["row_id"], value_set=rows["row_id"].combine_chunks()))
-        loaded = self._loader(table, has_pictures=self._mapping.pictures != "none")
+        loaded = self._loader(table, has_pictures=not isinstance(self._mapping.pictures, NoPictures))
         found = zip(*(loaded[name].to_pylist() for name in ("row_id", "sha256", IMAGE_COLUMN.name)), strict=True)
         of_row = {(row_id, sha256): image for row_id, sha256, image in found}
         return [of_row.get(key) for key in zip(rows["row_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)]
 
 
-def write_columns(
-    store: Store, alias: str, table: pa.Table, facts: dict[str, Any], manifest: ShardManifest, job_fingerprint: str
-) -> None:
+def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_fingerprint: str) -> None:
     """Commit one model's columns of a shard. Where another worker was faster, its files stay: they hold the same."""
-    names = ["row_id", *(name for name in table.column_names if name.endswith(f"_{alias}"))]
-    footer = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, "models": facts["models"]}
-    columns = table.select(names).replace_schema_metadata({"pairmill": json.dumps(footer, sort_keys=True)})
+    (contract,) = batch.info.contracts
+    alias = contract.alias
+    footer = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, "models": [asdict(contract)]}
+    columns = batch.table.select(["row_id", *score_column_names(alias)]).replace_schema_metadata(
+        {"pairmill": json.dumps(footer, sort_keys=True)}
+    )
     stem = manifest_name(manifest.shard, manifest.generation).removesuffix(".json")
     path = f"columns/{alias}/{stem}.parquet"
     with store.new_file() as file:

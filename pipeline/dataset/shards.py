@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 from uuid import uuid4
@@ -24,7 +24,9 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, by_place
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
+from pairmill.schemas.batch import ScoreContract, ShardBatch
 from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.manifest import (
     SCHEMA_VERSION,
     DataFile,
@@ -62,25 +64,22 @@ class ShardWriter:
     store: Store
     extra: pa.Schema
     aliases: Sequence[str]
-    images_store: str
-    images_format: str
+    images: ImagesConfig | None
+    """Which pictures are stored, and how; None: those of a corpus stay where they are."""
     job_fingerprint: str
     versions: dict[str, str]
 
-    def commit(
-        self, table: pa.Table, facts: dict[str, Any], earlier: PreviousGeneration | None = None
-    ) -> ShardManifest:
-        """Write a finished in-flight table; returns the manifest that stands, ours or an earlier winner's.
+    def commit(self, batch: ShardBatch, previous: PreviousGeneration | None = None) -> ShardManifest:
+        """Write a finished batch; returns the manifest that counts: ours, or that of a worker that was faster.
 
-        `facts` travelled beside it: `shard`, `seconds` per stage and `models`, the score contracts, which go into
-        every Parquet footer as JSON under the key `pairmill`. With `earlier`, the table holds some of the shard's rows
-        again, and all of the shard is written as its next generation.
+        The score contracts go into every Parquet footer, as JSON under the key `pairmill`. With `previous`, the batch
+        has only some of the shard's rows, and the whole shard is written as its next generation.
         """
-        shard = Shard(**facts["shard"])
-        generation = 0 if earlier is None else earlier.manifest.generation + 1
-        commit = _Commit(self, shard, generation, uuid4().hex, facts.get("models", []))
-        pairs, rejects, files = commit.write_data(table, earlier and earlier.without(table["row_id"]))
-        rows_in = table.num_rows if earlier is None else earlier.manifest.rows_in
+        info, table, shard = batch.info, batch.table, batch.info.shard
+        generation = 0 if previous is None else previous.manifest.generation + 1
+        commit = _Commit(self, shard, generation, uuid4().hex, info.contracts)
+        pairs, rejects, files = commit.write_data(table, previous and previous.without(table["row_id"]))
+        rows_in = table.num_rows if previous is None else previous.manifest.rows_in
         if pairs.num_rows + rejects.num_rows != rows_in:
             raise AccountingError(f"{rows_in} rows in, {pairs.num_rows} + {rejects.num_rows} out")
         manifest = ShardManifest(
@@ -97,10 +96,10 @@ class ShardWriter:
             statuses=dict(sorted(Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()).items())),
             job_fingerprint=self.job_fingerprint,
             files=files,
-            seconds=facts["seconds"],
+            seconds=info.seconds,
             bytes_fetched=0
-            if self.images_store == "elsewhere"
-            else _bytes_fetched(table) + (earlier.manifest.bytes_fetched if earlier else 0),
+            if self.images is None
+            else _bytes_fetched(table) + (previous.manifest.bytes_fetched if previous else 0),
             versions=self.versions,
         )
         return publish(self.store, manifest)
@@ -120,44 +119,48 @@ class _Commit:
     shard: Shard
     generation: int
     attempt: str
-    contracts: list[dict[str, Any]]
+    contracts: Sequence[ScoreContract]
 
     def write_data(
-        self, table: pa.Table, earlier: PreviousGeneration | None
+        self, table: pa.Table, previous: PreviousGeneration | None
     ) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
-        """(pairs, rejects, the files that now hold them). `earlier`: the rows that the table does not hold."""
+        """(pairs, rejects, the files that now hold them). `previous`: the rows that the table does not hold."""
         bare = table.drop_columns(["image"])  # the pictures are never copied as a column
         pairs = self._pairs_table(bare.filter(table["is_pair"]))
         rejects = bare.filter(pc.invert(table["is_pair"])).select(self._rejects_schema.names)
-        if earlier is not None:
-            rejects = by_place(pa.concat_tables([rejects, earlier.rejects.select(rejects.column_names)]))
+        if previous is not None:
+            rejects = by_place(pa.concat_tables([rejects, previous.rejects.select(rejects.column_names)]))
             if not pairs.num_rows:  # nothing was won: pairs and pictures are what they were
-                return earlier.pairs, rejects, {**earlier.manifest.files, "rejects": self._parquet("rejects", rejects)}
-            pairs = by_place(pa.concat_tables([pairs, earlier.pairs.select(pairs.column_names)]))
+                return (
+                    previous.pairs,
+                    rejects,
+                    {**previous.manifest.files, "rejects": self._parquet("rejects", rejects)},
+                )
+            pairs = by_place(pa.concat_tables([pairs, previous.pairs.select(pairs.column_names)]))
         files: dict[Any, DataFile]
         files, pairs = self._write_pictures(
-            pairs, table, earlier.pictures() if earlier and "images" in earlier.manifest.files else {}
+            pairs, table, previous.pictures() if previous and "images" in previous.manifest.files else {}
         )
         files["pairs"] = self._parquet("pairs", pairs)
         files["rejects"] = self._parquet("rejects", rejects)
         return pairs, rejects, files
 
     def _write_pictures(
-        self, pairs: pa.Table, table: pa.Table, earlier: Mapping[str, bytes]
+        self, pairs: pa.Table, table: pa.Table, previous: Mapping[str, bytes]
     ) -> tuple[dict[Any, DataFile], pa.Table]:
         """Write the tar, if any picture is to be stored; returns it, and the pairs with the places of theirs."""
-        if self.writer.images_store == "elsewhere":  # a held corpus: the table says where
+        if self.writer.images is None:  # a corpus: the table says where
             return {}, pairs
         stored = pairs.filter(self._is_stored(pairs))
         if not stored.num_rows:
             return {}, pairs
         fresh = pc.index_in(stored["row_id"], value_set=table["row_id"].combine_chunks()).to_pylist()
         pictures = (
-            pa.py_buffer(earlier[row_id]) if row is None else table["image"][row].as_buffer()
+            pa.py_buffer(previous[row_id]) if row is None else table["image"][row].as_buffer()
             for row_id, row in zip(stored["row_id"].to_pylist(), fresh, strict=True)
         )
         with self.writer.store.new_file() as file:
-            offsets, lengths = write_tar(file, stored, pictures, self.writer.images_format)
+            offsets, lengths = write_tar(file, stored, pictures, self.writer.images.format)
             tar = self._publish("images", "tar", file)
         place = pa.table([[tar.path] * stored.num_rows, offsets, lengths], schema=STORED)
         place = place.take(pc.index_in(pairs["row_id"], value_set=stored["row_id"].combine_chunks()))
@@ -168,9 +171,10 @@ class _Commit:
 
     def _is_stored(self, pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
         """Whether each pair's picture goes into the tar."""
-        if self.writer.images_store == "kept":
+        store = self.writer.images.store if self.writer.images else "none"
+        if store == "kept":
             return pc.equal(pairs["status"], KEPT_STATUS)
-        return pa.repeat(self.writer.images_store == "pairs", pairs.num_rows)
+        return pa.repeat(store == "pairs", pairs.num_rows)
 
     @cached_property
     def _rejects_schema(self) -> pa.Schema:
@@ -191,14 +195,14 @@ class _Commit:
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _parquet(self, folder: str, table: pa.Table) -> DataFile:
-        facts = {
+        footer = {
             "schema_version": SCHEMA_VERSION,
             "shard": self.shard.shard,
             "job_fingerprint": self.writer.job_fingerprint,
-            "models": self.contracts,
+            "models": [asdict(contract) for contract in self.contracts],
             "versions": self.writer.versions,
         }
-        table = table.replace_schema_metadata({"pairmill": json.dumps(facts, sort_keys=True)})
+        table = table.replace_schema_metadata({"pairmill": json.dumps(footer, sort_keys=True)})
         with self.writer.store.new_file() as file:
             write_table(table, file)
             return self._publish(folder, "parquet", file)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.common.metrics import timed
+from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
+from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ModelConfig, RunConfig
 
@@ -47,30 +48,17 @@ class ModelError(PairmillError, ValueError):
     """A model or its weights cannot be had; the message says which and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreContract:
-    """What made the scores of one model, as it stands in every file's metadata."""
-
-    alias: str
-    name: str
-    pretrained: str | None
-    weights_sha256: str
-    preprocessing: dict[str, Any]
-    dtype: str
-    context_length: int
-
-
 class ClipModel:
     """One open_clip model, ready to encode on one device."""
 
-    def __init__(self, config: ModelConfig, run: RunConfig) -> None:
+    def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks) -> None:
         import open_clip  # with torch, 4 s: only who encodes pays for it
         import torch
 
         from pairmill.pipeline.encode.model_input import ModelInput
         from pairmill.pipeline.encode.text_tower import TextTower
 
-        self._torch = torch
+        self._torch, self._hooks = torch, hooks
         self.alias = config.alias
         self.device = _device(run)
         self.batch_size = run.batch_size or _BATCH_SIZES[self.device]
@@ -141,7 +129,7 @@ class ClipModel:
             while start < len(batch):
                 part = batch[start : start + self.batch_size]
                 try:
-                    with timed("encode_batch"):
+                    with self._hooks.timed("encode_batch"):
                         found = torch.nn.functional.normalize(embed(part).float(), dim=-1)
                         parts.append(found.cpu())
                 except torch.OutOfMemoryError:
@@ -155,9 +143,9 @@ class ClipModel:
 
 
 @functools.lru_cache(maxsize=4)
-def load_model(config: ModelConfig, run: RunConfig) -> ClipModel:
+def load_model(config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> ClipModel:
     """A model, loaded once per process."""
-    return ClipModel(config, run)
+    return ClipModel(config, run, hooks)
 
 
 def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import torch
 
 from pairmill.pipeline.common.faults import local_fault
-from pairmill.pipeline.common.metrics import timed
+from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.encode.clip_model import ClipModel, Floats, load_model
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
@@ -55,14 +55,13 @@ class Encoder:
     """Adds the score columns of every model to a shard's table. Not for several threads at once."""
 
     def __init__(
-        self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig, may_exit: bool = False
+        self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig, hooks: WorkerHooks = NO_HOOKS
     ) -> None:
-        """`may_exit`: end this process where a decoder hangs, which nothing else can end."""
-        self._may_exit = may_exit
+        self._hooks = hooks
         threads = run.encode_threads or os.cpu_count() or 1
         if run.device != "cuda":  # Ray tells torch to use as many as the actor's logical CPUs, which only place it
             torch.set_num_threads(threads)
-        self.models = [load_model(model, run) for model in models]
+        self.models = [load_model(model, run, hooks) for model in models]
         self._recipes = {model.input.key: model.input for model in self.models}
         self._processor = ImageProcessor(images)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="look")
@@ -126,11 +125,11 @@ class Encoder:
 
     def _results(self, batch: Sequence[Future[DecodedImage]]) -> list[DecodedImage]:
         try:
-            with timed("encode_wait"):
+            with self._hooks.timed("encode_wait"):
                 return [future.result(DECODE_TIMEOUT_S) for future in batch]
         except TimeoutError:
-            if self._may_exit:
-                os._exit(1)  # its shard is done again, carefully
+            if self._hooks.on_hang is not None:
+                self._hooks.on_hang()
             raise
 
     def _look(self, body: Any) -> DecodedImage:

@@ -15,7 +15,7 @@ from pairmill.pipeline.dataset.shards import read_manifest
 from pairmill.pipeline.dataset.subset import ALIVE
 from pairmill.pipeline.export.order import Group, Member
 from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes
-from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import BuildJob

@@ -14,6 +14,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.shards import committed
 from pairmill.pipeline.dataset.subset import ALIVE, SubsetError, generations_of, read_subset, read_tables
+from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.pairs import KEPT_STATUS
 
@@ -44,7 +45,9 @@ class FeedShards:
         chosen = _kept(chunk) if subset is None else _of_subset(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in chosen], np.int64)
         pictures = plan.mapping.pictures
-        stored = plan.job["images"]["store"] != "none" if pictures is None else pictures in ("index", "pairs")
+        is_web = isinstance(pictures, WebPictures)
+        is_ranged = isinstance(pictures, (IndexedPictures, PairsPictures))
+        stored = plan.build_job.images.store != "none" if is_web else is_ranged
         fingerprint = generations_of([chunk]) if subset is None else read_subset(store, subset).attempt
         return cls(chunk, tuple(chosen), counts, chunk.schema(), stored, fingerprint)
 

@@ -10,10 +10,9 @@ Several shards may be in work at the same time, so that the slow tail of one ove
 import asyncio
 import hashlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -47,12 +46,16 @@ class Downloader:
     """Fetches and decodes the rows of a shard that are still `ok`. Callable by several threads at once."""
 
     def __init__(
-        self, job: BuildJob, sha256_column: str | None = None, isolate_decoder: bool = False, may_exit: bool = False
+        self,
+        job: BuildJob,
+        sha256_column: str | None = None,
+        isolate_decoder: bool = False,
+        on_hang: Callable[[], None] | None = None,
     ) -> None:
-        """`isolate_decoder`: decode in a child process. `may_exit`: end this process where a decoder hangs."""
+        """`isolate_decoder`: decode in a child process. `on_hang`: called when a decoder hangs."""
         self._job = job
         self._sha256_column = sha256_column
-        self._may_exit = may_exit
+        self._on_hang = on_hang
         self._processor = IsolatedProcessor(job.images) if isolate_decoder else ImageProcessor(job.images)
         self._start_lock = threading.Lock()
         self._engine: _Engine | None = None
@@ -79,16 +82,18 @@ class Downloader:
             if self._closed:
                 raise RuntimeError("this Downloader is closed")
             if self._engine is None:
-                self._engine = _Engine(self._job, self._processor, self._may_exit)
+                self._engine = _Engine(self._job, self._processor, self._on_hang)
             return self._engine
 
 
 class _Engine:
     """The threads behind a Downloader: started once, used for all shards."""
 
-    def __init__(self, job: BuildJob, processor: ImageProcessor | IsolatedProcessor, may_exit: bool) -> None:
+    def __init__(
+        self, job: BuildJob, processor: ImageProcessor | IsolatedProcessor, on_hang: Callable[[], None] | None
+    ) -> None:
         self._config = job.fetch
-        self._may_exit = may_exit
+        self._on_hang = on_hang
         self._decoding: dict[int, float] = {}  # thread -> since when it is at its picture
         self._refused_redirect = partial(refused_redirect, rules=SourceRules.of(job))
         self._processor = processor
@@ -124,8 +129,10 @@ class _Engine:
         try:
             async with Fetcher(self._config, self._budget, self._refused_redirect) as self._fetcher:
                 started.set_result(None)
-                if self._may_exit:
-                    self._watching = asyncio.create_task(self._watch_decoders())  # kept, or it could be collected
+                if self._on_hang is not None:
+                    self._watching = asyncio.create_task(
+                        self._watch_decoders(self._on_hang)
+                    )  # kept, or it could be collected
                 await self._stop.wait()
                 await _cancel_others()
         except BaseException as error:
@@ -133,13 +140,13 @@ class _Engine:
                 raise
             started.set_exception(error)
 
-    async def _watch_decoders(self) -> None:
+    async def _watch_decoders(self, on_hang: Callable[[], None]) -> None:
         """Only the end of the process frees a thread that hangs in C code; its shards are done again, carefully."""
         while True:
             await asyncio.sleep(HANG_CHECK_S)
             since = min(self._decoding.values(), default=time.monotonic())
             if time.monotonic() - since > DECODE_TIMEOUT_S:
-                os._exit(1)
+                on_hang()
 
     async def _download_all(self, wanted: Mapping[str, frozenset[str]]) -> dict[str, Download]:
         downloads: dict[str, Download] = {}

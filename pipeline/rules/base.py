@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError
 from pairmill.pipeline.rules.isolated import IsolatedRule
-from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.jobs import BuildJob, RulesConfig
 from pairmill.schemas.pairs import IMAGE_COLUMN
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, ColumnMapping, InputFile, SourceError, shown
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
+from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
 from pairmill.pipeline.source.texts import without_views
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import source_column_name
@@ -45,17 +46,17 @@ def columns_of(mapping: ColumnMapping, names: Sequence[str]) -> FileColumns:
 
 
 def map_columns(
-    config: SourceConfig, inputs: Sequence[InputFile], needs_license: bool, pictures: str | None = None
+    config: SourceConfig, inputs: Sequence[InputFile], needs_license: bool, pictures: PictureSource = ON_THE_WEB
 ) -> ColumnMapping:
     """Decide over all files what the columns mean. Files without rows have no say.
 
-    `needs_license`: guess a license column, as a rule reads it. `pictures`: see ColumnMapping. Raises SourceError where
+    `needs_license`: guess a license column, as a rule reads it. Raises SourceError where
     a column is missing, of a type that cannot be used, or of types that do not go together.
     """
     inputs = [file for file in inputs if file.num_rows != 0]
     if not inputs:
         raise SourceError("source.paths: the input holds no rows")
-    url = _choose("url_column", config.url_column, URL_NAMES, inputs, needed=pictures is None)
+    url = _choose("url_column", config.url_column, URL_NAMES, inputs, needed=pictures == ON_THE_WEB)
     caption = _choose("caption_column", config.caption_column, CAPTION_NAMES, inputs)
     uid = _choose("uid_column", config.uid_column, (), inputs)
     sha256 = _choose("sha256_column", config.sha256_column, (), inputs)

@@ -20,15 +20,8 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.columns import columns_of
-from pairmill.pipeline.source.files import (
-    MALFORMED_COLUMN,
-    ColumnMapping,
-    InputFile,
-    Kind,
-    SourceError,
-    decode_lossy,
-    shown,
-)
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, Kind, SourceError, decode_lossy, shown
+from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.records import (
     Record,
     csv_header,

@@ -3,11 +3,10 @@
 A dataset is one or more files: Parquet, CSV, TSV, JSON lines or plain lists of URLs (all but Parquet also .gz).
 """
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,46 +51,6 @@ class InputFile:
     files: Files
     list_columns: frozenset[str] = frozenset()
     """JSON lines: columns with a list in at least one row."""
-
-
-@dataclass(frozen=True)
-class ColumnMapping:
-    """What was decided about the columns when the dataset was first planned. Picklable.
-
-    Column names are those of the input files. `extra` has the carried columns under their names in the output, all
-    nullable; `extra_columns` has their input names, in the same order.
-    """
-
-    url_column: str
-    caption_column: str | None
-    uid_column: str | None
-    sha256_column: str | None
-    license_column: str | None
-    extra: pa.Schema
-    extra_columns: tuple[str, ...]
-    pictures: str | None = None
-    """Of a corpus that is held already: `index` and `pairs` have columns that say where each picture is, `column:NAME`
-    holds them, and `none` has captions alone. None: they are on the web."""
-
-    @property
-    def has_captions(self) -> bool:
-        """Whether the dataset has captions at all (single ones may still be null)."""
-        return self.caption_column is not None
-
-    def output_name(self, column: str | None) -> str | None:
-        """Name in the output of a carried input column; None for None."""
-        return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for the plan file."""
-        values = {**self.__dict__, "extra_columns": list(self.extra_columns)}
-        return {**values, "extra": base64.b64encode(self.extra.serialize().to_pybytes()).decode()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ColumnMapping":
-        """The inverse of `to_json`."""
-        extra = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["extra"])))
-        return cls(**{**values, "extra": extra, "extra_columns": tuple(values["extra_columns"])})
 
 
 def kind_of(uri: str) -> Kind:

@@ -21,7 +21,8 @@ from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.cursor import resolve
-from pairmill.pipeline.source.files import ColumnMapping, InputFile, SourceError, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.schemas.jobs import BuildJob, RunConfig
 from pairmill.schemas.manifest import PLAN_SCHEMA
@@ -60,7 +61,7 @@ def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
     below what is planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError
     for a planned file that was changed or removed, OtherJobError for the plan of another job.
     """
-    corpus = Corpus(job.source, store.files) if job.source.held else None
+    corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
     sources = corpus.files(store.root) if corpus else list_inputs(job.source.paths, store.root, store.files)
     planner = _Planner(job, store, record, sources, corpus)
     for _ in range(_TRIES):
@@ -77,17 +78,9 @@ def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
     """What the plan means: shards, objects, memory per download actor; and a better `shard_rows`, if there is one."""
-    if job.source.held:
+    if job.source.is_corpus:
         rows = f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}"
-        pictures = plan.mapping.pictures or ""
-        where = {
-            "none": "no pictures, captions alone",
-            "index": "pictures where the files are",
-            "pairs": "its pictures",
-        }
-        said = where.get(pictures, f"pictures from column {pictures.rpartition(':')[2]!r}")
-        columns = f"; {_describe_columns(plan.mapping)}" if pictures != "index" else ", captions beside them"
-        return f"{rows}: {plan.num_shards * 3:,} output files\n{said}{columns}"
+        return f"{rows}: {plan.num_shards * 3:,} output files\n{_describe_pictures(plan.mapping)}"
     per_shard = 3 + (job.images.store != "none")
     objects = plan.num_shards * per_shard
     megabytes = job.shard_rows * _STORED_PICTURE_BYTES * _SHARDS_PER_ACTOR // 1_000_000
@@ -98,6 +91,20 @@ def describe_plan(plan: Plan, job: BuildJob) -> str:
     )
     better = _better_shard_rows(plan, job, per_shard)
     return text if better is None else f"{text}\n{better}"
+
+
+def _describe_pictures(mapping: ColumnMapping) -> str:
+    """Where the pictures of a corpus are."""
+    match mapping.pictures:
+        case IndexedPictures():
+            return "pictures where the files are, captions beside them"
+        case ColumnPictures(column):
+            pictures = f"pictures from column {column!r}"
+        case PairsPictures():
+            pictures = "its pictures"
+        case _:
+            pictures = "no pictures, captions alone"
+    return f"{pictures}; {_describe_columns(mapping)}"
 
 
 def _describe_columns(mapping: ColumnMapping) -> str:

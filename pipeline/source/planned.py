@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA, SCHEMA_VERSION
 
 _METADATA_KEY = b"pairmill"
@@ -55,6 +56,11 @@ class Plan:
     """Number of `plan/K.parquet`."""
     job: dict[str, Any]
     """The record of the job that planned it: settings, `fingerprint`, `versions`. `job.yaml` is a copy for people."""
+
+    @property
+    def build_job(self) -> BuildJob:
+        """The job that planned it, from its record."""
+        return BuildJob.model_validate({name: self.job[name] for name in BuildJob.model_fields if name in self.job})
 
     @property
     def num_rows(self) -> int:

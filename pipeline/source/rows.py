@@ -4,10 +4,9 @@ Every input row comes out, with status `ok` or what is wrong with the row itself
 each. What makes a whole shard unreadable raises ReadError.
 """
 
-import json
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +17,8 @@ from pairmill.pipeline.source.captions import clean_captions
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.corpus.image_refs import with_places
 from pairmill.pipeline.source.cursor import Cursor, ReadError
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, ColumnMapping, decode_lossy
+from pairmill.pipeline.source.files import MALFORMED_COLUMN, decode_lossy
+from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, PictureSource, WebPictures
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
 from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
 from pairmill.schemas.manifest import Shard
@@ -47,8 +47,7 @@ class ShardReader:
     def read(self, shard: Shard) -> pa.Table:
         """The shard in `in_flight_schema`, nothing fetched yet; columns of the pictures are null.
 
-        Metadata of the schema: `shard` (JSON). Raises ReadError for a file that is damaged, gone or not the one that
-        was planned.
+        Raises ReadError for a file that is damaged, gone or not the one that was planned.
         """
         try:
             return self._to_table(shard, self._slice(shard))
@@ -72,10 +71,10 @@ class ShardReader:
         is_pair = pa.repeat(False, rows.num_rows)
         columns = [*identity, *verdicts.columns(), is_pair, *nulls, *rows.extra]
         result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._mapping.extra))
-        if self._mapping.pictures is not None:
+        if not isinstance(self._mapping.pictures, WebPictures):
             table = table.take(rows.parents) if rows.has_lists else table
             result = with_places(result, table, self._mapping.pictures, shard.uri, self._store.files)
-        return result.replace_schema_metadata({"shard": json.dumps(asdict(shard))})
+        return result
 
     def close(self) -> None:
         """Let go of the open file."""
@@ -238,18 +237,18 @@ def _uid_texts(table: pa.Table, column: str | None) -> pa.Array:
         return pa.array([None if value is None else str(value).encode() for value in values.to_pylist()], kind)
 
 
-def _uids(rows: _Rows, verdicts: _Verdicts, pictures: str | None) -> list[str]:
+def _uids(rows: _Rows, verdicts: _Verdicts, pictures: PictureSource) -> list[str]:
     """Empty where only the picture can tell: `pairmill.pipeline.source.corpus.load` fills those in."""
-    is_held = pictures is not None
+    has_urls = isinstance(pictures, WebPictures)
     pairs = zip(rows.urls.to_pylist(), rows.captions.to_pylist(), strict=True)
     if rows.own_uids is None:
-        return ["" if is_held and url is None else pair_uid(url, caption) for url, caption in pairs]
+        return ["" if url is None and not has_urls else pair_uid(url, caption) for url, caption in pairs]
     uids = []
     given_and_index = zip(rows.own_uids.to_pylist(), rows.indexes.to_pylist(), strict=True)
     for row, ((url, caption), (given, index)) in enumerate(zip(pairs, given_and_index, strict=True)):
         text = "null" if given is None else given.decode("utf-8", "replace")
         own = own_uid(text)
-        if own is None and pictures == "index":  # a sample's JSON may call anything its uid
+        if own is None and isinstance(pictures, IndexedPictures):  # a sample's JSON may call anything its uid
             uids.append("" if url is None else pair_uid(url, caption))
             continue
         if own is None:

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from pairmill.jobs.build import BuildResult, build, finish, prepare, run_shards_
 from pairmill.jobs.cluster.engine import EngineError, Outcome, run_shards
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifests
 from pairmill.pipeline.rules import blocklists
-from pairmill.pipeline.stages import open_stages, process_shard
-from pairmill.schemas.errors import JobError
+from pairmill.pipeline.stages.pipelines import build_pipeline, open_stages, process_shard
+from pairmill.schemas.errors import FailureKind, JobError
 from pairmill.schemas.jobs import BuildJob, ImagesConfig, ModelConfig
-from pairmill.schemas.manifest import shards_from_table
+from pairmill.schemas.manifest import ShardManifest, shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 
 NOT_REPRODUCIBLE = ("fetched_at", "fetch_s", "fetch_attempts")
@@ -77,15 +77,15 @@ def mixed_rows(web: PictureWeb, count: int = 35) -> list[dict[str, Any]]:
 
 def sequentially(build_job: BuildJob) -> BuildResult:
     """The plain loop over stages, without Ray, for what is not done yet."""
-    context, plan = prepare(build_job)
-    done = committed(context.store)
-    stages = open_stages(context)
+    pipeline, plan = prepare(build_job)
+    done = committed(pipeline.store)
+    stages = open_stages(pipeline)
     for shard in shards_from_table(plan.shards):
         if shard.shard not in done:
-            process_shard(shard, context, stages)
+            process_shard(shard, stages)
     for _, stage in stages:
         stage.close()
-    return finish(context.store, plan, {}, 0.0)
+    return finish(pipeline.store, plan, {}, 0.0)
 
 
 def dataset(output: Path | str, folder: str) -> pa.Table:
@@ -266,14 +266,16 @@ def test_damaged_shards_at_the_front_do_not_keep_the_good_ones_back(
     write_input(folder / "a.parquet", rows[:40])
     write_input(folder / "b.parquet", rows[40:])
     build_job = job(folder, tmp_path / "out", run={"max_failed_shards_in_a_row": 2})
-    context, plan = prepare(build_job)
+    pipeline, plan = prepare(build_job)
     broken = bytearray((folder / "a.parquet").read_bytes())
     broken[4:-2000] = bytes(len(broken) - 2004)  # the pages, not the footer
     (folder / "a.parquet").write_bytes(broken)
     outcomes: list[Outcome] = []
-    run_shards(plan.shards, context, outcomes.append)
-    good = {outcome.shard for outcome in outcomes if outcome.manifest}
-    unreadable = {outcome.shard for outcome in outcomes if "ReadError" in (outcome.error or "")}
+    run_shards(plan.shards, pipeline, outcomes.append)
+    good = {each.shard for each in outcomes if isinstance(each.result, ShardManifest)}
+    unreadable = {
+        each.shard for each in outcomes if isinstance(each.result, Failure) and each.result.kind is FailureKind.INPUT
+    }
     assert good | unreadable == set(range(6))
     assert good >= {4, 5}
     assert unreadable >= {0, 1}  # as many in a row as would stop the run
@@ -284,11 +286,12 @@ def test_a_worker_that_cannot_start_stops_the_run_with_its_reason(
 ) -> None:
     """As on a cluster of which one node has no weights: found out only there."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(50)]
-    context, plan = prepare(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"))
+    build_job = job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out")
+    _, plan = prepare(build_job)
     models = [ModelConfig(name="no-such-model", pretrained="x")]
-    context = replace(context, job=context.job.model_copy(update={"models": models}))
+    pipeline = build_pipeline(build_job.model_copy(update={"models": models}), plan.mapping, "0" * 32)
     with pytest.raises(EngineError, match=r"3 shards in a row failed.*open_clip has no model 'no-such-model'"):
-        run_shards(plan.shards, context, lambda _: None)
+        run_shards(plan.shards, pipeline, lambda _: None)
 
 
 def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
@@ -305,10 +308,10 @@ def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureW
 
     def run() -> BuildResult:
         failures: dict[int, str] = {}
-        context, _ = prepare(build_job)
+        pipeline, _ = prepare(build_job)
         (folder / "a.parquet").write_bytes(broken)  # after the plan: the file broke while the job ran
-        run_shards_of(context, plan.shards, None, failures)
-        return finish(context.store, plan, failures, 0.0)
+        run_shards_of(pipeline, plan.shards, None, failures)
+        return finish(pipeline.store, plan, failures, 0.0)
 
     result = run()
     assert result.shards_missing == [0]

@@ -23,7 +23,7 @@ from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import load_plan
-from pairmill.pipeline.stages import open_stages, process_shard
+from pairmill.pipeline.stages.pipelines import open_stages, process_shard
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
@@ -35,7 +35,7 @@ CAPTION = "a red circle above a blue square, number {}"
 
 def embed_job(output: Path, *sources: Path, **settings: Any) -> BuildJob:
     values = {
-        "source": {"paths": [str(path) for path in sources], "held": True, **settings.pop("source", {})},
+        "source": {"paths": [str(path) for path in sources], "kind": "corpus", **settings.pop("source", {})},
         "output": str(output),
         "shard_rows": 4,
         "models": [{"name": "tiny"}],
@@ -236,12 +236,12 @@ def test_rows_of_another_output_cannot_name_files_of_their_own(tmp_path: Path) -
 
 def test_a_tar_that_is_out_of_reach_fails_its_shard_until_it_is_back(ray_session: None, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples(4))
-    context, _ = prepare(embed_job(tmp_path / "out", path))
+    pipeline, _ = prepare(embed_job(tmp_path / "out", path))
     path.rename(tmp_path / "away")
-    (shard,) = shards_from_table(load_plan(context.store).shards)
-    stages = open_stages(context)
+    (shard,) = shards_from_table(load_plan(pipeline.store).shards)
+    stages = open_stages(pipeline)
     with pytest.raises(ReadError, match=r"a\.tar: cannot be read"):
-        process_shard(shard, context, stages)
+        process_shard(shard, stages)
     for _, stage in stages:
         stage.close()
     (tmp_path / "away").rename(path)
@@ -309,8 +309,8 @@ def test_what_cannot_be_embedded_is_a_clear_error(tmp_path: Path) -> None:
         sequentially(embed_job(tmp_path / "out", tmp_path / "empty.tar"))
     with pytest.raises(ValueError, match="name a model"):
         embed_job(tmp_path / "out", tmp_path, models=[])
-    with pytest.raises(JobError, match="nothing of a held corpus is downloaded"):
-        load_job(None, {"source.held": True, "source.paths": ["x"], "output": "y", "fetch.timeout_s": 3})
+    with pytest.raises(JobError, match="nothing of a corpus is downloaded"):
+        load_job(None, {"source.kind": "corpus", "source.paths": ["x"], "output": "y", "fetch.timeout_s": 3})
     with pytest.raises(ValueError, match=r"rules\.url_"):
         embed_job(tmp_path / "out", tmp_path, rules={"url_block_hosts": ["e.org"]})
     write_tar(tmp_path / "a.tar", samples(1))

@@ -85,15 +85,15 @@ def test_two_rival_commands_give_one_whole_output(bucket: str, web: PictureWeb, 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_build_onto_s3_is_whole_and_resumes(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
     from pairmill.jobs.build import prepare
-    from pairmill.pipeline.stages import open_stages, process_shard
+    from pairmill.pipeline.stages.pipelines import open_stages, process_shard
     from pairmill.schemas.manifest import shards_from_table
 
     source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
     s3_job = job(source, tmp_path).model_copy(update={"output": f"{bucket}/out"})
-    context, plan = prepare(s3_job)
-    stages = open_stages(context)
+    pipeline, plan = prepare(s3_job)
+    stages = open_stages(pipeline)
     for shard in shards_from_table(plan.shards):
-        process_shard(shard, context, stages)
+        process_shard(shard, stages)
     for _, stage in stages:
         stage.close()
     result = build(s3_job)  # nothing is left to do
@@ -110,7 +110,7 @@ def test_corpora_on_s3_are_embedded_where_they_lie(bucket: str, tmp_path: Path) 
     store.create("pictures/in/0.txt", b"a red circle")
     for name, count in (("tars", 5), ("pictures", 1)):
         output = f"{bucket}/embedded-{name}"
-        values = {"source": {"paths": [f"{bucket}/corpus/{name}"], "held": True}, "output": output}
+        values = {"source": {"paths": [f"{bucket}/corpus/{name}"], "kind": "corpus"}, "output": output}
         embed = BuildJob.model_validate({**values, "models": [{"name": "tiny"}], "run": {"device": "cpu"}})
         assert sequentially(embed).kept == count
         report = verify(Store(output))
@@ -129,7 +129,7 @@ def embedded(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     for number in range(2):
         write_tar(folder / f"{number}.tar", samples(10, 10 * number))
         Store(f"{bucket}/train").create(f"in/{number}.tar", (folder / f"{number}.tar").read_bytes())
-    source = {"paths": [f"{bucket}/train/in"], "held": True}
+    source = {"paths": [f"{bucket}/train/in"], "kind": "corpus"}
     values = {"source": source, "output": f"{bucket}/train/out", "models": [{"name": "tiny"}], "shard_rows": 4}
     sequentially(BuildJob.model_validate({**values, "run": {"device": "cpu"}}))
     steps = [{"top": {"by": "similarity", "count": 15}}]

@@ -96,7 +96,7 @@ def test_no_permission_to_write_is_one_clear_error_and_the_run_goes_on_once_it_i
     assert refused.stderr.startswith("pairmill: s3://mill/denied/plan/0.parquet: access denied")
     assert "Traceback" not in refused.stderr
     faulty.faults = Faults()
-    process, store = start(command, tmp_path), Store(output)
+    process, store = start(command, tmp_path), Store(output, S3Config(endpoint=faulty.url))
     while not store.list("manifests") and process.poll() is None:
         time.sleep(0.1)
     faulty.faults = Faults(deny_writes=True)  # taken away in the middle

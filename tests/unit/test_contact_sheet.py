@@ -16,10 +16,13 @@ from pairmill.pipeline.dataset.shards import ShardWriter
 from pairmill.pipeline.encode.tiny.draw import caption, random_scene, render
 from pairmill.pipeline.report import contact_sheet
 from pairmill.pipeline.report.contact_sheet import PAIRS_PER_SECTION, THUMBNAIL_SIDE, write_contact_sheet
+from pairmill.schemas.batch import BatchInfo, ScoreContract, ShardBatch
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.manifest import Shard
 from pairmill.schemas.pairs import in_flight_schema, score_columns
 
 NO_EXTRA = pa.schema([])
-CONTRACT = {"name": "tiny", "pretrained": None}
+CONTRACT = ScoreContract("tiny", "tiny", None, "0" * 64, {}, "float32", 16)
 
 
 def commit(
@@ -35,9 +38,10 @@ def commit(
     table = pa.Table.from_pylist(rows, schema=pa.schema([*in_flight_schema(NO_EXTRA), *scores]))
     aliases = ["tiny"] if similarities else []
     store = Store(str(root))
-    writer = ShardWriter(store, NO_EXTRA, aliases, options.get("images_store", "pairs"), "jpg", "0" * 32, {})
-    facts = {"shard": {"shard": shard, "uri": "in", "first_row": 0, "num_rows": len(rows), "fingerprint": "f"}}
-    writer.commit(table, {**facts, "seconds": {}, "models": [CONTRACT] if similarities else []})
+    images = ImagesConfig.model_validate({"store": options.get("images_store", "pairs")})
+    writer = ShardWriter(store, NO_EXTRA, aliases, images, "0" * 32, {})
+    info = BatchInfo(Shard(shard, "in", 0, len(rows), "f"), contracts=(CONTRACT,) if similarities else ())
+    writer.commit(ShardBatch(info, table))
     return store
 
 

@@ -18,6 +18,7 @@ from pairmill.pipeline.source.corpus.folders import folder_rows, words_of
 from pairmill.pipeline.source.corpus.index import split_name
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError
+from pairmill.pipeline.source.mapping import ColumnPictures
 from pairmill.schemas.jobs import SourceConfig
 
 Member = tuple[str, bytes]
@@ -37,7 +38,7 @@ def rows_of(path: Path, members: list[Member]) -> list[dict[str, Any]]:
 
 
 def corpus(*paths: Path, **settings: Any) -> Corpus:
-    return Corpus(SourceConfig(paths=[str(path) for path in paths], held=True, **settings), Files())
+    return Corpus(SourceConfig(paths=[str(path) for path in paths], kind="corpus", **settings), Files())
 
 
 def test_a_sample_is_what_shares_its_stem_and_its_row_says_where_the_picture_is(tmp_path: Path) -> None:
@@ -280,9 +281,9 @@ def test_parquet_with_pictures_is_known_by_its_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"photo": [b"x"], "image": ["a path"], "text": ["a"]}), tmp_path / "own.parquet")
     found = corpus(tmp_path / "hf.parquet")
     mapping = found.mapping([found.inspect(uri) for uri in found.files("/nowhere")], needs_license=False)
-    assert (mapping.pictures, mapping.caption_column, mapping.extra.names) == ("column:image", "text", [])
+    assert (mapping.pictures, mapping.caption_column, mapping.extra.names) == (ColumnPictures("image"), "text", [])
     found = corpus(tmp_path / "own.parquet", image_column="photo")
     mapping = found.mapping([found.inspect(uri) for uri in found.files("/nowhere")], needs_license=False)
-    assert (mapping.pictures, mapping.extra.names) == ("column:photo", ["source_image"])
+    assert (mapping.pictures, mapping.extra.names) == (ColumnPictures("photo"), ["source_image"])
     with pytest.raises(SourceError, match="no column 'text' of bytes"):
         corpus(tmp_path / "own.parquet", image_column="text").files("/nowhere")

@@ -14,23 +14,24 @@ from typer.testing import CliRunner
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.pools import DOWNLOAD_CPUS, Node, Pool, PoolError, plan_pools, shards_in_flight
 from pairmill.jobs.explain import rows_per_s
-from pairmill.pipeline.source.files import ColumnMapping
-from pairmill.pipeline.stages import Context, StageName
+from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
+from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
 
 BUILD: list[StageName] = ["read", "download", "encode", "commit"]
 
 
-def context(**run: Any) -> Context:
+def pipeline(**run: Any) -> Pipeline:
     values = {"source": {"paths": ["in.parquet"]}, "output": "out", "models": [{"name": "tiny"}], "run": run}
-    facts = ColumnMapping("url", "caption", None, None, None, pa.schema([]), (), None)
-    return Context(BuildJob.model_validate(values), facts, "0" * 32)
+    mapping = ColumnMapping("url", "caption", None, None, None, pa.schema([]), ())
+    return build_pipeline(BuildJob.model_validate(values), mapping, "0" * 32)
 
 
 def test_machines_with_gpus_only_encode_where_there_are_others() -> None:
     nodes = [Node(16), Node(16), Node(8, gpus=4, accelerator="A100"), Node(8, gpus=4, accelerator="H100")]
-    pools = plan_pools(context(), BUILD, 10_000, nodes)
+    pools = plan_pools(pipeline(), 10_000, nodes)
     assert pools["encode"].actors == 8
     assert (pools["encode"].gpus, pools["encode"].labels) == (1.0, {})
     assert pools["download"].actors == 15
@@ -39,7 +40,7 @@ def test_machines_with_gpus_only_encode_where_there_are_others() -> None:
 
 
 def test_a_machine_with_gpus_does_everything_where_it_is_alone() -> None:
-    pools = plan_pools(context(), BUILD, 10_000, [Node(16, gpus=2, accelerator="A100")])
+    pools = plan_pools(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
     assert (pools["encode"].actors, pools["download"].actors) == (2, 7)
     assert not pools["download"].labels
 
@@ -56,7 +57,7 @@ def test_pools_fit_the_machines_or_are_refused(
 ) -> None:
     nodes = [Node(float(count)) for count in cpus] + ([Node(8.0, gpus=gpus)] if gpus else [])
     try:
-        pools = plan_pools(context(download_actors=download, encode_actors=encode), BUILD, shards, nodes)
+        pools = plan_pools(pipeline(download_actors=download, encode_actors=encode), shards, nodes)
     except PoolError as refused:
         assert "run." in str(refused)
         return
@@ -67,15 +68,15 @@ def test_pools_fit_the_machines_or_are_refused(
 
 
 def test_a_cluster_that_grows_may_be_asked_for_more_than_there_is() -> None:
-    pools = plan_pools(context(max_download_actors=64, max_encode_actors=8), BUILD, 1_000, [Node(4)])
+    pools = plan_pools(pipeline(max_download_actors=64, max_encode_actors=8), 1_000, [Node(4)])
     assert (pools["download"].actors, pools["download"].max_actors) == (1, 64)
     assert (pools["encode"].actors, pools["encode"].max_actors) == (1, 8)
     assert pools["read"].actors == 8
 
 
-def test_the_carefully_done_shard_is_alone() -> None:
-    alone = Context(context().job, context().mapping, "0" * 32, isolated=True)
-    pools = plan_pools(alone, BUILD, 50, [Node(64)])
+def test_an_isolated_shard_is_alone() -> None:
+    alone = pipeline().isolated()
+    pools = plan_pools(alone, 50, [Node(64)])
     assert {(pool.actors, pool.calls) for pool in pools.values()} == {(1, 1)}
     assert shards_in_flight(alone, pools, 1) == 1
 

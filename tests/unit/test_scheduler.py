@@ -14,9 +14,19 @@ from hypothesis import strategies as st
 from pairmill.jobs.cluster import scheduler as scheduler_module
 from pairmill.jobs.cluster.pools import Pool
 from pairmill.jobs.cluster.scheduler import PayloadLost, Report, Scheduler, SchedulerError, WorkerDied
-from pairmill.pipeline.stages import StageName
+from pairmill.pipeline.common.faults import Failure
+from pairmill.pipeline.stages.stage import StageName
+from pairmill.schemas.errors import FailureKind
+from pairmill.schemas.manifest import ShardManifest
 
 STAGES: list[StageName] = ["read", "download", "commit"]
+
+FAILED = Failure(FailureKind.SHARD, "failed", "failed")
+DONE = ShardManifest.model_validate(
+    dict.fromkeys(("shard", "first_row", "num_rows", "rows_in", "pairs", "rejects", "kept", "bytes_fetched"), 0)
+    | dict.fromkeys(("attempt", "uri", "job_fingerprint"), "")
+    | {name: {} for name in ("statuses", "files", "seconds", "versions")}
+)
 
 
 class Cluster:
@@ -63,8 +73,8 @@ class Cluster:
         if self.rng.random() < self.loss:
             raise PayloadLost("gone")
         if self.rng.random() < self.failure:
-            return Report(error="failed")
-        return Report(manifest="done") if payload[1] == len(STAGES) - 1 else Report()
+            return Report(failure=FAILED)
+        return Report(manifest=DONE) if payload[1] == len(STAGES) - 1 else Report()
 
     def stop(self, worker: int) -> None:
         self.alive.pop(worker, None)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,17 +23,16 @@ from pairmill.pipeline.dataset.shards import (
     read_manifests,
 )
 from pairmill.pipeline.dataset.webdataset_tar import read_range, read_tar
-from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.batch import BatchInfo, ShardBatch
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.manifest import Shard, ShardManifest
 from pairmill.schemas.pairs import in_flight_schema
 
 EXTRA = pa.schema([pa.field("source_similarity", pa.float64())])
-FACTS: dict[str, Any] = {
-    "shard": {"shard": 7, "uri": "in.parquet", "first_row": 0, "num_rows": 3, "fingerprint": "f"},
-    "seconds": {"download": 1.0},
-}
+INFO = BatchInfo(Shard(7, "in.parquet", 0, 3, "f"), seconds={"download": 1.0})
 
 
-def in_flight(statuses: list[str], is_pair: list[bool]) -> pa.Table:
+def in_flight(statuses: list[str], is_pair: list[bool]) -> ShardBatch:
     rows = [
         {
             "row_id": f"7:{n}",
@@ -51,11 +49,12 @@ def in_flight(statuses: list[str], is_pair: list[bool]) -> pa.Table:
         }
         for n, (status, pair) in enumerate(zip(statuses, is_pair, strict=True))
     ]
-    return pa.Table.from_pylist(rows, schema=in_flight_schema(EXTRA))
+    return ShardBatch(INFO, pa.Table.from_pylist(rows, schema=in_flight_schema(EXTRA)))
 
 
 def writer(root: Path, images_store: str = "pairs") -> ShardWriter:
-    return ShardWriter(Store(str(root)), EXTRA, [], images_store, "jpg", "0" * 32, {"pairmill": "0"})
+    images = ImagesConfig.model_validate({"store": images_store})
+    return ShardWriter(Store(str(root)), EXTRA, [], images, "0" * 32, {"pairmill": "0"})
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -64,7 +63,7 @@ def test_every_row_comes_out_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]]
 ) -> None:
     root = tmp_path_factory.mktemp("out")
-    manifest = writer(root).commit(in_flight([row[0] for row in rows], [row[1] for row in rows]), FACTS)
+    manifest = writer(root).commit(in_flight([row[0] for row in rows], [row[1] for row in rows]))
     pairs, rejects = (pq.read_table(root / manifest.files[name].path) for name in ("pairs", "rejects"))
     assert sorted(pairs["row_id"].to_pylist() + rejects["row_id"].to_pylist()) == [f"7:{n}" for n in range(len(rows))]
     assert manifest.rows_in == len(rows) == manifest.pairs + manifest.rejects
@@ -73,7 +72,7 @@ def test_every_row_comes_out_exactly_once(
 
 
 def test_a_picture_is_one_range_read_away(tmp_path: Path) -> None:
-    manifest = writer(tmp_path).commit(in_flight(["ok", "timeout", "low_similarity"], [True, False, True]), FACTS)
+    manifest = writer(tmp_path).commit(in_flight(["ok", "timeout", "low_similarity"], [True, False, True]))
     pairs = pq.read_table(tmp_path / manifest.files["pairs"].path).to_pylist()
     with open(tmp_path / pairs[0]["image_tar"], "rb") as file:
         for row in pairs:
@@ -85,15 +84,15 @@ def test_a_picture_is_one_range_read_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("images_store", "stored"), [("pairs", 2), ("kept", 1), ("none", 0)])
 def test_images_store_decides_whose_pictures_are_kept(tmp_path: Path, images_store: str, stored: int) -> None:
-    manifest = writer(tmp_path, images_store).commit(in_flight(["ok", "low_similarity"], [True, True]), FACTS)
+    manifest = writer(tmp_path, images_store).commit(in_flight(["ok", "low_similarity"], [True, True]))
     pairs = pq.read_table(tmp_path / manifest.files["pairs"].path)
     assert len(pairs) - pairs["image_tar"].null_count == stored
     assert ("images" in manifest.files) == bool(stored)
 
 
 def test_of_two_commits_of_one_shard_the_first_stands_and_leaves_no_trace_of_the_second(tmp_path: Path) -> None:
-    first = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
-    second = writer(tmp_path).commit(in_flight(["timeout"], [False]), FACTS)
+    first = writer(tmp_path).commit(in_flight(["ok"], [True]))
+    second = writer(tmp_path).commit(in_flight(["timeout"], [False]))
     assert second == first
     assert Store(str(tmp_path)).list("pairs") == ["000000007.parquet"]
     assert Store(str(tmp_path)).list("rejects") == ["000000007.parquet"]
@@ -103,7 +102,7 @@ def test_a_dead_attempt_does_not_hinder_the_next_and_its_files_go(tmp_path: Path
     store = Store(str(tmp_path))
     store.create("pairs/000000007.parquet", b"half a shard, its worker was killed")
     store.create("pairs/000000008.parquet", b"another shard, still to be committed")
-    manifest = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     assert manifest.files["pairs"].path != "pairs/000000007.parquet"
     assert StrayFiles(store).remove(manifest) == ["pairs/000000007.parquet"]
     assert store.exists(manifest.files["pairs"].path)
@@ -111,7 +110,7 @@ def test_a_dead_attempt_does_not_hinder_the_next_and_its_files_go(tmp_path: Path
 
 
 def test_a_lost_reply_is_recognized_as_our_own_commit(tmp_path: Path) -> None:
-    manifest = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     assert publish(Store(str(tmp_path)), manifest) == manifest
     assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)
 
@@ -126,12 +125,12 @@ def test_a_new_generation_moves_only_the_rows_that_were_fetched_again(
 ) -> None:
     root = tmp_path_factory.mktemp("out")
     store = Store(str(root))
-    old = writer(root).commit(in_flight([row[0] for row in rows], [row[1] for row in rows]), FACTS)
+    old = writer(root).commit(in_flight([row[0] for row in rows], [row[1] for row in rows]))
     after = [("ok", True) if row[0] == "timeout" and healed[n] else row for n, row in enumerate(rows)]
     again = in_flight([row[0] for row in after], [row[1] for row in after])
     failed = failed_row_ids(store, old, {"timeout"})
-    table = again.filter(pc.is_in(again["row_id"], value_set=failed.combine_chunks()))
-    new = writer(root).commit(table, FACTS, read_previous(store, old))
+    table = again.table.filter(pc.is_in(again.table["row_id"], value_set=failed.combine_chunks()))
+    new = writer(root).commit(again.with_table(table), read_previous(store, old))
     assert (new.generation, new.rows_in, committed(store)) == (1, len(rows), {7: 1})
     assert list(read_manifests(store)) == [new]
     pairs, rejects = (pq.read_table(root / new.files[name].path) for name in ("pairs", "rejects"))
@@ -149,7 +148,7 @@ def test_a_new_generation_moves_only_the_rows_that_were_fetched_again(
 
 def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    manifest: ShardManifest = writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    manifest: ShardManifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
     newer = {**json.loads(manifest.model_dump_json()), "schema_version": 99, "surprise": 1}
     store.create("manifests/000000009.json", json.dumps(newer).encode())
     with pytest.raises(ManifestError, match="newer pairmill"):
@@ -157,8 +156,8 @@ def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_empty_shards_and_full_ones_have_one_schema(tmp_path: Path) -> None:
-    none = writer(tmp_path / "a").commit(in_flight([], []), FACTS)
-    some = writer(tmp_path / "b").commit(in_flight(["ok"], [True]), FACTS)
+    none = writer(tmp_path / "a").commit(in_flight([], []))
+    some = writer(tmp_path / "b").commit(in_flight(["ok"], [True]))
     for name in ("pairs", "rejects"):
         schemas = [pq.read_schema(tmp_path / place / m.files[name].path) for place, m in (("a", none), ("b", some))]
         assert schemas[0].equals(schemas[1])
@@ -166,7 +165,7 @@ def test_empty_shards_and_full_ones_have_one_schema(tmp_path: Path) -> None:
 
 def test_foreign_files_are_passed_over_and_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    writer(tmp_path).commit(in_flight(["ok"], [True]), FACTS)
+    writer(tmp_path).commit(in_flight(["ok"], [True]))
     store.create("manifests/.DS_Store", b"x")
     assert len(list(read_manifests(store))) == 1
     store.create("manifests/000000009.json", b"{")

@@ -24,10 +24,18 @@ from pairmill.pipeline.dataset.shards import committed, read_manifests
 from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, inspect_text
 from pairmill.pipeline.source.corpus import folders
-from pairmill.pipeline.source.corpus.image_refs import COLUMN
 from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS, readable_name
 from pairmill.pipeline.source.corpus.tars import tar_rows
-from pairmill.pipeline.source.files import ColumnMapping, InputFile, SourceError, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.mapping import (
+    ColumnMapping,
+    ColumnPictures,
+    IndexedPictures,
+    NoPictures,
+    PairsPictures,
+    PictureSource,
+    WebPictures,
+)
 from pairmill.pipeline.source.planned import load
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import OWN_COLUMNS
@@ -126,10 +134,10 @@ class Corpus:
             if needs_license:
                 raise SourceError("rules.license_allow: tars and folders have no column of licenses")
             extra = pa.schema([INDEX_SCHEMA.field("key")])
-            return ColumnMapping("url", "caption", "uid", None, None, extra, ("key",), "index")
+            return ColumnMapping("url", "caption", "uid", None, None, extra, ("key",), IndexedPictures())
         if kind == "pairs":
             roles = {"url_column": "url", "caption_column": "caption", "uid_column": "uid"}
-            return map_columns(source.model_copy(update=roles), files, needs_license, "pairs")
+            return map_columns(source.model_copy(update=roles), files, needs_license, PairsPictures())
         column = self._columns.get(files[0].uri)
         for file in files:
             if self._columns.get(file.uri) != column:
@@ -141,7 +149,7 @@ class Corpus:
         if file.kind == "index":
             return None
         if file.uri in self._columns and _pictures(self._columns[file.uri]) != mapping.pictures:
-            return f"{file.uri}: its pictures are not where the plan of this output says ({mapping.pictures})"
+            return f"{file.uri}: its pictures are not where the plan of this output says"
         return misfit(mapping, file)
 
     def convert(self, file: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
@@ -200,8 +208,8 @@ def _batches(rows: Iterator[dict[str, Any]], max_rows: int) -> Iterator[list[dic
         yield batch
 
 
-def _pictures(column: str | None) -> str:
-    return f"{COLUMN}{column}" if column else "none"
+def _pictures(column: str | None) -> PictureSource:
+    return ColumnPictures(column) if column else NoPictures()
 
 
 def _holds_pictures(data_type: pa.DataType) -> bool:
@@ -222,10 +230,10 @@ def _outputs(path: str, files: Files) -> list[str]:
     store = Store(path, files.s3)
     if not store.list("manifests") or (plan := load(store)) is None:
         return []
-    if plan.mapping.pictures not in (None, "index", "pairs"):
+    if isinstance(plan.mapping.pictures, (ColumnPictures, NoPictures)):
         names = ", ".join(file.source for file in plan.inputs[:3])
         raise SourceError(f"source.paths: {path} refers to pictures within Parquet; embed those files again: {names}")
-    if plan.mapping.pictures is None and plan.job["images"]["store"] == "none":
+    if isinstance(plan.mapping.pictures, WebPictures) and plan.build_job.images.store == "none":
         raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
     if missing := plan.num_shards - len(committed(store)):
         raise SourceError(f"source.paths: {path} is not finished: {missing} of {plan.num_shards} shards are missing")

@@ -8,29 +8,27 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.mapping import ColumnPictures, IndexedPictures, PairsPictures, PictureSource
 from pairmill.pipeline.source.planned import load
 from pairmill.pipeline.source.texts import raw_bytes
 from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
 
-COLUMN = "column:"
-"""Before the name of the column that holds the pictures, in ColumnMapping.pictures."""
-
 _OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 
 
-def with_places(rows: pa.Table, table: pa.Table, pictures: str, uri: str, files: Files) -> pa.Table:
+def with_places(rows: pa.Table, table: pa.Table, pictures: PictureSource, uri: str, files: Files) -> pa.Table:
     """`rows` (in_flight_schema) with the columns of STORED; `table` has the input's columns, row for row.
 
-    `pictures`: see ColumnMapping. Pictures within Parquet have the file for a place and no offset: their shard and row
+    Pictures within Parquet have the file for a place and no offset: their shard and row
     in the plan say which they are.
     """
     places = [pa.nulls(rows.num_rows, field.type) for field in STORED]
-    if pictures in ("index", "pairs"):
+    if isinstance(pictures, (IndexedPictures, PairsPictures)):
         places = [table[name].combine_chunks().cast(STORED.field(name).type) for name in STORED.names]
-    if pictures == "pairs":
+    if isinstance(pictures, PairsPictures):
         places[0] = _resolved(places[0], uri.rpartition("/pairs/")[0], files)
-    if pictures.startswith(COLUMN):
-        image = _bytes_of(table[pictures.removeprefix(COLUMN)])
+    if isinstance(pictures, ColumnPictures):
+        image = _bytes_of(table[pictures.column])
         rows = rows.set_column(rows.schema.get_field_index(IMAGE_COLUMN.name), IMAGE_COLUMN, image)
         places[0] = pc.if_else(image.is_valid(), uri, pa.scalar(None, pa.string()))
         places[2] = pc.binary_length(image).cast(pa.int64())

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pairmill.pipeline.rules import SourceRules, apply_rules, rules_at
-from pairmill.pipeline.source.files import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status, Step
 

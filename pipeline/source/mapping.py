@@ -1,0 +1,99 @@
+"""What the input's columns mean, and where its pictures are: decided once, when a dataset is first planned."""
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+_COLUMN = "column:"
+
+
+@dataclass(frozen=True)
+class WebPictures:
+    """On the web: a URL per row."""
+
+
+@dataclass(frozen=True)
+class IndexedPictures:
+    """In tars or folders; an index made when planning says which bytes of which file each one is."""
+
+
+@dataclass(frozen=True)
+class PairsPictures:
+    """In another pairmill output, whose pairs files say which bytes of which file each one is."""
+
+
+@dataclass(frozen=True)
+class ColumnPictures:
+    """In a column of the input's Parquet files."""
+
+    column: str
+
+
+@dataclass(frozen=True)
+class NoPictures:
+    """Nowhere: captions alone."""
+
+
+ON_THE_WEB = WebPictures()
+
+PictureSource = WebPictures | IndexedPictures | PairsPictures | ColumnPictures | NoPictures
+
+_NAMES: dict[PictureSource, str | None] = {
+    ON_THE_WEB: None,
+    IndexedPictures(): "index",
+    PairsPictures(): "pairs",
+    NoPictures(): "none",
+}
+"""As plan files write them; a column is `column:NAME`."""
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """What was decided about the columns when the dataset was first planned. Picklable.
+
+    Column names are those of the input files. `extra` has the carried columns under their names in the output, all
+    nullable; `extra_columns` has their input names, in the same order.
+    """
+
+    url_column: str
+    caption_column: str | None
+    uid_column: str | None
+    sha256_column: str | None
+    license_column: str | None
+    extra: pa.Schema
+    extra_columns: tuple[str, ...]
+    pictures: PictureSource = ON_THE_WEB
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether the dataset has captions at all (single ones may still be null)."""
+        return self.caption_column is not None
+
+    def output_name(self, column: str | None) -> str | None:
+        """Name in the output of a carried input column; None for None."""
+        return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the plan file."""
+        pictures = self.pictures
+        name = f"{_COLUMN}{pictures.column}" if isinstance(pictures, ColumnPictures) else _NAMES[pictures]
+        extra = base64.b64encode(self.extra.serialize().to_pybytes()).decode()
+        return {**self.__dict__, "extra_columns": list(self.extra_columns), "extra": extra, "pictures": name}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ColumnMapping":
+        """The inverse of `to_json`. Raises KeyError or ValueError for anything else."""
+        extra = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["extra"])))
+        pictures = _picture_source(values.get("pictures"))
+        return cls(**{**values, "extra": extra, "extra_columns": tuple(values["extra_columns"]), "pictures": pictures})
+
+
+def _picture_source(name: str | None) -> PictureSource:
+    if name is not None and name.startswith(_COLUMN):
+        return ColumnPictures(name.removeprefix(_COLUMN))
+    for source, known in _NAMES.items():
+        if known == name:
+            return source
+    raise ValueError(f"unknown source of pictures: {name!r}")

@@ -1,0 +1,67 @@
+"""The stages of `embed --add-model` that differ from a build's: committed pairs in, columns beside them out."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pairmill.pipeline.columns.added_model import PairsReader, write_columns
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.pipeline.stages.stage import JobStage, StageName
+from pairmill.schemas.batch import ShardBatch
+from pairmill.schemas.manifest import ShardManifest
+
+
+@dataclass(frozen=True)
+class ReadPairs(JobStage):
+    """The pairs of a committed shard, with their pictures."""
+
+    name: ClassVar[StageName] = "read"
+
+    def open(self, hooks: WorkerHooks) -> "OpenPairsReader":
+        """Start the reading threads."""
+        return OpenPairsReader(self, PairsReader(self.store, self.mapping, self.job))
+
+
+@dataclass(frozen=True)
+class OpenPairsReader:
+    """An opened ReadPairs."""
+
+    spec: ReadPairs
+    reader: PairsReader
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch:
+        """The rows of `pairs/`, in its order."""
+        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+        return batch.with_table(self.reader.read(batch.info.shard, manifest))
+
+    def close(self) -> None:
+        """End the reading threads."""
+        self.reader.close()
+
+
+@dataclass(frozen=True)
+class WriteColumns(JobStage):
+    """The columns of the job's only model are written beside the shard, whose manifest stays what it is."""
+
+    job_fingerprint: str = ""
+    name: ClassVar[StageName] = "commit"
+
+    def open(self, hooks: WorkerHooks) -> "OpenColumnsWriter":
+        """Write under this job's fingerprint."""
+        return OpenColumnsWriter(self)
+
+
+@dataclass(frozen=True)
+class OpenColumnsWriter:
+    """An opened WriteColumns."""
+
+    spec: WriteColumns
+
+    def __call__(self, batch: ShardBatch) -> ShardManifest:
+        """Write the columns, then their manifest; returns the shard's own."""
+        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+        write_columns(self.spec.store, batch, manifest, self.spec.job_fingerprint)
+        return manifest
+
+    def close(self) -> None:
+        """Nothing is kept open between shards."""

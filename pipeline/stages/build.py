@@ -1,0 +1,210 @@
+"""The stages of `build` and `embed`: read, then download or load, then encode, then commit."""
+
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, ClassVar
+
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.dataset.shards import AccountingError, ShardWriter
+from pairmill.pipeline.source.mapping import NoPictures
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.pipeline.stages.stage import JobStage, Stage, StageName
+from pairmill.schemas.batch import ShardBatch
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.pairs import IS_PAIR_COLUMN, KEPT_STATUS
+from pairmill.schemas.status import Step
+from pairmill.schemas.version import VERSION
+
+if TYPE_CHECKING:
+    from pairmill.pipeline.encode.encoder import Encoder
+    from pairmill.pipeline.fetch.download import Downloader
+    from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
+    from pairmill.pipeline.source.corpus.load import Loader
+
+
+@dataclass(frozen=True)
+class ReadRows(JobStage):
+    """A planned shard becomes its rows; caption and URL rules, before anything is fetched."""
+
+    name: ClassVar[StageName] = "read"
+
+    def open(self, hooks: WorkerHooks) -> Stage:
+        """Needs no model and no network."""
+        return self.open_all()
+
+    def open_all(self) -> "OpenReader":
+        """Reads all rows of a shard."""
+        return OpenReader(self, ShardReader(self.store, self.mapping))
+
+
+@dataclass(frozen=True)
+class OpenReader:
+    """An opened ReadRows."""
+
+    spec: ReadRows
+    reader: ShardReader
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch:
+        """All rows of the shard."""
+        batch = self.spec.apply_rules(batch.with_table(self.reader.read(batch.info.shard)), Step.CAPTION)
+        return batch if self.spec.job.source.is_corpus else self.spec.apply_rules(batch, Step.URL)
+
+    def close(self) -> None:
+        """Close the input file."""
+        self.reader.close()
+
+
+@dataclass(frozen=True)
+class Download(JobStage):
+    """URLs become stored pictures; image rules. What passes them is a pair."""
+
+    name: ClassVar[StageName] = "download"
+
+    def open(self, hooks: WorkerHooks) -> "OpenDownload":
+        """Start the engine that the job names."""
+        sha256_column = self.mapping.output_name(self.mapping.sha256_column)
+        if self.job.fetch.engine == "img2dataset":
+            from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
+
+            return OpenDownload(self, Img2datasetDownloader(self.job, sha256_column))
+        from pairmill.pipeline.fetch.download import Downloader
+
+        on_hang = None if self.isolated else hooks.on_hang
+        return OpenDownload(self, Downloader(self.job, sha256_column, self.isolated, on_hang))
+
+
+@dataclass(frozen=True)
+class OpenDownload:
+    """An opened Download."""
+
+    spec: Download
+    downloader: "Downloader | Img2datasetDownloader"
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch:
+        """Fetch and decode the rows that are still `ok`."""
+        self.spec.custom_rules()  # first: a rule that does not load costs no request
+        return _with_pairs(self.spec.apply_rules(batch.with_table(self.downloader(batch.table)), Step.IMAGE))
+
+    def close(self) -> None:
+        """End what is under way."""
+        self.downloader.close()
+
+
+@dataclass(frozen=True)
+class Load(JobStage):
+    """The pictures of a corpus, read from where they are; image rules that need no pixels."""
+
+    name: ClassVar[StageName] = "load"
+
+    def open(self, hooks: WorkerHooks) -> "OpenLoad":
+        """Start the reading threads."""
+        from pairmill.pipeline.source.corpus.load import Loader
+
+        return OpenLoad(self, Loader(self.job.images, self.store.files, self.isolated))
+
+
+@dataclass(frozen=True)
+class OpenLoad:
+    """An opened Load."""
+
+    spec: Load
+    loader: "Loader"
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch:
+        """Read the pictures of the rows that are still `ok`."""
+        self.spec.custom_rules()
+        has_pictures = not isinstance(self.spec.mapping.pictures, NoPictures)
+        return _with_pairs(self.spec.apply_rules(batch.with_table(self.loader(batch.table, has_pictures)), Step.IMAGE))
+
+    def close(self) -> None:
+        """End the reading threads."""
+        self.loader.close()
+
+
+def _with_pairs(batch: ShardBatch) -> ShardBatch:
+    """Mark the rows that no rule so far refused as pairs."""
+    is_pair = pc.equal(batch.table["status"], KEPT_STATUS)
+    place = batch.table.schema.get_field_index(IS_PAIR_COLUMN.name)
+    return batch.with_table(batch.table.set_column(place, IS_PAIR_COLUMN, is_pair))
+
+
+@dataclass(frozen=True)
+class Encode(JobStage):
+    """Pairs get embeddings and similarities of every model."""
+
+    name: ClassVar[StageName] = "encode"
+
+    def open(self, hooks: WorkerHooks) -> "OpenEncode":
+        """Load the models. Raises ModelError."""
+        from pairmill.pipeline.encode.encoder import Encoder  # loads torch: only this stage pays for it
+
+        return OpenEncode(self, Encoder(self.job.models, self.job.run, self.job.images, hooks))
+
+
+@dataclass(frozen=True)
+class OpenEncode:
+    """An opened Encode."""
+
+    spec: Encode
+    encoder: "Encoder"
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch:
+        """Append the score columns of every model."""
+        pixels = "original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
+        contracts = tuple(replace(model.contract, pixels=pixels) for model in self.encoder.models)
+        return batch.with_table(self.encoder(batch.table)).with_info(contracts=contracts)
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        self.encoder.close()
+
+
+@dataclass(frozen=True)
+class Commit(JobStage):
+    """Score rules; then the shard is written and becomes its manifest."""
+
+    job_fingerprint: str = ""
+    name: ClassVar[StageName] = "commit"
+
+    def open(self, hooks: WorkerHooks) -> Stage:
+        """Write under this job's fingerprint."""
+        return OpenCommit(self, self.writer())
+
+    def writer(self) -> ShardWriter:
+        """Writes shards of this job."""
+        return ShardWriter(
+            store=self.store,
+            extra=self.mapping.extra,
+            aliases=[model.alias for model in self.job.models],
+            images=None if self.job.source.is_corpus else self.job.images,
+            job_fingerprint=self.job_fingerprint,
+            versions=versions(),
+        )
+
+    def scored(self, batch: ShardBatch) -> ShardBatch:
+        """Apply the score rules to a batch that still has all its rows. Raises AccountingError."""
+        if batch.info.rows_in != batch.table.num_rows:
+            raise AccountingError(f"{batch.info.rows_in} rows read, {batch.table.num_rows} to commit")
+        return self.apply_rules(batch, Step.SCORE)
+
+
+@dataclass(frozen=True)
+class OpenCommit:
+    """An opened Commit."""
+
+    spec: Commit
+    writer: ShardWriter
+
+    def __call__(self, batch: ShardBatch) -> ShardManifest:
+        """Write the data files, then the manifest."""
+        return self.writer.commit(self.spec.scored(batch))
+
+    def close(self) -> None:
+        """Nothing is kept open between shards."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the output."""
+    return {"pairmill": VERSION} | {name: version(name) for name in ("pyarrow", "pillow", "open_clip_torch", "torch")}

@@ -1,0 +1,87 @@
+"""The ordered list of stages of each command, and `process_shard()`: the plain loop over them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from pairmill.pipeline.common.hooks import NO_HOOKS
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.stages.add_model import ReadPairs, WriteColumns
+from pairmill.pipeline.stages.build import Commit, Download, Encode, Load, ReadRows
+from pairmill.pipeline.stages.retry import CommitNextGeneration, ReadFailedRows
+from pairmill.pipeline.stages.stage import Stage, StageName, StageSpec, run_stage
+from pairmill.schemas.batch import BatchInfo, ShardBatch
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import Shard, ShardManifest
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a command does to each of its shards."""
+
+    job: BuildJob
+    stages: tuple[StageSpec, ...]
+
+    @property
+    def store(self) -> Store:
+        """The output folder."""
+        return Store(self.job.output, self.job.s3)
+
+    @property
+    def names(self) -> list[StageName]:
+        """Of the stages, in order."""
+        return [spec.name for spec in self.stages]
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether the stages work in child processes, one shard at a time."""
+        return any(spec.isolated for spec in self.stages)
+
+    def isolated(self) -> Self:
+        """The same for shards that killed a worker: what kills a child process costs one row."""
+        return replace(self, stages=tuple(stage.isolate() for stage in self.stages))
+
+
+def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) -> Pipeline:
+    """`build`, and `embed` where the source is a corpus."""
+    commit = Commit(job, mapping, job_fingerprint=job_fingerprint)
+    if job.source.is_corpus:
+        return Pipeline(job, (ReadRows(job, mapping), Load(job, mapping), Encode(job, mapping), commit))
+    return Pipeline(job, (ReadRows(job, mapping), *_fetched(job, mapping), commit))
+
+
+def retry_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str, statuses: Iterable[str]) -> Pipeline:
+    """`retry`: rows of committed shards that ended with one of `statuses` are fetched again."""
+    read = ReadFailedRows(job, mapping, statuses=frozenset(statuses))
+    commit = CommitNextGeneration(job, mapping, job_fingerprint=job_fingerprint)
+    return Pipeline(job, (read, *_fetched(job, mapping), commit))
+
+
+def add_model_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) -> Pipeline:
+    """`embed --add-model`: the job's only model sees the pairs of committed shards."""
+    write = WriteColumns(job, mapping, job_fingerprint=job_fingerprint)
+    return Pipeline(job, (ReadPairs(job, mapping), Encode(job, mapping), write))
+
+
+def _fetched(job: BuildJob, mapping: ColumnMapping) -> tuple[StageSpec, ...]:
+    """From URLs to scores; without a model there is nothing to encode."""
+    download = Download(job, mapping)
+    return (download, Encode(job, mapping)) if job.models else (download,)
+
+
+def process_shard(shard: Shard, stages: Sequence[tuple[StageName, Stage]]) -> ShardManifest:
+    """One shard from plan to commit, in this process. `stages` as `open_stages` gives them."""
+    import pyarrow as pa
+
+    result: ShardBatch | ShardManifest = ShardBatch(BatchInfo(shard), pa.table({}))
+    for name, stage in stages:
+        assert isinstance(result, ShardBatch)  # only the last stage ends a shard
+        result = run_stage(name, stage, result)
+    assert isinstance(result, ShardManifest)
+    return result
+
+
+def open_stages(pipeline: Pipeline) -> list[tuple[StageName, Stage]]:
+    """Build every stage in this process. Close each when done."""
+    return [(spec.name, spec.open(NO_HOOKS)) for spec in pipeline.stages]

@@ -1,0 +1,69 @@
+"""The stages of `retry` that differ from a build's: it reads some rows of a shard and writes its next generation."""
+
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
+from pairmill.pipeline.dataset.shards import ShardWriter, read_manifest
+from pairmill.pipeline.stages.build import Commit, OpenReader, ReadRows
+from pairmill.pipeline.stages.stage import Stage
+from pairmill.schemas.batch import ShardBatch
+from pairmill.schemas.manifest import ShardManifest
+
+
+@dataclass(frozen=True)
+class ReadFailedRows(ReadRows):
+    """The rows of a committed shard that ended with one of `statuses`, as they were before anything was fetched."""
+
+    statuses: frozenset[str] = frozenset()
+
+    def open(self, hooks: WorkerHooks) -> Stage:
+        """Reads the input and the committed rejects."""
+        return OpenFailedReader(self, self.open_all())
+
+
+@dataclass(frozen=True)
+class OpenFailedReader:
+    """An opened ReadFailedRows."""
+
+    spec: ReadFailedRows
+    all_rows: OpenReader
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch:
+        """The rows to fetch again."""
+        rows = self.all_rows(batch)
+        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+        failed = failed_row_ids(self.spec.store, manifest, self.spec.statuses).combine_chunks()
+        return rows.with_table(rows.table.filter(pc.is_in(rows.table["row_id"], value_set=failed)))
+
+    def close(self) -> None:
+        """Close the input file."""
+        self.all_rows.close()
+
+
+@dataclass(frozen=True)
+class CommitNextGeneration(Commit):
+    """The fetched rows, with all others of the shard as they were, become its next generation."""
+
+    def open(self, hooks: WorkerHooks) -> Stage:
+        """Write under this job's fingerprint."""
+        return OpenNextGeneration(self, self.writer())
+
+
+@dataclass(frozen=True)
+class OpenNextGeneration:
+    """An opened CommitNextGeneration."""
+
+    spec: CommitNextGeneration
+    writer: ShardWriter
+
+    def __call__(self, batch: ShardBatch) -> ShardManifest:
+        """Write the data files, then the manifest."""
+        store = self.spec.store
+        previous = read_previous(store, read_manifest(store, batch.info.base_manifest))
+        return self.writer.commit(self.spec.scored(batch), previous)
+
+    def close(self) -> None:
+        """Nothing is kept open between shards."""

@@ -1,0 +1,87 @@
+"""What a stage is: built once per worker, called once per shard."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol, Self
+
+from pairmill.pipeline import rules
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.shards import AccountingError
+from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.schemas.batch import ShardBatch
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.status import Step
+
+StageName = Literal["read", "download", "load", "encode", "commit"]
+
+
+class Stage(Protocol):
+    """One step of the work, with what it keeps between shards (a session, a model)."""
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch | ShardManifest:
+        """The batch for the next stage; of the last stage, the record of the committed shard."""
+
+    def close(self) -> None:
+        """Release threads, files and connections."""
+
+
+class StageSpec(Protocol):
+    """A stage before it is opened: plain values, so that it travels to the workers."""
+
+    @property
+    def name(self) -> StageName:
+        """Of its pool."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it decodes, and calls the user's own rules, in a child process: what kills that costs one row."""
+
+    def isolate(self) -> "StageSpec":
+        """The same stage, isolated: slower."""
+
+    def open(self, hooks: WorkerHooks) -> Stage:
+        """Build the stage in this process."""
+
+
+@dataclass(frozen=True)
+class JobStage:
+    """What the stages of a job have in common."""
+
+    job: BuildJob
+    mapping: ColumnMapping
+    isolated: bool = False
+
+    @property
+    def store(self) -> Store:
+        """The output folder."""
+        return Store(self.job.output, self.job.s3)
+
+    def isolate(self) -> Self:
+        """The same stage with its work in a child process."""
+        return replace(self, isolated=True)
+
+    def apply_rules(self, batch: ShardBatch, step: Step) -> ShardBatch:
+        """Apply the job's rules of one step, the user's own ones last."""
+        bound = rules.SourceRules.of(self.job, self.mapping)
+        return batch.with_table(rules.apply_rules(batch.table, step, bound, self.custom_rules()))
+
+    def custom_rules(self) -> list[rules.CustomRule]:
+        """The user's own rules. Raises ValueError where one cannot be loaded."""
+        load = rules.isolated if self.isolated else rules.load_custom_rule
+        return [load(name, Path.cwd()) for name in self.job.rules.custom]
+
+
+def run_stage(name: StageName, stage: Stage, batch: ShardBatch) -> ShardBatch | ShardManifest:
+    """Call a stage, check that no row was lost or added, and note its wall seconds."""
+    started = time.perf_counter()
+    result = stage(batch)
+    if isinstance(result, ShardManifest):
+        return result
+    rows = result.table.num_rows
+    if name != "read" and rows != batch.table.num_rows:
+        raise AccountingError(f"stage {name} got {batch.table.num_rows} rows and returned {rows}")
+    seconds = {**result.info.seconds, name: round(time.perf_counter() - started, 3)}
+    return result.with_info(seconds=seconds, rows_in=rows if name == "read" else result.info.rows_in)

@@ -1,0 +1,85 @@
+"""What travels from stage to stage: a shard's rows, and what is known of them as a whole."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+import pyarrow as pa
+
+from pairmill.schemas.manifest import Shard, manifest_name, shards_from_table
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreContract:
+    """What made the scores of one model, as every Parquet footer repeats it: enough to compute them again."""
+
+    alias: str
+    name: str
+    pretrained: str | None
+    weights_sha256: str
+    preprocessing: dict[str, Any]
+    """open_clip's: size, mean, std, interpolation, resize_mode."""
+    dtype: str
+    context_length: int
+    """Tokens that a caption is cut to."""
+    pixels: str = ""
+    """Which pixels the model saw."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInfo:
+    """What is known of a shard on its way."""
+
+    shard: Shard
+    generation: int | None = None
+    """Of the committed shard that a retry or an added model builds on; None: the shard is made for the first time."""
+    rows_in: int = 0
+    """Rows that the read stage made: what every later stage is held to."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage -> wall seconds."""
+    contracts: tuple[ScoreContract, ...] = ()
+
+    @property
+    def base_manifest(self) -> str:
+        """File name of the manifest that a retry or an added model builds on."""
+        if self.generation is None:
+            raise ValueError(f"shard {self.shard.shard} builds on no committed generation")
+        return manifest_name(self.shard.shard, self.generation)
+
+    def to_json(self) -> str:
+        """The inverse of `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises TypeError or ValueError for anything but what `to_json` gave."""
+        values = json.loads(text)
+        shard = Shard(**values.pop("shard"))
+        contracts = tuple(ScoreContract(**contract) for contract in values.pop("contracts"))
+        return cls(shard, contracts=contracts, **values)
+
+
+@dataclass(frozen=True)
+class ShardBatch:
+    """A shard's rows. Their number and order never change after the read stage: a rejected row keeps its place."""
+
+    info: BatchInfo
+    table: pa.Table
+    """Empty before the read stage."""
+
+    def with_table(self, table: pa.Table) -> Self:
+        """The same shard with other columns or rows."""
+        return replace(self, table=table)
+
+    def with_info(self, **changes: Any) -> Self:
+        """The same rows with some of the info changed."""
+        return replace(self, info=replace(self.info, **changes))
+
+
+def planned_batches(shards: pa.Table) -> Iterator[ShardBatch]:
+    """One batch without rows per planned shard. `shards`: PLAN_SCHEMA, and `generation` where one is built on."""
+    generations = shards["generation"].to_pylist() if "generation" in shards.column_names else [None] * shards.num_rows
+    for row, generation in enumerate(generations):
+        (shard,) = shards_from_table(shards.slice(row, 1))
+        yield ShardBatch(BatchInfo(shard, generation), pa.table({}))
