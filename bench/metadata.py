@@ -21,6 +21,7 @@ from pairmill.pipeline.source.planned import PlannedInput, to_bytes
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import DataFile, Shard, ShardManifest
 from pairmill.schemas.pairs import pairs_schema
+from pairmill.schemas.record import JobRecord
 
 SHARD_ROWS = 4_096
 
@@ -112,7 +113,7 @@ def write_dataset(folder: Path, num_rows: int, seed: int = 1, shard_rows: int = 
     if table.num_rows:
         inputs = [PlannedInput("in.parquet", "in.parquet", "blake2b:0:0", num_rows)] if not planned else []
         values = {"source": {"paths": ["in.parquet"]}, "output": str(folder), "images": {"store": "none"}}
-        record = {**BuildJob.model_validate(values).model_dump(mode="json"), "fingerprint": "0" * 32}
+        record = JobRecord(BuildJob.model_validate(values), "0" * 32)
         store.create(f"plan/{len(planned)}.parquet", to_bytes(table, facts, inputs, record))
 
 

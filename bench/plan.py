@@ -28,6 +28,7 @@ from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob, SourceConfig
 from pairmill.schemas.manifest import shards_from_table
+from pairmill.schemas.record import JobRecord
 
 _WORDS = ["a", "the", "red", "old", "photo", "of", "woman", "dog", "house", "car", "with", "street", "kitchen", "2019"]
 _TEXT_SHARE = 10
@@ -67,7 +68,7 @@ def make_texts(folder: Path, num_rows: int) -> None:
 def plan_and_report(source: str, output: str, shard_rows: int) -> dict[str, Any]:
     """Seconds and shards of one `make_plan`."""
     job = BuildJob(source=SourceConfig(paths=[source]), output=output, shard_rows=shard_rows)
-    plan = make_plan(job, Store(output), {"fingerprint": "bench"})
+    plan = make_plan(JobRecord(job, "bench"), Store(output))
     return {"rows": plan.num_rows, "shards": plan.num_shards}
 
 

@@ -20,7 +20,6 @@ from pairmill.pipeline.dataset.shards import committed
 from pairmill.pipeline.source.plan import Plan, load_plan
 from pairmill.pipeline.stages.pipelines import Pipeline, add_model_pipeline
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.jobs import BuildJob
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def add_model(
 
 
 def _pipeline(store: Store, plan: Plan, model: dict[str, Any], settings: dict[str, Any]) -> Pipeline:
-    known = {name: value for name, value in plan.job.items() if name in BuildJob.model_fields}
-    if not plan.build_job.source.is_corpus and plan.build_job.images.store == "none":
+    known = plan.job.model_dump(mode="json")
+    if not plan.job.source.is_corpus and plan.job.images.store == "none":
         raise JobError(f"{store.root} stored no pictures (images.store: none), so no model can look at them")
     taken = [each["alias"] for each in known["models"]]
     rules = {**known["rules"], "min_similarity": None, "preset": "none"}

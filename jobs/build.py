@@ -25,7 +25,8 @@ from pairmill.pipeline.stages.build import versions
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
 from pairmill.schemas.errors import FailureKind, JobError
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
-from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.record import JobRecord
 
 MAX_FAILURES_READ = 100
 """Of an output folder, for its status."""
@@ -98,13 +99,12 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
         raise JobError(f"output: {store.root} holds an export; give another folder")
     if not store.remote and (in_the_way := next((p for p in _and_parents(store.root) if p.is_file()), None)):
         raise JobError(f"output: {in_the_way} is a file, not a folder")
-    record = {**job.model_dump(mode="json"), "fingerprint": job_fingerprint, "schema_version": SCHEMA_VERSION}
     try:
-        plan = make_plan(job, store, {**record, "versions": versions()})
+        plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)
     except OtherJobError as other:
-        raise JobError(difference(store, other.record, job)) from None
+        raise JobError(difference(store, other.record.job, job)) from None
     if not store.exists("job.yaml"):
-        store.create("job.yaml", yaml.safe_dump(plan.job, sort_keys=False, allow_unicode=True).encode())
+        store.create("job.yaml", yaml.safe_dump(plan.record.to_json(), sort_keys=False, allow_unicode=True).encode())
     return build_pipeline(job, plan.mapping, job_fingerprint), plan
 
 
@@ -293,10 +293,9 @@ def _warnings(job: BuildJob) -> list[str]:
     return lines
 
 
-def difference(store: Store, record: dict[str, Any], job: BuildJob) -> str:
+def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
     """What to say of an output folder of another job: the fields that differ."""
-    known = {name: value for name, value in record.items() if name in BuildJob.model_fields}
-    before, now = fingerprint_fields(BuildJob.model_validate(known)), fingerprint_fields(job)
+    before, now = fingerprint_fields(planned), fingerprint_fields(job)
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
     advice = "Give another output folder, or the settings of that job."

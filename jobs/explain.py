@@ -28,6 +28,7 @@ from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest, manifest_name
+from pairmill.schemas.record import JobRecord
 
 DOWNLOAD_ACTOR_BYTES = 900_000_000
 """A download actor at work: 230 MB of libraries, and four shards of bodies and stored pictures (docs/scale.md)."""
@@ -80,7 +81,7 @@ def explain(job: BuildJob) -> Explanation:
     job, fingerprint = check(job)
     store = Store(job.output, job.s3)
     plan = load(store) or _planned_aside(job, fingerprint)
-    if plan.job["fingerprint"] != fingerprint:
+    if plan.record.fingerprint != fingerprint:
         raise JobError(difference(store, plan.job, job))
     pipeline = build_pipeline(job, plan.mapping, fingerprint)
     done = committed(store)
@@ -114,7 +115,7 @@ def rows_per_s(pools: Mapping[StageName, Pool], manifests: Sequence[ShardManifes
 
 def _planned_aside(job: BuildJob, fingerprint: str) -> Plan:
     with tempfile.TemporaryDirectory(prefix="pairmill-explain-") as folder:
-        return make_plan(job, Store(folder, job.s3), {"fingerprint": fingerprint})
+        return make_plan(JobRecord(job, fingerprint), Store(folder, job.s3))
 
 
 def _nodes(job: BuildJob) -> list[Node]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pairmill.jobs.job_file import resolve
 from pairmill.jobs.select import Dataset, open_dataset, tasks_for
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset, read_tables
@@ -48,7 +47,7 @@ def export(job: ExportJob) -> ExportResult:
     dataset = open_dataset(job.dataset, job.s3, partial=True)
     selection = read_subset(dataset.store, job.subset)
     plan = load_plan(dataset.store)
-    built = resolve({name: value for name, value in plan.job.items() if name in BuildJob.model_fields})
+    built = plan.job
     form = _format(job, built, plan.mapping, dataset)
     seed = job.shuffle_seed if form.wants_pictures else None
     members = list(_members(dataset.store, selection))

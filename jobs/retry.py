@@ -52,7 +52,7 @@ def retry(
     wanted = _checked(statuses)
     store = Store(output, s3_of(settings or {}))
     plan = load_plan(store)
-    if plan.build_job.source.is_corpus:
+    if plan.job.source.is_corpus:
         raise JobError(f"{store.root} was made from a corpus: there is nothing to fetch again")
     pipeline = _pipeline(store, plan, settings or {}, wanted)
     before, generations = _lost(store, wanted)
@@ -79,11 +79,11 @@ def _checked(statuses: Collection[str]) -> set[str]:
 
 def _pipeline(store: Store, plan: Plan, settings: dict[str, Any], statuses: Collection[str]) -> Pipeline:
     """The job that planned the output, with `settings` over it; they may not change what the output holds."""
-    known = {name: value for name, value in plan.job.items() if name in BuildJob.model_fields}
+    known = plan.job.model_dump(mode="json")
     for part, values in settings.items():
         known[part] = {**known.get(part, {}), **values} if isinstance(values, dict) else values
     job, fingerprint = check(BuildJob.model_validate({**known, "output": store.root}))
-    if fingerprint != plan.job["fingerprint"]:
+    if fingerprint != plan.record.fingerprint:
         raise JobError(
             f"{store.root} was made with other settings, rules or weights than these; a retry may change only how it "
             "is run: run.*, fetch.timeout_s, fetch.retries, fetch.concurrency and the like"

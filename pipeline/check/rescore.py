@@ -32,7 +32,7 @@ def rescore_sample(
 ) -> Iterator[tuple[ShardManifest, str]]:
     """Compute `wanted` pairs again, the same number in each of at most that many shards; yields what does not hold."""
     num_shards = min(wanted, len(scored))
-    job = plan.build_job
+    job = plan.job
     newest = committed(store)
     for place in range(num_shards):
         shard = scored[place * len(scored) // num_shards]
@@ -74,7 +74,7 @@ def _places(rows: pa.Table) -> list[str | None]:
 
 def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
     """The picture of every row, None where it has none, it is gone, or it is another one."""
-    reader = PairsReader(store, plan.mapping, plan.build_job)
+    reader = PairsReader(store, plan.mapping, plan.job)
     try:
         (shard,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
         return reader.pictures(shard, manifest, rows)

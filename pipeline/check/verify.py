@@ -26,7 +26,7 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
     plan = load_plan(store)
     scored: list[int] = []
     aliases = store.folders("columns")
-    is_corpus = plan.build_job.source.is_corpus
+    is_corpus = plan.job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named: set[str] = set()
     for shard, generation in sorted(committed(store).items()):
@@ -41,7 +41,7 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
         is_planned = manifest.shard < plan.num_shards
         planned = shards_from_table(plan.shards.slice(manifest.shard, 1))[0] if is_planned else None
         problems = [
-            *_check_manifest(manifest, planned, plan.job["fingerprint"]),
+            *_check_manifest(manifest, planned, plan.record.fingerprint),
             *_check_shard(store, manifest, report),
         ]
         problems += [] if problems else check_columns(store, aliases, manifest)

@@ -47,7 +47,7 @@ class FeedShards:
         pictures = plan.mapping.pictures
         is_web = isinstance(pictures, WebPictures)
         is_ranged = isinstance(pictures, (IndexedPictures, PairsPictures))
-        stored = plan.build_job.images.store != "none" if is_web else is_ranged
+        stored = plan.job.images.store != "none" if is_web else is_ranged
         fingerprint = generations_of([chunk]) if subset is None else read_subset(store, subset).attempt
         return cls(chunk, tuple(chosen), counts, chunk.schema(), stored, fingerprint)
 

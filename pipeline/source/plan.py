@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, Inde
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.schemas.jobs import BuildJob, RunConfig
 from pairmill.schemas.manifest import PLAN_SCHEMA
+from pairmill.schemas.record import JobRecord
 
 __all__ = ["OtherJobError", "Plan", "PlanError", "PlannedInput", "describe_plan", "load_plan", "make_plan"]
 
@@ -40,7 +40,7 @@ _SHARDS_PER_ACTOR = 4
 class OtherJobError(PlanError):
     """The plan is another job's, with this record."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
+    def __init__(self, record: JobRecord) -> None:
         super().__init__("the output folder was planned by another job; give another one")
         self.record = record
 
@@ -53,21 +53,22 @@ def load_plan(store: Store) -> Plan:
     return plan
 
 
-def make_plan(job: BuildJob, store: Store, record: dict[str, Any]) -> Plan:
+def make_plan(record: JobRecord, store: Store) -> Plan:
     """Plan the job's input, or extend the plan that the output folder has by what was added since.
 
-    `record` goes into the plan, which so settles whose job an output folder belongs to: its settings, and their
-    `fingerprint`. Text formats are converted on the way. Rows above `source.limit_rows` are left for later; a limit
-    below what is planned already takes nothing back. Raises SourceError for an input that cannot be used, PlanError
-    for a planned file that was changed or removed, OtherJobError for the plan of another job.
+    `record` goes into the plan, which so settles whose job an output folder belongs to. Text formats are converted on
+    the way. Rows above `source.limit_rows` are left for later; a limit below what is planned already takes nothing
+    back. Raises SourceError for an input that cannot be used, PlanError for a planned file that was changed or removed,
+    OtherJobError for the plan of another job.
     """
+    job = record.job
     corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
     sources = corpus.files(store.root) if corpus else list_inputs(job.source.paths, store.root, store.files)
-    planner = _Planner(job, store, record, sources, corpus)
+    planner = _Planner(record, store, sources, corpus)
     for _ in range(_TRIES):
         plan = load(store)
-        if plan is not None and plan.job["fingerprint"] != record["fingerprint"]:
-            raise OtherJobError(plan.job)
+        if plan is not None and plan.record.fingerprint != record.fingerprint:
+            raise OtherJobError(plan.record)
         addition = planner.first() if plan is None else planner.extend(plan)
         if plan is not None and addition is None:
             return plan
@@ -161,13 +162,17 @@ class _Slice:
 class _Planner:
     """What one call of `make_plan` has learned about the input; kept when another driver's plan comes first."""
 
-    job: BuildJob
+    record: JobRecord
     store: Store
-    record: dict[str, Any]
     sources: list[str]
     corpus: Corpus | None
     fingerprints: dict[str, str] = field(default_factory=dict)
     inspected: dict[str, InputFile] = field(default_factory=dict)
+
+    @property
+    def job(self) -> BuildJob:
+        """The job that is planned."""
+        return self.record.job
 
     def first(self) -> bytes:
         """`plan/0.parquet`."""

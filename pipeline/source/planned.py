@@ -20,6 +20,7 @@ from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA, SCHEMA_VERSION
+from pairmill.schemas.record import JobRecord
 
 _METADATA_KEY = b"pairmill"
 
@@ -54,13 +55,13 @@ class Plan:
     inputs: tuple[PlannedInput, ...]
     num_files: int
     """Number of `plan/K.parquet`."""
-    job: dict[str, Any]
-    """The record of the job that planned it: settings, `fingerprint`, `versions`. `job.yaml` is a copy for people."""
+    record: JobRecord
+    """Of the job that planned it. `job.yaml` is a copy for people."""
 
     @property
-    def build_job(self) -> BuildJob:
-        """The job that planned it, from its record."""
-        return BuildJob.model_validate({name: self.job[name] for name in BuildJob.model_fields if name in self.job})
+    def job(self) -> BuildJob:
+        """The job that planned it."""
+        return self.record.job
 
     @property
     def num_rows(self) -> int:
@@ -81,19 +82,19 @@ def load(store: Store) -> Plan | None:
         return None
     if numbers != list(range(len(numbers))):
         raise PlanError(f"{store.root}/plan: files are missing between {numbers[0]}.parquet and {numbers[-1]}.parquet")
-    tables, inputs, mapping = [], [], None
-    job: dict[str, Any] = {}
+    tables, inputs = [], []
+    mapping, record = None, None
     for number in numbers:
         table, metadata = _load_file(store, f"plan/{number}.parquet")
         tables.append(table)
         inputs += [PlannedInput(**values) for values in metadata["inputs"]]
         mapping = mapping or ColumnMapping.from_json(metadata["facts"])
-        job = job or metadata["job"]
-    assert mapping is not None
+        record = record or _record(store, f"{number}.parquet", metadata["job"])
+    assert mapping is not None and record is not None
     shards = pa.concat_tables(tables).combine_chunks()
     if not shards["shard"].equals(pa.chunked_array([pa.array(np.arange(shards.num_rows))])):
         raise PlanError(f"{store.root}/plan: the shards are not numbered from 0 without gaps")
-    return Plan(shards, mapping, tuple(inputs), len(numbers), job)
+    return Plan(shards, mapping, tuple(inputs), len(numbers), record)
 
 
 def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -108,11 +109,18 @@ def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     return table.replace_schema_metadata(None).cast(PLAN_SCHEMA), metadata
 
 
-def to_bytes(shards: pa.Table, mapping: ColumnMapping, inputs: Sequence[PlannedInput], job: dict[str, Any]) -> bytes:
+def _record(store: Store, name: str, values: dict[str, Any]) -> JobRecord:
+    try:
+        return JobRecord.from_json(values)
+    except (KeyError, ValueError) as error:
+        raise PlanError(f"{store.path(f'plan/{name}')}: {error}") from error
+
+
+def to_bytes(shards: pa.Table, mapping: ColumnMapping, inputs: Sequence[PlannedInput], record: JobRecord) -> bytes:
     """The content of a plan file that adds `shards`, and `inputs` which no plan file before it names."""
     metadata = {
         "schema_version": SCHEMA_VERSION,
-        "job": job,
+        "job": record.to_json(),
         "facts": mapping.to_json(),
         "inputs": [asdict(file) for file in inputs],
     }

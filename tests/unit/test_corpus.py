@@ -17,7 +17,7 @@ from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.corpus.folders import folder_rows, words_of
 from pairmill.pipeline.source.corpus.index import split_name
 from pairmill.pipeline.source.corpus.tars import tar_rows
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError
+from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.mapping import ColumnPictures
 from pairmill.schemas.jobs import SourceConfig
 
@@ -44,41 +44,41 @@ def corpus(*paths: Path, **settings: Any) -> Corpus:
 def test_a_sample_is_what_shares_its_stem_and_its_row_says_where_the_picture_is(tmp_path: Path) -> None:
     members = [("0.jpg", b"JPEG0"), ("0.txt", b"a dog"), ("1.png", b"PNG-1"), ("1.json", b'{"caption": "a cat"}')]
     rows = rows_of(tmp_path / "a.tar", members)
-    assert [(row["key"], row["caption"], row[MALFORMED_COLUMN]) for row in rows] == [
+    assert [(row.key, row.caption, row.problem) for row in rows] == [
         ("0", b"a dog", None),
         ("1", b"a cat", None),
     ]
     data = (tmp_path / "a.tar").read_bytes()
     for row, expected in zip(rows, (b"JPEG0", b"PNG-1"), strict=True):
-        assert data[row["image_offset"] :][: row["image_length"]] == expected
+        assert data[row.image.offset :][: row.image.length] == expected
 
 
 def test_a_missing_caption_is_null_and_an_empty_one_is_empty(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("1.jpg", b"x"), ("1.txt", b"")])
-    assert [row["caption"] for row in rows] == [None, b""]
+    assert [row.caption for row in rows] == [None, b""]
 
 
 def test_the_second_picture_under_a_key_is_refused_and_the_first_stays(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.png", b"y"), ("0.txt", b"a dog")])
-    assert [row[MALFORMED_COLUMN] for row in rows] == [None, "picture 2 under one key"]
-    assert {row["caption"] for row in rows} == {b"a dog"}
+    assert [row.problem for row in rows] == [None, "picture 2 under one key"]
+    assert {row.caption for row in rows} == {b"a dog"}
 
 
 def test_a_caption_without_a_picture_is_a_row_that_says_so(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "a.tar", [("0.txt", b"a dog")])
-    assert row[MALFORMED_COLUMN] == "no picture under this key"
+    assert row.problem == "no picture under this key"
 
 
 def test_keys_may_be_in_folders_and_end_at_the_first_dot(tmp_path: Path) -> None:
     members = [("a.b/c.d/0.left.jpg", b"x"), ("a.b/c.d/0.txt", b"l"), ("a.b/e/0.jpg", b"x"), ("./0.jpg", b"x")]
     rows = rows_of(tmp_path / "a.tar", members)
-    assert [(row["key"], row["caption"]) for row in rows] == [("a.b/c.d/0", b"l"), ("a.b/e/0", None), ("./0", None)]
+    assert [(row.key, row.caption) for row in rows] == [("a.b/c.d/0", b"l"), ("a.b/e/0", None), ("./0", None)]
     assert split_name("a.b/0.JPG") == ("a.b/0", "jpg")
 
 
 def test_a_caption_that_is_not_utf_8_stays_as_it_is(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", b"caf\xe9")])
-    assert row["caption"] == b"caf\xe9"
+    assert row.caption == b"caf\xe9"
 
 
 def test_names_that_are_not_utf_8_are_readable(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_names_that_are_not_utf_8_are_readable(tmp_path: Path) -> None:
         member.size = 1
         tar.addfile(member, io.BytesIO(b"x"))
     (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
-    assert row["key"] == "caf�"
-    pa.array([row["key"]], pa.string()).validate(full=True)
+    assert row.key == "caf�"
+    pa.array([row.key], pa.string()).validate(full=True)
 
 
 @pytest.mark.parametrize("keep", [100, 512, 700, 1024, 1536 + 512 + 3, 3000])
@@ -101,10 +101,10 @@ def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path: 
     except SourceError:
         assert keep < 512
         return
-    good = [row for row in rows if row.get(MALFORMED_COLUMN) is None]
-    assert all(row["image_offset"] + row["image_length"] <= keep for row in good)
+    good = [row for row in rows if row.problem is None]
+    assert all(row.image.offset + row.image.length <= keep for row in good)
     assert len(good) == max(0, (keep - 512 + 1536 - 600) // 1536)
-    assert "cut" in str(rows[-1][MALFORMED_COLUMN])
+    assert "cut" in str(rows[-1].problem)
 
 
 @pytest.mark.parametrize("keep", [1600, 1536, 4608, 3 * 1536 + 500])
@@ -113,7 +113,7 @@ def test_a_tar_that_is_cut_between_its_members_says_so_too(tmp_path: Path, keep:
     (tmp_path / "cut.tar").write_bytes(Path(whole).read_bytes()[:keep])
     *good, last = tar_rows(str(tmp_path / "cut.tar"), Files())
     assert len(good) == min(3, keep // 1536)
-    assert "cut at byte" in last[MALFORMED_COLUMN]
+    assert "cut at byte" in last.problem
 
 
 def test_a_damaged_header_in_the_middle_says_so(tmp_path: Path) -> None:
@@ -122,17 +122,17 @@ def test_a_damaged_header_in_the_middle_says_so(tmp_path: Path) -> None:
     data[2 * 1536] ^= 0xFF  # its name
     path.write_bytes(data)
     *good, last = tar_rows(str(path), Files())
-    assert [row["key"] for row in good] == ["0", "1"]
-    assert last[MALFORMED_COLUMN] == "a.tar: the tar is damaged at byte 3,072: bad checksum"
+    assert [row.key for row in good] == ["0", "1"]
+    assert last.problem == "a.tar: the tar is damaged at byte 3,072: bad checksum"
 
 
 def test_tars_put_together_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
     parts = [Path(tar_of(tmp_path / f"{n}.part", [(f"{n}.jpg", bytes([n]) * 600)])) for n in range(3)]
     (tmp_path / "all.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
     rows = list(tar_rows(str(tmp_path / "all.tar"), Files()))
-    assert [row["key"] for row in rows] == ["0", "1", "2"]
+    assert [row.key for row in rows] == ["0", "1", "2"]
     data = (tmp_path / "all.tar").read_bytes()
-    assert all(data[row["image_offset"]] == number for number, row in enumerate(rows))
+    assert all(data[row.image.offset] == number for number, row in enumerate(rows))
 
 
 @pytest.mark.parametrize("size", [-512, -1024, -1])
@@ -143,7 +143,7 @@ def test_a_size_that_points_backwards_ends_the_tar(tmp_path: Path, size: int) ->
     header = member.tobuf(format=tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(2048))
     (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
-    assert "a size of -" in row[MALFORMED_COLUMN]
+    assert "a size of -" in row.problem
 
 
 def test_long_headers_are_bounded_and_many_are_no_recursion(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_long_headers_are_bounded_and_many_are_no_recursion(tmp_path: Path) -> N
 
     (tmp_path / "a.tar").write_bytes(long_name(600 << 20))
     (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
-    assert "a header of 629,145,600 bytes" in row[MALFORMED_COLUMN]
+    assert "a header of 629,145,600 bytes" in row.problem
     (tmp_path / "b.tar").write_bytes((long_name(5) + b"0.jpg".ljust(512, b"\0")) * 2_000 + bytes(1024))
     assert list(tar_rows(str(tmp_path / "b.tar"), Files())) == []
 
@@ -169,7 +169,7 @@ def test_long_and_foreign_names_are_read_in_every_format(tmp_path: Path, format:
                 member.size = 3
                 tar.addfile(member, io.BytesIO(b"abc"))
     rows = list(tar_rows(str(tmp_path / "a.tar"), Files()))
-    assert [(row["key"], row["caption"], row[MALFORMED_COLUMN]) for row in rows] == [(n, b"abc", None) for n in names]
+    assert [(row.key, row.caption, row.problem) for row in rows] == [(n, b"abc", None) for n in names]
 
 
 def test_a_uid_in_json_is_taken_only_where_it_is_one(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_uid_in_json_is_taken_only_where_it_is_one(tmp_path: Path) -> None:
     rows = rows_of(
         tmp_path / "a.tar", [m for n, b in enumerate(bodies) for m in ((f"{n}.jpg", b"x"), (f"{n}.json", b))]
     )
-    assert [row["uid"] for row in rows] == [None, None, "ab" * 16]
+    assert [row.uid for row in rows] == [None, None, "ab" * 16]
 
 
 def test_a_text_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_text_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> 
     (tmp_path / "in" / "0.jpg").write_bytes(b"x")
     (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "secret")
     (row,) = folder_rows(str(tmp_path / "in"), [("0.jpg", 1), ("0.txt", 6)], False, Files())
-    assert (row["caption"], row[MALFORMED_COLUMN]) == (None, "0.txt is a link that leads out of its folder")
+    assert (row.caption, row.problem) == (None, "0.txt is a link that leads out of its folder")
 
 
 def test_empty_tars_have_no_rows_and_other_files_are_a_clear_error(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFa
     except SourceError:
         return
     for row in rows:
-        assert row.get(MALFORMED_COLUMN) or row["image_offset"] + row["image_length"] <= len(data)
+        assert row.problem or row.image.offset + row.image.length <= len(data)
 
 
 def test_json_may_hold_anything(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_json_may_hold_anything(tmp_path: Path) -> None:
     rows = rows_of(
         tmp_path / "a.tar", [m for n, b in enumerate(bodies) for m in ((f"{n}.jpg", b"x"), (f"{n}.json", b))]
     )
-    assert [row["caption"] for row in rows] == [None, None, None, None, b"\xed\xa0\x80"]
+    assert [row.caption for row in rows] == [None, None, None, None, b"\xed\xa0\x80"]
 
 
 def test_folders_take_captions_from_beside_the_picture_or_from_its_name(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_folders_take_captions_from_beside_the_picture_or_from_its_name(tmp_path
     (folder,) = found.files(str(tmp_path / "out"))
     assert folder == f"{tmp_path}/"
     rows = list(found._rows(folder))
-    assert [(row["key"], row["caption"], row["url"]) for row in rows] == [
+    assert [(row.key, row.caption, row.url) for row in rows] == [
         ("b", b"a boat", None),
         ("c", b"a car", b"http://e.org/c.jpg"),
         ("red-dog_01", b"red dog 01", None),
@@ -252,7 +252,7 @@ def test_folders_take_captions_from_beside_the_picture_or_from_its_name(tmp_path
     (plain, _, unnamed) = folder_rows(
         str(tmp_path), [("b.png", 1), ("b.txt", 6), ("c.jpg", 1), ("z.jpg", 1)], False, Files()
     )
-    assert (plain["caption"], unnamed["caption"]) == (b"a boat", None)
+    assert (plain.caption, unnamed.caption) == (b"a boat", None)
 
 
 def test_a_folders_fingerprint_knows_its_pictures(tmp_path: Path) -> None:

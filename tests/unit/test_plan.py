@@ -23,6 +23,7 @@ from pairmill.pipeline.source.plan import Plan, PlanError, describe_plan, load_p
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA, shards_from_table
+from pairmill.schemas.record import JobRecord
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def job(folder: Path, shard_rows: int = 4, limit: int | None = None, **more: obj
 
 
 def planned(folder: Path, shard_rows: int = 4, limit: int | None = None) -> Plan:
-    return make_plan(job(folder, shard_rows, limit), Store(str(folder / "out")), {"fingerprint": "job"})
+    return make_plan(JobRecord(job(folder, shard_rows, limit), "job"), Store(str(folder / "out")))
 
 
 def write_parquet(folder: Path, name: str, num_rows: int, group_rows: int = 1000) -> None:
@@ -205,7 +206,7 @@ def test_an_output_folder_within_the_input_folder_is_no_input(folder: Path) -> N
         {"source": {"paths": [str(folder / "in")]}, "output": str(folder / "in/out"), "shard_rows": 4}
     )
     store = Store(inside.output)
-    assert make_plan(inside, store, {"fingerprint": "job"}) == make_plan(inside, store, {"fingerprint": "job"})
+    assert make_plan(JobRecord(inside, "job"), store) == make_plan(JobRecord(inside, "job"), store)
 
 
 def test_the_output_folder_can_move(folder: Path) -> None:

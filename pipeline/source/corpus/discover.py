@@ -24,7 +24,7 @@ from pairmill.pipeline.dataset.shards import committed, read_manifests
 from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, inspect_text
 from pairmill.pipeline.source.corpus import folders
-from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS, readable_name
+from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS, IndexRow, index_table, readable_name
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import (
@@ -160,10 +160,10 @@ class Corpus:
         with store.new_file() as target:
             with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
                 for batch in _batches(self._rows(file.uri), max(shard_rows, 1_024)):
-                    writer.write_table(pa.Table.from_pylist(batch, schema=INDEX_SCHEMA))
+                    writer.write_table(index_table(batch))
             store.create_from(name, target)
 
-    def _rows(self, uri: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, uri: str) -> Iterator[IndexRow]:
         if self.kind(uri) == "tars":
             return tar_rows(uri, self._files)
         return folders.folder_rows(uri.rstrip("/"), self._files_of(uri), self._source.caption_from_name, self._files)
@@ -195,12 +195,12 @@ class Corpus:
         )
 
 
-def _batches(rows: Iterator[dict[str, Any]], max_rows: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
+def _batches(rows: Iterator[IndexRow], max_rows: int) -> Iterator[list[IndexRow]]:
+    batch: list[IndexRow] = []
     num_bytes = 0
     for row in rows:
         batch.append(row)
-        num_bytes += len(row.get("caption") or b"") + len(row.get("url") or b"")
+        num_bytes += row.num_bytes
         if len(batch) == max_rows or num_bytes > _BATCH_BYTES:
             yield batch
             batch, num_bytes = [], 0
@@ -233,7 +233,7 @@ def _outputs(path: str, files: Files) -> list[str]:
     if isinstance(plan.mapping.pictures, (ColumnPictures, NoPictures)):
         names = ", ".join(file.source for file in plan.inputs[:3])
         raise SourceError(f"source.paths: {path} refers to pictures within Parquet; embed those files again: {names}")
-    if isinstance(plan.mapping.pictures, WebPictures) and plan.build_job.images.store == "none":
+    if isinstance(plan.mapping.pictures, WebPictures) and plan.job.images.store == "none":
         raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
     if missing := plan.num_shards - len(committed(store)):
         raise SourceError(f"source.paths: {path} is not finished: {missing} of {plan.num_shards} shards are missing")

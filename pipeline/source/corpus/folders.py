@@ -2,19 +2,26 @@
 is the caption, where the job asks for that."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import Any
 
 from pairmill.pipeline.common.files import Files, join, leads_out
-from pairmill.pipeline.source.corpus.index import CAPTION_ENDINGS, MAX_TEXT_BYTES, PICTURE_ENDINGS, Sample
+from pairmill.pipeline.source.corpus.index import (
+    CAPTION_ENDINGS,
+    MAX_TEXT_BYTES,
+    PICTURE_ENDINGS,
+    ImageRef,
+    IndexRow,
+    Sample,
+)
 
 ENDINGS = tuple(f".{ending}" for ending in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, "json"))
 
 
 def folder_rows(
     folder: str, names: Sequence[tuple[str, int]], caption_from_name: bool, files: Files
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[IndexRow]:
     """Rows of INDEX_SCHEMA from (name, bytes) of a folder's files. Texts without a picture are left out: folders hold
     readmes."""
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
@@ -25,11 +32,10 @@ def folder_rows(
         sample = Sample(stem)
         for name, size in members:
             _add(sample, folder, name, size, files)
-        rows = list(sample.rows())
-        for row in rows:
-            if caption_from_name and row["caption"] is None:
-                row["caption"] = words_of(stem).encode("utf-8", "surrogateescape")
-        yield from rows
+        for row in sample.rows():
+            if caption_from_name and row.caption is None:
+                row = replace(row, caption=words_of(stem).encode("utf-8", "surrogateescape"))
+            yield row
 
 
 def words_of(stem: str) -> str:
@@ -44,7 +50,7 @@ def _ending(name: str) -> str:
 def _add(sample: Sample, folder: str, name: str, size: int, files: Files) -> None:
     ending, path = _ending(name), join(folder, name)
     if ending in PICTURE_ENDINGS:
-        sample.pictures.append((path, 0, size))
+        sample.images.append(ImageRef(path, 0, size))
     elif size > MAX_TEXT_BYTES:
         sample.problem = f"a text of {size:,} bytes beside the picture"
     elif leads_out(folder, name):  # a link to a secret would end in the caption

@@ -5,9 +5,8 @@ too, with the reason in MALFORMED_COLUMN: nothing is left out without a word.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -41,13 +40,51 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Which bytes of which file are a picture."""
+
+    uri: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """One row of INDEX_SCHEMA. `problem`: why there is no picture to use."""
+
+    key: str | None = None
+    url: bytes | None = None
+    caption: bytes | None = None
+    uid: str | None = None
+    image: ImageRef | None = None
+    problem: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the texts, which may be long."""
+        return len(self.caption or b"") + len(self.url or b"")
+
+
+def index_table(rows: Sequence[IndexRow]) -> pa.Table:
+    """The rows in INDEX_SCHEMA."""
+    images = [row.image for row in rows]
+    columns = {
+        **{name: [getattr(row, name) for row in rows] for name in ("key", "url", "caption", "uid")},
+        "image_tar": [image and image.uri for image in images],
+        "image_offset": [None if image is None else image.offset for image in images],
+        "image_length": [None if image is None else image.length for image in images],
+        MALFORMED_COLUMN: [row.problem for row in rows],
+    }
+    return pa.table(columns, schema=INDEX_SCHEMA)
+
+
 @dataclass(slots=True)
 class Sample:
     """The files of one key, as they come."""
 
     key: str
-    pictures: list[tuple[str, int, int]] = field(default_factory=list)
-    """(file that holds it, offset, length)"""
+    images: list[ImageRef] = field(default_factory=list)
     caption: bytes | None = None
     json_fields: dict[str, str] = field(default_factory=dict)
     """What its JSON says, as far as it matters here."""
@@ -62,21 +99,25 @@ class Sample:
         if isinstance(value, dict) and not self.json_fields:
             self.json_fields = {key: text for key, text in value.items() if key in _KEPT_KEYS and isinstance(text, str)}
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per picture: the first stands for the sample, further ones are refused, as is a sample without."""
-        caption = self.caption if self.caption is not None else self._fact(*_CAPTION_KEYS)
-        common = {"key": readable_name(self.key), "url": self._fact(*_URL_KEYS), "caption": caption}
-        common["uid"] = own_uid(self.json_fields.get("uid", ""))
-        if not self.pictures:
-            yield {**common, MALFORMED_COLUMN: clean_text(self.problem) or "no picture under this key"}
-        for number, (file, offset, length) in enumerate(self.pictures):
-            place: dict[str, Any] = {"image_tar": file, "image_offset": offset, "image_length": length}
+    def rows(self) -> Iterator[IndexRow]:
+        """One row per picture: the first is the sample's, further ones are refused, as is a sample without."""
+        common = IndexRow(
+            key=readable_name(self.key),
+            url=self._json_field(*_URL_KEYS),
+            caption=self.caption if self.caption is not None else self._json_field(*_CAPTION_KEYS),
+            uid=own_uid(self.json_fields.get("uid", "")),
+        )
+        if not self.images:
+            yield replace(common, problem=clean_text(self.problem) or "no picture under this key")
+        for number, image in enumerate(self.images):
             problem = self.problem or (f"picture {number + 1} under one key" if number else None)
-            if readable_name(file) != file:  # columns hold UTF-8
-                place, problem = {}, f"{readable_name(file)}: a name that is not UTF-8; rename it"
-            yield {**common, **place, MALFORMED_COLUMN: clean_text(problem)}
+            if readable_name(image.uri) != image.uri:  # columns hold UTF-8
+                problem = f"{readable_name(image.uri)}: a name that is not UTF-8; rename it"
+                yield replace(common, problem=clean_text(problem))
+                continue
+            yield replace(common, image=image, problem=clean_text(problem))
 
-    def _fact(self, *names: str) -> bytes | None:
+    def _json_field(self, *names: str) -> bytes | None:
         for name in names:
             if (value := self.json_fields.get(name)) is not None:
                 return value.encode("utf-8", "surrogatepass")

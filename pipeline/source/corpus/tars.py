@@ -9,18 +9,20 @@ header for the end.
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.corpus.index import (
     CAPTION_ENDINGS,
     MAX_TEXT_BYTES,
     PICTURE_ENDINGS,
+    ImageRef,
+    IndexRow,
     Sample,
     readable_name,
     split_name,
 )
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError
+from pairmill.pipeline.source.files import SourceError
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER_BYTES = 64 << 10
@@ -46,7 +48,7 @@ class _Member:
     size: int
 
 
-def tar_rows(uri: str, files: Files) -> Iterator[dict[str, Any]]:
+def tar_rows(uri: str, files: Files) -> Iterator[IndexRow]:
     """Rows of INDEX_SCHEMA. A tar that is cut or damaged ends in a row that says where. Raises SourceError for what is
     no tar."""
     with files.open(uri) as file:
@@ -66,7 +68,7 @@ def tar_rows(uri: str, files: Files) -> Iterator[dict[str, Any]]:
         yield from _rows(uri, file, size)
 
 
-def _rows(uri: str, file: IO[bytes], size: int) -> Iterator[dict[str, Any]]:
+def _rows(uri: str, file: IO[bytes], size: int) -> Iterator[IndexRow]:
     sample: Sample | None = None
     problem = None
     try:
@@ -82,7 +84,7 @@ def _rows(uri: str, file: IO[bytes], size: int) -> Iterator[dict[str, Any]]:
     if sample is not None:
         yield from sample.rows()
     if problem is not None and not (sample is not None and sample.problem):  # which says so already
-        yield {MALFORMED_COLUMN: f"{uri.rpartition('/')[2]}: {problem}"}
+        yield IndexRow(problem=f"{uri.rpartition('/')[2]}: {problem}")
 
 
 def _members(file: IO[bytes], size: int) -> Iterator[_Member]:
@@ -142,7 +144,7 @@ def _add(sample: Sample, uri: str, member: _Member, ending: str, file: IO[bytes]
     if member.offset + member.size > size:
         sample.problem = f"the tar is cut within {readable_name(ending) or 'a file'} of this key"
     elif ending in PICTURE_ENDINGS:
-        sample.pictures.append((uri, member.offset, member.size))
+        sample.images.append(ImageRef(uri, member.offset, member.size))
     elif ending in (*CAPTION_ENDINGS, "json") and member.size <= MAX_TEXT_BYTES:
         file.seek(member.offset)
         data = file.read(member.size)

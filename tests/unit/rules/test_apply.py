@@ -13,6 +13,7 @@ from pairmill.schemas.status import Status, Step
 
 STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 STRICT = SourceRules(
+    license_column="license",
     caption_min_chars=3,
     caption_min_words=2,
     caption_drop_file_names=True,

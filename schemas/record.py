@@ -1,0 +1,34 @@
+"""The record of the job that made an output folder: in every plan file, and in `job.yaml` for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A resolved job, what identifies it, and the versions of what ran it."""
+
+    job: BuildJob
+    fingerprint: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The job's own fields, with `fingerprint`, `schema_version` and `versions` beside them."""
+        own = {"fingerprint": self.fingerprint, "schema_version": SCHEMA_VERSION, "versions": self.versions}
+        return {**self.job.model_dump(mode="json"), **own}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`. Raises KeyError or ValueError where the job is of an unknown kind."""
+        known = {name: value for name, value in values.items() if name in BuildJob.model_fields}
+        try:
+            job = BuildJob.model_validate(known)
+        except ValidationError as error:
+            raise ValueError(f"its job cannot be read: {error.errors(include_url=False)[0]['msg']}") from error
+        return cls(job, values["fingerprint"], dict(values.get("versions") or {}))
