@@ -30,6 +30,7 @@ class Nothing:
 
     name: StageName
     isolated: bool = False
+    returns_changes: bool = False
 
     def isolate(self) -> "Nothing":
         return self

@@ -72,6 +72,14 @@ class ShardBatch:
         """The same shard with other columns or rows."""
         return replace(self, table=table)
 
+    def updated(self, changes: Self) -> Self:
+        """The rows with the columns of `changes` set or added, and its info. Both have the same rows in one order."""
+        table = self.table
+        for field_, column in zip(changes.table.schema, changes.table.columns, strict=True):
+            place = table.schema.get_field_index(field_.name)
+            table = table.append_column(field_, column) if place < 0 else table.set_column(place, field_, column)
+        return replace(self, info=changes.info, table=table)
+
     def with_info(self, **changes: Any) -> Self:
         """The same rows with some of the info changed."""
         return replace(self, info=replace(self.info, **changes))

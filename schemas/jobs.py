@@ -298,6 +298,8 @@ class RunConfig(_Settings):
     None: the pool does not grow."""
     max_encode_actors: Annotated[int, Field(ge=1)] | None = None
     """Upper bound for encode actors on a cluster that grows."""
+    gpus_per_encoder: Annotated[float, Field(gt=0)] = 1.0
+    """GPUs that one encode actor takes: 0.5 puts two on each GPU, whose memory they share."""
     encode_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads per encode actor on the CPU. None: all cores of its machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -309,6 +311,13 @@ class RunConfig(_Settings):
     plus four."""
     max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
     """The run stops after this many failed shards in a row."""
+
+    @field_validator("gpus_per_encoder")
+    @classmethod
+    def _is_a_fraction_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("gpus_per_encoder is a fraction of one GPU, or a whole number of them")
+        return gpus
 
 
 class BuildJob(_Settings):

@@ -12,10 +12,10 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -33,13 +33,23 @@ from pairmill.jobs.cluster.pools import (
     ACCELERATOR_LABEL,
     DOWNLOAD_CALLS,
     SPARE_CPUS,
+    STORED_PICTURE_BYTES,
     Node,
     Pool,
     PoolError,
     plan_pools,
     shards_in_flight,
 )
-from pairmill.jobs.cluster.scheduler import LOOKAHEAD, PayloadLost, Report, Scheduler, SchedulerError, WorkerDied
+from pairmill.jobs.cluster.scheduler import (
+    LOOKAHEAD,
+    Admission,
+    PayloadLost,
+    PooledStage,
+    Report,
+    Scheduler,
+    SchedulerError,
+    WorkerDied,
+)
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.text import counted, last_line
@@ -52,6 +62,9 @@ from pairmill.schemas.manifest import ShardManifest
 
 SLACK_S = 3_600
 """Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
+
+OBJECT_STORE_SHARE = 0.4
+"""Of the object stores, for shards under way: a payload that crosses machines is there twice, and Ray spills at 0.8."""
 
 _FIRST_FAILURES = 3
 """Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
@@ -79,6 +92,7 @@ class _StageActor:
     def __init__(self, spec: StageSpec) -> None:
         warnings.filterwarnings("ignore", module="ray")
         self.name = spec.name
+        self.node = ray.get_runtime_context().get_node_id()
         self.metrics = StageMetrics(ray.util.metrics, spec.name)
         self.broken: Failure | None = None
         try:
@@ -86,21 +100,28 @@ class _StageActor:
         except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
             self.broken = Failure.of(error)
 
-    def ready(self) -> None:
+    def ready(self) -> Report:
         """Answers once the stage is built."""
+        return Report(node=self.node)
 
-    def run(self, payload: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
-        """A shard's table through the stage. The last stage's table is small and comes back as the report."""
+    def run(self, *payloads: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
+        """A shard through the stage: its batch, and what stages since then changed of it."""
         with self.metrics.shard():
-            report, batch = self._run(payload)
+            report, batch = self._run(payloads)
         self.metrics.ended(report, batch)
-        return report, None if batch is None else pack(batch)
+        if batch is None:
+            return report, None
+        result = pack(batch)
+        return replace(report, node=self.node, num_bytes=result.size), result
 
-    def _run(self, payload: pa.Buffer) -> tuple[Report, ShardBatch | None]:
+    def _run(self, payloads: Sequence[pa.Buffer]) -> tuple[Report, ShardBatch | None]:
         if self.broken:
             return Report(failure=self.broken), None
         try:
-            result = run_stage(self.name, self.stage, unpack(payload))
+            batch = unpack(payloads[0])
+            for changes in payloads[1:]:
+                batch = batch.updated(unpack(changes))
+            result = run_stage(self.name, self.stage, batch)
         except Exception as error:  # the border of a shard: it fails alone, with its traceback
             return Report(failure=Failure.of(error)), None
         return (Report(manifest=result), None) if isinstance(result, ShardManifest) else (Report(), result)
@@ -116,7 +137,7 @@ class RayBackend:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._specs = {spec.name: spec for spec in pipeline.stages}
-        self._futures: dict[Any, Future[Report | None]] = {}
+        self._futures: dict[Any, Future[Report]] = {}
         self._done: SimpleQueue[Any] = SimpleQueue()
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
@@ -130,9 +151,9 @@ class RayBackend:
         actor = ray.remote(kind).options(**options).remote(self._specs[name])
         return actor, self._watched(actor.ready.remote())
 
-    def call(self, worker: Any, payload: Any) -> tuple[Any, Any]:
-        """Send a payload; returns the token of the call and the reference to its result."""
-        report, result = worker.run.options(num_returns=2).remote(payload)
+    def call(self, worker: Any, payloads: Sequence[Any]) -> tuple[Any, Any]:
+        """Send a shard's payloads; returns the token of the call and the reference to its result."""
+        report, result = worker.run.options(num_returns=2).remote(*payloads)
         return self._watched(report), result
 
     def _watched(self, token: Any) -> Any:
@@ -150,10 +171,10 @@ class RayBackend:
                 done.append(self._done.get_nowait())
         return done
 
-    def result(self, token: Any) -> Report | None:
+    def result(self, token: Any) -> Report:
         """What a call reported. Raises WorkerDied or PayloadLost where it never returned."""
         try:
-            report: Report | None = self._futures.pop(token).result()
+            report: Report = self._futures.pop(token).result()
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, (ObjectLostError, ObjectStoreFullError, OutOfDiskError)):
@@ -307,8 +328,8 @@ def _pass(shards: pa.Table, pipeline: Pipeline) -> Iterator[tuple[int, Report | 
         pools = plan_pools(pipeline, shards.num_rows, cluster_nodes())
         scheduler = Scheduler(
             backend=RayBackend(pipeline),
-            stages=[(name, pools[name]) for name in pipeline.names],
-            limit=partial(shards_in_flight, pipeline, pools),
+            stages=[PooledStage(spec.name, pools[spec.name], spec.returns_changes) for spec in pipeline.stages],
+            admission=_admission(pipeline, pools),
             patience_s=SLACK_S + slowest_s,
             max_deaths=shards.num_rows if pipeline.is_isolated else run.max_failed_shards_in_a_row,
         )
@@ -318,6 +339,15 @@ def _pass(shards: pa.Table, pipeline: Pipeline) -> Iterator[tuple[int, Report | 
             scheduler.stop()
     except (SchedulerError, PoolError) as error:
         raise EngineError(str(error)) from None
+
+
+def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> Admission:
+    """By number as the job says, and by bytes as the object stores allow before they would spill to disk."""
+    return Admission(
+        max_shards=partial(shards_in_flight, pipeline, pools),
+        max_bytes=int(ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE),
+        expected_bytes=pipeline.job.shard_rows * STORED_PICTURE_BYTES,
+    )
 
 
 def _payloads(shards: pa.Table) -> Iterator[tuple[int, pa.Buffer]]:

@@ -1,4 +1,4 @@
-"""How many workers each stage gets, on which machines, and what they hold in memory. Nothing of Ray is touched."""
+"""How many workers each stage gets, on which machines, and what they keep in memory. Nothing of Ray is touched."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.jobs import RunConfig
 
 DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
@@ -33,7 +34,7 @@ ACCELERATOR_LABEL = "ray.io/accelerator-type"
 
 
 class PoolError(PairmillError, RuntimeError):
-    """The machines cannot hold the pools that the job asks for; the message says what to change."""
+    """The machines cannot run the pools that the job asks for; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -59,50 +60,109 @@ class Pool:
     """Ray's label selector: where they may run."""
 
 
+@dataclass(frozen=True)
+class _Machines:
+    """Where encoders run, and where all other stages do: apart if some machines have GPUs and others do not."""
+
+    encoding: Sequence[Node]
+    others: Sequence[Node]
+    on_gpu: bool
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, nodes: Sequence[Node]) -> "_Machines":
+        """Raises PoolError where a GPU is asked for and there is none."""
+        encodes, device = "encode" in pipeline.names, pipeline.job.run.device
+        with_gpus = [node for node in nodes if node.gpus]
+        if encodes and device == "cuda" and not with_gpus:
+            raise PoolError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
+        on_gpu = encodes and device != "cpu" and bool(with_gpus)
+        without = [node for node in nodes if node.cpus and not node.gpus]  # a head node often has no CPUs to give
+        return cls(with_gpus if on_gpu else nodes, without if on_gpu and without else nodes, on_gpu)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the machines with GPUs only encode."""
+        return self.on_gpu and self.others is not self.encoding and not any(node.gpus for node in self.others)
+
+    @property
+    def cpus(self) -> float:
+        """For all stages but an encoder that is apart."""
+        return sum(node.cpus for node in self.others)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Ray's label selector of all stages but encode."""
+        known = sorted({node.accelerator for node in self.encoding if node.gpus and node.accelerator})
+        return {ACCELERATOR_LABEL: f"!in({', '.join(known)})"} if self.apart and known else {}
+
+
 def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
     """Pool sizes from the job, else from the machines. GPU machines only encode where there are others.
 
     Raises PoolError.
     """
-    run, names, gpus = pipeline.job.run, pipeline.names, int(sum(node.gpus for node in nodes))
-    on_gpu = "encode" in names and run.device != "cpu" and gpus > 0
-    if run.device == "cuda" and not gpus and "encode" in names:
-        raise PoolError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
-    encode = min(run.encode_actors or (gpus if on_gpu else 1), max(num_shards, 1))
-    if on_gpu and encode > gpus and not run.max_encode_actors:
-        raise PoolError(f"run.encode_actors is {encode}, but Ray has {gpus} GPUs, and each encoder takes one")
-    others = [node for node in nodes if node.cpus and not node.gpus]  # a head node often has no CPUs to give
-    apart = on_gpu and bool(others)
-    cpus = sum(node.cpus for node in (others if apart else nodes))
-    labels = _not_on(node.accelerator for node in nodes if node.gpus) if apart else {}
-    download = run.download_actors or max(1, int(cpus - DOWNLOAD_CPUS) // DOWNLOAD_CPUS)
-    small = -(-max(download, run.max_download_actors or 0) // SMALL_PER_DOWNLOADS)
+    run, machines = pipeline.job.run, _Machines.of(pipeline, nodes)
+    encode = _encode_pool(run, machines, num_shards)
+    downloads = run.download_actors or max(1, int(machines.cpus - DOWNLOAD_CPUS) // DOWNLOAD_CPUS)
+    small = -(-max(downloads, run.max_download_actors or 0) // SMALL_PER_DOWNLOADS)
     pools: dict[StageName, Pool] = {
-        "read": Pool(small, SMALL_CPUS, labels=labels),
-        "load": Pool(encode, SMALL_CPUS, max_actors=run.max_encode_actors or 0, labels=labels),
-        "encode": Pool(encode, SMALL_CPUS, gpus=1.0 if on_gpu else 0.0, max_actors=run.max_encode_actors or 0),
-        "commit": Pool(small, SMALL_CPUS, labels=labels),
+        "read": Pool(small, SMALL_CPUS, labels=machines.labels),
+        "load": Pool(encode.actors, SMALL_CPUS, max_actors=encode.max_actors, labels=machines.labels),
+        "encode": encode,
+        "commit": Pool(small, SMALL_CPUS, labels=machines.labels),
     }
-    left = cpus - sum(pool.actors * pool.cpus for name, pool in pools.items() if name in names)
-    if left < (download * SMALL_CPUS if "download" in names else 0):
-        raise PoolError(
-            f"Ray has {cpus:g} CPUs, too few for {download} download and {encode} encode actors: lower "
-            "run.download_actors or run.encode_actors, or give Ray two CPUs or more"
-        )
-    largest = max(node.cpus for node in (others if apart else nodes))
-    each = min(float(DOWNLOAD_CPUS), int(10 * left / download) / 10, largest)
-    calls = 1 if pipeline.is_isolated else DOWNLOAD_CALLS
-    pools["download"] = Pool(download, each, calls=calls, max_actors=run.max_download_actors or 0, labels=labels)
+    if "download" in pipeline.names:
+        pools["download"] = _download_pool(pipeline, machines, downloads, pools)
+    else:
+        _check_fit(machines, pools, pipeline.names)
     most = 1 if pipeline.is_isolated else num_shards
     return {
         name: replace(pools[name], actors=min(pools[name].actors, most), max_actors=min(pools[name].max_actors, most))
-        for name in names
+        for name in pipeline.names
     }
 
 
-def _not_on(accelerators: Iterable[str | None]) -> dict[str, str]:
-    known = sorted({name for name in accelerators if name})
-    return {ACCELERATOR_LABEL: f"!in({', '.join(known)})"} if known else {}
+def _encode_pool(run: RunConfig, machines: _Machines, num_shards: int) -> Pool:
+    """One encoder per GPU, or per fraction of one; on the CPU, one. It asks for the CPUs that its threads keep busy."""
+    most_actors = run.max_encode_actors or 0
+    if not machines.on_gpu:
+        actors = min(run.encode_actors or 1, max(num_shards, 1))
+        return Pool(actors, float(run.encode_threads or SMALL_CPUS), max_actors=most_actors)
+    share = run.gpus_per_encoder
+    there = sum(int(node.gpus / share) for node in machines.encoding)
+    if not there:
+        raise PoolError(f"run.gpus_per_encoder is {share:g}, but no machine has that many GPUs")
+    actors = min(run.encode_actors or there, max(num_shards, 1))
+    if actors > there and not most_actors:
+        gpus = sum(node.gpus for node in machines.encoding)
+        raise PoolError(f"run.encode_actors is {actors}, but Ray has {gpus:g} GPUs, and each encoder takes {share:g}")
+    cpus = float(run.encode_threads or SMALL_CPUS)
+    if machines.apart and not run.encode_threads:  # nothing else runs there: all cores decode
+        cpus = min(int(10 * node.cpus / max(int(node.gpus / share), 1)) / 10 for node in machines.encoding)
+    return Pool(actors, cpus, gpus=share, max_actors=most_actors)
+
+
+def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pools: Mapping[StageName, Pool]) -> Pool:
+    """Two CPUs each, or what the other stages leave."""
+    left = _check_fit(machines, pools, pipeline.names, downloads * SMALL_CPUS)
+    each = min(float(DOWNLOAD_CPUS), int(10 * left / downloads) / 10, max(node.cpus for node in machines.others))
+    calls = 1 if pipeline.is_isolated else DOWNLOAD_CALLS
+    most_actors = pipeline.job.run.max_download_actors or 0
+    return Pool(downloads, each, calls=calls, max_actors=most_actors, labels=machines.labels)
+
+
+def _check_fit(
+    machines: _Machines, pools: Mapping[StageName, Pool], names: Iterable[StageName], needed: float = 0.0
+) -> float:
+    """CPUs that these pools leave. Raises PoolError where that is less than `needed`."""
+    shared = [pools[name] for name in names if name in pools and not (name == "encode" and machines.apart)]
+    left = machines.cpus - sum(pool.actors * pool.cpus for pool in shared)
+    if left < needed:
+        raise PoolError(
+            f"Ray has {machines.cpus:g} CPUs, too few for these pools: lower run.download_actors, run.encode_actors or "
+            "run.encode_threads, or give Ray two CPUs or more"
+        )
+    return left
 
 
 def source_of(names: Iterable[StageName]) -> StageName:

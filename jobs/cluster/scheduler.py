@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from pairmill.jobs.cluster.pools import Pool, source_of
 from pairmill.pipeline.common.faults import Failure
@@ -18,19 +18,25 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import ShardManifest
 
 LOOKAHEAD = 1
-"""Calls that wait in a worker beyond those that run, so that what they need is there when their turn comes."""
+"""Calls that wait in a worker beyond those that run, so that their data is there when their turn comes."""
 
 TICK_S = 5.0
 IDLE_S = 60.0
-"""A worker beyond the pool's least number goes once it has had nothing to do for so long."""
+"""Workers above the pool's minimum stop after this idle time."""
 _MAX_FAILED_STARTS = 3
 _SAY_AFTER_S = 60.0
+
+WorkerHandle: TypeAlias = Any
+Payload: TypeAlias = Any
+"""A handle to data that stays on the cluster."""
+Token: TypeAlias = Any
+"""Hashable; stands for a start or a call that is under way."""
 
 log = logging.getLogger(__name__)
 
 
 class SchedulerError(PairmillError, RuntimeError):
-    """Nothing moves any more; the message says what does not."""
+    """No shard advances any more; the message says why."""
 
 
 class WorkerDied(Exception):
@@ -38,58 +44,94 @@ class WorkerDied(Exception):
 
 
 class PayloadLost(Exception):
-    """What the call was to work on is gone, with the machine that held it."""
+    """The data that the call needed is gone, with the machine that held it."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker says of a shard: a failure, or after the last stage a manifest, or neither."""
+    """What a worker says at the end of a call: a failure, a manifest after the last stage, or where its result is."""
 
     failure: Failure | None = None
     manifest: ShardManifest | None = None
+    node: str = ""
+    """The machine that the worker, and so its result, is on."""
+    num_bytes: int = 0
+    """Of the result."""
+
+    @property
+    def ends_shard(self) -> bool:
+        """Whether no stage follows."""
+        return self.failure is not None or self.manifest is not None
 
 
 class WorkerBackend(Protocol):
-    """Workers somewhere. Tokens are hashable; payloads are handles to data that need not come here."""
+    """Workers somewhere."""
 
-    def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
+    def start(self, name: StageName, pool: Pool) -> tuple[WorkerHandle, Token]:
         """(worker, token that is done once it is ready)."""
 
-    def call(self, worker: Any, payload: Any) -> tuple[Any, Any]:
+    def call(self, worker: WorkerHandle, payloads: Sequence[Payload]) -> tuple[Token, Payload]:
         """(token of the report, payload of the result)."""
 
-    def wait(self, timeout_s: float) -> list[Any]:
+    def wait(self, timeout_s: float) -> list[Token]:
         """Tokens that are done and were not returned before, at least one unless time runs out."""
 
-    def result(self, token: Any) -> Report | None:
-        """The report; None for a start. Raises WorkerDied or PayloadLost."""
+    def result(self, token: Token) -> Report:
+        """The report of a call; of a start, the worker's node. Raises WorkerDied or PayloadLost."""
 
-    def stop(self, worker: Any) -> None:
+    def stop(self, worker: WorkerHandle) -> None:
         """End it, whatever it does."""
+
+
+@dataclass(frozen=True)
+class PooledStage:
+    """A stage and its workers."""
+
+    name: StageName
+    pool: Pool
+    returns_changes: bool = False
+    """Its result is some columns, which travel on beside the payload that it was given."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """How much may be between read and commit at once."""
+
+    max_shards: Callable[[int], int]
+    """Workers of the source stage -> shards."""
+    max_bytes: int
+    """Of all payloads on the cluster."""
+    expected_bytes: int
+    """Of one shard's payload, as long as the shard has none."""
 
 
 @dataclass(eq=False)
 class _Worker:
     stage: int
-    handle: Any
+    handle: WorkerHandle
     failed_starts: int = 0
-    """Of those whose place it takes."""
+    """Of the workers that it replaces."""
     busy: int = 0
-    ready: bool = False
+    node: str | None = None
+    """None until it is ready."""
     idle_since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
 class _Item:
+    """A shard on its way, with the node that holds the most of it."""
+
     shard: int
-    payload: Any
+    payloads: tuple[Payload, ...]
+    num_bytes: int = 0
+    node: str = ""
 
 
 @dataclass(frozen=True)
 class _Call:
     item: _Item
     worker: _Worker
-    payload: Any
+    result: Payload
 
 
 @dataclass
@@ -97,43 +139,44 @@ class Scheduler:
     """One pass of shards through all stages. `run` it, then `stop` it, also after an error."""
 
     backend: WorkerBackend
-    stages: Sequence[tuple[StageName, Pool]]
-    limit: Callable[[int], int]
-    """Workers of the source stage -> shards that may be under way."""
+    stages: Sequence[PooledStage]
+    admission: Admission
     patience_s: float
-    """SchedulerError where nothing ends for so long."""
+    """SchedulerError if no call ends for this long."""
     max_deaths: int
-    """Of one stage's workers in a row, without that stage finishing any shard between."""
+    """Of one stage's workers in a row, without that stage finishing any shard in between."""
     workers: list[list[_Worker]] = field(init=False)
     waiting: list[deque[_Item]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.workers = [[] for _ in self.stages]
         self.waiting = [deque() for _ in self.stages]
-        self._starting: dict[Any, _Worker] = {}
-        self._calls: dict[Any, _Call] = {}
+        self._starting: dict[Token, _Worker] = {}
+        self._calls: dict[Token, _Call] = {}
         self._deaths = [0] * len(self.stages)
-        names = [name for name, _ in self.stages]
+        names = [stage.name for stage in self.stages]
         self._source = names.index(source_of(names))
         self._moved = self._said = time.monotonic()
 
-    def run(self, shards: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Report | None]]:
+    def run(self, shards: Iterator[tuple[int, Payload]]) -> Iterator[tuple[int, Report | None]]:
         """(shard, report) as shards end, in no order; None for one lost with its worker. `shards`: (shard, payload).
 
         Raises SchedulerError.
         """
-        for stage, (_, pool) in enumerate(self.stages):
-            for _ in range(pool.actors):
-                self._start(stage)
+        for number, stage in enumerate(self.stages):
+            for _ in range(stage.pool.actors):
+                self._start(number)
         self._moved = time.monotonic()
         more = True
         while True:
-            while more and self._under_way() < self.limit(len(self.workers[self._source])):
-                more = (shard := next(shards, None)) is not None
-                if shard is not None:
-                    self.waiting[0].append(_Item(*shard))
+            while more and self._has_room():
+                more = (planned := next(shards, None)) is not None
+                if planned is not None:
+                    shard, payload = planned
+                    self.waiting[0].append(_Item(shard, (payload,)))
             self._dispatch()
-            self._look_after()
+            self._resize_pools()
+            self._check_progress()
             if not self._calls and not any(self.waiting):
                 return
             for token in self.backend.wait(TICK_S):
@@ -145,30 +188,38 @@ class Scheduler:
             self.backend.stop(worker.handle)
         self.workers = [[] for _ in self.stages]
 
-    def _under_way(self) -> int:
-        return len(self._calls) + sum(map(len, self.waiting))
+    def _has_room(self) -> bool:
+        """Whether another shard may start: by number, and by bytes, of which a shard alone may have any number."""
+        under_way = [*(call.item for call in self._calls.values()), *(item for queue in self.waiting for item in queue)]
+        if not under_way:
+            return True
+        if len(under_way) >= self.admission.max_shards(len(self.workers[self._source])):
+            return False
+        expected = self.admission.expected_bytes
+        return sum(item.num_bytes or expected for item in under_way) + expected <= self.admission.max_bytes
 
     def _start(self, stage: int, failed_starts: int = 0) -> None:
-        handle, token = self.backend.start(*self.stages[stage])
+        handle, token = self.backend.start(self.stages[stage].name, self.stages[stage].pool)
         worker = _Worker(stage, handle, failed_starts)
         self.workers[stage].append(worker)
         self._starting[token] = worker
 
     def _dispatch(self) -> None:
-        """Later stages first: what is nearly done lets go of the most memory."""
+        """Later stages first: a shard that is nearly done frees the most memory."""
         for stage in reversed(range(len(self.stages))):
-            room = self.stages[stage][1].calls + LOOKAHEAD
-            ready = [worker for worker in self.workers[stage] if worker.ready and worker.busy < room]
+            room = self.stages[stage].pool.calls + LOOKAHEAD
+            ready = [worker for worker in self.workers[stage] if worker.node is not None and worker.busy < room]
             while self.waiting[stage] and ready:
-                worker = min(ready, key=lambda each: each.busy)
                 item = self.waiting[stage].popleft()
-                token, payload = self.backend.call(worker.handle, item.payload)
-                self._calls[token] = _Call(item, worker, payload)
+                # The least busy; among equals, one beside the data.
+                worker = min(ready, key=lambda each: (each.busy, each.node != item.node))
+                token, result = self.backend.call(worker.handle, item.payloads)
+                self._calls[token] = _Call(item, worker, result)
                 worker.busy += 1
                 if worker.busy >= room:
                     ready.remove(worker)
 
-    def _ended(self, token: Any) -> Iterator[tuple[int, Report | None]]:
+    def _ended(self, token: Token) -> Iterator[tuple[int, Report | None]]:
         if token in self._starting:
             self._started(self._starting.pop(token), token)
             return
@@ -185,52 +236,63 @@ class Scheduler:
             yield call.item.shard, None
             return
         self._moved, self._deaths[worker.stage] = time.monotonic(), 0
-        if report is not None and report.failure is None and report.manifest is None:
-            self.waiting[worker.stage + 1].append(_Item(call.item.shard, call.payload))
-            return
-        yield call.item.shard, report
+        if report.ends_shard:
+            yield call.item.shard, report
+        else:
+            self.waiting[worker.stage + 1].append(self._next_item(call, report))
 
-    def _started(self, worker: _Worker, token: Any) -> None:
+    def _next_item(self, call: _Call, report: Report) -> _Item:
+        """The shard as the next stage gets it."""
+        item = call.item
+        if not self.stages[call.worker.stage].returns_changes:
+            return _Item(item.shard, (call.result,), report.num_bytes, report.node)
+        node = report.node if report.num_bytes > item.num_bytes else item.node
+        return _Item(item.shard, (*item.payloads, call.result), item.num_bytes + report.num_bytes, node)
+
+    def _started(self, worker: _Worker, token: Token) -> None:
         try:
-            self.backend.result(token)
+            worker.node = self.backend.result(token).node
         except (WorkerDied, PayloadLost) as died:
             if worker.failed_starts + 1 >= _MAX_FAILED_STARTS:
-                name = self.stages[worker.stage][0]
+                name = self.stages[worker.stage].name
                 raise SchedulerError(f"workers of the stage {name!r} end before they have begun: {died}") from None
             self._bury(worker, str(died), worker.failed_starts + 1)
             return
-        worker.ready, worker.idle_since = True, time.monotonic()
-        self._moved = time.monotonic()
+        worker.idle_since = self._moved = time.monotonic()
 
     def _bury(self, worker: _Worker, why: str, failed_starts: int = 0) -> None:
-        """A dead worker is replaced, once however many calls it took along."""
+        """Replace a dead worker, once however many calls it took along."""
         if worker not in self.workers[worker.stage]:
             return
         self.workers[worker.stage].remove(worker)
         self.backend.stop(worker.handle)
         self._deaths[worker.stage] += not failed_starts
         if self._deaths[worker.stage] > self.max_deaths:
-            name, deaths = self.stages[worker.stage][0], counted(self._deaths[worker.stage], "worker")
+            name, deaths = self.stages[worker.stage].name, counted(self._deaths[worker.stage], "worker")
             raise SchedulerError(f"{deaths} of the stage {name!r} died one after the other, the last one: {why}")
         self._start(worker.stage, failed_starts)
 
-    def _look_after(self) -> None:
-        """Grow a pool that shards wait for, let go of what has nothing to do, and do not wait for ever in silence.
-
-        Called after `_dispatch`: what waits then has no room.
-        """
+    def _resize_pools(self) -> None:
+        """Grow a pool that shards wait for, and stop a worker that has been idle. Call it after `_dispatch`."""
         now = time.monotonic()
-        for stage, (name, pool) in enumerate(self.stages):
-            workers = self.workers[stage]
-            ready = [worker for worker in workers if worker.ready]
-            if self.waiting[stage] and len(ready) == len(workers) < pool.max_actors:
-                self._start(stage)
+        for number, stage in enumerate(self.stages):
+            workers, pool = self.workers[number], stage.pool
+            ready = [worker for worker in workers if worker.node is not None]
+            if self.waiting[number] and len(ready) == len(workers) < pool.max_actors:
+                self._start(number)
             idle = [worker for worker in ready if not worker.busy and now - worker.idle_since > IDLE_S]
             if idle and len(workers) > pool.actors:
                 workers.remove(idle[0])
                 self.backend.stop(idle[0].handle)
-            if self.waiting[stage] and not ready and now - max(self._moved, self._said) > _SAY_AFTER_S:
-                self._said = now
-                log.warning("waiting for Ray to start a worker of the stage %r: is the cluster full?", name)
+
+    def _check_progress(self) -> None:
+        """Warn when a stage has no worker for long; raise SchedulerError when no call has ended for `patience_s`."""
+        now = time.monotonic()
         if now - self._moved > self.patience_s:
-            raise SchedulerError(f"no shard got further for {self.patience_s:,.0f} s, so something hangs")
+            raise SchedulerError(f"no shard advanced for {self.patience_s:,.0f} s, so something hangs")
+        if now - max(self._moved, self._said) <= _SAY_AFTER_S:
+            return
+        for number, stage in enumerate(self.stages):
+            if self.waiting[number] and all(worker.node is None for worker in self.workers[number]):
+                self._said = now
+                log.warning("waiting for Ray to start a worker of the stage %r: is the cluster full?", stage.name)

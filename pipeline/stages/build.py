@@ -13,7 +13,7 @@ from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.stages.stage import JobStage, Stage, StageName
 from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.manifest import ShardManifest
-from pairmill.schemas.pairs import IS_PAIR_COLUMN, KEPT_STATUS
+from pairmill.schemas.pairs import IS_PAIR_COLUMN, KEPT_STATUS, PICTURE, VERDICT, score_column_names
 from pairmill.schemas.status import Step
 from pairmill.schemas.version import VERSION
 
@@ -132,15 +132,23 @@ def _with_pairs(batch: ShardBatch) -> ShardBatch:
 
 @dataclass(frozen=True)
 class Encode(JobStage):
-    """Pairs get embeddings and similarities of every model."""
+    """Pairs get embeddings and similarities of every model.
+
+    Pictures do not travel on through it: the committer joins its columns to the batch that it was given, row by row.
+    """
 
     name: ClassVar[StageName] = "encode"
+    returns_changes: ClassVar[bool] = True
 
     def open(self, hooks: WorkerHooks) -> "OpenEncode":
         """Load the models. Raises ModelError."""
         from pairmill.pipeline.encode.encoder import Encoder  # loads torch: only this stage pays for it
 
         return OpenEncode(self, Encoder(self.job.models, self.job.run, self.job.images, hooks))
+
+
+_DECODED = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
+"""What an encoder may set: pictures of a corpus are decoded there for the first time."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +159,12 @@ class OpenEncode:
     encoder: "Encoder"
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
-        """Append the score columns of every model."""
+        """The score columns of every model, and what the pixels of a corpus told."""
         pixels = "original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
         contracts = tuple(replace(model.contract, pixels=pixels) for model in self.encoder.models)
-        return batch.with_table(self.encoder(batch.table)).with_info(contracts=contracts)
+        scores = [name for model in self.encoder.models for name in score_column_names(model.alias)]
+        table = self.encoder(batch.table).select([*_DECODED, *scores])
+        return batch.with_table(table).with_info(contracts=contracts)
 
     def close(self) -> None:
         """End the decoding threads."""

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import pyarrow as pa
+
 from pairmill.pipeline.common.hooks import NO_HOOKS
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.mapping import ColumnMapping
@@ -70,18 +72,17 @@ def _fetched(job: BuildJob, mapping: ColumnMapping) -> tuple[StageSpec, ...]:
     return (download, Encode(job, mapping)) if job.models else (download,)
 
 
-def process_shard(shard: Shard, stages: Sequence[tuple[StageName, Stage]]) -> ShardManifest:
+def process_shard(shard: Shard, stages: Sequence[tuple[StageSpec, Stage]]) -> ShardManifest:
     """One shard from plan to commit, in this process. `stages` as `open_stages` gives them."""
-    import pyarrow as pa
+    batch = ShardBatch(BatchInfo(shard), pa.table({}))
+    for spec, stage in stages:
+        result = run_stage(spec.name, stage, batch)
+        if isinstance(result, ShardManifest):
+            return result
+        batch = batch.updated(result) if spec.returns_changes else result
+    raise ValueError("the last stage of a pipeline commits")
 
-    result: ShardBatch | ShardManifest = ShardBatch(BatchInfo(shard), pa.table({}))
-    for name, stage in stages:
-        assert isinstance(result, ShardBatch)  # only the last stage ends a shard
-        result = run_stage(name, stage, result)
-    assert isinstance(result, ShardManifest)
-    return result
 
-
-def open_stages(pipeline: Pipeline) -> list[tuple[StageName, Stage]]:
+def open_stages(pipeline: Pipeline) -> list[tuple[StageSpec, Stage]]:
     """Build every stage in this process. Close each when done."""
-    return [(spec.name, spec.open(NO_HOOKS)) for spec in pipeline.stages]
+    return [(spec, spec.open(NO_HOOKS)) for spec in pipeline.stages]

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.hooks import WorkerHooks
@@ -39,6 +39,10 @@ class StageSpec(Protocol):
     def isolated(self) -> bool:
         """Whether it decodes, and calls the user's own rules, in a child process: what kills that costs one row."""
 
+    @property
+    def returns_changes(self) -> bool:
+        """Whether the batch that it returns has only the columns that it set or added."""
+
     def isolate(self) -> "StageSpec":
         """The same stage, isolated: slower."""
 
@@ -53,6 +57,7 @@ class JobStage:
     job: BuildJob
     mapping: ColumnMapping
     isolated: bool = False
+    returns_changes: ClassVar[bool] = False
 
     @property
     def store(self) -> Store:

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +13,23 @@ from hypothesis import strategies as st
 
 from pairmill.jobs.cluster import scheduler as scheduler_module
 from pairmill.jobs.cluster.pools import Pool
-from pairmill.jobs.cluster.scheduler import PayloadLost, Report, Scheduler, SchedulerError, WorkerDied
+from pairmill.jobs.cluster.scheduler import (
+    Admission,
+    PayloadLost,
+    PooledStage,
+    Report,
+    Scheduler,
+    SchedulerError,
+    WorkerDied,
+)
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import FailureKind
 from pairmill.schemas.manifest import ShardManifest
 
-STAGES: list[StageName] = ["read", "download", "commit"]
+STAGES: list[StageName] = ["read", "download", "encode", "commit"]
+PAYLOADS = {"read": 1, "download": 1, "encode": 1, "commit": 2}
+"""An encoder returns changes, which reach the commit beside what the download made."""
 
 FAILED = Failure(FailureKind.SHARD, "failed", "failed")
 DONE = ShardManifest.model_validate(
@@ -47,9 +57,11 @@ class Cluster:
         self.pending[token] = (worker, None)
         return worker, token
 
-    def call(self, worker: int, payload: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    def call(self, worker: int, payloads: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, int]]:
         assert worker in self.alive
+        payload = payloads[-1]
         shard, done = payload
+        assert len(payloads) == PAYLOADS[self.alive[worker]]
         assert self.alive[worker] == STAGES[done], "a shard skipped a stage"
         token = next(self.numbers)
         self.pending[token] = (worker, payload)
@@ -63,13 +75,13 @@ class Cluster:
         self.told.update(some)
         return some
 
-    def result(self, token: int) -> Report | None:
+    def result(self, token: int) -> Report:
         worker, payload = self.pending.pop(token)
         if worker not in self.alive or (payload and self.rng.random() < self.death):
             self.alive.pop(worker, None)
             raise WorkerDied("killed")
         if payload is None:
-            return None
+            return Report(node=str(worker % 3))
         if self.rng.random() < self.loss:
             raise PayloadLost("gone")
         if self.rng.random() < self.failure:
@@ -80,9 +92,9 @@ class Cluster:
         self.alive.pop(worker, None)
 
 
-def flow_of(cluster: Cluster, limit: int = 5, actors: int = 2, **more: Any) -> Scheduler:
-    pools = [(name, Pool(actors, 1.0, calls=2, **more)) for name in STAGES]
-    return Scheduler(cluster, pools, lambda _: limit, patience_s=60.0, max_deaths=10**6)
+def scheduler_of(cluster: Cluster, limit: int = 5, actors: int = 2, **more: Any) -> Scheduler:
+    stages = [PooledStage(name, Pool(actors, 1.0, calls=2, **more), name == "encode") for name in STAGES]
+    return Scheduler(cluster, stages, Admission(lambda _: limit, 10**9, 1), patience_s=60.0, max_deaths=10**6)
 
 
 def shards(count: int) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -99,8 +111,8 @@ def test_every_shard_ends_exactly_once_whoever_dies(
     seed: int, count: int, limit: int, rates: tuple[float, float]
 ) -> None:
     cluster = Cluster(seed, *rates, failure=0.1)
-    scheduler = flow_of(cluster, limit)
-    ended = list(scheduler.run(shards(count)))
+    scheduler = scheduler_of(cluster, limit)
+    ended: list[tuple[int, Report | None]] = list(scheduler.run(shards(count)))
     scheduler.stop()
     assert Counter(shard for shard, _ in ended) == Counter(range(count))
     assert cluster.most_under_way <= limit
@@ -113,7 +125,7 @@ def test_every_shard_ends_exactly_once_whoever_dies(
 @settings(deadline=None)
 def test_a_pool_grows_while_shards_wait_and_never_beyond_its_most(seed: int) -> None:
     cluster = Cluster(seed)
-    scheduler = flow_of(cluster, limit=30, actors=1, max_actors=4)
+    scheduler = scheduler_of(cluster, limit=30, actors=1, max_actors=4)
     most = 0
     for _ in scheduler.run(shards(60)):
         most = max(most, max(len(pool) for pool in scheduler.workers))
@@ -125,10 +137,10 @@ def test_idle_workers_beyond_the_least_number_are_let_go(monkeypatch: pytest.Mon
     ticks = itertools.count()
     monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     cluster = Cluster(1)
-    scheduler = flow_of(cluster, limit=30, actors=1, max_actors=4)
+    scheduler = scheduler_of(cluster, limit=30, actors=1, max_actors=4)
     scheduler.patience_s = 1e9
     limits, sizes = [30], []
-    scheduler.limit = lambda _: limits[0]
+    scheduler.admission = Admission(lambda _: limits[0], 10**9, 1)
     for number, _ in enumerate(scheduler.run(shards(600))):
         sizes.append(len(scheduler.workers[1]))
         limits[0] = 30 if number < 100 else 1  # the rest comes one by one
@@ -139,24 +151,24 @@ def test_idle_workers_beyond_the_least_number_are_let_go(monkeypatch: pytest.Mon
 
 def test_workers_that_end_before_they_have_begun_stop_the_run_with_their_words() -> None:
     class Stillborn(Cluster):
-        def result(self, token: int) -> Report | None:
+        def result(self, token: int) -> Report:
             worker, payload = self.pending[token]
             if payload is None and self.alive.get(worker) == "download":
                 self.alive.pop(worker)
             return super().result(token)
 
     with pytest.raises(SchedulerError, match=r"stage 'download' end before they have begun: killed"):
-        list(flow_of(Stillborn(1)).run(shards(3)))
+        list(scheduler_of(Stillborn(1)).run(shards(3)))
 
 
 def test_worker_after_worker_dying_stops_the_run() -> None:
     class LastStageDies(Cluster):
-        def result(self, token: int) -> Report | None:
+        def result(self, token: int) -> Report:
             _, payload = self.pending[token]
             self.death = float(payload is not None and payload[1] == len(STAGES) - 1)
             return super().result(token)
 
-    scheduler = flow_of(LastStageDies(1))
+    scheduler = scheduler_of(LastStageDies(1))
     scheduler.max_deaths = 7
     with pytest.raises(SchedulerError, match="8 workers of the stage 'commit' died one after the other"):
         list(scheduler.run(shards(100)))
@@ -166,16 +178,65 @@ def test_many_starts_that_fail_together_are_no_reason_to_stop() -> None:
     class NodeLost(Cluster):
         starts = 0
 
-        def result(self, token: int) -> Report | None:
+        def result(self, token: int) -> Report:
             worker, payload = self.pending[token]
             self.starts += payload is None
             if payload is None and self.starts <= 12:
                 self.alive.pop(worker, None)
             return super().result(token)
 
-    scheduler = flow_of(NodeLost(1), actors=4)
+    scheduler = scheduler_of(NodeLost(1), actors=4)
     assert len(list(scheduler.run(shards(20)))) == 20
     scheduler.stop()
+
+
+@given(seed=st.integers(0, 10**6), most=st.integers(1, 50), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=40))
+def test_payloads_under_way_stay_within_their_bytes_unless_a_single_shard_is_larger(
+    seed: int, most: int, sizes: list[int]
+) -> None:
+    class Weighed(Cluster):
+        most_bytes = 0
+
+        def result(self, token: int) -> Report:
+            _, payload = self.pending[token]
+            report = super().result(token)
+            under_way = {pending[0] for _, pending in self.pending.values() if pending} | {payload and payload[0]}
+            self.most_bytes = max(self.most_bytes, sum(sizes[shard] for shard in under_way if shard is not None))
+            return report if payload is None or report.ends_shard else Report(num_bytes=sizes[payload[0]])
+
+    cluster = Weighed(seed)
+    scheduler = scheduler_of(cluster)
+    scheduler.admission = Admission(lambda _: 100, most, max(sizes))  # what a shard comes to is foreseen
+    assert len(list(scheduler.run(shards(len(sizes))))) == len(sizes)
+    assert cluster.most_bytes <= max(most, *sizes)
+
+
+def test_of_equally_busy_workers_the_one_beside_the_data_gets_the_shard() -> None:
+    class Nodes(Cluster):
+        """Every call's result is on node 1; encoders are on nodes 0, 1 and 2."""
+
+        calls: list[int]
+
+        def call(self, worker: int, payloads: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, int]]:
+            if self.alive[worker] == "encode":
+                self.calls.append(worker)
+            return super().call(worker, payloads)
+
+        def result(self, token: int) -> Report:
+            worker, payload = self.pending[token]
+            report = super().result(token)
+            if payload is None:
+                return Report(node=str(worker % 3))
+            return report if report.ends_shard else Report(node="1", num_bytes=5)
+
+    cluster = Nodes(3)
+    cluster.calls = []
+    scheduler = scheduler_of(cluster, limit=1, actors=3)
+    list(scheduler.run(shards(20)))
+    encoders = {worker.handle: worker.node for worker in scheduler.workers[STAGES.index("encode")]}
+    beside = [worker for worker in cluster.calls if encoders[worker] == "1"]
+    assert set(encoders.values()) > {"1"}
+    assert len(beside) == len(cluster.calls) - sum(encoders[worker] != "1" for worker in cluster.calls[:3])
 
 
 def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
@@ -183,7 +244,7 @@ def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
         def wait(self, timeout_s: float) -> list[int]:
             return []
 
-    scheduler = flow_of(Stuck(1))
+    scheduler = scheduler_of(Stuck(1))
     scheduler.patience_s = 0.05
     with pytest.raises(SchedulerError, match="so something hangs"):
         list(scheduler.run(shards(1)))
