@@ -197,7 +197,8 @@ def run_shards_of(
             return
         failures[outcome.shard] = last_line(result.traceback)
         if result.kind is FailureKind.STORAGE:
-            raise engine.EngineError(f"{result.message}; put that right and run it again")
+            where = "" if pipeline.store.root in result.message else f"{pipeline.store.root}: "
+            raise engine.EngineError(f"{where}{result.message}; put that right and run it again")
         pipeline.store.replace(_failure_name(outcome.shard), result.traceback.encode())
         if listener:
             listener.failed(outcome.shard, failures[outcome.shard])

@@ -36,7 +36,7 @@ def local_fault(error: BaseException) -> LocalFault | None:
         return error
     number = getattr(error, "errno", None)
     if number in _FULL_ERRNOS:
-        return DiskFull("no room left on the output's disk, or on that of a worker's temporary folder")
+        return DiskFull("no room left on the disk of the output, or of a worker's temporary folder")
     if isinstance(error, MemoryError) or number in LOCAL_ERRNOS or _OUT_OF_MEMORY in str(error):
         return LocalFault(f"{type(error).__name__}: {error}")
     return None

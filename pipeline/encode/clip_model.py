@@ -51,7 +51,7 @@ class ModelError(PairmillError, ValueError):
 class ClipModel:
     """One open_clip model, ready to encode on one device."""
 
-    def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks) -> None:
+    def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> None:
         import open_clip  # with torch, 4 s: only who encodes pays for it
         import torch
 

@@ -225,7 +225,7 @@ def test_a_decoder_that_this_machine_fails_loses_no_row(
 
 
 HANGING_WORKER = """
-import sys, time
+import os, sys, time
 from pairmill.pipeline.fetch import download
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob
@@ -235,7 +235,7 @@ ImageProcessor.process = lambda self, body: time.sleep(600)
 download.DECODE_TIMEOUT_S, download.HANG_CHECK_S = 1.0, 0.2
 fetch = {"allow_networks": ["127.0.0.0/8"]}
 job = BuildJob.model_validate({"source": {"paths": ["x"]}, "output": "unused", "fetch": fetch})
-download.Downloader(job, may_exit=True)(shard([sys.argv[1]]))
+download.Downloader(job, on_hang=lambda: os._exit(1))(shard([sys.argv[1]]))
 """
 
 

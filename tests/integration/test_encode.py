@@ -195,7 +195,7 @@ def test_weights_that_cannot_be_fetched_are_a_clear_error(name: str, tmp_path: P
     command = [
         sys.executable,
         "-m",
-        "pairmill.jobs.cli.main",
+        "pairmill",
         "embed",
         str(tmp_path),
         str(tmp_path / "out"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from s3fs import S3FileSystem
 from torch.utils.data import DataLoader
 
 from pairmill.jobs.build import build
@@ -41,6 +42,7 @@ def bucket() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
+    S3FileSystem.clear_instance_cache()  # one of before may have been made without this environment
     Store("s3://mill").fs.mkdir("mill")
     yield "s3://mill"
     for name, value in before.items():

@@ -174,7 +174,7 @@ def test_a_stopped_job_goes_on_by_the_same_command(cluster: str, project: Path, 
     submitted = pairmill(project, "submit", "--address", cluster, "build", "--job", "job.yaml", source, output, *slow)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     job_id = re.match(r"(raysubmit_\w+): submitted", submitted.stdout)[1]  # type: ignore[index]
-    store = Store(output)
+    store = mill(s3, "c")
     deadline = time.monotonic() + 90
     while not store.list("manifests"):
         assert time.monotonic() < deadline, pairmill(project, "jobs", "logs", job_id, "--address", cluster).stdout
