@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pairmill.schemas.pairs import OWN_COLUMNS
 from pairmill.schemas.s3 import S3Config, without_secrets
 
 CONFIG_VERSION: Literal[1] = 1
@@ -192,8 +193,13 @@ class ModelConfig(_Settings):
     def _is_column_suffix(cls, alias: str) -> str:
         if not _ALIAS.fullmatch(alias):
             raise ValueError("an alias is a lower-case letter, then lower-case letters, digits or _ (40 at most)")
+        if alias in RESERVED_ALIASES:
+            raise ValueError(f"{alias!r} ends the name of another column, so it cannot name a model's; try m_{alias}")
         return alias
 
+
+RESERVED_ALIASES = frozenset(name.rpartition("_")[2] for name in OWN_COLUMNS if "_" in name)
+"""Suffixes of pairmill's own columns: `SELECT COLUMNS('.*_id$')` must not find a model's."""
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 

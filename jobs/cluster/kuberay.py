@@ -3,16 +3,19 @@
 import base64
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
-from pairmill.jobs.cluster.job_bundle import Command, bundled
+from pairmill.jobs.cluster.job_bundle import Command, JobBundle, bundled
 from pairmill.pipeline.common.files import is_remote
 from pairmill.schemas.errors import JobError
+
+Yaml: TypeAlias = dict[str, Any]
+"""An object of Kubernetes, as its YAML nests."""
 
 MOUNT = "/job"
 _SCRIPT = """# Python does not import from a ConfigMap's links: own rules and the job file are copied first.
@@ -30,38 +33,45 @@ MAX_CONFIG_MAP_BYTES = 1_000_000
 def manifest(command: Command, image: str) -> str:
     """YAML of a ConfigMap with the command and its files, and of a RayJob that runs it. Raises JobError.
 
-    Files lie flat in a ConfigMap, so packages of own rules belong in the image. Both are named by their content, so
-    that another job's do not take their place.
+    A ConfigMap has no folders, so packages of your own rules belong in the image. Both objects are named by their
+    content, so that another job's cannot replace them.
     """
     with bundled(command) as bundle:
-        if here := [uri for uri in bundle.uris if not is_remote(uri)]:
-            raise JobError(f"{here[0]}: no pod has this path; on Kubernetes everything is s3://...")
-        files = _files(bundle.folder)
-        line = shlex.join(["pairmill", *bundle.command(f"{MOUNT}/")])
-    script = _SCRIPT.format(mount=MOUNT, command=line)
-    files["run.sh"] = script.encode()
+        if local := [uri for uri in bundle.uris if not is_remote(uri)]:
+            raise JobError(f"{local[0]}: no pod has this path; on Kubernetes everything is s3://...")
+        files = {**_files(bundle.folder), "run.sh": _script(bundle).encode()}
     if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
         raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
     name = f"pairmill-{hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=4).hexdigest()}"
-    job = yaml.safe_load(resources.files("pairmill.jobs.cluster").joinpath("rayjob.yaml").read_text())
+    return "---\n".join(_dumped(part) for part in (_config_map(name, files), _ray_job(name, image, bundle.has_models)))
+
+
+def _script(bundle: JobBundle) -> str:
+    line = shlex.join(["pairmill", *bundle.command(f"{MOUNT}/")])
+    return _SCRIPT.format(mount=MOUNT, command=line)
+
+
+def _config_map(name: str, files: Mapping[str, bytes]) -> Yaml:
+    binary = {file: base64.b64encode(data).decode() for file, data in files.items() if file.endswith(".gz")}
+    texts = {file: data.decode() for file, data in files.items() if not file.endswith(".gz")}
+    kind = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+    return {**kind, "binaryData": binary, "data": texts}
+
+
+def _ray_job(name: str, image: str, has_models: bool) -> Yaml:
+    """`rayjob.yaml` with the job's name, image and files; without encoders where there is nothing to encode."""
+    job: Yaml = yaml.safe_load(resources.files("pairmill.jobs.cluster").joinpath("rayjob.yaml").read_text())
     job["metadata"]["name"] = name
-    if not bundle.has_models:
+    job["spec"]["entrypoint"] = f"bash {MOUNT}/run.sh"
+    if not has_models:
         groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         groups[:] = [group for group in groups if group["groupName"] != "encode"]
-    job["spec"]["entrypoint"] = f"bash {MOUNT}/run.sh"
     for pod in _pods(job):
         for container in pod["containers"]:
             container["image"] = image
         for volume in pod["volumes"]:
             volume["configMap"]["name"] = name
-    config_map = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": name},
-        "binaryData": {name: base64.b64encode(data).decode() for name, data in files.items() if name.endswith(".gz")},
-        "data": {name: data.decode() for name, data in files.items() if not name.endswith(".gz")},
-    }
-    return "---\n".join(_dumped(part) for part in (config_map, job))
+    return job
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -75,7 +85,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _pods(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _pods(job: Yaml) -> Iterator[Yaml]:
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         yield group["template"]["spec"]
@@ -86,5 +96,5 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
-def _dumped(part: dict[str, Any]) -> str:
+def _dumped(part: Yaml) -> str:
     return yaml.dump(part, Dumper=_NoAliases, sort_keys=False, width=200)
