@@ -27,7 +27,6 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from bench.embed import write_tars
-from bench.metadata import write_dataset
 from pairmill.jobs.build import build
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
@@ -38,6 +37,7 @@ from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
 from pairmill.schemas.pairs import embedding_type
 from pairmill.schemas.subset import SelectJob
+from tests.synthetic_dataset import write_dataset
 
 BATCH_SIZE, DIM = 64, 512
 WORKERS = (0, 2)

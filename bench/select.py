@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.metadata import write_dataset
+from tests.synthetic_dataset import write_dataset
 
 STEPS = [
     {"where": "similarity >= 0.2"},

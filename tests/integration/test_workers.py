@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.metadata import write_dataset
+from tests.synthetic_dataset import write_dataset
 from tests.unit.select.conftest import row_ids
 
 CHOOSE = """

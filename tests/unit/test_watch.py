@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench.metadata import write_dataset
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.cli.watch import watch
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.plan import PlanError
 from pairmill.schemas.manifest import ShardManifest
+from tests.synthetic_dataset import write_dataset
 
 
 class Told(ConsoleProgress):

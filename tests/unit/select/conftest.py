@@ -7,12 +7,12 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from bench.metadata import write_dataset
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset import chunks
 from pairmill.pipeline.dataset.subset import read_subset, read_tables
 from pairmill.schemas.subset import SelectJob, Subset
+from tests.synthetic_dataset import write_dataset
 
 ROWS = 12_000
 

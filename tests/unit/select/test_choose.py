@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.metadata import write_dataset
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.select import choose as choosing
 from pairmill.pipeline.select.compare import compare
 from pairmill.pipeline.select.near import band_masks, near_pairs
 from pairmill.pipeline.select.scan import KEYED
+from tests.synthetic_dataset import write_dataset
 from tests.unit.select.conftest import ROWS, choose, oracle, row_ids
 
 pytestmark = pytest.mark.usefixtures("many_chunks")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from bench.metadata import write_dataset
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
+from tests.synthetic_dataset import write_dataset
 from tests.unit.select.conftest import choose, row_ids
 
 COLUMNS = ("row_id", "similarity", "width")

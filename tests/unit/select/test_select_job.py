@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from bench.metadata import write_dataset
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_file import load_select_job
 from pairmill.jobs.select import select
@@ -21,6 +20,7 @@ from pairmill.pipeline.source.plan import PlanError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.subset import SelectJob
+from tests.synthetic_dataset import write_dataset
 from tests.unit.select.added import add_columns
 from tests.unit.select.conftest import choose, row_ids
 
