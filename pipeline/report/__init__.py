@@ -1,1 +1,4 @@
-"""Pictures and plots of what a job made, for people who choose thresholds by looking."""
+"""Pages with pictures and plots, for people who choose thresholds by looking.
+
+A finished output folder enters, one HTML file leaves.
+"""

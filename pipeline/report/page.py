@@ -1,7 +1,7 @@
-"""HTML of the contact sheet: one file, no scripts, nothing fetched.
+"""The contact sheet as HTML: one file that runs no scripts and loads nothing.
 
-Captions and URLs are written by strangers. All text goes through `_text`, and a Content-Security-Policy forbids
-everything but inline styles and data: pictures, should anything slip through.
+Captions and URLs come from strangers. All text goes through `_text`; should anything slip through, a
+Content-Security-Policy forbids everything but inline styles and data: pictures.
 """
 
 import html
@@ -18,15 +18,14 @@ from pairmill.schemas.status import Status
 CAPTION_CHARS = 180
 URL_CHARS = 120
 
-# Control characters, marks of writing direction, invisible and private ones: they could turn or hide what follows.
+# Control, direction, invisible and private-use characters: they can reverse or hide the text after them.
 _DECEIVING = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ue000-\uf8ff\U000e0000-\U000e0fff]"
 )
-_NO_CAPTION = '<p class="none">no caption</p>'
 _TICK_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-_WIDTH, _HEIGHT, _AXIS, _TOP = 560, 330, 26, 20  # of the histogram, in its own units
-_MOST_BARS = 60
+_WIDTH, _HEIGHT, _AXIS, _TOP = 560, 330, 26, 20  # of the histogram, in SVG user units
+_MAX_BARS = 60
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -66,7 +65,7 @@ base-uri 'none'; form-action 'none'">
 
 @dataclass(frozen=True)
 class Card:
-    """One pair. `picture` is a data: URI, None where there is none to show."""
+    """One pair. `picture` is a data: URI, None where there is nothing to show."""
 
     caption: str | None
     url: str | None
@@ -78,45 +77,51 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """Some pairs under a title."""
+    """Pairs under a title."""
 
     title: str
     about: str
     cards: Sequence[Card]
 
 
-def render(
-    title: str,
-    model: str | None,
-    threshold: float | None,
-    statuses: Mapping[str, int],
-    histogram: npt.NDArray[np.int64],
-    sections: Sequence[Section],
-) -> str:
-    """The whole page. `histogram`: [dropped, kept] x bins over [-1, 1]; all zero where no model ran."""
-    rows, kept = sum(statuses.values()), statuses.get(Status.OK, 0)
+@dataclass(frozen=True, eq=False)
+class Page:
+    """Everything that the sheet shows."""
+
+    title: str
+    model: str | None
+    threshold: float | None
+    statuses: Mapping[str, int]
+    histogram: npt.NDArray[np.int64]
+    """[dropped, kept] x bins over [-1, 1]; all zero if no model ran."""
+    sections: Sequence[Section]
+
+
+def render(page: Page) -> str:
+    """The whole page as HTML."""
+    rows, kept = sum(page.statuses.values()), page.statuses.get(Status.OK, 0)
     facts = {
         "rows in": f"{rows:,}",
         "kept": f"{kept:,}",
         "share kept": f"{kept / max(rows, 1):.1%}",
-        "model": model or "none",
-        "threshold": "none" if threshold is None else f"{threshold:.3f}",
+        "model": page.model or "none",
+        "threshold": "none" if page.threshold is None else f"{page.threshold:.3f}",
     }
     return _PAGE.format(
         css=resources.files("pairmill.pipeline.report").joinpath("contact_sheet.css").read_text("utf-8"),
-        title=_text(title, URL_CHARS),
+        title=_text(page.title, URL_CHARS),
         facts="".join(f"<div><dt>{name}</dt><dd>{_text(value, URL_CHARS)}</dd></div>" for name, value in facts.items()),
-        histogram=_histogram(histogram, threshold),
-        funnel=_funnel(statuses, rows),
-        sections="\n".join(map(_section, sections)) or '<p class="none">No pairs are committed yet.</p>',
+        histogram=_histogram(page.histogram, page.threshold),
+        funnel=_funnel(page.statuses, rows),
+        sections="\n".join(map(_section, page.sections)) or '<p class="none">No pairs are committed yet.</p>',
     )
 
 
-def _text(text: str | None, most: int) -> str:
-    """Foreign text as HTML: cut, escaped, and what deceives the eye shown as a replacement character."""
-    short = (text or "")[: most + 1]
-    if len(short) > most:
-        short = short[: most - 1] + "…"
+def _text(text: str | None, max_chars: int) -> str:
+    """Untrusted text as HTML: truncated, escaped, deceiving characters shown as U+FFFD."""
+    short = (text or "")[: max_chars + 1]
+    if len(short) > max_chars:
+        short = short[: max_chars - 1] + "…"
     return html.escape(_DECEIVING.sub("\ufffd", short))
 
 
@@ -146,12 +151,12 @@ def _card(card: Card) -> str:
 
 
 def _histogram(histogram: npt.NDArray[np.int64], threshold: float | None) -> str:
-    """Bars of kept on dropped pairs over similarity, the threshold as a line; inline SVG."""
+    """Inline SVG: pairs per similarity as stacked bars, dropped below kept, and the threshold as a line."""
     used = np.flatnonzero(histogram.any(axis=0))
     if not used.size:
         return '<p class="none">No model ran, so there are no similarities to show.</p>'
     bins = histogram.shape[1]
-    per_bar = next(n for n in range(1, bins + 1) if bins % n == 0 and np.ptp(used) / n < _MOST_BARS)
+    per_bar = next(n for n in range(1, bins + 1) if bins % n == 0 and np.ptp(used) / n < _MAX_BARS)
     bars = histogram.reshape(2, bins // per_bar, per_bar).sum(axis=2)  # [dropped, kept] x bars
     width = 2 * per_bar / bins
     low, high = used[0] // per_bar * width - 1, (used[-1] // per_bar + 1) * width - 1
@@ -172,20 +177,20 @@ def _histogram(histogram: npt.NDArray[np.int64], threshold: float | None) -> str
 
 
 def _bar(x: float, width: float, dropped: int, kept: int, tallest: int) -> str:
-    """Kept pairs on top of dropped ones; the numbers as a tooltip."""
+    """One stacked bar, with the counts as a tooltip."""
     if not dropped + kept:
         return ""
     base = _HEIGHT - _AXIS
     unit = (base - _TOP) / tallest
     rects = []
     for kind, count, top in (("dropped", dropped, dropped), ("kept", kept, dropped + kept)):
-        place = f'x="{x:.1f}" y="{base - top * unit:.1f}" width="{width:.1f}" height="{count * unit:.1f}"'
-        rects.append(f'<rect class="{kind}" {place}/>' if count else "")
+        geometry = f'x="{x:.1f}" y="{base - top * unit:.1f}" width="{width:.1f}" height="{count * unit:.1f}"'
+        rects.append(f'<rect class="{kind}" {geometry}/>' if count else "")
     return f"<g><title>{kept:,} kept, {dropped:,} dropped</title>{''.join(rects)}</g>"
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round values from low to high, ten at most."""
+    """At most ten round values from low to high."""
     step = next((step for step in _TICK_STEPS if (high - low) / step <= 10), _TICK_STEPS[-1])
     return [round(index * step, 2) for index in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
 
@@ -204,7 +209,7 @@ def _threshold_line(x: float, threshold: float) -> str:
 
 
 def _funnel(statuses: Mapping[str, int], rows: int) -> str:
-    """A row per Status that took rows, in the order of the checks, with what was left after it."""
+    """One line per Status that took rows, in the order of the checks, with the rows that remained after it."""
     lines = [_funnel_line("rows in", "", rows, rows, "all")]
     left = rows
     for status in Status:
