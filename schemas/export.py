@@ -1,4 +1,4 @@
-"""An export: a choice, as the files that other tools read."""
+"""Exports: a subset written as files that other tools read."""
 
 from typing import Annotated, Literal
 
@@ -17,7 +17,7 @@ class _Settings(BaseModel):
 
 
 class ExportJob(_Settings):
-    """`pairmill export`: the rows of a subset, in a fixed order, cut into files of so many samples."""
+    """`pairmill export`: the rows of a subset, in a fixed order, in files of `samples_per_file` samples."""
 
     config_version: Literal[1] = CONFIG_VERSION
     """Version of the job file's format."""
@@ -40,7 +40,7 @@ class ExportJob(_Settings):
 
 
 class ExportRecord(_Settings):
-    """`export/export.json` in the output: what is written there. Another export into the same folder is refused."""
+    """`export/export.json` in the output: which export the folder belongs to. Any other export there is refused."""
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -50,14 +50,15 @@ class ExportRecord(_Settings):
     samples_per_file: int
     shuffle_seed: int | None
     columns: list[str]
-    """Of the dataset, that the files are made from."""
+    """Columns of the dataset that the files are made from."""
     rows: int
     num_files: int
 
 
-class ExportedFile(_Settings):
-    """`export/manifests/K.json`: one stretch of the rows is written; `files` by their part in the format."""
+class ExportedPart(_Settings):
+    """`export/manifests/K.json`: part K of the export is written. Formats differ in how many files make up a part."""
 
     number: int
     rows: int
     files: dict[str, DataFile]
+    """By name, relative to the output."""

@@ -4,6 +4,8 @@ In flight, a shard is one table whose rows never change in number or order: a re
 its Status set. Only the commit splits it into `pairs/` and `rejects/`.
 """
 
+from typing import NamedTuple
+
 import pyarrow as pa
 
 from pairmill.schemas.status import Status
@@ -98,9 +100,17 @@ def is_embedding(field: pa.Field) -> bool:
     return named and bool(pa.types.is_fixed_size_list(field.type))
 
 
-def score_column_names(alias: str) -> tuple[str, str, str]:
-    """(similarity, image embedding, text embedding): the columns of one model."""
-    return f"similarity_{alias}", f"image_embedding_{alias}", f"text_embedding_{alias}"
+class ScoreColumnNames(NamedTuple):
+    """Names of the columns of one model."""
+
+    similarity: str
+    image_embedding: str
+    text_embedding: str
+
+
+def score_column_names(alias: str) -> ScoreColumnNames:
+    """Names of the columns of the model with this alias."""
+    return ScoreColumnNames(f"similarity_{alias}", f"image_embedding_{alias}", f"text_embedding_{alias}")
 
 
 def score_columns(alias: str, dim: int) -> pa.Schema:

@@ -1,7 +1,7 @@
-"""A choice from a dataset: the steps that a person asks for, and the record of what came of them."""
+"""Subsets of a finished dataset: the steps that select the rows, and the record of what each step did."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,7 +20,7 @@ class _Settings(BaseModel):
 
 
 class _Share(_Settings):
-    """Either a fraction of the rows that come in, or a count."""
+    """How many rows a step keeps: a fraction of its input rows, or a count."""
 
     fraction: Fraction | None = None
     """Share of the rows to keep, rounded to the nearest row."""
@@ -28,34 +28,34 @@ class _Share(_Settings):
     """Number of rows to keep."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Any:
+    def _either_fraction_or_count(self) -> Self:
         if (self.fraction is None) == (self.count is None):
             raise ValueError("give either a fraction or a count")
         return self
 
-    def of(self, num_rows: int) -> int:
-        """Rows to keep of `num_rows`: the fraction rounded to the nearest row, and never more than there are."""
-        wanted = self.count if self.count is not None else math.floor((self.fraction or 0.0) * num_rows + 0.5)
-        return min(num_rows, wanted)
+    def rows_to_keep(self, num_rows: int) -> int:
+        """How many of `num_rows` rows to keep, at most all of them. A fraction is rounded to the nearest row."""
+        count = self.count if self.count is not None else math.floor((self.fraction or 0.0) * num_rows + 0.5)
+        return min(num_rows, count)
 
 
 class Top(_Share):
-    """The rows with the highest score. Nulls and NaN rank below all numbers, equal scores by a hash of the uid."""
+    """The rows with the highest score. Null and NaN rank below every number; a hash of the uid breaks ties."""
 
     by: str
-    """A column, or an expression of numbers such as `similarity_a + similarity_b`; `-width` keeps the narrowest. Whole
-    numbers beyond 2^53 are compared as the nearest float64."""
+    """A column or a numeric expression such as `similarity_a + similarity_b`; `-width` keeps the narrowest pictures.
+    Integers above 2^53 are compared as the nearest float64."""
 
 
 class Sample(_Share):
-    """A random choice by a hash of the uid and the seed: of one seed, the smaller sample is part of the larger."""
+    """A random sample, by a hash of the uid and the seed. With one seed, a smaller sample is part of a larger one."""
 
     seed: int = 0
-    """Seed of the random choice."""
+    """Seed of the sample."""
 
 
 class Dedup(_Settings):
-    """One row of each group of equals. Null is equal to nothing."""
+    """Keep one row of each group of duplicates. Null is a duplicate of nothing."""
 
     by: str
     """Column whose equal values are duplicates: uid, url, sha256, phash, ..."""
@@ -63,17 +63,17 @@ class Dedup(_Settings):
     """For `by: phash`, the distance in bits up to which two rows are duplicates. The candidate pairs are gathered on
     one machine, 24 bytes each; with every bit of distance more rows are compared."""
     best: str | None = None
-    """Keep the row with the highest value of this column or expression; None: the first in the dataset's order."""
+    """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
 
     @model_validator(mode="after")
     def _distance_needs_a_hash(self) -> "Dedup":
         if self.distance and self.by != "phash":
-            raise ValueError("distance is for by: phash, the one column that holds a perceptual hash")
+            raise ValueError("distance works only with by: phash, the only column of perceptual hashes")
         return self
 
 
 class SelectStep(_Settings):
-    """One step of a choice: exactly one of its kinds."""
+    """One step of a select job; exactly one of the fields is set."""
 
     where: str | None = None
     """Keep rows for which this expression is true, such as `similarity >= 0.28 and width >= 200`. Null counts as
@@ -88,25 +88,25 @@ class SelectStep(_Settings):
     @model_validator(mode="after")
     def _one_kind(self) -> "SelectStep":
         if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise ValueError("a step is one of where, top, dedup and sample; write each as a list item of its own")
+            raise ValueError("a step is one of where, top, dedup and sample; write each step as its own list item")
         return self
 
     @property
-    def kind(self) -> str | None:
-        """Which of the four it is."""
-        return next((name for name in type(self).model_fields if getattr(self, name) is not None), None)
+    def kind(self) -> str:
+        """The name of the field that is set."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     def __str__(self) -> str:
-        value = getattr(self, self.kind or "")
-        if isinstance(value, str):
-            return f"{self.kind}: {value}"
-        facts = value.model_dump(exclude_defaults=True)
-        by = {"by": facts.pop("by")} if "by" in facts else {}
-        return f"{self.kind}: " + ", ".join(f"{name} {fact}" for name, fact in (by | facts).items())
+        step = getattr(self, self.kind)
+        if isinstance(step, str):
+            return f"{self.kind}: {step}"
+        options = step.model_dump(exclude_defaults=True)
+        by = {"by": options.pop("by")} if "by" in options else {}  # first, for the reader
+        return f"{self.kind}: " + ", ".join(f"{name} {value}" for name, value in (by | options).items())
 
 
 class SelectJob(_Settings):
-    """`pairmill select`: which rows of a finished dataset to train on."""
+    """`pairmill select`: which rows of a finished dataset belong to a subset."""
 
     config_version: Literal[1] = CONFIG_VERSION
     """Version of the job file's format."""
@@ -125,6 +125,15 @@ class SelectJob(_Settings):
     run: RunConfig = RunConfig()
 
 
+class Cluster(_Settings):
+    """A group of duplicates, identified by the row that stays."""
+
+    rows: int
+    """Size of the group, the row that stays included."""
+    row_id: str
+    url: str | None
+
+
 class StepReport(_Settings):
     """What one step did."""
 
@@ -132,13 +141,22 @@ class StepReport(_Settings):
     rows_in: int
     rows_out: int
     threshold: float | None = None
-    """Of `top`: the score of the last row that was kept."""
-    largest_clusters: list[dict[str, Any]] = []
-    """Of `dedup`: `rows` of the group, and `row_id` and `url` of the row that was kept."""
+    """`top` only: the lowest score that stays. None where every row stays."""
+    largest_clusters: list[Cluster] = []
+    """`dedup` only: the groups with the most rows."""
+
+
+class SubsetFiles(_Settings):
+    """The files of a subset that cover one chunk of shards."""
+
+    rows: DataFile
+    """Shard, row and uid of each selected row."""
+    shards: DataFile
+    """Per shard, its generation and which step dropped each row."""
 
 
 class Subset(_Settings):
-    """`subsets/NAME/selection.json`, written last: the choice exists if and only if this file does."""
+    """`subsets/NAME/selection.json`, written last: the subset exists if and only if this file does."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -150,8 +168,7 @@ class Subset(_Settings):
     rows_out: int
     reports: list[StepReport]
     generations_blake2b: str
-    """Over (shard, generation, BLAKE2b of its pairs file) in order: the state of the dataset that was chosen from."""
-    files: list[dict[Literal["rows", "shards"], DataFile]]
-    """Per stretch of shards: `rows` holds shard, row and uid of each chosen row, `shards` the generation and every
-    row's fate."""
+    """State of the dataset at the time: a hash over (shard, generation, BLAKE2b of its pairs file), in shard order."""
+    files: list[SubsetFiles]
+    """One per chunk, in shard order."""
     versions: dict[str, str]

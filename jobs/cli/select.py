@@ -1,4 +1,4 @@
-"""`pairmill select` and `pairmill export`: flags, what each step left, and what differs between two choices."""
+"""`pairmill select` and `pairmill export`: flags, what each step dropped, and how two subsets differ."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def select(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Of the choice, which is written to DATASET/subsets/NAME.")
+        str | None, typer.Argument(metavar="NAME", help="Name of the subset, written to DATASET/subsets/NAME.")
     ] = None,
     job_file: JobFile = None,
     steps: Annotated[
@@ -28,22 +28,23 @@ def select(
         ),
     ] = None,
     all_pairs: Annotated[
-        bool, typer.Option("--all-pairs", help="Choose also from rows that a score rule of the build refused.")
+        bool,
+        typer.Option("--all-pairs", help="Select from all pairs, also those that a score rule of the build dropped."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what each step would drop.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a choice of this name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what each step would drop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing subset of this name.")] = False,
     compare: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="Say what differs between two choices, and why.")
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Show how two subsets differ, and why.")
     ] = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Choose rows of a finished dataset: nothing is downloaded or embedded again to try another choice."""
+    """Select a subset of a finished dataset. Trying other steps downloads and embeds nothing again."""
     parameters = locals()
     with errors():
         if compare:
             if name or dry_run or steps or job_file or overwrite:
-                raise typer.BadParameter("--compare takes two choices and nothing else to do")
+                raise typer.BadParameter("--compare takes two subsets, and no other options of select")
             _compare(open_store(dataset, settings), *compare, as_json)
             return
         from pairmill.jobs.cli.arguments import job_of
@@ -53,40 +54,39 @@ def select(
         job = job_of("select", parameters)
         assert isinstance(job, SelectJob)
         try:
-            selection = run_select(job, dry_run, overwrite)
+            selected = run_select(job, dry_run, overwrite)
         except KeyboardInterrupt:
-            typer.echo("Stopped. Nothing was chosen; the same command starts again.", err=True)
+            typer.echo("Stopped. Nothing was written; run the same command to start over.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-    _print(selection)
+    _print(selected)
     if dry_run:
         typer.echo("dry run: nothing was written", err=True)
     else:
-        typer.echo(f"{dataset}/subsets/{selection.name}")
+        typer.echo(f"{dataset}/subsets/{selected.name}")
     if as_json:
-        typer.echo(json.dumps(selection.model_dump(mode="json", exclude={"files"})))
+        typer.echo(json.dumps(selected.model_dump(mode="json", exclude={"files"})))
 
 
 def export(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
-    subset: Annotated[str, typer.Argument(metavar="NAME", help="A choice that `pairmill select` made.")],
+    subset: Annotated[str, typer.Argument(metavar="NAME", help="A subset that `pairmill select` made.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")],
     form: Annotated[
         str | None, typer.Option("--format", help="webdataset, parquet, clip-retrieval or datacomp.")
     ] = None,
-    samples_per_file: Annotated[
-        int | None, typer.Option(help="10,000 if not given; the last file has the rest.")
-    ] = None,
+    samples_per_file: Annotated[int | None, typer.Option(help="10,000 by default; the last file has the rest.")] = None,
     model: Annotated[
-        list[str] | None, typer.Option(metavar="ALIAS", help="Whose embeddings; for clip-retrieval and datacomp.")
+        list[str] | None,
+        typer.Option(metavar="ALIAS", help="Model whose embeddings are written; for clip-retrieval and datacomp."),
     ] = None,
     in_order: Annotated[
-        bool, typer.Option("--in-order", help="The dataset's order, instead of mixed across its shards.")
+        bool, typer.Option("--in-order", help="Keep the dataset's order instead of shuffling across shards.")
     ] = False,
     job_file: JobFile = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Write the chosen rows as files that other tools read. The same command again goes on after a stop."""
+    """Write the rows of a subset as files that other tools read. Run the command again to continue after a stop."""
     parameters = locals()
     with errors():
         from pairmill.jobs.cli.arguments import job_of
@@ -98,7 +98,7 @@ def export(
         try:
             result = run_export(job)
         except KeyboardInterrupt:
-            typer.echo(f"Stopped. What is written stays in {output}; the same command goes on.", err=True)
+            typer.echo(f"Stopped. Finished files stay in {output}; run the same command to continue.", err=True)
             raise typer.Exit(INTERRUPTED) from None
     record = result.record
     typer.echo(
@@ -118,16 +118,16 @@ def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
         typer.echo(json.dumps(comparison.as_dict()))
 
 
-def _print(selection: "Subset") -> None:
-    """One line per step, and a loud one for the step that left nothing."""
-    width = max(len(report.step) for report in selection.reports)
-    for report in selection.reports:
+def _print(subset: "Subset") -> None:
+    """One line per step, and a warning where a step left nothing."""
+    width = max(len(report.step) for report in subset.reports)
+    for report in subset.reports:
         share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
         line = f"{report.step:<{width}} {report.rows_in:>13,} -> {report.rows_out:>13,} {share}"
         if report.threshold is not None:
             line += f"  from {report.threshold:.6g} up"
         typer.echo(line)
         for cluster in report.largest_clusters:
-            typer.echo(f"    {cluster['rows']:,} alike: {cluster['row_id']} {cluster['url'] or ''}")
+            typer.echo(f"    {cluster.rows:,} duplicates: {cluster.row_id} {cluster.url or ''}")
         if report.rows_in and not report.rows_out:
             typer.echo(f"pairmill: {report.step!r} dropped all of {report.rows_in:,} rows", err=True)

@@ -252,7 +252,12 @@ class RayTasks:
     def __init__(self) -> None:
         self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
 
-    def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int = 1) -> list[Any]:
+    def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]]) -> list[Any]:
+        """References; see Tasks."""
+        remote = ray.remote(num_cpus=1)(function)
+        return [remote.remote(*call) for call in calls]
+
+    def map_split(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int) -> list[list[Any]]:
         """References; see Tasks."""
         remote = ray.remote(num_cpus=1, num_returns=outputs)(function)
         return [remote.remote(*call) for call in calls]

@@ -1,10 +1,9 @@
-"""What a choice reads: shards of a finished dataset, some dozens to a chunk, and of their files only narrow columns."""
+"""The unit of work of a select job: dozens of shards of a finished dataset, read a few narrow columns at a time."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,65 +14,63 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import ColumnsManifest, manifest_name
 
 CHUNK_ROWS = 250_000
-"""Rows per task: large beside a task's own cost, small beside a worker's memory."""
-_READERS = 16
+"""Rows per task: enough to outweigh the cost of a task, few enough for a worker's memory."""
 MAX_CHUNKS = 512
-"""Every dedup makes chunks x partitions objects."""
+"""Each dedup step makes chunks x partitions objects."""
+_READERS = 16
 
 
 class ColumnsError(PairmillError, ValueError):
-    """An added model's columns do not belong to the shard that they stand beside; the message says what to do."""
+    """The columns of an added model do not match the shard's pairs file; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """One shard in its newest generation."""
+    """One shard in its newest generation. File names are relative to the dataset."""
 
     shard: int
     generation: int
     num_rows: int
-    """In `pairs/`."""
+    """Rows of the pairs file."""
     pairs: str
-    """Names are relative to the dataset."""
     pairs_blake2b: str
     columns: tuple[str, ...] = ()
-    """Files with added models' columns, row for row beside `pairs`."""
+    """Files with the columns of added models, row for row with `pairs`."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring shards. A row's `place` is its number among all rows of the dataset's pairs, in order of shard."""
+    """Consecutive shards. Row indices count the rows of all pairs files of the dataset, in shard order."""
 
     store: Store
     shards: tuple[ShardFiles, ...]
-    first_place: int = 0
+    first_row_index: int = 0
 
     @cached_property
     def num_rows(self) -> int:
-        """Of all its shards."""
+        """Rows of all its shards."""
         return sum(shard.num_rows for shard in self.shards)
 
     def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
-        """These columns of a shard, wherever they stand."""
+        """These columns of a shard, from whichever file has them."""
         found: dict[str, pa.ChunkedArray] = {}
         for name in (shard.pairs, *shard.columns):
-            if wanted := columns - found.keys():
+            if missing := columns - found.keys():
                 with self.store.open_arrow(name) as file:
                     parquet = pq.ParquetFile(file, pre_buffer=self.store.remote)
-                    table = parquet.read(columns=sorted(wanted & set(parquet.schema_arrow.names)))
+                    table = parquet.read(columns=sorted(missing & set(parquet.schema_arrow.names)))
                 found |= dict(zip(table.column_names, table.columns, strict=True))
         return pa.table(found)
 
-    def read_row(self, place: int, columns: frozenset[str]) -> dict[str, Any]:
-        """These columns of one row, by its place."""
+    def read_row(self, row_index: int, columns: frozenset[str]) -> pa.Table:
+        """These columns of one row, as a table of one row. Raises IndexError."""
         for shard, span in self.spans():
-            if place - self.first_place < span.stop:
-                row = self.read(shard, columns).slice(place - self.first_place - span.start, 1)
-                return dict(row.to_pylist()[0])
-        raise IndexError(place)
+            if row_index - self.first_row_index < span.stop:
+                return self.read(shard, columns).slice(row_index - self.first_row_index - span.start, 1)
+        raise IndexError(row_index)
 
     def schema(self) -> pa.Schema:
-        """All columns of the first shard, which are those of all."""
+        """All columns of the first shard; the other shards have the same."""
         fields: dict[str, pa.Field] = {}
         for name in (self.shards[0].pairs, *self.shards[0].columns):
             with self.store.open_arrow(name) as file:
@@ -81,7 +78,7 @@ class Chunk:
         return pa.schema(fields.values())
 
     def spans(self) -> Iterator[tuple[ShardFiles, slice]]:
-        """Each shard, with where its rows are among the chunk's."""
+        """Each shard with the slice of the chunk's rows that it makes up."""
         start = 0
         for shard in self.shards:
             yield shard, slice(start, start + shard.num_rows)
@@ -89,20 +86,20 @@ class Chunk:
 
 
 def describe(store: Store, shards: Sequence[tuple[int, int]], aliases: Sequence[str]) -> Chunk:
-    """The chunk of these (shard, generation), with the columns of these added models."""
+    """The chunk of these (shard, generation), with the columns of these added models. Raises ColumnsError."""
     with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
-        return Chunk(store, tuple(readers.map(lambda shard: _describe(store, shard[0], shard[1], aliases), shards)))
+        return Chunk(store, tuple(readers.map(lambda shard: _shard_files(store, shard[0], shard[1], aliases), shards)))
 
 
-def _describe(store: Store, shard: int, generation: int, aliases: Sequence[str]) -> ShardFiles:
+def _shard_files(store: Store, shard: int, generation: int, aliases: Sequence[str]) -> ShardFiles:
     name = manifest_name(shard, generation)
     manifest = read_manifest(store, name)
     pairs = manifest.files["pairs"]
     columns = []
     for alias in aliases:
         record = ColumnsManifest.model_validate_json(store.read(f"columns/{alias}/manifests/{name}"))
-        if record.pairs_blake2b != pairs.blake2b:  # the shard was made again under the same number
+        if record.pairs_blake2b != pairs.blake2b:  # the shard was rebuilt under the same number
             where = store.path(f"columns/{alias}/manifests/{name}")
-            raise ColumnsError(f"{where} goes with another pairs file; delete it and run embed --add-model again")
+            raise ColumnsError(f"{where} belongs to another pairs file; delete it and run embed --add-model again")
         columns.append(record.file.path)
     return ShardFiles(shard, generation, manifest.pairs, pairs.path, pairs.blake2b, tuple(columns))

@@ -1,12 +1,13 @@
-"""A choice on disk: `subsets/NAME/`.
+"""Subsets on disk, in `subsets/NAME/`:
 
-selection.json           written last, create-only; names the files
-rows/00000.parquet       shard, row, uid: the chosen rows of a stretch of shards, in their order
-shards/00000.parquet     shard, generation, ...: every row's fate, which is what `compare` explains a change from
+selection.json           the record, written last and create-only; names the other files
+rows/00000.parquet       shard, row and uid of the selected rows of one chunk of shards, in dataset order
+shards/00000.parquet     one row per shard: its generation, and the step that dropped each of its rows
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,111 +20,154 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
-from pairmill.schemas.subset import Subset
+from pairmill.schemas.subset import Subset, SubsetFiles
 
-Fates = npt.NDArray[np.int8]
-"""Per row of a chunk: the number of the step that dropped it, or ALIVE."""
-ALIVE = -1
+DropStep = npt.NDArray[np.int8]
+"""(rows,): the number of the step that dropped each row, or NOT_DROPPED."""
+NOT_DROPPED = -1
 
-CHOSEN_ROWS = pa.schema(
+ROWS_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int64(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),  # in the shard's pairs file
         pa.field("uid", pa.string(), nullable=False),
     ]
 )
-SHARD_FATES = pa.schema(
+SHARDS_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int64(), nullable=False),
         pa.field("generation", pa.int32(), nullable=False),
         pa.field("pairs_blake2b", pa.string(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
-        pa.field("chosen", pa.int64(), nullable=False),
-        pa.field("fates", pa.binary(), nullable=False),  # int8 per row: the step that dropped it, or -1
+        pa.field("chosen", pa.int64(), nullable=False),  # selected rows
+        pa.field("fates", pa.binary(), nullable=False),  # DropStep
     ]
 )
 
 
 class SubsetError(PairmillError, ValueError):
-    """The choice is not there, cannot be read, or does not fit the dataset any more; the message says what to do."""
+    """A subset is missing, unreadable, or older than its dataset; the message says what to do."""
 
 
-def write_chunk(chunk: Chunk, fates: Fates, folder: str, stem: str) -> dict[str, DataFile]:
-    """The two files of a chunk, under `FOLDER/rows/` and `FOLDER/shards/`."""
-    chosen, shards = [CHOSEN_ROWS.empty_table()], []
+@dataclass(frozen=True, slots=True)
+class ShardSelection:
+    """Which rows of one shard a subset has."""
+
+    shard: int
+    generation: int
+    pairs_blake2b: str
+    """Checksum of the pairs file that the rows were selected from."""
+    num_selected: int
+    drop_step: DropStep
+    path: str
+    """The file under `shards/` that has this record."""
+
+    @property
+    def rows(self) -> npt.NDArray[np.intp]:
+        """(num_selected,): indices into the pairs file, ascending."""
+        return np.flatnonzero(self.drop_step == NOT_DROPPED)
+
+
+def write_chunk(chunk: Chunk, drop_step: DropStep, folder: str, stem: str) -> SubsetFiles:
+    """Write the two files of a chunk, `FOLDER/rows/STEM.parquet` and `FOLDER/shards/STEM.parquet`."""
+    selected, shards = [ROWS_SCHEMA.empty_table()], []
     for shard, span in chunk.spans():
-        rows = np.flatnonzero(fates[span] == ALIVE).astype(np.int32)
+        rows = np.flatnonzero(drop_step[span] == NOT_DROPPED).astype(np.int32)
         if len(rows):
             uids = chunk.read(shard, frozenset({"uid"}))["uid"].take(pa.array(rows))
             numbers = pa.array(np.full(len(rows), shard.shard))
-            chosen.append(pa.table([numbers, pa.array(rows), uids], schema=CHOSEN_ROWS))
-        facts = (shard.shard, shard.generation, shard.pairs_blake2b, shard.num_rows, len(rows), fates[span].tobytes())
-        shards.append(dict(zip(SHARD_FATES.names, facts, strict=True)))
-    tables = {"rows": pa.concat_tables(chosen), "shards": pa.Table.from_pylist(shards, schema=SHARD_FATES)}
-    return {name: _write(chunk.store, f"{folder}/{name}/{stem}.parquet", table) for name, table in tables.items()}
+            selected.append(pa.table([numbers, pa.array(rows), uids], schema=ROWS_SCHEMA))
+        values = (shard.shard, shard.generation, shard.pairs_blake2b, shard.num_rows, len(rows))
+        shards.append(dict(zip(SHARDS_SCHEMA.names, (*values, drop_step[span].tobytes()), strict=True)))
+    return SubsetFiles(
+        rows=_write(chunk.store, f"{folder}/rows/{stem}.parquet", pa.concat_tables(selected)),
+        shards=_write(chunk.store, f"{folder}/shards/{stem}.parquet", pa.Table.from_pylist(shards, SHARDS_SCHEMA)),
+    )
 
 
 def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     with store.new_file() as file:
         pq.write_table(table, file, compression="zstd")
         digest, num_bytes = file_checksum(file)
-        store.create_from(name, file)  # the name carries the attempt: what stands there is this call's, made before
+        store.create_from(name, file)  # names carry the attempt: an existing file is from an earlier try of this call
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
 
-def publish(store: Store, selection: Subset, replaced: Subset | None) -> bool:
-    """Make the choice exist, in the place of `replaced` where that is given; False, and its files gone, where another
-    run finished one of that name first."""
-    name, data = f"subsets/{selection.name}/selection.json", selection.model_dump_json(indent=1).encode()
+def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
+    """Write the record, which makes the subset exist, and delete the files of the subset that it replaces, if any.
+
+    Returns False, and deletes the files of `subset`, if another run finished a subset of this name first.
+    """
+    name, data = f"subsets/{subset.name}/selection.json", subset.model_dump_json(indent=1).encode()
     if replaced is not None:
         store.replace(name, data)
-        _remove_files(store, replaced)
-    elif not store.create(name, data) and read_subset(store, selection.name).attempt != selection.attempt:
-        _remove_files(store, selection)
+        _delete_files(store, replaced)
+    elif not store.create(name, data) and read_subset(store, subset.name).attempt != subset.attempt:
+        _delete_files(store, subset)
         return False
     return True
 
 
-def _remove_files(store: Store, selection: Subset) -> None:
-    for files in selection.files:
-        for file in files.values():
-            store.delete(file.path)
+def _delete_files(store: Store, subset: Subset) -> None:
+    for files in subset.files:
+        store.delete(files.rows.path)
+        store.delete(files.shards.path)
 
 
 def read_subset(store: Store, name: str) -> Subset:
-    """The record of a choice. Raises SubsetError."""
+    """The record of a subset. Raises SubsetError."""
     try:
-        selection = Subset.model_validate_json(store.read(f"subsets/{name}/selection.json"))
+        subset = Subset.model_validate_json(store.read(f"subsets/{name}/selection.json"))
     except FileNotFoundError:
-        names = ", ".join(subsets(store)) or "none"
+        names = ", ".join(subset_names(store)) or "none"
         raise SubsetError(f"{store.root} has no subset {name!r}; it has: {names}") from None
     except ValidationError as error:
         raise SubsetError(
             f"{store.path(f'subsets/{name}')}/selection.json is damaged ({error.errors()[0]['msg']}): delete it"
         ) from None
-    if selection.schema_version > SCHEMA_VERSION:
-        raise SubsetError(f"the subset {name!r} was written by a newer pairmill; update to read it")
-    return selection
+    if subset.schema_version > SCHEMA_VERSION:
+        raise SubsetError(f"subset {name!r} was written by a newer pairmill; update to read it")
+    return subset
 
 
-def subsets(store: Store) -> list[str]:
-    """Names of the choices that were finished."""
+def subset_names(store: Store) -> list[str]:
+    """Names of the finished subsets, sorted."""
     return [name for name in store.folders("subsets") if store.exists(f"subsets/{name}/selection.json")]
 
 
-def read_tables(store: Store, selection: Subset, kind: Any) -> Iterator[pa.Table]:
-    """The files of one kind (`rows` or `shards`), one at a time, in order of shard."""
-    for files in selection.files:
-        with store.open_arrow(files[kind].path) as file:
-            yield pq.ParquetFile(file).read()
+def read_rows(store: Store, subset: Subset) -> Iterator[pa.Table]:
+    """The selected rows (ROWS_SCHEMA) in dataset order, one table per chunk."""
+    for files in subset.files:
+        yield _read(store, files.rows.path)
 
 
-def generations_of(shards: Sequence[Chunk]) -> str:
+def read_shards(store: Store, subset: Subset) -> Iterator[ShardSelection]:
+    """One record per shard, in order. Memory is bounded by the shards of one chunk."""
+    for files in subset.files:
+        yield from _read_shards(store, files.shards.path)
+
+
+def read_shard(store: Store, path: str, shard: int) -> ShardSelection:
+    """The record of one shard, from the file under `shards/` that has it."""
+    return next(record for record in _read_shards(store, path) if record.shard == shard)
+
+
+def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
+    table = _read(store, path)
+    for shard, drop_step in zip(table.drop_columns(["fates"]).to_pylist(), table["fates"], strict=True):
+        identity = (shard["shard"], shard["generation"], shard["pairs_blake2b"])
+        yield ShardSelection(*identity, shard["chosen"], np.frombuffer(drop_step.as_buffer(), np.int8), path)
+
+
+def _read(store: Store, name: str) -> pa.Table:
+    with store.open_arrow(name) as file:
+        return pq.ParquetFile(file).read()
+
+
+def generations_digest(chunks: Sequence[Chunk]) -> str:
     """BLAKE2b-128 over the state of every shard, in order."""
-    import hashlib
-
     digest = hashlib.blake2b(digest_size=16)
-    for chunk in shards:
+    for chunk in chunks:
         for shard in chunk.shards:
             digest.update(f"{shard.shard} {shard.generation} {shard.pairs_blake2b}\n".encode())
     return digest.hexdigest()

@@ -1,1 +1,4 @@
-"""A choice as the files that other tools read: WebDataset tars, Parquet, clip-retrieval's and DataComp's layouts."""
+"""Subsets as the files that other tools read: WebDataset tars, Parquet, and the layouts of clip-retrieval and DataComp.
+
+A subset of a finished dataset enters; files in a folder of their own leave.
+"""

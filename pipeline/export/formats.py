@@ -1,10 +1,10 @@
-"""What each format writes for one stretch of rows. A file is a name and a function that writes its content."""
+"""The export formats: which columns each one reads, and which files it writes for one part of the rows."""
 
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,72 +13,78 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pairmill.pipeline.dataset.webdataset_tar import MEMBER_COLUMNS, read_range, write_tar
+from pairmill.pipeline.export.hf_features import features, has_feature
 from pairmill.pipeline.image import sniff
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ImagesConfig
-from pairmill.schemas.pairs import STORED
+from pairmill.schemas.pairs import STORED, score_column_names
 
 Write = Callable[[IO[bytes]], object]
+"""Writes the content of one file."""
 
 _ROW_GROUP_ROWS = 512
 _ROW_GROUP_BYTES = 64 << 20
-"""Of pictures: what a reader holds at once. Arrow does not read a column of structs of 2 GiB and more."""
+"""Of pictures: what a reader needs in memory at once. Arrow cannot read a column of structs of 2 GiB or more."""
 
 
 class FormatError(PairmillError, ValueError):
-    """The rows lack what the format needs; the message says what to choose instead."""
+    """The rows lack something that the format needs; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """The rows of one output file, in order, and the places of their pictures in a file aside, if they are wanted."""
+class Part:
+    """The rows of one part of an export, in order. If the format needs pictures, they are in a temporary file."""
 
     stem: str
-    """`00012`: numbers sort, and have no gaps."""
+    """The part's number, such as `00012`: file names sort and have no gaps."""
     rows: pa.Table
-    aside: IO[bytes]
-    places: Sequence[tuple[int, int]]
+    picture_file: IO[bytes]
+    picture_ranges: Sequence[tuple[int, int]]
+    """(offset, length) in that file, per row."""
 
     def pictures(self) -> Iterator[bytes]:
         """In the order of the rows."""
-        return (read_range(self.aside, *place) for place in self.places)
+        return (read_range(self.picture_file, *picture_range) for picture_range in self.picture_ranges)
 
 
 class Format(Protocol):
     """One layout of files."""
 
     @property
-    def wants_pictures(self) -> bool:
-        """Whether pictures are read."""
+    def needs_pictures(self) -> bool:
+        """Whether `files` reads the pictures of a part."""
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """What is read of the dataset."""
+        """The columns of the dataset that `files` reads."""
 
-    def files(self, stretch: Stretch) -> dict[str, Write]:
-        """Name -> writer."""
+    def files(self, part: Part) -> dict[str, Write]:
+        """File names, relative to the output, with the functions that write them. Raises FormatError."""
 
 
 @dataclass(frozen=True)
 class WebDataset:
-    """`00000.tar`: uid.jpg, uid.txt, uid.json per pair. https://github.com/webdataset/webdataset
+    """`00000.tar` with uid.jpg, uid.txt and uid.json per pair: https://github.com/webdataset/webdataset
 
-    Trainers look for jpg, png and webp: a picture of a held corpus in any other format becomes a PNG of its pixels.
+    Trainers look for jpg, png and webp. Pictures in any other format, which only embedded corpora have, become PNGs.
     """
 
+    models: Sequence[str]
+    """Aliases of the models whose similarities go into uid.json."""
     has_captions: bool
-    wants_pictures: bool = True
+    needs_pictures: bool = True
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """What the .txt and .json hold."""
-        return [*MEMBER_COLUMNS, "caption_clean", *(name for name in schema.names if name.startswith("similarity_"))]
+        """What the .txt and .json members are made from."""
+        similarities = {score_column_names(alias).similarity for alias in self.models}
+        return [*MEMBER_COLUMNS, "caption_clean", *(name for name in schema.names if name in similarities)]
 
-    def files(self, stretch: Stretch) -> dict[str, Write]:
-        """One tar. Raises FormatError for a missing caption, which would be an empty text to train on."""
-        if self.has_captions and (lacking := stretch.rows["caption_clean"].null_count):
-            raise FormatError(f"{lacking:,} chosen rows have no caption: add `where: caption_clean is not None`")
-        pictures = (_for_trainers(picture) for picture in stretch.pictures())
-        return {f"{stretch.stem}.tar": lambda file: write_tar(file, stretch.rows, pictures)}
+    def files(self, part: Part) -> dict[str, Write]:
+        """One tar. A missing caption is an error: trainers would learn from an empty text."""
+        if self.has_captions and (missing := part.rows["caption_clean"].null_count):
+            raise FormatError(f"{missing:,} selected rows have no caption: add `where: caption_clean is not None`")
+        pictures = (_for_trainers(picture) for picture in part.pictures())
+        return {f"{part.stem}.tar": lambda file: write_tar(file, part.rows, pictures)}
 
 
 @dataclass(frozen=True)
@@ -88,26 +94,27 @@ class ParquetFiles:
     https://huggingface.co/docs/hub/datasets-image, "Parquet format"
     """
 
-    wants_pictures: bool = True
+    models: Sequence[str]
+    """Aliases of the models whose embeddings are left out."""
+    needs_pictures: bool = True
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """All but embeddings, the places of the pictures, and types that `datasets` has no name for."""
-        plain = [field.name for field in schema if "_embedding_" not in field.name and _is_known(field.type)]
-        return [name for name in plain if name not in STORED.names]
+        """All but embeddings, tar offsets, and types that `datasets` cannot express."""
+        left_out = {*STORED.names, *embedding_columns(self.models)}
+        return [field.name for field in schema if field.name not in left_out and has_feature(field.type)]
 
-    def files(self, stretch: Stretch) -> dict[str, Write]:
+    def files(self, part: Part) -> dict[str, Write]:
         """One Parquet file."""
-        return {f"{stretch.stem}.parquet": lambda file: self._write(stretch, file)}
+        return {f"{part.stem}.parquet": lambda file: self._write(part, file)}
 
-    def _write(self, stretch: Stretch, file: IO[bytes]) -> None:
+    def _write(self, part: Part, file: IO[bytes]) -> None:
         image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        features = {"image": {"_type": "Image"}} | {field.name: _feature(field.type) for field in stretch.rows.schema}
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        schema = pa.schema([image, *stretch.rows.schema], metadata)
-        pictures = stretch.pictures()
+        metadata = {"huggingface": json.dumps({"info": {"features": features(part.rows.schema)}})}
+        schema = pa.schema([image, *part.rows.schema], metadata)
+        pictures = part.pictures()
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for start, end in _row_groups([length for _, length in stretch.places]):
-                columns = stretch.rows.slice(start, end - start).columns
+            for start, end in _row_groups([length for _, length in part.picture_ranges]):
+                columns = part.rows.slice(start, end - start).columns
                 structs = [{"bytes": next(pictures), "path": None} for _ in range(start, end)]
                 writer.write_table(pa.table([pa.array(structs, image.type), *columns], schema=schema))
 
@@ -116,83 +123,125 @@ class ParquetFiles:
 class ClipRetrieval:
     """`img_emb/img_emb_0000.npy`, `text_emb/...` and `metadata/metadata_0000.parquet`, row for row, float16.
 
-    What autofaiss, embedding-reader and clip-retrieval read: https://github.com/rom1504/clip-retrieval, "inference".
+    Read by autofaiss, embedding-reader and clip-retrieval: https://github.com/rom1504/clip-retrieval, "inference".
     """
 
-    alias: str
+    model: str
+    """Alias of the model whose embeddings are written."""
+    models: Sequence[str]
+    """Aliases of all models of the dataset: embeddings are no metadata."""
     has_captions: bool
-    wants_pictures: bool = False
+    needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """One model's embeddings, and all other metadata."""
-        plain = [name for name in schema.names if "_embedding_" not in name and name not in STORED.names]
-        return [*plain, *(f"{side}_embedding_{self.alias}" for side in self._sides())]
+        """The model's embeddings, and all metadata."""
+        left_out = {*STORED.names, *embedding_columns(self.models)}
+        metadata = [name for name in schema.names if name not in left_out]
+        return [*metadata, *(array.column for array in self._arrays())]
 
-    def files(self, stretch: Stretch) -> dict[str, Write]:
-        """An array per side, and the metadata."""
-        plain = stretch.rows.drop_columns([f"{side}_embedding_{self.alias}" for side in self._sides()])
-        result: dict[str, Write] = {
-            f"metadata/metadata_{stretch.stem}.parquet": lambda file: pq.write_table(plain, file, compression="zstd")
-        }
-        for side, name in self._sides().items():
-            array = embeddings(stretch.rows, f"{side}_embedding_{self.alias}")
-            result[f"{name}/{name}_{stretch.stem}.npy"] = lambda file, array=array: np.save(file, array)  # type: ignore[misc]
-        return result
+    def files(self, part: Part) -> dict[str, Write]:
+        """One array per kind of embedding, and the metadata."""
+        metadata = part.rows.drop_columns([array.column for array in self._arrays()])
+        files = {f"metadata/metadata_{part.stem}.parquet": _parquet(metadata)}
+        for array in self._arrays():
+            files[f"{array.name}/{array.name}_{part.stem}.npy"] = _npy(array.read(part.rows))
+        return files
 
-    def _sides(self) -> dict[str, str]:
-        return {"image": "img_emb", "text": "text_emb"} if self.has_captions else {"image": "img_emb"}
+    def _arrays(self) -> list["EmbeddingArray"]:
+        return embedding_arrays(self.model, self.has_captions, "img_emb", "text_emb")
 
 
 @dataclass(frozen=True)
 class DataComp:
-    """`metadata/00000.parquet` and `metadata/00000.npz`, named as in DataComp's pools; `subset.npy` comes at the end.
+    """`metadata/00000.parquet` and `metadata/00000.npz`, named as in DataComp's pools. `subset.npy` is written last.
 
-    https://github.com/mlfoundations/datacomp, "Filtering": similarities as `clip_b32_similarity_score`, arrays as
-    `b32_img` and `b32_txt`, where the model's alias is `clip_b32`.
+    https://github.com/mlfoundations/datacomp, "Filtering". For a model with the alias `clip_b32`, similarities are
+    called `clip_b32_similarity_score`, arrays `b32_img` and `b32_txt`.
     """
 
-    aliases: Sequence[str]
+    models: Sequence[str]
+    """Aliases of the models whose similarities and embeddings are written."""
     has_captions: bool
-    wants_pictures: bool = False
+    needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """DataComp's, and every model's."""
-        scores = [f"similarity_{alias}" for alias in self.aliases]
-        return ["uid", "url", "caption", "original_width", "original_height", "sha256", *scores, *self._arrays()]
+        """DataComp's own, and those of the models."""
+        similarities = [score_column_names(alias).similarity for alias in self.models]
+        own = ["uid", "url", "caption", "original_width", "original_height", "sha256"]
+        return [*own, *similarities, *(array.column for array in self._arrays())]
 
-    def files(self, stretch: Stretch) -> dict[str, Write]:
-        """The metadata, and one archive of arrays in the same order."""
-        rows = stretch.rows
-        names = {"caption": "text"} | {f"similarity_{alias}": f"{alias}_similarity_score" for alias in self.aliases}
-        plain = rows.select([name for name in rows.column_names if "_embedding_" not in name])
-        plain = plain.rename_columns([names.get(name, name) for name in plain.column_names])
-        arrays = {short: embeddings(rows, name) for name, short in self._arrays().items()}
+    def files(self, part: Part) -> dict[str, Write]:
+        """The metadata, and one archive of arrays, row for row."""
+        arrays = {array.name: array.read(part.rows) for array in self._arrays()}
+        metadata = part.rows.drop_columns([array.column for array in self._arrays()])
+        names = {score_column_names(alias).similarity: f"{alias}_similarity_score" for alias in self.models}
+        names["caption"] = "text"
+        metadata = metadata.rename_columns([names.get(name, name) for name in metadata.column_names])
         return {
-            f"metadata/{stretch.stem}.parquet": lambda file: pq.write_table(plain, file, compression="zstd"),
-            f"metadata/{stretch.stem}.npz": lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
+            f"metadata/{part.stem}.parquet": _parquet(metadata),
+            f"metadata/{part.stem}.npz": lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
         }
 
-    def _arrays(self) -> dict[str, str]:
-        sides = {"image": "img", "text": "txt"} if self.has_captions else {"image": "img"}
-        return {
-            f"{side}_embedding_{alias}": f"{alias.removeprefix('clip_')}_{short}"
-            for alias in self.aliases
-            for side, short in sides.items()
-        }
+    def _arrays(self) -> list["EmbeddingArray"]:
+        return [
+            array
+            for alias in self.models
+            for array in embedding_arrays(
+                alias, self.has_captions, f"{datacomp_prefix(alias)}_img", f"{datacomp_prefix(alias)}_txt"
+            )
+        ]
 
 
-def embeddings(rows: pa.Table, name: str) -> npt.NDArray[np.float16]:
-    """(rows, dim) float16. Raises FormatError for a null: an array has no place for it."""
-    column = rows[name].combine_chunks()
-    if column.null_count:
-        raise FormatError(
-            f"{name} is null for {column.null_count:,} chosen rows: add `where: {_needed(name)} is not None`"
-        )
-    array = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return np.asarray(array, np.float16)
+def datacomp_prefix(alias: str) -> str:
+    """What the names of a model's arrays begin with: `b32` for `clip_b32`."""
+    return alias.removeprefix("clip_")
+
+
+def embedding_columns(models: Sequence[str]) -> set[str]:
+    """Names of the embedding columns of these models."""
+    columns = [score_column_names(alias) for alias in models]
+    return {name for names in columns for name in (names.image_embedding, names.text_embedding)}
+
+
+@dataclass(frozen=True)
+class EmbeddingArray:
+    """An embedding column, and the name of the array that it becomes."""
+
+    column: str
+    name: str
+    null_with: str
+    """The narrow column that is null in the same rows."""
+
+    def read(self, rows: pa.Table) -> npt.NDArray[np.float16]:
+        """(rows, dim) float16. Raises FormatError for a null, which an array cannot represent."""
+        array = rows[self.column].combine_chunks()
+        if array.null_count:
+            raise FormatError(
+                f"{self.column} is null in {array.null_count:,} selected rows: "
+                f"add `where: {self.null_with} is not None`"
+            )
+        return np.asarray(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1), np.float16)
+
+
+def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
+    """The arrays of one model; without captions, that of the pictures only."""
+    columns = score_column_names(alias)
+    arrays = [EmbeddingArray(columns.image_embedding, image_name, null_with="similarity")]
+    if has_captions:
+        arrays.append(EmbeddingArray(columns.text_embedding, text_name, null_with="caption_clean"))
+    return arrays
+
+
+def _parquet(table: pa.Table) -> Write:
+    return lambda file: pq.write_table(table, file, compression="zstd")
+
+
+def _npy(array: npt.NDArray[np.float16]) -> Write:
+    return lambda file: np.save(file, array)
 
 
 def _for_trainers(picture: bytes) -> bytes:
+    """The picture itself if trainers know its format, else a PNG of its pixels."""
     if sniff.image_format(picture[: sniff.ENOUGH]) in ("JPEG", "PNG", "WEBP"):
         return picture
     file = io.BytesIO()
@@ -201,7 +250,7 @@ def _for_trainers(picture: bytes) -> bytes:
 
 
 def _row_groups(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """[start, end) of rows whose pictures have these lengths."""
+    """[start, end) of each row group, from the lengths of the pictures in bytes."""
     start = num_bytes = 0
     for row, length in enumerate(lengths):
         if row > start and (row - start == _ROW_GROUP_ROWS or num_bytes + length > _ROW_GROUP_BYTES):
@@ -210,21 +259,3 @@ def _row_groups(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
         num_bytes += length
     if lengths:
         yield start, len(lengths)
-
-
-def _needed(name: str) -> str:
-    return "caption_clean" if name.startswith("text_") else "similarity"
-
-
-def _is_known(kind: pa.DataType) -> bool:
-    return not (pa.types.is_map(kind) or pa.types.is_dictionary(kind) or pa.types.is_union(kind))
-
-
-def _feature(kind: pa.DataType) -> Any:
-    """A column's type as `datasets` writes it into its schemas."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
-    if pa.types.is_struct(kind):
-        return {field.name: _feature(field.type) for field in kind}
-    names = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
-    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}

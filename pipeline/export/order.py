@@ -1,7 +1,6 @@
-"""The order in which rows are exported: groups of shards in random order, and within a group all of its rows mixed.
+"""The order of an export: shards in groups at random, and within each group all rows shuffled.
 
-A file is a stretch of that order: it is read from the few shards of a group, not from all, and can be written by
-itself, anywhere, again.
+Any part of that order comes from the few shards of a group or two, so it can be written alone, anywhere, and again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,62 +8,77 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pairmill.pipeline.select.keys import mixed
+from pairmill.pipeline.select.keys import mix
 
 GROUP_SHARDS = 32
-"""Neighbours in the export come from so many shards; the trainer's own shuffle buffer does the rest."""
+"""Neighboring rows come from this many shards; the trainer's own shuffle buffer does the rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """One shard with chosen rows."""
+class SubsetShard:
+    """A shard with selected rows."""
 
     shard: int
     generation: int
     pairs_blake2b: str
-    rows: int
-    fates: str
-    """The file of the choice that has its rows' fates."""
+    num_rows: int
+    """Selected ones."""
+    path: str
+    """The file of the subset that says which rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Shards whose rows are mixed."""
+class ShardGroup:
+    """Shards whose rows are shuffled together."""
 
-    members: tuple[Member, ...]
-    first_rank: int
+    shards: tuple[SubsetShard, ...]
+    start: int
+    """Position of the group's first row in the order."""
 
     @property
-    def rows(self) -> int:
-        """Chosen ones."""
-        return sum(member.rows for member in self.members)
+    def num_rows(self) -> int:
+        """Selected ones."""
+        return sum(shard.num_rows for shard in self.shards)
+
+    @property
+    def end(self) -> int:
+        """Position after the group's last row."""
+        return self.start + self.num_rows
 
 
-def grouped(members: Sequence[Member], seed: int | None) -> list[Group]:
-    """All members in groups. Without a seed each shard is its own, in the dataset's order."""
+@dataclass(frozen=True, slots=True)
+class GroupSlice:
+    """The rows [start, end) of a group, in its shuffled order."""
+
+    group: ShardGroup
+    start: int
+    end: int
+
+
+def group_shards(shards: Sequence[SubsetShard], seed: int | None) -> list[ShardGroup]:
+    """All shards, in groups. Without a seed, each shard is its own group, in dataset order."""
     size = 1 if seed is None else GROUP_SHARDS
     if seed is not None:
-        numbers = np.array([member.shard for member in members], np.uint64)
-        salt = mixed(np.array([seed % (1 << 64)], np.uint64))[0]
-        members = [members[index] for index in np.argsort(mixed(numbers ^ salt), kind="stable")]
-    groups: list[Group] = []
-    for start in range(0, len(members), size):
-        rank = groups[-1].first_rank + groups[-1].rows if groups else 0
-        groups.append(Group(tuple(members[start : start + size]), rank))
+        numbers = np.array([shard.shard for shard in shards], np.uint64)
+        salt = mix(np.array([seed % (1 << 64)], np.uint64))[0]
+        shards = [shards[index] for index in np.argsort(mix(numbers ^ salt), kind="stable")]
+    groups: list[ShardGroup] = []
+    for first in range(0, len(shards), size):
+        groups.append(ShardGroup(tuple(shards[first : first + size]), groups[-1].end if groups else 0))
     return groups
 
 
-def stretches(groups: Sequence[Group], rows_per_file: int) -> Iterator[list[tuple[Group, int, int]]]:
-    """Per file, (group, first, last) of the ranks within the groups that it takes."""
-    total = groups[-1].first_rank + groups[-1].rows if groups else 0
+def cut_into_parts(groups: Sequence[ShardGroup], rows_per_part: int) -> Iterator[list[GroupSlice]]:
+    """The slices that make up each part; all parts have `rows_per_part` rows, the last one perhaps fewer."""
+    total = groups[-1].end if groups else 0
     index = 0
-    for start in range(0, total, rows_per_file):
-        end = min(start + rows_per_file, total)
-        parts = []
-        while groups[index].first_rank + groups[index].rows <= start:
+    for start in range(0, total, rows_per_part):
+        end = min(start + rows_per_part, total)
+        while groups[index].end <= start:
             index += 1
+        slices = []
         for group in groups[index:]:
-            if group.first_rank >= end:
+            if group.start >= end:
                 break
-            parts.append((group, max(start - group.first_rank, 0), min(end - group.first_rank, group.rows)))
-        yield parts
+            slices.append(GroupSlice(group, max(start, group.start) - group.start, min(end, group.end) - group.start))
+        yield slices

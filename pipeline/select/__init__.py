@@ -1,1 +1,4 @@
-"""Choosing over the whole set: thresholds, top fractions, duplicates and samples, on narrow columns alone."""
+"""Selecting rows over the whole dataset: thresholds, top fractions, duplicates and samples.
+
+Narrow columns of finished shards enter; per row, the step that dropped it leaves.
+"""

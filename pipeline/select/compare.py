@@ -1,37 +1,45 @@
-"""What differs between two choices, and why: each row's fate in the one against its fate in the other."""
+"""How two subsets differ, and why: what became of each row in the one and in the other."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.subset import ALIVE, read_subset, read_tables
+from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep, ShardSelection, read_rows, read_shards, read_subset
 from pairmill.schemas.subset import Subset
 
 NOT_SEEN = -2
-"""Instead of a step: the row's shard was not there."""
-REWRITTEN = -3
-"""Instead of a step: the row's shard has another generation, in which the uid was not chosen or is not there."""
+"""In place of a step: the other subset was selected without this shard."""
+REBUILT = -3
+"""In place of a step: the other subset was selected from another generation of the shard, and lacks the uid."""
+
+
+class ComparisonDict(TypedDict):
+    """JSON form of a Comparison."""
+
+    both: int
+    only_in: dict[str, dict[str, int]]
+    """Name of a subset -> why the other one lacks a row -> rows."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`one` and `other` are choices from the same dataset, perhaps in two states of it."""
+    """Two subsets of one dataset, perhaps selected at different times."""
 
     one: Subset
     other: Subset
     both: int
     only_one: Mapping[int, int]
-    """Why the other has not what the one has: number of the other's step (or NOT_SEEN, REWRITTEN) -> rows."""
+    """Step of `other` that dropped the row (or NOT_SEEN, REBUILT) -> rows that only `one` has."""
     only_other: Mapping[int, int]
+    """The same with the roles reversed."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`: reasons by their words."""
+    def as_dict(self) -> ComparisonDict:
+        """For `--json`."""
         return {
             "both": self.both,
             "only_in": {
@@ -40,11 +48,8 @@ class Comparison:
             },
         }
 
-    def _sides(self) -> list[tuple[Subset, Subset, Mapping[int, int]]]:
-        return [(self.one, self.other, self.only_one), (self.other, self.one, self.only_other)]
-
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """For people, the main reasons first."""
         for each in (self.one, self.other):
             yield f"{each.name}: {each.rows_out:,} of {each.rows_in:,} rows in {each.shards:,} shards"
         yield f"in both: {self.both:,}"
@@ -53,6 +58,47 @@ class Comparison:
             for step, rows in sorted(reasons.items(), key=lambda reason: -reason[1]):
                 yield f"  {rows:>12,}  {_reason(step, has, lacks)}"
 
+    def _sides(self) -> list[tuple[Subset, Subset, Mapping[int, int]]]:
+        return [(self.one, self.other, self.only_one), (self.other, self.one, self.only_other)]
+
+
+def compare(store: Store, one_name: str, other_name: str) -> Comparison:
+    """Raises SubsetError where a subset is missing.
+
+    Memory is bounded by a chunk of shards, and by the uids of the shards that were rebuilt in between.
+    """
+    one, other = read_subset(store, one_name), read_subset(store, other_name)
+    tally, rebuilt = _Tally(), list[int]()
+    for mine, theirs in _aligned(read_shards(store, one), read_shards(store, other)):
+        if theirs is None:
+            tally.only_one[NOT_SEEN] += mine.num_selected if mine else 0
+        elif mine is None:
+            tally.only_other[NOT_SEEN] += theirs.num_selected
+        elif mine.pairs_blake2b == theirs.pairs_blake2b:
+            tally.add_rows(mine.drop_step, theirs.drop_step)
+        else:
+            rebuilt.append(mine.shard)
+    if rebuilt:
+        tally.add_uids(_uids(store, one, rebuilt), _uids(store, other, rebuilt))
+    return Comparison(one, other, tally.both, dict(tally.only_one), dict(tally.only_other))
+
+
+def _aligned(
+    one: Iterator[ShardSelection], other: Iterator[ShardSelection]
+) -> Iterator[tuple[ShardSelection | None, ShardSelection | None]]:
+    """The records of each shard in both subsets; None where a subset was selected without the shard."""
+    mine, theirs = next(one, None), next(other, None)
+    while mine or theirs:
+        if theirs is None or (mine and mine.shard < theirs.shard):
+            yield mine, None
+            mine = next(one, None)
+        elif mine is None or theirs.shard < mine.shard:
+            yield None, theirs
+            theirs = next(other, None)
+        else:
+            yield mine, theirs
+            mine, theirs = next(one, None), next(other, None)
+
 
 @dataclass
 class _Tally:
@@ -60,71 +106,43 @@ class _Tally:
     only_one: Counter[int] = field(default_factory=Counter)
     only_other: Counter[int] = field(default_factory=Counter)
 
+    def add_rows(self, one: DropStep, other: DropStep) -> None:
+        """Row by row, from the same pairs file."""
+        in_one, in_other = one == NOT_DROPPED, other == NOT_DROPPED
+        self.both += int((in_one & in_other).sum())
+        self.only_one.update(other[in_one & ~in_other].tolist())
+        self.only_other.update(one[in_other & ~in_one].tolist())
 
-def compare(store: Store, one_name: str, other_name: str) -> Comparison:
-    """Raises SubsetError where one is missing. Memory is bounded by a stretch of shards and by what was rewritten."""
-    one, other = read_subset(store, one_name), read_subset(store, other_name)
-    tally, rewritten = _Tally(), []
-    others = _by_shard(store, other)
-    waiting = next(others, None)
-    for shard in _by_shard(store, one):
-        while waiting and waiting["shard"] < shard["shard"]:
-            tally.only_other[NOT_SEEN] += waiting["chosen"]
-            waiting = next(others, None)
-        if not waiting or waiting["shard"] > shard["shard"]:
-            tally.only_one[NOT_SEEN] += shard["chosen"]
-            continue
-        if shard["pairs_blake2b"] == waiting["pairs_blake2b"]:
-            _count(tally, shard["fates"], waiting["fates"])
-        else:
-            rewritten.append(shard["shard"])
-        waiting = next(others, None)
-    while waiting:
-        tally.only_other[NOT_SEEN] += waiting["chosen"]
-        waiting = next(others, None)
-    if rewritten:
-        _count_by_uid(tally, _uids(store, one, rewritten), _uids(store, other, rewritten))
-    return Comparison(one, other, tally.both, dict(tally.only_one), dict(tally.only_other))
+    def add_uids(self, one: set[str], other: set[str]) -> None:
+        """By uid: the rows are in other files now."""
+        self.both += len(one & other)
+        for reasons, uids in ((self.only_one, one - other), (self.only_other, other - one)):
+            if uids:
+                reasons[REBUILT] += len(uids)
 
 
-def _by_shard(store: Store, selection: Subset) -> Iterator[dict[str, Any]]:
-    for table in read_tables(store, selection, "shards"):
-        yield from table.to_pylist()
-
-
-def _count(tally: _Tally, one: bytes, other: bytes) -> None:
-    mine, theirs = np.frombuffer(one, np.int8), np.frombuffer(other, np.int8)
-    tally.both += int(((mine == ALIVE) & (theirs == ALIVE)).sum())
-    tally.only_one.update(theirs[(mine == ALIVE) & (theirs != ALIVE)].tolist())
-    tally.only_other.update(mine[(theirs == ALIVE) & (mine != ALIVE)].tolist())
-
-
-def _count_by_uid(tally: _Tally, one: set[str], other: set[str]) -> None:
-    tally.both += len(one & other)
-    for reasons, rows in ((tally.only_one, one - other), (tally.only_other, other - one)):
-        if rows:
-            reasons[REWRITTEN] += len(rows)
-
-
-def _uids(store: Store, selection: Subset, shards: list[int]) -> set[str]:
+def _uids(store: Store, subset: Subset, shards: Sequence[int]) -> set[str]:
     found: set[str] = set()
-    for table in read_tables(store, selection, "rows"):
+    for table in read_rows(store, subset):
         found.update(table.filter(pc.is_in(table["shard"], value_set=pa.array(shards, pa.int64())))["uid"].to_pylist())
     return found
 
 
 def _reason(step: int, has: Subset, lacks: Subset) -> str:
     if step == NOT_SEEN:
-        return f"in shards that {lacks.name} has not seen"
-    if step == REWRITTEN:
-        return f"in shards that were rewritten between {has.name} and {lacks.name}"
+        return f"in shards that were not there when {lacks.name} was selected"
+    if step == REBUILT:
+        return f"in shards that were rebuilt between {has.name} and {lacks.name}"
     report = lacks.reports[step]
-    moved = ""
-    if report.threshold is not None:
-        same = [
-            each.threshold
-            for each in has.reports[step : step + 1]
-            if each.step == report.step and each.threshold is not None
-        ]
-        moved = f" (threshold {report.threshold:.6g}" + "".join(f", {value:.6g} in {has.name}" for value in same) + ")"
-    return f"dropped in {lacks.name} by {report.step}{moved}"
+    return f"dropped in {lacks.name} by {report.step}{_thresholds(step, has, lacks)}"
+
+
+def _thresholds(step: int, has: Subset, lacks: Subset) -> str:
+    """` (threshold 0.31, 0.28 in NAME)`, where the steps have thresholds."""
+    report = lacks.reports[step]
+    if report.threshold is None:
+        return ""
+    counterpart = has.reports[step] if step < len(has.reports) else None
+    if counterpart is None or counterpart.step != report.step or counterpart.threshold is None:
+        return f" (threshold {report.threshold:.6g})"
+    return f" (threshold {report.threshold:.6g}, {counterpart.threshold:.6g} in {has.name})"

@@ -1,15 +1,15 @@
-"""Expressions over columns, as a person writes them: `similarity >= 0.28 and width / height < 3`.
+"""Expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
 
-The grammar is a part of Python's own; the text is parsed, never run. Values follow SQL: a comparison with null is null,
-and a row is kept only where the whole is true.
+The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
+null, and a row stays only if the whole expression is true.
 """
 
 import ast
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, reduce
+from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,10 @@ from pairmill.schemas.errors import PairmillError
 MAX_CHARS = 10_000
 _MAX_DEPTH = 100
 
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+Value: TypeAlias = Any
+"""A pyarrow Array, ChunkedArray or Scalar."""
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
     ast.Lt: pc.less,
     ast.LtE: pc.less_equal,
     ast.Gt: pc.greater,
@@ -27,7 +30,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: pc.equal,
     ast.NotEq: pc.not_equal,
 }
-_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Add: pc.add_checked,
     ast.Sub: pc.subtract_checked,
     ast.Mult: pc.multiply_checked,
@@ -47,38 +50,39 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 class ExpressionError(PairmillError, ValueError):
-    """The expression cannot be read or does not fit the columns; the message quotes it."""
+    """The expression cannot be parsed or does not fit the columns; the message quotes it."""
 
 
 @dataclass(frozen=True)
 class Expression:
-    """`text` is what the person wrote; it is checked by `check`, once, before any data is read."""
+    """`text` comes from the user. Call `check` once, before any data is read."""
 
     text: str
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """Names of the columns that it reads. Raises ExpressionError."""
+        """Names of the columns in it. Raises ExpressionError."""
         called = {node.func for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
         nodes = [node for node in ast.walk(self._tree) if node not in called]
         return frozenset(name for node in nodes if (name := _column(node)) is not None)
 
-    def check(self, schema: pa.Schema, wants_truth: bool) -> None:
-        """Raises ExpressionError where a column is unknown or the types do not fit, by trying it on no rows."""
+    def check(self, schema: pa.Schema, expected: Literal["boolean", "number"]) -> None:
+        """Raises ExpressionError where a column is unknown or the types do not fit, by evaluating it on zero rows."""
         if unknown := sorted(self.columns - set(schema.names)):
             raise ExpressionError(
                 f"{self.text!r}: there is no column {unknown[0]!r}{_did_you_mean(unknown[0], schema)}"
             )
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
         if not self.columns:
-            raise ExpressionError(f"{self.text!r} names no column")
-        if wants_truth != pa.types.is_boolean(value.type):
-            raise ExpressionError(f"{self.text!r} is {'no yes or no' if wants_truth else 'yes or no, not a number'}")
-        if not (wants_truth or pa.types.is_integer(value.type) or pa.types.is_floating(value.type)):
-            raise ExpressionError(f"{self.text!r} is no number, but {value.type}")
+            raise ExpressionError(f"{self.text!r} uses no column")
+        is_number = pa.types.is_integer(value.type) or pa.types.is_floating(value.type)
+        if expected == "boolean" and not pa.types.is_boolean(value.type):
+            raise ExpressionError(f"{self.text!r} is not true or false, but a {value.type}")
+        if expected == "number" and not is_number:
+            raise ExpressionError(f"{self.text!r} is not a number, but a {value.type}")
 
     def evaluate(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
-        """One value per row of the table, null where a value that it needs is null. Raises ExpressionError."""
+        """One value per row of the table; nulls follow SQL. Raises ExpressionError."""
         try:
             value = self._value(self._tree, table)
         except (pa.ArrowException, TypeError, OverflowError) as error:
@@ -88,19 +92,18 @@ class Expression:
     @cached_property
     def _tree(self) -> ast.expr:
         if len(self.text) > MAX_CHARS:
-            raise ExpressionError(f"longer than {MAX_CHARS:,} characters: {self.text[:60]!r} ...")
+            raise ExpressionError(f"expression longer than {MAX_CHARS:,} characters: {self.text[:60]!r} ...")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of "\\d", which is what a regular expression needs
+                warnings.simplefilter("ignore")  # for "\\d" and the like in regular expressions
                 tree = ast.parse(self.text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ExpressionError(f"{self.text!r} cannot be read: {getattr(error, 'msg', error)}") from None
+            raise ExpressionError(f"{self.text!r} cannot be parsed: {getattr(error, 'msg', error)}") from None
         if _depth(tree) > _MAX_DEPTH:
             raise ExpressionError(f"{self.text[:60]!r} ... is nested too deeply")
         return tree
 
-    def _value(self, node: ast.expr, table: pa.Table) -> Any:
-        """An array or a scalar."""
+    def _value(self, node: ast.expr, table: pa.Table) -> Value:
         if (name := _column(node)) is not None:
             return table[name]
         match node:
@@ -124,40 +127,44 @@ class Expression:
                 return _FUNCTIONS[name](*(self._value(argument, table) for argument in node.args))
             case _:
                 written = ast.get_source_segment(self.text.strip(), node) or type(node).__name__
-                raise ExpressionError(f"{self.text!r}: {written!r} is not understood; {_grammar()}")
+                raise ExpressionError(f"{self.text!r}: {written!r} is not supported; {_grammar()}")
 
-    def _comparison(self, node: ast.Compare, table: pa.Table) -> Any:
-        result, left = None, self._value(node.left, table) if not _is_null(node.left) else None
-        for operator, right_node in zip(node.ops, node.comparators, strict=True):
-            if isinstance(operator, ast.Is | ast.IsNot) and _is_null(right_node):
-                one = pc.is_null(left) if isinstance(operator, ast.Is) else pc.is_valid(left)
-                right = None
-            elif isinstance(operator, ast.In | ast.NotIn) and isinstance(right_node, ast.List | ast.Tuple):
-                one, right = self._is_among(left, right_node, table), None
-                if isinstance(operator, ast.NotIn):
-                    one = pc.invert(one)
-            elif type(operator) in _COMPARE and not _is_null(right_node):
-                right = self._value(right_node, table)
-                one = _COMPARE[type(operator)](*_of_one_type(left, right))
-            else:
-                raise ExpressionError(f"{self.text!r}: a comparison that is not understood; {_grammar()}")
-            result = one if result is None else pc.and_kleene(result, one)
-            left = right
-        return result
+    def _comparison(self, node: ast.Compare, table: pa.Table) -> Value:
+        """`a < b < c` is `a < b and b < c`."""
+        operands = [node.left, *node.comparators]
+        links = [
+            self._link(left, operator, right, table)
+            for left, operator, right in zip(operands, node.ops, node.comparators, strict=False)
+        ]
+        return reduce(pc.and_kleene, links)
 
-    def _is_among(self, value: Any, listed: ast.List | ast.Tuple, table: pa.Table) -> Any:
+    def _link(self, left: ast.expr, operator: ast.cmpop, right: ast.expr, table: pa.Table) -> Value:
+        """One comparison of two operands."""
+        match operator, right:
+            case ast.Is(), ast.Constant(value=None):
+                return pc.is_null(self._value(left, table))
+            case ast.IsNot(), ast.Constant(value=None):
+                return pc.is_valid(self._value(left, table))
+            case ast.In(), ast.List(elts=items) | ast.Tuple(elts=items):
+                return self._is_in(left, items, table)
+            case ast.NotIn(), ast.List(elts=items) | ast.Tuple(elts=items):
+                return pc.invert(self._is_in(left, items, table))
+        if type(operator) not in _COMPARE:
+            raise ExpressionError(f"{self.text!r}: a comparison that is not supported; {_grammar()}")
+        if _is_null(left) or _is_null(right):
+            raise ExpressionError(f"{self.text!r}: compare with null by `is None` or `is not None`")
+        return _COMPARE[type(operator)](*_comparable(self._value(left, table), self._value(right, table)))
+
+    def _is_in(self, value: ast.expr, items: Sequence[ast.expr], table: pa.Table) -> Value:
         """Null where the value is null, as in SQL."""
-        result: Any = None
-        for item in listed.elts:
-            one = pc.equal(*_of_one_type(value, self._value(item, table)))
-            result = one if result is None else pc.or_kleene(result, one)
-        if result is None:
+        if not items:
             raise ExpressionError(f"{self.text!r}: an empty list")
-        return result
+        array = self._value(value, table)
+        return reduce(pc.or_kleene, (pc.equal(*_comparable(array, self._value(item, table))) for item in items))
 
 
 def _column(node: ast.AST) -> str | None:
-    """`width`, or `col("a name with blanks")`."""
+    """The name in `width` or `col("a name with spaces")`; None for any other node."""
     match node:
         case (
             ast.Name(id=name) | ast.Call(func=ast.Name(id="col"), args=[ast.Constant(value=str() as name)], keywords=[])
@@ -166,29 +173,27 @@ def _column(node: ast.AST) -> str | None:
     return None
 
 
-def _of_one_type(left: Any, right: Any) -> tuple[Any, Any]:
-    """Dates are written as strings, times in UTC."""
-    if left is None:
-        raise ExpressionError("null is compared by `is None` and `is not None`")
+def _comparable(left: Value, right: Value) -> tuple[Value, Value]:
+    """Users write dates and times as strings, times in UTC."""
     if isinstance(right, pa.Scalar) and pa.types.is_string(right.type) and pa.types.is_temporal(left.type):
         moment = right.cast(pa.timestamp("us"))
         right = (pc.assume_timezone(moment, "UTC") if getattr(left.type, "tz", None) else moment).cast(left.type)
     return left, right
 
 
-def _matches(text: Any, regex: str) -> Any:
-    """By RE2, whose time is linear in the text."""
-    pc.match_substring_regex(pa.array([""]), regex)  # a bad one is an error on no rows too
+def _matches(text: Value, regex: str) -> Value:
+    """RE2 matches in time linear in the text, whatever the expression."""
+    pc.match_substring_regex(pa.array([""]), regex)  # so that a bad expression fails on zero rows too
     return pc.match_substring_regex(text, regex)
 
 
-def _as_float(value: Any) -> Any:
+def _as_float(value: Value) -> Value:
     return pc.cast(value, pa.float64())
 
 
-def _text(value: Any) -> str:
+def _text(value: Value) -> str:
     if not isinstance(value, pa.Scalar) or not pa.types.is_string(value.type):
-        raise TypeError("the second part is a text in quotation marks")
+        raise TypeError("the second argument must be text in quotation marks")
     return str(value.as_py())
 
 
@@ -209,8 +214,8 @@ def _first_line(error: Exception) -> str:
 
 def _grammar() -> str:
     return (
-        "columns, col('any name'), numbers, 'text', + - * /, < <= > >= == !=, in [..], is None, and, or, not, "
-        f"and {', '.join(sorted(_FUNCTIONS))} are"
+        "supported are columns, col('any name'), numbers, 'text', + - * /, < <= > >= == !=, in [..], is None, and, or, "
+        f"not, and {', '.join(sorted(_FUNCTIONS))}"
     )
 
 

@@ -1,35 +1,54 @@
-"""How the functions of a choice are run: here in a plain loop, on a cluster by the engine."""
+"""How the functions of a select job run: in a plain loop here, or spread over a cluster by the engine."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class Handle(Generic[T]):
+    """Refers to the result of a call. Opaque: only `Tasks.get`, or a later call, turns it into the result.
+
+    A type for the checker alone: a Ray handle is an ObjectRef, a local one the result itself.
+    """
 
 
 class Tasks(Protocol):
-    """Runs pure functions, each call perhaps on another machine, and hands their results to later calls."""
+    """Runs pure functions, perhaps each call on another machine, and passes their results to later calls.
+
+    A handle among the arguments of a call (not inside of one) is replaced by its result.
+    """
 
     memory_bytes: int
-    """What the results of one round of calls may take together."""
+    """How much the results of one round of calls may take together."""
 
-    def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int = 1) -> list[Any]:
-        """Start one call per item; returns handles in the order of the calls: one each, or `outputs` of them each.
+    def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
+        """Start one call per item; returns a handle per call, in order."""
 
-        A handle may stand among the arguments of a later call, which then gets the result.
-        """
+    def map_split(
+        self, function: Callable[..., Sequence[Any]], calls: Iterable[Sequence[Any]], outputs: int
+    ) -> list[list[Handle[Any]]]:
+        """The same for functions that return `outputs` values: one handle per value, to be passed on separately."""
 
-    def get(self, handles: Sequence[Any]) -> Iterator[Any]:
-        """The results, in order, one at a time."""
+    def get(self, handles: Sequence[Handle[T]]) -> Iterator[T]:
+        """The results, in order, one at a time. Raises what the call raised."""
 
 
 class LocalTasks:
-    """Every call at once, in this process."""
+    """Runs every call at once, in this process."""
 
     memory_bytes = 1 << 30
 
-    def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int = 1) -> list[Any]:
-        """Handles are the results themselves."""
-        results = [function(*call) for call in calls]
-        return [list(result) for result in results] if outputs > 1 else results
+    def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
+        """The results themselves."""
+        return [cast(Handle[T], function(*call)) for call in calls]
 
-    def get(self, handles: Sequence[Any]) -> Iterator[Any]:
-        """As they are."""
-        return iter(handles)
+    def map_split(
+        self, function: Callable[..., Sequence[Any]], calls: Iterable[Sequence[Any]], outputs: int
+    ) -> list[list[Handle[Any]]]:
+        """The results themselves."""
+        return [list(function(*call)) for call in calls]
+
+    def get(self, handles: Sequence[Handle[T]]) -> Iterator[T]:
+        """The handles, which are the results."""
+        return (cast(T, handle) for handle in handles)

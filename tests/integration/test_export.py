@@ -1,4 +1,4 @@
-"""What other tools read of an export: webdataset, datasets, embedding-reader, open_clip_train, DataComp's formats."""
+"""Exports as other tools read them: webdataset, datasets, embedding-reader, open_clip_train, DataComp's formats."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,9 @@ from PIL import Image
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.subset import read_subset, read_tables
+from pairmill.pipeline.dataset.subset import read_rows, read_subset
 from pairmill.pipeline.export.formats import FormatError
-from pairmill.pipeline.export.gather import GoneError
+from pairmill.pipeline.export.reader import MissingDataError
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
@@ -28,7 +28,9 @@ from pairmill.schemas.subset import SelectJob
 from tests.integration.test_build import picture, sequentially
 from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
 
-pytestmark = [  # webdataset leaves closing the tars to the garbage collector
+Row: TypeAlias = dict[str, Any]
+
+pytestmark = [  # webdataset leaves it to the garbage collector to close tars
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -41,11 +43,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(4):
         write_tar(folder / f"{number:05d}.tar", samples(12, 12 * number))
     sequentially(embed_job(folder / "out", folder))
-    choose(folder / "out", "most", {"top": {"by": "similarity", "count": 41}})
+    make_subset(folder / "out", "most", {"top": {"by": "similarity", "count": 41}})
     return folder / "out"
 
 
-def choose(dataset: Path, name: str, *steps: dict[str, Any]) -> None:
+def make_subset(dataset: Path, name: str, *steps: Row) -> None:
     select(SelectJob.model_validate({"dataset": str(dataset), "name": name, "steps": list(steps)}), overwrite=True)
 
 
@@ -54,21 +56,21 @@ def job(dataset: Path, output: Path, form: str, **more: Any) -> ExportJob:
     return ExportJob.model_validate({**values, **more})
 
 
-def chosen(dataset: Path) -> dict[str, dict[str, Any]]:
-    """uid -> the row of `pairs/`, of those in the subset."""
+def selected(dataset: Path) -> dict[str, Row]:
+    """uid -> row of `pairs/`, for the rows of the subset."""
     store = Store(str(dataset))
-    tables = read_tables(store, read_subset(store, "most"), "rows")
+    tables = read_rows(store, read_subset(store, "most"))
     uids = {uid for table in tables for uid in table["uid"].to_pylist()}
     return {row["uid"]: row for row in rows_in(dataset) if row["uid"] in uids}
 
 
-def test_webdataset_reads_every_chosen_pair_once_with_its_picture(dataset: Path, tmp_path: Path) -> None:
+def test_webdataset_reads_every_selected_pair_once_with_its_picture(dataset: Path, tmp_path: Path) -> None:
     result = export(job(dataset, tmp_path / "out", "webdataset"))
     tars = sorted((tmp_path / "out").glob("*.tar"))
     assert [tar.name for tar in tars] == [f"{n:05d}.tar" for n in range(5)]
     sizes = json.loads((tmp_path / "out/sizes.json").read_text())
     assert list(sizes.values()) == [10, 10, 10, 10, 1]
-    expected = chosen(dataset)
+    expected = selected(dataset)
     keys = []
     for tar in tars:
         found = list(webdataset.WebDataset([str(tar)], shardshuffle=False))
@@ -83,29 +85,31 @@ def test_webdataset_reads_every_chosen_pair_once_with_its_picture(dataset: Path,
     assert result.record.rows == len(keys) == 41
 
 
-def test_the_order_is_mixed_across_shards_by_the_seed_or_the_datasets_own(dataset: Path, tmp_path: Path) -> None:
+def test_rows_are_shuffled_across_shards_by_the_seed_or_stay_in_dataset_order(dataset: Path, tmp_path: Path) -> None:
     def order(name: str, **more: Any) -> list[str]:
         export(job(dataset, tmp_path / name, "webdataset", **more))
         tars = sorted(str(tar) for tar in (tmp_path / name).glob("*.tar"))
         return [sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)]
 
-    own = list(chosen(dataset))
+    own = list(selected(dataset))
     assert order("plain", shuffle_seed=None) == own
     first, again, other = order("a"), order("b", samples_per_file=7), order("c", shuffle_seed=1)
     assert first == again
     assert sorted(first) == sorted(other) == sorted(own)
     assert len({tuple(first), tuple(other), tuple(own)}) == 3
-    place = {uid: index for index, uid in enumerate(own)}
-    assert len({place[uid] // 4 for uid in first[:10]}) > 4  # ten neighbours come from more shards than in order
+    position = {uid: index for index, uid in enumerate(own)}
+    assert (
+        len({position[uid] // 4 for uid in first[:10]}) > 4
+    )  # ten neighbors come from more shards than in dataset order
 
 
-def test_files_that_take_rows_of_several_mixed_groups_have_every_row_once(
+def test_parts_with_rows_of_several_groups_have_every_row_once(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pairmill.pipeline.export.order.GROUP_SHARDS", 3)
     export(job(dataset, tmp_path / "out", "webdataset", samples_per_file=7))
     tars = sorted(str(tar) for tar in (tmp_path / "out").glob("*.tar"))
-    expected = chosen(dataset)
+    expected = selected(dataset)
     found = {}
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
         assert sample["jpg"] == picture(int(expected[sample["__key__"]]["key"]))
@@ -140,7 +144,7 @@ def output_of_outputs(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("corpus", [parquet_corpus, folder_corpus, tar_corpus, output_of_outputs])
 def test_every_kind_of_corpus_is_exported_with_the_right_pictures(tmp_path: Path, corpus: Any, form: str) -> None:
     sequentially(embed_job(tmp_path / "out", *corpus(tmp_path)))
-    choose(tmp_path / "out", "most")
+    make_subset(tmp_path / "out", "most")
     export(job(tmp_path / "out", tmp_path / "export", form))
     if form == "webdataset":
         tars = sorted(str(tar) for tar in (tmp_path / "export").glob("*.tar"))
@@ -151,7 +155,7 @@ def test_every_kind_of_corpus_is_exported_with_the_right_pictures(tmp_path: Path
     assert sorted(found) == sorted((picture(n), CAPTION.format(n)) for n in range(9))
 
 
-def test_pictures_that_trainers_do_not_look_for_become_pngs_of_the_same_pixels(tmp_path: Path) -> None:
+def test_pictures_in_formats_that_trainers_ignore_become_pngs_of_the_same_pixels(tmp_path: Path) -> None:
     members = [
         ("a.bmp", picture(1, kind="BMP")),
         ("a.txt", b"one"),
@@ -160,7 +164,7 @@ def test_pictures_that_trainers_do_not_look_for_become_pngs_of_the_same_pixels(t
     ]
     write_tar(tmp_path / "0.tar", [*members, ("c.webp", picture(3, kind="WEBP")), ("c.txt", b"three")])
     sequentially(embed_job(tmp_path / "out", tmp_path))
-    choose(tmp_path / "out", "most")
+    make_subset(tmp_path / "out", "most")
     export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
     found = {s["txt"]: s for s in webdataset.WebDataset([str(tmp_path / "export/00000.tar")], shardshuffle=False)}
     assert {text: "webp" if "webp" in s else "png" if "png" in s else "" for text, s in found.items()} == {
@@ -170,11 +174,11 @@ def test_pictures_that_trainers_do_not_look_for_become_pngs_of_the_same_pixels(t
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(picture(1, kind="BMP")))))
 
 
-def test_an_empty_text_is_nothing_to_train_on(tmp_path: Path) -> None:
+def test_a_missing_caption_is_refused_by_webdataset(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [*samples(4), ("alone.jpg", picture(9))])
     sequentially(embed_job(tmp_path / "out", tmp_path))
-    choose(tmp_path / "out", "most")
-    with pytest.raises(FormatError, match="1 chosen rows have no caption: add `where: caption_clean is not None`"):
+    make_subset(tmp_path / "out", "most")
+    with pytest.raises(FormatError, match="1 selected rows have no caption: add `where: caption_clean is not None`"):
         export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
 
 
@@ -186,14 +190,14 @@ def test_a_file_that_was_deleted_is_written_again(dataset: Path, tmp_path: Path)
     assert (tmp_path / "out/00001.tar").read_bytes() == before
 
 
-def test_an_export_takes_no_folder_that_holds_anything(dataset: Path, tmp_path: Path) -> None:
+def test_an_export_refuses_a_folder_with_anything_in_it(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "00000.tar").write_bytes(b"mine")
-    with pytest.raises(JobError, match=r"holds '00000\.tar' already; an export wants a folder of its own"):
+    with pytest.raises(JobError, match=r"already contains '00000\.tar'; an export needs a folder of its own"):
         export(job(dataset, tmp_path, "webdataset"))
     assert (tmp_path / "00000.tar").read_bytes() == b"mine"
 
 
-def test_on_ray_the_choice_and_the_export_are_those_of_the_plain_loop(
+def test_select_and_export_give_the_same_on_ray_and_in_a_plain_loop(
     dataset: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = [
@@ -201,16 +205,16 @@ def test_on_ray_the_choice_and_the_export_are_those_of_the_plain_loop(
         {"top": {"by": "similarity", "count": 30}},
         {"dedup": {"by": "phash", "distance": 2}},
     ]
-    choose(dataset, "plain", *steps)
+    make_subset(dataset, "plain", *steps)
     export(job(dataset, tmp_path / "plain", "webdataset", subset="plain"))
     for module in ("select", "export"):
         monkeypatch.setattr(f"pairmill.jobs.{module}.ROWS_FOR_RAY", 0)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 10)
-    choose(dataset, "ray", *steps)
+    make_subset(dataset, "ray", *steps)
     export(job(dataset, tmp_path / "ray", "webdataset", subset="ray"))
     store = Store(str(dataset))
     uids = [
-        [uid for table in read_tables(store, read_subset(store, name), "rows") for uid in table["uid"].to_pylist()]
+        [uid for table in read_rows(store, read_subset(store, name)) for uid in table["uid"].to_pylist()]
         for name in ("plain", "ray")
     ]
     assert uids[0] == uids[1]
@@ -218,7 +222,7 @@ def test_on_ray_the_choice_and_the_export_are_those_of_the_plain_loop(
         assert tar.read_bytes() == (tmp_path / "ray" / tar.name).read_bytes()
 
 
-def test_an_export_goes_on_where_it_stopped_and_never_into_anothers_folder(dataset: Path, tmp_path: Path) -> None:
+def test_an_export_continues_where_it_stopped_and_refuses_the_folder_of_another(dataset: Path, tmp_path: Path) -> None:
     export(job(dataset, tmp_path / "whole", "webdataset"))
     export(job(dataset, tmp_path / "out", "webdataset"))
     (tmp_path / "out/export/manifests/00002.json").unlink()  # as after a crash: the tar is there, its record is not
@@ -228,7 +232,7 @@ def test_an_export_goes_on_where_it_stopped_and_never_into_anothers_folder(datas
     assert result.written == 2
     for tar in (tmp_path / "whole").glob("*.tar"):
         assert tar.read_bytes() == (tmp_path / "out" / tar.name).read_bytes()
-    with pytest.raises(JobError, match=r"holds another export \(samples_per_file 10, not 20\)"):
+    with pytest.raises(JobError, match=r"has another export in it \(samples_per_file 10, not 20\)"):
         export(job(dataset, tmp_path / "out", "webdataset", samples_per_file=20))
 
 
@@ -239,7 +243,7 @@ def test_hugging_face_datasets_decodes_the_parquet(dataset: Path, tmp_path: Path
     export(job(dataset, tmp_path / "out", "parquet"))
     files = sorted(str(path) for path in (tmp_path / "out").glob("*.parquet"))
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
-    expected = chosen(dataset)
+    expected = selected(dataset)
     assert sorted(loaded["uid"]) == sorted(expected)
     for row in loaded.select(range(5)):
         source = expected[row["uid"]]
@@ -253,7 +257,7 @@ def test_embedding_reader_finds_each_embedding_beside_its_metadata(dataset: Path
     from embedding_reader import EmbeddingReader
 
     export(job(dataset, tmp_path / "out", "clip-retrieval"))
-    expected = chosen(dataset)
+    expected = selected(dataset)
     for folder, side in (("img_emb", "image"), ("text_emb", "text")):
         reader = EmbeddingReader(
             embeddings_folder=str(tmp_path / "out" / folder),
@@ -270,9 +274,9 @@ def test_embedding_reader_finds_each_embedding_beside_its_metadata(dataset: Path
         assert seen == list(expected)
 
 
-def test_datacomps_subset_and_metadata_hold_what_its_tools_read(dataset: Path, tmp_path: Path) -> None:
+def test_datacomps_subset_and_metadata_have_what_its_tools_read(dataset: Path, tmp_path: Path) -> None:
     export(job(dataset, tmp_path / "out", "datacomp"))
-    expected = chosen(dataset)
+    expected = selected(dataset)
     subset = np.load(tmp_path / "out/subset.npy")
     assert subset.dtype == np.dtype("u8,u8")
     numbers = sorted((int(uid[:16], 16), int(uid[16:], 16)) for uid in expected)
@@ -317,25 +321,25 @@ def tiny_folder() -> str:
 @pytest.mark.parametrize(
     ("form", "more", "says"),
     [
-        ("webdataset", {"models": ["tiny"]}, "holds no embeddings"),
+        ("webdataset", {"models": ["tiny"]}, "has no embeddings; clip-retrieval"),
         ("clip-retrieval", {"models": ["other"]}, "has no embeddings of 'other'; it has: tiny"),
         ("datacomp", {"models": []}, "has no embeddings"),
         ("webdataset", {"subset": "none"}, "has no subset 'none'; it has: most"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(
-    dataset: Path, tmp_path: Path, form: str, more: dict[str, Any], says: str
+    dataset: Path, tmp_path: Path, form: str, more: Row, says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         export(job(dataset, tmp_path / "out", form, **more))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_tar_is_named_and_the_export_goes_on_once_it_is_back(tmp_path: Path) -> None:
+def test_a_missing_tar_is_named_and_the_export_continues_once_it_is_back(tmp_path: Path) -> None:
     for number in range(2):
         write_tar(tmp_path / f"{number:05d}.tar", samples(8, 8 * number))
     sequentially(embed_job(tmp_path / "out", tmp_path))
-    choose(tmp_path / "out", "most")
+    make_subset(tmp_path / "out", "most")
     (tmp_path / "00001.tar").rename(tmp_path / "away")
     with pytest.raises(ReadError, match=r"00001\.tar"):
         export(job(tmp_path / "out", tmp_path / "export", "webdataset", shuffle_seed=None))
@@ -346,30 +350,32 @@ def test_a_missing_tar_is_named_and_the_export_goes_on_once_it_is_back(tmp_path:
     assert len(list((tmp_path / "export").glob("*.tar"))) == 2
 
 
-def test_a_choice_from_a_generation_that_is_gone_must_be_made_again(tmp_path: Path) -> None:
+def test_a_subset_of_a_generation_that_is_gone_must_be_selected_again(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", samples(8))
     sequentially(embed_job(tmp_path / "out", tmp_path))
-    choose(tmp_path / "out", "most")
+    make_subset(tmp_path / "out", "most")
     first = tmp_path / "out/manifests/000000000.json"
     manifest = json.loads(first.read_text())
     first.with_name("000000000.g1.json").write_text(json.dumps({**manifest, "generation": 1}))
     first.unlink()
-    with pytest.raises(GoneError, match="shard 000000000 is not there as it was chosen from"):
+    with pytest.raises(MissingDataError, match="shard 000000000 is gone since the subset was made"):
         export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
 
 
 def test_rows_without_a_caption_cannot_become_an_array_of_text_embeddings(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [*samples(4), ("alone.jpg", picture(9))])
     sequentially(embed_job(tmp_path / "out", tmp_path))
-    choose(tmp_path / "out", "most")
-    with pytest.raises(ValueError, match="text_embedding_tiny is null for 1 chosen rows: add `where: caption_clean is"):
+    make_subset(tmp_path / "out", "most")
+    with pytest.raises(
+        ValueError, match="text_embedding_tiny is null in 1 selected rows: add `where: caption_clean is"
+    ):
         export(job(tmp_path / "out", tmp_path / "export", "clip-retrieval"))
 
 
 def test_an_exported_table_has_the_same_rows_as_the_subset_in_another_order(dataset: Path, tmp_path: Path) -> None:
     export(job(dataset, tmp_path / "out", "parquet", samples_per_file=1_000))
     table = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "out").glob("*.parquet")])
-    expected = chosen(dataset)
+    expected = selected(dataset)
     assert table.num_rows == len(expected)
     for row in table.drop_columns(["image"]).to_pylist():
         source = expected[row["uid"]]

@@ -1,4 +1,4 @@
-"""The feed's pictures, tokens and embeddings are those of the rows that they come with; a few steps of training."""
+"""Pictures, tokens and embeddings of the feed belong to the rows that they come with; a few steps of training."""
 
 import io
 import json
@@ -10,9 +10,14 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from bench.faulty_s3 import credentials, s3_server
 from pairmill.jobs.select import select
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob
 from tests.integration.test_build import picture, sequentially
 from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
@@ -72,7 +77,7 @@ def test_a_transform_gets_the_upright_picture_and_a_tokenizer_all_captions_of_a_
             assert np.abs(tensor.permute(1, 2, 0).numpy() - plain).max() <= 8  # decoders differ by a little
 
 
-def test_embeddings_alone_touch_no_picture(dataset: Path, tmp_path: Path) -> None:
+def test_without_the_image_column_no_picture_is_read(dataset: Path, tmp_path: Path) -> None:
     sources = list(dataset.parent.glob("*.tar"))
     for source in sources:
         source.rename(tmp_path / source.name)
@@ -86,16 +91,43 @@ def test_embeddings_alone_touch_no_picture(dataset: Path, tmp_path: Path) -> Non
     assert batch["image_embedding_tiny"].shape == batch["text_embedding_tiny"].shape == (20, 128)
 
 
-def test_a_dataset_whose_pictures_no_range_read_gives_is_refused_for_pictures(tmp_path: Path) -> None:
+def test_pictures_inside_parquet_cannot_be_fed(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table({"image": [picture(1), picture(2)], "caption": ["one", "two"]})
     pq.write_table(table, tmp_path / "in.parquet")
     sequentially(embed_job(tmp_path / "out", tmp_path / "in.parquet"))
-    with pytest.raises(FeedError, match="no stored pictures that one range read"):
+    with pytest.raises(FeedError, match="no stored pictures that can be read with one range read"):
         PairDataset(FeedConfig(str(tmp_path / "out")))
     assert len(list(PairDataset(FeedConfig(str(tmp_path / "out"), columns=("caption",))))) == 2
+
+
+def embed_on_s3(endpoint: str, tar: Path) -> S3Config:
+    """A dataset at s3://mill/out on one server, from a tar on the same server."""
+    s3 = S3Config(endpoint=endpoint)
+    Store("s3://mill", s3).create("in/0.tar", tar.read_bytes())
+    values = {"source": {"paths": ["s3://mill/in"], "held": True}, "output": "s3://mill/out"}
+    settings = {"models": [{"name": "tiny"}], "run": {"device": "cpu"}, "s3": s3.model_dump()}
+    sequentially(BuildJob.model_validate({**values, **settings}))
+    return s3
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_datasets_on_two_s3_servers_are_read_side_by_side_in_one_process(tmp_path: Path, workers: int) -> None:
+    """The same bucket and folder on both servers: only the settings tell them apart."""
+    numbers = (range(4), range(4, 8))
+    with credentials(), s3_server("mill") as one, s3_server("mill") as other:
+        loaders = []
+        for endpoint, of_server in zip((one, other), numbers, strict=True):
+            tar = write_tar(tmp_path / f"{of_server.start}.tar", samples(4, of_server.start))
+            config = FeedConfig("s3://mill/out", columns=("image", "key"), s3=embed_on_s3(endpoint, tar))
+            loaders.append(DataLoader(PairDataset(config), batch_size=None, num_workers=workers))
+        pairs = list(zip(*loaders, strict=True))
+    for of_server, rows in zip(numbers, zip(*pairs, strict=True), strict=True):
+        assert {int(row["key"]) for row in rows} == set(of_server)
+        assert all(row["image"] == picture(int(row["key"])) for row in rows)
 
 
 def test_a_plain_contrastive_loop_learns_from_the_feed(dataset: Path) -> None:

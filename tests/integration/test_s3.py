@@ -16,7 +16,7 @@ from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
-from pairmill.pipeline.dataset.subset import read_subset, read_tables
+from pairmill.pipeline.dataset.subset import read_rows, read_subset
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
@@ -139,14 +139,14 @@ def embedded(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{bucket}/train/out"
 
 
-def chosen_uids(dataset: str) -> list[str]:
+def selected_uids(dataset: str) -> list[str]:
     store = Store(dataset)
-    tables = read_tables(store, read_subset(store, "most"), "rows")
+    tables = read_rows(store, read_subset(store, "most"))
     return sorted(uid for table in tables for uid in table["uid"].to_pylist())
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet", "clip-retrieval", "datacomp"])
-def test_a_choice_on_s3_is_exported_there_as_it_would_be_here(
+def test_a_subset_on_s3_is_exported_there_as_it_is_locally(
     bucket: str, embedded: str, form: str, tmp_path: Path
 ) -> None:
     values = {"dataset": embedded, "subset": "most", "format": form, "samples_per_file": 6}
@@ -166,6 +166,6 @@ def test_the_feed_reads_from_s3_in_forked_workers_too(embedded: str, workers: in
     config = FeedConfig(embedded, "most", columns=("image", "caption_clean", "image_embedding_tiny"), batch_size=4)
     loader = DataLoader(PairDataset(config), batch_size=None, num_workers=workers)
     batches = list(loader)
-    assert sorted(uid for batch in batches for uid in batch["uid"]) == chosen_uids(embedded)
+    assert sorted(uid for batch in batches for uid in batch["uid"]) == selected_uids(embedded)
     known = {picture(number) for number in range(20)}
     assert all(body in known for batch in batches for body in batch["image"])

@@ -1,4 +1,4 @@
-"""A choice is the same on any number of workers."""
+"""A subset is the same on any number of workers."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.conftest import row_ids
 
-CHOOSE = """
+SELECT = """
 import json, os, sys
 import pairmill.jobs.select
 from pairmill.jobs.cluster import engine
@@ -32,10 +32,10 @@ with engine.ray_session(RunConfig(), spare_cpus=cpus - os.cpu_count()):
 
 
 @pytest.mark.timeout(300)
-def test_the_same_choice_on_one_two_and_eight_workers(tmp_path: Path) -> None:
+def test_one_two_and_eight_workers_select_the_same_subset(tmp_path: Path) -> None:
     write_dataset(tmp_path / "dataset", 20_000, shard_rows=500)
     for cpus in (1, 2, 8):
-        command = [sys.executable, "-c", CHOOSE, str(tmp_path / "dataset"), str(cpus)]
+        command = [sys.executable, "-c", SELECT, str(tmp_path / "dataset"), str(cpus)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     one, two, eight = (row_ids(tmp_path / "dataset", f"on{cpus}") for cpus in (1, 2, 8))

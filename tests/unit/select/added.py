@@ -1,4 +1,4 @@
-"""A model's columns beside a dataset, as `embed --add-model` leaves them."""
+"""The columns of an added model, as `embed --add-model` writes them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
 
 
 def add_columns(dataset: Path, alias: str, shards: Iterable[int]) -> None:
-    """`similarity_ALIAS` for some shards, row for row."""
+    """Write `similarity_ALIAS` for some shards."""
     (dataset / f"columns/{alias}/manifests").mkdir(parents=True, exist_ok=True)
     (dataset / f"columns/{alias}/model.json").write_text("{}")
     for shard in shards:

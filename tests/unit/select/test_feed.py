@@ -1,5 +1,6 @@
 """Every pair once per epoch: over ranks, workers, epochs, and wherever a run was stopped."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from tests.synthetic_dataset import write_dataset
-from tests.unit.select.conftest import choose, row_ids
+from tests.unit.select.conftest import make_subset, row_ids
 
 COLUMNS = ("row_id", "similarity", "width")
 
@@ -25,7 +26,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("feed") / "small"
     write_dataset(folder, 300, shard_rows=40)
     for name, count in (("some", 113), ("one", 1), ("two", 2)):
-        choose(folder, name, {"top": {"by": "similarity", "count": count}})
+        make_subset(folder, name, {"top": {"by": "similarity", "count": count}})
     return folder
 
 
@@ -49,7 +50,7 @@ def rows_of(dataset: PairDataset) -> list[str]:
     st.one_of(st.none(), st.integers(1, 50)),
     st.floats(0, 1),
 )
-def test_every_chosen_row_comes_once_per_epoch_wherever_each_consumer_was_stopped(
+def test_every_selected_row_comes_once_per_epoch_wherever_each_consumer_was_stopped(
     small: Path,
     subset: str | None,
     consumers: int,
@@ -88,14 +89,14 @@ def test_every_chosen_row_comes_once_per_epoch_wherever_each_consumer_was_stoppe
 
 @given(st.integers(1, 9))
 @settings(deadline=None, max_examples=9, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_even_stretches_are_equally_long_and_still_have_no_row_twice(small: Path, consumers: int) -> None:
+def test_even_shares_have_equal_lengths_and_no_row_twice(small: Path, consumers: int) -> None:
     parts = [rows_of(feed(small, even=True, rank=rank, world_size=consumers)) for rank in range(consumers)]
     assert {len(part) for part in parts} == {113 // consumers}
     assert len({row for part in parts for row in part}) == sum(map(len, parts))
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])
-def test_torchs_loader_shares_the_rows_out_over_its_workers(small: Path, ranks: int, workers: int) -> None:
+def test_torchs_loader_divides_the_rows_among_its_workers(small: Path, ranks: int, workers: int) -> None:
     seen = []
     for rank in range(ranks):
         loader = DataLoader(feed(small, rank=rank, world_size=ranks), batch_size=8, num_workers=workers)
@@ -105,7 +106,7 @@ def test_torchs_loader_shares_the_rows_out_over_its_workers(small: Path, ranks: 
     assert sorted(seen) == sorted(row_ids(small, "some"))
 
 
-def test_epochs_and_seeds_give_other_orders_and_the_same_ones_again(small: Path) -> None:
+def test_each_epoch_and_seed_has_an_order_of_its_own(small: Path) -> None:
     def order(seed: int, epoch: int) -> tuple[str, ...]:
         dataset = feed(small, seed=seed)
         dataset.set_epoch(epoch)
@@ -123,7 +124,7 @@ def test_neighbours_come_from_several_shards(small: Path) -> None:
     assert len(set(shards[:10])) > 2
 
 
-def test_batches_hold_tensors_of_numbers_with_nan_for_null(dataset: Path) -> None:
+def test_batches_have_tensors_of_numbers_with_nan_for_null(dataset: Path) -> None:
     for batch in feed(dataset, None, batch_size=4_096):
         assert batch["similarity"].shape == (len(batch["row_id"]),)
         assert batch["width"].dtype == torch.int32
@@ -137,15 +138,15 @@ def test_a_checkpoint_of_another_run_is_refused(small: Path) -> None:
     state = feed(small).state_dict()
     with pytest.raises(FeedError, match="seed was 0, is 1"):
         feed(small, seed=1).load_state_dict(state)
-    with pytest.raises(FeedError, match="choice was"):
+    with pytest.raises(FeedError, match="subset was"):
         feed(small, "one").load_state_dict(state)
-    with pytest.raises(FeedError, match="consumer 0 of 1, not of 1 of 2"):
+    with pytest.raises(FeedError, match="consumer 0 of 1, not to 1 of 2"):
         feed(small, rank=1, world_size=2).load_state_dict(state)
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own call
 @pytest.mark.parametrize("taken", [0, 1, 7, 22])
-def test_torchdatas_loader_goes_on_in_the_middle_of_an_epoch_with_workers(small: Path, taken: int) -> None:
+def test_torchdatas_loader_resumes_within_an_epoch_with_workers(small: Path, taken: int) -> None:
     def loader() -> StatefulDataLoader[Any]:
         return StatefulDataLoader(feed(small, batch_size=5), batch_size=None, num_workers=2)
 
@@ -160,34 +161,34 @@ def test_torchdatas_loader_goes_on_in_the_middle_of_an_epoch_with_workers(small:
     assert sorted(seen) == sorted(rows_of(feed(small)))
 
 
-def test_a_look_at_the_first_batch_takes_nothing_from_the_loaders_workers(small: Path) -> None:
+def test_reading_a_batch_before_the_loader_starts_takes_nothing_from_its_workers(small: Path) -> None:
     pairs = feed(small, batch_size=5)
     next(iter(pairs))
     loader = DataLoader(pairs, batch_size=None, num_workers=2)
     assert sorted(row for batch in loader for row in batch["row_id"]) == sorted(rows_of(feed(small)))
 
 
-def test_a_checkpoint_holds_after_the_dataset_grew(tmp_path: Path) -> None:
+def test_a_checkpoint_stays_valid_after_the_dataset_grew(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 300, shard_rows=40)
-    choose(tmp_path / "own", "some", {"top": {"by": "similarity", "count": 113}})
+    make_subset(tmp_path / "own", "some", {"top": {"by": "similarity", "count": 113}})
     stopped = feed(tmp_path / "own")
     whole, samples = rows_of(feed(tmp_path / "own")), iter(stopped)
     seen = [next(samples)["row_id"] for _ in range(50)]
-    write_dataset(tmp_path / "own", 900, shard_rows=40)  # more shards, none of them chosen
+    write_dataset(tmp_path / "own", 900, shard_rows=40)  # more shards, none of whose rows are selected
     resumed = feed(tmp_path / "own")
     resumed.load_state_dict(stopped.state_dict())
     assert seen + rows_of(resumed) == whole
 
 
-def test_all_kept_rows_of_a_dataset_that_grew_are_another_choice(tmp_path: Path) -> None:
+def test_all_kept_rows_of_a_dataset_that_grew_are_other_rows(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 300, shard_rows=40)
     state = feed(tmp_path / "own", None).state_dict()
     write_dataset(tmp_path / "own", 340, shard_rows=40)
-    with pytest.raises(FeedError, match="choice was"):
+    with pytest.raises(FeedError, match="subset was"):
         feed(tmp_path / "own", None).load_state_dict(state)
 
 
-def test_a_checkpoint_that_was_loaded_outside_of_the_workers_is_not_passed_over(small: Path) -> None:
+def test_a_checkpoint_loaded_outside_of_the_workers_is_refused(small: Path) -> None:
     pairs = feed(small, batch_size=5)
     samples = iter(pairs)
     next(samples)
@@ -198,40 +199,37 @@ def test_a_checkpoint_that_was_loaded_outside_of_the_workers_is_not_passed_over(
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None])
-def test_what_is_no_checkpoint_is_refused(small: Path, state: Any) -> None:
-    with pytest.raises(FeedError, match="no checkpoint"):
+def test_anything_but_a_checkpoint_is_refused(small: Path, state: Any) -> None:
+    with pytest.raises(FeedError, match="not a checkpoint"):
         feed(small).load_state_dict(state)
 
 
 def test_a_rank_outside_of_its_world_is_refused(small: Path) -> None:
-    with pytest.raises(FeedError, match="rank 3 of a world of 2"):
+    with pytest.raises(FeedError, match="rank 3 does not exist in a world of 2"):
         feed(small, rank=3, world_size=2)
 
 
-def test_what_is_not_there_is_refused_at_once(small: Path) -> None:
+def test_an_unknown_column_or_subset_is_refused_at_once(small: Path) -> None:
     with pytest.raises(FeedError, match="no column 'no_such'"):
         feed(small, columns=("no_such",))
     with pytest.raises(SubsetError, match="has no subset 'nothing'"):
         feed(small, "nothing")
 
 
-def test_a_feed_of_a_choice_from_another_state_is_refused(tmp_path: Path) -> None:
+def test_a_subset_of_a_shard_that_was_rebuilt_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 200, shard_rows=40)
-    choose(tmp_path / "own", "some")
+    make_subset(tmp_path / "own", "some")
     manifest = tmp_path / "own/manifests/000000001.json"
-    digest = "0" * 32
-    import json
-
     record = json.loads(manifest.read_text())
-    record["files"]["pairs"]["blake2b"] = digest
+    record["files"]["pairs"]["blake2b"] = "0" * 32
     manifest.write_text(json.dumps(record))
-    with pytest.raises(SubsetError, match="shard 000000001 is another one than 'some' was chosen from"):
+    with pytest.raises(SubsetError, match="shard 000000001 was rebuilt since 'some' was made"):
         feed(tmp_path / "own", "some")
 
 
-def test_rows_that_came_after_the_choice_are_not_fed(tmp_path: Path) -> None:
+def test_shards_newer_than_the_subset_are_not_fed(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 200, shard_rows=40)
-    choose(tmp_path / "own", "some")
+    make_subset(tmp_path / "own", "some")
     before = sorted(rows_of(feed(tmp_path / "own")))
     write_dataset(tmp_path / "own", 300, shard_rows=40)
     assert sorted(rows_of(feed(tmp_path / "own"))) == before

@@ -1,4 +1,4 @@
-"""A choice as a person meets it: what is refused and how, and what a change of the dataset does to it."""
+"""Select as users meet it: what is refused and how, and what happens to subsets when the dataset changes."""
 
 import json
 import shutil
@@ -14,15 +14,15 @@ from pairmill.jobs.job_file import load_select_job
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ColumnsError
-from pairmill.pipeline.dataset.subset import SubsetError, read_subset, read_tables
-from pairmill.pipeline.select.compare import NOT_SEEN, REWRITTEN, compare
+from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_subset
+from pairmill.pipeline.select.compare import NOT_SEEN, REBUILT, compare
 from pairmill.pipeline.source.plan import PlanError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.subset import SelectJob
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.added import add_columns
-from tests.unit.select.conftest import choose, row_ids
+from tests.unit.select.conftest import Step, make_subset, row_ids
 
 TOP = {"top": {"by": "similarity", "fraction": 0.3}}
 
@@ -34,9 +34,9 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
-def refused(dataset: Path, *steps: dict[str, Any], **more: Any) -> str:
+def refused(dataset: Path, *steps: Step, **more: Any) -> str:
     with pytest.raises(JobError) as caught:
-        choose(dataset, "refused", *steps, **more)
+        make_subset(dataset, "refused", *steps, **more)
     assert not (dataset / "subsets/refused/selection.json").exists()
     return str(caught.value)
 
@@ -45,14 +45,14 @@ def refused(dataset: Path, *steps: dict[str, Any], **more: Any) -> str:
     ("step", "says"),
     [
         ({"where": "similarty > 1"}, "steps.1: 'similarty > 1': there is no column 'similarty'; did you mean"),
-        ({"top": {"by": "caption", "count": 1}}, "steps.1: 'caption' is no number"),
+        ({"top": {"by": "caption", "count": 1}}, "steps.1: 'caption' is not a number"),
         ({"dedup": {"by": "sha1"}}, "steps.1: there is no column 'sha1'"),
-        ({"dedup": {"by": "image_offset", "best": "url"}}, "steps.1: 'url' is no number"),
-        ({"where": "1 == 1"}, "steps.1: '1 == 1' names no column"),
+        ({"dedup": {"by": "image_offset", "best": "url"}}, "steps.1: 'url' is not a number"),
+        ({"where": "1 == 1"}, "steps.1: '1 == 1' uses no column"),
         ({"dedup": {"by": "url", "best": "score"}}, "steps.1: 'score': there is no column 'score'"),
     ],
 )
-def test_a_step_that_does_not_fit_the_columns_is_named(own: Path, step: dict[str, Any], says: str) -> None:
+def test_a_step_that_does_not_fit_the_columns_is_named(own: Path, step: Step, says: str) -> None:
     assert says in refused(own, TOP, step)
 
 
@@ -66,40 +66,40 @@ def test_a_step_that_does_not_fit_the_columns_is_named(own: Path, step: dict[str
         ([{"where": "a > 1", "sample": {"count": 1}}], "a step is one of"),
         ([{}], "a step is one of"),
         ([{"keep": "a > 1"}], "there is no such field"),
-        ([{"dedup": {"by": "url", "distance": 3}}], "distance is for by: phash"),
+        ([{"dedup": {"by": "url", "distance": 3}}], "distance works only with by: phash"),
     ],
 )
-def test_a_job_that_cannot_be_meant_is_refused(steps: list[Any], says: str) -> None:
+def test_a_contradictory_job_is_refused(steps: list[Any], says: str) -> None:
     with pytest.raises(JobError, match=says):
         load_select_job(None, {"dataset": "out", "name": "n", "steps": steps})
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a" * 101, "with blank"])
-def test_a_name_is_no_path(name: str) -> None:
+def test_a_name_cannot_be_a_path(name: str) -> None:
     with pytest.raises(JobError, match="name"):
         load_select_job(None, {"dataset": "out", "name": name})
 
 
-def test_a_choice_that_leaves_nothing_says_which_step_dropped_all(own: Path) -> None:
+def test_selecting_nothing_names_the_step_that_dropped_the_last_rows(own: Path) -> None:
     message = refused(own, {"where": "similarity > 0"}, {"where": "similarity > 5"}, {"dedup": {"by": "url"}})
     assert "'where: similarity > 5' dropped all of" in message
 
 
-def test_a_dataset_that_is_still_being_built_is_refused_unless_asked_for(own: Path) -> None:
+def test_an_unfinished_dataset_is_refused_unless_partial_is_set(own: Path) -> None:
     (own / "manifests/000000003.json").unlink()
     assert "is not finished: 1 of 10 shards missing" in refused(own, TOP)
-    assert choose(own, "partial", TOP, partial=True).shards == 9
+    assert make_subset(own, "partial", TOP, partial=True).shards == 9
 
 
-def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="holds no plan"):
-        choose(tmp_path / "nowhere", "n", TOP)
+        make_subset(tmp_path / "nowhere", "n", TOP)
 
 
-def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(own: Path) -> None:
-    choose(own, "mine", TOP)
+def test_an_existing_subset_is_refused_unless_overwrite_is_given(own: Path) -> None:
+    make_subset(own, "mine", TOP)
     job = SelectJob.model_validate({"dataset": str(own), "name": "mine"})
-    with pytest.raises(JobError, match="has a subset 'mine' already"):
+    with pytest.raises(JobError, match="already has a subset 'mine'"):
         select(job)
     assert len(list((own / "subsets/mine/rows").iterdir())) == 1
     select(job, overwrite=True)
@@ -112,25 +112,23 @@ def test_a_dry_run_counts_and_writes_nothing(own: Path) -> None:
     job = SelectJob.model_validate({"dataset": str(own), "name": "dry", "steps": [TOP]})
     counted = select(job, dry_run=True)
     assert sorted(own.rglob("*")) == before
-    assert counted.reports == choose(own, "wet", TOP).reports
+    assert counted.reports == make_subset(own, "wet", TOP).reports
 
 
 @pytest.mark.parametrize("rows", [100, 700, 5_000])
-def test_the_choice_does_not_depend_on_how_the_shards_are_spread(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
+def test_the_subset_does_not_depend_on_the_chunks(dataset: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     steps: list[Any] = [TOP, {"dedup": {"by": "phash", "distance": 3}}, {"sample": {"fraction": 0.5}}]
-    expected = row_ids(dataset, choose(dataset, "whole", *steps).name)
+    expected = row_ids(dataset, make_subset(dataset, "whole", *steps).name)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", rows)
-    assert row_ids(dataset, choose(dataset, "spread", *steps).name) == expected
+    assert row_ids(dataset, make_subset(dataset, "spread", *steps).name) == expected
 
 
 def test_after_more_shards_compare_explains_every_row_that_came_or_went(own: Path) -> None:
     best = {"top": {"by": "similarity", "count": 400}}
-    before = choose(own, "before", best)
+    before = make_subset(own, "before", best)
     old = set(row_ids(own, "before"))
     write_dataset(own, 3_000, shard_rows=200)
-    after = choose(own, "after", best)
+    after = make_subset(own, "after", best)
     new = set(row_ids(own, "after"))
     difference = compare(Store(str(own)), "before", "after")
     fresh = sum(int(row.partition(":")[0]) >= 10 for row in new)
@@ -142,72 +140,73 @@ def test_after_more_shards_compare_explains_every_row_that_came_or_went(own: Pat
     assert set(difference.only_other) == {NOT_SEEN}
     assert before.generations_blake2b != after.generations_blake2b
     text = "\n".join(difference.lines())
-    assert "in shards that before has not seen" in text
+    assert "in shards that were not there when before was selected" in text
     assert f"(threshold {after.reports[2].threshold:.6g}, {before.reports[2].threshold:.6g} in before)" in text
 
 
-def test_compare_explains_a_top_that_once_kept_all(own: Path) -> None:
+def test_compare_explains_a_top_that_once_kept_every_row(own: Path) -> None:
     best = {"top": {"by": "similarity", "count": 2_400}}
-    choose(own, "before", best)
+    make_subset(own, "before", best)
     write_dataset(own, 4_000, shard_rows=200)
-    choose(own, "after", best)
+    make_subset(own, "after", best)
     assert "dropped in after by top" in "\n".join(compare(Store(str(own)), "before", "after").lines())
 
 
-def test_columns_that_go_with_another_pairs_file_are_never_read_beside_it(own: Path) -> None:
+def test_columns_of_another_pairs_file_are_refused(own: Path) -> None:
     add_columns(own, "other", shards=range(10))
     manifest = own / "manifests/000000004.json"
     text = manifest.read_text()
     digest = ShardManifest.model_validate_json(text).files["pairs"].blake2b
     manifest.write_text(text.replace(digest, "0" * 32))
-    with pytest.raises(ColumnsError, match=r"000000004\.json goes with another pairs file; delete it and run embed"):
-        choose(own, "mispaired", {"where": "similarity_other > 0.5"})
+    with pytest.raises(ColumnsError, match=r"000000004\.json belongs to another pairs file; delete it and run embed"):
+        make_subset(own, "mispaired", {"where": "similarity_other > 0.5"})
 
 
-def test_a_replaced_choice_leaves_no_file_of_the_old_one_and_a_failed_one_leaves_the_old_one_whole(own: Path) -> None:
-    choose(own, "mine", TOP)
+def test_a_replaced_subset_leaves_no_files_and_a_failed_select_leaves_the_old_subset_whole(own: Path) -> None:
+    make_subset(own, "mine", TOP)
     before = row_ids(own, "mine")
     with pytest.raises(JobError, match="nothing is left"):
-        choose(own, "mine", {"where": "similarity > 5"})
+        make_subset(own, "mine", {"where": "similarity > 5"})
     assert row_ids(own, "mine") == before
-    choose(own, "mine", {"where": "similarity > 0.3"})
+    make_subset(own, "mine", {"where": "similarity > 0.3"})
     assert len(list((own / "subsets/mine").rglob("*.parquet"))) == 2
 
 
-def test_compare_follows_uids_into_a_shard_that_was_rewritten(own: Path) -> None:
-    choose(own, "before", TOP)
+def test_compare_follows_uids_into_a_rebuilt_shard(own: Path) -> None:
+    make_subset(own, "before", TOP)
     old = set(row_ids(own, "before"))
     manifest = ShardManifest.model_validate_json((own / "manifests/000000002.json").read_bytes())
     table = pq.ParquetFile(own / "pairs/000000002.parquet").read()
-    pq.write_table(table.slice(20), own / "pairs/000000002.g1.parquet")  # rows stand elsewhere, and some are gone
+    pq.write_table(table.slice(20), own / "pairs/000000002.g1.parquet")  # other row numbers, and some rows are gone
     file = manifest.files["pairs"].model_copy(update={"path": "pairs/000000002.g1.parquet", "blake2b": "1" * 32})
     newer = manifest.model_copy(update={"generation": 1, "pairs": 180, "rows_in": 180, "files": {"pairs": file}})
     (own / "manifests/000000002.g1.json").write_text(newer.model_dump_json())
-    choose(own, "after", TOP)
+    make_subset(own, "after", TOP)
     store = Store(str(own))
     difference = compare(store, "before", "after")
     uids = [
-        {uid for table in read_tables(store, read_subset(store, name), "rows") for uid in table["uid"].to_pylist()}
+        {uid for table in read_rows(store, read_subset(store, name)) for uid in table["uid"].to_pylist()}
         for name in ("before", "after")
     ]
     assert difference.both == len(uids[0] & uids[1])
     assert sum(difference.only_one.values()) == len(uids[0] - uids[1])
     assert sum(difference.only_other.values()) == len(uids[1] - uids[0])
-    assert difference.only_one[REWRITTEN] > 0
+    assert difference.only_one[REBUILT] > 0
     assert len(old) == len(uids[0])
 
 
-def test_an_added_models_columns_can_be_chosen_by_once_every_shard_has_them(own: Path) -> None:
+def test_steps_can_use_an_added_model_once_every_shard_has_it(own: Path) -> None:
     add_columns(own, "other", shards=range(9))
-    assert "the model 'other' lacks shards" in refused(own, {"where": "similarity_other > 0.5"})
+    assert "some shards lack the model 'other'" in refused(own, {"where": "similarity_other > 0.5"})
+    assert "there is no column 'any_other_column'" in refused(own, {"where": "any_other_column > 0.5"})
     add_columns(own, "other", shards=range(9, 10))
-    selection = choose(own, "added", {"where": "similarity_other > 0.5 and similarity > 0.2"})
-    assert 0 < selection.rows_out < selection.reports[-1].rows_in
+    subset = make_subset(own, "added", {"where": "similarity_other > 0.5 and similarity > 0.2"})
+    assert 0 < subset.rows_out < subset.reports[-1].rows_in
 
 
-def test_a_missing_or_damaged_choice_is_named(own: Path) -> None:
+def test_a_missing_or_damaged_subset_is_named(own: Path) -> None:
     store = Store(str(own))
-    choose(own, "one", TOP)
+    make_subset(own, "one", TOP)
     with pytest.raises(SubsetError, match="has no subset 'two'; it has: one"):
         compare(store, "one", "two")
     (own / "subsets/one/selection.json").write_text("{}")
@@ -223,7 +222,7 @@ def test_the_command_prints_what_each_step_left_and_one_json_line(own: Path) -> 
     steps = ["--step", "where: similarity >= 0.2", "--step", "top: {by: similarity, count: 100}"]
     done = run(str(own), "mine", *steps, "--json")
     assert done.exit_code == 0, done.output
-    lines = [line for line in done.stdout.splitlines() if "alike" not in line]
+    lines = [line for line in done.stdout.splitlines() if "duplicates:" not in line]
     assert [line.split("  ")[0] for line in lines[:4]] == [
         "rows: kept", "dedup: by uid", "where: similarity >= 0.2", "top: by similarity, count 100",
     ]  # fmt: skip
@@ -241,22 +240,22 @@ def test_the_command_reads_a_job_file_and_names_its_line(own: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("step", ["similarity > 1", "where", "[1]", "{", "where: {a: 1}"])
-def test_a_step_on_the_command_line_that_is_none_is_refused(own: Path, step: str) -> None:
+def test_a_malformed_step_on_the_command_line_is_refused(own: Path, step: str) -> None:
     done = run(str(own), "mine", "--step", step)
     assert done.exit_code == 1
     assert "Traceback" not in done.output
 
 
 def test_the_command_compares(own: Path) -> None:
-    choose(own, "a", TOP)
-    choose(own, "b")
+    make_subset(own, "a", TOP)
+    make_subset(own, "b")
     done = run(str(own), "--compare", "a", "b", "--json")
     assert done.exit_code == 0, done.output
     assert "only in b:" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["only_in"]["a"] == {}
 
 
-def test_a_choice_whose_dataset_lost_a_file_says_which(own: Path) -> None:
+def test_a_missing_file_of_the_dataset_is_named(own: Path) -> None:
     shutil.move(own / "pairs/000000004.parquet", own / "elsewhere.parquet")
     done = run(str(own), "mine", "--step", "where: width > 1")
     assert done.exit_code == 1

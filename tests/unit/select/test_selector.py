@@ -1,4 +1,4 @@
-"""Choices against DuckDB's answers on the same files, and against brute force."""
+"""Subsets against DuckDB's answers on the same files, and against brute force."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.select import choose as choosing
+from pairmill.pipeline.select import selector
 from pairmill.pipeline.select.compare import compare
-from pairmill.pipeline.select.near import band_masks, near_pairs
-from pairmill.pipeline.select.scan import KEYED
+from pairmill.pipeline.select.near_duplicates import band_masks, near_pairs
+from pairmill.pipeline.select.outputs import DEDUP_KEY
 from tests.synthetic_dataset import write_dataset
-from tests.unit.select.conftest import ROWS, choose, oracle, row_ids
+from tests.unit.select.conftest import ROWS, make_subset, oracle, row_ids
 
 pytestmark = pytest.mark.usefixtures("many_chunks")
 
@@ -24,95 +24,95 @@ IN_SQL = "similarity >= 0.22 and width > height"
 
 
 def test_without_steps_the_kept_rows_stay_once_per_uid(dataset: Path) -> None:
-    selection = choose(dataset, "plain")
+    subset = make_subset(dataset, "plain")
     assert row_ids(dataset, "plain") == oracle(dataset, "select * from rows")
-    assert [report.step for report in selection.reports] == ["rows: kept", "dedup: by uid"]
-    assert selection.reports[0].rows_in == ROWS
+    assert [report.step for report in subset.reports] == ["rows: kept", "dedup: by uid"]
+    assert subset.reports[0].rows_in == ROWS
 
 
-def test_all_pairs_are_there_to_choose_from_where_that_is_asked_for(dataset: Path) -> None:
-    choose(dataset, "all", rows="pairs")
-    expected = "select * from all_rows qualify row_number() over (partition by uid order by place) = 1"
+def test_rows_pairs_selects_from_dropped_rows_too(dataset: Path) -> None:
+    make_subset(dataset, "all", rows="pairs")
+    expected = "select * from all_rows qualify row_number() over (partition by uid order by row_index) = 1"
     assert row_ids(dataset, "all") == oracle(dataset, expected)
 
 
 def test_a_threshold_is_duckdbs(dataset: Path) -> None:
-    choose(dataset, "where", WHERE)
+    make_subset(dataset, "where", WHERE)
     assert row_ids(dataset, "where") == oracle(dataset, f"select * from rows where {IN_SQL}")
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.999, 1.0])
 def test_a_top_fraction_is_the_rows_that_duckdb_ranks_highest(dataset: Path, fraction: float) -> None:
-    selection = choose(dataset, "top", WHERE, {"top": {"by": "similarity", "fraction": fraction}})
+    subset = make_subset(dataset, "top", WHERE, {"top": {"by": "similarity", "fraction": fraction}})
     count = f"(select round({fraction} * count(*)) from rows where {IN_SQL})"
     expected = f"select * from rows where {IN_SQL} qualify row_number() over (order by similarity desc) <= {count}"
-    chosen = row_ids(dataset, "top")
-    assert chosen == oracle(dataset, expected)  # no two similarities of these rows are equal
-    assert len(chosen) == selection.rows_out == round(fraction * selection.reports[-1].rows_in)
+    selected = row_ids(dataset, "top")
+    assert selected == oracle(dataset, expected)  # no two similarities of these rows are equal
+    assert len(selected) == subset.rows_out == round(fraction * subset.reports[-1].rows_in)
 
 
 @pytest.mark.parametrize("count", [1, 1_234, 10**9])
 def test_a_count_with_few_distinct_scores_is_exact(dataset: Path, count: int) -> None:
-    selection = choose(dataset, "ties", {"top": {"by": "width - width", "count": count}})
-    again = choose(dataset, "sample", {"sample": {"count": count, "seed": 0}})
-    assert selection.rows_out == again.rows_out == min(count, selection.reports[-1].rows_in)
+    subset = make_subset(dataset, "ties", {"top": {"by": "width - width", "count": count}})
+    again = make_subset(dataset, "sample", {"sample": {"count": count, "seed": 0}})
+    assert subset.rows_out == again.rows_out == min(count, subset.reports[-1].rows_in)
 
 
-def test_a_sample_does_not_favour_the_rows_that_a_tie_favoured(dataset: Path) -> None:
-    """Of 4,000 rows the wide ones come by their score, the rest by the tie; a quarter of each is sampled."""
+def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
+    """Of 4,000 rows the wide ones are there for their score, the rest won ties; a quarter of each is sampled."""
     top = {"top": {"by": "greatest(width - 900, height - height)", "count": 4_000}}
-    choose(dataset, "tied", top)
-    choose(dataset, "sampled", top, {"sample": {"fraction": 0.25}})
+    make_subset(dataset, "tied", top)
+    make_subset(dataset, "sampled", top, {"sample": {"fraction": 0.25}})
     query = f"select row_id from read_parquet('{dataset}/pairs/*.parquet') where width > 900"
     wide = {row[0] for row in duckdb.connect().execute(query).fetchall()}
     before, after = set(row_ids(dataset, "tied")), set(row_ids(dataset, "sampled"))
     assert 0.15 < len(after & wide) / len(before & wide) < 0.35
 
 
-def test_values_that_look_like_digits_are_equal_to_themselves_whatever_stands_beside_them(tmp_path: Path) -> None:
+def test_values_that_look_like_hex_digits_equal_themselves_whatever_else_is_in_their_shard(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 40, shard_rows=20)
     for shard, captions in enumerate((["deadbeefdeadbeef"] * 20, ["deadbeefdeadbeef", *map(str, range(19))])):
         path = tmp_path / f"own/pairs/{shard:09d}.parquet"
         table = pq.ParquetFile(path).read()
         index = table.schema.get_field_index("caption")
         pq.write_table(table.set_column(index, table.schema.field(index), pa.array([captions])[0].values), path)
-    choose(tmp_path / "own", "once", {"dedup": {"by": "caption"}}, rows="pairs")
-    expected = "select * from firsts qualify row_number() over (partition by caption order by place) = 1"
-    firsts = "firsts as (select * from all_rows qualify row_number() over (partition by uid order by place) = 1)"
+    make_subset(tmp_path / "own", "once", {"dedup": {"by": "caption"}}, rows="pairs")
+    expected = "select * from firsts qualify row_number() over (partition by caption order by row_index) = 1"
+    firsts = "firsts as (select * from all_rows qualify row_number() over (partition by uid order by row_index) = 1)"
     assert row_ids(tmp_path / "own", "once") == oracle(tmp_path / "own", f"with {firsts} {expected}")
 
 
 def test_nulls_rank_last_and_a_top_fraction_may_reach_them(dataset: Path) -> None:
-    choose(dataset, "nulls", {"top": {"by": "similarity", "fraction": 0.9999}})
-    chosen = oracle(dataset, "select * from rows where similarity is not null")
-    assert set(chosen) < set(row_ids(dataset, "nulls"))
+    make_subset(dataset, "nulls", {"top": {"by": "similarity", "fraction": 0.9999}})
+    scored = oracle(dataset, "select * from rows where similarity is not null")
+    assert set(scored) < set(row_ids(dataset, "nulls"))
 
 
-@pytest.mark.parametrize("picked", [1, 20, 1_000])
-def test_the_top_is_exact_however_few_rows_the_first_guess_rests_on(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, picked: int
+@pytest.mark.parametrize("sampled", [1, 20, 1_000])
+def test_the_top_is_exact_however_few_keys_are_sampled(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, sampled: int
 ) -> None:
-    choose(dataset, "exact", {"top": {"by": "similarity", "fraction": 0.3}})
-    monkeypatch.setattr(choosing, "PICKED_ROWS", picked)
-    monkeypatch.setattr(choosing, "_SIGMAS", 0.01)  # the first window misses
-    choose(dataset, "guessed", {"top": {"by": "similarity", "fraction": 0.3}})
+    make_subset(dataset, "exact", {"top": {"by": "similarity", "fraction": 0.3}})
+    monkeypatch.setattr(selector, "SAMPLED_ROWS", sampled)
+    monkeypatch.setattr(selector, "WINDOW_SIGMAS", 0.01)  # the first window misses
+    make_subset(dataset, "guessed", {"top": {"by": "similarity", "fraction": 0.3}})
     assert row_ids(dataset, "guessed") == row_ids(dataset, "exact")
 
 
 @pytest.mark.parametrize("by", ["sha256", "url", "phash", "width", "caption"])
 def test_exact_dedup_keeps_the_first_of_each_group(dataset: Path, by: str) -> None:
-    choose(dataset, "dedup", {"dedup": {"by": by}})
-    expected = f"select * from rows qualify row_number() over (partition by {by} order by place) = 1"
+    make_subset(dataset, "dedup", {"dedup": {"by": by}})
+    expected = f"select * from rows qualify row_number() over (partition by {by} order by row_index) = 1"
     assert row_ids(dataset, "dedup") == oracle(dataset, expected)
 
 
 def test_exact_dedup_keeps_the_best_of_each_group(dataset: Path) -> None:
-    selection = choose(dataset, "best", WHERE, {"dedup": {"by": "sha256", "best": "similarity"}})
+    subset = make_subset(dataset, "best", WHERE, {"dedup": {"by": "sha256", "best": "similarity"}})
     expected = f"""select * from rows where {IN_SQL}
-                   qualify row_number() over (partition by sha256 order by similarity desc nulls last, place) = 1"""
+                   qualify row_number() over (partition by sha256 order by similarity desc nulls last, row_index) = 1"""
     assert row_ids(dataset, "best") == oracle(dataset, expected)
     sizes = "select count(*) as n from ({}) group by sha256 order by n desc limit 5"
-    clusters = [cluster["rows"] for cluster in selection.reports[-1].largest_clusters]
+    clusters = [cluster.rows for cluster in subset.reports[-1].largest_clusters]
     rows = f"""select * from (select *, row_number() over (partition by uid order by filename, file_row_number) as nth
                from read_parquet('{dataset}/pairs/*.parquet', filename = true, file_row_number = true)
                where status = 'ok') where nth = 1 and {IN_SQL}"""
@@ -121,16 +121,16 @@ def test_exact_dedup_keeps_the_best_of_each_group(dataset: Path) -> None:
 
 def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
-    choose(dataset, "one", *steps)
-    monkeypatch.setattr(choosing, "PARTITION_ROWS", 1_000)
+    make_subset(dataset, "one", *steps)
+    monkeypatch.setattr(selector, "PARTITION_ROWS", 1_000)
     monkeypatch.setattr("pairmill.pipeline.select.tasks.LocalTasks.memory_bytes", 200_000)
-    choose(dataset, "many", *steps)
+    make_subset(dataset, "many", *steps)
     assert row_ids(dataset, "many") == row_ids(dataset, "one")
 
 
-def test_a_row_without_a_key_is_equal_to_nothing(dataset: Path) -> None:
-    selection = choose(dataset, "none", {"dedup": {"by": "md5"}})
-    assert selection.rows_out == selection.reports[-1].rows_in
+def test_a_null_is_a_duplicate_of_nothing(dataset: Path) -> None:
+    subset = make_subset(dataset, "none", {"dedup": {"by": "md5"}})
+    assert subset.rows_out == subset.reports[-1].rows_in
 
 
 def brute_force_pairs(hashes: Any, distance: int) -> set[tuple[int, int]]:
@@ -147,11 +147,11 @@ def brute_force_pairs(hashes: Any, distance: int) -> set[tuple[int, int]]:
 def test_the_near_pairs_are_exactly_those_of_brute_force(distance: int) -> None:
     rng = np.random.default_rng(distance)
     hashes = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
-    for copy in range(10_000):  # most of the second half lies near a row of the first
+    for copy in range(10_000):  # most of the second half is near a row of the first half
         flips = rng.integers(0, 64, rng.integers(1, 12), dtype=np.uint64)
         hashes[10_000 + copy] = hashes[rng.integers(0, 10_000)] ^ np.bitwise_xor.reduce(np.uint64(1) << flips)
-    rows = np.zeros(len(hashes), KEYED)
-    rows["low"], rows["place"] = hashes, np.arange(len(hashes))
+    rows = np.zeros(len(hashes), DEDUP_KEY)
+    rows["low"], rows["row_index"] = hashes, np.arange(len(hashes))
     found: list[tuple[int, int]] = []
     for mask in band_masks(distance):
         rows["high"] = hashes & np.uint64(mask)
@@ -162,8 +162,8 @@ def test_the_near_pairs_are_exactly_those_of_brute_force(distance: int) -> None:
 
 
 def test_every_row_that_a_near_dedup_drops_is_near_a_kept_one_and_no_two_kept_ones_are_near(dataset: Path) -> None:
-    choose(dataset, "before")
-    choose(dataset, "after", {"dedup": {"by": "phash", "distance": 4, "best": "similarity"}})
+    make_subset(dataset, "before")
+    make_subset(dataset, "after", {"dedup": {"by": "phash", "distance": 4, "best": "similarity"}})
     query = f"select row_id, phash, similarity from read_parquet('{dataset}/pairs/*.parquet')"
     facts = {row: (int(phash, 16), score) for row, phash, score in duckdb.connect().execute(query).fetchall()}
     kept = row_ids(dataset, "after")
@@ -179,27 +179,27 @@ def test_every_row_that_a_near_dedup_drops_is_near_a_kept_one_and_no_two_kept_on
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one_of_the_same_seed(dataset: Path) -> None:
-    choose(dataset, "small", {"sample": {"fraction": 0.1, "seed": 7}})
-    choose(dataset, "large", {"sample": {"fraction": 0.4, "seed": 7}})
-    choose(dataset, "other", {"sample": {"fraction": 0.1, "seed": 8}})
+    make_subset(dataset, "small", {"sample": {"fraction": 0.1, "seed": 7}})
+    make_subset(dataset, "large", {"sample": {"fraction": 0.4, "seed": 7}})
+    make_subset(dataset, "other", {"sample": {"fraction": 0.1, "seed": 8}})
     small, large, other = (set(row_ids(dataset, name)) for name in ("small", "large", "other"))
     assert small < large
     assert 0.05 < len(small & other) / len(small) < 0.2
     assert abs(len(small) - 0.1 * len(oracle(dataset, "select * from rows"))) < 1
 
 
-def test_steps_run_in_the_order_in_which_they_are_written(dataset: Path) -> None:
+def test_steps_run_in_the_order_given(dataset: Path) -> None:
     top = {"top": {"by": "similarity", "fraction": 0.5}}
-    first, second = choose(dataset, "first", WHERE, top), choose(dataset, "second", top, WHERE)
+    first, second = make_subset(dataset, "first", WHERE, top), make_subset(dataset, "second", top, WHERE)
     assert first.rows_out != second.rows_out
-    for selection in (first, second):
-        for one, next_one in zip(selection.reports, selection.reports[1:], strict=False):
+    for subset in (first, second):
+        for one, next_one in zip(subset.reports, subset.reports[1:], strict=False):
             assert one.rows_out == next_one.rows_in
 
 
-def test_a_row_that_is_in_both_of_two_choices_is_in_neither_ones_difference(dataset: Path) -> None:
-    choose(dataset, "loose", {"where": "similarity >= 0.2"})
-    choose(dataset, "strict", {"where": "similarity >= 0.2"}, {"top": {"by": "similarity", "fraction": 0.5}})
+def test_a_row_in_both_subsets_is_in_neither_difference(dataset: Path) -> None:
+    make_subset(dataset, "loose", {"where": "similarity >= 0.2"})
+    make_subset(dataset, "strict", {"where": "similarity >= 0.2"}, {"top": {"by": "similarity", "fraction": 0.5}})
     difference = compare(Store(str(dataset)), "loose", "strict")
     loose, strict = set(row_ids(dataset, "loose")), set(row_ids(dataset, "strict"))
     assert (difference.both, dict(difference.only_other)) == (len(strict), {})

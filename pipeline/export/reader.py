@@ -1,0 +1,132 @@
+"""Reads the rows and pictures of a subset in the order of an export."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.columns.added_model import PairsReader
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import Chunk, describe
+from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.pipeline.dataset.subset import read_shard
+from pairmill.pipeline.export.order import GroupSlice, ShardGroup, SubsetShard
+from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes
+from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import manifest_name, shards_from_table
+from pairmill.schemas.pairs import STORED
+
+_SHARD, _GENERATION, _ROW = "export_shard", "export_generation", "export_row"
+"""Added to the columns that are read: where each row comes from."""
+
+_PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
+"""Needed to find the pictures."""
+
+
+class MissingDataError(PairmillError, ValueError):
+    """Selected rows or their pictures are gone or changed; the message says which, and what to do."""
+
+    kind = FailureKind.INPUT
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """The dataset of an export. Picklable."""
+
+    store: Store
+    job: BuildJob
+    mapping: ColumnMapping
+    added_models: tuple[str, ...]
+    """Aliases of the added models whose columns can be read."""
+
+
+class SubsetReader:
+    """Reads slices of an export's order."""
+
+    def __init__(self, source: ExportSource, seed: int | None) -> None:
+        self._source = source
+        self._seed = seed
+        self._reader = PairsReader(source.store, source.mapping, source.job)
+        self._plan = load_plan(source.store).shards
+
+    def close(self) -> None:
+        """Close files and end threads."""
+        self._reader.close()
+
+    def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> pa.Table:
+        """These columns, and what `write_pictures` needs, of the rows of a part, in order."""
+        return pa.concat_tables([self._read_slice(each, frozenset(columns)) for each in slices])
+
+    def write_pictures(self, rows: pa.Table, file: IO[bytes]) -> list[tuple[int, int]]:
+        """Write the picture of each row to a file. Returns (offset, length) per row. Raises MissingDataError."""
+        ranges: list[tuple[int, int]] = [(0, 0)] * rows.num_rows
+        shards = rows[_SHARD].to_numpy()
+        for shard in np.unique(shards).tolist():
+            indices = np.flatnonzero(shards == shard)
+            indices = indices[np.argsort(rows[_ROW].to_numpy()[indices])]  # the order of the tar
+            of_shard = rows.take(pa.array(indices))
+            for index, picture in zip(indices.tolist(), self._pictures(shard, of_shard), strict=True):
+                ranges[index] = (file.tell(), len(picture))
+                file.write(picture)
+        return ranges
+
+    def _pictures(self, shard: int, rows: pa.Table) -> Iterator[bytes]:
+        manifest = read_manifest(self._source.store, manifest_name(shard, rows[_GENERATION][0].as_py()))
+        (planned,) = shards_from_table(self._plan.slice(shard, 1))
+        try:
+            found = self._reader.pictures(planned, manifest, rows)
+        except FileNotFoundError as error:
+            raise MissingDataError(f"shard {shard:09d}: its pictures are gone: {error}") from error
+        lengths = rows["image_length"].to_pylist()
+        for row_id, length, picture in zip(rows["row_id"].to_pylist(), lengths, found, strict=True):
+            if picture is None or (length is not None and len(picture) != length):
+                raise MissingDataError(
+                    f"{row_id} has no picture: it was not stored (images.store), or its file is missing, truncated or "
+                    "changed; select without this row"
+                )
+            yield picture
+
+    def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> pa.Table:
+        """The order takes only the group's uids; other columns are read only of shards with rows in the slice."""
+        in_slice = self._shuffled(part.group)[part.start : part.end]
+        starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
+        tables = []
+        for shard, start, end in zip(part.group.shards, starts, starts[1:], strict=False):
+            rows = np.sort(in_slice[(in_slice >= start) & (in_slice < end)]) - start
+            if len(rows):
+                tables.append(self._read(shard, columns | _PICTURE_COLUMNS).take(pa.array(rows)))
+        position = np.empty(len(in_slice), np.int64)  # in the concatenated tables, which are sorted by row of the group
+        position[np.argsort(in_slice)] = np.arange(len(in_slice))
+        return pa.concat_tables(tables).take(pa.array(position))
+
+    def _shuffled(self, group: ShardGroup) -> npt.NDArray[np.int64]:
+        """(rows,): indices of the group's rows in the order of the export."""
+        rows = np.arange(group.num_rows)
+        if self._seed is None:
+            return rows
+        uids = pa.concat_tables([self._read(shard, frozenset({"uid"})) for shard in group.shards])["uid"]
+        return np.lexsort((rows, uid_hashes(uids, SHUFFLE, self._seed)))
+
+    def _read(self, shard: SubsetShard, columns: frozenset[str]) -> pa.Table:
+        """The selected rows of a shard."""
+        chunk = self._chunk(shard)
+        rows = read_shard(self._source.store, shard.path, shard.shard).rows
+        table = chunk.read(chunk.shards[0], columns).select(sorted(columns)).take(pa.array(rows))
+        for name, value in ((_SHARD, shard.shard), (_GENERATION, shard.generation)):
+            table = table.append_column(name, pa.array(np.full(len(rows), value, np.int64)))
+        return table.append_column(_ROW, pa.array(rows)).replace_schema_metadata(None)
+
+    def _chunk(self, shard: SubsetShard) -> Chunk:
+        try:
+            chunk = describe(self._source.store, [(shard.shard, shard.generation)], self._source.added_models)
+        except FileNotFoundError as error:
+            raise MissingDataError(f"shard {shard.shard:09d} is gone since the subset was made: {error}") from error
+        if chunk.shards[0].pairs_blake2b != shard.pairs_blake2b:
+            raise MissingDataError(f"shard {shard.shard:09d} was rebuilt since the subset was made; select again")
+        return chunk

@@ -1,0 +1,72 @@
+"""Arrow tables on their way to a trainer: cut into batches, read one ahead, turned into tensors."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+
+def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; while one is in use, a thread reads the next."""
+    with ThreadPoolExecutor(1, thread_name_prefix="feed-ahead") as reader:
+        pending = reader.submit(next, tables, None)
+        while (table := pending.result()) is not None:
+            pending = reader.submit(next, tables, None)
+            yield table
+
+
+def rebatch(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The same rows in the same order, `size` per table; the last table has the rest."""
+    waiting: deque[pa.Table] = deque()
+    rows = 0
+    for table in tables:
+        waiting.append(table)
+        rows += table.num_rows
+        if rows < size:
+            continue
+        whole = pa.concat_tables(waiting)
+        full = rows - rows % size
+        for start in range(0, full, size):
+            yield whole.slice(start, size)
+        waiting, rows = deque([whole.slice(full)]), rows - full
+    if rows:
+        yield pa.concat_tables(waiting)
+
+
+def values_of(array: pa.Array) -> torch.Tensor | list[Any]:
+    """Numbers as a tensor (rows,), embeddings as a tensor (rows, dim), anything else as a list.
+
+    Null is NaN in a tensor (integers with a null become floats), None in a list.
+    """
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        return _vectors(array)
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())
+    return list(array.to_pylist())
+
+
+def _vectors(array: pa.FixedSizeListArray) -> torch.Tensor:
+    valid = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, array.type.list_size)
+    if not array.null_count:
+        return torch.from_numpy(valid.copy())
+    vectors = np.full((len(array), array.type.list_size), np.nan, valid.dtype)
+    vectors[array.is_valid().to_numpy(zero_copy_only=False)] = valid
+    return torch.from_numpy(vectors)
+
+
+def item(values: Any, row: int) -> Any:
+    """One row of a column; numbers as Python numbers."""
+    value = values[row]
+    return value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+
+
+def stack(values: Any) -> Any:
+    """A column of a batch: a list of tensors becomes one tensor, anything else stays."""
+    if isinstance(values, list) and values and all(isinstance(value, torch.Tensor) for value in values):
+        return torch.stack(values)
+    return values

@@ -1,0 +1,70 @@
+"""The order of the rows in an epoch, and which rows each consumer gets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+_SHARD_ORDER = -1
+"""In place of a window's number, for the generator that permutes the shards."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Shards whose rows are shuffled together, and the slice of their shuffled rows that a consumer gets."""
+
+    number: int
+    shards: Indices
+    rows: slice
+
+
+@dataclass(frozen=True, eq=False)
+class EpochOrder:
+    """Shards in random order, and the rows of every `mix_shards` consecutive shards shuffled together.
+
+    A consumer is one worker of one rank. Each gets a contiguous, equally long range of that order, so no row comes
+    twice and none is missing, and a checkpoint needs nothing but the number of rows that a consumer has had.
+    """
+
+    counts: Indices
+    """(shards,): number of selected rows."""
+    shuffle: bool
+    seed: int
+    mix_shards: int
+    even: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Selected rows."""
+        return int(self.counts.sum())
+
+    def share(self, consumer: int, consumers: int) -> range:
+        """Positions in the order. Lengths differ by at most one row; with `even`, by none."""
+        if self.even:
+            length = self.num_rows // consumers
+            return range(consumer * length, (consumer + 1) * length)
+        return range(consumer * self.num_rows // consumers, (consumer + 1) * self.num_rows // consumers)
+
+    def windows(self, epoch: int, share: range) -> Iterator[Window]:
+        """The windows with rows of the share, in order."""
+        shards = np.flatnonzero(self.counts)  # so that shards newer than a subset do not change its order
+        if self.shuffle:
+            shards = self._generator(epoch, _SHARD_ORDER).permutation(shards)
+        start = 0
+        for number in range(0, len(shards), self.mix_shards):
+            window = shards[number : number + self.mix_shards]
+            rows = int(self.counts[window].sum())
+            low, high = max(share.start - start, 0), min(share.stop - start, rows)
+            start += rows
+            if low < high:
+                yield Window(number, window, slice(low, high))
+
+    def shuffled(self, epoch: int, window: Window, rows: Indices) -> Indices:
+        """The rows of a window in the order of the epoch."""
+        return self._generator(epoch, window.number).permutation(rows) if self.shuffle else rows
+
+    def _generator(self, epoch: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed % (1 << 63), epoch, number + 1])

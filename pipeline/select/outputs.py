@@ -1,0 +1,130 @@
+"""Scan outputs: what a scan collects of the remaining rows, for the next step to decide with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.filters import RowIndices, to_mask
+from pairmill.pipeline.select.keys import U64, identities, mix, ranks
+from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey, below, equal
+
+Array = npt.NDArray[Any]
+
+DEDUP_KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("rank", "<u8"), ("row_index", "<i8")])
+"""128 bits that duplicates share, the rank of the row's score (0 without one), and the row."""
+
+_SAMPLE_SALT = np.uint64(0x9A1B)
+
+
+class ScanOutput(Protocol):
+    """What a scan collects of the remaining rows."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns that `collect` reads."""
+
+    @property
+    def dtypes(self) -> Sequence[np.dtype[Any]]:
+        """Types of the arrays that `collect` returns."""
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """One array per dtype, from the remaining rows of one shard."""
+
+
+@dataclass(frozen=True)
+class NoOutput:
+    """Collects nothing: the scan only applies filters."""
+
+    columns: frozenset[str] = frozenset()
+    dtypes: Sequence[np.dtype[Any]] = ()
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """No arrays."""
+        return []
+
+
+@dataclass(frozen=True)
+class SampledKeys:
+    """A random sample of an order's keys. Which rows are sampled does not depend on the chunks."""
+
+    order: Order
+    fraction: float
+    dtypes: Sequence[np.dtype[Any]] = (ORDER_KEY,)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the order."""
+        return self.order.columns
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """Keys of the rows whose hash is below the fraction."""
+        keys = self.order.keys(table)
+        limit = np.uint64(min(self.fraction, 1.0) * (2**64 - 2**11))
+        return [keys[mix(keys["tie"] ^ _SAMPLE_SALT) <= limit]]
+
+
+@dataclass(frozen=True)
+class KeysWithin:
+    """The keys within [lowest, highest] of an order, and how many keys are above."""
+
+    order: Order
+    lowest: OrderKey
+    highest: OrderKey
+    dtypes: Sequence[np.dtype[Any]] = (ORDER_KEY, np.dtype(np.int64))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the order."""
+        return self.order.columns
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """(keys within, [number of keys above])."""
+        keys = self.order.keys(table)
+        above = ~below(keys, self.highest) & ~equal(keys, self.highest)
+        return [keys[~below(keys, self.lowest) & ~above], np.array([above.sum()])]
+
+
+@dataclass(frozen=True)
+class DedupKeys:
+    """DEDUP_KEYs of a column, split by hash into `partitions`; this scan collects those from `first` up to `last`."""
+
+    by: str
+    best: str | None
+    partitions: int
+    first: int
+    last: int
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The column, and those of the score."""
+        return frozenset({self.by}) | (Expression(self.best).columns if self.best else frozenset())
+
+    @property
+    def dtypes(self) -> Sequence[np.dtype[Any]]:
+        """One array per collected partition."""
+        return [DEDUP_KEY] * (self.last - self.first)
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """The keys of each partition."""
+        keys = self.keys(table, row_indices)
+        return self.split(keys, mix(keys["high"] ^ keys["low"]))
+
+    def keys(self, table: pa.Table, row_indices: RowIndices) -> Array:
+        """DEDUP_KEYs. Rows with a null are left out: null is a duplicate of nothing."""
+        valid = to_mask(pc.is_valid(table[self.by]))
+        keys = np.empty(int(valid.sum()), DEDUP_KEY)
+        high, low = identities(table[self.by], self.by)
+        keys["high"], keys["low"], keys["row_index"] = high[valid], low[valid], row_indices[valid]
+        keys["rank"] = ranks(table, self.best)[valid] if self.best else 0
+        return keys
+
+    def split(self, keys: Array, hashes: U64) -> list[Array]:
+        """The keys of each collected partition, by their hashes."""
+        partition = hashes % np.uint64(self.partitions)
+        return [keys[partition == number] for number in range(self.first, self.last)]
