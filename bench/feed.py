@@ -1,11 +1,11 @@
-"""The feed against webdataset on the same pictures, and its rate on embeddings alone.
+"""PairDataset against webdataset on the same pictures, and its rate on embeddings without pictures.
 
     python -m bench.feed [--rows 2000] [--rounds 5]
 
-Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars; both sides decode, resize to 224 as
-open_clip evaluates, and make batches of 64, each with no worker and with two, the better of which counts. Sides
-alternate; the ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16 vectors of 512,
-batches of 1,024, four epochs.
+Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars. Both sides decode, resize to 224 with
+open_clip's evaluation transform, and make batches of 64, once without workers and once with two; the better one counts.
+The two sides alternate; the ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16
+vectors of 512, batches of 1,024, four epochs.
 """
 
 import argparse
@@ -35,14 +35,14 @@ from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
-from pairmill.schemas.pairs import embedding_type
+from pairmill.schemas.pairs import embedding_type, score_column_names
 from pairmill.schemas.subset import SelectJob
 from tests.synthetic_dataset import write_dataset
 
 BATCH_SIZE, DIM = 64, 512
 WORKERS = (0, 2)
 EPOCHS = 4
-"""Of the embeddings: a million pairs, since one epoch takes a second."""
+"""Over the embeddings: a million pairs in all, because one epoch takes only a second."""
 
 
 def drain(batches: Any, size: Callable[[Any], int]) -> float:
@@ -71,8 +71,8 @@ def webdataset_rate(folder: str, workers: int) -> float:
 
 
 def embeddings_rate(folder: str, workers: int) -> float:
-    """Pairs per second, pictures untouched."""
-    names = ("image_embedding_clip", "text_embedding_clip")
+    """Pairs per second of PairDataset without pictures."""
+    names = score_column_names("clip")[1:]
     dataset = PairDataset(FeedConfig(f"{folder}/vectors", columns=names, batch_size=1_024))
     loader = DataLoader(dataset, batch_size=None, num_workers=workers) if workers else dataset
     epochs = (batch for _ in range(EPOCHS) for batch in loader)
@@ -83,7 +83,7 @@ SIDES = {"feed": feed_rate, "webdataset": webdataset_rate, "embeddings": embeddi
 
 
 def make(folder: Path, rows: int) -> None:
-    """The corpus, its embeddings, and tars; and a dataset of vectors."""
+    """Write the corpus, its embeddings and its tars, and a dataset of vectors."""
     (folder / "corpus").mkdir()
     write_tars(folder / "corpus", rows)
     source = {"paths": [f"{folder}/corpus"], "kind": "corpus"}
@@ -97,34 +97,34 @@ def make(folder: Path, rows: int) -> None:
 
 
 def add_vectors(dataset: Path) -> None:
-    """Two vectors per row, as a model that was added."""
+    """Add two vectors per row, as the columns of an added model."""
     (dataset / "columns/clip/manifests").mkdir(parents=True)
     (dataset / "columns/clip/model.json").write_text("{}")
     rng = np.random.default_rng(1)
-    for path in sorted((dataset / "manifests").iterdir()):
-        manifest = ShardManifest.model_validate_json(path.read_bytes())
-        columns: dict[str, Any] = {"row_id": pq.read_table(dataset / manifest.files["pairs"].path)["row_id"]}
-        for side in ("image", "text"):
+    for record_path in sorted((dataset / "manifests").iterdir()):
+        manifest = ShardManifest.model_validate_json(record_path.read_bytes())
+        columns: dict[str, pa.Array | pa.ChunkedArray] = {
+            "row_id": pq.read_table(dataset / manifest.files["pairs"].path)["row_id"]
+        }
+        for name in score_column_names("clip")[1:]:
             vectors = rng.normal(0, DIM**-0.5, (manifest.pairs, DIM)).astype(np.float16)
-            columns[f"{side}_embedding_clip"] = pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.ravel()), type=embedding_type(DIM)
-            )
-        name = f"columns/clip/{manifest.shard:09d}.parquet"
-        with (dataset / name).open("wb") as file:
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=embedding_type(DIM))
+        path = f"columns/clip/{manifest.shard:09d}.parquet"
+        with (dataset / path).open("wb") as file:
             write_table(pa.table(columns), file)
         record = ColumnsManifest(
             shard=manifest.shard,
             generation=0,
             pairs_blake2b=manifest.files["pairs"].blake2b,
             rows=manifest.pairs,
-            file=DataFile(path=name, num_bytes=0, blake2b=""),
+            file=DataFile(path=path, num_bytes=0, blake2b=""),
             job_fingerprint="",
         )
         (dataset / f"columns/clip/manifests/{manifest.name}").write_text(record.model_dump_json())
 
 
 def measure(side: str, folder: Path) -> float:
-    """The better of the configurations, in a process of its own."""
+    """The rate of the better configuration, in its own process."""
     command = [sys.executable, "-W", "ignore", "-m", "bench.feed", "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return max(json.loads(done.stdout.splitlines()[-1]))

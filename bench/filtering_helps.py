@@ -1,12 +1,13 @@
-"""Does a filtered set train better? The whole path in miniature: build, select, export, and open_clip's own trainer.
+"""Does a filtered set train better? The whole way in miniature: build, select, export, and open_clip's own trainer.
 
     python -m bench.filtering_helps [--pool 4000] [--samples 40000] [--seeds 1 2 3]
 
-A pool of drawn pictures: half of the captions are wrong (of another scene, or one color or shape off), and there are
-copies under other URLs with other captions, and junk (noise, plain colors). Half of the right pairs show combinations
-of color and shape that `tiny`, which scores the pool, never saw. Three training sets: all of the pool, a random half,
-and what select leaves. Each trains the same small CLIP from the same random weights for the same number of samples, per
-seed. Measured on 500 fresh scenes: retrieval (R@1, both ways) and zero-shot accuracy over 64 kinds of colored shapes.
+The pool is drawn pictures. Half of the captions are wrong (they describe another scene, or get one color or shape
+wrong), and there are copies under other URLs with other captions, and junk (noise, plain colors). Half of the right
+pairs show combinations of color and shape that `tiny`, which scores the pool, never saw. There are three training sets:
+the whole pool, a random half, and what select leaves. For each seed, each trains the same small CLIP from the same
+random weights on the same number of samples. Measured on 500 new scenes: retrieval (R@1, both ways) and zero-shot
+accuracy over 64 kinds of colored shapes.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.subset import SelectJob
 
 THRESHOLD = json.loads((TINY_FOLDER / "calibration.json").read_text())["min_similarity"]
-CHOICES = {
+SUBSETS = {
     "raw": [],
     "random half": [{"sample": {"fraction": 0.5, "seed": 1}}],
     "selected": [
@@ -63,14 +64,14 @@ EVALUATED = 500
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """As a web server has it."""
+    """The picture as a web server would send it."""
     file = io.BytesIO()
     image.save(file, "jpeg", quality=92)
     return file.getvalue()
 
 
 def pool(count: int, seed: int) -> Iterator[tuple[bytes, str, str]]:
-    """(picture, caption, what it is) of each pair."""
+    """(picture, caption, kind of pair)"""
     rng, last = Random(f"filtering helps {seed}"), b""
     for number in range(count):
         scene = random_scene(rng, held_out=number % 2 == 0)
@@ -92,7 +93,7 @@ def pool(count: int, seed: int) -> Iterator[tuple[bytes, str, str]]:
 
 
 def make_sets(folder: Path, count: int) -> dict[str, tuple[str, int]]:
-    """Build the pool, choose three times, export; name -> (tars as open_clip writes them, pairs)."""
+    """Build the pool, select and export three subsets; name -> (tars in open_clip's notation, number of pairs)."""
     pairs = list(pool(count, seed=1))
     with serving([picture for picture, _, _ in pairs]) as bases:
         urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(count)]
@@ -107,18 +108,17 @@ def make_sets(folder: Path, count: int) -> dict[str, tuple[str, int]]:
         }
         assert build(BuildJob.model_validate(values)).rows_in == count
     sets = {}
-    for name, steps in CHOICES.items():
+    for name, steps in SUBSETS.items():
         short = name.replace(" ", "-")
-        chosen = {"dataset": f"{folder}/out", "name": short, "steps": steps}
-        selection = select(SelectJob.model_validate(chosen))
+        subset = select(SelectJob.model_validate({"dataset": f"{folder}/out", "name": short, "steps": steps}))
         job = {"dataset": f"{folder}/out", "subset": short, "output": f"{folder}/{short}", "samples_per_file": 100}
         files = export(ExportJob.model_validate(job)).record.num_files
-        sets[name] = (f"{folder}/{short}/{{00000..{files - 1:05d}}}.tar", selection.rows_out)
+        sets[name] = (f"{folder}/{short}/{{00000..{files - 1:05d}}}.tar", subset.rows_out)
     return sets
 
 
 def random_weights(folder: Path, seed: int) -> Path:
-    """The architecture of `tiny`, untrained."""
+    """The architecture of `tiny` with random weights."""
     folder.mkdir()
     config = json.loads((TINY_FOLDER / "open_clip_config.json").read_text())
     torch.manual_seed(seed)
@@ -129,7 +129,7 @@ def random_weights(folder: Path, seed: int) -> Path:
 
 
 def train(tars: str, model: Path, samples: int, seed: int, logs: Path) -> Path:
-    """open_clip's trainer, as anyone runs it; returns the checkpoint."""
+    """Run open_clip's trainer as its users do; returns the checkpoint."""
     command = [sys.executable, "-m", "open_clip_train.main", "--dataset-type", "webdataset", "--dataset-resampled"]
     command += ["--train-data", tars, "--train-num-samples", str(samples), "--model", f"local-dir:{model}"]
     command += ["--batch-size", str(BATCH_SIZE), "--epochs", "1", "--warmup", "40", "--lr", "2e-3", "--workers", "1"]
@@ -141,7 +141,7 @@ def train(tars: str, model: Path, samples: int, seed: int, logs: Path) -> Path:
 
 @torch.inference_mode()
 def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
-    """On scenes that no training set has, half of them of combinations that `tiny` never saw."""
+    """On scenes that are in no training set, half of them with combinations that `tiny` never saw."""
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{model_folder}")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     model.load_state_dict(state)
@@ -171,27 +171,27 @@ def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=4_000)
-    parser.add_argument("--samples", type=int, default=40_000, help="seen in each training")
+    parser.add_argument("--samples", type=int, default=40_000, help="samples seen per training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         sets = make_sets(folder, options.pool)
-        results: dict[str, list[dict[str, float]]] = {choice: [] for choice in sets}
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
         for seed in options.seeds:
             weights = random_weights(folder / f"weights{seed}", seed)
-            for choice, (tars, _) in sets.items():
-                logs = folder / f"logs-{seed}-{choice.replace(' ', '-')}"
+            for name, (tars, _) in sets.items():
+                logs = folder / f"logs-{seed}-{name.replace(' ', '-')}"
                 found = evaluate(train(tars, weights, options.samples, seed, logs), weights)
-                results[choice].append(found)
-                print(f"seed {seed} {choice}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
+                results[name].append(found)
+                print(f"seed {seed} {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
         print(f"\n| set | pairs | {' | '.join(next(iter(results.values()))[0])} |\n|---|---|---|---|---|")
-        for choice, found in results.items():
+        for name, found in results.items():
             cells = [", ".join(f"{each[measure]:.3f}" for each in found) for measure in found[0]]
-            print(f"| {choice} | {sets[choice][1]:,} | {' | '.join(cells)} |")
+            print(f"| {name} | {sets[name][1]:,} | {' | '.join(cells)} |")
         for measure in results["raw"][0]:
             worst = min(each[measure] for each in results["selected"])
-            best = max(each[measure] for choice in ("raw", "random half") for each in results[choice])
+            best = max(each[measure] for name in ("raw", "random half") for each in results[name])
             print(f"{measure}: worst selected {worst:.3f}, best other {best:.3f}: {'yes' if worst > best else 'NO'}")
 
 

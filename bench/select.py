@@ -1,10 +1,10 @@
-"""A choice from ten million rows of metadata: pairmill on Ray against DuckDB on the same files, for the same rows.
+"""A subset of ten million rows of metadata: pairmill on Ray against DuckDB, on the same files and for the same rows.
 
     python -m bench.select --rows 10000000 --rounds 5
 
-The steps: one row per uid, similarity >= 0.2, the top 30 % by similarity, one row per sha256. Both write the chosen
-rows as Parquet; DuckDB has as many threads as there are cores. Sides alternate, each in a process of its own. The time
-of pairmill begins when Ray is up; MB is the highest sum of private memory over its driver and workers.
+The steps: one row per uid, similarity >= 0.2, the top 30 % by similarity, one row per sha256. Both write the selected
+rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its own process. The
+clock of pairmill starts when Ray has started; MB is the peak private memory of the process and Ray's workers together.
 """
 
 import argparse
@@ -46,7 +46,7 @@ copy (
 
 
 def pairmill(dataset: str) -> dict[str, float]:
-    """Seconds after Ray is up, and rows chosen."""
+    """Seconds after Ray has started, and selected rows."""
     from pairmill.jobs.cluster import engine
     from pairmill.jobs.select import select
     from pairmill.schemas.jobs import RunConfig
@@ -55,12 +55,12 @@ def pairmill(dataset: str) -> dict[str, float]:
     with engine.ray_session(RunConfig(), spare_cpus=0):
         started = time.perf_counter()
         job = SelectJob.model_validate({"dataset": dataset, "name": "bench", "steps": STEPS})
-        selection = select(job, overwrite=True)
-        return {"seconds": time.perf_counter() - started, "rows": selection.rows_out}
+        subset = select(job, overwrite=True)
+        return {"seconds": time.perf_counter() - started, "rows": subset.rows_out}
 
 
 def duckdb(dataset: str) -> dict[str, float]:
-    """Seconds of the query, and rows chosen."""
+    """Seconds of the query, and selected rows."""
     import duckdb as database
 
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ SIDES = {"pairmill": pairmill, "duckdb": duckdb}
 
 
 def watch(root: psutil.Process, peak: list[int], stop: threading.Event) -> None:
-    """Highest sum of private memory over the side's own process and Ray's workers."""
+    """Track the peak of the private memory of the process and Ray's workers together."""
     while not stop.wait(0.25):
         total = 0
         for process in [root, *root.children(recursive=True)]:
@@ -91,7 +91,7 @@ def watch(root: psutil.Process, peak: list[int], stop: threading.Event) -> None:
 
 
 def measure(side: str, dataset: Path) -> dict[str, float]:
-    """One side in a process of its own."""
+    """Run one side in its own process."""
     command = [sys.executable, "-m", "bench.select", "--side", side, "--dataset", str(dataset)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak, stop = [0], threading.Event()
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dataset", type=Path, help="made once and left there; a temporary folder if not given")
+    parser.add_argument("--dataset", type=Path, help="written if missing, and kept; a temporary folder by default")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -121,7 +121,7 @@ def main() -> None:
         maker = multiprocessing.get_context("spawn").Process(target=write_dataset, args=(dataset, options.rows))
         maker.start()
         maker.join()
-        print(f"{options.rows:,} rows made in {time.perf_counter() - started:.0f} s")
+        print(f"{options.rows:,} rows written in {time.perf_counter() - started:.0f} s")
         print(f"{'round':<6}" + "".join(f"{side + ' s':>14}{side + ' MB':>14}{'rows':>12}" for side in SIDES))
         ratios = []
         for number in range(options.rounds):
