@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-unit test-integration check format bench bench-peers lock clean
+.PHONY: setup demo test test-unit test-integration check docs format bench bench-peers lock clean
 
 setup: $(READY)
 
@@ -35,6 +35,13 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# The site, in site/. A broken link ends it, also one in a Markdown file that is no page.
+docs: $(READY)
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.links
+	$(BIN)/zensical build --strict --clean
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -34,7 +34,7 @@ class JobField:
     default: str
     """In YAML, or `required`."""
     doc: str
-    """The first sentence of the docstring below the field."""
+    """The first sentence of the docstring below the field, with YAML's `null` for None."""
     details: str
     """The rest of that docstring; empty if there is none."""
 
@@ -48,8 +48,8 @@ def job_fields(prefix: str = "", job: type[BaseModel] = BuildJob) -> list[JobFie
 
 
 def split_docstring(text: str) -> tuple[str, str]:
-    """The first sentence and the rest, each on one line."""
-    line = " ".join(text.split())
+    """The first sentence and the rest, each on one line, for a reader of YAML."""
+    line = re.sub(r"\bNone\b", "null", " ".join(text.split()))
     match = _SENTENCE.match(line)
     end = match.end() if match else len(line)
     return line[:end], line[end:].strip()

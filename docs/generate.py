@@ -1,0 +1,156 @@
+"""Writes the pages that are made from the code and from the files at the root. `make docs` runs it first."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+
+from docs.links import LINK, is_external
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.job_fields import JobField, job_fields
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.subset import SelectJob
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+"""Files at the root that are also pages of the site."""
+
+JOBS: tuple[tuple[type[BaseModel], str], ...] = (
+    (BuildJob, "The job file of `pairmill build` and `pairmill embed`"),
+    (SelectJob, "The job file of `pairmill select`"),
+    (ExportJob, "The job file of `pairmill export`"),
+)
+
+
+def main() -> None:
+    """Write the pages into docs/, where git ignores them."""
+    pages = {
+        "reference/job-fields.md": job_fields_page(),
+        "reference/commands.md": commands_page(),
+        "decisions/index.md": decisions_page(),
+    }
+    pages |= {page: as_page(ROOT / name) for name, page in ROOT_PAGES.items()}
+    for name, text in pages.items():
+        path = DOCS / name
+        if not path.exists() or path.read_text() != text:  # a page that stays is not built again
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+
+def job_fields_page() -> str:
+    """Every field of every job, a table for each section."""
+    lines = [
+        "# Job fields",
+        "",
+        "Every field of a job file, with its type and default. `--set images.size=256` sets a field from the command",
+        "line and takes precedence over the file. A field that does not exist is an error, with its line, before",
+        "anything starts.",
+        "",
+        "`[]` is any item of a list (`--set models.0.alias=clip`), `NAME` any key of a mapping.",
+    ]
+    seen: set[tuple[str, ...]] = set()
+    for job, title in JOBS:
+        lines += ["", f"## {title}", ""]
+        for section, fields in _sections(job):
+            names = tuple(field.name for field in fields)
+            heading = f"`{section}`" if section else ""
+            if section in ("s3", "run") and names in seen:
+                lines += [f"{heading} as [above](#{section}).", ""]
+                continue
+            if heading:
+                lines += [f"### {heading} {{ #{section} }}" if names not in seen else f"### {heading}", ""]
+            seen.add(names)
+            lines += ["| field | type | default | meaning |", "|---|---|---|---|", *map(_field_row, fields), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sections(job: type[BaseModel]) -> Iterator[tuple[str, list[JobField]]]:
+    """(name of the part of the file, its fields); the fields outside of any section come first, without a name."""
+    sections: dict[str, list[JobField]] = {"": []}
+    for field in job_fields("", job):
+        section, dot, _ = field.name.partition(".")
+        sections.setdefault(section.removesuffix("[]") if dot else "", []).append(field)
+    yield from sections.items()
+
+
+def _field_row(field: JobField) -> str:
+    meaning = f"{field.doc} {field.details}".strip()
+    default = "**required**" if field.default == "required" else f"`{field.default}`"
+    return f"| `{field.name}` | {_cell(field.type)} | {_cell(default)} | {_cell(meaning)} |"
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, as `--help` gives them."""
+    lines = ["# Commands", "", "What `pairmill COMMAND --help` says.", ""]
+    for path, command in _commands("pairmill", typer.main.get_command(app)):
+        arguments = [p for p in command.params if not _is_option(p)]
+        options = [p for p in command.params if _is_option(p) and not getattr(p, "hidden", False)]
+        usage = " ".join([path, *(_metavar(p) for p in arguments), *(["[OPTIONS]"] if options else [])])
+        lines += [f"## {path}", "", f"```text\n{usage}\n```", "", _first_paragraph(command.help or ""), ""]
+        if arguments or options:
+            lines += ["| | |", "|---|---|"]
+            lines += [f"| `{_metavar(p)}` | {_cell(p.help or '')} |" for p in arguments]
+            lines += [f"| {_option(p)} | {_cell(p.help or '')} |" for p in options]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from _commands(f"{path} {name}", inner)
+
+
+def _is_option(parameter: Any) -> bool:
+    return bool(parameter.opts[0].startswith("-"))
+
+
+def _metavar(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name.upper())
+
+
+def _option(parameter: Any) -> str:
+    name = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
+    return name if parameter.is_flag else f"{name[:-1]} {_metavar(parameter)}`"
+
+
+def _first_paragraph(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def decisions_page() -> str:
+    """The list of decisions, by the first heading of each."""
+    lines = ["# Decisions", "", "What was decided, what it was measured against, and what it costs. One page each.", ""]
+    for path in sorted(DOCS.glob("decisions/[0-9]*.md")):
+        lines.append(f"- [{path.read_text().splitlines()[0].removeprefix('# ')}]({path.name})")
+    return "\n".join(lines) + "\n"
+
+
+def as_page(source: Path) -> str:
+    """A file of the root for the site: links to pages lead to them, those to other files become plain text."""
+
+    def rewritten(match: re.Match[str]) -> str:
+        path, anchor = re.fullmatch(r"([^#]*)(#.*)?", match["target"]).groups("")
+        if is_external(path) or not path:
+            return match.group()
+        path = ROOT_PAGES.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
+        return f"[{match['text']}]({path}{anchor})" if path.endswith(".md") else match["text"]
+
+    return LINK.sub(rewritten, source.read_text())
+
+
+def _cell(text: str) -> str:
+    """Text inside of a table. A bar would end the cell, also inside of code."""
+    return " ".join(text.split()).replace("|", "&#124;" if "`" not in text else "\\|")
+
+
+if __name__ == "__main__":
+    main()

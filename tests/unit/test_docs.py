@@ -1,0 +1,145 @@
+"""What README and docs name exists: commands and options, job fields, columns, statuses, and all links."""
+
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import typer
+import yaml
+
+from docs.generate import DOCS, ROOT, as_page, commands_page, job_fields_page
+from docs.links import broken_links
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.job_fields import job_fields
+from pairmill.jobs.job_file import resolve
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.pairs import pairs_schema, score_columns
+from pairmill.schemas.status import Status, retryable
+from pairmill.schemas.subset import SelectJob
+
+GENERATED = {"changelog.md", "contributing.md", "commands.md", "job-fields.md", "index.md"}
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", DOCS / "index.md"]
+TEXTS += sorted(path for path in DOCS.rglob("*.md") if path.name not in GENERATED)
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    """The fenced blocks of these languages, without what indents them."""
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [re.sub(f"(?m)^{indent}", "", text) for indent, language, text in found if language in languages]
+
+
+def command_lines(path: Path) -> Iterator[list[str]]:
+    for block in blocks(path, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.partition(" | ")[0], comments=True)
+            if words[:1] == ["pairmill"]:
+                yield words[1:]
+
+
+def options_of(command: Any) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+
+
+def resolve_command(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that is named, and the words after its name."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_command_line_names_commands_and_options_that_exist(path: Path) -> None:
+    for words in command_lines(path):
+        command, rest = resolve_command(words)
+        known = options_of(command)
+        if command.name == "submit":
+            submitted = next(i for i, word in enumerate(rest) if word in typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+            inner, rest_of_inner = resolve_command(rest[submitted:])
+            assert {word for word in rest_of_inner if word.startswith("--")} <= options_of(inner), words
+            rest = rest[:submitted]
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, words
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_job_file_is_one(path: Path) -> None:
+    for block in blocks(path, "yaml"):
+        values = yaml.safe_load(block)
+        if "steps" in values:
+            SelectJob.model_validate({"dataset": "out", "name": "clean", **values})
+            continue
+        values = {"source": {"paths": ["urls.csv"]}, "output": "out", **values}
+        if (values.get("rules") or {}).get("min_similarity"):
+            values = {"models": [{"name": "tiny"}], **values}
+        resolve(values, block)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_what_python_examples_import_from_pairmill_exists(path: Path) -> None:
+    for block in blocks(path, "python"):
+        if block.startswith("@rule") or re.match(r"[A-Za-z_]+( =|:)|\(", block):
+            continue  # a few lines to put into a file
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pairmill"):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_field_that_is_named_exists(path: Path) -> None:
+    known = {field.name.replace("[]", "") for job in (BuildJob, SelectJob, ExportJob) for field in job_fields("", job)}
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    named = re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_0-9.]+)[`:]", path.read_text())
+    assert [name for name in named if name not in known and not name.endswith(".py")] == []
+
+
+def test_the_page_of_statuses_has_each_in_order_with_its_step_and_whether_it_is_retried() -> None:
+    text = (DOCS / "reference/statuses.md").read_text()
+    rows = re.findall(r"^\| `([a-z_0-9]+)` \|(.*)\|$", text, re.MULTILINE)
+    assert [name for name, _ in rows] == [status.value for status in Status]
+    assert {name for name, rest in rows if rest.endswith("| retry ")} == retryable()
+
+
+def test_the_page_of_the_output_has_each_column_in_order() -> None:
+    text = (DOCS / "reference/output.md").read_text()
+    table = text.partition("## Columns")[2].partition("\nAfter these")[0]
+    named = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    expected = pairs_schema(pa.schema([]), [score_columns("M", 2)]).names
+    assert sorted(named) == sorted(expected)
+
+
+def test_pages_that_are_made_from_the_code_have_every_field_and_command() -> None:
+    fields = job_fields_page()
+    assert all(
+        f"| `{field.name}` |" in fields for job in (BuildJob, SelectJob, ExportJob) for field in job_fields("", job)
+    )
+    commands = commands_page()
+    assert "## pairmill build\n" in commands and "## pairmill jobs list\n" in commands
+    assert "| `--set FIELD=VALUE` |" in commands
+
+
+def test_a_broken_link_is_found_and_code_is_none(tmp_path: Path) -> None:
+    (tmp_path / "there.md").write_text("# What `it` is, and why\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](there.md) [b](there.md#what-it-is-and-why) [c](https://example.com/x) `x[1](y)`\n"
+        "[d](gone.md)\n```\n[e](gone.md)\n```\n[f](there.md#elsewhere) [g](#here)\n"
+    )
+    assert [line.split(": ")[:2] for line in broken_links(page)] == [
+        ["page.md:2", "gone.md"],
+        ["page.md:6", "there.md#elsewhere"],
+        ["page.md:6", "#here"],
+    ]
+
+
+def test_links_of_a_file_at_the_root_lead_to_pages_of_the_site_or_become_text(tmp_path: Path) -> None:
+    source = tmp_path / "CONTRIBUTING.md"
+    source.write_text("[a](docs/train.md#x) [b](CHANGELOG.md) [c](schemas/jobs.py) [d](https://e.org) [e](#f)")
+    assert as_page(source) == "[a](train.md#x) [b](changelog.md) c [d](https://e.org) [e](#f)"
