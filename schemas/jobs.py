@@ -47,8 +47,8 @@ class SourceConfig(_Settings):
     license_column: str | None = None
     """Column that `rules.license_allow` reads. None: guessed (license, licence) when that rule is on."""
     kind: Literal["urls", "corpus"] = "urls"
-    """urls: pictures are fetched from the web (`pairmill build`). corpus: the input has the pictures, or captions alone
-    (`pairmill embed`)."""
+    """Where the pictures are: `urls`, on the web (`pairmill build`), or `corpus`, in the input (`pairmill embed`). A
+    corpus may also be captions alone."""
     image_column: str | None = None
     """Column of pictures in Parquet, for `pairmill embed`: bytes, or structs with `bytes`. None: guessed (image, jpg,
     ...)."""
