@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
+import pairmill
 from docs.links import LINK, is_external
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_fields import JobField, job_fields
@@ -33,6 +34,7 @@ def main() -> None:
     pages = {
         "reference/job-fields.md": job_fields_page(),
         "reference/commands.md": commands_page(),
+        "reference/python.md": python_page(),
         "decisions/index.md": decisions_page(),
     }
     pages |= {page: as_page(ROOT / name) for name, page in ROOT_PAGES.items()}
@@ -124,6 +126,38 @@ def _option(parameter: Any) -> str:
 
 def _first_paragraph(text: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
+
+
+def python_page() -> str:
+    """Every public name of `pairmill`, for mkdocstrings to fill in from the docstrings."""
+    groups: dict[str, list[str]] = {"Functions": [], "Classes": [], "Job models": [], "Errors": []}
+    for name in getattr(pairmill, "__all__", ()):
+        if not name.startswith("_"):
+            groups[_group(getattr(pairmill, name))].append(name)
+    lines = [
+        "# Python",
+        "",
+        "::: pairmill",
+        "    options: {members: false, show_root_heading: false, show_root_toc_entry: false}",
+    ]
+    for title, names in groups.items():
+        if not names:
+            continue
+        lines += ["", f"## {title}", ""]
+        if title == "Job models":
+            lines += ["The fields are in [Job fields](job-fields.md).", ""]
+        members = "true" if title == "Classes" else "false"
+        for name in names:
+            lines += [f"::: pairmill.{name}", f"    options: {{heading_level: 3, members: {members}}}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _group(value: object) -> str:
+    if not isinstance(value, type):
+        return "Functions"
+    if issubclass(value, BaseModel):
+        return "Job models"
+    return "Errors" if issubclass(value, Exception) else "Classes"
 
 
 def decisions_page() -> str:

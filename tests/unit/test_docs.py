@@ -13,7 +13,8 @@ import pytest
 import typer
 import yaml
 
-from docs.generate import DOCS, ROOT, as_page, commands_page, job_fields_page
+import pairmill
+from docs.generate import DOCS, ROOT, ROOT_PAGES, as_page, commands_page, job_fields_page, python_page
 from docs.links import broken_links
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_fields import job_fields
@@ -24,7 +25,7 @@ from pairmill.schemas.pairs import pairs_schema, score_columns
 from pairmill.schemas.status import Status, retryable
 from pairmill.schemas.subset import SelectJob
 
-GENERATED = {"changelog.md", "contributing.md", "commands.md", "job-fields.md", "index.md"}
+GENERATED = {"changelog.md", "contributing.md", "commands.md", "job-fields.md", "python.md", "index.md"}
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", DOCS / "index.md"]
 TEXTS += sorted(path for path in DOCS.rglob("*.md") if path.name not in GENERATED)
 
@@ -115,6 +116,18 @@ def test_the_page_of_the_output_has_each_column_in_order() -> None:
     assert sorted(named) == sorted(expected)
 
 
+def test_every_page_is_in_the_navigation_and_every_entry_leads_to_a_page() -> None:
+    entries = re.findall(r": (\S+)$", (DOCS / ".nav.yml").read_text(), re.MULTILINE)
+    written = {path.relative_to(DOCS).as_posix() for path in TEXTS if path.is_relative_to(DOCS)}
+    assert written <= {*entries, *(f"decisions/{path.name}" for path in DOCS.glob("decisions/*.md"))}
+    made = {
+        "decisions",
+        *ROOT_PAGES.values(),
+        *(f"reference/{name}" for name in ("commands.md", "job-fields.md", "python.md")),
+    }
+    assert set(entries) <= written | made
+
+
 def test_pages_that_are_made_from_the_code_have_every_field_and_command() -> None:
     fields = job_fields_page()
     assert all(
@@ -123,6 +136,8 @@ def test_pages_that_are_made_from_the_code_have_every_field_and_command() -> Non
     commands = commands_page()
     assert "## pairmill build\n" in commands and "## pairmill jobs list\n" in commands
     assert "| `--set FIELD=VALUE` |" in commands
+    public = [name for name in getattr(pairmill, "__all__", ()) if not name.startswith("_")]
+    assert all(f"::: pairmill.{name}\n" in python_page() for name in public)
 
 
 def test_a_broken_link_is_found_and_code_is_none(tmp_path: Path) -> None:
