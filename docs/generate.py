@@ -11,7 +11,7 @@ from pydantic import BaseModel
 import pairmill
 from docs.links import LINK, is_external
 from pairmill.jobs.cli.main import app
-from pairmill.jobs.job_fields import JobField, job_fields
+from pairmill.jobs.job_fields import REQUIRED, JobField, job_fields
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.subset import SelectJob
@@ -68,7 +68,7 @@ def job_fields_page() -> str:
             if heading:
                 lines += [f"### {heading} {{ #{section} }}" if names not in seen else f"### {heading}", ""]
             seen.add(names)
-            lines += ["| field | type | default | meaning |", "|---|---|---|---|", *map(_field_row, fields), ""]
+            lines += ["| field | meaning |", "|---|---|", *map(_field_row, fields), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -83,8 +83,8 @@ def _sections(job: type[BaseModel]) -> Iterator[tuple[str, list[JobField]]]:
 
 def _field_row(field: JobField) -> str:
     meaning = f"{field.doc} {field.details}".strip()
-    default = "**required**" if field.default == "required" else f"`{field.default}`"
-    return f"| `{field.name}` | {_cell(field.type)} | {_cell(default)} | {_cell(meaning)} |"
+    default = "required" if field.default == REQUIRED else f"default `{field.default}`"
+    return f"| `{field.name}` <small>{_cell(field.type)}; {_cell(default)}</small> | {_cell(meaning)} |"
 
 
 def commands_page() -> str:
@@ -182,8 +182,8 @@ def as_page(source: Path) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text inside of a table. A bar would end the cell, also inside of code."""
-    return " ".join(text.split()).replace("|", "&#124;" if "`" not in text else "\\|")
+    """Text inside of a table, where a bar would end the cell, also inside of code."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 if __name__ == "__main__":
