@@ -6,6 +6,7 @@ Order of precedence: flags and `--set` over the job file over the preset over th
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -20,6 +21,9 @@ from pairmill.schemas.s3 import SECRET, S3Config
 from pairmill.schemas.subset import SelectJob
 
 MAX_JOB_BYTES = 1 << 20
+
+Settings = Iterable[str] | Mapping[str, object]
+"""Lines `a.b=c` as after `--set` (c in YAML), or dotted field -> value."""
 
 _Job = TypeVar("_Job", bound=BaseModel)
 
@@ -41,8 +45,8 @@ class _JobLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> BuildJob:
-    """The resolved job. `overrides`: dotted field -> value (None is passed over); `settings`: `a.b=c`, c in YAML."""
+def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> BuildJob:
+    """The resolved job. `overrides`: dotted field -> value; None counts as not given."""
     values, text = _values(job_file, overrides, settings)
     source = values.get("source")
     if isinstance(source, dict) and source.get("kind") == "corpus" and "fetch" in values:
@@ -50,19 +54,19 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Itera
     return resolve(values, text, job_file)
 
 
-def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> SelectJob:
+def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> SelectJob:
     """The job of a choice, from the same places as `load_job`."""
     values, text = _values(job_file, overrides, settings)
     return _validated(SelectJob, values, text, job_file)
 
 
-def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str] = ()) -> ExportJob:
+def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> ExportJob:
     """The job of an export, from the same places as `load_job`."""
     values, text = _values(job_file, overrides, settings)
     return _validated(ExportJob, values, text, job_file)
 
 
-def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Iterable[str]) -> tuple[dict[str, Any], str]:
+def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], str]:
     """What the file, the flags and `--set` say together, and the file's text."""
     text = _read(job_file) if job_file else ""
     values = _parse(text, job_file or "the job")
@@ -73,9 +77,14 @@ def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Iterab
     return values, text
 
 
-def parse_settings(settings: Iterable[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`a.b=c` (c in YAML), put into `values`. Raises JobError."""
+def parse_settings(settings: Settings, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The settings as nested values, put into `values`. Raises JobError."""
     values = {} if values is None else values
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            value = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else deepcopy(value)
+            _put(values, key, value)
+        return values
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
@@ -173,7 +182,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
             place = place[int(name)] if isinstance(place, list) else place[name]
         place[int(last) if isinstance(place, list) else last] = value
     except (AttributeError, IndexError, TypeError, ValueError):
-        raise JobError(f"--set {key}: the job has no such place") from None
+        raise JobError(f"{key}: the job has no such field") from None
 
 
 def _explain(job: type[BaseModel], error: ValidationError, text: str, job_file: str | None) -> str:

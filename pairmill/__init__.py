@@ -1,1 +1,131 @@
-"""From lists of web pictures and captions to scored, filtered training data for CLIP-like models."""
+"""From lists of web pictures and captions to scored, filtered training data for CLIP-like models.
+
+    import pairmill
+
+    result = pairmill.build("urls.parquet", "out", models="ViT-B-32:openai", min_similarity=0.28)
+    dataset = pairmill.open("out")
+    dataset.table(["uid", "caption", "similarity"]).to_pandas()
+
+All names in `__all__` load on first use, so that the import itself costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pairmill.schemas.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from pairmill.jobs.add_model import ColumnsResult
+    from pairmill.jobs.api.choose import export, select
+    from pairmill.jobs.api.inspect import open, status, verify
+    from pairmill.jobs.api.make import add_model, build, embed, retry
+    from pairmill.jobs.build import BuildResult, ProgressListener
+    from pairmill.jobs.export import ExportResult
+    from pairmill.jobs.retry import RetryResult
+    from pairmill.pipeline.check.report import VerifyReport
+    from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+    from pairmill.pipeline.reader.dataset import Dataset, Row
+    from pairmill.pipeline.rules.custom import at, rule
+    from pairmill.schemas.errors import JobError, PairmillError
+    from pairmill.schemas.export import ExportJob
+    from pairmill.schemas.jobs import (
+        BuildJob,
+        FetchConfig,
+        ImagesConfig,
+        ModelConfig,
+        RulesConfig,
+        RunConfig,
+        SourceConfig,
+    )
+    from pairmill.schemas.s3 import S3Access, S3Config
+    from pairmill.schemas.status import Status
+    from pairmill.schemas.subset import Dedup, Sample, SelectJob, SelectStep, StepReport, Subset, Top
+
+__all__ = [
+    "BuildJob",
+    "BuildResult",
+    "ColumnsResult",
+    "Dataset",
+    "Dedup",
+    "ExportJob",
+    "ExportResult",
+    "FeedConfig",
+    "FetchConfig",
+    "ImagesConfig",
+    "JobError",
+    "ModelConfig",
+    "PairDataset",
+    "PairmillError",
+    "ProgressListener",
+    "RetryResult",
+    "Row",
+    "RulesConfig",
+    "RunConfig",
+    "S3Access",
+    "S3Config",
+    "Sample",
+    "SelectJob",
+    "SelectStep",
+    "SourceConfig",
+    "Status",
+    "StepReport",
+    "Subset",
+    "Top",
+    "VerifyReport",
+    "__version__",
+    "add_model",
+    "at",
+    "build",
+    "embed",
+    "export",
+    "open",
+    "retry",
+    "rule",
+    "select",
+    "status",
+    "verify",
+]
+
+_MODULES = {
+    "jobs.add_model": ("ColumnsResult",),
+    "jobs.api.choose": ("export", "select"),
+    "jobs.api.inspect": ("open", "status", "verify"),
+    "jobs.api.make": ("add_model", "build", "embed", "retry"),
+    "jobs.build": ("BuildResult", "ProgressListener"),
+    "jobs.export": ("ExportResult",),
+    "jobs.retry": ("RetryResult",),
+    "pipeline.check.report": ("VerifyReport",),
+    "pipeline.feed.pair_dataset": ("FeedConfig", "PairDataset"),
+    "pipeline.reader.dataset": ("Dataset", "Row"),
+    "pipeline.rules.custom": ("at", "rule"),
+    "schemas.errors": ("JobError", "PairmillError"),
+    "schemas.export": ("ExportJob",),
+    "schemas.jobs": (
+        "BuildJob",
+        "FetchConfig",
+        "ImagesConfig",
+        "ModelConfig",
+        "RulesConfig",
+        "RunConfig",
+        "SourceConfig",
+    ),
+    "schemas.s3": ("S3Access", "S3Config"),
+    "schemas.status": ("Status",),
+    "schemas.subset": ("Dedup", "Sample", "SelectJob", "SelectStep", "StepReport", "Subset", "Top"),
+}
+"""Where each public name is defined: the imports above, for run time."""
+
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker that saw it would believe that any name exists
+
+    def __getattr__(name):
+        if name not in _HOME:
+            raise AttributeError(f"module 'pairmill' has no attribute {name!r}")
+        value = getattr(import_module(f"pairmill.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,10 +5,19 @@ output, and so may not change between two runs into one output folder.
 """
 
 import ipaddress
+import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from pairmill.schemas.pairs import OWN_COLUMNS
 from pairmill.schemas.s3 import S3Config, without_secrets
@@ -20,8 +29,16 @@ _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::\d{1,5})?
 _CUSTOM_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-Uri = Annotated[str, AfterValidator(without_secrets)]
-"""A path or URL. It is written down, so no secret may stand in it."""
+def _as_text(path: object) -> object:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _as_list(paths: object) -> object:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
+
+
+Uri = Annotated[str, BeforeValidator(_as_text), AfterValidator(without_secrets)]
+"""A path (`str` or `pathlib.Path`) or URL. It is written down, so it may hold no secret."""
 
 
 class _Settings(BaseModel):
@@ -33,8 +50,9 @@ class _Settings(BaseModel):
 class SourceConfig(_Settings):
     """Where the pairs come from."""
 
-    paths: Annotated[list[Uri], Field(min_length=1)]
-    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON lines (each also .gz) or plain text of URLs."""
+    paths: Annotated[list[Uri], BeforeValidator(_as_list), Field(min_length=1)]
+    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON lines (each also .gz) or plain text of URLs. One
+    needs no list."""
     url_column: str | None = None
     """Column of picture URLs. None: guessed from the usual names (url, image_url, ...)."""
     caption_column: str | None = None

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from pairmill.jobs.api.keywords import model_fields, parse_step
 from pairmill.jobs.job_file import load_export_job, load_job, load_select_job
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
@@ -29,14 +28,6 @@ def job_of(command: str, parameters: Mapping[str, Any]) -> Job:
         return load_select_job(job_file, _select_fields(parameters), settings)
     settings += ["shuffle_seed=null"] if parameters["in_order"] else []
     return load_export_job(job_file, _export_fields(parameters), settings)
-
-
-def model_fields(name: str) -> dict[str, str | None]:
-    """`NAME[:PRETRAINED]` as a model of the job file."""
-    if name.startswith("hf-hub:"):
-        return {"name": name, "pretrained": None}
-    name, _, pretrained = name.partition(":")
-    return {"name": name, "pretrained": pretrained or None}
 
 
 def _build_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +63,7 @@ def _select_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "dataset": parameters["dataset"],
         "name": parameters["name"] or ("dry-run" if parameters["dry_run"] else None),
-        "steps": [_parse_step(step) for step in parameters["steps"]] if parameters["steps"] else None,
+        "steps": [parse_step(step) for step in parameters["steps"]] if parameters["steps"] else None,
         "rows": "pairs" if parameters["all_pairs"] else None,
     }
 
@@ -86,13 +77,3 @@ def _export_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
         "samples_per_file": parameters["samples_per_file"],
         "models": parameters["model"] or None,
     }
-
-
-def _parse_step(text: str) -> object:
-    try:
-        step = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        step = None
-    if not isinstance(step, dict):
-        raise JobError(f"--step {text!r}: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'")
-    return step

@@ -159,7 +159,7 @@ def embed(
     """Embed pictures and captions that are held already. The same command again goes on after a stop."""
     parameters = locals()
     if add_model:
-        from pairmill.jobs.cli.arguments import model_fields
+        from pairmill.jobs.api.keywords import model_fields
 
         added = {
             **model_fields(add_model),

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pairmill
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.files import is_remote
 from pairmill.schemas.errors import JobError
@@ -53,7 +53,7 @@ class JobBundle:
     @property
     def code(self) -> list[str]:
         """The folder of our package."""
-        return [str(Path(pairmill.__path__[0]))]
+        return [str(resources.files("pairmill"))]
 
 
 @contextmanager

@@ -164,6 +164,21 @@ def _read(store: Store, name: str) -> pa.Table:
         return pq.ParquetFile(file).read()
 
 
+def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
+    """Per shard of the chunk, the rows of its pairs file that the subset has: one bit each, packed.
+
+    Shards that are newer than the subset have none. Raises SubsetError if a shard was rebuilt since.
+    """
+    shards = {shard.shard: shard for shard in chunk.shards}
+    found: dict[int, npt.NDArray[np.uint8]] = {}
+    for selection in read_shards(chunk.store, read_subset(chunk.store, name)):
+        shard = shards.get(selection.shard)
+        if shard is None or shard.pairs_blake2b != selection.pairs_blake2b:
+            raise SubsetError(f"shard {selection.shard:09d} was rebuilt since {name!r} was made; select again")
+        found[shard.shard] = np.packbits(selection.drop_step == NOT_DROPPED)
+    return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]
+
+
 def generations_digest(chunks: Sequence[Chunk]) -> str:
     """BLAKE2b-128 over the state of every shard, in order."""
     digest = hashlib.blake2b(digest_size=16)

@@ -1,5 +1,6 @@
 """A torch dataset over the shards: every pair once per epoch, over all ranks and workers, resumable anywhere."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,7 +68,7 @@ class _Consumer(NamedTuple):
 class FeedConfig:
     """What is fed, and in which order."""
 
-    dataset: str
+    dataset: str | os.PathLike[str]
     """Output folder of a build or embed, local or s3://."""
     subset: str | None = None
     """None: all kept rows."""
@@ -119,7 +120,7 @@ class PairDataset(IterableDataset[Sample]):
         self._counted_for = _Consumer(0, 1)
         """The consumer that `_rows_done` belongs to."""
         self._is_resumed = False
-        self._shards = FeedShards.open(Store(config.dataset, config.s3), config.subset)
+        self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
         self._order = EpochOrder(self._shards.counts, config.shuffle, config.seed, config.mix_shards, config.even)
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
             raise FeedError(f"{config.dataset} has no column {unknown[0]!r}")

@@ -13,13 +13,7 @@ from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.shards import committed
-from pairmill.pipeline.dataset.subset import (
-    NOT_DROPPED,
-    SubsetError,
-    generations_digest,
-    read_shards,
-    read_subset,
-)
+from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import Plan, load_plan
 from pairmill.schemas.pairs import KEPT_STATUS
@@ -51,7 +45,7 @@ class FeedShards:
         """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset."""
         plan, done = load_plan(store), committed(store)
         chunk = describe(store, sorted(done.items()), complete_models(store, done))
-        selected = _kept(chunk) if subset is None else _of_subset(chunk, subset)
+        selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in selected], np.int64)
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
         return cls(chunk, tuple(selected), counts, chunk.schema(), _has_pictures(plan), fingerprint)
@@ -85,15 +79,3 @@ def _kept(chunk: Chunk) -> list[PackedBits]:
 
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(read, chunk.shards))
-
-
-def _of_subset(chunk: Chunk, subset: str) -> list[PackedBits]:
-    """Shards that are newer than the subset have no selected row."""
-    shards = {shard.shard: shard for shard in chunk.shards}
-    found: dict[int, PackedBits] = {}
-    for selection in read_shards(chunk.store, read_subset(chunk.store, subset)):
-        shard = shards.get(selection.shard)
-        if shard is None or shard.pairs_blake2b != selection.pairs_blake2b:
-            raise SubsetError(f"shard {selection.shard:09d} was rebuilt since {subset!r} was made; select again")
-        found[shard.shard] = np.packbits(selection.drop_step == NOT_DROPPED)
-    return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]

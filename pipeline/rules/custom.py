@@ -1,9 +1,9 @@
 """Your own rules: a function in a module of yours, named `module:function` in the job file.
 
+    import pairmill
     import pyarrow as pa, pyarrow.compute as pc
-    from pairmill.pipeline.rules import at
 
-    @at("caption")
+    @pairmill.at("caption")
     def no_questions(rows: pa.Table) -> pa.BooleanArray:
         return pc.invert(pc.ends_with(rows["caption_clean"], "?"))
 
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.status import Step
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -46,10 +46,15 @@ class CustomRule:
     step: Step = Step.SCORE
 
 
+def rule(function: _Function) -> _Function:
+    """Decorator: this function is a custom rule that runs after scoring. It says so, and changes nothing."""
+    return at(Step.SCORE)(function)
+
+
 def at(step: str) -> Callable[[_Function], _Function]:
-    """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`."""
+    """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`. Raises JobError for another."""
     if step not in _STEPS:
-        raise ValueError(f"a custom rule runs at {', '.join(_STEPS)}, not at {step!r}")
+        raise JobError(f"a custom rule runs at {', '.join(_STEPS)}, not at {step!r}")
 
     def mark(function: _Function) -> _Function:
         setattr(function, _STEP_ATTRIBUTE, Step(step))

@@ -1,0 +1,110 @@
+"""`pairmill.select` and `export`: which rows to train on, and their files for other tools."""
+
+from collections.abc import Sequence
+
+from pairmill.jobs import export as exporting
+from pairmill.jobs import select as selecting
+from pairmill.jobs.api.keywords import (
+    Settings,
+    Step,
+    StrPath,
+    refuse_beside_job,
+    step_of,
+    suggests_keywords,
+    text_of,
+)
+from pairmill.jobs.export import ExportResult
+from pairmill.jobs.job_file import load_export_job, load_select_job
+from pairmill.schemas.export import ExportFormat, ExportJob
+from pairmill.schemas.subset import SelectJob, Subset
+
+
+@suggests_keywords
+def select(
+    dataset: SelectJob | StrPath | None = None,
+    name: str | None = None,
+    *,
+    steps: Step | Sequence[Step] | None = None,
+    all_pairs: bool | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    job_file: StrPath | None = None,
+    settings: Settings | None = None,
+) -> Subset:
+    """Choose rows of a finished dataset, and record them as the subset `name` beside it.
+
+    Args:
+        dataset: The output folder of a build or embed; or a whole SelectJob.
+        name: Of the subset.
+        steps: In order, each as in a job file: `{"where": "similarity >= 0.28"}`, `"sample: {count: 1000}"`.
+        all_pairs: Choose also from rows that a score rule of the build refused.
+        dry_run: Only count; nothing is written.
+        overwrite: Replace a subset of this name.
+        job_file: A job file (YAML); keywords override it.
+        settings: Any other field of a job file: `{"partial": True}`.
+
+    Returns:
+        The record of the subset: `rows_in`, `rows_out`, and a report for each step.
+
+    Raises:
+        JobError: The job cannot run as given, or no row is left. Nothing was written.
+    """
+    keywords = {
+        "name": name,
+        "steps": None if steps is None else [step_of(step) for step in _several(steps)],
+        "rows": "pairs" if all_pairs else None,
+    }
+    if isinstance(dataset, SelectJob):
+        refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
+        return selecting.select(dataset, dry_run, overwrite)
+    fields = {"dataset": dataset, **keywords, "name": name or ("dry-run" if dry_run else None)}
+    return selecting.select(load_select_job(text_of(job_file), fields, settings or {}), dry_run, overwrite)
+
+
+@suggests_keywords
+def export(
+    dataset: ExportJob | StrPath | None = None,
+    subset: str | None = None,
+    output: StrPath | None = None,
+    *,
+    format: ExportFormat | None = None,
+    samples_per_file: int | None = None,
+    models: str | Sequence[str] | None = None,
+    in_order: bool | None = None,
+    job_file: StrPath | None = None,
+    settings: Settings | None = None,
+) -> ExportResult:
+    """Write the rows of a subset as files that other tools read. The same call continues after a stop.
+
+    Args:
+        dataset: The output folder of a build or embed; or a whole ExportJob.
+        subset: The name of a subset that `select` made.
+        output: A new folder, local or `s3://`.
+        format: `webdataset` (if not given), `parquet`, `clip-retrieval` or `datacomp`.
+        samples_per_file: 10,000 if not given; the last file has the rest.
+        models: Aliases whose embeddings are written; for `clip-retrieval` and `datacomp`.
+        in_order: The dataset's order, instead of mixed across its shards.
+        job_file: A job file (YAML); keywords override it.
+        settings: Any other field of a job file: `{"shuffle_seed": 1}`.
+
+    Raises:
+        JobError: The job cannot run as given, or the output has other files. Nothing was written.
+        SubsetError: There is no such subset.
+    """
+    keywords = {
+        "subset": subset,
+        "output": output,
+        "format": format,
+        "samples_per_file": samples_per_file,
+        "models": [models] if isinstance(models, str) else models,
+    }
+    if isinstance(dataset, ExportJob):
+        refuse_beside_job({**keywords, "in_order": in_order, "job_file": job_file, "settings": settings or None})
+        return exporting.export(dataset)
+    unshuffled = {"shuffle_seed": None} if in_order else {}
+    job = load_export_job(text_of(job_file), {"dataset": dataset, **keywords}, {**(settings or {}), **unshuffled})
+    return exporting.export(job)
+
+
+def _several(steps: Step | Sequence[Step]) -> Sequence[Step]:
+    return steps if isinstance(steps, Sequence) and not isinstance(steps, str) else [steps]

@@ -1,0 +1,61 @@
+"""`pairmill.open`, `status` and `verify`: what reads datasets and changes nothing."""
+
+import os
+
+from pairmill.jobs.api.keywords import S3, StrPath, s3_config, suggests_keywords
+from pairmill.jobs.build import BuildResult, current
+from pairmill.pipeline.check.report import VerifyReport
+from pairmill.pipeline.check.verify import verify as check
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.reader.dataset import Dataset
+
+
+@suggests_keywords
+def open(output: StrPath, *, s3: S3 | None = None) -> Dataset:
+    """Open the output of a build or embed as one table, finished or not.
+
+    Args:
+        output: The output folder, local or `s3://`.
+        s3: How its bucket is reached, where the environment does not say it all: `{"endpoint": "http://minio:9000"}`.
+
+    Raises:
+        PlanError: There is no output of a job.
+        DatasetError: No shard is finished yet.
+    """
+    return Dataset.of(_store(output, s3))
+
+
+@suggests_keywords
+def status(output: StrPath, *, s3: S3 | None = None) -> BuildResult:
+    """How far a job is: shards, rows, and what became of them. Works while it runs, from any machine.
+
+    Args:
+        output: The output folder, local or `s3://`.
+        s3: See `open`.
+
+    Raises:
+        PlanError: There is no output of a job.
+    """
+    return current(_store(output, s3))
+
+
+@suggests_keywords
+def verify(output: StrPath, *, rescore: int = 64, s3: S3 | None = None) -> VerifyReport:
+    """Read every committed shard again: counts, checksums, keys in tar and Parquet, and a sample of the scores.
+
+    Args:
+        output: The output folder, local or `s3://`.
+        rescore: Pairs to score again, spread over the shards; 0: none.
+        s3: See `open`.
+
+    Returns:
+        What was checked; `holds` and `problems` say the outcome, which raises nothing.
+
+    Raises:
+        PlanError: There is no output of a job.
+    """
+    return check(_store(output, s3), rescore)
+
+
+def _store(output: StrPath, s3: S3 | None) -> Store:
+    return Store(os.fspath(output), s3_config(s3))

@@ -1,0 +1,105 @@
+"""Keywords of the public functions: their types, and how they become fields of a job."""
+
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, TypeVar
+
+import yaml
+
+from pairmill.jobs.job_file import s3_of
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.subset import SelectStep
+
+StrPath = str | os.PathLike[str]
+"""A local path, or `s3://bucket/...`."""
+Paths = StrPath | Sequence[StrPath]
+Model = str | ModelConfig
+"""`tiny`, `ViT-B-32:openai`, `hf-hub:ORG/REPO`, a folder, or a model of the job file."""
+Models = Model | Sequence[Model]
+Step = str | Mapping[str, object] | SelectStep
+"""`"where: similarity >= 0.28"`, `{"top": {"by": "similarity", "fraction": 0.3}}`, or a step of the job file."""
+Settings = Mapping[str, object]
+"""Any fields of the job file, dotted: `{"fetch.timeout_s": 5}`."""
+S3 = S3Config | Mapping[str, object]
+"""The part `s3` of a job file: `{"endpoint": "http://minio:9000"}`."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def suggests_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorator: an unknown keyword's TypeError names the nearest one that exists."""
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for name in kwargs:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(names)}"
+                raise TypeError(f"{function.__name__}() has no keyword {name!r}{hint}")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def refuse_beside_job(keywords: Mapping[str, object]) -> None:
+    """A job model is complete. Raises JobError for keywords beside it."""
+    if given := [name for name, value in keywords.items() if value is not None]:
+        raise JobError(f"{', '.join(given)}: give a job or keywords, not both")
+
+
+def model_fields(name: str) -> dict[str, object]:
+    """`NAME[:PRETRAINED]` as a model of the job file."""
+    if name.startswith("hf-hub:"):
+        return {"name": name, "pretrained": None}
+    name, _, pretrained = name.partition(":")
+    return {"name": name, "pretrained": pretrained or None}
+
+
+def models_of(models: Models | None, dtype: str | None = None) -> list[dict[str, object]] | None:
+    """The models of a job; `dtype` for those that are given by name. None where none is given."""
+    if models is None:
+        return None
+    several = [models] if isinstance(models, str | ModelConfig) else models
+    return [model_of(model, dtype) for model in several]
+
+
+def model_of(model: Model, dtype: str | None = None) -> dict[str, object]:
+    """A model as in a job file."""
+    if isinstance(model, ModelConfig):
+        return model.model_dump(exclude_unset=True)
+    return {**model_fields(model), **({} if dtype is None else {"dtype": dtype})}
+
+
+def step_of(step: Step) -> object:
+    """A step of a select job. Raises JobError for text that is not one."""
+    if isinstance(step, SelectStep):
+        return step.model_dump(exclude_unset=True)
+    return parse_step(step) if isinstance(step, str) else step
+
+
+def parse_step(text: str) -> object:
+    """`where: ...`, `top: {...}` and the like, in YAML. Raises JobError."""
+    try:
+        step = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        step = None
+    if not isinstance(step, dict):
+        raise JobError(f"--step {text!r}: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'")
+    return step
+
+
+def s3_config(s3: S3 | None) -> S3Config:
+    """How buckets are reached. Raises JobError."""
+    return s3 if isinstance(s3, S3Config) else s3_of({"s3": s3})
+
+
+def text_of(path: StrPath | None) -> str | None:
+    """The path as text."""
+    return None if path is None else os.fspath(path)

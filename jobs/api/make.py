@@ -1,0 +1,200 @@
+"""`pairmill.build`, `embed`, `add_model` and `retry`: what makes datasets and adds to them."""
+
+import os
+from collections.abc import Collection, Mapping
+
+from pairmill.jobs import add_model as adding
+from pairmill.jobs import build as building
+from pairmill.jobs import retry as retrying
+from pairmill.jobs.add_model import ColumnsResult
+from pairmill.jobs.api.keywords import (
+    Model,
+    Models,
+    Paths,
+    Settings,
+    StrPath,
+    model_of,
+    models_of,
+    refuse_beside_job,
+    suggests_keywords,
+    text_of,
+)
+from pairmill.jobs.api.progress import Progress, listener_for
+from pairmill.jobs.build import BuildResult
+from pairmill.jobs.job_file import load_job, parse_settings
+from pairmill.jobs.retry import RetryResult
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.jobs import BuildJob
+
+
+@suggests_keywords
+def build(
+    source: BuildJob | Paths | None = None,
+    output: StrPath | None = None,
+    *,
+    job_file: StrPath | None = None,
+    models: Models | None = None,
+    preset: str | None = None,
+    min_similarity: float | Mapping[str, float] | None = None,
+    limit: int | None = None,
+    url_column: str | None = None,
+    caption_column: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress = True,
+) -> BuildResult:
+    """Download, check, score and filter pairs into Parquet shards. The same call continues after a stop.
+
+    Args:
+        source: Files, folders or globs of URLs and captions, local or `s3://`; or a whole BuildJob, without other
+            keywords.
+        output: The folder to write, local or `s3://`.
+        job_file: A job file (YAML); keywords override it.
+        models: `tiny`, `ViT-B-32:openai`, ...; none: pairs get no scores.
+        preset: Rules: `none`, `datacomp-basic` or `laion2b`.
+        min_similarity: Keep pairs at or above this cosine; one number, or one per model alias.
+        limit: Only the first rows of the input.
+        url_column: None: guessed from the usual names.
+        caption_column: None: guessed from the usual names.
+        settings: Any other field of a job file: `{"fetch.timeout_s": 5}`.
+        progress: See `Progress`.
+
+    Returns:
+        What the output holds now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+
+    Raises:
+        JobError: The job cannot run as given. Nothing was started.
+    """
+    keywords = {
+        "output": output,
+        "models": models_of(models),
+        "rules.preset": preset,
+        "rules.min_similarity": min_similarity,
+        "source.limit_rows": limit,
+        "source.url_column": url_column,
+        "source.caption_column": caption_column,
+    }
+    job = _job_of(source, keywords, job_file, settings)
+    with listener_for(progress) as listener:
+        return building.build(job, listener)
+
+
+@suggests_keywords
+def embed(
+    source: BuildJob | Paths | None = None,
+    output: StrPath | None = None,
+    *,
+    job_file: StrPath | None = None,
+    models: Models | None = None,
+    limit: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    caption_from_name: bool | None = None,
+    settings: Settings | None = None,
+    progress: Progress = True,
+) -> BuildResult:
+    """Embed pictures and captions that you already have. The same call continues after a stop.
+
+    Args:
+        source: WebDataset tars, folders of pictures, Parquet with pictures or captions, outputs of pairmill; local or
+            `s3://`. Or a whole BuildJob with `source.held`, without other keywords.
+        output: The folder to write, local or `s3://`.
+        job_file: A job file (YAML); keywords override it.
+        models: `tiny`, `ViT-B-32:openai`, ...; at least one.
+        limit: Only the first rows of the input.
+        dtype: `float32` or `bfloat16`; None: bfloat16 on a GPU, float32 on a CPU.
+        device: `cuda` or `cpu`; None: a GPU if there is one.
+        caption_from_name: In a folder, file names are the captions where there is no text.
+        settings: Any other field of a job file: `{"run.batch_size": 64}`.
+        progress: See `Progress`.
+
+    Returns:
+        What the output holds now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+
+    Raises:
+        JobError: The job cannot run as given. Nothing was started.
+    """
+    keywords = {
+        "output": output,
+        "models": models_of(models, dtype),
+        "source.limit_rows": limit,
+        "source.caption_from_name": caption_from_name,
+        "run.device": device,
+    }
+    job = _job_of(source, keywords, job_file, settings, held=True)
+    with listener_for(progress) as listener:
+        return building.build(job, listener)
+
+
+@suggests_keywords
+def add_model(
+    output: StrPath,
+    model: Model,
+    *,
+    alias: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress = True,
+) -> ColumnsResult:
+    """Add the columns of one more model to a finished dataset, in `columns/ALIAS/`. The same call continues after a
+    stop, and covers new shards.
+
+    Args:
+        output: The output folder of a build or embed.
+        model: `ViT-B-16:openai`, ...
+        alias: Suffix of its columns; None: made from the name.
+        dtype: `float32` or `bfloat16`; None: bfloat16 on a GPU, float32 on a CPU.
+        device: `cuda` or `cpu`; None: a GPU if there is one.
+        settings: Fields of `run` and `s3`: `{"run.batch_size": 64}`.
+        progress: See `Progress`.
+
+    Raises:
+        JobError: The model cannot be added. Nothing was started.
+    """
+    fields = model_of(model, dtype) | ({"alias": alias} if alias else {})
+    nested = parse_settings(settings or {}, {"run": {"device": device}} if device else {})
+    with listener_for(progress) as listener:
+        return adding.add_model(os.fspath(output), fields, nested, listener)
+
+
+@suggests_keywords
+def retry(
+    output: StrPath,
+    statuses: str | Collection[str] = (),
+    *,
+    settings: Settings | None = None,
+    progress: Progress = True,
+) -> RetryResult:
+    """Fetch again what was lost to the network. What it recovers becomes new generations of the shards.
+
+    Args:
+        output: The output folder of a build.
+        statuses: Which rows, `["timeout", Status.DNS_ERROR]`; none: all that a later try may change.
+        settings: How to run: `{"fetch.timeout_s": 60}`.
+        progress: See `Progress`.
+
+    Raises:
+        JobError: The settings would change the output, or a status is none of a download.
+    """
+    several = [statuses] if isinstance(statuses, str) else statuses
+    with listener_for(progress) as listener:
+        return retrying.retry(os.fspath(output), several, parse_settings(settings or {}), listener)
+
+
+def _job_of(
+    source: BuildJob | Paths | None,
+    keywords: Mapping[str, object],
+    job_file: StrPath | None,
+    settings: Settings | None,
+    held: bool = False,
+) -> BuildJob:
+    """The job that the arguments of `build` or `embed` describe. Raises JobError."""
+    if isinstance(source, BuildJob):
+        refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
+        if held and not source.source.held:
+            raise JobError("source.held: this job downloads its pictures, which is what pairmill.build does")
+        return source
+    if job_file is None and (source is None or keywords["output"] is None):
+        raise JobError("give a source and an output, or a job_file that names them")
+    fields = {"source.held": held or None, "source.paths": source, **keywords}
+    return load_job(text_of(job_file), fields, settings or {})

@@ -1,0 +1,215 @@
+"""`pairmill.open`: the pairs of an output folder as one table, and each row with its picture."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_names
+from pairmill.pipeline.reader.pictures import NEEDED, Pictures
+from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
+from pairmill.pipeline.reader.uids import UidFinder
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair: `row["caption"]`, `row.picture`."""
+
+    values: Mapping[str, Any]
+    """Column -> Python value; embeddings are float16 arrays (dim,). Null is None."""
+    picture: Image.Image | None
+    """RGB, upright. None where no picture is stored, or none was asked for."""
+
+    def __getitem__(self, column: str) -> Any:
+        return self.values[column]
+
+
+class Dataset:
+    """The pairs of a dataset in the order of its input: one row per picture that was decoded, whatever the rules said
+    of it (see the columns `status` and `kept`). `dataset.subset("clean")` has the rows of a subset alone.
+
+    The dataset is as it was when it was opened: committed shards, each in its newest generation. An unfinished one has
+    the shards that are done. Nothing is read before it is needed. Where a method reads shards that a retry has
+    replaced meanwhile, it raises DatasetError; open the dataset again.
+    """
+
+    def __init__(self, snapshot: Snapshot, subset: str | None = None) -> None:
+        self._snapshot = snapshot
+        self._subset = subset
+
+    @classmethod
+    def of(cls, store: Store) -> "Dataset":
+        """Raises PlanError where there is no output of a job, DatasetError where no shard is finished."""
+        return cls(Snapshot.of(store))
+
+    def __repr__(self) -> str:
+        subset = "" if self._subset is None else f", subset={self._subset!r}"
+        return f"Dataset({self.path!r}{subset})"
+
+    def __len__(self) -> int:
+        if self._subset is not None:
+            return sum(int(np.bitwise_count(bits).sum()) for bits in self._chosen)
+        return self._snapshot.chunk.num_rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows()
+
+    @property
+    def path(self) -> str:
+        """The output folder, absolute or `s3://`."""
+        return self._snapshot.store.root
+
+    @property
+    def schema(self) -> pa.Schema:
+        """All columns, those of added models included."""
+        return self._snapshot.schema
+
+    @property
+    def subset_names(self) -> list[str]:
+        """The names of its subsets."""
+        return subset_names(self._snapshot.store)
+
+    @cached_property
+    def statuses(self) -> dict[str, int]:
+        """Status -> rows, the most frequent first. Of the whole dataset, rows without a picture are counted too."""
+        counts: Counter[str] = Counter()
+        if self._subset is None:
+            for manifest in self._snapshot.manifests():
+                counts.update(manifest.statuses)
+        else:
+            for table in self._tables(["status"]):
+                counts.update(table["status"].to_pylist())
+        return dict(counts.most_common())
+
+    def subset(self, name: str) -> "Dataset":
+        """The rows of a subset, with the same methods.
+
+        Raises SubsetError where there is none of this name; and when it is read, where the dataset has changed since.
+        """
+        if self._subset is not None:
+            raise DatasetError(f"this is the subset {self._subset!r}; open {name!r} from the whole dataset")
+        read_subset(self._snapshot.store, name)
+        return Dataset(self._snapshot, name)
+
+    def table(self, columns: str | Sequence[str] | None = None, subset: str | None = None) -> pa.Table:
+        """The rows as an Arrow table in memory.
+
+        Args:
+            columns: Their names, in the order wanted; None: all, embeddings included (float16 fixed-size lists).
+            subset: The same as `dataset.subset(name).table(columns)`.
+
+        Raises:
+            DatasetError: There is no such column.
+        """
+        if subset is not None:
+            return self.subset(subset).table(columns)
+        names = self._names(columns)
+        return pa.concat_tables([self._snapshot.schema_of(names).empty_table(), *self._tables(names)])
+
+    def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
+        """`table(columns)` as pandas has it: numbers with nulls become floats, embeddings arrays in a column."""
+        return self.table(columns).to_pandas()
+
+    def to_polars(self, columns: str | Sequence[str] | None = None) -> "polars.DataFrame":
+        """`table(columns)` for polars, which takes Arrow's columns as they are."""
+        import polars
+
+        frame = polars.from_arrow(self.table(columns))
+        assert isinstance(frame, polars.DataFrame)  # of a table
+        return frame
+
+    def rows(self, columns: str | Sequence[str] | None = None, pictures: bool = True) -> Iterator[Row]:
+        """Row after row, a shard in memory at a time.
+
+        Args:
+            columns: The names of the values that each row has; None: all.
+            pictures: Whether rows come with their pictures; without, none is read.
+
+        Raises:
+            DatasetError: There is no such column; or a picture that a row names is gone, cut or another one.
+        """
+        names = self._names(columns)
+        needed = NEEDED if pictures else NEEDED[:1]
+        with closing(Pictures(self._snapshot)) as reader:
+            for position in self._positions():
+                table = self._read(position, list({*names, *needed}))
+                values = {name: _python(table[name]) for name in names}
+                images = reader.of(position, table) if pictures else repeat(None)
+                for row, image in zip(range(table.num_rows), images, strict=False):
+                    yield Row({name: column[row] for name, column in values.items()}, image)
+
+    def picture(self, uid: str) -> Image.Image:
+        """The picture of the row with this uid: RGB, upright. Reads uids up to that row, once.
+
+        Raises DatasetError where no row has this uid, or its picture is not stored, gone, or another one.
+        """
+        found = self._uids.find(uid)
+        if found is None:
+            raise DatasetError(f"{self!r} has no row with the uid {uid!r}")
+        position, row = found
+        with closing(Pictures(self._snapshot)) as reader:
+            (picture,) = reader.of(position, self._read(position, NEEDED).slice(row, 1))
+        if picture is None:
+            raise DatasetError(f"no picture is stored of {uid} (images.store)")
+        return picture
+
+    @cached_property
+    def _chosen(self) -> list[npt.NDArray[np.uint8]]:
+        """Of a subset, per shard a bit per row, packed."""
+        assert self._subset is not None
+        return selected_rows(self._snapshot.chunk, self._subset)
+
+    @cached_property
+    def _uids(self) -> UidFinder:
+        return UidFinder(len(self._snapshot.chunk.shards), lambda position: self._read(position, ["uid"])["uid"])
+
+    def _positions(self) -> list[int]:
+        """Of the shards that have rows."""
+        if self._subset is None:
+            return [position for position, shard in enumerate(self._snapshot.chunk.shards) if shard.num_rows]
+        return [position for position, bits in enumerate(self._chosen) if bits.any()]
+
+    def _read(self, position: int, columns: Sequence[str]) -> pa.Table:
+        """The rows of a shard that belong to this dataset."""
+        shard = self._snapshot.chunk.shards[position]
+        table = self._snapshot.read(shard, columns)
+        if self._subset is None:
+            return table
+        return table.take(pa.array(np.flatnonzero(np.unpackbits(self._chosen[position], count=shard.num_rows))))
+
+    def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Shard after shard."""
+        return self._snapshot.map(lambda position: self._read(position, columns), self._positions())
+
+    def _names(self, columns: str | Sequence[str] | None) -> list[str]:
+        known = self.schema.names
+        if columns is None:
+            return list(known)
+        names = [columns] if isinstance(columns, str) else list(columns)
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
+                raise DatasetError(f"{self!r} has no column {name!r}; {hint}")
+        return names
+
+
+def _python(column: pa.ChunkedArray) -> Sequence[Any]:
+    """The values; of embeddings, arrays that share Arrow's memory."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    return [None if not value.is_valid else value.values.to_numpy() for value in column]

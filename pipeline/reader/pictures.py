@@ -1,0 +1,54 @@
+"""The pictures of rows, wherever the dataset keeps them, decoded."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+from PIL import Image
+
+from pairmill.pipeline.image.processor import ImageError, ImageProcessor
+from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.pairs import STORED
+
+NEEDED = ("row_id", "sha256", *STORED.names)
+"""The columns that lead to a picture."""
+
+_ROWS_AT_ONCE = 256
+
+
+class Pictures:
+    """Reads pictures of a snapshot's rows. To be closed."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._reader = snapshot.pairs_reader()
+        self._processor = ImageProcessor(ImagesConfig())
+
+    def close(self) -> None:
+        """Close its files and threads."""
+        self._reader.close()
+
+    def of(self, position: int, rows: pa.Table) -> Iterator[Image.Image | None]:
+        """The picture of each row of a shard (with the columns NEEDED), or None where the row names none.
+
+        Raises DatasetError where it names one that is gone, cut or another.
+        """
+        shard = self._snapshot.chunk.shards[position]
+        manifest = self._snapshot.manifest((shard.shard, shard.generation))
+        # A tar is read by ranges; what else holds pictures is read by the shard.
+        size = _ROWS_AT_ONCE if "images" in manifest.files else max(rows.num_rows, 1)
+        for start in range(0, rows.num_rows, size):
+            some = rows.slice(start, size)
+            with self._snapshot.errors():
+                bodies = self._reader.pictures(self._snapshot.planned(shard), manifest, some)
+            facts = zip(*(some[name].to_pylist() for name in ("row_id", "image_tar", "image_length")), strict=True)
+            for body, (row_id, file, length) in zip(bodies, facts, strict=True):
+                yield None if file is None else self._decoded(body, row_id, file, length)
+
+    def _decoded(self, body: bytes | None, row_id: str, file: str, length: int | None) -> Image.Image:
+        if body is None or (length is not None and len(body) != length):
+            raise DatasetError(f"the picture of row {row_id} is no longer where, or what, it was: {file}")
+        try:
+            return Image.fromarray(self._processor.pixels(body))
+        except ImageError as error:
+            raise DatasetError(f"the picture of row {row_id} in {file} cannot be decoded: {error}") from error

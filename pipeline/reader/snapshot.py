@@ -1,0 +1,116 @@
+"""What an output folder held when it was opened: committed shards, each in its newest generation."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TypeVar
+
+import pyarrow as pa
+
+from pairmill.pipeline.columns.added_model import PairsReader, complete_models
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
+from pairmill.pipeline.dataset.shards import committed, read_manifest
+from pairmill.pipeline.source.plan import Plan, load_plan
+from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
+
+_REMOTE_READERS, _LOCAL_READERS = 16, 2
+"""Arrow has threads of its own; locally, more of ours only wait for each other."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class DatasetError(PairmillError, LookupError):
+    """The dataset has no such column, row, picture or subset, or has changed; the message says what to do."""
+
+    kind = FailureKind.INPUT
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The shards of an output folder, and how to read them."""
+
+    store: Store
+    plan: Plan
+    generations: Sequence[tuple[int, int]]
+    """(shard, generation), in order of shard; at least one."""
+    aliases: Sequence[str]
+    """Added models that all of these shards have the columns of."""
+
+    @classmethod
+    def of(cls, store: Store) -> "Snapshot":
+        """Raises PlanError where there is no plan, DatasetError where no shard is committed."""
+        plan, generations = load_plan(store), committed(store)
+        if not generations:
+            raise DatasetError(f"{store.root} has no finished shard yet")
+        return cls(store, plan, sorted(generations.items()), complete_models(store, generations))
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """All columns: those of `pairs/`, then those of added models."""
+        with self.errors():
+            chunks = (describe(self.store, self.generations[:1], aliases) for aliases in ((), self.aliases))
+            return pa.unify_schemas([chunk.schema().remove_metadata() for chunk in chunks])
+
+    def schema_of(self, columns: Sequence[str]) -> pa.Schema:
+        """Some of its columns."""
+        return pa.schema([self.schema.field(name) for name in columns])
+
+    @cached_property
+    def chunk(self) -> Chunk:
+        """The files of all shards."""
+        with self.errors():
+            return describe(self.store, self.generations, self.aliases)
+
+    def manifests(self) -> Iterator[ShardManifest]:
+        """Of all shards, in order."""
+        yield from self.map(self.manifest, self.generations)
+
+    def manifest(self, shard: tuple[int, int]) -> ShardManifest:
+        """Of one (shard, generation)."""
+        with self.errors():
+            return read_manifest(self.store, manifest_name(*shard))
+
+    def planned(self, shard: ShardFiles) -> Shard:
+        """The rows of the input that a shard was made from."""
+        return shards_from_table(self.plan.shards.slice(shard.shard, 1))[0]
+
+    def read(self, shard: ShardFiles, columns: Sequence[str]) -> pa.Table:
+        """These columns of all rows of a shard."""
+        with self.errors():
+            table = self.chunk.read(shard, frozenset(columns))
+        return pa.Table.from_arrays([table[name] for name in columns], schema=self.schema_of(columns))
+
+    def pairs_reader(self) -> PairsReader:
+        """What reads the pictures. To be closed."""
+        return PairsReader(self.store, self.plan.mapping, self.plan.job)
+
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+        """The results in order. A few calls run ahead of the one in use, so memory stays small."""
+        readers = _REMOTE_READERS if self.store.remote else _LOCAL_READERS
+        remaining = iter(items)
+        with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
+            pending = deque(pool.submit(function, item) for item in islice(remaining, readers))
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Files that are gone or damaged become a DatasetError."""
+        try:
+            yield
+        except PairmillError:
+            raise
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{error.filename or error} is gone: {self.store.root} has changed since it was opened; open it again"
+            ) from error
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DatasetError(f"{self.store.root} cannot be read ({error}); `pairmill verify` says more") from error

@@ -1,0 +1,37 @@
+"""Where the row of a uid is. No file says it, so uids are read shard by shard, until it is found."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.select.keys import identities
+
+
+class UidFinder:
+    """Remembers the first half of every uid that it has read: 8 bytes per row."""
+
+    def __init__(self, num_shards: int, read: Callable[[int], pa.ChunkedArray]) -> None:
+        """`read`: the uids of a shard, by its position."""
+        self._read = read
+        self._halves: list[npt.NDArray[np.uint64] | None] = [None] * num_shards
+
+    def find(self, uid: str) -> tuple[int, int] | None:
+        """(position of the shard, row in it) of the first row with this uid; None where there is none."""
+        try:
+            half = np.uint64(int(uid[:16], 16))
+        except ValueError:
+            return None
+        for position in range(len(self._halves)):
+            for row in np.flatnonzero(self._half(position) == half).tolist():
+                if self._read(position)[row].as_py() == uid:
+                    return position, row
+        return None
+
+    def _half(self, position: int) -> npt.NDArray[np.uint64]:
+        known = self._halves[position]
+        if known is None:
+            known, _ = identities(self._read(position), "uid")
+            self._halves[position] = known
+        return known

@@ -1,0 +1,156 @@
+"""`pairmill.open` on made-up metadata: DuckDB says from the same files which rows and columns are meant."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+import pairmill
+from bench.metadata import write_dataset
+from pairmill.pipeline.dataset.subset import SubsetError
+from pairmill.pipeline.reader.snapshot import DatasetError
+from pairmill.pipeline.source.planned import PlanError
+from tests.unit.select.added import add_columns
+from tests.unit.select.conftest import choose, row_ids
+
+ROWS = 1_500
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifteen shards; the subset `wide` has the rows of more than 500 pixels; the model `extra` was added."""
+    folder = tmp_path_factory.mktemp("small")
+    write_dataset(folder, ROWS, shard_rows=100)
+    choose(folder, "wide", {"where": "width > 500"})
+    add_columns(folder, "extra", range(15))
+    return folder
+
+
+def query(folder: Path, columns: str) -> list[tuple[object, ...]]:
+    pairs = f"read_parquet('{folder}/pairs/*.parquet', filename = true, file_row_number = true)"
+    return duckdb.connect().execute(f"select {columns} from {pairs} order by filename, file_row_number").fetchall()
+
+
+def test_a_table_has_the_rows_of_all_shards_in_order_with_the_columns_as_asked(small: Path) -> None:
+    dataset = pairmill.open(small)
+    table = dataset.table(["width", "uid"])
+    assert table.column_names == ["width", "uid"]
+    assert list(zip(*(column.to_pylist() for column in table), strict=True)) == query(small, "width, uid")
+    assert len(dataset) == ROWS == dataset.table("url").num_rows
+    assert dataset.table().schema.equals(dataset.schema)
+
+
+def test_columns_of_an_added_model_stand_beside_their_rows(small: Path) -> None:
+    table = pairmill.open(str(small)).table(["row_id", "similarity_extra"])
+    added = duckdb.connect().execute(f"select row_id, similarity_extra from '{small}/columns/extra/*.parquet'")
+    assert dict(zip(*(column.to_pylist() for column in table), strict=True)) == dict(added.fetchall())
+
+
+def test_a_subset_is_a_view_with_the_same_methods(small: Path) -> None:
+    dataset = pairmill.open(small)
+    view = dataset.subset("wide")
+    assert dataset.subsets == ["wide"]
+    assert view.table("row_id").equals(dataset.table("row_id", subset="wide"))
+    assert view.table("row_id")["row_id"].to_pylist() == row_ids(small, "wide")
+    assert 0 < len(view) == view.table("uid").num_rows < ROWS
+    assert view.statuses == {"ok": len(view)}
+    assert [row["row_id"] for row in view.rows("row_id", pictures=False)] == row_ids(small, "wide")
+    assert view.schema.equals(dataset.schema)
+
+
+def test_statuses_are_counted_over_all_rows(small: Path) -> None:
+    assert pairmill.open(small).statuses == Counter(row[0] for row in query(small, "status"))
+
+
+def test_pandas_and_polars_get_the_same_values(small: Path) -> None:
+    dataset = pairmill.open(small)
+    names = ["uid", "width", "similarity"]
+    rows = dataset.table(names).to_pylist()
+    assert dataset.to_polars(names).rows(named=True) == rows
+    frame = dataset.to_pandas(names)
+    assert frame["uid"].tolist() == [row["uid"] for row in rows]
+    assert int(frame["similarity"].isna().sum()) == sum(row["similarity"] is None for row in rows) > 0
+
+
+def test_rows_carry_the_values_of_their_columns(small: Path) -> None:
+    dataset = pairmill.open(small)
+    names = ["uid", "caption", "width"]
+    rows = [tuple(row[name] for name in names) for row in dataset.rows(names)]
+    assert rows == query(small, "uid, caption, width")
+    assert sum(1 for _ in dataset.rows([])) == sum(1 for _ in dataset.rows([], pictures=False)) == ROWS
+
+
+def test_only_the_newest_generation_of_a_committed_shard_counts(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 300, shard_rows=100)
+    before = pairmill.open(tmp_path)
+    assert before.table("uid").num_rows == 300
+    first = tmp_path / "manifests/000000000.json"
+    manifest = json.loads(first.read_bytes())
+    import pyarrow.parquet as pq
+
+    newer = pq.read_table(tmp_path / "pairs/000000000.parquet").slice(0, 40)
+    pq.write_table(newer, tmp_path / "pairs/000000000.g1.parquet")
+    files = {"pairs": {**manifest["files"]["pairs"], "path": "pairs/000000000.g1.parquet"}}
+    newest = {**manifest, "generation": 1, "pairs": 40, "files": files}
+    (tmp_path / "manifests/000000000.g1.json").write_text(json.dumps(newest))
+    (tmp_path / "manifests/000000002.json").unlink()  # its files are there, and count for nothing
+    after = pairmill.open(tmp_path)
+    assert len(after) == after.table("uid").num_rows == 40 + 100
+    assert after.table("row_id")["row_id"].to_pylist()[:40] == newer["row_id"].to_pylist()
+    first.unlink()
+    (tmp_path / "pairs/000000000.parquet").unlink()
+    with pytest.raises(DatasetError, match="has changed since it was opened; open it again"):
+        before.table("uid")
+
+
+def test_what_is_not_there_is_named_with_what_is_meant(small: Path, tmp_path: Path) -> None:
+    dataset = pairmill.open(small)
+    with pytest.raises(DatasetError, match="no column 'similarty'; did you mean 'similarity'"):
+        dataset.table("similarty")
+    with pytest.raises(DatasetError, match="no column 'zzz'; it has: row_id, uid"):
+        list(dataset.rows(["uid", "zzz"]))
+    with pytest.raises(SubsetError, match="no subset 'narrow'; it has: wide"):
+        dataset.subset("narrow")
+    with pytest.raises(DatasetError, match="this is the subset 'wide'"):
+        dataset.subset("wide").subset("wide")
+    for uid in ("0" * 32, "no uid", ""):
+        with pytest.raises(DatasetError, match="no row with the uid"):
+            dataset.picture(uid)
+    with pytest.raises(PlanError):
+        pairmill.open(tmp_path)
+
+
+def test_a_uid_is_found_in_its_first_row(small: Path) -> None:
+    dataset = pairmill.open(small)
+    uids = dataset.table("uid")["uid"].to_pylist()
+    assert len(set(uids)) < len(uids)
+    for number in (0, 99, 100, 777, ROWS - 1):
+        position, row = dataset._uids.find(uids[number]) or (-1, -1)
+        assert 100 * position + row == uids.index(uids[number])
+    with pytest.raises(DatasetError, match="no picture is stored"):
+        dataset.picture(uids[5])
+
+
+def test_a_subset_of_another_state_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 300, shard_rows=100)
+    choose(tmp_path, "some", {"where": "width > 500"})
+    path = tmp_path / "manifests/000000001.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["files"]["pairs"]["blake2b"] = "0" * 32
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(SubsetError, match="select again"):
+        len(pairmill.open(tmp_path).subset("some"))
+
+
+def test_embeddings_are_float16_arrays_in_rows_and_fixed_size_lists_in_tables() -> None:
+    from pairmill.pipeline.reader.dataset import _python
+    from pairmill.schemas.pairs import embedding_type
+
+    values = pa.chunked_array(
+        [pa.array([[1.0, 2.0], None], embedding_type(2)), pa.array([[3.0, 4.0]], embedding_type(2))]
+    )
+    first, second, third = _python(values)
+    assert (first.dtype, first.tolist(), second, third.tolist()) == ("float16", [1.0, 2.0], None, [3.0, 4.0])
