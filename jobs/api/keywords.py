@@ -91,7 +91,9 @@ def parse_step(text: str) -> object:
     except (yaml.YAMLError, ValueError):
         step = None
     if not isinstance(step, dict):
-        raise JobError(f"--step {text!r}: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'")
+        raise JobError(
+            f"{text!r} is not a step: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'"
+        )
     return step
 
 

@@ -1,5 +1,6 @@
 """Who is told how a run goes: the console unless the caller says otherwise."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ def listener_for(progress: Progress) -> Iterator[ProgressListener | None]:
     if progress is False:
         yield None
     elif progress is True:
-        console = ConsoleProgress()
+        console = ConsoleProgress(sys.stderr)  # of now: notebooks and tests replace it
         try:
             yield console
         finally:

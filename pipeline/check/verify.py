@@ -130,7 +130,7 @@ def _read(store: Store, file: DataFile) -> pa.Table:
         parquet = pq.ParquetFile(handle)
         facts = json.loads(parquet.schema_arrow.metadata[b"pairmill"])
         if facts["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(f"{file.path} was written by a newer pairmill; update to read it")
+            raise ManifestError(f"{file.path} was written by a newer pairmill; update to read it")
         names = [name for name in parquet.schema_arrow.names if "_embedding_" not in name]
         table = parquet.read(columns=names)
         return table.replace_schema_metadata(parquet.schema_arrow.metadata)

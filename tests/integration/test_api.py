@@ -1,0 +1,212 @@
+"""The whole path in Python: `import pairmill`, a loopback web, the model `tiny`."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import pairmill
+from pairmill.pipeline.reader.snapshot import DatasetError
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import picture, write_input
+from tests.integration.test_embed import CAPTION, samples, write_tar
+
+REPOSITORY = Path(__file__).parents[2]
+LOOPBACK = {"fetch.allow_networks": ["127.0.0.0/8"], "shard_rows": 8}
+
+
+def near(one: Image.Image, other: Image.Image) -> bool:
+    """The same picture, as far as JPEG and two decoders let it be."""
+    pixels = [np.asarray(each.convert("RGB"), np.int16) for each in (one, other)]
+    return pixels[0].shape == pixels[1].shape and float(np.abs(pixels[0] - pixels[1]).mean()) < 3
+
+
+@pytest.fixture
+def source(web: PictureWeb, tmp_path: Path) -> Path:
+    """Twenty pairs, four of whose pictures are gone."""
+    rows = [
+        {
+            "url": web.add(f"/{n}.jpg", picture(n)) + (".gone" if n % 5 == 4 else ""),
+            "caption": CAPTION.format(n),
+            "n": n,
+        }
+        for n in range(20)
+    ]
+    return write_input(tmp_path / "in.parquet", rows)
+
+
+def test_the_whole_path_from_urls_to_training(
+    ray_session: None, web: PictureWeb, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    capfd.readouterr()
+    result = pairmill.build(source, out, models="tiny", settings=LOOPBACK, progress=False)
+    assert capfd.readouterr() == ("", "")
+    assert (result.rows_in, result.kept, result.statuses) == (20, 16, {"ok": 16, "http_4xx": 4})
+    assert pairmill.status(str(out)).statuses == result.statuses
+
+    dataset = pairmill.open(out)
+    assert (len(dataset), dataset.statuses) == (16, result.statuses)
+    table = dataset.table(["uid", "n", "similarity", "image_embedding_tiny"])
+    expected = pa.concat_tables(pq.read_table(path) for path in sorted(out.glob("pairs/*.parquet")))
+    assert table.equals(expected.select(table.column_names).replace_schema_metadata(None))
+    assert dataset.to_pandas()["n"].tolist() == dataset.to_polars("n")["n"].to_list() == table["n"].to_pylist()
+    seen = 0
+    for row in dataset:
+        original = Image.open(io.BytesIO(picture(row["n"])))
+        assert row.picture is not None
+        assert near(row.picture, original)
+        assert near(dataset.picture(row["uid"]), original)
+        image, text = (row[f"{side}_embedding_tiny"].astype(np.float32) for side in ("image", "text"))
+        assert abs(float(image @ text) - row["similarity"]) < 2e-3
+        seen += 1
+    assert seen == 16
+
+    subset = pairmill.select(out, "best", steps={"top": {"by": "similarity", "count": 10}})
+    assert subset.rows_out == 10
+    view = dataset.subset("best")
+    scores = table["similarity"].to_numpy()
+    assert sorted(view.table("similarity")["similarity"].to_pylist()) == sorted(scores)[-10:]
+    worst = table["uid"][int(scores.argmin())].as_py()
+    with pytest.raises(DatasetError, match="has no row with the uid"):
+        view.picture(worst)
+    assert [row["n"] for row in view] == view.table("n")["n"].to_pylist()
+
+    exported = pairmill.export(out, "best", tmp_path / "train", samples_per_file=4)
+    assert (exported.record.rows, exported.written) == (10, 3)
+    assert len(list((tmp_path / "train").glob("*.tar"))) == 3
+    assert pairmill.verify(out).holds
+
+    pairs = pairmill.PairDataset(pairmill.FeedConfig(out, "best", columns=("n", "caption_clean")))
+    assert sorted(sample["n"] for sample in pairs) == sorted(row["n"] for row in view)
+
+    for path in list(web.pages):
+        web.pages[f"{path}.gone"] = web.pages[path]
+    retried = pairmill.retry(out, "http_4xx", progress=False)
+    assert (retried.retried, retried.recovered) == (4, 4)
+    assert len(pairmill.open(out)) == 20
+
+
+def test_progress_is_shown_on_stderr_unless_told_otherwise(
+    ray_session: None, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = pairmill.build(source, tmp_path / "out", settings=LOOPBACK)
+    printed = capfd.readouterr()
+    assert (printed.out, result.kept) == ("", 16)
+    assert "20/20 rows" in printed.err
+
+
+def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
+    ray_session: None, tmp_path: Path
+) -> None:
+    (tmp_path / "tars").mkdir()
+    corpus = write_tar(tmp_path / "tars/00000.tar", samples(6))
+    result = pairmill.embed(tmp_path / "tars", tmp_path / "emb", models="tiny", device="cpu", progress=False)
+    assert result.kept == 6
+    added = pairmill.add_model(tmp_path / "emb", "tiny", alias="again", device="cpu", progress=False)
+    assert (added.alias, added.shards_missing) == ("again", [])
+    dataset = pairmill.open(tmp_path / "emb")
+    table = dataset.table(["key", "similarity_tiny", "similarity_again"])
+    assert table["similarity_tiny"].equals(table["similarity_again"])
+    for row in dataset.rows(["uid", "key"]):
+        assert row.picture is not None
+        assert near(row.picture, Image.open(io.BytesIO(picture(int(row["key"])))))
+    corpus.write_bytes(corpus.read_bytes()[:3_000])
+    with pytest.raises(pairmill.PairmillError, match=r"00000\.tar"):
+        list(dataset)
+    assert sum(1 for _ in dataset.rows(pictures=False)) == 6
+
+
+def test_pictures_that_lie_in_parquet_are_opened_too(ray_session: None, tmp_path: Path) -> None:
+    rows = pa.table({"image": [picture(n) for n in range(3)], "caption": ["one", "two", "three"], "n": [0, 1, 2]})
+    pq.write_table(rows, tmp_path / "in.parquet")
+    pairmill.embed(tmp_path / "in.parquet", tmp_path / "emb", models="tiny", device="cpu", progress=False)
+    dataset = pairmill.open(tmp_path / "emb")
+    for row in dataset:
+        assert near(dataset.picture(row["uid"]), Image.open(io.BytesIO(picture(row["n"]))))
+
+
+SCRIPT = """
+import pairmill
+
+settings = {"fetch.allow_networks": ["127.0.0.0/8"], "rules.custom": ["mine:no_fives"]}
+result = pairmill.build("in.parquet", OUTPUT, settings=settings)
+print(sorted(result.statuses.items()), len(pairmill.open(OUTPUT)))
+"""
+RULE = """
+import pairmill
+import pyarrow.compute as pc
+
+@pairmill.at("caption")
+def no_fives(rows):
+    return pc.invert(pc.match_substring(rows["caption_clean"], "5"))
+"""
+
+
+def test_a_script_and_a_session_work_beside_folders_with_the_names_of_ours(source: Path, tmp_path: Path) -> None:
+    for name in ("pipeline", "schemas"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
+    (tmp_path / "jobs.py").write_text("raise SystemExit('the wrong file was imported')")
+    (tmp_path / "mine.py").write_text(RULE)
+    expected = "[('custom_rule', 2), ('http_4xx', 4), ('ok', 14)] 14\n"
+    (tmp_path / "script.py").write_text(SCRIPT.replace("OUTPUT", "'by_script'"))
+    cell = f"exec(compile({SCRIPT.replace('OUTPUT', repr('by_session'))!r}, '<cell 1>', 'exec'))\n"
+    for arguments, typed in (([str(tmp_path / "script.py")], ""), (["-i"], cell)):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            input=typed,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
+TYPED = """
+from pathlib import Path
+from typing import assert_type
+
+import pairmill
+import PIL.Image
+
+job = pairmill.BuildJob.model_validate({"source": {"paths": "in.csv"}, "output": "out"})
+assert_type(pairmill.build(job), pairmill.BuildResult)
+assert_type(pairmill.build([Path("in.csv"), "more.csv"], Path("out"), models=["tiny"]), pairmill.BuildResult)
+assert_type(pairmill.retry("out", [pairmill.Status.TIMEOUT]).recovered, int)
+assert_type(pairmill.select("out", "best", steps={"where": "width > 5"}), pairmill.Subset)
+assert_type(pairmill.export("out", "best", Path("train"), format="datacomp"), pairmill.ExportResult)
+assert_type(pairmill.verify("out").holds, bool)
+dataset = pairmill.open(Path("out"), s3={"endpoint": "http://minio:9000"})
+assert_type(dataset.subset("best"), pairmill.Dataset)
+assert_type(dataset.picture("0"), PIL.Image.Image)
+for row in dataset:
+    assert_type(row, pairmill.Row)
+
+pairmill.build("in.csv", "out", modles=["tiny"])
+pairmill.export("out", "best", "train", format="zip")
+pairmill.bulid
+"""
+
+
+def test_mypy_sees_the_types_of_the_whole_face(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(TYPED)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context"]
+    done = subprocess.run(
+        [*command, "--cache-dir", str(REPOSITORY / ".mypy_cache" / "user"), "user.py"], cwd=tmp_path,
+        capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    errors = [line for line in done.stdout.splitlines() if line.startswith("user.py") and ": error: " in line]
+    assert len(errors) == 3, done.stdout + done.stderr
+    assert 'did you mean "models"?' in errors[0]
+    assert "incompatible type \"Literal['zip']\"" in errors[1]
+    assert 'Module has no attribute "bulid"' in errors[2]

@@ -1,0 +1,270 @@
+"""`import pairmill`: what it costs, which names it gives, and what its keywords mean."""
+
+import ast
+import builtins
+import inspect
+import subprocess
+import sys
+import time
+import typing
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import pairmill
+from pairmill.jobs.api import choose, make
+from pairmill.jobs.api.progress import listener_for
+from pairmill.jobs.progress import ConsoleProgress
+from pairmill.schemas.errors import PairmillError
+
+FUNCTIONS = ("add_model", "build", "embed", "export", "open", "retry", "select", "status", "verify")
+HEAVY = ("ray", "torch", "pyarrow", "pandas", "numpy", "PIL", "pydantic", "yaml", "aiohttp", "fsspec")
+
+
+def test_the_import_loads_nothing_heavy_and_takes_a_blink() -> None:
+    code = f"import sys, pairmill; print([name for name in {HEAVY} if name in sys.modules], pairmill.__version__)"
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+        assert done.stdout.split() == ["[]", pairmill.__version__]
+    assert min(seconds) < 0.3  # the best of five: other tests share the cores
+
+
+def test_status_and_the_errors_need_nothing_heavy_either() -> None:
+    code = (
+        "import sys, pairmill; pairmill.Status, pairmill.JobError, pairmill.PairmillError; "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_explained() -> None:
+    assert set(pairmill.__all__) <= set(dir(pairmill))
+    for name in pairmill.__all__:
+        value = getattr(pairmill, name)
+        if isinstance(value, type | FunctionType):
+            assert (inspect.getdoc(value) or "").strip(), name
+            assert not (inspect.getdoc(value) or "").startswith(f"{name}("), name  # what dataclass writes itself
+    with pytest.raises(AttributeError, match="'pairmill' has no attribute 'bulid'"):
+        _ = pairmill.bulid  # type: ignore[attr-defined]
+
+
+def test_type_checkers_and_the_interpreter_find_each_name_in_the_same_module() -> None:
+    tree = ast.parse(Path(pairmill.__file__ or "").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    checked = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert checked == {name: f"pairmill.{module}" for name, module in pairmill._HOME.items()}
+    assert {*checked, "__version__"} == set(pairmill.__all__)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_types_of_a_function_can_be_read_and_its_keywords_are_in_its_docstring(name: str) -> None:
+    function = getattr(pairmill, name)
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    assert set(hints) == {*parameters, "return"}
+    for parameter in parameters:
+        assert f"    {parameter}: " in (function.__doc__ or ""), parameter
+
+
+def test_all_errors_are_pairmills_and_those_about_input_stay_value_errors() -> None:
+    from pairmill.pipeline.encode.clip_model import ModelError
+    from pairmill.pipeline.feed.pair_dataset import FeedError
+    from pairmill.pipeline.source.files import SourceError
+    from pairmill.pipeline.source.planned import PlanError
+
+    for error in (pairmill.JobError, FeedError, ModelError, PlanError, SourceError):
+        assert issubclass(error, PairmillError)
+        assert issubclass(error, ValueError)
+
+
+def test_every_error_class_is_pairmills_but_for_those_that_are_always_caught() -> None:
+    becomes_a_status = {"AddressRefused", "FetchError", "ImageError", "NoSuchHost"}
+    tried_again = {"PayloadLost", "UnsupportedMode", "WorkerDied"}
+    root = Path(pairmill.__file__ or "").parent.parent
+    found = set()
+    for folder in ("schemas", "pipeline", "jobs"):
+        for path in (root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                bases = [getattr(builtins, ast.unparse(base), None) for base in getattr(node, "bases", ())]
+                is_error = any(isinstance(base, type) and issubclass(base, BaseException) for base in bases)
+                if is_error and isinstance(node, ast.ClassDef) and "PairmillError" not in map(ast.unparse, node.bases):
+                    found.add(node.name)
+    found = {name for name in found if not name.startswith("_")}
+    assert found - becomes_a_status - tried_again == {"PairmillError"}
+
+
+def test_an_unknown_keyword_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(TypeError, match=r"build\(\) has no keyword 'min_similarty'; did you mean 'min_similarity'\?"):
+        pairmill.build("in.parquet", "out", min_similarty=0.3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"open\(\) has no keyword 'zzz'; it takes output, s3"):
+        pairmill.open("out", zzz=1)  # type: ignore[call-arg]
+
+
+def job_of(
+    monkeypatch: pytest.MonkeyPatch, *arguments: object, embed: bool = False, **keywords: object
+) -> dict[str, object]:
+    """The job that a call of build (or embed) would run, as far as it was given."""
+    jobs: list[pairmill.BuildJob] = []
+    monkeypatch.setattr(make.building, "build", lambda job, listener: jobs.append(job))
+    function = pairmill.embed if embed else pairmill.build
+    function(*arguments, progress=False, **keywords)  # type: ignore[arg-type]
+    return jobs[0].model_dump(exclude_unset=True)
+
+
+def test_keywords_mean_what_the_flags_of_the_command_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pairmill.jobs.cli.arguments import job_of as command
+
+    flags = {
+        "job_file": None,
+        "settings": ["fetch.timeout_s=5", "images.size=256"],
+        "source": ["a.csv", "b.csv", "out"],
+        "limit": 1000,
+        "url_column": "link",
+        "caption_column": "text",
+        "model": ["ViT-B-32:openai", "tiny"],
+        "min_similarity": 0.25,
+        "preset": "datacomp-basic",
+    }
+    keywords = {
+        "limit": 1000,
+        "url_column": "link",
+        "caption_column": "text",
+        "models": ["ViT-B-32:openai", pairmill.ModelConfig(name="tiny")],
+        "min_similarity": 0.25,
+        "preset": "datacomp-basic",
+        "settings": {"fetch.timeout_s": 5, "images": pairmill.ImagesConfig(size=256)},
+    }
+    made = job_of(monkeypatch, [Path("a.csv"), "b.csv"], Path("out"), **keywords)
+    assert pairmill.BuildJob.model_validate(made) == command("build", flags)
+    flags = {
+        "job_file": None,
+        "settings": [],
+        "source": ["tars", "out"],
+        "limit": None,
+        "model": ["tiny"],
+        "dtype": "float32",
+        "device": "cpu",
+        "caption_from_name": True,
+    }
+    keywords = {"models": "tiny", "dtype": "float32", "device": "cpu", "caption_from_name": True}
+    made = job_of(monkeypatch, Path("tars"), "out", embed=True, **keywords)
+    assert pairmill.BuildJob.model_validate(made) == command("embed", flags)
+
+
+def test_a_single_path_needs_no_list_in_keywords_models_and_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text("source: {paths: in.csv}\noutput: out\n")
+    for arguments, keywords in (
+        (["in.csv", "out"], {}),
+        ([Path("in.csv"), Path("out")], {}),
+        ([(Path("in.csv"),)], {"output": "out"}),
+        ([pairmill.BuildJob.model_validate({"source": {"paths": Path("in.csv")}, "output": Path("out")})], {}),
+        ([], {"job_file": tmp_path / "job.yaml"}),
+        ([], {"job_file": str(tmp_path / "job.yaml"), "settings": {"source.paths": Path("in.csv")}}),
+    ):
+        made = job_of(monkeypatch, *arguments, **keywords)
+        assert (made["source"], made["output"]) == ({"paths": ["in.csv"]}, "out")
+
+
+def test_keywords_override_the_job_file_and_do_not_change_what_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text("source: {paths: [in.csv]}\noutput: out\nfetch: {retries: 3, timeout_s: 9}\n")
+    given = {"fetch": {"retries": 4}, "fetch.timeout_s": 5}
+    made = job_of(monkeypatch, job_file=tmp_path / "job.yaml", output="other", settings=given)
+    assert (made["output"], made["fetch"]) == ("other", {"retries": 4, "timeout_s": 5})
+    assert given == {"fetch": {"retries": 4}, "fetch.timeout_s": 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "message"),
+    [
+        ([], {}, "give a source and an output, or a job_file"),
+        (["in.csv"], {}, "give a source and an output"),
+        (["in.csv", "out"], {"min_similarity": 28, "models": "tiny"}, "rules.min_similarity"),
+        (["in.csv", "out"], {"preset": "datacomp"}, "rules.preset"),
+        (["in.csv", "out"], {"settings": {"fetch.timout_s": 3}}, "fetch.timout_s: .*did you mean 'timeout_s'"),
+        (["in.csv", "out"], {"settings": {"output.x": 3}}, "output.x: the job has no such field"),
+        (["in.csv", 7], {}, "output: Input should be a valid string"),
+        (["in.csv", "https://user:word@host/out"], {}, "password"),
+    ],
+)
+def test_a_mistake_is_a_job_error_before_anything_starts(
+    arguments: list[object], keywords: dict[str, object], message: str
+) -> None:
+    with pytest.raises(pairmill.JobError, match=message):
+        pairmill.build(*arguments, **keywords)  # type: ignore[arg-type]
+
+
+def test_a_job_model_stands_alone_and_fits_its_function() -> None:
+    job = pairmill.BuildJob.model_validate({"source": {"paths": "in.csv"}, "output": "out"})
+    with pytest.raises(pairmill.JobError, match=r"source\.limit_rows, settings: give a job or keywords, not both"):
+        pairmill.build(job, limit=5, settings={"images.size": 3})
+    with pytest.raises(pairmill.JobError, match=r"pairmill\.build"):
+        pairmill.embed(job)
+
+
+def test_select_and_export_take_the_keywords_of_their_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[object] = []
+    monkeypatch.setattr(choose.selecting, "select", lambda job, *_: jobs.append(job))
+    monkeypatch.setattr(choose.exporting, "export", lambda job, *_: jobs.append(job))
+    top = {"top": {"by": "similarity", "fraction": 0.3}}
+    steps = ["where: width > 5", top, pairmill.SelectStep(sample=pairmill.Sample(count=9))]
+    pairmill.select(Path("out"), "clean", steps=steps, all_pairs=True, settings={"partial": True})
+    pairmill.select("out", "clean", steps=top)
+    pairmill.export("out", "clean", Path("train"), format="datacomp", models="tiny", in_order=True)
+    assert jobs == [
+        pairmill.SelectJob.model_validate(
+            {
+                "dataset": "out",
+                "name": "clean",
+                "rows": "pairs",
+                "partial": True,
+                "steps": [{"where": "width > 5"}, top, {"sample": {"count": 9}}],
+            }
+        ),
+        pairmill.SelectJob.model_validate({"dataset": "out", "name": "clean", "steps": [top]}),
+        pairmill.ExportJob(
+            dataset="out", subset="clean", output="train", format="datacomp", models=["tiny"], shuffle_seed=None
+        ),
+    ]
+    with pytest.raises(pairmill.JobError, match="'sampel' is not a step"):
+        pairmill.select("out", "clean", steps="sampel")
+    with pytest.raises(pairmill.JobError, match=r"steps\.0\.sampel: there is no such field"):
+        pairmill.select("out", "clean", steps={"sampel": {"count": 9}})
+
+
+def test_progress_is_the_console_none_or_ones_own() -> None:
+    with listener_for(True) as listener:
+        assert isinstance(listener, ConsoleProgress)
+    with listener_for(False) as listener:
+        assert listener is None
+    own = ConsoleProgress()
+    with listener_for(own) as listener:
+        assert listener is own
+
+
+def test_rule_and_at_mark_the_step_of_a_custom_rule() -> None:
+    from pairmill.pipeline.rules.custom import load_custom_rule
+
+    assert load_custom_rule(f"{__name__}:plain").step == "score"
+    assert load_custom_rule(f"{__name__}:early").step == "caption"
+    with pytest.raises(pairmill.JobError, match="a custom rule runs at caption, url, image, score, not at 'capiton'"):
+        pairmill.at("capiton")
+
+
+@pairmill.rule
+def plain(rows: object) -> object:
+    return rows
+
+
+@pairmill.at("caption")
+def early(rows: object) -> object:
+    return rows
