@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import pairmill
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.reader.snapshot import DatasetError
 from tests.integration.conftest import PictureWeb
-from tests.integration.test_build import picture, write_input
-from tests.integration.test_embed import CAPTION, samples, write_tar
+from tests.integration.test_build import picture, sequentially, write_input
+from tests.integration.test_embed import CAPTION, embed_job, samples, write_tar
 
 REPOSITORY = Path(__file__).parents[2]
 LOOPBACK = {"fetch.allow_networks": ["127.0.0.0/8"], "shard_rows": 8}
@@ -133,6 +134,29 @@ def test_pictures_that_lie_in_parquet_are_opened_too(ray_session: None, tmp_path
         assert near(dataset.picture(row["uid"]), Image.open(io.BytesIO(picture(row["n"]))))
 
 
+def test_a_dataset_on_s3_is_opened_by_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        s3 = {"endpoint": f"http://{host}:{port}"}
+        Store("s3://shelf", pairmill.S3Config.model_validate(s3)).fs.mkdir("shelf")
+        write_tar(tmp_path / "00000.tar", samples(5))
+        fields = embed_job(tmp_path / "out", tmp_path).model_dump(exclude_unset=True)
+        sequentially(pairmill.BuildJob.model_validate({**fields, "output": "s3://shelf/out", "s3": s3}))
+        dataset = pairmill.open("s3://shelf/out", s3=s3)
+        assert [near(row.picture, Image.open(io.BytesIO(picture(int(row["key"]))))) for row in dataset] == [True] * 5
+        assert pairmill.status("s3://shelf/out", s3=s3).kept == len(dataset) == 5
+        assert pairmill.verify("s3://shelf/out", s3=pairmill.S3Config.model_validate(s3)).holds
+    finally:
+        server.stop()
+
+
 SCRIPT = """
 import pairmill
 
@@ -158,12 +182,14 @@ def test_a_script_and_a_session_work_beside_folders_with_the_names_of_ours(sourc
     (tmp_path / "mine.py").write_text(RULE)
     expected = "[('custom_rule', 2), ('http_4xx', 4), ('ok', 14)] 14\n"
     (tmp_path / "script.py").write_text(SCRIPT.replace("OUTPUT", "'by_script'"))
-    cell = f"exec(compile({SCRIPT.replace('OUTPUT', repr('by_session'))!r}, '<cell 1>', 'exec'))\n"
-    for arguments, typed in (([str(tmp_path / "script.py")], ""), (["-i"], cell)):
+    cell = SCRIPT.replace("OUTPUT", "'by_session'")
+    # As in a notebook: the code comes from no file, and an event loop is running.
+    typed = f"import asyncio\nasync def run(): exec({cell!r})\n\nasyncio.run(run())\n"
+    for arguments in ([str(tmp_path / "script.py")], ["-i"]):
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=tmp_path,
-            input=typed,
+            input=typed if arguments == ["-i"] else "",
             capture_output=True,
             text=True,
             timeout=240,

@@ -1,0 +1,60 @@
+"""The Python in README runs, from top to bottom, as it is written."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import picture, write_input
+from tests.integration.test_embed import CAPTION, samples, write_tar
+
+REPOSITORY = Path(__file__).parents[2]
+
+ADAPTED = {
+    '"urls.parquet", "out",': '"urls.parquet", "out", settings={"fetch.allow_networks": ["127.0.0.0/8"]},',
+    "ViT-B-32:openai": "tiny",  # whose weights are here
+    "min_similarity=0.28": "min_similarity=-1.0",  # of pictures that show nothing
+    "image_embedding_vit_b_32": "image_embedding_tiny",
+    "range(10)": "range(1)",
+    "num_workers=4": "num_workers=1",
+}
+"""What differs here: no internet, few pairs, little time."""
+
+
+def python_blocks() -> list[str]:
+    """The Python of README, adapted."""
+    text = (REPOSITORY / "README.md").read_text()
+    for there, here in ADAPTED.items():
+        assert there in text, there
+        text = text.replace(there, here)
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.timeout(600)
+def test_the_python_in_readme_runs(web: PictureWeb, tmp_path: Path) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": CAPTION.format(n)} for n in range(40)]
+    write_input(tmp_path / "urls.parquet", rows)
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars/00000.tar", samples(4))
+    blocks = python_blocks()
+    (rules,) = [block for block in blocks if block.startswith("# my_rules.py\n")]
+    (tmp_path / "my_rules.py").write_text(rules)
+    (builds,) = [block for block in blocks if "pairmill.build(" in block]
+    others = [block for block in blocks if block not in (rules, builds)]
+    assert len(others) == 3
+    embed = 'import pairmill\npairmill.embed("tars", "emb", models="tiny", device="cpu", progress=False)\n'
+    check = "from pairmill.pipeline.rules.custom import load_custom_rule\nimport pathlib\n"
+    check += "print(load_custom_rule('my_rules:no_stock_photos', pathlib.Path.cwd()).step)\nprint('to the end')\n"
+    (tmp_path / "readme.py").write_text("\n".join([builds, embed, *others, check]))
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["caption", "to the end"]
+    assert (tmp_path / "best.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "train").glob("*.tar"))
