@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 from pairmill.jobs import add_model as adding
 from pairmill.jobs import build as building
@@ -96,7 +97,7 @@ def embed(
 
     Args:
         source: WebDataset tars, folders of pictures, Parquet with pictures or captions, outputs of pairmill; local or
-            `s3://`. Or a whole BuildJob with `source.held`, without other keywords.
+            `s3://`. Or a whole BuildJob with `source.kind` corpus, without other keywords.
         output: The folder to write, local or `s3://`.
         job_file: A job file (YAML); keywords override it.
         models: `tiny`, `ViT-B-32:openai`, ...; at least one.
@@ -120,7 +121,7 @@ def embed(
         "source.caption_from_name": caption_from_name,
         "run.device": device,
     }
-    job = _job_of(source, keywords, job_file, settings, held=True)
+    job = _job_of(source, keywords, job_file, settings, "corpus")
     with listener_for(progress) as listener:
         return building.build(job, listener)
 
@@ -186,15 +187,15 @@ def _job_of(
     keywords: Mapping[str, object],
     job_file: StrPath | None,
     settings: Settings | None,
-    held: bool = False,
+    kind: Literal["urls", "corpus"] = "urls",
 ) -> BuildJob:
     """The job that the arguments of `build` or `embed` describe. Raises JobError."""
     if isinstance(source, BuildJob):
         refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
-        if held and not source.source.held:
-            raise JobError("source.held: this job downloads its pictures, which is what pairmill.build does")
+        if source.source.kind != kind:
+            raise JobError(f"source.kind: {source.source.kind}; pairmill.build takes urls, pairmill.embed a corpus")
         return source
     if job_file is None and (source is None or keywords["output"] is None):
         raise JobError("give a source and an output, or a job_file that names them")
-    fields = {"source.held": held or None, "source.paths": source, **keywords}
+    fields = {"source.kind": kind if kind == "corpus" else None, "source.paths": source, **keywords}
     return load_job(text_of(job_file), fields, settings or {})

@@ -205,7 +205,7 @@ from typing import assert_type
 import pairmill
 import PIL.Image
 
-job = pairmill.BuildJob.model_validate({"source": {"paths": "in.csv"}, "output": "out"})
+job = pairmill.BuildJob(source=pairmill.SourceConfig(paths=["in.csv"]), output="out")
 assert_type(pairmill.build(job), pairmill.BuildResult)
 assert_type(pairmill.build([Path("in.csv"), "more.csv"], Path("out"), models=["tiny"]), pairmill.BuildResult)
 assert_type(pairmill.retry("out", [pairmill.Status.TIMEOUT]).recovered, int)

@@ -207,8 +207,12 @@ def test_a_job_model_stands_alone_and_fits_its_function() -> None:
     job = pairmill.BuildJob.model_validate({"source": {"paths": "in.csv"}, "output": "out"})
     with pytest.raises(pairmill.JobError, match=r"source\.limit_rows, settings: give a job or keywords, not both"):
         pairmill.build(job, limit=5, settings={"images.size": 3})
-    with pytest.raises(pairmill.JobError, match=r"pairmill\.build"):
+    with pytest.raises(pairmill.JobError, match=r"source\.kind: urls"):
         pairmill.embed(job)
+    source = pairmill.SourceConfig(paths=["tars"], kind="corpus")
+    corpus = pairmill.BuildJob(source=source, output="out", models=[pairmill.ModelConfig(name="tiny")])
+    with pytest.raises(pairmill.JobError, match=r"source\.kind: corpus"):
+        pairmill.build(corpus)
 
 
 def test_select_and_export_take_the_keywords_of_their_commands(monkeypatch: pytest.MonkeyPatch) -> None:
