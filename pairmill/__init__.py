@@ -17,8 +17,8 @@ from pairmill.schemas.version import VERSION as __version__
 if TYPE_CHECKING:
     from pairmill.jobs.add_model import ColumnsResult
     from pairmill.jobs.api.choose import export, select
-    from pairmill.jobs.api.inspect import open, status, verify
     from pairmill.jobs.api.make import add_model, build, embed, retry
+    from pairmill.jobs.api.read import open, status, verify
     from pairmill.jobs.build import BuildResult, ProgressListener
     from pairmill.jobs.export import ExportResult
     from pairmill.jobs.retry import RetryResult
@@ -89,8 +89,8 @@ __all__ = [
 _MODULES = {
     "jobs.add_model": ("ColumnsResult",),
     "jobs.api.choose": ("export", "select"),
-    "jobs.api.inspect": ("open", "status", "verify"),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
+    "jobs.api.read": ("open", "status", "verify"),
     "jobs.build": ("BuildResult", "ProgressListener"),
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),

@@ -19,6 +19,7 @@ from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_
 from pairmill.pipeline.reader.pictures import NEEDED, Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.pipeline.reader.uids import UidFinder
+from pairmill.pipeline.source.uid import own_uid
 
 if TYPE_CHECKING:
     import pandas
@@ -153,11 +154,13 @@ class Dataset:
                     yield Row({name: column[row] for name, column in values.items()}, image)
 
     def picture(self, uid: str) -> Image.Image:
-        """The picture of the row with this uid: RGB, upright. Reads uids up to that row, once.
+        """The picture of the row with this uid (32 hex characters, or a UUID): RGB, upright. Reads uids up to that row,
+        once.
 
         Raises DatasetError where no row has this uid, or its picture is not stored, gone, or another one.
         """
-        found = self._uids.find(uid)
+        stored = own_uid(uid)
+        found = None if stored is None else self._uids.find(stored)
         if found is None:
             raise DatasetError(f"{self!r} has no row with the uid {uid!r}")
         position, row = found

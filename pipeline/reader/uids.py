@@ -18,11 +18,9 @@ class UidFinder:
         self._halves: list[npt.NDArray[np.uint64] | None] = [None] * num_shards
 
     def find(self, uid: str) -> tuple[int, int] | None:
-        """(position of the shard, row in it) of the first row with this uid; None where there is none."""
-        try:
-            half = np.uint64(int(uid[:16], 16))
-        except ValueError:
-            return None
+        """(position of the shard, row in it) of the first row with this uid, 32 hex characters; None where there is
+        none."""
+        half = np.uint64(int(uid[:16], 16))
         for position in range(len(self._halves)):
             for row in np.flatnonzero(self._half(position) == half).tolist():
                 if self._read(position)[row].as_py() == uid:

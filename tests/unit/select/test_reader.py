@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from uuid import UUID
 
 import duckdb
 import pyarrow as pa
@@ -131,7 +132,7 @@ def test_a_uid_is_found_in_its_first_row(small: Path) -> None:
         position, row = dataset._uids.find(uids[number]) or (-1, -1)
         assert 100 * position + row == uids.index(uids[number])
     with pytest.raises(DatasetError, match="no picture is stored"):
-        dataset.picture(uids[5])
+        dataset.picture(str(UUID(uids[5])).upper())
 
 
 def test_a_subset_of_another_state_is_refused_when_it_is_read(tmp_path: Path) -> None:
