@@ -80,7 +80,7 @@ class Dataset:
         return self._snapshot.schema
 
     @property
-    def subset_names(self) -> list[str]:
+    def subsets(self) -> list[str]:
         """The names of its subsets."""
         return subset_names(self._snapshot.store)
 

@@ -163,8 +163,9 @@ class OpenEncode:
         pixels = "original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
         contracts = tuple(replace(model.contract, pixels=pixels) for model in self.encoder.models)
         scores = [name for model in self.encoder.models for name in score_column_names(model.alias)]
-        table = self.encoder(batch.table).select([*_DECODED, *scores])
-        return batch.with_table(table).with_info(contracts=contracts)
+        table = self.encoder(batch.table)
+        decoded = [name for name in _DECODED if name in batch.table.column_names]  # committed pairs have some of them
+        return batch.with_table(table.select([*decoded, *scores])).with_info(contracts=contracts)
 
     def close(self) -> None:
         """End the decoding threads."""

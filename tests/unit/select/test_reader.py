@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 import pairmill
-from bench.metadata import write_dataset
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.reader.snapshot import DatasetError
 from pairmill.pipeline.source.planned import PlanError
+from tests.synthetic_dataset import write_dataset
 from tests.unit.select.added import add_columns
-from tests.unit.select.conftest import choose, row_ids
+from tests.unit.select.conftest import make_subset, row_ids
 
 ROWS = 1_500
 
@@ -25,7 +25,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifteen shards; the subset `wide` has the rows of more than 500 pixels; the model `extra` was added."""
     folder = tmp_path_factory.mktemp("small")
     write_dataset(folder, ROWS, shard_rows=100)
-    choose(folder, "wide", {"where": "width > 500"})
+    make_subset(folder, "wide", {"where": "width > 500"})
     add_columns(folder, "extra", range(15))
     return folder
 
@@ -137,7 +137,7 @@ def test_a_uid_is_found_in_its_first_row(small: Path) -> None:
 
 def test_a_subset_of_another_state_is_refused_when_it_is_read(tmp_path: Path) -> None:
     write_dataset(tmp_path, 300, shard_rows=100)
-    choose(tmp_path, "some", {"where": "width > 500"})
+    make_subset(tmp_path, "some", {"where": "width > 500"})
     path = tmp_path / "manifests/000000001.json"
     manifest = json.loads(path.read_bytes())
     manifest["files"]["pairs"]["blake2b"] = "0" * 32
