@@ -21,6 +21,7 @@ _NEVER: tuple[Network, ...] = (
     ipaddress.IPv4Network("192.0.0.0/24"),  # RFC 6890 protocol assignments; Oracle's metadata is 192.0.0.192
     ipaddress.IPv4Network("192.88.99.0/24"),  # RFC 7526: the retired 6to4 relays
     ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's wire server: a public number, answered by the host machine
+    ipaddress.IPv6Network("2001::/23"),  # RFC 2928 protocol assignments; Python releases differ on parts of it
     _SITE_LOCAL,
     _LOCAL_NAT64,
 )
@@ -45,8 +46,11 @@ class AddressGuard:
             return None
         if inner is not None and not _is_public(inner):
             return f"{address} leads to {inner}"
-        # A mapped or NAT64 address is only a way to write its IPv4 address: behind DNS64 every public host has one.
-        translated = isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address in _NAT64)
+        # A mapped, 6to4 or NAT64 address is only a way to write its IPv4 address: behind DNS64 every public host has
+        # one. `is_global` says False to 6to4 since Python 3.11.10.
+        translated = isinstance(address, ipaddress.IPv6Address) and (
+            address.ipv4_mapped or address.sixtofour or address in _NAT64
+        )
         return None if translated or _is_public(address) else f"{address} is not a public address"
 
     def _is_allowed(self, address: Address) -> bool:

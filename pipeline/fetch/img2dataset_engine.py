@@ -73,7 +73,7 @@ class Img2datasetDownloader:
         self._sha256_column = sha256_column
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # asks the network otherwise
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # imghdr, which leaves Python in 3.13
+            warnings.simplefilter("ignore")  # imghdr, which is deprecated, and from Python 3.13 on a package of its own
             from img2dataset.downloader import Downloader
             from img2dataset.resizer import Resizer
         logging.getLogger("exifread").setLevel(logging.ERROR)

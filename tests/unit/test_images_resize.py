@@ -27,7 +27,7 @@ def resizer() -> Any:
     """img2dataset's class; importing it brings albumentations and the deprecated imghdr."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
-        warnings.filterwarnings("ignore", message="'imghdr' is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="'?imghdr'? (is deprecated|was removed)", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="albumentations")
         warnings.filterwarnings("ignore", category=UserWarning, module="pydantic")
         return importlib.import_module("img2dataset.resizer").Resizer
