@@ -1,17 +1,21 @@
-# Every target prepares .venv by itself. Needs Python 3.11 or 3.12 and make.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+# Every target prepares .venv by itself. Needs make and Python 3.11 to 3.14.
+PYTHONS = $(shell .ci/interpreters)
+PYTHON ?= $(firstword $(PYTHONS))
+OLDEST = $(lastword $(PYTHONS))
 UV_VERSION := 0.13.8
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-unit test-integration check docs format bench bench-peers lock clean
+.PHONY: setup demo test test-unit test-unit-all test-integration check docs format bench bench-peers lock upgrade clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "pairmill needs Python 3.11 or 3.12: make PYTHON=..."'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# A .venv that is there keeps its Python.
+	test -x $(BIN)/python || { \
+		python="$(PYTHON)"; \
+		"$${python:?there is no Python 3.11 to 3.14 with venv here: make PYTHON=/path/to/one}" -m venv $(VENV); }
 	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	# Ray starts workers three times slower from uncompiled sources. Files for other Pythons do not compile: no matter.
@@ -26,6 +30,19 @@ test: $(READY)
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest -q -n 2 tests/unit
+
+# The unit tests on every supported Python that is found here, each in an environment of its own.
+VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+test-unit-all: test-unit
+	set -e; for python in $(PYTHONS); do \
+		version=$$("$$python" $(VERSION)); \
+		test "$$version" != "$$($(BIN)/python $(VERSION))" || continue; \
+		venv=.venv-py$$version; \
+		test -x $$venv/bin/python || $(BIN)/uv venv -q --python "$$python" $$venv; \
+		$(BIN)/uv pip install -q --python $$venv/bin/python -c constraints.txt -e '.[dev]'; \
+		echo "Python $$version:"; \
+		$$venv/bin/python -m pytest -q -n 2 tests/unit; \
+	done
 
 test-integration: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration
@@ -52,17 +69,24 @@ bench: $(READY)
 	$(BIN)/python -m bench.plan
 	$(BIN)/python -m bench.download
 
-# The tools that bench.fetch compares with, in an environment of their own. Needs nginx too: apt-get install nginx-light
+# The tools that bench.fetch compares with, in environments of their own, on the oldest Python: they follow new ones late. Needs nginx too: apt-get install nginx-light
 bench-peers: $(READY)
-	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	test -x .venv-peers/bin/python || $(OLDEST) -m venv .venv-peers
 	$(BIN)/uv pip install -q --python .venv-peers/bin/python -r bench/peers/requirements.txt
-	test -x .venv-clip-retrieval/bin/python || $(PYTHON) -m venv .venv-clip-retrieval
+	test -x .venv-clip-retrieval/bin/python || $(OLDEST) -m venv .venv-clip-retrieval
 	$(BIN)/uv pip install -q --python .venv-clip-retrieval/bin/python -r bench/peers/requirements-clip-retrieval.txt
 
-# New versions of everything: names and versions only, for both Pythons.
+LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --all-extras \
+	pyproject.toml -o constraints.txt
+
+# What pyproject.toml asks for now, in the versions that are locked already: names, versions and markers for all Pythons.
 lock: $(READY)
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header \
-		--all-extras --upgrade pyproject.toml -o constraints.txt
+	$(LOCK)
+
+# New versions of everything.
+upgrade: $(READY)
+	$(LOCK) --upgrade
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-clip-retrieval demo-out bench-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-py3.* .venv-peers .venv-clip-retrieval demo-out bench-out dist \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
