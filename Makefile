@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-unit test-unit-all test-integration check docs format bench bench-peers lock upgrade clean
+.PHONY: setup demo test test-unit test-unit-all test-integration check docs format wheel bench \
+	bench-peers lock upgrade clean
 
 setup: $(READY)
 
@@ -63,6 +64,9 @@ docs: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(READY)
+	$(BIN)/python -m hatchling build --target wheel
 
 bench: $(READY)
 	$(BIN)/python -m bench.decode

@@ -38,13 +38,14 @@ def submit(
     with errors():
         if kuberay and wait:
             raise typer.BadParameter("--kuberay submits nothing that could be waited for")
+        command = _command(context)  # also prints the command's own --help
         if kuberay:
             from pairmill.jobs.cluster.kuberay import manifest
 
-            typer.echo(manifest(_command(context), image), nl=False)
+            typer.echo(manifest(command, image), nl=False)
             return
         cluster = _cluster(address)
-        job_id = cluster.submit(_command(context))
+        job_id = cluster.submit(command)
         typer.echo(f"{job_id}: submitted; pairmill jobs logs --follow {job_id}", err=wait)
         if wait:
             sys.exit(_follow(cluster, job_id))
@@ -92,8 +93,8 @@ def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
         typer.echo(json.dumps(asdict(job)))
 
 
-for name, command in (("list", list_jobs), ("logs", logs), ("stop", stop), ("status", status)):
-    jobs.command(name)(command)
+for name, function in (("list", list_jobs), ("logs", logs), ("stop", stop), ("status", status)):
+    jobs.command(name)(function)
 
 
 def _command(context: typer.Context) -> "Command":

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -191,26 +191,24 @@ class RayBackend:
 
 @contextmanager
 def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = SPARE_CPUS) -> Iterator[None]:
-    """Join the cluster of `run.address`, or start a local Ray for the time of the block.
+    """Join the cluster of `run.address`, or start a local Ray for the duration of the block.
 
     `modules`: a folder with the user's own rules, shipped to the workers. `spare_cpus`: logical ones beyond the
-    machine's own, for a local Ray whose actors mostly wait. The driver moves to an empty directory
-    before Ray starts, because the workers import from the driver's current directory before anything else, and a
-    user's own `pipeline/` folder must not shadow ours.
+    machine's own, for a local Ray whose actors mostly wait.
     """
     if ray.is_initialized():
         yield
         return
-    here = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="pairmill-") as empty:
-        os.chdir(empty)
-        with redirect_stdout(sys.stderr):  # Ray reports lost tasks on stdout, which is for results
-            try:
+    with tempfile.TemporaryDirectory(prefix="pairmill-") as empty, redirect_stdout(sys.stderr):
+        try:  # stdout is for results, and Ray reports lost tasks there
+            # Ray puts the directory that it starts in at the front of its workers' sys.path. There, a secrets.py or a
+            # datasets/ of the user's would replace the real module, in workers alone. A runtime_env with an empty
+            # working_dir helps as well, but then Ray's prestarted workers are of no use: 2 s more.
+            with chdir(empty):
                 _init(run, modules, spare_cpus)
-                yield
-            finally:
-                ray.shutdown()
-                os.chdir(here)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:

@@ -4,12 +4,15 @@ import asyncio
 import logging
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pairmill.jobs.cluster.job_bundle import Command, bundled
@@ -20,6 +23,7 @@ _STOP_TIMEOUT_S = 60.0
 _AGENT_TIMEOUT_S = _AWAY_S = 60.0
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _METADATA = "pairmill"
+_ENTRYPOINT = "on_ray.sh"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Cluster:
         if not address.startswith(("http://", "https://")):
             raise JobError(f"--address {address}: it is that of the cluster's dashboard, http://HEAD:8265")
         with _clearly(address), _without(*_OVERRIDES):
-            self._client = JobSubmissionClient(address)
+            self._client = _client(address)
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every package that is uploaded
         self.address = address
@@ -55,8 +59,9 @@ class Cluster:
     def submit(self, command: Command) -> str:
         """Start it there, with our code shipped; returns the job's id. Raises JobError first."""
         with bundled(command) as bundle, _clearly(self.address):
+            shutil.copy(Path(__file__).with_name(_ENTRYPOINT), bundle.folder)
             return self._submit(
-                entrypoint=shlex.join(["python", "-m", "pairmill", *bundle.command()]),
+                entrypoint=shlex.join(["exec", "sh", _ENTRYPOINT, *bundle.command()]),
                 runtime_env={"working_dir": str(bundle.folder), "py_modules": bundle.code},
                 metadata={_METADATA: shlex.join(command.arguments)},
             )
@@ -132,6 +137,32 @@ class Cluster:
         return job
 
 
+def _client(address: str) -> JobSubmissionClient:
+    """A client that sends this user's token only to a cluster that asks for one.
+
+    Ray's own client sends it where RAY_AUTH_MODE=token alone, but `ray start --head` and `ray.init` ask for tokens
+    without that variable as soon as there is a token on the machine, and a local build leaves one.
+    """
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError:
+        token = _token()
+        if token is None:
+            raise
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+
+
+def _token() -> str | None:
+    """This user's token, from the places that Ray reads, in its order."""
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    try:
+        return (Path(path) if path else Path.home() / ".ray" / "auth_token").read_text().strip() or None
+    except (OSError, RuntimeError):  # no such file, or no home
+        return None
+
+
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
     """Ray's client takes the address from these variables of the environment whatever it is given."""
@@ -147,6 +178,11 @@ def _clearly(address: str) -> Iterator[None]:
     """The client raises RuntimeError with the server's traceback, and several kinds for a cluster that is not there."""
     try:
         yield
+    except AuthenticationError:
+        raise JobError(
+            f"the cluster at {address} asks for a token, and this machine has none that it accepts: put the one in "
+            "~/.ray/auth_token on the cluster's head into the same file here, or into RAY_AUTH_TOKEN"
+        ) from None
     except OSError as error:
         raise JobError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None
     except RuntimeError as error:

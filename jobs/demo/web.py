@@ -36,6 +36,7 @@ _FAILURES = {"not_found": 404, "gone": 410, "server_error": 500}
 @contextmanager
 def demo_web(seed: int, pairs: int) -> Iterator[Web]:
     """Run the server in a process of its own for the time of the block. Raises JobError where it cannot start."""
+    # -P: a random.py in the current directory is not imported, as it is not by the `pairmill` command.
     command = [sys.executable, "-P", "-m", "pairmill.jobs.demo.web", str(seed), str(pairs)]
     # A session of its own: Ctrl-C is for the build, which may still have requests in flight.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

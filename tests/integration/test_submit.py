@@ -1,4 +1,4 @@
-"""`pairmill submit` against a real Ray head with a second node, on S3, from a folder with packages named like ours."""
+"""`pairmill submit` to real Ray heads, on S3, from a folder with packages named like ours."""
 
 import gzip
 import json
@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -57,28 +58,51 @@ def metrics_ports() -> list[int]:
     return [free_port(), free_port()]
 
 
-@pytest.fixture(scope="module")
-def cluster(s3: FaultyS3, metrics_ports: list[int]) -> Iterator[str]:
-    """`ray start --head` and a second node, two CPUs each; the dashboard's address. Keys are in their environment."""
-    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-    }
+@contextmanager
+def ray_head(ray: Sequence[str | Path], environment: Mapping[str, str], metrics_ports: Sequence[int]) -> Iterator[str]:
+    """`ray start --head`, and one more node for each further port; the dashboard's address. Two CPUs each."""
     port, dashboard = free_port(), free_port()
     folder = Path("/tmp") / f"pairmill-ray-{port}"  # Ray's sockets allow no long path
-    head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
-    for place, metrics_port in zip((head, [f"--address=127.0.0.1:{port}"]), metrics_ports, strict=True):
-        limits = ["--num-cpus=2", "--object-store-memory=500000000", f"--dashboard-agent-listen-port={free_port()}"]
-        command = [*ray, "start", *place, *limits, f"--metrics-export-port={metrics_port}", "--disable-usage-stats"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    yield f"http://127.0.0.1:{dashboard}"
-    del os.environ["RAY_AUTH_MODE"]
-    for process in _processes_of(folder):
-        os.kill(process, 9)
+    node = ["--num-cpus=2", "--object-store-memory=500000000", "--disable-usage-stats"]
+    place = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    try:
+        for metrics_port in metrics_ports:
+            ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={metrics_port}"]
+            command = [*ray, "start", *place, *node, *ports]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stdout + done.stderr
+            place = [f"--address=127.0.0.1:{port}"]
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        for process in _processes_of(folder):
+            with suppress(ProcessLookupError):
+                os.kill(process, 9)
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: FaultyS3, metrics_ports: list[int]) -> Iterator[str]:
+    """A head in an activated environment, without tokens, and a second node. S3's keys are in their environment."""
+    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with ray_head(ray, {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}, metrics_ports) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a user who has run a local build, which leaves a token."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    return home
+
+
+@pytest.fixture(scope="module")
+def bare_cluster(s3: FaultyS3, home: Path) -> Iterator[str]:
+    """A head started by its absolute path with nothing activated, by a user who has a token: so it asks for it."""
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", **CREDENTIALS}
+    with ray_head([Path(sys.executable).with_name("ray")], environment, [free_port()]) as address:
+        yield address
 
 
 def _processes_of(folder: Path) -> list[int]:
@@ -96,11 +120,12 @@ def _processes_of(folder: Path) -> list[int]:
 
 @pytest.fixture
 def project(tmp_path: Path, s3: FaultyS3) -> Path:
-    """A user's folder, with packages named like ours, a rule and a job file."""
-    for name in ("pipeline", "schemas", "jobs"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
-    (tmp_path / "mine.py").write_text(
+    """A user's folder, with modules named like ours, a rule in one of them, and a job file."""
+    (tmp_path / "schemas").mkdir()
+    for name in ("schemas/__init__.py", "jobs.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong module was imported')")
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "mine.py").write_text(
         "import pyarrow.compute as pc\nfrom pairmill.pipeline.rules import at\n\n"
         "@at('caption')\ndef no_sevens(rows):\n    return pc.invert(pc.match_substring(rows['caption_clean'], '7'))\n"
     )
@@ -109,7 +134,7 @@ def project(tmp_path: Path, s3: FaultyS3) -> Path:
         "fetch": {"allow_networks": ["127.0.0.0/8"]},
         "models": [{"name": "tiny"}],
         "shard_rows": 10,
-        "rules": {"custom": ["mine:no_sevens"], "url_blocklist": "bad.txt"},
+        "rules": {"custom": ["pipeline.mine:no_sevens"], "url_blocklist": "bad.txt"},
         "s3": {"endpoint": s3.url},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
@@ -127,8 +152,11 @@ def put_input(web: PictureWeb, store: Store, folder: Path, name: str, rows: int)
     return f"s3://mill/in/{name}"
 
 
-def pairmill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PAIRMILL, *arguments], cwd=folder, capture_output=True, text=True, timeout=240)
+def pairmill(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command, by a user who has set nothing of Ray's but `variables`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
+    command = [*PAIRMILL, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.timeout(400)
@@ -192,6 +220,30 @@ def test_a_stopped_job_goes_on_by_the_same_command(cluster: str, project: Path, 
     assert f"{job_id}: STOPPED" in status.stdout
 
 
+@pytest.mark.timeout(400)
+def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_left_it(
+    bare_cluster: str, home: Path, project: Path, web: PictureWeb, s3: FaultyS3
+) -> None:
+    source = put_input(web, mill(s3, "in"), project, "e.parquet", 20)
+    command = ["submit", "--address", bare_cluster, "--wait", "build", "--job", "job.yaml", source, "s3://mill/e"]
+    built = pairmill(project, *command, "--set", "models=[]", "--json", HOME=str(home))
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert json.loads(built.stdout.strip().splitlines()[-1])["statuses"] == {"ok": 18, "custom_rule": 2}
+    job_id = re.search(r"raysubmit_\w+", built.stderr)[0]  # type: ignore[index]
+    listed = pairmill(project, "jobs", "list", "--address", bare_cluster, HOME=str(home))
+    assert listed.stdout.startswith(f"{job_id}  SUCCEEDED")
+
+
+@pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_TOKEN": "wrong" * 8}, {"RAY_AUTH_MODE": "token"}])
+def test_a_missing_or_wrong_token_is_one_clear_line(
+    bare_cluster: str, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    done = pairmill(tmp_path, "jobs", "list", "--address", bare_cluster, HOME=str(tmp_path), **variables)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"pairmill: the cluster at {bare_cluster} asks for a token")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_job_that_cannot_run_ends_with_its_message_and_status(cluster: str, project: Path) -> None:
     missing = ["build", "--job", "job.yaml", "s3://mill/in/nothing.parquet", "s3://mill/d"]
     done = pairmill(project, "submit", "--address", cluster, "--wait", *missing)
@@ -242,6 +294,12 @@ def test_a_compressed_blocklist_stays_one(tmp_path: Path) -> None:
     with bundled(parse_command(GROUP, arguments)) as bundle:
         assert bundle.blocklists == {"url_blocklist": "url_blocklist.gz"}
         assert gzip.decompress((bundle.folder / "url_blocklist.gz").read_bytes()) == b"https://bad.example/1.jpg"
+
+
+def test_help_after_submit_is_that_of_the_command(tmp_path: Path) -> None:
+    done = pairmill(tmp_path, "submit", "build", "--help")
+    assert done.returncode == 0
+    assert "--min-similarity" in done.stdout
 
 
 def test_no_cluster_is_one_clear_line(tmp_path: Path) -> None:

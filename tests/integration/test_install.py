@@ -1,0 +1,209 @@
+"""pairmill as users install it: what wheel and sdist hold, and work beside folders named like ours."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.conftest import PictureWeb
+from tests.integration.test_build import picture, write_input
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("jobs", "pipeline", "schemas")
+WRONG_MODULE = "raise SystemExit('the wrong module was imported')\n"
+RULE = """
+import pyarrow.compute as pc
+from pairmill.pipeline.rules import at
+
+@at("caption")
+def no_sevens(rows):
+    return pc.invert(pc.match_substring(rows["caption_clean"], "7"))
+"""
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
+    """Its stdout. Without PYTHONPATH: what is imported is what is installed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build_package(source: Path, target: str, out: Path) -> Path:
+    """The wheel or sdist of a source tree, made by the hatchling that is installed here."""
+    run(sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", out, cwd=source)
+    [package] = out.iterdir()
+    return package
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_package(ROOT, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with pairmill; what pairmill needs comes from the environment that runs the tests."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, folder: Path) -> "Environment":
+        run(sys.executable, "-m", "uv", "venv", "-q", "--python", sys.executable, folder, cwd=folder.parent)
+        environment = cls(folder)
+        (environment.site_packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
+        return environment
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def site_packages(self) -> Path:
+        [folder] = (self.folder / "lib").glob("python*/site-packages")
+        return folder
+
+    def install(self, *what: str | Path) -> None:
+        self._pip("install", "--no-deps", "--offline", "--no-build-isolation", *what)
+
+    def uninstall(self, name: str) -> None:
+        self._pip("uninstall", name)
+
+    def _pip(self, command: str, *arguments: str | Path) -> None:
+        uv = [sys.executable, "-m", "uv", "pip", command, "-q", "--python", self.python]
+        run(*uv, *arguments, cwd=self.folder)
+
+
+@pytest.fixture(scope="session", params=["wheel", "editable"])
+def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment.create(tmp_path_factory.mktemp("venv") / request.param)
+    environment.install(*([wheel] if request.param == "wheel" else ["-e", ROOT]))
+    return environment
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's folder: a rule, and modules with the names of our rooms that must never be imported."""
+    for name in ("pipeline", "schemas"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(WRONG_MODULE)
+    (tmp_path / "jobs.py").write_text(WRONG_MODULE)
+    (tmp_path / "mine.py").write_text(RULE)
+    return tmp_path
+
+
+def files_of_the_rooms() -> Iterator[str]:
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield f"pairmill/{path.relative_to(ROOT)}"
+
+
+def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        links = [entry.filename for entry in archive.infolist() if (entry.external_attr >> 28) == 0o12]
+    ours = {name for name in names if name.startswith("pairmill/")}
+    assert ours == {*files_of_the_rooms(), "pairmill/__init__.py", "pairmill/__main__.py", "pairmill/py.typed"}
+    assert {name.partition("/")[0].rpartition(".")[2] for name in names - ours} == {"dist-info"}
+    assert links == []
+    assert ours >= {
+        "pairmill/jobs/cluster/rayjob.yaml",
+        "pairmill/jobs/presets/datacomp-basic.yaml",
+        "pairmill/pipeline/encode/tiny/model.safetensors",
+        "pairmill/pipeline/report/contact_sheet.css",
+        "pairmill/pipeline/rules/boilerplate.txt",
+    }
+
+
+def test_the_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    sdist = build_package(ROOT, "sdist", tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    [unpacked] = (tmp_path / "unpacked").iterdir()
+    again = build_package(unpacked, "wheel", tmp_path / "wheel")
+    assert again.name == wheel.name
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+def test_the_image_gets_all_files_that_the_wheel_is_built_from(wheel: Path, tmp_path: Path) -> None:
+    context = tmp_path / "opt"
+    context.mkdir()
+    dockerfile = (ROOT / "jobs" / "cluster" / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.+)$", dockerfile, re.M):
+        *sources, target = line.split()
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, context / target, symlinks=True)
+            else:
+                shutil.copy(ROOT / source, context / target)
+    assert build_package(context, "wheel", tmp_path / "wheel").read_bytes() == wheel.read_bytes()
+
+
+def test_every_import_of_the_docs_works_beside_modules_named_like_ours(installed: Environment, project: Path) -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    statement = re.compile(r"^(?:from pairmill\S* import .+|import pairmill\S*)$", re.M)
+    imports = sorted({line for page in pages for line in statement.findall(page.read_text())})
+    assert len(imports) >= 3
+    code = "\n".join([*imports, "import pairmill", "print(pairmill.__file__)"])
+    where = run(installed.python, "-c", code, cwd=project)
+    assert Path(where.strip()).is_relative_to(ROOT if "editable" in installed.folder.name else installed.folder)
+
+
+def test_the_module_and_the_command_build_with_an_own_rule_beside_modules_named_like_ours(
+    installed: Environment, project: Path, web: PictureWeb
+) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
+    write_input(project / "in.parquet", rows)
+    arguments = ["build", "in.parquet", "out", "--model", "tiny", "--set", "fetch.allow_networks=[127.0.0.0/8]"]
+    arguments += ["--set", "rules.custom=[mine:no_sevens]", "--set", "shard_rows=10", "--json"]
+    built = run(installed.python, "-m", "pairmill", *arguments, cwd=project)
+    assert json.loads(built.splitlines()[-1])["statuses"] == {"ok": 18, "custom_rule": 2}
+    # The command's own path has no current directory in it; then its workers' must not have it either.
+    (project / "secrets.py").write_text(WRONG_MODULE)
+    (project / "more.parquet").write_bytes((project / "in.parquet").read_bytes())
+    arguments[1:3] = ["more.parquet", "more"]
+    built = run(installed.folder / "bin" / "pairmill", *arguments, cwd=project)
+    assert json.loads(built.splitlines()[-1])["statuses"] == {"ok": 18, "custom_rule": 2}
+    assert pq.read_table(project / "more" / "pairs").num_rows == 20
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_installing_and_removing_a_package_with_folders_named_like_ours_harms_nothing(
+    installed: Environment, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    for room in ROOMS:
+        (other / room).mkdir(parents=True)
+        (other / room / "__init__.py").write_text("NAME = 'theirs'\n")
+    (other / "pyproject.toml").write_text(
+        "[build-system]\nrequires = ['hatchling']\nbuild-backend = 'hatchling.build'\n"
+        "[project]\nname = 'other'\nversion = '1'\n"
+        f"[tool.hatch.build.targets.wheel]\npackages = {list(ROOMS)}\n"
+    )
+    before = digests(installed.site_packages)
+    installed.install(build_package(other, "wheel", tmp_path / "wheel"))
+    code = "import jobs, pipeline, schemas, pairmill.jobs.build; print(jobs.NAME, pipeline.NAME, schemas.NAME)"
+    assert run(installed.python, "-c", code, cwd=tmp_path) == "theirs theirs theirs\n"
+    installed.uninstall("other")
+    assert digests(installed.site_packages) == before
+    assert run(installed.folder / "bin" / "pairmill", "--help", cwd=tmp_path)
