@@ -4,9 +4,11 @@ Every model forbids unknown keys. Units stand in the names. `fingerprint_fields(
 output, and so may not change between two runs into one output folder.
 """
 
+import codecs
 import ipaddress
 import os
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -41,6 +43,25 @@ Uri = Annotated[str, BeforeValidator(_as_text), AfterValidator(without_secrets)]
 """A path (`str` or `pathlib.Path`) or URL. It is written down, so it may hold no secret."""
 
 
+def _text_encoding(name: str) -> str:
+    """Python's own name of an encoding of text."""
+    try:
+        with suppress(UnicodeError):
+            b"a".decode(name)
+    except LookupError:  # also for codecs of other things, such as base64
+        raise ValueError(
+            "no such text encoding; usual ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
+        ) from None
+    return codecs.lookup(name).name.removesuffix("-sig")
+
+
+def _field_delimiter(value: str) -> str:
+    value = {"tab": "\t", "\\t": "\t"}.get(value, value)
+    if len(value) != 1 or not value.isascii() or value.isalnum() or value in '"\r\n\0':
+        raise ValueError("a delimiter is one ASCII character such as `;` or `|`, or the word tab")
+    return value
+
+
 class _Settings(BaseModel):
     """Base of all parts of a job: unknown keys are errors, values are fixed after validation."""
 
@@ -51,8 +72,8 @@ class SourceConfig(_Settings):
     """Where the pairs come from."""
 
     paths: Annotated[list[Uri], BeforeValidator(_as_list), Field(min_length=1)]
-    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON lines (each also .gz) or plain text of URLs. One
-    needs no list."""
+    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON (lines or an array) or plain text of URLs; all but
+    Parquet also .gz. A single one needs no list."""
     url_column: str | None = None
     """Column of picture URLs. None: guessed from the usual names (url, image_url, ...)."""
     caption_column: str | None = None
@@ -62,6 +83,12 @@ class SourceConfig(_Settings):
     sha256_column: str | None = None
     """Column of the expected SHA-256, in hex, of each picture's original bytes. A picture that differs gets the status
     `content_changed`."""
+    encoding: Annotated[str, AfterValidator(_text_encoding)] | None = None
+    """Encoding of text files: utf-8, latin-1, cp1252, utf-16, ... A byte order mark in a file overrides it. None:
+    UTF-8, and a file that clearly is in another encoding is refused."""
+    delimiter: Annotated[str, AfterValidator(_field_delimiter)] | None = None
+    """Character between the fields of CSV and TSV files, or `tab`. None: detected from the header: a comma, tab,
+    semicolon or `|`."""
     license_column: str | None = None
     """Column that `rules.license_allow` reads. None: guessed (license, licence) when that rule is on."""
     kind: Literal["urls", "corpus"] = "urls"

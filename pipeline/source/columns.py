@@ -1,10 +1,11 @@
 """What the columns of a dataset mean: decided once, over all its files, and kept with its plan.
 
 Every worker then reads the same columns with the same types, whatever its shard holds. Names are matched exactly, else
-without case and outer blanks. A column that the job does not name is guessed: the first of URL_NAMES, CAPTION_NAMES or
-LICENSE_NAMES that the first file has.
+without case and outer blanks, else with blanks and hyphens as underscores too (`Image Link` is `image_link`). A column
+that the job does not name is guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES that the first file has.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,12 +33,21 @@ class FileColumns:
 
 
 def find_column(names: Iterable[str], wanted: str) -> str | None:
-    """The column called `wanted`: exactly, else the only one that differs in case or outer blanks; None for none."""
+    """The column called `wanted`: exactly, else the only one whose name is the same once folded; None for none."""
     names = list(names)
     if wanted in names:
         return wanted
-    close = [name for name in names if _plain(name) == _plain(wanted)]
-    return close[0] if len(close) == 1 else None
+    for folded in (_plain, _words):
+        close = [name for name in names if folded(name) == folded(wanted)]
+        if close:
+            return close[0] if len(close) == 1 else None
+    return None
+
+
+def has_needed_column(config: SourceConfig, names: Sequence[str]) -> bool:
+    """Whether a file with these columns has one of URLs, or for a corpus one of captions."""
+    given, usual = (config.caption_column, CAPTION_NAMES) if config.is_corpus else (config.url_column, URL_NAMES)
+    return _first(given, usual, names) is not None
 
 
 def columns_of(mapping: ColumnMapping, names: Sequence[str]) -> FileColumns:
@@ -98,6 +108,29 @@ def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
     return None
 
 
+def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
+    """Raises SourceError for a file without pictures that has URLs, unless the job names its column of captions."""
+    if config.caption_column is not None:
+        return
+    url = _first(config.url_column, URL_NAMES, file.schema.names)
+    if url is not None:
+        raise SourceError(
+            f"{file.uri}: is a list of URLs (column {url!r}), which pairmill build downloads. To embed its captions "
+            "alone, name their column: source.caption_column"
+        )
+
+
+def holds_pictures(data_type: pa.DataType) -> bool:
+    """Whether the values are bytes, or Hugging Face's Image: a struct of `bytes` and `path`."""
+    if pa.types.is_dictionary(data_type):
+        return holds_pictures(data_type.value_type)
+    if pa.types.is_struct(data_type):
+        place = data_type.get_field_index("bytes")
+        return place >= 0 and holds_pictures(data_type.field(place).type)
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(data_type) for is_kind in kinds)
+
+
 def is_text(data_type: pa.DataType) -> bool:
     """Whether the values are text or bytes, dictionary-encoded or not; a column of nothing but nulls is too."""
     if pa.types.is_dictionary(data_type):
@@ -130,10 +163,21 @@ def _plain(name: str) -> str:
     return name.strip().lower()
 
 
+def _words(name: str) -> str:
+    """`image_link` for `Image Link`, `image-link` and the like."""
+    return re.sub(r"[\s_-]+", "_", _plain(name))
+
+
 def _split(names: Sequence[str], url: str, caption: str | None, uid: str | None) -> FileColumns:
     found = [None if wanted is None else find_column(names, wanted) for wanted in (url, caption, uid)]
     extra = tuple(name for name in names if name not in found and name != MALFORMED_COLUMN)
     return FileColumns(found[0], found[1], found[2], extra)
+
+
+def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column that is given by its name, else the first of the usual ones; None where there is none."""
+    found = (find_column(names, wanted) for wanted in ([given] if given is not None else usual))
+    return next((name for name in found if name is not None), None)
 
 
 def _choose(
@@ -141,9 +185,8 @@ def _choose(
 ) -> str | None:
     """The column that `source.SETTING` names, or the first usual name of the first file that has one."""
     for file in inputs:
-        for wanted in [given] if given is not None else usual:
-            if (found := find_column(file.schema.names, wanted)) is not None:
-                return found
+        if (found := _first(given, usual, file.schema.names)) is not None:
+            return found
     first = inputs[0]
     if given is not None:
         raise SourceError(
@@ -151,12 +194,20 @@ def _choose(
             f"Set source.{setting} to one of these{'' if needed else ' or leave it out'}."
         )
     if needed:
-        header = " Does the first line hold the column names?" if first.kind in ("csv", "tsv") else ""
         raise SourceError(
             f"{first.uri}: no column is named like one of {', '.join(usual)}; it has {shown(first.schema.names)}. "
-            f"Set source.{setting} to one of these.{header}"
+            f"Set source.{setting} to one of these.{_hint(first)}"
         )
     return None
+
+
+def _hint(file: InputFile) -> str:
+    """What may be meant with a file that has no column of URLs."""
+    if file.kind in ("csv", "tsv"):
+        return f" Does the first line hold the column names? Separated by {file.delimiter!r} (source.delimiter)."
+    if file.kind == "parquet" and (pictures := [each.name for each in file.schema if holds_pictures(each.type)]):
+        return f" For the pictures in column {pictures[0]!r}, use pairmill embed."
+    return ""
 
 
 def _check_distinct(roles: dict[str, str | None], license_: str | None) -> None:

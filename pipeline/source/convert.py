@@ -10,7 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,46 +21,61 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source.columns import columns_of
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, Kind, SourceError, decode_lossy, shown
-from pairmill.pipeline.source.mapping import ColumnMapping
-from pairmill.pipeline.source.records import (
-    Record,
-    csv_header,
-    csv_records,
-    json_objects,
-    json_records,
-    lines_of,
-    url_records,
+from pairmill.pipeline.source.columns import columns_of, has_needed_column
+from pairmill.pipeline.source.delimiter import detect_delimiter, first_lines
+from pairmill.pipeline.source.files import (
+    MALFORMED_COLUMN,
+    USUAL_DELIMITERS,
+    InputFile,
+    Kind,
+    SourceError,
+    decode_lossy,
+    shown,
 )
+from pairmill.pipeline.source.json_array import split_json
+from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.records import Record, csv_header, csv_records, json_objects, json_records, url_records
+from pairmill.pipeline.source.text_file import lines_of, marked_encoding, split_lines
+from pairmill.schemas.jobs import SourceConfig
 
 MAX_COLUMNS = 1_000
 
 _LAYOUT = 1  # another number whenever the same source would be converted into something else
 _BATCH_BYTES = 32 << 20
-_DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 
 
-def inspect_text(uri: str, kind: Kind, files: Files) -> InputFile:
-    """Columns of a text file: from the header (CSV, TSV), or from a pass over all lines (JSON lines)."""
+def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> InputFile:
+    """Columns of a text file: from the header (CSV, TSV), or from a pass over all objects (JSON).
+
+    `config` says the encoding, the delimiter and the columns, as far as they are not guessed. Raises SourceError.
+    """
+    encoding = marked_encoding(uri, files) or config.encoding
+    if kind in ("json", "jsonl"):
+        return _inspect_json(InputFile(uri, kind, _strings([]), None, files, encoding=encoding))
+    with lines_of(uri, files, encoding) as lines:
+        sample = first_lines(lines)
+    if sample and b"\0" in sample[0]:
+        raise SourceError(f"{uri}: holds NUL bytes, as UTF-16 does; set source.encoding to utf-16-le or utf-16-be")
     if kind == "text":
-        return InputFile(uri, kind, _strings(["url"]), None, files)
-    if kind == "jsonl":
-        return _inspect_jsonl(uri, files)
-    with lines_of(uri, files) as lines:
-        try:
-            header = csv_header(lines, _DELIMITERS[kind])
-        except csv.Error as error:
-            raise SourceError(f"{uri}: the first line, which must hold the column names: {error}") from error
+        return InputFile(uri, kind, _strings(["url"]), None, files, encoding=encoding)
+    delimiter = config.delimiter or detect_delimiter(sample, USUAL_DELIMITERS[kind], partial(has_needed_column, config))
+    try:
+        header = csv_header(iter(sample), delimiter)
+    except csv.Error as error:
+        raise SourceError(f"{uri}: the first line, which must hold the column names: {error}") from error
     if header is None:
         raise SourceError(f"{uri}: is empty; the first line must hold the column names")
-    return InputFile(uri, kind, _strings(_column_names(uri, header)), None, files)
+    schema = _strings(_column_names(uri, header))
+    return InputFile(uri, kind, schema, None, files, encoding=encoding, delimiter=delimiter)
 
 
 def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
     """Name of the converted file in the output folder: another one whenever its content would be."""
     columns = columns_of(mapping, source.schema.names)
-    identity = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
+    identity: list[Any] = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
+    unusual = [source.unusual_encoding, source.unusual_delimiter]
+    if any(unusual):
+        identity += unusual  # left out elsewhere: names stay those of earlier versions
     digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(source.uri).name)[:80]
     return f"input/{stem}-{digest}.parquet"
@@ -86,33 +103,40 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
 def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> Iterator[Iterator[Record]]:
     """All rows of a text file. The values of `list_names` are lists, all others bytes."""
     names = list(source.schema.names)
-    with lines_of(source.uri, source.files) as lines:
+    with _pieces_of(source) as lines:
         if source.kind == "text":
             yield url_records(lines)
-        elif source.kind == "jsonl":
+        elif source.kind in ("json", "jsonl"):
             yield json_records(lines, names, list_names)
         else:
-            delimiter = _DELIMITERS[source.kind]
-            csv_header(lines, delimiter)
-            yield csv_records(lines, delimiter, len(names))
+            assert source.delimiter is not None
+            csv_header(lines, source.delimiter)
+            yield csv_records(lines, source.delimiter, len(names))
 
 
-def _inspect_jsonl(uri: str, files: Files) -> InputFile:
+def _pieces_of(source: InputFile) -> AbstractContextManager[Iterator[bytes]]:
+    split = partial(split_json, source.uri) if source.kind == "json" else split_lines
+    return lines_of(source.uri, source.files, source.encoding, split)
+
+
+def _inspect_json(source: InputFile) -> InputFile:
     names: dict[str, None] = {}
     lists: set[str] = set()
     num_rows = 0
-    with lines_of(uri, files) as lines:
-        for value, _ in json_objects(lines):
+    with _pieces_of(source) as pieces:
+        for value, _ in json_objects(pieces):
             num_rows += 1
             if value is None:
                 continue
             names.update(dict.fromkeys(value))
             if len(names) > MAX_COLUMNS:
-                raise SourceError(f"{uri}: more than {MAX_COLUMNS} different keys; keep those that you need")
+                raise SourceError(f"{source.uri}: more than {MAX_COLUMNS} different keys; keep those that you need")
             lists.update(name for name, item in value.items() if isinstance(item, list))
     if num_rows and not names:
-        raise SourceError(f"{uri}: no line holds a JSON object; one object per line is expected, not an array")
-    return InputFile(uri, "jsonl", _strings(names), num_rows, files, frozenset(lists))
+        raise SourceError(
+            f"{source.uri}: holds no JSON objects; one object per line is expected, or an array of them in a .json file"
+        )
+    return replace(source, schema=_strings(names), num_rows=num_rows, list_columns=frozenset(lists))
 
 
 def _column_names(uri: str, header: list[bytes]) -> list[str]:

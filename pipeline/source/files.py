@@ -1,9 +1,11 @@
 """Which input files there are, and what is in them.
 
-A dataset is one or more files: Parquet, CSV, TSV, JSON lines or plain lists of URLs (all but Parquet also .gz).
+A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or plain lists of URLs (all but Parquet also
+.gz).
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files, join
 from pairmill.schemas.errors import FailureKind, PairmillError
 
-Kind = Literal["parquet", "csv", "tsv", "jsonl", "text", "index"]
+Kind = Literal["parquet", "csv", "tsv", "json", "jsonl", "text", "index"]
 
 _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
@@ -23,9 +25,17 @@ _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json-lines": "jsonl",
+    ".json": "json",
     ".txt": "text",
 }
+PICTURE_ENDINGS = (
+    *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "avifs"),
+    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not decoded: each is a row that says so
+)
+_PICTURES = (".tar", *(f".{ending}" for ending in PICTURE_ENDINGS))
 SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind != "parquet"))
+
+USUAL_DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 
 MALFORMED_COLUMN = "__pairmill_malformed"
 """Only in converted files: null, or why the row could not be read, with the beginning of its text."""
@@ -50,7 +60,21 @@ class InputFile:
     """None: known only when the file is converted."""
     files: Files
     list_columns: frozenset[str] = frozenset()
-    """JSON lines: columns with a list in at least one row."""
+    """JSON: columns with a list in at least one row."""
+    encoding: str | None = None
+    """Of a text file; None: UTF-8."""
+    delimiter: str | None = None
+    """CSV, TSV: what separates the fields."""
+
+    @property
+    def unusual_encoding(self) -> str | None:
+        """The encoding, unless it is UTF-8."""
+        return None if self.encoding == "utf-8" else self.encoding
+
+    @property
+    def unusual_delimiter(self) -> str | None:
+        """The delimiter, unless it is the one that the file's ending says."""
+        return None if self.delimiter == USUAL_DELIMITERS.get(self.kind) else self.delimiter
 
 
 def kind_of(uri: str) -> Kind:
@@ -65,16 +89,17 @@ def kind_of(uri: str) -> Kind:
 def list_inputs(paths: Iterable[str], without: str, files: Files) -> list[str]:
     """Absolute paths or URLs of all input files: in the order of `paths`, sorted within each, each file once.
 
-    `without`: the output folder, which may lie within an input folder; nothing in it is input.
+    `without`: the output folder, which may lie within an input folder; nothing in it is input. Of a folder, `.json`
+    files count only where it has no other format: beside others they describe them. Raises SourceError.
     """
     found: dict[str, None] = {}
     for path in paths:
-        try:
-            uris = files.expand(path, SUFFIXES)
-        except FileNotFoundError as error:
-            raise SourceError(f"source.paths: {error}") from error
+        uris = _expand(path, files)
         uris = [uri for uri in uris if not uri.startswith(f"{without.rstrip('/')}/")]
         kinds = {kind_of(uri): uri for uri in uris}
+        if len(kinds) > 1 and "json" in kinds and files.is_folder(path):
+            del kinds["json"]
+            uris = [uri for uri in uris if kind_of(uri) != "json"]
         if len(kinds) > 1 and "text" in kinds:  # most likely a readme, whose lines are no URLs
             raise SourceError(
                 f"source.paths: {path} holds {kinds['text']} beside other formats, and a text file is read as a list "
@@ -84,6 +109,26 @@ def list_inputs(paths: Iterable[str], without: str, files: Files) -> list[str]:
     if not found:
         raise SourceError(f"source.paths: nothing there but the output folder {without}")
     return list(found)
+
+
+def _expand(path: str, files: Files) -> list[str]:
+    """The files of a path. Raises SourceError where there are none, or pictures, perhaps with texts beside them."""
+    try:
+        uris, nothing = files.expand(path, SUFFIXES), None
+    except FileNotFoundError as error:
+        uris, nothing = [], error
+    pictures = [uri for uri in uris if uri.lower().endswith(_PICTURES)]
+    if not pictures and all(uri.lower().endswith((".txt", ".json")) for uri in uris):
+        with suppress(FileNotFoundError):
+            pictures = [uri for uri in files.expand(path, _PICTURES) if uri.lower().endswith(_PICTURES)]
+    if pictures:
+        raise SourceError(
+            f"source.paths: {path} holds pictures, such as {pictures[0]}, and build reads lists of URLs; "
+            "for pictures that you have, use pairmill embed"
+        )
+    if nothing:
+        raise SourceError(f"source.paths: {nothing}") from nothing
+    return uris
 
 
 def inspect_parquet(uri: str, files: Files) -> InputFile:

@@ -22,8 +22,8 @@ from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.cursor import resolve
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
-from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
-from pairmill.schemas.jobs import BuildJob, RunConfig
+from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, describe_formats, load, to_bytes
+from pairmill.schemas.jobs import BuildJob, RunConfig, SourceConfig
 from pairmill.schemas.manifest import PLAN_SCHEMA
 from pairmill.schemas.record import JobRecord
 
@@ -78,7 +78,12 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
 
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
-    """What the plan means: shards, objects, memory per download actor; and a better `shard_rows`, if there is one."""
+    """What the plan means: shards, objects, memory per download actor; what was detected of the input's formats; and a
+    better `shard_rows`, if there is one."""
+    return "\n".join([_describe_shards(plan, job), *describe_formats(plan.inputs)])
+
+
+def _describe_shards(plan: Plan, job: BuildJob) -> str:
     if job.source.is_corpus:
         rows = f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}"
         return f"{rows}: {plan.num_shards * 3:,} output files\n{_describe_pictures(plan.mapping)}"
@@ -221,7 +226,8 @@ class _Planner:
     def _inspect(self, sources: Sequence[str]) -> list[InputFile]:
         unseen = [source for source in sources if source not in self.inspected]
         with ThreadPoolExecutor(_READERS) as pool:
-            inspect = self.corpus.inspect if self.corpus else partial(_inspect, files=self.store.files)
+            files, config = self.store.files, self.job.source
+            inspect = self.corpus.inspect if self.corpus else partial(_inspect, files=files, config=config)
             self.inspected.update(zip(unseen, pool.map(inspect, unseen), strict=True))
         return [self.inspected[source] for source in sources]
 
@@ -285,13 +291,15 @@ class _Planner:
             first_shard += table.num_rows
             tables.append(table)
             if piece.rows_in_file is not None:
-                inputs.append(PlannedInput(piece.source, piece.uri, fingerprint, piece.rows_in_file))
+                file = self.inspected[piece.source]
+                reading = (file.unusual_encoding, file.unusual_delimiter)
+                inputs.append(PlannedInput(piece.source, piece.uri, fingerprint, piece.rows_in_file, *reading))
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record)
 
 
-def _inspect(uri: str, files: Files) -> InputFile:
+def _inspect(uri: str, files: Files, config: SourceConfig) -> InputFile:
     kind = kind_of(uri)
-    return inspect_parquet(uri, files) if kind == "parquet" else inspect_text(uri, kind, files)
+    return inspect_parquet(uri, files) if kind == "parquet" else inspect_text(uri, kind, files, config)
 
 
 def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:

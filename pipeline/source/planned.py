@@ -43,6 +43,10 @@ class PlannedInput:
     """Of `source`."""
     num_rows: int
     """All rows of the file, planned or not."""
+    encoding: str | None = None
+    """Of a text file that is not UTF-8."""
+    delimiter: str | None = None
+    """Of a CSV or TSV file whose ending says another."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,25 @@ def to_bytes(shards: pa.Table, mapping: ColumnMapping, inputs: Sequence[PlannedI
         "schema_version": SCHEMA_VERSION,
         "job": record.to_json(),
         "facts": mapping.to_json(),
-        "inputs": [asdict(file) for file in inputs],
+        "inputs": [_given(file) for file in inputs],
     }
     data = io.BytesIO()
     pq.write_table(shards.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), data, compression="zstd")
     return data.getvalue()
+
+
+def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
+    """A line for each way in which files were read that their endings do not say."""
+    files: dict[str, list[str]] = {}
+    for file in inputs:
+        delimiter = f"fields separated by {file.delimiter!r}" if file.delimiter else None
+        if parts := [part for part in (file.encoding, delimiter) if part]:
+            files.setdefault(", ".join(parts), []).append(file.source.rpartition("/")[2])
+    return [
+        f"{names[0]}{f' and {len(names) - 1:,} more' if names[1:] else ''}: {reading}"
+        for reading, names in files.items()
+    ]
+
+
+def _given(file: PlannedInput) -> dict[str, Any]:
+    return {name: value for name, value in asdict(file).items() if value is not None}

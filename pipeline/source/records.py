@@ -1,32 +1,21 @@
-"""Text files -> records, streaming: lines, CSV and TSV records, JSON lines.
+"""Lines of text -> records, streaming: URLs, CSV and TSV records, JSON objects.
 
-Nothing here fails on what stands in a file, only on files that cannot be read to their end: a record that makes no
-sense comes out with the reason. Bytes go through as they are, UTF-8 or not.
+No line is an error here: a record that makes no sense comes out with the reason. Bytes go through as they are, UTF-8 or
+not.
 """
 
 import csv
-import gzip
-import io
 import json
 import math
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text
-from pairmill.pipeline.source.files import SourceError
-
-MAX_RECORD_BYTES = 16 << 20
+from pairmill.pipeline.source import text_file
 
 _MAX_READINGS = 4
 """A line that so many records took and gave back may only be a record by itself: else hostile quotes make every record
 read to the end of the file, and a megabyte takes an hour."""
-
-_BUFFER_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 _from_json = json.JSONDecoder().decode
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -42,44 +31,11 @@ class Record(NamedTuple):
     num_bytes: int
 
 
-@contextmanager
-def lines_of(uri: str, files: Files) -> Iterator[Iterator[bytes]]:
-    """Lines of a file (also .gz) with their ends, without the byte order mark.
-
-    A line that is longer than MAX_RECORD_BYTES is cut to one byte more than that. Raises SourceError for UTF-16 and
-    for a .gz that ends early.
-    """
-    try:
-        with files.open(uri) as file:
-            plain: Any = gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
-            with io.BufferedReader(plain, _BUFFER_BYTES) as buffered:
-                yield _bounded_lines(uri, buffered)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(f"{uri}: cannot be decompressed to its end (half-written or damaged?): {error}") from error
-
-
-def _bounded_lines(uri: str, file: IO[bytes]) -> Iterator[bytes]:
-    line = file.readline(MAX_RECORD_BYTES + 1)
-    if line.startswith(_UTF16_BOMS):
-        raise SourceError(f"{uri}: is UTF-16; save it as UTF-8")
-    line = line.removeprefix(_BOM) or file.readline(MAX_RECORD_BYTES + 1)
-    while line:
-        yield line
-        if len(line) > MAX_RECORD_BYTES:
-            _skip_line(file)
-        line = file.readline(MAX_RECORD_BYTES + 1)
-
-
-def _skip_line(file: IO[bytes]) -> None:
-    while (rest := file.readline(_BUFFER_BYTES)) and not rest.endswith(b"\n"):
-        pass
-
-
 def url_records(lines: Iterator[bytes]) -> Iterator[Record]:
     """One URL per line, without blanks around it. Empty lines are no records."""
     for line in lines:
         if url := line.strip():
-            yield Record([url], None, len(line)) if len(line) <= MAX_RECORD_BYTES else _too_long(line)
+            yield Record([url], None, len(line)) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
 
 
 def csv_header(lines: Iterator[bytes], delimiter: str) -> list[bytes] | None:
@@ -128,7 +84,7 @@ class _PhysicalLines:
     """Lines for csv.reader, which takes several for one record where quotes span them. They can be given back."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))  # of the process; 128 KB at first
+        csv.field_size_limit(max(csv.field_size_limit(), text_file.MAX_RECORD_BYTES))  # of the process; 128 KB at first
         self._lines = lines
         self._given_back: list[tuple[str, int]] = []  # (line, how often it was given back), the next one last
         self._taken: list[tuple[str, int]] = []
@@ -144,8 +100,8 @@ class _PhysicalLines:
         line, readings = self._given_back.pop() if self._given_back else (next(self._lines).decode("latin-1"), 0)
         self._taken.append((line, readings))
         self.num_bytes += len(line)
-        if self.num_bytes > MAX_RECORD_BYTES:
-            raise csv.Error(f"longer than {MAX_RECORD_BYTES} bytes")
+        if self.num_bytes > text_file.MAX_RECORD_BYTES:
+            raise csv.Error(f"longer than {text_file.MAX_RECORD_BYTES} bytes")
         return line
 
     def begin(self) -> None:
@@ -166,7 +122,7 @@ def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, Any] | None
         if line.isspace():
             continue
         try:
-            value = _parse(line) if len(line) <= MAX_RECORD_BYTES else None
+            value = _parse(line) if len(line) <= text_file.MAX_RECORD_BYTES else None
         except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
             value = None
         yield (value if isinstance(value, dict) else None), line
@@ -183,7 +139,7 @@ def json_records(lines: Iterator[bytes], names: list[str], list_names: frozenset
     """The values of `names`; of `list_names` as lists. What is neither text nor null becomes its JSON text."""
     for value, line in json_objects(lines):
         if value is None:
-            yield _problem("no JSON object", line) if len(line) <= MAX_RECORD_BYTES else _too_long(line)
+            yield _problem("no JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
             continue
         try:
             values = [(_as_list if name in list_names else _raw_or_null)(value.get(name)) for name in names]
@@ -217,7 +173,7 @@ def _raw(value: Any) -> bytes:
 
 
 def _too_long(line: bytes) -> Record:
-    return _problem(f"longer than {MAX_RECORD_BYTES} bytes", line)
+    return _problem(f"longer than {text_file.MAX_RECORD_BYTES} bytes", line)
 
 
 def _problem(reason: str, raw: bytes) -> Record:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source import records
+from pairmill.pipeline.source import records, text_file
 from pairmill.pipeline.source.columns import map_columns
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, kind_of
@@ -28,12 +28,13 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("convert")
 
 
-def converted(folder: Path, name: str, data: bytes, shard_rows: int = 2) -> pa.Table:
+def converted(folder: Path, name: str, data: bytes, shard_rows: int = 2, **settings: str | None) -> pa.Table:
     """The converted file of an input file with this content."""
+    config = SourceConfig.model_validate({"paths": ["-"], **settings})
     path = folder / name
     path.write_bytes(data)
-    source = inspect_text(str(path), kind_of(name), Files())
-    facts = map_columns(SourceConfig(paths=["-"]), [source], needs_license=False)
+    source = inspect_text(str(path), kind_of(name), Files(), config)
+    facts = map_columns(config, [source], needs_license=False)
     store = Store(str(folder / "out"))
     target = converted_name(source, str(hash(data)), facts, shard_rows)
     convert(source, target, facts, shard_rows, store)
@@ -59,7 +60,7 @@ def test_csv_keeps_every_row_and_every_byte(
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerows([["url", "caption", "other"], *([field.decode("latin-1") for field in row] for row in rows)])
     data = (b"\xef\xbb\xbf" if bom else b"") + text.getvalue().encode("latin-1")
-    table = converted(scratch, "a.csv" if delimiter == "," else "a.tsv", data)
+    table = converted(scratch, "a.csv" if delimiter == "," else "a.tsv", data, encoding="utf-8")
     assert problems(table) == [None] * len(rows)
     assert list(zip(column(table, "url"), column(table, "caption"), strict=True)) == [row[:2] for row in rows]
     assert column(table, "other") == [row[2].decode("utf-8", "replace") for row in rows]
@@ -68,14 +69,18 @@ def test_csv_keeps_every_row_and_every_byte(
 @given(st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=10))
 def test_unquoted_csv_gives_one_row_for_every_line(scratch: Path, lines: list[bytes]) -> None:
     lines = [line.replace(b'"', b"") for line in lines]
-    table = converted(scratch, "a.csv", b"url,caption\n" + b"".join(line + b"\n" for line in lines))
+    data = b"url,caption\n" + b"".join(line + b"\n" for line in lines)
+    table = converted(scratch, "a.csv", data, encoding="utf-8")
     assert table.num_rows == sum(bool(line.rstrip(b"\r")) for line in lines)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_converted_without_a_crash(scratch: Path, garbage: bytes) -> None:
-    for name, head in (("a.csv", b"url,caption\n"), ("a.tsv", b"url\tcaption\n"), ("a.jsonl", b'{"url": "u"}\n')):
-        converted(scratch, name, head + garbage)
+    for name, head in (
+        *(("a.csv", b"url,caption\n"), ("a.tsv", b"url\tcaption\n"), ("a.txt", b"u\n")),
+        *(("a.jsonl", b'{"url": "u"}\n'), ("a.json", b'{"url": "u"}\n')),
+    ):
+        converted(scratch, name, head + garbage, encoding="utf-8")
 
 
 JSON = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
@@ -146,11 +151,12 @@ def test_in_tsv_a_stray_quote_is_text(scratch: Path) -> None:
 def test_a_record_above_the_limit_is_malformed_and_reading_goes_on(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 50)
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 50)
     for name, head, lines in (
         ("a.csv", b"url,caption\n", [b"u," + b"x" * 3000, b'u,"' + b"y\n" * 60 + b'"', b"u2,c2"]),
         ("a.jsonl", b"", [b'{"url": "' + b"x" * 3000 + b'"}', b'{"url": "u2"}']),
         ("a.txt", b"", [b"x" * 3000, b"u2"]),
+        ("a.json", b"[", [b'{"url": "' + b"x" * 3000 + b'"},', b'{"url": "u2"}]']),
     ):
         table = converted(scratch, name, head + b"\n".join(lines) + b"\n")
         found = problems(table)
@@ -188,8 +194,7 @@ def test_gzip_is_decompressed_and_a_cut_one_is_an_error_that_leaves_nothing(tmp_
     [
         ("a.csv", b"", "is empty"),
         ("a.csv", b'"url,caption\nu,c\n', "the first line, which must hold the column names"),
-        ("a.csv", b"\xff\xfeu\x00", "is UTF-16"),
-        ("a.csv", b"url;caption\nu;c\n", r"it has 'url;caption'.*Does the first line hold the column names"),
+        ("a.csv", b"adress,words\nu,c\n", r"it has 'adress', 'words'.*Does the first line hold the column names"),
         ("a.csv", b"a," * 2000 + b"url\n", "2001 columns, of 1000 at most"),
         ("a.csv", b"url,a,a_4,a\n", "share a name"),
         ("a.csv", b"url,__pairmill_malformed\nu,x\n", "is reserved"),

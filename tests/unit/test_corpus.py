@@ -18,7 +18,7 @@ from pairmill.pipeline.source.corpus.folders import folder_rows, words_of
 from pairmill.pipeline.source.corpus.index import split_name
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.files import SourceError
-from pairmill.pipeline.source.mapping import ColumnPictures
+from pairmill.pipeline.source.mapping import ColumnPictures, NoPictures
 from pairmill.schemas.jobs import SourceConfig
 
 Member = tuple[str, bytes]
@@ -273,6 +273,28 @@ def test_one_output_has_one_kind_of_corpus(tmp_path: Path) -> None:
         corpus(tmp_path).files("/nowhere")
     with pytest.raises(SourceError, match="together"):
         corpus(tmp_path / "a.tar", tmp_path / "pictures").files("/nowhere")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.json"])
+def test_a_list_of_urls_is_an_error_that_says_build_unless_its_captions_are_named(tmp_path: Path, name: str) -> None:
+    row = {"Image Link": "http://e.org/a.jpg", "caption": "a"}
+    texts = {"a.csv": "Image Link,caption\nhttp://e.org/a.jpg,a\n", "a.json": json.dumps([row])}
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(texts.get(name, json.dumps(row)))
+    found = corpus(tmp_path / name)
+    files = [found.inspect(uri) for uri in found.files("/nowhere")]
+    with pytest.raises(SourceError, match=rf"{name}: is a list of URLs \(column 'Image Link'\), which pairmill build"):
+        found.mapping(files, needs_license=False)
+    mapping = corpus(tmp_path / name, caption_column="caption").mapping(files, needs_license=False)
+    assert (mapping.pictures, mapping.caption_column, mapping.url_column) == (NoPictures(), "caption", "Image Link")
+
+
+def test_a_text_file_is_an_error_that_says_build(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("http://e.org/a.jpg\n")
+    with pytest.raises(SourceError, match="is a list of URLs, for pairmill build"):
+        corpus(tmp_path / "a.txt").files("/nowhere")
 
 
 def test_parquet_with_pictures_is_known_by_its_columns(tmp_path: Path) -> None:

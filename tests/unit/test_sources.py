@@ -35,6 +35,7 @@ def facts(*files: InputFile, needs_license: bool = False, **settings: str) -> Co
         ("a.jsonl", "jsonl"),
         ("a.ndjson.GZ", "jsonl"),
         ("a.json-lines", "jsonl"),
+        ("a.JSON.gz", "json"),
         ("s3://bucket/a.txt.gz", "text"),
     ],
 )
@@ -42,7 +43,7 @@ def test_the_format_is_told_by_the_name(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 
-@pytest.mark.parametrize("name", ["a.xlsx", "a.gz", "a.parquet.gz", "parquet", "a.json"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a.gz", "a.parquet.gz", "parquet", "a.yaml"])
 def test_an_unknown_ending_is_an_error_that_lists_the_known_ones(name: str) -> None:
     with pytest.raises(SourceError, match=r"known endings are \.parquet, \.csv"):
         kind_of(name)
@@ -74,6 +75,49 @@ def test_a_text_file_beside_other_formats_is_an_error(tmp_path: Path) -> None:
         list_inputs([str(tmp_path)], without="/elsewhere", files=Files())
 
 
+def test_json_beside_other_formats_describes_them_and_alone_is_input(tmp_path: Path) -> None:
+    for name in ("a.json", "deep/b.json.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list_inputs([str(tmp_path)], "/elsewhere", Files())
+    assert [Path(file).name for file in found] == ["a.json", "b.json.gz"]
+    (tmp_path / "c.jsonl").touch()
+    assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files())] == ["c.jsonl"]
+    assert len(list_inputs([str(tmp_path / "*.json*")], "/elsewhere", Files())) == 2  # a glob means what it matches
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["00000.tar", "00001.tar"],
+        ["00000.tar", "00000_stats.json"],
+        ["deep/a.JPG", "deep/a.txt", "deep/a.json"],
+        ["a.png", "a.txt"],
+        ["a.webp"],
+    ],
+)
+def test_pictures_given_to_build_are_an_error_that_says_embed(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    first = str(tmp_path / names[0])
+    for path in (str(tmp_path), first, f"{first[:-3]}*"):
+        with pytest.raises(SourceError, match=rf"holds pictures, such as {first}.*use pairmill embed"):
+            list_inputs([path], "/elsewhere", Files())
+
+
+def test_img2dataset_s_own_lists_are_read_beside_its_tars(tmp_path: Path) -> None:
+    for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
+        (tmp_path / name).touch()
+    assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files())] == ["00000.parquet"]
+
+
+@pytest.mark.parametrize("pictures", [b"\xff\xd8", {"bytes": b"\xff\xd8", "path": None}])
+def test_parquet_with_pictures_given_to_build_is_an_error_that_says_embed(tmp_path: Path, pictures: object) -> None:
+    with pytest.raises(SourceError, match=r"For the pictures in column 'photo', use pairmill embed"):
+        facts(parquet(tmp_path / "a.parquet", photo=[pictures], caption=["c"]))
+
+
 def test_no_input_is_an_error_that_names_the_path() -> None:
     with pytest.raises(SourceError, match=r"source\.paths: no input found at /no/such/place"):
         list_inputs(["/no/such/place"], without="/elsewhere", files=Files())
@@ -93,6 +137,19 @@ def test_a_column_is_found_exactly_then_by_its_only_namesake() -> None:
     assert find_column(["URL", "text"], "url") == "URL"
     assert find_column([" Url "], "url") == " Url "
     assert find_column(["URL", "Url"], "url") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["image link", "Image Link", "IMAGE-LINK", " image_link ", "Image - Link", "image__link"]
+)
+def test_blanks_hyphens_and_case_do_not_matter_to_the_guess(tmp_path: Path, name: str) -> None:
+    found = facts(parquet(tmp_path / "a.parquet", **{name: ["u"], "Alt Text": ["c"], "linked": ["x"]}))
+    assert (found.url_column, found.caption_column) == (name, "Alt Text")
+
+
+def test_a_name_closer_to_the_letter_wins_and_two_alike_are_none() -> None:
+    assert find_column(["image link", "IMAGE_LINK"], "image_link") == "IMAGE_LINK"
+    assert find_column(["image link", "image-link"], "image_link") is None
 
 
 def test_columns_are_guessed_in_a_fixed_order(tmp_path: Path) -> None:

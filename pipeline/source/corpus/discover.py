@@ -21,12 +21,19 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files, is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import committed, read_manifests
-from pairmill.pipeline.source.columns import map_columns, misfit
+from pairmill.pipeline.source.columns import holds_pictures, map_columns, misfit, refuse_url_list
 from pairmill.pipeline.source.convert import convert, inspect_text
 from pairmill.pipeline.source.corpus import folders
-from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, PICTURE_ENDINGS, IndexRow, index_table, readable_name
+from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, IndexRow, index_table, readable_name
 from pairmill.pipeline.source.corpus.tars import tar_rows
-from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
+from pairmill.pipeline.source.files import (
+    PICTURE_ENDINGS,
+    InputFile,
+    SourceError,
+    inspect_parquet,
+    kind_of,
+    list_inputs,
+)
 from pairmill.pipeline.source.mapping import (
     ColumnMapping,
     ColumnPictures,
@@ -113,7 +120,7 @@ class Corpus:
         if kind == "pairs":
             return _without(inspect_parquet(uri, self._files), _own_column)
         if kind != "parquet":
-            return inspect_text(uri, kind_of(uri), self._files)
+            return inspect_text(uri, kind_of(uri), self._files, self._source)
         file = inspect_parquet(uri, self._files)
         self._columns[uri] = column = self._image_column(file.schema)
         return _without(file, lambda name: name == column)
@@ -142,6 +149,8 @@ class Corpus:
         for file in files:
             if self._columns.get(file.uri) != column:
                 raise SourceError(f"{file.uri}: its pictures are not in a column {column!r}, as in {files[0].uri}")
+        if column is None:
+            refuse_url_list(source, files[0])
         return map_columns(source, files, needs_license, _pictures(column))
 
     def misfit(self, mapping: ColumnMapping, file: InputFile) -> str | None:
@@ -171,7 +180,7 @@ class Corpus:
     def _image_column(self, schema: pa.Schema) -> str | None:
         wanted = self._source.image_column
         for name in [wanted] if wanted else IMAGE_NAMES:
-            if name in schema.names and _holds_pictures(schema.field(name).type):
+            if name in schema.names and holds_pictures(schema.field(name).type):
                 return name
         if wanted:
             raise SourceError(f"source.image_column: no column {wanted!r} of bytes, or of structs with `bytes`")
@@ -210,17 +219,6 @@ def _batches(rows: Iterator[IndexRow], max_rows: int) -> Iterator[list[IndexRow]
 
 def _pictures(column: str | None) -> PictureSource:
     return ColumnPictures(column) if column else NoPictures()
-
-
-def _holds_pictures(data_type: pa.DataType) -> bool:
-    """Bytes, or Hugging Face's Image: a struct of `bytes` and `path`."""
-    if pa.types.is_dictionary(data_type):
-        return _holds_pictures(data_type.value_type)
-    if pa.types.is_struct(data_type):
-        place = data_type.get_field_index("bytes")
-        return place >= 0 and _holds_pictures(data_type.field(place).type)
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(is_kind(data_type) for is_kind in kinds)
 
 
 def _outputs(path: str, files: Files) -> list[str]:

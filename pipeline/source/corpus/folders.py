@@ -10,11 +10,11 @@ from pairmill.pipeline.common.files import Files, join, leads_out
 from pairmill.pipeline.source.corpus.index import (
     CAPTION_ENDINGS,
     MAX_TEXT_BYTES,
-    PICTURE_ENDINGS,
     ImageRef,
     IndexRow,
     Sample,
 )
+from pairmill.pipeline.source.files import PICTURE_ENDINGS
 
 ENDINGS = tuple(f".{ending}" for ending in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, "json"))
 

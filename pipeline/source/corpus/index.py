@@ -15,10 +15,6 @@ from pairmill.pipeline.source.files import MALFORMED_COLUMN
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.pairs import STORED
 
-PICTURE_ENDINGS = (
-    *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "avifs"),
-    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not decoded: each is a row that says so
-)
 CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20
 """Of a caption or JSON file; longer ones are refused unread."""

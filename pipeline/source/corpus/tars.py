@@ -15,14 +15,13 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.corpus.index import (
     CAPTION_ENDINGS,
     MAX_TEXT_BYTES,
-    PICTURE_ENDINGS,
     ImageRef,
     IndexRow,
     Sample,
     readable_name,
     split_name,
 )
-from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.files import PICTURE_ENDINGS, SourceError
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER_BYTES = 64 << 10

@@ -1,0 +1,358 @@
+"""Delimiters, encodings and JSON arrays: what pandas, polars and Python's own readers say of the same files."""
+
+import csv
+import gzip
+import io
+import json
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairmill.jobs.job_file import fingerprint
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source import text_file
+from pairmill.pipeline.source.convert import inspect_text
+from pairmill.pipeline.source.files import SourceError, kind_of
+from pairmill.pipeline.source.json_array import split_json
+from pairmill.pipeline.source.plan import describe_plan, load_plan, make_plan
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.jobs import BuildJob, SourceConfig, fingerprint_fields
+from pairmill.schemas.manifest import shards_from_table
+from tests.unit.test_convert import column, converted, problems
+
+DELIMITERS = [",", ";", "\t", "|"]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("formats")
+
+
+def csv_text(rows: Sequence[Sequence[str]], delimiter: str) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([["url", "caption", "other"], *rows])
+    return text.getvalue()
+
+
+def detected(folder: Path, name: str, text: str, **settings: str) -> str | None:
+    (folder / name).write_text(text, newline="")
+    config = SourceConfig.model_validate({"paths": ["-"], **settings})
+    return inspect_text(str(folder / name), kind_of(name), Files(), config).delimiter
+
+
+def rows_of(table: pa.Table) -> list[list[str]]:
+    columns = [[value.decode() for value in column(table, name)] for name in ("url", "caption")]
+    return [list(row) for row in zip(*columns, column(table, "other"), strict=True)]
+
+
+FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
+FIELDS = st.text(st.sampled_from([*"ab ,;|\t\n\"'é"]), max_size=8) | FIELD
+ROWS = st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=8)
+
+
+@given(ROWS, st.sampled_from(DELIMITERS), st.sampled_from(["a.csv", "a.tsv"]))
+def test_any_delimiter_is_detected_and_read_as_csv_pandas_and_polars_read_it(
+    scratch: Path, rows: list[tuple[str, str, str]], delimiter: str, name: str
+) -> None:
+    text = csv_text(rows, delimiter)
+    assert detected(scratch, name, text) == delimiter
+    found = rows_of(converted(scratch, name, text.encode(), encoding="utf-8"))
+    assert found == [list(row) for row in rows]
+    assert found == list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))[1:]
+    frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    assert found == frame.values.tolist()
+    polars = pl.read_csv(text.encode(), separator=delimiter, infer_schema=False, empty_string_is_null=False)
+    assert found == [list(row) for row in polars.rows()]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        ("url\nhttp://e.org/a;b|c\n", {}, ","),  # one column, and it is known
+        ("url,caption\n" + "u;c\n" * 9, {}, ","),  # the header says it; its rows are broken
+        ("id;url,thumb;caption\n", {}, ","),
+        ("adresse;mots\nu;c\n", {}, ","),  # not known, so the error lists what there is
+        ("adresse;mots\nu;c\n", {"url_column": "adresse"}, ";"),
+        ("adresse;mots\nu;c\n", {"delimiter": ";"}, ";"),
+        ("url;caption\nu;c\n", {"delimiter": "|"}, "|"),
+        ("url|caption\n" + "u|a|b\n" * 6 + "u|c\n" * 3, {}, ","),  # most records have another number of fields
+        ("url|caption\n" + "u|a|b\n" * 3 + "u|c\n" * 6, {}, "|"),
+        ("mots;url\n", {"kind": "corpus"}, ","),  # captions are needed here
+        ("texts;adresse\n", {"kind": "corpus"}, ";"),
+        ('url|caption\nu|"' + "a line\n" * 200 + '"\n', {}, "|"),  # the sample ends within a record
+        ("Image Link\tAlt-Text\nu\tc\n", {}, "\t"),
+    ],
+)
+def test_a_delimiter_counts_only_if_the_header_and_most_records_fit(
+    tmp_path: Path, text: str, settings: dict[str, Any], expected: str
+) -> None:
+    assert detected(tmp_path, "a.csv", text, **settings) == expected
+
+
+def test_prose_with_many_semicolons_is_not_split(tmp_path: Path) -> None:
+    rows = "".join(f'http://e.org/{n},"one; two; three; four"\n' for n in range(50))
+    assert detected(tmp_path, "a.csv", f"url,caption\n{rows}") == ","
+
+
+ENCODINGS = ["latin-1", "cp1252", "utf-8", "utf-16", "utf-16-le", "utf-32", "big5", "gbk", "gb18030", "koi8-r"]
+
+
+@given(st.data(), st.sampled_from(ENCODINGS), st.sampled_from(["a.csv", "a.tsv", "a.csv.gz"]))
+def test_a_declared_encoding_gives_what_the_same_file_in_utf_8_gives_and_pandas_reads(
+    scratch: Path, data: st.DataObject, encoding: str, name: str
+) -> None:
+    field = st.text(st.characters(codec=encoding, exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
+    rows = data.draw(st.lists(st.tuples(field, field, field), max_size=6))
+    text = csv_text(rows, "\t" if name == "a.tsv" else ",")
+    raw, plain = text.encode(encoding), text.encode()
+    if name.endswith(".gz"):
+        raw, plain = gzip.compress(raw), gzip.compress(plain)
+    found = converted(scratch, name, raw, encoding=encoding)
+    assert problems(found) == [None] * len(rows)
+    assert found.equals(converted(scratch, name, plain, encoding="utf-8"))
+    frame = pd.read_csv(
+        io.BytesIO(text.encode(encoding)), encoding=encoding, dtype=str, keep_default_na=False, skip_blank_lines=False,
+        sep="\t" if name == "a.tsv" else ",",
+    )  # fmt: skip
+    assert rows_of(found) == frame.values.tolist()
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]
+)
+@pytest.mark.parametrize("declared", [None, "latin-1"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
+def test_a_byte_order_mark_says_the_encoding_whatever_is_declared(
+    tmp_path: Path, encoding: str, declared: str | None, name: str
+) -> None:
+    texts = {"a.csv": "url;caption\nü;ż\n", "a.json": '[{"url": "ü", "caption": "ż"}]', "a.txt": "ü\n"}
+    text = texts.get(name, '{"url": "ü", "caption": "ż"}\n')
+    data = text.encode(encoding) if encoding[-2:] not in ("le", "be") else f"\ufeff{text}".encode(encoding)
+    table = converted(tmp_path, name, data, encoding=declared)
+    assert column(table, "url") == ["ü".encode()]
+    assert name == "a.txt" or column(table, "caption") == ["ż".encode()]
+
+
+LATIN = "url,caption\n" + "".join(f"http://e.org/{n},un café crème\n" for n in range(30))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", LATIN.encode("latin-1")),
+        ("a.csv", LATIN.replace("café", "“café”").encode("cp1252")),
+        ("a.csv", "url,caption\nu,café\n".encode("latin-1")),
+        ("a.csv", ("url,caption\n" + "u,plain\n" * 5_000 + "u,café\n" * 50).encode("latin-1")),
+        ("a.csv.gz", gzip.compress(LATIN.encode("latin-1"))),
+        ("a.jsonl", ('{"url": "u", "caption": "café"}\n' * 9).encode("latin-1")),
+        ("a.json", ("[" + ", ".join(['{"url": "u", "caption": "café"}'] * 9) + "]").encode("latin-1")),
+        ("a.txt", "http://e.org/é\nhttp://e.org/è\n".encode("latin-1")),
+        ("a.csv", LATIN.encode("shift_jis", "ignore").replace(b"caf", "喫茶".encode("shift_jis"))),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused_with_what_to_set(tmp_path: Path, name: str, data: bytes) -> None:
+    with pytest.raises(SourceError, match=rf"{name}: is not UTF-8 .*Set source\.encoding to .* latin-1"):
+        converted(tmp_path, name, data)
+    assert converted(tmp_path, name, data, encoding="latin-1").num_rows > 0
+    kept = converted(tmp_path, name, data, encoding="utf-8")
+    assert kept.num_rows == converted(tmp_path, name, data, encoding="latin-1").num_rows
+
+
+def test_utf_16_without_a_mark_is_refused_with_what_to_set(tmp_path: Path) -> None:
+    data = "url,caption\nu,c\n".encode("utf-16-le")
+    with pytest.raises(SourceError, match=r"NUL bytes.*source\.encoding to utf-16-le or utf-16-be"):
+        converted(tmp_path, "a.csv", data)
+    assert column(converted(tmp_path, "a.csv", data, encoding="utf-16-le"), "caption") == [b"c"]
+
+
+def test_a_large_file_in_another_encoding_is_refused_before_its_end(tmp_path: Path) -> None:
+    read = 0
+
+    def split(file: io.BufferedReader) -> Any:
+        nonlocal read
+        for line in file:
+            read += 1
+            yield line
+
+    (tmp_path / "a.txt").write_bytes(b"\xe9\n" * 50_000)
+    with (
+        pytest.raises(SourceError, match="is not UTF-8"),
+        text_file.lines_of(str(tmp_path / "a.txt"), Files(), None, split) as lines,
+    ):
+        list(lines)
+    assert read == 10_000
+
+
+@given(st.lists(st.sampled_from(["plain", "café", "broken"]), min_size=4, max_size=40))
+def test_broken_rows_of_a_utf_8_list_cost_themselves_only(scratch: Path, captions: list[str]) -> None:
+    """As long as they are fewer than those that are right, or one alone."""
+    broken = captions.count("broken")
+    raw = {"plain": b"plain", "café": "café".encode(), "broken": b"caf\xe9"}
+    data = b"url,caption\n" + b"".join(b"u%d,%s\n" % (n, raw[caption]) for n, caption in enumerate(captions))
+    if broken > 1 and broken > captions.count("café"):
+        with pytest.raises(SourceError, match=r"source\.encoding"):
+            converted(scratch, "a.csv", data)
+        return
+    table = converted(scratch, "a.csv", data)
+    assert column(table, "caption") == [raw[caption] for caption in captions]
+
+
+def test_a_broken_row_is_caption_invalid_and_the_others_are_pairs_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"url;caption\n" + b"http://e.org/%d;fine\n" * 5 % (1, 2, 3, 4, 5))
+    with (tmp_path / "a.csv").open("ab") as file:
+        file.write(b"http://e.org/6;caf\xe9\nhttp://e.org/7;one;more\n")
+    job = BuildJob.model_validate({"source": {"paths": [str(tmp_path / "a.csv")]}, "output": str(tmp_path / "out")})
+    store = Store(job.output)
+    plan = make_plan(job, store, {"fingerprint": "job"})
+    reader = ShardReader(store, plan.mapping)
+    (table,) = [reader.read(shard) for shard in shards_from_table(plan.shards)]
+    reader.close()
+    assert table["status"].to_pylist() == ["ok"] * 5 + ["caption_invalid", "row_malformed"]
+    assert "a.csv: fields separated by ';'" in describe_plan(load_plan(store), job).splitlines()
+
+
+def test_bytes_that_a_declared_encoding_does_not_know_are_seen(tmp_path: Path) -> None:
+    """0x81 is nothing in cp1252, and half a surrogate pair is nothing in UTF-16."""
+    table = converted(tmp_path, "a.csv", b"url,caption\nu,caf\xe9\nv,\x81x\n", encoding="cp1252")
+    assert column(table, "caption") == ["café".encode(), b"\xffx"]
+    half = "url,caption\nu,a\ud83d!\n".encode("utf-16-le", "surrogatepass")
+    assert column(converted(tmp_path, "a.csv", half, encoding="utf-16-le"), "caption") == [b"a\xff!"]
+    assert converted(tmp_path, "a.csv", half[:-1], encoding="utf-16-le").num_rows == 1
+
+
+@pytest.mark.parametrize("name", ["base64", "rot13", "no-such", "", "zip", "hex"])
+def test_an_encoding_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no such text encoding"):
+        SourceConfig.model_validate({"paths": ["-"], "encoding": name})
+
+
+@pytest.mark.parametrize("value", ["", ";;", "a", "é", '"', "\n", "\r"])
+def test_a_delimiter_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="one ASCII character"):
+        SourceConfig.model_validate({"paths": ["-"], "delimiter": value})
+
+
+@pytest.mark.parametrize(("value", "meant"), [("tab", "\t"), ("\\t", "\t"), ("\t", "\t"), ("|", "|"), ("~", "~")])
+def test_a_tab_may_be_written_in_letters(value: str, meant: str) -> None:
+    assert SourceConfig.model_validate({"paths": ["-"], "delimiter": value}).delimiter == meant
+
+
+def test_encoding_and_delimiter_are_in_the_fingerprint_only_where_they_are_set() -> None:
+    def job(**source: str) -> BuildJob:
+        return BuildJob.model_validate({"source": {"paths": ["a.csv"], **source}, "output": "out"})
+
+    assert fingerprint_fields(job(), with_defaults=False) == {}
+    prints = {fingerprint(each) for each in (job(), job(encoding="latin-1"), job(delimiter=";"))}
+    assert len(prints) == 3
+    assert fingerprint(job(encoding="latin1")) == fingerprint(job(encoding="ISO-8859-1"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.lists(st.fixed_dictionaries({"url": st.text(max_size=6), "more": JSON}), max_size=6)
+
+
+@given(OBJECTS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40), st.text(" \n\r\t", max_size=3))
+def test_an_array_gives_what_the_same_objects_as_json_lines_give(
+    scratch: Path, rows: list[dict[str, Any]], indent: int | None, ascii_only: bool, buffer_bytes: int, blank: str
+) -> None:
+    """However the array is written, and wherever the reader's chunks end."""
+    rows = [{"url": "first"}, *rows]
+    text = blank + json.dumps(rows, indent=indent, ensure_ascii=ascii_only) + blank
+    lines = "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_file, "_BUFFER_BYTES", buffer_bytes)
+        found = converted(scratch, "a.json", text.encode("utf-8", "surrogatepass"), encoding="utf-8")
+    data = lines.encode("utf-8", "surrogatepass")
+    for name in ("a.jsonl", "a.json"):  # the latter may hold lines too
+        assert found.equals(converted(scratch, name, data, encoding="utf-8"))
+
+
+def buffered(data: bytes, buffer_bytes: int) -> Any:
+    return io.BufferedReader(io.BytesIO(data), buffer_bytes)
+
+
+@given(st.lists(JSON, max_size=6), st.integers(1, 20))
+def test_the_elements_are_those_that_json_finds(values: list[Any], buffer_bytes: int) -> None:
+    data = json.dumps(values).encode()
+    pieces = split_json("a.json", buffered(data, buffer_bytes))
+    assert [json.loads(piece) for piece in pieces] == json.loads(data)
+
+
+@given(st.text('[]{}",\\ a', max_size=12).map(str.encode) | st.binary(max_size=12), st.integers(1, 5))
+def test_no_array_crashes_the_reader(garbage: bytes, buffer_bytes: int) -> None:
+    try:
+        pieces = list(split_json("a.json", buffered(b"[" + garbage, buffer_bytes)))
+    except SourceError:
+        with pytest.raises(ValueError):
+            json.loads(b"[" + garbage)  # what is refused is no JSON
+        return
+    assert all(piece.strip() for piece in pieces)
+
+
+def test_a_broken_element_costs_its_own_row(tmp_path: Path) -> None:
+    data = b'[{"url": "u1"}, {"url": nonsense}, 7, {"url": "\xff"}, {"url": "u,]}\\"5"}}, {"url": "u6"},]'
+    table = converted(tmp_path, "a.json", data, encoding="utf-8")
+    assert column(table, "url") == [b"u1", None, None, b"\xff", None, b"u6"]
+    assert [problem and problem.partition(":")[0] for problem in problems(table)] == [
+        *(None, "no JSON object", "no JSON object"),
+        *(None, "no JSON object", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'[{"url": "u"}, {"url": "v', "does not end"),
+        (b'[{"url": "u"}', "does not end"),
+        (b'[{"url": "u"}]\n[{"url": "v"}]', "something follows the JSON array"),
+        (b"[1, 2]", "holds no JSON objects"),
+        (b'{\n "url": "u"\n}\n', "holds no JSON objects; one object per line is expected, or an array"),
+    ],
+)
+def test_json_that_is_neither_lines_nor_an_array_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(SourceError, match=rf"a\.json: .*{message}"):
+        converted(tmp_path, "a.json", data)
+
+
+def test_a_huge_array_is_read_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 MB in pieces of 64 kB: small elements, one of 6 MB, and a string that never ends."""
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 1 << 18)
+
+    class Generated(io.RawIOBase):
+        def __init__(self) -> None:
+            small = b'{"url": "http://e.org/picture.jpg", "caption": "a red circle"},' * 1_000
+            self.parts = iter([b"[", *[small] * 40, b"[", *[small] * 90, b"1],", b'"', *[b"x" * 65_536] * 100])
+            self.ready = b""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            self.ready = self.ready or next(self.parts, b"")
+            count = min(len(buffer), len(self.ready))
+            buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+            return count
+
+    count = longest = 0
+    tracemalloc.start()
+    with pytest.raises(SourceError, match="does not end"):
+        for piece in split_json("a.json", io.BufferedReader(Generated(), 1 << 16)):
+            count += 1
+            longest = max(longest, len(piece))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (count, longest) == (40_001, (1 << 18) + 1)
+    assert peak < 2 << 20
