@@ -19,6 +19,7 @@ from pairmill.pipeline import rules
 from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
+from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.pipeline.dataset.shards import StrayFiles, committed, read_manifests
 from pairmill.pipeline.source.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
 from pairmill.pipeline.stages.build import versions
@@ -93,12 +94,9 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
 
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
-    job, job_fingerprint = check(job)
     store = Store(job.output, job.s3)
-    if store.exists("export/export.json"):
-        raise JobError(f"output: {store.root} holds an export; give another folder")
-    if not store.remote and (in_the_way := next((p for p in _and_parents(store.root) if p.is_file()), None)):
-        raise JobError(f"output: {in_the_way} is a file, not a folder")
+    check_dataset_folder(store)
+    job, job_fingerprint = check(job)
     try:
         plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)
     except OtherJobError as other:
@@ -118,10 +116,6 @@ def check(job: BuildJob) -> tuple[BuildJob, str]:
     weights = _check_models(job)
     job = _with_dtypes(job)
     return job, fingerprint(job, [*weights, *_own_contents(job)])
-
-
-def _and_parents(path: str) -> list[Path]:
-    return [Path(path), *Path(path).parents]
 
 
 def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -> BuildResult:
@@ -301,7 +295,7 @@ def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
     diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
     advice = "Give another output folder, or the settings of that job."
     if not committed(store):
-        advice = "Nothing is committed there yet: delete that folder, or give another one."
+        advice = "Nothing is committed there yet: delete its plan/, input/ and job.yaml, or give another output folder."
     return "\n".join(
         [
             f"{store.root} holds the output of another job. What differs:",

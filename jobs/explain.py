@@ -20,6 +20,7 @@ from pairmill.jobs.cluster.pools import (
 )
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.pipeline.dataset.shards import committed, read_manifest
 from pairmill.pipeline.source.plan import Plan, describe_plan, make_plan
 from pairmill.pipeline.source.planned import load
@@ -78,8 +79,9 @@ class Explanation:
 
 def explain(job: BuildJob) -> Explanation:
     """What `build` would do with this job. Joins its cluster to see the machines; writes nothing. Raises JobError."""
-    job, fingerprint = check(job)
     store = Store(job.output, job.s3)
+    check_dataset_folder(store)
+    job, fingerprint = check(job)
     plan = load(store) or _planned_aside(job, fingerprint)
     if plan.record.fingerprint != fingerprint:
         raise JobError(difference(store, plan.job, job))

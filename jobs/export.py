@@ -4,13 +4,13 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD, check_export_folder
 from pairmill.pipeline.dataset.subset import read_rows, read_shards, read_subset
 from pairmill.pipeline.export.formats import (
     ClipRetrieval,
@@ -34,8 +34,6 @@ from pairmill.schemas.subset import Subset
 ROWS_FOR_RAY = 20_000
 """With fewer rows to write, this process is done before a local Ray would have started."""
 
-RECORD = "export/export.json"
-
 
 @dataclass(frozen=True)
 class ExportResult:
@@ -53,8 +51,7 @@ def export(job: ExportJob) -> ExportResult:
     Raises JobError, before anything is written, for a job that cannot run as it is written.
     """
     output = Store(job.output, job.s3)
-    if not output.remote and Path(output.root).is_file():
-        raise JobError(f"output: {output.root} is a file, not a folder")
+    check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)
     subset = read_subset(dataset.store, job.subset)
     plan = load_plan(dataset.store)
@@ -133,12 +130,10 @@ def _record(
 
 
 def _claim_output(output: Store, record: ExportRecord) -> None:
-    """Mark the folder as this export's. Raises JobError if it is another export's, or has anything else in it."""
-    if not output.exists(RECORD) and (found := [*output.list(""), *output.folders("")]):
-        raise JobError(f"{output.root} already contains {found[0]!r}; an export needs a folder of its own")
-    if output.create(RECORD, record.model_dump_json(indent=1).encode()):
+    """Mark the folder as this export's. Raises JobError if it is another export's."""
+    if output.create(EXPORT_RECORD, record.model_dump_json(indent=1).encode()):
         return
-    existing = ExportRecord.model_validate_json(output.read(RECORD))
+    existing = ExportRecord.model_validate_json(output.read(EXPORT_RECORD))
     for name, value in record:
         if getattr(existing, name) != value:
             raise JobError(

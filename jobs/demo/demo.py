@@ -36,6 +36,7 @@ from pairmill.jobs.job_file import resolve
 from pairmill.jobs.progress import ConsoleProgress, funnel
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import names_in
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.pipeline.report.contact_sheet import write_contact_sheet
 from pairmill.schemas.errors import JobError
@@ -126,8 +127,8 @@ def _prepare_folder(out: str, seed: int, pairs: int) -> Store:
         if (folder / DATASET).is_dir():
             shutil.rmtree(folder / DATASET)
         (folder / INPUT).unlink(missing_ok=True)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise JobError(f"--out {out}: the folder holds other things than a demo; give a new one")
+    elif foreign := names_in(Store(out)):
+        raise JobError(f"--out {out}: the folder is no demo's: it has {foreign[0]}; give a new or empty one")
     store = Store(out)
     store.replace(MARKER, json.dumps({"made_by": "pairmill demo", "seed": seed, "pairs": pairs}).encode())
     store.remove_temporary()

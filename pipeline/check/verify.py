@@ -1,6 +1,8 @@
 """Re-read what a job wrote and say what does not hold: plan, counts, checksums, keys, and a sample of the scores."""
 
 import json
+import re
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -11,13 +13,15 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import check_columns
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import DATA_FOLDERS, ManifestError, committed, read_manifest
+from pairmill.pipeline.dataset.shards import DATA_FOLDERS, DATA_NAME, ManifestError, committed, read_manifest
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
 from pairmill.schemas.pairs import KEPT_STATUS
 
 MAX_PROBLEMS = 1_000
+
+_UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 
 def verify(store: Store, rescore: int = 64) -> VerifyReport:
@@ -49,7 +53,7 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
     if not report.shards_missing and not report.damaged:  # else a worker may be about to name them
-        report.problems.extend(_strangers(store, named))
+        report.problems.extend(strangers(store, named))
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch where there are scores
 
@@ -60,10 +64,35 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
     return report
 
 
-def _strangers(store: Store, named: set[str]) -> list[str]:
-    """Files that a plain glob over a finished output would take for data."""
-    there = (f"{folder}/{name}" for folder in DATA_FOLDERS for name in store.list(folder))
-    return [f"{name} is named by no manifest; delete it" for name in there if name not in named][:MAX_PROBLEMS]
+def strangers(store: Store, named: set[str]) -> list[str]:
+    """Problems with data folders of a finished output: files that a reader of the whole folder would take for data.
+
+    `named`: paths of all files that manifests name. Only files that are surely pairmill's are to be deleted.
+    """
+    problems = []
+    for folder in DATA_FOLDERS:
+        for name in store.list(folder):
+            path = f"{folder}/{name}"
+            if path in named or name.startswith((".", "_")):  # which Arrow, Spark and the like pass over
+                continue
+            if DATA_NAME.fullmatch(name) and _is_ours(store, path):
+                problems.append(f"{path} is named by no manifest: a run that died left it; delete it")
+            else:
+                problems.append(f"{path} is not pairmill's, but is read as data with its folder; keep it elsewhere")
+    return problems[:MAX_PROBLEMS]
+
+
+def _is_ours(store: Store, path: str) -> bool:
+    """Whether a file with the name of one of ours is one by its content, too."""
+    with store.open(path) as file:
+        try:
+            if path.endswith(".tar"):
+                member, _, _ = next(read_tar(file))
+                return _UID_NAME.match(member) is not None
+            with pq.ParquetFile(file) as parquet:
+                return b"pairmill" in (parquet.schema_arrow.metadata or {})
+        except (StopIteration, tarfile.TarError, pa.ArrowException, OSError):
+            return False
 
 
 def _add_problems(report: VerifyReport, manifest: ShardManifest, problems: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ Create-only is what every commit rests on. Locally: write beside, fsync, then `o
 """
 
 import contextlib
+import errno
 import functools
 import os
 import socket
@@ -23,6 +24,7 @@ from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
 
 _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
+_NO_RIGHT_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StorageError(PairmillError, OSError):
@@ -63,16 +65,16 @@ class Store:
     @contextlib.contextmanager
     def new_file(self) -> Iterator[IO[bytes]]:
         """A temporary file to be handed to `create_from`; it is on the output's own disk where that is local."""
-        folder = None
-        if not self.remote:
-            folder = Path(self.root, "tmp")
-            folder.mkdir(parents=True, exist_ok=True)
-        prefix = f"{socket.gethostname()}!{os.getpid()}!"
+        folder = tempfile.gettempdir() if self.remote else str(Path(self.root, "tmp"))
         try:
-            opened = tempfile.NamedTemporaryFile(dir=folder, prefix=prefix)  # noqa: SIM115
+            opened = _new_file_in(folder)
         except FileNotFoundError:  # a run that ended beside this one removed the empty folder
-            Path(self.root, "tmp").mkdir(parents=True, exist_ok=True)
-            opened = tempfile.NamedTemporaryFile(dir=folder, prefix=prefix)  # noqa: SIM115
+            opened = _new_file_in(folder)
+        except OSError as error:
+            if error.errno not in _NO_RIGHT_TO_WRITE:
+                raise
+            remedy = "set TMPDIR to another folder" if self.remote else "give another output, or make it writable"
+            raise StorageError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from None
         with opened as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             yield file
@@ -195,6 +197,11 @@ class Store:
         if not self.remote:
             with contextlib.suppress(OSError):  # not empty, or never made
                 Path(self.root, "tmp").rmdir()
+
+
+def _new_file_in(folder: str) -> Any:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return tempfile.NamedTemporaryFile(dir=folder, prefix=f"{socket.gethostname()}!{os.getpid()}!")
 
 
 def _http_status(error: OSError) -> int | None:

@@ -40,7 +40,7 @@ from pairmill.schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_sc
 
 _READERS, _READ_AHEAD = 32, 256
 DATA_FOLDERS = ("pairs", "rejects", "images")
-_DATA_NAME = re.compile(r"(?P<shard>\d+)(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
+DATA_NAME = re.compile(r"(?P<shard>\d{9,})(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class StrayFiles:
         self.rivals: dict[tuple[int, int], list[str]] = {}
         """(shard, generation) -> files where an attempt found the plain name taken: few, so memory stays small."""
         for folder in DATA_FOLDERS:
-            names = [(name, match) for name in store.list(folder) if (match := _DATA_NAME.fullmatch(name))]
+            names = [(name, match) for name in store.list(folder) if (match := DATA_NAME.fullmatch(name))]
             contested = {_slot(match) for _, match in names if match["attempt"]}
             for name, match in names:
                 if _slot(match) in contested:

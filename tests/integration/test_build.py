@@ -251,7 +251,7 @@ def test_a_rule_that_was_put_right_needs_a_new_folder_and_the_message_says_that_
     prepare(build_job)
     blocklist.write_text("http://a.example/2.jpg\n")
     blocklists._load.cache_clear()
-    with pytest.raises(JobError, match=r"the content of .*\n.*Nothing is committed there yet: delete that folder"):
+    with pytest.raises(JobError, match=r"the content of .*\n.*Nothing is committed there yet: delete its plan/"):
         prepare(build_job)
     with pytest.raises(JobError, match=r"images\.size: 512 there, 64 now"):
         prepare(build_job.model_copy(update={"images": ImagesConfig(size=64)}))

@@ -123,3 +123,10 @@ def test_a_name_that_is_taken_is_known_by_the_status_of_the_answer(
 def test_an_output_where_a_commit_is_not_atomic_is_refused() -> None:
     with pytest.raises(StorageError, match="a local folder or s3://"):
         Store("gs://bucket/out")
+
+
+def test_a_folder_that_nobody_may_write_to_is_one_error_that_names_it_and_says_what_to_give() -> None:
+    """The kernel lets no user, not even root, make a folder in /sys."""
+    for write in (Store("/sys/pairmill").create, Store("/sys/pairmill").replace):
+        with pytest.raises(StorageError, match=r"^/sys/pairmill/tmp: cannot be written \(.*\); give another output"):
+            write("a", b"x")

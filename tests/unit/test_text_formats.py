@@ -27,6 +27,7 @@ from pairmill.pipeline.source.plan import describe_plan, load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob, SourceConfig, fingerprint_fields
 from pairmill.schemas.manifest import shards_from_table
+from pairmill.schemas.record import JobRecord
 from tests.unit.test_convert import column, converted, problems
 
 DELIMITERS = [",", ";", "\t", "|"]
@@ -212,7 +213,7 @@ def test_a_broken_row_is_caption_invalid_and_the_others_are_pairs_to_be(tmp_path
         file.write(b"http://e.org/6;caf\xe9\nhttp://e.org/7;one;more\n")
     job = BuildJob.model_validate({"source": {"paths": [str(tmp_path / "a.csv")]}, "output": str(tmp_path / "out")})
     store = Store(job.output)
-    plan = make_plan(job, store, {"fingerprint": "job"})
+    plan = make_plan(JobRecord(job, "job"), store)
     reader = ShardReader(store, plan.mapping)
     (table,) = [reader.read(shard) for shard in shards_from_table(plan.shards)]
     reader.close()

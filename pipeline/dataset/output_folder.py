@@ -1,0 +1,70 @@
+"""Whose an output folder is: told from one listing of it, before anything is written there.
+
+A folder is free if it is empty, or has hidden files alone (`.DS_Store`). It is a dataset if it has a plan, which is
+written before everything else but `input/` and `tmp/`: another driver may have only just begun. Whatever else is in
+such a folder may stay there. An export is known by its record in the same way.
+"""
+
+import re
+from pathlib import Path
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.errors import JobError
+
+EXPORT_RECORD = "export/export.json"
+
+_PLAN_FILE = re.compile(r"\d+\.parquet")
+_CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
+
+
+def check_dataset_folder(store: Store) -> None:
+    """Raises JobError for a folder that is neither free nor a dataset's, and for a path that leads through a file."""
+    _check_is_folder(store)
+    names = names_in(store)
+    if "export/" in names and store.exists(EXPORT_RECORD):
+        raise JobError(f"output: {store.root} is an export; give another folder")
+    foreign = [name for name in names if name not in ("input/", "tmp/")]
+    if "input/" in names:
+        foreign += [f"input/{name}" for name in store.list("input") if not _CONVERTED_FILE.fullmatch(name)]
+    # Looked at last: what another driver has just written, it has written after its plan.
+    if foreign and not any(_PLAN_FILE.fullmatch(name) for name in store.list("plan")):
+        raise JobError(_refusal(store, foreign))
+
+
+def check_export_folder(store: Store) -> None:
+    """Raises JobError for a folder that is neither free nor an export's, and for a path that leads through a file."""
+    _check_is_folder(store)
+    foreign = [name for name in names_in(store) if name != "tmp/"]
+    if foreign and not store.exists(EXPORT_RECORD):
+        raise JobError(_refusal(store, foreign))
+
+
+def names_in(store: Store) -> list[str]:
+    """Names directly in the folder, sorted, those of folders with a `/`; hidden ones are left out."""
+    try:
+        entries = store.fs.ls(store.root, detail=True)
+    except FileNotFoundError:
+        return []
+    root = store.fs._strip_protocol(store.root)
+    found = []
+    for entry in entries:
+        path = str(entry["name"]).rstrip("/")
+        name = path.rpartition("/")[2]
+        if path != root and not name.startswith("."):  # S3's consoles make an object for the folder itself
+            found.append(f"{name}/" if entry["type"] == "directory" else name)
+    return sorted(found)
+
+
+def _check_is_folder(store: Store) -> None:
+    if store.remote:
+        return
+    for path in (Path(store.root), *Path(store.root).parents):
+        if path.is_file():
+            raise JobError(f"output: {path} is a file, not a folder")
+
+
+def _refusal(store: Store, foreign: list[str]) -> str:
+    more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
+    return (
+        f"output: {store.root} is not empty, and not pairmill's: it has {foreign[0]}{more}; give a new or empty folder"
+    )

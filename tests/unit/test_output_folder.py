@@ -1,0 +1,155 @@
+"""A folder that is not pairmill's is refused before anything is written there, and no file in it is to be deleted."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pairmill.jobs.build import prepare
+from pairmill.jobs.demo.demo import run_demo
+from pairmill.jobs.explain import explain
+from pairmill.pipeline.check.verify import strangers
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import check_dataset_folder, check_export_folder
+from pairmill.pipeline.dataset.shards import StrayFiles
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.jobs import BuildJob
+from tests.unit.test_shards import in_flight, writer
+
+FOREIGN = [
+    ["thesis.docx"],
+    ["images/cat.jpg"],
+    ["images/00000.tar", "manifests/a.json", "pairs/a.parquet"],
+    ["plan/notes.md", "job.yaml"],
+    ["input/list.csv"],
+    ["input/list.parquet", "tmp/x"],
+    ["manifests/000000000.json", "pairs/000000000.parquet"],  # ours once, but its plan was deleted
+    ["export/notes.txt"],
+    [".DS_Store", "_SUCCESS"],
+]
+FREE = [[], [".DS_Store"], [".git/config", ".hidden"], ["tmp/host!1!x"], ["input/a.csv-0123456789abcdef.parquet"]]
+
+
+def fill(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"mine")
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def job(folder: Path, output: Path, kind: str = "urls") -> BuildJob:
+    (folder / "in.csv").write_text("url;caption\n" + "".join(f"http://e.org/{n};a cat\n" for n in range(40)))
+    source = {"paths": [str(folder / "in.csv")], "kind": kind, "caption_column": "caption"}
+    models = [{"name": "tiny"}] if kind == "corpus" else []
+    return BuildJob.model_validate({"source": source, "output": str(output), "shard_rows": 4, "models": models})
+
+
+@pytest.mark.parametrize("names", FOREIGN)
+@pytest.mark.parametrize("start", [prepare, explain])
+@pytest.mark.parametrize("kind", ["urls", "corpus"])
+def test_a_folder_of_other_things_is_refused_and_stays_as_it_is(
+    tmp_path: Path, names: list[str], start: Callable[[BuildJob], object], kind: str
+) -> None:
+    fill(tmp_path / "out", names)
+    before = contents(tmp_path / "out")
+    with pytest.raises(JobError, match=r"/out is not empty, and not pairmill's: it has .*; give a new or empty folder"):
+        start(job(tmp_path, tmp_path / "out", kind))
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("names", [*FOREIGN, ["input/a.csv-0123456789abcdef.parquet"], ["plan/0.parquet"]])
+def test_an_export_refuses_them_too(tmp_path: Path, names: list[str]) -> None:
+    fill(tmp_path, names)
+    with pytest.raises(JobError, match="is not empty, and not pairmill's"):
+        check_export_folder(Store(str(tmp_path)))
+
+
+@pytest.mark.parametrize("names", [["thesis.docx"], ["dataset/pairs/0.parquet"], ["demo.json"]])
+def test_the_demo_refuses_them_too(tmp_path: Path, names: list[str]) -> None:
+    fill(tmp_path / "out", names)
+    before = contents(tmp_path / "out")
+    with pytest.raises(JobError, match="the folder is no demo's: it has"):
+        run_demo(str(tmp_path / "out"), 800, 1, as_json=False)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("names", FREE)
+def test_an_empty_folder_and_one_with_hidden_files_or_a_dead_driver_s_are_free(
+    tmp_path: Path, names: list[str]
+) -> None:
+    fill(tmp_path / "out", names)
+    _, plan = prepare(job(tmp_path, tmp_path / "out"))
+    assert plan.num_rows == 40
+
+
+def test_a_new_folder_is_free_and_a_dataset_s_takes_what_its_owner_puts_beside_it(tmp_path: Path) -> None:
+    _, plan = prepare(job(tmp_path, tmp_path / "deep" / "out"))
+    fill(tmp_path / "deep" / "out", ["notes.md", "input/more.csv", "images/cat.jpg", "contact_sheet.html"])
+    assert prepare(job(tmp_path, tmp_path / "deep" / "out"))[1] == plan
+
+
+def test_a_path_that_leads_through_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "out"):
+        for check in (check_dataset_folder, check_export_folder):
+            with pytest.raises(JobError, match=r"/file is a file, not a folder"):
+                check(Store(str(output)))
+
+
+def test_drivers_that_start_at_once_all_get_in(tmp_path: Path) -> None:
+    """Each sees what the others have written so far: conversions, a plan, or files of the first shards."""
+    for attempt in range(8):
+        what, drivers = job(tmp_path, tmp_path / f"out{attempt}"), 4
+        start = threading.Barrier(drivers)
+
+        def run(what: BuildJob = what, start: threading.Barrier = start) -> object:
+            start.wait()
+            _, plan = prepare(what)
+            Store(what.output).create("pairs/000000000.parquet", b"")
+            return plan.shards
+
+        with ThreadPoolExecutor(drivers) as pool:
+            plans = [each.result() for each in [pool.submit(run) for _ in range(drivers)]]
+        assert all(plan == plans[0] for plan in plans)
+
+
+def test_of_unnamed_files_only_our_own_are_to_be_deleted(tmp_path: Path) -> None:
+    manifest = writer(tmp_path).commit(in_flight(["ok", "timeout"], [True, False]))
+    named = {file.path for file in manifest.files.values()}
+    ours = ["pairs/000000007.g1.parquet", "rejects/000000008.parquet", f"images/000000007.{'0' * 32}.tar"]
+    for name, like in zip(ours, ("pairs", "rejects", "images"), strict=True):
+        (tmp_path / name).write_bytes((tmp_path / f"{like}/000000007.{name.rpartition('.')[2]}").read_bytes())
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "pairs" / "000000009.parquet")
+    foreign = [
+        "pairs/list.csv",
+        "images/cat.jpg",
+        "images/00000.tar",
+        "images/000000010.tar",
+        "rejects/000000011.parquet",
+    ]
+    fill(tmp_path, [*foreign, "pairs/.DS_Store", "pairs/_SUCCESS"])
+    found = dict(problem.split(" ", 1) for problem in strangers(Store(str(tmp_path)), named))
+    assert {name for name, text in found.items() if "delete" in text} == set(ours)
+    assert {name for name, text in found.items() if "is not pairmill's" in text} == {
+        *foreign,
+        "pairs/000000009.parquet",
+    }
+    assert len(found) == len(ours) + len(foreign) + 1
+
+
+def test_a_run_s_clean_up_takes_no_foreign_file(tmp_path: Path) -> None:
+    """Not even one whose name is nearly that of a dead attempt's."""
+    store = Store(str(tmp_path))
+    store.create("pairs/000000007.parquet", b"a dead attempt's")
+    manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
+    fill(tmp_path, ["pairs/7.parquet", "pairs/00007.parquet", "images/7.tar", "pairs/7.g0.parquet"])
+    assert StrayFiles(store).remove(manifest) == ["pairs/000000007.parquet"]
+    assert store.exists("pairs/00007.parquet")
