@@ -48,6 +48,8 @@ class Faults:
     """Every connection is cut at once."""
     deny_writes: bool = False
     """Answered with 403 AccessDenied."""
+    deny_lists: bool = False
+    """The same for listings."""
 
 
 @dataclass
@@ -98,7 +100,8 @@ class FaultyS3:
             return web.Response(status=503, text=SLOW_DOWN, content_type="application/xml")
         if request.method == "POST" and f"POST {request.raw_path}" in self._done:  # not all servers remember
             return web.Response(status=404, text=NO_UPLOAD, content_type="application/xml")
-        if faults.deny_writes and request.method in ("PUT", "POST"):
+        is_denied = request.method in ("PUT", "POST") if faults.deny_writes else False
+        if is_denied or (faults.deny_lists and _kind(request) == "LIST"):
             return web.Response(status=403, text=DENIED, content_type="application/xml")
         headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
         target = f"{self.target}{request.raw_path}"

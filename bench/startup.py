@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.faulty_s3 import FaultyS3, credentials, s3_server
-from pairmill.jobs.build import build
+from pairmill.jobs.build import build, check
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.plan import make_plan
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest, manifest_name
+from pairmill.schemas.record import JobRecord
 from pairmill.schemas.s3 import S3Config
 
 
@@ -52,6 +54,12 @@ def write_source(path: Path, rows: int) -> bytes:
     return path.read_bytes()
 
 
+def plan(what: BuildJob) -> None:
+    """The plan of an output that has manifests already, which no build would take for its own."""
+    checked, fingerprint = check(what)
+    make_plan(JobRecord(checked, fingerprint), Store(checked.output, checked.s3))
+
+
 def start(what: BuildJob) -> float:
     """Seconds until the first shard could be handed out."""
     started = time.perf_counter()
@@ -79,7 +87,7 @@ def main() -> None:
             proxy = FaultyS3(url)
             Store("s3://mill/in", S3Config(endpoint=proxy.url)).create("in.parquet", data)
             on_s3: Any = job("s3://mill/in/in.parquet", "s3://mill/out", proxy.url)
-            start(on_s3)
+            plan(on_s3)
             proxy.requests.clear()
             seconds = start(on_s3)
             print(f"S3: {seconds:.1f} s, {dict(proxy.requests)}")

@@ -43,6 +43,7 @@ def add_model(
     {"run": {"device": "cuda"}}. Raises JobError."""
     started = time.perf_counter()
     store = Store(output, s3_of(settings or {}))
+    store.check_access()
     plan = load_plan(store)
     pipeline = _pipeline(store, plan, model, settings or {})
     (added,) = pipeline.job.models

@@ -17,6 +17,7 @@ from pairmill.jobs.cluster.job_bundle import BLOCKLISTS, custom_modules
 from pairmill.jobs.job_file import fingerprint, resolve
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.files import Files, absolute
+from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
@@ -94,6 +95,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
 
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
+    check_buckets([job.output, *job.source.paths], job.s3)
     store = Store(job.output, job.s3)
     check_dataset_folder(store)
     job, job_fingerprint = check(job)
@@ -135,6 +137,7 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
 
 def current(store: Store) -> BuildResult:
     """What an output folder holds now, while a run is under way or after it. Raises PlanError where there is none."""
+    store.check_access()
     plan, totals = load_plan(store), Totals()
     for manifest in read_manifests(store):
         totals.add(manifest)

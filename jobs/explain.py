@@ -18,6 +18,7 @@ from pairmill.jobs.cluster.pools import (
     shards_in_flight,
     source_of,
 )
+from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
@@ -79,6 +80,7 @@ class Explanation:
 
 def explain(job: BuildJob) -> Explanation:
     """What `build` would do with this job. Joins its cluster to see the machines; writes nothing. Raises JobError."""
+    check_buckets([job.output, *job.source.paths], job.s3)
     store = Store(job.output, job.s3)
     check_dataset_folder(store)
     job, fingerprint = check(job)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
+from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD, check_export_folder
 from pairmill.pipeline.dataset.subset import read_rows, read_shards, read_subset
@@ -50,6 +51,7 @@ def export(job: ExportJob) -> ExportResult:
 
     Raises JobError, before anything is written, for a job that cannot run as it is written.
     """
+    check_buckets([job.dataset, job.output], job.s3)
     output = Store(job.output, job.s3)
     check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)

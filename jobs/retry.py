@@ -51,6 +51,7 @@ def retry(
     started = time.perf_counter()
     wanted = _checked(statuses)
     store = Store(output, s3_of(settings or {}))
+    store.check_access()
     plan = load_plan(store)
     if plan.job.source.is_corpus:
         raise JobError(f"{store.root} was made from a corpus: there is nothing to fetch again")

@@ -93,6 +93,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Su
 def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
     """Raises JobError for an unfinished dataset (with `partial`, only for one without any finished shard)."""
     store = Store(path, s3)
+    store.check_access()
     plan, done = load_plan(store), committed(store)
     missing = plan.num_shards - len(done)
     if missing and not partial:

@@ -26,6 +26,7 @@ _UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 def verify(store: Store, rescore: int = 64) -> VerifyReport:
     """Check every committed shard, then `rescore` pairs from shards that are spread evenly over all."""
+    store.check_access()
     report = VerifyReport()
     plan = load_plan(store)
     scored: list[int] = []

@@ -15,7 +15,7 @@ from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 S3_SCHEMES = ("s3://", "s3a://")
 _CHUNK_BYTES = 1 << 20
-_GLOB_CHARACTERS = frozenset("*?[")
+GLOB_CHARACTERS = frozenset("*?[")
 
 
 def is_remote(path: str) -> bool:
@@ -96,7 +96,7 @@ class Files:
         elif fs.isdir(inside):
             found = [name for name in fs.find(inside) if _is_visible_input(name, inside, suffixes)]
         else:
-            matches = fs.glob(inside) if _GLOB_CHARACTERS & set(inside) else []
+            matches = fs.glob(inside) if GLOB_CHARACTERS & set(inside) else []
             found = [name for name in matches if fs.isfile(name) and not PurePosixPath(name).name.startswith(".")]
         if not found:
             raise FileNotFoundError(f"no input found at {path}")

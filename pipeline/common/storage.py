@@ -19,6 +19,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, absolute, is_remote, join
+from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
 
@@ -49,6 +50,10 @@ class Store:
     def fs(self) -> Any:
         """The fsspec file system of a remote root: this process's own, so a Store may be pickled and outlive a fork."""
         return self.files.file_system(self.root)[0]
+
+    def check_access(self) -> None:
+        """Raises S3AccessError where a folder on S3 cannot be reached; takes 10 s at most. Local folders pass."""
+        check_buckets([self.root], self.files.s3)
 
     def path(self, name: str) -> str:
         """Absolute path or URL of a name in this folder. Refuses names that lead out of it."""

@@ -43,6 +43,7 @@ class FeedShards:
     @classmethod
     def open(cls, store: Store, subset: str | None) -> "FeedShards":
         """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset."""
+        store.check_access()
         plan, done = load_plan(store), committed(store)
         chunk = describe(store, sorted(done.items()), complete_models(store, done))
         selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)

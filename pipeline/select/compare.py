@@ -67,6 +67,7 @@ def compare(store: Store, one_name: str, other_name: str) -> Comparison:
 
     Memory is bounded by a chunk of shards, and by the uids of the shards that were rebuilt in between.
     """
+    store.check_access()
     one, other = read_subset(store, one_name), read_subset(store, other_name)
     tally, rebuilt = _Tally(), list[int]()
     for mine, theirs in _aligned(read_shards(store, one), read_shards(store, other)):

@@ -8,6 +8,7 @@ import pytest
 
 from bench.faulty_s3 import Faults, FaultyS3, credentials, s3_server
 from bench.startup import job as startup_job
+from bench.startup import plan as plan_startup
 from bench.startup import start as startup
 from bench.startup import write_source
 from pairmill.pipeline.check.verify import verify
@@ -71,7 +72,7 @@ def test_a_start_on_many_manifests_lists_them_and_reads_none(tmp_path: Path) -> 
             "in.parquet", write_source(tmp_path / "in.parquet", 2_501)
         )
         what = startup_job("s3://many/in/in.parquet", "s3://many/out", proxy.url)
-        startup(what)
+        plan_startup(what)
         proxy.requests.clear()
         startup(what)
         requests = dict(proxy.requests)

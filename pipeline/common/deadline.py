@@ -1,0 +1,28 @@
+"""A call with a time limit that holds whatever the call waits for: a host that is silent, or a name server that is."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
+
+
+def within(seconds: float, call: Callable[[], _Result]) -> _Result:
+    """The result of `call`, or its exception. Raises TimeoutError when the time is up; the call is left to itself."""
+    done: queue.SimpleQueue[tuple[_Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((call(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no result within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]

@@ -1,0 +1,251 @@
+"""A wrong endpoint, key or bucket is one line with the remedy within 10 s, for every command; and folders on S3 that
+are not pairmill's are refused."""
+
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import pytest
+
+from bench.faulty_s3 import CREDENTIALS, Faults, FaultyS3, credentials, s3_server
+from pairmill.jobs.add_model import add_model
+from pairmill.jobs.build import build, current, prepare
+from pairmill.jobs.explain import explain
+from pairmill.jobs.export import export
+from pairmill.jobs.retry import retry
+from pairmill.jobs.select import select
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.s3_probe import S3AccessError, check_buckets
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+from pairmill.pipeline.select.compare import compare
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.export import ExportJob
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.subset import SelectJob
+from tests.integration.test_command import run
+
+LIMIT_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def as_a_stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No credentials but those that a test gives."""
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", *CREDENTIALS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """It asks nobody who they are."""
+    with s3_server("mill") as url:
+        yield url
+
+
+def strict_user(server: str) -> dict[str, str]:
+    """Makes the server ask who one is; returns the keys of the only user that it knows, who may do nothing with S3."""
+    client = boto3.client("iam", endpoint_url=server)
+    client.create_user(UserName="user")
+    key = client.create_access_key(UserName="user")["AccessKey"]
+    client.close()
+    ask = urllib.request.Request(f"{server}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+    urllib.request.urlopen(ask).close()
+    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+
+
+def s3_job(source: str, output: str, s3: S3Config, kind: str = "urls") -> BuildJob:
+    models = [{"name": "tiny"}] if kind == "corpus" else []
+    values = {"source": {"paths": [source], "kind": kind}, "output": output, "models": models}
+    return BuildJob.model_validate({**values, "s3": s3.model_dump()})
+
+
+def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
+    """Everything that reaches for a bucket first."""
+    (folder / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
+    here, there, settings = str(folder / "in.csv"), "s3://mill/out", {"s3": s3.model_dump()}
+    select_job = SelectJob.model_validate({"dataset": there, "name": "some", "s3": settings["s3"]})
+    exports = {
+        name: ExportJob.model_validate({"dataset": dataset, "subset": "some", "output": output, "s3": settings["s3"]})
+        for name, dataset, output in (("from", there, str(folder / "x")), ("to", str(folder / "y"), there))
+    }
+    return {
+        "build from": lambda: build(s3_job("s3://mill/in/*.csv", str(folder / "out"), s3)),
+        "build to": lambda: build(s3_job(here, there, s3)),
+        "explain": lambda: explain(s3_job(here, there, s3)),
+        "embed": lambda: build(s3_job("s3://mill/tars", str(folder / "emb"), s3, "corpus")),
+        "status": lambda: current(Store(there, s3)),
+        "verify": lambda: verify(Store(there, s3)),
+        "retry": lambda: retry(there, settings=settings),
+        "add model": lambda: add_model(there, {"name": "tiny"}, settings),
+        "select": lambda: select(select_job),
+        "compare": lambda: compare(Store(there, s3), "one", "other"),
+        "export from": lambda: export(exports["from"]),
+        "export to": lambda: export(exports["to"]),
+        "feed": lambda: PairDataset(FeedConfig(there, s3=s3)),
+    }
+
+
+def check_that_all_refuse(s3: S3Config, folder: Path, message: str, *names: str) -> None:
+    """All commands, or those of these names: with one line that names bucket and endpoint, in time."""
+
+    def refused(command: Callable[[], object]) -> tuple[str, float]:
+        started = time.monotonic()
+        with pytest.raises(S3AccessError) as caught:
+            command()
+        return str(caught.value), time.monotonic() - started
+
+    wanted = {name: command for name, command in commands(s3, folder).items() if name in names or not names}
+    with ThreadPoolExecutor(4) as pool:
+        found = dict(zip(wanted, pool.map(refused, wanted.values()), strict=True))
+    for name, (text, seconds) in found.items():
+        assert text.startswith(f"s3://mill at {s3.endpoint}: {message}"), (name, text)
+        assert "\n" not in text, name
+        assert seconds < LIMIT_S, (name, seconds)
+    assert not list(folder.glob("out/*"))
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def closed_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_nothing_listens(tmp_path: Path) -> None:
+    endpoint = closed_port()
+    with credentials():
+        message = "nothing answers there: check s3.endpoint (or AWS_ENDPOINT_URL) and the network"
+        check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, message)
+
+
+def test_the_host_does_not_answer(tmp_path: Path) -> None:
+    few = ("build from", "embed", "verify", "feed")
+    with silent_server() as endpoint, credentials():
+        check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, "no answer within 5 s: check s3.endpoint", *few)
+
+
+def test_there_are_no_credentials(server: str, tmp_path: Path) -> None:
+    message = "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.profile, or s3.anonymous: true"
+    check_that_all_refuse(S3Config(endpoint=server), tmp_path, message)
+
+
+def test_the_credentials_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server("mill") as server, credentials():
+        keys, s3 = strict_user(server), S3Config(endpoint=server)
+        message = "InvalidAccessKeyId: correct the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        check_that_all_refuse(s3, tmp_path, message)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AWS_ACCESS_KEY_ID"])
+        with pytest.raises(S3AccessError, match="SignatureDoesNotMatch: correct the credentials") as caught:
+            check_buckets(["s3://mill/out"], s3)
+        assert keys["AWS_ACCESS_KEY_ID"] not in str(caught.value)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["AWS_SECRET_ACCESS_KEY"])
+        with pytest.raises(S3AccessError, match=r"AccessDenied: allow it s3:ListBucket, or give other credentials"):
+            check_buckets(["s3://mill/out"], s3)
+
+
+def test_there_is_no_such_bucket(server: str, tmp_path: Path) -> None:
+    with credentials():
+        s3 = S3Config(endpoint=server)
+        message = "NoSuchBucket: create the bucket, or correct its name or s3.endpoint"
+        with pytest.raises(S3AccessError, match=rf"^s3://mole at {server}: {message}$"):
+            build(s3_job(str(tmp_path / "in.csv"), "s3://mole/out", s3))
+        with pytest.raises(S3AccessError, match=rf"^s3://mole at {server}: {message}$"):
+            current(Store("s3://mole/out", s3))
+
+
+def test_the_command_says_it_on_one_line(server: str, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
+    at = ["--set", f"s3.endpoint={server}"]
+    nowhere = closed_port()
+    with credentials():
+        for arguments, message in (
+            (["build", "in.csv", "s3://mole/out", *at], f"s3://mole at {server}: NoSuchBucket: create the bucket"),
+            (["status", "s3://mole/out", *at], f"s3://mole at {server}: NoSuchBucket: create the bucket"),
+            (
+                ["verify", "s3://mill/out", "--set", f"s3.endpoint={nowhere}"],
+                f"s3://mill at {nowhere}: nothing answers",
+            ),
+            (
+                ["status", "s3://mill/out", "--set", "s3.profile=nobody"],
+                "s3://mill: The config profile (nobody) could not",
+            ),
+        ):
+            done = run(arguments, tmp_path)
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(f"pairmill: {message}"), line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv"]
+
+
+def test_what_may_get_better_is_waited_out_by_the_work_itself(server: str) -> None:
+    """Throttling and cut connections are no finding; and what has answered once is not asked again."""
+    with credentials():
+        for faults in (Faults(slow_down=1.0), Faults(reset=1.0), Faults(down=True)):
+            proxy = FaultyS3(server, faults=faults)
+            check_buckets(["s3://mill/out"], S3Config(endpoint=proxy.url))
+            proxy.close()
+        proxy = FaultyS3(server)
+        for _ in range(3):
+            check_buckets(
+                ["s3://mill/out", "s3://mill/in/a.csv", "/here", "s3a://mill/x"], S3Config(endpoint=proxy.url)
+            )
+        assert proxy.requests == {"LIST": 1}
+        proxy.close()
+
+
+def test_a_reader_who_may_not_list_may_read(server: str) -> None:
+    with credentials():
+        store = Store("s3://mill/read", S3Config(endpoint=server))
+        store.create("a.csv", b"url\n")
+        proxy = FaultyS3(server, faults=Faults(deny_lists=True))
+        s3 = S3Config(endpoint=proxy.url)
+        check_buckets(["s3://mill/read/a.csv"], s3)
+        proxy.close()
+        proxy = FaultyS3(server, faults=Faults(deny_lists=True))
+        with pytest.raises(S3AccessError, match="AccessDenied: allow it s3:ListBucket"):
+            check_buckets(["s3://mill/read/*.csv"], S3Config(endpoint=proxy.url))
+        proxy.close()
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "images/cat.jpg", "input/list.csv", "deep/down/a"])
+def test_a_prefix_of_other_objects_is_refused_after_listings_that_do_not_go_deep(
+    server: str, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
+    with credentials():
+        root = f"s3://mill/foreign-{name.partition('/')[0]}"
+        Store(root, S3Config(endpoint=server)).create(name, b"mine")
+        proxy = FaultyS3(server)
+        with pytest.raises(JobError, match="is not empty, and not pairmill's"):
+            prepare(s3_job(str(tmp_path / "in.csv"), root, S3Config(endpoint=proxy.url)))
+        assert set(proxy.requests) == {"LIST"}  # s3fs makes two or three of one
+        assert proxy.requests["LIST"] <= 6
+        proxy.close()
+
+
+def test_a_folder_s_own_object_and_hidden_ones_are_no_foreign_files(server: str, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
+    with credentials():
+        client = boto3.client("s3", endpoint_url=server)
+        client.put_object(Bucket="mill", Key="made-by-hand/", Body=b"")  # as S3's consoles make a folder
+        client.put_object(Bucket="mill", Key="made-by-hand/.keep", Body=b"")
+        client.close()
+        s3 = S3Config(endpoint=server)
+        for _ in range(2):
+            _, plan = prepare(s3_job(str(tmp_path / "in.csv"), "s3://mill/made-by-hand", s3))
+            assert plan.num_rows == 1
