@@ -88,6 +88,7 @@ def main() -> None:
             Store("s3://mill/in", S3Config(endpoint=proxy.url)).create("in.parquet", data)
             on_s3: Any = job("s3://mill/in/in.parquet", "s3://mill/out", proxy.url)
             plan(on_s3)
+            start(on_s3)
             proxy.requests.clear()
             seconds = start(on_s3)
             print(f"S3: {seconds:.1f} s, {dict(proxy.requests)}")

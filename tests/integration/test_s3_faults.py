@@ -73,6 +73,7 @@ def test_a_start_on_many_manifests_lists_them_and_reads_none(tmp_path: Path) -> 
         )
         what = startup_job("s3://many/in/in.parquet", "s3://many/out", proxy.url)
         plan_startup(what)
+        startup(what)
         proxy.requests.clear()
         startup(what)
         requests = dict(proxy.requests)
