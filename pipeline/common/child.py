@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.common.faults import LocalFault, local_fault
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 _PARENT_CHECK_S = 1.0
@@ -79,10 +79,8 @@ def _guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) ->
     faulthandler.dump_traceback_later(2 * timeout_s, exit=True)
     try:
         return function(*arguments), None
-    except LocalFault as fault:
-        return None, fault
     except BaseException as error:  # SystemExit too; by its words, as not every exception travels
-        return None, RuntimeError(f"{type(error).__name__}: {error}")
+        return None, local_fault(error) or RuntimeError(f"{type(error).__name__}: {error}")
     finally:
         faulthandler.cancel_dump_traceback_later()
 

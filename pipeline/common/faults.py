@@ -4,6 +4,7 @@ No row is to blame for a fault of the machine, and none may be lost to it: the s
 """
 
 import errno
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -13,9 +14,6 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 
 LOCAL_ERRNOS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-_OUT_OF_MEMORY = "Insufficient memory"
-"""What OpenCV says (StsNoMem) where Python would raise MemoryError."""
 
 
 class LocalFault(PairmillError, RuntimeError):
@@ -37,9 +35,18 @@ def local_fault(error: BaseException) -> LocalFault | None:
     number = getattr(error, "errno", None)
     if number in _FULL_ERRNOS:
         return DiskFull("no room left on the disk of the output, or of a worker's temporary folder")
-    if isinstance(error, MemoryError) or number in LOCAL_ERRNOS or _OUT_OF_MEMORY in str(error):
+    if isinstance(error, MemoryError) or number in LOCAL_ERRNOS or _is_opencv_out_of_memory(error):
         return LocalFault(f"{type(error).__name__}: {error}")
     return None
+
+
+def _is_opencv_out_of_memory(error: BaseException) -> bool:
+    """OpenCV raises its own error with a code where Python would raise MemoryError.
+
+    To be called while the error is handled: OpenCV keeps the code of its latest error, on the class.
+    """
+    cv2 = sys.modules.get("cv2")  # if it is not loaded, no error can come from it
+    return cv2 is not None and isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def write_tar(
 
 
 def _ending(picture: pa.Buffer | bytes) -> str:
-    found = sniff.image_format(bytes(picture[: sniff.ENOUGH])) or "bin"
+    found = sniff.image_format(bytes(picture[: sniff.FORMAT_HEAD_BYTES])) or "bin"
     return {"JPEG": "jpg", "TIFF": "tif"}.get(found, found.lower())
 
 

@@ -23,9 +23,10 @@ from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.encode.clip_model import ClipModel, Floats, load_model
+from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
 from pairmill.pipeline.image.phash import phash
-from pairmill.pipeline.image.processor import ImageError, ImageProcessor, is_one_color
+from pairmill.pipeline.image.processor import ImageProcessor, is_one_color
 from pairmill.pipeline.image.resize import Pixels
 from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.pairs import embedding_type, score_columns

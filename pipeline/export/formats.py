@@ -242,7 +242,7 @@ def _npy(array: npt.NDArray[np.float16]) -> Write:
 
 def _for_trainers(picture: bytes) -> bytes:
     """The picture itself if trainers know its format, else a PNG of its pixels."""
-    if sniff.image_format(picture[: sniff.ENOUGH]) in ("JPEG", "PNG", "WEBP"):
+    if sniff.image_format(picture[: sniff.FORMAT_HEAD_BYTES]) in ("JPEG", "PNG", "WEBP"):
         return picture
     file = io.BytesIO()
     Image.fromarray(ImageProcessor(ImagesConfig()).pixels(picture)).save(file, "png")

@@ -1,7 +1,7 @@
 """Which IP addresses a download may connect to.
 
-A URL list is written by strangers, and a worker stands inside somebody's network: without this check a list reaches
-cloud metadata (169.254.169.254), databases and the host itself (server-side request forgery, CWE-918).
+Strangers write URL lists, and workers run inside private networks: without this check a list reaches cloud metadata
+(169.254.169.254), databases and the host itself (server-side request forgery, CWE-918).
 """
 
 import ipaddress
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Ranges that carry an IPv4 address inside an IPv6 one: what counts is where the packet ends up.
+# IPv6 ranges that embed an IPv4 address: what counts is where the packet ends up.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: network-local, any length of prefix
 _IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291 section 2.5.5.1, deprecated
@@ -30,7 +30,7 @@ _LOW_32 = 0xFFFF_FFFF
 
 
 class AddressGuard:
-    """Lets global unicast addresses pass, and those in `allow_networks` (CIDR blocks)."""
+    """Allows global unicast addresses, and those in `allow_networks` (CIDR blocks)."""
 
     def __init__(self, allow_networks: Iterable[str] = ()) -> None:
         self._allowed: list[Network] = [ipaddress.ip_network(network) for network in allow_networks]
@@ -40,7 +40,7 @@ class AddressGuard:
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
-            return f"{host[:60]} is no IP address"
+            return f"{host[:60]} is not an IP address"
         inner = _embedded_ipv4(address)
         if self._is_allowed(address) or (inner is not None and self._is_allowed(inner)):
             return None
@@ -58,14 +58,14 @@ class AddressGuard:
 
 
 def _is_public(address: Address) -> bool:
-    """Global unicast. `is_global` follows IANA's special-purpose registries, and says True to global multicast."""
+    """Global unicast. `is_global` follows IANA's special-purpose registries, and is True for global multicast."""
     if any(address.version == network.version and address in network for network in _NEVER):
         return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
 def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that a packet to this IPv6 address ends up at, where the form tells."""
+    """The IPv4 address that a packet to this IPv6 address ends up at; None if the address embeds none."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if (inner := address.ipv4_mapped or address.sixtofour) is not None:
@@ -79,7 +79,7 @@ def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:
 
 
 def is_ipv4(host: str) -> bool:
-    """True for four decimal numbers without leading zeros, the one form that all programs read alike."""
+    """True for four decimal numbers without leading zeros, the only form that all programs parse alike."""
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
@@ -90,7 +90,7 @@ def is_ipv4(host: str) -> bool:
 def is_legacy_ipv4(host: str) -> bool:
     """True for IPv4 in any other form: `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`.
 
-    C libraries and browsers read these as addresses (inet_aton(3)); in a URL list nobody honest writes them.
+    C libraries and browsers parse these as addresses (inet_aton(3)); no honest URL list contains them.
     """
     try:
         socket.inet_aton(host.rstrip("."))

@@ -1,6 +1,6 @@
-"""Hosts that let every request run out of time: after so many in a row, nobody waits for them for a while.
+"""Stop asking hosts that never answer: after so many timeouts in a row, requests to a host fail at once for a while.
 
-A shard of 4,096 rows of one dead host would otherwise take hours, eight at a time.
+Otherwise a shard of 4,096 rows of one dead host would take hours, eight at a time.
 """
 
 import asyncio
@@ -9,54 +9,55 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pairmill.pipeline.fetch.body import FetchError
+from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.schemas.status import Status
 
-_QUIET_S = 60.0
-"""How long a silent host is left alone before it gets another chance."""
+_OPEN_S = 60.0
+"""How long a host is left alone before it is tried again."""
 
 _MAX_HOSTS = 20_000
 
 
-class SilentHosts:
-    """Counts requests in a row that ran out of time, per host. One answer of any kind starts the count again.
+class CircuitBreaker:
+    """Counts timeouts in a row per host. A response of any kind resets the count.
 
-    `least_wait_s`: what a host must have been waited for; where less was left of a URL's time, others used it up.
+    `max_timeouts`: that many open the circuit. `min_wait_s`: a shorter wait is not held against the host, as other
+    hosts used up the URL's time.
     """
 
-    def __init__(self, limit: int, least_wait_s: float) -> None:
-        self._limit = limit
-        self._least_wait_s = least_wait_s
-        self._missed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+    def __init__(self, max_timeouts: int, min_wait_s: float) -> None:
+        self._max_timeouts = max_timeouts
+        self._min_wait_s = min_wait_s
+        self._timeouts: OrderedDict[str, tuple[int, float]] = OrderedDict()  # host -> (in a row, open until)
 
     @contextmanager
-    def watch(self, host: str) -> Iterator[None]:
-        """Around one request: raises FetchError at once where the last `limit` ran out of time, and learns from it."""
-        self._require_answering(host)
+    def track(self, host: str) -> Iterator[None]:
+        """Around one request. Raises FetchError (timeout) at once if the host's circuit is open."""
+        self._require_closed(host)
         started = asyncio.get_running_loop().time()
         try:
             yield
-        except asyncio.CancelledError:  # the deadline of the URL
-            if asyncio.get_running_loop().time() - started >= self._least_wait_s:
-                self._miss(host)
+        except asyncio.CancelledError:  # the URL's deadline
+            if asyncio.get_running_loop().time() - started >= self._min_wait_s:
+                self._count_timeout(host)
             raise
         except FetchError as failure:
             if failure.status is Status.TIMEOUT:
-                self._miss(host)
+                self._count_timeout(host)
             else:
-                self._missed.pop(host, None)
+                self._timeouts.pop(host, None)
             raise
         else:
-            self._missed.pop(host, None)
+            self._timeouts.pop(host, None)
 
-    def _require_answering(self, host: str) -> None:
-        missed, until = self._missed.get(host, (0, 0.0))
-        if missed >= self._limit and asyncio.get_running_loop().time() < until:
-            detail = f"not asked: {host} left {missed} requests in a row without an answer"
+    def _require_closed(self, host: str) -> None:
+        timeouts, open_until = self._timeouts.get(host, (0, 0.0))
+        if timeouts >= self._max_timeouts and asyncio.get_running_loop().time() < open_until:
+            detail = f"not requested: the last {timeouts} requests to {host} timed out"
             raise FetchError(Status.TIMEOUT, detail, retry_after_s=math.inf)
 
-    def _miss(self, host: str) -> None:
-        missed, _ = self._missed.pop(host, (0, 0.0))
-        self._missed[host] = missed + 1, asyncio.get_running_loop().time() + _QUIET_S
-        if len(self._missed) > _MAX_HOSTS:
-            self._missed.popitem(last=False)
+    def _count_timeout(self, host: str) -> None:
+        timeouts, _ = self._timeouts.pop(host, (0, 0.0))
+        self._timeouts[host] = timeouts + 1, asyncio.get_running_loop().time() + _OPEN_S
+        if len(self._timeouts) > _MAX_HOSTS:
+            self._timeouts.popitem(last=False)

@@ -1,6 +1,6 @@
-"""Host names become addresses: one look-up per name for all who ask, failures remembered, private addresses left out.
+"""Host names become addresses: one look-up per name for all callers, failures cached too, private addresses refused.
 
-Says nothing about how a look-up is made: `pairmill.pipeline.fetch.fetcher` passes that in.
+How a look-up is made is not decided here: `resolver.py` passes that in.
 """
 
 import asyncio
@@ -8,46 +8,46 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from pairmill.pipeline.common.faults import LOCAL_ERRNOS
 from pairmill.pipeline.fetch.addresses import AddressGuard
-from pairmill.pipeline.fetch.ttl_cache import Remembered
+from pairmill.pipeline.fetch.ttl_cache import TtlCache
 
-_GOOD_S = 60.0
-_NO_SUCH_NAME_S = 60.0  # RFC 2308 section 5 allows up to three hours
-_NO_ANSWER_S = 15.0  # name servers that do not answer may be back soon (RFC 9520 section 3.2: 1 s to 5 min)
+_TTL_S = 60.0
+_NO_SUCH_NAME_TTL_S = 60.0  # RFC 2308 section 5 allows up to three hours
+_NO_ANSWER_TTL_S = 15.0  # name servers that do not answer may be back soon (RFC 9520 section 3.2: 1 s to 5 min)
 _MAX_NAMES = 20_000
-_LOOK_UPS_AT_ONCE = 128  # two packets each; small resolvers drop what is more
+_MAX_CONCURRENT_LOOKUPS = 128  # two packets each; small resolvers drop packets beyond that
 
 
 class AddressRefused(OSError):
-    """The address that was about to be connected to is not a public one. Nothing was sent to it."""
+    """The address to connect to is not public. Nothing was sent to it."""
 
 
 class NoSuchHost(OSError):
-    """The name servers say that there is no such name, or no address for it."""
+    """The name servers say that there is no such name, or that it has no address."""
 
 
-class HostNames:
-    """A cache in front of `look_up(name) -> addresses`, which raises OSError for a failure."""
+class DnsCache:
+    """Caches `look_up(name) -> addresses`, which raises OSError for a failure."""
 
     def __init__(self, look_up: Callable[[str], Awaitable[Sequence[str]]], guard: AddressGuard) -> None:
         self._look_up = look_up
         self._guard = guard
-        self._turns = asyncio.Semaphore(_LOOK_UPS_AT_ONCE)
-        self._found: Remembered[list[str] | OSError] = Remembered(self._ask, _keep_s, _MAX_NAMES)
+        self._concurrency = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
+        self._cache: TtlCache[list[str] | OSError] = TtlCache(self._resolve, _ttl_s, _MAX_NAMES)
 
-    async def addresses(self, name: str) -> list[str]:
+    async def resolve(self, name: str) -> list[str]:
         """The addresses of a name that may be connected to. Raises AddressRefused, NoSuchHost or another OSError."""
-        found = await self._found.get(name)
+        found = await self._cache.get(name)
         if isinstance(found, OSError):
             raise type(found)(*found.args)  # a new one: a raised exception collects tracebacks and frames
         return found
 
     async def close(self) -> None:
-        """Cancel the look-ups under way."""
-        await self._found.close()
+        """Cancel the look-ups that are running."""
+        await self._cache.close()
 
-    async def _ask(self, name: str) -> list[str] | OSError:
+    async def _resolve(self, name: str) -> list[str] | OSError:
         try:
-            async with self._turns:
+            async with self._concurrency:
                 addresses = list(await self._look_up(name))
         except OSError as error:
             return error
@@ -58,9 +58,9 @@ class HostNames:
         return allowed or AddressRefused(next(iter(refusals.values())))
 
 
-def _keep_s(found: list[str] | OSError) -> float:
+def _ttl_s(found: list[str] | OSError) -> float:
     if not isinstance(found, OSError):
-        return _GOOD_S
+        return _TTL_S
     if found.errno in LOCAL_ERRNOS:
-        return 0.0  # this machine's fault, which says nothing of the name
-    return _NO_SUCH_NAME_S if isinstance(found, AddressRefused | NoSuchHost) else _NO_ANSWER_S
+        return 0.0  # a fault of this machine says nothing about the name
+    return _NO_SUCH_NAME_TTL_S if isinstance(found, AddressRefused | NoSuchHost) else _NO_ANSWER_TTL_S

@@ -1,14 +1,13 @@
 """The download stage: a shard's URLs become its stored pictures.
 
-    the calling thread    waits, then fills the columns in row order
+    the calling thread    waits, then sets the columns in row order
     the loop's thread     one event loop and one Fetcher for all shards: hundreds of requests in flight
     decoding threads      checksums, pixels, the stored picture
 
-Several shards may be in work at the same time, so that the slow tail of one overlaps the head of the next.
+Several shards may be downloaded at the same time, so that the slow tail of one overlaps the head of the next.
 """
 
 import asyncio
-import hashlib
 import logging
 import threading
 import time
@@ -20,9 +19,11 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.text import describe
-from pairmill.pipeline.fetch.fetcher import Fetched, Fetcher
-from pairmill.pipeline.fetch.slots import ByteBudget
-from pairmill.pipeline.fetch.url_join import Download, fill_columns, interleave_hosts, urls_to_fetch
+from pairmill.pipeline.fetch.byte_budget import ByteBudget
+from pairmill.pipeline.fetch.columns import with_outcomes
+from pairmill.pipeline.fetch.fetcher import Fetcher
+from pairmill.pipeline.fetch.outcome import FetchOutcome
+from pairmill.pipeline.fetch.url_join import interleave_hosts, urls_to_fetch
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S, IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.rules import SourceRules
@@ -32,18 +33,18 @@ from pairmill.schemas.status import Status
 
 _log = logging.getLogger(__name__)
 
-_MOST_BYTES = 256 << 20
-"""Bodies that may be arriving or waiting for a decoding thread before no new request starts. What is in flight by then
-still arrives, up to twice this and one body and a chunk more."""
+_MAX_BUFFERED_BYTES = 256 << 20
+"""No new request starts while bodies of this size are arriving or waiting for a decoding thread. What is in flight by
+then still arrives: up to twice as much, and one body and a chunk."""
 
 HANG_CHECK_S = 10.0
 
-_WINDOW = 8192
-"""URLs of one shard that may have a task at the same time: bounds memory where shards are very long."""
+_MAX_TASKS = 8192
+"""URLs of one shard that may have a task at the same time: bounds memory if shards are very long."""
 
 
 class Downloader:
-    """Fetches and decodes the rows of a shard that are still `ok`. Callable by several threads at once."""
+    """Fetches and decodes the rows of a shard that are still `ok`. Several threads may call it at the same time."""
 
     def __init__(
         self,
@@ -62,13 +63,13 @@ class Downloader:
         self._closed = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The same rows with status, fetched, picture and image columns filled in."""
-        wanted = urls_to_fetch(table, self._sha256_column)
-        downloads = self._start().run(wanted) if wanted else {}
-        return fill_columns(table, downloads, self._sha256_column)
+        """The in-flight table with its URLs downloaded: see `with_outcomes`. Raises LocalFault."""
+        expected_sha256 = urls_to_fetch(table, self._sha256_column)
+        outcomes = self._start().run(expected_sha256) if expected_sha256 else {}
+        return with_outcomes(table, outcomes, self._sha256_column)
 
     def close(self) -> None:
-        """Stop what is under way, end the threads, close the connections. Call it once no more shards come."""
+        """Cancel running downloads, end the threads, close the connections. To be called once no more shards come."""
         with self._start_lock:
             self._closed = True
             engine, self._engine = self._engine, None
@@ -94,25 +95,25 @@ class _Engine:
     ) -> None:
         self._config = job.fetch
         self._on_hang = on_hang
-        self._decoding: dict[int, float] = {}  # thread -> since when it is at its picture
-        self._refused_redirect = partial(refused_redirect, rules=SourceRules.of(job))
+        self._decoding: dict[int, float] = {}  # thread -> when it started its picture
+        self._redirect_rule = partial(refused_redirect, rules=SourceRules.of(job))
         self._processor = processor
         self._decoders = ThreadPoolExecutor(job.run.decode_threads, thread_name_prefix="decode")
-        self._budget = ByteBudget(_MOST_BYTES)
+        self._budget = ByteBudget(_MAX_BUFFERED_BYTES)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         started: Future[None] = Future()
-        # A daemon: an interpreter that ends without close() must not wait for slow servers.
+        # A daemon thread: an interpreter that exits without close() must not wait for slow servers.
         self._thread = threading.Thread(target=self._serve, args=(started,), name="fetch", daemon=True)
         self._thread.start()
         started.result()
 
-    def run(self, wanted: Mapping[str, frozenset[str]]) -> dict[str, Download]:
-        """Download URLs (each with the SHA-256 that may be expected, empty for any). Blocks the calling thread."""
-        shard = asyncio.run_coroutine_threadsafe(self._download_all(wanted), self._loop)
+    def run(self, expected_sha256: Mapping[str, frozenset[str]]) -> dict[str, FetchOutcome]:
+        """Download URLs, each with the SHA-256 to expect (empty: any bytes). Blocks the calling thread."""
+        shard = asyncio.run_coroutine_threadsafe(self._download_all(expected_sha256), self._loop)
         try:
             return shard.result()
-        except BaseException:  # Ctrl-C here must end the requests over there
+        except BaseException:  # Ctrl-C in this thread must end the requests of the other
             shard.cancel()
             raise
 
@@ -123,16 +124,14 @@ class _Engine:
 
     def _serve(self, started: "Future[None]") -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._until_stopped(started))  # leaving cancels the shards under way
+            runner.run(self._until_stopped(started))  # leaving cancels the shards that are running
 
     async def _until_stopped(self, started: "Future[None]") -> None:
         try:
-            async with Fetcher(self._config, self._budget, self._refused_redirect) as self._fetcher:
+            async with Fetcher(self._config, self._budget, self._redirect_rule) as self._fetcher:
                 started.set_result(None)
-                if self._on_hang is not None:
-                    self._watching = asyncio.create_task(
-                        self._watch_decoders(self._on_hang)
-                    )  # kept, or it could be collected
+                if self._on_hang is not None:  # the task is kept, or it could be garbage-collected
+                    self._watching = asyncio.create_task(self._watch_decoders(self._on_hang))
                 await self._stop.wait()
                 await _cancel_others()
         except BaseException as error:
@@ -141,72 +140,67 @@ class _Engine:
             started.set_exception(error)
 
     async def _watch_decoders(self, on_hang: Callable[[], None]) -> None:
-        """Only the end of the process frees a thread that hangs in C code; its shards are done again, carefully."""
+        """Only the end of the process stops a thread that hangs in C code; its shards are then retried in isolation."""
         while True:
             await asyncio.sleep(HANG_CHECK_S)
             since = min(self._decoding.values(), default=time.monotonic())
             if time.monotonic() - since > DECODE_TIMEOUT_S:
                 on_hang()
 
-    async def _download_all(self, wanted: Mapping[str, frozenset[str]]) -> dict[str, Download]:
-        downloads: dict[str, Download] = {}
-        window = asyncio.Semaphore(_WINDOW)
+    async def _download_all(self, expected_sha256: Mapping[str, frozenset[str]]) -> dict[str, FetchOutcome]:
+        outcomes: dict[str, FetchOutcome] = {}
+        tasks = asyncio.Semaphore(_MAX_TASKS)
 
-        async def one(url: str) -> None:
+        async def download_one(url: str) -> None:
             try:
-                downloads[url] = await self._guarded(url, wanted[url])
+                outcomes[url] = await self._download_safely(url, expected_sha256[url])
             finally:
-                window.release()
+                tasks.release()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for url in interleave_hosts(wanted):
-                    await window.acquire()
-                    group.create_task(one(url))
-        except BaseExceptionGroup as faults:  # hundreds of requests fail the same way: one of them says it all
+                for url in interleave_hosts(expected_sha256):
+                    await tasks.acquire()
+                    group.create_task(download_one(url))
+        except BaseExceptionGroup as faults:  # hundreds of requests fail for the same reason: one error is enough
             raise faults.exceptions[0] from None
-        return downloads
+        return outcomes
 
-    async def _guarded(self, url: str, expected: frozenset[str]) -> Download:
-        """The row border: what goes wrong with one URL stays with it, unless this machine is at fault."""
+    async def _download_safely(self, url: str, expected_sha256: frozenset[str]) -> FetchOutcome:
+        """An unexpected error costs its own row only, unless this machine is at fault."""
         try:
-            return await self._download(url, expected)
+            return await self._download(url, expected_sha256)
         except Exception as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
             _log.exception("unexpected error for %s", url)
-            return Download(Status.ROW_ERROR, describe(error))
+            return FetchOutcome(Status.ROW_ERROR, describe(error))
 
-    async def _download(self, url: str, expected: frozenset[str]) -> Download:
+    async def _download(self, url: str, expected_sha256: frozenset[str]) -> FetchOutcome:
         fetched = await self._fetcher.fetch(url)
-        body = fetched.body
-        if body is None:
-            return Download(fetched.status, fetched.detail, fetched)
+        if fetched.body is None:
+            return fetched
         try:
-            return await self._loop.run_in_executor(self._decoders, self._decode, fetched, expected)
+            return await self._loop.run_in_executor(
+                self._decoders, self._decode, fetched, fetched.body, expected_sha256
+            )
         finally:
-            self._budget.give_back(len(body))
+            self._budget.release(len(fetched.body))
 
-    def _decode(self, fetched: Fetched, expected: frozenset[str]) -> Download:
-        """On a decoding thread: checksums, then the picture, unless no row wants these bytes."""
+    def _decode(self, fetched: FetchOutcome, body: bytes, expected_sha256: frozenset[str]) -> FetchOutcome:
+        """On a decoding thread: checksums, then the picture, unless every row expects other bytes."""
         self._decoding[threading.get_ident()] = time.monotonic()
         try:
-            return self._decode_now(fetched, expected)
+            outcome = fetched.with_digests_of(body)
+            if expected_sha256 and outcome.sha256 not in expected_sha256:
+                return outcome.refused(Status.CONTENT_CHANGED)
+            return outcome.with_image(self._processor.process(body))
         finally:
             del self._decoding[threading.get_ident()]
 
-    def _decode_now(self, fetched: Fetched, expected: frozenset[str]) -> Download:
-        body = fetched.body or b""
-        sha256, md5 = hashlib.sha256(body).hexdigest(), hashlib.md5(body, usedforsecurity=False).hexdigest()
-        without_body = fetched.without_body()
-        if expected and sha256 not in expected:
-            return Download(Status.CONTENT_CHANGED, None, without_body, len(body), sha256, md5)
-        picture = self._processor.process(body)
-        return Download(picture.status, picture.detail, without_body, len(body), sha256, md5, picture)
-
 
 async def _cancel_others() -> None:
-    """Cancel every other task of this loop and wait for them, while the session is still open."""
+    """Cancel every other task of this loop and wait for it, while the session is still open."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

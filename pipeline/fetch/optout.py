@@ -1,12 +1,12 @@
-"""What a server says about the use of its pictures: the X-Robots-Tag header.
+"""X-Robots-Tag: the header by which a server forbids the use of its pictures.
 
 Form: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag#xrobotstag . `noai` and `noimageai`
-are DeviantArt's, from November 2022; img2dataset refuses the same four and `none` says two of them at once.
+are DeviantArt's, from November 2022. img2dataset refuses the same four; `none` is short for noindex, nofollow.
 """
 
 from collections.abc import Iterable
 
-REFUSING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
@@ -16,18 +16,18 @@ def agent_token(user_agent: str) -> str:
     return user_agent.partition("/")[0].strip().lower()
 
 
-def refusing_directive(values: Iterable[str], token: str) -> str | None:
-    """The first directive in X-Robots-Tag header values that refuses us, or None.
+def opt_out_directive(values: Iterable[str], token: str) -> str | None:
+    """The first directive in X-Robots-Tag header values that opts out of our use, or None.
 
-    `token: directive, directive` speaks to that crawler only, up to the next token; no token speaks to everybody.
+    `token: directive, directive` addresses that crawler only, up to the next token; without a token, everyone.
     """
     for value in values:
-        ours = True
+        is_for_us = True
         for part in value.lower().split(","):
             name, colon, rest = (piece.strip() for piece in part.partition(":"))
             if colon and name not in _WITH_VALUE and " " not in name:  # the blank: a time of day inside a date
-                ours = name in ("*", token)
+                is_for_us = name in ("*", token)
                 name = rest
-            if ours and name in REFUSING:
+            if is_for_us and name in OPT_OUT_DIRECTIVES:
                 return name
     return None

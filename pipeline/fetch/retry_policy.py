@@ -1,15 +1,15 @@
-"""What an HTTP status code means for a picture, and whether and when to ask again."""
+"""What an HTTP status code means for a picture, and whether and when to try again."""
 
 import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from pairmill.pipeline.fetch.body import FetchError
+from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.schemas.status import Status
 
 # Exponential back-off with full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 _BACKOFF_S = 1.0
-_BACKOFF_MAX_S = 10.0
+_MAX_BACKOFF_S = 10.0
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})  # RFC 9110 section 15.4
 
@@ -20,19 +20,19 @@ def is_redirect(code: int) -> bool:
 
 
 def require_success(code: int, retry_after: str | None) -> None:
-    """Raise FetchError for anything but 2xx; 206 is no success either, as we never ask for a part."""
+    """Raise FetchError for anything but 2xx, and for 206: we never ask for a part, so it is not what we asked for."""
     if 200 <= code < 300 and code != 206:
         return
     if code == 429:
-        raise FetchError(Status.HTTP_429, retry_after_s=seconds(retry_after))
+        raise FetchError(Status.HTTP_429, retry_after_s=parse_retry_after(retry_after))
     if 500 <= code < 600:
-        raise FetchError(Status.HTTP_5XX, retry_after_s=seconds(retry_after))
+        raise FetchError(Status.HTTP_5XX, retry_after_s=parse_retry_after(retry_after))
     raise FetchError(Status.HTTP_4XX if 400 <= code < 500 else Status.HTTP_OTHER)
 
 
-def seconds(retry_after: str | None) -> float | None:
-    """Retry-After (RFC 9110 section 10.2.3) from now on, given as seconds or as a date; None for nonsense."""
-    text = (retry_after or "").strip()
+def parse_retry_after(value: str | None) -> float | None:
+    """Seconds from now that a Retry-After header (RFC 9110 section 10.2.3) asks for; None if it makes no sense."""
+    text = (value or "").strip()
     if text.isascii() and text.isdigit() and len(text) < 9:
         return float(text)
     try:
@@ -43,12 +43,12 @@ def seconds(retry_after: str | None) -> float | None:
     return max((date - datetime.now(UTC)).total_seconds(), 0.0)
 
 
-def wait_before_retry_s(failure: FetchError, attempts: int, retries: int) -> float | None:
-    """Seconds to wait after so many attempts, None if there should be no further one."""
+def retry_delay_s(failure: FetchError, attempts: int, retries: int) -> float | None:
+    """Seconds to wait after so many attempts; None if there should be no further one."""
     if attempts > retries or not failure.status.worth_retry:
         return None
     if failure.status is Status.DNS_ERROR:
-        return None  # tried several times inside the look-up, and remembered
+        return None  # the look-up itself was tried several times, and its failure is cached
     if failure.retry_after_s is not None:
         return failure.retry_after_s
-    return random.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (attempts - 1)))
+    return random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** (attempts - 1)))

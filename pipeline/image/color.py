@@ -1,7 +1,7 @@
-"""Color profiles (ICC) to sRGB: pictures from cameras and print shops mean other colors than their numbers say.
+"""ICC color profiles to sRGB: without it, pictures from cameras and print shops get the wrong colors.
 
-Nearly all embedded profiles are sRGB under some name: whether a profile changes anything is tried once and remembered,
-so that those pictures cost nothing.
+Nearly all embedded profiles are sRGB under some name. Whether a profile changes anything is tried once and cached, so
+that those pictures cost nothing.
 """
 
 from functools import lru_cache
@@ -13,23 +13,23 @@ from PIL import Image, ImageCms
 
 _MAX_PROFILE_BYTES = 2 << 20
 _SAME_LEVELS = 2
-"""A profile that moves no color by more than this, of 255, is taken for sRGB."""
+"""A profile that moves no color by more than this, of 255, counts as sRGB."""
 
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
-    """The picture (RGB, L or CMYK) in sRGB, mode RGB; None where the profile changes nothing or cannot be used."""
+    """The picture (RGB, L or CMYK) in sRGB, mode RGB; None if the profile changes nothing or cannot be used."""
     transform = _transform(profile, image.mode) if profile and len(profile) <= _MAX_PROFILE_BYTES else None
     return None if transform is None else ImageCms.applyTransform(image, transform)
 
 
 def pixels_to_srgb(pixels: npt.NDArray[np.uint8], profile: bytes | None) -> npt.NDArray[np.uint8]:
-    """[height, width, 3] in sRGB. A profile for grey pictures is meant for the one channel that all three repeat."""
+    """uint8 [height, width, 3] in sRGB. A grayscale profile applies to the one channel that all three repeat."""
     if not profile:
         return pixels
-    is_grey = _color_space(profile) == "GRAY"
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0])) if is_grey else Image.fromarray(pixels)
+    is_gray = _color_space(profile) == "GRAY"
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0])) if is_gray else Image.fromarray(pixels)
     converted = to_srgb(image, profile)
     return pixels if converted is None else np.asarray(converted)
 
@@ -48,7 +48,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
             ImageCms.createProfile("sRGB"),
             mode,
             "RGB",
-            flags=ImageCms.Flags.NOCACHE,  # Little CMS's cache of one pixel is not for several threads
+            flags=ImageCms.Flags.NOCACHE,  # Little CMS's cache of one pixel is not thread-safe
         )
     except (ImageCms.PyCMSError, OSError, ValueError):  # broken: the numbers are the best guess
         return None

@@ -1,29 +1,29 @@
-"""Decoding in a child process, for shards that killed their worker: the picture that does it costs one row."""
+"""Decoding in a child process, for shards that killed their worker: a picture that kills a decoder costs one row."""
 
 from pairmill.pipeline.common.child import Child, ChildDied
-from pairmill.pipeline.image.processor import ImageProcessor, Picture
+from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
 DECODE_TIMEOUT_S = 120.0
-"""No picture within `images.max_pixels` takes this long; a decoder that does is taken for hung."""
+"""No picture within `images.max_pixels` takes this long; a decoder that does counts as hung."""
 
 _processor: ImageProcessor | None = None
 
 
 class IsolatedProcessor:
-    """Stands in for ImageProcessor, several times slower: one picture at a time, in a process that may die."""
+    """Like ImageProcessor, but several times slower: one picture at a time, in a process that may die."""
 
     def __init__(self, config: ImagesConfig, timeout_s: float = DECODE_TIMEOUT_S) -> None:
         self._child = Child(_start, config)
         self._timeout_s = timeout_s
 
-    def process(self, body: bytes) -> Picture:
-        """As ImageProcessor.process; `decoder_crashed` where the child died or hung on the picture."""
+    def process(self, body: bytes) -> ProcessedImage:
+        """Like ImageProcessor.process, with `decoder_crashed` where the child died or hung on the picture."""
         try:
-            picture: Picture = self._child.call(_process, body, timeout_s=self._timeout_s)
+            picture: ProcessedImage = self._child.call(_process, body, timeout_s=self._timeout_s)
         except ChildDied as died:
-            return Picture(Status.DECODER_CRASHED, f"decoding: {died}")
+            return ProcessedImage(Status.DECODER_CRASHED, f"decoding: {died}")
         return picture
 
     def close(self) -> None:
@@ -36,6 +36,6 @@ def _start(config: ImagesConfig) -> None:
     _processor = ImageProcessor(config)
 
 
-def _process(body: bytes) -> Picture:
+def _process(body: bytes) -> ProcessedImage:
     assert _processor is not None
     return _processor.process(body)

@@ -1,7 +1,7 @@
-"""Sizes and resize modes, the same as in img2dataset's `Resizer`.
+"""THE place where a picture is resized: sizes and modes are the same as in img2dataset's `Resizer`.
 
 Source: img2dataset/resizer.py 1.47 (MIT), which calls albumentations' SmallestMaxSize, LongestMaxSize, CenterCrop and
-PadIfNeeded; the arithmetic here is theirs, so that the two give pictures of the same size.
+PadIfNeeded. The arithmetic is theirs, so that both give pictures of the same size.
 """
 
 import math
@@ -15,29 +15,29 @@ import numpy.typing as npt
 from pairmill.schemas.jobs import ImagesConfig
 
 Pixels = npt.NDArray[np.uint8]
-"""Height x width x 3, RGB."""
+"""uint8 [height, width, 3], RGB."""
 
 _WHITE = (255, 255, 255)
 
 _LINEAR_ALONE = 4 / 3
-"""Down to three quarters, two samples cover what an average would."""
+"""Down to three quarters of the size, bilinear samples cover every pixel, as an average would."""
 
 _LINEAR_AT_MOST = 1.5
-"""Pixels per sample of a linear step that averages follow: at 2, photographs lost up to 2.5 dB against INTER_AREA; at
-1.6, 1.5 dB where all the way was 3.2; at 1.5, less than 1.2 (a test holds it)."""
+"""Pixels per sample of a bilinear step before the averaging steps. At 2, photographs lost up to 2.5 dB against
+INTER_AREA; at 1.6, 1.5 dB where the whole way was 3.2; at 1.5, less than 1.2, which a test checks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to make of a picture: scale to width x height; then cut or fill to side x side, where side is given."""
+    """Scale to width x height pixels; then crop or pad to side x side, if side is given."""
 
     width: int
     height: int
     side: int | None = None
 
 
-def plan(width: int, height: int, config: ImagesConfig) -> Target | None:
-    """How a picture of this size (upright, pixels) is to be resized; None: it stays as it is."""
+def plan_resize(width: int, height: int, config: ImagesConfig) -> Target | None:
+    """How to resize a picture of this size (pixels, upright); None: leave it as it is."""
     mode = config.resize_mode
     if mode == "no":
         return None
@@ -50,7 +50,9 @@ def plan(width: int, height: int, config: ImagesConfig) -> Target | None:
 
 
 def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixels:
-    """Apply a plan: shrink by averaging where the picture as downloaded was bigger, Lanczos where it was not."""
+    """uint8 [height, width, 3] -> [target height, target width, 3], or [side, side, 3]. None returns the same array.
+
+    Shrinks by averaging, enlarges with Lanczos."""
     if target is None:
         return pixels
     height, width = pixels.shape[:2]
@@ -64,13 +66,13 @@ def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixel
 
 
 def _shrink(pixels: Pixels, to_width: int, to_height: int) -> Pixels:
-    """Averaging over areas, in steps that OpenCV has vector code for: to a power of two times the target by
-    INTER_LINEAR, then exact halves. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
+    """Average over areas, in steps for which OpenCV has vector code: INTER_LINEAR to a power of two times the target,
+    then exact halves. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
     See docs/decisions/005."""
     height, width = pixels.shape[:2]
     ratio = max(width / to_width, height / to_height)
     halvings = 0 if ratio <= _LINEAR_ALONE else max(1, math.ceil(math.log2(ratio / _LINEAR_AT_MOST)))
-    if to_width * to_height << 2 * halvings > 2 * width * height:  # a strip squeezed along one side
+    if to_width * to_height << 2 * halvings > 2 * width * height:  # a long strip that only one side makes too large
         return _scale(pixels, to_width, to_height, cv2.INTER_AREA)
     pixels = _scale(pixels, to_width << halvings, to_height << halvings, cv2.INTER_LINEAR)
     for left in reversed(range(halvings)):

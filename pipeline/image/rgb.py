@@ -1,7 +1,7 @@
-"""Any Pillow picture becomes RGB with 8 bits a channel: what a person would see on a white page.
+"""Any Pillow picture becomes RGB with 8 bits a channel, as a person would see it on a white page.
 
-Work goes in bands of rows, so that beside the picture itself only the result is held: 100 megapixels with alpha would
-take four copies otherwise.
+It is converted in bands of rows, so that only the picture and the result are in memory: 100 megapixels with alpha
+would take four copies otherwise.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,15 +19,17 @@ _BAND_PIXELS = 1 << 20
 
 
 class UnsupportedMode(Exception):
-    """The pixels have a meaning that has no one picture, or one that Pillow cannot convert (Lab)."""
+    """Pillow cannot convert pixels of this mode to RGB (Lab, for one)."""
 
 
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """A loaded picture as [height, width, 3]. Alpha is laid over white, 16 bits are scaled, not clipped."""
+    """A loaded picture as uint8 [height, width, 3]: alpha composited over white, 16 bits scaled, not clipped.
+
+    Raises UnsupportedMode."""
     convert = _converter(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, band in _bands(image):
-        pixels[top : top + band.height] = convert(band)  # [rows, width, 3], or [rows, width, 1] for grey
+        pixels[top : top + band.height] = convert(band)  # [rows, width, 3], or [rows, width, 1] for grayscale
     return pixels
 
 
@@ -62,7 +64,7 @@ def _finite(band: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """The values of black and white in grey of more than 8 bits; files do not say, so the largest value chooses.
+    """The values of black and white in grayscale of more than 8 bits. Files do not say, so the largest value decides:
 
     8 bits stay, up to 16 are divided by 257, more (and floats) are stretched between the smallest and the largest.
     """

@@ -1,19 +1,19 @@
-"""What a file is, from its first bytes alone: no parser, no extension, no Content-Type.
+"""The format of a file, from its first bytes alone: no parser, no extension, no Content-Type.
 
-Used twice: the download stops early when the bytes are no picture, and the decoder hands a file to the one parser
+Used twice: a download stops early if its bytes are not a picture, and the decoder hands a file to the one parser
 that its magic number names. Signatures: WHATWG MIME Sniffing (https://mimesniff.spec.whatwg.org), section 6.1, and
 the formats' own specifications for those that browsers do not know.
 """
 
-ENOUGH = 32
-"""Bytes after which `image_format` cannot change its mind (offset 4 `ftyp` plus a few compatible brands)."""
+FORMAT_HEAD_BYTES = 32
+"""`image_format` needs no more bytes than this (`ftyp` at offset 4, and a few compatible brands)."""
 
-ENOUGH_TEXT = 1024
-"""Bytes to look through for `<svg` behind an XML prologue, comments and a doctype."""
+TEXT_HEAD_BYTES = 1024
+"""`text_kind` searches this many bytes for `<svg` behind an XML prologue, comments and a doctype."""
 
 DECODED = frozenset({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"})
-"""Formats that `processor.py` decodes, by Pillow's names. Other formats that are recognized are unsupported:
-rare ones bring parsers that few people harden (JPEG 2000, ICO), and HEIC needs a library with patents on it."""
+"""Formats that `decode.py` decodes, by Pillow's names. The other formats that are recognized are unsupported: rare
+ones bring parsers that few people harden (JPEG 2000, ICO), and HEIC needs a library that patents cover."""
 
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -38,7 +38,7 @@ _HEIF_CONTAINERS = frozenset({b"mif1", b"msf1"})
 
 
 def image_format(head: bytes) -> str | None:
-    """Pillow's name of the picture format that begins so (JPEG, PNG, ...), or None. SVG: see `text_kind`."""
+    """Pillow's name (JPEG, PNG, ...) of the format whose files begin like this, or None. SVG: see `text_kind`."""
     for prefix, name in _PREFIXES:
         if head.startswith(prefix):
             return name
@@ -52,9 +52,9 @@ def image_format(head: bytes) -> str | None:
 
 
 def _heif_format(head: bytes) -> str | None:
-    """AVIF or HEIC by brand (ISO/IEC 23008-12 annex B): major, then the compatible ones that are in sight."""
-    end = min(int.from_bytes(head[:4], "big"), ENOUGH)
-    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
+    """AVIF or HEIC by brand (ISO/IEC 23008-12 annex B): the major one, then the compatible ones in `head`."""
+    end = min(int.from_bytes(head[:4], "big"), FORMAT_HEAD_BYTES)
+    brands = [head[8:12], *(head[offset : offset + 4] for offset in range(16, end, 4))]
     if any(brand in _AVIF_BRANDS for brand in brands):
         return "AVIF"
     if any(brand in _HEIC_BRANDS for brand in brands):
@@ -63,7 +63,7 @@ def _heif_format(head: bytes) -> str | None:
 
 
 def looks_like_text(head: bytes) -> bool:
-    """True where markup may follow: a `<` after an optional byte order mark and white space."""
+    """True if markup may follow: a `<` after an optional byte order mark and white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x0c").startswith(b"<")
 
 
@@ -71,7 +71,7 @@ def text_kind(head: bytes) -> str | None:
     """`svg`, `html` or `xml` for markup, None for anything else."""
     if not looks_like_text(head):
         return None
-    text = head[:ENOUGH_TEXT].lower()
+    text = head[:TEXT_HEAD_BYTES].lower()
     if b"<html" in text or b"<!doctype html" in text:
         return "html"  # pages carry inline <svg> too
     if b"<svg" in text:

@@ -21,13 +21,11 @@ from pairmill.pipeline.source.files import MALFORMED_COLUMN, decode_lossy
 from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, PictureSource, WebPictures
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
 from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
+from pairmill.schemas.limits import MAX_CAPTION_BYTES, MAX_URL_BYTES
 from pairmill.schemas.manifest import Shard
 from pairmill.schemas.pairs import FETCHED, IMAGE_COLUMN, PICTURE, in_flight_schema
 from pairmill.schemas.status import Status
 
-MAX_URL_BYTES = 8_192
-MAX_CAPTION_BYTES = 262_144
-"""A default shard of captions this long still fits into an Arrow string array (2 GiB)."""
 MAX_CAPTIONS_PER_ROW = 1_000
 MAX_REPEATED_BYTES = 1 << 30
 """Of a shard's rows with several captions, once each caption has its row."""

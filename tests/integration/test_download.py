@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.fetch import http_client
+from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.download import Downloader
-from pairmill.pipeline.fetch.fetcher import Fetcher
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.pairs import FETCHED, PICTURE, in_flight_schema
@@ -196,14 +197,14 @@ def test_an_unexpected_error_stays_with_its_row(
 def test_a_machine_that_is_out_of_open_files_fails_the_shard_and_blames_no_url(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_socket, no_files_left = Fetcher._open_socket, True
+    open_socket, no_files_left = http_client.open_allowed_socket, True
 
-    def open_or_refuse(self: Fetcher, info: Any) -> Any:
+    def open_or_fail(guard: AddressGuard, info: Any) -> Any:
         if no_files_left:
             raise OSError(errno.EMFILE, "Too many open files")
-        return open_socket(self, info)
+        return open_socket(guard, info)
 
-    monkeypatch.setattr(Fetcher, "_open_socket", open_or_refuse)
+    monkeypatch.setattr(http_client, "open_allowed_socket", open_or_fail)
     downloader = open_downloader()
     urls = [web.serve(f"/{seed}.jpg", jpeg(seed)) for seed in range(5)]
     with pytest.raises(LocalFault, match="Too many open files"):
@@ -212,12 +213,24 @@ def test_a_machine_that_is_out_of_open_files_fails_the_shard_and_blames_no_url(
     assert {row["status"] for row in rows(downloader(shard(list(urls))))} == {"ok"}
 
 
-@pytest.mark.parametrize("fault", [MemoryError("no"), OSError(errno.EMFILE, "files"), cv2.error("Insufficient memory")])
+def out_of_memory() -> None:
+    raise MemoryError
+
+
+def out_of_files() -> None:
+    raise OSError(errno.EMFILE, "files")
+
+
+def opencv_out_of_memory() -> None:
+    cv2.resize(np.zeros((2, 2, 3), np.uint8), (1 << 30, 1 << 30))
+
+
+@pytest.mark.parametrize("fail_here", [out_of_memory, out_of_files, opencv_out_of_memory])
 def test_a_decoder_that_this_machine_fails_loses_no_row(
-    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch, fault: Exception
+    web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch, fail_here: Callable[[], None]
 ) -> None:
     def fail(self: ImageProcessor, body: bytes) -> Any:
-        raise fault
+        fail_here()
 
     monkeypatch.setattr(ImageProcessor, "process", fail)
     with pytest.raises(LocalFault):
@@ -296,7 +309,7 @@ def test_slow_decoding_holds_back_the_download(
         return process(self, data)
 
     monkeypatch.setattr(ImageProcessor, "process", slowly)
-    monkeypatch.setattr("pairmill.pipeline.fetch.download._MOST_BYTES", 5 * len(body))
+    monkeypatch.setattr("pairmill.pipeline.fetch.download._MAX_BUFFERED_BYTES", 5 * len(body))
     web.serve("/a.jpg", body)
     urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
     result = open_downloader(concurrency=4, per_host_concurrency=4)(shard(list(urls)))

@@ -1,4 +1,4 @@
-"""Fetcher against a hostile web: each misdeed has its one Status, and none takes long."""
+"""Fetcher against a hostile web: each misbehavior has its Status, and none takes long."""
 
 import asyncio
 import datetime
@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from pairmill.pipeline.fetch.fetcher import Fetched, Fetcher
-from pairmill.pipeline.fetch.slots import ByteBudget
+from pairmill.pipeline.fetch.byte_budget import ByteBudget
+from pairmill.pipeline.fetch.fetcher import Fetcher
+from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
 from pairmill.schemas.jobs import FetchConfig
@@ -38,15 +39,15 @@ def config(**settings: Any) -> FetchConfig:
     return FetchConfig(**{**defaults, **settings})
 
 
-def fetch_all(urls: list[str], budget: ByteBudget | None = None, **settings: Any) -> list[Fetched]:
-    async def main() -> list[Fetched]:
+def fetch_all(urls: list[str], budget: ByteBudget | None = None, **settings: Any) -> list[FetchOutcome]:
+    async def main() -> list[FetchOutcome]:
         async with Fetcher(config(**settings), budget or ByteBudget(1 << 28)) as fetcher:
             return await asyncio.gather(*(fetcher.fetch(url) for url in urls))
 
     return asyncio.run(main())
 
 
-def fetch(url: str, **settings: Any) -> Fetched:
+def fetch(url: str, **settings: Any) -> FetchOutcome:
     (fetched,) = fetch_all([url], **settings)
     return fetched
 
@@ -56,9 +57,9 @@ def test_a_picture(web: HostileWeb) -> None:
     fetched = fetch(web.serve("/a.jpg", JPEG))
     assert (fetched.status, fetched.detail, fetched.body) == (Status.OK, None, JPEG)
     assert (fetched.http_status, fetched.content_type) == (200, "image/jpeg")
-    assert (fetched.num_bytes, fetched.attempts) == (len(JPEG), 1)
+    assert (fetched.original_bytes, fetched.fetch_attempts) == (len(JPEG), 1)
     assert fetched.final_url == web.url("/a.jpg")
-    assert 0 < fetched.seconds < 5
+    assert 0 < fetched.fetch_s < 5
     assert before <= fetched.fetched_at <= datetime.datetime.now(datetime.UTC)
 
 
@@ -234,7 +235,7 @@ def test_redirects_are_followed_to_the_end(web: HostileWeb) -> None:
     web.send("/3", redirect("picture.jpg?x=1#top", "308 Permanent Redirect"))
     web.serve("/picture.jpg", JPEG)
     fetched = fetch(web.url("/1"), max_redirects=3)
-    assert (fetched.status, fetched.attempts) == (Status.OK, 1)
+    assert (fetched.status, fetched.fetch_attempts) == (Status.OK, 1)
     assert fetched.final_url == web.url("/picture.jpg?x=1")
     too_many = fetch(web.url("/1"), max_redirects=2)
     assert (too_many.status, too_many.http_status) == (Status.BAD_REDIRECT, 308)
@@ -282,7 +283,7 @@ def test_a_name_that_changes_its_address_is_checked_where_it_connects(
         family = socket.AF_INET
         return [{"hostname": host, "host": "127.0.0.2", "port": port, "family": family, "proto": 0, "flags": 0}]
 
-    monkeypatch.setattr("pairmill.pipeline.fetch.fetcher._Resolver.resolve", lies)
+    monkeypatch.setattr("pairmill.pipeline.fetch.resolver.GuardedResolver.resolve", lies)
     fetched = fetch(f"http://rebind.example:{forbidden.port}/a.jpg", allow_networks=[])
     assert (fetched.status, fetched.detail) == (Status.ADDRESS_REFUSED, "127.0.0.2 is not a public address")
     assert forbidden.connections == 0
@@ -426,17 +427,17 @@ def _in_turn(web: HostileWeb, path: str, *answers: bytes) -> str:
 def test_what_may_get_better_is_tried_again(web: HostileWeb) -> None:
     url = _in_turn(web, "/a.jpg", answer(b"", "503 Service Unavailable"), answer(JPEG))
     fetched = fetch(url, retries=1)
-    assert (fetched.status, fetched.attempts, fetched.http_status) == (Status.OK, 2, 200)
+    assert (fetched.status, fetched.fetch_attempts, fetched.http_status) == (Status.OK, 2, 200)
 
 
 def test_what_will_not_get_better_is_not(web: HostileWeb) -> None:
     fetched = fetch(web.send("/a.jpg", answer(b"", "404 Not Found")), retries=5)
-    assert (fetched.status, fetched.attempts) == (Status.HTTP_4XX, 1)
+    assert (fetched.status, fetched.fetch_attempts) == (Status.HTTP_4XX, 1)
 
 
 def test_retries_end(web: HostileWeb) -> None:
     fetched = fetch(web.send("/a.jpg", answer(b"", "500 Oh")), retries=1)
-    assert (fetched.status, fetched.attempts, web.hits["/a.jpg"]) == (Status.HTTP_5XX, 2, 2)
+    assert (fetched.status, fetched.fetch_attempts, web.hits["/a.jpg"]) == (Status.HTTP_5XX, 2, 2)
 
 
 def test_retry_after_is_honored_where_it_fits(web: HostileWeb) -> None:
@@ -444,7 +445,7 @@ def test_retry_after_is_honored_where_it_fits(web: HostileWeb) -> None:
     url = _in_turn(web, "/a.jpg", busy, answer(JPEG))
     started = time.monotonic()
     fetched = fetch(url, retries=1)
-    assert (fetched.status, fetched.attempts) == (Status.OK, 2)
+    assert (fetched.status, fetched.fetch_attempts) == (Status.OK, 2)
     assert time.monotonic() - started >= 1
 
     url = web.send("/b.jpg", answer(b"", "429 Too Many Requests", {"Retry-After": "3600"}))
@@ -455,7 +456,7 @@ def test_waiting_for_the_host_is_not_the_urls_time(web: HostileWeb) -> None:
     urls = [web.send(f"/{index}.jpg", 0.3, answer(JPEG)) for index in range(8)]
     found = fetch_all(urls, per_host_concurrency=2, timeout_s=0.9)  # 1.2 s in all
     assert {fetched.status for fetched in found} == {Status.OK}
-    assert all(fetched.seconds < 0.9 for fetched in found)
+    assert all(fetched.fetch_s < 0.9 for fetched in found)
 
 
 def test_requests_per_host_and_in_all_are_limited(web: HostileWeb) -> None:
@@ -485,12 +486,12 @@ def test_a_full_budget_holds_back_new_requests(web: HostileWeb) -> None:
 
     async def main() -> None:
         budget = ByteBudget(1000)
-        budget.take(1000)
+        budget.reserve(1000)
         async with Fetcher(config(timeout_s=1.5), budget) as fetcher:
             task = asyncio.create_task(fetcher.fetch(url))
             await asyncio.sleep(1.8)  # longer than the deadline: waiting does not count
             assert web.connections == 0
-            budget.give_back(1000)
+            budget.release(1000)
             assert (await task).status is Status.OK
 
     asyncio.run(main())
@@ -504,13 +505,13 @@ def test_bodies_that_never_end_together_hold_little_more_than_twice_the_budget(w
         def take(self, num_bytes: int) -> None:
             nonlocal most
             super().take(num_bytes)
-            most = max(most, self._held)
+            most = max(most, self._reserved)
 
     budget = Watched(limit)
     found = fetch_all(urls, budget, timeout_s=1.0, max_bytes=5_000_000, per_host_concurrency=24, retries=0)
     assert {each.status for each in found} == {Status.TIMEOUT}  # each had its own second, one after the other
     assert limit < most < 2 * limit + 5_000_000 + 24 * (1 << 18)
-    assert budget._held == 0
+    assert budget._reserved == 0
 
 
 def test_cancelling_ends_requests(web: HostileWeb) -> None:
@@ -534,9 +535,9 @@ def test_a_redirect_to_a_host_that_the_rules_refuse_is_not_followed(web: Hostile
     with HostileWeb("127.0.0.3") as blocked:
         url = web.send("/go", redirect(blocked.serve("/end.jpg", JPEG)))
 
-        async def main() -> Fetched:
+        async def main() -> FetchOutcome:
             budget = ByteBudget(1 << 28)
-            async with Fetcher(config(), budget, refused_redirect=lambda to: refused_redirect(to, rules)) as fetcher:
+            async with Fetcher(config(), budget, redirect_rule=lambda url: refused_redirect(url, rules)) as fetcher:
                 return await fetcher.fetch(url)
 
         assert asyncio.run(main()).status is Status.URL_HOST_BLOCKED

@@ -50,7 +50,7 @@ def test_robots_txt_is_not_asked_for_unless_the_job_says_so(web: HostileWeb) -> 
         ([redirect("/robots.txt")], Status.OK, None),
         ([redirect("http://10.0.0.1/robots.txt")], Status.ADDRESS_REFUSED, None),
         ([answer(b"\xff\xfe" + bytes(200_000))], Status.OK, None),
-        ([answer(b"Disallow: /x\n" * 20_000)], Status.ROBOTS_DISALLOWED, "robots.txt of more than 10,000 lines"),
+        ([answer(b"Disallow: /x\n" * 20_000)], Status.ROBOTS_DISALLOWED, "robots.txt with more than 10,000 lines"),
         ([answer(b"User-agent: *\nDisallow: /\n" + b"#" * 10_000_000)], Status.ROBOTS_DISALLOWED, None),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_host_that_never_answers_holds_a_shard_no_longer_than_one_deadline(web
         assert time.monotonic() - started < 15  # 500 of them, eight at a time, would take two minutes
     assert [fetched.status for fetched in found] == [Status.TIMEOUT] * 500 + [Status.OK] * 50
     assert web.hits["/silent.jpg"] <= 16
-    assert sum((fetched.detail or "").startswith("not asked") for fetched in found) >= 480
+    assert sum((fetched.detail or "").startswith("not requested") for fetched in found) >= 480
 
 
 def test_a_slow_host_that_answers_now_and_then_is_not_given_up(web: HostileWeb) -> None:
@@ -118,5 +118,5 @@ def test_retry_after_may_be_a_date(web: HostileWeb) -> None:
     busy = answer(b"", "503 Service Unavailable", {"Retry-After": soon})
     started = time.monotonic()
     fetched = fetch(_in_turn(web, "/busy.jpg", busy, answer(JPEG)), retries=1)
-    assert (fetched.status, fetched.attempts) == (Status.OK, 2)
+    assert (fetched.status, fetched.fetch_attempts) == (Status.OK, 2)
     assert time.monotonic() - started > 0.5  # dates have whole seconds

@@ -16,7 +16,7 @@ from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
-from tests.integration.names import NameServer
+from tests.integration.name_server import NameServer
 from tests.integration.test_build import dataset, job, picture, sequentially, write_input
 
 MOVED = ("image_tar", "image_offset", "image_length")

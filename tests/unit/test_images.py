@@ -13,7 +13,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
-from pairmill.pipeline.image.processor import ImageProcessor, Picture
+from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
@@ -36,11 +36,11 @@ def save(image: Image.Image, kind: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def process(body: bytes, **settings: Any) -> Picture:
+def process(body: bytes, **settings: Any) -> ProcessedImage:
     return ImageProcessor(ImagesConfig(**settings)).process(body)
 
 
-def pixels_of(picture: Picture) -> Pixels:
+def pixels_of(picture: ProcessedImage) -> Pixels:
     assert picture.status is Status.OK, picture
     assert picture.image is not None
     return np.asarray(Image.open(io.BytesIO(picture.image)).convert("RGB"))
@@ -311,7 +311,7 @@ def test_threads_give_the_same_as_one_thread() -> None:
     alone = [processor.process(body) for body in bodies]
     barrier = threading.Barrier(4)
 
-    def work(_: int) -> list[Picture]:
+    def work(_: int) -> list[ProcessedImage]:
         barrier.wait()
         return [processor.process(body) for body in bodies]
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.pipeline.image.resize import plan, resize
+from pairmill.pipeline.image.resize import plan_resize, resize
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
@@ -50,7 +50,7 @@ def expected_size(width: int, height: int, size: int, mode: str, only_if_bigger:
 def test_sizes_over_a_grid(mode: str, only_if_bigger: bool) -> None:
     config = ImagesConfig(size=64, resize_mode=mode, resize_only_if_bigger=only_if_bigger)  # type: ignore[arg-type]
     for width, height in product(SIDES, SIDES):
-        out = resize(np.zeros((height, width, 3), np.uint8), plan(width, height, config), config)
+        out = resize(np.zeros((height, width, 3), np.uint8), plan_resize(width, height, config), config)
         expected = expected_size(width, height, 64, mode, only_if_bigger)
         assert (out.shape[1], out.shape[0]) == expected, (width, height)
 
@@ -93,7 +93,7 @@ def test_shrinking_is_as_near_to_a_good_filter_as_plain_area_averaging(size: int
     ours, area = [], []
     for path in sorted((PHOTOGRAPHS / "coco").rglob("*.jpg"))[::20]:
         image = Image.open(path).convert("RGB")
-        target = plan(*image.size, config)
+        target = plan_resize(*image.size, config)
         if target is None:
             continue
         shape = (target.width, target.height)
@@ -107,14 +107,14 @@ def test_shrinking_is_as_near_to_a_good_filter_as_plain_area_averaging(size: int
 
 def test_the_border_is_white_and_on_both_sides() -> None:
     config = ImagesConfig(size=10, resize_mode="border")
-    out = resize(np.zeros((7, 20, 3), np.uint8), plan(20, 7, config), config)
+    out = resize(np.zeros((7, 20, 3), np.uint8), plan_resize(20, 7, config), config)
     assert out[:, 0, 0].tolist() == [255, 255, 255, 0, 0, 0, 0, 255, 255, 255]
 
 
 def test_the_crop_is_the_middle() -> None:
     config = ImagesConfig(size=4, resize_mode="center_crop")
     pixels = np.repeat(np.arange(40, dtype=np.uint8)[None, :, None], 8, 0).repeat(3, 2)
-    out = resize(pixels, plan(40, 8, config), config)
+    out = resize(pixels, plan_resize(40, 8, config), config)
     assert out.shape == (4, 4, 3)
     assert 15 <= out.min() <= out.max() <= 24
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.pipeline.image.strip import strip
+from pairmill.pipeline.image.strip import strip_metadata
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
@@ -94,7 +94,7 @@ def test_whatever_is_stripped_shows_the_same_picture_or_is_refused() -> None:
             found = processor(format).process(bytes(mutated))
             if found.status is not Status.OK or found.image is None:
                 continue
-            stripped = strip(bytes(mutated), name)
+            stripped = strip_metadata(bytes(mutated), name)
             if stripped == found.image:
                 kept += 1
                 assert np.array_equal(pixels(stripped), pixels(bytes(mutated)))
@@ -107,6 +107,6 @@ def test_awkward_files_never_crash_the_stripper_and_lose_no_pixel() -> None:
         body = path.read_bytes()
         for format, name in FORMATS.items():
             found = processor(format, resize_mode="no").process(body)
-            stripped = strip(body, name)
+            stripped = strip_metadata(body, name)
             if found.image is not None and found.image == stripped:
                 assert np.array_equal(pixels(stripped), pixels(body)), path

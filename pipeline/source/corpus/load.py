@@ -17,8 +17,9 @@ from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import describe
+from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import IsolatedProcessor
-from pairmill.pipeline.image.processor import ImageError, ImageProcessor
+from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.uid import pair_uid
 from pairmill.schemas.jobs import ImagesConfig

@@ -27,8 +27,8 @@ def test_the_default_rules_and_good_ones_pass(tmp_path: Path) -> None:
     [
         ({"caption_languages": ["english"]}, "rules.caption_languages: 'english' is no ISO 639-1 code"),
         ({"caption_blocked_terms": ["a", " "]}, "rules.caption_blocked_terms: there is an empty term"),
-        ({"url_block_hosts": ["http://a.example"]}, "rules.url_block_hosts: 'http://a.example' is no host"),
-        ({"url_allow_hosts": ["a.example/x"]}, "rules.url_allow_hosts: 'a.example/x' is no host"),
+        ({"url_block_hosts": ["http://a.example"]}, "rules.url_block_hosts: 'http://a.example' is not a host"),
+        ({"url_allow_hosts": ["a.example/x"]}, "rules.url_allow_hosts: 'a.example/x' is not a host"),
         ({"url_blocklist": "no/such/file"}, "rules.url_blocklist: .*no/such/file"),
         ({"md5_blocklist": "no/such/file"}, "rules.md5_blocklist: .*no/such/file"),
         ({"sha256_blocklist": __file__}, "rules.sha256_blocklist: .*test_check.py, line 1"),

@@ -1,4 +1,4 @@
-"""Which host a URL leads to, by the client's own parser, and which hosts the lists mean."""
+"""The host of a URL by the client's own parser, and the hosts that the lists mean."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from pairmill.pipeline.rules import SourceRules, apply_rules
-from pairmill.pipeline.rules.url import MAX_URL_BYTES, host_set, parse_address, refused_redirect
+from pairmill.pipeline.rules.url import host_set, refused_redirect
+from pairmill.pipeline.rules.url_parser import parse_url
+from pairmill.schemas.limits import MAX_URL_BYTES
 from pairmill.schemas.status import Status, Step
 
 HOSTS = [
@@ -36,7 +38,8 @@ HOSTS = [
 
 @pytest.mark.parametrize(("url", "host"), HOSTS)
 def test_the_host_is_the_one_that_the_client_connects_to(url: str, host: str) -> None:
-    assert parse_address(url) == (url.partition(":")[0].lower(), host, None)
+    parsed = parse_url(url)
+    assert (parsed.scheme, parsed.host, parsed.problem) == (url.partition(":")[0].lower(), host, None)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_the_host_is_the_one_that_the_client_connects_to(url: str, host: str) ->
         ("http://good.com/" + "ä" * (MAX_URL_BYTES // 2), "longer than 8192 bytes"),
     ],
 )
-def test_urls_that_nobody_can_fetch_are_invalid_and_say_why(in_flight: Any, url: str, says: str) -> None:
+def test_urls_that_cannot_be_fetched_are_invalid_and_say_why(in_flight: Any, url: str, says: str) -> None:
     table = apply_rules(in_flight([{"url": url or "."}]), Step.URL, SourceRules())
     assert table["status"].to_pylist() == ["url_invalid"]
     assert says in table["status_detail"][0].as_py()
@@ -82,7 +85,7 @@ def test_urls_that_nobody_can_fetch_are_invalid_and_say_why(in_flight: Any, url:
     ("url", "scheme"),
     [("data:image/png;base64," + "A" * 100_000, "data"), ("C:\\my photo.jpg", "c"), ("file:///etc/passwd", "file")],
 )
-def test_other_schemes_are_told_apart_from_broken_urls(in_flight: Any, url: str, scheme: str) -> None:
+def test_other_schemes_are_not_confused_with_broken_urls(in_flight: Any, url: str, scheme: str) -> None:
     table = apply_rules(in_flight([{"url": url}]), Step.URL, SourceRules())
     assert (table["status"][0].as_py(), table["status_detail"][0].as_py()) == ("url_scheme", scheme)
 
@@ -90,24 +93,24 @@ def test_other_schemes_are_told_apart_from_broken_urls(in_flight: Any, url: str,
 @pytest.mark.parametrize(
     "entry", ["bücher.de", "xn--bcher-kva.de", "BÜCHER.DE.", "*.bücher.de", ".bücher.de", " bücher.de"]
 )
-def test_a_host_may_be_written_in_any_form_in_a_list(entry: str) -> None:
+def test_a_list_may_write_a_host_in_any_form(entry: str) -> None:
     assert host_set((entry,)) == {"xn--bcher-kva.de"}
 
 
 @pytest.mark.parametrize("entry", ["[::1]", "::1", "0:0::1"])
-def test_ipv6_addresses_may_stand_in_a_list(entry: str) -> None:
+def test_a_list_may_contain_ipv6_addresses(entry: str) -> None:
     assert host_set((entry,)) == {"::1"}
 
 
 @pytest.mark.parametrize(
     "entry", ["", "http://a.com", "a.com/x", "a.com:80", "[::1]:80", "a b", "u@a.com", "a.com?", "a.com#", "*", "a\\b"]
 )
-def test_entries_that_are_no_hosts_are_errors(entry: str) -> None:
-    with pytest.raises(ValueError, match="is no host"):
+def test_list_entries_that_are_not_hosts_are_errors(entry: str) -> None:
+    with pytest.raises(ValueError, match="is not a host"):
         host_set((entry,))
 
 
-def test_an_allow_list_is_not_got_round(in_flight: Any) -> None:
+def test_an_allow_list_cannot_be_bypassed(in_flight: Any) -> None:
     rules = SourceRules(url_allow_hosts=["good.com"])
     evil = [
         "http://good.com@evil.com/",
@@ -121,32 +124,38 @@ def test_an_allow_list_is_not_got_round(in_flight: Any) -> None:
     assert table["status_detail"].to_pylist()[:2] == ["evil.com", "evilgood.com"]
 
 
-def test_redirects_are_held_to_the_same_rules(tmp_path: Path) -> None:
+def test_the_same_rules_apply_to_redirects(tmp_path: Path) -> None:
     rules = SourceRules(url_allow_hosts=["good.com"], url_block_hosts=["bad.good.com"])
-    assert refused_redirect("http://img.good.com/", rules) is None
-    assert refused_redirect("http://x.bad.good.com/", rules) == (Status.URL_HOST_BLOCKED, "bad.good.com")
-    assert refused_redirect("http://evil.com/", rules) == (Status.URL_HOST_NOT_ALLOWED, "evil.com")
-    assert refused_redirect("http://evil.com/", SourceRules()) is None
-    assert refused_redirect("http://evil.com/", SourceRules(url_schemes=["https"])) == (Status.URL_SCHEME, "http")
+    assert refused_redirect(parse_url("http://img.good.com/"), rules) is None
+    assert refused_redirect(parse_url("http://x.bad.good.com/"), rules) == (Status.URL_HOST_BLOCKED, "bad.good.com")
+    assert refused_redirect(parse_url("http://evil.com/"), rules) == (Status.URL_HOST_NOT_ALLOWED, "evil.com")
+    assert refused_redirect(parse_url("http://evil.com/"), SourceRules()) is None
+    assert refused_redirect(parse_url("http://evil.com/"), SourceRules(url_schemes=["https"])) == (
+        Status.URL_SCHEME,
+        "http",
+    )
     listed = tmp_path / "listed.txt"
     listed.write_text("http://evil.com/a.jpg\n")
     rules = SourceRules(url_blocklist=str(listed))
-    assert refused_redirect("http://evil.com/a.jpg", rules) == (Status.URL_BLOCKLISTED, "http://evil.com/a.jpg")
-    assert refused_redirect("http://evil.com/b.jpg", rules) is None
+    assert refused_redirect(parse_url("http://evil.com/a.jpg"), rules) == (
+        Status.URL_BLOCKLISTED,
+        "http://evil.com/a.jpg",
+    )
+    assert refused_redirect(parse_url("http://evil.com/b.jpg"), rules) is None
 
 
 @given(
     st.text(max_size=60) | st.text(alphabet="ht tp:/@.\\#?%[]ab1é。\t", max_size=30).map(lambda rest: "http://" + rest)
 )
-def test_a_url_without_a_problem_reads_the_same_in_the_client(url: str) -> None:
-    scheme, host, problem = parse_address(url)
-    if problem is None and scheme in ("http", "https"):
-        target = URL(url.strip())  # as parse_target does
-        assert target.scheme == scheme
-        assert (target.raw_host or "").rstrip(".") == host
+def test_the_client_parses_a_valid_url_the_same_way(url: str) -> None:
+    parsed = parse_url(url)
+    if parsed.problem is None and parsed.scheme in ("http", "https"):
+        target = URL(url.strip())
+        assert target.scheme == parsed.scheme
+        assert (target.raw_host or "").rstrip(".") == parsed.host
 
 
-def test_blanks_around_a_url_are_no_part_of_it(in_flight: Any) -> None:
+def test_white_space_around_a_url_is_ignored(in_flight: Any) -> None:
     rules = SourceRules(url_allow_hosts=["good.com"])
     table = apply_rules(in_flight([{"url": " http://good.com/a.jpg\n"}]), Step.URL, rules)
     assert table["status"].to_pylist() == ["ok"]

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pairmill.pipeline.fetch import dns as names
+from pairmill.pipeline.fetch import dns
 from pairmill.schemas.status import Status
-from tests.integration.names import NameServer
+from tests.integration.name_server import NameServer
 from tests.integration.test_fetch import JPEG, fetch, fetch_all
 from tests.integration.web import HostileWeb
 
@@ -30,7 +30,7 @@ def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
     web: HostileWeb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DNS rebinding: the first answer may be fetched from, the second may not."""
-    monkeypatch.setattr(names, "_GOOD_S", 0.0)  # every request looks up again
+    monkeypatch.setattr(dns, "_TTL_S", 0.0)  # every request looks up again
     with HostileWeb("127.0.0.2") as private, NameServer({"turncoat.example": [["127.0.0.1"], ["127.0.0.2"]]}) as server:
         private.serve("/a.jpg", JPEG)
         settings = {"allow_networks": ["127.0.0.1/32"], "nameservers": [server.address], "per_host_concurrency": 1}

@@ -1,4 +1,4 @@
-"""From rows to URLs and from downloads to rows."""
+"""From rows to the URLs to fetch."""
 
 from collections import Counter
 from urllib.parse import urlsplit
@@ -10,12 +10,12 @@ from pairmill.pipeline.fetch.url_join import interleave_hosts, urls_to_fetch
 from pairmill.schemas.pairs import in_flight_schema
 
 
-def test_hosts_take_turns() -> None:
+def test_hosts_are_interleaved() -> None:
     urls = [f"http://big/{index}" for index in range(6)] + ["http://a/1", "http://b/1", "http://a/2", "http://[bad"]
-    turns = interleave_hosts(urls)
-    assert Counter(turns) == Counter(urls)
-    assert {urlsplit(url).hostname for url in turns[:3]} == {"big", "a", "b"}
-    assert [url for url in turns if "big" in url] == urls[:6]
+    interleaved = interleave_hosts(urls)
+    assert Counter(interleaved) == Counter(urls)
+    assert {urlsplit(url).hostname for url in interleaved[:3]} == {"big", "a", "b"}
+    assert [url for url in interleaved if "big" in url] == urls[:6]
 
 
 def table_of(rows: list[tuple[str, str | None, str | None]]) -> pa.Table:
@@ -26,7 +26,7 @@ def table_of(rows: list[tuple[str, str | None, str | None]]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def test_what_is_wanted() -> None:
+def test_each_url_comes_with_the_digests_that_its_rows_expect() -> None:
     rows = [
         ("ok", "u1", "AA "),
         ("ok", "u1", "bb"),
@@ -42,7 +42,7 @@ def test_what_is_wanted() -> None:
     assert urls_to_fetch(table_of(rows), None) == {"u1": any_, "u2": any_, "u3": any_}
 
 
-def test_binary_columns() -> None:
+def test_binary_columns_keep_nulls_and_empty_values() -> None:
     for values in ([], [None], [b""], [b"ab", None, b"", b"c" * 1000, None], [b"x"] * 17):
         column = binary_column(values)
         column.validate(full=True)

@@ -16,7 +16,7 @@ from pairmill.pipeline.common.child import Child, ChildDied
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.image import isolated as isolate
 from pairmill.pipeline.image.isolated import IsolatedProcessor
-from pairmill.pipeline.image.processor import ImageProcessor, Picture
+from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
@@ -27,7 +27,7 @@ def png(color: str) -> bytes:
     return file.getvalue()
 
 
-def fragile(body: bytes) -> Picture:
+def fragile(body: bytes) -> ProcessedImage:
     """Runs in the child, in place of isolate._process."""
     if body == b"dies":
         os.abort()

@@ -5,7 +5,8 @@ import zlib
 
 import pytest
 
-from pairmill.pipeline.fetch.body import FetchError, PictureBody
+from pairmill.pipeline.fetch.outcome import FetchError
+from pairmill.pipeline.fetch.response_body import ResponseBody
 from pairmill.pipeline.image import sniff
 from pairmill.schemas.status import Status
 
@@ -15,7 +16,7 @@ JPEG = b"\xff\xd8\xff\xe0" + bytes(range(200))
 def collect(
     *chunks: bytes, max_bytes: int = 10_000, coding: str = "", content_type: str | None = "image/jpeg"
 ) -> bytes:
-    body = PictureBody(max_bytes, content_type, coding)
+    body = ResponseBody(max_bytes, content_type, coding)
     for chunk in chunks:
         body.add(chunk)
     return body.finish()
@@ -43,7 +44,7 @@ def test_no_bytes() -> None:
 
 
 def test_the_limit_holds_while_reading() -> None:
-    body = PictureBody(1000, None)
+    body = ResponseBody(1000, None)
     body.add(JPEG)
     with pytest.raises(FetchError) as caught:
         body.add(bytes(1000))
@@ -76,7 +77,7 @@ def test_what_is_no_picture_is_named(chunk: bytes, status: Status, detail: str) 
 
 
 def test_html_is_refused_before_it_ends() -> None:
-    body = PictureBody(10_000, "text/html")
+    body = ResponseBody(10_000, "text/html")
     with pytest.raises(FetchError):
         body.add(HTML)
 
@@ -92,7 +93,7 @@ def test_unasked_compression_is_undone(pack: object, size: int) -> None:
 def test_a_small_packed_body() -> None:
     tiny = b"GIF89a"
     packed = zlib.compress(tiny)
-    assert len(packed) < sniff.ENOUGH
+    assert len(packed) < sniff.FORMAT_HEAD_BYTES
     assert collect(packed, coding="deflate") == tiny
 
 
@@ -143,11 +144,11 @@ def test_compression_that_is_not_known_is_no_picture() -> None:
     ],
 )
 def test_magic_numbers(head: bytes, name: str | None) -> None:
-    assert sniff.image_format(head + bytes(sniff.ENOUGH)) == name
+    assert sniff.image_format(head + bytes(sniff.FORMAT_HEAD_BYTES)) == name
 
 
 def test_bytes_behind_the_end_of_a_compressed_body_end_the_download() -> None:
-    body = PictureBody(1_000_000, "image/jpeg", "gzip")
+    body = ResponseBody(1_000_000, "image/jpeg", "gzip")
     body.add(gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)))
     with pytest.raises(FetchError) as refused:
         for _ in range(100):
@@ -156,7 +157,7 @@ def test_bytes_behind_the_end_of_a_compressed_body_end_the_download() -> None:
 
 
 def test_what_unpacks_to_nothing_counts_by_its_bytes_on_the_wire() -> None:
-    body, packer = PictureBody(100_000, "image/jpeg", "gzip"), zlib.compressobj(wbits=31)
+    body, packer = ResponseBody(100_000, "image/jpeg", "gzip"), zlib.compressobj(wbits=31)
     body.add(packer.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)) + packer.flush(zlib.Z_FULL_FLUSH))
     with pytest.raises(FetchError) as refused:
         for _ in range(100_000):

@@ -1,0 +1,210 @@
+"""urllib within our limits, for img2dataset: only allowed addresses, bounded bodies, truthful headers.
+
+img2dataset passes on nothing of a failure but the exception's text. So the text of the exceptions that leave this
+opener is a random ticket, under which `failures` keeps the real outcome: no server's words are ever interpreted.
+"""
+
+import http.client
+import secrets
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from http.client import HTTPMessage
+from typing import IO, Any
+
+from pairmill.pipeline.common.faults import LocalFault, local_fault
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.fetch import optout
+from pairmill.pipeline.fetch.addresses import AddressGuard
+from pairmill.pipeline.fetch.dns import AddressRefused, NoSuchHost
+from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
+from pairmill.pipeline.rules import SourceRules
+from pairmill.pipeline.rules.url import refused_redirect
+from pairmill.pipeline.rules.url_parser import parse_url
+from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.status import Status
+
+_CHUNK_BYTES = 1 << 16
+
+_Bound = Callable[[http.client.HTTPResponse], http.client.HTTPResponse]
+
+# The first that matches counts, so narrow types come before wide ones.
+_STATUS_OF: tuple[tuple[type[BaseException], Status], ...] = (
+    (AddressRefused, Status.ADDRESS_REFUSED),
+    (NoSuchHost, Status.DNS_ERROR),
+    (socket.gaierror, Status.DNS_ERROR),
+    (UnicodeError, Status.DNS_ERROR),  # a name that IDNA does not allow
+    (TimeoutError, Status.TIMEOUT),
+    (ssl.SSLError, Status.TLS_ERROR),  # certificates too
+    (http.client.RemoteDisconnected, Status.CONNECTION_LOST),
+    (http.client.IncompleteRead, Status.BODY_TRUNCATED),
+    (ConnectionRefusedError, Status.CONNECT_ERROR),
+    (ConnectionError, Status.CONNECTION_LOST),
+    (http.client.HTTPException, Status.PROTOCOL_ERROR),
+    (OSError, Status.CONNECT_ERROR),  # no route to the host, network unreachable
+)
+
+
+class _Ticket(Exception):
+    """Its text is a key of `GuardedOpener.failures`."""
+
+
+class GuardedOpener(urllib.request.OpenerDirector):
+    """http and https, redirects between them, and nothing else: no files, no FTP, no proxies from the environment."""
+
+    def __init__(self, config: FetchConfig, rules: SourceRules) -> None:
+        super().__init__()
+        self._config = config
+        self._token = optout.agent_token(config.user_agent)
+        self.failures: dict[str, FetchOutcome | LocalFault] = {}
+        """By the text of the exception that `open` or the response's `read` raised."""
+        connect = partial(_connect, guard=AddressGuard(config.allow_networks), timeout_s=config.connect_timeout_s)
+        for handler in (
+            _HttpHandler(connect, config.user_agent, self._bound),
+            _HttpsHandler(connect, config.user_agent, self._bound),
+            urllib.request.HTTPDefaultErrorHandler(),
+            _RedirectHandler(rules),
+            urllib.request.HTTPErrorProcessor(),
+            urllib.request.UnknownHandler(),
+        ):
+            self.add_handler(handler)
+
+    def open(self, fullurl: Any, data: Any = None, timeout: Any = socket._GLOBAL_DEFAULT_TIMEOUT) -> Any:  # type: ignore[attr-defined]
+        """As OpenerDirector.open; raises tickets. Called again for each redirect, within the first call."""
+        try:
+            response = super().open(fullurl, data, timeout)
+            self._require_no_opt_out(response)
+        except _Ticket:
+            raise
+        except Exception as error:
+            raise self._ticket(error) from None
+        return response
+
+    def _require_no_opt_out(self, response: Any) -> None:
+        if self._config.respect_x_robots_tag:
+            directive = optout.opt_out_directive(response.headers.get_all("X-Robots-Tag", []), self._token)
+            if directive is not None:
+                response.close()
+                raise FetchError(Status.OPTED_OUT, f"X-Robots-Tag: {directive}")
+
+    def _bound(self, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+        """Limit the size and time of every body, of redirects too."""
+        ends_at = time.monotonic() + self._config.timeout_s
+        response.read = partial(self._read_bounded, response.read, ends_at)  # type: ignore[method-assign]
+        return response
+
+    def _read_bounded(self, read: Callable[[int], bytes], ends_at: float, amount: int | None = None) -> bytes:
+        chunks, size = [], 0
+        try:
+            while chunk := read(_CHUNK_BYTES):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > self._config.max_bytes:
+                    raise FetchError(Status.BODY_TOO_LARGE, f"more than {self._config.max_bytes} bytes")
+                if time.monotonic() > ends_at:
+                    raise FetchError(Status.TIMEOUT, f"not done within {self._config.timeout_s:g} s")
+        except Exception as error:
+            raise self._ticket(error) from None
+        return b"".join(chunks)
+
+    def _ticket(self, error: Exception) -> _Ticket:
+        ticket = secrets.token_hex(16)
+        cause = getattr(error, "reason", error) if isinstance(error, urllib.error.URLError) else error
+        fault = local_fault(cause) if isinstance(cause, BaseException) else None
+        self.failures[ticket] = fault or _failure(error, cause)
+        return _Ticket(ticket)
+
+
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    def __init__(self, rules: SourceRules) -> None:
+        self._rules = rules
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        if (refusal := refused_redirect(parse_url(newurl), self._rules)) is not None:
+            raise FetchError(Status.BAD_REDIRECT, f"redirect not allowed: {refusal[0]}: {refusal[1]}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _GuardedHandler(urllib.request.AbstractHTTPHandler):
+    """Opens connections with `connect`, says truthfully who asks, and bounds the responses."""
+
+    connection: type[http.client.HTTPConnection]
+
+    def __init__(self, connect: Callable[..., socket.socket], user_agent: str, bound: _Bound) -> None:
+        super().__init__()
+        self._connect = connect
+        self._user_agent = user_agent
+        self._bound = bound
+
+    def _open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        request.headers["User-agent"] = self._user_agent
+        return self._bound(self.do_open(self._connection, request))
+
+    def _connection(self, *arguments: Any, **options: Any) -> http.client.HTTPConnection:
+        connection = self.connection(*arguments, **options)
+        connection._create_connection = self._connect  # type: ignore[attr-defined]
+        return connection
+
+
+class _HttpHandler(_GuardedHandler):
+    connection = http.client.HTTPConnection
+    http_open = _GuardedHandler._open
+
+
+class _HttpsHandler(_GuardedHandler):
+    connection = http.client.HTTPSConnection
+    https_open = _GuardedHandler._open
+
+
+def _connect(
+    address: tuple[str, int], timeout: Any = None, source_address: Any = None, *, guard: AddressGuard, timeout_s: float
+) -> socket.socket:
+    """As socket.create_connection, to allowed addresses only: the address that was checked is the one connected to."""
+    error: Exception = NoSuchHost(f"{address[0]} has no address")
+    for *_, (host, port, *_) in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        if (refusal := guard.refusal(str(host))) is not None:
+            error = AddressRefused(refusal)
+            continue
+        try:
+            return socket.create_connection((str(host), int(port)), timeout_s)
+        except OSError as failure:
+            error = failure
+    raise error
+
+
+def _failure(error: Exception, cause: Any) -> FetchOutcome:
+    """The outcome of one failed URL. `cause`: of a URLError, its reason."""
+    code = error.code if isinstance(error, urllib.error.HTTPError) else None
+    detail = error.detail if isinstance(error, FetchError) else str(error) or type(error).__name__
+    return FetchOutcome(
+        status=_status(error, cause) if code is None else _http_status(code),
+        detail=clean_text(detail),
+        http_status=code,
+        fetch_attempts=1,
+        fetch_s=0.0,  # unknown
+        fetched_at=datetime.now(UTC),
+    )
+
+
+def _status(error: Exception, cause: Any) -> Status:
+    if isinstance(error, FetchError):
+        return error.status
+    return next((status for kind, status in _STATUS_OF if isinstance(cause, kind)), Status.PROTOCOL_ERROR)
+
+
+def _http_status(code: int) -> Status:
+    """urllib raises HTTPError for a 3xx that it does not follow: a loop, too many, or not http(s)."""
+    if code == 429:
+        return Status.HTTP_429
+    if 300 <= code < 400:
+        return Status.BAD_REDIRECT
+    if 400 <= code < 500:
+        return Status.HTTP_4XX
+    return Status.HTTP_5XX if 500 <= code < 600 else Status.HTTP_OTHER

@@ -1,0 +1,81 @@
+"""What a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
+
+A FetchError ends a download inside this room; outside of it there are only outcomes. `columns.py` writes them into the
+shard's table.
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from pairmill.pipeline.image.processor import ProcessedImage
+from pairmill.schemas.status import Status
+
+
+class FetchError(Exception):
+    """This download fails with this Status. `retry_after_s`: what the server asks for before another attempt."""
+
+    def __init__(self, status: Status, detail: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(status.value, detail)
+        self.status = status
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOutcome:
+    """One URL's Status with its evidence, and the stored image if there is one. None: unknown, or not applicable.
+
+    Fields and properties are named after the columns of `pairmill.schemas.pairs.FETCHED`.
+    """
+
+    status: Status
+    detail: str | None = None
+    http_status: int | None = None
+    final_url: str | None = None
+    """Of the last response; None if there was none."""
+    content_type: str | None = None
+    fetch_attempts: int | None = None
+    fetch_s: float | None = None
+    """Seconds spent on this URL, without the time in which it waited for its turn."""
+    fetched_at: datetime | None = None
+    original_bytes: int | None = None
+    sha256: str | None = None
+    """Of the original bytes, in hex; so is `md5`."""
+    md5: str | None = None
+    image: ProcessedImage | None = None
+    body: bytes | None = field(default=None, repr=False)
+    """The original bytes, until they are decoded."""
+
+    @property
+    def original_format(self) -> str | None:
+        """Pillow's name of the format (JPEG, PNG, ...)."""
+        return None if self.image is None else self.image.original_format
+
+    @property
+    def original_width(self) -> int | None:
+        """Pixels, upright."""
+        return None if self.image is None else self.image.original_width
+
+    @property
+    def original_height(self) -> int | None:
+        """Pixels, upright."""
+        return None if self.image is None else self.image.original_height
+
+    def with_digests_of(self, body: bytes) -> "FetchOutcome":
+        """The outcome with the body's size and digests in place of the body, so that the original bytes can go."""
+        return replace(
+            self,
+            body=None,
+            original_bytes=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+            md5=hashlib.md5(body, usedforsecurity=False).hexdigest(),
+        )
+
+    def with_image(self, image: ProcessedImage) -> "FetchOutcome":
+        """The outcome once its body was processed: the image's status is its status."""
+        return replace(self, status=image.status, detail=image.detail, image=image)
+
+    def refused(self, status: Status, detail: str | None = None) -> "FetchOutcome":
+        """The same evidence with another Status."""
+        return replace(self, status=status, detail=detail)

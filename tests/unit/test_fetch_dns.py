@@ -1,0 +1,69 @@
+"""The cache of DNS look-ups."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from pairmill.pipeline.fetch.addresses import AddressGuard
+from pairmill.pipeline.fetch.dns import AddressRefused, DnsCache, NoSuchHost
+
+
+class NameService:
+    """Records the names that it is asked for."""
+
+    def __init__(self, answers: dict[str, Sequence[str] | OSError]) -> None:
+        self.answers = answers
+        self.queries: list[str] = []
+
+    async def look_up(self, name: str) -> Sequence[str]:
+        self.queries.append(name)
+        await asyncio.sleep(0.01)
+        answer = self.answers[name]
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+def test_concurrent_callers_share_one_look_up_and_failures_are_cached() -> None:
+    async def main() -> None:
+        service = NameService(
+            {"dead": NoSuchHost("dead: not found"), "good": ["8.8.8.8"], "slow": OSError("no answer")}
+        )
+        cache = DnsCache(service.look_up, AddressGuard())
+        for name, kind in (("dead", NoSuchHost), ("slow", OSError)):
+            found = await asyncio.gather(*(cache.resolve(name) for _ in range(500)), return_exceptions=True)
+            assert {type(item) for item in found} == {kind}
+            with pytest.raises(kind):
+                await cache.resolve(name)
+        assert await asyncio.gather(*(cache.resolve("good") for _ in range(500))) == [["8.8.8.8"]] * 500
+        assert await cache.resolve("good") == ["8.8.8.8"]
+        assert service.queries == ["dead", "slow", "good"]
+
+    asyncio.run(main())
+
+
+def test_private_addresses_are_dropped() -> None:
+    async def main() -> None:
+        service = NameService({"mixed": ["10.0.0.1", "8.8.8.8", "::1"], "inside": ["127.0.0.1", "::1"]})
+        cache = DnsCache(service.look_up, AddressGuard())
+        assert await cache.resolve("mixed") == ["8.8.8.8"]
+        with pytest.raises(AddressRefused, match=r"127\.0\.0\.1"):
+            await cache.resolve("inside")
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_gives_up_does_not_cancel_the_look_up_for_the_others() -> None:
+    async def main() -> None:
+        service = NameService({"good": ["8.8.8.8"]})
+        cache = DnsCache(service.look_up, AddressGuard())
+        first = asyncio.create_task(cache.resolve("good"))
+        second = asyncio.create_task(cache.resolve("good"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == ["8.8.8.8"]
+        assert service.queries == ["good"]
+        await cache.close()
+
+    asyncio.run(main())

@@ -1,0 +1,137 @@
+"""Limits of the fetcher: requests per host, deadlines, bytes in memory."""
+
+import asyncio
+
+import pytest
+
+from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
+from pairmill.pipeline.fetch.deadline import Deadline
+from pairmill.pipeline.fetch.host_limiter import HostLimiter
+
+
+def test_requests_are_limited_per_host_and_in_total() -> None:
+    async def main() -> None:
+        limiter = HostLimiter(per_host=2, total=3)
+        running: dict[str, int] = {"a": 0, "b": 0}
+        most = {"a": 0, "b": 0, "all": 0}
+
+        async def request(host: str) -> None:
+            async with limiter.acquire(host):
+                running[host] += 1
+                most[host] = max(most[host], running[host])
+                most["all"] = max(most["all"], sum(running.values()))
+                await asyncio.sleep(0.002)
+                running[host] -= 1
+
+        await asyncio.gather(*(request("ab"[index % 2]) for index in range(20)))
+        assert most == {"a": 2, "b": 2, "all": 3}
+        assert limiter._hosts == {}  # hosts without requests take no memory
+
+    asyncio.run(main())
+
+
+def test_a_queue_for_one_host_does_not_block_the_others() -> None:
+    async def main() -> None:
+        limiter = HostLimiter(per_host=1, total=2)
+        stop = asyncio.Event()
+
+        async def wait_for_slow_host() -> None:
+            async with limiter.acquire("slow"):
+                await stop.wait()
+
+        waiting = [asyncio.create_task(wait_for_slow_host()) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert limiter.would_wait("slow")
+        assert not limiter.would_wait("quick")
+        async with asyncio.timeout(1), limiter.acquire("quick"):
+            assert limiter.would_wait("third")
+        stop.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(main())
+
+
+def test_a_waiter_that_times_out_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        limiter = HostLimiter(per_host=1, total=1)
+        async with limiter.acquire("a"):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01), limiter.acquire("a"):
+                    pass
+        async with limiter.acquire("a"):
+            pass
+        assert limiter._hosts == {}
+
+    asyncio.run(main())
+
+
+def test_a_paused_deadline_does_not_expire() -> None:
+    async def main() -> None:
+        deadline = Deadline(5)
+        async with deadline:
+            deadline.pause()
+            await asyncio.sleep(0.5)
+            deadline.resume()
+            assert deadline.remaining_s == pytest.approx(5, abs=0.4)
+            assert not deadline.expired
+        with pytest.raises(TimeoutError):
+            async with (again := Deadline(0.02)):
+                await asyncio.sleep(5)
+        assert again.expired
+
+    asyncio.run(main())
+
+
+def test_a_full_budget_blocks_until_there_is_room() -> None:
+    async def main() -> None:
+        budget = ByteBudget(10)
+        await budget.wait_for_room()
+        budget.reserve(12)
+        assert budget.is_full
+        waiting = asyncio.create_task(budget.wait_for_room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        budget.release(12)
+        await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(main())
+
+
+def test_above_twice_the_budget_one_body_grows_at_a_time_and_the_others_do_not_time_out() -> None:
+    async def main() -> None:
+        budget, order, most = ByteBudget(10), list[str](), list[int]()
+
+        async def body(name: str, steps: int) -> None:
+            async with Deadline(0.5) as deadline:
+                reservation = Reservation(budget, deadline)
+                for n in range(1, steps + 1):
+                    await reservation.resize(8 * n)
+                    most.append(budget._reserved)
+                    await asyncio.sleep(0.1)
+                reservation.release()
+                order.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            for name in "abcd":
+                group.create_task(body(name, 4))
+        assert sorted(order) == list("abcd")
+        assert budget._reserved == 0
+        assert max(most) <= 2 * 10 + 8 + 4 * 8  # a step that began below, and one body
+
+    asyncio.run(main())
+
+
+def test_a_body_that_grows_above_the_budget_blocks_nobody_once_there_is_room() -> None:
+    async def main() -> None:
+        budget = ByteBudget(10)
+        async with Deadline(60) as deadline:
+            slow, other, third = (Reservation(budget, deadline) for _ in range(3))
+            budget.reserve(20)
+            await slow.resize(8)  # the only one that may grow now
+            waiting = [asyncio.create_task(reservation.resize(8)) for reservation in (other, third)]
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in waiting)
+            budget.release(20)  # although the slow one is not done
+            await asyncio.wait_for(asyncio.gather(*waiting), 1)
+
+    asyncio.run(main())

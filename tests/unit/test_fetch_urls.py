@@ -1,0 +1,75 @@
+"""Which URLs are requested, and where redirects lead."""
+
+import pytest
+from yarl import URL
+
+from pairmill.pipeline.fetch.outcome import FetchError
+from pairmill.pipeline.fetch.urls import redirect_target, request_url
+from pairmill.schemas.status import Status
+
+BASE = URL("https://example.com/a/b.jpg?x=1")
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/c.jpg", "https://example.com/c.jpg"),
+        ("c.jpg", "https://example.com/a/c.jpg"),
+        ("../c.jpg", "https://example.com/c.jpg"),
+        ("?y=2", "https://example.com/a/b.jpg?y=2"),
+        ("//cdn.example.org/c.jpg", "https://cdn.example.org/c.jpg"),
+        ("http://other.example/c.jpg#top", "http://other.example/c.jpg"),
+        ("http://user:secret@other.example/c.jpg", "http://other.example/c.jpg"),
+        ("/with blank.jpg", "https://example.com/with%20blank.jpg"),
+        ("/already%20quoted.jpg", "https://example.com/already%20quoted.jpg"),
+        ("/ü.jpg", "https://example.com/%C3%BC.jpg"),
+        (b"/\xc3\xbc.jpg".decode("utf-8", "surrogateescape"), "https://example.com/%C3%BC.jpg"),
+        (b"/\xfc.jpg".decode("utf-8", "surrogateescape"), "https://example.com/%FC.jpg"),
+    ],
+)
+def test_location_headers_are_resolved_against_the_url(location: str, target: str) -> None:
+    assert str(redirect_target(BASE, location)) == target
+
+
+@pytest.mark.parametrize(
+    ("location", "status"),
+    [
+        (None, Status.BAD_REDIRECT),
+        ("", Status.BAD_REDIRECT),
+        ("file:///etc/passwd", Status.BAD_REDIRECT),
+        ("gopher://example.com/", Status.BAD_REDIRECT),
+        ("data:image/png;base64,AAAA", Status.BAD_REDIRECT),
+        ("javascript:alert(1)", Status.BAD_REDIRECT),
+        ("http://", Status.BAD_REDIRECT),
+        ("http://[::1", Status.BAD_REDIRECT),
+        ("http://[::1]@", Status.BAD_REDIRECT),
+        ("http://example.com:99999/", Status.BAD_REDIRECT),
+        ("http://999.1.1.1/", Status.BAD_REDIRECT),
+        ("http://2130706433/", Status.ADDRESS_REFUSED),
+        ("http://0x7f.1/", Status.ADDRESS_REFUSED),
+    ],
+)
+def test_bad_redirect_targets_are_refused(location: str | None, status: Status) -> None:
+    with pytest.raises(FetchError) as caught:
+        redirect_target(BASE, location)
+    assert caught.value.status is status
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("file:///etc/passwd", Status.URL_SCHEME),
+        ("ftp://example.com/a.jpg", Status.URL_SCHEME),
+        ("//example.com/a.jpg", Status.URL_INVALID),
+        ("http://", Status.URL_INVALID),
+        ("http://:80/a", Status.URL_INVALID),
+        ("http://example.com:0/", Status.URL_INVALID),
+        ("http://[::1", Status.URL_INVALID),
+        ("http://[::1]@/a.jpg", Status.URL_INVALID),
+        ("http://127.1/", Status.ADDRESS_REFUSED),
+    ],
+)
+def test_urls_that_cannot_be_requested_are_refused(url: str, status: Status) -> None:
+    with pytest.raises(FetchError) as caught:
+        request_url(url)
+    assert caught.value.status is status
