@@ -502,9 +502,9 @@ def test_bodies_that_never_end_together_hold_little_more_than_twice_the_budget(w
     limit, most = 2_000_000, 0
 
     class Watched(ByteBudget):
-        def take(self, num_bytes: int) -> None:
+        def reserve(self, num_bytes: int) -> None:
             nonlocal most
-            super().take(num_bytes)
+            super().reserve(num_bytes)
             most = max(most, self._reserved)
 
     budget = Watched(limit)
