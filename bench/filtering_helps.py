@@ -32,7 +32,6 @@ from bench.web import serving
 from pairmill.jobs.build import build
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
-from pairmill.pipeline.encode.clip_model import TINY_FOLDER
 from pairmill.pipeline.encode.tiny.draw import (
     BACKGROUNDS,
     COLORS,
@@ -45,7 +44,8 @@ from pairmill.pipeline.encode.tiny.draw import (
     wrong_color,
     wrong_shape,
 )
-from pairmill.pipeline.encode.tiny.train import distinct_scenes, recall_at_1
+from pairmill.pipeline.encode.tiny.evaluate import distinct_scenes, recall_at_1
+from pairmill.pipeline.encode.weights import TINY_FOLDER
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.subset import SelectJob

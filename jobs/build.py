@@ -242,7 +242,7 @@ def _with_dtypes(job: BuildJob) -> BuildJob:
     On a cluster only the workers know; there it stays `auto`."""
     if job.run.address is not None or all(model.dtype != "auto" for model in job.models):
         return job
-    from pairmill.pipeline.encode.clip_model import resolved_dtype
+    from pairmill.pipeline.encode.device import resolved_dtype
 
     models = [model.model_copy(update={"dtype": resolved_dtype(model, job.run)}) for model in job.models]
     return job.model_copy(update={"models": models})
@@ -252,7 +252,8 @@ def _check_models(job: BuildJob) -> list[str]:
     """SHA-256 of the weights of each model."""
     if not job.models:
         return []
-    from pairmill.pipeline.encode.clip_model import ModelError, check_device, resolve_weights
+    from pairmill.pipeline.encode.device import check_device
+    from pairmill.pipeline.encode.weights import ModelError, resolve_weights
 
     try:
         if job.run.address is None:
@@ -276,7 +277,7 @@ def _own_contents(job: BuildJob) -> list[str]:
 
 def _warnings(job: BuildJob) -> list[str]:
     """What is allowed and seldom meant."""
-    from pairmill.pipeline.encode.clip_model import input_side
+    from pairmill.pipeline.encode.weights import input_side
 
     lines = []
     if any(model.name == "tiny" for model in job.models):

@@ -1,6 +1,6 @@
-"""A shard's pictures and captions -> the score columns of every model, in one pass over the decoded pictures.
+"""A shard's pictures and captions -> the score columns of every model, decoding each picture once.
 
-    decoding threads      body -> pixels -> what each model looks at, the next micro-batches ahead of the model
+    decoding threads      body -> pixels -> the input of each model, a few micro-batches ahead of the models
     the calling thread    micro-batches through the models, then captions, then columns
 
 Equal pictures and equal captions of a shard are encoded once.
@@ -10,11 +10,9 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -23,49 +21,51 @@ from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.encode.clip_model import ClipModel, Floats, load_model
+from pairmill.pipeline.encode.score_columns import Indices, append_scores
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import ImageProcessor, is_one_color
 from pairmill.pipeline.image.resize import Pixels
 from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
-from pairmill.schemas.pairs import embedding_type, score_columns
 from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
-"""CLIP's recipe resizes by the shorter side, then cuts: a strip of one pixel by a million would be huge in between."""
+"""CLIP's recipe resizes by the shorter side, then crops: a strip of 1 x 1,000,000 pixels would be huge in between."""
 
-_AHEAD = 2
-"""Micro-batches that are decoded while one is with the models."""
+_BATCHES_AHEAD = 2
+"""Micro-batches that are decoded while the models encode one."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """What decoding told of one picture. `inputs`: recipe -> uint8 [3, side, side]; empty where it did not decode."""
+    """Result of decoding one picture. Sizes in pixels, upright."""
 
-    inputs: dict[str, torch.Tensor]
     status: Status = Status.OK
     detail: str | None = None
     width: int | None = None
     height: int | None = None
     phash: str | None = None
     one_color: bool | None = None
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """By `ModelInput.key`: uint8 [3, side, side]; empty if the picture did not decode."""
 
 
 class Encoder:
-    """Adds the score columns of every model to a shard's table. Not for several threads at once."""
+    """Adds the score columns of every model to a shard's table. Not thread-safe."""
 
     def __init__(
         self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig, hooks: WorkerHooks = NO_HOOKS
     ) -> None:
+        """Load the models. Raises ModelError."""
         self._hooks = hooks
         threads = run.encode_threads or os.cpu_count() or 1
-        if run.device != "cuda":  # Ray tells torch to use as many as the actor's logical CPUs, which only place it
+        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which are for scheduling only
             torch.set_num_threads(threads)
         self.models = [load_model(model, run, hooks) for model in models]
-        self._recipes = {model.input.key: model.input for model in self.models}
+        self._inputs = {model.input.key: model.input for model in self.models}
         self._processor = ImageProcessor(images)
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="look")
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def close(self) -> None:
         """End the decoding threads."""
@@ -74,52 +74,50 @@ class Encoder:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append `score_columns` per model; null where there is no picture or caption. Row count and order stay.
 
-        A pair whose picture does not decode is no pair any more, and has the Status that says why.
+        A pair whose picture does not decode stops being a pair, with the Status that says why.
         """
-        rows = np.flatnonzero(table["is_pair"].to_numpy())
-        keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # a picture may be gone, or there is none
-        pictures, picture_of = _distinct(keys.take(rows))
-        looks, embeddings = self._encode_pictures([table["image"][rows[place]].as_buffer() for place in pictures])
-        seen = [None if place < 0 else looks[place] for place in picture_of]
-        good = np.array([look is None or look.status is Status.OK for look in seen], bool)
-        if not good.all():
-            table = _without_failed(
-                table, rows[~good], [look for look in seen if look and look.status is not Status.OK]
-            )
-            rows, picture_of = rows[good], picture_of[good]
-            seen = [look for look, is_good in zip(seen, good, strict=True) if is_good]
-        table = _with_looks(table, rows, seen)
-        captions, caption_of = _distinct(table["caption_clean"].take(rows))
-        texts = [table["caption_clean"][rows[place]].as_py() for place in captions]
-        for model, image in zip(self.models, embeddings, strict=True):
-            text = model.encode_captions(texts)
-            columns = _columns(model, _of(image, picture_of), _of(text, caption_of), picture_of >= 0, caption_of >= 0)
-            table = _append(table, rows, columns)
+        rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
+        keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
+        first, image_of = _distinct(keys.take(rows))
+        decoded, embeddings = self._encode_images([table["image"][rows[pair]].as_buffer() for pair in first])
+        of_pair = [None if index < 0 else decoded[index] for index in image_of]
+        is_good = np.array([image is None or image.status is Status.OK for image in of_pair], bool)
+        if not is_good.all():
+            failed = [image for image in of_pair if image and image.status is not Status.OK]
+            table = _with_failures(table, rows[~is_good], failed)
+            rows, image_of = rows[is_good], image_of[is_good]
+            of_pair = [image for image, good in zip(of_pair, is_good, strict=True) if good]
+        table = _with_image_columns(table, rows, of_pair)
+        first, caption_of = _distinct(table["caption_clean"].take(rows))
+        captions = [table["caption_clean"][rows[pair]].as_py() for pair in first]
+        for model, images in zip(self.models, embeddings, strict=True):
+            texts = model.encode_captions(captions)  # [distinct captions, dim]
+            table = append_scores(table, model, rows, (images, image_of), (texts, caption_of))
         return table
 
-    def _encode_pictures(self, bodies: Sequence[Any]) -> tuple[list[DecodedImage], list[Floats]]:
-        """What was seen of each picture, and per model embeddings [pictures, dim]; zeros where it did not decode."""
-        looks: list[DecodedImage] = []
+    def _encode_images(self, bodies: Sequence[pa.Buffer]) -> tuple[list[DecodedImage], list[Floats]]:
+        """Results of decoding, without the inputs, and float32 [bodies, dim] per model; zeros if it did not decode."""
+        decoded: list[DecodedImage] = []
         embeddings = [np.zeros((len(bodies), model.embedding_dim), np.float32) for model in self.models]
         for batch in self._micro_batches(bodies):
-            places = len(looks) + np.flatnonzero([look.status is Status.OK for look in batch])
-            looks.extend(DecodedImage({}, **_facts(look)) for look in batch)  # without its pixels
-            if not len(places):
+            good = len(decoded) + np.flatnonzero([image.status is Status.OK for image in batch])
+            decoded.extend(replace(image, inputs={}) for image in batch)
+            if not len(good):
                 continue
             stacked = {
-                key: torch.stack([look.inputs[key] for look in batch if look.inputs]) for key in self._recipes
+                key: torch.stack([image.inputs[key] for image in batch if image.inputs]) for key in self._inputs
             }  # uint8 [b, 3, side, side] each
             for model, found in zip(self.models, embeddings, strict=True):
-                found[places] = model.encode_pixels(stacked[model.input.key])
-        return looks, embeddings
+                found[good] = model.encode_images(stacked[model.input.key])
+        return decoded, embeddings
 
-    def _micro_batches(self, bodies: Sequence[Any]) -> Iterator[list[DecodedImage]]:
-        """The pictures in order, some at a time, while the next ones are being decoded."""
+    def _micro_batches(self, bodies: Sequence[pa.Buffer]) -> Iterator[list[DecodedImage]]:
+        """The pictures in order, a batch at a time, while the next batches are being decoded."""
         size = min(model.batch_size for model in self.models)
         pending: deque[list[Future[DecodedImage]]] = deque()
         for start in range(0, len(bodies), size):
-            pending.append([self._decoders.submit(self._look, body) for body in bodies[start : start + size]])
-            if len(pending) > _AHEAD:
+            pending.append([self._decoders.submit(self._decode_safely, body) for body in bodies[start : start + size]])
+            if len(pending) > _BATCHES_AHEAD:
                 yield self._results(pending.popleft())
         for batch in pending:
             yield self._results(batch)
@@ -133,106 +131,73 @@ class Encoder:
                 self._hooks.on_hang()
             raise
 
-    def _look(self, body: Any) -> DecodedImage:
-        """The row border of decoding."""
+    def _decode_safely(self, body: pa.Buffer) -> DecodedImage:
+        """An unexpected error costs its own row only, unless this machine is at fault."""
         try:
-            return self._look_at(self._processor.pixels(bytes(body)))
+            return self._decode(self._processor.pixels(bytes(body)))
         except ImageError as error:
-            return DecodedImage({}, error.status, error.detail)
+            return DecodedImage(error.status, error.detail)
         except Exception as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
-            return DecodedImage({}, Status.ROW_ERROR, describe(error))
+            return DecodedImage(Status.ROW_ERROR, describe(error))
 
-    def _look_at(self, pixels: Pixels) -> DecodedImage:
+    def _decode(self, pixels: Pixels) -> DecodedImage:
         height, width = pixels.shape[:2]
-        for recipe in self._recipes.values():
-            if (most := recipe.pixels_of(width, height)) > MAX_RESIZED_PIXELS:
-                raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} would be {most:,} pixels for the model")
-        inputs = {key: recipe.picture(pixels) for key, recipe in self._recipes.items()}
-        return DecodedImage(inputs, width=width, height=height, phash=phash(pixels), one_color=is_one_color(pixels))
+        for model_input in self._inputs.values():
+            if (resized := model_input.resized_pixels(width, height)) > MAX_RESIZED_PIXELS:
+                raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} would be {resized:,} pixels for the model")
+        return DecodedImage(
+            width=width,
+            height=height,
+            phash=phash(pixels),
+            one_color=is_one_color(pixels),
+            inputs={key: model_input.prepare(pixels) for key, model_input in self._inputs.items()},
+        )
 
 
 def encode_pictures(model: ClipModel, bodies: Sequence[bytes], images: ImagesConfig) -> Floats:
-    """Embeddings [n, dim] of encoded pictures, L2-normalised. Raises ImageError on one that does not decode."""
+    """Encoded pictures -> float32 [n, dim], L2-normalized. Raises ImageError if one does not decode."""
     processor = ImageProcessor(images)
-    return model.encode_pixels(torch.stack([model.input.picture(processor.pixels(body)) for body in bodies]))
+    return model.encode_images(torch.stack([model.input.prepare(processor.pixels(body)) for body in bodies]))
 
 
-def _facts(look: DecodedImage) -> dict[str, Any]:
-    return {name: getattr(look, name) for name in ("status", "detail", "width", "height", "phash", "one_color")}
-
-
-def _distinct(values: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(place of each distinct non-null value, index into these per row, -1 for null): nothing is encoded twice."""
+def _distinct(values: pa.ChunkedArray) -> tuple[Indices, Indices]:
+    """(index of the first of each distinct non-null value, index into these per value; -1 for null)."""
     encoded = values.combine_chunks().dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    distinct, places = np.unique(codes, return_index=True)
-    return places[distinct >= 0], codes
+    distinct, first = np.unique(codes, return_index=True)
+    return first[distinct >= 0], codes
 
 
-def _of(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
-    """Row `place` of the values per place [rows, dim]; zeros for -1."""
-    found = np.zeros((len(places), values.shape[1]), np.float32)
-    found[places >= 0] = values[places[places >= 0]]
-    return found
-
-
-def _columns(
-    model: ClipModel, image: Floats, text: Floats, has_image: npt.NDArray[np.bool_], has_text: npt.NDArray[np.bool_]
-) -> dict[str, pa.Array]:
-    """Arrow columns [pairs] of one model."""
-    similarity = np.einsum("nd,nd->n", image, text)  # [pairs]
-    names = score_columns(model.alias, model.embedding_dim).names
-    return {
-        names[0]: pa.array(similarity.astype(np.float32), mask=~(has_image & has_text)),
-        names[1]: _embeddings(image, model.embedding_dim, has_image),
-        names[2]: _embeddings(text, model.embedding_dim, has_text),
-    }
-
-
-def _embeddings(values: Floats, dim: int, present: npt.NDArray[np.bool_]) -> pa.Array:
-    flat = pa.array(values.astype(np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(dim), mask=pa.array(~present))
-
-
-def _append(table: pa.Table, rows: npt.NDArray[np.int64], columns: dict[str, pa.Array]) -> pa.Table:
-    """Add columns that hold one value per row of `rows`; the others get null."""
-    places = np.full(table.num_rows, -1)
-    places[rows] = np.arange(len(rows))
-    indices = pa.array(places, mask=places < 0)  # [rows] -> place among the pairs
-    for name, column in columns.items():
-        table = table.append_column(name, column.take(indices))
-    return table
-
-
-def _without_failed(table: pa.Table, rows: npt.NDArray[np.int64], looks: Sequence[DecodedImage]) -> pa.Table:
+def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage]) -> pa.Table:
+    """The Status of pictures that did not decode, whose rows stop being pairs."""
     columns = {name: table[name].to_pylist() for name in ("status", "status_detail", "is_pair")}
-    for row, look in zip(rows, looks, strict=True):
-        columns["status"][row] = look.status.value
-        columns["status_detail"][row] = look.detail
+    for row, image in zip(rows, images, strict=True):
+        columns["status"][row] = image.status.value
+        columns["status_detail"][row] = image.detail
         columns["is_pair"][row] = False
     return _replaced(table, columns)
 
 
-def _with_looks(table: pa.Table, rows: npt.NDArray[np.int64], seen: Sequence[DecodedImage | None]) -> pa.Table:
-    """Fill in size and hash of pictures where the stages before did not: they know them of stored pictures."""
-    if table["phash"].null_count < table.num_rows or not any(seen):
+def _with_image_columns(table: pa.Table, rows: Indices, images: Sequence[DecodedImage | None]) -> pa.Table:
+    """Size and hash of the pictures, unless an earlier stage knew them, as it does of stored pictures."""
+    if table["phash"].null_count < table.num_rows or not any(images):
         return table
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, list[object]] = {
         name: [None] * table.num_rows for name in ("width", "height", "phash", "one_color")
     }
-    for row, look in zip(rows, seen, strict=True):
+    for row, image in zip(rows, images, strict=True):
         for name, values in columns.items():
-            values[row] = look and getattr(look, name)
-    for name in ("width", "height"):  # a PNG or WebP tells only once it is decoded which way is up
+            values[row] = image and getattr(image, name)
+    for name in ("width", "height"):  # the orientation of a PNG or WebP is known only once it is decoded
         known = zip(table[f"original_{name}"].to_pylist(), columns[name], strict=True)
         columns[f"original_{name}"] = [old if new is None else new for old, new in known]
     return _replaced(table, columns)
 
 
-def _replaced(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
+def _replaced(table: pa.Table, columns: dict[str, list[object]]) -> pa.Table:
     for name, values in columns.items():
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
     return table

@@ -1,8 +1,8 @@
-"""Pixels of a picture -> what a model looks at, by open_clip's own recipe for that model.
+"""Pixels of a picture -> the input of a model, by open_clip's own recipe for that model.
 
-The recipe is a torchvision Compose: steps that move pixels, then "to RGB, to floats, normalise". The first are done
-here, once per picture, on 8-bit pixels (torch's vector code for that rounds as Pillow does, within one level of 255);
-the last are arithmetic on whole batches, on the device.
+The recipe is a torchvision Compose: steps that resize and crop, then "to RGB, to floats, normalize". The former happen
+here, once per picture, on 8-bit pixels (torch's vector code rounds as Pillow does, within one level of 255); the latter
+are arithmetic on whole batches, on the device.
 """
 
 from typing import Any
@@ -17,32 +17,32 @@ from pairmill.pipeline.image.resize import Pixels
 
 
 class ModelInput:
-    """The recipe of one model. Safe to use from many threads."""
+    """The recipe of one model. Thread-safe."""
 
     def __init__(self, recipe: Any) -> None:
         *self._steps, _to_rgb, _to_tensor, normalize = recipe.transforms
         self.key = repr([(type(step).__name__, sorted(vars(step).items(), key=str)) for step in self._steps])
-        """Equal for recipes that give equal pictures."""
+        """Equal for recipes that give equal inputs."""
         self._is_plain = all(isinstance(step, transforms.Resize | transforms.CenterCrop) for step in self._steps)
         self._mean = torch.tensor(normalize.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(normalize.std).view(1, 3, 1, 1)
 
-    def pixels_of(self, width: int, height: int) -> int:
-        """Pixels that a picture has while it is resized, before it is cut."""
+    def resized_pixels(self, width: int, height: int) -> int:
+        """Pixels that a picture of this size has once it is resized, before it is cropped."""
         sides = [step.size for step in self._steps if isinstance(getattr(step, "size", None), int)]
         longest = max(width, height) / min(width, height)
         return int(max(sides, default=0) ** 2 * longest)
 
-    def picture(self, pixels: Pixels) -> torch.Tensor:
-        """[height, width, 3] -> uint8 [3, side, side], resized and cut or filled."""
+    def prepare(self, pixels: Pixels) -> torch.Tensor:
+        """uint8 [height, width, 3] -> uint8 [3, side, side], resized, and cropped or padded."""
         if not self._is_plain:  # non-square inputs and SigLIP's "longest": rare, and written for Pillow only
             image = Image.fromarray(pixels)
             for step in self._steps:
                 image = step(image)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        if not pixels.flags.writeable:  # Pillow's own memory; torch warns of it
+        if not pixels.flags.writeable:  # it is Pillow's own memory; torch would warn
             pixels = pixels.copy()
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view; its memory stays [height, width, 3]
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view of [3, height, width]
         for step in self._steps:
             if isinstance(step, transforms.Resize):
                 size = [step.size] if isinstance(step.size, int) else list(step.size)
@@ -51,7 +51,7 @@ class ModelInput:
                 tensor = functional.center_crop(tensor, list(step.size))
         return tensor
 
-    def batch(self, pictures: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """uint8 [n, 3, side, side] on any device -> normalised, in the model's dtype."""
-        mean, std = self._mean.to(pictures.device), self._std.to(pictures.device)
-        return ((pictures.float() / 255 - mean) / std).to(dtype)
+    def normalize(self, inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """uint8 [n, 3, side, side] on any device -> the same shape in the model's dtype, normalized by mean and std."""
+        mean, std = self._mean.to(inputs.device), self._std.to(inputs.device)  # [1, 3, 1, 1]
+        return ((inputs.float() / 255 - mean) / std).to(dtype)

@@ -1,9 +1,9 @@
-"""Captions through a text tower, without the padding where that changes nothing.
+"""Captions through a text tower, without their padding if that changes nothing.
 
-CLIP pads every caption to 77 tokens, and web captions have about 15. Where attention looks only backwards and the
-embedding is read at the last real token, what follows it cannot matter, so a batch is cut to its longest caption. That
-holds for OpenAI's architecture and its kin; SigLIP (looks both ways), CoCa (reads an extra token at the very end) and
-Hugging Face towers get their tokens whole.
+CLIP pads every caption to 77 tokens, and web captions have about 15. If attention is causal and the embedding is read
+at the last real token, the padding after it cannot matter, so a batch is trimmed to its longest caption. That is true
+of OpenAI's architecture and its variants; SigLIP (attends both ways), CoCa (reads an extra token at the very end) and
+Hugging Face towers get all tokens.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ from torch.func import functional_call
 
 
 class TextTower:
-    """The text side of an open_clip model: tokens [n, context] -> embeddings [n, dim], not yet normalised."""
+    """The text side of an open_clip model: tokens [n, context] -> embeddings [n, dim], not yet normalized."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._tower = getattr(model, "text", model)  # CLIP itself is the text tower of the older layout
-        self.is_trimmed = _looks_backwards(self._tower)
+        self.is_trimmed = _is_causal(self._tower)
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """How many tokens of each row can matter."""
+        """[n, context] -> [n]: how many tokens of each caption can matter."""
         if not self.is_trimmed:
             return torch.full((len(tokens),), tokens.shape[1])
         eos = getattr(self._tower, "eos_id", getattr(self._tower, "text_eos_id", None))
@@ -30,7 +30,7 @@ class TextTower:
         return last + 1
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[n, context] -> [n, dim], float32. `tokens` may be cut to `lengths(tokens).max()` columns."""
+        """int64 [n, length] -> float32 [n, dim]. `length` may be less than the context: `lengths(tokens).max()`."""
         length = tokens.shape[1]
         if not self.is_trimmed or length == self._tower.attn_mask.shape[0]:
             return self._model.encode_text(tokens).float()  # type: ignore[no-any-return]
@@ -45,8 +45,8 @@ class TextTower:
         return (found["text_features"] if isinstance(found, dict) else found[1]).float()  # type: ignore[no-any-return]
 
 
-def _looks_backwards(tower: Any) -> bool:
-    """A causal mask, the embedding read at the end-of-text token, and nothing appended to the caption."""
+def _is_causal(tower: Any) -> bool:
+    """Whether the mask is causal, the embedding is read at the end-of-text token, and nothing follows the caption."""
     mask = getattr(tower, "attn_mask", None)
     pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
     if mask is None or mask.ndim != 2 or pool not in ("argmax", "eos"):

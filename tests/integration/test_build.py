@@ -172,7 +172,7 @@ def test_similarities_equal_plain_open_clip_on_the_stored_pictures(web: PictureW
     import open_clip
     import torch
 
-    from pairmill.pipeline.encode.clip_model import TINY_FOLDER
+    from pairmill.pipeline.encode.weights import TINY_FOLDER
 
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"a red circle number {n}"} for n in range(24)]
     sequentially(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}]))

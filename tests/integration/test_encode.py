@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pairmill.pipeline.encode.clip_model import TINY_FOLDER, ClipModel, ModelError, load_model, resolve_weights
+from pairmill.pipeline.encode.clip_model import ClipModel, load_model
 from pairmill.pipeline.encode.encoder import Encoder
+from pairmill.pipeline.encode.weights import TINY_FOLDER, ModelError, resolve_weights
 from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.pairs import in_flight_schema
 from tests.integration.test_build import picture
@@ -211,7 +212,7 @@ def test_weights_that_cannot_be_fetched_are_a_clear_error(name: str, tmp_path: P
 
 
 def test_a_name_that_open_clip_does_not_know_is_answered_with_near_ones() -> None:
-    with pytest.raises(ModelError, match="near it: ViT-B-32"):
+    with pytest.raises(ModelError, match="similar names: ViT-B-32"):
         resolve_weights([ModelConfig(name="ViT-B-322", pretrained="openai")])
 
 

@@ -313,7 +313,7 @@ def test_open_clip_train_trains_on_the_tars_as_they_are(dataset: Path, tmp_path:
 
 
 def tiny_folder() -> str:
-    from pairmill.pipeline.encode.clip_model import TINY_FOLDER
+    from pairmill.pipeline.encode.weights import TINY_FOLDER
 
     return f"local-dir:{TINY_FOLDER}"
 

@@ -131,7 +131,7 @@ def test_two_datasets_on_two_s3_servers_are_read_side_by_side_in_one_process(tmp
 
 
 def test_a_plain_contrastive_loop_learns_from_the_feed(dataset: Path) -> None:
-    from pairmill.pipeline.encode.clip_model import TINY_FOLDER
+    from pairmill.pipeline.encode.weights import TINY_FOLDER
 
     config = json.loads((TINY_FOLDER / "open_clip_config.json").read_text())["model_cfg"]
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Captioned pictures of colored shapes, drawn from a seed.
+"""Draw captioned pictures of colored shapes from a seed.
 
 A `Scene` is one thing, or two things with a spatial relation, on a plain background:
 
@@ -7,8 +7,7 @@ A `Scene` is one thing, or two things with a spatial relation, on a plain backgr
     picture, words = render(scene, rng, 256), caption(scene, rng)
 
 The near misses (`wrong_color`, `wrong_shape`, `swapped_order`) return another scene whose caption is almost
-right for the first scene's picture. Every function is a pure function of its arguments: the same scene and the
-same state of `rng` give the same bytes.
+right for the first scene's picture. Every function is pure: equal scenes and equal states of `rng` give equal bytes.
 """
 
 import colorsys
@@ -40,7 +39,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "gray": (135, 138, 140),
     "beige": (226, 208, 176),
 }
-RELATIONS: dict[str, tuple[int, int]] = {  # where the first thing lies: (x, y), y grows downwards
+RELATIONS: dict[str, tuple[int, int]] = {  # direction from the second thing to the first: (x, y), y grows downwards
     "above": (0, -1),
     "below": (0, 1),
     "left of": (-1, 0),
@@ -128,26 +127,26 @@ class Scene:
 
     @property
     def meaning(self) -> "Scene":
-        """The same for scenes that look the same: "A below B" and "B above A" are equal here."""
+        """Equal for scenes that look the same: "A below B" and "B above A"."""
         if self.relation in CONVERSE and self.second is not None:
             return Scene(self.background, self.second, CONVERSE[self.relation], self.first)
         return self
 
 
-# One combination for every color and every shape, so that both are known and only their meeting is new.
+# One combination for each color and shape, so that both are known and only the combination is new.
 HELD_OUT = frozenset(zip(COLORS, SHAPES, strict=True))
 
 
 def random_scene(rng: Random, held_out: bool = False) -> Scene:
     """A scene of one (30 %) or two different things.
 
-    With `held_out` false no thing is of HELD_OUT; with `held_out` true the first is, and the second may be.
+    Without `held_out` no thing is in HELD_OUT; with it the first is, and the second may be.
     """
     background = rng.choice(list(BACKGROUNDS))
-    first = _random_thing(rng, sorted(HELD_OUT) if held_out else _looks(held_out=False))
+    first = _random_thing(rng, sorted(HELD_OUT) if held_out else _combinations(held_out=False))
     if rng.random() < 0.3:
         return Scene(background, first)
-    others = [look for look in _looks(held_out) if look != (first.color, first.shape)]
+    others = [look for look in _combinations(held_out) if look != (first.color, first.shape)]
     return Scene(background, first, rng.choice(list(RELATIONS)), _random_thing(rng, others))
 
 
@@ -160,19 +159,19 @@ def caption(scene: Scene, rng: Random) -> str:
 
 
 def wrong_color(scene: Scene, rng: Random) -> Scene:
-    """The scene with one thing in another color. Never brings in HELD_OUT where the scene had none of it."""
+    """The scene with one thing in another color. Never adds one of HELD_OUT to a scene that has none."""
     return _change_one(scene, rng, lambda old, new: new[0] != old.color and new[1] == old.shape)
 
 
 def wrong_shape(scene: Scene, rng: Random) -> Scene:
-    """The scene with one thing in another shape. Never brings in HELD_OUT where the scene had none of it."""
+    """The scene with one thing in another shape. Never adds one of HELD_OUT to a scene that has none."""
     return _change_one(scene, rng, lambda old, new: new[0] == old.color and new[1] != old.shape)
 
 
 def swapped_order(scene: Scene, rng: Random) -> Scene:
-    """The scene with its two things in each other's place: the same words in another order.
+    """The scene with its two things swapped: the same words in another order.
 
-    Raises ValueError for a scene of one thing. `rng` is not used; it keeps the near misses alike.
+    Raises ValueError for a scene of one thing. `rng` is unused; it gives all near misses the same signature.
     """
     if scene.second is None:
         raise ValueError("a scene of one thing has no order to swap")
@@ -182,8 +181,8 @@ def swapped_order(scene: Scene, rng: Random) -> Scene:
 def render(scene: Scene, rng: Random, width: int, height: int | None = None) -> Image.Image:
     """An RGB picture of `width` x `height` pixels (square unless `height` is given).
 
-    The things stay inside the central square, so that a center crop keeps them. Place, size, angle and hue vary
-    a little, light falls off to one side, and there is slight noise.
+    The things stay inside the central square, so that a center crop keeps them. Position, size, angle and hue
+    vary a little, light falls off to one side, and there is slight noise.
     """
     height = height or width
     pixels = np.empty((height, width, 3), dtype=np.float32)
@@ -197,24 +196,24 @@ def render(scene: Scene, rng: Random, width: int, height: int | None = None) -> 
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def _looks(held_out: bool) -> list[tuple[str, str]]:
+def _combinations(held_out: bool) -> list[tuple[str, str]]:
     """The (color, shape) combinations of training, or all of them with `held_out`."""
     return [(color, shape) for color in COLORS for shape in SHAPES if held_out or (color, shape) not in HELD_OUT]
 
 
-def _random_thing(rng: Random, looks: list[tuple[str, str]]) -> Thing:
-    color, shape = rng.choice(looks)
+def _random_thing(rng: Random, combinations: list[tuple[str, str]]) -> Thing:
+    color, shape = rng.choice(combinations)
     return Thing(color, shape, rng.choice(("small", "medium", "medium", "medium", "large")))
 
 
 def _change_one(scene: Scene, rng: Random, fits: Callable[[Thing, tuple[str, str]], bool]) -> Scene:
-    """`scene` with the look of one thing, chosen by `rng`, replaced by another that `fits`."""
+    """`scene` with color and shape of one thing, chosen by `rng`, replaced by others that `fits` accepts."""
     changes_first = scene.second is None or rng.random() < 0.5
     old, other = (scene.first, scene.second) if changes_first else (scene.second, scene.first)
     assert old is not None
     taken = (other.color, other.shape) if other else None
-    looks = [look for look in _looks(scene.held_out) if look != taken and fits(old, look)]
-    color, shape = rng.choice(looks)
+    combinations = [look for look in _combinations(scene.held_out) if look != taken and fits(old, look)]
+    color, shape = rng.choice(combinations)
     new = replace(old, color=color, shape=shape)
     return replace(scene, first=new) if changes_first else replace(scene, second=new)
 
@@ -223,12 +222,12 @@ def _layout(scene: Scene, rng: Random) -> list[tuple[Thing, tuple[float, float],
     """Each thing's center and radius, in units of the central square's side, from the picture's center."""
     dx, dy = RELATIONS[scene.relation] if scene.relation else (0, 0)
     usual = 0.19 if scene.second else 0.28
-    places = []
+    layout = []
     for thing, side in zip(scene.things, (1, -1), strict=False):
         x = 0.24 * dx * side + rng.uniform(-0.025, 0.025)
         y = 0.24 * dy * side + rng.uniform(-0.025, 0.025)
-        places.append((thing, (x, y), usual * RADII[thing.size] * rng.uniform(0.94, 1.06)))
-    return places
+        layout.append((thing, (x, y), usual * RADII[thing.size] * rng.uniform(0.94, 1.06)))
+    return layout
 
 
 def _mask(outline: Points, center: tuple[float, float], radius: float, degrees: float, size: tuple[int, int]) -> Pixels:

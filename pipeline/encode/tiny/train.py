@@ -1,16 +1,15 @@
 """Train and measure the built-in model `tiny`, a small open_clip CLIP, on pictures that `draw` makes.
 
     python -m pairmill.pipeline.encode.tiny.train                    # train, write the weights, measure
-    python -m pairmill.pipeline.encode.tiny.train --evaluate-only    # measure the weights that are there
+    python -m pairmill.pipeline.encode.tiny.train --evaluate-only    # measure the existing weights
 
-A batch is made of families: a scene and three near misses of it (one wrong color, one wrong shape, swapped order),
-each of them both as picture and as caption, so every member is a hard negative of the other three. Two losses are
-added. The softmax loss of CLIP ranks, and learns fast. The sigmoid loss of SigLIP judges each pair alone, so that
-one threshold on the cosine similarity means the same for every caption.
+A batch consists of families: a scene and three near misses of it (one wrong color, one wrong shape, swapped order),
+each as a picture and as a caption, so every member is a hard negative of the other three. The loss is the sum of two:
+CLIP's softmax loss ranks, and learns fast; SigLIP's sigmoid loss judges each pair alone, so that one threshold on the
+cosine similarity means the same for every caption.
 """
 
 import argparse
-import io
 import json
 import math
 import time
@@ -27,7 +26,6 @@ import numpy.typing as npt
 import open_clip
 import safetensors.torch
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,11 +39,11 @@ from pairmill.pipeline.encode.tiny.draw import (
     wrong_color,
     wrong_shape,
 )
+from pairmill.pipeline.encode.tiny.evaluate import CALIBRATION, CALIBRATION_SEED, calibrate, measure, similarities
 
 TINY = Path(__file__).parent
 CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
-CALIBRATION = "calibration.json"
 SIDE = 64  # of the model's input, in pixels
 MEMBERS = 4  # of a family
 FAMILIES = 8_000  # drawn once; every step takes some of them
@@ -55,21 +53,17 @@ WEIGHT_DECAY = 0.1
 WARMUP = 50  # steps
 HARD = 4.0  # weight of a pair inside a family in the sigmoid loss
 
-TRAIN_SEED, CALIBRATION_SEED, TEST_SEED = 0, 2, 3
-KINDS = ("true", "wrong_caption", "wrong_color", "wrong_shape", "swapped_order")
-
-
-# --- Training data
+TRAIN_SEED = 0
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Families of captioned pictures, one after the other: N = MEMBERS * families."""
+    """Families of captioned pictures, one after another: n = MEMBERS * families."""
 
-    pictures: Tensor  # (N, 3, SIDE, SIDE) uint8
-    tokens: Tensor  # (N, context length) int64
-    meanings: Tensor  # (N,) int64; equal where scenes look the same
-    easy_families: Tensor  # their numbers
+    pictures: Tensor  # uint8 [n, 3, SIDE, SIDE]
+    tokens: Tensor  # int64 [n, context]
+    meanings: Tensor  # int64 [n]; equal if the scenes look the same
+    easy_families: Tensor  # indices of families
 
     @property
     def families(self) -> int:
@@ -78,14 +72,14 @@ class Pairs:
 
 
 def family(rng: Random) -> list[Scene]:
-    """A scene and three near misses. A scene of one thing has no order to swap: it gets a second wrong color."""
+    """A scene and three near misses. With only one thing, there is no order to swap: it gets a second wrong color."""
     scene = random_scene(rng)
     third = wrong_color if scene.second is None else swapped_order
     return [scene, wrong_color(scene, rng), wrong_shape(scene, rng), third(scene, rng)]
 
 
 def draw_families(seed: str, count: int) -> tuple[list[Scene], list[str], npt.NDArray[np.uint8]]:
-    """The scenes, captions and pictures (N, SIDE, SIDE, 3) of `count` families."""
+    """The scenes, captions and pictures, uint8 [n, SIDE, SIDE, 3], of `count` families."""
     rng = Random(seed)
     scenes = [scene for _ in range(count) for scene in family(rng)]
     captions = [caption(scene, rng) for scene in scenes]
@@ -111,23 +105,20 @@ def draw_pairs(tokenize: Callable[[list[str]], Tensor], seed: int, families: int
 
 
 def batches(pairs: Pairs, steps: int, generator: torch.Generator) -> Iterable[Tensor]:
-    """Row numbers (BATCH,) for every step: whole families.
+    """Row indices [BATCH] for every step: whole families.
 
-    The first third leaves out "below" and "right of". Which thing lies where depends on the relation AND on the
-    order of words, and that is learned several times faster once one half of it is known.
+    The first third omits "below" and "right of". Which thing lies where depends on the relation AND on the order of
+    words, which the model learns several times faster once it knows one half of it.
     """
     for step in range(steps):
         known = pairs.easy_families if step < steps // 3 else torch.arange(pairs.families)
         chosen = known[torch.randint(len(known), (BATCH // MEMBERS, 1), generator=generator)]
-        yield (chosen * MEMBERS + torch.arange(MEMBERS)).flatten()  # (BATCH / MEMBERS, MEMBERS) -> (BATCH,)
-
-
-# --- Training
+        yield (chosen * MEMBERS + torch.arange(MEMBERS)).flatten()  # [BATCH / MEMBERS, MEMBERS] -> [BATCH]
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, meanings: Tensor) -> Tensor:
-    """Softmax loss plus sigmoid loss of normalized features (B, width); pairs that look the same are both right."""
-    same = (meanings[:, None] == meanings).float()  # (B, B)
+    """Softmax loss plus sigmoid loss of L2-normalized features [b, dim]; scenes that look the same match each other."""
+    same = (meanings[:, None] == meanings).float()  # [b, b]
     logits = scale * image @ text.T
     right = same / same.sum(1, keepdim=True)
     softmax = -(right * (logits.log_softmax(0) + logits.log_softmax(1))).sum(1).mean()
@@ -150,7 +141,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def encode(model: Any, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalized features (B, width) of both. bfloat16 halves the time where the processor knows it."""
+    """L2-normalized float32 features [b, dim] of both. bfloat16 halves the time on processors that support it."""
     pixels = (pictures / 127.5 - 1).contiguous(memory_format=torch.channels_last)  # mean and std of 0.5
     with torch.autocast("cpu", torch.bfloat16):
         image, text = model.encode_image(pixels), model.encode_text(tokens)
@@ -158,7 +149,7 @@ def encode(model: Any, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor
 
 
 def train(folder: Path, steps: int, seed: int) -> None:
-    """Train from scratch by the config in TINY; leave config and weights (float16) in `folder`."""
+    """Train from scratch with the config in TINY; write config and weights (float16) to `folder`."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{TINY}", load_weights=False).to(memory_format=torch.channels_last)
@@ -184,7 +175,7 @@ def train(folder: Path, steps: int, seed: int) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write config and weights, halved where they are floats."""
+    """Write config and weights, floats as float16."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != TINY:
         (folder / CONFIG).write_text((TINY / CONFIG).read_text())
@@ -193,113 +184,6 @@ def save(model: torch.nn.Module, folder: Path) -> None:
         for name, value in model.state_dict().items()
     }
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(halved, metadata={"format": "pt"}))
-
-
-# --- Measuring
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """Cosine similarities of `scenes` distinct pictures; one column of captions per kind."""
-
-    by_kind: dict[str, Tensor]  # kind of KINDS -> (scenes,), fewer for swapped_order
-    all_true: Tensor  # (scenes, scenes): every picture with every true caption
-
-
-def distinct_scenes(rng: Random, count: int, held_out: bool) -> list[Scene]:
-    """`count` scenes of which no two look the same, so that every caption fits just one picture."""
-    scenes: dict[Scene, Scene] = {}
-    while len(scenes) < count:
-        scene = random_scene(rng, held_out)
-        scenes.setdefault(scene.meaning, scene)
-    return list(scenes.values())
-
-
-def stored_picture(scene: Scene, rng: Random) -> Image.Image:
-    """The scene at 256 to 640 pixels a side, through JPEG: what a picture of the web went through."""
-    file = io.BytesIO()
-    render(scene, rng, rng.randint(256, 640), rng.randint(256, 640)).save(file, "jpeg", quality=95)
-    return Image.open(file)
-
-
-def captions_by_kind(scenes: list[Scene], rng: Random) -> dict[str, list[str]]:
-    """A caption of every kind for every scene; swapped order only where there are two things."""
-    described: dict[str, list[Scene]] = {
-        "true": scenes,
-        "wrong_caption": scenes[1:] + scenes[:1],
-        "wrong_color": [wrong_color(scene, rng) for scene in scenes],
-        "wrong_shape": [wrong_shape(scene, rng) for scene in scenes],
-        "swapped_order": [swapped_order(scene, rng) for scene in scenes if scene.second],
-    }
-    return {kind: [caption(scene, rng) for scene in described[kind]] for kind in KINDS}
-
-
-@torch.inference_mode()
-def similarities(folder: Path, seed: int, count: int, held_out: bool) -> Similarities:
-    """Score `count` scenes that were never trained on, as any user of open_clip would."""
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-    model.eval()
-    rng = Random(f"measure {seed} {held_out}")
-    scenes = distinct_scenes(rng, count, held_out)
-    pixels = torch.stack([preprocess(stored_picture(scene, rng)) for scene in scenes])
-    image = torch.cat([model.encode_image(part, normalize=True) for part in torch.split(pixels, BATCH)])
-    text = {
-        kind: model.encode_text(tokenize(captions), normalize=True)
-        for kind, captions in captions_by_kind(scenes, rng).items()
-    }
-    pairs_of_things = torch.tensor([scene.second is not None for scene in scenes])
-    by_kind = {
-        kind: ((image if len(features) == count else image[pairs_of_things]) * features).sum(1)
-        for kind, features in text.items()
-    }
-    return Similarities(by_kind, image @ text["true"].T)
-
-
-def auc(positive: Tensor, negative: Tensor) -> float:
-    """Chance that a random positive scores above a random negative; equal scores count half."""
-    above = positive[:, None] - negative
-    return float(((above > 0).float() + 0.5 * (above == 0)).mean())
-
-
-def recall_at_1(scores: Tensor) -> float:
-    """Share of rows (queries) whose own column scores highest; a tie with another column is a miss."""
-    others = scores.clone().fill_diagonal_(-math.inf).max(1).values
-    return float((scores.diagonal() > others).float().mean())
-
-
-def precision_recall(found: Similarities, threshold: float) -> tuple[float, float]:
-    """Of the pairs kept at `threshold`, among as many of each of: true, wrong caption, color and shape."""
-    kept = {kind: float((found.by_kind[kind] >= threshold).float().mean()) for kind in KINDS[:4]}
-    return kept["true"] / max(sum(kept.values()), 1e-9), kept["true"]
-
-
-def calibrate(found: Similarities) -> float:
-    """The threshold (in steps of 0.005) where the lesser of precision and recall is greatest."""
-    thresholds = [step / 200 for step in range(-200, 200)]
-    return max(thresholds, key=lambda threshold: min(precision_recall(found, threshold)))
-
-
-def figures(found: Similarities, threshold: float) -> dict[str, float]:
-    """All that the model card states about one set of scenes."""
-    precision, recall = precision_recall(found, threshold)
-    true = found.by_kind["true"]
-    return {
-        "R@1 text to image": recall_at_1(found.all_true.T),
-        "R@1 image to text": recall_at_1(found.all_true),
-        **{f"AUC against {kind.replace('_', ' ')}": auc(true, found.by_kind[kind]) for kind in KINDS[1:]},
-        f"precision at {threshold}": precision,
-        f"recall at {threshold}": recall,
-    }
-
-
-def measure(folder: Path, count: int) -> None:
-    """Print a table of figures on unseen pictures: of trained combinations, and with held-out ones."""
-    threshold = float(json.loads((folder / CALIBRATION).read_text())["min_similarity"])
-    columns = [figures(similarities(folder, TEST_SEED, count, held_out), threshold) for held_out in (False, True)]
-    print(f"| {count} unseen pictures | of trained combinations | with held-out combinations |\n|---|---|---|")
-    for name in columns[0]:
-        print(f"| {name} | {columns[0][name]:.4f} | {columns[1][name]:.4f} |")
 
 
 def main() -> None:

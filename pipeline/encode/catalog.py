@@ -1,0 +1,82 @@
+"""Which models there are: open_clip's architectures, their tags, and what is on disk."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pairmill.pipeline.encode.weights import input_side
+from pairmill.schemas.jobs import ModelConfig
+
+_MAX_COUNTED = 40
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """One of open_clip's architectures."""
+
+    name: str
+    embedding_dim: int
+    image_side: int
+    """Pixels."""
+    millions_of_parameters: float
+    tags: tuple[str, ...]
+    """Names of pretrained weights."""
+    on_disk: tuple[str, ...]
+    """Those tags whose weights are in the local cache."""
+
+
+_TINY = KnownModel("tiny", 128, 64, 3.8, ("built in",), ("built in",))
+
+
+def known_models(pattern: str = "") -> list[KnownModel]:
+    """The architectures whose names contain the pattern, ignoring case.
+
+    If no more than 40 match, their parameters are counted, which takes a fifth of a second each; else they are 0.
+    """
+    import open_clip
+
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs on the root logger that there are no weights
+    names = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
+    found = [_describe(name, count=len(names) <= _MAX_COUNTED) for name in names]
+    return [_TINY, *found] if pattern.lower() in _TINY.name else found
+
+
+def _describe(name: str, count: bool) -> KnownModel:
+    import open_clip
+
+    tags = tuple(open_clip.list_pretrained_tags_by_model(name))
+    return KnownModel(
+        name=name,
+        embedding_dim=int((open_clip.get_model_config(name) or {}).get("embed_dim", 0)),
+        image_side=input_side(ModelConfig(name=name)),
+        millions_of_parameters=_count_parameters(name) / 1e6 if count else 0.0,
+        tags=tags,
+        on_disk=tuple(tag for tag in tags if _is_on_disk(open_clip.get_pretrained_cfg(name, tag))),
+    )
+
+
+def _count_parameters(name: str) -> int:
+    """Counted without allocating them; 0 if the architecture needs a file from Hugging Face that is not on disk."""
+    import open_clip
+    import torch
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = open_clip.create_model(name, load_weights=False, device="meta")
+    except (OSError, RuntimeError, ValueError, ImportError, NotImplementedError):
+        return 0
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _is_on_disk(tag: dict[str, Any]) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, file = tag.get("hf_hub", "").rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    if repo and any(isinstance(try_to_load_from_cache(repo, name), str) for name in names):
+        return True
+    url_name = tag.get("url", "").rpartition("/")[2]
+    return bool(url_name) and (Path.home() / ".cache" / "clip" / url_name).is_file()  # open_clip's own cache

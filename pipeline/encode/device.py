@@ -1,0 +1,38 @@
+"""Which device and number format a model computes in."""
+
+from typing import Literal
+
+from pairmill.pipeline.encode.weights import ModelError
+from pairmill.schemas.jobs import ModelConfig, RunConfig
+
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+def resolve_device(run: RunConfig) -> Device:
+    """The job's device, or what `auto` means on this machine. Raises ModelError if there is no such GPU."""
+    import torch
+
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("run.device is cuda, but this machine has no CUDA device; use run.device=cpu")
+    if run.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return run.device
+
+
+def check_device(run: RunConfig) -> None:
+    """Raises ModelError if the job asks for a GPU and this machine has none. Loads torch only if it does."""
+    if run.device == "cuda":
+        resolve_device(run)
+
+
+def resolved_dtype(config: ModelConfig, run: RunConfig) -> Dtype:
+    """The model's number format, or what `auto` means on this machine."""
+    return dtype_on(config, resolve_device(run))
+
+
+def dtype_on(config: ModelConfig, device: Device) -> Dtype:
+    """The model's number format, or what `auto` means on a device."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if device == "cuda" else "float32"

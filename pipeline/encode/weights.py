@@ -1,0 +1,124 @@
+"""Which weights a model has: found on disk or downloaded, and checked by their SHA-256. Loads no model."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.jobs import ModelConfig
+
+TINY_FOLDER = Path(__file__).parent / "tiny"
+
+_WEIGHT_NAMES = (  # in open_clip's order of preference (open_clip/factory.py 3.3)
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+
+
+class ModelError(PairmillError, ValueError):
+    """A model or its weights are not available; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's file of weights, and how open_clip is to load it."""
+
+    name: str
+    """open_clip's name of the model: of an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
+    pretrained: str | None
+    path: Path
+
+    def sha256(self) -> str:
+        """Of the file, in hex."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
+    """SHA-256 of each model's weights, which are downloaded first if they are not on disk. Raises ModelError."""
+    digests = [find_weights(model).sha256() for model in models]
+    for model, digest in zip(models, digests, strict=True):
+        if model.weights_sha256 not in (None, digest):
+            raise ModelError(
+                f"the weights of {model.name!r} have the SHA-256 {digest}, but the job asks for "
+                f"{model.weights_sha256}: the file is another one, or incomplete; delete it to download it again"
+            )
+    return digests
+
+
+def find_weights(config: ModelConfig) -> Weights:
+    """A model's weights, downloaded first if they are not on disk. Raises ModelError."""
+    if folder := _local_folder(config):
+        return _in_folder(folder)
+    if config.name.startswith("hf-hub:"):
+        path = _downloaded(config, lambda hub: hub(config.name.removeprefix("hf-hub:")))
+        return Weights(config.name, None, path)
+    return _of_architecture(config)
+
+
+def input_side(config: ModelConfig) -> int:
+    """Pixels per side of a model's input; 0 if open_clip's configuration does not say."""
+    side = _architecture(config).get("vision_cfg", {}).get("image_size", 0)
+    return int(min(side) if isinstance(side, list | tuple) else side)
+
+
+def _in_folder(folder: Path) -> Weights:
+    found = [folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()]
+    if not found:
+        raise ModelError(f"{folder} holds no weights; they are expected as one of {', '.join(_WEIGHT_NAMES)}")
+    return Weights(f"local-dir:{folder}", None, found[0])
+
+
+def _of_architecture(config: ModelConfig) -> Weights:
+    import open_clip
+
+    if config.name not in open_clip.list_models():
+        close = difflib.get_close_matches(config.name, open_clip.list_models())
+        raise ModelError(
+            f"open_clip has no model {config.name!r}, and there is no such folder with an open_clip_config.json"
+            + (f"; similar names: {', '.join(close)}" if close else "")
+        )
+    tags = open_clip.list_pretrained_tags_by_model(config.name)
+    if not config.pretrained:
+        raise ModelError(f"model {config.name!r} needs `pretrained`: one of {tags}, or a file of weights")
+    if Path(config.pretrained).is_file():
+        return Weights(config.name, config.pretrained, Path(config.pretrained))
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
+    if not tag:
+        raise ModelError(f"{config.pretrained!r} is neither a file nor a tag of {config.name!r}; its tags are {tags}")
+    path = _downloaded(config, lambda _: open_clip.download_pretrained(tag))
+    return Weights(config.name, config.pretrained, path)
+
+
+def _downloaded(config: ModelConfig, download: Callable[[Any], Any]) -> Path:
+    """Path of weights in open_clip's cache."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    try:
+        return Path(download(download_pretrained_from_hf))
+    except Exception as error:  # whatever the hub's client raises when it is offline
+        raise ModelError(
+            f"the weights {config.pretrained or ''} of {config.name!r} cannot be fetched ({type(error).__name__}); "
+            "without a network, give `pretrained` a local file, or a folder as the model's name"
+        ) from error
+
+
+def _architecture(config: ModelConfig) -> dict[str, Any]:
+    """`model_cfg` of open_clip's configuration; empty if it does not say."""
+    if folder := _local_folder(config):
+        return json.loads((folder / "open_clip_config.json").read_text()).get("model_cfg", {})  # type: ignore[no-any-return]
+    import open_clip
+
+    return open_clip.get_model_config(config.name) or {}
+
+
+def _local_folder(config: ModelConfig) -> Path | None:
+    """The local folder that a model is loaded from, if it is."""
+    if config.name == "tiny":
+        return TINY_FOLDER
+    folder = Path(config.name)
+    return folder if (folder / "open_clip_config.json").is_file() else None
