@@ -9,7 +9,7 @@ A rule is one pure function over Arrow columns, registered with the Status that 
         return pc.greater_equal(pc.utf8_length(rows["caption_clean"]), rules.caption_min_chars)
 
 It returns a boolean column (true: keep, false or null: drop), or a tuple of that column and a string column of
-evidence, or None when its setting is off. It sees the rows that all rules before it kept, without their pictures.
+evidence, or None if its setting is off. It sees the rows that all rules before it kept, without their pictures.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,13 +31,13 @@ from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 from pairmill.schemas.status import Status, Step
 
 MAX_DETAIL_CHARS = 200
-"""Evidence is cut to this length: it goes into every output row, and captions may be a megabyte long."""
+"""Evidence is cut to this length: every output row carries it, and a caption may be a megabyte long."""
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 Verdict: TypeAlias = Column | tuple[Column, Column] | None
 RuleFunction = Callable[[pa.Table, "SourceRules"], Verdict]
-_Judgment = tuple[npt.NDArray[np.bool_], pa.Array | None]
-_Judge = Callable[[pa.Table], _Judgment | None]
+_CheckedVerdict = tuple[npt.NDArray[np.bool_], pa.Array | None]
+_BoundRule = Callable[[pa.Table], _CheckedVerdict | None]
 
 
 class SourceRules(RulesConfig):
@@ -46,11 +46,11 @@ class SourceRules(RulesConfig):
     license_column: str | None = None
     """Which column `license_allow` reads; None: the source has none."""
     s3: S3Config = FROM_ENVIRONMENT
-    """How blocklists on S3 are reached."""
+    """Credentials and endpoint for blocklists on S3."""
 
     @classmethod
     def of(cls, job: BuildJob, mapping: ColumnMapping | None = None) -> Self:
-        """Bind a job's rules. A source without captions has none to require."""
+        """Bind a job's rules to its source. A source without captions cannot require them."""
         rules = cls(**job.rules.model_dump(), s3=job.s3)
         if mapping is None:
             return rules
@@ -86,48 +86,48 @@ def rules_at(step: Step) -> list[tuple[Status, RuleFunction]]:
 def apply_rules(table: pa.Table, step: Step, rules: SourceRules, custom: Sequence[CustomRule] = ()) -> pa.Table:
     """The in-flight table with `status` and `status_detail` set on the rows that a rule of `step` drops.
 
-    Only rows whose status is `ok` are judged, by each rule in turn until one drops them, so a row gets one status at
-    most. Number and order of rows, all other columns and the metadata stay as they are. Custom rules of the step run
-    last. Raises CustomRuleError where one of them fails; its rows are not dropped silently.
+    Each rule in turn judges the rows that are still `ok`, so a row gets at most one status. Number and order of rows,
+    all other columns and the metadata stay as they are. Custom rules of the step run last. Raises CustomRuleError if
+    one of them fails: its rows are not dropped silently.
     """
     is_ok = pc.equal(table["status"], Status.OK.value)
-    places = np.flatnonzero(is_ok.to_numpy())
-    # Leaving the pictures out first: filtering would copy hundreds of megabytes of them for every rule.
+    indices = np.flatnonzero(is_ok.to_numpy())
+    # Without the pictures: filtering would copy hundreds of megabytes of them for every rule.
     rows = table.select([name for name in table.column_names if name != IMAGE_COLUMN.name])
-    if len(places) < table.num_rows:
+    if len(indices) < table.num_rows:
         rows = rows.filter(is_ok)
-    verdicts = _Verdicts(table)
-    for status, judge in _judges(step, rules, custom):
-        if len(places) == 0:
+    columns = _StatusColumns(table)
+    for status, apply_rule in _active_rules(step, rules, custom):
+        if len(indices) == 0:
             break
-        judged = judge(rows)
-        if judged is None or judged[0].all():
+        verdict = apply_rule(rows)
+        if verdict is None or verdict[0].all():
             continue
-        keep, details = judged
-        verdicts.drop(places[~keep], status, None if details is None else details.filter(pa.array(~keep)))
-        places, rows = places[keep], rows.filter(pa.array(keep))
-    return verdicts.written_to(table)
+        keep, details = verdict
+        columns.drop(indices[~keep], status, None if details is None else details.filter(pa.array(~keep)))
+        indices, rows = indices[keep], rows.filter(pa.array(keep))
+    return columns.applied_to(table)
 
 
-class _Verdicts:
-    """The two verdict columns while rules add to them."""
+class _StatusColumns:
+    """The columns `status` and `status_detail` while rules change them."""
 
     def __init__(self, table: pa.Table) -> None:
         self._status = _flat(table["status"])
         self._detail = _flat(table["status_detail"])
         self._changed = False
 
-    def drop(self, places: npt.NDArray[np.intp], status: Status, details: pa.Array | None) -> None:
-        """Give `status` to the rows at `places`; `details` has one string for each of them."""
+    def drop(self, indices: npt.NDArray[np.intp], status: Status, details: pa.Array | None) -> None:
+        """Give `status` to the rows with these indices; `details` has one string for each of them."""
         mask = np.zeros(len(self._status), dtype=bool)
-        mask[places] = True
+        mask[indices] = True
         if details is None:
-            details = pa.nulls(len(places), self._detail.type)
+            details = pa.nulls(len(indices), self._detail.type)
         self._status = pc.replace_with_mask(self._status, mask, pa.scalar(status.value, self._status.type))
-        self._detail = pc.replace_with_mask(self._detail, mask, _evidence(details).cast(self._detail.type))
+        self._detail = pc.replace_with_mask(self._detail, mask, _truncated(details).cast(self._detail.type))
         self._changed = True
 
-    def written_to(self, table: pa.Table) -> pa.Table:
+    def applied_to(self, table: pa.Table) -> pa.Table:
         """`table` with these columns in place of its own."""
         if not self._changed:
             return table
@@ -137,22 +137,22 @@ class _Verdicts:
         return table
 
 
-def _judges(step: Step, rules: SourceRules, custom: Sequence[CustomRule]) -> Iterator[tuple[Status, _Judge]]:
+def _active_rules(step: Step, rules: SourceRules, custom: Sequence[CustomRule]) -> Iterator[tuple[Status, _BoundRule]]:
     for status, function in rules_at(step):
-        yield status, partial(_judge, function, rules)
+        yield status, partial(_apply_builtin, function, rules)
     for own in custom:
         if own.step is step:
             if isinstance(own.function, IsolatedRule):
-                yield Status.RULE_CRASHED, partial(_judge_survival, own.name, own.function)
-            yield Status.CUSTOM_RULE, partial(_judge_custom, own)
+                yield Status.RULE_CRASHED, partial(_apply_survival, own.name, own.function)
+            yield Status.CUSTOM_RULE, partial(_apply_custom, own)
 
 
-def _judge(function: RuleFunction, rules: SourceRules, rows: pa.Table) -> _Judgment | None:
+def _apply_builtin(function: RuleFunction, rules: SourceRules, rows: pa.Table) -> _CheckedVerdict | None:
     verdict = function(rows, rules)
     return None if verdict is None else _checked(verdict, rows.num_rows)
 
 
-def _judge_custom(own: CustomRule, rows: pa.Table) -> _Judgment:
+def _apply_custom(own: CustomRule, rows: pa.Table) -> _CheckedVerdict:
     try:
         keep, reasons = _checked(own.function(rows), rows.num_rows)
     except Exception as error:
@@ -160,16 +160,16 @@ def _judge_custom(own: CustomRule, rows: pa.Table) -> _Judgment:
     names = pa.repeat(pa.scalar(own.name), len(keep))
     if reasons is None:
         return keep, names
-    # "skip": where a row has no reason, its detail is the name alone.
+    # "skip": if a row has no reason, its detail is only the name.
     return keep, pc.binary_join_element_wise(names, reasons, ": ", null_handling="skip")
 
 
-def _judge_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _Judgment:
+def _apply_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _CheckedVerdict:
     return function.survives(rows), pa.repeat(pa.scalar(f"{name}: its process died"), rows.num_rows)
 
 
-def _checked(verdict: Any, num_rows: int) -> _Judgment:
-    """The verdict as (numpy mask, string array or None). TypeError where it is no verdict on `num_rows` rows."""
+def _checked(verdict: Any, num_rows: int) -> _CheckedVerdict:
+    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it is not one for `num_rows` rows."""
     keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
     if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):
         kind = keep.type if isinstance(keep, Column) else type(keep).__name__
@@ -188,7 +188,7 @@ def _flat(column: Any) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _evidence(details: pa.Array) -> pa.Array:
+def _truncated(details: pa.Array) -> pa.Array:
     return pc.utf8_slice_codeunits(details, 0, MAX_DETAIL_CHARS)
 
 

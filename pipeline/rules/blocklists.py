@@ -1,4 +1,4 @@
-"""Blocklists: text files of digests (or URLs), one per line, held as sorted arrays and searched by bisection.
+"""Blocklists: text files of digests (or URLs), one per line, kept as sorted arrays and searched by bisection.
 
 Ten million SHA-256 take 320 MB in each process that reads them. Empty lines and lines that start with # are skipped.
 """
@@ -24,19 +24,19 @@ _loading = threading.Lock()
 
 
 def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bool_]:
-    """Which of the raw digests stand in the file at `path`; None is in no list."""
+    """[n] True for each raw digest that the file at `path` lists; False for None."""
     entries = load_blocklist(kind, path, files)
-    wanted = np.array([digest or b"" for digest in digests], dtype=entries.dtype)
-    places = np.searchsorted(entries, wanted)
-    found = np.zeros(len(wanted), dtype=bool)
-    inside = places < len(entries)
-    found[inside] = entries[places[inside]] == wanted[inside]
+    queries = np.array([digest or b"" for digest in digests], dtype=entries.dtype)
+    indices = np.searchsorted(entries, queries)
+    found = np.zeros(len(queries), dtype=bool)
+    inside = indices < len(entries)
+    found[inside] = entries[indices[inside]] == queries[inside]
     found &= np.array([digest is not None for digest in digests], dtype=bool)
     return found
 
 
 def url_digest(url: str) -> bytes:
-    """What stands for a URL in a blocklist: the SHA-256 of its UTF-8 bytes, exactly as given."""
+    """The SHA-256 of a URL's UTF-8 bytes, exactly as given: its form in a blocklist."""
     return hashlib.sha256(url.encode()).digest()
 
 
@@ -45,7 +45,7 @@ def load_blocklist(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.
 
     Raises ValueError, with the line, where one is malformed, and OSError where the file cannot be read.
     """
-    with _loading:  # two threads that ask at once would both read it, and hold it twice meanwhile
+    with _loading:  # otherwise two threads could read it at the same time, and use twice the memory meanwhile
         return _load(kind, path, files)
 
 
@@ -57,7 +57,7 @@ def _load(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bytes_]:
         if entry and not entry.startswith("#"):
             digest = _digest(kind, entry)
             if digest is None:
-                raise ValueError(f"{path}, line {number}: {entry[:80]!r} is no {_expected(kind)}")
+                raise ValueError(f"{path}, line {number}: {entry[:80]!r} is not a {_expected(kind)}")
             digests += digest
     # numpy's `S` drops trailing zero bytes when comparing; with one length for all, equal still means equal.
     entries = np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES[kind]}")
@@ -73,4 +73,4 @@ def _digest(kind: DigestKind, entry: str) -> bytes | None:
 
 def _expected(kind: DigestKind) -> str:
     hex_digits = f"hash of {2 * _DIGEST_BYTES[kind]} hex digits"
-    return f"URL and no {hex_digits}" if kind == "url" else hex_digits
+    return f"URL or {hex_digits}" if kind == "url" else hex_digits

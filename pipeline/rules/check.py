@@ -1,4 +1,4 @@
-"""Everything about the rules that can be wrong before the first row is read."""
+"""Check the rules before the first row is read."""
 
 import difflib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pairmill.pipeline.rules.url import host_set
 
 
 def check_rules(rules: SourceRules, search: Path | None = None) -> None:
-    """Raise ValueError, with one line for each problem and its field, where rules could not run.
+    """Raise ValueError, with one line for each field and problem, if the rules cannot run.
 
     Reads the blocklists, loads the custom rules (`search`: see `load_custom_rule`), and checks languages, hosts and
     terms.
@@ -52,7 +52,7 @@ def _check_languages(codes: list[str]) -> None:
         if code.lower() not in LANGUAGES:
             close = difflib.get_close_matches(code.lower(), LANGUAGES, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"{code!r} is no ISO 639-1 code of a language that can be told{hint}")
+            raise ValueError(f"{code!r} is not the ISO 639-1 code of a language that can be detected{hint}")
 
 
 def _check_blocklist(kind: DigestKind, path: str | None, files: Files) -> None:

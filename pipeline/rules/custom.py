@@ -1,4 +1,4 @@
-"""Your own rules: a function in a module of yours, named `module:function` in the job file.
+"""Custom rules: a function in your own module, named `module:function` in the job file.
 
     import pairmill
     import pyarrow as pa, pyarrow.compute as pc
@@ -7,9 +7,9 @@
     def no_questions(rows: pa.Table) -> pa.BooleanArray:
         return pc.invert(pc.ends_with(rows["caption_clean"], "?"))
 
-True keeps a row; false and null drop it as `custom_rule`. A tuple of that and a string array adds reasons. Without
-`@at` a rule runs after scoring, where every column (`similarity_ALIAS` and the embeddings too) is there. The picture's
-bytes are not.
+True keeps a row; false and null drop it as `custom_rule`. Return a tuple of that and a string array to add reasons.
+Without `@at` a rule runs after scoring, when every column exists, `similarity_ALIAS` and the embeddings too. A rule
+never sees the picture's bytes.
 """
 
 import importlib
@@ -34,12 +34,12 @@ _STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 
 
 class CustomRuleError(PairmillError):
-    """A custom rule failed, or returned something that is no verdict. Its shard fails with this."""
+    """A custom rule raised, or did not return a verdict. Its shard fails with this."""
 
 
 @dataclass(frozen=True)
 class CustomRule:
-    """A rule of the user's: its name in the job file, the function, and the step at which it runs."""
+    """A user's rule: its name in the job file, the function, and the step at which it runs."""
 
     name: str
     function: Callable[[pa.Table], Any]
@@ -66,8 +66,8 @@ def at(step: str) -> Callable[[_Function], _Function]:
 def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
     """Find `module:function`: a file or package in the folder `search`, or else an installed module.
 
-    The module is registered in `sys.modules` under its own name; `search` does not stay in `sys.path`, so nothing that
-    lies in it can take the place of our packages. Raises ValueError that says what is missing.
+    The module is registered in `sys.modules` under its own name. `search` does not stay in `sys.path`, so none of its
+    files can shadow our packages. Raises ValueError, which says what is missing.
     """
     module_name, _, function_name = name.partition(":")
     top = module_name.partition(".")[0]
@@ -96,8 +96,8 @@ def _load_module(module_name: str, rule_name: str, search: Path | None) -> Modul
         return importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            places = f"in {search} or among the installed ones" if search else "installed"
-            raise ValueError(f"custom rule {rule_name}: there is no module {module_name!r} {places}") from error
+            where = f"in {search} or among the installed ones" if search else "installed"
+            raise ValueError(f"custom rule {rule_name}: there is no module {module_name!r} {where}") from error
         raise ValueError(
             f"custom rule {rule_name}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
@@ -113,7 +113,7 @@ def _find_path(top: str, search: Path) -> Path | None:
 
 
 def _origin(top: str) -> Path | None:
-    """Where a module of this name comes from now: its file or folder, `Path("built-in")`, or None if there is none."""
+    """Where importing this name would find a module: a file or folder, `Path("built-in")`, or None."""
     spec = importlib.util.find_spec(top) if top != "__main__" else None
     if spec is None:
         return None
@@ -124,17 +124,17 @@ def _origin(top: str) -> Path | None:
 
 
 def _register(top: str, path: Path, search: Path) -> None:
-    """Import a top-level module from its place in `search`."""
+    """Import a top-level module from `search`."""
     if path.is_dir():
         spec = importlib.machinery.ModuleSpec(top, None, is_package=True)
         spec.submodule_search_locations = [str(path)]
         sys.modules[top] = importlib.util.module_from_spec(spec)
         return
     spec = importlib.util.spec_from_file_location(top, path)  # type: ignore[assignment]
-    assert spec.loader is not None  # there is a loader for every .py
+    assert spec.loader is not None  # every .py has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[top] = module
-    # While it loads, it may import files that lie beside it. Last in the path, they shadow nothing.
+    # While it loads, it may import files beside it. Last in the path, they shadow nothing.
     sys.path.append(str(search.absolute()))
     try:
         spec.loader.exec_module(module)

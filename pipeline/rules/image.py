@@ -1,4 +1,4 @@
-"""Image rules, on the original file and the original size. A row that lacks what a rule needs is dropped."""
+"""Image rules: on the original file and its size. A row whose column is null is dropped."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,16 +60,16 @@ def image_bytes(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.IMAGE_ONE_COLOR)
 def image_one_color(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """One color throughout, as the column `one_color` says."""
+    """The whole picture has one color: see the column `one_color`."""
     return pc.invert(rows["one_color"]) if rules.image_drop_one_color else None
 
 
-def _within(values: Column, least: int | None, most: int | None) -> Column:
+def _within(values: Column, minimum: int | None, maximum: int | None) -> Column:
     keep = pc.is_valid(values)
-    if least is not None:
-        keep = pc.and_(keep, pc.greater_equal(values, least))
-    if most is not None:
-        keep = pc.and_(keep, pc.less_equal(values, most))
+    if minimum is not None:
+        keep = pc.and_(keep, pc.greater_equal(values, minimum))
+    if maximum is not None:
+        keep = pc.and_(keep, pc.less_equal(values, maximum))
     return keep
 
 

@@ -1,4 +1,4 @@
-"""A custom rule in a child process, for shards that killed their worker: the rows that do it cost themselves alone."""
+"""Custom rules in a child process, for shards that killed their worker: only the rows that kill a rule are lost."""
 
 import atexit
 from functools import cache
@@ -13,15 +13,15 @@ from pairmill.pipeline.common.child import Child, ChildDied
 from pairmill.pipeline.rules.custom import CustomRule, load_custom_rule
 
 RULE_TIMEOUT_S = 600.0
-"""A rule that takes longer for the rows of one shard is taken for hung."""
+"""A rule that takes longer for the rows of one shard counts as hung."""
 
 
 class IsolatedRule:
-    """Stands in for a custom rule's function."""
+    """Like a custom rule's function, but in a process that may die."""
 
     def __init__(self, name: str, search: Path, timeout_s: float = RULE_TIMEOUT_S) -> None:
         self._name, self._search, self._timeout_s = name, str(search), timeout_s
-        self._child = Child(_nothing)
+        self._child = Child(_start_idle)
         atexit.register(self._child.close)
 
     def __call__(self, rows: pa.Table) -> Any:
@@ -29,7 +29,7 @@ class IsolatedRule:
         return self._child.call(_run, self._name, self._search, rows, timeout_s=self._timeout_s)
 
     def survives(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
-        """(rows,): False for each row on which the rule kills its process, found by halves."""
+        """bool [rows]: False for each row on which the rule kills its process, found by bisection."""
         alive = np.ones(rows.num_rows, dtype=bool)
         suspects = [(0, rows.num_rows)]
         while suspects:
@@ -47,12 +47,12 @@ class IsolatedRule:
 
 @cache
 def isolated(name: str, search: Path) -> CustomRule:
-    """`module:function`, to be called in a child, which ends with this process. Raises ValueError."""
+    """`module:function`, run in a child process, which ends with this one. Raises ValueError."""
     step = load_custom_rule(name, search).step
     return CustomRule(name, IsolatedRule(name, search), step)
 
 
-def _nothing() -> None: ...
+def _start_idle() -> None: ...
 
 
 @cache

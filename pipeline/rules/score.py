@@ -1,4 +1,4 @@
-"""Score rules: what the models said of picture and caption."""
+"""THE place where a threshold is compared: score rules, on the similarity of picture and caption."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,30 +11,30 @@ _PREFIX = "similarity_"
 
 @rule(Status.LOW_SIMILARITY)
 def low_similarity(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """A cosine similarity below `min_similarity`, or none. Detail: "tiny 0.213", the first model that refused.
+    """A cosine similarity below `min_similarity`, or null. Detail: "tiny 0.213", of the first model that is below.
 
-    A number holds for every `similarity_ALIAS` column, a dict for the aliases that it names. Raises ValueError where
-    there is no such column.
+    A number applies to every `similarity_ALIAS` column, a dict to the aliases that it names. Raises ValueError if there
+    is no such column.
     """
     if rules.min_similarity is None:
         return None
     keep, detail = pa.array([True] * rows.num_rows), pa.nulls(rows.num_rows, pa.string())
-    for alias, least in _thresholds(rows, rules.min_similarity).items():
+    for alias, threshold in _thresholds(rows, rules.min_similarity).items():
         scores = rows[_PREFIX + alias]
-        # Compared as float32, like the scores: else a score of exactly 0.7 would lie below 0.7.
-        passes = pc.greater_equal(scores, pa.scalar(least, pa.float32())).fill_null(False)
+        # Compared as float32, like the scores: otherwise a score of exactly 0.7 would be below 0.7.
+        passes = pc.greater_equal(scores, pa.scalar(threshold, pa.float32())).fill_null(False)
         rounded = pc.cast(pc.round(scores.cast(pa.float64()), 3), pa.string())
-        said = pc.binary_join_element_wise(alias, pc.fill_null(rounded, "no score"), " ")
-        detail = pc.coalesce(detail, pc.if_else(passes, pa.scalar(None, pa.string()), said))
+        score_text = pc.binary_join_element_wise(alias, pc.fill_null(rounded, "no score"), " ")
+        detail = pc.coalesce(detail, pc.if_else(passes, pa.scalar(None, pa.string()), score_text))
         keep = pc.and_(keep, passes)
     return keep, detail
 
 
-def _thresholds(rows: pa.Table, wanted: float | dict[str, float]) -> dict[str, float]:
+def _thresholds(rows: pa.Table, min_similarity: float | dict[str, float]) -> dict[str, float]:
     aliases = [name.removeprefix(_PREFIX) for name in rows.column_names if name.startswith(_PREFIX)]
-    thresholds = wanted if isinstance(wanted, dict) else dict.fromkeys(aliases, wanted)
+    thresholds = min_similarity if isinstance(min_similarity, dict) else dict.fromkeys(aliases, min_similarity)
     if unknown := sorted(set(thresholds) - set(aliases)):
         raise ValueError(f"rules.min_similarity names {unknown}, but there are scores of {aliases}")
-    if not thresholds and not isinstance(wanted, dict):
+    if not thresholds and not isinstance(min_similarity, dict):
         raise ValueError("rules.min_similarity needs a model: no column holds scores")
     return thresholds

@@ -25,7 +25,7 @@ def test_the_default_rules_and_good_ones_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"caption_languages": ["english"]}, "rules.caption_languages: 'english' is no ISO 639-1 code"),
+        ({"caption_languages": ["english"]}, "rules.caption_languages: 'english' is not the ISO 639-1 code"),
         ({"caption_blocked_terms": ["a", " "]}, "rules.caption_blocked_terms: there is an empty term"),
         ({"url_block_hosts": ["http://a.example"]}, "rules.url_block_hosts: 'http://a.example' is not a host"),
         ({"url_allow_hosts": ["a.example/x"]}, "rules.url_allow_hosts: 'a.example/x' is not a host"),
