@@ -117,7 +117,7 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
         with tarfile.open(path) as tar:
             captions += [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]  # type: ignore[union-attr]
     pixels = torch.randn(BATCH_SIZE, 3, 224, 224)
-    tokens = model._tokenize(captions)
+    tokens = model._tokenizer(captions)
     lengths = model._text.lengths(tokens)
     order = lengths.argsort()
     cut = [tokens[part][:, : int(lengths[part].max())] for part in order.split(BATCH_SIZE)]

@@ -120,7 +120,8 @@ def _count_words(rows: pa.Table) -> pa.ChunkedArray:
 def blocked_term_patterns(terms: tuple[str, ...]) -> tuple[str, ...]:
     """RE2 patterns, each with a group `term`, that find any of the terms as whole words.
 
-    Raises ValueError for an empty term."""
+    Raises ValueError for an empty term.
+    """
     by_edges: dict[tuple[str, str], list[str]] = {}
     for term in terms:
         clean = " ".join(unicodedata.normalize("NFC", term).split())

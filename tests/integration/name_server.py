@@ -1,4 +1,4 @@
-"""A name server on loopback that answers as a test says, over UDP."""
+"""A name server on loopback, over UDP, whose responses a test chooses."""
 
 import socket
 import threading
@@ -15,14 +15,14 @@ import dns.rrset
 
 
 class NameServer:
-    """`answers`: name -> addresses, one list per query in turn (the last one stays); silence for an empty dict value.
+    """`addresses`: name -> one list of addresses per query in turn (the last one repeats); an empty value: no response.
 
-    A name that it does not know does not exist. `asked` counts A queries per name.
+    Other names do not exist. `queries` counts A queries per name.
     """
 
-    def __init__(self, answers: dict[str, list[list[str]]], delay_s: float = 0.0) -> None:
-        self.answers = answers
-        self.asked: Counter[str] = Counter()
+    def __init__(self, addresses: dict[str, list[list[str]]], delay_s: float = 0.0) -> None:
+        self.addresses = addresses
+        self.queries: Counter[str] = Counter()
         self._delay_s = delay_s
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
@@ -60,15 +60,15 @@ class NameServer:
         name = question.name.to_text(omit_final_dot=True)
         reply = dns.message.make_response(query)
         reply.flags |= dns.flags.RA
-        if name not in self.answers:
+        if name not in self.addresses:
             reply.set_rcode(dns.rcode.NXDOMAIN)
             return reply
-        turns = self.answers[name]
-        if not turns:
+        responses = self.addresses[name]
+        if not responses:
             return None
         if question.rdtype == dns.rdatatype.A:
-            addresses: Sequence[str] = turns[min(self.asked[name], len(turns) - 1)]
-            self.asked[name] += 1
+            addresses: Sequence[str] = responses[min(self.queries[name], len(responses) - 1)]
+            self.queries[name] += 1
             if addresses:
                 reply.answer.append(dns.rrset.from_text(question.name, 0, "IN", "A", *addresses))
         return reply

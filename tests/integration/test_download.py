@@ -27,7 +27,7 @@ from pairmill.pipeline.fetch.download import Downloader
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.pairs import FETCHED, PICTURE, in_flight_schema
-from tests.integration.web import HostileWeb, Request, answer, redirect
+from tests.integration.web import HostileWeb, Request, redirect, response
 
 
 def jpeg(seed: int, width: int = 96, height: int = 64) -> bytes:
@@ -113,17 +113,17 @@ def test_every_column_of_a_good_row(web: HostileWeb, open_downloader: Open) -> N
     assert Image.open(io.BytesIO(row["image"])).size == (32, 21)
 
 
-def test_rows_keep_their_places_whatever_order_the_answers_come_in(web: HostileWeb, open_downloader: Open) -> None:
+def test_rows_keep_their_order_whatever_order_the_responses_arrive_in(web: HostileWeb, open_downloader: Open) -> None:
     wait = random.Random(3)
     bodies = [jpeg(seed) for seed in range(60)]
-    urls = [web.send(f"/{row}.jpg", wait.random() / 5, answer(body)) for row, body in enumerate(bodies)]
+    urls = [web.send(f"/{row}.jpg", wait.random() / 5, response(body)) for row, body in enumerate(bodies)]
     result = rows(open_downloader(per_host_concurrency=32)(shard(list(urls))))
     assert [row["row_id"] for row in result] == [f"0:{row}" for row in range(60)]
     assert [row["sha256"] for row in result] == [hashlib.sha256(body).hexdigest() for body in bodies]
     assert [row["final_url"] for row in result] == urls
 
 
-def test_failures_keep_their_evidence_and_carry_no_picture(web: HostileWeb, open_downloader: Open) -> None:
+def test_failures_have_their_evidence_and_no_picture(web: HostileWeb, open_downloader: Open) -> None:
     truncated = jpeg(1)[:-300]
     urls = [
         web.serve("/page", b"<html>" + b" " * 2000, "text/html"),
@@ -159,7 +159,7 @@ def test_a_url_is_fetched_once_per_shard(web: HostileWeb, open_downloader: Open)
     assert web.hits == {"/a.jpg": 2, "/b.jpg": 2}
 
 
-def test_content_is_compared_with_what_each_row_expects(web: HostileWeb, open_downloader: Open) -> None:
+def test_content_is_compared_with_the_digest_that_each_row_expects(web: HostileWeb, open_downloader: Open) -> None:
     body = jpeg(1)
     url, other = web.serve("/a.jpg", body), web.serve("/b.jpg", b"\xff\xd8\xff\xe0 no picture at all " * 9)
     good = hashlib.sha256(body).hexdigest()
@@ -175,7 +175,7 @@ def test_content_is_compared_with_what_each_row_expects(web: HostileWeb, open_do
     assert (changed["sha256"], changed["image"], changed["phash"]) == (good, None, None)
 
 
-def test_an_unexpected_error_stays_with_its_row(
+def test_an_unexpected_error_costs_only_its_row(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     process = ImageProcessor.process
@@ -194,7 +194,7 @@ def test_an_unexpected_error_stays_with_its_row(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_machine_that_is_out_of_open_files_fails_the_shard_and_blames_no_url(
+def test_running_out_of_open_files_fails_the_shard_and_blames_no_url(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_socket, no_files_left = http_client.open_allowed_socket, True
@@ -226,7 +226,7 @@ def opencv_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize("fail_here", [out_of_memory, out_of_files, opencv_out_of_memory])
-def test_a_decoder_that_this_machine_fails_loses_no_row(
+def test_running_out_of_memory_or_files_while_decoding_loses_no_row(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch, fail_here: Callable[[], None]
 ) -> None:
     def fail(self: ImageProcessor, body: bytes) -> Any:
@@ -252,14 +252,14 @@ download.Downloader(job, on_hang=lambda: os._exit(1))(shard([sys.argv[1]]))
 """
 
 
-def test_a_worker_whose_decoder_hangs_ends_itself_so_that_its_shard_is_done_again(web: HostileWeb) -> None:
+def test_a_worker_whose_decoder_hangs_exits_so_that_its_shard_is_retried(web: HostileWeb) -> None:
     url = web.serve("/a.jpg", jpeg(1))
     done = subprocess.run([sys.executable, "-c", HANGING_WORKER, url], timeout=60, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == ""
 
 
-def test_more_requests_at_once_than_files_may_be_open_are_refused(open_downloader: Open) -> None:
+def test_a_concurrency_above_the_limit_of_open_files_is_refused(open_downloader: Open) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard == resource.RLIM_INFINITY or hard > 20_000:
         pytest.skip("this machine allows more than any job may ask for")
@@ -268,7 +268,7 @@ def test_more_requests_at_once_than_files_may_be_open_are_refused(open_downloade
 
 
 def test_two_shards_overlap(web: HostileWeb, open_downloader: Open) -> None:
-    slow = [web.send(f"/slow{row}", 1.0, answer(jpeg(row))) for row in range(3)]
+    slow = [web.send(f"/slow{row}", 1.0, response(jpeg(row))) for row in range(3)]
     quick = [web.serve(f"/quick{row}", jpeg(row)) for row in range(50)]
     downloader = open_downloader()
     finished: list[str] = []
@@ -285,15 +285,15 @@ def test_two_shards_overlap(web: HostileWeb, open_downloader: Open) -> None:
 
 
 def test_requests_of_all_shards_together_are_limited(web: HostileWeb, open_downloader: Open) -> None:
-    web.send("/a.jpg", 0.02, answer(jpeg(1)))
+    web.send("/a.jpg", 0.02, response(jpeg(1)))
     downloader = open_downloader(concurrency=3, per_host_concurrency=100)
     tables = [shard([web.url(f"/a.jpg?{number}-{row}") for row in range(15)]) for number in range(2)]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(downloader, tables))
-    assert web.most_at_once["/a.jpg"] == 3
+    assert web.max_concurrent["/a.jpg"] == 3
 
 
-def test_slow_decoding_holds_back_the_download(
+def test_slow_decoding_delays_the_download(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bodies do not pile up: the server sees new requests only as pictures are decoded."""
@@ -325,7 +325,7 @@ def test_an_empty_shard_and_one_with_nothing_to_fetch(open_downloader: Open) -> 
     assert not any(thread.name == "fetch" for thread in threading.enumerate())  # nothing was started for it
 
 
-def test_closing_ends_what_is_under_way(web: HostileWeb, open_downloader: Open) -> None:
+def test_closing_cancels_running_downloads(web: HostileWeb, open_downloader: Open) -> None:
     downloader = open_downloader(timeout_s=60)
     urls = [web.send(f"/{row}", 60.0) for row in range(20)]
     with ThreadPoolExecutor(1) as pool:
@@ -343,7 +343,7 @@ def test_closing_ends_what_is_under_way(web: HostileWeb, open_downloader: Open) 
         downloader(shard(list(urls)))
 
 
-def test_an_interrupted_caller_ends_its_requests(
+def test_interrupting_the_caller_cancels_its_requests(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C arrives in the thread that waits; the requests over in the other one must end too."""

@@ -90,7 +90,7 @@ def plain(folder: Path, bodies: list[bytes], captions: list[str]) -> tuple[np.nd
 
 
 @pytest.mark.parametrize("name", ["tiny", *ARCHITECTURES])
-def test_scores_are_those_of_plain_open_clip(name: str, folders: dict[str, Path]) -> None:
+def test_scores_equal_those_of_plain_open_clip(name: str, folders: dict[str, Path]) -> None:
     bodies = photographs()
     image, text = plain(folders[name], bodies, CAPTIONS)
     expected = (image * text).sum(axis=1)
@@ -119,12 +119,12 @@ def test_captions_without_their_padding_give_the_same_embeddings(name: str, fold
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "coca_ViT-B-32"])
-def test_towers_that_look_at_the_padding_get_it(name: str, folders: dict[str, Path]) -> None:
+def test_text_towers_that_attend_to_the_padding_get_it(name: str, folders: dict[str, Path]) -> None:
     model = load_model(config_of(name, folders, alias="m"), RunConfig(device="cpu"))
     assert not model._text.is_trimmed
 
 
-def test_two_models_in_one_pass_are_each_what_they_are_alone(folders: dict[str, Path]) -> None:
+def test_two_models_in_one_pass_give_the_same_scores_as_each_alone(folders: dict[str, Path]) -> None:
     configs = [config_of("tiny", folders, alias="a"), config_of("RN50", folders, alias="b")]
     table = table_of(photographs(), [*CAPTIONS])
     run = RunConfig(device="cpu", batch_size=4)
@@ -135,7 +135,7 @@ def test_two_models_in_one_pass_are_each_what_they_are_alone(folders: dict[str, 
             assert both[name].equals(alone[name])
 
 
-def test_a_picture_that_does_not_decode_costs_its_row_and_no_other() -> None:
+def test_a_picture_that_does_not_decode_costs_only_its_row() -> None:
     bodies = photographs()
     bodies[2] = bodies[2][:300]
     run = RunConfig(device="cpu", batch_size=2)
@@ -148,7 +148,7 @@ def test_a_picture_that_does_not_decode_costs_its_row_and_no_other() -> None:
     assert done["similarity_tiny"][3].as_py() == pytest.approx(good["similarity_tiny"][3].as_py(), abs=1e-6)
 
 
-def test_rows_without_picture_or_caption_have_the_other_embedding() -> None:
+def test_a_row_without_picture_or_caption_still_has_the_other_embedding() -> None:
     table = table_of(photographs()[:2], ["a red circle", None])
     place = table.schema.get_field_index("sha256")
     table = table.set_column(place, "sha256", pa.array([None, "b"]))
@@ -176,7 +176,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch: p
     assert model.batch_size == 4
 
 
-def test_a_folder_is_a_model_and_its_checksum_is_held(tmp_path: Path) -> None:
+def test_a_model_may_be_a_folder_whose_checksum_is_verified(tmp_path: Path) -> None:
     for file in TINY_FOLDER.glob("*"):
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -211,7 +211,7 @@ def test_weights_that_cannot_be_fetched_are_a_clear_error(name: str, tmp_path: P
     assert "Traceback" not in done.stderr
 
 
-def test_a_name_that_open_clip_does_not_know_is_answered_with_near_ones() -> None:
+def test_an_unknown_model_name_suggests_similar_ones() -> None:
     with pytest.raises(ModelError, match="similar names: ViT-B-32"):
         resolve_weights([ModelConfig(name="ViT-B-322", pretrained="openai")])
 

@@ -22,7 +22,7 @@ from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
 from pairmill.schemas.jobs import FetchConfig
 from pairmill.schemas.status import Status
-from tests.integration.web import HostileWeb, Request, answer, redirect, reset
+from tests.integration.web import HostileWeb, Request, redirect, reset, response
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 8
 HTML = b"<!DOCTYPE html><html><body>Sorry" + b"." * 3000
@@ -52,7 +52,7 @@ def fetch(url: str, **settings: Any) -> FetchOutcome:
     return fetched
 
 
-def test_a_picture(web: HostileWeb) -> None:
+def test_a_picture_is_fetched_with_its_evidence(web: HostileWeb) -> None:
     before = datetime.datetime.now(datetime.UTC)
     fetched = fetch(web.serve("/a.jpg", JPEG))
     assert (fetched.status, fetched.detail, fetched.body) == (Status.OK, None, JPEG)
@@ -63,7 +63,7 @@ def test_a_picture(web: HostileWeb) -> None:
     assert before <= fetched.fetched_at <= datetime.datetime.now(datetime.UTC)
 
 
-def test_what_we_say_about_ourselves(web: HostileWeb) -> None:
+def test_requests_have_a_truthful_user_agent_and_no_credentials(web: HostileWeb) -> None:
     url = web.serve("/a.jpg", JPEG, headers={"Set-Cookie": "id=1"})
     fetch_all([url.replace("http://", "http://user:secret@"), url], user_agent="pairmill-test/1 (+https://example.org)")
     assert len(web.requests) == 2
@@ -85,7 +85,7 @@ def _endless(prefix: bytes) -> Callable[[Request, Any], Any]:
 
 
 async def _drip(request: Request, writer: Any) -> None:
-    writer.write(answer(JPEG, length=40_000))
+    writer.write(response(JPEG, length=40_000))
     while not writer.is_closing():
         writer.write(b"x")
         await asyncio.sleep(0.05)
@@ -96,7 +96,7 @@ async def _reset_at_once(request: Request, writer: Any) -> None:
 
 
 async def _reset_in_the_body(request: Request, writer: Any) -> None:
-    writer.write(answer(JPEG, length=40_000))
+    writer.write(response(JPEG, length=40_000))
     await writer.drain()
     await asyncio.sleep(0.05)
     reset(writer)
@@ -105,52 +105,56 @@ async def _reset_in_the_body(request: Request, writer: Any) -> None:
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 WHOLE_CHUNK = b"%x\r\n%s\r\n" % (len(JPEG), JPEG)
 
-MISDEEDS: dict[str, tuple[Any, Status, str | None]] = {
+MISBEHAVIORS: dict[str, tuple[Any, Status, str | None]] = {
     "chunked": ([CHUNKED + WHOLE_CHUNK + b"0\r\n\r\n"], Status.OK, None),
     "until-close": ([b"HTTP/1.0 200 OK\r\n\r\n" + JPEG, None], Status.OK, None),
-    "packed-unasked": ([answer(gzip.compress(JPEG), headers={"Content-Encoding": "gzip"})], Status.OK, None),
-    "octet-stream": ([answer(JPEG, headers={"Content-Type": "application/octet-stream"})], Status.OK, None),
+    "packed-unasked": ([response(gzip.compress(JPEG), headers={"Content-Encoding": "gzip"})], Status.OK, None),
+    "octet-stream": ([response(JPEG, headers={"Content-Type": "application/octet-stream"})], Status.OK, None),
     "slow-headers": ([b"HTTP/1.1 200 OK\r\n", 60.0], Status.TIMEOUT, "not done within 1 s"),
     "silent": ([60.0], Status.TIMEOUT, "not done within 1 s"),
     "drip": (_drip, Status.TIMEOUT, "not done within 1 s"),
     "endless": (_endless(JPEG), Status.BODY_TOO_LARGE, "more than 50000 bytes"),
     "endless-html": (_endless(HTML), Status.NOT_AN_IMAGE, "image/jpeg, looks like html"),
-    "announced": ([answer(JPEG, length=10**9)], Status.BODY_TOO_LARGE, "1000000000 bytes announced"),
+    "announced": ([response(JPEG, length=10**9)], Status.BODY_TOO_LARGE, "1000000000 bytes announced"),
     "reset": (_reset_at_once, Status.CONNECTION_LOST, None),
     "hang-up": ([b"", None], Status.CONNECTION_LOST, "Server disconnected"),
     "hang-up-in-headers": ([b"HTTP/1.1 200 OK\r\nContent-", None], Status.CONNECTION_LOST, None),
     "reset-in-body": (_reset_in_the_body, Status.BODY_TRUNCATED, None),
-    "short": ([answer(JPEG, length=len(JPEG) + 5), None], Status.BODY_TRUNCATED, None),
+    "short": ([response(JPEG, length=len(JPEG) + 5), None], Status.BODY_TRUNCATED, None),
     "short-chunked": ([CHUNKED + WHOLE_CHUNK, None], Status.BODY_TRUNCATED, None),
     "bad-chunk": ([CHUNKED + b"zz\r\nhello", None], Status.PROTOCOL_ERROR, None),
-    "empty": ([answer(b"")], Status.EMPTY_BODY, None),
+    "empty": ([response(b"")], Status.EMPTY_BODY, None),
     "204": ([b"HTTP/1.1 204 No Content\r\n\r\n"], Status.EMPTY_BODY, None),
-    "html": ([answer(HTML, headers={"Content-Type": "text/html"})], Status.NOT_AN_IMAGE, "text/html, looks like html"),
-    "svg": ([answer(b"<svg xmlns='http://www.w3.org/2000/svg'/>")], Status.IMAGE_UNSUPPORTED, "svg"),
+    "html": (
+        [response(HTML, headers={"Content-Type": "text/html"})],
+        Status.NOT_AN_IMAGE,
+        "text/html, looks like html",
+    ),
+    "svg": ([response(b"<svg xmlns='http://www.w3.org/2000/svg'/>")], Status.IMAGE_UNSUPPORTED, "svg"),
     "huge-header": ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000_000 + b"\r\n\r\n"], Status.PROTOCOL_ERROR, None),
     "many-headers": ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n"], Status.PROTOCOL_ERROR, None),
     "endless-status-line": ([b"HTTP/1.1 200 " + b"O" * 100_000], Status.PROTOCOL_ERROR, None),
     "not-http": ([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"], Status.PROTOCOL_ERROR, None),
     "bad-length": ([b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"], Status.PROTOCOL_ERROR, None),
     "gzip-bomb": (
-        [answer(gzip.compress(JPEG + bytes(30_000_000)), headers={"Content-Encoding": "gzip"})],
+        [response(gzip.compress(JPEG + bytes(30_000_000)), headers={"Content-Encoding": "gzip"})],
         Status.BODY_TOO_LARGE,
         "more than 50000 bytes",
     ),
-    "404": ([answer(HTML, "404 Not Found")], Status.HTTP_4XX, None),
-    "429": ([answer(b"", "429 Too Many Requests")], Status.HTTP_429, None),
-    "503": ([answer(b"", "503 Service Unavailable")], Status.HTTP_5XX, None),
+    "404": ([response(HTML, "404 Not Found")], Status.HTTP_4XX, None),
+    "429": ([response(b"", "429 Too Many Requests")], Status.HTTP_429, None),
+    "503": ([response(b"", "503 Service Unavailable")], Status.HTTP_5XX, None),
     "304": ([b"HTTP/1.1 304 Not Modified\r\n\r\n"], Status.HTTP_OTHER, None),
-    "206": ([answer(JPEG, "206 Partial Content")], Status.HTTP_OTHER, None),
-    "noai": ([answer(JPEG, headers={"X-Robots-Tag": "noai"})], Status.OPTED_OUT, "X-Robots-Tag: noai"),
+    "206": ([response(JPEG, "206 Partial Content")], Status.HTTP_OTHER, None),
+    "noai": ([response(JPEG, headers={"X-Robots-Tag": "noai"})], Status.OPTED_OUT, "X-Robots-Tag: noai"),
     "noai-second": (
-        [answer(JPEG, headers=[("X-Robots-Tag", "otherbot: noai"), ("x-robots-tag", "nofollow, NoImageIndex")])],
+        [response(JPEG, headers=[("X-Robots-Tag", "otherbot: noai"), ("x-robots-tag", "nofollow, NoImageIndex")])],
         Status.OPTED_OUT,
         "X-Robots-Tag: noimageindex",
     ),
-    "noai-for-another": ([answer(JPEG, headers={"X-Robots-Tag": "otherbot: noai"})], Status.OK, None),
-    "redirect-nowhere": ([answer(b"", "302 Found")], Status.BAD_REDIRECT, "no Location"),
-    "redirect-loop": ([redirect("/misdeed")], Status.BAD_REDIRECT, None),
+    "noai-for-another": ([response(JPEG, headers={"X-Robots-Tag": "otherbot: noai"})], Status.OK, None),
+    "redirect-nowhere": ([response(b"", "302 Found")], Status.BAD_REDIRECT, "no Location"),
+    "redirect-loop": ([redirect("/misbehavior")], Status.BAD_REDIRECT, None),
     "redirect-metadata": (
         [redirect("http://169.254.169.254/latest/meta-data/")],
         Status.ADDRESS_REFUSED,
@@ -172,13 +176,13 @@ MISDEEDS: dict[str, tuple[Any, Status, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", MISDEEDS)
-def test_each_misdeed_has_its_status_in_bounded_time_and_memory(web: HostileWeb, name: str) -> None:
-    pieces, status, detail = MISDEEDS[name]
+@pytest.mark.parametrize("name", MISBEHAVIORS)
+def test_each_misbehavior_has_its_status_in_bounded_time_and_memory(web: HostileWeb, name: str) -> None:
+    pieces, status, detail = MISBEHAVIORS[name]
     if callable(pieces):
-        url = web.route("/misdeed", pieces)
+        url = web.route("/misbehavior", pieces)
     else:
-        url = web.send("/misdeed", *(piece for piece in pieces if piece is not None), then_close=None in pieces)
+        url = web.send("/misbehavior", *(piece for piece in pieces if piece is not None), then_close=None in pieces)
     started = time.monotonic()
     tracemalloc.start()
     try:
@@ -194,10 +198,10 @@ def test_each_misdeed_has_its_status_in_bounded_time_and_memory(web: HostileWeb,
     assert len(fetched.detail or "") <= 200
     assert (fetched.body == JPEG) if status is Status.OK else (fetched.body is None)
     # aiohttp asks a second time where a connection breaks before the answer (RFC 9112 section 9.3.1).
-    assert web.hits["/misdeed"] == 1 if status is not Status.CONNECTION_LOST else 2
+    assert web.hits["/misbehavior"] == 1 if status is not Status.CONNECTION_LOST else 2
 
 
-def test_a_broken_encoding_in_headers_does_not_reach_the_columns(web: HostileWeb) -> None:
+def test_badly_encoded_headers_do_not_reach_the_columns(web: HostileWeb) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: image/jp\xe9g\xff" + b"x" * 300 + b"\r\nContent-Length: %d\r\n\r\n"
     fetched = fetch(web.send("/a", head % len(JPEG) + JPEG))
     assert fetched.status is Status.OK
@@ -274,9 +278,7 @@ def test_nothing_is_sent_to_a_refused_address(web: HostileWeb, forbidden: Hostil
     assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # it does answer those who come
 
 
-def test_a_name_that_changes_its_address_is_checked_where_it_connects(
-    forbidden: HostileWeb, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_addresses_are_checked_again_on_connecting(forbidden: HostileWeb, monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS rebinding: even a resolver that lets a private address through does not get us there."""
 
     async def lies(self: Any, host: str, port: int = 0, family: int = 0) -> list[dict[str, Any]]:
@@ -289,7 +291,7 @@ def test_a_name_that_changes_its_address_is_checked_where_it_connects(
     assert forbidden.connections == 0
 
 
-def test_no_such_host_is_known_quickly_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_fails_quickly_with_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     ask = __import__("aiodns").DNSResolver.getaddrinfo
 
@@ -307,7 +309,7 @@ def test_no_such_host_is_known_quickly_and_once(monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - started < 15  # each on its own would take seconds
 
 
-def test_silent_name_servers_are_a_dns_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_name_servers_are_a_dns_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silence(self: Any, host: str, **options: Any) -> None:
         await asyncio.sleep(60)
 
@@ -318,7 +320,7 @@ def test_silent_name_servers_are_a_dns_error_too(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - started < 20
 
 
-def test_nobody_listens() -> None:
+def test_a_closed_port_is_a_connect_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         fetched = fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/")
@@ -326,7 +328,7 @@ def test_nobody_listens() -> None:
     assert (fetched.http_status, fetched.final_url) == (None, None)
 
 
-def test_a_server_that_does_not_take_connections() -> None:
+def test_a_server_that_does_not_accept_connections_times_out() -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -368,7 +370,7 @@ def server_context(folder: Path, address: str = "127.0.0.1", days_left: int = 1)
     return context, trusted
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
     context, _ = server_context(tmp_path)
     with HostileWeb(tls=context) as web:
         web.serve("/a.jpg", JPEG)
@@ -400,14 +402,14 @@ def test_a_trusted_certificate_must_be_valid_and_the_hosts_own(
         assert says in (fetched.detail or "").lower()
 
 
-def test_tls_to_a_server_that_speaks_plain_http() -> None:
+def test_tls_to_a_plain_http_server_is_a_tls_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(10_000)
-                connection.sendall(answer(b"", "400 Bad Request"))
+                connection.sendall(response(b"", "400 Bad Request"))
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -415,62 +417,62 @@ def test_tls_to_a_server_that_speaks_plain_http() -> None:
         thread.join()
 
 
-def _in_turn(web: HostileWeb, path: str, *answers: bytes) -> str:
-    left = list(answers)
+def _respond_in_turn(web: HostileWeb, path: str, *responses: bytes) -> str:
+    remaining = list(responses)
 
     async def handler(request: Request, writer: Any) -> None:
-        writer.write(left.pop(0) if len(left) > 1 else left[0])
+        writer.write(remaining.pop(0) if len(remaining) > 1 else remaining[0])
 
     return web.route(path, handler)
 
 
-def test_what_may_get_better_is_tried_again(web: HostileWeb) -> None:
-    url = _in_turn(web, "/a.jpg", answer(b"", "503 Service Unavailable"), answer(JPEG))
+def test_temporary_failures_are_retried(web: HostileWeb) -> None:
+    url = _respond_in_turn(web, "/a.jpg", response(b"", "503 Service Unavailable"), response(JPEG))
     fetched = fetch(url, retries=1)
     assert (fetched.status, fetched.fetch_attempts, fetched.http_status) == (Status.OK, 2, 200)
 
 
-def test_what_will_not_get_better_is_not(web: HostileWeb) -> None:
-    fetched = fetch(web.send("/a.jpg", answer(b"", "404 Not Found")), retries=5)
+def test_permanent_failures_are_not_retried(web: HostileWeb) -> None:
+    fetched = fetch(web.send("/a.jpg", response(b"", "404 Not Found")), retries=5)
     assert (fetched.status, fetched.fetch_attempts) == (Status.HTTP_4XX, 1)
 
 
-def test_retries_end(web: HostileWeb) -> None:
-    fetched = fetch(web.send("/a.jpg", answer(b"", "500 Oh")), retries=1)
+def test_retries_are_limited(web: HostileWeb) -> None:
+    fetched = fetch(web.send("/a.jpg", response(b"", "500 Oh")), retries=1)
     assert (fetched.status, fetched.fetch_attempts, web.hits["/a.jpg"]) == (Status.HTTP_5XX, 2, 2)
 
 
-def test_retry_after_is_honored_where_it_fits(web: HostileWeb) -> None:
-    busy = answer(b"", "429 Too Many Requests", {"Retry-After": "1"})
-    url = _in_turn(web, "/a.jpg", busy, answer(JPEG))
+def test_retry_after_is_honored_if_time_allows(web: HostileWeb) -> None:
+    busy = response(b"", "429 Too Many Requests", {"Retry-After": "1"})
+    url = _respond_in_turn(web, "/a.jpg", busy, response(JPEG))
     started = time.monotonic()
     fetched = fetch(url, retries=1)
     assert (fetched.status, fetched.fetch_attempts) == (Status.OK, 2)
     assert time.monotonic() - started >= 1
 
-    url = web.send("/b.jpg", answer(b"", "429 Too Many Requests", {"Retry-After": "3600"}))
+    url = web.send("/b.jpg", response(b"", "429 Too Many Requests", {"Retry-After": "3600"}))
     assert (fetch(url, retries=3).status, web.hits["/b.jpg"]) == (Status.HTTP_429, 1)
 
 
-def test_waiting_for_the_host_is_not_the_urls_time(web: HostileWeb) -> None:
-    urls = [web.send(f"/{index}.jpg", 0.3, answer(JPEG)) for index in range(8)]
+def test_waiting_for_the_host_does_not_use_up_the_urls_time(web: HostileWeb) -> None:
+    urls = [web.send(f"/{index}.jpg", 0.3, response(JPEG)) for index in range(8)]
     found = fetch_all(urls, per_host_concurrency=2, timeout_s=0.9)  # 1.2 s in all
     assert {fetched.status for fetched in found} == {Status.OK}
     assert all(fetched.fetch_s < 0.9 for fetched in found)
 
 
-def test_requests_per_host_and_in_all_are_limited(web: HostileWeb) -> None:
-    web.send("/a.jpg", 0.03, answer(JPEG))
+def test_requests_are_limited_per_host_and_in_total(web: HostileWeb) -> None:
+    web.send("/a.jpg", 0.03, response(JPEG))
     hosts = [f"127.0.0.{index}" for index in (1, 1, 1)]
     urls = [web.url(f"/a.jpg?{index}", hosts[index % 3]) for index in range(30)]
     assert {fetched.status for fetched in fetch_all(urls, per_host_concurrency=3)} == {Status.OK}
-    assert web.most_at_once["/a.jpg"] == 3
-    web.most_at_once.clear()
+    assert web.max_concurrent["/a.jpg"] == 3
+    web.max_concurrent.clear()
     fetch_all(urls, per_host_concurrency=30, concurrency=5)
-    assert web.most_at_once["/a.jpg"] == 5
+    assert web.max_concurrent["/a.jpg"] == 5
 
 
-def test_two_hosts_that_redirect_to_each_other_do_not_lock_up(web: HostileWeb) -> None:
+def test_two_hosts_that_redirect_to_each_other_do_not_deadlock(web: HostileWeb) -> None:
     with HostileWeb("127.0.0.3") as other:
         web.serve("/end.jpg", JPEG)
         other.serve("/end.jpg", JPEG)
@@ -481,7 +483,7 @@ def test_two_hosts_that_redirect_to_each_other_do_not_lock_up(web: HostileWeb) -
     assert {fetched.status for fetched in found} == {Status.OK}
 
 
-def test_a_full_budget_holds_back_new_requests(web: HostileWeb) -> None:
+def test_a_full_budget_delays_new_requests(web: HostileWeb) -> None:
     url = web.serve("/a.jpg", JPEG)
 
     async def main() -> None:
@@ -497,7 +499,7 @@ def test_a_full_budget_holds_back_new_requests(web: HostileWeb) -> None:
     asyncio.run(main())
 
 
-def test_bodies_that_never_end_together_hold_little_more_than_twice_the_budget(web: HostileWeb) -> None:
+def test_endless_bodies_together_take_little_more_than_twice_the_budget(web: HostileWeb) -> None:
     urls = [web.send(f"/{n}", b"HTTP/1.1 200 OK\r\n\r\n" + JPEG, *[bytes(100_000)] * 40, 60.0) for n in range(24)]
     limit, most = 2_000_000, 0
 
@@ -530,7 +532,7 @@ def test_cancelling_ends_requests(web: HostileWeb) -> None:
     assert time.monotonic() - started < 20
 
 
-def test_a_redirect_to_a_host_that_the_rules_refuse_is_not_followed(web: HostileWeb) -> None:
+def test_a_redirect_to_a_host_that_a_rule_refuses_is_not_followed(web: HostileWeb) -> None:
     rules = SourceRules(url_block_hosts=["127.0.0.3"])
     with HostileWeb("127.0.0.3") as blocked:
         url = web.send("/go", redirect(blocked.serve("/end.jpg", JPEG)))

@@ -18,12 +18,12 @@ def web() -> Iterator[HostileWeb]:
         yield web
 
 
-def test_names_are_asked_of_the_name_servers_that_the_job_names(web: HostileWeb) -> None:
+def test_look_ups_go_to_the_jobs_name_servers(web: HostileWeb) -> None:
     with NameServer({"pictures.example": [["127.0.0.1"]]}) as server:
         urls = [web.url(f"/a.jpg?{number}", host="pictures.example") for number in range(20)]
         found = fetch_all([*urls, web.url("/a.jpg", host="nobody.example")], nameservers=[server.address])
         assert [fetched.status for fetched in found] == [Status.OK] * 20 + [Status.DNS_ERROR]
-        assert server.asked == {"pictures.example": 1}
+        assert server.queries == {"pictures.example": 1}
 
 
 def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
@@ -41,16 +41,16 @@ def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
         assert private.connections == 0
 
 
-def test_of_several_addresses_only_the_public_ones_are_connected_to(web: HostileWeb) -> None:
+def test_of_several_addresses_only_allowed_ones_are_connected_to(web: HostileWeb) -> None:
     with HostileWeb("127.0.0.2") as private, NameServer({"both.example": [["127.0.0.2", "127.0.0.1"]]}) as server:
         settings = {"allow_networks": ["127.0.0.1/32"], "nameservers": [server.address]}
         assert fetch(web.url("/a.jpg", host="both.example"), **settings).status is Status.OK
         assert private.connections == 0
 
 
-@pytest.mark.parametrize("turns", [[], [[]]])
-def test_a_name_without_an_answer_or_an_address_is_a_dns_error(web: HostileWeb, turns: list[list[str]]) -> None:
-    with NameServer({"empty.example": turns}) as server:
+@pytest.mark.parametrize("addresses", [[], [[]]])
+def test_a_name_without_a_response_or_an_address_is_a_dns_error(web: HostileWeb, addresses: list[list[str]]) -> None:
+    with NameServer({"empty.example": addresses}) as server:
         fetched = fetch(web.url("/a.jpg", host="empty.example"), nameservers=[server.address], timeout_s=2)
         assert fetched.status is Status.DNS_ERROR
         assert "empty.example" in (fetched.detail or "")

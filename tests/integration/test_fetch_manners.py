@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pairmill.schemas.status import Status
-from tests.integration.test_fetch import JPEG, _in_turn, fetch, fetch_all
-from tests.integration.web import HostileWeb, Request, answer, redirect
+from tests.integration.test_fetch import JPEG, _respond_in_turn, fetch, fetch_all
+from tests.integration.web import HostileWeb, Request, redirect, response
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def web() -> Iterator[HostileWeb]:
 ROBOTS = b"User-agent: otherbot\nDisallow: /\n\nUser-agent: pairmill\nDisallow: /private/\nDisallow: /*.gif$\n"
 
 
-def test_robots_txt_is_asked_for_once_and_heeded(web: HostileWeb) -> None:
-    web.send("/robots.txt", 0.1, answer(ROBOTS))
+def test_robots_txt_is_fetched_once_and_respected(web: HostileWeb) -> None:
+    web.send("/robots.txt", 0.1, response(ROBOTS))
     urls = [*(web.url(f"/a.jpg?{n}") for n in range(10)), *(web.url(f"/private/b.jpg?{n}") for n in range(10))]
     found = fetch_all(urls, respect_robots_txt=True)
     assert [fetched.status for fetched in found] == [Status.OK] * 10 + [Status.ROBOTS_DISALLOWED] * 10
@@ -34,8 +34,8 @@ def test_robots_txt_is_asked_for_once_and_heeded(web: HostileWeb) -> None:
     assert web.hits == {"/robots.txt": 1, "/a.jpg": 10}
 
 
-def test_robots_txt_is_not_asked_for_unless_the_job_says_so(web: HostileWeb) -> None:
-    web.send("/robots.txt", answer(b"User-agent: *\nDisallow: /\n"))
+def test_robots_txt_is_not_fetched_unless_the_job_says_so(web: HostileWeb) -> None:
+    web.send("/robots.txt", response(b"User-agent: *\nDisallow: /\n"))
     assert fetch(web.url("/a.jpg")).status is Status.OK
     assert web.hits == {"/a.jpg": 1}
 
@@ -43,18 +43,20 @@ def test_robots_txt_is_not_asked_for_unless_the_job_says_so(web: HostileWeb) -> 
 @pytest.mark.parametrize(
     ("pieces", "status", "detail"),
     [
-        ([answer(b"gone", "404 Not Found")], Status.OK, None),
-        ([answer(b"no", "403 Forbidden")], Status.OK, None),
-        ([answer(b"", "503 Service Unavailable")], Status.HTTP_5XX, "robots.txt: 503"),
+        ([response(b"gone", "404 Not Found")], Status.OK, None),
+        ([response(b"no", "403 Forbidden")], Status.OK, None),
+        ([response(b"", "503 Service Unavailable")], Status.HTTP_5XX, "robots.txt: 503"),
         ([60.0], Status.TIMEOUT, None),
         ([redirect("/robots.txt")], Status.OK, None),
         ([redirect("http://10.0.0.1/robots.txt")], Status.ADDRESS_REFUSED, None),
-        ([answer(b"\xff\xfe" + bytes(200_000))], Status.OK, None),
-        ([answer(b"Disallow: /x\n" * 20_000)], Status.ROBOTS_DISALLOWED, "robots.txt with more than 10,000 lines"),
-        ([answer(b"User-agent: *\nDisallow: /\n" + b"#" * 10_000_000)], Status.ROBOTS_DISALLOWED, None),
+        ([response(b"\xff\xfe" + bytes(200_000))], Status.OK, None),
+        ([response(b"Disallow: /x\n" * 20_000)], Status.ROBOTS_DISALLOWED, "robots.txt with more than 10,000 lines"),
+        ([response(b"User-agent: *\nDisallow: /\n" + b"#" * 10_000_000)], Status.ROBOTS_DISALLOWED, None),
     ],
 )
-def test_robots_txt_that_is_none(web: HostileWeb, pieces: list[Any], status: Status, detail: str | None) -> None:
+def test_a_missing_or_broken_robots_txt_is_treated_as_rfc_9309_says(
+    web: HostileWeb, pieces: list[Any], status: Status, detail: str | None
+) -> None:
     web.send("/robots.txt", *pieces)
     started = time.monotonic()
     found = fetch_all([web.url(f"/a.jpg?{n}") for n in range(5)], respect_robots_txt=True, timeout_s=2)
@@ -64,20 +66,20 @@ def test_robots_txt_that_is_none(web: HostileWeb, pieces: list[Any], status: Sta
     assert time.monotonic() - started < 20
 
 
-def test_a_redirect_to_another_host_is_held_to_that_hosts_robots_txt(web: HostileWeb) -> None:
+def test_the_target_host_of_a_redirect_applies_its_own_robots_txt(web: HostileWeb) -> None:
     with HostileWeb("127.0.0.3") as other:
-        other.send("/robots.txt", answer(b"User-agent: *\nDisallow: /\n"))
+        other.send("/robots.txt", response(b"User-agent: *\nDisallow: /\n"))
         url = web.send("/go", redirect(other.serve("/a.jpg", JPEG)))
         assert fetch(url, respect_robots_txt=True).status is Status.ROBOTS_DISALLOWED
         assert other.hits == {"/robots.txt": 1}
 
 
-def test_requests_to_one_host_are_spaced_and_waiting_is_not_the_urls_time(web: HostileWeb) -> None:
+def test_requests_to_one_host_are_spaced_and_waiting_does_not_use_up_the_urls_time(web: HostileWeb) -> None:
     starts: list[float] = []
 
     async def handler(request: Request, writer: Any) -> None:
         starts.append(time.monotonic())
-        writer.write(answer(JPEG))
+        writer.write(response(JPEG))
 
     urls = [f"{web.route('/spaced.jpg', handler)}?{n}" for n in range(6)]
     found = fetch_all(urls, per_host_interval_s=0.3, timeout_s=1)
@@ -85,7 +87,7 @@ def test_requests_to_one_host_are_spaced_and_waiting_is_not_the_urls_time(web: H
     assert starts[-1] - starts[0] > 1.0  # 1.5 by our clock; by the server's, a request may be late on its way
 
 
-def test_a_host_that_never_answers_holds_a_shard_no_longer_than_one_deadline(web: HostileWeb) -> None:
+def test_a_host_that_never_answers_delays_a_shard_by_little_more_than_one_timeout(web: HostileWeb) -> None:
     silent = [f"{web.send('/silent.jpg', 60.0)}?{n}" for n in range(500)]
     with HostileWeb("127.0.0.3") as other:
         good = [f"{other.serve('/good.jpg', JPEG)}?{n}" for n in range(50)]
@@ -97,7 +99,7 @@ def test_a_host_that_never_answers_holds_a_shard_no_longer_than_one_deadline(web
     assert sum((fetched.detail or "").startswith("not requested") for fetched in found) >= 480
 
 
-def test_a_slow_host_that_answers_now_and_then_is_not_given_up(web: HostileWeb) -> None:
+def test_a_slow_host_that_sometimes_answers_is_still_requested(web: HostileWeb) -> None:
     turn = 0
 
     async def handler(request: Request, writer: Any) -> None:
@@ -105,7 +107,7 @@ def test_a_slow_host_that_answers_now_and_then_is_not_given_up(web: HostileWeb) 
         turn += 1
         if turn % 4:
             await asyncio.sleep(60)
-        writer.write(answer(JPEG))
+        writer.write(response(JPEG))
 
     urls = [f"{web.route('/moody.jpg', handler)}?{n}" for n in range(24)]
     found = fetch_all(urls, timeout_s=0.5, per_host_concurrency=1)
@@ -115,8 +117,8 @@ def test_a_slow_host_that_answers_now_and_then_is_not_given_up(web: HostileWeb) 
 
 def test_retry_after_may_be_a_date(web: HostileWeb) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-    busy = answer(b"", "503 Service Unavailable", {"Retry-After": soon})
+    busy = response(b"", "503 Service Unavailable", {"Retry-After": soon})
     started = time.monotonic()
-    fetched = fetch(_in_turn(web, "/busy.jpg", busy, answer(JPEG)), retries=1)
+    fetched = fetch(_respond_in_turn(web, "/busy.jpg", busy, response(JPEG)), retries=1)
     assert (fetched.status, fetched.fetch_attempts) == (Status.OK, 2)
     assert time.monotonic() - started > 0.5  # dates have whole seconds

@@ -15,7 +15,7 @@ from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import dataset, job, mixed_rows, sequentially, write_input
 from tests.integration.test_download import jpeg, rows, shard
 from tests.integration.test_fetch import JPEG, _endless
-from tests.integration.web import HostileWeb, answer, redirect
+from tests.integration.web import HostileWeb, redirect, response
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -49,7 +49,7 @@ def hostile() -> Iterator[HostileWeb]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_web_gets_no_further_than_with_our_own_engine(hostile: HostileWeb) -> None:
+def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb) -> None:
     with HostileWeb("127.0.0.2") as private:
         urls = {
             hostile.serve("/good.jpg", jpeg(1)): "ok",
@@ -58,9 +58,9 @@ def test_the_web_gets_no_further_than_with_our_own_engine(hostile: HostileWeb) -
             hostile.send("/to-file", redirect("file:///etc/passwd")): "bad_redirect",
             hostile.route("/endless.jpg", _endless(JPEG)): "body_too_large",
             hostile.send("/silent.jpg", 60.0): "timeout",
-            hostile.send("/gone.jpg", answer(b"", "404 Not Found")): "http_4xx",
-            hostile.send("/busy.jpg", answer(b"", "503 Service Unavailable")): "http_5xx",
-            hostile.send("/noai.jpg", answer(jpeg(1), headers={"X-Robots-Tag": "noai"})): "opted_out",
+            hostile.send("/gone.jpg", response(b"", "404 Not Found")): "http_4xx",
+            hostile.send("/busy.jpg", response(b"", "503 Service Unavailable")): "http_5xx",
+            hostile.send("/noai.jpg", response(jpeg(1), headers={"X-Robots-Tag": "noai"})): "opted_out",
             hostile.serve("/broken.jpg", jpeg(1)[:400]): "image_corrupt",
             "http://no-such-host.invalid/a.jpg": "dns_error",
         }

@@ -73,7 +73,7 @@ def test_what_was_lost_comes_back_and_nothing_else_moves(
     assert healed.build.statuses == {"ok": 20, "http_5xx": 4, "http_4xx": 8, "dns_error": 8}
     assert sorted(web.log[asked:]) == sorted(f"/{n}.jpg" for n in range(1, 40, 5))
 
-    server.answers["pictures.example"] = [["127.0.0.1"]]
+    server.addresses["pictures.example"] = [["127.0.0.1"]]
     again = retry(str(output))  # whatever a later try may change
     assert (again.retried, again.recovered) == (12, 8)
     assert again.build.statuses == {"ok": 28, "http_5xx": 4, "http_4xx": 8}

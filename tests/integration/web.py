@@ -1,7 +1,7 @@
 """A hostile web on loopback: raw asyncio sockets, so that it can break every rule of HTTP.
 
     with HostileWeb() as web:
-        web.serve("/a.jpg", b"...")                      # a polite answer
+        web.serve("/a.jpg", b"...")                      # a well-behaved response
         web.route("/slow", async_handler)                # anything else: handler(request, writer)
         web.url("/a.jpg"), web.hits["/a.jpg"], web.connections
 
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Request:
-    """What a client asked: the target as sent, and its headers with lower-case names."""
+    """What a client sent: the target as it wrote it, and its headers with lower-case names."""
 
     target: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -35,13 +35,13 @@ class Request:
 Handler = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
 
 
-def answer(
+def response(
     body: bytes = b"",
     status: str = "200 OK",
     headers: Mapping[str, str] | list[tuple[str, str]] = (),  # type: ignore[assignment]
     length: int | None = None,
 ) -> bytes:
-    """A whole HTTP/1.1 answer. `length` lies about the body's."""
+    """A whole HTTP/1.1 response. `length` overrides the body's Content-Length."""
     pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
     pairs.append(("Content-Length", str(len(body) if length is None else length)))
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in pairs)]
@@ -49,12 +49,12 @@ def answer(
 
 
 def redirect(location: str, status: str = "302 Found") -> bytes:
-    """An answer that sends the client elsewhere."""
-    return answer(b"", status, {"Location": location})
+    """A response that redirects the client."""
+    return response(b"", status, {"Location": location})
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST instead of FIN: what a crashed server or a middlebox does."""
+    """Close with RST instead of FIN: as a crashed server or a middlebox does."""
     sock: socket.socket = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -67,10 +67,10 @@ class HostileWeb:
         self.hits: Counter[str] = Counter()
         self.connections = 0
         self.requests: list[Request] = []
-        self.most_at_once: Counter[str] = Counter()  # requests in work at the same time, by path
+        self.max_concurrent: Counter[str] = Counter()  # requests at the same time, by path
         self._host = host
         self._tls = tls
-        self._now: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
         self._routes: dict[str, Handler] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hostile-web", daemon=True)
@@ -100,11 +100,11 @@ class HostileWeb:
     def serve(
         self, path: str, body: bytes, content_type: str = "image/jpeg", headers: Mapping[str, str] | None = None
     ) -> str:
-        """Answer `path` with a body; returns its URL."""
-        return self.send(path, answer(body, headers={"Content-Type": content_type, **(headers or {})}))
+        """Respond to `path` with a body; returns its URL."""
+        return self.send(path, response(body, headers={"Content-Type": content_type, **(headers or {})}))
 
     def send(self, path: str, *pieces: bytes | float, then_close: bool = False) -> str:
-        """Answer `path` with raw bytes; a number among them is a pause in seconds. Returns its URL."""
+        """Respond to `path` with raw bytes; a number among them is a pause in seconds. Returns its URL."""
 
         async def handler(request: Request, writer: asyncio.StreamWriter) -> None:
             for piece in pieces:
@@ -151,16 +151,16 @@ class HostileWeb:
         path = request.path
         self.requests.append(request)
         self.hits[path] += 1
-        self._now[path] += 1
-        self.most_at_once[path] = max(self.most_at_once[path], self._now[path])
+        self._running[path] += 1
+        self.max_concurrent[path] = max(self.max_concurrent[path], self._running[path])
         try:
             handler = self._routes.get(path) or self._routes.get("*")
             if handler is None:
-                writer.write(answer(b"nothing here", "404 Not Found", {"Content-Type": "text/plain"}))
+                writer.write(response(b"nothing here", "404 Not Found", {"Content-Type": "text/plain"}))
             else:
                 await handler(request, writer)
         finally:
-            self._now[path] -= 1
+            self._running[path] -= 1
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request | None:

@@ -56,16 +56,16 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_public_addresses_pass(address: str) -> None:
+def test_public_addresses_are_allowed(address: str) -> None:
     assert AddressGuard().refusal(address) is None
 
 
 @pytest.mark.parametrize("address", REFUSED)
-def test_all_others_are_refused_with_a_reason(address: str) -> None:
+def test_all_other_addresses_are_refused_with_a_reason(address: str) -> None:
     assert AddressGuard().refusal(address)
 
 
-def test_allowed_networks_pass_in_every_form_and_nothing_beside_them() -> None:
+def test_allowed_networks_are_allowed_in_every_form_and_nothing_else_is() -> None:
     guard = AddressGuard(["127.0.0.0/8", "fd00:1::/32"])
     for address in ("127.0.0.1", "127.9.9.9", "::ffff:127.0.0.1", "fd00:1::5", "8.8.8.8"):
         assert guard.refusal(address) is None, address
@@ -76,11 +76,11 @@ def test_allowed_networks_pass_in_every_form_and_nothing_beside_them() -> None:
 @pytest.mark.parametrize(
     "host", ["2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "127.1", "127.0.0.1.", "1", "017700000001"]
 )
-def test_disguised_ipv4_is_seen(host: str) -> None:
+def test_disguised_ipv4_is_detected(host: str) -> None:
     assert is_legacy_ipv4(host)
     assert not is_ipv4(host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "example.com", "1.2.3.4.5", "cafe", "a.1x", "::1"])
-def test_names_and_plain_addresses_are_no_disguise(host: str) -> None:
+def test_names_and_plain_addresses_are_not_disguised(host: str) -> None:
     assert not is_legacy_ipv4(host)

@@ -29,21 +29,21 @@ def failure(*chunks: bytes, **options: object) -> tuple[Status, str | None]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_chunks_come_together(size: int) -> None:
-    assert collect(*(JPEG[at : at + size] for at in range(0, len(JPEG), size))) == JPEG
+def test_chunks_are_joined(size: int) -> None:
+    assert collect(*(JPEG[start : start + size] for start in range(0, len(JPEG), size))) == JPEG
 
 
-def test_a_tiny_picture_is_looked_at_when_it_ends() -> None:
+def test_a_tiny_picture_is_checked_when_it_ends() -> None:
     assert collect(b"GIF89a1") == b"GIF89a1"
     assert failure(b"hello")[0] is Status.NOT_AN_IMAGE
 
 
-def test_no_bytes() -> None:
+def test_a_body_without_bytes_is_empty() -> None:
     assert failure() == (Status.EMPTY_BODY, None)
     assert failure(b"", b"") == (Status.EMPTY_BODY, None)
 
 
-def test_the_limit_holds_while_reading() -> None:
+def test_the_limit_is_enforced_while_reading() -> None:
     body = ResponseBody(1000, None)
     body.add(JPEG)
     with pytest.raises(FetchError) as caught:
@@ -66,14 +66,18 @@ HTML = b"<!DOCTYPE html><html><body>" + b"x" * 2000
         (b"<?xml version='1.0'?><rss>", Status.NOT_AN_IMAGE, "text/html, looks like xml"),
         (b"\x00\x00\x00\x18ftypheic" + bytes(40), Status.IMAGE_UNSUPPORTED, "heic"),
         (b"\x00\x00\x01\x00" + bytes(40), Status.IMAGE_UNSUPPORTED, "ico"),
-        (b"BM, said the bishop, and went on to say other things", Status.NOT_AN_IMAGE, "text/html, begins with"),
+        (
+            b"BM, detail_found the bishop, and went on to say other things",
+            Status.NOT_AN_IMAGE,
+            "text/html, begins with",
+        ),
     ],
 )
-def test_what_is_no_picture_is_named(chunk: bytes, status: Status, detail: str) -> None:
-    found, words = failure(chunk, content_type="text/html")
+def test_the_detail_says_what_a_body_is_instead_of_a_picture(chunk: bytes, status: Status, detail: str) -> None:
+    found, detail_found = failure(chunk, content_type="text/html")
     assert found is status
-    assert words is not None
-    assert words.startswith(detail)
+    assert detail_found is not None
+    assert detail_found.startswith(detail)
 
 
 def test_html_is_refused_before_it_ends() -> None:
@@ -82,22 +86,22 @@ def test_html_is_refused_before_it_ends() -> None:
         body.add(HTML)
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
 @pytest.mark.parametrize("size", [1, 50, 100_000])
-def test_unasked_compression_is_undone(pack: object, size: int) -> None:
-    packed = pack(JPEG)  # type: ignore[operator]
-    chunks = [packed[at : at + size] for at in range(0, len(packed), size)]
-    assert collect(*chunks, coding="gzip" if pack is gzip.compress else "deflate") == JPEG
+def test_unrequested_compression_is_undone(compress: object, size: int) -> None:
+    compressed = compress(JPEG)  # type: ignore[operator]
+    chunks = [compressed[start : start + size] for start in range(0, len(compressed), size)]
+    assert collect(*chunks, coding="gzip" if compress is gzip.compress else "deflate") == JPEG
 
 
-def test_a_small_packed_body() -> None:
+def test_a_compressed_body_shorter_than_the_check_is_decompressed() -> None:
     tiny = b"GIF89a"
-    packed = zlib.compress(tiny)
-    assert len(packed) < sniff.FORMAT_HEAD_BYTES
-    assert collect(packed, coding="deflate") == tiny
+    compressed = zlib.compress(tiny)
+    assert len(compressed) < sniff.FORMAT_HEAD_BYTES
+    assert collect(compressed, coding="deflate") == tiny
 
 
-def test_a_gzip_bomb_costs_no_more_than_the_limit() -> None:
+def test_a_gzip_bomb_takes_no_more_memory_than_the_limit() -> None:
     bomb = gzip.compress(JPEG + bytes(50_000_000))
     assert len(bomb) < 60_000
     assert failure(bomb, max_bytes=100_000, coding="gzip")[0] is Status.BODY_TOO_LARGE
@@ -105,22 +109,22 @@ def test_a_gzip_bomb_costs_no_more_than_the_limit() -> None:
 
 def test_a_bomb_of_many_small_chunks() -> None:
     bomb = gzip.compress(JPEG + bytes(50_000_000))
-    chunks = [bomb[at : at + 10] for at in range(0, len(bomb), 10)]
+    chunks = [bomb[start : start + 10] for start in range(0, len(bomb), 10)]
     assert failure(*chunks, max_bytes=100_000, coding="gzip")[0] is Status.BODY_TOO_LARGE
 
 
 def test_broken_compression() -> None:
-    packed = gzip.compress(JPEG * 100)
-    assert failure(packed[:-20], max_bytes=100_000, coding="gzip")[0] is Status.BODY_TRUNCATED
-    assert failure(packed[:12] + bytes(60), coding="gzip")[0] is Status.PROTOCOL_ERROR
+    compressed = gzip.compress(JPEG * 100)
+    assert failure(compressed[:-20], max_bytes=100_000, coding="gzip")[0] is Status.BODY_TRUNCATED
+    assert failure(compressed[:12] + bytes(60), coding="gzip")[0] is Status.PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize("coding", ["gzip", "utf-8", "aws-chunked", "br"])
-def test_a_wrong_label_on_a_plain_picture_does_no_harm(coding: str) -> None:
+def test_a_wrong_content_encoding_on_a_plain_picture_is_ignored(coding: str) -> None:
     assert collect(JPEG, coding=coding) == JPEG
 
 
-def test_compression_that_is_not_known_is_no_picture() -> None:
+def test_unknown_compression_is_not_an_image() -> None:
     assert failure(b"\x1b\x03\x00\x00" + bytes(100), coding="br")[0] is Status.NOT_AN_IMAGE
 
 
@@ -147,7 +151,7 @@ def test_magic_numbers(head: bytes, name: str | None) -> None:
     assert sniff.image_format(head + bytes(sniff.FORMAT_HEAD_BYTES)) == name
 
 
-def test_bytes_behind_the_end_of_a_compressed_body_end_the_download() -> None:
+def test_bytes_after_the_end_of_a_compressed_body_end_the_download() -> None:
     body = ResponseBody(1_000_000, "image/jpeg", "gzip")
     body.add(gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)))
     with pytest.raises(FetchError) as refused:
@@ -156,9 +160,9 @@ def test_bytes_behind_the_end_of_a_compressed_body_end_the_download() -> None:
     assert refused.value.status is Status.PROTOCOL_ERROR
 
 
-def test_what_unpacks_to_nothing_counts_by_its_bytes_on_the_wire() -> None:
-    body, packer = ResponseBody(100_000, "image/jpeg", "gzip"), zlib.compressobj(wbits=31)
-    body.add(packer.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)) + packer.flush(zlib.Z_FULL_FLUSH))
+def test_a_body_that_decompresses_to_nothing_is_limited_by_its_compressed_bytes() -> None:
+    body, compressor = ResponseBody(100_000, "image/jpeg", "gzip"), zlib.compressobj(wbits=31)
+    body.add(compressor.compress(b"\xff\xd8\xff\xe0" + bytes(2_000)) + compressor.flush(zlib.Z_FULL_FLUSH))
     with pytest.raises(FetchError) as refused:
         for _ in range(100_000):
             body.add(b"\x00\x00\x00\xff\xff")  # an empty stored block

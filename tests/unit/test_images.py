@@ -69,7 +69,7 @@ def test_every_format_is_decoded(kind: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
+def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     body = save(Image.fromarray(PHOTO), kind, exif=exif, **({"quality": 95} if kind != "PNG" else {}))
@@ -82,7 +82,7 @@ def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
     assert small.width == pixels_of(small).shape[1]
 
 
-def test_orientation_that_stands_only_in_xmp() -> None:
+def test_an_orientation_that_only_xmp_has_is_applied() -> None:
     info = PngImagePlugin.PngInfo()
     xmp = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     info.add_itxt("XML:com.adobe.xmp", xmp)
@@ -101,13 +101,13 @@ def test_scaled_decoding_looks_like_full_decoding(size: tuple[int, int], mode: s
     assert psnr(pixels_of(fast), pixels_of(reference)) >= 35
 
 
-def test_grey_jpeg() -> None:
+def test_grayscale_jpeg() -> None:
     grey = Image.fromarray(PHOTO).convert("L")
     assert psnr(stored(save(grey, "JPEG", quality=95)), np.asarray(grey.convert("RGB"))) > 40
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
-def test_kinds_of_jpeg_match_pillow(options: dict[str, Any]) -> None:
+def test_all_variants_of_jpeg_match_pillow(options: dict[str, Any]) -> None:
     body = save(Image.fromarray(PHOTO), "JPEG", **options)
     assert psnr(stored(body), np.asarray(Image.open(io.BytesIO(body)))) > 45
 
@@ -118,7 +118,7 @@ def test_cmyk_jpeg_goes_through_pillow() -> None:
     assert psnr(stored(body), np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))) > 60
 
 
-def test_sixteen_bits_are_scaled_not_clipped() -> None:
+def test_16_bits_are_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(1, 256).repeat(8, 0)
     for kind in ("PNG", "TIFF"):
         out = stored(save(Image.fromarray(ramp), kind))
@@ -127,7 +127,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert np.abs(stored(encoded)[0, :, 0].astype(int) - np.arange(256)).max() <= 1
 
 
-def test_grey_of_other_depths() -> None:
+def test_grayscale_of_other_bit_depths() -> None:
     ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(1, 256).repeat(8, 0)
     assert stored(save(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == list(range(256))
     wide = (ramp.astype(np.float64) * 2_000_000_000).astype(np.int32)
@@ -137,7 +137,7 @@ def test_grey_of_other_depths() -> None:
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")])
-def test_alpha_lies_over_white(kind: str, mode: str) -> None:
+def test_alpha_is_composited_over_white(kind: str, mode: str) -> None:
     image = Image.new("RGBA", (64, 32), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 16, 32))
     image.paste((0, 0, 0, 128), (16, 0, 32, 32))
@@ -159,7 +159,7 @@ def test_palettes_with_and_without_a_transparent_color() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_first_frame_of_an_animation(kind: str) -> None:
+def test_the_first_frame_of_an_animation_is_decoded(kind: str) -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "lime", "blue")]
     body = save(frames[0], kind, save_all=True, append_images=frames[1:])
     assert np.abs(stored(body)[16, 16].astype(int) - (255, 0, 0)).max() <= 3
@@ -200,7 +200,7 @@ def test_bombs_are_refused_from_their_header(header: Any) -> None:
     assert picture.image is None
 
 
-def test_a_progressive_jpeg_of_endless_scans_is_a_bomb() -> None:
+def test_a_progressive_jpeg_with_too_many_scans_is_a_bomb() -> None:
     body = save(Image.fromarray(PHOTO), "JPEG", progressive=True)
     last_scan = body[body.rindex(b"\xff\xda") : -2]
     assert process(body[:-2] + 30 * last_scan + body[-2:]).status is Status.OK
@@ -208,7 +208,7 @@ def test_a_progressive_jpeg_of_endless_scans_is_a_bomb() -> None:
     assert (picture.status, picture.detail) == (Status.IMAGE_BOMB, "110 scans")
 
 
-def test_the_limit_of_pixels_is_the_jobs() -> None:
+def test_the_job_sets_the_limit_of_pixels() -> None:
     body = save(Image.fromarray(PHOTO), "PNG")
     assert process(body, max_pixels=320 * 200).status is Status.OK
     assert process(body, max_pixels=320 * 200 - 1).status is Status.IMAGE_BOMB
@@ -244,7 +244,7 @@ def test_other_formats_are_unsupported(body: bytes, detail: str) -> None:
     assert (picture.status, picture.detail) == (Status.IMAGE_UNSUPPORTED, detail)
 
 
-def test_random_damage_gives_a_status_and_nothing_else() -> None:
+def test_randomly_damaged_pictures_get_a_status_and_never_raise() -> None:
     rng = np.random.default_rng(7)
     processor = ImageProcessor(ImagesConfig(size=64))
     for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"):
@@ -262,7 +262,7 @@ def test_random_damage_gives_a_status_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("format_", ["jpg", "png", "webp"])
-def test_stored_pictures_carry_nothing_but_pixels(format_: str) -> None:
+def test_stored_pictures_contain_nothing_but_pixels(format_: str) -> None:
     exif = Image.Exif()
     exif[0x010F] = "Camera"
     exif.get_ifd(0x8825)[1] = "N"
@@ -278,14 +278,14 @@ def test_stored_pictures_carry_nothing_but_pixels(format_: str) -> None:
         assert secret not in picture.image
 
 
-def test_quality_counts_for_jpeg_and_webp() -> None:
+def test_quality_affects_jpeg_and_webp() -> None:
     body = save(Image.fromarray(PHOTO), "PNG")
     for format_ in ("jpg", "webp"):
         small, large = (process(body, format=format_, quality=quality).image or b"" for quality in (20, 95))
         assert len(small) < len(large) / 2
 
 
-def test_a_side_that_the_stored_format_cannot_hold() -> None:
+def test_a_picture_too_large_for_the_stored_format_is_unsupported() -> None:
     body = save(Image.new("L", (70_000, 2)), "PNG")
     for format_ in ("jpg", "webp"):
         picture = process(body, resize_mode="no", format=format_)
@@ -303,7 +303,7 @@ def test_one_color() -> None:
     assert process(save(Image.fromarray(flat), "PNG"), size=200, resize_mode="border").one_color is True
 
 
-def test_threads_give_the_same_as_one_thread() -> None:
+def test_many_threads_give_the_same_results_as_one() -> None:
     bodies = [
         save(Image.fromarray(draw(200, 150, seed)), kind) for seed in range(4) for kind in ("JPEG", "PNG", "WEBP")
     ]

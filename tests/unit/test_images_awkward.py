@@ -81,7 +81,7 @@ PHOTOGRAPHS = FOLDER.parent / "pairs"
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the photographs are not at {PHOTOGRAPHS}")
-def test_photographs_are_stored_as_they_look() -> None:
+def test_stored_photographs_look_like_the_originals() -> None:
     paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))
     seen = {path.name: likeness(path.read_bytes()) or 0.0 for path in paths[::4]}  # all 918: 36.9 dB at least
     assert len(seen) > 200

@@ -45,7 +45,7 @@ def test_only_the_picture_that_kills_or_hangs_the_decoder_is_lost(monkeypatch: p
     assert statuses == [Status.OK, Status.DECODER_CRASHED, Status.OK, Status.DECODER_CRASHED, Status.OK]
 
 
-def test_a_child_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
+def test_the_child_ends_with_its_worker(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, signal, sys\n"
@@ -65,7 +65,7 @@ def test_a_child_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_no_process_to_decode_in_is_this_machines_fault() -> None:
+def test_a_child_that_cannot_start_is_a_local_fault() -> None:
     multiprocessing.set_executable("/bin/false")
     try:
         with pytest.raises(LocalFault, match="no child process can be started"):
@@ -74,7 +74,7 @@ def test_no_process_to_decode_in_is_this_machines_fault() -> None:
         multiprocessing.set_executable(sys.executable)
 
 
-def test_the_child_gives_what_the_thread_gives() -> None:
+def test_the_child_gives_the_same_result_as_a_thread() -> None:
     config = ImagesConfig(size=4)
     processor = IsolatedProcessor(config)
     assert processor.process(png("red")) == ImageProcessor(config).process(png("red"))
@@ -93,7 +93,7 @@ def _nothing() -> None: ...
 @pytest.mark.parametrize(
     ("kind", "says"), [("timeout", "TimeoutError: of the function's own"), ("exit", "SystemExit: 3")]
 )
-def test_what_a_function_raises_is_not_taken_for_the_death_of_its_process(kind: str, says: str) -> None:
+def test_an_exception_of_the_function_is_not_reported_as_the_death_of_its_process(kind: str, says: str) -> None:
     child = Child(_nothing)
     with pytest.raises(RuntimeError, match=says) as caught:
         child.call(_raises, kind, timeout_s=30)

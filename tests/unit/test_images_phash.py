@@ -31,19 +31,19 @@ def distance(one: str, other: str) -> int:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_like_imagehash(seed: int) -> None:
+def test_hashes_are_close_to_imagehash(seed: int) -> None:
     ours = phash(smooth(seed))
     assert len(ours) == 16
     assert distance(ours, as_imagehash(smooth(seed))) <= 2
 
 
-def test_exactly_as_imagehash_where_nothing_is_shrunk_in_two_steps() -> None:
+def test_hashes_equal_imagehash_where_resizing_takes_one_step() -> None:
     for seed in range(20):
         pixels = smooth(seed, 60, 50)
         assert phash(pixels) == as_imagehash(pixels)
 
 
-def test_near_pictures_are_near_and_others_are_far() -> None:
+def test_similar_pictures_have_similar_hashes_and_others_do_not() -> None:
     hashes = []
     for seed in range(10):
         pixels = smooth(seed)
@@ -58,10 +58,10 @@ def test_near_pictures_are_near_and_others_are_far() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 255])
-def test_flat_pictures_do_not_hash_dust(value: int) -> None:
+def test_flat_pictures_do_not_hash_floating_point_noise(value: int) -> None:
     assert phash(np.full((100, 77, 3), value, np.uint8)) == ("8" if value else "0") + "0" * 15
 
 
-def test_odd_sizes() -> None:
+def test_pictures_of_odd_sizes_have_hashes() -> None:
     for shape in ((1, 1, 3), (1, 500, 3), (700, 2, 3)):
         assert len(phash(np.full(shape, 9, np.uint8))) == 16

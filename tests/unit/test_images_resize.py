@@ -47,7 +47,7 @@ def expected_size(width: int, height: int, size: int, mode: str, only_if_bigger:
 
 @pytest.mark.parametrize("only_if_bigger", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_sizes_over_a_grid(mode: str, only_if_bigger: bool) -> None:
+def test_sizes_match_img2dataset_over_a_grid(mode: str, only_if_bigger: bool) -> None:
     config = ImagesConfig(size=64, resize_mode=mode, resize_only_if_bigger=only_if_bigger)  # type: ignore[arg-type]
     for width, height in product(SIDES, SIDES):
         out = resize(np.zeros((height, width, 3), np.uint8), plan_resize(width, height, config), config)
@@ -88,7 +88,7 @@ def test_the_same_pictures_as_img2dataset(resizer: Any, mode: str, only_if_bigge
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the photographs are not at {PHOTOGRAPHS}")
 @pytest.mark.parametrize("size", [512, 440, 400, 330, 300, 256, 200, 150])
-def test_shrinking_is_as_near_to_a_good_filter_as_plain_area_averaging(size: int) -> None:
+def test_shrinking_is_as_good_as_plain_area_averaging(size: int) -> None:
     config = ImagesConfig(size=size)
     ours, area = [], []
     for path in sorted((PHOTOGRAPHS / "coco").rglob("*.jpg"))[::20]:
@@ -111,7 +111,7 @@ def test_the_border_is_white_and_on_both_sides() -> None:
     assert out[:, 0, 0].tolist() == [255, 255, 255, 0, 0, 0, 0, 255, 255, 255]
 
 
-def test_the_crop_is_the_middle() -> None:
+def test_the_crop_is_centered() -> None:
     config = ImagesConfig(size=4, resize_mode="center_crop")
     pixels = np.repeat(np.arange(40, dtype=np.uint8)[None, :, None], 8, 0).repeat(3, 2)
     out = resize(pixels, plan_resize(40, 8, config), config)

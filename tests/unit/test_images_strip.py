@@ -61,7 +61,7 @@ def test_unchanged_pictures_keep_their_pixels_and_lose_their_metadata(
     assert np.array_equal(pixels(stored), pixels(body))
 
 
-def test_a_picture_that_is_turned_shrunk_or_of_another_format_is_encoded_anew() -> None:
+def test_a_rotated_resized_or_converted_picture_is_encoded_anew() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = io.BytesIO()
@@ -81,7 +81,7 @@ def test_alpha_and_16_bits_are_encoded_anew(mode: str) -> None:
     assert stored.mode == "RGB"
 
 
-def test_whatever_is_stripped_shows_the_same_picture_or_is_refused() -> None:
+def test_stripping_mutated_files_keeps_the_pixels_or_refuses() -> None:
     """Mutated files: a stripped file that decodes differently would be a picture that nobody checked."""
     rng = random.Random(5)
     kept = 0
@@ -102,7 +102,7 @@ def test_whatever_is_stripped_shows_the_same_picture_or_is_refused() -> None:
 
 
 @pytest.mark.skipif(not AWKWARD.is_dir(), reason=f"the awkward pictures are not at {AWKWARD}")
-def test_awkward_files_never_crash_the_stripper_and_lose_no_pixel() -> None:
+def test_stripping_awkward_files_never_crashes_and_loses_no_pixel() -> None:
     for path in sorted(AWKWARD.rglob("*.*")):
         body = path.read_bytes()
         for format, name in FORMATS.items():

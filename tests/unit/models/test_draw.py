@@ -65,7 +65,7 @@ def test_drawing_leaves_the_global_generators_alone() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (640, 640), (400, 300), (240, 330)])
-def test_a_picture_has_the_size_asked_for(width: int, height: int) -> None:
+def test_a_picture_has_the_requested_size(width: int, height: int) -> None:
     picture = render(RED_ABOVE_BLUE, Random(1), width, height)
     assert (picture.mode, picture.size) == ("RGB", (width, height))
 
@@ -76,7 +76,7 @@ def test_a_picture_looks_the_same_at_every_size() -> None:
     assert mean_difference(small, large) < 6
 
 
-def test_the_first_thing_lies_where_the_relation_says() -> None:
+def test_the_first_thing_is_where_the_relation_puts_it() -> None:
     for relation, (dx, dy) in RELATIONS.items():
         scene = Scene("black", Thing("red", "circle"), relation, Thing("blue", "circle"))
         red = np.asarray(render(scene, Random(2), 96), np.float32)
@@ -90,13 +90,13 @@ def test_a_center_crop_keeps_the_things() -> None:
     assert wide[:, :100].std() < 20 < wide[:, 100:200].std()
 
 
-def test_every_look_can_be_told_from_every_other() -> None:
+def test_all_combinations_of_color_and_shape_look_different() -> None:
     pictures = [render(Scene("gray", Thing(color, shape)), Random(4), 64) for color in COLORS for shape in SHAPES]
     closest = min(mean_difference(one, other) for i, one in enumerate(pictures) for other in pictures[:i])
     assert closest > 1
 
 
-def test_captions_name_all_that_is_there() -> None:
+def test_captions_name_everything_in_the_picture() -> None:
     assert "a red star above a blue square on a white background" in words(RED_ABOVE_BLUE)
     single = Scene("black", Thing("orange", "circle"))
     assert "an orange circle on a black background" in words(single)
@@ -140,7 +140,7 @@ def test_converse_relations_mean_the_same() -> None:
     assert render(converse, Random(1), 64).size == (64, 64)
 
 
-def test_training_scenes_and_their_near_misses_never_show_a_held_out_look() -> None:
+def test_training_scenes_and_their_near_misses_never_show_held_out_combinations() -> None:
     rng = Random(8)
     for scene in scenes(1000):
         assert not scene.held_out
@@ -148,7 +148,7 @@ def test_training_scenes_and_their_near_misses_never_show_a_held_out_look() -> N
         assert not looks(wrong_shape(scene, rng)) & HELD_OUT
 
 
-def test_held_out_scenes_always_show_a_held_out_look() -> None:
+def test_held_out_scenes_always_show_a_held_out_combination() -> None:
     assert all(looks(scene) & HELD_OUT for scene in scenes(300, held_out=True))
 
 

@@ -74,13 +74,13 @@ def test_a_row_gets_the_first_status_in_the_order_of_the_enum(in_flight: Any) ->
     assert table["status"].to_pylist() == ["caption_too_short", "caption_too_few_words"]
 
 
-def test_no_rows_are_no_problem(in_flight: Any) -> None:
+def test_empty_tables_are_accepted(in_flight: Any) -> None:
     for step in STEPS:
         assert apply_rules(in_flight([]), step, STRICT).num_rows == 0
         assert apply_rules(in_flight([{"status": "timeout"}]), step, STRICT)["status"].to_pylist() == ["timeout"]
 
 
-def test_pictures_are_neither_copied_nor_shown_to_rules(in_flight: Any) -> None:
+def test_rules_never_see_the_pictures_and_do_not_copy_them(in_flight: Any) -> None:
     table = in_flight([{"caption_clean": ""}, {}])
     seen = []
 
@@ -94,7 +94,7 @@ def test_pictures_are_neither_copied_nor_shown_to_rules(in_flight: Any) -> None:
     assert "caption_clean" in seen and "image" not in seen
 
 
-def test_chunked_tables_are_judged_like_whole_ones(in_flight: Any) -> None:
+def test_chunked_tables_give_the_same_verdicts(in_flight: Any) -> None:
     rows = [{"caption_clean": text} for text in ("a", "two words", None, "2020-01-01", "a red dog")]
     parts = pa.concat_tables([in_flight([row]) for row in rows])
     rules = SourceRules(caption_min_words=2, caption_blocked_terms=["red"])
@@ -102,7 +102,7 @@ def test_chunked_tables_are_judged_like_whole_ones(in_flight: Any) -> None:
     assert apply_rules(parts, Step.CAPTION, rules)["status"].to_pylist() == whole["status"].to_pylist()
 
 
-def test_evidence_is_cut_to_200_characters(in_flight: Any) -> None:
+def test_details_are_cut_to_200_characters(in_flight: Any) -> None:
     rules = SourceRules(license_allow=["x"], license_column="license")
     table = apply_rules(in_flight([{"license": "ä" * 1000}]), Step.CAPTION, rules)
     assert table["status_detail"].to_pylist() == ["ä" * 200]
@@ -128,7 +128,7 @@ def test_custom_rules_run_at_their_step_after_the_others_and_in_their_order(in_f
     assert apply_rules(table, Step.URL, SourceRules(), custom)["status"].to_pylist() == ["ok"] * 4
 
 
-def test_null_verdicts_drop(in_flight: Any) -> None:
+def test_a_null_verdict_drops_the_row(in_flight: Any) -> None:
     custom = [CustomRule("my:null", lambda rows: pa.array([True, None], pa.bool_()))]
     table = apply_rules(in_flight([{}, {}]), Step.SCORE, SourceRules(), custom)
     assert table["status"].to_pylist() == ["ok", "custom_rule"]
@@ -152,7 +152,7 @@ def test_a_custom_rule_that_returns_no_verdict_is_an_error(in_flight: Any, retur
         apply_rules(in_flight([{}, {}]), Step.SCORE, SourceRules(), custom)
 
 
-def test_a_custom_rule_that_raises_is_named(in_flight: Any) -> None:
+def test_the_error_of_a_custom_rule_names_it(in_flight: Any) -> None:
     custom = [CustomRule("my:crash", lambda rows: rows["no_such_column"])]
     with pytest.raises(CustomRuleError, match="my:crash failed: KeyError") as caught:
         apply_rules(in_flight([{}]), Step.SCORE, SourceRules(), custom)

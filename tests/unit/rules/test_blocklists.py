@@ -19,13 +19,13 @@ def test_urls_and_hashes_of_urls_may_be_mixed(tmp_path: Path) -> None:
     assert is_listed(digests, "url", str(path), Files()).tolist() == [True, True, False]
 
 
-def test_a_missing_digest_is_in_no_list_not_even_as_zeros(tmp_path: Path) -> None:
+def test_a_missing_digest_is_never_listed_not_even_as_zeros(tmp_path: Path) -> None:
     path = tmp_path / "md5"
     path.write_text("00" * 16)
     assert is_listed([None, bytes(16), b"\1" * 16], "md5", str(path), Files()).tolist() == [False, True, False]
 
 
-def test_an_empty_list_holds_nothing(tmp_path: Path) -> None:
+def test_an_empty_blocklist_lists_nothing(tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.write_text("# nothing yet\n")
     assert is_listed([b"\xff" * 32, None], "sha256", str(path), Files()).tolist() == [False, False]
@@ -52,7 +52,7 @@ def test_a_malformed_line_is_an_error_with_its_number(tmp_path: Path, kind: str,
         load_blocklist(kind, str(path), Files())  # type: ignore[arg-type]
 
 
-def test_a_list_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocklist_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     read = Files.read_text_lines
     monkeypatch.setattr(Files, "read_text_lines", lambda self, path: reads.append(path) or read(self, path))

@@ -52,7 +52,7 @@ def test_a_caption_is_cleaned(raw: str | None, cleaned: str | None) -> None:
     assert clean(raw) == cleaned
 
 
-def test_rows_keep_their_places() -> None:
+def test_rows_keep_their_order() -> None:
     raw = ["plain", None, " a  b ", "&amp;", "", "é", "e\u0301"]
     for column in (pa.array(raw), pa.array(raw, pa.large_string()), pa.chunked_array([raw[:3], raw[3:]])):
         cleaned = clean_captions(column)
@@ -93,6 +93,6 @@ def test_hostile_captions_take_linear_time(unit: str) -> None:
     assert time.perf_counter() - started < 40  # half a second at most; quadratic time would be minutes
 
 
-def test_plain_captions_are_not_copied_one_by_one() -> None:
+def test_plain_captions_are_not_copied_individually() -> None:
     captions = pa.array(["a red circle above a blue square on a white background"] * 4096)
     assert clean_captions(captions).buffers()[2].address == captions.buffers()[2].address

@@ -9,7 +9,7 @@ from pairmill.pipeline.rules import SourceRules, check_rules
 from pairmill.pipeline.rules.language import LANGUAGES
 
 
-def test_the_default_rules_and_good_ones_pass(tmp_path: Path) -> None:
+def test_default_rules_and_valid_rules_pass(tmp_path: Path) -> None:
     check_rules(SourceRules())
     (tmp_path / "md5").write_text("ab" * 16)
     rules = SourceRules(
@@ -40,7 +40,7 @@ def test_a_problem_names_its_field(settings: dict[str, Any], says: str) -> None:
         check_rules(SourceRules.model_validate(settings))
 
 
-def test_all_problems_are_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     rules = SourceRules(caption_languages=["e"], url_block_hosts=["/"], custom=["no_such_module:f"])
     with pytest.raises(ValueError) as caught:
         check_rules(rules)

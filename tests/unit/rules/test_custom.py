@@ -53,7 +53,7 @@ def test_loading_twice_gives_the_same_function(folder: Path) -> None:
     assert load_custom_rule("own_rules:late").function is first.function  # from elsewhere, once it is loaded
 
 
-def test_a_relative_folder_will_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_may_be_relative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert load_custom_rule("own_rules:late", Path()).function.__module__ == "own_rules"
 
@@ -92,7 +92,7 @@ def test_installed_modules_need_no_folder() -> None:
         (":f", "module:function"),
     ],
 )
-def test_what_is_missing_is_said(folder: Path, name: str, says: str) -> None:
+def test_errors_name_what_is_missing(folder: Path, name: str, says: str) -> None:
     (folder / "crashes.py").write_text("1 / 0")
     (folder / "lacks.py").write_text("import no_such_dependency")
     (folder / "typo.py").write_text("def f(:")
@@ -105,7 +105,7 @@ def test_what_is_missing_is_said(folder: Path, name: str, says: str) -> None:
     assert str(folder) not in sys.path
 
 
-def test_a_users_folder_does_not_shadow_ours_in_a_fresh_process(folder: Path) -> None:
+def test_a_users_folder_does_not_shadow_our_packages_in_a_new_process(folder: Path) -> None:
     (folder / "pipeline").mkdir()
     (folder / "pipeline" / "__init__.py").write_text("raise RuntimeError('shadowed')")
     (folder / "own_rules.py").write_text(

@@ -184,7 +184,7 @@ def test_rules_that_are_off_drop_nothing(in_flight: Any) -> None:
         assert apply_rules(table, step, SourceRules())["status"].to_pylist() == ["ok"]
 
 
-def test_a_source_without_captions_has_none_missing(in_flight: Any) -> None:
+def test_a_source_without_captions_has_no_missing_captions(in_flight: Any) -> None:
     rows = [{"caption_clean": None}]
     job = BuildJob.model_validate({"source": {"paths": ["-"]}, "output": "out"})
     for caption_column, status in ((None, "ok"), ("text", "caption_missing")):
@@ -198,7 +198,7 @@ def test_a_license_rule_without_its_column_is_an_error(in_flight: Any) -> None:
         apply_rules(in_flight([{}]), Step.CAPTION, SourceRules(license_allow=["cc0"]))
 
 
-def test_thresholds_for_models_that_did_not_run_are_errors(in_flight: Any) -> None:
+def test_a_threshold_for_a_model_that_did_not_run_is_an_error(in_flight: Any) -> None:
     with pytest.raises(ValueError, match="huge"):
         apply_rules(in_flight([{}]), Step.SCORE, SourceRules(min_similarity={"huge": 0.1}))
     unscored = in_flight([{}]).drop_columns(["similarity_tiny", "similarity_big"])
@@ -206,7 +206,7 @@ def test_thresholds_for_models_that_did_not_run_are_errors(in_flight: Any) -> No
         apply_rules(unscored, Step.SCORE, SourceRules(min_similarity=0.1))
 
 
-def test_languages_are_told_with_evidence(in_flight: Any) -> None:
+def test_the_detail_of_a_language_rule_names_language_and_score(in_flight: Any) -> None:
     rows = [{"caption_clean": text} for text in (ENGLISH, GERMAN, None)]
     rules = SourceRules(caption_languages=["en"], require_caption=False)
     table = apply_rules(in_flight(rows), Step.CAPTION, rules)

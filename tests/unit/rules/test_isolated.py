@@ -36,7 +36,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop("own_fatal", None)
 
 
-def test_each_row_that_kills_the_rules_process_is_named_and_the_others_are_judged(folder: Path, in_flight: Any) -> None:
+def test_rows_that_kill_the_rules_process_are_dropped_and_the_rule_judges_the_others(
+    folder: Path, in_flight: Any
+) -> None:
     captions = [f"number {n}" for n in range(20)]
     captions[3], captions[4], captions[17], captions[9] = "poison", "more poison", "the last poison", "dull"
     table = in_flight([{"caption": caption} for caption in captions])
@@ -49,7 +51,7 @@ def test_each_row_that_kills_the_rules_process_is_named_and_the_others_are_judge
 
 @given(rows=st.integers(1, 40), data=st.data())
 @settings(deadline=None)
-def test_halving_finds_exactly_the_deadly_rows(rows: int, data: st.DataObject) -> None:
+def test_bisection_finds_exactly_the_deadly_rows(rows: int, data: st.DataObject) -> None:
     deadly = data.draw(st.sets(st.integers(0, rows - 1)))
 
     class Rule(IsolatedRule):
@@ -63,6 +65,6 @@ def test_halving_finds_exactly_the_deadly_rows(rows: int, data: st.DataObject) -
     assert {row for row in range(rows) if not alive[row]} == deadly
 
 
-def test_a_rule_that_does_not_load_says_so_before_any_process_starts(folder: Path) -> None:
+def test_a_rule_that_does_not_load_is_an_error_before_any_process_starts(folder: Path) -> None:
     with pytest.raises(ValueError, match="no function 'other'"):
         rules.isolated("own_fatal:other", folder)

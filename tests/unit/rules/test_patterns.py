@@ -69,7 +69,7 @@ def test_captions_that_name_or_number_a_picture_are_dropped(in_flight: Any, stat
 
 
 @pytest.mark.parametrize("caption", KEPT)
-def test_captions_that_describe_are_kept(in_flight: Any, caption: str | None) -> None:
+def test_captions_that_describe_the_picture_are_kept(in_flight: Any, caption: str | None) -> None:
     assert apply_rules(in_flight([{"caption_clean": caption}]), Step.CAPTION, RULES)["status"].to_pylist() == ["ok"]
 
 
@@ -93,7 +93,9 @@ def test_captions_that_describe_are_kept(in_flight: Any, caption: str | None) ->
         ("42", "route 42a", None),
     ],
 )
-def test_blocked_terms_are_whole_words_in_any_case(in_flight: Any, term: str, caption: str, found: str | None) -> None:
+def test_blocked_terms_match_whole_words_ignoring_case(
+    in_flight: Any, term: str, caption: str, found: str | None
+) -> None:
     rules = SourceRules(caption_blocked_terms=["unrelated", term, "other"])
     table = apply_rules(in_flight([{"caption_clean": caption}]), Step.CAPTION, rules)
     assert table["status"].to_pylist() == ["caption_blocked_term" if found else "ok"]

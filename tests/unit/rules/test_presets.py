@@ -35,7 +35,7 @@ def test_a_preset_says_what_it_is_and_passes_the_checks(name: str) -> None:
         ModelConfig.model_validate(preset["requires_model"])
 
 
-def test_no_filtering_is_the_default() -> None:
+def test_the_default_filters_nothing() -> None:
     assert rules_of("none") == SourceRules()
 
 
