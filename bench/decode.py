@@ -1,9 +1,9 @@
 """How fast pictures become stored pictures, per core: `python -m bench.decode`.
 
 Decode, resize (longer side 512, area averaging, only if bigger) and encode (JPEG, quality 95, 4:2:0) with Pillow,
-OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, looks for one-colored pictures and
-computes the perceptual hash. One thread, seconds of CPU (so that neighbors on the machine count less);
-the ways take turns, and each figure is the median of its rounds.
+OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, detects pictures of one color and
+computes the perceptual hash. One thread, in CPU seconds, which other work on the machine affects less. Rounds are
+interleaved, and each figure is the median of the rounds.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python -m bench.download [--rows 6000] [--rounds 5]
 
-Both sides of a round take the same pictures with the same settings (512 px, keep_ratio_largest, only if bigger, JPEG
-quality 95, no model). `pipeline` is the slope of rows over time, shard by shard, so Ray's start-up is not
-in it, but Ray, the HTTP client, the web server (a process of its own on the same cores) and the commits are. `codec` is
+Both sides of a round process the same pictures with the same settings (512 px, keep_ratio_largest, only if bigger, JPEG
+quality 95, no model). `pipeline` is the slope of rows over time, shard by shard: it excludes Ray's start-up and
+includes Ray, the HTTP client, the web server (a separate process on the same cores) and the commits. `codec` is
 `ImageProcessor.process` on the bytes in memory, one thread per core. Rounds are interleaved; the table gives the median
 and the range of the ratio.
 """
@@ -30,7 +30,7 @@ from pairmill.schemas.jobs import BuildJob, ImagesConfig
 from pairmill.schemas.manifest import ShardManifest
 
 SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
-"""Half a megapixel in the middle, with a small and a large one in twenty each."""
+"""Half a megapixel is the median; one in twenty is small, one in twenty large."""
 
 
 class Clock:

@@ -2,11 +2,11 @@
 
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 
-ViT-B-32 with random weights, float32, all cores. `forward` runs the two towers on tensors that are ready in memory, the
-captions cut as pairmill cuts them: the limit. `pairmill` is the plain loop over a shard's stages (read, load, encode,
-commit) on tars of 512 px JPEGs; `clip-retrieval` its reader, mapper and writer on the same tars and weights, the better
-of two configurations. Models are loaded before the clock starts. Each side is a process of its own; rounds are
-interleaved, ratios are medians of the rounds' ratios.
+ViT-B-32 with random weights, float32, all cores. `forward` runs the two towers on tensors in memory, the
+captions trimmed as pairmill does: the upper limit. `pairmill` is the plain loop over a shard's stages (read, load,
+encode, commit) on tars of 512 px JPEGs; `clip-retrieval` is its reader, mapper and writer on the same tars and weights,
+in the better of two configurations. Models are loaded before the clock starts. Each side is a separate process; rounds
+are interleaved, and ratios are medians over the rounds.
 """
 
 import argparse

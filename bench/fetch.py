@@ -3,13 +3,13 @@
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
 
-`--slow` adds 300 ms to 2 s of latency, a name server that takes 20 ms and fails for 3 % of the names, and 5 % of hosts
-that never answer. Rows of those count as done, with their status.
+`--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3 % of the names, and 5 % of hosts
+that never answer, whose rows count as done, with their status.
 
-All sides store 512 px on the longer side, only if bigger, JPEG quality 95, from the same nginx on the same cores. Every
-run is a process of its own. `steady` is the slope of rows over time, shard by shard (for Daft: rows over its query's
-time), so start-up is not in it; `wall` is the whole process. `codec` is decode + resize + encode on the same
-bytes in memory, a thread per core: the limit. Rounds are interleaved, the ratios are medians of the rounds' ratios.
+All tools store 512 px on the longer side, only if bigger, JPEG quality 95, from the same nginx on the same cores. Each
+run is a separate process. `steady` is the slope of rows over time, shard by shard (for Daft: rows over its query's
+time), so it excludes start-up; `wall` is the whole process. `codec` is decode + resize + encode on the same bytes in
+memory, one thread per core: the upper limit. Rounds are interleaved; ratios are medians over the rounds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from bench import names
+from bench import name_server
 from bench.decode import draw
 from bench.nginx import delayed, nginx, silence
 from pairmill.pipeline.image.processor import ImageProcessor
@@ -47,7 +47,7 @@ SHARD_ROWS = 500
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
 DEAD_SHARE, NO_NAME_SHARE = 0.05, 0.03
-"""Hosts that take the connection and never answer; names that the name server fails for."""
+"""Hosts that accept connections and never answer; names that do not resolve."""
 DNS_S = 0.020
 Figures = dict[str, float]
 
@@ -123,7 +123,11 @@ def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -
         "pairmill, img2dataset engine": [*ours, "img2dataset", str(urls), str(folder / "engine")],
         "daft": [str(PEERS), "bench/peers/daft_run.py", str(urls), str(folder / "daft"), str(options.rows)],
     }
-    return {name: names.command(urls.parent, words) for name, words in commands.items()} if options.slow else commands
+    return (
+        {name: name_server.command(urls.parent, words) for name, words in commands.items()}
+        if options.slow
+        else commands
+    )
 
 
 def main() -> None:
@@ -163,7 +167,7 @@ def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
     urls = {f"host{number}.bench.example": urlsplit(base) for number, base in enumerate(hosts)}
     broken = frozenset(list(urls)[: round(NO_NAME_SHARE * len(bases))])
     addresses = {name: url.hostname or "" for name, url in urls.items()}
-    stack.enter_context(names.name_server(addresses, broken, DNS_S))
+    stack.enter_context(name_server.name_server(addresses, broken, DNS_S))
     return [f"http://{name}:{url.port}" for name, url in urls.items()]
 
 

@@ -2,10 +2,10 @@
 
     python -m bench.memory [--embed] [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
-The job is a build of URLs without a model, or with --embed an embedding of tars by `tiny`. Each runs in a process of
-its own with a local Ray of its own. Twice a second the resident memory of the driver and of each stage's actor is read
-(shared memory, which is the object store's, is counted apart); the table gives peaks and what the object store spilled
-to the disk, the last line how the largest actor's peak grows with the rows.
+The job builds from URLs without a model, or with --embed embeds tars with `tiny`. Each job runs in its own process with
+its own local Ray. The resident memory of the driver and of each stage's actor is sampled twice a second, without the
+shared memory of the object store, which is counted separately. The table gives the peaks and what the object store
+spilled to disk; its last line says how the largest actor's peak grows with the rows.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A name server for benchmarks: host names for loopback addresses, slow, and failing for some of them.
 
-A process that starts under `command` sees it as the machine's only name server: /etc/resolv.conf is replaced in a mount
-namespace of that process's own, which needs root and util-linux's `unshare`.
+A process started by `command` sees it as the machine's only name server: /etc/resolv.conf is replaced in a mount
+namespace of that process, which needs root and util-linux's `unshare`.
 """
 
 import asyncio

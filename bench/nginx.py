@@ -1,6 +1,6 @@
 """nginx as the web of a benchmark: static files on many loopback addresses, with latency and dead hosts on demand.
 
-Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept and never answer.
+Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept and never respond.
 """
 
 import socket

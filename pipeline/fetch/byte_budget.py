@@ -1,4 +1,4 @@
-"""How many bytes of response bodies may be in memory. For one event loop, not thread-safe."""
+"""Bound how many bytes of response bodies are in memory. For one event loop, not thread-safe."""
 
 import asyncio
 
@@ -75,7 +75,7 @@ class Reservation:
         self._num_bytes = 0
 
     async def resize(self, num_bytes: int) -> None:
-        """Reserve so many bytes from now on; to be called before they arrive."""
+        """Change the reservation to `num_bytes`; call it before the bytes arrive."""
         if num_bytes > self._num_bytes:
             if self._budget.is_full:
                 self._deadline.pause()

@@ -1,6 +1,6 @@
-"""Stop asking hosts that never answer: after so many timeouts in a row, requests to a host fail at once for a while.
+"""Stop requests to hosts that never answer: after several timeouts in a row, they fail immediately for a while.
 
-Otherwise a shard of 4,096 rows of one dead host would take hours, eight at a time.
+Otherwise a shard of 4,096 rows from one dead host would take hours, eight at a time.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ _MAX_HOSTS = 20_000
 class CircuitBreaker:
     """Counts timeouts in a row per host. A response of any kind resets the count.
 
-    `max_timeouts`: that many open the circuit. `min_wait_s`: a shorter wait is not held against the host, as other
-    hosts used up the URL's time.
+    `max_timeouts`: so many in a row open the circuit. `min_wait_s`: a request that had less time does not count, as
+    other hosts used up the URL's time.
     """
 
     def __init__(self, max_timeouts: int, min_wait_s: float) -> None:
@@ -32,7 +32,7 @@ class CircuitBreaker:
 
     @contextmanager
     def track(self, host: str) -> Iterator[None]:
-        """Around one request. Raises FetchError (timeout) at once if the host's circuit is open."""
+        """Wraps one request. Raises FetchError (timeout) immediately if the host's circuit is open."""
         self._require_closed(host)
         started = asyncio.get_running_loop().time()
         try:

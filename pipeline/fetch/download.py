@@ -4,7 +4,7 @@
     the loop's thread     one event loop and one Fetcher for all shards: hundreds of requests in flight
     decoding threads      checksums, pixels, the stored picture
 
-Several shards may be downloaded at the same time, so that the slow tail of one overlaps the head of the next.
+Several shards may be downloaded at the same time, so that the slow tail of one overlaps the start of the next.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class Downloader:
         return with_outcomes(table, outcomes, self._sha256_column)
 
     def close(self) -> None:
-        """Cancel running downloads, end the threads, close the connections. To be called once no more shards come."""
+        """Cancel running downloads, end the threads, close the connections. Call it after the last shard."""
         with self._start_lock:
             self._closed = True
             engine, self._engine = self._engine, None
@@ -167,7 +167,7 @@ class _Engine:
         return outcomes
 
     async def _download_safely(self, url: str, expected_sha256: frozenset[str]) -> FetchOutcome:
-        """An unexpected error costs its own row only, unless this machine is at fault."""
+        """An unexpected error costs only its own row, unless this machine is at fault."""
         try:
             return await self._download(url, expected_sha256)
         except Exception as error:

@@ -1,6 +1,6 @@
 """THE place where a URL becomes bytes.
 
-`Fetcher.fetch(url)` gives a `FetchOutcome` whatever the server does, with one Status:
+Whatever a server does, `Fetcher.fetch(url)` returns a `FetchOutcome` with one Status:
 
     what happened                                        Status              retried
     ---------------------------------------------------  ------------------  -----------
@@ -126,7 +126,7 @@ class Fetcher:
         await self._resolver.close()
 
     async def fetch(self, url: str) -> FetchOutcome:
-        """Download one picture; the outcome has its body. Raises LocalFault, and nothing for what a server does.
+        """Download one picture; the outcome has its body. Never raises because of a server, only LocalFault.
 
         The body's bytes stay reserved in the budget: the caller releases them.
         """
@@ -201,8 +201,10 @@ class Fetcher:
             yield
 
     async def _request(self, url: URL, download: _Download) -> bytes | URL:
-        """One request: the body, or the URL that it redirects to. Leaving early closes the connection, so no further
-        byte is read."""
+        """One request: the body, or the URL that it redirects to.
+
+        Leaving early closes the connection, so that no further byte is read.
+        """
         try:
             async with self._session.get(url, allow_redirects=False) as response:
                 download.http_status = response.status

@@ -1,7 +1,7 @@
-"""urllib within our limits, for img2dataset: only allowed addresses, bounded bodies, truthful headers.
+"""urllib with our limits, for img2dataset: only allowed addresses, bounded bodies, the job's user agent.
 
-img2dataset passes on nothing of a failure but the exception's text. So the text of the exceptions that leave this
-opener is a random ticket, under which `failures` keeps the real outcome: no server's words are ever interpreted.
+Of a failure, img2dataset keeps nothing but the exception's text. So the exceptions that leave this opener have a random
+ticket as their text, under which `failures` keeps the real outcome: no text from a server is ever interpreted.
 """
 
 import http.client
@@ -133,7 +133,7 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
 
 
 class _GuardedHandler(urllib.request.AbstractHTTPHandler):
-    """Opens connections with `connect`, says truthfully who asks, and bounds the responses."""
+    """Opens connections with `connect`, sends our user agent, and bounds the responses."""
 
     connection: type[http.client.HTTPConnection]
 

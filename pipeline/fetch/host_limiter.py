@@ -1,4 +1,4 @@
-"""How many requests may run at the same time: per host, and over all hosts. For one event loop, not thread-safe."""
+"""Limit how many requests run at the same time: per host and in total. For one event loop, not thread-safe."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ class _Host:
 
 
 class HostLimiter:
-    """At most `per_host` requests at a time per host and `total` over all; `interval_s` between two starts at a host.
+    """At most `per_host` requests at a time per host and `total` overall; `interval_s` between two starts at a host.
 
     Hosts without requests take no memory.
     """
@@ -28,7 +28,7 @@ class HostLimiter:
         self._hosts: dict[str, _Host] = {}
 
     def would_wait(self, host: str) -> bool:
-        """True if `acquire` could not enter at once."""
+        """True if `acquire` would have to wait."""
         known = self._hosts.get(host)
         if known is None:
             return self._total.locked()
@@ -37,7 +37,7 @@ class HostLimiter:
 
     @asynccontextmanager
     async def acquire(self, host: str) -> AsyncIterator[None]:
-        """Wait until a request to the host may start; one counts as running until the block ends.
+        """Wait until a request to the host may start; it counts as running until the block ends.
 
         The host's semaphore comes before the total, so a slow host's queue never uses up the total. Everyone acquires
         them in this order, so no two requests wait for each other.

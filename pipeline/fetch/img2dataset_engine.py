@@ -1,8 +1,8 @@
 """The second download engine: img2dataset's own Downloader and Resizer (1.47), in our pipeline.
 
-For comparing the two engines on the same rows, rules and outputs. What may be requested is up to us: `guarded_urllib`
-connects only to allowed addresses, bounds bodies, and says truthfully who asks. What the picture looks like is up to
-img2dataset: no orientation, no color profiles, 16 bits clipped.
+It exists to compare the two engines on the same rows, rules and outputs. Requests keep our limits: `guarded_urllib`
+connects only to allowed addresses, bounds bodies, and sends the job's user agent. The pictures are as img2dataset
+makes them: no orientation, no color profiles, 16 bits clipped.
 """
 
 import io
@@ -55,7 +55,7 @@ class Img2datasetDownloader:
 
     def __init__(self, job: BuildJob, sha256_column: str | None = None) -> None:
         self._sha256_column = sha256_column
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # imghdr: deprecated, and a package of its own from Python 3.13 on
             from img2dataset.downloader import Downloader

@@ -1,6 +1,6 @@
 """What a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
 
-A FetchError ends a download inside this room; outside of it there are only outcomes. `columns.py` writes them into the
+Inside this room a FetchError ends a download; outside there are only outcomes. `columns.py` writes them into the
 shard's table.
 """
 
@@ -37,7 +37,7 @@ class FetchOutcome:
     content_type: str | None = None
     fetch_attempts: int | None = None
     fetch_s: float | None = None
-    """Seconds spent on this URL, without the time in which it waited for its turn."""
+    """Seconds spent on this URL, not counting the time it waited for our own limits."""
     fetched_at: datetime | None = None
     original_bytes: int | None = None
     sha256: str | None = None
@@ -63,7 +63,7 @@ class FetchOutcome:
         return None if self.image is None else self.image.original_height
 
     def with_digests_of(self, body: bytes) -> "FetchOutcome":
-        """The outcome with the body's size and digests in place of the body, so that the original bytes can go."""
+        """The outcome with the size and digests of the body instead of the body, whose memory can be freed."""
         return replace(
             self,
             body=None,
@@ -73,7 +73,7 @@ class FetchOutcome:
         )
 
     def with_image(self, image: ProcessedImage) -> "FetchOutcome":
-        """The outcome once its body was processed: the image's status is its status."""
+        """The outcome after its body was processed: it takes over the status of the image."""
         return replace(self, status=image.status, detail=image.detail, image=image)
 
     def refused(self, status: Status, detail: str | None = None) -> "FetchOutcome":

@@ -1,4 +1,4 @@
-"""From rows to the URLs to fetch: each URL once per shard, and the hosts in turn."""
+"""From rows to the URLs to fetch: each URL once per shard, hosts interleaved."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def urls_to_fetch(table: pa.Table, sha256_column: str | None) -> dict[str, froze
 
 
 def interleave_hosts(urls: Iterable[str]) -> list[str]:
-    """The URLs, one of each host in turn, so that no host gets all its requests at once."""
+    """The URLs, one of each host after another, so that no host gets all its requests in a burst."""
     by_host: dict[str, list[str]] = {}
     for url in urls:
         by_host.setdefault(parse_url(url).host, []).append(url)

@@ -1,4 +1,4 @@
-"""Which URLs are requested: the row's own, and where a server redirects to."""
+"""Which URLs may be requested: the row's own, and the targets of redirects."""
 
 from urllib.parse import quote
 

@@ -1,4 +1,4 @@
-"""THE place where the EXIF orientation is read and applied: cameras store pictures as the sensor saw them."""
+"""THE place where the EXIF orientation is read and applied: cameras store pictures as the sensor is oriented."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ def read_exif_orientation(opened: Image.Image) -> int:
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether width and height change places when this orientation is applied."""
+    """Whether applying this orientation swaps width and height."""
     return orientation >= 5
 
 

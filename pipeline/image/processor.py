@@ -46,10 +46,10 @@ class ProcessedImage:
 
 
 class ImageProcessor:
-    """Decodes, resizes and encodes pictures as a job says. Safe to use from many threads.
+    """Decodes, resizes and encodes pictures as configured by a job. Thread-safe.
 
-    Sets limits that the libraries hold per process: Pillow's own guard against bombs, one thread per call in OpenCV
-    (as many pictures as there are threads are decoded at once), and no warnings from Pillow about odd metadata.
+    Sets limits that the libraries have per process: Pillow's own guard against bombs, one thread per call in OpenCV
+    (pictures are decoded in parallel already), and no warnings from Pillow about odd metadata.
     """
 
     def __init__(self, config: ImagesConfig) -> None:
@@ -59,8 +59,7 @@ class ImageProcessor:
         cv2.setNumThreads(1)
 
     def process(self, body: bytes) -> ProcessedImage:
-        """Original bytes -> the stored picture, or the Status that refuses it. Raises only for faults of this machine,
-        or bugs."""
+        """Original bytes -> the stored picture, or the Status that refuses it. Never raises because of the bytes."""
         header: ImageHeader | None = None
         try:
             header, opened = open_image(body, self._config.max_pixels)
