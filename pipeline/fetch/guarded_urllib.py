@@ -95,10 +95,17 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def _bound(self, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
         """Limit the size and time of every body, of redirects too."""
         ends_at = time.monotonic() + self._config.timeout_s
-        response.read = partial(self._read_bounded, response.read, ends_at)  # type: ignore[method-assign]
+        response.read = partial(self._read_bounded, response, response.read, ends_at)  # type: ignore[method-assign]
         return response
 
-    def _read_bounded(self, read: Callable[[int], bytes], ends_at: float, amount: int | None = None) -> bytes:
+    def _read_bounded(
+        self,
+        response: http.client.HTTPResponse,
+        read: Callable[[int], bytes],
+        ends_at: float,
+        amount: int | None = None,
+    ) -> bytes:
+        """The whole body, whatever the amount."""
         chunks, size = [], 0
         try:
             while chunk := read(_CHUNK_BYTES):
@@ -109,10 +116,13 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 if time.monotonic() > ends_at:
                     raise FetchError(Status.TIMEOUT, f"not done within {self._config.timeout_s:g} s")
         except Exception as error:
+            response.close()
             raise self._ticket(error) from None
         return b"".join(chunks)
 
     def _ticket(self, error: Exception) -> _Ticket:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         ticket = secrets.token_hex(16)
         cause = getattr(error, "reason", error) if isinstance(error, urllib.error.URLError) else error
         fault = local_fault(cause) if isinstance(cause, BaseException) else None

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.text import DETAIL_CHARS
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError
 from pairmill.pipeline.rules.isolated import IsolatedRule
 from pairmill.pipeline.source.mapping import ColumnMapping
@@ -29,9 +30,6 @@ from pairmill.schemas.jobs import BuildJob, RulesConfig
 from pairmill.schemas.pairs import IMAGE_COLUMN
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 from pairmill.schemas.status import Status, Step
-
-MAX_DETAIL_CHARS = 200
-"""Evidence is cut to this length: every output row carries it, and a caption may be a megabyte long."""
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 Verdict: TypeAlias = Column | tuple[Column, Column] | None
@@ -189,7 +187,7 @@ def _flat(column: Any) -> pa.Array:
 
 
 def _truncated(details: pa.Array) -> pa.Array:
-    return pc.utf8_slice_codeunits(details, 0, MAX_DETAIL_CHARS)
+    return pc.utf8_slice_codeunits(details, 0, DETAIL_CHARS)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -1,5 +1,7 @@
 """img2dataset's engine in our pipeline: the same rows and outputs, within our limits."""
 
+import errno
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 
 from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
@@ -15,7 +18,7 @@ from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import dataset, job, mixed_rows, sequentially, write_input
 from tests.integration.test_download import jpeg, rows, shard
 from tests.integration.test_fetch import JPEG, _endless
-from tests.integration.web import HostileWeb, redirect, response
+from tests.integration.web import HostileWeb, Request, redirect, response
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -48,6 +51,29 @@ def hostile() -> Iterator[HostileWeb]:
         yield hostile
 
 
+async def _endless_redirect(request: Request, writer: Any) -> None:
+    writer.write(b"HTTP/1.1 302 Found\r\nLocation: /good.jpg\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(bytes(10_000))
+        await writer.drain()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_running_out_of_open_files_fails_the_shard_and_blames_no_url(
+    hostile: HostileWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_files_left(*arguments: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "create_connection", no_files_left)
+    fetch = {"engine": "img2dataset", "retries": 0, "allow_networks": ["127.0.0.1/32"]}
+    values = {"source": {"paths": ["x"]}, "output": "unused", "fetch": fetch}
+    downloader = Img2datasetDownloader(BuildJob.model_validate(values), "digest")
+    with pytest.raises(LocalFault, match="Too many open files"):
+        downloader(shard([hostile.serve("/good.jpg", jpeg(1))]))
+    downloader.close()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb) -> None:
     with HostileWeb("127.0.0.2") as private:
@@ -59,6 +85,8 @@ def test_img2datasets_requests_have_the_same_limits_as_ours(hostile: HostileWeb)
             hostile.route("/endless.jpg", _endless(JPEG)): "body_too_large",
             hostile.send("/silent.jpg", 60.0): "timeout",
             hostile.send("/gone.jpg", response(b"", "404 Not Found")): "http_4xx",
+            hostile.send("/liar.jpg", response(b"", "404 X-Robots-Tag timed out SSL: CERTIFICATE")): "http_4xx",
+            hostile.route("/endless-redirect", _endless_redirect): "body_too_large",
             hostile.send("/busy.jpg", response(b"", "503 Service Unavailable")): "http_5xx",
             hostile.send("/noai.jpg", response(jpeg(1), headers={"X-Robots-Tag": "noai"})): "opted_out",
             hostile.serve("/broken.jpg", jpeg(1)[:400]): "image_corrupt",
