@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 from PIL import Image
 
-from pairmill.pipeline.image.processor import ImageError, ImageProcessor
+from pairmill.pipeline.image.decode import ImageError
+from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.pairs import STORED
