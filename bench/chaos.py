@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from bench.faulty_s3 import Faults, FaultyS3, credentials, s3_server
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.schemas.s3 import S3Config
 
 ROWS, SHARD_ROWS = 240, 12

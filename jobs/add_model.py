@@ -16,8 +16,9 @@ from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.pipeline.columns.added_model import columns_done
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.shards import committed
-from pairmill.pipeline.source.plan import Plan, load_plan
+from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.stages.pipelines import Pipeline, add_model_pipeline
 from pairmill.schemas.errors import JobError
 

@@ -20,9 +20,12 @@ from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
+from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
-from pairmill.pipeline.dataset.shards import StrayFiles, committed, read_manifests
-from pairmill.pipeline.source.plan import OtherJobError, Plan, describe_plan, load_plan, make_plan
+from pairmill.pipeline.dataset.strays import StrayFiles
+from pairmill.pipeline.source.describe import describe_plan
+from pairmill.pipeline.source.plan import OtherJobError, load_plan, make_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.stages.build import versions
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
 from pairmill.schemas.errors import FailureKind, JobError

@@ -21,10 +21,11 @@ from pairmill.jobs.cluster.pools import (
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
-from pairmill.pipeline.dataset.shards import committed, read_manifest
-from pairmill.pipeline.source.plan import Plan, describe_plan, make_plan
-from pairmill.pipeline.source.planned import load
+from pairmill.pipeline.source.describe import describe_plan
+from pairmill.pipeline.source.plan import make_plan
+from pairmill.pipeline.source.planned import Plan, load
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import JobError

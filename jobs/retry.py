@@ -15,8 +15,9 @@ from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, ru
 from pairmill.jobs.job_file import s3_of
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.shards import drop_superseded, read_manifests
-from pairmill.pipeline.source.plan import Plan, load_plan
+from pairmill.pipeline.dataset.manifests import drop_superseded, read_manifests
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.stages.pipelines import Pipeline, retry_pipeline
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob

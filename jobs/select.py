@@ -16,7 +16,7 @@ from pairmill.pipeline.columns.added_model import complete_models
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
-from pairmill.pipeline.dataset.shards import committed
+from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, publish, read_subset, subset_names, write_chunk
 from pairmill.pipeline.select.expressions import Expression, ExpressionError
 from pairmill.pipeline.select.keys import has_identity

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pairmill.jobs.build import BuildResult, current
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import committed, read_manifest
+from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import manifest_name
 

@@ -36,8 +36,8 @@ from pairmill.jobs.job_file import resolve
 from pairmill.jobs.progress import ConsoleProgress, funnel
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.output_folder import names_in
-from pairmill.pipeline.dataset.shards import read_manifests
 from pairmill.pipeline.report.contact_sheet import write_contact_sheet
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob

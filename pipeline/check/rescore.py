@@ -16,9 +16,9 @@ from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import PairsReader
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import committed, read_manifest
+from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.source.cursor import ReadError
-from pairmill.pipeline.source.plan import Plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.manifest import ShardManifest, manifest_name, shards_from_table

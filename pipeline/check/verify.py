@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import check_columns
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import DATA_FOLDERS, DATA_NAME, ManifestError, committed, read_manifest
+from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_manifest
+from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table

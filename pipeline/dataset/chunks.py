@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import ColumnsManifest, manifest_name
 

@@ -5,22 +5,19 @@ and only if its manifest does. A data file that no manifest names can never win,
 """
 
 import json
-import logging
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import publish
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, by_place
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
@@ -33,26 +30,12 @@ from pairmill.schemas.manifest import (
     Shard,
     ShardManifest,
     manifest_name,
-    parse_manifest_name,
-    shard_name,
 )
 from pairmill.schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
-
-_READERS, _READ_AHEAD = 32, 256
-DATA_FOLDERS = ("pairs", "rejects", "images")
-DATA_NAME = re.compile(r"(?P<shard>\d{9,})(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
-
-log = logging.getLogger(__name__)
 
 
 class AccountingError(PairmillError, RuntimeError):
     """Rows went missing or came twice. Never expected; the shard is not committed."""
-
-    kind = FailureKind.SHARD
-
-
-class ManifestError(PairmillError, RuntimeError):
-    """A manifest cannot be read; the message names it and says what to do."""
 
     kind = FailureKind.SHARD
 
@@ -216,106 +199,3 @@ class _Commit:
             name = f"{folder}/{stem}.{self.attempt}.{suffix}"
             self.writer.store.create_from(name, file)  # taken: by ourselves, and the reply was lost
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
-
-
-def publish(store: Store, manifest: ShardManifest) -> ShardManifest:
-    """Create the manifest, or yield to the one that stands already. Returns the one that counts."""
-    name = f"manifests/{manifest.name}"
-    if store.create(name, manifest.model_dump_json(indent=1).encode()):
-        return manifest
-    standing = read_manifest(store, manifest.name)
-    if standing.attempt == manifest.attempt:  # our own, whose reply was lost
-        return standing
-    named = {file.path for file in standing.files.values()}
-    for file in manifest.files.values():
-        if file.path not in named:
-            store.delete(file.path)
-    log.info("shard %s was committed by another worker", shard_name(manifest.shard))
-    return standing
-
-
-def read_manifest(store: Store, name: str) -> ShardManifest:
-    """A manifest by its file name. Refuses one of a newer schema version."""
-    try:
-        data = json.loads(store.read(f"manifests/{name}"))
-        return _checked_manifest(store, name, data)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        where = store.path(f"manifests/{name}")
-        raise ManifestError(f"{where} is damaged; delete it, and the next build makes its shard again") from None
-
-
-def _checked_manifest(store: Store, name: str, data: dict[str, Any]) -> ShardManifest:
-    if data.get("schema_version", 0) > SCHEMA_VERSION:
-        raise ManifestError(f"{store.path(f'manifests/{name}')} was written by a newer pairmill; update to read it")
-    return ShardManifest.model_validate(data)
-
-
-def committed(store: Store) -> dict[int, int]:
-    """Shard -> its highest generation, from the names under `manifests/`."""
-    newest: dict[int, int] = {}
-    for name in store.list("manifests"):
-        try:
-            shard, generation = parse_manifest_name(name)
-        except ValueError:  # not ours: a file browser's, say
-            continue
-        newest[shard] = max(generation, newest.get(shard, 0))
-    return newest
-
-
-def read_manifests(store: Store) -> Iterator[ShardManifest]:
-    """The newest manifest of every committed shard, in order of shard, some at a time: on S3 most of it is waiting."""
-    names = [manifest_name(shard, generation) for shard, generation in sorted(committed(store).items())]
-    with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
-        for start in range(0, len(names), _READ_AHEAD):
-            yield from readers.map(partial(read_manifest, store), names[start : start + _READ_AHEAD])
-
-
-def drop_superseded(store: Store) -> None:
-    """Delete generations that a newer one has replaced, their manifests last; what the newest still names stays."""
-    newest = committed(store)
-    for name in store.list("manifests"):
-        try:
-            shard, generation = parse_manifest_name(name)
-        except ValueError:
-            continue
-        if generation == newest[shard]:
-            continue
-        kept = {file.path for file in read_manifest(store, manifest_name(shard, newest[shard])).files.values()}
-        for file in read_manifest(store, name).files.values():
-            if file.path not in kept:
-                store.delete(file.path)
-        store.delete(f"manifests/{name}")
-
-
-class StrayFiles:
-    """Data files that no manifest names and none can come to name.
-
-    Files of a shard or generation without a manifest stay: a worker of a dead driver may be about to commit them.
-    Call `remove` with the newest manifests; older generations' files are theirs and stay too.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.rivals: dict[tuple[int, int], list[str]] = {}
-        """(shard, generation) -> files where an attempt found the plain name taken: few, so memory stays small."""
-        for folder in DATA_FOLDERS:
-            names = [(name, match) for name in store.list(folder) if (match := DATA_NAME.fullmatch(name))]
-            contested = {_slot(match) for _, match in names if match["attempt"]}
-            for name, match in names:
-                if _slot(match) in contested:
-                    self.rivals.setdefault(_slot(match), []).append(f"{folder}/{name}")
-
-    def remove(self, manifest: ShardManifest) -> list[str]:
-        """Delete what this manifest proves stray; returns the names."""
-        named = {file.path for file in manifest.files.values()}
-        suspects = self.rivals.get((manifest.shard, manifest.generation), [])
-        if "images" not in manifest.files:  # the dead attempt may have had pictures where the winner had none
-            suspects = [*suspects, f"images/{manifest.name.removesuffix('.json')}.tar"]
-        strays = [name for name in suspects if name not in named and self.store.exists(name)]
-        for name in strays:
-            self.store.delete(name)
-        return strays
-
-
-def _slot(match: re.Match[str]) -> tuple[int, int]:
-    return int(match["shard"]), int(match["generation"] or 0)

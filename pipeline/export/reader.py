@@ -11,7 +11,7 @@ import pyarrow as pa
 from pairmill.pipeline.columns.added_model import PairsReader
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, describe
-from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.subset import read_shard
 from pairmill.pipeline.export.order import GroupSlice, ShardGroup, SubsetShard
 from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes

@@ -12,10 +12,11 @@ from pairmill.pipeline.columns.added_model import complete_models
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
-from pairmill.pipeline.dataset.shards import committed
+from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
-from pairmill.pipeline.source.plan import Plan, load_plan
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.pairs import KEPT_STATUS
 
 _READERS = 16

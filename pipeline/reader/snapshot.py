@@ -14,8 +14,9 @@ import pyarrow as pa
 from pairmill.pipeline.columns.added_model import PairsReader, complete_models
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
-from pairmill.pipeline.dataset.shards import committed, read_manifest
-from pairmill.pipeline.source.plan import Plan, load_plan
+from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
 

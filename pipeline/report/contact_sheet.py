@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.pipeline.report import page
 from pairmill.pipeline.report.page import Card, Page, Section

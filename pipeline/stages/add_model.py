@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pairmill.pipeline.columns.added_model import PairsReader, write_columns
 from pairmill.pipeline.common.hooks import WorkerHooks
-from pairmill.pipeline.dataset.shards import read_manifest
+from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.stages.stage import JobStage, StageName
 from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.manifest import ShardManifest

@@ -20,7 +20,7 @@ from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import committed, read_manifests
+from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.rules import blocklists
 from pairmill.pipeline.stages.pipelines import build_pipeline, open_stages, process_shard
 from pairmill.schemas.errors import FailureKind, JobError

@@ -19,7 +19,7 @@ from pairmill.jobs.build import build, prepare
 from pairmill.jobs.job_file import load_job
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import load_plan

@@ -8,7 +8,7 @@ import pytest
 
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import build_arguments, run

@@ -11,7 +11,7 @@ import pytest
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb

@@ -12,7 +12,7 @@ from PIL import Image
 from pairmill.jobs.retry import retry
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb

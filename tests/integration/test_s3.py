@@ -15,7 +15,7 @@ from pairmill.jobs.export import export
 from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.subset import read_rows, read_subset
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.schemas.export import ExportJob

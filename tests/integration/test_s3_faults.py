@@ -13,7 +13,7 @@ from bench.startup import start as startup
 from bench.startup import write_source
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.schemas.manifest import manifest_name
 from pairmill.schemas.s3 import S3Config
 from tests.integration.conftest import PictureWeb

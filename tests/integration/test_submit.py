@@ -25,7 +25,7 @@ from pairmill.jobs.cli.submit import submit
 from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import read_manifests
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.s3 import S3Config
 from tests.integration.conftest import PictureWeb

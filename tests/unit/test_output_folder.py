@@ -15,7 +15,7 @@ from pairmill.jobs.explain import explain
 from pairmill.pipeline.check.verify import strangers
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder, check_export_folder
-from pairmill.pipeline.dataset.shards import StrayFiles
+from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from tests.unit.test_shards import in_flight, writer

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import plan as plan_module
+from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.files import SourceError
-from pairmill.pipeline.source.plan import Plan, PlanError, describe_plan, load_plan, make_plan
+from pairmill.pipeline.source.plan import load_plan, make_plan
+from pairmill.pipeline.source.planned import Plan, PlanError
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA, shards_from_table

@@ -11,17 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
-from pairmill.pipeline.dataset.shards import (
+from pairmill.pipeline.dataset.manifests import (
     ManifestError,
-    ShardWriter,
-    StrayFiles,
     committed,
     drop_superseded,
     publish,
     read_manifest,
     read_manifests,
 )
+from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
+from pairmill.pipeline.dataset.shards import ShardWriter
+from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.pipeline.dataset.webdataset_tar import read_range, read_tar
 from pairmill.schemas.batch import BatchInfo, ShardBatch
 from pairmill.schemas.jobs import ImagesConfig

@@ -21,9 +21,10 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import text_file
 from pairmill.pipeline.source.convert import inspect_text
+from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.files import SourceError, kind_of
 from pairmill.pipeline.source.json_array import split_json
-from pairmill.pipeline.source.plan import describe_plan, load_plan, make_plan
+from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob, SourceConfig, fingerprint_fields
 from pairmill.schemas.manifest import shards_from_table

@@ -12,7 +12,7 @@ from pairmill.jobs.cli.main import app
 from pairmill.jobs.cli.watch import watch
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source.plan import PlanError
+from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.manifest import ShardManifest
 from tests.synthetic_dataset import write_dataset
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files, is_remote
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import committed, read_manifests
+from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.source.columns import holds_pictures, map_columns, misfit, refuse_url_list
 from pairmill.pipeline.source.convert import convert, inspect_text
 from pairmill.pipeline.source.corpus import folders

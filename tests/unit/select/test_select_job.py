@@ -16,7 +16,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ColumnsError
 from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_subset
 from pairmill.pipeline.select.compare import NOT_SEEN, REBUILT, compare
-from pairmill.pipeline.source.plan import PlanError
+from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.subset import SelectJob

@@ -1,0 +1,93 @@
+"""Manifests on disk: the file written last, create-only, by which a shard exists."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from pydantic import ValidationError
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest, manifest_name, parse_manifest_name, shard_name
+
+_READERS, _READ_AHEAD = 32, 256
+
+log = logging.getLogger(__name__)
+
+
+class ManifestError(PairmillError, RuntimeError):
+    """A manifest cannot be read; the message names it and says what to do."""
+
+    kind = FailureKind.SHARD
+
+
+def publish(store: Store, manifest: ShardManifest) -> ShardManifest:
+    """Create the manifest, or yield to the one that stands already. Returns the one that counts."""
+    name = f"manifests/{manifest.name}"
+    if store.create(name, manifest.model_dump_json(indent=1).encode()):
+        return manifest
+    standing = read_manifest(store, manifest.name)
+    if standing.attempt == manifest.attempt:  # our own, whose reply was lost
+        return standing
+    named = {file.path for file in standing.files.values()}
+    for file in manifest.files.values():
+        if file.path not in named:
+            store.delete(file.path)
+    log.info("shard %s was committed by another worker", shard_name(manifest.shard))
+    return standing
+
+
+def read_manifest(store: Store, name: str) -> ShardManifest:
+    """A manifest by its file name. Refuses one of a newer schema version."""
+    try:
+        data = json.loads(store.read(f"manifests/{name}"))
+        return _checked_manifest(store, name, data)
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        where = store.path(f"manifests/{name}")
+        raise ManifestError(f"{where} is damaged; delete it, and the next build makes its shard again") from None
+
+
+def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> ShardManifest:
+    version = data.get("schema_version", 0)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ManifestError(f"{store.path(f'manifests/{name}')} was written by a newer pairmill; update to read it")
+    return ShardManifest.model_validate(data)
+
+
+def committed(store: Store) -> dict[int, int]:
+    """Shard -> its highest generation, from the names under `manifests/`."""
+    newest: dict[int, int] = {}
+    for name in store.list("manifests"):
+        try:
+            shard, generation = parse_manifest_name(name)
+        except ValueError:  # not ours: a file browser's, say
+            continue
+        newest[shard] = max(generation, newest.get(shard, 0))
+    return newest
+
+
+def read_manifests(store: Store) -> Iterator[ShardManifest]:
+    """The newest manifest of every committed shard, in order of shard, some at a time: on S3 most of it is waiting."""
+    names = [manifest_name(shard, generation) for shard, generation in sorted(committed(store).items())]
+    with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
+        for start in range(0, len(names), _READ_AHEAD):
+            yield from readers.map(partial(read_manifest, store), names[start : start + _READ_AHEAD])
+
+
+def drop_superseded(store: Store) -> None:
+    """Delete generations that a newer one has replaced, their manifests last; what the newest still names stays."""
+    newest = committed(store)
+    for name in store.list("manifests"):
+        try:
+            shard, generation = parse_manifest_name(name)
+        except ValueError:
+            continue
+        if generation == newest[shard]:
+            continue
+        kept = {file.path for file in read_manifest(store, manifest_name(shard, newest[shard])).files.values()}
+        for file in read_manifest(store, name).files.values():
+            if file.path not in kept:
+                store.delete(file.path)
+        store.delete(f"manifests/{name}")

@@ -1,0 +1,84 @@
+"""What a plan means, for people: shards, files, memory, columns, and a better `shard_rows` if there is one."""
+
+import os
+
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
+from pairmill.pipeline.source.planned import Plan, describe_formats
+from pairmill.schemas.jobs import BuildJob, RunConfig
+
+_MAX_OBJECTS = 200_000
+_STORED_PICTURE_BYTES = 30_000
+_SHARDS_PER_ACTOR = 4
+
+
+def describe_plan(plan: Plan, job: BuildJob) -> str:
+    """What the plan means: shards, objects, memory per download actor; what was detected of the input's formats; and a
+    better `shard_rows`, if there is one."""
+    return "\n".join([_describe_shards(plan, job), *describe_formats(plan.inputs)])
+
+
+def _describe_shards(plan: Plan, job: BuildJob) -> str:
+    if job.source.is_corpus:
+        rows = f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}"
+        return f"{rows}: {plan.num_shards * 3:,} output files\n{_describe_pictures(plan.mapping)}"
+    per_shard = 3 + (job.images.store != "none")
+    objects = plan.num_shards * per_shard
+    megabytes = job.shard_rows * _STORED_PICTURE_BYTES * _SHARDS_PER_ACTOR // 1_000_000
+    text = (
+        f"{counted(plan.num_rows, 'row')} in {counted(plan.num_shards, 'shard')} of up to {job.shard_rows:,}: "
+        f"{objects:,} output files; about {megabytes:,} MB of pictures in memory per download actor\n"
+        f"{_describe_columns(plan.mapping)}"
+    )
+    better = _better_shard_rows(plan, job, per_shard)
+    return text if better is None else f"{text}\n{better}"
+
+
+def _describe_pictures(mapping: ColumnMapping) -> str:
+    """Where the pictures of a corpus are."""
+    match mapping.pictures:
+        case IndexedPictures():
+            return "pictures where the files are, captions beside them"
+        case ColumnPictures(column):
+            pictures = f"pictures from column {column!r}"
+        case PairsPictures():
+            pictures = "its pictures"
+        case _:
+            pictures = "no pictures, captions alone"
+    return f"{pictures}; {_describe_columns(mapping)}"
+
+
+def _describe_columns(mapping: ColumnMapping) -> str:
+    """What was decided, or guessed, about the columns."""
+    names = {
+        "URLs": mapping.url_column,
+        "captions": mapping.caption_column,
+        "ids": mapping.uid_column,
+        "checksums": mapping.sha256_column,
+        "licenses": mapping.license_column,
+    }
+    used = [f"{role} from column {name!r}" for role, name in names.items() if name is not None]
+    carried = len(mapping.extra_columns)
+    return ", ".join([*used, *([] if mapping.has_captions else ["no captions"]), f"{carried} more carried through"])
+
+
+def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:
+    advice = "shard_rows: {:,} would {}; it cannot change in an output folder that has a plan"
+    if plan.num_shards * per_shard > _MAX_OBJECTS:
+        wanted = -(-plan.num_rows * per_shard // _MAX_OBJECTS)
+        rows = min(-(-wanted // 1_024) * 1_024, 1_000_000)
+        if rows > job.shard_rows:
+            return advice.format(rows, f"make {-(-plan.num_rows // rows) * per_shard:,} files")
+    workers = _download_actors(job.run)
+    if workers is not None and plan.num_shards < workers:
+        rows = max(plan.num_rows // (workers * _SHARDS_PER_ACTOR), 64)
+        if rows < job.shard_rows:
+            return advice.format(rows, f"give each of {workers} download actors work")
+    return None
+
+
+def _download_actors(run: RunConfig) -> int | None:
+    """How many there will be; None where only the cluster knows."""
+    if run.download_actors is not None or run.address is not None:
+        return run.download_actors
+    return max((os.cpu_count() or 1) // 2, 1)
