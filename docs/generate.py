@@ -96,7 +96,7 @@ def commands_page() -> str:
         usage = " ".join([path, *(_metavar(p) for p in arguments), *(["[OPTIONS]"] if options else [])])
         lines += [f"## {path}", "", f"```text\n{usage}\n```", "", _first_paragraph(command.help or ""), ""]
         if arguments or options:
-            lines += ["| | |", "|---|---|"]
+            lines += ["| argument or option | meaning |", "|---|---|"]
             lines += [f"| `{_metavar(p)}` | {_cell(p.help or '')} |" for p in arguments]
             lines += [f"| {_option(p)} | {_cell(p.help or '')} |" for p in options]
             lines.append("")
@@ -146,9 +146,9 @@ def python_page() -> str:
         lines += ["", f"## {title}", ""]
         if title == "Job models":
             lines += ["The fields are in [Job fields](job-fields.md).", ""]
-        members = "true" if title == "Classes" else "false"
+        members = "" if title == "Classes" else ", members: false"
         for name in names:
-            lines += [f"::: pairmill.{name}", f"    options: {{heading_level: 3, members: {members}}}", ""]
+            lines += [f"::: pairmill.{name}", f"    options: {{heading_level: 3{members}}}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
