@@ -55,11 +55,12 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(MAKE) docs
 
-# The site, in site/. A broken link ends it, also one in a Markdown file that is no page.
+# The site, in site/. Fails on a broken link, also in a Markdown file that is no page, and on anything loaded from elsewhere.
 docs: $(READY)
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m docs.links
 	$(BIN)/zensical build --strict --clean
+	! grep -rE --include='*.html' '<(script|link|img)[^>]*(src|href)="?(https?:)?//' site
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
