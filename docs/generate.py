@@ -131,7 +131,7 @@ def _first_paragraph(text: str) -> str:
 def python_page() -> str:
     """Every public name of `pairmill`, for mkdocstrings to fill in from the docstrings."""
     groups: dict[str, list[str]] = {"Functions": [], "Classes": [], "Job models": [], "Errors": []}
-    for name in getattr(pairmill, "__all__", ()):
+    for name in pairmill.__all__:
         if not name.startswith("_"):
             groups[_group(getattr(pairmill, name))].append(name)
     lines = [

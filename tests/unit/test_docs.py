@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_every_job_file_is_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_what_python_examples_import_from_pairmill_exists(path: Path) -> None:
+def test_what_python_examples_name_of_pairmill_exists(path: Path) -> None:
     for block in blocks(path, "python"):
         if block.startswith("@rule") or re.match(r"[A-Za-z_]+( =|:)|\(", block):
             continue  # a few lines to put into a file
@@ -91,6 +92,8 @@ def test_what_python_examples_import_from_pairmill_exists(path: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pairmill"):
                 module = importlib.import_module(node.module or "")
                 assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pairmill":
+                assert node.attr in pairmill.__all__
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
@@ -116,6 +119,17 @@ def test_the_page_of_the_output_has_each_column_in_order() -> None:
     assert sorted(named) == sorted(expected)
 
 
+def test_every_room_of_the_import_contract_is_on_the_page_of_the_architecture_in_its_order() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rooms = [name.strip().replace(".", "/") for floor in floors for name in floor.split("|")]
+    listed = re.findall(
+        r"^\| (?:`([a-z/]+)`|\*\*(schemas)\*\*) \|", (DOCS / "architecture.md").read_text(), re.MULTILINE
+    )
+    folders = [room for room in rooms if (ROOT / room).is_dir()]
+    assert [name or other for name, other in listed] == folders
+
+
 def test_every_page_is_in_the_navigation_and_every_entry_leads_to_a_page() -> None:
     entries = re.findall(r": (\S+)$", (DOCS / ".nav.yml").read_text(), re.MULTILINE)
     written = {path.relative_to(DOCS).as_posix() for path in TEXTS if path.is_relative_to(DOCS)}
@@ -138,7 +152,7 @@ def test_pages_that_are_made_from_the_code_have_every_field_and_command() -> Non
     commands = commands_page()
     assert "## pairmill build\n" in commands and "## pairmill jobs list\n" in commands
     assert "| `--set FIELD=VALUE` |" in commands
-    public = [name for name in getattr(pairmill, "__all__", ()) if not name.startswith("_")]
+    public = [name for name in pairmill.__all__ if not name.startswith("_")]
     assert all(f"::: pairmill.{name}\n" in python_page() for name in public)
 
 
