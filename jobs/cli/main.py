@@ -1,7 +1,6 @@
 """The `pairmill` command. Heavy imports live inside the commands, so that `--help` answers at once."""
 
 import json
-import os
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -335,17 +334,8 @@ app.add_typer(submitted_jobs, name="jobs")
 
 
 def main() -> None:
-    """Entry point of the `pairmill` command.
-
-    It ends without Python's own clean-up once all is done and said: a thread of Arrow's that lets go of a Python file
-    only then aborts the process, after the right answer (seen in 2 of 14 runs of `select --compare`).
-    """
-    try:
-        app()
-    except SystemExit as ended:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    """Entry point of the `pairmill` command."""
+    app()
 
 
 def _print_funnel(result: "BuildResult") -> None:

@@ -38,6 +38,7 @@ from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.output_folder import names_in
+from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.report.contact_sheet import write_contact_sheet
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
@@ -172,8 +173,7 @@ def _outcomes(dataset: Store) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for manifest in read_manifests(dataset):
         for name in ("pairs", "rejects"):
-            with dataset.open(manifest.files[name].path) as file, pq.ParquetFile(file) as parquet:
-                rows += parquet.read(columns).to_pylist()
+            rows += read_table(dataset, manifest.files[name].path, columns).to_pylist()
     return rows
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import PairsReader
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.batch import ScoreContract
@@ -59,11 +59,9 @@ def rescore_sample(
 
 def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[ScoreContract]]:
     """Up to `num_rows` pairs, by uid: the same ones every time."""
-    with store.open(manifest.files["pairs"].path) as file:
-        parquet = pq.ParquetFile(file)
-        models = json.loads(parquet.schema_arrow.metadata[b"pairmill"])["models"]
-        contracts = [ScoreContract(**model) for model in models]
-        pairs = parquet.read()
+    pairs = read_table(store, manifest.files["pairs"].path)
+    models = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
+    contracts = [ScoreContract(**model) for model in models]
     usable = pairs.filter(pc.is_valid(pairs["image_tar"])) if "images" in manifest.files else pairs
     return usable.sort_by("uid").slice(0, num_rows), contracts
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import check_columns
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_manifest
+from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.source.plan import load_plan
@@ -157,14 +157,11 @@ def _check_file(store: Store, file: DataFile) -> str | None:
 
 
 def _read(store: Store, file: DataFile) -> pa.Table:
-    with store.open(file.path) as handle:
-        parquet = pq.ParquetFile(handle)
-        facts = json.loads(parquet.schema_arrow.metadata[b"pairmill"])
-        if facts["schema_version"] > SCHEMA_VERSION:
-            raise ManifestError(f"{file.path} was written by a newer pairmill; update to read it")
-        names = [name for name in parquet.schema_arrow.names if "_embedding_" not in name]
-        table = parquet.read(columns=names)
-        return table.replace_schema_metadata(parquet.schema_arrow.metadata)
+    schema = read_schema(store, file.path)
+    facts = json.loads(schema.metadata[b"pairmill"])
+    if facts["schema_version"] > SCHEMA_VERSION:
+        raise ManifestError(f"{file.path} was written by a newer pairmill; update to read it")
+    return read_table(store, file.path, [name for name in schema.names if "_embedding_" not in name])
 
 
 def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: VerifyReport) -> Iterator[str]:

@@ -12,12 +12,11 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.parquet import write_table
+from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.pipeline.source.corpus.load import Loader
 from pairmill.pipeline.source.mapping import ColumnMapping, NoPictures, WebPictures
@@ -76,8 +75,7 @@ def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest)
 
 
 def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
-    with store.open(path) as file:
-        return pq.ParquetFile(file).read(columns=["row_id"])["row_id"]
+    return read_table(store, path, ["row_id"])["row_id"]
 
 
 class PairsReader:
@@ -96,8 +94,8 @@ class PairsReader:
 
     def read(self, shard: Shard, manifest: ShardManifest) -> pa.Table:
         """The rows of `pairs/`, in its order, as the encode stage takes them. A picture that is gone is null."""
-        with self._store.open(manifest.files["pairs"].path) as file:
-            pairs = pq.ParquetFile(file).read(columns=[*_READ, *STORED.names]).replace_schema_metadata(None)
+        pairs = read_table(self._store, manifest.files["pairs"].path, [*_READ, *STORED.names])
+        pairs = pairs.replace_schema_metadata(None)
         table = pairs.append_column("image", binary_column(self.pictures(shard, manifest, pairs)))
         return table.append_column(IS_PAIR_COLUMN, pa.repeat(True, pairs.num_rows))
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import ColumnsManifest, manifest_name
 
@@ -56,9 +56,7 @@ class Chunk:
         found: dict[str, pa.ChunkedArray] = {}
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():
-                with self.store.open_arrow(name) as file:
-                    parquet = pq.ParquetFile(file, pre_buffer=self.store.remote)
-                    table = parquet.read(columns=sorted(missing & set(parquet.schema_arrow.names)))
+                table = read_table(self.store, name, missing)
                 found |= dict(zip(table.column_names, table.columns, strict=True))
         return pa.table(found)
 
@@ -73,8 +71,7 @@ class Chunk:
         """All columns of the first shard; the other shards have the same."""
         fields: dict[str, pa.Field] = {}
         for name in (self.shards[0].pairs, *self.shards[0].columns):
-            with self.store.open_arrow(name) as file:
-                fields = {field.name: field for field in pq.ParquetFile(file).schema_arrow} | fields
+            fields = {field.name: field for field in read_schema(self.store, name)} | fields
         return pa.schema(fields.values())
 
     def spans(self) -> Iterator[tuple[ShardFiles, slice]]:

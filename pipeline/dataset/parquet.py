@@ -1,12 +1,16 @@
-"""How a table becomes a Parquet file: compressed, but for the embeddings, which compress by a tenth and are read twice
-as fast without (measured in docs/benchmarks.md)."""
+"""Tables to Parquet files and back.
 
-from collections.abc import Iterator
+All columns are compressed but the embeddings, which would shrink by a tenth and are read twice as fast without
+(measured in docs/benchmarks.md).
+"""
+
+from collections.abc import Collection, Iterator
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.pairs import is_embedding
 
 ROW_GROUP_ROWS = 1_024
@@ -17,6 +21,24 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
     leaves = [path for field in table.schema if not is_embedding(field) for path in _leaves(field.name, field.type)]
     compression = dict.fromkeys(leaves, "zstd")
     pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, compression=compression, use_dictionary=leaves)
+
+
+def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
+    """A whole Parquet file of the store with its schema's metadata, or those of `columns` that it has.
+
+    Raises FileNotFoundError, and pa.ArrowInvalid for what is no Parquet file.
+    """
+    with store.open_arrow(name) as file, pq.ParquetFile(file, pre_buffer=store.remote) as parquet:
+        names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
+        # An object is read through Python, and a thread of Arrow's that frees Python's bytes while the interpreter
+        # ends aborts the process. So only this thread decodes; the requests themselves still run in parallel.
+        return parquet.read(columns=names, use_threads=not store.remote)
+
+
+def read_schema(store: Store, name: str) -> pa.Schema:
+    """The schema of a Parquet file of the store, with its metadata. Raises what `read_table` raises."""
+    with store.open_arrow(name) as file, pq.ParquetFile(file) as parquet:
+        return parquet.schema_arrow
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.schemas.manifest import DataFile, ShardManifest
 
@@ -63,5 +63,4 @@ def by_place(table: pa.Table) -> pa.Table:
 
 
 def _read(store: Store, file: DataFile, columns: list[str] | None = None) -> pa.Table:
-    with store.open(file.path) as handle:
-        return pq.ParquetFile(handle).read(columns=columns)
+    return read_table(store, file.path, columns)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.subset import Subset, SubsetFiles
@@ -138,7 +139,7 @@ def subset_names(store: Store) -> list[str]:
 def read_rows(store: Store, subset: Subset) -> Iterator[pa.Table]:
     """The selected rows (ROWS_SCHEMA) in dataset order, one table per chunk."""
     for files in subset.files:
-        yield _read(store, files.rows.path)
+        yield read_table(store, files.rows.path)
 
 
 def read_shards(store: Store, subset: Subset) -> Iterator[ShardSelection]:
@@ -153,15 +154,10 @@ def read_shard(store: Store, path: str, shard: int) -> ShardSelection:
 
 
 def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
-    table = _read(store, path)
+    table = read_table(store, path)
     for shard, drop_step in zip(table.drop_columns(["fates"]).to_pylist(), table["fates"], strict=True):
         identity = (shard["shard"], shard["generation"], shard["pairs_blake2b"])
         yield ShardSelection(*identity, shard["chosen"], np.frombuffer(drop_step.as_buffer(), np.int8), path)
-
-
-def _read(store: Store, name: str) -> pa.Table:
-    with store.open_arrow(name) as file:
-        return pq.ParquetFile(file).read()
 
 
 def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:

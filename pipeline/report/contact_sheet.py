@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.pipeline.report import page
 from pairmill.pipeline.report.page import Card, Page, Section
@@ -174,17 +174,16 @@ def _bins(pairs: pa.Table) -> npt.NDArray[np.int64]:
 
 def _batches(store: Store, manifests: Sequence[ShardManifest]) -> Iterator[pa.Table]:
     for manifest in manifests:
-        with store.open(manifest.files["pairs"].path) as file, pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=_COLUMNS):
-                yield pa.Table.from_batches([batch])
+        for batch in read_table(store, manifest.files["pairs"].path, _COLUMNS).to_batches(_BATCH_ROWS):
+            yield pa.Table.from_batches([batch])
 
 
 def _model_name(store: Store, manifests: Sequence[ShardManifest]) -> str | None:
     """Name of the model whose scores are in `similarity`, from a Parquet footer; None if no model ran."""
     if not manifests:
         return None
-    with store.open(manifests[0].files["pairs"].path) as file, pq.ParquetFile(file) as parquet:
-        models = json.loads((parquet.schema_arrow.metadata or {}).get(b"pairmill", b"{}")).get("models", [])
+    metadata = read_schema(store, manifests[0].files["pairs"].path).metadata or {}
+    models = json.loads(metadata.get(b"pairmill", b"{}")).get("models", [])
     return " ".join(str(part) for part in (models[0]["name"], models[0]["pretrained"]) if part) if models else None
 
 

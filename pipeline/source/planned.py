@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import BuildJob
@@ -103,8 +104,7 @@ def load(store: Store) -> Plan | None:
 
 def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
-        # Not read_table: its threads may let go of Python's buffer after the interpreter ended, which aborts.
-        table = pq.ParquetFile(io.BytesIO(store.read(name))).read()
+        table = read_table(store, name)
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise PlanError(f"{store.path(name)}: is no plan file, or damaged: {error}") from error
