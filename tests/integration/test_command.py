@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bench.metadata import write_dataset
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
+from tests.synthetic_dataset import write_dataset
 
 PAIRMILL = [sys.executable, "-m", "pairmill"]
 
