@@ -1,20 +1,33 @@
 """A whole command line, parsed and checked by the command's own parser: what `submit` runs elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from typer.core import TyperGroup
 
-from pairmill.jobs.cli.arguments import Job, job_of
+from pairmill.jobs.cli.arguments import added_model, build_job, embed_job, export_job, select_job
+from pairmill.jobs.cli.help import HELP_OPTIONS
+from pairmill.jobs.cli.options import (
+    BuildOptions,
+    EmbedOptions,
+    ExportOptions,
+    Options,
+    RetryOptions,
+    SelectOptions,
+)
 from pairmill.jobs.cluster.job_bundle import Command
 from pairmill.jobs.job_file import parse_settings, s3_of
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, RulesConfig
 from pairmill.schemas.s3 import secret_in
 
-COMMANDS = ("build", "embed", "retry", "select", "export")
+COMMANDS: dict[str, type[Options]] = {
+    "build": BuildOptions,
+    "embed": EmbedOptions,
+    "retry": RetryOptions,
+    "select": SelectOptions,
+    "export": ExportOptions,
+}
 """What may be submitted: the commands that take long."""
 
 
@@ -22,34 +35,42 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
     """`arguments` (after `pairmill`) as a checked Command. Raises JobError, and click's errors of usage."""
     if not arguments or arguments[0] not in COMMANDS:
         raise JobError(f"submit takes one of {', '.join(COMMANDS)}, with its own arguments")
-    command = group.commands[arguments[0]]
-    parameters: dict[str, Any] = dict(command.make_context(f"pairmill {arguments[0]}", list(arguments[1:])).params)
-    job = _checked(arguments[0], parameters)
-    return Command(
-        arguments=list(arguments),
-        job_file=parameters.get("job_file"),
-        rules=job.rules if isinstance(job, BuildJob) else RulesConfig(),
-        uris=_uris(parameters, job),
-        has_models=bool(parameters.get("add_model") or (isinstance(job, BuildJob) and job.models)),
-    )
+    name, *rest = arguments
+    context = group.commands[name].make_context(f"pairmill {name}", rest, help_option_names=HELP_OPTIONS)
+    options = COMMANDS[name].from_parameters(context.params)
+    match options:
+        case BuildOptions():
+            return _making(arguments, options.job_file, build_job(options))
+        case EmbedOptions(add_model=None):
+            return _making(arguments, options.job_file, embed_job(options))
+        case EmbedOptions():
+            added_model(options)
+            return _changing(arguments, options, options.uris, has_models=True)
+        case RetryOptions():
+            return _changing(arguments, options, [options.output], has_models=False)
+        case SelectOptions():
+            return _reading(arguments, options.job_file, [select_job(options).dataset])
+        case ExportOptions():
+            job = export_job(options)
+            return _reading(arguments, options.job_file, [job.dataset, job.output])
+    raise AssertionError(options)
 
 
-def _checked(command: str, parameters: Mapping[str, Any]) -> Job | None:
-    """The job; None for a command that takes an output folder and settings alone."""
-    if command != "retry" and not parameters.get("add_model"):
-        return job_of(command, parameters)
-    s3_of(parse_settings(parameters["settings"] or []))
-    for uri in (parameters.get("output"), *(parameters.get("source") or [])):
-        if wrong := secret_in(uri or ""):
+def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Command:
+    """A command that makes a dataset. Local weights must be where it runs."""
+    names = [name for model in job.models for name in (model.name, model.pretrained) if name]
+    uris = [*job.source.paths, job.output, *(name for name in names if Path(name).exists())]
+    return Command(list(arguments), job_file, job.rules, uris, has_models=bool(job.models))
+
+
+def _changing(arguments: Sequence[str], options: Options, uris: list[str], has_models: bool) -> Command:
+    """A command that takes an output folder and settings, but no job file. Raises JobError."""
+    s3_of(parse_settings(options.settings or []))
+    for uri in uris:
+        if wrong := secret_in(uri):
             raise JobError(f"the output folder: {wrong}")
-    return None
+    return Command(list(arguments), None, RulesConfig(), uris, has_models)
 
 
-def _uris(parameters: Mapping[str, Any], job: Job | None) -> list[str]:
-    """Everything that the command reads or writes and that does not travel along."""
-    if job is None:
-        return [uri for uri in (parameters.get("output"), *(parameters.get("source") or [])) if uri]
-    if isinstance(job, BuildJob):
-        names = [name for model in job.models for name in (model.name, model.pretrained) if name]
-        return [*job.source.paths, job.output, *(name for name in names if Path(name).exists())]
-    return [job.dataset, job.output] if isinstance(job, ExportJob) else [job.dataset]
+def _reading(arguments: Sequence[str], job_file: str | None, uris: list[str]) -> Command:
+    return Command(list(arguments), job_file, RulesConfig(), uris, has_models=False)

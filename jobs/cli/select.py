@@ -1,11 +1,11 @@
-"""`pairmill select` and `pairmill export`: flags, what each step dropped, and how two subsets differ."""
+"""`pairmill select` and `pairmill export`: options, what each step dropped, and how two subsets differ."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pairmill.jobs.cli.terminal import INTERRUPTED, JobFile, Json, Settings, errors, open_store
+from pairmill.jobs.cli.options import Dataset, ExportOptions, JobFile, Json, SelectOptions, Settings
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def select(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
+    dataset: Dataset,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Name of the subset, written to DATASET/subsets/NAME.")
     ] = None,
@@ -39,42 +39,40 @@ def select(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Select a subset of a finished dataset. Trying other steps downloads and embeds nothing again."""
-    parameters = locals()
-    with errors():
-        if compare:
-            if name or dry_run or steps or job_file or overwrite:
-                raise typer.BadParameter("--compare takes two subsets, and no other options of select")
-            _compare(open_store(dataset, settings), *compare, as_json)
-            return
-        from pairmill.jobs.cli.arguments import job_of
-        from pairmill.jobs.select import select as run_select
-        from pairmill.schemas.subset import SelectJob
+    """Select a subset of a finished dataset.
 
-        job = job_of("select", parameters)
-        assert isinstance(job, SelectJob)
-        try:
-            selected = run_select(job, dry_run, overwrite)
-        except KeyboardInterrupt:
-            typer.echo("Stopped. Nothing was written; run the same command to start over.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-    _print(selected)
-    if dry_run:
-        typer.echo("dry run: nothing was written", err=True)
-    else:
-        typer.echo(f"{dataset}/subsets/{selected.name}")
-    if as_json:
-        typer.echo(json.dumps(selected.model_dump(mode="json", exclude={"files"})))
+    Trying other steps downloads and embeds nothing again.
+    """
+    options = SelectOptions(
+        dataset=dataset,
+        name=name,
+        job_file=job_file,
+        steps=steps,
+        all_pairs=all_pairs,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        settings=settings,
+    )
+    with errors():
+        if not compare:
+            _select(options, as_json)
+            return
+        if name or dry_run or steps or job_file or overwrite:
+            raise typer.BadParameter("--compare takes two subsets, and no other options of select")
+        _compare(open_store(dataset, settings), *compare, as_json)
 
 
 def export(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")],
+    dataset: Dataset,
     subset: Annotated[str, typer.Argument(metavar="NAME", help="A subset that `pairmill select` made.")],
     output: Annotated[str, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")],
     form: Annotated[
-        str | None, typer.Option("--format", help="webdataset, parquet, clip-retrieval or datacomp.")
+        str | None,
+        typer.Option("--format", metavar="NAME", help="webdataset, parquet, clip-retrieval or datacomp."),
     ] = None,
-    samples_per_file: Annotated[int | None, typer.Option(help="10,000 by default; the last file has the rest.")] = None,
+    samples_per_file: Annotated[
+        int | None, typer.Option(metavar="N", help="10,000 by default; the last file has the rest.")
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="ALIAS", help="Model whose embeddings are written; for clip-retrieval and datacomp."),
@@ -86,26 +84,51 @@ def export(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Write the rows of a subset as files that other tools read. Run the command again to continue after a stop."""
-    parameters = locals()
-    with errors():
-        from pairmill.jobs.cli.arguments import job_of
-        from pairmill.jobs.export import export as run_export
-        from pairmill.schemas.export import ExportJob
+    """Write a subset as files that other tools read.
 
-        job = job_of("export", parameters)
-        assert isinstance(job, ExportJob)
-        try:
-            result = run_export(job)
-        except KeyboardInterrupt:
-            typer.echo(f"Stopped. Finished files stay in {output}; run the same command to continue.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-    record = result.record
-    typer.echo(
-        f"{record.rows:,} rows in {record.num_files:,} files under {result.output}; {result.written:,} written now"
+    Run the same command again to continue after a stop.
+    """
+    options = ExportOptions(
+        dataset=dataset,
+        subset=subset,
+        output=output,
+        form=form,
+        samples_per_file=samples_per_file,
+        model=model,
+        in_order=in_order,
+        job_file=job_file,
+        settings=settings,
     )
+    with errors():
+        from pairmill.jobs.cli.arguments import export_job
+        from pairmill.jobs.export import export as run_export
+
+        job = export_job(options)
+        with progress(f"Finished files stay in {output}; run the same command to continue."):
+            result = run_export(job)
+    from pairmill.pipeline.common.text import counted
+
+    record = result.record
+    rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
+    typer.echo(f"{rows} in {files} under {result.output}; {result.written:,} written now")
     if as_json:
-        typer.echo(json.dumps({"output": result.output, "written": result.written, **record.model_dump(mode="json")}))
+        print_json({"output": result.output, "written": result.written, **record.model_dump(mode="json")})
+
+
+def _select(options: SelectOptions, as_json: bool) -> None:
+    from pairmill.jobs.cli.arguments import select_job
+    from pairmill.jobs.select import select as run_select
+
+    job = select_job(options)
+    with progress("Nothing was written; run the same command to start over."):
+        subset = run_select(job, options.dry_run, options.overwrite)
+    _print(subset)
+    if options.dry_run:
+        typer.echo("dry run: nothing was written", err=True)
+    else:
+        typer.echo(f"{options.dataset}/subsets/{subset.name}")
+    if as_json:
+        print_json(subset.model_dump(mode="json", exclude={"files"}))
 
 
 def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
@@ -115,11 +138,13 @@ def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
     for line in comparison.lines():
         typer.echo(line)
     if as_json:
-        typer.echo(json.dumps(comparison.as_dict()))
+        print_json(comparison.as_dict())
 
 
 def _print(subset: "Subset") -> None:
     """One line per step, and a warning where a step left nothing."""
+    from pairmill.pipeline.common.text import counted
+
     width = max(len(report.step) for report in subset.reports)
     for report in subset.reports:
         share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
@@ -128,6 +153,6 @@ def _print(subset: "Subset") -> None:
             line += f"  from {report.threshold:.6g} up"
         typer.echo(line)
         for cluster in report.largest_clusters:
-            typer.echo(f"    {cluster.rows:,} duplicates: {cluster.row_id} {cluster.url or ''}")
+            typer.echo(f"    {counted(cluster.rows, 'duplicate')}: {cluster.row_id} {cluster.url or ''}")
         if report.rows_in and not report.rows_out:
-            typer.echo(f"pairmill: {report.step!r} dropped all of {report.rows_in:,} rows", err=True)
+            typer.echo(f"pairmill: {report.step!r} dropped all of {counted(report.rows_in, 'row')}", err=True)

@@ -7,34 +7,48 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pairmill.jobs.cli.terminal import INTERRUPTED, Json, errors
+from pairmill.jobs.cli.help import Command as ShownCommand
+from pairmill.jobs.cli.help import Group, examples
+from pairmill.jobs.cli.options import Json
+from pairmill.jobs.cli.terminal import INTERRUPTED, errors
 
 if TYPE_CHECKING:
     from pairmill.jobs.cluster.job_bundle import Command
     from pairmill.jobs.cluster.submit import Cluster
 
 Address = Annotated[
-    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Of the cluster's dashboard: http://HEAD:8265.")
+    str,
+    typer.Option(metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."),
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As `pairmill jobs list` prints it.")]
 
-jobs = typer.Typer(no_args_is_help=True, help="The jobs that were submitted to a cluster.")
+jobs = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List, follow and stop submitted jobs.",
+    epilog=examples("pairmill jobs list", "pairmill jobs logs --follow raysubmit_1"),
+)
 
 
 def submit(
     context: typer.Context,
     address: Annotated[
-        str | None, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Of the cluster's dashboard: http://HEAD:8265.")
+        str | None,
+        typer.Option(metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show what it prints, and end as it ends.")] = False,
     kuberay: Annotated[
         bool, typer.Option("--kuberay", help="Print a RayJob manifest for Kubernetes instead, and submit nothing.")
     ] = False,
     image: Annotated[
-        str, typer.Option(help="For --kuberay: the image that jobs/cluster/Dockerfile makes.")
+        str, typer.Option(metavar="NAME", help="For --kuberay: the image that jobs/cluster/Dockerfile makes.")
     ] = "pairmill:latest",
 ) -> None:
-    """Run build, embed, retry, select or export on a Ray cluster: pairmill submit --address URL build ARGUMENTS."""
+    """Run a command on a Ray cluster.
+
+    Takes build, embed, retry, select or export with its own arguments.
+    """
     with errors():
         if kuberay and wait:
             raise typer.BadParameter("--kuberay submits nothing that could be waited for")
@@ -52,7 +66,7 @@ def submit(
 
 
 def list_jobs(address: Address, as_json: Json = False) -> None:
-    """pairmill's jobs on the cluster, the newest first."""
+    """List pairmill's jobs, the newest first."""
     with errors():
         found = _cluster(address).jobs()
     for job in found:
@@ -66,7 +80,7 @@ def logs(
     address: Address,
     follow: Annotated[bool, typer.Option("--follow", help="Until it ends; then end as it ended.")] = False,
 ) -> None:
-    """What a job has printed."""
+    """Print what a job has printed."""
     with errors():
         cluster = _cluster(address)
         if follow:
@@ -75,7 +89,10 @@ def logs(
 
 
 def stop(job_id: JobId, address: Address) -> None:
-    """End a job. What is committed stays; submitting the same command goes on from there."""
+    """Stop a job.
+
+    Finished shards stay; submit the same command to continue.
+    """
     with errors():
         cluster = _cluster(address)
         was_over = cluster.job(job_id).is_over
@@ -84,7 +101,10 @@ def stop(job_id: JobId, address: Address) -> None:
 
 
 def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
-    """How a job is doing; `pairmill status OUT` says how far it is."""
+    """Show the state of a job.
+
+    `pairmill status OUT` shows how far it is.
+    """
     with errors():
         job = _cluster(address).job(job_id)
     exit_code = "" if job.exit_code is None else f", exit status {job.exit_code}"
@@ -93,8 +113,13 @@ def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
         typer.echo(json.dumps(asdict(job)))
 
 
-for name, function in (("list", list_jobs), ("logs", logs), ("stop", stop), ("status", status)):
-    jobs.command(name)(function)
+for name, function, *lines in (
+    ("list", list_jobs, "pairmill jobs list", "pairmill jobs list --address http://head:8265"),
+    ("logs", logs, "pairmill jobs logs raysubmit_1", "pairmill jobs logs --follow raysubmit_1"),
+    ("stop", stop, "pairmill jobs stop raysubmit_1", "pairmill jobs stop raysubmit_1 --address http://head:8265"),
+    ("status", status, "pairmill jobs status raysubmit_1", "pairmill jobs status raysubmit_1 --json"),
+):
+    jobs.command(name, cls=ShownCommand, epilog=examples(*lines))(function)
 
 
 def _command(context: typer.Context) -> "Command":

@@ -1,32 +1,22 @@
-"""What all commands share: options that mean the same everywhere, and the border where errors become messages."""
+"""The border where errors become messages, and what all commands print alike."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from pairmill.schemas.errors import PairmillError
 
 if TYPE_CHECKING:
+    from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.storage import Store
-
-JobFile = Annotated[str | None, typer.Option("--job", help="Job file (YAML); flags win over it.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job: run.address=auto."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-S3Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="How OUT is reached: s3.endpoint=http://...")
-]
-Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a job, or its s3:// URL.")]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
-
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """File names and columns from outside stand in messages: none may speak to the terminal."""
@@ -45,6 +35,27 @@ def errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("Stopped.", err=True)
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
+    """Shows how the block goes. Ctrl-C ends the command with the words of `after_stop`, which say how to continue."""
+    from pairmill.jobs.progress import ConsoleProgress
+
+    listener = ConsoleProgress()
+    try:
+        yield listener
+    except KeyboardInterrupt:
+        listener.close()
+        typer.echo(f"Stopped. {after_stop}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        listener.close()
+
+
+def print_json(values: object) -> None:
+    """What `--json` prints, as the last line."""
+    typer.echo(json.dumps(values))
 
 
 def open_store(output: str, settings: list[str] | None) -> "Store":

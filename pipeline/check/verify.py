@@ -86,15 +86,14 @@ def strangers(store: Store, named: set[str]) -> list[str]:
 
 def _is_ours(store: Store, path: str) -> bool:
     """Whether a file with the name of one of ours is one by its content, too."""
-    with store.open(path) as file:
-        try:
-            if path.endswith(".tar"):
-                member, _, _ = next(read_tar(file))
-                return _UID_NAME.match(member) is not None
-            with pq.ParquetFile(file) as parquet:
-                return b"pairmill" in (parquet.schema_arrow.metadata or {})
-        except (StopIteration, tarfile.TarError, pa.ArrowException, OSError):
-            return False
+    try:
+        if not path.endswith(".tar"):
+            return b"pairmill" in (read_schema(store, path).metadata or {})
+        with store.open(path) as file:
+            member, _, _ = next(read_tar(file))
+            return _UID_NAME.match(member) is not None
+    except (StopIteration, tarfile.TarError, pa.ArrowException, OSError):
+        return False
 
 
 def _add_problems(report: VerifyReport, manifest: ShardManifest, problems: Sequence[str]) -> None:

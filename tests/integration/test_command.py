@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,7 +85,7 @@ def test_ctrl_c_leaves_a_resumable_output_and_says_so(web: PictureWeb, tmp_path:
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "the same command goes on from there" in err
+    assert "run the same command to continue" in err
     assert "Traceback" not in out + err
     done = json.loads(run(["status", str(output), "--json"], tmp_path).stdout.splitlines()[-1])
     assert 0 < done["rows_in"] < len(rows)
@@ -147,3 +149,41 @@ def test_the_command_ends_with_its_own_exit_status_time_after_time(tmp_path: Pat
         assert run(["select", "out", name, "--step", f"where: similarity >= {least}"], tmp_path).returncode == 0
     ended = [run(["select", "out", "--compare", "low", "high"], tmp_path).returncode for _ in range(20)]
     assert ended == [0] * 20
+
+
+@pytest.mark.parametrize(
+    ("shell", "where"),
+    [
+        ("bash", ".bashrc"),
+        ("zsh", ".zfunc/_pairmill"),
+        ("fish", ".config/fish/completions/pairmill.fish"),
+    ],
+)
+def test_completion_is_shown_and_installed_for_the_shell_that_asks(shell: str, where: str, tmp_path: Path) -> None:
+    """The shell is known by the name of the process that runs the command."""
+    asking = tmp_path / shell
+    shutil.copy("/bin/sh", asking)
+    environment = {**os.environ, "HOME": str(tmp_path)}
+
+    def ask(option: str) -> str:
+        line = f"{shlex.join([*PAIRMILL, option])}; exit $?"  # two commands, so that the shell stays the parent
+        done = subprocess.run([asking, "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert f"_PAIRMILL_COMPLETE=complete_{shell}" in ask("--show-completion")
+    assert f"{shell} completion installed" in ask("--install-completion")
+    assert "pairmill" in (tmp_path / where).read_text()
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    command = tmp_path / "pairmill"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(PAIRMILL)} "$@"\n')
+    command.chmod(0o755)
+    load = f'PATH={tmp_path}:$PATH; eval "$(_PAIRMILL_COMPLETE=source_bash pairmill)"'
+    complete = '_pairmill_completion pairmill; echo "${COMPREPLY[*]}"'
+    for words, expected in (("ex", "export"), ("select out --ov", "--overwrite")):
+        typed = f"COMP_WORDS=(pairmill {words}); COMP_CWORD={len(words.split())}"
+        line = "; ".join([load, typed, complete])
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == [expected], done.stderr

@@ -1,0 +1,221 @@
+"""`pairmill build`, `embed` and `retry`: options to a job, the run, and what came of it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pairmill.jobs.cli.options import (
+    BuildOptions,
+    EmbedOptions,
+    Explain,
+    JobFile,
+    Json,
+    Limit,
+    Models,
+    Output,
+    RetryOptions,
+    Settings,
+)
+from pairmill.jobs.cli.results import print_failures, print_funnel, print_private_addresses, print_stopped
+from pairmill.jobs.cli.terminal import errors, print_json, progress
+
+if TYPE_CHECKING:
+    from pairmill.jobs.build import BuildResult
+    from pairmill.schemas.jobs import BuildJob
+
+
+def build(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE... OUT", help="Files, folders or globs of URLs and captions, then the output folder."
+        ),
+    ] = None,
+    job_file: JobFile = None,
+    settings: Settings = None,
+    limit: Limit = None,
+    model: Models = None,
+    url_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Guessed if not given.")] = None,
+    caption_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Guessed if not given.")] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(metavar="COSINE", help="Keep pairs at or above this similarity.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Rules: none, datacomp-basic or laion2b.")] = None,
+    explain: Explain = False,
+    as_json: Json = False,
+) -> None:
+    """Turn lists of URLs into a dataset.
+
+    Downloads, checks, scores and filters pairs into Parquet shards. Run the same command again to continue after a
+    stop.
+    """
+    options = BuildOptions(
+        source=source,
+        job_file=job_file,
+        settings=settings,
+        limit=limit,
+        model=model,
+        url_column=url_column,
+        caption_column=caption_column,
+        min_similarity=min_similarity,
+        preset=preset,
+    )
+    with errors():
+        from pairmill.jobs.cli.arguments import build_job
+
+        _run(build_job(options), explain, as_json)
+
+
+def embed(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE... OUT", help="Tars, folders, Parquet or outputs of pairmill, then the output folder."
+        ),
+    ] = None,
+    job_file: JobFile = None,
+    settings: Settings = None,
+    model: Models = None,
+    limit: Limit = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="float32 or bfloat16; if not given, bfloat16 on a GPU.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cuda or cpu; if not given, a GPU if there is one.")
+    ] = None,
+    caption_from_name: Annotated[
+        bool, typer.Option("--caption-from-name", help="Take file names as captions where there is no text.")
+    ] = False,
+    add_model: Annotated[
+        str | None, typer.Option(metavar="NAME[:WEIGHTS]", help="Add one more model to the finished dataset OUT.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="Suffix of the added model's columns.")] = None,
+    explain: Explain = False,
+    as_json: Json = False,
+) -> None:
+    """Embed pictures and captions that you have.
+
+    Run the same command again to continue after a stop. --add-model computes one more model's columns for a dataset
+    that is finished.
+    """
+    options = EmbedOptions(
+        source=source,
+        job_file=job_file,
+        settings=settings,
+        model=model,
+        limit=limit,
+        dtype=dtype,
+        device=device,
+        caption_from_name=caption_from_name,
+        add_model=add_model,
+        alias=alias,
+    )
+    with errors():
+        from pairmill.jobs.cli.arguments import embed_job
+
+        if add_model is None:
+            _run(embed_job(options), explain, as_json)
+        else:
+            _add_model(options, as_json)
+
+
+def retry(
+    output: Output,
+    status: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Rows to fetch: timeout,dns_error,...; if not given, all worth a try."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="How to run, such as fetch.timeout_s=60; repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch again what the network lost.
+
+    Rows that are recovered go into new generations of their shards; all other rows stay as they are.
+    """
+    options = RetryOptions(output=output, status=status, settings=settings)
+    with errors():
+        from pairmill.jobs.job_file import parse_settings
+        from pairmill.jobs.retry import retry as run_retry
+
+        statuses = [name for name in (options.status or "").split(",") if name]
+        after_stop = f"Recovered rows stay in {output}; run the same command to try the rest again."
+        with progress(after_stop) as listener:
+            result = run_retry(output, statuses, parse_settings(options.settings or []), listener)
+    from pairmill.pipeline.common.text import counted
+
+    print_funnel(result.build)
+    typer.echo(f"{counted(result.retried, 'row')} fetched again, {result.recovered:,} recovered")
+    print_failures(result.build)
+    print_stopped(result.build)
+    if as_json:
+        print_json(result.as_dict())
+    if result.build.failures or result.build.stopped:
+        raise typer.Exit(1)
+
+
+def _run(job: "BuildJob", explain: bool, as_json: bool) -> None:
+    """Run a job to its end and print what came of it, or only explain it."""
+    if explain:
+        _explain(job, as_json)
+        return
+    from pairmill.jobs.build import build as run_build
+
+    after_stop = f"Finished shards stay in {job.output}; run the same command to continue."
+    with progress(after_stop) as listener:
+        result = run_build(job, listener)
+    print_funnel(result)
+    print_private_addresses(result)
+    print_failures(result)
+    print_stopped(result)
+    _print_missing(result)
+    if as_json:
+        print_json(result.as_dict())
+    if result.shards_missing:
+        raise typer.Exit(1)
+
+
+def _explain(job: "BuildJob", as_json: bool) -> None:
+    from pairmill.jobs.explain import explain
+
+    explanation = explain(job)
+    typer.echo("\n".join(explanation.lines()))
+    if as_json:
+        print_json(explanation.as_dict())
+
+
+def _print_missing(result: "BuildResult") -> None:
+    from pairmill.pipeline.common.text import counted
+
+    if not result.shards_missing:
+        return
+    remedy = "remove the cause of the failures, then run" if result.failures else "run"
+    missing = f"{len(result.shards_missing):,} of {counted(result.shards, 'shard')} missing"
+    typer.echo(f"{missing}: {remedy} the same command again", err=True)
+
+
+def _add_model(options: EmbedOptions, as_json: bool) -> None:
+    """`embed OUT --add-model`: one more model for a finished dataset."""
+    from pairmill.jobs.add_model import add_model
+    from pairmill.jobs.cli.arguments import added_model
+    from pairmill.jobs.job_file import parse_settings
+    from pairmill.pipeline.common.text import counted
+
+    model = added_model(options)
+    (output,) = options.source or []
+    device = {"run": {"device": options.device}} if options.device else {}
+    with progress("Run the same command to continue.") as listener:
+        result = add_model(output, model, parse_settings(options.settings or [], device), listener)
+    print_failures(result.build)
+    print_stopped(result.build)
+    if result.shards_missing:
+        missing = counted(len(result.shards_missing), "shard")
+        typer.echo(f"{missing} without the new columns: run the same command again", err=True)
+    else:
+        typer.echo(f"columns/{result.alias}: row for row beside pairs/")
+    if as_json:
+        print_json(result.as_dict())
+    if result.shards_missing:
+        raise typer.Exit(1)

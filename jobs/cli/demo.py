@@ -1,0 +1,31 @@
+"""`pairmill demo`."""
+
+from typing import Annotated
+
+import typer
+
+from pairmill.jobs.cli.options import Json
+from pairmill.jobs.cli.terminal import INTERRUPTED, errors
+
+
+def demo(
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="Where the demo writes.")] = "demo-out",
+    pairs: Annotated[int, typer.Option(metavar="N", help="Pairs that the demo's web serves.", min=200)] = 2400,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything that is drawn.")] = 2026,
+    as_json: Json = False,
+) -> None:
+    """Build a dataset from a small web of drawings.
+
+    Serves pictures with known truth on loopback addresses, runs the real build, and compares the result with the
+    truth.
+    """
+    from pairmill.jobs.demo.demo import run_demo
+
+    with errors():
+        try:
+            matches = run_demo(out, pairs, seed, as_json)
+        except KeyboardInterrupt:
+            typer.echo("Stopped: nothing is left running. The same command starts a new demo.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    if not matches:
+        raise typer.Exit(1)

@@ -1,0 +1,69 @@
+"""How `--help` looks: plain text from 60 columns on, with examples that can be copied."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+from pairmill.schemas.version import VERSION
+
+HELP_OPTIONS = ["-h", "--help"]
+"""Of the outermost group; all commands inherit them."""
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: one command line each, perhaps continued after a backslash."""
+    return "\n".join(lines)
+
+
+def print_version(wanted: bool) -> None:
+    """Callback of `--version`."""
+    if wanted:
+        import typer
+
+        typer.echo(f"pairmill {VERSION}")
+        raise typer.Exit
+
+
+class Command(TyperCommand):
+    """A command whose epilog is its examples."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`DATASET [NAME]`, as manual pages write it; Typer has `{DATASET} [NAME]`."""
+        return list(_usage(super().collect_usage_pieces(ctx)))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments by name alone: what they take is in their text."""
+        arguments = [each for each in self.get_params(ctx) if isinstance(each, TyperArgument)]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl([(each.metavar or each.name, each.help or "") for each in arguments])
+        options = [each for each in self.get_params(ctx) if not isinstance(each, TyperArgument)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for each in options if (record := each.get_help_record(ctx))])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples as they are: a wrapped command line could not be copied."""
+        _write_examples(self.epilog, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands whose epilog is examples."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """As in Command."""
+        _write_examples(self.epilog, formatter)
+
+
+def _usage(pieces: list[str]) -> Iterator[str]:
+    for piece in pieces:
+        is_list_of_names = piece.endswith("]...") and " " in piece  # [SOURCE... OUT]...
+        yield piece.removesuffix("...") if is_list_of_names else piece.strip("{}")
+
+
+def _write_examples(text: str | None, formatter: Any) -> None:
+    if not text:
+        return
+    with formatter.section("Examples"):
+        for line in text.splitlines():
+            formatter.write(f"  {line}\n")

@@ -1,0 +1,117 @@
+"""What each command takes, typed: the command function fills it in, and `submit` does so from a whole command line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Self
+
+import typer
+
+JobFile = Annotated[
+    str | None, typer.Option("--job", metavar="PATH", help="Job file (YAML); options on the command line override it.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the job, see `pairmill fields`; repeatable."),
+]
+S3Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="How OUT is reached: s3.endpoint=http://...; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a build or embed, or s3://...")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="NAME[:WEIGHTS]", help="tiny, or such as ViT-B-32:openai; repeatable."),
+]
+Explain = Annotated[bool, typer.Option("--explain", help="Only print pools, memory, objects and rate; start nothing.")]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows of the input.", min=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all commands that may run elsewhere take."""
+
+    settings: Sequence[str] | None = None
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+        """From the parameters that a command's parser found; others, such as `--json`, are ignored."""
+        return cls(**{field.name: parameters[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _JobOptions(Options):
+    job_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SourceOptions(_JobOptions):
+    source: Sequence[str] | None = None
+    """The sources, then the output."""
+    limit: int | None = None
+    model: Sequence[str] | None = None
+
+    @property
+    def uris(self) -> list[str]:
+        """Sources and output."""
+        return list(self.source or [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(_SourceOptions):
+    """Of `pairmill build`."""
+
+    url_column: str | None = None
+    caption_column: str | None = None
+    min_similarity: float | None = None
+    preset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(_SourceOptions):
+    """Of `pairmill embed`. With `add_model`, `source` is the output alone."""
+
+    dtype: str | None = None
+    device: str | None = None
+    caption_from_name: bool = False
+    add_model: str | None = None
+    alias: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryOptions(Options):
+    """Of `pairmill retry`."""
+
+    output: str
+    status: str | None = None
+
+    @property
+    def uris(self) -> list[str]:
+        """The output."""
+        return [self.output]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions(_JobOptions):
+    """Of `pairmill select`."""
+
+    dataset: str
+    name: str | None = None
+    steps: Sequence[str] | None = None
+    all_pairs: bool = False
+    dry_run: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(_JobOptions):
+    """Of `pairmill export`."""
+
+    dataset: str
+    subset: str
+    output: str
+    form: str | None = None
+    samples_per_file: int | None = None
+    model: Sequence[str] | None = None
+    in_order: bool = False

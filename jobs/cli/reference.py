@@ -1,0 +1,109 @@
+"""`pairmill models` and `fields`: what there is to choose from."""
+
+import sys
+from functools import partial
+from shutil import get_terminal_size
+from textwrap import wrap
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pairmill.jobs.cli.options import Json
+from pairmill.jobs.cli.terminal import errors, print_json
+
+if TYPE_CHECKING:
+    from pairmill.jobs.job_fields import JobField
+
+_MAX_WIDTH = 100
+_INDENT = "    "
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Part of a name, such as ViT-B.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the models that open_clip knows.
+
+    Shows the sizes of embeddings and pictures, parameters and weights, and which weights are on disk.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pairmill.pipeline.encode.clip_model import known_models
+
+    with errors():
+        found = known_models(pattern)
+    if not found:
+        typer.echo(f"pairmill: open_clip has no model with {pattern!r} in its name", err=True)
+        raise typer.Exit(1)
+    table = Table()
+    for heading in ("model", "embedding", "pixels", "parameters"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("weights (* on disk)", overflow="fold", min_width=24)
+    for model in found:
+        tags = ", ".join(f"{tag}{'*' if tag in model.on_disk else ''}" for tag in model.tags)
+        parameters = f"{model.millions_of_parameters:,.0f} M" if model.millions_of_parameters else "?"
+        table.add_row(model.name, str(model.embedding_dim), str(model.image_side), parameters, tags)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if not any(model.millions_of_parameters for model in found):
+        typer.echo("Parameters are counted where fewer models match: pairmill models ViT-B")
+    if as_json:
+        print_json([asdict(model) for model in found])
+
+
+def fields(
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Beginning of a field's name, such as fetch.")] = "",
+    command: Annotated[
+        str, typer.Option("--of", metavar="COMMAND", help="Whose job: build (also embed's), select or export.")
+    ] = "build",
+    as_json: Json = False,
+) -> None:
+    """List every field of a job file.
+
+    Shows name, type, default and meaning. --set takes the same names, with a number for []: models.0.alias=b32.
+    """
+    from dataclasses import asdict
+
+    with errors():
+        found = _fields(prefix, command)
+    if as_json:
+        print_json([asdict(field) for field in found])
+        return
+    width = min(get_terminal_size().columns, _MAX_WIDTH)
+    for field in found:
+        typer.echo("\n".join(field_lines(field, width)))
+
+
+def field_lines(field: "JobField", width: int) -> list[str]:
+    """What `fields` prints of one field: name, type and default, then its meaning, in lines of at most `width`."""
+    wrapped = partial(wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    default = field.default if field.default == "required" else f"default {field.default}"
+    head = wrapped(f"{field.name}  {field.type}, {default}", subsequent_indent=_INDENT)
+    return [*head, *wrapped(field.doc, initial_indent=_INDENT, subsequent_indent=_INDENT)]
+
+
+def _fields(prefix: str, command: str) -> list["JobField"]:
+    """Raises JobError where there is none."""
+    from difflib import get_close_matches
+
+    from pydantic import BaseModel
+
+    from pairmill.jobs.job_fields import job_fields
+    from pairmill.schemas.errors import JobError
+    from pairmill.schemas.export import ExportJob
+    from pairmill.schemas.jobs import BuildJob
+    from pairmill.schemas.subset import SelectJob
+
+    jobs: dict[str, type[BaseModel]] = {"build": BuildJob, "embed": BuildJob, "select": SelectJob, "export": ExportJob}
+    if command not in jobs:
+        raise JobError(f"--of {command}: it is build, embed, select or export")
+    found = job_fields(prefix, jobs[command])
+    if not found:
+        names = [field.name for field in job_fields("", jobs[command])]
+        names += [name.partition(".")[0] for name in names]
+        close = get_close_matches(prefix, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; `pairmill fields --of {command}` lists all"
+        raise JobError(f"no field of {command} begins with {prefix!r}{hint}")
+    return found

@@ -1,0 +1,44 @@
+"""What commands print of an output folder: the funnel, the failures, why a run stopped."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from pairmill.jobs.build import BuildResult
+
+
+def print_funnel(result: "BuildResult") -> None:
+    """How many rows were lost at each step, and why."""
+    from pairmill.jobs.progress import funnel
+
+    if not result.rows_in:
+        return
+    if more := result.rows_in - result.input_rows:
+        typer.echo(f"{result.input_rows:,} input rows, {more:,} more from lists of captions")
+    typer.echo(funnel(result.rows_in, result.statuses))
+
+
+def print_failures(result: "BuildResult") -> None:
+    """One line per shard that failed."""
+    for shard, error in result.failures.items():
+        where = f"{result.output}/failures/{shard:09d}.txt"
+        typer.echo(f"shard {shard:09d} failed: {error} (full traceback: {where})", err=True)
+
+
+def print_stopped(result: "BuildResult") -> None:
+    """Why the run ended before all shards had their turn."""
+    if result.stopped:
+        typer.echo(f"pairmill: stopped: {result.stopped}", err=True)
+
+
+def print_private_addresses(result: "BuildResult") -> None:
+    """How to allow them, where some were refused."""
+    from pairmill.pipeline.common.text import counted
+
+    if refused := result.statuses.get("address_refused"):
+        typer.echo(
+            f"{counted(refused, 'private address')} refused; to allow a network that you trust, use a new output "
+            "folder and, say, --set 'fetch.allow_networks=[127.0.0.0/8]'",
+            err=True,
+        )

@@ -1,0 +1,85 @@
+"""`pairmill status` and `verify`: what reads an output folder and changes nothing."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pairmill.jobs.cli.options import Json, Output, S3Settings
+from pairmill.jobs.cli.results import print_failures, print_funnel
+from pairmill.jobs.cli.terminal import errors, open_store, print_json
+
+if TYPE_CHECKING:
+    from pairmill.pipeline.check.report import VerifyReport
+
+
+def status(
+    output: Output,
+    follow: Annotated[bool, typer.Option("--watch", help="Keep looking until all shards are done.")] = False,
+    every_s: Annotated[float, typer.Option("--every", metavar="SECONDS", help="Time between looks.", min=0.1)] = 5.0,
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far a job is.
+
+    Counts shards and rows, and what became of them. Works on any machine that can read OUT.
+    """
+    from pairmill.jobs.build import current
+    from pairmill.jobs.cli.watch import watch
+    from pairmill.jobs.progress import ConsoleProgress
+    from pairmill.pipeline.common.text import counted
+
+    with errors():
+        store, listener = open_store(output, settings), ConsoleProgress()
+        result = watch(store, listener, every_s, partial(typer.echo, err=True)) if follow else current(store)
+        listener.close()
+    done = result.shards - len(result.shards_missing)
+    shards, rows = counted(result.shards, "shard"), counted(result.input_rows, "row")
+    typer.echo(f"{result.output}: {done:,} of {shards}, {rows} done")
+    print_funnel(result)
+    print_failures(result)
+    if as_json:
+        print_json(result.as_dict())
+
+
+def verify(
+    output: Output,
+    rescore: Annotated[
+        int, typer.Option(metavar="N", help="Pairs to score again, spread over the shards; 0 for none.", min=0)
+    ] = 64,
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Read a dataset again and check it.
+
+    Checks counts, checksums, and keys in tars and Parquet files of every shard, and computes a sample of the scores
+    again.
+    """
+    from pairmill.pipeline.check.verify import verify as run_verify
+
+    with errors():
+        report = run_verify(open_store(output, settings), rescore)
+    _print_report(report, output)
+    if as_json:
+        print_json(report.as_dict())
+    if not report.holds:
+        raise typer.Exit(1)
+
+
+def _print_report(report: "VerifyReport", output: str) -> None:
+    from pairmill.pipeline.common.text import counted
+
+    counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
+    typer.echo(", ".join(counted(number, noun) for noun, number in counts))
+    if report.rescored:
+        most = f"off by {report.max_score_difference:.1e} at most"
+        typer.echo(f"{counted(report.rescored, 'score')} computed again, {most}")
+    if report.shards_missing:
+        typer.echo(f"{counted(report.shards_missing, 'planned shard')} not done yet")
+    for problem in report.problems:
+        typer.echo(f"problem: {problem}", err=True)
+    if report.damaged:
+        names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
+        shards = counted(len(report.damaged), "damaged shard")
+        typer.echo(f"To make {shards} again, remove from {output}: {names}; then run the build again", err=True)
+    typer.echo("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

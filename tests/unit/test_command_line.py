@@ -1,0 +1,134 @@
+"""The command line itself: help that fits, examples that are true, options that become a job."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from pairmill.jobs.cli.command_line import COMMANDS, parse_command
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.job_fields import job_fields
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.schemas.version import VERSION
+
+GROUP = get_command(app)
+assert isinstance(GROUP, TyperGroup)
+
+
+def names(group: TyperGroup = GROUP, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command as its words after `pairmill`, the groups too."""
+    yield before
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from names(command, (*before, name))
+        else:
+            yield (*before, name)
+
+
+def run(*arguments: str, columns: int = 60) -> tuple[int, str]:
+    """Exit status and output; not by CliRunner, in which every terminal has 80 columns."""
+    output, environment = io.StringIO(), {"COLUMNS": str(columns), "RAY_API_SERVER_ADDRESS": "http://head:8265"}
+    with patch.dict(os.environ, environment), redirect_stdout(output), redirect_stderr(output):
+        try:
+            app(arguments, prog_name="pairmill")
+        except SystemExit as ended:
+            return int(ended.code or 0), output.getvalue()
+    return 0, output.getvalue()
+
+
+def examples(command: tuple[str, ...]) -> list[list[str]]:
+    """The words after `pairmill` of each example in a command's help."""
+    _, text = run(*command, "--help")
+    _, found, lines = text.partition("\nExamples:\n")
+    assert found, f"{command} has no examples"
+    return [shlex.split(line)[1:] for line in re.sub(r"\\\n\s*", "", lines).splitlines()]
+
+
+@pytest.mark.parametrize("command", list(names()), ids=" ".join)
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_fits_the_terminal_and_shows_what_options_take(command: tuple[str, ...], columns: int) -> None:
+    status, text = run(*command, "-h", columns=columns)
+    assert (status, text) == run(*command, "--help", columns=columns)
+    assert status == 0
+    assert max(map(len, text.splitlines())) <= columns
+    assert "..." not in text.partition("\nCommands:\n")[2].partition("\nExamples:")[0]  # no summary is cut off
+    assert not re.search(r"<\w+|\b(TEXT|INTEGER|FLOAT|PATHLIB)\b", text)
+
+
+@pytest.mark.parametrize("command", list(names()), ids=" ".join)
+def test_help_ends_with_two_examples_that_parse(command: tuple[str, ...]) -> None:
+    found = examples(command)
+    assert len(found) == 2
+    for words in found:
+        assert tuple(words[: len(command)]) == command
+        group, *rest = GROUP, *words
+        while isinstance(group, TyperGroup):
+            group, rest = group.commands[rest[0]], rest[1:]
+        group.make_context("example", list(rest) if "jobs" not in words else [*rest, "--address", "http://head:8265"])
+        if words[0] in COMMANDS and "--compare" not in words:
+            parse_command(GROUP, words)  # the job is checked too
+        if words[0] == "submit":
+            parse_command(GROUP, words[next(i for i, word in enumerate(words) if word in COMMANDS) :])
+        for step in (word for word in words if word.startswith("where: ")):
+            assert Expression(step.removeprefix("where: ")).columns
+
+
+@pytest.mark.parametrize(("name", "options"), list(COMMANDS.items()))
+def test_options_have_the_names_of_their_commands_parameters(name: str, options: type) -> None:
+    parameters = {parameter.name for parameter in GROUP.commands[name].params}
+    assert parameters - {field.name for field in dataclasses.fields(options)} <= {"as_json", "explain", "compare"}
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version") == (0, f"pairmill {VERSION}\n")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_submit_shows_the_help_of_the_command_behind_it(flag: str) -> None:
+    assert run("submit", "build", flag) == run("build", "--help")
+
+
+def test_submit_checks_the_command_before_it_looks_for_a_cluster() -> None:
+    status, text = run("submit", "build", "s3://a/in.parquet", "s3://a/out", "--set", "fetch.timout_s=3")
+    assert status == 1
+    assert "did you mean 'timeout_s'?" in text
+
+
+def test_every_field_of_a_job_is_listed_with_type_default_and_meaning() -> None:
+    status, text = run("fields")
+    assert status == 0
+    assert max(map(len, text.splitlines())) <= 60
+    heads = [line.split("  ")[0] for line in text.splitlines() if not line.startswith(" ")]
+    assert heads == [field.name for field in job_fields()]
+    assert "fetch.timeout_s  float > 0, <= 3600, default 30.0\n" in text
+    assert run("fields", "fetch.")[1] in text
+    assert all(line.startswith(("steps[", " ")) for line in run("fields", "steps[", "--of", "select")[1].splitlines())
+
+
+def test_fields_are_printed_as_json_too() -> None:
+    _, text = run("fields", "images.quality", "--json")
+    (field,) = json.loads(text)
+    assert (field["name"], field["type"], field["default"]) == ("images.quality", "int 1..100", "95")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fecth"], "no field of build begins with 'fecth'; did you mean 'fetch'?"),
+        (["steps", "--of", "build"], "`pairmill fields --of build` lists all"),
+        (["--of", "train"], "build, embed, select or export"),
+    ],
+)
+def test_a_field_that_does_not_exist_is_one_clear_line(arguments: list[str], message: str) -> None:
+    status, text = run("fields", *arguments)
+    assert (status, len(text.splitlines())) == (1, 1)
+    assert message in text
