@@ -1,5 +1,6 @@
 """Writes the pages that are made from the code and from the files at the root. `make docs` runs it first."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,12 +95,13 @@ def commands_page() -> str:
         arguments = [p for p in command.params if not _is_option(p)]
         options = [p for p in command.params if _is_option(p) and not getattr(p, "hidden", False)]
         usage = " ".join([path, *(_metavar(p) for p in arguments), *(["[OPTIONS]"] if options else [])])
-        lines += [f"## {path}", "", f"```text\n{usage}\n```", "", _first_paragraph(command.help or ""), ""]
+        lines += [f"## {path}", "", f"```text\n{usage}\n```", "", *_paragraphs(command.help or "")]
         if arguments or options:
             lines += ["| argument or option | meaning |", "|---|---|"]
             lines += [f"| `{_metavar(p)}` | {_cell(p.help or '')} |" for p in arguments]
             lines += [f"| {_option(p)} | {_cell(p.help or '')} |" for p in options]
             lines.append("")
+        lines += ["```sh", command.epilog, "```", ""] if command.epilog else []
     return "\n".join(lines)
 
 
@@ -124,8 +126,9 @@ def _option(parameter: Any) -> str:
     return name if parameter.is_flag else f"{name[:-1]} {_metavar(parameter)}`"
 
 
-def _first_paragraph(text: str) -> str:
-    return " ".join(text.split("\n\n")[0].split())
+def _paragraphs(text: str) -> Iterator[str]:
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        yield from (" ".join(paragraph.split()), "")
 
 
 def python_page() -> str:
