@@ -31,7 +31,7 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    from pairmill.pipeline.encode.clip_model import known_models
+    from pairmill.pipeline.encode.catalog import known_models
 
     with errors():
         found = known_models(pattern)

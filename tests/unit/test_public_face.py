@@ -118,7 +118,8 @@ def job_of(
 
 
 def test_keywords_mean_what_the_flags_of_the_command_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pairmill.jobs.cli.arguments import job_of as command
+    from pairmill.jobs.cli.arguments import build_job, embed_job
+    from pairmill.jobs.cli.options import BuildOptions, EmbedOptions
 
     flags = {
         "job_file": None,
@@ -141,7 +142,7 @@ def test_keywords_mean_what_the_flags_of_the_command_mean(monkeypatch: pytest.Mo
         "settings": {"fetch.timeout_s": 5, "images": pairmill.ImagesConfig(size=256)},
     }
     made = job_of(monkeypatch, [Path("a.csv"), "b.csv"], Path("out"), **keywords)
-    assert pairmill.BuildJob.model_validate(made) == command("build", flags)
+    assert pairmill.BuildJob.model_validate(made) == build_job(BuildOptions(**flags))
     flags = {
         "job_file": None,
         "settings": [],
@@ -154,7 +155,7 @@ def test_keywords_mean_what_the_flags_of_the_command_mean(monkeypatch: pytest.Mo
     }
     keywords = {"models": "tiny", "dtype": "float32", "device": "cpu", "caption_from_name": True}
     made = job_of(monkeypatch, Path("tars"), "out", embed=True, **keywords)
-    assert pairmill.BuildJob.model_validate(made) == command("embed", flags)
+    assert pairmill.BuildJob.model_validate(made) == embed_job(EmbedOptions(**flags))
 
 
 def test_a_single_path_needs_no_list_in_keywords_models_and_files(
