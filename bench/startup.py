@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.faulty_s3 import FaultyS3, credentials, s3_server
-from pairmill.jobs.build import build, check
+from pairmill.jobs.build import build
+from pairmill.jobs.check import check
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.schemas.jobs import BuildJob

@@ -6,13 +6,15 @@ new.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 
-from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
+from pairmill.jobs.build import ProgressListener, run_shards_of
+from pairmill.jobs.check import check
 from pairmill.jobs.job_file import resolve, s3_of
+from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.columns.added_model import columns_done
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -32,13 +34,16 @@ class ColumnsResult:
     shards_missing: list[int]
     """Committed shards that lack the model's columns."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         return {"output": self.build.output, "alias": self.alias, "shards_missing": self.shards_missing}
 
 
 def add_model(
-    output: str, model: dict[str, Any], settings: dict[str, Any] | None = None, listener: ProgressListener | None = None
+    output: str,
+    model: Mapping[str, object],
+    settings: Mapping[str, object] | None = None,
+    listener: ProgressListener | None = None,
 ) -> ColumnsResult:
     """Compute one more model for all committed shards. `model`: fields of ModelConfig; `settings`: such as
     {"run": {"device": "cuda"}}. Raises JobError."""
@@ -65,7 +70,7 @@ def add_model(
     return ColumnsResult(replace(finish(store, plan, failures, started), stopped=stopped), alias, lacking)
 
 
-def _pipeline(store: Store, plan: Plan, model: dict[str, Any], settings: dict[str, Any]) -> Pipeline:
+def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: Mapping[str, object]) -> Pipeline:
     known = plan.job.model_dump(mode="json")
     if not plan.job.source.is_corpus and plan.job.images.store == "none":
         raise JobError(f"{store.root} stored no pictures (images.store: none), so no model can look at them")
@@ -73,7 +78,7 @@ def _pipeline(store: Store, plan: Plan, model: dict[str, Any], settings: dict[st
     rules = {**known["rules"], "min_similarity": None, "preset": "none"}
     values = {**known, "models": [model], "rules": rules, "output": store.root}
     for part, given in settings.items():
-        if part not in ("run", "s3"):
+        if part not in ("run", "s3") or not isinstance(given, Mapping):
             raise JobError(f"--set {part}: adding a model takes settings of run.* and s3.*; the rest is the dataset's")
         values[part] = {**values.get(part, {}), **given}
     job, fingerprint = check(resolve(values))

@@ -5,9 +5,8 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from pairmill.jobs.build import check, difference
+from pairmill.jobs.check import check, difference
 from pairmill.jobs.cluster.pools import (
     SPARE_CPUS,
     STORED_PICTURE_BYTES,
@@ -55,7 +54,7 @@ class Explanation:
     """From the shards that are done; None where none is."""
     rows_left: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         return asdict(self)
 

@@ -5,14 +5,15 @@ to the byte where a shard wins nothing.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 
-from pairmill.jobs.build import BuildResult, ProgressListener, check, finish, run_shards_of
+from pairmill.jobs.build import ProgressListener, run_shards_of
+from pairmill.jobs.check import check
 from pairmill.jobs.job_file import s3_of
+from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import drop_superseded, read_manifests
@@ -34,7 +35,7 @@ class RetryResult:
     recovered: int
     """Of these, rows that end with another status now: pairs, or refused for a lasting reason."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         return {**self.build.as_dict(), "retried": self.retried, "recovered": self.recovered}
 
@@ -42,7 +43,7 @@ class RetryResult:
 def retry(
     output: str,
     statuses: Collection[str] = (),
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     listener: ProgressListener | None = None,
 ) -> RetryResult:
     """Fetch rows again that ended with one of `statuses` (none given: all that a later try may change).
@@ -79,7 +80,7 @@ def _checked(statuses: Collection[str]) -> set[str]:
     return set(statuses) or {status.value for status in retryable()}
 
 
-def _pipeline(store: Store, plan: Plan, settings: dict[str, Any], statuses: Collection[str]) -> Pipeline:
+def _pipeline(store: Store, plan: Plan, settings: Mapping[str, object], statuses: Collection[str]) -> Pipeline:
     """The job that planned the output, with `settings` over it; they may not change what the output holds."""
     known = plan.job.model_dump(mode="json")
     for part, values in settings.items():

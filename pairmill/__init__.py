@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pairmill.jobs.api.choose import export, select
     from pairmill.jobs.api.make import add_model, build, embed, retry
     from pairmill.jobs.api.read import open, status, verify
-    from pairmill.jobs.build import BuildResult, ProgressListener
+    from pairmill.jobs.build import ProgressListener
     from pairmill.jobs.export import ExportResult
+    from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
     from pairmill.pipeline.check.report import VerifyReport
     from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
@@ -91,7 +92,8 @@ _MODULES = {
     "jobs.api.choose": ("export", "select"),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
     "jobs.api.read": ("open", "status", "verify"),
-    "jobs.build": ("BuildResult", "ProgressListener"),
+    "jobs.build": ("ProgressListener",),
+    "jobs.results": ("BuildResult",),
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),
     "pipeline.check.report": ("VerifyReport",),

@@ -21,8 +21,8 @@ from pairmill.jobs.api.keywords import (
     text_of,
 )
 from pairmill.jobs.api.progress import Progress, listener_for
-from pairmill.jobs.build import BuildResult
 from pairmill.jobs.job_file import load_job, parse_settings
+from pairmill.jobs.results import BuildResult
 from pairmill.jobs.retry import RetryResult
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob

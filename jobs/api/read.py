@@ -3,7 +3,7 @@
 import os
 
 from pairmill.jobs.api.keywords import S3, StrPath, s3_config, suggests_keywords
-from pairmill.jobs.build import BuildResult, current
+from pairmill.jobs.results import BuildResult, current
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.verify import verify as check
 from pairmill.pipeline.common.storage import Store

@@ -20,7 +20,7 @@ from pairmill.jobs.cli.results import print_failures, print_funnel, print_privat
 from pairmill.jobs.cli.terminal import errors, print_json, progress
 
 if TYPE_CHECKING:
-    from pairmill.jobs.build import BuildResult
+    from pairmill.jobs.results import BuildResult
     from pairmill.schemas.jobs import BuildJob
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from pairmill.jobs.build import BuildResult
+    from pairmill.jobs.results import BuildResult
 
 
 def print_funnel(result: "BuildResult") -> None:

@@ -24,9 +24,9 @@ def status(
 
     Counts shards and rows, and what became of them. Works on any machine that can read OUT.
     """
-    from pairmill.jobs.build import current
     from pairmill.jobs.cli.watch import watch
     from pairmill.jobs.progress import ConsoleProgress
+    from pairmill.jobs.results import current
     from pairmill.pipeline.common.text import counted
 
     with errors():

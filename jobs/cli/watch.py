@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-from pairmill.jobs.build import BuildResult, current
 from pairmill.jobs.progress import ConsoleProgress
+from pairmill.jobs.results import BuildResult, current
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.source.plan import load_plan

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from pairmill.jobs.build import BuildResult, build
+from pairmill.jobs.build import build
 from pairmill.jobs.demo.pairs import (
     CAPTION_MAX_CHARS,
     KINDS,
@@ -34,6 +34,7 @@ from pairmill.jobs.demo.pairs import (
 from pairmill.jobs.demo.web import demo_web
 from pairmill.jobs.job_file import resolve
 from pairmill.jobs.progress import ConsoleProgress, funnel
+from pairmill.jobs.results import BuildResult
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pairmill.jobs.build import BuildResult, build, finish, prepare, run_shards_of
+from pairmill.jobs.build import build, prepare, run_shards_of
 from pairmill.jobs.cluster.engine import EngineError, Outcome, run_shards
 from pairmill.jobs.progress import ConsoleProgress
+from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.storage import Store

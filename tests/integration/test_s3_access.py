@@ -14,9 +14,10 @@ import pytest
 
 from bench.faulty_s3 import CREDENTIALS, Faults, FaultyS3, credentials, s3_server
 from pairmill.jobs.add_model import add_model
-from pairmill.jobs.build import build, current, prepare
+from pairmill.jobs.build import build, prepare
 from pairmill.jobs.explain import explain
 from pairmill.jobs.export import export
+from pairmill.jobs.results import current
 from pairmill.jobs.retry import retry
 from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify

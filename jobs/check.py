@@ -1,0 +1,121 @@
+"""Everything that can be wrong with a job, found before Ray starts; and what identifies the job that is right."""
+
+from pathlib import Path
+
+from pairmill.jobs.cluster.job_bundle import BLOCKLISTS
+from pairmill.jobs.job_file import fingerprint, resolve
+from pairmill.pipeline import rules
+from pairmill.pipeline.common.files import Files, absolute
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import committed
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.jobs import BuildJob, fingerprint_fields
+
+
+def check(job: BuildJob) -> tuple[BuildJob, str]:
+    """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError."""
+    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may have come from Python
+    try:
+        rules.check_rules(rules.SourceRules.of(job), Path.cwd())
+    except (OSError, ValueError) as error:
+        raise JobError(str(error)) from None
+    weights = _check_models(job)
+    job = _with_dtypes(job)
+    return job, fingerprint(job, [*weights, *_own_contents(job)])
+
+
+def _with_absolute_paths(job: BuildJob) -> BuildJob:
+    """Workers run elsewhere: every path of the job must mean the same there."""
+    lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}
+    found = {name: absolute(path) for name, path in lists.items() if path}
+    weights = [
+        model.model_copy(
+            update={
+                "pretrained": absolute(model.pretrained)
+                if model.pretrained and Path(model.pretrained).is_file()
+                else model.pretrained,
+                "name": absolute(model.name) if Path(model.name, "open_clip_config.json").is_file() else model.name,
+            }
+        )
+        for model in job.models
+    ]
+    return job.model_copy(
+        update={
+            "output": absolute(job.output),
+            "source": job.source.model_copy(update={"paths": [absolute(path) for path in job.source.paths]}),
+            "rules": job.rules.model_copy(update=found),
+            "models": weights,
+        }
+    )
+
+
+def _with_dtypes(job: BuildJob) -> BuildJob:
+    """What `auto` comes to here: it changes the output, so a run that goes on elsewhere must compute in the same.
+    On a cluster only the workers know; there it stays `auto`."""
+    if job.run.address is not None or all(model.dtype != "auto" for model in job.models):
+        return job
+    from pairmill.pipeline.encode.device import resolved_dtype
+
+    models = [model.model_copy(update={"dtype": resolved_dtype(model, job.run)}) for model in job.models]
+    return job.model_copy(update={"models": models})
+
+
+def _check_models(job: BuildJob) -> list[str]:
+    """SHA-256 of the weights of each model."""
+    if not job.models:
+        return []
+    from pairmill.pipeline.encode.device import check_device
+    from pairmill.pipeline.encode.weights import ModelError, resolve_weights
+
+    try:
+        if job.run.address is None:
+            check_device(job.run)
+        return resolve_weights(job.models)
+    except ModelError as error:
+        raise JobError(str(error)) from None
+
+
+def _own_contents(job: BuildJob) -> list[str]:
+    """Checksums of the user's rules and blocklists: their content changes the output as any setting does."""
+    lists = {name: path for name in BLOCKLISTS if (path := getattr(job.rules, name))}
+    tops = {name.partition(":")[0].partition(".")[0] for name in job.rules.custom}
+    modules = [str(path) for top in tops for path in (Path(f"{top}.py"), *Path(top).rglob("*.py")) if path.is_file()]
+    files = Files(job.s3)
+    return [
+        *(f"{name}:{files.checksum(path)[0]}" for name, path in lists.items()),
+        *(files.checksum(path)[0] for path in sorted(modules)),
+    ]
+
+
+def warnings_of(job: BuildJob) -> list[str]:
+    """What is allowed and seldom meant."""
+    from pairmill.pipeline.encode.weights import input_side
+
+    lines = []
+    if any(model.name == "tiny" for model in job.models):
+        lines.append("warning: `tiny` knows drawn shapes only; its scores mean nothing on photographs")
+    for model in job.models:
+        if (
+            not job.source.is_corpus
+            and job.images.resize_mode != "no"
+            and (side := input_side(model)) > job.images.size
+        ):
+            lines.append(f"warning: images.size is {job.images.size} px, but {model.name} looks at {side} px")
+    return lines
+
+
+def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
+    """What to say of an output folder of another job: the fields that differ."""
+    before, now = fingerprint_fields(planned), fingerprint_fields(job)
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
+    advice = "Give another output folder, or the settings of that job."
+    if not committed(store):
+        advice = "Nothing is committed there yet: delete its plan/, input/ and job.yaml, or give another output folder."
+    return "\n".join(
+        [
+            f"{store.root} holds the output of another job. What differs:",
+            *(diff or ["  the content of a custom rule, a blocklist or a model's weights"]),
+            advice,
+        ]
+    )

@@ -1,0 +1,106 @@
+"""What an output folder has, counted from its manifests: during a run, after it, and for `status`."""
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import last_line
+from pairmill.pipeline.dataset.manifests import committed, read_manifests
+from pairmill.pipeline.dataset.strays import StrayFiles
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
+from pairmill.schemas.manifest import ShardManifest
+
+MAX_FAILURES_READ = 100
+"""Of an output folder, for its status."""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What an output folder holds after a run."""
+
+    output: str
+    shards: int
+    shards_missing: list[int]
+    input_rows: int
+    """Rows of the input that are done."""
+    rows_in: int
+    """The same, with a row for each caption of a list."""
+    pairs: int
+    rejects: int
+    kept: int
+    statuses: dict[str, int]
+    seconds: float
+    failures: dict[int, str] = field(default_factory=dict)
+    """Shard -> last line of its traceback; the whole of it is in `failures/`."""
+    stopped: str | None = None
+    """Why the run ended before all shards had their turn; None if it did not."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -> BuildResult:
+    """Count what the manifests say, and clean up after a run on the way."""
+    strays, done = StrayFiles(store), committed(store)
+    for name in store.list("failures"):
+        shard = name.removesuffix(".txt")
+        if shard.isdigit() and int(shard) in done and int(shard) not in failures:
+            store.delete(f"failures/{name}")
+    totals = Totals()
+    for manifest in read_manifests(store):
+        strays.remove(manifest)
+        totals.add(manifest)
+    store.remove_temporary()
+    return totals.result(store, plan, failures, time.perf_counter() - started)
+
+
+def current(store: Store) -> BuildResult:
+    """What an output folder holds now, while a run is under way or after it. Raises PlanError where there is none."""
+    store.check_access()
+    plan, totals = load_plan(store), Totals()
+    for manifest in read_manifests(store):
+        totals.add(manifest)
+    numbers = [int(name.removesuffix(".txt")) for name in store.list("failures") if name.removesuffix(".txt").isdigit()]
+    failed = [shard for shard in numbers if shard not in totals.shards][:MAX_FAILURES_READ]
+    failures = {shard: last_line(store.read(failure_name(shard)).decode(errors="replace")) for shard in failed}
+    return totals.result(store, plan, failures, 0.0)
+
+
+@dataclass
+class Totals:
+    """Sums over manifests, added one by one: memory does not grow with what they hold."""
+
+    shards: set[int] = field(default_factory=set)
+    rows: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+
+    def add(self, manifest: ShardManifest) -> None:
+        """Count one shard in."""
+        self.shards.add(manifest.shard)
+        self.statuses.update(manifest.statuses)
+        for name in ("num_rows", "rows_in", "pairs", "rejects", "kept"):
+            self.rows[name] += getattr(manifest, name)
+
+    def result(self, store: Store, plan: Plan, failures: dict[int, str], seconds: float) -> BuildResult:
+        """All of it, beside what the plan asks for."""
+        return BuildResult(
+            output=store.root,
+            shards=plan.num_shards,
+            shards_missing=[shard for shard in plan.shards["shard"].to_pylist() if shard not in self.shards],
+            input_rows=self.rows["num_rows"],
+            rows_in=self.rows["rows_in"],
+            pairs=self.rows["pairs"],
+            rejects=self.rows["rejects"],
+            kept=self.rows["kept"],
+            statuses=dict(self.statuses.most_common()),
+            seconds=round(seconds, 1),
+            failures=failures,
+        )
+
+
+def failure_name(shard: int) -> str:
+    """File with the traceback of a shard that failed."""
+    return f"failures/{shard:09d}.txt"
