@@ -171,13 +171,23 @@ def test_the_module_and_the_command_build_with_an_own_rule_beside_modules_named_
     arguments += ["--set", "rules.custom=[mine:no_sevens]", "--set", "shard_rows=10", "--json"]
     built = run(installed.python, "-m", "pairmill", *arguments, cwd=project)
     assert json.loads(built.splitlines()[-1])["statuses"] == {"ok": 18, "custom_rule": 2}
-    # The command's own path has no current directory in it; then its workers' must not have it either.
+    # The command does not import from the current directory, so its workers must not either.
     (project / "secrets.py").write_text(WRONG_MODULE)
     (project / "more.parquet").write_bytes((project / "in.parquet").read_bytes())
     arguments[1:3] = ["more.parquet", "more"]
     built = run(installed.folder / "bin" / "pairmill", *arguments, cwd=project)
     assert json.loads(built.splitlines()[-1])["statuses"] == {"ok": 18, "custom_rule": 2}
-    assert pq.read_table(project / "more" / "pairs").num_rows == 20
+    assert pq.read_table(project / "more" / "pairs").num_rows == 18
+
+
+def test_an_own_rule_may_be_in_a_package_named_like_ours(installed: Environment, tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "mine.py").write_text(RULE)
+    code = (
+        "from pathlib import Path\nfrom pairmill.pipeline.rules import load_custom_rule\n"
+        "print(load_custom_rule('pipeline.mine:no_sevens', Path.cwd()).name)"
+    )
+    assert run(installed.python, "-c", code, cwd=tmp_path) == "pipeline.mine:no_sevens\n"
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -125,6 +125,7 @@ def project(tmp_path: Path, s3: FaultyS3) -> Path:
     for name in ("schemas/__init__.py", "jobs.py"):
         (tmp_path / name).write_text("raise SystemExit('the wrong module was imported')")
     (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("")
     (tmp_path / "pipeline" / "mine.py").write_text(
         "import pyarrow.compute as pc\nfrom pairmill.pipeline.rules import at\n\n"
         "@at('caption')\ndef no_sevens(rows):\n    return pc.invert(pc.match_substring(rows['caption_clean'], '7'))\n"
