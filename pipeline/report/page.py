@@ -164,7 +164,7 @@ def _histogram(histogram: npt.NDArray[np.int64], threshold: float | None) -> str
         low, high = min(low, threshold - width), max(high, threshold + width)
     scale, base = _WIDTH / (high - low), _HEIGHT - _AXIS
     parts = [
-        _bar((index * width - 1 - low) * scale, width * scale - 1, dropped, kept, bars.sum(axis=0).max())
+        _bar((index * width - 1 - low) * scale, width * scale - 1, dropped, kept, int(bars.sum(axis=0).max()))
         for index, (dropped, kept) in enumerate(bars.T)
     ]
     parts.append(f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{base}" y2="{base}"/>')
