@@ -73,7 +73,7 @@ def test_the_types_of_a_function_can_be_read_and_its_keywords_are_in_its_docstri
 
 
 def test_all_errors_are_pairmills_and_those_about_input_stay_value_errors() -> None:
-    from pairmill.pipeline.encode.clip_model import ModelError
+    from pairmill.pipeline.encode.weights import ModelError
     from pairmill.pipeline.feed.pair_dataset import FeedError
     from pairmill.pipeline.source.files import SourceError
     from pairmill.pipeline.source.planned import PlanError
