@@ -124,7 +124,9 @@ def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> di
 
 def _encode_pool(run: RunConfig, machines: _Machines, num_shards: int) -> Pool:
     """One encoder per GPU, or per fraction of one; on the CPU, one. It asks for the CPUs that its threads keep busy."""
-    most_actors = run.max_encode_actors or 0
+    most_actors, largest = run.max_encode_actors or 0, max(node.cpus for node in machines.encoding)
+    if (run.encode_threads or 0) > largest:
+        raise PoolError(f"run.encode_threads is {run.encode_threads}, but no machine has more than {largest:g} CPUs")
     if not machines.on_gpu:
         actors = min(run.encode_actors or 1, max(num_shards, 1))
         return Pool(actors, float(run.encode_threads or SMALL_CPUS), max_actors=most_actors)

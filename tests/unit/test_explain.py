@@ -74,6 +74,30 @@ def test_a_cluster_that_grows_may_be_asked_for_more_than_there_is() -> None:
     assert pools["read"].actors == 8
 
 
+def test_fractions_of_a_gpu_put_several_encoders_on_each() -> None:
+    nodes = [Node(16), Node(8, gpus=4, accelerator="A100")]
+    halves = plan_pools(pipeline(gpus_per_encoder=0.5), 10_000, nodes)["encode"]
+    assert (halves.actors, halves.gpus, halves.cpus) == (8, 0.5, 1.0)
+    pairs = plan_pools(pipeline(gpus_per_encoder=2), 10_000, nodes)["encode"]
+    assert (pairs.actors, pairs.gpus, pairs.cpus) == (2, 2.0, 4.0)
+    with pytest.raises(PoolError, match=r"gpus_per_encoder is 8, but no machine has that many"):
+        plan_pools(pipeline(gpus_per_encoder=8), 10, nodes)
+    with pytest.raises(PoolError, match=r"Ray has 4 GPUs, and each encoder takes 0\.5"):
+        plan_pools(pipeline(gpus_per_encoder=0.5, encode_actors=9), 10, nodes)
+    with pytest.raises(ValueError, match="a fraction of one GPU, or a whole number"):
+        pipeline(gpus_per_encoder=1.5)
+
+
+def test_an_encoder_asks_for_the_cpus_that_its_threads_keep_busy() -> None:
+    alone = plan_pools(pipeline(encode_threads=6), 10_000, [Node(16)])
+    assert alone["encode"].cpus == 6.0
+    assert sum(pool.actors * pool.cpus for pool in alone.values()) <= 16
+    apart = plan_pools(pipeline(), 10_000, [Node(16), Node(8, gpus=2, accelerator="A100")])
+    with pytest.raises(PoolError, match="encode_threads is 6, but no machine has more than 4 CPUs"):
+        plan_pools(pipeline(encode_threads=6), 10, [Node(4), Node(4)])
+    assert apart["encode"].cpus == 4.0  # half of its machine's cores each: nothing else runs there
+
+
 def test_an_isolated_shard_is_alone() -> None:
     alone = pipeline().isolated()
     pools = plan_pools(alone, 50, [Node(64)])
