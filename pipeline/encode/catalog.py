@@ -3,10 +3,8 @@
 import logging
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from pairmill.pipeline.encode.weights import input_side
+from pairmill.pipeline.encode.weights import input_side, is_on_disk
 from pairmill.schemas.jobs import ModelConfig
 
 _MAX_COUNTED = 40
@@ -53,7 +51,7 @@ def _describe(name: str, count: bool) -> KnownModel:
         image_side=input_side(ModelConfig(name=name)),
         millions_of_parameters=_count_parameters(name) / 1e6 if count else 0.0,
         tags=tags,
-        on_disk=tuple(tag for tag in tags if _is_on_disk(open_clip.get_pretrained_cfg(name, tag))),
+        on_disk=tuple(tag for tag in tags if is_on_disk(open_clip.get_pretrained_cfg(name, tag))),
     )
 
 
@@ -69,14 +67,3 @@ def _count_parameters(name: str) -> int:
     except (OSError, RuntimeError, ValueError, ImportError, NotImplementedError):
         return 0
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _is_on_disk(tag: dict[str, Any]) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    repo, _, file = tag.get("hf_hub", "").rpartition("/")
-    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    if repo and any(isinstance(try_to_load_from_cache(repo, name), str) for name in names):
-        return True
-    url_name = tag.get("url", "").rpartition("/")[2]
-    return bool(url_name) and (Path.home() / ".cache" / "clip" / url_name).is_file()  # open_clip's own cache

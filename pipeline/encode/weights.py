@@ -3,11 +3,12 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pairmill.pipeline.encode import hub
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ModelConfig
 
@@ -55,8 +56,7 @@ def find_weights(config: ModelConfig) -> Weights:
     if folder := _local_folder(config):
         return _in_folder(folder)
     if config.name.startswith("hf-hub:"):
-        path = _downloaded(config, lambda hub: hub(config.name.removeprefix("hf-hub:")))
-        return Weights(config.name, None, path)
+        return Weights(config.name, None, _downloaded(config, {"hf_hub": f"{config.name.removeprefix('hf-hub:')}/"}))
     return _of_architecture(config)
 
 
@@ -90,21 +90,33 @@ def _of_architecture(config: ModelConfig) -> Weights:
     tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
     if not tag:
         raise ModelError(f"{config.pretrained!r} is neither a file nor a tag of {config.name!r}; its tags are {tags}")
-    path = _downloaded(config, lambda _: open_clip.download_pretrained(tag))
-    return Weights(config.name, config.pretrained, path)
+    return Weights(config.name, config.pretrained, _downloaded(config, tag))
 
 
-def _downloaded(config: ModelConfig, download: Callable[[Any], Any]) -> Path:
-    """Path of weights in open_clip's cache."""
-    from open_clip.pretrained import download_pretrained_from_hf
+def is_on_disk(tag: Mapping[str, str]) -> bool:
+    """Whether the weights of one of open_clip's pretrained tags are in a local cache.
 
+    Its `hf_hub` is ORG/REPO/FILE, or ORG/REPO/ for one of the usual files of weights.
+    """
+    repo, _, file = tag.get("hf_hub", "").rpartition("/")
+    names = (f"{file.rpartition('.')[0]}.safetensors", file) if file else _WEIGHT_NAMES
+    if repo and hub.is_on_disk(repo, names):
+        return True
+    url_name = tag.get("url", "").rpartition("/")[2]
+    return bool(url_name) and (Path.home() / ".cache" / "clip" / url_name).is_file()  # open_clip's own cache
+
+
+def _downloaded(config: ModelConfig, tag: dict[str, str]) -> Path:
+    """Path of weights in a local cache, downloaded first if they are not there. Raises ModelError."""
+    import open_clip
+
+    what = f"the weights {config.pretrained or ''} of {config.name!r}"
+    if "hf_hub" in tag and not is_on_disk(tag) and (problem := hub.download_problem()):
+        raise ModelError(f"{what} cannot be fetched: {problem}")
     try:
-        return Path(download(download_pretrained_from_hf))
-    except Exception as error:  # whatever the hub's client raises when it is offline
-        raise ModelError(
-            f"the weights {config.pretrained or ''} of {config.name!r} cannot be fetched ({type(error).__name__}); "
-            "without a network, give `pretrained` a local file, or a folder as the model's name"
-        ) from error
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # whatever the hub's client raises
+        raise ModelError(f"{what} cannot be fetched ({type(error).__name__}); {hub.WITHOUT_NETWORK}") from error
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""Weights that the hub does not give: one line with the remedy within 10 s, and none of the hub's own retries."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from pairmill.pipeline.encode import hub
+from pairmill.pipeline.encode.weights import is_on_disk
+
+WITHOUT = "without a network, give `pretrained` a local file, or a folder as the model's name"
+
+
+@contextmanager
+def hub_that_answers(status: int) -> Iterator[str]:
+    """To everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def closed_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(autouse=True)
+def online_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def problem(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str | None:
+    """What is said of downloads from there."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    started = time.monotonic()
+    found = hub.download_problem()
+    assert time.monotonic() - started < 10
+    return found
+
+
+def test_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = closed_port()
+    assert problem(monkeypatch, endpoint) == f"{endpoint} cannot be reached ([Errno 111] Connection refused); {WITHOUT}"
+
+
+def test_the_hub_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert problem(monkeypatch, endpoint) == f"{endpoint} cannot be reached (timed out); {WITHOUT}"
+
+
+def test_the_hub_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_that_answers(503) as endpoint:
+        assert problem(monkeypatch, endpoint) == f"{endpoint} cannot be reached (HTTP 503); {WITHOUT}"
+
+
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_a_hub_that_answers_may_be_asked_for_weights(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    with hub_that_answers(status) as endpoint:
+        assert problem(monkeypatch, endpoint) is None
+
+
+def test_offline_mode_says_where_the_weights_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = problem(monkeypatch, closed_port())
+    assert said == f"HF_HUB_OFFLINE is set and {tmp_path}/hub (HF_HOME) does not have them; {WITHOUT}"
+
+
+def test_a_cache_that_nobody_may_write_to_is_named_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/sys/pairmill/hub")
+    said = problem(monkeypatch, closed_port()) or ""
+    assert said.startswith("/sys/pairmill/hub cannot be written (")
+    assert said.endswith("); set HF_HOME to a folder that can")
+
+
+def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--a--b" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    assert not is_on_disk({"hf_hub": "a/b/own.bin"})
+    (snapshot / "own.safetensors").touch()  # which open_clip prefers
+    assert is_on_disk({"hf_hub": "a/b/own.bin"})
+    assert not is_on_disk({"hf_hub": "a/b/"})
+    (snapshot / "open_clip_pytorch_model.bin").touch()
+    assert is_on_disk({"hf_hub": "a/b/"})
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32:laion2b_s34b_b79k", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"])
+def test_the_command_says_it_on_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
+    environment = {**os.environ, "HF_ENDPOINT": closed_port(), "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "pairmill", "build", "in.csv", "out", "--model", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pairmill: the weights ")
+    assert "cannot be reached" in line
+    assert not (tmp_path / "out").exists()
