@@ -1,4 +1,4 @@
-"""What every room leans on: storage, child processes, texts, faults, metrics.
+"""What every room needs: storage, child processes, texts, faults, hooks.
 
 The only room that opens files and S3 objects. Imports schemas alone.
 """

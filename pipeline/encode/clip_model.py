@@ -1,7 +1,7 @@
 """THE place where CLIP is loaded and called: pixels and captions in, L2-normalized embeddings out.
 
 A similarity is the cosine of two of these embeddings in float32 (Radford et al. 2021,
-https://arxiv.org/abs/2103.00020); `score_columns.py` computes it.
+https://arxiv.org/abs/2103.00020); `embedding_columns.py` computes it.
 """
 
 import functools

@@ -21,7 +21,7 @@ from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.encode.clip_model import ClipModel, Floats, load_model
-from pairmill.pipeline.encode.score_columns import Indices, append_scores
+from pairmill.pipeline.encode.embedding_columns import Indices, append_scores
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
 from pairmill.pipeline.image.phash import phash

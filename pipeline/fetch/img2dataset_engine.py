@@ -25,9 +25,9 @@ import pyarrow as pa
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.fetch import optout
-from pairmill.pipeline.fetch.columns import with_outcomes
 from pairmill.pipeline.fetch.guarded_urllib import GuardedOpener
 from pairmill.pipeline.fetch.outcome import FetchOutcome
+from pairmill.pipeline.fetch.outcome_columns import with_outcomes
 from pairmill.pipeline.fetch.url_join import urls_to_fetch
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import ProcessedImage, is_one_color

@@ -1,6 +1,6 @@
 """What a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
 
-Inside this room a FetchError ends a download; outside there are only outcomes. `columns.py` writes them into the
+Inside this room a FetchError ends a download; outside there are only outcomes. `outcome_columns.py` writes them into the
 shard's table.
 """
 

@@ -4,7 +4,7 @@ In-flight rows enter; the same rows leave, with the Status of those that a rule 
 base.py: what a rule is. caption.py, patterns.py, url.py, image.py, score.py: the rules. custom.py: the user's own.
 """
 
-from pairmill.pipeline.rules import caption, image, patterns, score, url  # noqa: F401  (importing registers their rules)
+from pairmill.pipeline.rules import caption, image, patterns, similarity, url  # noqa: F401  (importing registers their rules)
 from pairmill.pipeline.rules.base import SourceRules, apply_rules, rule, rules_at
 from pairmill.pipeline.rules.check import check_rules
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError, at, load_custom_rule

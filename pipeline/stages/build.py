@@ -19,7 +19,7 @@ from pairmill.schemas.version import VERSION
 
 if TYPE_CHECKING:
     from pairmill.pipeline.encode.encoder import Encoder
-    from pairmill.pipeline.fetch.download import Downloader
+    from pairmill.pipeline.fetch.downloader import Downloader
     from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
     from pairmill.pipeline.source.corpus.load import Loader
 
@@ -69,7 +69,7 @@ class Download(JobStage):
             from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 
             return OpenDownload(self, Img2datasetDownloader(self.job, sha256_column))
-        from pairmill.pipeline.fetch.download import Downloader
+        from pairmill.pipeline.fetch.downloader import Downloader
 
         on_hang = None if self.isolated else hooks.on_hang
         return OpenDownload(self, Downloader(self.job, sha256_column, self.isolated, on_hang))

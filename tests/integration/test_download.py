@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from pairmill.pipeline.common.faults import LocalFault
-from pairmill.pipeline.fetch import http_client
+from pairmill.pipeline.fetch import http_session
 from pairmill.pipeline.fetch.addresses import AddressGuard
-from pairmill.pipeline.fetch.download import Downloader
+from pairmill.pipeline.fetch.downloader import Downloader
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.pairs import FETCHED, PICTURE, in_flight_schema
@@ -197,14 +197,14 @@ def test_an_unexpected_error_costs_only_its_row(
 def test_running_out_of_open_files_fails_the_shard_and_blames_no_url(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_socket, no_files_left = http_client.open_allowed_socket, True
+    open_socket, no_files_left = http_session.open_allowed_socket, True
 
     def open_or_fail(guard: AddressGuard, info: Any) -> Any:
         if no_files_left:
             raise OSError(errno.EMFILE, "Too many open files")
         return open_socket(guard, info)
 
-    monkeypatch.setattr(http_client, "open_allowed_socket", open_or_fail)
+    monkeypatch.setattr(http_session, "open_allowed_socket", open_or_fail)
     downloader = open_downloader()
     urls = [web.serve(f"/{seed}.jpg", jpeg(seed)) for seed in range(5)]
     with pytest.raises(LocalFault, match="Too many open files"):
@@ -239,16 +239,16 @@ def test_running_out_of_memory_or_files_while_decoding_loses_no_row(
 
 HANGING_WORKER = """
 import os, sys, time
-from pairmill.pipeline.fetch import download
+from pairmill.pipeline.fetch import downloader
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.test_download import shard
 
 ImageProcessor.process = lambda self, body: time.sleep(600)
-download.DECODE_TIMEOUT_S, download.HANG_CHECK_S = 1.0, 0.2
+downloader.DECODE_TIMEOUT_S, downloader.HANG_CHECK_S = 1.0, 0.2
 fetch = {"allow_networks": ["127.0.0.0/8"]}
 job = BuildJob.model_validate({"source": {"paths": ["x"]}, "output": "unused", "fetch": fetch})
-download.Downloader(job, on_hang=lambda: os._exit(1))(shard([sys.argv[1]]))
+downloader.Downloader(job, on_hang=lambda: os._exit(1))(shard([sys.argv[1]]))
 """
 
 
@@ -309,7 +309,7 @@ def test_slow_decoding_delays_the_download(
         return process(self, data)
 
     monkeypatch.setattr(ImageProcessor, "process", slowly)
-    monkeypatch.setattr("pairmill.pipeline.fetch.download._MAX_BUFFERED_BYTES", 5 * len(body))
+    monkeypatch.setattr("pairmill.pipeline.fetch.downloader._MAX_BUFFERED_BYTES", 5 * len(body))
     web.serve("/a.jpg", body)
     urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
     result = open_downloader(concurrency=4, per_host_concurrency=4)(shard(list(urls)))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pairmill.pipeline.fetch.byte_budget import ByteBudget
-from pairmill.pipeline.fetch.fetcher import Fetcher
+from pairmill.pipeline.fetch.fetch_url import Fetcher
 from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect

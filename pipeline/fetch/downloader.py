@@ -20,9 +20,9 @@ import pyarrow as pa
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.fetch.byte_budget import ByteBudget
-from pairmill.pipeline.fetch.columns import with_outcomes
-from pairmill.pipeline.fetch.fetcher import Fetcher
+from pairmill.pipeline.fetch.fetch_url import Fetcher
 from pairmill.pipeline.fetch.outcome import FetchOutcome
+from pairmill.pipeline.fetch.outcome_columns import with_outcomes
 from pairmill.pipeline.fetch.url_join import interleave_hosts, urls_to_fetch
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S, IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor

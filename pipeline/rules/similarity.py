@@ -1,4 +1,4 @@
-"""THE place where a threshold is compared: score rules, on the similarity of picture and caption."""
+"""THE place where `rules.min_similarity` is compared with the similarity of picture and caption."""
 
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -21,7 +21,7 @@ Whatever a server does, `Fetcher.fetch(url)` returns a `FetchOutcome` with one S
     no bytes / too many / fewer than announced           empty_body / body_too_large / body_truncated  truncated
     SVG, HEIC, ... / HTML, JSON, ...                     image_unsupported / not_an_image
 
-Exceptions become a Status in `http_client.py`, URLs are refused in `urls.py`, addresses in `addresses.py`, bodies in
+Exceptions become a Status in `http_session.py`, URLs are refused in `urls.py`, addresses in `addresses.py`, bodies in
 `response_body.py`.
 """
 
@@ -42,7 +42,7 @@ from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
 from pairmill.pipeline.fetch.circuit_breaker import CircuitBreaker
 from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.host_limiter import HostLimiter
-from pairmill.pipeline.fetch.http_client import CLIENT_ERRORS, fetch_error, open_session, raise_file_limit, read_prefix
+from pairmill.pipeline.fetch.http_session import CLIENT_ERRORS, fetch_error, open_session, raise_file_limit, read_prefix
 from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
 from pairmill.pipeline.fetch.resolver import GuardedResolver
 from pairmill.pipeline.fetch.response_body import ResponseBody

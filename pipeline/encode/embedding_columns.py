@@ -1,4 +1,4 @@
-"""THE place where float16 is made: embeddings and similarities become columns.
+"""THE place where embeddings become float16: the columns of a model, embeddings and similarity.
 
 The similarity is computed in float32, before the embeddings are rounded to float16 for storage.
 """
