@@ -1,7 +1,7 @@
 """What a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
 
-Inside this room a FetchError ends a download; outside there are only outcomes. `outcome_columns.py` writes them into the
-shard's table.
+Inside this room a FetchError ends a download; outside there are only outcomes. `outcome_columns.py` writes them into
+the shard's table.
 """
 
 import hashlib

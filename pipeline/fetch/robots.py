@@ -1,7 +1,7 @@
 """Whether a host's robots.txt allows a URL (RFC 9309): fetched once per origin and cached.
 
-How the file is fetched is not decided here: `fetch_url.py` passes that in. `Crawl-delay` is not part of the standard and
-is ignored; `fetch.per_host_interval_s` spaces requests.
+How the file is fetched is not decided here: `fetch_url.py` passes that in. `Crawl-delay` is not part of the standard
+and is ignored; `fetch.per_host_interval_s` spaces requests.
 """
 
 from collections.abc import Awaitable, Callable
