@@ -225,7 +225,7 @@ def test_a_stopped_job_goes_on_by_the_same_command(cluster: str, project: Path, 
 def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_left_it(
     bare_cluster: str, home: Path, project: Path, web: PictureWeb, s3: FaultyS3
 ) -> None:
-    source = put_input(web, mill(s3, "in"), project, "e.parquet", 20)
+    source = put_input(web, mill(s3), project, "e.parquet", 20)
     command = ["submit", "--address", bare_cluster, "--wait", "build", "--job", "job.yaml", source, "s3://mill/e"]
     built = pairmill(project, *command, "--set", "models=[]", "--json", HOME=str(home))
     assert built.returncode == 0, built.stdout + built.stderr
