@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import chdir, contextmanager, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -202,9 +202,9 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
     with tempfile.TemporaryDirectory(prefix="pairmill-") as empty, redirect_stdout(sys.stderr):
         try:  # stdout is for results, and Ray reports lost tasks there
             # Ray puts the directory that it starts in at the front of its workers' sys.path. There, a secrets.py or a
-            # datasets/ of the user's would replace the real module, in workers alone. A runtime_env with an empty
-            # working_dir helps as well, but then Ray's prestarted workers are of no use: 2 s more.
-            with chdir(empty):
+            # datasets/ of the user's would replace the real module, in workers alone. With a working_dir for the workers
+            # it does not, but an empty one would leave the workers that Ray prestarts unused: 2 s more.
+            with nullcontext() if _has_working_dir() else chdir(empty):
                 _init(run, modules, spare_cpus)
             yield
         finally:
@@ -214,13 +214,17 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a dead worker's results are nobody's to read
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray's internals reach the user
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    shipped = "working_dir" in submitted  # then the modules came along with the job, and Ray takes no second folder
-    environment = {"working_dir": str(modules)} if modules and not shipped else None
+    environment = {"working_dir": str(modules)} if modules and not _has_working_dir() else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     with _held_back_stderr():
         address = run.address or "local"  # without a word, Ray would join whatever was started on this machine
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
+
+
+def _has_working_dir() -> bool:
+    """Whether this is a submitted job, with which the modules came along: Ray takes no second folder."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    return "working_dir" in submitted
 
 
 @contextmanager
