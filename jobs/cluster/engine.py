@@ -202,8 +202,8 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
     with tempfile.TemporaryDirectory(prefix="pairmill-") as empty, redirect_stdout(sys.stderr):
         try:  # stdout is for results, and Ray reports lost tasks there
             # Ray puts the directory that it starts in at the front of its workers' sys.path. There, a secrets.py or a
-            # datasets/ of the user's would replace the real module, in workers alone. With a working_dir for the workers
-            # it does not, but an empty one would leave the workers that Ray prestarts unused: 2 s more.
+            # datasets/ of the user's would replace the real module, in workers alone. It does not where workers get a
+            # working_dir, but an empty one for all would leave those that Ray prestarts unused: 2 s more.
             with nullcontext() if _has_working_dir() else chdir(empty):
                 _init(run, modules, spare_cpus)
             yield
