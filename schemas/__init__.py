@@ -1,4 +1,4 @@
-"""What a row, a shard and a job look like.
+"""Schemas of rows, shards and jobs.
 
-Imports pyarrow and pydantic alone.
+Imports only pyarrow and pydantic.
 """

@@ -1,4 +1,4 @@
-"""What travels from stage to stage: a shard's rows, and what is known of them as a whole."""
+"""The batch that stages pass on: a shard's rows, and information about the shard as a whole."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pairmill.schemas.manifest import Shard, manifest_name, shards_from_table
 
 @dataclass(frozen=True, slots=True)
 class ScoreContract:
-    """What made the scores of one model, as every Parquet footer repeats it: enough to compute them again."""
+    """How one model's scores were computed, in enough detail to reproduce them. Stored in every Parquet footer."""
 
     alias: str
     name: str
@@ -22,20 +22,20 @@ class ScoreContract:
     """open_clip's: size, mean, std, interpolation, resize_mode."""
     dtype: str
     context_length: int
-    """Tokens that a caption is cut to."""
+    """Captions are truncated to this many tokens."""
     pixels: str = ""
-    """Which pixels the model saw."""
+    """Which version of the picture the model saw."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
-    """What is known of a shard on its way."""
+    """Information about a shard that is being processed."""
 
     shard: Shard
     generation: int | None = None
-    """Of the committed shard that a retry or an added model builds on; None: the shard is made for the first time."""
+    """Generation that a retry or an added model builds on. None: the shard is built for the first time."""
     rows_in: int = 0
-    """Rows that the read stage made: what every later stage is held to."""
+    """Rows that the read stage returned. No later stage may change their number."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> wall seconds."""
     contracts: tuple[ScoreContract, ...] = ()
@@ -48,12 +48,12 @@ class BatchInfo:
         return manifest_name(self.shard.shard, self.generation)
 
     def to_json(self) -> str:
-        """The inverse of `from_json`."""
+        """As JSON, for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Raises TypeError or ValueError for anything but what `to_json` gave."""
+        """Parse the result of `to_json`. Raises TypeError or ValueError for anything else."""
         values = json.loads(text)
         shard = Shard(**values.pop("shard"))
         contracts = tuple(ScoreContract(**contract) for contract in values.pop("contracts"))
@@ -62,7 +62,7 @@ class BatchInfo:
 
 @dataclass(frozen=True)
 class ShardBatch:
-    """A shard's rows. Their number and order never change after the read stage: a rejected row keeps its place."""
+    """A shard's rows. Their number and order never change after the read stage: rejected rows stay in the table."""
 
     info: BatchInfo
     table: pa.Table
@@ -73,11 +73,11 @@ class ShardBatch:
         return replace(self, table=table)
 
     def updated(self, changes: Self) -> Self:
-        """The rows with the columns of `changes` set or added, and its info. Both have the same rows in one order."""
+        """This batch with the columns and the info of `changes`, which has the same rows in the same order."""
         table = self.table
         for field_, column in zip(changes.table.schema, changes.table.columns, strict=True):
-            place = table.schema.get_field_index(field_.name)
-            table = table.append_column(field_, column) if place < 0 else table.set_column(place, field_, column)
+            index = table.schema.get_field_index(field_.name)
+            table = table.append_column(field_, column) if index < 0 else table.set_column(index, field_, column)
         return replace(self, info=changes.info, table=table)
 
     def with_info(self, **changes: Any) -> Self:
@@ -86,7 +86,7 @@ class ShardBatch:
 
 
 def planned_batches(shards: pa.Table) -> Iterator[ShardBatch]:
-    """One batch without rows per planned shard. `shards`: PLAN_SCHEMA, and `generation` where one is built on."""
+    """One empty batch per shard. `shards`: PLAN_SCHEMA, plus `generation` for a retry or an added model."""
     generations = shards["generation"].to_pylist() if "generation" in shards.column_names else [None] * shards.num_rows
     for row, generation in enumerate(generations):
         (shard,) = shards_from_table(shards.slice(row, 1))

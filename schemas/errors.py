@@ -1,13 +1,13 @@
-"""Every error that a user can meet stands under `PairmillError`, and each says whose fault it is.
+"""`PairmillError` is the base of every error that a user can meet; each class says where the fault lies.
 
     PairmillError
     ├── JobError, ModelError, CustomRuleError, ...    JOB      the job cannot run as it is written
-    ├── SourceError, PlanError, ReadError             INPUT    a file of the input is damaged, gone or changed
-    ├── StorageError                                  STORAGE  the output is full, or refuses us
+    ├── SourceError, PlanError, ReadError             INPUT    an input file is damaged, missing or changed
+    ├── StorageError                                  STORAGE  the output is full or denies access
     ├── LocalFault                                    MACHINE  this machine is out of memory, files or processes
     └── AccountingError, ManifestError, ...           SHARD    this shard alone
 
-What is wrong with a row is no error: the row gets a Status.
+A bad row is not an error: it gets a Status.
 """
 
 from enum import StrEnum
@@ -15,24 +15,24 @@ from typing import ClassVar
 
 
 class FailureKind(StrEnum):
-    """Whose fault a failure is, and so what is done about it."""
+    """Where the fault lies, and so how the failure is handled."""
 
     ROW = "row"
-    """The row gets a Status; its neighbors are not touched."""
+    """The row gets a Status; other rows are unaffected."""
     SHARD = "shard"
-    """The shard fails alone, and a later run makes it again."""
+    """Only this shard fails; a later run rebuilds it."""
     INPUT = "input"
-    """A file is damaged: its shards fail, however many there are, and all others have their turn."""
+    """A file is damaged: all of its shards fail, and the run continues with the others."""
     JOB = "job"
-    """A rule or a model will fail every shard alike: the run stops after the first few."""
+    """A rule or a model that will fail on every shard: the run stops after the first few."""
     MACHINE = "machine"
-    """No row is to blame: the shard is made again elsewhere or later."""
+    """No row is to blame: the shard is rebuilt elsewhere or later."""
     STORAGE = "storage"
-    """Nothing can be written any more: the run stops at once."""
+    """Nothing more can be written: the run stops at once."""
 
 
 class PairmillError(Exception):
-    """Base of all errors that tell a user what to do. The message is one or a few plain lines."""
+    """Base of all errors that tell a user what to do. The message is a few plain lines at most."""
 
     kind: ClassVar[FailureKind] = FailureKind.JOB
 

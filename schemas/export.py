@@ -28,11 +28,11 @@ class ExportJob(_Settings):
     output: Uri
     """New folder or `s3://bucket/...` for the files."""
     format: ExportFormat = "webdataset"
-    """Layout of the files."""
+    """File format and layout."""
     samples_per_file: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Samples per tar or Parquet file; the last file has the rest."""
     shuffle_seed: int | None = 0
-    """Seed of the shuffle across shards. None: the dataset's order, as always with `clip-retrieval` and `datacomp`."""
+    """Seed of the shuffle across shards. None: dataset order, which `clip-retrieval` and `datacomp` always use."""
     models: list[str] | None = None
     """Aliases of the models whose embeddings are written. None: all. Only for `clip-retrieval` and `datacomp`."""
     s3: S3Config = S3Config()
@@ -40,7 +40,7 @@ class ExportJob(_Settings):
 
 
 class ExportRecord(_Settings):
-    """`export/export.json` in the output: which export the folder belongs to. Any other export there is refused."""
+    """`export/export.json` in the output: which export the folder belongs to. No other export may use it."""
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -50,15 +50,15 @@ class ExportRecord(_Settings):
     samples_per_file: int
     shuffle_seed: int | None
     columns: list[str]
-    """Columns of the dataset that the files are made from."""
+    """Dataset columns that the files are made from."""
     rows: int
     num_files: int
 
 
 class ExportedPart(_Settings):
-    """`export/manifests/K.json`: part K of the export is written. Formats differ in how many files make up a part."""
+    """`export/manifests/K.json`: part K of the export is complete. The format decides how many files a part has."""
 
     number: int
     rows: int
     files: dict[str, DataFile]
-    """By name, relative to the output."""
+    """Path relative to the output -> file."""

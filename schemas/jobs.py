@@ -1,7 +1,7 @@
-"""The job file: what a person may ask for, checked before anything starts.
+"""The job file: every setting, checked before anything starts.
 
-Every model forbids unknown keys. Units stand in the names. `fingerprint_fields()` says which settings change the
-output, and so may not change between two runs into one output folder.
+Unknown keys are errors, and names carry their units. `fingerprint_fields()` says which settings change the output, and
+so may not change between two runs into the same output folder.
 """
 
 import codecs
@@ -40,17 +40,17 @@ def _as_list(paths: object) -> object:
 
 
 Uri = Annotated[str, BeforeValidator(_as_text), AfterValidator(without_secrets)]
-"""A path (`str` or `pathlib.Path`) or URL. It is written down, so it may hold no secret."""
+"""A path (`str` or `pathlib.Path`) or URL. It is stored in files and logs, so it must not contain a secret."""
 
 
 def _text_encoding(name: str) -> str:
-    """Python's own name of an encoding of text."""
+    """Python's canonical name of a text encoding."""
     try:
         with suppress(UnicodeError):
             b"a".decode(name)
     except LookupError:  # also for codecs of other things, such as base64
         raise ValueError(
-            "no such text encoding; usual ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
+            "no such text encoding; common ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
         ) from None
     return codecs.lookup(name).name.removesuffix("-sig")
 
@@ -72,35 +72,35 @@ class SourceConfig(_Settings):
     """Where the pairs come from."""
 
     paths: Annotated[list[Uri], BeforeValidator(_as_list), Field(min_length=1)]
-    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON (lines or an array) or plain text of URLs; all but
-    Parquet also .gz. A single one needs no list."""
+    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON (lines or an array), or text with one URL per line.
+    All but Parquet may be gzipped. A single path needs no list."""
     url_column: str | None = None
-    """Column of picture URLs. None: guessed from the usual names (url, image_url, ...)."""
+    """Column of picture URLs. None: guessed from common names (url, image_url, ...)."""
     caption_column: str | None = None
     """Column of captions. None: guessed (caption, text, alt, ...). A column of lists gives one row per caption."""
     uid_column: str | None = None
-    """Column of your own ids: 32 hex characters, hyphens allowed. None: made from url and caption."""
+    """Column of your own ids: 32 hex characters, hyphens allowed. None: a hash of url and caption."""
     sha256_column: str | None = None
-    """Column of the expected SHA-256, in hex, of each picture's original bytes. A picture that differs gets the status
-    `content_changed`."""
+    """Column of the expected SHA-256, in hex, of each picture's original bytes. Pictures that do not match get the
+    status `content_changed`."""
     encoding: Annotated[str, AfterValidator(_text_encoding)] | None = None
     """Encoding of text files: utf-8, latin-1, cp1252, utf-16, ... A byte order mark in a file overrides it. None:
-    UTF-8, and a file that clearly is in another encoding is refused."""
+    UTF-8; files that are clearly in another encoding are refused."""
     delimiter: Annotated[str, AfterValidator(_field_delimiter)] | None = None
-    """Character between the fields of CSV and TSV files, or `tab`. None: detected from the header: a comma, tab,
+    """Character between the fields of CSV and TSV files, or `tab`. None: detected from the header: comma, tab,
     semicolon or `|`."""
     license_column: str | None = None
     """Column that `rules.license_allow` reads. None: guessed (license, licence) when that rule is on."""
     kind: Literal["urls", "corpus"] = "urls"
-    """Where the pictures are: `urls`, on the web (`pairmill build`), or `corpus`, in the input (`pairmill embed`). A
-    corpus may also be captions alone."""
+    """Where the pictures are: on the web (`urls`, for `pairmill build`), or in the input (`corpus`, for
+    `pairmill embed`). A corpus may also consist of captions only."""
     image_column: str | None = None
     """Column of pictures in Parquet, for `pairmill embed`: bytes, or structs with `bytes`. None: guessed (image, jpg,
     ...)."""
     caption_from_name: bool = False
-    """In a folder of pictures, use the file's name as the caption where no .txt or .json has one."""
+    """In a folder of pictures, use the file name as the caption if no .txt or .json file has one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
-    """Plan only the first rows of the input. Raising or dropping it later extends the plan."""
+    """Plan only this many rows of the input. Raising or removing the limit later extends the plan."""
 
     @property
     def is_corpus(self) -> bool:
@@ -110,7 +110,7 @@ class SourceConfig(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _kind_was_once_a_flag(cls, values: Any) -> Any:
-        """Outputs of before 0.2 say `held: true` for a corpus."""
+        """Outputs from before 0.2 say `held: true` for a corpus."""
         if isinstance(values, dict) and "held" in values:
             held, values = values["held"], {name: value for name, value in values.items() if name != "held"}
             values.setdefault("kind", "corpus" if held else "urls")
@@ -121,34 +121,35 @@ class FetchConfig(_Settings):
     """How URLs are downloaded."""
 
     engine: Literal["aiohttp", "img2dataset"] = "aiohttp"
-    """Which downloader to use. `img2dataset`: its downloader and resizer, for comparison. It has no limits per host,
-    tells less of each download, and ignores orientation and color profiles."""
+    """Which downloader to use. `img2dataset`: its downloader and resizer, for comparison. It has no per-host limits,
+    reports less about each download, and ignores orientation and color profiles."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    """Total time for one URL: redirects and retries included."""
+    """Total time for one URL, including redirects and retries."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Time to connect to a host."""
     max_bytes: Annotated[int, Field(ge=1_000)] = 20_000_000
-    """A body above this is refused while it is read."""
+    """Larger response bodies are refused while they are read."""
     retries: Annotated[int, Field(ge=0, le=20)] = 1
-    """Further tries after a failure that may get better (DNS, connect, timeout, 429, 5xx)."""
+    """Retries after a failure that may be temporary (DNS, connect, timeout, 429, 5xx)."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
-    """Redirects that are followed per URL."""
+    """Redirects to follow per URL."""
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     """Requests in flight per download actor."""
     per_host_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight per host and download actor."""
     per_host_interval_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
-    """Minimum time between the starts of two requests to one host, per download actor."""
+    """Minimum time between the starts of two requests to the same host, per download actor."""
     nameservers: list[str] = []
-    """IP addresses (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`) that resolve host names. Empty: the machine's own."""
+    """IP addresses (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`) that resolve host names. Empty: the
+    machine's resolver."""
     allow_networks: list[str] = []
-    """CIDR blocks that may be fetched from although they are not public, such as 127.0.0.0/8."""
+    """CIDR blocks to allow although they are not public, such as 127.0.0.0/8."""
     user_agent: str = "pairmill/0.1 (+https://pypi.org/project/pairmill)"
     """The User-Agent header: who you are and how to reach you."""
     respect_x_robots_tag: bool = True
     """Refuse pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."""
     respect_robots_txt: bool = False
-    """Ask each host for its robots.txt (RFC 9309) and fetch only what it allows."""
+    """Fetch each host's robots.txt (RFC 9309) and obey it."""
 
     @field_validator("allow_networks")
     @classmethod
@@ -165,8 +166,8 @@ class FetchConfig(_Settings):
                 "per_host_interval_s": self.per_host_interval_s,
                 "nameservers": self.nameservers,
             }
-            if wanted := [name for name, value in beyond.items() if value]:
-                raise ValueError(f"engine img2dataset has no {', '.join(wanted)}")
+            if unsupported := [name for name, value in beyond.items() if value]:
+                raise ValueError(f"engine img2dataset does not support {', '.join(unsupported)}")
         return self
 
     @field_validator("nameservers")
@@ -189,24 +190,24 @@ class ImagesConfig(_Settings):
     """What happens to a picture between download and storage. Sizes and modes mean the same as in img2dataset."""
 
     size: Annotated[int, Field(ge=1, le=16_384)] = 512
-    """Target side in pixels, read as `resize_mode` says."""
+    """Target side in pixels, interpreted by `resize_mode`."""
     resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio_largest"
     """How `size` is applied. `keep_ratio_largest` bounds the longer side, `keep_ratio` the shorter one; `center_crop`
     and `border` give squares, cut or padded with white; `no` keeps the size."""
     resize_only_if_bigger: bool = True
-    """Leave a picture that is no larger than `size` as it is."""
+    """Leave pictures no larger than `size` as they are."""
     format: Literal["jpg", "png", "webp"] = "jpg"
     """Format of the stored pictures."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG and WebP quality. PNG ignores it: it is lossless."""
     skip_reencode: bool = False
-    """Keep the original compressed pixels, without metadata, where size, format, turn and colors stay the same."""
+    """Keep the original compressed pixels, without metadata, if size, format, orientation and colors do not change."""
     store: Literal["pairs", "kept", "none"] = "pairs"
-    """Whose pictures are stored: those of all `pairs`, those of the `kept` ones, or `none`. With `pairs`, thresholds
-    can move later without downloading again."""
+    """Which pictures to store: those of all `pairs`, only those of `kept` pairs, or `none`. With `pairs`, thresholds
+    can change later without downloading again."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
-    """A picture whose header announces more is refused before any pixel is allocated. Decoding takes up to eight bytes
-    per pixel and decoding thread."""
+    """Pictures whose header announces more pixels are refused before any memory is allocated. Decoding takes up to
+    eight bytes per pixel in each decoding thread."""
 
 
 class ModelConfig(_Settings):
@@ -218,12 +219,12 @@ class ModelConfig(_Settings):
     pretrained: Uri | None = None
     """open_clip's tag of the weights, or a local file. None for `tiny`, `hf-hub:` names and folders."""
     alias: str = ""
-    """Suffix of this model's columns. Empty: made from the name."""
+    """Suffix of this model's columns. Empty: derived from the name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision that the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are always
     float32."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Expected SHA-256 of the file of weights; the job stops if it has another."""
+    """Expected SHA-256 of the weights file; the job stops if it differs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -239,7 +240,7 @@ class ModelConfig(_Settings):
         if not _ALIAS.fullmatch(alias):
             raise ValueError("an alias is a lower-case letter, then lower-case letters, digits or _ (40 at most)")
         if alias in RESERVED_ALIASES:
-            raise ValueError(f"{alias!r} ends the name of another column, so it cannot name a model's; try m_{alias}")
+            raise ValueError(f"other column names end in {alias!r}; use another alias, such as m_{alias}")
         return alias
 
 
@@ -253,10 +254,10 @@ class RulesConfig(_Settings):
     """Keep or drop. A rule whose setting is None, empty or False is off."""
 
     preset: Literal["none", "datacomp-basic", "laion2b"] = "none"
-    """Named settings that the keys below override."""
+    """Named set of rules; the settings below override it."""
 
     require_caption: bool = True
-    """Refuse null and empty captions. Has no effect on a source without a caption column."""
+    """Drop null and empty captions. Has no effect if the source has no caption column."""
     caption_min_chars: Annotated[int, Field(ge=0)] | None = None
     """Drop shorter captions, counted in Unicode characters."""
     caption_max_chars: Annotated[int, Field(ge=1)] | None = None
@@ -266,32 +267,32 @@ class RulesConfig(_Settings):
     caption_max_words: Annotated[int, Field(ge=1)] | None = None
     """Drop captions of more words, separated by spaces."""
     caption_drop_file_names: bool = False
-    """Drop captions that are nothing but a file name, such as IMG_1234.JPG."""
+    """Drop captions that are only a file name, such as IMG_1234.JPG."""
     caption_drop_dates: bool = False
-    """Drop captions that are nothing but a date, a time or a year."""
+    """Drop captions that are only a date, a time or a year."""
     caption_drop_hashes: bool = False
-    """Drop captions that are nothing but a hash, a UUID or base64."""
+    """Drop captions that are only a hash, a UUID or base64."""
     caption_drop_urls: bool = False
-    """Drop captions that are nothing but a URL or a host name."""
+    """Drop captions that are only a URL or a host name."""
     caption_boilerplate: list[str] = []
-    """Captions that equal one of these (case and outer punctuation aside) are dropped; `default`: a built-in list."""
+    """Drop captions that equal one of these, ignoring case and outer punctuation. `default`: a built-in list."""
     caption_blocked_terms: list[str] = []
-    """Captions that contain one of these as whole words, in any case, are dropped."""
+    """Drop captions that contain one of these as whole words, ignoring case."""
     caption_languages: list[str] = []
-    """ISO 639-1 codes; captions in other languages are dropped."""
+    """ISO 639-1 codes. Drop captions in other languages."""
     caption_min_language_score: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Minimum confidence in the detected language, for `caption_languages`."""
     license_allow: list[str] = []
-    """Licenses to accept, compared with `source.license_column` in any case; other rows are dropped."""
+    """Drop rows whose `source.license_column` is not one of these, ignoring case."""
 
     url_schemes: list[str] = ["http", "https"]
-    """Schemes to accept, of http and https; nothing else is ever fetched."""
+    """Schemes to accept: http, https or both. Nothing else is ever fetched."""
     url_block_hosts: list[str] = []
-    """Hosts that are not fetched from, their subdomains included."""
+    """Hosts not to fetch from, including their subdomains."""
     url_allow_hosts: list[str] = []
-    """When given, only these hosts and their subdomains are fetched from."""
+    """If set, fetch only from these hosts and their subdomains."""
     url_blocklist: Uri | None = None
-    """A text file of URLs, or of their SHA-256 in hex, one per line."""
+    """Text file of URLs not to fetch, or of their SHA-256 in hex, one per line."""
 
     image_min_side: Annotated[int, Field(ge=1)] | None = None
     """Minimum shorter side of the original picture, in pixels."""
@@ -302,15 +303,15 @@ class RulesConfig(_Settings):
     image_max_area: Annotated[int, Field(ge=1)] | None = None
     """Maximum area of the original picture, in pixels."""
     image_min_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Minimum size of the original file."""
+    """Minimum size of the original file, in bytes."""
     image_max_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Maximum size of the original file."""
+    """Maximum size of the original file, in bytes."""
     image_drop_one_color: bool = False
     """Drop pictures of a single color."""
     md5_blocklist: Uri | None = None
-    """A text file of MD5 digests of original bytes in hex, one per line."""
+    """Text file of MD5 digests of original files to drop, in hex, one per line."""
     sha256_blocklist: Uri | None = None
-    """A text file of SHA-256 digests of original bytes in hex, one per line."""
+    """Text file of SHA-256 digests of original files to drop, in hex, one per line."""
 
     min_similarity: Cosine | dict[str, Cosine] | None = None
     """Minimum cosine similarity of picture and caption: one number for every model, or one per alias."""
@@ -334,40 +335,40 @@ class RulesConfig(_Settings):
 
 
 class RunConfig(_Settings):
-    """How the work is spread. Nothing here changes the output."""
+    """How to distribute the work. Nothing here changes the output."""
 
     address: str | None = None
     """Ray cluster to join (`auto` or ray://...). None: a local Ray for this run."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of download actors. None: one per two CPUs that Ray has."""
+    """Number of download actors. None: one for every two of Ray's CPUs."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of encode actors. None: one per GPU that Ray has, or one on the CPU."""
+    """Number of encode actors. None: one for each of Ray's GPUs, or one on the CPU."""
     max_download_actors: Annotated[int, Field(ge=1)] | None = None
     """Upper bound for download actors on a cluster that grows: more are started while shards wait, and idle ones stop.
     None: the pool does not grow."""
     max_encode_actors: Annotated[int, Field(ge=1)] | None = None
     """Upper bound for encode actors on a cluster that grows."""
     gpus_per_encoder: Annotated[float, Field(gt=0)] = 1.0
-    """GPUs that one encode actor takes: 0.5 puts two on each GPU, whose memory they share."""
+    """GPUs per encode actor: with 0.5, two actors share each GPU and its memory."""
     encode_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads per encode actor on the CPU. None: all cores of its machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models run. auto: on a GPU if Ray has one."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Pictures or captions per forward pass. None: 32 on a CPU, 256 on a GPU. Halved where a GPU's memory runs out."""
+    """Pictures or captions per forward pass. None: 32 on a CPU, 256 on a GPU. Halved if GPU memory runs out."""
     shards_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """Shards between read and commit at once, whose pictures the object store keeps. None: eight per download actor,
-    plus four."""
+    """Maximum number of shards between read and commit; the object store keeps their pictures. None: eight per download
+    actor, plus four."""
     max_failed_shards_in_a_row: Annotated[int, Field(ge=1)] = 20
-    """The run stops after this many failed shards in a row."""
+    """Stop after this many failed shards in a row."""
 
     @field_validator("gpus_per_encoder")
     @classmethod
     def _is_a_fraction_or_whole(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
-            raise ValueError("gpus_per_encoder is a fraction of one GPU, or a whole number of them")
+            raise ValueError("gpus_per_encoder is a fraction of one GPU, or a whole number of GPUs")
         return gpus
 
 
@@ -378,9 +379,9 @@ class BuildJob(_Settings):
     """Version of the job file's format."""
     source: SourceConfig
     output: Uri
-    """Folder or `s3://bucket/...` that the dataset is written to."""
+    """Folder or `s3://bucket/...` to write the dataset to."""
     shard_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
-    """Rows per shard, the unit of work, of commits and of retries. `pairmill embed`: 1,024."""
+    """Rows per shard, the unit of work, commits and retries. `pairmill embed`: 1,024."""
     fetch: FetchConfig = FetchConfig()
     images: ImagesConfig = ImagesConfig()
     models: list[ModelConfig] = []
@@ -399,23 +400,25 @@ class BuildJob(_Settings):
             values = {"shard_rows": 1_024, **values}  # original pictures are larger than stored ones
         return values
 
-    def _has_a_meaning_for_a_corpus(self) -> None:
-        """Refuse what would be ignored without a word."""
+    def _refuse_settings_without_effect_on_a_corpus(self) -> None:
+        """Refuse settings that would be silently ignored."""
         rules = self.rules
         if rules.url_block_hosts or rules.url_allow_hosts or rules.url_blocklist:
-            raise ValueError("rules.url_*: nothing of a corpus is downloaded; choose by url afterwards")
+            raise ValueError("rules.url_*: a corpus is not downloaded; use pairmill select to filter by url")
         if rules.image_drop_one_color:
-            raise ValueError("rules.image_drop_one_color: see the column one_color of a corpus instead")
+            raise ValueError(
+                "rules.image_drop_one_color: a corpus is filtered by pairmill select; use its column one_color"
+            )
         if self.source.sha256_column:
-            raise ValueError("source.sha256_column: has no meaning for a corpus; compare sha256 afterwards")
+            raise ValueError("source.sha256_column: has no effect on a corpus; see the output column sha256")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "BuildJob":
         aliases = [model.alias for model in self.models]
         if self.source.is_corpus and not self.models:
-            raise ValueError("models: a corpus is read for its embeddings; name a model")
+            raise ValueError("models: embed needs at least one model")
         if self.source.is_corpus:
-            self._has_a_meaning_for_a_corpus()
+            self._refuse_settings_without_effect_on_a_corpus()
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
         wanted = self.rules.min_similarity
@@ -427,7 +430,7 @@ class BuildJob(_Settings):
 
 
 def _is_corpus(source: object) -> bool:
-    """Before validation; `held` is what outputs of before 0.2 say."""
+    """Works before validation too. Outputs from before 0.2 say `held`."""
     return isinstance(source, dict) and (source.get("kind") == "corpus" or bool(source.get("held")))
 
 
@@ -449,8 +452,8 @@ UNFINGERPRINTED = {
     "rules.md5_blocklist",
     "rules.sha256_blocklist",
 }
-"""Settings that may change between two runs into one output folder. The plan guards the input itself, and of the
-blocklists it is their content that may not change, wherever they lie."""
+"""Settings that may change between two runs into the same output folder. The plan protects the input itself;
+blocklists may move, but their content may not change."""
 
 
 def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, Any]:
@@ -466,5 +469,5 @@ def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, A
 
     fields = flatten(job.model_dump(mode="json", exclude_defaults=not with_defaults), "")
     if fields.pop("source.kind", None) == "corpus":
-        fields["source.held"] = True  # as outputs of before 0.2 were fingerprinted: they must still resume
+        fields["source.held"] = True  # as before 0.2, so that older outputs can still resume
     return fields

@@ -1,7 +1,7 @@
-"""Limits on text that strangers write, each defined once. A row beyond one of them is refused with a Status."""
+"""Limits on untrusted text. A row that exceeds one is refused with a Status."""
 
 MAX_URL_BYTES = 8_192
-"""Longer URLs fail at most servers: RFC 9110, section 4.1 asks for 8,000 octets at least."""
+"""Most servers reject longer URLs: RFC 9110, section 4.1 recommends supporting at least 8,000 octets."""
 
 MAX_CAPTION_BYTES = 262_144
-"""A default shard of captions of this length still fits into one Arrow string array (2 GiB)."""
+"""A default shard of captions of this length still fits in one Arrow string array (2 GiB)."""

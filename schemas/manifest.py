@@ -1,6 +1,6 @@
-"""Shard, plan and manifest: how a job is cut into units, and how a finished unit is recorded.
+"""Shard, plan and manifest: how a job is split into units of work, and how a finished unit is recorded.
 
-A shard exists if and only if its manifest does. Readers trust manifests and nothing else.
+A shard exists if and only if its manifest does. Readers trust only manifests.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
-"""Version of every file that a job writes. Readers accept this one and the one before, and refuse newer ones."""
+"""Version of every file that a job writes. Readers accept this version and the previous one, and refuse newer ones."""
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -21,7 +21,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("fingerprint", pa.string(), nullable=False),
     ]
 )
-"""`plan/K.parquet`: one row per shard. `uri` is the Parquet file that the rows are read from."""
+"""`plan/K.parquet`: one row per shard. `uri` is the Parquet file with the shard's rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Shard:
 
 
 def shard_name(shard: int) -> str:
-    """Nine digits: sorts as text up to a billion shards."""
+    """Nine digits: names of up to a billion shards sort as text."""
     return f"{shard:09d}"
 
 
@@ -55,12 +55,12 @@ def shards_from_table(plan: pa.Table) -> list[Shard]:
 
 
 class DataFile(BaseModel):
-    """One data file of a shard, as its manifest names it."""
+    """One data file of a shard, as recorded in its manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    """Relative to the output folder, `/` between parts."""
+    """Relative to the output folder, separated by `/`."""
     num_bytes: int
     blake2b: str
     """BLAKE2b-128 of the content, 32 hex characters."""
@@ -75,22 +75,22 @@ class ShardManifest(BaseModel):
     shard: int
     generation: int = 0
     attempt: str
-    """Random id of the attempt that wrote it: tells 'we won, the reply was lost' from 'another worker won'."""
+    """Random id of the attempt that wrote it: tells "we won, but the reply was lost" from "another worker won"."""
     uri: str
     first_row: int
     num_rows: int
-    """Input rows of the slice; a row with a list of captions counts once here and per caption in `rows_in`."""
+    """Input rows of the slice. A row with a list of captions counts once here, and once per caption in `rows_in`."""
     rows_in: int
     pairs: int
     rejects: int
     kept: int
     statuses: dict[str, int]
-    """Status -> rows, sums to `rows_in`."""
+    """Status -> rows. Sums to `rows_in`."""
     job_fingerprint: str
     files: dict[Literal["pairs", "rejects", "images"], DataFile]
-    """`images` is absent where no picture was stored."""
+    """`images` is absent if no picture was stored."""
     seconds: dict[str, float]
-    """Stage -> wall seconds that the shard spent in it."""
+    """Stage -> wall seconds."""
     bytes_fetched: int
     versions: dict[str, str]
 
@@ -101,14 +101,14 @@ class ShardManifest(BaseModel):
 
 
 class ColumnsManifest(BaseModel):
-    """The record of one more model's columns of a shard, `columns/ALIAS/manifests/`: written last and create-only."""
+    """`columns/ALIAS/manifests/NAME.json`: the record of an added model's columns for one shard. Create-only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     shard: int
     generation: int
-    """Of the shard that the columns belong to: rows stand as in its pairs file."""
+    """Generation of the shard. The rows are in the order of its pairs file."""
     pairs_blake2b: str
     rows: int
     file: DataFile
@@ -121,7 +121,7 @@ class ColumnsManifest(BaseModel):
 
 
 def manifest_name(shard: int, generation: int = 0) -> str:
-    """`000000012.json`, later generations `000000012.g1.json`; the highest generation wins."""
+    """`000000012.json`, or `000000012.g1.json` for a later generation. The highest generation wins."""
     return f"{shard_name(shard)}.json" if generation == 0 else f"{shard_name(shard)}.g{generation}.json"
 
 
@@ -130,5 +130,5 @@ def parse_manifest_name(name: str) -> tuple[int, int]:
     stem, dot_json, rest = name.partition(".json")
     shard, _, generation = stem.partition(".g")
     if not dot_json or rest or not shard.isdigit() or (generation and not generation.isdigit()):
-        raise ValueError(f"not a manifest's name: {name!r}")
+        raise ValueError(f"not the name of a manifest: {name!r}")
     return int(shard), int(generation or 0)

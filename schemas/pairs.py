@@ -1,7 +1,7 @@
-"""Arrow schemas of a pair: in flight between the stages, and in the two Parquet files of a shard.
+"""Arrow schemas of pairs: in flight between stages, and in the two Parquet files of a shard.
 
-In flight, a shard is one table whose rows never change in number or order: a rejected row keeps its place and has
-its Status set. Only the commit splits it into `pairs/` and `rejects/`.
+In flight, a shard is one table whose rows never change in number or order: a rejected row stays in the
+table, with its Status set. Only the commit stage splits it into `pairs/` and `rejects/`.
 """
 
 from typing import NamedTuple
@@ -15,25 +15,25 @@ TEXT = pa.string()
 IDENTITY = pa.schema(
     [
         pa.field("row_id", TEXT, nullable=False),  # SHARD:ROW, or SHARD:ROW:CAPTION for a list of captions
-        pa.field("uid", TEXT, nullable=False),  # 32 hex characters; of a refused uid, the computed one
+        pa.field("uid", TEXT, nullable=False),  # 32 hex characters; computed where the row's own uid is refused
         pa.field("url", TEXT),
         pa.field("caption", TEXT),  # raw
         pa.field("caption_clean", TEXT),  # entities, white space, NFC: what rules, models and .txt use
-        pa.field("caption_index", pa.int32()),  # place in the row's list of captions; 0 where it is none
+        pa.field("caption_index", pa.int32()),  # index in the row's list of captions; 0 if it is not a list
     ]
 )
 
 VERDICT = pa.schema(
     [
         pa.field("status", TEXT, nullable=False),
-        pa.field("status_detail", TEXT),  # evidence, null where there is none
+        pa.field("status_detail", TEXT),  # evidence, null if there is none
     ]
 )
 
 FETCHED = pa.schema(
     [
         pa.field("http_status", pa.int32()),
-        pa.field("final_url", TEXT),  # null where no answer came
+        pa.field("final_url", TEXT),  # null if no response came
         pa.field("content_type", TEXT),
         pa.field("original_bytes", pa.int64()),
         pa.field("fetch_attempts", pa.int32()),
@@ -58,7 +58,7 @@ PICTURE = pa.schema(
 
 STORED = pa.schema(
     [
-        pa.field("image_tar", TEXT),  # relative to the output folder; null where the picture is not stored
+        pa.field("image_tar", TEXT),  # relative to the output folder; null if the picture is not stored
         pa.field("image_offset", pa.int64()),  # of the first byte of the picture, not of its tar header
         pa.field("image_length", pa.int64()),
     ]
@@ -78,9 +78,9 @@ OWN_COLUMNS = frozenset(
 
 
 def source_column_name(name: str, taken: set[str]) -> str:
-    """Name of an input column in the output: `source_` before it on a case-insensitive collision.
+    """Output name of an input column, prefixed with `source_` if it collides with another name, ignoring case.
 
-    `taken` holds lower-case names already given out; the result is not added to it.
+    `taken`: names already in use, in lower case; the result is not added.
     """
     own = name.lower() in OWN_COLUMNS or name.lower().startswith(("similarity_", "image_embedding_", "text_embedding_"))
     candidate = f"source_{name}" if own or name.lower() in taken else name
@@ -90,12 +90,12 @@ def source_column_name(name: str, taken: set[str]) -> str:
 
 
 def embedding_type(dim: int) -> pa.DataType:
-    """A vector may be null, its elements not: without levels for them Arrow reads it half as fast again."""
+    """Vectors may be null but their elements may not: without levels for elements, Arrow reads 1.5 times as fast."""
     return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
 
 
 def is_embedding(field: pa.Field) -> bool:
-    """Whether a field of an output is a model's embedding."""
+    """Whether an output column is a model's embedding."""
     named = field.name.startswith(("image_embedding_", "text_embedding_"))
     return named and bool(pa.types.is_fixed_size_list(field.type))
 
@@ -114,7 +114,7 @@ def score_column_names(alias: str) -> ScoreColumnNames:
 
 
 def score_columns(alias: str, dim: int) -> pa.Schema:
-    """Columns of one model; `dim` is the size of its embeddings. All null where the caption is null."""
+    """Columns of one model; `dim` is the size of its embeddings. All are null where the caption is null."""
     types = (pa.float32(), embedding_type(dim), embedding_type(dim))
     return pa.schema(list(zip(score_column_names(alias), types, strict=True)))
 
@@ -125,7 +125,7 @@ def in_flight_schema(extra: pa.Schema) -> pa.Schema:
 
 
 def pairs_schema(extra: pa.Schema, scores: list[pa.Schema]) -> pa.Schema:
-    """Schema of `pairs/*.parquet`. `similarity` repeats the first model's and is null without a model."""
+    """Schema of `pairs/*.parquet`. `similarity` repeats the first model's, and is null without models."""
     kept = pa.field("kept", pa.bool_(), nullable=False)
     similarity = pa.field("similarity", pa.float32())
     per_model = [field for schema in scores for field in schema]
@@ -133,7 +133,7 @@ def pairs_schema(extra: pa.Schema, scores: list[pa.Schema]) -> pa.Schema:
 
 
 def rejects_schema(extra: pa.Schema) -> pa.Schema:
-    """Schema of `rejects/*.parquet`: every row that was not scored, with the evidence."""
+    """Schema of `rejects/*.parquet`: the rows that were not scored, with the evidence."""
     return pa.schema([*IDENTITY, *VERDICT, *FETCHED, *extra])
 
 

@@ -1,4 +1,4 @@
-"""The record of the job that made an output folder: in every plan file, and in `job.yaml` for people."""
+"""The record of the job that made an output folder: in every plan file, and in `job.yaml` for human readers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,20 +12,20 @@ from pairmill.schemas.manifest import SCHEMA_VERSION
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A resolved job, what identifies it, and the versions of what ran it."""
+    """A resolved job, its fingerprint, and the versions of the software that ran it."""
 
     job: BuildJob
     fingerprint: str
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The job's own fields, with `fingerprint`, `schema_version` and `versions` beside them."""
+        """The job's fields, plus `fingerprint`, `schema_version` and `versions`."""
         own = {"fingerprint": self.fingerprint, "schema_version": SCHEMA_VERSION, "versions": self.versions}
         return {**self.job.model_dump(mode="json"), **own}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`. Raises KeyError or ValueError where the job is of an unknown kind."""
+        """Parse the result of `to_json`. Raises KeyError or ValueError if the job cannot be read."""
         known = {name: value for name, value in values.items() if name in BuildJob.model_fields}
         try:
             job = BuildJob.model_validate(known)

@@ -1,4 +1,4 @@
-"""How buckets are reached. No secret stands here: keys come from the environment, the profile or the machine's role."""
+"""How to reach buckets. Contains no secrets: keys come from the environment, a profile or the machine's role."""
 
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -10,21 +10,21 @@ SECRET = "secret"
 """Type of the validation errors whose input must not be shown."""
 
 _RETRIES = {"mode": "standard", "max_attempts": 9}
-"""botocore's: 500, 502, 503, 504, SlowDown and lost connections are tried again after up to 1, 2, 4 ... 20 s."""
+"""botocore retries 500, 502, 503, 504, SlowDown and lost connections after up to 1, 2, 4 ... 20 s."""
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
 _SIGNED = ("x-amz-signature=", "x-amz-credential=", "signature=", "x-goog-signature=", "sig=")
 
 
 class S3Access(BaseModel):
-    """Where a bucket is, and as whom it is asked. None: as AWS's own tools decide (AWS_ENDPOINT_URL, AWS_PROFILE)."""
+    """Where a bucket is, and whose credentials to use. None: as for AWS's own tools (AWS_ENDPOINT_URL, AWS_PROFILE)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: str | None = None
-    """URL of a server that speaks S3, as http(s)://host:port."""
+    """URL of an S3-compatible server, as http(s)://host:port."""
     profile: str | None = None
-    """Name of a profile in ~/.aws/config, which every machine that takes part must have."""
+    """Name of a profile in ~/.aws/config, which every machine needs."""
     region: str | None = None
     """Region of the bucket."""
     anonymous: bool | None = None
@@ -38,24 +38,24 @@ class S3Access(BaseModel):
         without_secrets(endpoint)
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise PydanticCustomError(SECRET, "it is http://host:port or https://host, and nothing more")
+            raise PydanticCustomError(SECRET, "an endpoint is http://host:port or https://host, with nothing after it")
         return endpoint
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
         if self.anonymous and self.profile:
-            raise ValueError("anonymous and profile exclude each other")
+            raise ValueError("anonymous and profile are mutually exclusive")
         return self
 
 
 class S3Config(S3Access):
-    """The same for all buckets, and what is different for some of them."""
+    """Settings for all buckets, and exceptions for some of them."""
 
     buckets: dict[str, S3Access] = {}
-    """Settings for single buckets, by name; whatever one leaves out is as for all."""
+    """Settings for single buckets, by name. Those not set here are taken from the settings for all buckets."""
 
     def options(self, url: str) -> dict[str, Any]:
-        """Of s3fs, for a `s3://bucket/...`. Listings are never cached: other workers write too."""
+        """Options for s3fs to open `s3://bucket/...`. Listings are never cached, because other workers write too."""
         own = self.buckets.get(url.partition("://")[2].partition("/")[0])
         access = {**_given(self), **(_given(own) if own else {})}
         if own and own.profile:
@@ -82,7 +82,7 @@ class S3Config(S3Access):
 
 
 FROM_ENVIRONMENT = S3Config()
-"""Everything as AWS's own tools decide."""
+"""The settings of AWS's own tools."""
 
 
 def _given(access: S3Access) -> dict[str, Any]:
@@ -90,18 +90,18 @@ def _given(access: S3Access) -> dict[str, Any]:
 
 
 def secret_in(url: str) -> str | None:
-    """What is wrong with a URL that holds a password or a signature: it would be written into plans and messages."""
+    """Why a URL with a password or a signature is refused: URLs are written to plans and messages. None: it is fine."""
     _, separator, rest = url.partition("://")
     if separator and "@" in rest.partition("/")[0]:
-        return "a name or password stands in this URL; give it by the environment"
+        return "this URL contains a user name or password; use environment variables for credentials"
     query = rest.partition("?")[2].lower()
     if separator and any(part.startswith(_SIGNED) for part in query.split("&")):
-        return "this URL is signed, so it is a password; name the object as s3://..."
+        return "this URL is signed, which makes it a secret; give the object as s3://..."
     return None
 
 
 def without_secrets(url: str) -> str:
-    """The URL as it is, where it may be written down; else a validation error of the type SECRET."""
+    """Return the URL unchanged. Raises a validation error of type SECRET if it contains one."""
     if wrong := secret_in(url):
         raise PydanticCustomError(SECRET, "{wrong}", {"wrong": wrong})
     return url

@@ -1,14 +1,14 @@
-"""The closed list of what can become of a pair.
+"""The closed list of outcomes of a pair.
 
-Every input row of a job ends with exactly one Status. Its value is what stands in the `status` column of
-`pairs/` and `rejects/`; the table below is the whole vocabulary, in the order in which the checks run.
+Every input row of a job ends with exactly one Status, whose value goes into the `status` column of `pairs/` and
+`rejects/`. The list below is complete, in the order in which the checks run.
 """
 
 from enum import StrEnum
 
 
 class Step(StrEnum):
-    """Where in the pipeline a Status is decided, in order of time."""
+    """The step of the pipeline that decides a Status, in order."""
 
     INPUT = "input"
     CAPTION = "caption"
@@ -20,13 +20,13 @@ class Step(StrEnum):
 
 
 class Status(StrEnum):
-    """What became of a pair: its value, the step that decides it, and whether a later try may end better."""
+    """The outcome of a pair: its value, the step that decides it, and whether a retry may succeed."""
 
     step: Step
     worth_retry: bool
 
     def __new__(cls, value: str, step: Step, worth_retry: bool = False) -> "Status":
-        """A member whose string value is the Status, with its two attributes."""
+        """A member whose value is a string, with two attributes."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.step = step
@@ -96,7 +96,7 @@ class Status(StrEnum):
     IMAGE_ONE_COLOR = "image_one_color", Step.IMAGE
     DECODER_CRASHED = "decoder_crashed", Step.IMAGE
 
-    # what the models said
+    # the models' scores
     LOW_SIMILARITY = "low_similarity", Step.SCORE
 
     # any step
@@ -108,5 +108,5 @@ class Status(StrEnum):
 
 
 def retryable() -> frozenset[Status]:
-    """The statuses for which fetching the same URL again may end better."""
+    """The statuses for which fetching the URL again may succeed."""
     return frozenset(status for status in Status if status.worth_retry)

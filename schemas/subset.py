@@ -1,4 +1,4 @@
-"""Subsets of a finished dataset: the steps that select the rows, and the record of what each step did."""
+"""Subsets of a finished dataset: the steps that select rows, and the record of what each step did."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -34,7 +34,7 @@ class _Share(_Settings):
         return self
 
     def rows_to_keep(self, num_rows: int) -> int:
-        """How many of `num_rows` rows to keep, at most all of them. A fraction is rounded to the nearest row."""
+        """How many of `num_rows` rows to keep. A fraction is rounded to the nearest row."""
         count = self.count if self.count is not None else math.floor((self.fraction or 0.0) * num_rows + 0.5)
         return min(num_rows, count)
 
@@ -48,20 +48,20 @@ class Top(_Share):
 
 
 class Sample(_Share):
-    """A random sample, by a hash of the uid and the seed. With one seed, a smaller sample is part of a larger one."""
+    """A random sample, by a hash of the uid and the seed. With one seed, larger samples contain smaller ones."""
 
     seed: int = 0
     """Seed of the sample."""
 
 
 class Dedup(_Settings):
-    """Keep one row of each group of duplicates. Null is a duplicate of nothing."""
+    """Keep one row of each group of duplicates. Nulls are never duplicates."""
 
     by: str
     """Column whose equal values are duplicates: uid, url, sha256, phash, ..."""
     distance: Annotated[int, Field(ge=0, le=8)] = 0
-    """For `by: phash`, the distance in bits up to which two rows are duplicates. The candidate pairs are gathered on
-    one machine, 24 bytes each; with every bit of distance more rows are compared."""
+    """For `by: phash`, the distance in bits up to which two rows are duplicates. The candidate pairs are collected
+    on one machine, 24 bytes each; every further bit of distance means more comparisons."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
 
@@ -88,7 +88,7 @@ class SelectStep(_Settings):
     @model_validator(mode="after")
     def _one_kind(self) -> "SelectStep":
         if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise ValueError("a step is one of where, top, dedup and sample; write each step as its own list item")
+            raise ValueError("a step is one of where, top, dedup and sample; write each step as a separate list item")
         return self
 
     @property
@@ -115,10 +115,10 @@ class SelectJob(_Settings):
     name: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
     """Name of the subset, which is written to `subsets/NAME/`."""
     rows: Literal["kept", "pairs"] = "kept"
-    """Which rows to start from: `kept` (status ok), or all `pairs`, including those that a score rule of the build
-    refused."""
+    """Which rows to start from: `kept` (status ok), or all `pairs`, including those that the build's score rules
+    dropped."""
     partial: bool = False
-    """Select from the finished shards although others are missing."""
+    """Select from the finished shards even if others are missing."""
     steps: list[SelectStep] = []
     """Steps, run in this order after a dedup by uid."""
     s3: S3Config = S3Config()
@@ -129,7 +129,7 @@ class Cluster(_Settings):
     """A group of duplicates, identified by the row that stays."""
 
     rows: int
-    """Size of the group, the row that stays included."""
+    """Size of the group, including the row that stays."""
     row_id: str
     url: str | None
 
@@ -141,7 +141,7 @@ class StepReport(_Settings):
     rows_in: int
     rows_out: int
     threshold: float | None = None
-    """`top` only: the lowest score that stays. None where every row stays."""
+    """`top` only: the lowest score that stays. None if every row stays."""
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
 
@@ -152,7 +152,7 @@ class SubsetFiles(_Settings):
     rows: DataFile
     """Shard, row and uid of each selected row."""
     shards: DataFile
-    """Per shard, its generation and which step dropped each row."""
+    """Per shard, its generation, and the step that dropped each row."""
 
 
 class Subset(_Settings):
@@ -168,7 +168,7 @@ class Subset(_Settings):
     rows_out: int
     reports: list[StepReport]
     generations_blake2b: str
-    """State of the dataset at the time: a hash over (shard, generation, BLAKE2b of its pairs file), in shard order."""
+    """State of the dataset: a hash over (shard, generation, BLAKE2b of its pairs file), in shard order."""
     files: list[SubsetFiles]
     """One per chunk, in shard order."""
     versions: dict[str, str]

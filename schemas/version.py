@@ -1,3 +1,3 @@
-"""The version, where it can be read without an installation: a submitted job ships the code alone."""
+"""The version, readable without an installation: a submitted job ships only the code."""
 
 VERSION = "0.1.0"

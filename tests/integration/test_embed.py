@@ -307,7 +307,7 @@ def test_what_cannot_be_embedded_is_a_clear_error(tmp_path: Path) -> None:
     write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(SourceError, match="holds no rows"):
         sequentially(embed_job(tmp_path / "out", tmp_path / "empty.tar"))
-    with pytest.raises(ValueError, match="name a model"):
+    with pytest.raises(ValueError, match="at least one model"):
         embed_job(tmp_path / "out", tmp_path, models=[])
     with pytest.raises(JobError, match="nothing of a corpus is downloaded"):
         load_job(None, {"source.kind": "corpus", "source.paths": ["x"], "output": "y", "fetch.timeout_s": 3})

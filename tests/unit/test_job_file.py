@@ -30,7 +30,7 @@ def job_file(tmp_path: Path) -> Path:
         ("fetch: {allow_networks: [127.0.0.0/99]}\n", "job.yaml:1: fetch.allow_networks"),
         ("rules: {custom: [no_colon]}\n", "module:function"),
         ("models: [{name: tiny}, {name: tiny}]\n", "share an alias"),
-        ("models: [{name: tiny, alias: color}]\n", "'color' ends the name of another column"),
+        ("models: [{name: tiny, alias: color}]\n", "other column names end in 'color'"),
         ("rules: {min_similarity: {clip: 0.3}}\nmodels: [{name: tiny}]\n", "names ['clip']"),
     ],
 )
