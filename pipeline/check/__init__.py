@@ -1,4 +1,4 @@
-"""Whether what is on disk is right: every file read again, a sample of the scores computed again.
+"""Checks what is on disk: reads every file, and recomputes a sample of the scores.
 
 An output folder enters, a report leaves.
 """

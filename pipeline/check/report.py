@@ -1,4 +1,4 @@
-"""What a verification checked, and what does not hold."""
+"""The result of `verify`."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class VerifyReport:
-    """What was checked and what does not hold."""
+    """What was checked, and what is wrong."""
 
     shards: int = 0
     rows: int = 0
@@ -17,11 +17,11 @@ class VerifyReport:
     shards_missing: int = 0
     problems: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
-    """Manifests of the shards that do not hold: without them the next build makes these shards again."""
+    """Manifests of the damaged shards: once they are deleted, the next build rebuilds these shards."""
 
     @property
     def holds(self) -> bool:
-        """Whether every committed shard is whole. A shard that is not done yet is no problem of this kind."""
+        """Whether every committed shard is intact. Shards that are not finished yet do not count."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Scores and embeddings of some pairs, computed again from the pictures that the rows name.
+"""Recomputes the scores and embeddings of some pairs from their pictures.
 
-A sample spread evenly over the shards; pictures come from the tars of a build, or are read as the load stage read them.
+The sample is spread evenly over the shards. Pictures come from a build's tars or from the corpus.
 """
 
 import json
@@ -24,20 +24,20 @@ from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.manifest import ShardManifest, manifest_name, shards_from_table
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
-"""By what a similarity, or the cosine of an embedding with itself, may be off once it is computed again."""
+"""How far a recomputed similarity, or the cosine of an old and a new embedding, may be off."""
 
 
 def rescore_sample(
-    store: Store, plan: Plan, scored: Sequence[int], wanted: int, report: VerifyReport
+    store: Store, plan: Plan, scored: Sequence[int], num_pairs: int, report: VerifyReport
 ) -> Iterator[tuple[ShardManifest, str]]:
-    """Compute `wanted` pairs again, the same number in each of at most that many shards; yields what does not hold."""
-    num_shards = min(wanted, len(scored))
+    """Recompute `num_pairs` pairs, evenly spread over the `scored` shards. Yields (manifest, problem)."""
+    num_shards = min(num_pairs, len(scored))
     job = plan.job
     newest = committed(store)
-    for place in range(num_shards):
-        shard = scored[place * len(scored) // num_shards]
+    for position in range(num_shards):
+        shard = scored[position * len(scored) // num_shards]
         manifest = read_manifest(store, manifest_name(shard, newest[shard]))
-        rows, contracts = _sample(store, manifest, -(-wanted // num_shards))
+        rows, contracts = _sample(store, manifest, -(-num_pairs // num_shards))
         if not contracts or not rows.num_rows:
             continue
         try:
@@ -45,11 +45,10 @@ def rescore_sample(
         except (ReadError, LocalFault, OSError) as error:
             yield manifest, f"its pictures cannot be read: {error}"
             continue
-        gone = sum(
-            place is not None and picture is None for place, picture in zip(_places(rows), pictures, strict=True)
-        )
-        if gone:
-            yield manifest, f"{gone} of {rows.num_rows} pictures looked at are no longer where, or what, their rows say"
+        uris = rows["image_tar"].to_pylist()
+        missing = sum(uri is not None and picture is None for uri, picture in zip(uris, pictures, strict=True))
+        if missing:
+            yield manifest, f"{missing} of {rows.num_rows} pictures in the sample are missing or have changed"
             continue
         report.rescored += rows.num_rows
         for contract in contracts:
@@ -58,7 +57,7 @@ def rescore_sample(
 
 
 def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[ScoreContract]]:
-    """Up to `num_rows` pairs, by uid: the same ones every time."""
+    """The first `num_rows` pairs by uid, so the same ones every time."""
     pairs = read_table(store, manifest.files["pairs"].path)
     models = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
     contracts = [ScoreContract(**model) for model in models]
@@ -66,12 +65,8 @@ def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Ta
     return usable.sort_by("uid").slice(0, num_rows), contracts
 
 
-def _places(rows: pa.Table) -> list[str | None]:
-    return rows["image_tar"].to_pylist()  # type: ignore[no-any-return]
-
-
 def _pictures(store: Store, plan: Plan, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
-    """The picture of every row, None where it has none, it is gone, or it is another one."""
+    """The picture of each row; None if the row has none, or the picture is missing or has changed."""
     reader = PairsReader(store, plan.mapping, plan.job)
     try:
         (shard,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
@@ -94,22 +89,22 @@ def _differences(
     model = load_model(ModelConfig(**{name: getattr(contract, name) for name in names}), RunConfig())
     alias, tolerance = contract.alias, TOLERANCE[contract.dtype]
     if model.contract.weights_sha256 != contract.weights_sha256:
-        yield f"the weights of {alias} are not those that made its scores"
+        yield f"the weights of {alias} are not the ones that its scores were computed with"
         return
     captions = rows["caption_clean"].to_pylist()
     image = np.zeros((rows.num_rows, model.embedding_dim), np.float32)
     text = np.zeros_like(image)
-    seen = [place for place, picture in enumerate(pictures) if picture]
-    said = [place for place, caption in enumerate(captions) if caption is not None]
-    if seen:
-        image[seen] = encode_pictures(model, [pictures[place] or b"" for place in seen], images)
-    if said:
-        text[said] = model.encode_captions([captions[place] for place in said])
+    with_picture = [row for row, picture in enumerate(pictures) if picture]
+    with_caption = [row for row, caption in enumerate(captions) if caption is not None]
+    if with_picture:
+        image[with_picture] = encode_pictures(model, [pictures[row] or b"" for row in with_picture], images)
+    if with_caption:
+        text[with_caption] = model.encode_captions([captions[row] for row in with_caption])
     gaps = np.stack(
         [
-            _gap(rows[f"similarity_{alias}"], (image * text).sum(axis=1)),
-            _turned(rows[f"image_embedding_{alias}"], image),
-            _turned(rows[f"text_embedding_{alias}"], text),
+            _score_gaps(rows[f"similarity_{alias}"], (image * text).sum(axis=1)),
+            _embedding_gaps(rows[f"image_embedding_{alias}"], image),
+            _embedding_gaps(rows[f"text_embedding_{alias}"], text),
         ]
     ).max(axis=0)  # [rows]
     report.max_score_difference = max(report.max_score_difference, float(gaps.max()))
@@ -118,19 +113,17 @@ def _differences(
             yield f"the score or embedding of {uid} is off by {gap:.4f}"
 
 
-def _gap(stored: pa.ChunkedArray, again: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """|stored - again| [rows]; 0 where there is no score."""
+def _score_gaps(stored: pa.ChunkedArray, recomputed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """|stored - recomputed| [rows]; 0 where there is no score."""
     values = stored.fill_null(np.nan).to_numpy()
-    return np.where(np.isnan(values), 0, np.abs(values - again)).astype(np.float32)
+    return np.where(np.isnan(values), 0, np.abs(values - recomputed)).astype(np.float32)
 
 
-def _turned(stored: pa.ChunkedArray, again: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """1 - cosine of the stored embedding and the one computed again [rows]; 0 where there can be none."""
-    gaps: npt.NDArray[np.float32] = np.any(again != 0, axis=1).astype(
-        np.float32
-    )  # one that is missing is off by all there is
+def _embedding_gaps(stored: pa.ChunkedArray, recomputed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """1 - cosine of the stored and the recomputed embedding [rows]; 0 where neither exists, 1 where one is missing."""
+    gaps: npt.NDArray[np.float32] = np.any(recomputed != 0, axis=1).astype(np.float32)
     for row, value in enumerate(stored.to_pylist()):
         if value is not None:
-            before = np.asarray(value, np.float32)
-            gaps[row] = abs(1 - float(before @ again[row]) / max(float(np.linalg.norm(before)), 1e-6))
+            vector = np.asarray(value, np.float32)
+            gaps[row] = abs(1 - float(vector @ recomputed[row]) / max(float(np.linalg.norm(vector)), 1e-6))
     return gaps

@@ -1,4 +1,4 @@
-"""Re-read what a job wrote and say what does not hold: plan, counts, checksums, keys, and a sample of the scores."""
+"""Re-reads what a job wrote and reports what is wrong: plan, counts, checksums, keys, and a sample of the scores."""
 
 import json
 import re
@@ -26,7 +26,7 @@ _UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 
 def verify(store: Store, rescore: int = 64) -> VerifyReport:
-    """Check every committed shard, then `rescore` pairs from shards that are spread evenly over all."""
+    """Check every committed shard, then recompute the scores of `rescore` pairs, spread evenly over the shards."""
     store.check_access()
     report = VerifyReport()
     plan = load_plan(store)
@@ -54,38 +54,40 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
         _add_problems(report, manifest, problems)
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
-    if not report.shards_missing and not report.damaged:  # else a worker may be about to name them
+    if not report.shards_missing and not report.damaged:  # otherwise a worker may be about to commit them
         report.problems.extend(strangers(store, named))
     if scored and rescore:
-        from pairmill.pipeline.check.rescore import rescore_sample  # loads torch where there are scores
+        from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
 
         for manifest, problem in rescore_sample(store, plan, scored, rescore, report):
             report.problems.append(f"shard {manifest.shard:09d}: {problem}")
-            if not is_corpus:  # a corpus that has changed is not mended by making its shard again
+            if not is_corpus:  # rebuilding a shard does not repair a corpus that has changed
                 report.damaged.append(f"manifests/{manifest.name}")
     return report
 
 
 def strangers(store: Store, named: set[str]) -> list[str]:
-    """Problems with data folders of a finished output: files that a reader of the whole folder would take for data.
+    """Problems with the data folders of a finished output: files that a reader of a whole folder would take for data.
 
-    `named`: paths of all files that manifests name. Only files that are surely pairmill's are to be deleted.
+    `named`: paths of all files in manifests. Only tells users to delete files that are certainly pairmill's.
     """
     problems = []
     for folder in DATA_FOLDERS:
         for name in store.list(folder):
             path = f"{folder}/{name}"
-            if path in named or name.startswith((".", "_")):  # which Arrow, Spark and the like pass over
+            if path in named or name.startswith((".", "_")):  # Arrow, Spark and others skip these
                 continue
             if DATA_NAME.fullmatch(name) and _is_ours(store, path):
-                problems.append(f"{path} is named by no manifest: a run that died left it; delete it")
+                problems.append(f"{path} is not in any manifest: a crashed run left it; delete it")
             else:
-                problems.append(f"{path} is not pairmill's, but is read as data with its folder; keep it elsewhere")
+                problems.append(
+                    f"{path} is not pairmill's, but readers of the folder would take it for data; move it elsewhere"
+                )
     return problems[:MAX_PROBLEMS]
 
 
 def _is_ours(store: Store, path: str) -> bool:
-    """Whether a file with the name of one of ours is one by its content, too."""
+    """Whether the content of a file, too, shows that pairmill wrote it."""
     try:
         if not path.endswith(".tar"):
             return b"pairmill" in (read_schema(store, path).metadata or {})
@@ -107,9 +109,9 @@ def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerpr
     if planned is None:
         yield "is not in the plan"
     elif (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
-        yield "holds other rows of the input than the plan says"
+        yield "has other input rows than planned"
     if manifest.job_fingerprint != job_fingerprint:
-        yield "was made by another job than the plan says"
+        yield "was made by a different job"
     if sum(manifest.statuses.values()) != manifest.rows_in:
         yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {manifest.rows_in:,} rows"
 
@@ -132,14 +134,14 @@ def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) ->
         if counted != said:
             yield f"{name} is {said:,} in the manifest, {counted:,} in the files"
     if Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()) != Counter(manifest.statuses):
-        yield "the statuses in the manifest are not those in the files"
+        yield "the statuses in the manifest and in the files differ"
     row_ids = pa.chunked_array([*pairs["row_id"].chunks, *rejects["row_id"].chunks], pa.string())
     if len(row_ids.unique()) != len(row_ids):
-        yield "a row_id comes twice"
+        yield "a row_id is not unique"
     if not pc.all(pc.starts_with(row_ids, f"{manifest.shard}:")).as_py() and len(row_ids):
         yield "a row_id belongs to another shard"
     if len(pairs["uid"].unique()) != pairs.num_rows:
-        yield "a uid comes twice among the pairs"
+        yield "a uid is not unique among the pairs"
     yield from _check_tar(store, manifest, pairs, report)
 
 
@@ -149,40 +151,40 @@ def _check_file(store: Store, file: DataFile) -> str | None:
     except FileNotFoundError:
         return f"{file.path} is missing"
     if num_bytes != file.num_bytes:
-        return f"{file.path} is not what was committed: {num_bytes:,} bytes, the manifest says {file.num_bytes:,}"
+        return f"{file.path} has changed since it was committed: {num_bytes:,} bytes instead of {file.num_bytes:,}"
     if digest != file.blake2b:
-        return f"{file.path} is not what was committed: its checksum differs"
+        return f"{file.path} has changed since it was committed: its checksum differs"
     return None
 
 
 def _read(store: Store, file: DataFile) -> pa.Table:
     schema = read_schema(store, file.path)
-    facts = json.loads(schema.metadata[b"pairmill"])
-    if facts["schema_version"] > SCHEMA_VERSION:
+    footer = json.loads(schema.metadata[b"pairmill"])
+    if footer["schema_version"] > SCHEMA_VERSION:
         raise ManifestError(f"{file.path} was written by a newer pairmill; update to read it")
     return read_table(store, file.path, [name for name in schema.names if "_embedding_" not in name])
 
 
 def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: VerifyReport) -> Iterator[str]:
-    """Every stored picture stands where its row says, with its caption and JSON beside it, and nothing else does.
+    """Check that every stored picture is where its row says, with its caption and JSON, and that nothing else is there.
 
-    Pictures of a held corpus lie elsewhere: a sample of them is read where scores are computed again.
+    The pictures of a corpus are not stored here; rescoring reads a sample of them.
     """
     ours = pc.starts_with(pairs["image_tar"], "images/").fill_null(False)
     stored = pairs.filter(ours).select(["uid", "image_offset", "image_length"]).to_pylist()
     if "images" not in manifest.files:
         if stored:
-            yield "rows name a tar, but the shard has none"
+            yield "rows refer to a tar, but the shard has none"
         return
     with store.open(manifest.files["images"].path) as file:
         members = {name: (offset, length) for name, offset, length in read_tar(file)}
     report.pictures += len(stored)
     if len(members) != 3 * len(stored):
-        yield f"the tar holds {len(members):,} members for {len(stored):,} pictures"
+        yield f"the tar has {len(members):,} members for {len(stored):,} pictures"
     suffixes = {name.partition(".")[2] for name in members} - {"txt", "json"}
     (suffix,) = suffixes if len(suffixes) == 1 else ("?",)
     for row in stored:
         if members.get(f"{row['uid']}.{suffix}") != (row["image_offset"], row["image_length"]):
             yield f"picture {row['uid']} is not where its row says"
         if f"{row['uid']}.txt" not in members or f"{row['uid']}.json" not in members:
-            yield f"picture {row['uid']} has no caption or JSON beside it"
+            yield f"picture {row['uid']} has no caption or JSON in the tar"

@@ -1,7 +1,7 @@
-"""One more model for a finished dataset: its columns stand in `columns/ALIAS/`, row for row as in `pairs/`.
+"""An added model for a finished dataset: its columns are in `columns/ALIAS/`, with the same rows as `pairs/`.
 
 columns/clip_l14/000000000.parquet             row_id, similarity_clip_l14, image_embedding_..., text_embedding_...
-columns/clip_l14/manifests/000000000.json      written last; says which pairs file it goes with
+columns/clip_l14/manifests/000000000.json      written last; says which pairs file it belongs to
 columns/clip_l14/model.json                    the model; another one under the same alias is refused
 """
 
@@ -38,7 +38,7 @@ _READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width"
 
 
 def columns_done(store: Store, alias: str) -> dict[int, int]:
-    """Shard -> the highest generation that has this model's columns."""
+    """Shard -> its highest generation with this model's columns."""
     newest: dict[int, int] = {}
     for name in store.list(f"columns/{alias}/manifests"):
         try:
@@ -50,13 +50,13 @@ def columns_done(store: Store, alias: str) -> dict[int, int]:
 
 
 def complete_models(store: Store, generations: Mapping[int, int]) -> list[str]:
-    """Aliases of the added models that all of these shards, in these generations, have the columns of."""
+    """Aliases of the added models that have columns for all of these shards, in these generations."""
     added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
     return [alias for alias in added if generations.items() <= columns_done(store, alias).items()]
 
 
 def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest) -> Iterator[str]:
-    """What does not hold of the columns that were added to a shard; lacking ones are no problem."""
+    """Problems with the columns that were added to a shard. Missing columns are not a problem."""
     for alias in aliases:
         name = f"columns/{alias}/manifests/{manifest.name}"
         if not store.exists(name):
@@ -65,13 +65,13 @@ def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest)
         path = record.file.path
         if record.pairs_blake2b != manifest.files["pairs"].blake2b:
             where = store.path(name)
-            yield f"{path} goes with another pairs file: delete {where} and run embed --add-model again"
+            yield f"{path} belongs to another pairs file: delete {where} and run embed --add-model again"
         elif not store.exists(path):
             yield f"{path} is missing"
         elif store.checksum(path)[0] != record.file.blake2b:
-            yield f"{path} is not what was committed: its checksum differs"
+            yield f"{path} has changed since it was committed: its checksum differs"
         elif not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
-            yield f"{path} does not stand row for row with pairs/"
+            yield f"the rows of {path} are not those of the pairs file"
 
 
 def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
@@ -79,7 +79,7 @@ def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
 
 
 class PairsReader:
-    """Reads committed pairs with their pictures, for another model to look at. Safe in threads."""
+    """Reads committed pairs with their pictures, for another model. Thread-safe."""
 
     def __init__(self, store: Store, mapping: ColumnMapping, job: BuildJob) -> None:
         self._store = store
@@ -88,35 +88,35 @@ class PairsReader:
         self._loader = Loader(job.images, store.files)
 
     def close(self) -> None:
-        """Let go of files and threads."""
+        """Close files and stop threads."""
         self._reader.close()
         self._loader.close()
 
     def read(self, shard: Shard, manifest: ShardManifest) -> pa.Table:
-        """The rows of `pairs/`, in its order, as the encode stage takes them. A picture that is gone is null."""
+        """The rows of the pairs file, in its order, for the encode stage. A missing picture is null."""
         pairs = read_table(self._store, manifest.files["pairs"].path, [*_READ, *STORED.names])
         pairs = pairs.replace_schema_metadata(None)
         table = pairs.append_column("image", binary_column(self.pictures(shard, manifest, pairs)))
         return table.append_column(IS_PAIR_COLUMN, pa.repeat(True, pairs.num_rows))
 
     def pictures(self, shard: Shard, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
-        """The picture of each of some rows of a pairs file; None where it has none, it is gone, or it is another."""
+        """The picture of each given row of a pairs file; None if it has none, or it is missing or has changed."""
         if "images" in manifest.files:
-            places = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
+            image_refs = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
             with self._store.open(manifest.files["images"].path) as file:
-                return [None if tar is None else read_range(file, offset, length) for tar, offset, length in places]
-        if isinstance(self._mapping.pictures, WebPictures):  # a build that stored none
+                return [None if tar is None else read_range(file, offset, length) for tar, offset, length in image_refs]
+        if isinstance(self._mapping.pictures, WebPictures):  # a build that stored no pictures
             return [None] * rows.num_rows
         table = self._reader.read(shard)
         table = table.filter(pc.is_in(table["row_id"], value_set=rows["row_id"].combine_chunks()))
         loaded = self._loader(table, has_pictures=not isinstance(self._mapping.pictures, NoPictures))
         found = zip(*(loaded[name].to_pylist() for name in ("row_id", "sha256", IMAGE_COLUMN.name)), strict=True)
-        of_row = {(row_id, sha256): image for row_id, sha256, image in found}
-        return [of_row.get(key) for key in zip(rows["row_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)]
+        by_row = {(row_id, sha256): image for row_id, sha256, image in found}
+        return [by_row.get(key) for key in zip(rows["row_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)]
 
 
 def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_fingerprint: str) -> None:
-    """Commit one model's columns of a shard. Where another worker was faster, its files stay: they hold the same."""
+    """Commit one model's columns of a shard. If another worker was faster, its files stay: they are the same."""
     (contract,) = batch.info.contracts
     alias = contract.alias
     footer = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, "models": [asdict(contract)]}
@@ -129,7 +129,7 @@ def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_
         write_table(columns, file)
         digest, num_bytes = file_checksum(file)
         if not store.create_from(path, file) and store.checksum(path)[0] != digest:
-            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # beside what goes with a shard made again since
+            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # the shard was rebuilt since
             store.create_from(path, file)
     record = ColumnsManifest(
         shard=manifest.shard,

@@ -1,4 +1,4 @@
-"""A call with a time limit that holds whatever the call waits for: a host that is silent, or a name server that is."""
+"""A call with a time limit that applies whatever it waits for, even a name server that does not respond."""
 
 import queue
 import threading
@@ -9,7 +9,7 @@ _Result = TypeVar("_Result")
 
 
 def within(seconds: float, call: Callable[[], _Result]) -> _Result:
-    """The result of `call`, or its exception. Raises TimeoutError when the time is up; the call is left to itself."""
+    """The result of `call`, or its exception. Raises TimeoutError when time is up; the call runs on in its thread."""
     done: queue.SimpleQueue[tuple[_Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:

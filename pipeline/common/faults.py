@@ -1,6 +1,6 @@
-"""Whose fault a failure is: this machine's (out of files, of memory, of disk), or the row's, shard's or job's.
+"""Who caused a failure: this machine (out of files, memory or disk), or the row, shard or job.
 
-No row is to blame for a fault of the machine, and none may be lost to it: the shard fails, and a later run repeats it.
+A fault of the machine must not cost any row: the shard fails, and a later run repeats it.
 """
 
 import errno
@@ -17,24 +17,24 @@ _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class LocalFault(PairmillError, RuntimeError):
-    """This machine cannot go on. The message says with what."""
+    """This machine has run out of something; the message says of what."""
 
     kind = FailureKind.MACHINE
 
 
 class DiskFull(LocalFault):
-    """A disk has no room left."""
+    """A disk is full."""
 
     kind = FailureKind.STORAGE
 
 
 def local_fault(error: BaseException) -> LocalFault | None:
-    """The LocalFault that an exception is; None for any other."""
+    """The LocalFault that the exception amounts to, or None."""
     if isinstance(error, LocalFault):
         return error
     number = getattr(error, "errno", None)
     if number in _FULL_ERRNOS:
-        return DiskFull("no room left on the disk of the output, or of a worker's temporary folder")
+        return DiskFull("no space left on the disk of the output or of a worker's temporary folder")
     if isinstance(error, MemoryError) or number in LOCAL_ERRNOS or _is_opencv_out_of_memory(error):
         return LocalFault(f"{type(error).__name__}: {error}")
     return None
@@ -43,15 +43,15 @@ def local_fault(error: BaseException) -> LocalFault | None:
 def _is_opencv_out_of_memory(error: BaseException) -> bool:
     """OpenCV raises its own error with a code where Python would raise MemoryError.
 
-    To be called while the error is handled: OpenCV keeps the code of its latest error, on the class.
+    Call this while handling the error: OpenCV stores the code on the class, where the next error overwrites it.
     """
-    cv2 = sys.modules.get("cv2")  # if it is not loaded, no error can come from it
+    cv2 = sys.modules.get("cv2")  # not loaded: the error cannot be OpenCV's
     return cv2 is not None and isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a shard that failed: whose fault, in one line, and the whole traceback."""
+    """Why a shard failed: who caused it, one line for people, and the full traceback."""
 
     kind: FailureKind
     message: str
@@ -59,7 +59,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """Judge by types and error numbers, never by words: some of them are a server's."""
+        """Classify by type and error number, never by message text, some of which comes from servers."""
         for cause in _causes(error):
             if isinstance(cause, PairmillError):
                 return cls(cause.kind, str(cause), trace_of(error))
@@ -69,7 +69,7 @@ class Failure:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, and those that it was raised from or while handling."""
+    """The exception and its chain of causes and contexts."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

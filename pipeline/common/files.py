@@ -1,4 +1,4 @@
-"""Files and objects anywhere, for reading: local paths and `s3://` behave alike where a caller can see it."""
+"""Reading files and objects anywhere: local paths and `s3://` behave the same to callers."""
 
 import contextlib
 import gzip
@@ -24,7 +24,7 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The same place whatever the current directory becomes: remote URLs are left alone."""
+    """The absolute form of a local path. Remote URLs stay unchanged."""
     return path if is_remote(path) else str(Path(path.removeprefix("file://")).absolute())
 
 
@@ -35,7 +35,7 @@ def join(root: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Inputs anywhere fsspec reaches. Picklable: it holds settings, not connections."""
+    """Inputs anywhere that fsspec reaches. Picklable: contains settings, not connections."""
 
     s3: S3Config = FROM_ENVIRONMENT
 
@@ -43,13 +43,13 @@ class Files:
         return hash(self.s3.model_dump_json())
 
     def file_system(self, uri: str) -> tuple[Any, str]:
-        """(fsspec's file system, the path in it). s3fs keeps one per process and set of options."""
+        """(fsspec file system, path in it). s3fs caches one per process and set of options."""
         options = self.s3.options(uri) if uri.startswith(S3_SCHEMES) else {}
         fs, inside = fsspec.core.url_to_fs(uri, **options)
         return fs, inside
 
     def open(self, uri: str) -> IO[bytes]:
-        """Open a file or object for reading, seekable, as it is (nothing is decompressed)."""
+        """Open a file or object for reading, seekable, without decompressing it."""
         if not is_remote(uri):
             return open(absolute(uri), "rb")
         fs, inside = self.file_system(uri)
@@ -57,7 +57,7 @@ class Files:
 
     @contextlib.contextmanager
     def open_decompressed(self, uri: str) -> Iterator[IO[bytes]]:
-        """Open for one pass from the front; `.gz` is decompressed on the way."""
+        """Open for one sequential pass; `.gz` is decompressed."""
         with self.open(uri) as file:
             if uri.endswith(".gz"):
                 with gzip.open(file) as unzipped:
@@ -66,13 +66,13 @@ class Files:
                 yield file
 
     def read_text_lines(self, uri: str) -> Iterator[str]:
-        """Lines of a UTF-8 text file (also .gz), without their ends; undecodable bytes become U+FFFD."""
+        """Lines of a UTF-8 text file (also .gz), without line ends; undecodable bytes become U+FFFD."""
         with self.open_decompressed(uri) as file:
             for line in file:
                 yield line.decode("utf-8", errors="replace").rstrip("\r\n")
 
     def read_range(self, uri: str, offset: int, length: int) -> bytes:
-        """Some bytes of a file or object, by one request. Safe in threads. Raises FileNotFoundError."""
+        """A byte range of a file or object, by one request. Thread-safe. Raises FileNotFoundError."""
         if not is_remote(uri):
             descriptor = os.open(absolute(uri), os.O_RDONLY)
             try:
@@ -83,11 +83,11 @@ class Files:
         return bytes(fs.cat_file(inside, start=offset, end=offset + length))
 
     def expand(self, path: str, suffixes: tuple[str, ...]) -> list[str]:
-        """Files that a source path stands for: itself, a glob's matches, or what a folder holds, sorted.
+        """The files that a source path refers to, sorted: a file itself, a glob's matches, or a folder's files.
 
-        Folders are searched to any depth for names that end in one of `suffixes`, case aside; hidden files, and files
-        whose names start with `_`, are passed over as Spark and Hive do. A glob, as in a shell, matches no hidden file.
-        Raises FileNotFoundError where nothing matches.
+        Folders are searched recursively for names that end in one of `suffixes`, ignoring case. Names that start with
+        `.` or `_` are skipped, as in Spark and Hive. As in a shell, a glob does not match hidden files.
+        Raises FileNotFoundError if nothing matches.
         """
         path = absolute(path)
         fs, inside = self.file_system(path)
@@ -103,7 +103,7 @@ class Files:
         return sorted(str(fs.unstrip_protocol(name)) if is_remote(path) else str(name) for name in found)
 
     def files_in(self, folder: str) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of the files right in a folder, in no order."""
+        """(name, size in bytes) of the files directly in a folder, unordered."""
         if not is_remote(folder):
             with os.scandir(absolute(folder)) as entries:
                 yield from ((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
@@ -119,7 +119,7 @@ class Files:
         return bool(fs.isdir(inside))
 
     def fingerprint(self, uri: str) -> str:
-        """What identifies the content of an input file: ETag on S3, else size and BLAKE2b-128. Never a time stamp."""
+        """Identifies the content of an input file: its ETag on S3, else size and BLAKE2b-128. Never a timestamp."""
         if is_remote(uri):
             fs, inside = self.file_system(uri)
             info = fs.info(inside)
@@ -139,7 +139,7 @@ class Files:
 
 
 def leads_out(folder: str, name: str) -> bool:
-    """Whether a file of a local folder is a link to somewhere outside of it."""
+    """Whether a file in a local folder is a link to somewhere outside it."""
     if is_remote(folder):
         return False
     root = Path(absolute(folder)).resolve()

@@ -1,4 +1,4 @@
-"""What the process around a stage offers it: a sink for durations, and a way out of a decoder that hangs."""
+"""What a process offers to the stages it runs: a sink for durations, and a way out when a decoder hangs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerHooks:
-    """Handed to a stage when it is opened. The defaults suit a process that runs all stages itself."""
+    """Passed to a stage when it is opened. The defaults suit a process that runs all stages itself."""
 
     observe: Callable[[str, float], None] | None = None
-    """Takes durations that only the inside of a stage knows: (name, seconds)."""
+    """Receives durations measured inside a stage: (name, seconds)."""
     on_hang: Callable[[], None] | None = None
-    """Called when a decoder hangs in C code, where only the end of the process frees its thread; None: wait for it."""
+    """Called when a decoder hangs in C code and only exiting the process frees its thread. None: keep waiting."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -25,4 +25,4 @@ class WorkerHooks:
 
 
 NO_HOOKS = WorkerHooks()
-"""Of a process that runs all stages itself."""
+"""For a process that runs all stages itself."""

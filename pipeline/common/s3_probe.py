@@ -1,7 +1,7 @@
-"""One small question to each bucket before the work begins, so that a wrong endpoint, key or name is one line at once.
+"""One small request to each bucket before work begins, so that a wrong endpoint, key or name is reported at once.
 
-s3fs and botocore try again for minutes, which is right while work is under way and wrong for a slip of the pen. What
-may get better by itself (5xx, throttling, a connection that is cut) is no finding here: the work itself waits it out.
+s3fs and botocore retry for minutes, which is right during the work but wrong for a typo. Temporary problems (5xx,
+throttling, a lost connection) are ignored here, because the work itself retries them.
 """
 
 import functools
@@ -18,35 +18,35 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import S3Config
 
 _TIMEOUT_S = 5
-"""For connecting, and for the answer."""
+"""For the connection, and for the response."""
 _DEADLINE_S = 8.0
-"""For all of it, with names and credentials that are looked up."""
+"""For everything, including DNS and the lookup of credentials."""
 
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.profile"
 _CHECK_ENDPOINT = "check s3.endpoint (or AWS_ENDPOINT_URL) and the network"
 _REMEDIES = {
     "NoSuchBucket": "create the bucket, or correct its name or s3.endpoint",
-    "HTTP 404": "this is no S3 server; correct s3.endpoint",
-    "AccessDenied": f"allow it s3:ListBucket, or give other credentials: {_KEYS}",
+    "HTTP 404": "this is not an S3 server; correct s3.endpoint",
+    "AccessDenied": f"grant s3:ListBucket, or use other credentials: {_KEYS}",
     "InvalidAccessKeyId": f"correct the credentials: {_KEYS}",
     "SignatureDoesNotMatch": f"correct the credentials: {_KEYS}",
     "ExpiredToken": "sign in again",
-    "RequestTimeTooSkewed": "set this machine's clock",
-    "AuthorizationHeaderMalformed": "set s3.region to the bucket's",
-    "PermanentRedirect": "set s3.region to the bucket's",
+    "RequestTimeTooSkewed": "correct this machine's clock",
+    "AuthorizationHeaderMalformed": "set s3.region to the bucket's region",
+    "PermanentRedirect": "set s3.region to the bucket's region",
 }
 
 
 class S3AccessError(PairmillError, OSError):
-    """A bucket cannot be reached or used; the message names it, its endpoint and the remedy, on one line."""
+    """A bucket cannot be reached or used; the message names bucket, endpoint and remedy on one line."""
 
     kind = FailureKind.JOB
 
 
 def check_buckets(urls: Iterable[str], s3: S3Config) -> None:
-    """Ask each bucket that is among the URLs, by its first URL. Within 10 s. Raises S3AccessError.
+    """Check each bucket in `urls`, using its first URL. Takes at most 10 s. Raises S3AccessError.
 
-    A bucket that has answered well is not asked again by this process.
+    A bucket that passes is not checked again by this process.
     """
     first: dict[str, str] = {}
     for url in urls:
@@ -60,12 +60,12 @@ def check_buckets(urls: Iterable[str], s3: S3Config) -> None:
 
 @dataclass(frozen=True)
 class _Question:
-    """Whether a bucket is there and lists a key. Hashable, so that the answer can be remembered."""
+    """Can we list this key in this bucket? Hashable, so that the answer can be cached."""
 
     bucket: str
     key: str
     options_json: str
-    """Of s3fs."""
+    """Options of s3fs."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class _Question:
 
     @property
     def prefix(self) -> str:
-        """Of the listing that the work will ask for, as rights may end at a prefix."""
+        """Prefix of the listing that the work will request, since permissions may be limited to a prefix."""
         plain = next((at for at, char in enumerate(self.key) if char in GLOB_CHARACTERS), None)
         return self.key[:plain] if plain is not None else f"{self.key}/" if self.key else ""
 
@@ -103,7 +103,7 @@ def _check(question: _Question) -> None:
 
 
 def _client(options: Mapping[str, Any]) -> Any:
-    """botocore's, as s3fs would make it but for the time that it takes."""
+    """A botocore client like s3fs's, but with short timeouts."""
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
@@ -120,7 +120,7 @@ def _client(options: Mapping[str, Any]) -> Any:
 
 
 def _ask(client: Any, question: _Question) -> None:
-    """List a key, or where that is forbidden, ask for the object itself: its reader may have no other right."""
+    """List a key. If that is forbidden, request the object itself: reading it may be all that is permitted."""
     from botocore.exceptions import ClientError
     from botocore.parsers import ResponseParserError
 
@@ -138,35 +138,35 @@ def _ask(client: Any, question: _Question) -> None:
 
 
 def _refusal(response: Mapping[str, Any]) -> str | None:
-    """What it means that the server refuses; None where a later one may differ."""
+    """Explain an error response; None if a retry may succeed."""
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400))
     if status >= 500 or status == 429:
         return None
     code = code or f"HTTP {status}"
-    return f"{code}: {_REMEDIES.get(code, 'check the credentials, the rights on the bucket, and s3.endpoint')}"
+    return f"{code}: {_REMEDIES.get(code, 'check the credentials, the permissions on the bucket, and s3.endpoint')}"
 
 
 def _failure(error: Exception) -> str | None:
-    """What it means that there is no answer; None where a later try may succeed."""
+    """Explain a missing response; None if a retry may succeed."""
     from botocore import exceptions
 
     match error:
         case exceptions.EndpointConnectionError() | exceptions.ProxyConnectionError():
-            return f"nothing answers there: {_CHECK_ENDPOINT}"
+            return f"cannot connect: {_CHECK_ENDPOINT}"
         case exceptions.ConnectTimeoutError() | exceptions.ReadTimeoutError() | TimeoutError():
-            return f"no answer within {_TIMEOUT_S} s: {_CHECK_ENDPOINT}"
+            return f"no response within {_TIMEOUT_S} s: {_CHECK_ENDPOINT}"
         case exceptions.SSLError():
-            return f"no secure connection can be made: {_CHECK_ENDPOINT}"
+            return f"cannot make a secure connection: {_CHECK_ENDPOINT}"
         case exceptions.HTTPClientError() | exceptions.ConnectionError():
-            return None  # a connection that was cut
+            return None  # a lost connection
         case exceptions.NoCredentialsError() | exceptions.PartialCredentialsError():
             return f"no credentials: set {_KEYS}, or s3.anonymous: true for a public bucket"
         case exceptions.ParamValidationError():
-            return "this is no name of a bucket"
+            return "not a valid bucket name"
         case exceptions.BotoCoreError():
             return f"{' '.join(str(error).split())}: check s3.* and ~/.aws"
-    return f"the answer is not S3's: {_CHECK_ENDPOINT}"
+    return f"the response is not from an S3 server: {_CHECK_ENDPOINT}"
 
 
 def _split(url: str) -> tuple[str, str]:

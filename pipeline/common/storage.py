@@ -1,7 +1,8 @@
 """An output folder, local or on S3: create-only writes, reads, lists.
 
-Create-only is what every commit rests on. Locally: write beside, fsync, then `os.link`, which refuses an existing name
-(a rename would overwrite it). On S3: one PUT or multipart completion with `If-None-Match: *` (s3fs `mode="create"`).
+Every commit relies on create-only writes. Locally: write a temporary file, fsync, then `os.link`, which refuses an
+existing name (a rename would overwrite it). On S3: a PUT or multipart completion with `If-None-Match: *` (s3fs
+`mode="create"`).
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class StorageError(PairmillError, OSError):
 
 
 class Store:
-    """An output folder. All names are relative to it, with `/` between parts."""
+    """An output folder. All names are relative to it, separated by `/`."""
 
     def __init__(self, root: str, s3: S3Config = FROM_ENVIRONMENT) -> None:
         if wrong := secret_in(root):
@@ -44,48 +45,50 @@ class Store:
         self.files = Files(s3)
         self.remote = is_remote(root)
         if self.remote and not root.startswith(S3_SCHEMES):
-            raise StorageError(f"{root}: an output is a local folder or s3://...; nowhere else is a commit atomic")
+            raise StorageError(
+                f"{root}: the output must be a local folder or s3://..., because only there are commits atomic"
+            )
 
     @property
     def fs(self) -> Any:
-        """The fsspec file system of a remote root: this process's own, so a Store may be pickled and outlive a fork."""
+        """The fsspec file system of a remote root, one per process, so a Store can be pickled and survives a fork."""
         return self.files.file_system(self.root)[0]
 
     def check_access(self) -> None:
-        """Raises S3AccessError where a folder on S3 cannot be reached; takes 10 s at most. Local folders pass."""
+        """Raises S3AccessError if a folder on S3 cannot be reached; takes at most 10 s. Local folders pass."""
         check_buckets([self.root], self.files.s3)
 
     def path(self, name: str) -> str:
-        """Absolute path or URL of a name in this folder. Refuses names that lead out of it."""
+        """Absolute path or URL of a name in this folder. Raises StorageError for names outside it."""
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise StorageError(f"{name!r} leads out of {self.root}")
+            raise StorageError(f"{name!r} is outside {self.root}")
         return join(self.root, name)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `data` under a new name; False, and nothing written, if the name exists already."""
+        """Write `data` under a new name. Returns False, and writes nothing, if the name exists."""
         with self.new_file() as file:
             file.write(data)
             return self.create_from(name, file)
 
     @contextlib.contextmanager
     def new_file(self) -> Iterator[IO[bytes]]:
-        """A temporary file to be handed to `create_from`; it is on the output's own disk where that is local."""
+        """A temporary file for `create_from`. For a local output, it is on the output's disk."""
         folder = tempfile.gettempdir() if self.remote else str(Path(self.root, "tmp"))
         try:
             opened = _new_file_in(folder)
-        except FileNotFoundError:  # a run that ended beside this one removed the empty folder
+        except FileNotFoundError:  # another run has just ended and removed the empty folder
             opened = _new_file_in(folder)
         except OSError as error:
             if error.errno not in _NO_RIGHT_TO_WRITE:
                 raise
             remedy = "set TMPDIR to another folder" if self.remote else "give another output, or make it writable"
-            raise StorageError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from None
+            raise StorageError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from None
         with opened as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             yield file
 
     def create_from(self, name: str, file: IO[bytes]) -> bool:
-        """Publish a `new_file` under a new name, durably; False if the name exists already."""
+        """Publish a `new_file` under a new name, durably. Returns False if the name exists."""
         file.flush()
         if self.remote:
             return self._create_remote(name, file.name)
@@ -107,12 +110,12 @@ class Store:
                 return False
             except PermissionError as error:
                 raise StorageError(f"{self.path(name)}: access denied: {error}") from None
-            except FileNotFoundError:  # the parts are joined already: the first reply to that was lost
+            except FileNotFoundError:  # the upload is already complete: the first reply was lost
                 if self.exists(name):
                     return False
                 raise
             except OSError as error:
-                if _http_status(error) == 412:  # s3fs knows it by a part of the answer that only AWS sends
+                if _http_status(error) == 412:  # s3fs only recognizes AWS's form of the response
                     return False
                 if _http_status(error) != 409 or not tries_left:
                     raise
@@ -131,7 +134,7 @@ class Store:
         return self.files.open(self.path(name))
 
     def open_arrow(self, name: str) -> pa.NativeFile:
-        """The same for Arrow's own readers, which then need no call of Python per read where the folder is local."""
+        """Like `open`, for Arrow's readers. Reads from a local folder do not go through Python."""
         if self.remote:
             return pa.PythonFile(self.open(name), "r")
         return pa.OSFile(self.path(name))
@@ -141,7 +144,7 @@ class Store:
         return self.files.checksum(self.path(name))
 
     def list(self, folder: str) -> list[str]:
-        """Names of the files directly in `folder`, sorted, without the folder; empty where it does not exist."""
+        """Names of the files directly in `folder`, sorted; empty if it does not exist."""
         if not self.remote:
             path = Path(self.path(folder))
             return sorted(entry.name for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else []
@@ -152,7 +155,7 @@ class Store:
         return sorted(str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
     def folders(self, folder: str) -> Sequence[str]:
-        """Names of the folders directly in `folder`, sorted; empty where it does not exist."""
+        """Names of the folders directly in `folder`, sorted; empty if it does not exist."""
         try:
             entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
@@ -169,7 +172,7 @@ class Store:
         return int(self.fs.size(self.path(name))) if self.remote else Path(self.path(name)).stat().st_size
 
     def delete(self, name: str) -> None:
-        """Remove a file; no error if it is gone already."""
+        """Delete a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             if self.remote:
                 self.fs.rm_file(self.path(name))
@@ -177,7 +180,7 @@ class Store:
                 Path(self.path(name)).unlink()
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write `data`, over whatever stands there. Only for files that are no part of a commit."""
+        """Overwrite the file. Not for files that are part of a commit."""
         if self.remote:
             try:
                 self.fs.pipe_file(self.path(name), data)
@@ -194,13 +197,13 @@ class Store:
             Path(aside).replace(target)
 
     def remove_temporary(self) -> None:
-        """Drop what killed processes of this machine left in `tmp/`."""
+        """Delete what killed processes on this machine left in `tmp/`."""
         for name in self.list("tmp") if not self.remote else []:
             host, _, rest = name.partition("!")
             if host == socket.gethostname() and not _is_alive(rest.partition("!")[0]):
                 self.delete(f"tmp/{name}")
         if not self.remote:
-            with contextlib.suppress(OSError):  # not empty, or never made
+            with contextlib.suppress(OSError):  # not empty, or does not exist
                 Path(self.root, "tmp").rmdir()
 
 
@@ -210,7 +213,7 @@ def _new_file_in(folder: str) -> Any:
 
 
 def _http_status(error: OSError) -> int | None:
-    """Of the answer behind an error of s3fs. 412: the name is taken; 409: two writes met, and AWS asks to try again."""
+    """HTTP status behind an s3fs error. 412: the name exists. 409: two writes collided, and AWS asks for a retry."""
     response = getattr(error.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None
@@ -226,7 +229,7 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
-@functools.cache  # asking means setting: once per process
+@functools.cache  # reading the umask means setting it, so do it once
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

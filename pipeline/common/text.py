@@ -1,10 +1,10 @@
-"""Words for people: numbers with nouns, and text that strangers wrote, made fit for a column of evidence."""
+"""Text for people: numbers with nouns, and untrusted text cleaned up for evidence columns."""
 
 import re
 import traceback
 
 DETAIL_CHARS = 200
-"""Longest `status_detail`."""
+"""Maximum length of `status_detail`."""
 
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
@@ -15,24 +15,24 @@ def counted(number: int, noun: str) -> str:
 
 
 def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:
-    """The text on one line, cut, without what UTF-8 cannot hold; None if nothing is left."""
+    """The text on one line, truncated, without control characters and surrogates; None if nothing is left."""
     if not text:
         return None
     return _UNPRINTABLE.sub(" ", text[: 4 * max_chars]).strip()[:max_chars] or None
 
 
 def trace_of(error: BaseException) -> str:
-    """A traceback whose last line has the exception's full type and all its words."""
+    """A traceback whose last line has the exception's full type and its whole message."""
     kind = type(error)
     lines = traceback.format_exception(error)
     return "".join(lines) + f"{kind.__module__}.{kind.__qualname__}: {' '.join(str(error).split())}\n"
 
 
 def last_line(error: str) -> str:
-    """What a text of `trace_of` comes down to."""
-    return (error.strip().splitlines() or ["no words"])[-1]
+    """The summary at the end of `trace_of`'s text."""
+    return (error.strip().splitlines() or ["no message"])[-1]
 
 
 def describe(error: BaseException) -> str:
-    """`Type: message` of an exception, for a column of evidence."""
+    """`Type: message` of an exception, for an evidence column."""
     return clean_text(f"{type(error).__name__}: {error}") or type(error).__name__

@@ -1,4 +1,4 @@
-"""The stages of `embed --add-model` that differ from a build's: committed pairs in, columns beside them out."""
+"""The stages of `embed --add-model` that differ from a build's: they read committed pairs and write added columns."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,24 +30,24 @@ class OpenPairsReader:
     reader: PairsReader
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
-        """The rows of `pairs/`, in its order."""
+        """The rows of the pairs file, in its order."""
         manifest = read_manifest(self.spec.store, batch.info.base_manifest)
         return batch.with_table(self.reader.read(batch.info.shard, manifest))
 
     def close(self) -> None:
-        """End the reading threads."""
+        """Stop the reading threads."""
         self.reader.close()
 
 
 @dataclass(frozen=True)
 class WriteColumns(JobStage):
-    """The columns of the job's only model are written beside the shard, whose manifest stays what it is."""
+    """Writes the columns of the job's only model. The shard's own files do not change."""
 
     job_fingerprint: str = ""
     name: ClassVar[StageName] = "commit"
 
     def open(self, hooks: WorkerHooks) -> "OpenColumnsWriter":
-        """Write under this job's fingerprint."""
+        """Write with this job's fingerprint."""
         return OpenColumnsWriter(self)
 
 
@@ -58,7 +58,7 @@ class OpenColumnsWriter:
     spec: WriteColumns
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
-        """Write the columns, then their manifest; returns the shard's own."""
+        """Write the columns, then their manifest. Returns the shard's manifest."""
         manifest = read_manifest(self.spec.store, batch.info.base_manifest)
         write_columns(self.spec.store, batch, manifest, self.spec.job_fingerprint)
         return manifest

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadRows(JobStage):
-    """A planned shard becomes its rows; caption and URL rules, before anything is fetched."""
+    """Reads the rows of a planned shard and applies caption and URL rules."""
 
     name: ClassVar[StageName] = "read"
 
     def open(self, hooks: WorkerHooks) -> Stage:
-        """Needs no model and no network."""
+        """Open without a model or the network."""
         return self.open_all()
 
     def open_all(self) -> "OpenReader":
-        """Reads all rows of a shard."""
+        """Open a reader of whole shards."""
         return OpenReader(self, ShardReader(self.store, self.mapping))
 
 
@@ -58,12 +58,12 @@ class OpenReader:
 
 @dataclass(frozen=True)
 class Download(JobStage):
-    """URLs become stored pictures; image rules. What passes them is a pair."""
+    """Downloads pictures and applies image rules. Rows that pass are pairs."""
 
     name: ClassVar[StageName] = "download"
 
     def open(self, hooks: WorkerHooks) -> "OpenDownload":
-        """Start the engine that the job names."""
+        """Start the job's download engine."""
         sha256_column = self.mapping.output_name(self.mapping.sha256_column)
         if self.job.fetch.engine == "img2dataset":
             from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
@@ -84,17 +84,17 @@ class OpenDownload:
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """Fetch and decode the rows that are still `ok`."""
-        self.spec.custom_rules()  # first: a rule that does not load costs no request
+        self.spec.custom_rules()  # first, so that a broken rule costs no requests
         return _with_pairs(self.spec.apply_rules(batch.with_table(self.downloader(batch.table)), Step.IMAGE))
 
     def close(self) -> None:
-        """End what is under way."""
+        """Stop downloads in progress."""
         self.downloader.close()
 
 
 @dataclass(frozen=True)
 class Load(JobStage):
-    """The pictures of a corpus, read from where they are; image rules that need no pixels."""
+    """Reads the pictures of a corpus from the input and applies image rules that need no pixels."""
 
     name: ClassVar[StageName] = "load"
 
@@ -119,22 +119,22 @@ class OpenLoad:
         return _with_pairs(self.spec.apply_rules(batch.with_table(self.loader(batch.table, has_pictures)), Step.IMAGE))
 
     def close(self) -> None:
-        """End the reading threads."""
+        """Stop the reading threads."""
         self.loader.close()
 
 
 def _with_pairs(batch: ShardBatch) -> ShardBatch:
-    """Mark the rows that no rule so far refused as pairs."""
+    """Mark the rows that passed all rules so far as pairs."""
     is_pair = pc.equal(batch.table["status"], KEPT_STATUS)
-    place = batch.table.schema.get_field_index(IS_PAIR_COLUMN.name)
-    return batch.with_table(batch.table.set_column(place, IS_PAIR_COLUMN, is_pair))
+    index = batch.table.schema.get_field_index(IS_PAIR_COLUMN.name)
+    return batch.with_table(batch.table.set_column(index, IS_PAIR_COLUMN, is_pair))
 
 
 @dataclass(frozen=True)
 class Encode(JobStage):
-    """Pairs get embeddings and similarities of every model.
+    """Adds the embeddings and similarities of every model to pairs.
 
-    Pictures do not travel on through it: the committer joins its columns to the batch that it was given, row by row.
+    It returns only the columns it sets, without pictures: the committer joins them to the stage's input, row by row.
     """
 
     name: ClassVar[StageName] = "encode"
@@ -142,13 +142,13 @@ class Encode(JobStage):
 
     def open(self, hooks: WorkerHooks) -> "OpenEncode":
         """Load the models. Raises ModelError."""
-        from pairmill.pipeline.encode.encoder import Encoder  # loads torch: only this stage pays for it
+        from pairmill.pipeline.encode.encoder import Encoder  # loads torch, which only this stage needs
 
         return OpenEncode(self, Encoder(self.job.models, self.job.run, self.job.images, hooks))
 
 
 _DECODED = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
-"""What an encoder may set: pictures of a corpus are decoded there for the first time."""
+"""Columns that an encoder may set: it is the first to decode the pictures of a corpus."""
 
 
 @dataclass(frozen=True)
@@ -159,32 +159,34 @@ class OpenEncode:
     encoder: "Encoder"
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
-        """The score columns of every model, and what the pixels of a corpus told."""
+        """The score columns of every model, and for a corpus the columns that need pixels."""
         pixels = "original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
         contracts = tuple(replace(model.contract, pixels=pixels) for model in self.encoder.models)
         scores = [name for model in self.encoder.models for name in score_column_names(model.alias)]
         table = self.encoder(batch.table)
-        decoded = [name for name in _DECODED if name in batch.table.column_names]  # committed pairs have some of them
+        decoded = [
+            name for name in _DECODED if name in batch.table.column_names
+        ]  # committed pairs have only some of them
         return batch.with_table(table.select([*decoded, *scores])).with_info(contracts=contracts)
 
     def close(self) -> None:
-        """End the decoding threads."""
+        """Stop the decoding threads."""
         self.encoder.close()
 
 
 @dataclass(frozen=True)
 class Commit(JobStage):
-    """Score rules; then the shard is written and becomes its manifest."""
+    """Applies score rules, writes the shard, and returns its manifest."""
 
     job_fingerprint: str = ""
     name: ClassVar[StageName] = "commit"
 
     def open(self, hooks: WorkerHooks) -> Stage:
-        """Write under this job's fingerprint."""
+        """Write with this job's fingerprint."""
         return OpenCommit(self, self.writer())
 
     def writer(self) -> ShardWriter:
-        """Writes shards of this job."""
+        """The writer of this job's shards."""
         return ShardWriter(
             store=self.store,
             extra=self.mapping.extra,
@@ -195,7 +197,7 @@ class Commit(JobStage):
         )
 
     def scored(self, batch: ShardBatch) -> ShardBatch:
-        """Apply the score rules to a batch that still has all its rows. Raises AccountingError."""
+        """Apply the score rules. Raises AccountingError if the batch has lost rows."""
         if batch.info.rows_in != batch.table.num_rows:
             raise AccountingError(f"{batch.info.rows_in} rows read, {batch.table.num_rows} to commit")
         return self.apply_rules(batch, Step.SCORE)
@@ -217,5 +219,5 @@ class OpenCommit:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what shapes the output."""
+    """Versions of the software that shapes the output."""
     return {"pairmill": VERSION} | {name: version(name) for name in ("pyarrow", "pillow", "open_clip_torch", "torch")}

@@ -20,7 +20,7 @@ from pairmill.schemas.manifest import Shard, ShardManifest
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a command does to each of its shards."""
+    """What a command does with each shard."""
 
     job: BuildJob
     stages: tuple[StageSpec, ...]
@@ -32,57 +32,57 @@ class Pipeline:
 
     @property
     def names(self) -> list[StageName]:
-        """Of the stages, in order."""
+        """Names of the stages, in order."""
         return [spec.name for spec in self.stages]
 
     @property
     def is_isolated(self) -> bool:
-        """Whether the stages work in child processes, one shard at a time."""
+        """Whether stages work in child processes, one shard at a time."""
         return any(spec.isolated for spec in self.stages)
 
     def isolated(self) -> Self:
-        """The same for shards that killed a worker: what kills a child process costs one row."""
+        """The same pipeline for shards that killed a worker: a child process that dies costs one row."""
         return replace(self, stages=tuple(stage.isolate() for stage in self.stages))
 
 
 def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) -> Pipeline:
-    """`build`, and `embed` where the source is a corpus."""
+    """`build`, or `embed` if the source is a corpus."""
     commit = Commit(job, mapping, job_fingerprint=job_fingerprint)
     if job.source.is_corpus:
         return Pipeline(job, (ReadRows(job, mapping), Load(job, mapping), Encode(job, mapping), commit))
-    return Pipeline(job, (ReadRows(job, mapping), *_fetched(job, mapping), commit))
+    return Pipeline(job, (ReadRows(job, mapping), *_download_and_encode(job, mapping), commit))
 
 
 def retry_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str, statuses: Iterable[str]) -> Pipeline:
-    """`retry`: rows of committed shards that ended with one of `statuses` are fetched again."""
+    """`retry`: fetch the rows of committed shards that ended with one of `statuses` again."""
     read = ReadFailedRows(job, mapping, statuses=frozenset(statuses))
     commit = CommitNextGeneration(job, mapping, job_fingerprint=job_fingerprint)
-    return Pipeline(job, (read, *_fetched(job, mapping), commit))
+    return Pipeline(job, (read, *_download_and_encode(job, mapping), commit))
 
 
 def add_model_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) -> Pipeline:
-    """`embed --add-model`: the job's only model sees the pairs of committed shards."""
+    """`embed --add-model`: run the job's only model on the pairs of committed shards."""
     write = WriteColumns(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (ReadPairs(job, mapping), Encode(job, mapping), write))
 
 
-def _fetched(job: BuildJob, mapping: ColumnMapping) -> tuple[StageSpec, ...]:
-    """From URLs to scores; without a model there is nothing to encode."""
+def _download_and_encode(job: BuildJob, mapping: ColumnMapping) -> tuple[StageSpec, ...]:
+    """From URLs to scores. Without models there is nothing to encode."""
     download = Download(job, mapping)
     return (download, Encode(job, mapping)) if job.models else (download,)
 
 
 def process_shard(shard: Shard, stages: Sequence[tuple[StageSpec, Stage]]) -> ShardManifest:
-    """One shard from plan to commit, in this process. `stages` as `open_stages` gives them."""
+    """Process one shard from plan to commit, in this process. `stages`: the result of `open_stages`."""
     batch = ShardBatch(BatchInfo(shard), pa.table({}))
     for spec, stage in stages:
         result = run_stage(spec.name, stage, batch)
         if isinstance(result, ShardManifest):
             return result
         batch = batch.updated(result) if spec.returns_changes else result
-    raise ValueError("the last stage of a pipeline commits")
+    raise ValueError("the last stage of a pipeline must commit")
 
 
 def open_stages(pipeline: Pipeline) -> list[tuple[StageSpec, Stage]]:
-    """Build every stage in this process. Close each when done."""
+    """Open every stage in this process. The caller closes them."""
     return [(spec, spec.open(NO_HOOKS)) for spec in pipeline.stages]

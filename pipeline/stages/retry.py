@@ -16,12 +16,12 @@ from pairmill.schemas.manifest import ShardManifest
 
 @dataclass(frozen=True)
 class ReadFailedRows(ReadRows):
-    """The rows of a committed shard that ended with one of `statuses`, as they were before anything was fetched."""
+    """The rows of a committed shard that ended with one of `statuses`, as they were before the download."""
 
     statuses: frozenset[str] = frozenset()
 
     def open(self, hooks: WorkerHooks) -> Stage:
-        """Reads the input and the committed rejects."""
+        """Open the input file and the committed rejects."""
         return OpenFailedReader(self, self.open_all())
 
 
@@ -46,10 +46,10 @@ class OpenFailedReader:
 
 @dataclass(frozen=True)
 class CommitNextGeneration(Commit):
-    """The fetched rows, with all others of the shard as they were, become its next generation."""
+    """Commits the fetched rows, with all other rows of the shard unchanged, as its next generation."""
 
     def open(self, hooks: WorkerHooks) -> Stage:
-        """Write under this job's fingerprint."""
+        """Write with this job's fingerprint."""
         return OpenNextGeneration(self, self.writer())
 
 

@@ -1,4 +1,4 @@
-"""What a stage is: built once per worker, called once per shard."""
+"""The interface of a stage: built once per worker, called once per shard."""
 
 import time
 from dataclasses import dataclass, replace
@@ -19,32 +19,32 @@ StageName = Literal["read", "download", "load", "encode", "commit"]
 
 
 class Stage(Protocol):
-    """One step of the work, with what it keeps between shards (a session, a model)."""
+    """One step of the work, with state that it keeps between shards (a session, a model)."""
 
     def __call__(self, batch: ShardBatch) -> ShardBatch | ShardManifest:
-        """The batch for the next stage; of the last stage, the record of the committed shard."""
+        """The batch for the next stage, or from the last stage the manifest of the committed shard."""
 
     def close(self) -> None:
         """Release threads, files and connections."""
 
 
 class StageSpec(Protocol):
-    """A stage before it is opened: plain values, so that it travels to the workers."""
+    """A stage before it is opened: plain values that can be sent to workers."""
 
     @property
     def name(self) -> StageName:
-        """Of its pool."""
+        """Name of its worker pool."""
 
     @property
     def isolated(self) -> bool:
-        """Whether it decodes, and calls the user's own rules, in a child process: what kills that costs one row."""
+        """Whether it decodes and runs custom rules in a child process, so that a crash costs one row."""
 
     @property
     def returns_changes(self) -> bool:
-        """Whether the batch that it returns has only the columns that it set or added."""
+        """Whether the returned batch has only the columns that the stage set or added."""
 
     def isolate(self) -> "StageSpec":
-        """The same stage, isolated: slower."""
+        """The same stage, isolated, which is slower."""
 
     def open(self, hooks: WorkerHooks) -> Stage:
         """Build the stage in this process."""
@@ -65,22 +65,22 @@ class JobStage:
         return Store(self.job.output, self.job.s3)
 
     def isolate(self) -> Self:
-        """The same stage with its work in a child process."""
+        """The same stage, working in a child process."""
         return replace(self, isolated=True)
 
     def apply_rules(self, batch: ShardBatch, step: Step) -> ShardBatch:
-        """Apply the job's rules of one step, the user's own ones last."""
+        """Apply the job's rules of one step, custom rules last."""
         bound = rules.SourceRules.of(self.job, self.mapping)
         return batch.with_table(rules.apply_rules(batch.table, step, bound, self.custom_rules()))
 
     def custom_rules(self) -> list[rules.CustomRule]:
-        """The user's own rules. Raises ValueError where one cannot be loaded."""
+        """The user's custom rules. Raises ValueError if one cannot be loaded."""
         load = rules.isolated if self.isolated else rules.load_custom_rule
         return [load(name, Path.cwd()) for name in self.job.rules.custom]
 
 
 def run_stage(name: StageName, stage: Stage, batch: ShardBatch) -> ShardBatch | ShardManifest:
-    """Call a stage, check that no row was lost or added, and note its wall seconds."""
+    """Call a stage, check that no row was lost or added, and record its wall time."""
     started = time.perf_counter()
     result = stage(batch)
     if isinstance(result, ShardManifest):

@@ -213,9 +213,9 @@ def test_verify_holds_after_a_build_names_what_was_tampered_with_and_a_build_rep
     report = verify(store, rescore=0)
     problems = "\n".join(report.problems)
     assert "shard 000000000: rejects/000000000.parquet is missing" in problems
-    assert "shard 000000001: images/000000001.tar is not what was committed" in problems
+    assert "shard 000000001: images/000000001.tar has changed since it was committed" in problems
     assert "shard 000000002: the statuses in the manifest are not those in the files" in problems
-    assert "shard 000000003: holds other rows of the input than the plan says" in problems
+    assert "shard 000000003: has other input rows than planned" in problems
     assert report.damaged == [f"manifests/00000000{shard}.json" for shard in range(4)]
     for name in report.damaged:
         store.delete(name)

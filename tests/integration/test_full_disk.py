@@ -33,7 +33,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_with_more_room(
     source, output = write_input(tmp_path / "in.parquet", rows), small_disk / "out"
     full = run(build_arguments(source, output), tmp_path)
     assert full.returncode == 1
-    assert f"{output}: no room left on the disk of the output" in full.stderr
+    assert f"{output}: no space left on the disk of the output" in full.stderr
     assert "Traceback" not in full.stderr
     store = Store(str(output))
     before = {manifest.shard for manifest in read_manifests(store)}

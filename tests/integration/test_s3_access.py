@@ -130,14 +130,14 @@ def closed_port() -> str:
 def test_nothing_listens(tmp_path: Path) -> None:
     endpoint = closed_port()
     with credentials():
-        message = "nothing answers there: check s3.endpoint (or AWS_ENDPOINT_URL) and the network"
+        message = "cannot connect: check s3.endpoint (or AWS_ENDPOINT_URL) and the network"
         check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, message)
 
 
 def test_the_host_does_not_answer(tmp_path: Path) -> None:
     few = ("build from", "embed", "verify", "feed")
     with silent_server() as endpoint, credentials():
-        check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, "no answer within 5 s: check s3.endpoint", *few)
+        check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, "no response within 5 s: check s3.endpoint", *few)
 
 
 def test_there_are_no_credentials(server: str, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_credentials_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             check_buckets(["s3://mill/out"], s3)
         assert keys["AWS_ACCESS_KEY_ID"] not in str(caught.value)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["AWS_SECRET_ACCESS_KEY"])
-        with pytest.raises(S3AccessError, match=r"AccessDenied: allow it s3:ListBucket, or give other credentials"):
+        with pytest.raises(S3AccessError, match=r"AccessDenied: grant s3:ListBucket, or use other credentials"):
             check_buckets(["s3://mill/out"], s3)
 
 
@@ -179,7 +179,7 @@ def test_the_command_says_it_on_one_line(server: str, tmp_path: Path) -> None:
             (["status", "s3://mole/out", *at], f"s3://mole at {server}: NoSuchBucket: create the bucket"),
             (
                 ["verify", "s3://mill/out", "--set", f"s3.endpoint={nowhere}"],
-                f"s3://mill at {nowhere}: nothing answers",
+                f"s3://mill at {nowhere}: cannot connect",
             ),
             (
                 ["status", "s3://mill/out", "--set", "s3.profile=nobody"],
@@ -218,7 +218,7 @@ def test_a_reader_who_may_not_list_may_read(server: str) -> None:
         check_buckets(["s3://mill/read/a.csv"], s3)
         proxy.close()
         proxy = FaultyS3(server, faults=Faults(deny_lists=True))
-        with pytest.raises(S3AccessError, match="AccessDenied: allow it s3:ListBucket"):
+        with pytest.raises(S3AccessError, match="AccessDenied: grant s3:ListBucket"):
             check_buckets(["s3://mill/read/*.csv"], S3Config(endpoint=proxy.url))
         proxy.close()
 
