@@ -1,4 +1,4 @@
-"""`pairmill demo`: a small hostile web with known truth, built into a dataset and compared with the truth.
+"""`pairmill demo`: builds a dataset from a small hostile web and compares it with the known truth.
 
-A seed enters; a dataset, a page and a verdict leave.
+A seed enters; a dataset, a contact sheet and a comparison leave.
 """

@@ -1,7 +1,7 @@
-"""`pairmill demo`: serve a small web with known truth, build a dataset from it, and compare.
+"""`pairmill demo`: serve a small web, build a dataset from it, and compare it with the known truth.
 
-Nothing in the build is special: it reads a list, fetches over HTTP, scores with `tiny` and writes shards. Kind,
-expected Status and truth of each row travel as extra columns, so the comparison only reads what was written.
+The build is an ordinary one: it reads a list, fetches over HTTP, scores with `tiny` and writes shards. Each row's kind,
+expected Status and truth are extra columns, so the comparison only needs the output.
 """
 
 import json
@@ -46,26 +46,26 @@ from pairmill.schemas.jobs import BuildJob
 
 INPUT, DATASET, CONTACT_SHEET = "input.parquet", "dataset", "contact_sheet.html"
 MARKER = "demo.json"
-"""Says that the folder is a demo's, so that the next one may replace it."""
+"""Marks the folder as a demo's, so that the next demo may replace it."""
 
 FETCH_TIMEOUT_S = 5.0
-"""Each shard waits that long for the servers that never answer; on a busy machine, 3 s lost answers that came."""
+"""Each shard waits this long for servers that never respond. On a busy machine, 3 s was too short for slow ones."""
 
 _ROW_SCHEMA = pa.schema(
     [
         pa.field("url", pa.string()),
         pa.field("caption", pa.string()),
         pa.field("kind", pa.string()),
-        pa.field("expected", pa.string()),  # statuses, with commas between
-        pa.field("truth", pa.bool_()),  # should it be kept; null: not judged
+        pa.field("expected", pa.string()),  # statuses, comma-separated
+        pa.field("truth", pa.bool_()),  # whether it should be kept; null: not judged
     ]
 )
 
 
 def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
-    """Run the demo into the folder `out`; prints what it finds. False where rows or shards are not as they should be.
+    """Run the demo in the folder `out` and print the results. Returns False if rows or shards are not as expected.
 
-    Raises JobError where it cannot start.
+    Raises JobError if it cannot start.
     """
     started = time.perf_counter()
     threshold = calibrated_threshold()
@@ -90,16 +90,16 @@ def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
 
 
 def calibrated_threshold() -> float:
-    """The least similarity to keep: chosen when `tiny` was trained, on pictures of which the demo shows none."""
+    """The minimum similarity to keep, calibrated when `tiny` was trained, on pictures that the demo does not use."""
     file = resources.files("pairmill.pipeline.encode.tiny").joinpath("calibration.json")
     try:
         return float(json.loads(file.read_text("utf-8"))["min_similarity"])
     except FileNotFoundError:
-        raise JobError("the model `tiny` is not complete (no calibration.json): install pairmill again") from None
+        raise JobError("the model `tiny` is incomplete (no calibration.json): reinstall pairmill") from None
 
 
 def input_file(rows: Sequence[DemoRow]) -> bytes:
-    """The list of the demo as a Parquet file, one row group a shard."""
+    """The demo's input list as a Parquet file, with one row group per shard."""
     table = pa.Table.from_pylist(
         [
             {
@@ -119,18 +119,18 @@ def input_file(rows: Sequence[DemoRow]) -> bytes:
 
 
 def _prepare_folder(out: str, seed: int, pairs: int) -> Store:
-    """An empty folder for the demo. Of an older one only what a demo wrote goes."""
+    """Prepare an empty folder. Deletes only what a previous demo wrote."""
     if is_remote(out):
         raise JobError(f"--out {out}: the demo writes to a local folder")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise JobError(f"--out {out}: there is a file of that name")
+        raise JobError(f"--out {out}: this is a file, not a folder")
     if _is_demo(folder):
         if (folder / DATASET).is_dir():
             shutil.rmtree(folder / DATASET)
         (folder / INPUT).unlink(missing_ok=True)
     elif foreign := names_in(Store(out)):
-        raise JobError(f"--out {out}: the folder is no demo's: it has {foreign[0]}; give a new or empty one")
+        raise JobError(f"--out {out}: the folder is not a demo's: it has {foreign[0]}; give a new or empty one")
     store = Store(out)
     store.replace(MARKER, json.dumps({"made_by": "pairmill demo", "seed": seed, "pairs": pairs}).encode())
     store.remove_temporary()
@@ -154,7 +154,7 @@ def _job(store: Store, threshold: float) -> BuildJob:
             "fetch": {
                 "timeout_s": FETCH_TIMEOUT_S,
                 "retries": 1,
-                "concurrency": 16,  # few: the web draws each picture on request, on the same cores
+                "concurrency": 16,  # few, because the web draws each picture on request, on the same cores
                 "allow_networks": ["127.0.0.0/8"],
             },
             "images": {"size": 256},
@@ -179,26 +179,26 @@ def _outcomes(dataset: Store) -> list[dict[str, Any]]:
 
 
 def _say(text: str) -> None:
-    """Progress goes to stderr, so that stdout holds results only."""
+    """Print progress to stderr, so that stdout has only results."""
     typer.echo(text, file=sys.stderr)
 
 
 def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
     counts = Counter(row.kind for row in rows)
-    lines = [f"A web of {len(rows):,} pairs answers on {len(web.hosts)} loopback hosts, port {web.port} (seed {seed}):"]
+    lines = [f"Serving a web of {len(rows):,} pairs on {len(web.hosts)} loopback hosts, port {web.port} (seed {seed}):"]
     lines += [f"{counts[kind.name]:>7,}  {_plain(kind.name):<14} {kind.about}" for kind in KINDS]
     return "\n".join(lines)
 
 
 def _report(result: BuildResult, comparison: Comparison, threshold: float, seconds: float, out: str) -> str:
-    """Everything that a person reads at the end."""
+    """The final report, for people."""
     parts = [funnel(result.rows_in, result.statuses), _kind_table(comparison), _verdict(comparison, threshold)]
     parts += [f"shard {shard:09d} failed: {error}" for shard, error in result.failures.items()]
     if result.shards_missing:
         parts.append(typer.style(f"{len(result.shards_missing)} of {result.shards} shards are missing", fg="red"))
     dataset = Path(out, DATASET)
     parts.append(
-        f"Done in {seconds:.0f} s. Look at the pictures:\n"
+        f"Done in {seconds:.0f} s. See the pictures:\n"
         f"  {dataset / CONTACT_SHEET}\n"
         "Then try:\n"
         f"  pairmill status {dataset}\n"
@@ -230,20 +230,19 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
     swapped = kinds["swapped_order"]
     return "\n".join(
         [
-            f"statuses    {comparison.mismatches:,} rows are not what they should be"
+            f"statuses    {comparison.mismatches:,} rows are not as expected"
             if comparison.mismatches
-            else "statuses    every row is what it should be",
-            f"precision   {_share(comparison.precision)} of what was kept is right (similarity >= {threshold:.3f})",
-            f"recall      {_share(comparison.recall)} of what is right was kept",
+            else "statuses    every row is as expected",
+            f"precision   {_share(comparison.precision)} of the kept rows are right (similarity >= {threshold:.3f})",
+            f"recall      {_share(comparison.recall)} of the right rows were kept",
             f"near misses {sum(o.kept for o in near):,} of {sum(o.rows for o in near):,} with one wrong word were kept",
-            f"swapped     {swapped.kept:,} of {swapped.rows:,} with the two things in each other's place were kept; "
-            "not counted above",
+            f"swapped     {swapped.kept:,} of {swapped.rows:,} with two things swapped were kept; not counted above",
         ]
     )
 
 
 def _summary(result: BuildResult, comparison: Comparison, threshold: float, seconds: float) -> dict[str, Any]:
-    """The object of --json."""
+    """The result of --json."""
     kept_by_kind = {outcome.kind.name: outcome.kept for outcome in comparison.kinds if outcome.kind.is_scored}
     return {
         **{name: getattr(result, name) for name in ("rows_in", "pairs", "rejects", "kept", "output")},

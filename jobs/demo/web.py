@@ -1,10 +1,10 @@
-"""The demo's web: pictures drawn on request, and every way of not getting one, on many loopback addresses.
+"""The demo's web server: draws pictures on request, or fails in many ways, on many loopback addresses.
 
     with demo_web(seed=2026, pairs=2400) as web:
-        ...                                     # a process of its own answers until the block is left
+        ...                                     # a separate process serves until the end of the block
 
-The server is `python -m pairmill.jobs.demo.web SEED PAIRS`. It prints its ports in one line of JSON on its stdout,
-and ends when its stdin does: a parent that is killed takes it along.
+The server is `python -m pairmill.jobs.demo.web SEED PAIRS`. It prints its ports as one line of JSON on stdout,
+and exits when its stdin closes, so it does not outlive its parent.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from pairmill.schemas.errors import JobError
 
 NUM_HOSTS = 40
 _BIND_TRIES = 20
-_FOR_EVER_S = 3_600
+_FOREVER_S = 3_600
 _SMALL_SIZE = (48, 40)
 _FORMATS = {"png": "PNG", "webp": "WEBP", "gif": "GIF"}
 _PAGE = b"<!doctype html><html><head><title>Gallery</title></head><body><p>Please sign in.</p></body></html>"
@@ -35,33 +35,33 @@ _FAILURES = {"not_found": 404, "gone": 410, "server_error": 500}
 
 @contextmanager
 def demo_web(seed: int, pairs: int) -> Iterator[Web]:
-    """Run the server in a process of its own for the time of the block. Raises JobError where it cannot start."""
-    # -P: a random.py in the current directory is not imported, as it is not by the `pairmill` command.
+    """Run the server in a separate process during the block. Raises JobError if it cannot start."""
+    # -P: do not import, say, a random.py from the current directory; the `pairmill` command does not either.
     command = [sys.executable, "-P", "-m", "pairmill.jobs.demo.web", str(seed), str(pairs)]
-    # A session of its own: Ctrl-C is for the build, which may still have requests in flight.
+    # In a new session, so that Ctrl-C stops only the build, which may still have requests in flight.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None and process.stdout is not None
     with process:
         try:
             line = process.stdout.readline()
             if not line:
-                raise JobError("the demo's web did not start; its own message stands above")
-            facts = json.loads(line)
-            yield Web(facts["port"], facts["dead_port"], tuple(facts["hosts"]))
+                raise JobError("the demo's web server did not start; see its message above")
+            web = json.loads(line)
+            yield Web(web["port"], web["dead_port"], tuple(web["hosts"]))
         finally:
             process.stdin.close()
             process.terminate()
 
 
 def picture_body(row: DemoRow, seed: int) -> bytes:
-    """The file that the row's URL gives, drawn anew each time from the same seed."""
+    """The file behind the row's URL, drawn from the seed on every request."""
     rng = row.rng(seed, "picture")
     width, height = rng.choice(LARGE_SIZES if rng.random() < 0.05 else SIZES)
     if row.kind == "too_small":
         width, height = _SMALL_SIZE
     picture, options = render(row.scene, rng, width, height), {}
     if row.kind == "exif_turned":
-        # 6: to be turned by 90 degrees clockwise before it is looked at (EXIF 2.3, tag 0x0112).
+        # 6: rotate by 90 degrees clockwise for display (EXIF 2.3, tag 0x0112).
         picture = picture.transpose(Image.Transpose.ROTATE_90)
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6
@@ -82,7 +82,7 @@ def _damage(body: bytes, row: DemoRow, seed: int) -> bytes:
 
 
 class _Server:
-    """Answers by the number in the path: `/pictures/000123.jpg`, and `/moved/000123.jpg` after a redirect."""
+    """Serves rows by the number in the path: `/pictures/000123.jpg`, and `/moved/000123.jpg` after a redirect."""
 
     def __init__(self, rows: list[DemoRow], seed: int, web: Web) -> None:
         self.rows = rows
@@ -91,7 +91,7 @@ class _Server:
         self.asked: set[int] = set()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, kept alive as long as the client likes."""
+        """Serve one connection, kept alive as long as the client wants."""
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -105,7 +105,7 @@ class _Server:
             writer.close()
 
     async def _answer(self, target: str, writer: asyncio.StreamWriter) -> bool:
-        """Write the answer; False where the connection must close after it."""
+        """Write the response. Returns False if the connection must be closed after it."""
         folder, _, name = target.strip("/").partition("/")
         number = name.partition(".")[0]
         if folder not in ("pictures", "moved") or not number.isdecimal() or int(number) >= len(self.rows):
@@ -113,7 +113,7 @@ class _Server:
             return True
         row = self.rows[int(number)]
         if row.kind == "hangs":
-            await asyncio.sleep(_FOR_EVER_S)
+            await asyncio.sleep(_FOREVER_S)
         if row.kind == "cut_short":
             body = picture_body(row, self.seed)
             writer.write(_head(200, "image/jpeg", len(body)) + body[: len(body) // 2])
@@ -147,7 +147,7 @@ def _answer(status: int, body: bytes, content_type: str, *headers: str) -> bytes
 
 
 def _hosts() -> list[str]:
-    """Loopback addresses for the web. Only Linux answers on all of 127.0.0.0/8 without being set up for it."""
+    """Loopback addresses to serve on. Only Linux accepts all of 127.0.0.0/8 without configuration."""
     hosts = [f"127.{20 + number // 8}.{number % 8}.10" for number in range(NUM_HOSTS)]
     with socket.socket() as probe:
         try:
@@ -158,7 +158,7 @@ def _hosts() -> list[str]:
 
 
 def _open_sockets() -> tuple[list[socket.socket], socket.socket, Web]:
-    """One bound socket per host, all on one free port, and one that holds the dead port without listening on it."""
+    """One bound socket per host, all on the same free port, and one that reserves the dead port without listening."""
     hosts = _hosts()
     for _ in range(_BIND_TRIES):
         sockets: list[socket.socket] = []
@@ -166,7 +166,7 @@ def _open_sockets() -> tuple[list[socket.socket], socket.socket, Web]:
             for host in hosts:
                 sockets.append(socket.socket())
                 sockets[-1].bind((host, sockets[0].getsockname()[1] if len(sockets) > 1 else 0))
-        except OSError:  # somebody has this port on one of the addresses
+        except OSError:  # the port is taken on one of the addresses
             for opened in sockets:
                 opened.close()
             continue
@@ -183,7 +183,7 @@ async def _serve(seed: int, pairs: int) -> None:
         for opened in sockets:
             await asyncio.start_server(server.connected, sock=opened, backlog=256)
         print(json.dumps(asdict(web)), flush=True)
-        await asyncio.to_thread(sys.stdin.buffer.read)  # returns when the parent closes it, or dies
+        await asyncio.to_thread(sys.stdin.buffer.read)  # returns when the parent closes it or dies
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The unit of work of a select job: dozens of shards of a finished dataset, read a few narrow columns at a time."""
+"""The unit of work of a select job: dozens of shards of a finished dataset, of which a few narrow columns are read."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +14,9 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import ColumnsManifest, manifest_name
 
 CHUNK_ROWS = 250_000
-"""Rows per task: enough to outweigh the cost of a task, few enough for a worker's memory."""
+"""Rows per task: enough to outweigh the overhead of a task, few enough for a worker's memory."""
 MAX_CHUNKS = 512
-"""Each dedup step makes chunks x partitions objects."""
+"""Each dedup step creates chunks x partitions objects."""
 _READERS = 16
 
 
@@ -26,7 +26,7 @@ class ColumnsError(PairmillError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """One shard in its newest generation. File names are relative to the dataset."""
+    """The newest generation of a shard. File names are relative to the dataset."""
 
     shard: int
     generation: int
@@ -35,7 +35,7 @@ class ShardFiles:
     pairs: str
     pairs_blake2b: str
     columns: tuple[str, ...] = ()
-    """Files with the columns of added models, row for row with `pairs`."""
+    """Files with the columns of added models, with the same rows as `pairs`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Chunk:
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of all its shards."""
+        """Total rows of its shards."""
         return sum(shard.num_rows for shard in self.shards)
 
     def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
-        """These columns of a shard, from whichever file has them."""
+        """The given columns of a shard, from whichever files have them."""
         found: dict[str, pa.ChunkedArray] = {}
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():
@@ -61,7 +61,7 @@ class Chunk:
         return pa.table(found)
 
     def read_row(self, row_index: int, columns: frozenset[str]) -> pa.Table:
-        """These columns of one row, as a table of one row. Raises IndexError."""
+        """The given columns of one row, as a table of one row. Raises IndexError."""
         for shard, span in self.spans():
             if row_index - self.first_row_index < span.stop:
                 return self.read(shard, columns).slice(row_index - self.first_row_index - span.start, 1)
@@ -75,7 +75,7 @@ class Chunk:
         return pa.schema(fields.values())
 
     def spans(self) -> Iterator[tuple[ShardFiles, slice]]:
-        """Each shard with the slice of the chunk's rows that it makes up."""
+        """Each shard, with its slice of the chunk's rows."""
         start = 0
         for shard in self.shards:
             yield shard, slice(start, start + shard.num_rows)
@@ -83,7 +83,7 @@ class Chunk:
 
 
 def describe(store: Store, shards: Sequence[tuple[int, int]], aliases: Sequence[str]) -> Chunk:
-    """The chunk of these (shard, generation), with the columns of these added models. Raises ColumnsError."""
+    """The chunk of the given (shard, generation) pairs, with the given added models. Raises ColumnsError."""
     with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
         return Chunk(store, tuple(readers.map(lambda shard: _shard_files(store, shard[0], shard[1], aliases), shards)))
 

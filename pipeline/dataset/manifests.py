@@ -1,4 +1,4 @@
-"""Manifests on disk: the file written last, create-only, by which a shard exists."""
+"""Manifests on disk. A manifest is written last and create-only, and makes its shard exist."""
 
 import json
 import logging
@@ -24,29 +24,29 @@ class ManifestError(PairmillError, RuntimeError):
 
 
 def publish(store: Store, manifest: ShardManifest) -> ShardManifest:
-    """Create the manifest, or yield to the one that stands already. Returns the one that counts."""
+    """Create the manifest, or yield to an existing one. Returns the one that is valid."""
     name = f"manifests/{manifest.name}"
     if store.create(name, manifest.model_dump_json(indent=1).encode()):
         return manifest
-    standing = read_manifest(store, manifest.name)
-    if standing.attempt == manifest.attempt:  # our own, whose reply was lost
-        return standing
-    named = {file.path for file in standing.files.values()}
+    existing = read_manifest(store, manifest.name)
+    if existing.attempt == manifest.attempt:  # our own: the reply was lost
+        return existing
+    named = {file.path for file in existing.files.values()}
     for file in manifest.files.values():
         if file.path not in named:
             store.delete(file.path)
     log.info("shard %s was committed by another worker", shard_name(manifest.shard))
-    return standing
+    return existing
 
 
 def read_manifest(store: Store, name: str) -> ShardManifest:
-    """A manifest by its file name. Refuses one of a newer schema version."""
+    """Read a manifest by its file name. Raises ManifestError if it is damaged or of a newer schema version."""
     try:
         data = json.loads(store.read(f"manifests/{name}"))
         return _checked_manifest(store, name, data)
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         where = store.path(f"manifests/{name}")
-        raise ManifestError(f"{where} is damaged; delete it, and the next build makes its shard again") from None
+        raise ManifestError(f"{where} is damaged; delete it, and the next build rebuilds its shard") from None
 
 
 def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> ShardManifest:
@@ -62,14 +62,14 @@ def committed(store: Store) -> dict[int, int]:
     for name in store.list("manifests"):
         try:
             shard, generation = parse_manifest_name(name)
-        except ValueError:  # not ours: a file browser's, say
+        except ValueError:  # not ours, but perhaps a file browser's
             continue
         newest[shard] = max(generation, newest.get(shard, 0))
     return newest
 
 
 def read_manifests(store: Store) -> Iterator[ShardManifest]:
-    """The newest manifest of every committed shard, in order of shard, some at a time: on S3 most of it is waiting."""
+    """The newest manifest of every committed shard, in shard order. Read concurrently on S3, to hide latency."""
     names = [manifest_name(shard, generation) for shard, generation in sorted(committed(store).items())]
     with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
         for start in range(0, len(names), _READ_AHEAD):
@@ -77,7 +77,7 @@ def read_manifests(store: Store) -> Iterator[ShardManifest]:
 
 
 def drop_superseded(store: Store) -> None:
-    """Delete generations that a newer one has replaced, their manifests last; what the newest still names stays."""
+    """Delete superseded generations, manifests last. Files that the newest generation still uses stay."""
     newest = committed(store)
     for name in store.list("manifests"):
         try:

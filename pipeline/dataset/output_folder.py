@@ -1,8 +1,8 @@
-"""Whose an output folder is: told from one listing of it, before anything is written there.
+"""Decides from one listing whether an output folder may be written to.
 
-A folder is free if it is empty, or has hidden files alone (`.DS_Store`). It is a dataset if it has a plan, which is
-written before everything else but `input/` and `tmp/`: another driver may have only just begun. Whatever else is in
-such a folder may stay there. An export is known by its record in the same way.
+A folder is free if it is empty or has only hidden files (`.DS_Store`). It is a dataset if it has a plan, which is
+written before everything but `input/` and `tmp/`, where another driver may have just started. A dataset's folder may
+contain other files too. An export is recognized by its record.
 """
 
 import re
@@ -18,7 +18,7 @@ _CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
 
 
 def check_dataset_folder(store: Store) -> None:
-    """Raises JobError for a folder that is neither free nor a dataset's, and for a path that leads through a file."""
+    """Raises JobError for a folder that is neither free nor a dataset, and for a path with a file in it."""
     _check_is_folder(store)
     names = names_in(store)
     if "export/" in names and store.exists(EXPORT_RECORD):
@@ -26,13 +26,13 @@ def check_dataset_folder(store: Store) -> None:
     foreign = [name for name in names if name not in ("input/", "tmp/")]
     if "input/" in names:
         foreign += [f"input/{name}" for name in store.list("input") if not _CONVERTED_FILE.fullmatch(name)]
-    # Looked at last: what another driver has just written, it has written after its plan.
+    # The plan is checked last, because another driver may be writing: whatever it has written, its plan came first.
     if foreign and not any(_PLAN_FILE.fullmatch(name) for name in store.list("plan")):
         raise JobError(_refusal(store, foreign))
 
 
 def check_export_folder(store: Store) -> None:
-    """Raises JobError for a folder that is neither free nor an export's, and for a path that leads through a file."""
+    """Raises JobError for a folder that is neither free nor an export, and for a path with a file in it."""
     _check_is_folder(store)
     foreign = [name for name in names_in(store) if name != "tmp/"]
     if foreign and not store.exists(EXPORT_RECORD):
@@ -40,7 +40,7 @@ def check_export_folder(store: Store) -> None:
 
 
 def names_in(store: Store) -> list[str]:
-    """Names directly in the folder, sorted, those of folders with a `/`; hidden ones are left out."""
+    """Names directly in the folder, sorted, without hidden ones. Folders end in `/`."""
     try:
         entries = store.fs.ls(store.root, detail=True)
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def names_in(store: Store) -> list[str]:
     for entry in entries:
         path = str(entry["name"]).rstrip("/")
         name = path.rpartition("/")[2]
-        if path != root and not name.startswith("."):  # S3's consoles make an object for the folder itself
+        if path != root and not name.startswith("."):  # S3 consoles create an object for the folder itself
             found.append(f"{name}/" if entry["type"] == "directory" else name)
     return sorted(found)
 

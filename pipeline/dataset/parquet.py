@@ -1,7 +1,7 @@
 """Tables to Parquet files and back.
 
-All columns are compressed but the embeddings, which would shrink by a tenth and are read twice as fast without
-(measured in docs/benchmarks.md).
+All columns are compressed except embeddings, which would shrink by only a tenth and are read twice as fast
+uncompressed (see docs/benchmarks.md).
 """
 
 from collections.abc import Collection, Iterator
@@ -26,23 +26,23 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
     """A whole Parquet file of the store with its schema's metadata, or those of `columns` that it has.
 
-    Raises FileNotFoundError, and pa.ArrowInvalid for what is no Parquet file.
+    Raises FileNotFoundError, and pa.ArrowInvalid if it is not a Parquet file.
     """
     with store.open_arrow(name) as file, pq.ParquetFile(file, pre_buffer=store.remote) as parquet:
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
-        # An object is read through Python, and a thread of Arrow's that frees Python's bytes while the interpreter
-        # ends aborts the process. So only this thread decodes; the requests themselves still run in parallel.
+        # Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts
+        # down aborts the process. So only this thread decodes; the requests still run in parallel.
         return parquet.read(columns=names, use_threads=not store.remote)
 
 
 def read_schema(store: Store, name: str) -> pa.Schema:
-    """The schema of a Parquet file of the store, with its metadata. Raises what `read_table` raises."""
+    """The schema of a Parquet file of the store, with its metadata. Raises the same errors as `read_table`."""
     with store.open_arrow(name) as file, pq.ParquetFile(file) as parquet:
         return parquet.schema_arrow
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
-    """Parquet's names for the columns that a field becomes."""
+    """Names of a field's leaf columns in Parquet."""
     if pa.types.is_struct(kind):
         for child in kind:
             yield from _leaves(f"{path}.{child.name}", child.type)

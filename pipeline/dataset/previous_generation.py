@@ -1,4 +1,4 @@
-"""The generation of a shard that a retry builds on: what it holds, and which of its rows are to be fetched again."""
+"""The generation of a shard that a retry builds on: its rows, and which of them to fetch again."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pairmill.schemas.manifest import DataFile, ShardManifest
 
 @dataclass(frozen=True)
 class PreviousGeneration:
-    """A committed shard, read back. The tables are its files', embeddings included."""
+    """A committed shard, read back. The tables include embeddings."""
 
     store: Store
     manifest: ShardManifest
@@ -22,7 +22,7 @@ class PreviousGeneration:
     rejects: pa.Table
 
     def without(self, row_ids: pa.ChunkedArray) -> "PreviousGeneration":
-        """The same without some rows, which a newer generation has made again."""
+        """The same without the given rows, which the next generation replaces."""
         kept = {
             name: table.filter(pc.invert(pc.is_in(table["row_id"], value_set=row_ids.combine_chunks())))
             for name, table in (("pairs", self.pairs), ("rejects", self.rejects))
@@ -30,15 +30,16 @@ class PreviousGeneration:
         return PreviousGeneration(self.store, self.manifest, **kept)
 
     def pictures(self) -> dict[str, bytes]:
-        """row_id -> stored picture, of all pairs that have one."""
-        places = self.pairs.filter(self.pairs["image_tar"].is_valid()).select(
+        """row_id -> stored picture, for all pairs that have one."""
+        image_refs = self.pairs.filter(self.pairs["image_tar"].is_valid()).select(
             ["row_id", "image_offset", "image_length"]
         )
-        if not places.num_rows:
+        if not image_refs.num_rows:
             return {}
         with self.store.open(self.manifest.files["images"].path) as tar:
             return {
-                row["row_id"]: read_range(tar, row["image_offset"], row["image_length"]) for row in places.to_pylist()
+                row["row_id"]: read_range(tar, row["image_offset"], row["image_length"])
+                for row in image_refs.to_pylist()
             }
 
 
@@ -50,15 +51,15 @@ def read_previous(store: Store, manifest: ShardManifest) -> PreviousGeneration:
 
 
 def failed_row_ids(store: Store, manifest: ShardManifest, statuses: Collection[str]) -> pa.ChunkedArray:
-    """Which rows of a shard ended with one of these statuses. Pairs are never made again: their picture is there."""
+    """The rejected rows that ended with one of these statuses. Pairs have their picture, so they are never among them."""
     rejects = _read(store, manifest.files["rejects"], ["row_id", "status"])
     return rejects["row_id"].filter(pc.is_in(rejects["status"], value_set=pa.array(sorted(statuses), pa.string())))
 
 
-def by_place(table: pa.Table) -> pa.Table:
-    """The rows in the order of the plan: `SHARD:ROW` and `SHARD:ROW:CAPTION` as numbers."""
-    places = [tuple(int(part) for part in row_id.split(":")) for row_id in table["row_id"].to_pylist()]
-    order = sorted(range(len(places)), key=places.__getitem__)
+def sort_by_row_id(table: pa.Table) -> pa.Table:
+    """The rows in input order: by `SHARD:ROW` or `SHARD:ROW:CAPTION`, as numbers."""
+    keys = [tuple(int(part) for part in row_id.split(":")) for row_id in table["row_id"].to_pylist()]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
     return table.take(pa.array(order, pa.int64()))
 
 

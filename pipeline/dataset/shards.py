@@ -1,7 +1,7 @@
-"""Commit and read a shard: `pairs/`, `rejects/`, `images/` and, last, the manifest.
+"""Commit a shard: `pairs/`, `rejects/`, `images/` and, last, the manifest.
 
-Data files first, then the manifest, create-only: of two workers with the same shard one wins, and a shard exists if
-and only if its manifest does. A data file that no manifest names can never win, so anyone may delete it.
+Manifests are create-only, so if two workers commit the same shard, one wins, and a shard exists if and only if its
+manifest does. Data files of a committed shard that are not in its manifest are garbage and may be deleted.
 """
 
 import json
@@ -19,7 +19,7 @@ from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import publish
 from pairmill.pipeline.dataset.parquet import write_table
-from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, by_place
+from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, sort_by_row_id
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
 from pairmill.schemas.batch import ScoreContract, ShardBatch
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -35,25 +35,25 @@ from pairmill.schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_sc
 
 
 class AccountingError(PairmillError, RuntimeError):
-    """Rows went missing or came twice. Never expected; the shard is not committed."""
+    """Rows are missing or duplicated, which should never happen. The shard is not committed."""
 
     kind = FailureKind.SHARD
 
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Commits shards of one job. `aliases` are its models', the first of which gives the column `similarity`."""
+    """Commits shards of one job. `aliases` are those of its models; the first one's scores become `similarity`."""
 
     store: Store
     extra: pa.Schema
     aliases: Sequence[str]
     images: ImagesConfig | None
-    """Which pictures are stored, and how; None: those of a corpus stay where they are."""
+    """Which pictures to store, and how. None: none, as the pictures of a corpus stay in the input."""
     job_fingerprint: str
     versions: dict[str, str]
 
     def commit(self, batch: ShardBatch, previous: PreviousGeneration | None = None) -> ShardManifest:
-        """Write a finished batch; returns the manifest that counts: ours, or that of a worker that was faster.
+        """Write a finished batch. Returns the valid manifest: ours, or that of a worker that was faster.
 
         The score contracts go into every Parquet footer, as JSON under the key `pairmill`. With `previous`, the batch
         has only some of the shard's rows, and the whole shard is written as its next generation.
@@ -89,7 +89,7 @@ class ShardWriter:
 
 
 def _bytes_fetched(table: pa.Table) -> int:
-    """Sum over distinct URLs: a URL with several captions is fetched once."""
+    """Sum over distinct URLs, because a URL with several captions is fetched once."""
     per_url = table.select(["url", "original_bytes"]).group_by("url").aggregate([("original_bytes", "max")])
     return int(pc.sum(per_url["original_bytes_max"]).as_py() or 0)
 
@@ -107,19 +107,19 @@ class _Commit:
     def write_data(
         self, table: pa.Table, previous: PreviousGeneration | None
     ) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
-        """(pairs, rejects, the files that now hold them). `previous`: the rows that the table does not hold."""
+        """(pairs, rejects, their files). `previous`: the rows that are not in the table."""
         bare = table.drop_columns(["image"])  # the pictures are never copied as a column
         pairs = self._pairs_table(bare.filter(table["is_pair"]))
         rejects = bare.filter(pc.invert(table["is_pair"])).select(self._rejects_schema.names)
         if previous is not None:
-            rejects = by_place(pa.concat_tables([rejects, previous.rejects.select(rejects.column_names)]))
-            if not pairs.num_rows:  # nothing was won: pairs and pictures are what they were
+            rejects = sort_by_row_id(pa.concat_tables([rejects, previous.rejects.select(rejects.column_names)]))
+            if not pairs.num_rows:  # no new pairs: pairs and pictures do not change
                 return (
                     previous.pairs,
                     rejects,
                     {**previous.manifest.files, "rejects": self._parquet("rejects", rejects)},
                 )
-            pairs = by_place(pa.concat_tables([pairs, previous.pairs.select(pairs.column_names)]))
+            pairs = sort_by_row_id(pa.concat_tables([pairs, previous.pairs.select(pairs.column_names)]))
         files: dict[Any, DataFile]
         files, pairs = self._write_pictures(
             pairs, table, previous.pictures() if previous and "images" in previous.manifest.files else {}
@@ -131,8 +131,8 @@ class _Commit:
     def _write_pictures(
         self, pairs: pa.Table, table: pa.Table, previous: Mapping[str, bytes]
     ) -> tuple[dict[Any, DataFile], pa.Table]:
-        """Write the tar, if any picture is to be stored; returns it, and the pairs with the places of theirs."""
-        if self.writer.images is None:  # a corpus: the table says where
+        """Write the tar, if there are pictures to store. Returns it, and the pairs with their image references."""
+        if self.writer.images is None:  # a corpus: the table already has the references
             return {}, pairs
         stored = pairs.filter(self._is_stored(pairs))
         if not stored.num_rows:
@@ -145,11 +145,11 @@ class _Commit:
         with self.writer.store.new_file() as file:
             offsets, lengths = write_tar(file, stored, pictures, self.writer.images.format)
             tar = self._publish("images", "tar", file)
-        place = pa.table([[tar.path] * stored.num_rows, offsets, lengths], schema=STORED)
-        place = place.take(pc.index_in(pairs["row_id"], value_set=stored["row_id"].combine_chunks()))
+        image_refs = pa.table([[tar.path] * stored.num_rows, offsets, lengths], schema=STORED)
+        image_refs = image_refs.take(pc.index_in(pairs["row_id"], value_set=stored["row_id"].combine_chunks()))
         for name in STORED.names:
             index = pairs.schema.get_field_index(name)
-            pairs = pairs.set_column(index, pairs.schema.field(index), place[name])
+            pairs = pairs.set_column(index, pairs.schema.field(index), image_refs[name])
         return {"images": tar}, pairs
 
     def _is_stored(self, pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
@@ -164,7 +164,7 @@ class _Commit:
         return rejects_schema(self.writer.extra)
 
     def _pairs_table(self, pairs: pa.Table) -> pa.Table:
-        """The columns of `pairs/*.parquet`; where the pictures are is still null."""
+        """The columns of `pairs/*.parquet`. Image references are still null, except for a corpus."""
         aliases = self.writer.aliases
         scores = [
             score_columns(alias, pairs.schema.field(f"image_embedding_{alias}").type.list_size) for alias in aliases
@@ -191,11 +191,11 @@ class _Commit:
             return self._publish(folder, "parquet", file)
 
     def _publish(self, folder: str, suffix: str, file: Any) -> DataFile:
-        """The plain name, or one that carries the attempt where a dead or rival attempt holds the plain one."""
+        """Publish under the plain name, or with the attempt in the name if another attempt has taken it."""
         digest, num_bytes = file_checksum(file)
         stem = manifest_name(self.shard.shard, self.generation).removesuffix(".json")
         name = f"{folder}/{stem}.{suffix}"
         if not self.writer.store.create_from(name, file):
             name = f"{folder}/{stem}.{self.attempt}.{suffix}"
-            self.writer.store.create_from(name, file)  # taken: by ourselves, and the reply was lost
+            self.writer.store.create_from(name, file)  # if taken, then by us: the reply was lost
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)

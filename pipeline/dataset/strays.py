@@ -1,4 +1,4 @@
-"""Data files that no manifest names, left by attempts that died or were beaten."""
+"""Data files that are in no manifest, left by attempts that crashed or were too late."""
 
 import re
 
@@ -10,16 +10,16 @@ DATA_NAME = re.compile(r"(?P<shard>\d{9,})(?:\.g(?P<generation>\d+))?(?:\.(?P<at
 
 
 class StrayFiles:
-    """Data files that no manifest names and none can come to name.
+    """Data files that are in no manifest and never will be.
 
-    Files of a shard or generation without a manifest stay: a worker of a dead driver may be about to commit them.
-    Call `remove` with the newest manifests; older generations' files are theirs and stay too.
+    Files of a shard or generation without a manifest stay, because a worker of a dead driver may be about to commit
+    them. Call `remove` with the newest manifests; files of older generations stay too.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.rivals: dict[tuple[int, int], list[str]] = {}
-        """(shard, generation) -> files where an attempt found the plain name taken: few, so memory stays small."""
+        """(shard, generation) -> its files, if an attempt found a plain name taken. Rare, so this stays small."""
         for folder in DATA_FOLDERS:
             names = [(name, match) for name in store.list(folder) if (match := DATA_NAME.fullmatch(name))]
             contested = {_slot(match) for _, match in names if match["attempt"]}
@@ -28,10 +28,10 @@ class StrayFiles:
                     self.rivals.setdefault(_slot(match), []).append(f"{folder}/{name}")
 
     def remove(self, manifest: ShardManifest) -> list[str]:
-        """Delete what this manifest proves stray; returns the names."""
+        """Delete the files that this manifest proves to be strays. Returns their names."""
         named = {file.path for file in manifest.files.values()}
         suspects = self.rivals.get((manifest.shard, manifest.generation), [])
-        if "images" not in manifest.files:  # the dead attempt may have had pictures where the winner had none
+        if "images" not in manifest.files:  # another attempt may have stored pictures where the winner had none
             suspects = [*suspects, f"images/{manifest.name.removesuffix('.json')}.tar"]
         strays = [name for name in suspects if name not in named and self.store.exists(name)]
         for name in strays:

@@ -24,7 +24,7 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.subset import Subset, SubsetFiles
 
 DropStep = npt.NDArray[np.int8]
-"""(rows,): the number of the step that dropped each row, or NOT_DROPPED."""
+"""(rows,): the index of the step that dropped each row, or NOT_DROPPED."""
 NOT_DROPPED = -1
 
 ROWS_SCHEMA = pa.schema(
@@ -52,7 +52,7 @@ class SubsetError(PairmillError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ShardSelection:
-    """Which rows of one shard a subset has."""
+    """The rows of one shard that are in a subset."""
 
     shard: int
     generation: int
@@ -61,7 +61,7 @@ class ShardSelection:
     num_selected: int
     drop_step: DropStep
     path: str
-    """The file under `shards/` that has this record."""
+    """The file in `shards/` with this record."""
 
     @property
     def rows(self) -> npt.NDArray[np.intp]:
@@ -90,12 +90,12 @@ def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     with store.new_file() as file:
         pq.write_table(table, file, compression="zstd")
         digest, num_bytes = file_checksum(file)
-        store.create_from(name, file)  # names carry the attempt: an existing file is from an earlier try of this call
+        store.create_from(name, file)  # the name contains the attempt, so an existing file is ours
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
 
 def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
-    """Write the record, which makes the subset exist, and delete the files of the subset that it replaces, if any.
+    """Write the record, which makes the subset exist, and delete the files of the subset it replaces, if any.
 
     Returns False, and deletes the files of `subset`, if another run finished a subset of this name first.
     """
@@ -149,7 +149,7 @@ def read_shards(store: Store, subset: Subset) -> Iterator[ShardSelection]:
 
 
 def read_shard(store: Store, path: str, shard: int) -> ShardSelection:
-    """The record of one shard, from the file under `shards/` that has it."""
+    """The record of one shard, from the given file in `shards/`."""
     return next(record for record in _read_shards(store, path) if record.shard == shard)
 
 
@@ -161,16 +161,16 @@ def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
 
 
 def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
-    """Per shard of the chunk, the rows of its pairs file that the subset has: one bit each, packed.
+    """Per shard of the chunk, a packed bit mask of the rows of its pairs file that are in the subset.
 
-    Shards that are newer than the subset have none. Raises SubsetError if a shard was rebuilt since.
+    Shards added after the subset have no rows in it. Raises SubsetError if a shard was rebuilt since.
     """
     shards = {shard.shard: shard for shard in chunk.shards}
     found: dict[int, npt.NDArray[np.uint8]] = {}
     for selection in read_shards(chunk.store, read_subset(chunk.store, name)):
         shard = shards.get(selection.shard)
         if shard is None or shard.pairs_blake2b != selection.pairs_blake2b:
-            raise SubsetError(f"shard {selection.shard:09d} was rebuilt since {name!r} was made; select again")
+            raise SubsetError(f"shard {selection.shard:09d} was rebuilt after {name!r} was made; select again")
         found[shard.shard] = np.packbits(selection.drop_step == NOT_DROPPED)
     return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]
 

@@ -1,7 +1,7 @@
 """Stored pictures of a shard as WebDataset tars: `uid.jpg`, `uid.txt`, `uid.json` per pair.
 
-The format: https://github.com/webdataset/webdataset (members of one sample stand together and share their stem).
-Uids are 32 hex characters, so no name from the web ever becomes a member's name.
+The format: https://github.com/webdataset/webdataset (the members of a sample are consecutive and share a stem).
+Uids are 32 hex characters, so member names never come from the web.
 """
 
 import io
@@ -20,9 +20,9 @@ MEMBER_COLUMNS = ("uid", "url", "caption", "status", "sha256", "width", "height"
 def write_tar(
     file: IO[bytes], pairs: pa.Table, pictures: Iterable[pa.Buffer | bytes], image_format: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Write one sample per row of `pairs`; returns (offset of the picture's first byte, its length) per row.
+    """Write one sample per row of `pairs`. Returns the offsets of the pictures' first bytes, and their lengths.
 
-    `image_format` is the ending of the pictures' names; None: of each what its first bytes say.
+    `image_format`: the file name extension of the pictures. None: detected from the first bytes of each.
     """
     offsets, lengths = [], []
     details = pairs.select(list(MEMBER_COLUMNS) + _similarity_columns(pairs)).to_pylist()
@@ -47,7 +47,7 @@ def _similarity_columns(pairs: pa.Table) -> list[str]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes | memoryview) -> int:
-    """Add a member with fixed owner and time, so equal pairs give equal tars; returns the offset of its data."""
+    """Add a member with fixed owner and time, so that equal pairs give equal tars. Returns the offset of its data."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     offset = tar.offset + tarfile.BLOCKSIZE  # a USTAR header is one block
@@ -63,6 +63,6 @@ def read_tar(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
 
 
 def read_range(file: IO[Any], offset: int, length: int) -> bytes:
-    """The bytes of one picture: one range read."""
+    """Read the bytes of one picture."""
     file.seek(offset)
     return bytes(file.read(length))

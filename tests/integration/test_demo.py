@@ -19,4 +19,4 @@ def test_the_demo_accounts_for_every_row_and_keeps_what_is_right(tmp_path: Path)
     assert "<script" not in sheet
     again = run(["demo", "--out", ".", "--pairs", "800"], tmp_path)
     assert again.returncode == 1
-    assert "the folder is no demo's: it has " in again.stderr
+    assert "the folder is not a demo's: it has " in again.stderr

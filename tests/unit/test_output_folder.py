@@ -76,7 +76,7 @@ def test_an_export_refuses_them_too(tmp_path: Path, names: list[str]) -> None:
 def test_the_demo_refuses_them_too(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path / "out", names)
     before = contents(tmp_path / "out")
-    with pytest.raises(JobError, match="the folder is no demo's: it has"):
+    with pytest.raises(JobError, match="the folder is not a demo's: it has"):
         run_demo(str(tmp_path / "out"), 800, 1, as_json=False)
     assert contents(tmp_path / "out") == before
 
