@@ -1,7 +1,7 @@
-"""Raw captions in, clean captions out: what the rules, the models and `.txt` members use.
+"""Cleans captions for rules, models and `.txt` members.
 
-Most web captions are plain ASCII and already clean, so each step first finds the few rows that it could change, with
-one linear-time regex (RE2), and touches only those.
+Most web captions are plain ASCII and already clean, so each step first finds the few rows that it might change,
+with one linear-time regex (RE2), and only touches those.
 """
 
 import html
@@ -13,27 +13,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NOT_PLAIN = r"[^ -~]|  |^ | $"
-"""Anything but printable ASCII, or a space that is doubled or at an end."""
+"""Anything but printable ASCII, or a doubled, leading or trailing space."""
 
-# Invisible and without meaning for a reader: control characters that are no white space (C0, DEL, C1), soft hyphen,
-# and the marks of writing direction. ZWJ and ZWNJ stay: emoji sequences and Persian spelling need them.
+# Invisible and meaningless to readers: control characters other than white space (C0, DEL, C1), soft hyphens and
+# direction marks. ZWJ and ZWNJ stay, because emoji sequences and Persian spelling need them.
 _REMOVED = r"[\x00-\x08\x0e-\x1b\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 
-# What `str.isspace` says, and the zero-width space, word joiner and byte order mark.
+# The white space of `str.isspace`, plus zero-width space, word joiner and byte order mark.
 _WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ\x{200b}\x{2060}\x{feff}]+"
 
 # At most 30 combining marks in a row, as in the Stream-Safe Text Format (Unicode annex 15, section 13): normalizing
-# is quadratic in the length of such a run (200,000 marks: 30 s), and no language has longer ones.
+# takes quadratic time in the length of such a run (200,000 marks: 30 s), and no language has longer ones.
 _MARKS, _FIRST_MARKS = r"(\pM{30})\pM+", r"\1"
 
 _LONG_NUMBER = re.compile(r"&#([0-9]{8,});?")
 
 
 def clean_captions(raw: pa.Array) -> pa.Array:
-    """Clean captions for a string column: same length and order, null stays null, nothing left becomes "".
+    """Clean a string column, keeping length and order. Null stays null; a caption with nothing left becomes "".
 
-    HTML entities become characters (twice at most, for pages that escape twice), control characters go, every run
-    of white space (no-break and zero-width ones too) becomes one space, none at the ends, and the rest is NFC.
+    HTML entities are decoded (twice at most, for pages that escape twice), control characters are removed, every run of
+    white space (including no-break and zero-width spaces) becomes one space, ends are trimmed, and the result is NFC.
     """
     captions = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
     captions = _change_where(captions.cast(pa.string()), "&", _unescape)
@@ -54,7 +54,7 @@ def _unescape(captions: pa.Array) -> pa.Array:
 
 def _unescape_twice(caption: str) -> str:
     for _ in range(2):
-        # `int` refuses numbers above 4,300 digits; any of 8 digits is beyond Unicode and becomes U+FFFD all the same.
+        # `int` refuses numbers of more than 4,300 digits. 8 digits are already beyond Unicode and become U+FFFD too.
         caption = html.unescape(_LONG_NUMBER.sub(_shorten_number, caption))
     return caption
 
@@ -73,5 +73,5 @@ def _normalize(captions: pa.Array) -> pa.Array:
 def _compose(captions: pa.Array) -> pa.Array:
     captions = pc.replace_substring_regex(captions, _MARKS, _FIRST_MARKS)
     composed = [unicodedata.normalize("NFC", caption) for caption in captions.to_pylist()]
-    # Again, because NFC makes two marks of some: the result of cleaning a clean caption must be itself.
+    # Again, because NFC splits some marks in two, and cleaning a clean caption must not change it.
     return pc.replace_substring_regex(pa.array(composed, pa.string()), _MARKS, _FIRST_MARKS)

@@ -1,8 +1,9 @@
-"""What the columns of a dataset mean: decided once, over all its files, and kept with its plan.
+"""What the columns of a dataset mean: decided once, over all its files, and stored in its plan.
 
-Every worker then reads the same columns with the same types, whatever its shard holds. Names are matched exactly, else
-without case and outer blanks, else with blanks and hyphens as underscores too (`Image Link` is `image_link`). A column
-that the job does not name is guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES that the first file has.
+So all workers read the same columns with the same types, whatever is in their shards. Names are matched exactly, else
+ignoring case and outer blanks, else treating blanks and hyphens as underscores too (`Image Link` is `image_link`).
+Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in the first
+file.
 """
 
 import re
@@ -24,7 +25,7 @@ LICENSE_NAMES = ("license", "licence")
 
 @dataclass(frozen=True, slots=True)
 class FileColumns:
-    """The columns of one file by what they are for. None: the file has no such column."""
+    """The columns of one file, by role. None: the file has no such column."""
 
     url: str | None
     caption: str | None
@@ -33,7 +34,7 @@ class FileColumns:
 
 
 def find_column(names: Iterable[str], wanted: str) -> str | None:
-    """The column called `wanted`: exactly, else the only one whose name is the same once folded; None for none."""
+    """The column called `wanted`: an exact match, else the only match after folding, else None."""
     names = list(names)
     if wanted in names:
         return wanted
@@ -45,27 +46,27 @@ def find_column(names: Iterable[str], wanted: str) -> str | None:
 
 
 def has_needed_column(config: SourceConfig, names: Sequence[str]) -> bool:
-    """Whether a file with these columns has one of URLs, or for a corpus one of captions."""
+    """Whether these columns include one of URLs, or for a corpus, one of captions."""
     given, usual = (config.caption_column, CAPTION_NAMES) if config.is_corpus else (config.url_column, URL_NAMES)
     return _first(given, usual, names) is not None
 
 
 def columns_of(mapping: ColumnMapping, names: Sequence[str]) -> FileColumns:
-    """What the columns of one file are for."""
+    """Assign roles to the columns of one file."""
     return _split(names, mapping.url_column, mapping.caption_column, mapping.uid_column)
 
 
 def map_columns(
     config: SourceConfig, inputs: Sequence[InputFile], needs_license: bool, pictures: PictureSource = ON_THE_WEB
 ) -> ColumnMapping:
-    """Decide over all files what the columns mean. Files without rows have no say.
+    """Decide what the columns mean, over all files that have rows.
 
-    `needs_license`: guess a license column, as a rule reads it. Raises SourceError where
-    a column is missing, of a type that cannot be used, or of types that do not go together.
+    `needs_license`: a rule needs a license column, so guess it. Raises SourceError if a column is missing, or if its
+    type is unusable or differs incompatibly between files.
     """
     inputs = [file for file in inputs if file.num_rows != 0]
     if not inputs:
-        raise SourceError("source.paths: the input holds no rows")
+        raise SourceError("source.paths: the input has no rows")
     url = _choose("url_column", config.url_column, URL_NAMES, inputs, needed=pictures == ON_THE_WEB)
     caption = _choose("caption_column", config.caption_column, CAPTION_NAMES, inputs)
     uid = _choose("uid_column", config.uid_column, (), inputs)
@@ -81,7 +82,7 @@ def map_columns(
             _add_type(types, name, file)
     if sha256 is not None:
         for file in inputs:
-            if problem := _lacks_checksums(file, sha256):
+            if problem := _missing_checksums(file, sha256):
                 raise SourceError(problem)
     for setting, column in (("sha256_column", sha256), ("license_column", license_)):
         if column is not None and not is_text(types[column][0]):
@@ -90,49 +91,49 @@ def map_columns(
 
 
 def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
-    """Why a new file does not fit a dataset that is already planned; None if it does. Missing columns are nulls."""
+    """Why a new file does not fit a dataset that is already planned, or None. Missing columns become nulls."""
     columns = columns_of(mapping, file.schema.names)
     try:
         _check_roles(file, columns, mapping.url_column, mapping.caption_column, mapping.uid_column)
     except SourceError as error:
         return str(error)
-    if mapping.sha256_column is not None and (problem := _lacks_checksums(file, mapping.sha256_column)):
+    if mapping.sha256_column is not None and (problem := _missing_checksums(file, mapping.sha256_column)):
         return problem
     known = dict(zip(mapping.extra_columns, mapping.extra.types, strict=True))
     for name in columns.extra:
         if name not in known:
-            return f"{file.uri}: column {name!r} is new, and the columns of this output are fixed by its plan"
+            return f"{file.uri}: column {name!r} is new, but this output's plan fixes its columns"
         found = without_views(file.schema.field(name).type)
         if _common_type(known[name], found) != known[name]:
-            return f"{file.uri}: column {name!r} is {found}, and the plan of this output says {known[name]}"
+            return f"{file.uri}: column {name!r} is {found}, but {known[name]} in this output's plan"
     return None
 
 
 def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
-    """Raises SourceError for a file without pictures that has URLs, unless the job names its column of captions."""
+    """Raises SourceError for a file that has URLs but no pictures, unless the job names its caption column."""
     if config.caption_column is not None:
         return
     url = _first(config.url_column, URL_NAMES, file.schema.names)
     if url is not None:
         raise SourceError(
-            f"{file.uri}: is a list of URLs (column {url!r}), which pairmill build downloads. To embed its captions "
-            "alone, name their column: source.caption_column"
+            f"{file.uri}: is a list of URLs (column {url!r}), which pairmill build downloads. To embed only its "
+            "captions, set source.caption_column"
         )
 
 
-def holds_pictures(data_type: pa.DataType) -> bool:
+def can_contain_pictures(data_type: pa.DataType) -> bool:
     """Whether the values are bytes, or Hugging Face's Image: a struct of `bytes` and `path`."""
     if pa.types.is_dictionary(data_type):
-        return holds_pictures(data_type.value_type)
+        return can_contain_pictures(data_type.value_type)
     if pa.types.is_struct(data_type):
-        place = data_type.get_field_index("bytes")
-        return place >= 0 and holds_pictures(data_type.field(place).type)
+        index = data_type.get_field_index("bytes")
+        return index >= 0 and can_contain_pictures(data_type.field(index).type)
     kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
     return any(is_kind(data_type) for is_kind in kinds)
 
 
 def is_text(data_type: pa.DataType) -> bool:
-    """Whether the values are text or bytes, dictionary-encoded or not; a column of nothing but nulls is too."""
+    """Whether the values are text or bytes, possibly dictionary-encoded, or the column is all null."""
     if pa.types.is_dictionary(data_type):
         return is_text(data_type.value_type)
     kinds = (
@@ -175,7 +176,7 @@ def _split(names: Sequence[str], url: str, caption: str | None, uid: str | None)
 
 
 def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str | None:
-    """The column that is given by its name, else the first of the usual ones; None where there is none."""
+    """The given column, or if None, the first with a usual name. None if there is none."""
     found = (find_column(names, wanted) for wanted in ([given] if given is not None else usual))
     return next((name for name in found if name is not None), None)
 
@@ -183,7 +184,7 @@ def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str
 def _choose(
     setting: str, given: str | None, usual: Sequence[str], inputs: Sequence[InputFile], needed: bool = False
 ) -> str | None:
-    """The column that `source.SETTING` names, or the first usual name of the first file that has one."""
+    """The column that `source.SETTING` names, or the first usual one in the first file that has one."""
     for file in inputs:
         if (found := _first(given, usual, file.schema.names)) is not None:
             return found
@@ -195,17 +196,17 @@ def _choose(
         )
     if needed:
         raise SourceError(
-            f"{first.uri}: no column is named like one of {', '.join(usual)}; it has {shown(first.schema.names)}. "
+            f"{first.uri}: no column has a usual name ({', '.join(usual)}); it has {shown(first.schema.names)}. "
             f"Set source.{setting} to one of these.{_hint(first)}"
         )
     return None
 
 
 def _hint(file: InputFile) -> str:
-    """What may be meant with a file that has no column of URLs."""
+    """What to do with a file that has no URL column."""
     if file.kind in ("csv", "tsv"):
-        return f" Does the first line hold the column names? Separated by {file.delimiter!r} (source.delimiter)."
-    if file.kind == "parquet" and (pictures := [each.name for each in file.schema if holds_pictures(each.type)]):
+        return f" Are the column names on the first line, separated by {file.delimiter!r} (source.delimiter)?"
+    if file.kind == "parquet" and (pictures := [each.name for each in file.schema if can_contain_pictures(each.type)]):
         return f" For the pictures in column {pictures[0]!r}, use pairmill embed."
     return ""
 
@@ -216,11 +217,11 @@ def _check_distinct(roles: dict[str, str | None], license_: str | None) -> None:
         if column is not None and (other := used.setdefault(column, role)) != role:
             raise SourceError(f"source.{role}_column and source.{other}_column are both {column!r}: they must differ")
     if license_ in (roles["url"], roles["caption"], roles["uid"]) and license_ is not None:
-        raise SourceError(f"source.license_column is {license_!r}, which is already used as another column")
+        raise SourceError(f"source.license_column is {license_!r}, which is already used for something else")
 
 
 def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str | None, uid: str | None) -> None:
-    """What is in one file must be in all, for a row without it would be lost. Lists of URLs have no captions."""
+    """Check that a file has all columns in use, else its rows would be lost. Lists of URLs have no captions."""
     for setting, name, found in _roles(columns, url, caption, uid):
         if not name:  # a corpus without URLs
             continue
@@ -239,8 +240,8 @@ def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str |
         raise SourceError(f"{file.uri}: the column name {MALFORMED_COLUMN!r} is reserved; rename it")
 
 
-def _lacks_checksums(file: InputFile, column: str) -> str | None:
-    """A file without the column would pass unchecked, so its name must be the same, to the letter, in all files."""
+def _missing_checksums(file: InputFile, column: str) -> str | None:
+    """A file without the column would not be checked, so the name must be exactly the same in all files."""
     if column in file.schema.names:
         return None
     return f"{file.uri}: no column {column!r} (source.sha256_column); it has {shown(file.schema.names)}"
@@ -263,13 +264,13 @@ def _add_type(types: dict[str, tuple[pa.DataType, str]], name: str, file: InputF
     if common is None:
         raise SourceError(
             f"column {name!r} is {known} in {first_uri} but {found} in {file.uri}: "
-            f"write both files with one type, or process them into two outputs"
+            f"write both files with the same type, or build two outputs"
         )
     types[name] = (common, first_uri)
 
 
 def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds both (int and double: double, as pandas writes ints with gaps); None where there is none."""
+    """The common type (of int and double: double, as pandas writes ints with gaps); None if there is none."""
     if one.equals(other):
         return one
     one, other = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other))

@@ -1,8 +1,8 @@
-"""Text formats -> OUT/input/*.parquet: once, streaming, in bounded memory.
+"""Converts text formats to OUT/input/*.parquet: once, streaming, in bounded memory.
 
-A converted file has one row per record of its source, in order. URL and caption are `binary`, as the bytes stand in
-the source (the uid is made of them); all other columns are strings, with U+FFFD for what is not UTF-8. A record that
-cannot be read is not lost: it is a row whose MALFORMED_COLUMN says why.
+A converted file has one row per record of its source, in order. URL and caption are `binary`, with the exact bytes of
+the source, since the uid is a hash of them. All other columns are strings, with U+FFFD for invalid UTF-8. A record that
+cannot be read becomes a row whose MALFORMED_COLUMN says why.
 """
 
 import csv
@@ -40,14 +40,14 @@ from pairmill.schemas.jobs import SourceConfig
 
 MAX_COLUMNS = 1_000
 
-_LAYOUT = 1  # another number whenever the same source would be converted into something else
+_LAYOUT = 1  # to be increased whenever the conversion changes
 _BATCH_BYTES = 32 << 20
 
 
 def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> InputFile:
-    """Columns of a text file: from the header (CSV, TSV), or from a pass over all objects (JSON).
+    """Inspect a text file: its header (CSV, TSV), or all of its objects (JSON).
 
-    `config` says the encoding, the delimiter and the columns, as far as they are not guessed. Raises SourceError.
+    `config` may give encoding, delimiter and columns; the rest is detected. Raises SourceError.
     """
     encoding = marked_encoding(uri, files) or config.encoding
     if kind in ("json", "jsonl"):
@@ -55,37 +55,37 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
     with lines_of(uri, files, encoding) as lines:
         sample = first_lines(lines)
     if sample and b"\0" in sample[0]:
-        raise SourceError(f"{uri}: holds NUL bytes, as UTF-16 does; set source.encoding to utf-16-le or utf-16-be")
+        raise SourceError(f"{uri}: contains NUL bytes, as UTF-16 does; set source.encoding to utf-16-le or utf-16-be")
     if kind == "text":
         return InputFile(uri, kind, _strings(["url"]), None, files, encoding=encoding)
     delimiter = config.delimiter or detect_delimiter(sample, USUAL_DELIMITERS[kind], partial(has_needed_column, config))
     try:
         header = csv_header(iter(sample), delimiter)
     except csv.Error as error:
-        raise SourceError(f"{uri}: the first line, which must hold the column names: {error}") from error
+        raise SourceError(f"{uri}: cannot read the column names on the first line: {error}") from error
     if header is None:
-        raise SourceError(f"{uri}: is empty; the first line must hold the column names")
+        raise SourceError(f"{uri}: is empty; the first line must contain the column names")
     schema = _strings(_column_names(uri, header))
     return InputFile(uri, kind, schema, None, files, encoding=encoding, delimiter=delimiter)
 
 
 def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
-    """Name of the converted file in the output folder: another one whenever its content would be."""
+    """Name of the converted file in the output folder. It changes whenever the content would."""
     columns = columns_of(mapping, source.schema.names)
     identity: list[Any] = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
     unusual = [source.unusual_encoding, source.unusual_delimiter]
     if any(unusual):
-        identity += unusual  # left out elsewhere: names stay those of earlier versions
+        identity += unusual  # only then, so that other names stay as in previous versions
     digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(source.uri).name)[:80]
     return f"input/{stem}-{digest}.parquet"
 
 
 def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
-    """Write the file `name` of the store. Row groups have about `shard_rows` rows.
+    """Convert `source` to the file `name` of the store. Row groups have about `shard_rows` rows.
 
-    If another driver was faster, its file stays: it holds the same. Raises SourceError where the source cannot be
-    read to its end; nothing is left behind then.
+    If another driver was faster, its file stays: it is the same. Raises SourceError, and writes nothing, if the source
+    cannot be read to its end.
     """
     schema = _converted_schema(source, mapping)
     lists = frozenset(field.name for field in schema if pa.types.is_list(field.type))
@@ -101,9 +101,9 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
 
 @contextmanager
 def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> Iterator[Iterator[Record]]:
-    """All rows of a text file. The values of `list_names` are lists, all others bytes."""
+    """All records of a text file. Values of the columns `list_names` are lists, all others bytes."""
     names = list(source.schema.names)
-    with _pieces_of(source) as lines:
+    with _open_records(source) as lines:
         if source.kind == "text":
             yield url_records(lines)
         elif source.kind in ("json", "jsonl"):
@@ -114,7 +114,7 @@ def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> I
             yield csv_records(lines, source.delimiter, len(names))
 
 
-def _pieces_of(source: InputFile) -> AbstractContextManager[Iterator[bytes]]:
+def _open_records(source: InputFile) -> AbstractContextManager[Iterator[bytes]]:
     split = partial(split_json, source.uri) if source.kind == "json" else split_lines
     return lines_of(source.uri, source.files, source.encoding, split)
 
@@ -123,30 +123,32 @@ def _inspect_json(source: InputFile) -> InputFile:
     names: dict[str, None] = {}
     lists: set[str] = set()
     num_rows = 0
-    with _pieces_of(source) as pieces:
+    with _open_records(source) as pieces:
         for value, _ in json_objects(pieces):
             num_rows += 1
             if value is None:
                 continue
             names.update(dict.fromkeys(value))
             if len(names) > MAX_COLUMNS:
-                raise SourceError(f"{source.uri}: more than {MAX_COLUMNS} different keys; keep those that you need")
+                raise SourceError(f"{source.uri}: more than {MAX_COLUMNS} different keys; keep only those you need")
             lists.update(name for name, item in value.items() if isinstance(item, list))
     if num_rows and not names:
         raise SourceError(
-            f"{source.uri}: holds no JSON objects; one object per line is expected, or an array of them in a .json file"
+            f"{source.uri}: has no JSON objects; expected one per line, or an array of them in a .json file"
         )
     return replace(source, schema=_strings(names), num_rows=num_rows, list_columns=frozenset(lists))
 
 
 def _column_names(uri: str, header: list[bytes]) -> list[str]:
-    """Names from a header: those without one, and the second of a name, get their place in the file (from 1)."""
+    """Column names from a header. Empty and repeated names get the column number, from 1."""
     if len(header) > MAX_COLUMNS:
-        raise SourceError(f"{uri}: {len(header)} columns, of {MAX_COLUMNS} at most; keep those that you need")
+        raise SourceError(
+            f"{uri}: {len(header)} columns, but at most {MAX_COLUMNS} are possible; keep only those you need"
+        )
     names: list[str] = []
-    for place, raw in enumerate(header, start=1):
+    for number, raw in enumerate(header, start=1):
         name = raw.decode("utf-8", "replace").strip()
-        names.append(f"{name or 'column'}_{place}" if not name or name in names else name)
+        names.append(f"{name or 'column'}_{number}" if not name or name in names else name)
     if len(set(names)) != len(names):
         raise SourceError(f"{uri}: two columns share a name: {shown(names)}")
     return names
@@ -167,7 +169,7 @@ def _converted_schema(source: InputFile, mapping: ColumnMapping) -> pa.Schema:
 
 
 def _batches(records: Iterable[Record], shard_rows: int) -> Iterator[list[Record]]:
-    """Row groups: a multiple of `shard_rows` where that is small, and fewer rows where they are long."""
+    """Row groups: a multiple of `shard_rows` if that is small, and fewer rows if they are long."""
     max_rows = shard_rows * -(-1_024 // shard_rows)
     batch: list[Record] = []
     num_bytes = 0

@@ -1,8 +1,8 @@
-"""Slices of a Parquet file, read one after the other without going back to the start of a row group.
+"""Reads consecutive slices of a Parquet file without going back to the start of a row group.
 
-Published lists have row groups of a million rows and more, hundreds of shards each. A cursor keeps its place between
-two slices, so that reading all of them in order decodes every page once, and holds only a few pages at a time. Any
-other order works too, at the price of decoding from the start of the row group.
+Published lists have row groups of a million rows and more, each worth hundreds of shards. A cursor keeps its position
+between slices, so that reading all slices in order decodes every page once, with only a few pages in memory. Any other
+order works too, but decodes again from the start of the row group.
 """
 
 from bisect import bisect_right
@@ -20,22 +20,22 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
-"""Of a batch, by the row group's average: Arrow cannot read structs of more than 2 GiB at once (pictures, say)."""
+"""Estimated bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once."""
 
 
 class ReadError(PairmillError, RuntimeError):
-    """A planned file cannot be read, or is not the one that was planned; the message names it."""
+    """A planned file cannot be read or has changed since it was planned; the message names it."""
 
     kind = FailureKind.INPUT
 
 
 def resolve(store: Store, uri: str) -> str:
-    """Where the Parquet file of a shard is: converted files are in the output folder, wherever that has moved to."""
+    """Path of a shard's Parquet file. Converted files are relative to the output folder, which may have moved."""
     return store.path(uri) if uri.startswith("input/") else uri
 
 
 class Cursor:
-    """One open Parquet file and a place in it. Not for several threads at once."""
+    """An open Parquet file and a position in it. Not thread-safe."""
 
     def __init__(self, store: Store, uri: str, fingerprint: str) -> None:
         self.uri = uri
@@ -48,13 +48,13 @@ class Cursor:
         try:
             if uri == self.path:
                 _check_same(store.files, self.path, self._file, fingerprint)
-            # A buffer makes Arrow read a column chunk piece by piece, not as a whole.
+            # With a buffer, Arrow reads a column chunk piece by piece, not as a whole.
             self._parquet = pq.ParquetFile(
                 self._file, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
             )
         except (pa.ArrowException, OSError) as error:
             self._file.close()
-            raise ReadError(f"{self.path}: not a whole Parquet file: {error}") from error
+            raise ReadError(f"{self.path}: not a complete Parquet file: {error}") from error
         except ReadError:
             self._file.close()
             raise
@@ -62,8 +62,8 @@ class Cursor:
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(sizes)]
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._rest: pa.RecordBatch | None = None  # what is left of the last batch
-        self._place = -1  # row of the file that comes next; -1: nowhere
+        self._rest: pa.RecordBatch | None = None  # the unread part of the last batch
+        self._next_row = -1  # in the file; -1: unknown
 
     @property
     def names(self) -> list[str]:
@@ -84,29 +84,29 @@ class Cursor:
                 f"{self.path}: has {self._group_starts[-1]} rows, but rows up to {first_row + num_rows} are planned"
             )
         try:
-            self._go_to(first_row, num_rows)
+            self._seek(first_row, num_rows)
             pieces = list(self._take(num_rows))
             return pa.Table.from_batches(pieces, self._parquet.schema_arrow)
         except (pa.ArrowException, OSError, StopIteration) as error:
-            self._place = -1
-            where = f"rows {first_row} to {first_row + num_rows}"
-            raise ReadError(f"{self.path}: {where} cannot be read (damaged or half-written?): {error}") from error
+            self._next_row = -1
+            rows = f"rows {first_row} to {first_row + num_rows}"
+            raise ReadError(f"{self.path}: {rows} cannot be read (damaged or half-written?): {error}") from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._batches, self._rest = iter(()), None
         self._parquet.close(force=True)
         self._file.close()
 
-    def _go_to(self, row: int, num_rows: int) -> None:
+    def _seek(self, row: int, num_rows: int) -> None:
         group = bisect_right(self._group_starts, row) - 1
-        if row < self._place or self._group_starts[group] > self._place:
+        if row < self._next_row or self._group_starts[group] > self._next_row:
             groups = range(group, len(self._group_starts) - 1)
             size = min(num_rows, _BATCH_ROWS, max(1, _BATCH_BYTES // self._row_bytes(group)))
             self._batches = self._parquet.iter_batches(size, row_groups=list(groups), use_threads=False)
             self._rest = None
-            self._place = self._group_starts[group]
-        for _ in self._take(row - self._place):
+            self._next_row = self._group_starts[group]
+        for _ in self._take(row - self._next_row):
             pass
 
     def _take(self, num_rows: int) -> Iterator[pa.RecordBatch]:
@@ -114,19 +114,19 @@ class Cursor:
             batch = self._rest if self._rest is not None else self._next_batch()
             piece = batch.slice(0, num_rows)
             self._rest = batch.slice(num_rows) if batch.num_rows > num_rows else None
-            self._place += piece.num_rows
+            self._next_row += piece.num_rows
             num_rows -= piece.num_rows
             yield piece
 
     def _next_batch(self) -> pa.RecordBatch:
         batch = next(self._batches, None)
         if batch is None:
-            raise pa.ArrowInvalid("it ends before its footer says")
+            raise pa.ArrowInvalid("it has fewer rows than its footer says")
         return batch
 
 
 def _check_same(files: Files, path: str, file: IO[Any], fingerprint: str) -> None:
-    """Compare with the fingerprint what costs no second pass: the ETag, or the size."""
+    """Compare the ETag, or the size, with the fingerprint. A checksum would need another pass over the file."""
     kind, _, value = fingerprint.partition(":")
     if kind == "etag":
         same = files.fingerprint(path) == fingerprint
@@ -134,4 +134,4 @@ def _check_same(files: Files, path: str, file: IO[Any], fingerprint: str) -> Non
         same = file.seek(0, 2) == int(value.partition(":")[0])
         file.seek(0)
     if not same:
-        raise ReadError(f"{path}: has changed since it was planned; restore it, or choose another output")
+        raise ReadError(f"{path}: has changed since it was planned; restore it, or use another output")

@@ -1,7 +1,7 @@
-"""What separates the fields of a CSV file: told by its header, confirmed by its first records.
+"""Detects the delimiter of a CSV file from its header and first records.
 
-`csv.Sniffer` counts characters and finds delimiters in prose. Here a delimiter counts only if it makes a header that
-has the column the job needs.
+`csv.Sniffer` counts characters and finds delimiters in prose. Here, a delimiter must give a header that has the column
+the job needs.
 """
 
 import csv
@@ -16,7 +16,7 @@ _SAMPLE_BYTES = 1 << 20
 
 
 def first_lines(lines: Iterator[bytes]) -> list[bytes]:
-    """Enough lines to tell the delimiter by."""
+    """Enough lines to detect the delimiter."""
     sample: list[bytes] = []
     num_bytes = 0
     for line in lines:
@@ -28,10 +28,10 @@ def first_lines(lines: Iterator[bytes]) -> list[bytes]:
 
 
 def detect_delimiter(sample: Sequence[bytes], usual: str, is_known: Callable[[list[str]], bool]) -> str:
-    """The usual one if the header then has a known column, else the only other one of which that is true.
+    """The usual delimiter if it gives a header with the needed column, else the only other one that does.
 
-    `is_known`: whether the column that the job needs is among these names. Any delimiter but the usual one must also
-    cut most records of the sample into as many fields as the header has.
+    `is_known`: whether the given names include the column that the job needs. A delimiter other than the usual one must
+    also split most records of the sample into as many fields as the header.
     """
     if is_known(_header(sample, usual)):
         return usual
@@ -52,7 +52,7 @@ def _header(sample: Sequence[bytes], delimiter: str) -> list[str]:
 
 
 def _is_consistent(sample: Sequence[bytes], delimiter: str) -> bool:
-    """Whether most records have as many fields as the header; what the sample cuts off at its end aside."""
+    """Whether most records have as many fields as the header, ignoring records cut off at the end of the sample."""
     lines = iter(sample)
     num_columns = len(csv_header(lines, delimiter) or [])
     is_whole = [record.problem is None for record in csv_records(lines, delimiter, num_columns)]

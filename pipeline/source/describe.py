@@ -1,4 +1,4 @@
-"""What a plan means, for people: shards, files, memory, columns, and a better `shard_rows` if there is one."""
+"""Describes a plan for people: shards, files, memory, columns, and a better `shard_rows` if there is one."""
 
 import os
 
@@ -13,8 +13,8 @@ _SHARDS_PER_ACTOR = 4
 
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
-    """What the plan means: shards, objects, memory per download actor; what was detected of the input's formats; and a
-    better `shard_rows`, if there is one."""
+    """Shards, output files, memory per download actor, columns, a better `shard_rows` if there is one, and detected
+    formats."""
     return "\n".join([_describe_shards(plan, job), *describe_formats(plan.inputs)])
 
 
@@ -38,18 +38,18 @@ def _describe_pictures(mapping: ColumnMapping) -> str:
     """Where the pictures of a corpus are."""
     match mapping.pictures:
         case IndexedPictures():
-            return "pictures where the files are, captions beside them"
+            return "pictures from files, captions from the files beside them"
         case ColumnPictures(column):
             pictures = f"pictures from column {column!r}"
         case PairsPictures():
-            pictures = "its pictures"
+            pictures = "pictures of the output"
         case _:
-            pictures = "no pictures, captions alone"
+            pictures = "no pictures, only captions"
     return f"{pictures}; {_describe_columns(mapping)}"
 
 
 def _describe_columns(mapping: ColumnMapping) -> str:
-    """What was decided, or guessed, about the columns."""
+    """The columns in use, given or guessed."""
     names = {
         "URLs": mapping.url_column,
         "captions": mapping.caption_column,
@@ -65,8 +65,8 @@ def _describe_columns(mapping: ColumnMapping) -> str:
 def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:
     advice = "shard_rows: {:,} would {}; it cannot change in an output folder that has a plan"
     if plan.num_shards * per_shard > _MAX_OBJECTS:
-        wanted = -(-plan.num_rows * per_shard // _MAX_OBJECTS)
-        rows = min(-(-wanted // 1_024) * 1_024, 1_000_000)
+        needed = -(-plan.num_rows * per_shard // _MAX_OBJECTS)
+        rows = min(-(-needed // 1_024) * 1_024, 1_000_000)
         if rows > job.shard_rows:
             return advice.format(rows, f"make {-(-plan.num_rows // rows) * per_shard:,} files")
     workers = _download_actors(job.run)
@@ -78,7 +78,7 @@ def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:
 
 
 def _download_actors(run: RunConfig) -> int | None:
-    """How many there will be; None where only the cluster knows."""
+    """Number of download actors; None if it depends on the cluster."""
     if run.download_actors is not None or run.address is not None:
         return run.download_actors
     return max((os.cpu_count() or 1) // 2, 1)

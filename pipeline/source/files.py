@@ -1,7 +1,7 @@
-"""Which input files there are, and what is in them.
+"""Finds the input files and inspects Parquet.
 
-A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or plain lists of URLs (all but Parquet also
-.gz).
+A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or plain lists of URLs. All but Parquet may
+be gzipped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ _KINDS: dict[str, Kind] = {
 }
 PICTURE_ENDINGS = (
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "avifs"),
-    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not decoded: each is a row that says so
+    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not decoded: each becomes a row that says so
 )
 _PICTURES = (".tar", *(f".{ending}" for ending in PICTURE_ENDINGS))
 SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind != "parquet"))
@@ -38,33 +38,33 @@ SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind
 USUAL_DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 
 MALFORMED_COLUMN = "__pairmill_malformed"
-"""Only in converted files: null, or why the row could not be read, with the beginning of its text."""
+"""Only in converted files: null, or why the row could not be read, and the beginning of its text."""
 
 _SHOWN_COLUMNS = 30
 
 
 class SourceError(PairmillError, ValueError):
-    """An input cannot be used as it is; the message names the file and says what to do."""
+    """An input file cannot be used; the message names it and says what to do."""
 
     kind = FailureKind.INPUT
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One input file, and what its footer (Parquet), header (CSV, TSV) or a first pass (JSON lines) says."""
+    """One input file, and what is known from its footer (Parquet), header (CSV, TSV) or a first pass (JSON)."""
 
     uri: str
     kind: Kind
     schema: pa.Schema
     num_rows: int | None
-    """None: known only when the file is converted."""
+    """None: unknown until the file is converted."""
     files: Files
     list_columns: frozenset[str] = frozenset()
     """JSON: columns with a list in at least one row."""
     encoding: str | None = None
-    """Of a text file; None: UTF-8."""
+    """Encoding of a text file. None: UTF-8."""
     delimiter: str | None = None
-    """CSV, TSV: what separates the fields."""
+    """CSV, TSV: the character between fields."""
 
     @property
     def unusual_encoding(self) -> str | None:
@@ -73,73 +73,75 @@ class InputFile:
 
     @property
     def unusual_delimiter(self) -> str | None:
-        """The delimiter, unless it is the one that the file's ending says."""
+        """The delimiter, unless it is the usual one for the file's extension."""
         return None if self.delimiter == USUAL_DELIMITERS.get(self.kind) else self.delimiter
 
 
 def kind_of(uri: str) -> Kind:
-    """The format that a file's name says. Raises SourceError for any other name."""
+    """The format, from the file name. Raises SourceError for unknown names."""
     name = PurePosixPath(uri.lower())
     suffix = name.suffixes[-2] if name.suffix == ".gz" and len(name.suffixes) > 1 else name.suffix
     if not name.name.endswith(SUFFIXES):
-        raise SourceError(f"{uri}: cannot tell the format from the name; known endings are {', '.join(SUFFIXES)}")
+        raise SourceError(f"{uri}: cannot tell the format from the name; known extensions are {', '.join(SUFFIXES)}")
     return _KINDS[suffix]
 
 
-def list_inputs(paths: Iterable[str], without: str, files: Files) -> list[str]:
-    """Absolute paths or URLs of all input files: in the order of `paths`, sorted within each, each file once.
+def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> list[str]:
+    """Absolute paths or URLs of all input files, without duplicates: in the order of `paths`, sorted within each.
 
-    `without`: the output folder, which may lie within an input folder; nothing in it is input. Of a folder, `.json`
-    files count only where it has no other format: beside others they describe them. Raises SourceError.
+    `exclude`: the output folder, which may be inside an input folder. The `.json` files of a folder count only if there
+    are no other formats, which they would otherwise describe. Raises SourceError.
     """
     found: dict[str, None] = {}
     for path in paths:
         uris = _expand(path, files)
-        uris = [uri for uri in uris if not uri.startswith(f"{without.rstrip('/')}/")]
+        uris = [uri for uri in uris if not uri.startswith(f"{exclude.rstrip('/')}/")]
         kinds = {kind_of(uri): uri for uri in uris}
         if len(kinds) > 1 and "json" in kinds and files.is_folder(path):
             del kinds["json"]
             uris = [uri for uri in uris if kind_of(uri) != "json"]
-        if len(kinds) > 1 and "text" in kinds:  # most likely a readme, whose lines are no URLs
+        if len(kinds) > 1 and "text" in kinds:  # most likely a readme, not URLs
             raise SourceError(
-                f"source.paths: {path} holds {kinds['text']} beside other formats, and a text file is read as a list "
-                f"of URLs; name what you mean with a glob, such as {join(path, '*.parquet')}"
+                f"source.paths: {path} contains {kinds['text']} beside other formats, and a text file is read as a "
+                f"list of URLs; select the files you mean with a glob, such as {join(path, '*.parquet')}"
             )
         found.update(dict.fromkeys(uris))
     if not found:
-        raise SourceError(f"source.paths: nothing there but the output folder {without}")
+        raise SourceError(f"source.paths: there is nothing but the output folder {exclude}")
     return list(found)
 
 
 def _expand(path: str, files: Files) -> list[str]:
-    """The files of a path. Raises SourceError where there are none, or pictures, perhaps with texts beside them."""
+    """The files of a path. Raises SourceError if there are none, or if they are pictures."""
     try:
-        uris, nothing = files.expand(path, SUFFIXES), None
+        uris, not_found = files.expand(path, SUFFIXES), None
     except FileNotFoundError as error:
-        uris, nothing = [], error
+        uris, not_found = [], error
     pictures = [uri for uri in uris if uri.lower().endswith(_PICTURES)]
     if not pictures and all(uri.lower().endswith((".txt", ".json")) for uri in uris):
         with suppress(FileNotFoundError):
             pictures = [uri for uri in files.expand(path, _PICTURES) if uri.lower().endswith(_PICTURES)]
     if pictures:
         raise SourceError(
-            f"source.paths: {path} holds pictures, such as {pictures[0]}, and build reads lists of URLs; "
-            "for pictures that you have, use pairmill embed"
+            f"source.paths: {path} contains pictures, such as {pictures[0]}, but build reads lists of URLs; "
+            "for local pictures, use pairmill embed"
         )
-    if nothing:
-        raise SourceError(f"source.paths: {nothing}") from nothing
+    if not_found:
+        raise SourceError(f"source.paths: {not_found}") from not_found
     return uris
 
 
 def inspect_parquet(uri: str, files: Files) -> InputFile:
-    """Schema and number of rows from the footer. Raises SourceError for what is no whole Parquet file."""
+    """Schema and number of rows from the footer. Raises SourceError if it is not a complete Parquet file."""
     try:
         with files.open(uri) as file, pq.ParquetFile(file) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (FileNotFoundError, PermissionError) as error:
         raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{uri}: not a whole Parquet file (half-written, cut or damaged?): {error}") from error
+        raise SourceError(
+            f"{uri}: not a complete Parquet file (half-written, truncated or damaged?): {error}"
+        ) from error
     if len(set(schema.names)) != len(schema.names):
         raise SourceError(f"{uri}: two columns share a name: {shown(schema.names)}")
     return InputFile(uri, "parquet", schema, num_rows, files)
@@ -155,6 +157,6 @@ def decode_lossy(raw: pa.Array) -> pa.Array:
 
 
 def shown(names: Sequence[str]) -> str:
-    """Column names for an error message, not too many."""
+    """Column names for an error message, at most 30."""
     more = f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else ""
     return (", ".join(repr(name[:80]) for name in names[:_SHOWN_COLUMNS]) or "none") + more

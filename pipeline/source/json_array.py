@@ -1,7 +1,7 @@
-"""`.json` -> one piece of text per object: the elements of an array, or JSON lines. Streaming, in bounded memory.
+"""Splits `.json` into the text of its objects: the elements of an array, or JSON lines. Streaming, in bounded memory.
 
-Only quotes, brackets and the commas between elements are looked at. The elements themselves are parsed by the code for
-JSON lines, so a broken element, or one that is not UTF-8, costs its own row only.
+Only quotes, brackets and the commas between elements matter here. The elements are parsed by the code for JSON lines,
+so a broken element, or one that is not UTF-8, costs only one row.
 """
 
 import io
@@ -15,14 +15,14 @@ _REST_OF_STRING = rb'(?:[^"\\]++|\\.)*+"'
 _STRING_END = re.compile(_REST_OF_STRING, re.DOTALL)
 _BETWEEN_ELEMENTS = re.compile(rb'"' + _REST_OF_STRING + rb'|["\[\]{},]', re.DOTALL)
 _WITHIN_ELEMENT = re.compile(rb'"' + _REST_OF_STRING + rb'|["\[\]{}]', re.DOTALL)
-"""The next token that matters: a whole string, else the quote of one that the chunk cuts; a bracket; a comma."""
+"""The next relevant token: a whole string, else the opening quote of a truncated one; a bracket; a comma."""
 
 
 def split_json(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     """The elements of an array if the first character is `[`, else the lines.
 
-    An element longer than MAX_RECORD_BYTES is cut to one byte more than that. Raises SourceError for an array that does
-    not end, or that something follows.
+    Elements are truncated to MAX_RECORD_BYTES + 1. Raises SourceError for an array that does not end, or is followed by
+    anything.
     """
     while (head := file.peek(1)) and head.isspace():
         file.read(len(head))
@@ -30,30 +30,30 @@ def split_json(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
         yield from text_file.split_lines(file)
         return
     file.read(len(head) - len(head.lstrip()) + 1)
-    cutter = _Cutter()
-    while not cutter.at_end and (chunk := file.read1()):
-        yield from cutter.elements(chunk)
-    if not cutter.at_end:
+    splitter = _Splitter()
+    while not splitter.at_end and (chunk := file.read1()):
+        yield from splitter.elements(chunk)
+    if not splitter.at_end:
         raise SourceError(f"{uri}: the JSON array does not end (half-written, or a bracket is missing)")
-    if cutter.rest.strip() or file.read().strip():
-        raise SourceError(f"{uri}: something follows the JSON array; one array, or one object per line, is expected")
+    if splitter.rest.strip() or file.read().strip():
+        raise SourceError(f"{uri}: there is text after the JSON array; expected one array, or one object per line")
 
 
-class _Cutter:
-    """Cuts an array into its elements, chunk by chunk. The first chunk begins after the array's opening bracket."""
+class _Splitter:
+    """Splits an array into elements, chunk by chunk. The first chunk starts after the array's opening bracket."""
 
     def __init__(self) -> None:
         self.at_end = False
         self.rest = b""
-        """What follows the array in the last chunk."""
+        """What comes after the array in the last chunk."""
         self._element = bytearray()
         self._depth = 0
-        """Brackets that are open in the element."""
+        """Open brackets in the element."""
         self._in_string = self._is_escaped = False
-        """Where the last chunk ended."""
+        """State at the end of the last chunk."""
 
     def elements(self, chunk: bytes) -> Iterator[bytes]:
-        """The elements that end in this chunk. Nothing between two commas is no element."""
+        """The elements that end in this chunk. Two commas in a row have no element between them."""
         start = 0
         for token in self._tokens(chunk):
             if token[0] in (b"{", b"["):
@@ -61,7 +61,7 @@ class _Cutter:
             elif self._depth:
                 self._depth -= 1
             elif token[0] != b"}":  # a comma, or the array's closing bracket
-                self._keep(chunk[start : token.start()])
+                self._append(chunk[start : token.start()])
                 if self._element.strip():
                     yield bytes(self._element)
                 self._element.clear()
@@ -69,10 +69,10 @@ class _Cutter:
                 if token[0] == b"]":
                     self.at_end, self.rest = True, chunk[start:]
                     return
-        self._keep(chunk[start:])
+        self._append(chunk[start:])
 
     def _tokens(self, chunk: bytes) -> Iterator[re.Match[bytes]]:
-        """Brackets, and commas between elements; none of those in strings."""
+        """Brackets, and commas between elements, outside strings."""
         position = self._after_cut_string(chunk)
         while token := (_WITHIN_ELEMENT if self._depth else _BETWEEN_ELEMENTS).search(chunk, position):
             position = token.end()
@@ -83,7 +83,7 @@ class _Cutter:
                 yield token
 
     def _after_cut_string(self, chunk: bytes) -> int:
-        """Where the string ends that the chunk before has cut; 0 if it has cut none."""
+        """Where a string that started in a previous chunk ends; 0 if there is none."""
         if not self._in_string:
             return 0
         start = int(self._is_escaped)
@@ -93,10 +93,10 @@ class _Cutter:
         self._is_escaped = _ends_in_escape(chunk[start:])
         return len(chunk)
 
-    def _keep(self, part: bytes) -> None:
+    def _append(self, part: bytes) -> None:
         self._element += part[: text_file.MAX_RECORD_BYTES + 1 - len(self._element)]
 
 
 def _ends_in_escape(text: bytes) -> bool:
-    """Whether the last backslash escapes a character that is still to come."""
+    """Whether the text ends in a backslash that escapes the next character."""
     return (len(text) - len(text.rstrip(b"\\"))) % 2 == 1

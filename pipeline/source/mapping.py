@@ -1,4 +1,4 @@
-"""What the input's columns mean, and where its pictures are: decided once, when a dataset is first planned."""
+"""The meaning of the input's columns, and the source of its pictures: decided once, when a dataset is first planned."""
 
 import base64
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ _COLUMN = "column:"
 
 @dataclass(frozen=True)
 class WebPictures:
-    """On the web: a URL per row."""
+    """Pictures on the web: a URL per row."""
 
 
 @dataclass(frozen=True)
 class IndexedPictures:
-    """In tars or folders; an index made when planning says which bytes of which file each one is."""
+    """Pictures in tars or folders. An index, made when planning, says where each one is."""
 
 
 @dataclass(frozen=True)
 class PairsPictures:
-    """In another pairmill output, whose pairs files say which bytes of which file each one is."""
+    """Pictures of another pairmill output, whose pairs files say where each one is."""
 
 
 @dataclass(frozen=True)
 class ColumnPictures:
-    """In a column of the input's Parquet files."""
+    """Pictures in a column of the input's Parquet files."""
 
     column: str
 
 
 @dataclass(frozen=True)
 class NoPictures:
-    """Nowhere: captions alone."""
+    """No pictures, only captions."""
 
 
 ON_THE_WEB = WebPictures()
@@ -46,15 +46,15 @@ _NAMES: dict[PictureSource, str | None] = {
     PairsPictures(): "pairs",
     NoPictures(): "none",
 }
-"""As plan files write them; a column is `column:NAME`."""
+"""Names in plan files. A column is `column:NAME`."""
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """What was decided about the columns when the dataset was first planned. Picklable.
+    """The roles and types of the columns. Picklable.
 
-    Column names are those of the input files. `extra` has the carried columns under their names in the output, all
-    nullable; `extra_columns` has their input names, in the same order.
+    Column names are those of the input files. `extra` is the schema of the columns carried to the output, with output
+    names, all nullable. `extra_columns` are their input names, in the same order.
     """
 
     url_column: str
@@ -68,11 +68,11 @@ class ColumnMapping:
 
     @property
     def has_captions(self) -> bool:
-        """Whether the dataset has captions at all (single ones may still be null)."""
+        """Whether the dataset has captions (some may still be null)."""
         return self.caption_column is not None
 
     def output_name(self, column: str | None) -> str | None:
-        """Name in the output of a carried input column; None for None."""
+        """Output name of a carried input column; None for None."""
         return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class ColumnMapping:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ColumnMapping":
-        """The inverse of `to_json`. Raises KeyError or ValueError for anything else."""
+        """Parse the result of `to_json`. Raises KeyError or ValueError for anything else."""
         extra = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["extra"])))
         pictures = _picture_source(values.get("pictures"))
         return cls(**{**values, "extra": extra, "extra_columns": tuple(values["extra_columns"]), "pictures": pictures})
@@ -96,4 +96,4 @@ def _picture_source(name: str | None) -> PictureSource:
     for source, known in _NAMES.items():
         if known == name:
             return source
-    raise ValueError(f"unknown source of pictures: {name!r}")
+    raise ValueError(f"unknown picture source: {name!r}")

@@ -1,7 +1,7 @@
-"""The input, cut into shards, once: `plan/0.parquet`, and one further file for whatever is added later.
+"""Splits the input into shards, once: `plan/0.parquet`, and another file for each later extension.
 
-Each plan file has its shards as rows, and in its metadata what was decided about the columns and the input files that
-it brings in. Plan files are create-only: of two drivers that plan at once, one wins and the other reads its plan.
+The rows of a plan file are its shards; its metadata has the meaning of the columns, and the input files that it adds.
+Plan files are create-only: if two drivers plan at the same time, one wins and the other reads its plan.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,28 +30,28 @@ _TRIES = 20
 
 
 class OtherJobError(PlanError):
-    """The plan is another job's, with this record."""
+    """The plan was made by another job, whose record this has."""
 
     def __init__(self, record: JobRecord) -> None:
-        super().__init__("the output folder was planned by another job; give another one")
+        super().__init__("the output folder was planned by another job; use another output")
         self.record = record
 
 
 def load_plan(store: Store) -> Plan:
-    """The plan of an output folder. Raises PlanError where there is none, or a newer or incomplete one."""
+    """The plan of an output folder. Raises PlanError if there is none, or if it is incomplete or too new."""
     plan = load(store)
     if plan is None:
-        raise PlanError(f"{store.root} holds no plan: it is no output folder of a build or embed")
+        raise PlanError(f"{store.root} has no plan: it is not the output folder of a build or embed")
     return plan
 
 
 def make_plan(record: JobRecord, store: Store) -> Plan:
-    """Plan the job's input, or extend the plan that the output folder has by what was added since.
+    """Plan the job's input, or extend an existing plan by the input that was added since.
 
-    `record` goes into the plan, which so settles whose job an output folder belongs to. Text formats are converted on
-    the way. Rows above `source.limit_rows` are left for later; a limit below what is planned already takes nothing
-    back. Raises SourceError for an input that cannot be used, PlanError for a planned file that was changed or removed,
-    OtherJobError for the plan of another job.
+    `record` goes into the plan, which so decides which job an output folder belongs to. Text formats are converted.
+    Rows above `source.limit_rows` stay unplanned; lowering the limit later does not remove planned rows. Raises
+    SourceError for an unusable input, PlanError for a planned file that was changed or removed, and OtherJobError for
+    the plan of another job.
     """
     job = record.job
     corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
@@ -64,14 +64,14 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
         addition = planner.first() if plan is None else planner.extend(plan)
         if plan is not None and addition is None:
             return plan
-        if addition is not None:  # where the name is taken, another driver was faster: look at its plan
+        if addition is not None:  # if the name is taken, another driver was faster: read its plan
             store.create(f"plan/{plan.num_files if plan else 0}.parquet", addition)
     raise PlanError(f"{store.root}/plan: other drivers keep extending this plan; run one at a time")
 
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """Rows of one file that are to be cut into shards. `rows_in_file` is None for a file that has shards already."""
+    """Rows of one file to split into shards. `rows_in_file` is None for a file that already has shards."""
 
     source: str
     uri: str
@@ -82,7 +82,7 @@ class _Slice:
 
 @dataclass
 class _Planner:
-    """What one call of `make_plan` has learned about the input; kept when another driver's plan comes first."""
+    """What one call of `make_plan` knows about the input; reused if another driver's plan comes first."""
 
     record: JobRecord
     store: Store
@@ -93,7 +93,7 @@ class _Planner:
 
     @property
     def job(self) -> BuildJob:
-        """The job that is planned."""
+        """The job to plan."""
         return self.record.job
 
     def first(self) -> bytes:
@@ -118,7 +118,7 @@ class _Planner:
         for file in files:
             fits = self.corpus.misfit if self.corpus else misfit
             if file.num_rows != 0 and (problem := fits(plan.mapping, file)):
-                raise PlanError(f"{problem}; choose another output for it")
+                raise PlanError(f"{problem}; use another output for it")
         slices += self._slice_new(files, plan.mapping, budget)
         return self._to_bytes(slices, plan.mapping, plan.num_shards) if slices else None
 
@@ -127,18 +127,18 @@ class _Planner:
         for known in plan.inputs:
             if known.source not in listed:
                 raise PlanError(
-                    f"{known.source}: is in the plan of {root}, but is gone or no longer among source.paths; "
-                    f"put it back, or choose another output"
+                    f"{known.source}: is in the plan of {root}, but is missing or no longer among source.paths; "
+                    f"put it back, or use another output"
                 )
         self._hash(known.source for known in plan.inputs)
         for known in plan.inputs:
             if self.fingerprints[known.source] != known.fingerprint:
                 raise PlanError(
-                    f"{known.source}: has changed since it was planned into {root}; restore it and add what is new "
-                    f"as a new {'folder' if known.source.endswith('/') else 'file'}, or choose another output"
+                    f"{known.source}: has changed since it was planned into {root}; restore it and add new rows as "
+                    f"a new {'folder' if known.source.endswith('/') else 'file'}, or use another output"
                 )
             if known.uri != known.source and not self.store.exists(known.uri):
-                raise PlanError(f"{root}/{known.uri}: is gone; it was made from {known.source}. Choose another output")
+                raise PlanError(f"{root}/{known.uri}: is missing; it was made from {known.source}. Use another output")
 
     def _inspect(self, sources: Sequence[str]) -> list[InputFile]:
         unseen = [source for source in sources if source not in self.inspected]
@@ -149,7 +149,7 @@ class _Planner:
         return [self.inspected[source] for source in sources]
 
     def _hash(self, sources: Iterable[str]) -> None:
-        """Fill in the fingerprints that are not known yet; hashing lets go of the interpreter, so threads help."""
+        """Compute the missing fingerprints. Hashing releases the GIL, so threads help."""
         missing = [source for source in sources if source not in self.fingerprints]
         with ThreadPoolExecutor(_READERS) as pool:
             self.fingerprints.update(zip(missing, pool.map(self._fingerprint, missing), strict=True))
@@ -159,7 +159,7 @@ class _Planner:
 
     def _slice_new(self, files: Sequence[InputFile], mapping: ColumnMapping, budget: int | None) -> list[_Slice]:
         slices = []
-        ahead = self._convert_all(files, mapping) if budget is None else {}
+        converted = self._convert_all(files, mapping) if budget is None else {}
         for file in files:
             if budget == 0:
                 break
@@ -168,7 +168,7 @@ class _Planner:
             if file.kind == "parquet":
                 uri, rows_in_file = file.uri, file.num_rows
             else:
-                uri, rows_in_file = ahead.get(file.uri) or self._convert(file, mapping)
+                uri, rows_in_file = converted.get(file.uri) or self._convert(file, mapping)
             assert rows_in_file is not None
             num_rows = rows_in_file if budget is None else min(budget, rows_in_file)
             if num_rows:
@@ -177,12 +177,12 @@ class _Planner:
         return slices
 
     def _convert_all(self, files: Sequence[InputFile], mapping: ColumnMapping) -> dict[str, tuple[str, int]]:
-        """Several at a time: most of an index of tars on S3 is waiting for headers."""
-        wanted = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
-        self._hash(file.uri for file in wanted)
+        """Convert several files concurrently: indexing tars on S3 is mostly waiting for headers."""
+        to_convert = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
+        self._hash(file.uri for file in to_convert)
         with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda file: self._convert(file, mapping), wanted)
-            return {file.uri: made for file, made in zip(wanted, found, strict=True)}
+            results = pool.map(lambda file: self._convert(file, mapping), to_convert)
+            return {file.uri: result for file, result in zip(to_convert, results, strict=True)}
 
     def _convert(self, file: InputFile, mapping: ColumnMapping) -> tuple[str, int]:
         """(name in the output folder, number of rows) of the converted file."""
@@ -192,14 +192,14 @@ class _Planner:
             (self.corpus.convert if self.corpus else convert)(file, name, mapping, self.job.shard_rows, self.store)
             if self._fingerprint(file.uri) != self.fingerprints[file.uri]:
                 self.store.delete(name)
-                raise SourceError(f"{file.uri}: changed while it was read; start again when it is complete")
+                raise SourceError(f"{file.uri}: changed while it was being read; start again when it is complete")
         rows = inspect_parquet(resolve(self.store, name), self.store.files).num_rows
         assert rows is not None
         return name, rows
 
     def _to_bytes(self, slices: Sequence[_Slice], mapping: ColumnMapping, first_shard: int) -> bytes:
         if not slices:
-            raise SourceError("source.paths: the input holds no rows")
+            raise SourceError("source.paths: the input has no rows")
         self._hash(piece.source for piece in slices)
         tables, inputs = [], []
         for piece in slices:
@@ -220,7 +220,7 @@ def _inspect(uri: str, files: Files, config: SourceConfig) -> InputFile:
 
 
 def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:
-    """The rest of the files of which a limit cut off rows."""
+    """Rows that limit_rows left unplanned, of files that are in the plan."""
     planned = plan.shards.group_by("uri").aggregate([("num_rows", "sum")])
     done = dict(zip(planned["uri"].to_pylist(), planned["num_rows_sum"].to_pylist(), strict=True))
     slices = []

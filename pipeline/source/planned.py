@@ -1,7 +1,7 @@
-"""`plan/K.parquet`: what stands in them.
+"""Reads and writes `plan/K.parquet`.
 
-The shards are the rows. The metadata holds what was decided about the columns (the same in every file), and the input
-files that this plan file brings in.
+The rows are shards. The metadata has the meaning of the columns (the same in every file), and the input files that this
+plan file adds.
 """
 
 import io
@@ -27,7 +27,7 @@ _METADATA_KEY = b"pairmill"
 
 
 class PlanError(PairmillError, ValueError):
-    """The input no longer is what was planned; the message names the file and says what to do."""
+    """The input is no longer the planned one; the message names the file and says what to do."""
 
     kind = FailureKind.INPUT
 
@@ -39,20 +39,20 @@ class PlannedInput:
     source: str
     """Absolute path or URL of the file that the user gave."""
     uri: str
-    """The Parquet file that is read: `source` itself, or `input/NAME` in the output folder."""
+    """The Parquet file to read: `source` itself, or `input/NAME` in the output folder."""
     fingerprint: str
-    """Of `source`."""
+    """Fingerprint of `source`."""
     num_rows: int
     """All rows of the file, planned or not."""
     encoding: str | None = None
-    """Of a text file that is not UTF-8."""
+    """Encoding of a text file, if not UTF-8."""
     delimiter: str | None = None
-    """Of a CSV or TSV file whose ending says another."""
+    """Delimiter of a CSV or TSV file, if not the usual one for its extension."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of an output folder, in order, and what is known about their columns."""
+    """All shards of an output folder, in order, and the meaning of their columns."""
 
     shards: pa.Table
     """PLAN_SCHEMA; shard numbers count from 0."""
@@ -61,7 +61,7 @@ class Plan:
     num_files: int
     """Number of `plan/K.parquet`."""
     record: JobRecord
-    """Of the job that planned it. `job.yaml` is a copy for people."""
+    """The record of the job that planned it. `job.yaml` is a copy for people."""
 
     @property
     def job(self) -> BuildJob:
@@ -80,7 +80,7 @@ class Plan:
 
 
 def load(store: Store) -> Plan | None:
-    """The plan of an output folder; None where there is none. Raises PlanError for a newer or damaged one."""
+    """The plan of an output folder; None if there is none. Raises PlanError if it is damaged or too new."""
     names = store.list("plan")
     numbers = sorted(int(name.removesuffix(".parquet")) for name in names if name.removesuffix(".parquet").isdigit())
     if not numbers:
@@ -107,7 +107,7 @@ def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
         table = read_table(store, name)
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise PlanError(f"{store.path(name)}: is no plan file, or damaged: {error}") from error
+        raise PlanError(f"{store.path(name)}: is not a plan file, or is damaged: {error}") from error
     if metadata["schema_version"] > SCHEMA_VERSION:
         raise PlanError(f"{store.path(name)}: written by a newer pairmill (version {metadata['schema_version']})")
     return table.replace_schema_metadata(None).cast(PLAN_SCHEMA), metadata
@@ -121,12 +121,12 @@ def _record(store: Store, name: str, values: dict[str, Any]) -> JobRecord:
 
 
 def to_bytes(shards: pa.Table, mapping: ColumnMapping, inputs: Sequence[PlannedInput], record: JobRecord) -> bytes:
-    """The content of a plan file that adds `shards`, and `inputs` which no plan file before it names."""
+    """The content of a plan file that adds `shards` and `inputs`."""
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "job": record.to_json(),
         "facts": mapping.to_json(),
-        "inputs": [_given(file) for file in inputs],
+        "inputs": [_without_nulls(file) for file in inputs],
     }
     data = io.BytesIO()
     pq.write_table(shards.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), data, compression="zstd")
@@ -134,7 +134,7 @@ def to_bytes(shards: pa.Table, mapping: ColumnMapping, inputs: Sequence[PlannedI
 
 
 def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
-    """A line for each way in which files were read that their endings do not say."""
+    """One line for each encoding or delimiter that is not the usual one for the file's extension."""
     files: dict[str, list[str]] = {}
     for file in inputs:
         delimiter = f"fields separated by {file.delimiter!r}" if file.delimiter else None
@@ -146,5 +146,5 @@ def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
     ]
 
 
-def _given(file: PlannedInput) -> dict[str, Any]:
+def _without_nulls(file: PlannedInput) -> dict[str, Any]:
     return {name: value for name, value in asdict(file).items() if value is not None}

@@ -1,6 +1,6 @@
-"""Lines of text -> records, streaming: URLs, CSV and TSV records, JSON objects.
+"""Parses lines of text into records, streaming: URLs, CSV and TSV records, JSON objects.
 
-No line is an error here: a record that makes no sense comes out with the reason. Bytes go through as they are, UTF-8 or
+No line raises an error: an unreadable record comes out with the reason. Bytes are passed on unchanged, valid UTF-8 or
 not.
 """
 
@@ -14,8 +14,8 @@ from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text
 from pairmill.pipeline.source import text_file
 
 _MAX_READINGS = 4
-"""A line that so many records took and gave back may only be a record by itself: else hostile quotes make every record
-read to the end of the file, and a megabyte takes an hour."""
+"""After a line was read this often as part of other records, it must be a record by itself. Otherwise, hostile quotes
+make every record read to the end of the file, and a megabyte takes an hour."""
 
 _from_json = json.JSONDecoder().decode
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -25,33 +25,32 @@ class Record(NamedTuple):
     """One row of a text file."""
 
     values: list[Any] | None
-    """bytes, None, or (JSON lines) a list of these, in the order of the columns. None: see `problem`."""
+    """bytes, None, or (JSON) a list of these, in column order. None: see `problem`."""
     problem: str | None
-    """Why there are no values, with the beginning of the text; 200 characters at most."""
+    """Why there are no values, and the beginning of the text; at most 200 characters."""
     num_bytes: int
 
 
 def url_records(lines: Iterator[bytes]) -> Iterator[Record]:
-    """One URL per line, without blanks around it. Empty lines are no records."""
+    """One URL per line, stripped. Empty lines are skipped."""
     for line in lines:
         if url := line.strip():
             yield Record([url], None, len(line)) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
 
 
 def csv_header(lines: Iterator[bytes], delimiter: str) -> list[bytes] | None:
-    """The fields of the first record; None for an empty file. Raises csv.Error where it cannot be read."""
+    """The fields of the first record; None for an empty file. Raises csv.Error if it cannot be read."""
     reader = csv.reader(_PhysicalLines(lines), delimiter=delimiter, strict=True)
     header = next((fields for fields in reader if fields), None)
     return None if header is None else [name.encode("latin-1") for name in header]
 
 
 def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int) -> Iterator[Record]:
-    """Records with quotes as in RFC 4180. `lines` begins after the header.
+    """Records with quotes as in RFC 4180. `lines` starts after the header.
 
-    Where the quotes make no sense, or the number of fields is wrong, the first line of what was taken for a record is
-    a record of its own, and reading goes on with the next line: a stray quote costs one row, not all up to the next
-    quote. In TSV, where quotes are mostly text, such a line is taken literally if it then has the right number of
-    fields.
+    If the quotes do not match, or the number of fields is wrong, the record's first line becomes a record by itself,
+    and parsing continues with the next line. So a stray quote costs one row, not everything up to the next quote. In
+    TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields.
     """
     physical = _PhysicalLines(lines)
     reader = csv.reader(physical, delimiter=delimiter, strict=True)
@@ -63,7 +62,7 @@ def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int) -> Ite
             continue
         if fields is None or len(fields) != num_columns:
             problem = problem or f"{len(fields or [])} fields, not {num_columns}"
-            line = physical.give_back()
+            line = physical.put_back()
             fields = line.rstrip("\r\n").split("\t") if delimiter == "\t" else None
             if fields is None or len(fields) != num_columns:
                 yield _problem(problem, line.encode("latin-1"))
@@ -81,12 +80,12 @@ def _next_fields(reader: Iterator[list[str]], physical: "_PhysicalLines") -> tup
 
 
 class _PhysicalLines:
-    """Lines for csv.reader, which takes several for one record where quotes span them. They can be given back."""
+    """Lines for csv.reader, which reads several for a record with quoted line breaks. They can be put back."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
-        csv.field_size_limit(max(csv.field_size_limit(), text_file.MAX_RECORD_BYTES))  # of the process; 128 KB at first
+        csv.field_size_limit(max(csv.field_size_limit(), text_file.MAX_RECORD_BYTES))  # process-wide; 128 KB by default
         self._lines = lines
-        self._given_back: list[tuple[str, int]] = []  # (line, how often it was given back), the next one last
+        self._put_back: list[tuple[str, int]] = []  # (line, how often it was put back), next line last
         self._taken: list[tuple[str, int]] = []
         self.num_bytes = 0
 
@@ -96,8 +95,8 @@ class _PhysicalLines:
     def __next__(self) -> str:
         if self._taken and self._taken[0][1] >= _MAX_READINGS:
             raise csv.Error("a quote that is not closed")
-        # Latin-1 is one character a byte: any bytes go through, and back.
-        line, readings = self._given_back.pop() if self._given_back else (next(self._lines).decode("latin-1"), 0)
+        # Latin-1 maps each byte to one character, so any bytes survive the round trip.
+        line, readings = self._put_back.pop() if self._put_back else (next(self._lines).decode("latin-1"), 0)
         self._taken.append((line, readings))
         self.num_bytes += len(line)
         if self.num_bytes > text_file.MAX_RECORD_BYTES:
@@ -105,25 +104,25 @@ class _PhysicalLines:
         return line
 
     def begin(self) -> None:
-        """A new record begins."""
+        """Start a new record."""
         self._taken, self.num_bytes = [], 0
 
-    def give_back(self) -> str:
-        """Give back all lines of this record but the first, which is returned."""
-        self._given_back.extend((line, readings + 1) for line, readings in reversed(self._taken[1:]))
+    def put_back(self) -> str:
+        """Put back all lines of this record but the first, and return that one."""
+        self._put_back.extend((line, readings + 1) for line, readings in reversed(self._taken[1:]))
         line, _ = self._taken[0]
         self.num_bytes = len(line)
         return line
 
 
 def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, Any] | None, bytes]]:
-    """(object, line) for each line that is not blank; None for what is no JSON object."""
+    """(object, line) for each line that is not blank. The object is None if it is not a JSON object."""
     for line in lines:
         if line.isspace():
             continue
         try:
             value = _parse(line) if len(line) <= text_file.MAX_RECORD_BYTES else None
-        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
+        except (ValueError, RecursionError):  # not JSON, a number with thousands of digits, or thousands of brackets
             value = None
         yield (value if isinstance(value, dict) else None), line
 
@@ -131,20 +130,20 @@ def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, Any] | None
 def _parse(line: bytes) -> Any:
     value = _from_json(line.decode("utf-8", "surrogateescape"))
     if isinstance(value, dict) and not (line.isascii() and b"\\u" not in line):
-        return {_raw(key).decode("utf-8", "replace"): item for key, item in value.items()}  # a key names a column
+        return {_raw(key).decode("utf-8", "replace"): item for key, item in value.items()}  # keys are column names
     return value
 
 
 def json_records(lines: Iterator[bytes], names: list[str], list_names: frozenset[str]) -> Iterator[Record]:
-    """The values of `names`; of `list_names` as lists. What is neither text nor null becomes its JSON text."""
+    """The values of `names`; those in `list_names` as lists. Values other than text and null become JSON text."""
     for value, line in json_objects(lines):
         if value is None:
-            yield _problem("no JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
+            yield _problem("not a JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
             continue
         try:
             values = [(_as_list if name in list_names else _raw_or_null)(value.get(name)) for name in names]
-        except RecursionError:  # brackets that can be read, but are too deep to be written
-            yield _problem("nested too deep", line)
+        except RecursionError:  # nesting that can be parsed, but is too deep to serialize
+            yield _problem("nested too deeply", line)
             continue
         yield Record(values, None, len(line))
 
@@ -163,13 +162,15 @@ def _raw(value: Any) -> bytes:
     if isinstance(value, str):
         text = value
     elif type(value) is int or (type(value) is float and math.isfinite(value)):
-        return repr(value).encode()  # the same as its JSON, and five times as fast
+        return repr(value).encode()  # the same as JSON, and five times as fast
     else:
         text = _to_json(value)
     try:
-        return text.encode("utf-8", "surrogateescape")  # the bytes that stood in the file
+        return text.encode("utf-8", "surrogateescape")  # the original bytes
     except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")  # half a pair, as \ud83d: no UTF-8, which the reader will see
+        return text.encode(
+            "utf-8", "surrogatepass"
+        )  # a lone surrogate, such as \ud83d: not UTF-8, which is detected later
 
 
 def _too_long(line: bytes) -> Record:

@@ -1,7 +1,7 @@
-"""A planned shard -> its rows, as the table that goes through the stages.
+"""Reads the rows of a planned shard, as the table that goes through the stages.
 
-Every input row comes out, with status `ok` or what is wrong with the row itself; a list of captions becomes one row
-each. What makes a whole shard unreadable raises ReadError.
+Every input row comes out, with status `ok` or the problem of the row itself. A list of captions becomes one row per
+caption. If a whole shard is unreadable, ReadError is raised.
 """
 
 import threading
@@ -15,7 +15,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.source.captions import clean_captions
 from pairmill.pipeline.source.columns import columns_of
-from pairmill.pipeline.source.corpus.image_refs import with_places
+from pairmill.pipeline.source.corpus.image_refs import with_image_refs
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, decode_lossy
 from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, PictureSource, WebPictures
@@ -28,13 +28,13 @@ from pairmill.schemas.status import Status
 
 MAX_CAPTIONS_PER_ROW = 1_000
 MAX_REPEATED_BYTES = 1 << 30
-"""Of a shard's rows with several captions, once each caption has its row."""
+"""Bytes of a shard's rows with several captions, after repeating each for its captions."""
 _CUT_BYTES = 8_192
-"""What is kept of a longer URL or caption, as evidence."""
+"""A longer URL or caption is truncated to this, and kept as evidence."""
 
 
 class ShardReader:
-    """Reads shards of one output folder. Fastest when the shards of a file come in order. Safe in threads."""
+    """Reads shards of one output folder. Fastest if the shards of a file are read in order. Thread-safe."""
 
     def __init__(self, store: Store, mapping: ColumnMapping) -> None:
         self._store = store
@@ -43,14 +43,14 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def read(self, shard: Shard) -> pa.Table:
-        """The shard in `in_flight_schema`, nothing fetched yet; columns of the pictures are null.
+        """The shard in `in_flight_schema`, with the columns of fetched pictures null.
 
-        Raises ReadError for a file that is damaged, gone or not the one that was planned.
+        Raises ReadError for a file that is damaged or missing, or has changed since it was planned.
         """
         try:
             return self._to_table(shard, self._slice(shard))
         except pa.ArrowException as error:
-            hint = "; it holds too many bytes: a smaller shard_rows may help" if "overflow" in str(error) else ""
+            hint = "; it has too many bytes: a smaller shard_rows may help" if "overflow" in str(error) else ""
             raise ReadError(f"{shard.uri}: shard {shard.shard} cannot be read: {error}{hint}") from error
 
     def _to_table(self, shard: Shard, table: pa.Table) -> pa.Table:
@@ -58,8 +58,8 @@ class ShardReader:
         verdicts = _Verdicts(rows.num_rows)
         verdicts.refuse(Status.ROW_MALFORMED, rows.problems)
         if self._mapping.sha256_column is not None:
-            place = self._mapping.extra_columns.index(self._mapping.sha256_column)
-            verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[place]))
+            index = self._mapping.extra_columns.index(self._mapping.sha256_column)
+            verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[index]))
         uids = _uids(rows, verdicts, self._mapping.pictures)
         _refuse_repeats(uids, verdicts)
         captions = _caption_texts(rows.captions, verdicts)
@@ -71,11 +71,11 @@ class ShardReader:
         result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._mapping.extra))
         if not isinstance(self._mapping.pictures, WebPictures):
             table = table.take(rows.parents) if rows.has_lists else table
-            result = with_places(result, table, self._mapping.pictures, shard.uri, self._store.files)
+            result = with_image_refs(result, table, self._mapping.pictures, shard.uri, self._store.files)
         return result
 
     def close(self) -> None:
-        """Let go of the open file."""
+        """Close the open file."""
         with self._lock:
             self._close()
 
@@ -95,16 +95,16 @@ class ShardReader:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a shard with lists of captions laid out, raw: `urls`, `captions`, `own_uids` are large_binary arrays."""
+    """Raw rows of a shard, with one row per caption. `urls`, `captions`, `own_uids` are large_binary arrays."""
 
     urls: pa.Array
     captions: pa.Array
     own_uids: pa.Array | None
     problems: pa.Array
     parents: pa.Array
-    """int64: place of the input row in the shard."""
+    """int64: index of the input row in the shard."""
     indexes: pa.Array
-    """int32: place in the row's list of captions; 0 where it is none."""
+    """int32: index in the row's list of captions; 0 if it is not a list."""
     has_lists: bool
     extra: list[pa.Array]
 
@@ -115,7 +115,7 @@ class _Rows:
 
 @dataclass
 class _Verdicts:
-    """Status and evidence of every row. The first refusal of a row stands."""
+    """Status and evidence of every row. The first refusal of a row counts."""
 
     num_rows: int
     refused: dict[int, tuple[Status, str | None]] = field(default_factory=dict)
@@ -147,7 +147,7 @@ def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
         counted = table.select([name for name in table.column_names if name in (*columns.extra, columns.url)])
         lists, too_many = _bounded_lists(raw_byte_lists(table[columns.caption]), counted)
         problems = pc.coalesce(problems, too_many)
-        parents, indexes, captions = _lay_out(lists)
+        parents, indexes, captions = _flatten(lists)
     else:
         captions = nothing if columns.caption is None else raw_bytes(table[columns.caption])
         parents, indexes = range(len(captions)), [0] * len(captions)
@@ -169,9 +169,9 @@ def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
 
 
 def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """(the lists, null for those with too many captions; what is wrong with those): one row must not fill a shard.
+    """(the lists, with null for those with too many captions; their problems). No row may fill a shard by itself.
 
-    URL and carried columns are repeated for every caption, so their bytes count that often.
+    URL and carried columns are repeated for every caption, so their bytes count once per caption.
     """
     lengths = [length or 1 for length in pc.list_value_length(lists).to_pylist()]
     is_small = table.nbytes * min(max(lengths, default=1), MAX_CAPTIONS_PER_ROW) <= MAX_REPEATED_BYTES
@@ -193,34 +193,34 @@ def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array
     return lists, problems
 
 
-def _lay_out(lists: pa.Array) -> tuple[Sequence[int], Sequence[int], pa.Array]:
-    """(row, place in the list, caption) of every caption. A null or empty list is one null caption."""
+def _flatten(lists: pa.Array) -> tuple[Sequence[int], Sequence[int], pa.Array]:
+    """(row, index in the list, caption) of every caption. A null or empty list counts as one null caption."""
     parents: list[int] = []
     indexes: list[int] = []
-    places: list[int | None] = []
-    next_place = 0
+    positions: list[int | None] = []  # in the flattened lists
+    next_position = 0
     for row, length in enumerate(pc.list_value_length(lists).to_pylist()):
         parents += [row] * (length or 1)
         indexes += range(length or 1)
-        places += range(next_place, next_place + length) if length else [None]
-        next_place += length or 0
-    return parents, indexes, pc.list_flatten(lists).take(pa.array(places, pa.int64()))
+        positions += range(next_position, next_position + length) if length else [None]
+        next_position += length or 0
+    return parents, indexes, pc.list_flatten(lists).take(pa.array(positions, pa.int64()))
 
 
 def _extra_columns(table: pa.Table, mapping: ColumnMapping) -> list[pa.Array]:
-    """The carried columns with the dataset's types; nulls for those that this file lacks."""
+    """The carried columns with the dataset's types. Columns missing from this file are null."""
     columns = []
-    for name, wanted in zip(mapping.extra_columns, mapping.extra.types, strict=True):
+    for name, data_type in zip(mapping.extra_columns, mapping.extra.types, strict=True):
         if name not in table.schema.names:
-            columns.append(pa.nulls(table.num_rows, wanted))
+            columns.append(pa.nulls(table.num_rows, data_type))
             continue
         column = readable(table[name].combine_chunks())
-        columns.append(column if column.type.equals(wanted) else column.cast(wanted, safe=False))
+        columns.append(column if column.type.equals(data_type) else column.cast(data_type, safe=False))
     return columns
 
 
 def _uid_texts(table: pa.Table, column: str | None) -> pa.Array:
-    """What stands in the uid column, as large_binary. 16 bytes in a row (Parquet's UUID) are written out in hex."""
+    """The uid column as large_binary. Values of 16 bytes (Parquet's UUID) are converted to hex."""
     kind = pa.large_binary()
     if column is None:
         return pa.nulls(table.num_rows, kind)
@@ -231,12 +231,12 @@ def _uid_texts(table: pa.Table, column: str | None) -> pa.Array:
         return pa.array([None if value is None else value.hex().encode() for value in values.to_pylist()], kind)
     try:
         return values.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and the like: evidence for a refusal
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and the like, kept as evidence
         return pa.array([None if value is None else str(value).encode() for value in values.to_pylist()], kind)
 
 
 def _uids(rows: _Rows, verdicts: _Verdicts, pictures: PictureSource) -> list[str]:
-    """Empty where only the picture can tell: `pairmill.pipeline.source.corpus.load` fills those in."""
+    """The uids, empty where they depend on the picture: `pairmill.pipeline.source.corpus.load` fills those in."""
     has_urls = isinstance(pictures, WebPictures)
     pairs = zip(rows.urls.to_pylist(), rows.captions.to_pylist(), strict=True)
     if rows.own_uids is None:
@@ -246,7 +246,7 @@ def _uids(rows: _Rows, verdicts: _Verdicts, pictures: PictureSource) -> list[str
     for row, ((url, caption), (given, index)) in enumerate(zip(pairs, given_and_index, strict=True)):
         text = "null" if given is None else given.decode("utf-8", "replace")
         own = own_uid(text)
-        if own is None and isinstance(pictures, IndexedPictures):  # a sample's JSON may call anything its uid
+        if own is None and isinstance(pictures, IndexedPictures):  # a sample's JSON may use `uid` for anything
             uids.append("" if url is None else pair_uid(url, caption))
             continue
         if own is None:
@@ -256,14 +256,14 @@ def _uids(rows: _Rows, verdicts: _Verdicts, pictures: PictureSource) -> list[str
 
 
 def _bad_digests(column: pa.Array) -> pa.Array:
-    """What stands where a SHA-256 in hex should, null for good ones and for none."""
+    """The problem of each value that is not a SHA-256 in hex; null for valid and missing ones."""
     texts = pc.utf8_trim_whitespace(decode_lossy(column.cast(pa.large_binary())))
     bad = pc.invert(pc.match_substring_regex(texts, "^([0-9a-fA-F]{64})?$")).fill_null(False)
-    return pc.if_else(bad, pc.binary_join_element_wise("no SHA-256 in hex: ", texts, ""), None)
+    return pc.if_else(bad, pc.binary_join_element_wise("not a SHA-256 in hex: ", texts, ""), None)
 
 
 def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:
-    """Of rows with one uid the first stays. Rows that are refused already do not count."""
+    """Refuse all but the first row with the same uid. Rows refused before do not count."""
     first: dict[str, int] = {}
     for row, uid in enumerate(uids):
         if uid and row not in verdicts.refused and first.setdefault(uid, row) != row:
@@ -279,7 +279,7 @@ def _url_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:
 
 
 def _texts(raw: pa.Array, status: Status, max_bytes: int, verdicts: _Verdicts) -> pa.Array:
-    """Raw text as strings. What is too long or not UTF-8 is refused, and kept as evidence: cut, and with U+FFFD."""
+    """Raw text as strings. Text that is too long or not UTF-8 is refused, and kept truncated, with U+FFFD."""
     too_long = pc.greater(pc.binary_length(raw), max_bytes).fill_null(False)
     if too_long.true_count:
         verdicts.refuse(status, _detail_where(too_long, f"longer than {max_bytes:,} bytes"))

@@ -1,8 +1,8 @@
-"""A text file, plain or .gz and in any encoding -> lines of UTF-8, streaming.
+"""Reads a text file, plain or .gz and in any encoding, as lines of UTF-8, streaming.
 
-A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise; the mark wins, as it does in browsers
-(https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 go through as they are, so that each costs its own
-row only; a file of which that is true for most lines beyond ASCII is refused.
+A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise. The mark wins, as in browsers
+(https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 pass unchanged, so that each costs only its own
+row; but if that is the case for most of its non-ASCII lines, the file is refused.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from pairmill.pipeline.source.files import SourceError
 MAX_RECORD_BYTES = 16 << 20
 
 _BUFFER_BYTES = 1 << 20
-_BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, whose mark its own begins with
+_BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, because its mark starts with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -27,18 +27,18 @@ _BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, whose mark its own begins with
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _FEW_LINES = 3
-"""In a file this short, one line that is not UTF-8 is enough to refuse it."""
+"""In a file this short, one line that is not UTF-8 is enough to refuse the file."""
 _BROKEN_SHARE = 1_000
-"""One line in so many may be broken in a file that is ASCII otherwise."""
+"""One line in this many may be broken in a file that is otherwise ASCII."""
 _MANY_LINES = 10_000
-"""Every so many broken lines, the rest of the file is not waited for."""
+"""After this many broken lines, and multiples of it, decide without reading the rest of the file."""
 
 Split = Callable[[io.BufferedReader], Iterator[bytes]]
-"""Cuts a file into pieces that hold one record each, or a part of one."""
+"""Splits a file into pieces, each with one record or a part of one."""
 
 
 def split_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines with their ends, as `lines_of` describes them."""
+    """Lines with their line ends, truncated as in `lines_of`."""
     while line := file.readline(MAX_RECORD_BYTES + 1):
         yield line
         if len(line) > MAX_RECORD_BYTES:
@@ -54,12 +54,11 @@ def _skip_line(file: IO[bytes]) -> None:
 def lines_of(
     uri: str, files: Files, encoding: str | None = None, split: Split = split_lines
 ) -> Iterator[Iterator[bytes]]:
-    """Lines of a file (also .gz) in UTF-8 with their ends, without the byte order mark.
+    """Lines of a file (also .gz) in UTF-8, with line ends and without the byte order mark.
 
-    `encoding`: a codec's name; None for UTF-8. `split` may cut the file elsewhere than at the ends of lines. A line
-    longer than MAX_RECORD_BYTES is cut to one byte more than that. Bytes that the encoding does not allow come out as
-    0xFF, which is never UTF-8. Raises SourceError for a .gz that ends early and, where `encoding` is None, for a file
-    that is not UTF-8.
+    `encoding`: name of a codec; None for UTF-8. `split` may split the file elsewhere than at line ends. Lines are
+    truncated to MAX_RECORD_BYTES + 1. Bytes that are invalid in the encoding become 0xFF, which is never valid UTF-8.
+    Raises SourceError for a .gz that ends early, and if `encoding` is None, for a file that is not UTF-8.
     """
     with _decompressed(uri, files) as file:
         mark, marked = _byte_order_mark(file.read(4))
@@ -72,7 +71,7 @@ def lines_of(
 
 
 def marked_encoding(uri: str, files: Files) -> str | None:
-    """The encoding that the file's byte order mark says; None without one."""
+    """The encoding of the file's byte order mark; None without one."""
     with _decompressed(uri, files) as file:
         return _byte_order_mark(file.read(4))[1]
 
@@ -83,19 +82,19 @@ def _decompressed(uri: str, files: Files) -> Iterator[Any]:
         with files.open(uri) as file:
             yield gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(f"{uri}: cannot be decompressed to its end (half-written or damaged?): {error}") from error
+        raise SourceError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
 
 
 def _byte_order_mark(head: bytes) -> tuple[bytes, str | None]:
-    """(the mark, the encoding that it says) of a file's first bytes."""
+    """(byte order mark, its encoding), from a file's first bytes."""
     return next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), (b"", None))
 
 
 def _checked(uri: str, lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The same lines. Raises SourceError as soon as the file is surely in another encoding, at the latest at its end.
+    """Pass the lines through. Raises SourceError, at the latest at the end, if the file is in another encoding.
 
-    Text in Latin-1 or the like is hardly ever valid UTF-8 where it leaves ASCII; UTF-8 with a few broken lines is
-    valid UTF-8 in most of them.
+    Non-ASCII lines in Latin-1 and the like are hardly ever valid UTF-8. In a UTF-8 file with a few broken lines, most
+    non-ASCII lines are valid.
     """
     number = valid = invalid = first_invalid = 0
     for number, line in enumerate(lines, start=1):
@@ -111,12 +110,12 @@ def _checked(uri: str, lines: Iterator[bytes]) -> Iterator[bytes]:
     if not _is_utf8_file(number, valid, invalid):
         raise SourceError(
             f"{uri}: is not UTF-8 (record {first_invalid} is the first of {invalid:,} that are not). Set "
-            "source.encoding to what it is, such as latin-1, cp1252 or utf-16; with utf-8, only those rows are refused"
+            "source.encoding to latin-1, cp1252, utf-16 or the like; with utf-8, only those rows are refused"
         )
 
 
 def _is_utf8_file(num_lines: int, valid: int, invalid: int) -> bool:
-    """By how many lines beyond ASCII are UTF-8, and how many are not."""
+    """Decide by the number of non-ASCII lines that are valid UTF-8, and that are not."""
     is_isolated = invalid * _BROKEN_SHARE < num_lines or (invalid == 1 and num_lines > _FEW_LINES)
     return invalid <= valid or is_isolated
 
@@ -131,7 +130,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 class _AsUtf8(io.RawIOBase):
-    """A file in another encoding, read as UTF-8, with 0xFF in place of what is not in that encoding."""
+    """Reads a file in another encoding as UTF-8, with 0xFF in place of invalid bytes."""
 
     def __init__(self, file: IO[bytes], encoding: str) -> None:
         self._file = file
@@ -155,7 +154,7 @@ class _AsUtf8(io.RawIOBase):
 
 
 def _mark_invalid(error: UnicodeError) -> tuple[str | bytes, int]:
-    """A handler of codec errors: U+DCFF when decoding, which is no character, and for that 0xFF when encoding."""
+    """Codec error handler: decodes invalid bytes to U+DCFF, which is not a character, and encodes that as 0xFF."""
     if isinstance(error, UnicodeDecodeError):
         return "\udcff", error.end
     assert isinstance(error, UnicodeEncodeError)

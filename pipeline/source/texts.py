@@ -1,8 +1,8 @@
-"""Text columns of any Arrow type, as one array that later steps can work on and every reader can open.
+"""Converts text columns of any Arrow type to arrays that later steps can use and every reader can open.
 
-A string column of a shard may hold more bytes than an Arrow `string` array can (2 GiB), and Parquet files may say
-"string" of bytes that are no UTF-8. Roles (url, caption, uid) are therefore read as `large_binary`; carried columns
-keep their type and lose what cannot be decoded.
+A shard's string column may exceed the 2 GiB of an Arrow `string` array, and Parquet files may declare bytes as strings
+that are not UTF-8. So url, caption and uid are read as `large_binary`; carried columns keep their type, but lose what
+cannot be decoded.
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ def raw_byte_lists(column: pa.ChunkedArray) -> pa.Array:
 
 
 def readable(column: pa.Array) -> pa.Array:
-    """The same values with U+FFFD for bytes that are not UTF-8, however deep: they would break whoever reads them.
+    """The same values, with U+FFFD for invalid UTF-8 at any depth, which would break readers.
 
-    Views come out as `without_views` says.
+    Views are replaced as in `without_views`.
     """
     column = column.cast(without_views(column.type))
     try:
@@ -39,7 +39,7 @@ def readable(column: pa.Array) -> pa.Array:
 
 
 def without_views(data_type: pa.DataType) -> pa.DataType:
-    """The type with offsets in place of views, for which Arrow lacks most kernels (`take`, `filter`)."""
+    """The type with offsets instead of views, which most Arrow kernels (`take`, `filter`) do not support."""
     plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
     if data_type in plain:
         return plain[data_type]
@@ -59,7 +59,7 @@ def _with_bytes(data_type: pa.DataType) -> pa.DataType:
 
 
 def _map_children(data_type: pa.DataType, change: Any) -> pa.DataType:
-    """The nested type with `change` applied to the types inside it; any other type as it is."""
+    """A nested type with `change` applied to its child types; any other type unchanged."""
     if pa.types.is_struct(data_type):
         return pa.struct([field.with_type(change(field.type)) for field in data_type])
     if pa.types.is_map(data_type):
@@ -74,7 +74,7 @@ def _map_children(data_type: pa.DataType, change: Any) -> pa.DataType:
 
 
 def _decoded(value: Any, data_type: pa.DataType) -> Any:
-    """A Python value of `_with_bytes(data_type)` as one of `data_type`."""
+    """Convert a Python value of `_with_bytes(data_type)` to `data_type`."""
     if value is None:
         return None
     if pa.types.is_string(data_type) or pa.types.is_large_string(data_type):

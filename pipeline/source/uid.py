@@ -1,4 +1,4 @@
-"""The identity of a pair: 128 bits, as 32 hex characters. It depends on the pair alone, not on where it stands.
+"""The identity of a pair: 128 bits, as 32 hex characters. It depends only on the pair, not on its position.
 
 uid = BLAKE2b-128(part(url) + part(caption))
 part(null) = 00        part(bytes) = 01, then the length as 8 bytes little-endian, then the bytes
@@ -16,12 +16,12 @@ def pair_uid(url: bytes | None, caption: bytes | None) -> str:
 
 
 def own_uid(text: str) -> str | None:
-    """An id that the input brings along: 32 hex digits or a UUID, lower-cased, without hyphens; None if it is none."""
+    """The user's own id (32 hex digits or a UUID), in lower case without hyphens. None if it is not an id."""
     return text.replace("-", "").lower() if _OWN.fullmatch(text) else None
 
 
 def caption_uid(uid: str, caption_index: int) -> str:
-    """uid of the further captions of a row that brings its own: BLAKE2b-128 of `UID:INDEX`; the first keeps it."""
+    """uid of a caption of a row that has its own uid: that uid for the first, else BLAKE2b-128 of `UID:INDEX`."""
     if caption_index == 0:
         return uid
     return hashlib.blake2b(f"{uid}:{caption_index}".encode(), digest_size=16).hexdigest()

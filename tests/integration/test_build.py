@@ -148,7 +148,7 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
     assert sorted(seen) == sorted(f"{n // 10}:{n % 10}" for n in range(len(rows)))
 
 
-def test_captions_in_lists_become_rows_and_their_picture_is_fetched_and_counted_once(
+def test_a_picture_with_a_list_of_captions_is_fetched_and_counted_once(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     bodies = [picture(n) for n in range(3)]
@@ -191,7 +191,7 @@ def test_similarities_equal_plain_open_clip_on_the_stored_pictures(web: PictureW
         assert np.allclose(row["image_embedding_tiny"], image[0].numpy(), atol=1e-3)
 
 
-def test_verify_holds_after_a_build_names_what_was_tampered_with_and_a_build_repairs_it(
+def test_verify_passes_after_a_build_and_names_damage_that_a_build_then_repairs(
     web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(40)]
@@ -226,7 +226,7 @@ def test_verify_holds_after_a_build_names_what_was_tampered_with_and_a_build_rep
     }
 
 
-def test_a_second_run_does_nothing_and_another_job_is_refused_with_the_field(
+def test_a_second_run_does_nothing_and_another_job_is_refused_by_field(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     source = write_input(tmp_path / "in.parquet", mixed_rows(web, 20))
@@ -239,7 +239,7 @@ def test_a_second_run_does_nothing_and_another_job_is_refused_with_the_field(
         build(job(source, tmp_path / "out", images={"size": 256}))
 
 
-def test_a_rule_that_was_put_right_needs_a_new_folder_and_the_message_says_that_the_old_one_may_go(
+def test_a_corrected_rule_needs_a_new_folder_and_the_message_says_that_the_old_plan_may_be_deleted(
     web: PictureWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -258,7 +258,7 @@ def test_a_rule_that_was_put_right_needs_a_new_folder_and_the_message_says_that_
         prepare(build_job.model_copy(update={"images": ImagesConfig(size=64)}))
 
 
-def test_damaged_shards_at_the_front_do_not_keep_the_good_ones_back(
+def test_damaged_shards_at_the_front_do_not_block_the_good_ones(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(60)]
@@ -295,7 +295,7 @@ def test_a_worker_that_cannot_start_stops_the_run_with_its_reason(
         run_shards(plan.shards, pipeline, lambda _: None)
 
 
-def test_a_shard_whose_input_breaks_fails_alone(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+def test_a_shard_with_damaged_input_fails_alone(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a", "b"):
@@ -372,7 +372,7 @@ def _rows_in_datasets(glob: str) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("read", [_rows_in_duckdb, _rows_in_polars, _rows_in_pandas, _rows_in_datasets])
-def test_shards_open_as_one_table_although_a_column_is_all_null_in_one(
+def test_shards_open_as_one_table_even_if_a_column_is_all_null_in_one(
     one_null_shard: Path, read: Callable[[str], list[Any]]
 ) -> None:
     rows, total, similarity, dim = read(f"{one_null_shard}/pairs/*.parquet")
@@ -397,7 +397,7 @@ def test_tars_open_in_webdataset(one_null_shard: Path) -> None:
 @pytest.mark.skipif(
     not SHARED_DATA.exists(), reason=f"LOUD: {SHARED_DATA} is missing, the real photographs are not tried"
 )
-def test_the_main_job_runs_on_real_photographs(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
+def test_a_build_works_on_real_photographs(ray_session: None, web: PictureWeb, tmp_path: Path) -> None:
     listed = [json.loads(line) for line in (SHARED_DATA / "pairs" / "pairs.jsonl").read_text().splitlines()]
     with open(tmp_path / "in.jsonl", "w") as file:
         for row in listed:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.integration.test_command import run
 
 
-def test_the_demo_accounts_for_every_row_and_keeps_what_is_right(tmp_path: Path) -> None:
+def test_the_demo_accounts_for_every_row_and_keeps_right_pairs(tmp_path: Path) -> None:
     done = run(["demo", "--out", "demo", "--pairs", "800", "--json"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])

@@ -98,7 +98,7 @@ def test_tars_are_embedded_and_their_pictures_referenced(ray_session: None, tmp_
     holds(tmp_path / "out")
 
 
-def test_awkward_tars_cost_their_own_rows(tmp_path: Path) -> None:
+def test_awkward_samples_cost_only_their_own_rows(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [])
     (tmp_path / "1.tar").write_bytes(b"")
     members = [
@@ -130,12 +130,12 @@ def test_awkward_tars_cost_their_own_rows(tmp_path: Path) -> None:
     assert of_key["no-caption"]["similarity"] is None
     assert of_key["no-caption"]["image_embedding_tiny"] is not None
     assert sorted(row["status"] for row in rows if row["key"] == "two") == ["ok", "row_malformed"]
-    (cut,) = [row for row in rows if "the tar is cut" in (row["status_detail"] or "")]
+    (cut,) = [row for row in rows if "the tar is truncated" in (row["status_detail"] or "")]
     assert cut["status"] == "row_malformed"
     holds(tmp_path / "out")
 
 
-def test_a_folder_of_pictures_and_one_that_img2dataset_wrote(tmp_path: Path) -> None:
+def test_folders_of_pictures_and_img2dataset_s_files_are_embedded(tmp_path: Path) -> None:
     folder = tmp_path / "in" / "00000"
     folder.mkdir(parents=True)
     for n in range(3):
@@ -153,7 +153,7 @@ def test_a_folder_of_pictures_and_one_that_img2dataset_wrote(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("struct", [True, False])
-def test_parquet_with_pictures(tmp_path: Path, struct: bool) -> None:
+def test_parquet_with_pictures_is_embedded(tmp_path: Path, struct: bool) -> None:
     bodies: list[Any] = [picture(n) for n in range(5)] + [None]
     image = pa.array([body and {"bytes": body, "path": "x"} for body in bodies] if struct else bodies)
     table = pa.table({"image": image, "text": [f"number {n}" for n in range(6)], "license": ["cc"] * 6})
@@ -169,7 +169,7 @@ def test_parquet_with_pictures(tmp_path: Path, struct: bool) -> None:
     holds(tmp_path / "out")
 
 
-def test_a_builds_output_gives_its_embeddings_again(web: PictureWeb, tmp_path: Path) -> None:
+def test_embedding_a_build_s_output_reproduces_its_embeddings(web: PictureWeb, tmp_path: Path) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n, (700, 500))), "caption": CAPTION.format(n)} for n in range(8)]
     source = write_input(tmp_path / "in.parquet", rows)
     sequentially(job(source, tmp_path / "built", models=[{"name": "tiny"}]))
@@ -184,7 +184,7 @@ def test_a_builds_output_gives_its_embeddings_again(web: PictureWeb, tmp_path: P
     holds(tmp_path / "out")
 
 
-def test_captions_alone_and_pictures_alone(tmp_path: Path) -> None:
+def test_captions_alone_and_pictures_alone_are_embedded(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a red circle", None, "a blue square"]}), tmp_path / "texts.parquet")
     sequentially(embed_job(tmp_path / "texts", tmp_path / "texts.parquet"))
     rows = rows_in(tmp_path / "texts")
@@ -201,7 +201,7 @@ def test_captions_alone_and_pictures_alone(tmp_path: Path) -> None:
     holds(tmp_path / "images")
 
 
-def test_a_strip_that_would_be_huge_for_the_model_costs_its_row(tmp_path: Path) -> None:
+def test_a_picture_too_elongated_for_the_model_costs_only_its_row(tmp_path: Path) -> None:
     strip = io.BytesIO()
     Image.new("L", (1, 60_000)).save(strip, "PNG")
     (tmp_path / "in").mkdir()
@@ -213,7 +213,7 @@ def test_a_strip_that_would_be_huge_for_the_model_costs_its_row(tmp_path: Path) 
     assert [row["key"] for row in rows_in(tmp_path / "out")] == ["good"]
 
 
-def test_rows_of_another_output_cannot_name_files_of_their_own(tmp_path: Path) -> None:
+def test_rows_of_another_output_cannot_refer_to_arbitrary_files(tmp_path: Path) -> None:
     sequentially(embed_job(tmp_path / "first", write_tar(tmp_path / "a.tar", samples(4))))
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(picture(77))
@@ -234,7 +234,7 @@ def test_rows_of_another_output_cannot_name_files_of_their_own(tmp_path: Path) -
     assert [row["uid"] for row in rows_in(tmp_path / "out")] == [rows[3]["uid"]]
 
 
-def test_a_tar_that_is_out_of_reach_fails_its_shard_until_it_is_back(ray_session: None, tmp_path: Path) -> None:
+def test_a_missing_tar_fails_its_shards_until_it_is_back(ray_session: None, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples(4))
     pipeline, _ = prepare(embed_job(tmp_path / "out", path))
     path.rename(tmp_path / "away")
@@ -258,25 +258,25 @@ def test_lists_of_captions_share_their_picture(tmp_path: Path) -> None:
     holds(tmp_path / "out")
 
 
-def test_files_added_later_must_hold_their_pictures_where_the_others_do(tmp_path: Path) -> None:
+def test_files_added_later_must_have_pictures_in_the_planned_column(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"image": [picture(1)], "text": ["a"]}), tmp_path / "in" / "0.parquet")
     sequentially(embed_job(tmp_path / "out", tmp_path / "in"))
     pq.write_table(pa.table({"jpg": [picture(2)], "text": ["b"]}), tmp_path / "in" / "1.parquet")
-    with pytest.raises(ValueError, match="its pictures are not where the plan"):
+    with pytest.raises(ValueError, match="its pictures are not where this output's plan"):
         sequentially(embed_job(tmp_path / "out", tmp_path / "in"))
     (tmp_path / "in" / "1.parquet").unlink()
     pq.write_table(pa.table({"image": [picture(2)], "text": ["b"]}), tmp_path / "in" / "2.parquet")
     assert sequentially(embed_job(tmp_path / "out", tmp_path / "in")).kept == 2
 
 
-def test_a_picture_that_is_named_is_not_taken_for_its_folder(tmp_path: Path) -> None:
+def test_a_single_picture_is_refused_and_not_taken_for_its_folder(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(picture(1))
-    with pytest.raises(SourceError, match="name the folder"):
+    with pytest.raises(SourceError, match="give the folder"):
         sequentially(embed_job(tmp_path / "out", tmp_path / "a.jpg"))
 
 
-def test_a_stopped_run_goes_on_and_writes_the_same(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_and_writes_the_same_output(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(12))
     sequentially(embed_job(tmp_path / "calm", tmp_path / "a.tar"))
     sequentially(embed_job(tmp_path / "stopped", tmp_path / "a.tar"))
@@ -287,7 +287,7 @@ def test_a_stopped_run_goes_on_and_writes_the_same(tmp_path: Path) -> None:
     assert calm.equals(again)
 
 
-def test_a_tar_that_changes_or_goes_is_named(tmp_path: Path) -> None:
+def test_a_changed_or_missing_tar_is_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples(6))
     sequentially(embed_job(tmp_path / "out", path))
     write_tar(path, samples(6, 50))
@@ -300,12 +300,12 @@ def test_a_tar_that_changes_or_goes_is_named(tmp_path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def test_what_cannot_be_embedded_is_a_clear_error(tmp_path: Path) -> None:
+def test_unusable_input_to_embed_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError):
         sequentially(embed_job(tmp_path / "out", tmp_path / "empty"))
     write_tar(tmp_path / "empty.tar", [])
-    with pytest.raises(SourceError, match="holds no rows"):
+    with pytest.raises(SourceError, match="has no rows"):
         sequentially(embed_job(tmp_path / "out", tmp_path / "empty.tar"))
     with pytest.raises(ValueError, match="at least one model"):
         embed_job(tmp_path / "out", tmp_path, models=[])
@@ -319,7 +319,7 @@ def test_what_cannot_be_embedded_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"the real tars are not at {SHARED_DATA}")
-def test_real_tars_and_pictures_of_clip_retrieval(tmp_path: Path) -> None:
+def test_the_real_tars_and_pictures_of_clip_retrieval_are_embedded(tmp_path: Path) -> None:
     result = sequentially(embed_job(tmp_path / "tars", SHARED_DATA / "tars"))
     assert result.rows_in == result.kept == 11
     holds(tmp_path / "tars")
@@ -328,7 +328,7 @@ def test_real_tars_and_pictures_of_clip_retrieval(tmp_path: Path) -> None:
     holds(tmp_path / "images")
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_embed_command_works(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(6))
     command = [sys.executable, "-m", "pairmill", "embed", str(tmp_path / "a.tar"), str(tmp_path / "out")]
     done = subprocess.run([*command, "--model", "tiny", "--json"], capture_output=True, text=True, check=False)
@@ -338,7 +338,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["build", "tars", "parquet"])
-def test_a_model_added_later_gives_what_one_pass_with_both_gives(
+def test_adding_a_model_later_equals_one_pass_with_both(
     ray_session: None, web: PictureWeb, tmp_path: Path, kind: str
 ) -> None:
     first, second = {"name": "tiny", "alias": "first"}, {"name": "tiny", "alias": "second"}
@@ -374,7 +374,7 @@ def test_a_model_added_later_gives_what_one_pass_with_both_gives(
     assert any("columns/second" in problem for problem in verify(Store(str(later)), rescore=0).problems)
 
 
-def test_adding_a_model_goes_on_after_a_stop_and_refuses_a_taken_alias(ray_session: None, tmp_path: Path) -> None:
+def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(ray_session: None, tmp_path: Path) -> None:
     sequentially(embed_job(tmp_path / "out", write_tar(tmp_path / "a.tar", samples(9))))
     with pytest.raises(JobError, match="has a model with the alias 'tiny'"):
         add_model(str(tmp_path / "out"), {"name": "tiny"})

@@ -56,7 +56,7 @@ def ailing(web: PictureWeb, tmp_path: Path) -> tuple[BuildJob, NameServer]:
         yield job(source, tmp_path / "out", fetch=fetch, models=[{"name": "tiny"}]), server
 
 
-def test_what_was_lost_comes_back_and_nothing_else_moves(
+def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
     ray_session: None, web: PictureWeb, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, server = ailing
@@ -92,7 +92,7 @@ def test_what_was_lost_comes_back_and_nothing_else_moves(
     assert order == sorted(order, key=lambda row_id: tuple(map(int, row_id.split(":"))))
 
 
-def test_a_retry_that_wins_nothing_leaves_pairs_and_pictures_to_the_byte(
+def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
     ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, _ = ailing
@@ -113,7 +113,7 @@ def test_a_retry_that_wins_nothing_leaves_pairs_and_pictures_to_the_byte(
     assert isinstance(dataset(tmp_path / "out", "rejects"), pa.Table)
 
 
-def test_a_retry_may_change_how_it_is_run_and_nothing_else(
+def test_a_retry_may_change_only_run_settings(
     ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, _ = ailing

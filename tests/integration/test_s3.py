@@ -68,7 +68,7 @@ def test_create_only_holds_for_files_uploaded_in_parts(bucket: str) -> None:
     assert store.num_bytes("big") == 60 << 20
 
 
-def test_two_rival_commands_give_one_whole_output(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
+def test_two_rival_commands_give_one_complete_output(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(40)]
     source, output = write_input(tmp_path / "in.parquet", rows), f"{bucket}/rivals"
     arguments = ["build", str(source), output, "--set", "fetch.allow_networks=[127.0.0.0/8]", "--set", "shard_rows=4"]
@@ -85,7 +85,7 @@ def test_two_rival_commands_give_one_whole_output(bucket: str, web: PictureWeb, 
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_build_onto_s3_is_whole_and_resumes(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
+def test_a_build_to_s3_is_complete_and_resumes(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
     from pairmill.jobs.build import prepare
     from pairmill.pipeline.stages.pipelines import open_stages, process_shard
     from pairmill.schemas.manifest import shards_from_table
@@ -104,7 +104,7 @@ def test_a_build_onto_s3_is_whole_and_resumes(bucket: str, web: PictureWeb, tmp_
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_corpora_on_s3_are_embedded_where_they_lie(bucket: str, tmp_path: Path) -> None:
+def test_corpora_on_s3_are_embedded_in_place(bucket: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(5))
     store = Store(f"{bucket}/corpus")
     store.create("tars/a.tar", (tmp_path / "a.tar").read_bytes())
@@ -146,9 +146,7 @@ def selected_uids(dataset: str) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet", "clip-retrieval", "datacomp"])
-def test_a_subset_on_s3_is_exported_there_as_it_is_locally(
-    bucket: str, embedded: str, form: str, tmp_path: Path
-) -> None:
+def test_exports_on_s3_equal_local_ones(bucket: str, embedded: str, form: str, tmp_path: Path) -> None:
     values = {"dataset": embedded, "subset": "most", "format": form, "samples_per_file": 6}
     there, here = f"{bucket}/train/{form}", str(tmp_path / "here")
     for output in (there, here):

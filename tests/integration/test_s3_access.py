@@ -127,25 +127,25 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_nothing_listens(tmp_path: Path) -> None:
+def test_a_closed_port_is_reported_with_the_remedy(tmp_path: Path) -> None:
     endpoint = closed_port()
     with credentials():
         message = "cannot connect: check s3.endpoint (or AWS_ENDPOINT_URL) and the network"
         check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, message)
 
 
-def test_the_host_does_not_answer(tmp_path: Path) -> None:
+def test_an_unresponsive_host_is_reported_with_the_remedy(tmp_path: Path) -> None:
     few = ("build from", "embed", "verify", "feed")
     with silent_server() as endpoint, credentials():
         check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, "no response within 5 s: check s3.endpoint", *few)
 
 
-def test_there_are_no_credentials(server: str, tmp_path: Path) -> None:
+def test_missing_credentials_are_reported_with_the_remedy(server: str, tmp_path: Path) -> None:
     message = "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.profile, or s3.anonymous: true"
     check_that_all_refuse(S3Config(endpoint=server), tmp_path, message)
 
 
-def test_the_credentials_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_credentials_are_reported_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server("mill") as server, credentials():
         keys, s3 = strict_user(server), S3Config(endpoint=server)
         message = "InvalidAccessKeyId: correct the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -159,7 +159,7 @@ def test_the_credentials_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             check_buckets(["s3://mill/out"], s3)
 
 
-def test_there_is_no_such_bucket(server: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_reported_with_the_remedy(server: str, tmp_path: Path) -> None:
     with credentials():
         s3 = S3Config(endpoint=server)
         message = "NoSuchBucket: create the bucket, or correct its name or s3.endpoint"
@@ -169,7 +169,7 @@ def test_there_is_no_such_bucket(server: str, tmp_path: Path) -> None:
             current(Store("s3://mole/out", s3))
 
 
-def test_the_command_says_it_on_one_line(server: str, tmp_path: Path) -> None:
+def test_commands_report_s3_problems_on_one_line(server: str, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     at = ["--set", f"s3.endpoint={server}"]
     nowhere = closed_port()
@@ -193,7 +193,7 @@ def test_the_command_says_it_on_one_line(server: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv"]
 
 
-def test_what_may_get_better_is_waited_out_by_the_work_itself(server: str) -> None:
+def test_temporary_problems_pass_the_check(server: str) -> None:
     """Throttling and cut connections are no finding; and what has answered once is not asked again."""
     with credentials():
         for faults in (Faults(slow_down=1.0), Faults(reset=1.0), Faults(down=True)):
@@ -209,7 +209,7 @@ def test_what_may_get_better_is_waited_out_by_the_work_itself(server: str) -> No
         proxy.close()
 
 
-def test_a_reader_who_may_not_list_may_read(server: str) -> None:
+def test_an_object_that_is_readable_but_not_listable_passes_the_check(server: str) -> None:
     with credentials():
         store = Store("s3://mill/read", S3Config(endpoint=server))
         store.create("a.csv", b"url\n")
@@ -224,7 +224,7 @@ def test_a_reader_who_may_not_list_may_read(server: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["thesis.docx", "images/cat.jpg", "input/list.csv", "deep/down/a"])
-def test_a_prefix_of_other_objects_is_refused_after_listings_that_do_not_go_deep(
+def test_a_prefix_with_foreign_objects_is_refused_after_shallow_listings(
     server: str, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
@@ -239,7 +239,7 @@ def test_a_prefix_of_other_objects_is_refused_after_listings_that_do_not_go_deep
         proxy.close()
 
 
-def test_a_folder_s_own_object_and_hidden_ones_are_no_foreign_files(server: str, tmp_path: Path) -> None:
+def test_folder_objects_and_hidden_objects_are_not_foreign(server: str, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     with credentials():
         client = boto3.client("s3", endpoint_url=server)

@@ -34,7 +34,7 @@ def faulty(server: str) -> Iterator[FaultyS3]:
     proxy.close()
 
 
-def test_reads_and_writes_outlast_throttling_and_cut_connections(faulty: FaultyS3) -> None:
+def test_reads_and_writes_survive_throttling_and_lost_connections(faulty: FaultyS3) -> None:
     store = Store("s3://mill/throttled", S3Config(endpoint=faulty.url))
     faulty.faults = Faults(slow_down=0.15, reset=0.1)
     for number in range(30):
@@ -45,7 +45,7 @@ def test_reads_and_writes_outlast_throttling_and_cut_connections(faulty: FaultyS
 
 
 @pytest.mark.parametrize(("num_bytes", "request_lost"), [(10, "PUT /mill/lost/10"), (110_000_000, "uploadId")])
-def test_a_write_whose_reply_was_lost_is_there_and_says_taken(
+def test_a_write_whose_reply_was_lost_exists_and_counts_as_taken(
     faulty: FaultyS3, num_bytes: int, request_lost: str
 ) -> None:
     """Small: one PUT. Large: in parts; the reply to one of them is lost, and then that to joining them."""
@@ -63,7 +63,7 @@ def test_a_write_whose_reply_was_lost_is_there_and_says_taken(
         assert store.num_bytes(f"{num_bytes}/b") == num_bytes
 
 
-def test_a_start_on_many_manifests_lists_them_and_reads_none(tmp_path: Path) -> None:
+def test_a_start_with_many_manifests_lists_them_without_reading_any(tmp_path: Path) -> None:
     """A page of a listing has 1,000 names; the plan, its listing and the input take the rest of the requests."""
     names = [f"out/manifests/{manifest_name(shard, 0)}" for shard in range(2_500)]
     with s3_server("many", names) as url, credentials():
@@ -84,7 +84,7 @@ def test_a_start_on_many_manifests_lists_them_and_reads_none(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(300)
-def test_no_permission_to_write_is_one_clear_error_and_the_run_goes_on_once_it_is_there(
+def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_granted(
     faulty: FaultyS3, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(60)]

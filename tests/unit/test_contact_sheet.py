@@ -74,7 +74,7 @@ def shown(text: str, title: str) -> list[float]:
     return [float(number) for number in re.findall(r"<b>(-?[\d.]+)</b>", section)]
 
 
-def test_best_worst_and_borderline_are_those_of_all_shards_together(
+def test_best_worst_and_borderline_pairs_are_chosen_over_all_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contact_sheet, "_BATCH_ROWS", 7)
@@ -92,7 +92,7 @@ def test_best_worst_and_borderline_are_those_of_all_shards_together(
     assert shown(text, "Borderline") == [*kept[::-1], *dropped[::-1]]
 
 
-def test_each_pair_says_what_became_of_it(tmp_path: Path) -> None:
+def test_each_pair_shows_its_outcome(tmp_path: Path) -> None:
     text = sheet(commit(tmp_path, ["a red circle", "a blue star"], [0.9, 0.1]))
     assert re.search(r'class="card kept".*?<b>0\.900</b><span class="chip">kept</span>.*?a red circle', text, re.S)
     assert re.search(r'class="card dropped".*?<b>0\.100</b><span class="chip">low similarity</span>', text, re.S)
@@ -119,7 +119,7 @@ def test_hostile_captions_stay_text(tmp_path: Path) -> None:
     assert "{title} %s" in text and len(text) < 100_000
 
 
-def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
+def test_the_sheet_loads_nothing_and_runs_no_script(tmp_path: Path) -> None:
     text = sheet(commit(tmp_path, ["a red circle"], [0.9]))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy and policy[1].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")

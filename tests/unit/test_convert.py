@@ -113,14 +113,14 @@ def test_json_caption_lists_stay_lists_and_other_lists_become_text(scratch: Path
     assert column(table, "tags") == ['["x"]', None, None]
 
 
-def test_a_line_that_is_no_json_object_is_a_malformed_row(scratch: Path) -> None:
+def test_a_line_that_is_not_a_json_object_is_a_malformed_row(scratch: Path) -> None:
     bad = [b"{", b"[]", b"3", b"null", b'{"url": ' + b"9" * 5000 + b"}", b"[" * 100_000, b"\x00"]
     table = converted(scratch, "a.jsonl", b"\n".join([b'{"url": "u"}', b"  ", *bad]))
     found = problems(table)
     assert found[0] is None
     assert len(found) == 1 + len(bad)
-    assert all(problem and problem.startswith("no JSON object") and len(problem) <= 200 for problem in found[1:])
-    assert found[1] == "no JSON object: {"
+    assert all(problem and problem.startswith("not a JSON object") and len(problem) <= 200 for problem in found[1:])
+    assert found[1] == "not a JSON object: {"
 
 
 @pytest.mark.parametrize("depth", [10, 300, 450, 900, 990, 2000])
@@ -137,7 +137,7 @@ def test_a_csv_row_with_too_many_or_too_few_fields_is_malformed(scratch: Path) -
     assert column(table, "url") == [b"u", None, None, b""]
 
 
-def test_a_stray_quote_costs_one_row_only(scratch: Path) -> None:
+def test_a_stray_quote_costs_only_one_row(scratch: Path) -> None:
     table = converted(scratch, "a.csv", b'url,caption\nu1,"open\nu2,c2\nu3,a "quoted" word\nu4,c4\n')
     assert column(table, "url") == [None, b"u2", b"u3", b"u4"]
     assert column(table, "caption") == [None, b"c2", b'a "quoted" word', b"c4"]
@@ -148,7 +148,7 @@ def test_in_tsv_a_stray_quote_is_text(scratch: Path) -> None:
     assert column(table, "caption") == [b'"Hi" she said', b'"open', b"a\nb"]
 
 
-def test_a_record_above_the_limit_is_malformed_and_reading_goes_on(
+def test_a_record_above_the_limit_is_malformed_and_reading_continues(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 50)
@@ -177,13 +177,13 @@ def test_a_text_file_is_one_url_per_line(scratch: Path) -> None:
     assert table.column_names == ["url", MALFORMED_COLUMN]
 
 
-def test_gzip_is_decompressed_and_a_cut_one_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+def test_gzip_is_decompressed_and_a_truncated_file_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     data = gzip.compress(b"url,caption\n" + b"".join(b"u%d,c\n" % number for number in range(100_000)))
     assert converted(tmp_path, "whole.csv.GZ", data, shard_rows=4096).num_rows == 100_000
     before = sorted(path.name for path in tmp_path.rglob("*.parquet"))
-    with pytest.raises(SourceError, match=r"cut\.csv\.gz: cannot be decompressed to its end"):
+    with pytest.raises(SourceError, match=r"cut\.csv\.gz: cannot be fully decompressed"):
         converted(tmp_path, "cut.csv.gz", data[:-1000])
-    with pytest.raises(SourceError, match=r"no\.csv\.gz: cannot be decompressed"):
+    with pytest.raises(SourceError, match=r"no\.csv\.gz: cannot be fully decompressed"):
         converted(tmp_path, "no.csv.gz", b"url,caption\nu,c\n")
     assert sorted(path.name for path in tmp_path.rglob("*.parquet")) == before
     assert list((tmp_path / "out" / "tmp").iterdir()) == []
@@ -193,46 +193,46 @@ def test_gzip_is_decompressed_and_a_cut_one_is_an_error_that_leaves_nothing(tmp_
     ("name", "data", "message"),
     [
         ("a.csv", b"", "is empty"),
-        ("a.csv", b'"url,caption\nu,c\n', "the first line, which must hold the column names"),
-        ("a.csv", b"adress,words\nu,c\n", r"it has 'adress', 'words'.*Does the first line hold the column names"),
-        ("a.csv", b"a," * 2000 + b"url\n", "2001 columns, of 1000 at most"),
+        ("a.csv", b'"url,caption\nu,c\n', "cannot read the column names on the first line"),
+        ("a.csv", b"adress,words\nu,c\n", r"it has 'adress', 'words'.*Are the column names on the first line"),
+        ("a.csv", b"a," * 2000 + b"url\n", "2001 columns, but at most 1000"),
         ("a.csv", b"url,a,a_4,a\n", "share a name"),
         ("a.csv", b"url,__pairmill_malformed\nu,x\n", "is reserved"),
-        ("a.jsonl", b'[\n{"url": "u"}\n]'.replace(b'{"url": "u"}', b"1"), "one object per line is expected"),
+        ("a.jsonl", b'[\n{"url": "u"}\n]'.replace(b'{"url": "u"}', b"1"), "expected one per line"),
         ("a.jsonl", json.dumps({str(n): n for n in range(1001)}).encode(), "more than 1000 different keys"),
     ],
 )
-def test_what_cannot_be_converted_is_an_error_that_names_the_file(
+def test_a_file_that_cannot_be_converted_raises_an_error_that_names_it(
     tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     with pytest.raises(SourceError, match=rf"(?s)a\.\w+: .*{message}"):
         converted(tmp_path, name, data)
 
 
-def test_columns_without_a_name_or_with_a_second_one_are_kept(scratch: Path) -> None:
+def test_columns_with_empty_or_repeated_names_are_kept(scratch: Path) -> None:
     table = converted(scratch, "a.csv", b",url,caption,url,\n0,u,c,v,x\n")
     assert table.column_names == ["column_1", "url", "caption", "url_4", "column_5", MALFORMED_COLUMN]
 
 
-def test_columns_are_strings_even_where_a_shard_has_only_nulls(scratch: Path) -> None:
+def test_columns_are_strings_even_if_a_shard_has_only_nulls(scratch: Path) -> None:
     table = converted(scratch, "a.jsonl", b'{"url": "u"}\n{"url": "v"}\n{"url": "w", "late": 1}\n', shard_rows=1)
     assert table.schema.field("late").type == pa.string()
 
 
-def test_row_groups_hold_whole_shards(tmp_path: Path) -> None:
+def test_row_groups_contain_whole_shards(tmp_path: Path) -> None:
     converted(tmp_path, "a.txt", b"u\n" * 5000, shard_rows=600)
     (path,) = tmp_path.glob("out/input/*.parquet")
     metadata = pq.read_metadata(path)
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [1200] * 4 + [200]
 
 
-def test_a_faster_driver_s_conversion_stays(tmp_path: Path) -> None:
+def test_the_conversion_of_a_faster_driver_stays(tmp_path: Path) -> None:
     first = converted(tmp_path, "a.txt", b"u\n")
     assert converted(tmp_path, "a.txt", b"u\n").equals(first)
     assert len(list(tmp_path.glob("out/input/*.parquet"))) == 1
 
 
-def test_hostile_quotes_are_not_read_again_for_every_line() -> None:
+def test_hostile_quotes_do_not_cause_quadratic_reading() -> None:
     """Each of these lines leaves a quote open, read from outside and from inside: every record goes on to the end."""
     num_lines, taken = 3_000, 0
 

@@ -41,7 +41,7 @@ def corpus(*paths: Path, **settings: Any) -> Corpus:
     return Corpus(SourceConfig(paths=[str(path) for path in paths], kind="corpus", **settings), Files())
 
 
-def test_a_sample_is_what_shares_its_stem_and_its_row_says_where_the_picture_is(tmp_path: Path) -> None:
+def test_files_with_one_stem_are_a_sample_whose_row_has_the_picture_s_byte_range(tmp_path: Path) -> None:
     members = [("0.jpg", b"JPEG0"), ("0.txt", b"a dog"), ("1.png", b"PNG-1"), ("1.json", b'{"caption": "a cat"}')]
     rows = rows_of(tmp_path / "a.tar", members)
     assert [(row.key, row.caption, row.problem) for row in rows] == [
@@ -58,30 +58,30 @@ def test_a_missing_caption_is_null_and_an_empty_one_is_empty(tmp_path: Path) -> 
     assert [row.caption for row in rows] == [None, b""]
 
 
-def test_the_second_picture_under_a_key_is_refused_and_the_first_stays(tmp_path: Path) -> None:
+def test_a_second_picture_with_the_same_key_is_refused(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.png", b"y"), ("0.txt", b"a dog")])
-    assert [row.problem for row in rows] == [None, "picture 2 under one key"]
+    assert [row.problem for row in rows] == [None, "picture 2 with this key"]
     assert {row.caption for row in rows} == {b"a dog"}
 
 
-def test_a_caption_without_a_picture_is_a_row_that_says_so(tmp_path: Path) -> None:
+def test_a_caption_without_a_picture_is_an_error_row(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "a.tar", [("0.txt", b"a dog")])
-    assert row.problem == "no picture under this key"
+    assert row.problem == "no picture with this key"
 
 
-def test_keys_may_be_in_folders_and_end_at_the_first_dot(tmp_path: Path) -> None:
+def test_keys_include_folders_and_end_at_the_first_dot(tmp_path: Path) -> None:
     members = [("a.b/c.d/0.left.jpg", b"x"), ("a.b/c.d/0.txt", b"l"), ("a.b/e/0.jpg", b"x"), ("./0.jpg", b"x")]
     rows = rows_of(tmp_path / "a.tar", members)
     assert [(row.key, row.caption) for row in rows] == [("a.b/c.d/0", b"l"), ("a.b/e/0", None), ("./0", None)]
     assert split_name("a.b/0.JPG") == ("a.b/0", "jpg")
 
 
-def test_a_caption_that_is_not_utf_8_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_caption_that_is_not_utf_8_is_unchanged(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", b"caf\xe9")])
     assert row.caption == b"caf\xe9"
 
 
-def test_names_that_are_not_utf_8_are_readable(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_become_readable(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
         member = tarfile.TarInfo("caf\xe9.jpg")
         member.size = 1
@@ -92,7 +92,7 @@ def test_names_that_are_not_utf_8_are_readable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [100, 512, 700, 1024, 1536 + 512 + 3, 3000])
-def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_tar_yields_its_whole_samples_and_an_error_row(tmp_path: Path, keep: int) -> None:
     whole = tar_of(tmp_path / "whole.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(3)])
     cut = tmp_path / "cut.tar"
     cut.write_bytes(Path(whole).read_bytes()[:keep])
@@ -104,19 +104,19 @@ def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path: 
     good = [row for row in rows if row.problem is None]
     assert all(row.image.offset + row.image.length <= keep for row in good)
     assert len(good) == max(0, (keep - 512 + 1536 - 600) // 1536)
-    assert "cut" in str(rows[-1].problem)
+    assert "truncated" in str(rows[-1].problem)
 
 
 @pytest.mark.parametrize("keep", [1600, 1536, 4608, 3 * 1536 + 500])
-def test_a_tar_that_is_cut_between_its_members_says_so_too(tmp_path: Path, keep: int) -> None:
+def test_a_tar_truncated_between_members_yields_an_error_row(tmp_path: Path, keep: int) -> None:
     whole = tar_of(tmp_path / "whole.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(3)])
     (tmp_path / "cut.tar").write_bytes(Path(whole).read_bytes()[:keep])
     *good, last = tar_rows(str(tmp_path / "cut.tar"), Files())
     assert len(good) == min(3, keep // 1536)
-    assert "cut at byte" in last.problem
+    assert "truncated at byte" in last.problem
 
 
-def test_a_damaged_header_in_the_middle_says_so(tmp_path: Path) -> None:
+def test_a_damaged_header_yields_an_error_row(tmp_path: Path) -> None:
     path = Path(tar_of(tmp_path / "a.tar", [(f"{n}.jpg", bytes([n]) * 600) for n in range(5)]))
     data = bytearray(path.read_bytes())
     data[2 * 1536] ^= 0xFF  # its name
@@ -126,7 +126,7 @@ def test_a_damaged_header_in_the_middle_says_so(tmp_path: Path) -> None:
     assert last.problem == "a.tar: the tar is damaged at byte 3,072: bad checksum"
 
 
-def test_tars_put_together_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
+def test_concatenated_tars_are_read_to_the_end(tmp_path: Path) -> None:
     parts = [Path(tar_of(tmp_path / f"{n}.part", [(f"{n}.jpg", bytes([n]) * 600)])) for n in range(3)]
     (tmp_path / "all.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
     rows = list(tar_rows(str(tmp_path / "all.tar"), Files()))
@@ -146,7 +146,7 @@ def test_a_size_that_points_backwards_ends_the_tar(tmp_path: Path, size: int) ->
     assert "a size of -" in row.problem
 
 
-def test_long_headers_are_bounded_and_many_are_no_recursion(tmp_path: Path) -> None:
+def test_long_headers_are_bounded_and_many_do_not_recurse(tmp_path: Path) -> None:
     def long_name(size: int) -> bytes:
         member = tarfile.TarInfo("././@LongLink")
         member.type, member.size = tarfile.GNUTYPE_LONGNAME, size
@@ -160,7 +160,7 @@ def test_long_headers_are_bounded_and_many_are_no_recursion(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_long_and_foreign_names_are_read_in_every_format(tmp_path: Path, format: int) -> None:
+def test_long_and_non_ascii_names_are_read_in_every_tar_format(tmp_path: Path, format: int) -> None:
     names = ["a" * 90 + "/" + "b" * 60, "ü/é"] if format != tarfile.USTAR_FORMAT else ["a" * 90 + "/" + "b" * 60]
     with tarfile.open(tmp_path / "a.tar", "w", format=format) as tar:
         for name in names:
@@ -172,7 +172,7 @@ def test_long_and_foreign_names_are_read_in_every_format(tmp_path: Path, format:
     assert [(row.key, row.caption, row.problem) for row in rows] == [(n, b"abc", None) for n in names]
 
 
-def test_a_uid_in_json_is_taken_only_where_it_is_one(tmp_path: Path) -> None:
+def test_a_uid_in_json_is_used_only_if_it_is_valid(tmp_path: Path) -> None:
     bodies = [b'{"uid": "\\ud800"}', b'{"uid": 7}', b'{"uid": "%s"}' % (b"AB" * 16)]
     rows = rows_of(
         tmp_path / "a.tar", [m for n, b in enumerate(bodies) for m in ((f"{n}.jpg", b"x"), (f"{n}.json", b))]
@@ -180,16 +180,16 @@ def test_a_uid_in_json_is_taken_only_where_it_is_one(tmp_path: Path) -> None:
     assert [row.uid for row in rows] == [None, None, "ab" * 16]
 
 
-def test_a_text_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
+def test_a_text_that_links_to_outside_its_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jpg").write_bytes(b"x")
     (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "secret")
     (row,) = folder_rows(str(tmp_path / "in"), [("0.jpg", 1), ("0.txt", 6)], False, Files())
-    assert (row.caption, row.problem) == (None, "0.txt is a link that leads out of its folder")
+    assert (row.caption, row.problem) == (None, "0.txt is a link to outside its folder")
 
 
-def test_empty_tars_have_no_rows_and_other_files_are_a_clear_error(tmp_path: Path) -> None:
+def test_empty_tars_have_no_rows_and_other_files_raise_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "nothing.tar").write_bytes(b"")
     assert list(tar_rows(str(tmp_path / "nothing.tar"), Files())) == []
     assert rows_of(tmp_path / "empty.tar", []) == []
@@ -198,7 +198,7 @@ def test_empty_tars_have_no_rows_and_other_files_are_a_clear_error(tmp_path: Pat
         list(tar_rows(str(tmp_path / "text.tar"), Files()))
 
 
-def test_links_and_devices_are_passed_over(tmp_path: Path) -> None:
+def test_links_and_devices_are_skipped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
             member = tarfile.TarInfo(f"{number}.jpg")
@@ -208,7 +208,7 @@ def test_links_and_devices_are_passed_over(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=3_000), st.integers(0, 5_000))
-def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int) -> None:
+def test_any_bytes_give_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     data = bytearray(Path(tar_of(folder / "a.tar", [("0.jpg", b"x" * 600), ("0.json", b"{}")])).read_bytes())
     data[at : at + len(junk)] = junk
@@ -221,7 +221,7 @@ def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory: pytest.TempPathFa
         assert row.problem or row.image.offset + row.image.length <= len(data)
 
 
-def test_json_may_hold_anything(tmp_path: Path) -> None:
+def test_a_sample_s_json_may_contain_anything(tmp_path: Path) -> None:
     bodies = [b"[1]", b"{", b'{"caption": 7, "url": null, "uid": []}', b"[" * 100_000, b'{"caption": "\\ud800"}']
     rows = rows_of(
         tmp_path / "a.tar", [m for n, b in enumerate(bodies) for m in ((f"{n}.jpg", b"x"), (f"{n}.json", b))]
@@ -229,7 +229,7 @@ def test_json_may_hold_anything(tmp_path: Path) -> None:
     assert [row.caption for row in rows] == [None, None, None, None, b"\xed\xa0\x80"]
 
 
-def test_folders_take_captions_from_beside_the_picture_or_from_its_name(tmp_path: Path) -> None:
+def test_folder_captions_come_from_text_files_or_file_names(tmp_path: Path) -> None:
     for name, data in {
         "red-dog_01.jpg": b"x",
         "b.png": b"y",
@@ -255,7 +255,7 @@ def test_folders_take_captions_from_beside_the_picture_or_from_its_name(tmp_path
     assert (plain.caption, unnamed.caption) == (b"a boat", None)
 
 
-def test_a_folders_fingerprint_knows_its_pictures(tmp_path: Path) -> None:
+def test_a_folder_s_fingerprint_depends_on_its_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     found = corpus(tmp_path)
     before = found.fingerprint(f"{tmp_path}/")
@@ -265,18 +265,18 @@ def test_a_folders_fingerprint_knows_its_pictures(tmp_path: Path) -> None:
     assert found.fingerprint(f"{tmp_path}/") != before
 
 
-def test_one_output_has_one_kind_of_corpus(tmp_path: Path) -> None:
+def test_a_corpus_cannot_mix_kinds_of_files(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", [("0.jpg", b"x")])
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
-    with pytest.raises(SourceError, match="holds tars, and pictures such as"):
+    with pytest.raises(SourceError, match="contains tars, and pictures such as"):
         corpus(tmp_path).files("/nowhere")
-    with pytest.raises(SourceError, match="together"):
+    with pytest.raises(SourceError, match="cannot mix"):
         corpus(tmp_path / "a.tar", tmp_path / "pictures").files("/nowhere")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.json"])
-def test_a_list_of_urls_is_an_error_that_says_build_unless_its_captions_are_named(tmp_path: Path, name: str) -> None:
+def test_embed_refers_a_list_of_urls_to_build_unless_the_job_names_its_captions(tmp_path: Path, name: str) -> None:
     row = {"Image Link": "http://e.org/a.jpg", "caption": "a"}
     texts = {"a.csv": "Image Link,caption\nhttp://e.org/a.jpg,a\n", "a.json": json.dumps([row])}
     if name == "a.parquet":
@@ -291,13 +291,13 @@ def test_a_list_of_urls_is_an_error_that_says_build_unless_its_captions_are_name
     assert (mapping.pictures, mapping.caption_column, mapping.url_column) == (NoPictures(), "caption", "Image Link")
 
 
-def test_a_text_file_is_an_error_that_says_build(tmp_path: Path) -> None:
+def test_embed_refers_a_text_file_to_build(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("http://e.org/a.jpg\n")
     with pytest.raises(SourceError, match="is a list of URLs, for pairmill build"):
         corpus(tmp_path / "a.txt").files("/nowhere")
 
 
-def test_parquet_with_pictures_is_known_by_its_columns(tmp_path: Path) -> None:
+def test_parquet_with_pictures_is_recognized_by_its_columns(tmp_path: Path) -> None:
     image = pa.array([{"bytes": b"x", "path": None}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     pq.write_table(pa.table({"image": image, "text": ["a"]}), tmp_path / "hf.parquet")
     pq.write_table(pa.table({"photo": [b"x"], "image": ["a path"], "text": ["a"]}), tmp_path / "own.parquet")

@@ -25,7 +25,7 @@ def opened(row: DemoRow) -> Image.Image:
     return Image.open(BytesIO(picture_body(row, SEED)))
 
 
-def test_rows_and_pictures_depend_on_seed_size_and_web_alone() -> None:
+def test_rows_and_pictures_depend_only_on_seed_size_and_web() -> None:
     assert demo_pairs(SEED, 2400, WEB) == ROWS
     assert demo_pairs(SEED + 1, 2400, WEB) != ROWS
     assert picture_body(ROWS[5], SEED) == picture_body(ROWS[5], SEED)
@@ -33,7 +33,7 @@ def test_rows_and_pictures_depend_on_seed_size_and_web_alone() -> None:
 
 
 @pytest.mark.parametrize("pairs", [200, 301, 2400, 5000])
-def test_every_kind_is_there_and_the_number_is_exact(pairs: int) -> None:
+def test_every_kind_occurs_and_the_number_of_rows_is_exact(pairs: int) -> None:
     rows = demo_pairs(SEED, pairs, WEB)
     assert [row.index for row in rows] == list(range(pairs))
     assert {row.kind for row in rows} == {kind.name for kind in KINDS}
@@ -56,7 +56,7 @@ def test_many_hosts_share_the_pictures() -> None:
 
 
 @pytest.mark.parametrize("pairs", [200, 301, 2400])
-def test_a_duplicate_repeats_a_right_pair_before_it_in_its_shard(pairs: int) -> None:
+def test_a_duplicate_repeats_a_previous_right_pair_of_its_shard(pairs: int) -> None:
     rows = demo_pairs(SEED, pairs, WEB)
     first_seen: dict[tuple[str, str | None], DemoRow] = {}
     for row in rows:
@@ -82,14 +82,14 @@ def test_wrong_captions_describe_another_scene() -> None:
         assert all(row.truth is (None if kind == "swapped_order" else False) for row in of_kind(kind))
 
 
-def test_pictures_have_the_format_that_their_kind_says() -> None:
+def test_pictures_have_the_format_of_their_kind() -> None:
     for kind, expected in {"png": "PNG", "webp": "WEBP", "gif": "GIF", "cmyk": "JPEG", "right_caption": "JPEG"}.items():
         with opened(of_kind(kind)[0]) as picture:
             assert picture.format == expected
             assert (picture.mode == "CMYK") == (kind == "cmyk")
 
 
-def test_a_turned_picture_is_upright_once_its_tag_is_followed() -> None:
+def test_a_rotated_picture_is_upright_after_applying_its_exif_tag() -> None:
     from PIL import ImageOps
 
     row = of_kind("exif_turned")[0]
@@ -108,7 +108,7 @@ def test_broken_pictures_are_broken_and_small_ones_small() -> None:
         assert min(picture.size) < MIN_SIDE
 
 
-def test_a_row_that_ends_as_it_should_is_no_mismatch() -> None:
+def test_a_row_with_an_expected_status_is_not_a_mismatch() -> None:
     comparison = compare(ROWS, [outcome(row, row.expected[0]) for row in ROWS])
     assert comparison.mismatches == comparison.rows_missing == 0
     assert comparison.recall == 1.0
@@ -134,7 +134,7 @@ def test_unexpected_and_missing_rows_are_counted() -> None:
     assert comparison.mismatches == gone.others["timeout"] == gone.rows
 
 
-def test_nothing_kept_has_no_precision() -> None:
+def test_without_kept_rows_there_is_no_precision() -> None:
     comparison = compare(ROWS, [outcome(row, row.expected[-1]) for row in ROWS])
     assert comparison.precision is None and comparison.recall == 0
 

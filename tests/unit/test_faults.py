@@ -16,13 +16,13 @@ def opencv_error(width: int) -> cv2.error:
     return caught.value
 
 
-def test_opencv_tells_by_a_code_that_it_is_out_of_memory() -> None:
+def test_opencv_reports_lack_of_memory_by_a_code() -> None:
     assert isinstance(local_fault(opencv_error(1 << 30)), LocalFault)
     assert local_fault(opencv_error(0)) is None  # an empty picture
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "files"), OSError(errno.ENOSPC, "disk")])
-def test_a_machine_without_memory_files_or_disk_is_at_fault(error: Exception) -> None:
+def test_lack_of_memory_files_or_disk_is_a_local_fault(error: Exception) -> None:
     assert isinstance(local_fault(error), LocalFault)
 
 
@@ -34,7 +34,7 @@ def test_a_machine_without_memory_files_or_disk_is_at_fault(error: Exception) ->
         OSError(errno.ECONNREFUSED, "Insufficient memory"),
     ],
 )
-def test_the_text_of_an_error_makes_no_fault_of_this_machine(error: Exception) -> None:
+def test_the_text_of_an_error_never_makes_it_a_local_fault(error: Exception) -> None:
     assert local_fault(error) is None
 
 
@@ -45,7 +45,7 @@ def run_out_of_memory() -> None:
 def nothing() -> None: ...
 
 
-def test_a_fault_inside_a_child_process_comes_out_as_a_fault() -> None:
+def test_a_local_fault_in_a_child_process_is_raised_as_one() -> None:
     child = Child(nothing)
     with pytest.raises(LocalFault, match="MemoryError"):
         child.call(run_out_of_memory, timeout_s=30)

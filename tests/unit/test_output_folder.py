@@ -55,7 +55,7 @@ def job(folder: Path, output: Path, kind: str = "urls") -> BuildJob:
 @pytest.mark.parametrize("names", FOREIGN)
 @pytest.mark.parametrize("start", [prepare, explain])
 @pytest.mark.parametrize("kind", ["urls", "corpus"])
-def test_a_folder_of_other_things_is_refused_and_stays_as_it_is(
+def test_a_foreign_folder_is_refused_and_unchanged(
     tmp_path: Path, names: list[str], start: Callable[[BuildJob], object], kind: str
 ) -> None:
     fill(tmp_path / "out", names)
@@ -66,14 +66,14 @@ def test_a_folder_of_other_things_is_refused_and_stays_as_it_is(
 
 
 @pytest.mark.parametrize("names", [*FOREIGN, ["input/a.csv-0123456789abcdef.parquet"], ["plan/0.parquet"]])
-def test_an_export_refuses_them_too(tmp_path: Path, names: list[str]) -> None:
+def test_an_export_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path, names)
     with pytest.raises(JobError, match="is not empty, and not pairmill's"):
         check_export_folder(Store(str(tmp_path)))
 
 
 @pytest.mark.parametrize("names", [["thesis.docx"], ["dataset/pairs/0.parquet"], ["demo.json"]])
-def test_the_demo_refuses_them_too(tmp_path: Path, names: list[str]) -> None:
+def test_the_demo_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path / "out", names)
     before = contents(tmp_path / "out")
     with pytest.raises(JobError, match="the folder is not a demo's: it has"):
@@ -82,21 +82,19 @@ def test_the_demo_refuses_them_too(tmp_path: Path, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("names", FREE)
-def test_an_empty_folder_and_one_with_hidden_files_or_a_dead_driver_s_are_free(
-    tmp_path: Path, names: list[str]
-) -> None:
+def test_a_folder_that_is_empty_or_has_only_hidden_or_leftover_files_is_free(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path / "out", names)
     _, plan = prepare(job(tmp_path, tmp_path / "out"))
     assert plan.num_rows == 40
 
 
-def test_a_new_folder_is_free_and_a_dataset_s_takes_what_its_owner_puts_beside_it(tmp_path: Path) -> None:
+def test_a_new_folder_is_free_and_a_dataset_s_folder_may_contain_other_files(tmp_path: Path) -> None:
     _, plan = prepare(job(tmp_path, tmp_path / "deep" / "out"))
     fill(tmp_path / "deep" / "out", ["notes.md", "input/more.csv", "images/cat.jpg", "contact_sheet.html"])
     assert prepare(job(tmp_path, tmp_path / "deep" / "out"))[1] == plan
 
 
-def test_a_path_that_leads_through_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_with_a_file_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "out"):
         for check in (check_dataset_folder, check_export_folder):
@@ -104,7 +102,7 @@ def test_a_path_that_leads_through_a_file_is_refused(tmp_path: Path) -> None:
                 check(Store(str(output)))
 
 
-def test_drivers_that_start_at_once_all_get_in(tmp_path: Path) -> None:
+def test_drivers_that_start_at_once_are_all_accepted(tmp_path: Path) -> None:
     """Each sees what the others have written so far: conversions, a plan, or files of the first shards."""
     for attempt in range(8):
         what, drivers = job(tmp_path, tmp_path / f"out{attempt}"), 4
@@ -121,7 +119,7 @@ def test_drivers_that_start_at_once_all_get_in(tmp_path: Path) -> None:
         assert all(plan == plans[0] for plan in plans)
 
 
-def test_of_unnamed_files_only_our_own_are_to_be_deleted(tmp_path: Path) -> None:
+def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok", "timeout"], [True, False]))
     named = {file.path for file in manifest.files.values()}
     ours = ["pairs/000000007.g1.parquet", "rejects/000000008.parquet", f"images/000000007.{'0' * 32}.tar"]
@@ -145,7 +143,7 @@ def test_of_unnamed_files_only_our_own_are_to_be_deleted(tmp_path: Path) -> None
     assert len(found) == len(ours) + len(foreign) + 1
 
 
-def test_a_run_s_clean_up_takes_no_foreign_file(tmp_path: Path) -> None:
+def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
     """Not even one whose name is nearly that of a dead attempt's."""
     store = Store(str(tmp_path))
     store.create("pairs/000000007.parquet", b"a dead attempt's")

@@ -72,7 +72,7 @@ FILES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([write_parquet, write_text]), FILES, FILES, st.integers(1, 40), st.lists(LIMITS, max_size=3))
-def test_every_row_is_in_one_shard_whatever_the_row_groups_limits_and_additions(
+def test_every_row_is_in_one_shard_for_any_row_groups_limits_and_additions(
     write: Write, files: list[tuple[int, int]], more: list[tuple[int, int]], shard_rows: int, limits: list[int | None]
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -105,7 +105,7 @@ def test_every_row_is_in_one_shard_whatever_the_row_groups_limits_and_additions(
         assert load_plan(Store(str(folder / "out"))) == planned(folder, shard_rows) == plan
 
 
-def test_the_plan_is_the_same_when_made_twice(folder: Path) -> None:
+def test_planning_twice_gives_the_same_plan(folder: Path) -> None:
     write_parquet(folder, "a", 10)
     first = planned(folder)
     content = (folder / "out/plan/0.parquet").read_bytes()
@@ -127,7 +127,7 @@ def test_new_files_extend_the_plan_at_its_end_in_a_new_file(folder: Path) -> Non
     assert sorted(path.name for path in (folder / "out/plan").iterdir()) == ["0.parquet", "1.parquet"]
 
 
-def test_a_higher_limit_continues_the_file_that_was_cut_and_then_the_next(folder: Path) -> None:
+def test_a_higher_limit_first_plans_the_rest_of_a_partly_planned_file(folder: Path) -> None:
     write_parquet(folder, "a", 10)
     write_parquet(folder, "b", 10)
     assert slices(planned(folder, limit=6)) == [("a.parquet", 0, 4), ("a.parquet", 4, 2)]
@@ -136,9 +136,7 @@ def test_a_higher_limit_continues_the_file_that_was_cut_and_then_the_next(folder
     assert slices(planned(folder))[4:] == [("b.parquet", 2, 4), ("b.parquet", 6, 4)]
 
 
-def test_a_limit_is_no_reason_to_read_files_that_it_does_not_reach(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_beyond_the_limit_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(folder, "a", 10)
     write_text(folder, "b", 10)
     hashed: list[str] = []
@@ -161,20 +159,20 @@ def test_a_planned_file_that_changed_is_an_error_that_names_it(folder: Path, wri
         planned(folder)
 
 
-def test_a_planned_file_that_is_gone_or_not_listed_is_an_error_that_names_it(folder: Path) -> None:
+def test_a_planned_file_that_is_missing_or_not_listed_is_an_error_that_names_it(folder: Path) -> None:
     write_parquet(folder, "a", 2)
     write_parquet(folder, "b", 2)
     planned(folder)
     (folder / "in/a.parquet").unlink()
-    with pytest.raises(PlanError, match=r"a\.parquet: is in the plan .* but is gone"):
+    with pytest.raises(PlanError, match=r"a\.parquet: is in the plan .* but is missing"):
         planned(folder)
 
 
-def test_a_converted_file_that_is_gone_is_an_error_that_names_its_source(folder: Path) -> None:
+def test_a_missing_converted_file_is_an_error_that_names_its_source(folder: Path) -> None:
     write_text(folder, "a", 2)
     planned(folder)
     shutil.rmtree(folder / "out/input")
-    with pytest.raises(PlanError, match=r"input/a\.txt-\w+\.parquet: is gone; it was made from .*a\.txt"):
+    with pytest.raises(PlanError, match=r"input/a\.txt-\w+\.parquet: is missing; it was made from .*a\.txt"):
         planned(folder)
 
 
@@ -186,7 +184,7 @@ def test_a_new_file_with_a_new_column_is_an_error_that_names_both(folder: Path) 
         planned(folder)
 
 
-def test_a_source_that_changes_while_it_is_converted_is_an_error_and_leaves_nothing(
+def test_a_source_that_changes_during_conversion_is_an_error_that_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text(folder, "a", 2)
@@ -197,12 +195,12 @@ def test_a_source_that_changes_while_it_is_converted_is_an_error_and_leaves_noth
         write_text(folder, "a", 3)
 
     monkeypatch.setattr(plan_module, "convert", convert_while_it_grows)
-    with pytest.raises(SourceError, match=r"a\.txt: changed while it was read"):
+    with pytest.raises(SourceError, match=r"a\.txt: changed while it was being read"):
         planned(folder)
     assert list((folder / "out/input").iterdir()) == []
 
 
-def test_an_output_folder_within_the_input_folder_is_no_input(folder: Path) -> None:
+def test_an_output_folder_inside_the_input_folder_is_not_input(folder: Path) -> None:
     write_text(folder, "a", 2)
     inside = BuildJob.model_validate(
         {"source": {"paths": [str(folder / "in")]}, "output": str(folder / "in/out"), "shard_rows": 4}
@@ -231,11 +229,11 @@ def test_equal_files_in_two_folders_are_both_planned(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_an_input_without_rows_is_an_error(folder: Path, name: str) -> None:
     (folder / "in" / name).touch()
-    with pytest.raises(SourceError, match="holds no rows"):
+    with pytest.raises(SourceError, match="has no rows"):
         planned(folder)
 
 
-def test_formats_go_together(folder: Path) -> None:
+def test_formats_can_be_mixed(folder: Path) -> None:
     (folder / "in/a.csv").write_text("url,caption,n\nu1,c1,1\n")
     (folder / "in/b.jsonl").write_text('{"URL": "u2", "caption": ["c2", "c3"]}\n')
     pq.write_table(pa.table({"url": ["u3"], "caption": ["c4"], "n": ["4"]}), folder / "in/c.parquet")
@@ -248,7 +246,7 @@ def test_formats_go_together(folder: Path) -> None:
     assert table["n"].to_pylist() == ["1", None, None, "4"]
 
 
-def test_of_two_drivers_that_plan_at_once_one_wins_and_both_have_its_plan(folder: Path) -> None:
+def test_two_drivers_that_plan_at_once_end_with_the_same_plan(folder: Path) -> None:
     write_text(folder, "a", 30)
     write_text(folder, "b", 30)
     plans: list[Plan] = []
@@ -263,9 +261,7 @@ def test_of_two_drivers_that_plan_at_once_one_wins_and_both_have_its_plan(folder
     assert len(list((folder / "out/plan").iterdir())) == 1
 
 
-def test_a_driver_whose_plan_comes_second_plans_only_what_is_left(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_driver_that_loses_the_race_plans_only_what_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(folder, "a", 10)
     create = Store.create
 
@@ -294,7 +290,7 @@ def test_a_missing_plan_file_is_an_error(damaged: Path) -> None:
     (damaged / "out/plan/0.parquet").unlink()
 
 
-def test_a_cut_plan_file_is_an_error(damaged: Path) -> None:
+def test_a_truncated_plan_file_is_an_error(damaged: Path) -> None:
     path = damaged / "out/plan/1.parquet"
     path.write_bytes(path.read_bytes()[:100])
 
@@ -306,12 +302,12 @@ def test_a_plan_file_of_a_newer_version_is_an_error(damaged: Path) -> None:
     pq.write_table(table.replace_schema_metadata({b"pairmill": newer}), path)
 
 
-def test_shards_that_are_numbered_wrong_are_an_error(damaged: Path) -> None:
+def test_wrong_shard_numbers_are_an_error(damaged: Path) -> None:
     shutil.copy(damaged / "out/plan/0.parquet", damaged / "out/plan/1.parquet")
 
 
 def test_a_folder_without_a_plan_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="holds no plan"):
+    with pytest.raises(PlanError, match="has no plan"):
         load_plan(Store(str(tmp_path)))
 
 
@@ -323,7 +319,7 @@ def test_the_description_counts_shards_objects_and_memory(folder: Path) -> None:
     assert text.count("\n") == 1
 
 
-def test_the_description_advises_larger_shards_where_there_would_be_too_many_files(folder: Path) -> None:
+def test_the_description_advises_larger_shards_if_there_would_be_too_many_files(folder: Path) -> None:
     write_parquet(folder, "a", 120_000)
     text = describe_plan(planned(folder, shard_rows=2), job(folder, shard_rows=2, images={"store": "none"}))
     assert "180,000 output files" in text
@@ -332,13 +328,13 @@ def test_the_description_advises_larger_shards_where_there_would_be_too_many_fil
     assert "shard_rows: 1,024 would make 472 files" in text
 
 
-def test_the_description_advises_smaller_shards_where_actors_would_be_idle(folder: Path) -> None:
+def test_the_description_advises_smaller_shards_if_actors_would_be_idle(folder: Path) -> None:
     write_parquet(folder, "a", 1000)
     text = describe_plan(planned(folder, shard_rows=1000), job(folder, shard_rows=1000, run={"download_actors": 4}))
     assert "shard_rows: 64 would give each of 4 download actors work" in text
 
 
-def test_plan_files_are_plain_parquet_of_the_plan_s_columns(folder: Path) -> None:
+def test_plan_files_are_plain_parquet_with_the_plan_s_columns(folder: Path) -> None:
     write_parquet(folder, "a", 2)
     planned(folder)
     assert pq.read_table(io.BytesIO((folder / "out/plan/0.parquet").read_bytes())).column_names == PLAN_SCHEMA.names

@@ -54,7 +54,7 @@ def invalid(raw: list[bytes], data_type: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(data_type, len(raw), binary.buffers())
 
 
-def test_the_table_is_the_in_flight_one_with_nothing_fetched(read: Read) -> None:
+def test_the_table_has_the_in_flight_schema_with_fetched_columns_null(read: Read) -> None:
     table = read({"url": ["u"], "caption": ["a &amp;  b"], "WIDTH": [3], "more": [[1, 2]]})
     row = table.to_pylist()[0]
     assert (row["row_id"], row["url"], row["caption"], row["caption_clean"]) == ("7:0", "u", "a &amp;  b", "a & b")
@@ -114,7 +114,7 @@ def test_text_of_any_type_gives_the_same_rows(read: Read, data_type: pa.DataType
 
 
 @pytest.mark.parametrize("data_type", [pa.string(), pa.large_string(), pa.binary()])
-def test_what_is_not_utf8_is_refused_with_its_readable_part(read: Read, data_type: pa.DataType) -> None:
+def test_text_that_is_not_utf8_is_refused_and_kept_readable(read: Read, data_type: pa.DataType) -> None:
     urls = invalid([b"http://\xff", b"b", b"c\xff"], data_type)
     captions = invalid([b"a", b"caf\xe9 au lait", b"\xff"], data_type)
     table = read(pa.table({"url": urls, "caption": captions, "extra": invalid([b"\xff", b"x", b"y"], pa.string())}))
@@ -126,7 +126,7 @@ def test_what_is_not_utf8_is_refused_with_its_readable_part(read: Read, data_typ
     assert column(table, "uid")[0] == pair_uid(b"http://\xff", b"a")
 
 
-def test_urls_and_captions_that_are_too_long_are_refused_and_cut(read: Read) -> None:
+def test_urls_and_captions_that_are_too_long_are_refused_and_truncated(read: Read) -> None:
     urls = ["u" * 8_192, "u" * 8_193, "é" * 5_000, "ok"]
     captions = ["c", "c", "c", "c" * 262_145]
     table = read({"url": urls, "caption": captions})
@@ -138,14 +138,14 @@ def test_urls_and_captions_that_are_too_long_are_refused_and_cut(read: Read) -> 
     assert column(read({"url": ["u"], "caption": ["c" * 262_144]}), "status") == ["ok"]
 
 
-def test_repeats_within_a_shard_are_refused_and_the_first_stays(read: Read) -> None:
+def test_duplicates_in_a_shard_are_refused_except_the_first(read: Read) -> None:
     table = read({"url": ["a", "b", "a", None, None, "a"], "caption": ["x", "x", "x", None, "", "y"]})
     assert column(table, "status") == ["ok", "ok", "duplicate_in_shard", "ok", "ok", "ok"]
     assert column(table, "status_detail")[2] == "row 0"
 
 
 @pytest.mark.parametrize("data_type", [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.binary())])
-def test_a_list_of_captions_becomes_one_row_each(read: Read, data_type: pa.DataType) -> None:
+def test_a_list_of_captions_becomes_one_row_per_caption(read: Read, data_type: pa.DataType) -> None:
     captions = pa.array([["a", "b", "a"], [], None, [None], ["c"]]).cast(data_type)
     table = read(pa.table({"url": list("uvwxy"), "caption": captions, "n": [1, 2, 3, 4, 5]}))
     assert column(table, "row_id") == ["7:0:0", "7:0:1", "7:0:2", "7:1:0", "7:2:0", "7:3:0", "7:4:0"]
@@ -156,12 +156,12 @@ def test_a_list_of_captions_becomes_one_row_each(read: Read, data_type: pa.DataT
     assert column(table, "status") == ["ok", "ok", "duplicate_in_shard", "ok", "ok", "ok", "ok"]
 
 
-def test_lists_of_fixed_size_work_too(read: Read) -> None:
+def test_fixed_size_lists_work_too(read: Read) -> None:
     captions = pa.array([["a", "b"], ["c", None]], pa.list_(pa.string(), 2))
     assert column(read(pa.table({"url": ["u", "v"], "caption": captions})), "caption") == ["a", "b", "c", None]
 
 
-def test_a_row_with_too_many_captions_is_one_refused_row_and_its_neighbors_stay(read: Read) -> None:
+def test_a_row_with_too_many_captions_is_refused_alone(read: Read) -> None:
     table = read({"url": list("uvw"), "caption": [["a"], [f"{number}" for number in range(300_000)], ["b", "c"]]})
     assert column(table, "row_id") == ["7:0:0", "7:1:0", "7:2:0", "7:2:1"]
     assert column(table, "status") == ["ok", "row_malformed", "ok", "ok"]
@@ -169,7 +169,7 @@ def test_a_row_with_too_many_captions_is_one_refused_row_and_its_neighbors_stay(
     assert column(table, "caption") == ["a", None, "b", "c"]
 
 
-def test_a_row_that_would_swell_the_shard_is_refused_and_its_neighbors_stay(read: Read) -> None:
+def test_a_row_that_would_make_the_shard_too_large_is_refused_alone(read: Read) -> None:
     captions = [["a", "b"], [f"{number}" for number in range(1000)], ["c", "d"]]
     table = read({"url": ["u", "v" * 1_500_000, "w"], "caption": captions, "carried": ["x", "y", "z"]})
     assert column(table, "status") == ["ok", "ok", "row_malformed", "ok", "ok"]
@@ -177,7 +177,7 @@ def test_a_row_that_would_swell_the_shard_is_refused_and_its_neighbors_stay(read
 
 
 @pytest.mark.parametrize("text", [pa.string_view(), pa.binary_view()])
-def test_views_are_read_as_what_they_are_views_of(read: Read, text: pa.DataType) -> None:
+def test_views_are_read_as_plain_types(read: Read, text: pa.DataType) -> None:
     values = pa.array([b"a", b"b"], pa.binary()).cast(text)
     lists = pa.array([["x", "y"], ["z"]], pa.list_(pa.string_view()))
     table = read(pa.table({"url": values, "caption": lists, "extra": values, "deep": lists, "ids": [1, 2]}))
@@ -187,7 +187,7 @@ def test_views_are_read_as_what_they_are_views_of(read: Read, text: pa.DataType)
     assert table.schema.field("extra").type == (pa.string() if text == pa.string_view() else pa.binary())
 
 
-def test_what_is_not_utf8_deep_inside_a_carried_column_becomes_readable(read: Read) -> None:
+def test_invalid_utf8_nested_in_a_carried_column_becomes_readable(read: Read) -> None:
     texts = invalid([b"ok", b"\xff", b"x\xfe"], pa.string())
     lists = pa.ListArray.from_arrays(pa.array([0, 2, 2, 3]), texts)
     columns = {
@@ -203,14 +203,14 @@ def test_what_is_not_utf8_deep_inside_a_carried_column_becomes_readable(read: Re
     assert column(table, "view") == ["ok", "\ufffd", "x\ufffd"]
 
 
-def test_a_checksum_that_is_none_is_refused_with_what_stands_there(read: Read) -> None:
+def test_an_invalid_checksum_is_refused_and_quoted(read: Read) -> None:
     digests = ["0" * 64, "AB" * 32, "", None, "0" * 63, "sha256:" + "0" * 64]
     table = read({"url": list("abcdef"), "digest": digests}, sha256_column="digest")
     assert column(table, "status") == ["ok"] * 4 + ["row_malformed"] * 2
-    assert column(table, "status_detail")[4] == "no SHA-256 in hex: " + "0" * 63
+    assert column(table, "status_detail")[4] == "not a SHA-256 in hex: " + "0" * 63
 
 
-def test_a_file_without_the_checksums_of_the_others_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_file_without_the_checksum_column_is_an_error_that_names_it(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("1.parquet", "2.parquet")]
     for path, name in zip(paths, ("sha256", "SHA256"), strict=True):
         pq.write_table(pa.table({"url": ["u"], name: ["0" * 64]}), path)
@@ -231,17 +231,17 @@ def test_own_uids_are_normalized_and_invalid_ones_refused(read: Read) -> None:
 
 
 @pytest.mark.parametrize("ids", [pa.array([1, 2]), pa.array([0.5, None]), pa.array([[1], [2]]), pa.nulls(2)])
-def test_uids_that_are_no_text_are_refused_row_by_row(read: Read, ids: pa.Array) -> None:
+def test_uids_that_are_not_text_are_refused_row_by_row(read: Read, ids: pa.Array) -> None:
     assert column(read(pa.table({"url": ["a", "b"], "id": ids}), uid_column="id"), "status") == ["uid_invalid"] * 2
 
 
-def test_uids_of_16_bytes_are_written_out(read: Read) -> None:
+def test_uids_of_16_bytes_are_converted_to_hex(read: Read) -> None:
     ids = [uuid.UUID(int=1), uuid.UUID(int=2)]
     for values in (pa.array([i.bytes for i in ids], pa.binary(16)), pa.array([i.bytes for i in ids], pa.uuid())):
         assert column(read(pa.table({"url": ["a", "b"], "id": values}), uid_column="id"), "uid") == [i.hex for i in ids]
 
 
-def test_further_captions_of_a_row_with_its_own_uid_get_uids_made_from_it(read: Read) -> None:
+def test_further_captions_of_a_row_with_a_uid_get_uids_derived_from_it(read: Read) -> None:
     own = "0" * 32
     table = read({"url": ["u"], "caption": [["a", "b"]], "id": [own]}, uid_column="id")
     expected = hashlib.blake2b(f"{own}:1".encode(), digest_size=16).hexdigest()
@@ -249,12 +249,12 @@ def test_further_captions_of_a_row_with_its_own_uid_get_uids_made_from_it(read: 
 
 
 @given(st.text(max_size=40))
-def test_an_own_uid_is_32_hex_digits_or_none(text: str) -> None:
+def test_a_given_uid_becomes_32_hex_digits_or_none(text: str) -> None:
     found = own_uid(text)
     assert found is None or (len(found) == 32 and set(found) <= set("0123456789abcdef"))
 
 
-def test_malformed_rows_keep_their_place_and_are_no_duplicates(read: Read) -> None:
+def test_malformed_rows_stay_in_order_and_are_not_duplicates(read: Read) -> None:
     table = read(
         {"url": ["a", None, None, None], "caption": ["x", None, None, None], MALFORMED_COLUMN: [None, "p", "p", None]}
     )
@@ -277,7 +277,7 @@ def test_extra_columns_keep_their_types(read: Read) -> None:
         assert column(table, name) == values.to_pylist()
 
 
-def test_a_file_that_lacks_a_column_gives_nulls_and_a_narrower_type_is_widened(tmp_path: Path) -> None:
+def test_missing_columns_become_null_and_narrower_types_are_widened(tmp_path: Path) -> None:
     one, two = str(tmp_path / "1.parquet"), str(tmp_path / "2.parquet")
     pq.write_table(pa.table({"url": ["u"], "a": [0.5], "b": ["x"]}), one)
     pq.write_table(pa.table({"URL": ["v"], "a": [1]}), two)
@@ -304,7 +304,7 @@ def take(cursor: Cursor, first_row: int, num_rows: int) -> list[int]:
     return [int(url[12:44]) for url in urls]
 
 
-def test_reading_in_order_decodes_a_row_group_once_and_holds_little_of_it(large: str) -> None:
+def test_reading_in_order_decodes_a_row_group_once_with_little_memory(large: str) -> None:
     cursor = Cursor(Store("/nowhere"), large, Files().fingerprint(large))
     size = Path(large).stat().st_size
     before, peak, decoded = pa.total_allocated_bytes(), 0, 0
@@ -331,7 +331,7 @@ def test_reading_in_order_decodes_a_row_group_once_and_holds_little_of_it(large:
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=6),
 )
-def test_any_slices_in_any_order_are_right(
+def test_any_slices_can_be_read_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, groups: list[int], wanted: list[tuple[int, int]]
 ) -> None:
     path = str(tmp_path_factory.mktemp("cursor") / "a.parquet")
@@ -348,7 +348,7 @@ def test_any_slices_in_any_order_are_right(
     cursor.close()
 
 
-def test_a_damaged_page_is_an_error_that_names_the_file_and_the_rest_can_be_read(tmp_path: Path) -> None:
+def test_a_damaged_page_is_an_error_that_names_the_file_and_other_pages_are_readable(tmp_path: Path) -> None:
     path = tmp_path / "damaged.parquet"
     table = pa.table({"url": [f"http://host/{row:032d}.jpg" for row in range(20_000)]})
     pq.write_table(table, path, row_group_size=10_000, use_dictionary=False, write_page_checksum=True)
@@ -380,5 +380,5 @@ def test_a_file_that_is_gone_or_cut_is_an_error_that_names_it(tmp_path: Path) ->
     with pytest.raises(ReadError, match=r"a\.parquet: cannot be opened"):
         Cursor(Store("/nowhere"), str(path), "blake2b:1:x")
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(ReadError, match=r"a\.parquet: not a whole Parquet file"):
+    with pytest.raises(ReadError, match=r"a\.parquet: not a complete Parquet file"):
         Cursor(Store("/nowhere"), str(path), Files().fingerprint(str(path)))

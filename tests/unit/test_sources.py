@@ -39,43 +39,43 @@ def facts(*files: InputFile, needs_license: bool = False, **settings: str) -> Co
         ("s3://bucket/a.txt.gz", "text"),
     ],
 )
-def test_the_format_is_told_by_the_name(name: str, kind: str) -> None:
+def test_the_format_depends_on_the_name(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.gz", "a.parquet.gz", "parquet", "a.yaml"])
-def test_an_unknown_ending_is_an_error_that_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(SourceError, match=r"known endings are \.parquet, \.csv"):
+def test_an_unknown_extension_is_an_error_that_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(SourceError, match=r"known extensions are \.parquet, \.csv"):
         kind_of(name)
 
 
-def test_inputs_come_in_the_order_of_paths_sorted_within_and_once(tmp_path: Path) -> None:
+def test_inputs_are_listed_once_in_path_order_and_sorted_within_a_path(tmp_path: Path) -> None:
     for name in ("x/b.csv", "x/a.csv", "x/deep/c.CSV", "x/ignored.md", "y/z.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     paths = [str(tmp_path / "y/z.parquet"), str(tmp_path / "x"), str(tmp_path / "x" / "*.csv")]
-    found = [str(Path(file).relative_to(tmp_path)) for file in list_inputs(paths, without="/elsewhere", files=Files())]
+    found = [str(Path(file).relative_to(tmp_path)) for file in list_inputs(paths, exclude="/elsewhere", files=Files())]
     assert found == ["y/z.parquet", "x/a.csv", "x/b.csv", "x/deep/c.CSV"]
 
 
-def test_the_output_folder_is_no_input(tmp_path: Path) -> None:
+def test_the_output_folder_is_not_input(tmp_path: Path) -> None:
     for name in ("a.csv", "out/input/a.parquet", "out/plan/0.parquet", "output.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = list_inputs([str(tmp_path)], without=str(tmp_path / "out"), files=Files())
+    found = list_inputs([str(tmp_path)], exclude=str(tmp_path / "out"), files=Files())
     assert [Path(file).name for file in found] == ["a.csv", "output.csv"]
-    with pytest.raises(SourceError, match="nothing there but the output folder"):
-        list_inputs([str(tmp_path / "out")], without=str(tmp_path / "out"), files=Files())
+    with pytest.raises(SourceError, match="nothing but the output folder"):
+        list_inputs([str(tmp_path / "out")], exclude=str(tmp_path / "out"), files=Files())
 
 
 def test_a_text_file_beside_other_formats_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
     (tmp_path / "a.parquet").touch()
     with pytest.raises(SourceError, match=r"readme\.txt beside other formats"):
-        list_inputs([str(tmp_path)], without="/elsewhere", files=Files())
+        list_inputs([str(tmp_path)], exclude="/elsewhere", files=Files())
 
 
-def test_json_beside_other_formats_describes_them_and_alone_is_input(tmp_path: Path) -> None:
+def test_json_is_input_only_without_other_formats(tmp_path: Path) -> None:
     for name in ("a.json", "deep/b.json.gz"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -96,31 +96,31 @@ def test_json_beside_other_formats_describes_them_and_alone_is_input(tmp_path: P
         ["a.webp"],
     ],
 )
-def test_pictures_given_to_build_are_an_error_that_says_embed(tmp_path: Path, names: list[str]) -> None:
+def test_build_refers_pictures_to_embed(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     first = str(tmp_path / names[0])
     for path in (str(tmp_path), first, f"{first[:-3]}*"):
-        with pytest.raises(SourceError, match=rf"holds pictures, such as {first}.*use pairmill embed"):
+        with pytest.raises(SourceError, match=rf"contains pictures, such as {first}.*use pairmill embed"):
             list_inputs([path], "/elsewhere", Files())
 
 
-def test_img2dataset_s_own_lists_are_read_beside_its_tars(tmp_path: Path) -> None:
+def test_img2dataset_s_lists_are_read_despite_its_tars(tmp_path: Path) -> None:
     for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
         (tmp_path / name).touch()
     assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files())] == ["00000.parquet"]
 
 
 @pytest.mark.parametrize("pictures", [b"\xff\xd8", {"bytes": b"\xff\xd8", "path": None}])
-def test_parquet_with_pictures_given_to_build_is_an_error_that_says_embed(tmp_path: Path, pictures: object) -> None:
+def test_build_refers_parquet_with_pictures_to_embed(tmp_path: Path, pictures: object) -> None:
     with pytest.raises(SourceError, match=r"For the pictures in column 'photo', use pairmill embed"):
         facts(parquet(tmp_path / "a.parquet", photo=[pictures], caption=["c"]))
 
 
-def test_no_input_is_an_error_that_names_the_path() -> None:
+def test_missing_input_is_an_error_that_names_the_path() -> None:
     with pytest.raises(SourceError, match=r"source\.paths: no input found at /no/such/place"):
-        list_inputs(["/no/such/place"], without="/elsewhere", files=Files())
+        list_inputs(["/no/such/place"], exclude="/elsewhere", files=Files())
 
 
 @pytest.mark.parametrize("cut", [0, 3, 100])
@@ -128,11 +128,11 @@ def test_a_half_written_parquet_file_is_an_error_that_names_it(tmp_path: Path, c
     path = tmp_path / "half.parquet"
     pq.write_table(pa.table({"url": ["u"] * 1000}), path)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(SourceError, match=r"half\.parquet: not a whole Parquet file"):
+    with pytest.raises(SourceError, match=r"half\.parquet: not a complete Parquet file"):
         inspect_parquet(str(path), Files())
 
 
-def test_a_column_is_found_exactly_then_by_its_only_namesake() -> None:
+def test_a_column_is_found_by_its_exact_name_or_a_unique_match() -> None:
     assert find_column(["URL", "url"], "url") == "url"
     assert find_column(["URL", "text"], "url") == "URL"
     assert find_column([" Url "], "url") == " Url "
@@ -142,12 +142,12 @@ def test_a_column_is_found_exactly_then_by_its_only_namesake() -> None:
 @pytest.mark.parametrize(
     "name", ["image link", "Image Link", "IMAGE-LINK", " image_link ", "Image - Link", "image__link"]
 )
-def test_blanks_hyphens_and_case_do_not_matter_to_the_guess(tmp_path: Path, name: str) -> None:
+def test_the_guess_ignores_blanks_hyphens_and_case(tmp_path: Path, name: str) -> None:
     found = facts(parquet(tmp_path / "a.parquet", **{name: ["u"], "Alt Text": ["c"], "linked": ["x"]}))
     assert (found.url_column, found.caption_column) == (name, "Alt Text")
 
 
-def test_a_name_closer_to_the_letter_wins_and_two_alike_are_none() -> None:
+def test_the_closest_name_wins_and_ambiguous_names_do_not_match() -> None:
     assert find_column(["image link", "IMAGE_LINK"], "image_link") == "IMAGE_LINK"
     assert find_column(["image link", "image-link"], "image_link") is None
 
@@ -159,7 +159,7 @@ def test_columns_are_guessed_in_a_fixed_order(tmp_path: Path) -> None:
     assert not facts(parquet(tmp_path / "b.parquet", url=["u"])).has_captions
 
 
-def test_other_columns_are_carried_and_renamed_where_they_collide(tmp_path: Path) -> None:
+def test_other_columns_are_carried_and_renamed_on_collision(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], similarity=[0.5], WIDTH=[1], STATUS=["x"], width=[2], tags=[[1]])
     found = facts(file, sha256_column="STATUS")
     assert found.extra.names == ["source_similarity", "source_WIDTH", "source_STATUS", "source_source_width", "tags"]
@@ -167,7 +167,7 @@ def test_other_columns_are_carried_and_renamed_where_they_collide(tmp_path: Path
     assert found.output_name(found.sha256_column) == "source_STATUS"
 
 
-def test_facts_travel_as_json_and_as_pickles(tmp_path: Path) -> None:
+def test_the_mapping_survives_json_and_pickle(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"], d=pa.array(["x"]).dictionary_encode(), when=[None])
     found = facts(file)
     assert ColumnMapping.from_json(found.to_json()) == found
@@ -175,7 +175,7 @@ def test_facts_travel_as_json_and_as_pickles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["url", "caption", "uid", "sha256", "license"])
-def test_a_given_column_that_is_not_there_is_an_error_that_says_what_is(tmp_path: Path, setting: str) -> None:
+def test_a_missing_given_column_is_an_error_that_lists_the_columns(tmp_path: Path, setting: str) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"])
     with pytest.raises(SourceError, match=rf"a\.parquet: no column 'x' \(source\.{setting}_column\); it has 'url', 't"):
         facts(file, **{f"{setting}_column": "x"})
@@ -186,7 +186,7 @@ def test_without_a_url_column_the_error_says_what_to_set(tmp_path: Path) -> None
         facts(parquet(tmp_path / "a.parquet", a=["u"]))
 
 
-def test_one_column_cannot_be_two_things(tmp_path: Path) -> None:
+def test_a_column_cannot_have_two_roles(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], text=["c"])
     with pytest.raises(SourceError, match="must differ"):
         facts(file, uid_column="url")
@@ -194,7 +194,7 @@ def test_one_column_cannot_be_two_things(tmp_path: Path) -> None:
         facts(file, license_column="text")
 
 
-def test_the_license_is_guessed_only_where_a_rule_needs_it(tmp_path: Path) -> None:
+def test_the_license_column_is_guessed_only_if_a_rule_needs_it(tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", url=["u"], Licence=["c"])
     assert facts(file).license_column is None
     assert facts(file, needs_license=True).license_column == "Licence"
@@ -203,7 +203,7 @@ def test_the_license_is_guessed_only_where_a_rule_needs_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("column", [[1], [{"a": 1}], [[["deep"]]]])
-def test_captions_that_are_no_text_are_an_error(tmp_path: Path, column: list[object]) -> None:
+def test_captions_that_are_not_text_are_an_error(tmp_path: Path, column: list[object]) -> None:
     with pytest.raises(SourceError, match=r"column 'caption' is .*, not text; set source\.caption_column"):
         facts(parquet(tmp_path / "a.parquet", url=["u"], caption=column))
 
@@ -232,7 +232,7 @@ def test_files_of_one_dataset_are_unified(tmp_path: Path) -> None:
     assert found.extra == pa.schema(list(zip(["a", "w", "s", "b"], types, strict=True)))
 
 
-def test_types_that_do_not_go_together_are_an_error_that_names_both_files(tmp_path: Path) -> None:
+def test_incompatible_types_are_an_error_that_names_both_files(tmp_path: Path) -> None:
     one = parquet(tmp_path / "1.parquet", url=["u"], a=["x"])
     two = parquet(tmp_path / "2.parquet", url=["u"], a=[1])
     with pytest.raises(SourceError, match=r"column 'a' is string in .*1\.parquet but int64 in .*2\.parquet"):
@@ -240,28 +240,28 @@ def test_types_that_do_not_go_together_are_an_error_that_names_both_files(tmp_pa
 
 
 @pytest.mark.parametrize("missing", ["url", "text"])
-def test_a_file_without_url_or_caption_is_an_error_not_a_loss(tmp_path: Path, missing: str) -> None:
+def test_a_file_without_url_or_caption_is_an_error(tmp_path: Path, missing: str) -> None:
     one = parquet(tmp_path / "1.parquet", url=["u"], text=["c"])
     two = parquet(tmp_path / "2.parquet", **{name: ["x"] for name in ("url", "text", "other") if name != missing})
     with pytest.raises(SourceError, match=rf"2\.parquet: no column '{missing}', as other files have"):
         facts(one, two)
 
 
-def test_files_without_rows_have_no_say(tmp_path: Path) -> None:
+def test_files_without_rows_are_ignored(tmp_path: Path) -> None:
     empty = parquet(tmp_path / "1.parquet", nothing=pa.nulls(0))
     assert facts(empty, parquet(tmp_path / "2.parquet", url=["u"])).url_column == "url"
-    with pytest.raises(SourceError, match="holds no rows"):
+    with pytest.raises(SourceError, match="has no rows"):
         facts(empty)
 
 
-def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
+def test_two_columns_with_the_same_name_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["u"]), pa.array(["v"])], ["url", "url"]), path)
     with pytest.raises(SourceError, match="share a name"):
         inspect_parquet(str(path), Files())
 
 
-def test_a_later_file_must_fit(tmp_path: Path) -> None:
+def test_a_file_added_later_must_fit_the_plan(tmp_path: Path) -> None:
     known = facts(parquet(tmp_path / "1.parquet", url=["u"], text=["c"], a=[1], b=["x"]))
     assert misfit(known, parquet(tmp_path / "2.parquet", url=["u"], text=["c"])) is None
     assert misfit(known, parquet(tmp_path / "3.parquet", url=["u"], text=["c"], a=pa.array([1], pa.int8()))) is None

@@ -162,7 +162,7 @@ LATIN = "url,caption\n" + "".join(f"http://e.org/{n},un café crème\n" for n in
     ],
 )
 def test_a_file_in_another_encoding_is_refused_with_what_to_set(tmp_path: Path, name: str, data: bytes) -> None:
-    with pytest.raises(SourceError, match=rf"{name}: is not UTF-8 .*Set source\.encoding to .* latin-1"):
+    with pytest.raises(SourceError, match=rf"{name}: is not UTF-8 .*Set source\.encoding to .*latin-1"):
         converted(tmp_path, name, data)
     assert converted(tmp_path, name, data, encoding="latin-1").num_rows > 0
     kept = converted(tmp_path, name, data, encoding="utf-8")
@@ -309,8 +309,8 @@ def test_a_broken_element_costs_its_own_row(tmp_path: Path) -> None:
     table = converted(tmp_path, "a.json", data, encoding="utf-8")
     assert column(table, "url") == [b"u1", None, None, b"\xff", None, b"u6"]
     assert [problem and problem.partition(":")[0] for problem in problems(table)] == [
-        *(None, "no JSON object", "no JSON object"),
-        *(None, "no JSON object", None),
+        *(None, "not a JSON object", "not a JSON object"),
+        *(None, "not a JSON object", None),
     ]
 
 
@@ -319,9 +319,9 @@ def test_a_broken_element_costs_its_own_row(tmp_path: Path) -> None:
     [
         (b'[{"url": "u"}, {"url": "v', "does not end"),
         (b'[{"url": "u"}', "does not end"),
-        (b'[{"url": "u"}]\n[{"url": "v"}]', "something follows the JSON array"),
-        (b"[1, 2]", "holds no JSON objects"),
-        (b'{\n "url": "u"\n}\n', "holds no JSON objects; one object per line is expected, or an array"),
+        (b'[{"url": "u"}]\n[{"url": "v"}]', "there is text after the JSON array"),
+        (b"[1, 2]", "has no JSON objects"),
+        (b'{\n "url": "u"\n}\n', "has no JSON objects; expected one per line, or an array"),
     ],
 )
 def test_json_that_is_neither_lines_nor_an_array_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:

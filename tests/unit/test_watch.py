@@ -59,5 +59,5 @@ def test_the_command_ends_at_once_where_all_is_done(tmp_path: Path) -> None:
 
 
 def test_what_is_no_output_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="holds no plan"):
+    with pytest.raises(PlanError, match="has no plan"):
         watch(Store(str(tmp_path)), Told(), 0.1, print)

@@ -1,1 +1,1 @@
-"""Corpora that are held already: tars, folders of pictures, Parquet with pictures, pairmill's own outputs."""
+"""Corpora that need no download: tars, folders of pictures, Parquet with pictures, pairmill's own outputs."""

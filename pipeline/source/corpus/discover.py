@@ -1,9 +1,9 @@
-"""Which files a corpus is made of, what is in them, and their index: the side of planning that knows of pictures.
+"""Finds, inspects and indexes the files of a corpus: the part of planning that knows about pictures.
 
-what the job names                        a planned file is        its rows are
+input                                     planned files            rows
 ----------------------------------------  -----------------------  ---------------------------------------
-tars (WebDataset, img2dataset)            each tar                 its samples, indexed into `input/`
-a folder of picture files                 each folder with some    its pictures, indexed into `input/`
+tars (WebDataset, img2dataset)            each tar                 its samples, indexed in `input/`
+a folder of picture files                 each folder with some    its pictures, indexed in `input/`
 Parquet with a column of pictures         each Parquet file        its rows, as they are
 the output of a pairmill job              each `pairs/` file       its pairs, as they are
 Parquet, CSV, JSON lines with captions    each file                its rows; there are no pictures
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files, is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
-from pairmill.pipeline.source.columns import holds_pictures, map_columns, misfit, refuse_url_list
+from pairmill.pipeline.source.columns import can_contain_pictures, map_columns, misfit, refuse_url_list
 from pairmill.pipeline.source.convert import convert, inspect_text
 from pairmill.pipeline.source.corpus import folders
 from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, IndexRow, index_table, readable_name
@@ -48,7 +48,7 @@ from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import OWN_COLUMNS
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
-"""Columns of Parquet that are taken for pictures where the job names none; `image` is Hugging Face's."""
+"""Usual names of picture columns, if the job gives none; `image` is Hugging Face's."""
 
 _PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
 _PICTURE_SUFFIXES = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
@@ -57,50 +57,50 @@ _BATCH_BYTES = 32 << 20
 
 
 class Corpus:
-    """The files of one corpus. All of them are of one kind, the first that the paths hold, in the order above."""
+    """The files of one corpus, all of the same kind: the first in the table above that the paths contain."""
 
     def __init__(self, source: SourceConfig, files: Files) -> None:
         self._source = source
         self._files = files
-        self._columns: dict[str, str | None] = {}  # of Parquet files: where their pictures are
+        self._columns: dict[str, str | None] = {}  # Parquet file -> its picture column
 
-    def files(self, without: str) -> list[str]:
-        """Planned files in order. A folder of pictures ends in `/`. Raises SourceError."""
+    def files(self, exclude: str) -> list[str]:
+        """Planned files in order, outside the folder `exclude`. Folders of pictures end in `/`. Raises SourceError."""
         found: list[str] = []
         for path in self._source.paths:
-            found += _outputs(path, self._files) or self._tars(path, without) or self._others(path, without)
+            found += _outputs(path, self._files) or self._tars(path, exclude) or self._others(path, exclude)
         for uri in found:
             if readable_name(uri) != uri:
-                raise SourceError(f"source.paths: {readable_name(uri)}: a name that is not UTF-8; rename it")
+                raise SourceError(f"source.paths: {readable_name(uri)}: the name is not UTF-8; rename it")
         kinds = {self.kind(uri) for uri in found}
         if len(kinds) > 1:
-            raise SourceError(f"source.paths: {', '.join(sorted(kinds))} together; make an output for each kind")
+            raise SourceError(f"source.paths: cannot mix {' and '.join(sorted(kinds))}; make an output for each kind")
         return list(dict.fromkeys(found))
 
-    def _tars(self, path: str, without: str) -> list[str]:
-        tars = self._under(path, (".tar",), without)
-        if tars and (pictures := self._under(path, _PICTURE_SUFFIXES, without)):
+    def _tars(self, path: str, exclude: str) -> list[str]:
+        tars = self._under(path, (".tar",), exclude)
+        if tars and (pictures := self._under(path, _PICTURE_SUFFIXES, exclude)):
             raise SourceError(
-                f"source.paths: {path} holds tars, and pictures such as {pictures[0]}; name one of the two"
+                f"source.paths: {path} contains tars, and pictures such as {pictures[0]}; select one kind"
             )
-        if not tars and (packed := self._under(path, (".tar.gz", ".tgz", ".tar.zst"), without)):
+        if not tars and (packed := self._under(path, (".tar.gz", ".tgz", ".tar.zst"), exclude)):
             raise SourceError(f"source.paths: {packed[0]}: pictures are read from tars by range, so unpack it to .tar")
         return tars
 
-    def _others(self, path: str, without: str) -> list[str]:
-        parquet = self._under(path, (".parquet",), without)
+    def _others(self, path: str, exclude: str) -> list[str]:
+        parquet = self._under(path, (".parquet",), exclude)
         if parquet and self._image_column(inspect_parquet(parquet[0], self._files).schema):
             return parquet
-        pictures = self._under(path, _PICTURE_SUFFIXES, without)
+        pictures = self._under(path, _PICTURE_SUFFIXES, exclude)
         if pictures:
             if not self._files.is_folder(path):
-                raise SourceError(f"source.paths: {path}: name the folder of the pictures, not pictures")
+                raise SourceError(f"source.paths: {path}: give the folder of the pictures, not the pictures")
             names = sorted({picture.rpartition("/")[0] for picture in pictures})
             return [f"{name}/" for name in names]
-        return list_inputs([path], without, self._files)
+        return list_inputs([path], exclude, self._files)
 
     def kind(self, uri: str) -> str:
-        """What a planned file is."""
+        """The kind of a planned file."""
         if uri.endswith("/"):
             return "folders"
         if uri.lower().endswith(".tar"):
@@ -109,25 +109,27 @@ class Corpus:
             return "pairs"
         kind = kind_of(uri)
         if kind == "text":
-            raise SourceError(f"{uri}: a plain text file is a list of URLs, for pairmill build; captions need a column")
+            raise SourceError(
+                f"{uri}: a plain text file is a list of URLs, for pairmill build; captions must be in a column"
+            )
         return "parquet" if kind == "parquet" else "texts"
 
     def inspect(self, uri: str) -> InputFile:
-        """Columns and rows, as far as they are known before the file is indexed."""
+        """Columns and number of rows, as far as known before the file is indexed."""
         kind = self.kind(uri)
         if kind in ("folders", "tars"):
             return InputFile(uri, "index", INDEX_SCHEMA, None, self._files)
         if kind == "pairs":
-            return _without(inspect_parquet(uri, self._files), _own_column)
+            return _drop_columns(inspect_parquet(uri, self._files), _is_own_column)
         if kind != "parquet":
             return inspect_text(uri, kind_of(uri), self._files, self._source)
         file = inspect_parquet(uri, self._files)
         self._columns[uri] = column = self._image_column(file.schema)
-        return _without(file, lambda name: name == column)
+        return _drop_columns(file, lambda name: name == column)
 
     def fingerprint(self, uri: str) -> str:
-        """Tars are too large to be read twice, so their size and blocks all over them stand for the content; for a
-        folder, the names and sizes in it do."""
+        """Of a tar, which is too large to read twice, a hash of its size and of blocks spread over it. Of a folder, a
+        hash of the names and sizes in it."""
         kind = self.kind(uri)
         if kind == "folders":
             listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri))
@@ -139,7 +141,7 @@ class Corpus:
         kind, source = self.kind(files[0].uri), self._source
         if kind in ("folders", "tars"):
             if needs_license:
-                raise SourceError("rules.license_allow: tars and folders have no column of licenses")
+                raise SourceError("rules.license_allow: tars and folders have no license column")
             extra = pa.schema([INDEX_SCHEMA.field("key")])
             return ColumnMapping("url", "caption", "uid", None, None, extra, ("key",), IndexedPictures())
         if kind == "pairs":
@@ -154,15 +156,15 @@ class Corpus:
         return map_columns(source, files, needs_license, _pictures(column))
 
     def misfit(self, mapping: ColumnMapping, file: InputFile) -> str | None:
-        """Why a new file does not fit a corpus that is planned already; None if it does."""
+        """Why a new file does not fit a corpus that is already planned, or None."""
         if file.kind == "index":
             return None
         if file.uri in self._columns and _pictures(self._columns[file.uri]) != mapping.pictures:
-            return f"{file.uri}: its pictures are not where the plan of this output says"
+            return f"{file.uri}: its pictures are not where this output's plan says"
         return misfit(mapping, file)
 
     def convert(self, file: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
-        """Write the index of a file that has no rows of its own."""
+        """Write the index of a tar or folder, or convert a text file."""
         if file.kind != "index":
             convert(file, name, mapping, shard_rows, store)
             return
@@ -178,25 +180,25 @@ class Corpus:
         return folders.folder_rows(uri.rstrip("/"), self._files_of(uri), self._source.caption_from_name, self._files)
 
     def _image_column(self, schema: pa.Schema) -> str | None:
-        wanted = self._source.image_column
-        for name in [wanted] if wanted else IMAGE_NAMES:
-            if name in schema.names and holds_pictures(schema.field(name).type):
+        given = self._source.image_column
+        for name in [given] if given else IMAGE_NAMES:
+            if name in schema.names and can_contain_pictures(schema.field(name).type):
                 return name
-        if wanted:
-            raise SourceError(f"source.image_column: no column {wanted!r} of bytes, or of structs with `bytes`")
+        if given:
+            raise SourceError(f"source.image_column: no column {given!r} of bytes, or of structs with `bytes`")
         return None
 
-    def _under(self, path: str, suffixes: tuple[str, ...], without: str) -> list[str]:
-        """Files that the path stands for and that end so."""
+    def _under(self, path: str, suffixes: tuple[str, ...], exclude: str) -> list[str]:
+        """Files of the path that have one of these suffixes, outside the folder `exclude`."""
         try:
             found = self._files.expand(path, suffixes)
         except FileNotFoundError:
             return []
-        prefix = f"{without.rstrip('/')}/"
+        prefix = f"{exclude.rstrip('/')}/"
         return [file for file in found if file.lower().endswith(suffixes) and not file.startswith(prefix)]
 
     def _files_of(self, folder: str) -> list[tuple[str, int]]:
-        """(name, bytes) of the pictures and texts right in a folder, sorted."""
+        """(name, size in bytes) of the pictures and texts directly in a folder, sorted."""
         return sorted(
             (name, size)
             for name, size in self._files.files_in(folder)
@@ -222,7 +224,7 @@ def _pictures(column: str | None) -> PictureSource:
 
 
 def _outputs(path: str, files: Files) -> list[str]:
-    """`pairs/` files of a finished pairmill output, by its manifests; empty where the path is none."""
+    """`pairs/` files of a finished pairmill output, from its manifests; empty if the path is something else."""
     if is_remote(path) and not path.startswith("s3://"):
         return []
     store = Store(path, files.s3)
@@ -230,7 +232,7 @@ def _outputs(path: str, files: Files) -> list[str]:
         return []
     if isinstance(plan.mapping.pictures, (ColumnPictures, NoPictures)):
         names = ", ".join(file.source for file in plan.inputs[:3])
-        raise SourceError(f"source.paths: {path} refers to pictures within Parquet; embed those files again: {names}")
+        raise SourceError(f"source.paths: {path} refers to pictures in Parquet files; embed those instead: {names}")
     if isinstance(plan.mapping.pictures, WebPictures) and plan.job.images.store == "none":
         raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
     if missing := plan.num_shards - len(committed(store)):
@@ -238,13 +240,13 @@ def _outputs(path: str, files: Files) -> list[str]:
     return [store.path(manifest.files["pairs"].path) for manifest in read_manifests(store) if manifest.pairs]
 
 
-def _without(file: InputFile, is_left_out: Any) -> InputFile:
-    schema = pa.schema([field for field in file.schema if not is_left_out(field.name)])
+def _drop_columns(file: InputFile, is_dropped: Any) -> InputFile:
+    schema = pa.schema([field for field in file.schema if not is_dropped(field.name)])
     return replace(file, schema=schema)
 
 
-def _own_column(name: str) -> bool:
-    """Columns of a pairs file that the new output makes for itself."""
+def _is_own_column(name: str) -> bool:
+    """Whether a column of a pairs file is one that the new output computes itself."""
     scores = ("similarity_", "image_embedding_", "text_embedding_")
     return name not in ("uid", "url", "caption") and (name in OWN_COLUMNS or name.startswith(scores))
 

@@ -1,5 +1,5 @@
-"""Folders of picture files, each with its caption in a .txt, or a .json, of the same name beside it; else the file name
-is the caption, where the job asks for that."""
+"""Indexes folders of picture files. The caption is in a .txt or .json file of the same name, or, if the job says so, is
+the file name."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,8 +22,8 @@ ENDINGS = tuple(f".{ending}" for ending in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, 
 def folder_rows(
     folder: str, names: Sequence[tuple[str, int]], caption_from_name: bool, files: Files
 ) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA from (name, bytes) of a folder's files. Texts without a picture are left out: folders hold
-    readmes."""
+    """Rows of INDEX_SCHEMA, from (name, size in bytes) of a folder's files. Texts without a picture, such as readmes,
+    are ignored."""
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
         members = list(group)
@@ -52,9 +52,9 @@ def _add(sample: Sample, folder: str, name: str, size: int, files: Files) -> Non
     if ending in PICTURE_ENDINGS:
         sample.images.append(ImageRef(path, 0, size))
     elif size > MAX_TEXT_BYTES:
-        sample.problem = f"a text of {size:,} bytes beside the picture"
-    elif leads_out(folder, name):  # a link to a secret would end in the caption
-        sample.problem = f"{name} is a link that leads out of its folder"
+        sample.problem = f"the text file beside the picture is too large: {size:,} bytes"
+    elif leads_out(folder, name):  # a link could turn a secret file into a caption
+        sample.problem = f"{name} is a link to outside its folder"
     else:
         with files.open(path) as file:
             data = file.read(MAX_TEXT_BYTES)

@@ -1,4 +1,4 @@
-"""Where the pictures of a shard are, as columns beside its rows; of Parquet with pictures, the pictures themselves."""
+"""Adds image references to a shard's rows, or for Parquet with pictures, the pictures themselves."""
 
 import re
 from functools import lru_cache
@@ -16,30 +16,29 @@ from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
 _OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 
 
-def with_places(rows: pa.Table, table: pa.Table, pictures: PictureSource, uri: str, files: Files) -> pa.Table:
-    """`rows` (in_flight_schema) with the columns of STORED; `table` has the input's columns, row for row.
+def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, uri: str, files: Files) -> pa.Table:
+    """`rows` (in_flight_schema) with the columns of STORED. `table` has the input's columns, for the same rows.
 
-    Pictures within Parquet have the file for a place and no offset: their shard and row
-    in the plan say which they are.
+    References to pictures in Parquet have a file but no offset: the row number says which picture it is.
     """
-    places = [pa.nulls(rows.num_rows, field.type) for field in STORED]
+    image_refs = [pa.nulls(rows.num_rows, field.type) for field in STORED]
     if isinstance(pictures, (IndexedPictures, PairsPictures)):
-        places = [table[name].combine_chunks().cast(STORED.field(name).type) for name in STORED.names]
+        image_refs = [table[name].combine_chunks().cast(STORED.field(name).type) for name in STORED.names]
     if isinstance(pictures, PairsPictures):
-        places[0] = _resolved(places[0], uri.rpartition("/pairs/")[0], files)
+        image_refs[0] = _resolved(image_refs[0], uri.rpartition("/pairs/")[0], files)
     if isinstance(pictures, ColumnPictures):
         image = _bytes_of(table[pictures.column])
         rows = rows.set_column(rows.schema.get_field_index(IMAGE_COLUMN.name), IMAGE_COLUMN, image)
-        places[0] = pc.if_else(image.is_valid(), uri, pa.scalar(None, pa.string()))
-        places[2] = pc.binary_length(image).cast(pa.int64())
-    for field, column in zip(STORED, places, strict=True):
+        image_refs[0] = pc.if_else(image.is_valid(), uri, pa.scalar(None, pa.string()))
+        image_refs[2] = pc.binary_length(image).cast(pa.int64())
+    for field, column in zip(STORED, image_refs, strict=True):
         rows = rows.append_column(field, column)
     return rows
 
 
 def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
-    """Files that rows of another output name: its own tars, wherever it lies, and what its plan reads. Null for any
-    other: a Parquet file must not be able to name a secret, or a URL."""
+    """Resolve files that are named in another output's rows: its tars, and the inputs of its plan. Others become null,
+    because a Parquet file must not be able to refer to a secret file or a URL."""
     planned = _planned(root, files)
 
     def resolve(name: str) -> str | None:
@@ -47,7 +46,7 @@ def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
             return join(root, name)
         if name in planned or f"{name.rpartition('/')[0]}/" in planned:
             return name
-        origin, _, tar = name.rpartition("/images/")  # of an output that the other one was embedded from
+        origin, _, tar = name.rpartition("/images/")  # a tar of an output that this one was embedded from
         return name if _OWN_TAR.fullmatch(f"images/{tar}") and f"{origin}/pairs/" in planned else None
 
     known = {name: resolve(name) for name in names.unique().drop_null().to_pylist()}
@@ -56,7 +55,7 @@ def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
 
 @lru_cache(maxsize=8)
 def _planned(root: str, files: Files, generations: int = 8) -> frozenset[str]:
-    """Files and folders that an output was planned from, and, where those are outputs too, what they were."""
+    """Files and folders that an output was planned from, including those of outputs among them."""
     plan = load(Store(root, files.s3)) if generations else None
     found = {file.source for file in plan.inputs} if plan else set()
     for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:
@@ -67,4 +66,4 @@ def _planned(root: str, files: Files, generations: int = 8) -> frozenset[str]:
 def _bytes_of(column: pa.ChunkedArray) -> pa.Array:
     """large_binary from bytes, or from Hugging Face's structs of `bytes` and `path`."""
     is_struct = pa.types.is_struct(column.type)
-    return raw_bytes(pc.struct_field(column, "bytes") if is_struct else column)  # null where the struct is
+    return raw_bytes(pc.struct_field(column, "bytes") if is_struct else column)  # null if the struct is null

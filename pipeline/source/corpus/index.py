@@ -1,7 +1,7 @@
-"""Where the pictures of a corpus are: one row per picture, written once to `input/`, as text formats are converted.
+"""The index of a corpus: one row per picture, written once to `input/`, like converted text formats.
 
-A row says which bytes of which file are the picture, and what caption stands beside it. What cannot be used is a row
-too, with the reason in MALFORMED_COLUMN: nothing is left out without a word.
+A row has the byte range of the picture and its caption. Unusable samples are rows too, with the reason in
+MALFORMED_COLUMN: nothing is silently dropped.
 """
 
 import json
@@ -17,7 +17,7 @@ from pairmill.schemas.pairs import STORED
 
 CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20
-"""Of a caption or JSON file; longer ones are refused unread."""
+"""Maximum size of a caption or JSON file; larger ones are refused unread."""
 
 _CAPTION_KEYS = ("caption", "text", "TEXT", "alt")
 _URL_KEYS = ("url", "URL")
@@ -26,10 +26,10 @@ _MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 
 INDEX_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string()),  # of the sample: what its files have in common
+        pa.field("key", pa.string()),  # of the sample: the common stem of its files
         pa.field("url", pa.binary()),
         pa.field("caption", pa.binary()),
-        pa.field("uid", pa.string()),  # of the sample's JSON; taken for the row's own where it has the shape of one
+        pa.field("uid", pa.string()),  # from the sample's JSON, if it is a valid uid
         *STORED,
         pa.field(MALFORMED_COLUMN, pa.string()),
     ]
@@ -38,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Which bytes of which file are a picture."""
+    """The byte range of a picture in a file."""
 
     uri: str
     offset: int
@@ -47,7 +47,7 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One row of INDEX_SCHEMA. `problem`: why there is no picture to use."""
+    """One row of INDEX_SCHEMA. `problem`: why there is no usable picture."""
 
     key: str | None = None
     url: bytes | None = None
@@ -58,7 +58,7 @@ class IndexRow:
 
     @property
     def num_bytes(self) -> int:
-        """Of the texts, which may be long."""
+        """Bytes of the texts, which may be long."""
         return len(self.caption or b"") + len(self.url or b"")
 
 
@@ -77,17 +77,17 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
 
 @dataclass(slots=True)
 class Sample:
-    """The files of one key, as they come."""
+    """The files with the same key, as they are read."""
 
     key: str
     images: list[ImageRef] = field(default_factory=list)
     caption: bytes | None = None
     json_fields: dict[str, str] = field(default_factory=dict)
-    """What its JSON says, as far as it matters here."""
+    """The relevant fields of its JSON."""
     problem: str | None = None
 
     def add_json(self, data: bytes) -> None:
-        """Take in a JSON object; anything else is passed over: the picture and its caption do not need it."""
+        """Add a JSON object. Anything else is ignored, since picture and caption do not need it."""
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):
@@ -96,7 +96,7 @@ class Sample:
             self.json_fields = {key: text for key, text in value.items() if key in _KEPT_KEYS and isinstance(text, str)}
 
     def rows(self) -> Iterator[IndexRow]:
-        """One row per picture: the first is the sample's, further ones are refused, as is a sample without."""
+        """One row per picture. Samples without a picture, and further pictures of a sample, are refused."""
         common = IndexRow(
             key=readable_name(self.key),
             url=self._json_field(*_URL_KEYS),
@@ -104,11 +104,11 @@ class Sample:
             uid=own_uid(self.json_fields.get("uid", "")),
         )
         if not self.images:
-            yield replace(common, problem=clean_text(self.problem) or "no picture under this key")
+            yield replace(common, problem=clean_text(self.problem) or "no picture with this key")
         for number, image in enumerate(self.images):
-            problem = self.problem or (f"picture {number + 1} under one key" if number else None)
-            if readable_name(image.uri) != image.uri:  # columns hold UTF-8
-                problem = f"{readable_name(image.uri)}: a name that is not UTF-8; rename it"
+            problem = self.problem or (f"picture {number + 1} with this key" if number else None)
+            if readable_name(image.uri) != image.uri:  # columns are UTF-8
+                problem = f"{readable_name(image.uri)}: the name is not UTF-8; rename it"
                 yield replace(common, problem=clean_text(problem))
                 continue
             yield replace(common, image=image, problem=clean_text(problem))
@@ -121,12 +121,12 @@ class Sample:
 
 
 def readable_name(name: str) -> str:
-    """A file name from outside as text: what is not UTF-8 becomes U+FFFD, and it is not endless."""
+    """An untrusted file name as text: truncated, with U+FFFD for invalid UTF-8."""
     return name[:_MAX_KEY_CHARS].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, ending in lower case) of a file in a WebDataset: the key ends at the first dot of the last part.
+    """(key, extension in lower case) of a WebDataset member: the key ends at the first dot of the base name.
 
     https://github.com/webdataset/webdataset, `base_plus_ext`.
     """

@@ -1,7 +1,7 @@
-"""The load stage of a held corpus: a shard's pictures are read from where they are, by range.
+"""The load stage of a corpus: reads a shard's pictures from the input, by range.
 
-What is learned of the bytes without decoding them stands beside them: checksums, format, size. What cannot be a picture
-is refused here; what turns out to be damaged, the encode stage refuses.
+It adds what the bytes tell without decoding: checksums, format, size. Files that cannot be pictures are refused here;
+the encode stage refuses damaged ones.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from pairmill.schemas.pairs import IMAGE_COLUMN, KEPT_STATUS
 from pairmill.schemas.status import Status
 
 MAX_BYTES = 64 << 20
-"""A picture file above this is refused unread."""
+"""Larger picture files are refused unread."""
 
 _READERS = 8
 _FILLED = ("original_bytes", "sha256", "md5", "original_format", "original_width", "original_height")
@@ -35,7 +35,7 @@ _FILLED = ("original_bytes", "sha256", "md5", "original_format", "original_width
 
 @dataclass(slots=True)
 class _Row:
-    """One row on its way: what is known of its picture, and why it is refused, if it is."""
+    """One row: what is known about its picture, and why it is refused, if it is."""
 
     status: str
     detail: str | None
@@ -53,25 +53,25 @@ class _Row:
 
 
 class Loader:
-    """Reads the pictures of shards. Callable by several threads at once."""
+    """Reads the pictures of shards. Thread-safe."""
 
     def __init__(self, images: ImagesConfig, files: Files, isolated: bool = False) -> None:
-        """`isolated`: decode every picture in a child process, so that one that kills its decoder costs one row."""
+        """`isolated`: decode every picture in a child process, so that a crash costs one row."""
         self._files = files
         self._processor = ImageProcessor(images)
         self._isolated = IsolatedProcessor(images) if isolated else None
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
 
     def close(self) -> None:
-        """End the reading threads."""
+        """Stop the reading threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._isolated is not None:
             self._isolated.close()
 
     def __call__(self, table: pa.Table, has_pictures: bool) -> pa.Table:
-        """The same rows with their pictures, what the bytes tell, and the uids that only those can give.
+        """The same rows with their pictures, facts about the bytes, and uids that depend on them.
 
-        A row is a pair if it has a picture that may decode; without `has_pictures`, if it has a caption.
+        A row is a pair if it has a picture that may be decodable or, without `has_pictures`, if it has a caption.
         """
         names = ("status", "status_detail", "uid")
         rows = [_Row(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
@@ -88,13 +88,13 @@ class Loader:
     def _load(self, table: pa.Table, rows: Sequence[_Row]) -> None:
         by_file: dict[str, list[tuple[int, int, _Row]]] = {}
         columns = [table[name].to_pylist() for name in ("image_tar", "image_offset", "image_length")]
-        here = []
-        for place, (row, file, offset, length) in enumerate(zip(rows, *columns, strict=True)):
+        in_memory = []
+        for index, (row, file, offset, length) in enumerate(zip(rows, *columns, strict=True)):
             if row.status != KEPT_STATUS:
                 continue
-            if table[IMAGE_COLUMN.name][place].is_valid:
-                row.image = table[IMAGE_COLUMN.name][place].as_buffer()
-                here.append(row)
+            if table[IMAGE_COLUMN.name][index].is_valid:
+                row.image = table[IMAGE_COLUMN.name][index].as_buffer()
+                in_memory.append(row)
             elif file is None or offset is None or length is None:
                 row.refuse(Status.EMPTY_BODY, "no picture in this row")
             elif length > MAX_BYTES:
@@ -103,15 +103,15 @@ class Loader:
                 row.refuse(Status.ROW_MALFORMED, f"{length:,} bytes at {offset:,}")
             else:
                 by_file.setdefault(file, []).append((offset, length, row))
-        work = [self._pool.submit(self._read_file, file, places) for file, places in by_file.items()]
-        work += [self._pool.submit(self._examine, row) for row in here]
+        work = [self._pool.submit(self._read_file, file, ranges) for file, ranges in by_file.items()]
+        work += [self._pool.submit(self._examine, row) for row in in_memory]
         for future in work:
             future.result()
 
-    def _read_file(self, file: str, places: list[tuple[int, int, _Row]]) -> None:
+    def _read_file(self, file: str, ranges: list[tuple[int, int, _Row]]) -> None:
         try:
             with self._files.open(file) as opened:
-                for offset, length, row in sorted(places, key=lambda place: place[0]):
+                for offset, length, row in sorted(ranges, key=lambda entry: entry[0]):
                     row.image = _read(opened, offset, length)
                     if len(row.image) < length:
                         row.refuse(Status.BODY_TRUNCATED, f"the file ends after {len(row.image):,} of {length:,} bytes")
@@ -120,14 +120,14 @@ class Loader:
         except OSError as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
-            if isinstance(error, FileNotFoundError) and self._is_one_of_a_folder(file):
-                for _, _, row in places:
-                    row.refuse(Status.EMPTY_BODY, "the file is gone")
+            if isinstance(error, FileNotFoundError) and self._is_in_picture_folder(file):
+                for _, _, row in ranges:
+                    row.refuse(Status.EMPTY_BODY, "the file is missing")
                 return
-            # A tar, or a mount that this machine lacks: the shard fails, and is made when it is there again.
+            # A missing tar or mount: the shard fails, and a later run rebuilds it.
             raise ReadError(f"{file}: cannot be read: {error}") from error
 
-    def _is_one_of_a_folder(self, file: str) -> bool:
+    def _is_in_picture_folder(self, file: str) -> bool:
         return not file.lower().endswith(".tar") and self._files.is_folder(file.rpartition("/")[0])
 
     def _examine(self, row: _Row) -> None:
@@ -143,7 +143,7 @@ class Loader:
                 raise ImageError(picture.status, picture.detail)
         except ImageError as error:
             row.refuse(error.status, error.detail)
-        except Exception as error:  # the row border
+        except Exception as error:  # costs one row, not the shard
             if (fault := local_fault(error)) is not None:
                 raise fault from error
             row.refuse(Status.ROW_ERROR, describe(error))
@@ -155,18 +155,18 @@ def _read(file: IO[bytes], offset: int, length: int) -> bytes:
 
 
 def _refuse_repeats(rows: Sequence[_Row]) -> None:
-    """Of rows with one uid the first stays."""
+    """Refuse all but the first row with the same uid."""
     first: dict[str, int] = {}
-    for place, row in enumerate(rows):
-        if row.status == KEPT_STATUS and first.setdefault(row.uid, place) != place:
+    for index, row in enumerate(rows):
+        if row.status == KEPT_STATUS and first.setdefault(row.uid, index) != index:
             row.refuse(Status.DUPLICATE_IN_SHARD, f"row {first[row.uid]}")
 
 
 def _without_empty_captions(table: pa.Table) -> pa.Table:
-    """An empty caption says nothing, so it is not embedded; `caption` keeps it."""
-    place = table.schema.get_field_index("caption_clean")
+    """Replace empty captions in `caption_clean` with null, so that they are not embedded. `caption` keeps them."""
+    index = table.schema.get_field_index("caption_clean")
     texts = table["caption_clean"]
-    return table.set_column(place, table.schema.field(place), pc.if_else(pc.equal(texts, ""), None, texts))
+    return table.set_column(index, table.schema.field(index), pc.if_else(pc.equal(texts, ""), None, texts))
 
 
 def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
@@ -180,6 +180,6 @@ def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
     for name in _FILLED:
         columns[name] = pa.array([getattr(row, name) for row in rows], table.schema.field(name).type)
     for name, values in columns.items():
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, table.schema.field(place), values)
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, table.schema.field(index), values)
     return table

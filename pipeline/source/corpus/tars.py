@@ -1,9 +1,9 @@
-"""Tars as WebDataset and img2dataset write them: files that stand together and share their stem are one sample.
+"""Indexes tars as written by WebDataset and img2dataset, where consecutive files with the same stem are a sample.
 
-Nothing is extracted: names in the tar are only compared, links and devices are passed over, and of the content only
-captions and JSON are read, up to a limit. `tarfile` parses each header; the walk from one to the next is ours, because
-its own reads headers of any length into memory, follows sizes that point backwards (CVE-2025-8194), and takes a damaged
-header for the end.
+Nothing is extracted: member names are only compared, links and devices are skipped, and only captions and JSON are
+read, up to a limit. `tarfile` parses each header, but we walk from one header to the next ourselves, because `tarfile`
+reads headers of any length into memory, follows sizes that point backwards (CVE-2025-8194), and takes a damaged header
+for the end.
 """
 
 import tarfile
@@ -25,10 +25,10 @@ from pairmill.pipeline.source.files import PICTURE_ENDINGS, SourceError
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER_BYTES = 64 << 10
-"""Of a long name (GNU) or a pax header."""
+"""Maximum size of a long name (GNU) or a pax header."""
 _MAX_ZEROS = 4 << 20
-"""Zeros are passed over, as `tar --ignore-zeros` does, so tars that were put together by `cat` are whole; after so many
-they are taken for the end."""
+"""Zero blocks are skipped, like with `tar --ignore-zeros`, so that concatenated tars can be read; this many bytes of
+zeros mean the end."""
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _WITHOUT_DATA = frozenset(
     {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE}
@@ -48,8 +48,8 @@ class _Member:
 
 
 def tar_rows(uri: str, files: Files) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA. A tar that is cut or damaged ends in a row that says where. Raises SourceError for what is
-    no tar."""
+    """Rows of INDEX_SCHEMA. The last row of a truncated or damaged tar says where it breaks off. Raises SourceError if
+    the file is not a tar."""
     with files.open(uri) as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -62,7 +62,7 @@ def tar_rows(uri: str, files: Files) -> Iterator[IndexRow]:
             pass
         except tarfile.HeaderError as error:
             raise SourceError(
-                f"{uri}: is not an uncompressed tar ({error}); pictures are read from it by range, so unpack .tar.gz"
+                f"{uri}: is not an uncompressed tar ({error}); pictures are read by range, so unpack .tar.gz to .tar"
             ) from error
         yield from _rows(uri, file, size)
 
@@ -82,29 +82,29 @@ def _rows(uri: str, file: IO[bytes], size: int) -> Iterator[IndexRow]:
         problem = str(error)
     if sample is not None:
         yield from sample.rows()
-    if problem is not None and not (sample is not None and sample.problem):  # which says so already
+    if problem is not None and not (sample is not None and sample.problem):  # which already says so
         yield IndexRow(problem=f"{uri.rpartition('/')[2]}: {problem}")
 
 
 def _members(file: IO[bytes], size: int) -> Iterator[_Member]:
     """The regular files, in order. Raises _DamagedError."""
-    place, zeros, name, real_size, any_end = 0, 0, None, None, False
-    while place + _BLOCK <= size and zeros < _MAX_ZEROS:
-        file.seek(place)
+    position, zeros, name, real_size, any_end = 0, 0, None, None, False
+    while position + _BLOCK <= size and zeros < _MAX_ZEROS:
+        file.seek(position)
         try:
             header = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            place, zeros, any_end = place + _BLOCK, zeros + _BLOCK, True
+            position, zeros, any_end = position + _BLOCK, zeros + _BLOCK, True
             continue
         except tarfile.HeaderError as error:
-            raise _DamagedError(f"the tar is damaged at byte {place:,}: {error}") from error
+            raise _DamagedError(f"the tar is damaged at byte {position:,}: {error}") from error
         length = header.size if real_size is None else real_size
         if length < 0:
-            raise _DamagedError(f"the tar is damaged at byte {place:,}: a size of {length:,}")
+            raise _DamagedError(f"the tar is damaged at byte {position:,}: a size of {length:,}")
         if header.type == tarfile.GNUTYPE_SPARSE:
-            raise _DamagedError(f"the tar has a sparse file at byte {place:,}, whose bytes do not stand together")
-        data, zeros, any_end = place + _BLOCK, 0, False
-        place = data if header.type in _WITHOUT_DATA else data + -(-length // _BLOCK) * _BLOCK
+            raise _DamagedError(f"the tar has a sparse file at byte {position:,}, whose bytes are not contiguous")
+        data, zeros, any_end = position + _BLOCK, 0, False
+        position = data if header.type in _WITHOUT_DATA else data + -(-length // _BLOCK) * _BLOCK
         if header.type in (_LONG_NAME, _PAX):
             if length > _MAX_HEADER_BYTES:
                 raise _DamagedError(f"the tar has a header of {length:,} bytes at byte {data:,}")
@@ -117,10 +117,10 @@ def _members(file: IO[bytes], size: int) -> Iterator[_Member]:
         if header.type in _REGULAR:
             yield _Member(name or header.name, data, length)
         name = real_size = None
-    if place > size or place + _BLOCK > size > place:
-        raise _DamagedError(f"the tar is cut at byte {size:,}")
+    if position > size or position + _BLOCK > size > position:
+        raise _DamagedError(f"the tar is truncated at byte {size:,}")
     if not any_end:
-        raise _DamagedError(f"the tar has no end mark: it may be cut at byte {size:,}")
+        raise _DamagedError(f"the tar has no end marker: it may be truncated at byte {size:,}")
 
 
 def _pax(text: bytes, name: str | None) -> tuple[str | None, int | None]:
@@ -141,7 +141,7 @@ def _pax(text: bytes, name: str | None) -> tuple[str | None, int | None]:
 
 def _add(sample: Sample, uri: str, member: _Member, ending: str, file: IO[bytes], size: int) -> None:
     if member.offset + member.size > size:
-        sample.problem = f"the tar is cut within {readable_name(ending) or 'a file'} of this key"
+        sample.problem = f"the tar is truncated within {readable_name(ending) or 'a file'} of this key"
     elif ending in PICTURE_ENDINGS:
         sample.images.append(ImageRef(uri, member.offset, member.size))
     elif ending in (*CAPTION_ENDINGS, "json") and member.size <= MAX_TEXT_BYTES:
@@ -152,4 +152,4 @@ def _add(sample: Sample, uri: str, member: _Member, ending: str, file: IO[bytes]
         elif sample.caption is None:
             sample.caption = data
     elif ending in (*CAPTION_ENDINGS, "json"):
-        sample.problem = f"a text of {member.size:,} bytes beside the picture"
+        sample.problem = f"the text file beside the picture is too large: {member.size:,} bytes"

@@ -92,7 +92,7 @@ def test_an_unfinished_dataset_is_refused_unless_partial_is_set(own: Path) -> No
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="holds no plan"):
+    with pytest.raises(PlanError, match="has no plan"):
         make_subset(tmp_path / "nowhere", "n", TOP)
 
 
