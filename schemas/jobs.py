@@ -421,10 +421,10 @@ class BuildJob(_Settings):
             self._refuse_settings_without_effect_on_a_corpus()
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
-        wanted = self.rules.min_similarity
-        if wanted is not None and not aliases:
+        thresholds = self.rules.min_similarity
+        if thresholds is not None and not aliases:
             raise ValueError("rules.min_similarity needs a model: add one under models")
-        if isinstance(wanted, dict) and (unknown := sorted(set(wanted) - set(aliases))):
+        if isinstance(thresholds, dict) and (unknown := sorted(set(thresholds) - set(aliases))):
             raise ValueError(f"rules.min_similarity names {unknown}, but the models' aliases are {aliases}")
         return self
 

@@ -26,7 +26,7 @@ def check_dataset_folder(store: Store) -> None:
     foreign = [name for name in names if name not in ("input/", "tmp/")]
     if "input/" in names:
         foreign += [f"input/{name}" for name in store.list("input") if not _CONVERTED_FILE.fullmatch(name)]
-    # The plan is checked last, because another driver may be writing: whatever it has written, its plan came first.
+    # The plan is checked last, because another driver may be writing, and it writes its plan first.
     if foreign and not any(_PLAN_FILE.fullmatch(name) for name in store.list("plan")):
         raise JobError(_refusal(store, foreign))
 

@@ -33,13 +33,13 @@ class FileColumns:
     extra: tuple[str, ...]
 
 
-def find_column(names: Iterable[str], wanted: str) -> str | None:
-    """The column called `wanted`: an exact match, else the only match after folding, else None."""
+def find_column(names: Iterable[str], name: str) -> str | None:
+    """The column called `name`: an exact match, else the only match after folding, else None."""
     names = list(names)
-    if wanted in names:
-        return wanted
+    if name in names:
+        return name
     for folded in (_plain, _words):
-        close = [name for name in names if folded(name) == folded(wanted)]
+        close = [each for each in names if folded(each) == folded(name)]
         if close:
             return close[0] if len(close) == 1 else None
     return None
@@ -170,14 +170,14 @@ def _words(name: str) -> str:
 
 
 def _split(names: Sequence[str], url: str, caption: str | None, uid: str | None) -> FileColumns:
-    found = [None if wanted is None else find_column(names, wanted) for wanted in (url, caption, uid)]
+    found = [None if role is None else find_column(names, role) for role in (url, caption, uid)]
     extra = tuple(name for name in names if name not in found and name != MALFORMED_COLUMN)
     return FileColumns(found[0], found[1], found[2], extra)
 
 
 def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str | None:
     """The given column, or if None, the first with a usual name. None if there is none."""
-    found = (find_column(names, wanted) for wanted in ([given] if given is not None else usual))
+    found = (find_column(names, candidate) for candidate in ([given] if given is not None else usual))
     return next((name for name in found if name is not None), None)
 
 

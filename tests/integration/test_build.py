@@ -1,4 +1,4 @@
-"""The whole path on real Ray and a real loopback web."""
+"""Whole builds on a real Ray and a real loopback web."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`pairmill embed` on every kind of corpus, and what it writes."""
+"""`pairmill embed` on every kind of corpus."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle of a build: one clear error, nothing half-written, and on it goes with more."""
+"""A disk that fills up during a build: one clear error, no half-written files, and the build can resume."""
 
 import subprocess
 from collections.abc import Iterator

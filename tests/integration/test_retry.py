@@ -1,4 +1,4 @@
-"""A web that heals: what was lost to it comes back, and nothing else moves."""
+"""Retries on a web that recovers."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same job on S3, against moto's server."""
+"""Jobs on S3, against moto's server."""
 
 import json
 import os

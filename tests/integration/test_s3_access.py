@@ -194,7 +194,7 @@ def test_commands_report_s3_problems_on_one_line(server: str, tmp_path: Path) ->
 
 
 def test_temporary_problems_pass_the_check(server: str) -> None:
-    """Throttling and cut connections are no finding; and what has answered once is not asked again."""
+    """Throttling and lost connections are ignored, and a bucket that passed is not checked again."""
     with credentials():
         for faults in (Faults(slow_down=1.0), Faults(reset=1.0), Faults(down=True)):
             proxy = FaultyS3(server, faults=faults)

@@ -1,4 +1,4 @@
-"""S3 with faults: throttling, cut connections, lost replies, no permission; and how many requests a start takes."""
+"""S3 with faults: throttling, lost connections, lost replies, no permission; and the number of requests of a start."""
 
 import time
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def test_a_write_whose_reply_was_lost_exists_and_counts_as_taken(
 
 
 def test_a_start_with_many_manifests_lists_them_without_reading_any(tmp_path: Path) -> None:
-    """A page of a listing has 1,000 names; the plan, its listing and the input take the rest of the requests."""
+    """A page of a listing has 1,000 names. The other requests are for the plan, its listing and the input."""
     names = [f"out/manifests/{manifest_name(shard, 0)}" for shard in range(2_500)]
     with s3_server("many", names) as url, credentials():
         proxy = FaultyS3(url)

@@ -233,7 +233,7 @@ def test_the_conversion_of_a_faster_driver_stays(tmp_path: Path) -> None:
 
 
 def test_hostile_quotes_do_not_cause_quadratic_reading() -> None:
-    """Each of these lines leaves a quote open, read from outside and from inside: every record goes on to the end."""
+    """Each of these lines has an open quote, so every record would extend to the end of the file."""
     num_lines, taken = 3_000, 0
 
     def lines() -> Iterator[bytes]:

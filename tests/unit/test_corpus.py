@@ -1,4 +1,4 @@
-"""Indexing what is held already: tars and folders, awkward ones included."""
+"""Indexing a corpus: tars and folders, including awkward ones."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The demo's rows: equal seeds give equal rows, kinds and truths are what they say, the comparison counts right."""
+"""The demo's rows: equal seeds give equal rows, kinds and truths are correct, and so is the comparison."""
 
 from collections import Counter
 from io import BytesIO

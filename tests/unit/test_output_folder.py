@@ -1,4 +1,4 @@
-"""A folder that is not pairmill's is refused before anything is written there, and no file in it is to be deleted."""
+"""A foreign folder is refused before anything is written there, and its files are never deleted."""
 
 import threading
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def test_a_path_with_a_file_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_drivers_that_start_at_once_are_all_accepted(tmp_path: Path) -> None:
-    """Each sees what the others have written so far: conversions, a plan, or files of the first shards."""
+    """Each sees some of what the others have written: conversions, a plan, or files of the first shards."""
     for attempt in range(8):
         what, drivers = job(tmp_path, tmp_path / f"out{attempt}"), 4
         start = threading.Barrier(drivers)
@@ -144,7 +144,7 @@ def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path)
 
 
 def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
-    """Not even one whose name is nearly that of a dead attempt's."""
+    """Not even one with a name like that of a crashed attempt's file."""
     store = Store(str(tmp_path))
     store.create("pairs/000000007.parquet", b"a dead attempt's")
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))

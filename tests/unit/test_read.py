@@ -1,4 +1,4 @@
-"""A shard's rows: identity, what is wrong with them, and slices of large files."""
+"""A shard's rows: identity, problems, and slices of large files."""
 
 import hashlib
 import uuid

@@ -1,4 +1,4 @@
-"""Commit, without any web: tables made by hand go through ShardWriter."""
+"""Commits of handmade tables through ShardWriter."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_every_row_comes_out_exactly_once(
     assert sum(manifest.statuses.values()) == len(rows)
 
 
-def test_a_picture_is_one_range_read_away(tmp_path: Path) -> None:
+def test_a_picture_needs_one_range_read(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok", "timeout", "low_similarity"], [True, False, True]))
     pairs = pq.read_table(tmp_path / manifest.files["pairs"].path).to_pylist()
     with open(tmp_path / pairs[0]["image_tar"], "rb") as file:
@@ -83,14 +83,14 @@ def test_a_picture_is_one_range_read_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("images_store", "stored"), [("pairs", 2), ("kept", 1), ("none", 0)])
-def test_images_store_decides_whose_pictures_are_kept(tmp_path: Path, images_store: str, stored: int) -> None:
+def test_images_store_decides_which_pictures_are_stored(tmp_path: Path, images_store: str, stored: int) -> None:
     manifest = writer(tmp_path, images_store).commit(in_flight(["ok", "low_similarity"], [True, True]))
     pairs = pq.read_table(tmp_path / manifest.files["pairs"].path)
     assert len(pairs) - pairs["image_tar"].null_count == stored
     assert ("images" in manifest.files) == bool(stored)
 
 
-def test_of_two_commits_of_one_shard_the_first_stands_and_leaves_no_trace_of_the_second(tmp_path: Path) -> None:
+def test_the_first_commit_of_a_shard_wins_and_the_second_leaves_no_trace(tmp_path: Path) -> None:
     first = writer(tmp_path).commit(in_flight(["ok"], [True]))
     second = writer(tmp_path).commit(in_flight(["timeout"], [False]))
     assert second == first
@@ -98,7 +98,7 @@ def test_of_two_commits_of_one_shard_the_first_stands_and_leaves_no_trace_of_the
     assert Store(str(tmp_path)).list("rejects") == ["000000007.parquet"]
 
 
-def test_a_dead_attempt_does_not_hinder_the_next_and_its_files_go(tmp_path: Path) -> None:
+def test_a_crashed_attempt_does_not_block_the_next_and_its_files_are_deleted(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.create("pairs/000000007.parquet", b"half a shard, its worker was killed")
     store.create("pairs/000000008.parquet", b"another shard, still to be committed")
@@ -120,7 +120,7 @@ def test_a_lost_reply_is_recognized_as_our_own_commit(tmp_path: Path) -> None:
     rows=st.lists(st.sampled_from([("ok", True), ("timeout", False), ("http_4xx", False)]), min_size=1, max_size=9),
     healed=st.lists(st.booleans(), min_size=9, max_size=9),
 )
-def test_a_new_generation_moves_only_the_rows_that_were_fetched_again(
+def test_a_new_generation_changes_only_the_rows_that_were_fetched_again(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]], healed: list[bool]
 ) -> None:
     root = tmp_path_factory.mktemp("out")
@@ -155,7 +155,7 @@ def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         read_manifest(store, "000000009.json")
 
 
-def test_empty_shards_and_full_ones_have_one_schema(tmp_path: Path) -> None:
+def test_empty_and_full_shards_have_the_same_schema(tmp_path: Path) -> None:
     none = writer(tmp_path / "a").commit(in_flight([], []))
     some = writer(tmp_path / "b").commit(in_flight(["ok"], [True]))
     for name in ("pairs", "rejects"):
@@ -163,7 +163,7 @@ def test_empty_shards_and_full_ones_have_one_schema(tmp_path: Path) -> None:
         assert schemas[0].equals(schemas[1])
 
 
-def test_foreign_files_are_passed_over_and_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+def test_foreign_files_are_skipped_and_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     writer(tmp_path).commit(in_flight(["ok"], [True]))
     store.create("manifests/.DS_Store", b"x")

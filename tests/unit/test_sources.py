@@ -1,4 +1,4 @@
-"""Which files are input, and what their columns mean."""
+"""Listing of input files, and the meaning of their columns."""
 
 import pickle
 import uuid

@@ -20,7 +20,7 @@ def test_create_writes_once_and_never_overwrites(store: Store) -> None:
     assert store.read("manifests/1.json") == b"first"
 
 
-def test_of_many_writers_of_one_name_exactly_one_wins(store: Store) -> None:
+def test_exactly_one_of_many_writers_of_a_name_wins(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda n: store.create("a/b", str(n).encode()), range(64)))
     assert won.count(True) == 1
@@ -36,7 +36,7 @@ def test_nothing_temporary_is_left_behind(store: Store) -> None:
     assert sorted(path.name for path in Path(store.root).iterdir()) == ["a", "c"]
 
 
-def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(store: Store) -> None:
+def test_only_temporary_files_of_dead_processes_are_deleted(store: Store) -> None:
     folder = Path(store.root, "tmp")
     folder.mkdir(parents=True)
     host = os.uname().nodename
@@ -46,18 +46,18 @@ def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(stor
     assert store.list("tmp") == sorted([f"{host}!{os.getpid()}!x", "elsewhere!1!x"])
 
 
-def test_files_are_readable_by_others_as_the_umask_says(store: Store) -> None:
+def test_file_permissions_follow_the_umask(store: Store) -> None:
     store.create("a", b"")
     assert Path(store.root, "a").stat().st_mode & 0o777 == 0o666 & ~storage._umask()
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x"])
-def test_names_cannot_lead_out_of_the_folder(store: Store, name: str) -> None:
+def test_names_outside_the_folder_are_refused(store: Store, name: str) -> None:
     with pytest.raises(StorageError, match="is outside"):
         store.create(name, b"")
 
 
-def test_replace_overwrites_and_delete_forgives(store: Store) -> None:
+def test_replace_overwrites_and_delete_ignores_missing_files(store: Store) -> None:
     store.replace("x", b"1")
     store.replace("x", b"2")
     assert store.read("x") == b"2"
@@ -66,7 +66,7 @@ def test_replace_overwrites_and_delete_forgives(store: Store) -> None:
     assert not store.exists("x")
 
 
-def test_a_fingerprint_changes_with_the_content_and_not_with_time(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_content_and_not_on_time(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one")
     before = Files().fingerprint(str(path))
@@ -76,7 +76,7 @@ def test_a_fingerprint_changes_with_the_content_and_not_with_time(tmp_path: Path
     assert Files().fingerprint(str(path)) != before
 
 
-def test_a_folder_stands_for_its_visible_inputs_at_any_depth(tmp_path: Path) -> None:
+def test_a_folder_expands_to_its_visible_inputs_at_any_depth(tmp_path: Path) -> None:
     for name in ("b.csv", "a/c.parquet", ".hidden.csv", "_SUCCESS.csv", "_temporary/x.csv", "notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -93,10 +93,10 @@ def test_a_source_that_matches_nothing_is_an_error_that_names_it(tmp_path: Path)
 @pytest.mark.parametrize(
     ("http_status", "outcome"), [(412, False), (409, OSError), (403, OSError), (None, OSError), (200, True)]
 )
-def test_a_name_that_is_taken_is_known_by_the_status_of_the_answer(
+def test_a_taken_name_is_recognized_by_the_response_status(
     monkeypatch: pytest.MonkeyPatch, http_status: int | None, outcome: bool | type[OSError]
 ) -> None:
-    """Stores that speak S3 say 412 in words of their own."""
+    """S3-compatible servers word the 412 error differently."""
     tries = 0
 
     class S3:
@@ -120,13 +120,13 @@ def test_a_name_that_is_taken_is_known_by_the_status_of_the_answer(
     assert tries == (5 if http_status == 409 else 1)
 
 
-def test_an_output_where_a_commit_is_not_atomic_is_refused() -> None:
+def test_an_output_without_atomic_commits_is_refused() -> None:
     with pytest.raises(StorageError, match="a local folder or s3://"):
         Store("gs://bucket/out")
 
 
-def test_a_folder_that_nobody_may_write_to_is_one_error_that_names_it_and_says_what_to_give() -> None:
-    """The kernel lets no user, not even root, make a folder in /sys."""
+def test_an_unwritable_folder_is_one_error_with_its_name_and_the_remedy() -> None:
+    """No user, not even root, can create a folder in /sys."""
     for write in (Store("/sys/pairmill").create, Store("/sys/pairmill").replace):
         with pytest.raises(StorageError, match=r"^/sys/pairmill/tmp: cannot be written to \(.*\); give another output"):
             write("a", b"x")

@@ -1,4 +1,4 @@
-"""Text from strangers, made fit for a column of evidence."""
+"""Untrusted text, cleaned up for evidence columns."""
 
 from pairmill.pipeline.common.text import clean_text
 

@@ -1,4 +1,4 @@
-"""Delimiters, encodings and JSON arrays: what pandas, polars and Python's own readers say of the same files."""
+"""Delimiters, encodings and JSON arrays, compared with pandas, polars and Python's own readers."""
 
 import csv
 import gzip
@@ -62,7 +62,7 @@ ROWS = st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=8)
 
 
 @given(ROWS, st.sampled_from(DELIMITERS), st.sampled_from(["a.csv", "a.tsv"]))
-def test_any_delimiter_is_detected_and_read_as_csv_pandas_and_polars_read_it(
+def test_any_delimiter_is_detected_and_rows_equal_those_of_csv_pandas_and_polars(
     scratch: Path, rows: list[tuple[str, str, str]], delimiter: str, name: str
 ) -> None:
     text = csv_text(rows, delimiter)
@@ -109,7 +109,7 @@ ENCODINGS = ["latin-1", "cp1252", "utf-8", "utf-16", "utf-16-le", "utf-32", "big
 
 
 @given(st.data(), st.sampled_from(ENCODINGS), st.sampled_from(["a.csv", "a.tsv", "a.csv.gz"]))
-def test_a_declared_encoding_gives_what_the_same_file_in_utf_8_gives_and_pandas_reads(
+def test_a_declared_encoding_gives_the_same_rows_as_utf_8_and_pandas(
     scratch: Path, data: st.DataObject, encoding: str, name: str
 ) -> None:
     field = st.text(st.characters(codec=encoding, exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
@@ -133,7 +133,7 @@ def test_a_declared_encoding_gives_what_the_same_file_in_utf_8_gives_and_pandas_
 )
 @pytest.mark.parametrize("declared", [None, "latin-1"])
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
-def test_a_byte_order_mark_says_the_encoding_whatever_is_declared(
+def test_a_byte_order_mark_overrides_the_declared_encoding(
     tmp_path: Path, encoding: str, declared: str | None, name: str
 ) -> None:
     texts = {"a.csv": "url;caption\nü;ż\n", "a.json": '[{"url": "ü", "caption": "ż"}]', "a.txt": "ü\n"}
@@ -161,7 +161,7 @@ LATIN = "url,caption\n" + "".join(f"http://e.org/{n},un café crème\n" for n in
         ("a.csv", LATIN.encode("shift_jis", "ignore").replace(b"caf", "喫茶".encode("shift_jis"))),
     ],
 )
-def test_a_file_in_another_encoding_is_refused_with_what_to_set(tmp_path: Path, name: str, data: bytes) -> None:
+def test_a_file_in_another_encoding_is_refused_with_the_setting_to_use(tmp_path: Path, name: str, data: bytes) -> None:
     with pytest.raises(SourceError, match=rf"{name}: is not UTF-8 .*Set source\.encoding to .*latin-1"):
         converted(tmp_path, name, data)
     assert converted(tmp_path, name, data, encoding="latin-1").num_rows > 0
@@ -169,7 +169,7 @@ def test_a_file_in_another_encoding_is_refused_with_what_to_set(tmp_path: Path, 
     assert kept.num_rows == converted(tmp_path, name, data, encoding="latin-1").num_rows
 
 
-def test_utf_16_without_a_mark_is_refused_with_what_to_set(tmp_path: Path) -> None:
+def test_utf_16_without_a_mark_is_refused_with_the_setting_to_use(tmp_path: Path) -> None:
     data = "url,caption\nu,c\n".encode("utf-16-le")
     with pytest.raises(SourceError, match=r"NUL bytes.*source\.encoding to utf-16-le or utf-16-be"):
         converted(tmp_path, "a.csv", data)
@@ -195,8 +195,8 @@ def test_a_large_file_in_another_encoding_is_refused_before_its_end(tmp_path: Pa
 
 
 @given(st.lists(st.sampled_from(["plain", "café", "broken"]), min_size=4, max_size=40))
-def test_broken_rows_of_a_utf_8_list_cost_themselves_only(scratch: Path, captions: list[str]) -> None:
-    """As long as they are fewer than those that are right, or one alone."""
+def test_a_few_broken_rows_of_a_utf_8_list_cost_only_themselves(scratch: Path, captions: list[str]) -> None:
+    """If they are fewer than the valid ones, or only one."""
     broken = captions.count("broken")
     raw = {"plain": b"plain", "café": "café".encode(), "broken": b"caf\xe9"}
     data = b"url,caption\n" + b"".join(b"u%d,%s\n" % (n, raw[caption]) for n, caption in enumerate(captions))
@@ -208,7 +208,7 @@ def test_broken_rows_of_a_utf_8_list_cost_themselves_only(scratch: Path, caption
     assert column(table, "caption") == [raw[caption] for caption in captions]
 
 
-def test_a_broken_row_is_caption_invalid_and_the_others_are_pairs_to_be(tmp_path: Path) -> None:
+def test_a_broken_row_is_caption_invalid_and_the_others_are_ok(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"url;caption\n" + b"http://e.org/%d;fine\n" * 5 % (1, 2, 3, 4, 5))
     with (tmp_path / "a.csv").open("ab") as file:
         file.write(b"http://e.org/6;caf\xe9\nhttp://e.org/7;one;more\n")
@@ -222,8 +222,8 @@ def test_a_broken_row_is_caption_invalid_and_the_others_are_pairs_to_be(tmp_path
     assert "a.csv: fields separated by ';'" in describe_plan(load_plan(store), job).splitlines()
 
 
-def test_bytes_that_a_declared_encoding_does_not_know_are_seen(tmp_path: Path) -> None:
-    """0x81 is nothing in cp1252, and half a surrogate pair is nothing in UTF-16."""
+def test_bytes_that_are_invalid_in_the_declared_encoding_are_detected(tmp_path: Path) -> None:
+    """0x81 is invalid in cp1252, and a lone surrogate is invalid in UTF-16."""
     table = converted(tmp_path, "a.csv", b"url,caption\nu,caf\xe9\nv,\x81x\n", encoding="cp1252")
     assert column(table, "caption") == ["café".encode(), b"\xffx"]
     half = "url,caption\nu,a\ud83d!\n".encode("utf-16-le", "surrogatepass")
@@ -232,23 +232,23 @@ def test_bytes_that_a_declared_encoding_does_not_know_are_seen(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["base64", "rot13", "no-such", "", "zip", "hex"])
-def test_an_encoding_that_is_none_is_refused(name: str) -> None:
+def test_an_unknown_encoding_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no such text encoding"):
         SourceConfig.model_validate({"paths": ["-"], "encoding": name})
 
 
 @pytest.mark.parametrize("value", ["", ";;", "a", "é", '"', "\n", "\r"])
-def test_a_delimiter_that_is_none_is_refused(value: str) -> None:
+def test_an_invalid_delimiter_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="one ASCII character"):
         SourceConfig.model_validate({"paths": ["-"], "delimiter": value})
 
 
 @pytest.mark.parametrize(("value", "meant"), [("tab", "\t"), ("\\t", "\t"), ("\t", "\t"), ("|", "|"), ("~", "~")])
-def test_a_tab_may_be_written_in_letters(value: str, meant: str) -> None:
+def test_a_tab_may_be_spelled_out(value: str, meant: str) -> None:
     assert SourceConfig.model_validate({"paths": ["-"], "delimiter": value}).delimiter == meant
 
 
-def test_encoding_and_delimiter_are_in_the_fingerprint_only_where_they_are_set() -> None:
+def test_encoding_and_delimiter_are_in_the_fingerprint_only_if_set() -> None:
     def job(**source: str) -> BuildJob:
         return BuildJob.model_validate({"source": {"paths": ["a.csv"], **source}, "output": "out"})
 
@@ -267,10 +267,10 @@ OBJECTS = st.lists(st.fixed_dictionaries({"url": st.text(max_size=6), "more": JS
 
 
 @given(OBJECTS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40), st.text(" \n\r\t", max_size=3))
-def test_an_array_gives_what_the_same_objects_as_json_lines_give(
+def test_an_array_gives_the_same_rows_as_json_lines(
     scratch: Path, rows: list[dict[str, Any]], indent: int | None, ascii_only: bool, buffer_bytes: int, blank: str
 ) -> None:
-    """However the array is written, and wherever the reader's chunks end."""
+    """For any whitespace in the array, and any chunk size of the reader."""
     rows = [{"url": "first"}, *rows]
     text = blank + json.dumps(rows, indent=indent, ensure_ascii=ascii_only) + blank
     lines = "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
@@ -287,7 +287,7 @@ def buffered(data: bytes, buffer_bytes: int) -> Any:
 
 
 @given(st.lists(JSON, max_size=6), st.integers(1, 20))
-def test_the_elements_are_those_that_json_finds(values: list[Any], buffer_bytes: int) -> None:
+def test_the_elements_equal_those_of_the_json_module(values: list[Any], buffer_bytes: int) -> None:
     data = json.dumps(values).encode()
     pieces = split_json("a.json", buffered(data, buffer_bytes))
     assert [json.loads(piece) for piece in pieces] == json.loads(data)
@@ -304,7 +304,7 @@ def test_no_array_crashes_the_reader(garbage: bytes, buffer_bytes: int) -> None:
     assert all(piece.strip() for piece in pieces)
 
 
-def test_a_broken_element_costs_its_own_row(tmp_path: Path) -> None:
+def test_a_broken_element_costs_only_its_row(tmp_path: Path) -> None:
     data = b'[{"url": "u1"}, {"url": nonsense}, 7, {"url": "\xff"}, {"url": "u,]}\\"5"}}, {"url": "u6"},]'
     table = converted(tmp_path, "a.json", data, encoding="utf-8")
     assert column(table, "url") == [b"u1", None, None, b"\xff", None, b"u6"]

@@ -128,8 +128,8 @@ class Corpus:
         return _drop_columns(file, lambda name: name == column)
 
     def fingerprint(self, uri: str) -> str:
-        """Of a tar, which is too large to read twice, a hash of its size and of blocks spread over it. Of a folder, a
-        hash of the names and sizes in it."""
+        """Identifies the content: of a tar, which is too large to read twice, by its size and blocks spread over it; of
+        a folder, by the names and sizes in it."""
         kind = self.kind(uri)
         if kind == "folders":
             listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri))

@@ -1,6 +1,6 @@
 """The load stage of a corpus: reads a shard's pictures from the input, by range.
 
-It adds what the bytes tell without decoding: checksums, format, size. Files that cannot be pictures are refused here;
+It adds checksums, format and size, which need no decoding. Files that cannot be pictures are refused here;
 the encode stage refuses damaged ones.
 """
 
