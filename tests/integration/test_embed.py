@@ -296,7 +296,7 @@ def test_a_changed_or_missing_tar_is_named(tmp_path: Path) -> None:
     for _ in range(2):  # changed, then gone
         problems = verify(Store(str(tmp_path / "out"))).problems
         assert problems
-        assert all("no longer where, or what," in each or "cannot be read" in each for each in problems)
+        assert all("are missing or have changed" in each or "cannot be read" in each for each in problems)
         path.unlink(missing_ok=True)
 
 
