@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from pairmill.jobs.select import SelectInput, open_input, open_tasks
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD, check_export_folder
-from pairmill.pipeline.dataset.subset import read_rows, read_shards, read_subset
+from pairmill.pipeline.dataset.subset import current_generations, read_rows, read_shards, read_subset
 from pairmill.pipeline.export.formats import (
     ClipRetrieval,
     DataComp,
@@ -23,7 +24,7 @@ from pairmill.pipeline.export.formats import (
 )
 from pairmill.pipeline.export.order import SubsetShard, cut_into_parts, group_shards
 from pairmill.pipeline.export.reader import ExportSource
-from pairmill.pipeline.export.write import PartWriter, is_written, manifest_name, write_part
+from pairmill.pipeline.export.write import PartWriter, is_written, manifest_name, release_output, write_part
 from pairmill.pipeline.select.keys import identities
 from pairmill.pipeline.source.mapping import NoPictures
 from pairmill.pipeline.source.plan import load_plan
@@ -67,9 +68,15 @@ def export(job: ExportJob) -> ExportResult:
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     writer = PartWriter(source, output, output_format, seed, tuple(columns), digits)
     left = [number for number in range(len(parts)) if not is_written(output, number)]
-    with open_tasks(job, local=len(left) * job.samples_per_file < ROWS_FOR_RAY) as tasks:
-        for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
-            pass
+    try:
+        with open_tasks(job, local=len(left) * job.samples_per_file < ROWS_FOR_RAY) as tasks:
+            for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
+                pass
+    except BaseException:  # Ctrl-C included
+        with suppress(Exception):
+            release_output(writer, len(parts))
+        raise
+    _claim_output(output, record)  # again: another run of this export may have failed, and so released it
     _write_index(output, record, dataset.store, subset)
     output.remove_temporary()
     return ExportResult(output.root, record, len(left))
@@ -140,17 +147,17 @@ def _claim_output(output: Store, record: ExportRecord) -> None:
         if getattr(existing, name) != value:
             raise JobError(
                 f"{output.root} has another export in it ({name} {getattr(existing, name)!r}, not {value!r}); "
-                "give another folder"
+                "give another folder, or delete that one"
             )
 
 
 def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
-    """Shards with selected rows, in order."""
+    """Shards with selected rows, in order, as they are now. Raises SubsetError if one was rebuilt since."""
+    generations = current_generations(store, subset)
     for shard in read_shards(store, subset):
         if shard.num_selected:
-            yield SubsetShard(
-                shard.shard, shard.generation, shard.pairs_blake2b, num_rows=shard.num_selected, path=shard.path
-            )
+            identity = (shard.shard, generations[shard.shard], shard.pairs_blake2b)
+            yield SubsetShard(*identity, num_rows=shard.num_selected, path=shard.path)
 
 
 def _write_index(output: Store, record: ExportRecord, store: Store, subset: Subset) -> None:

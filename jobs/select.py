@@ -90,6 +90,18 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Su
     return subset
 
 
+def refresh(job: SelectJob, dry_run: bool = False) -> Subset:
+    """Select the subset `job.name` again, by its own steps, from the dataset as it is now.
+
+    `job.rows` and `job.steps` are ignored: those of the subset count. Raises SubsetError if there is no such subset,
+    and what `select` raises.
+    """
+    store = Store(job.dataset, job.s3)
+    store.check_access()
+    subset = read_subset(store, job.name)
+    return select(job.model_copy(update={"rows": subset.rows, "steps": subset.steps}), dry_run, overwrite=True)
+
+
 def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
     """Raises JobError for an unfinished dataset (with `partial`, only for one without any finished shard)."""
     store = Store(path, s3)

@@ -15,6 +15,7 @@ from pairmill.jobs.api.keywords import (
 )
 from pairmill.jobs.export import ExportResult
 from pairmill.jobs.job_file import load_export_job, load_select_job
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportFormat, ExportJob
 from pairmill.schemas.subset import SelectJob, Subset
 
@@ -28,6 +29,7 @@ def select(
     all_pairs: bool | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    refresh: bool = False,
     job_file: StrPath | None = None,
     settings: Settings | None = None,
 ) -> Subset:
@@ -40,6 +42,7 @@ def select(
         all_pairs: Choose also from rows that a score rule of the build refused.
         dry_run: Only count; nothing is written.
         overwrite: Replace a subset of this name.
+        refresh: Select this subset again by its own steps, as after a retry of the dataset.
         job_file: A job file (YAML); keywords override it.
         settings: Any other field of a job file: `{"partial": True}`.
 
@@ -56,9 +59,15 @@ def select(
     }
     if isinstance(dataset, SelectJob):
         refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
-        return selecting.select(dataset, dry_run, overwrite)
-    fields = {"dataset": dataset, **keywords, "name": name or ("dry-run" if dry_run else None)}
-    return selecting.select(load_select_job(text_of(job_file), fields, settings or {}), dry_run, overwrite)
+        job = dataset
+    else:
+        fields = {"dataset": dataset, **keywords, "name": name or ("dry-run" if dry_run else None)}
+        job = load_select_job(text_of(job_file), fields, settings or {})
+    if not refresh:
+        return selecting.select(job, dry_run, overwrite)
+    if job.steps or overwrite:
+        raise JobError("refresh repeats the steps of the subset: give no steps, and no overwrite")
+    return selecting.refresh(job, dry_run)
 
 
 @suggests_keywords

@@ -102,6 +102,7 @@ class SelectOptions(_JobOptions):
     all_pairs: bool = False
     dry_run: bool = False
     overwrite: bool = False
+    refresh: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,12 @@ def select(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what each step would drop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing subset of this name.")] = False,
+    refresh: Annotated[
+        bool,
+        typer.Option(
+            "--refresh", help="Select the subset NAME again by its own steps, as after a retry of the dataset."
+        ),
+    ] = False,
     compare: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Show how two subsets differ, and why.")
     ] = None,
@@ -51,13 +57,16 @@ def select(
         all_pairs=all_pairs,
         dry_run=dry_run,
         overwrite=overwrite,
+        refresh=refresh,
         settings=settings,
     )
     with errors():
+        if refresh and (steps or job_file or all_pairs or overwrite):
+            raise typer.BadParameter("--refresh repeats the steps of the subset, and takes no others")
         if not compare:
             _select(options, as_json)
             return
-        if name or dry_run or steps or job_file or overwrite:
+        if name or dry_run or steps or job_file or overwrite or refresh:
             raise typer.BadParameter("--compare takes two subsets, and no other options of select")
         _compare(open_store(dataset, settings), *compare, as_json)
 
@@ -117,11 +126,15 @@ def export(
 
 def _select(options: SelectOptions, as_json: bool) -> None:
     from pairmill.jobs.cli.arguments import select_job
+    from pairmill.jobs.select import refresh
     from pairmill.jobs.select import select as run_select
 
     job = select_job(options)
     with progress("Nothing was written; run the same command to start over."):
-        subset = run_select(job, options.dry_run, options.overwrite)
+        if options.refresh:
+            subset = refresh(job, options.dry_run)
+        else:
+            subset = run_select(job, options.dry_run, options.overwrite)
     _print(subset)
     if options.dry_run:
         typer.echo("dry run: nothing was written", err=True)

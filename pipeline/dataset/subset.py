@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.schemas.errors import PairmillError
-from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
+from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, manifest_name
 from pairmill.schemas.subset import Subset, SubsetFiles
 
 DropStep = npt.NDArray[np.int8]
@@ -170,9 +171,34 @@ def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
     for selection in read_shards(chunk.store, read_subset(chunk.store, name)):
         shard = shards.get(selection.shard)
         if shard is None or shard.pairs_blake2b != selection.pairs_blake2b:
-            raise SubsetError(f"shard {selection.shard:09d} was rebuilt after {name!r} was made; select again")
+            raise _outdated(chunk.store, name, selection.shard)
         found[shard.shard] = np.packbits(selection.drop_step == NOT_DROPPED)
     return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]
+
+
+def current_generations(store: Store, subset: Subset) -> dict[int, int]:
+    """Shard -> its newest generation, of the shards that the subset was selected from.
+
+    A retry that recovers nothing in a shard leaves the subset valid. Costs a listing, and a manifest for each shard
+    with a new generation. Raises SubsetError if the pairs of a shard are others now.
+    """
+    newest = committed(store)
+    for shard in read_shards(store, subset):
+        generation = newest.get(shard.shard)
+        if generation == shard.generation:
+            continue
+        if generation is None or _pairs_digest(store, shard.shard, generation) != shard.pairs_blake2b:
+            raise _outdated(store, subset.name, shard.shard)
+    return newest
+
+
+def _outdated(store: Store, name: str, shard: int) -> SubsetError:
+    again = f"pairmill select {store.root} --refresh {name}"
+    return SubsetError(f"shard {shard:09d} was rebuilt since {name!r} was made; select again: {again}")
+
+
+def _pairs_digest(store: Store, shard: int, generation: int) -> str:
+    return read_manifest(store, manifest_name(shard, generation)).files["pairs"].blake2b
 
 
 def generations_digest(chunks: Sequence[Chunk]) -> str:

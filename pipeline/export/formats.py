@@ -58,8 +58,11 @@ class Format(Protocol):
     def columns(self, schema: pa.Schema) -> list[str]:
         """The columns of the dataset that `files` reads."""
 
+    def names(self, stem: str) -> list[str]:
+        """Names, relative to the output, of the files of a part."""
+
     def files(self, part: Part) -> dict[str, Write]:
-        """File names, relative to the output, with the functions that write them. Raises FormatError."""
+        """The same names, with the functions that write the files. Raises FormatError."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,16 @@ class WebDataset:
         similarities = {score_column_names(alias).similarity for alias in self.models}
         return [*MEMBER_COLUMNS, "caption_clean", *(name for name in schema.names if name in similarities)]
 
+    def names(self, stem: str) -> list[str]:
+        """One tar."""
+        return [f"{stem}.tar"]
+
     def files(self, part: Part) -> dict[str, Write]:
-        """One tar. A missing caption is an error: trainers would learn from an empty text."""
+        """The tar. A missing caption is an error: trainers would learn from an empty text."""
         if self.has_captions and (missing := part.rows["caption_clean"].null_count):
             raise FormatError(f"{missing:,} selected rows have no caption: add `where: caption_clean is not None`")
         pictures = (_for_trainers(picture) for picture in part.pictures())
-        return {f"{part.stem}.tar": lambda file: write_tar(file, part.rows, pictures)}
+        return dict.fromkeys(self.names(part.stem), lambda file: write_tar(file, part.rows, pictures))
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,13 @@ class ParquetFiles:
         left_out = {*STORED.names, *embedding_columns(self.models)}
         return [field.name for field in schema if field.name not in left_out and has_feature(field.type)]
 
-    def files(self, part: Part) -> dict[str, Write]:
+    def names(self, stem: str) -> list[str]:
         """One Parquet file."""
-        return {f"{part.stem}.parquet": lambda file: self._write(part, file)}
+        return [f"{stem}.parquet"]
+
+    def files(self, part: Part) -> dict[str, Write]:
+        """The Parquet file."""
+        return dict.fromkeys(self.names(part.stem), lambda file: self._write(part, file))
 
     def _write(self, part: Part, file: IO[bytes]) -> None:
         image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -139,13 +150,18 @@ class ClipRetrieval:
         metadata = [name for name in schema.names if name not in left_out]
         return [*metadata, *(array.column for array in self._arrays())]
 
+    def names(self, stem: str) -> list[str]:
+        """The metadata, and one array per kind of embedding."""
+        return [
+            f"metadata/metadata_{stem}.parquet",
+            *(f"{each.name}/{each.name}_{stem}.npy" for each in self._arrays()),
+        ]
+
     def files(self, part: Part) -> dict[str, Write]:
-        """One array per kind of embedding, and the metadata."""
+        """The metadata, and the arrays row for row."""
         metadata = part.rows.drop_columns([array.column for array in self._arrays()])
-        files = {f"metadata/metadata_{part.stem}.parquet": _parquet(metadata)}
-        for array in self._arrays():
-            files[f"{array.name}/{array.name}_{part.stem}.npy"] = _npy(array.read(part.rows))
-        return files
+        arrays = [_npy(array.read(part.rows)) for array in self._arrays()]
+        return dict(zip(self.names(part.stem), [_parquet(metadata), *arrays], strict=True))
 
     def _arrays(self) -> list["EmbeddingArray"]:
         return embedding_arrays(self.model, self.has_captions, "img_emb", "text_emb")
@@ -170,17 +186,19 @@ class DataComp:
         own = ["uid", "url", "caption", "original_width", "original_height", "sha256"]
         return [*own, *similarities, *(array.column for array in self._arrays())]
 
+    def names(self, stem: str) -> list[str]:
+        """The metadata, and one archive of arrays."""
+        return [f"metadata/{stem}.parquet", f"metadata/{stem}.npz"]
+
     def files(self, part: Part) -> dict[str, Write]:
-        """The metadata, and one archive of arrays, row for row."""
+        """The metadata, and the arrays row for row."""
         arrays = {array.name: array.read(part.rows) for array in self._arrays()}
         metadata = part.rows.drop_columns([array.column for array in self._arrays()])
         names = {score_column_names(alias).similarity: f"{alias}_similarity_score" for alias in self.models}
         names["caption"] = "text"
         metadata = metadata.rename_columns([names.get(name, name) for name in metadata.column_names])
-        return {
-            f"metadata/{part.stem}.parquet": _parquet(metadata),
-            f"metadata/{part.stem}.npz": lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
-        }
+        archive: Write = lambda file: np.savez(file, **arrays)  # type: ignore[arg-type]  # noqa: E731
+        return dict(zip(self.names(part.stem), [_parquet(metadata), archive], strict=True))
 
     def _arrays(self) -> list["EmbeddingArray"]:
         return [

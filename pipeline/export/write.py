@@ -1,16 +1,20 @@
 """Writes one part of an export: data files first, then its manifest, create-only."""
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD
 from pairmill.pipeline.export.formats import Format, Part, Write
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import ExportSource, SubsetReader
 from pairmill.schemas.export import ExportedPart
 from pairmill.schemas.manifest import DataFile
+
+_MANIFESTS = "export/manifests"
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,18 @@ class PartWriter:
         with closing(SubsetReader(self.source, self.seed)) as reader, self.output.new_file() as picture_file:
             rows = reader.rows(slices, self.columns)
             ranges = reader.write_pictures(rows, picture_file) if self.format.needs_pictures else []
-            part = Part(f"{number:0{self.digits}d}", rows.select(list(self.columns)), picture_file, ranges)
+            part = Part(self._stem(number), rows.select(list(self.columns)), picture_file, ranges)
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}
         record = ExportedPart(number=number, rows=rows.num_rows, files=files)
         self.output.create(manifest_name(number), record.model_dump_json(indent=1).encode())
         return record
+
+    def names(self, number: int) -> list[str]:
+        """Names, relative to the output, of the files of a part."""
+        return self.format.names(self._stem(number))
+
+    def _stem(self, number: int) -> str:
+        return f"{number:0{self.digits}d}"
 
     def _write_file(self, name: str, write: Write) -> DataFile:
         with self.output.new_file() as file:
@@ -51,9 +62,27 @@ def write_part(writer: PartWriter, number: int, slices: Sequence[GroupSlice]) ->
     return writer.write(number, slices)
 
 
+def release_output(writer: PartWriter, num_parts: int) -> None:
+    """Leave the output as it was before the export, so that any other may have it, if no part is finished."""
+    output = writer.output
+    if output.list(_MANIFESTS):
+        return
+    expected = {name for number in range(num_parts) for name in writer.names(number)}
+    folders = {name.rpartition("/")[0] for name in expected}
+    for name in (f"{folder}/{name}".lstrip("/") for folder in folders for name in output.list(folder)):
+        if name in expected:
+            output.delete(name)
+    output.delete(EXPORT_RECORD)
+    output.remove_temporary()
+    if not output.remote:
+        for folder in (*(folders - {""}), _MANIFESTS, EXPORT_RECORD.rpartition("/")[0]):
+            with suppress(OSError):  # not there, or not empty
+                Path(output.path(folder)).rmdir()
+
+
 def manifest_name(number: int) -> str:
     """File name of the record of a part."""
-    return f"export/manifests/{number:05d}.json"
+    return f"{_MANIFESTS}/{number:05d}.json"
 
 
 def is_written(output: Store, number: int) -> bool:

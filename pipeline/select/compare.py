@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep, ShardSelection, read_rows, read_shards, read_subset
+from pairmill.pipeline.dataset.subset import (
+    NOT_DROPPED,
+    DropStep,
+    ShardSelection,
+    SubsetError,
+    current_generations,
+    read_rows,
+    read_shards,
+    read_subset,
+)
 from pairmill.schemas.subset import Subset
 
 NOT_SEEN = -2
@@ -24,6 +33,8 @@ class ComparisonDict(TypedDict):
     both: int
     only_in: dict[str, dict[str, int]]
     """Name of a subset -> why the other one lacks a row -> rows."""
+    outdated: list[str]
+    """Names of subsets whose shards were rebuilt since they were selected."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Comparison:
     """Step of `other` that dropped the row (or NOT_SEEN, REBUILT) -> rows that only `one` has."""
     only_other: Mapping[int, int]
     """The same with the roles reversed."""
+    outdated: tuple[str, ...] = ()
+    """Names of those subsets whose shards were rebuilt since: they are to be selected again."""
 
     def as_dict(self) -> ComparisonDict:
         """For `--json`."""
@@ -46,6 +59,7 @@ class Comparison:
                 has.name: {_reason(step, has, lacks): rows for step, rows in reasons.items()}
                 for has, lacks, reasons in self._sides()
             },
+            "outdated": list(self.outdated),
         }
 
     def lines(self) -> Iterator[str]:
@@ -57,6 +71,8 @@ class Comparison:
             yield f"only in {has.name}: {sum(reasons.values()):,}"
             for step, rows in sorted(reasons.items(), key=lambda reason: -reason[1]):
                 yield f"  {rows:>12,}  {_reason(step, has, lacks)}"
+        for name in self.outdated:
+            yield f"{name}: shards were rebuilt since it was made; select again: pairmill select OUT --refresh {name}"
 
     def _sides(self) -> list[tuple[Subset, Subset, Mapping[int, int]]]:
         return [(self.one, self.other, self.only_one), (self.other, self.one, self.only_other)]
@@ -81,7 +97,16 @@ def compare(store: Store, one_name: str, other_name: str) -> Comparison:
             rebuilt.append(mine.shard)
     if rebuilt:
         tally.add_uids(_uids(store, one, rebuilt), _uids(store, other, rebuilt))
-    return Comparison(one, other, tally.both, dict(tally.only_one), dict(tally.only_other))
+    outdated = tuple(subset.name for subset in (one, other) if not _is_current(store, subset))
+    return Comparison(one, other, tally.both, dict(tally.only_one), dict(tally.only_other), outdated)
+
+
+def _is_current(store: Store, subset: Subset) -> bool:
+    try:
+        current_generations(store, subset)
+    except SubsetError:
+        return False
+    return True
 
 
 def _aligned(

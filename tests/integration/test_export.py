@@ -18,9 +18,8 @@ from PIL import Image
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.subset import read_rows, read_subset
+from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_subset
 from pairmill.pipeline.export.formats import FormatError
-from pairmill.pipeline.export.reader import MissingDataError
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
@@ -350,7 +349,9 @@ def test_a_missing_tar_is_named_and_the_export_continues_once_it_is_back(tmp_pat
     assert len(list((tmp_path / "export").glob("*.tar"))) == 2
 
 
-def test_a_subset_of_a_generation_that_is_gone_must_be_selected_again(tmp_path: Path) -> None:
+def test_a_new_generation_with_the_same_pairs_is_exported_and_one_with_others_must_be_selected_again(
+    tmp_path: Path,
+) -> None:
     write_tar(tmp_path / "0.tar", samples(8))
     sequentially(embed_job(tmp_path / "out", tmp_path))
     make_subset(tmp_path / "out", "most")
@@ -358,8 +359,12 @@ def test_a_subset_of_a_generation_that_is_gone_must_be_selected_again(tmp_path: 
     manifest = json.loads(first.read_text())
     first.with_name("000000000.g1.json").write_text(json.dumps({**manifest, "generation": 1}))
     first.unlink()
-    with pytest.raises(MissingDataError, match="shard 000000000 is gone since the subset was made"):
-        export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
+    assert export(job(tmp_path / "out", tmp_path / "export", "webdataset")).record.rows == 8
+    manifest["files"]["pairs"]["blake2b"] = "0" * 32
+    first.with_name("000000000.g2.json").write_text(json.dumps({**manifest, "generation": 2}))
+    with pytest.raises(SubsetError, match="shard 000000000 was rebuilt since 'most' was made; select again"):
+        export(job(tmp_path / "out", tmp_path / "again", "webdataset"))
+    assert not (tmp_path / "again").exists()
 
 
 def test_rows_without_a_caption_cannot_become_an_array_of_text_embeddings(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_file import load_select_job
-from pairmill.jobs.select import select
+from pairmill.jobs.select import refresh, select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ColumnsError
 from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_subset
@@ -192,6 +192,13 @@ def test_compare_follows_uids_into_a_rebuilt_shard(own: Path) -> None:
     assert sum(difference.only_one.values()) == len(uids[0] - uids[1])
     assert sum(difference.only_other.values()) == len(uids[1] - uids[0])
     assert difference.only_one[REBUILT] > 0
+    assert difference.outdated == ("before",)
+    assert list(difference.lines())[-1].endswith("select again: pairmill select OUT --refresh before")
+    assert (
+        refresh(load_select_job(None, {"dataset": str(own), "name": "before"})).reports
+        == read_subset(store, "after").reports
+    )
+    assert compare(store, "before", "after").only_one == {}
     assert len(old) == len(uids[0])
 
 
