@@ -152,7 +152,7 @@ def _claim_output(output: Store, record: ExportRecord) -> None:
 
 
 def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
-    """Shards with selected rows, in order, as they are now. Raises SubsetError if one was rebuilt after."""
+    """Shards with selected rows, in order, as they are now. Raises SubsetError if one was rebuilt since."""
     generations = current_generations(store, subset)
     for shard in read_shards(store, subset):
         if shard.num_selected:

@@ -129,7 +129,7 @@ def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_
         write_table(columns, file)
         digest, num_bytes = file_checksum(file)
         if not store.create_from(path, file) and store.checksum(path)[0] != digest:
-            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # the shard was rebuilt after
+            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # the shard was rebuilt since
             store.create_from(path, file)
     record = ColumnsManifest(
         shard=manifest.shard,

@@ -164,7 +164,7 @@ def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
 def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
     """Per shard of the chunk, a packed bit mask of the rows of its pairs file that are in the subset.
 
-    Shards added after the subset have no rows in it. Raises SubsetError if a shard was rebuilt after.
+    Shards added after the subset have no rows in it. Raises SubsetError if a shard was rebuilt since.
     """
     shards = {shard.shard: shard for shard in chunk.shards}
     found: dict[int, npt.NDArray[np.uint8]] = {}
@@ -194,7 +194,7 @@ def current_generations(store: Store, subset: Subset) -> dict[int, int]:
 
 def _outdated(store: Store, name: str, shard: int) -> SubsetError:
     again = f"pairmill select {store.root} --refresh {name}"
-    return SubsetError(f"shard {shard:09d} was rebuilt after {name!r} was made; select again: {again}")
+    return SubsetError(f"shard {shard:09d} was rebuilt since {name!r} was made; select again: {again}")
 
 
 def _pairs_digest(store: Store, shard: int, generation: int) -> str:

@@ -128,5 +128,5 @@ class SubsetReader:
         except FileNotFoundError as error:
             raise MissingDataError(f"shard {shard.shard:09d} is gone since the subset was made: {error}") from error
         if chunk.shards[0].pairs_blake2b != shard.pairs_blake2b:
-            raise MissingDataError(f"shard {shard.shard:09d} was rebuilt after the subset was made; select again")
+            raise MissingDataError(f"shard {shard.shard:09d} was rebuilt since the subset was made; select again")
         return chunk

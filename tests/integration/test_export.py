@@ -362,7 +362,7 @@ def test_a_new_generation_with_the_same_pairs_is_exported_and_one_with_others_mu
     assert export(job(tmp_path / "out", tmp_path / "export", "webdataset")).record.rows == 8
     manifest["files"]["pairs"]["blake2b"] = "0" * 32
     first.with_name("000000000.g2.json").write_text(json.dumps({**manifest, "generation": 2}))
-    with pytest.raises(SubsetError, match="shard 000000000 was rebuilt after 'most' was made; select again"):
+    with pytest.raises(SubsetError, match="shard 000000000 was rebuilt since 'most' was made; select again"):
         export(job(tmp_path / "out", tmp_path / "again", "webdataset"))
     assert not (tmp_path / "again").exists()
 

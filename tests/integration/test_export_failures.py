@@ -169,7 +169,7 @@ def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(
     assert retry(str(output)).recovered == 5
 
     again = (
-        rf"shard 00000000\d was rebuilt after 'most' was made; select again: pairmill select {output} --refresh most"
+        rf"shard 00000000\d was rebuilt since 'most' was made; select again: pairmill select {output} --refresh most"
     )
     with pytest.raises(SubsetError, match=again):
         export(export_job(output, tmp_path / "second"))

@@ -223,7 +223,7 @@ def test_a_subset_of_a_shard_that_was_rebuilt_is_refused(tmp_path: Path) -> None
     record = json.loads(manifest.read_text())
     record["files"]["pairs"]["blake2b"] = "0" * 32
     manifest.write_text(json.dumps(record))
-    with pytest.raises(SubsetError, match="shard 000000001 was rebuilt after 'some' was made"):
+    with pytest.raises(SubsetError, match="shard 000000001 was rebuilt since 'some' was made"):
         feed(tmp_path / "own", "some")
 
 
