@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pairmill.jobs.job_errors import explain
 from pairmill.pipeline.common.files import Files
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
-from pairmill.schemas.s3 import SECRET, S3Config
+from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob
 
 MAX_JOB_BYTES = 1 << 20
@@ -108,7 +109,7 @@ def _validated(model: type[_Job], values: Mapping[str, Any], text: str, job_file
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise JobError(_explain(model, error, text, job_file)) from None
+        raise JobError(explain(model, error, text, job_file)) from None
 
 
 def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
@@ -183,52 +184,3 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         place[int(last) if isinstance(place, list) else last] = value
     except (AttributeError, IndexError, TypeError, ValueError):
         raise JobError(f"{key}: the job has no such field") from None
-
-
-def _explain(job: type[BaseModel], error: ValidationError, text: str, job_file: str | None) -> str:
-    """One line per problem: `job.yaml:12: fetch.timeout_s: ...`."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        line = _line_of(problem["loc"], text)
-        where = f"{job_file}:{line}: " if job_file and line else f"{job_file}: " if job_file else ""
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = f"there is no such field{_did_you_mean(job, problem['loc'])}"
-        elif problem["type"] == "missing":
-            message = "is required"
-        elif problem["type"] == SECRET:
-            pass  # not what was given
-        else:
-            message = f"{message} (got {problem['input']!r:.80})" if field else message
-        lines.append(f"{where}{field}: {message}" if field else f"{where}{message}")
-    return "\n".join(lines)
-
-
-def _did_you_mean(job: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    import difflib
-
-    model: Any = job
-    for part in loc[:-1]:
-        field = model.model_fields.get(part) if isinstance(part, str) else None
-        model = field.annotation if field else model
-        if not hasattr(model, "model_fields"):
-            return ""
-    close = difflib.get_close_matches(str(loc[-1]), list(model.model_fields), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _line_of(loc: tuple[int | str, ...], text: str) -> int | None:
-    """Line of a field in the YAML text, of its nearest parent where it is absent; None without a text."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
-    line = node.start_mark.line + 1 if node else None
-    for part in loc:
-        found = None
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            found = (node.value[part], node.value[part])
-        if found is None:
-            return line
-        line, node = found[0].start_mark.line + 1, found[1]
-    return line

@@ -24,8 +24,17 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The absolute form of a local path. Remote URLs stay unchanged."""
-    return path if is_remote(path) else str(Path(path.removeprefix("file://")).absolute())
+    """The absolute form of a local path, without `.`, `..` and a trailing slash, so that equal paths compare equal.
+
+    URLs only lose a trailing slash, and only on S3, where `..` is an ordinary name.
+    """
+    if is_remote(path):
+        return path.rstrip("/") if path.startswith(S3_SCHEMES) else path
+    whole = Path(path.removeprefix("file://")).absolute()
+    if ".." not in whole.parts:
+        return str(whole)
+    plain, real = os.path.normpath(whole), os.path.realpath(whole)
+    return plain if os.path.realpath(plain) == real else real  # below a link to a folder, `..` leads elsewhere
 
 
 def join(root: str, name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pairmill.pipeline.common import storage
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.storage import StorageError, Store
 
 
@@ -130,3 +130,23 @@ def test_an_unwritable_folder_is_one_error_with_its_name_and_the_remedy() -> Non
     for write in (Store("/sys/pairmill").create, Store("/sys/pairmill").replace):
         with pytest.raises(StorageError, match=r"^/sys/pairmill/tmp: cannot be written to \(.*\); give another output"):
             write("a", b"x")
+
+
+@pytest.mark.parametrize(
+    "spelling", ["out", "out/", "./out", "out/../out", ".//out/.", "deep/../out", "{cwd}/out", "file://{cwd}/out/"]
+)
+def test_every_spelling_of_a_path_is_one_place(spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store(spelling.format(cwd=tmp_path)).root == str(tmp_path / "out")
+
+
+def test_the_parent_of_a_linked_folder_is_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere/deep")
+    assert absolute(str(tmp_path / "link/../out")) == str(tmp_path / "elsewhere/out")
+    assert absolute(str(tmp_path / "link/out")) == str(tmp_path / "link/out")
+
+
+def test_of_urls_only_the_slash_at_the_end_goes() -> None:
+    assert absolute("s3://bucket/a/../b/") == "s3://bucket/a/../b"
+    assert absolute("https://example.com/list/") == "https://example.com/list/"

@@ -1,0 +1,130 @@
+"""What is wrong with a job, in words: one line per mistake, with the line of the job file and the field."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pairmill.schemas.s3 import SECRET
+
+Path = tuple[int | str, ...]
+"""Names of fields, keys and places in lists, from the outermost on."""
+
+
+def explain(job: type[BaseModel], error: ValidationError, text: str, job_file: str | None) -> str:
+    """One line per mistake: `job.yaml:12: fetch.timeout_s: ...`. `text`: the job file's, for the line numbers."""
+    lines = []
+    for mistake in _mistakes(job, error):
+        field = ".".join(map(str, mistake.path))
+        line = _line_of(mistake.path, text)
+        where = f"{job_file}:{line}: " if job_file and line else f"{job_file}: " if job_file else ""
+        message = _message(job, mistake)
+        lines.append(f"{where}{field}: {message}" if field else f"{where}{message}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    path: Path
+    union: Path | None
+    """Of the field around it that may have values of several kinds; None if there is none."""
+    problem: ErrorDetails
+
+    @property
+    def is_wrong_kind(self) -> bool:
+        """Whether the value is not of the kind that this problem is about: another kind may be meant."""
+        return self.problem["type"].endswith("_type")
+
+
+def _mistakes(job: type[BaseModel], error: ValidationError) -> Iterator[_Mistake]:
+    """Where a value may be of several kinds, pydantic complains once per kind: only the kind that was meant counts."""
+    found = [_mistake(job, problem) for problem in error.errors(include_url=False)]
+    for number, mistake in enumerate(found):
+        others = [other for other in found if other.union == mistake.union and other is not mistake]
+        if mistake.union is not None and mistake.is_wrong_kind:
+            if any(not other.is_wrong_kind for other in others):
+                continue
+            if any(other.union == mistake.union for other in found[:number]):  # said of the first kind already
+                continue
+        yield mistake
+
+
+def _mistake(job: type[BaseModel], problem: ErrorDetails) -> _Mistake:
+    """The path without pydantic's names for the kinds of a value, such as `constrained-float`."""
+    annotation: Any = job
+    path: list[int | str] = []
+    union: Path | None = None
+    for part in problem["loc"]:
+        kinds = _kinds(annotation)
+        if len(kinds) > 1:
+            union = tuple(path)
+            annotation = next((kind for kind in kinds if str(part).startswith(_name(kind))), None)
+            continue
+        annotation = _inside(kinds[0], part) if kinds else None
+        path.append(part)
+    return _Mistake(tuple(path), union, problem)
+
+
+def _kinds(annotation: Any) -> Sequence[Any]:
+    """What a value may be, null aside."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for kind in get_args(annotation) if kind is not NoneType]
+    return [] if annotation is None else [annotation]
+
+
+def _name(kind: Any) -> str:
+    """How pydantic's name for the kind begins."""
+    return str(getattr(get_origin(kind) or kind, "__name__", "?"))
+
+
+def _inside(kind: Any, part: int | str) -> Any:
+    """The annotation of a field, or of the values of a list or mapping."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(str(part))
+        return field.annotation if field else None
+    return get_args(kind)[-1] if get_args(kind) else None
+
+
+def _message(job: type[BaseModel], mistake: _Mistake) -> str:
+    kind, message = mistake.problem["type"], mistake.problem["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"there is no such field{_did_you_mean(job, mistake.path)}"
+    if kind == "missing":
+        return "is required"
+    if kind == SECRET or not mistake.path:  # what was given is not shown
+        return message
+    return f"{message} (got {mistake.problem['input']!r:.80})"
+
+
+def _did_you_mean(job: type[BaseModel], path: Path) -> str:
+    import difflib
+
+    annotation: Any = job
+    for part in path[:-1]:
+        kinds = _kinds(annotation)
+        annotation = _inside(kinds[0], part) if len(kinds) == 1 else None
+    names = [name for kind in _kinds(annotation) for name in getattr(kind, "model_fields", ())]
+    close = difflib.get_close_matches(str(path[-1]), names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _line_of(path: Path, text: str) -> int | None:
+    """Line of a field in the YAML text, of its nearest parent where it is absent; None without a text."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
+    line = node.start_mark.line + 1 if node else None
+    for part in path:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = (node.value[part], node.value[part])
+        if found is None:
+            return line
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
