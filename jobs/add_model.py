@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pairmill.jobs.build import ProgressListener, run_shards_of
+from pairmill.jobs.build import run_shards_of
 from pairmill.jobs.check import check
 from pairmill.jobs.job_file import resolve, s3_of
+from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.columns.added_model import columns_done
 from pairmill.pipeline.common.storage import Store

@@ -5,15 +5,17 @@ same command after a failure, or after Ctrl-C, goes on where the last one stoppe
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import pyarrow as pa
 import yaml
 
 from pairmill.jobs.check import check, difference, warnings_of
 from pairmill.jobs.cluster.job_bundle import custom_modules
+from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, failure_name, finish
+from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
@@ -28,19 +30,6 @@ from pairmill.schemas.errors import FailureKind, JobError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.record import JobRecord
-
-
-class ProgressListener(Protocol):
-    """Is told how a run goes."""
-
-    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
-        """A plan exists; the rows count those of the input, and `rows_done` are from earlier runs."""
-
-    def committed(self, manifest: ShardManifest) -> None:
-        """One shard is done."""
-
-    def failed(self, shard: int, error: str) -> None:
-        """One shard is given up in this run; `error` is the last line of its traceback."""
 
 
 def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResult:
@@ -99,9 +88,13 @@ def run_shards_of(
         if listener:
             listener.failed(outcome.shard, failures[outcome.shard])
 
+    def on_work(work: Mapping[str, WorkCounts]) -> None:
+        if listener:
+            listener.working(work)
+
     try:
         with custom_modules(pipeline.job.rules.custom) as modules:
-            engine.run_shards(shards, pipeline, on_outcome, modules)
+            engine.run_shards(shards, pipeline, on_outcome, on_work, modules)
     except engine.EngineError as error:
         return str(error)
     return None

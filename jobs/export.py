@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
+from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD, check_export_folder
@@ -47,7 +48,7 @@ class ExportResult:
     """Parts written by this run; earlier runs wrote the others."""
 
 
-def export(job: ExportJob) -> ExportResult:
+def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     """Write the subset's rows to `output`. Run the same job again to continue after a stop.
 
     Raises JobError, before anything is written, for a job that cannot run as it is written.
@@ -68,8 +69,9 @@ def export(job: ExportJob) -> ExportResult:
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     writer = PartWriter(source, output, output_format, seed, tuple(columns), digits)
     left = [number for number in range(len(parts)) if not is_written(output, number)]
+    local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
     try:
-        with open_tasks(job, local=len(left) * job.samples_per_file < ROWS_FOR_RAY) as tasks:
+        with open_tasks(job, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
     except BaseException:  # Ctrl-C included

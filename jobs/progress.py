@@ -1,17 +1,24 @@
-"""What a person sees while a job runs: a live line on a terminal, plain lines elsewhere, the funnel at the end."""
+"""Who is told how a job goes, and how a terminal, a log file or a notebook shows it."""
 
 import shutil
 import sys
 import time
 from collections import Counter
-from typing import TextIO
+from collections.abc import Mapping
+from textwrap import fill
+from typing import Protocol, TextIO
 
+from pairmill.jobs.live_line import RunState
+from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.text import counted
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
 
 PLAIN_INTERVAL_S = 5.0
-TOP_REASONS = 3
+"""Between two lines where they cannot be overwritten."""
+LIVE_INTERVAL_S = 0.1
+PLAIN_WIDTH = 200
+NOTEBOOK_WIDTH = 100
 
 NETWORK_FAILURES = (Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.TIMEOUT)
 WARN_SHARE = 0.4
@@ -21,116 +28,153 @@ WARN_JUMP = 2.0
 WARN_INTERVAL_S = 60.0
 
 
-class ConsoleProgress:
-    """Writes to stderr, so that stdout holds results only. Rates count the rows of this run."""
+class ProgressListener(Protocol):
+    """Is told how a build, embed, retry or added model goes, by the thread that called it.
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self.stream = stream
-        self.live = stream.isatty()
-        self.statuses: Counter[str] = Counter()
-        self.input_rows = self.rows = self.pairs = self.kept = self.shards = self.failures = 0
-        self.rows_left = self.shards_left = self.first_rows = 0
-        self.first_commit = self.next_warning = 0.0
-        self.last_line = time.monotonic()
+    Derive from it to write your own; methods that you leave out do nothing.
+    """
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
-        """Print the plan, and how much of it earlier runs have done."""
-        self.rows_left, self.shards_left = rows_left, shards_left
-        self._print(description)
+        """A plan exists; the rows count those of the input, and `rows_done` are from earlier runs."""
+
+    def working(self, work: Mapping[str, WorkCounts]) -> None:
+        """About once a second: stage -> what its workers have done so far, also inside of shards."""
+
+    def committed(self, manifest: ShardManifest) -> None:
+        """One shard is done."""
+
+    def failed(self, shard: int, error: str) -> None:
+        """One shard is given up in this run; `error` is the last line of its traceback."""
+
+
+class ConsoleProgress(ProgressListener):
+    """One live line on a terminal, a line every few seconds elsewhere. Writes to stderr: stdout is for results."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """`stream`: sys.stderr, if not given."""
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.state = RunState()
+        self.failures = 0
+        self._next_warning = 0.0
+        self._last_line = time.monotonic()
+        self._shown = self._latest = ""
+        """The line on the terminal, or the last one in the log; and the newest, which may not be shown yet."""
+        self._is_step = False
+
+    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
+        """Say what there is to do."""
+        self.state.rows_left, self.state.shards_left = rows_left, shards_left
+        self.say(description)
         if rows_done:
-            self._print(f"{rows_done:,} rows are done already; {rows_left:,} to go")
+            self.say(f"{counted(rows_done, 'row')} done already; {rows_left:,} to go")
         if shards_left:
-            self._print("starting workers, which takes a quarter of a minute ...")
+            self.say("starting workers, which takes a quarter of a minute ...")
 
     def watching(self, shards_left: int, rows_left: int, rows_done: int) -> None:
         """Another process does the work."""
-        self.rows_left, self.shards_left = rows_left, shards_left
-        self._print(f"{rows_done:,} rows are done; {rows_left:,} in {counted(shards_left, 'shard')} to go")
+        self.state.rows_left, self.state.shards_left = rows_left, shards_left
+        self.say(f"{counted(rows_done, 'row')} done; {rows_left:,} in {counted(shards_left, 'shard')} to go")
+
+    def working(self, work: Mapping[str, WorkCounts]) -> None:
+        """Show what has moved inside the shards."""
+        self.state.update(work)
+        if self.state.work:
+            self._show(self.state.line(self._width()))
 
     def committed(self, manifest: ShardManifest) -> None:
-        """Count the shard and show the new totals."""
+        """Show the new sums; warn if the network fails."""
         self._warn_of_failures(manifest)
-        self.statuses.update(manifest.statuses)
-        self.input_rows += manifest.num_rows
-        self.rows += manifest.rows_in  # more, where a row has a list of captions
-        self.pairs += manifest.pairs
-        self.kept += manifest.kept
-        self.shards += 1
-        now = time.monotonic()
-        if self.shards == 1:
-            self.first_commit, self.first_rows = now, manifest.num_rows
-        if self.live:
-            line = self.line()[: shutil.get_terminal_size().columns - 1]  # a wrapped line could not be cleared
-            self.stream.write(f"\r\x1b[2K{line}")
+        self.state.commit(manifest)
+        self._show(self.state.line(self._width()))
+
+    def failed(self, shard: int, error: str) -> None:
+        """Name the shard; the reason is printed once, at the end."""
+        self.failures += 1
+        self.say(f"shard {shard:09d} failed")
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Show a step of a select, export or verify: so many of its parts are done. The line goes at the end."""
+        self._is_step = True
+        share = f"{done:,}/{total:,}"
+        self._show(f"{name[: self._width() - len(share) - 2]}  {share}")
+
+    def close(self) -> None:
+        """Keep the live line of a run. May be called more than once."""
+        if self.live and self._shown:
+            self._overwrite("" if self._is_step else f"{self._latest}\n")
+            self._shown = ""
             self.stream.flush()
-        elif now - self.last_line >= PLAIN_INTERVAL_S or self.shards in (1, self.shards_left):
-            self.last_line = now
-            self._print(self.line())
+
+    def _show(self, line: str) -> None:
+        now, self._latest = time.monotonic(), line
+        if line == self._shown or now - self._last_line < (LIVE_INTERVAL_S if self.live else PLAIN_INTERVAL_S):
+            return
+        self._last_line = now
+        if self.live:
+            self._overwrite(line)
+        else:
+            self.stream.write(f"{line}\n")
+        self._shown = line
+        self.stream.flush()
+
+    def _overwrite(self, text: str) -> None:
+        """In place of the live line. Goes to its start and clears it."""
+        self.stream.write(f"\r\x1b[2K{text}")
+
+    def say(self, text: str) -> None:
+        """Print lines above the live one."""
+        if self.live:
+            text = "\n".join(fill(line, self._width(), break_on_hyphens=False) for line in text.splitlines())
+        if self.live and self._shown:
+            self._overwrite(f"{text}\n{self._shown}")
+        else:
+            self.stream.write(f"{text}\n")
+        self.stream.flush()
+
+    def _width(self) -> int:
+        """A wrapped line could not be overwritten, so one column less than there are."""
+        return shutil.get_terminal_size().columns - 1 if self.live else PLAIN_WIDTH
 
     def _warn_of_failures(self, manifest: ShardManifest) -> None:
         """A bad night of DNS shows as a jump in one shard, long before it shows in the sums."""
         failures = Counter({name: manifest.statuses.get(name, 0) for name in NETWORK_FAILURES})
         share = failures.total() / max(manifest.rows_in, 1)
-        before = sum(self.statuses[name] for name in NETWORK_FAILURES) / max(self.rows, 1)
+        before = sum(self.state.statuses[name] for name in NETWORK_FAILURES) / max(self.state.rows, 1)
         now = time.monotonic()
-        if share < WARN_SHARE or share < WARN_JUMP * before or now < self.next_warning:
+        if share < WARN_SHARE or share < WARN_JUMP * before or now < self._next_warning:
             return
-        self.next_warning = now + WARN_INTERVAL_S
+        self._next_warning = now + WARN_INTERVAL_S
         (reason, count), *_ = failures.most_common(1)
-        self._print(
+        self.say(
             f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, {reason} {count:,}: are name "
             "servers and this network well, is fetch.concurrency too high? `pairmill retry` fetches such rows again"
         )
 
-    def failed(self, shard: int, error: str) -> None:
-        """Print that the shard failed; the summary at the end says why."""
-        self.failures += 1
-        self._print(f"shard {shard:09d} failed")  # why: in the end, once
 
-    def close(self) -> None:
-        """Leave the live line standing."""
-        if self.live and self.shards:
-            self.stream.write("\n")
+class NotebookProgress(ConsoleProgress):
+    """The live line below a notebook's cell, which knows a carriage return but no terminal's codes."""
 
-    def line(self) -> str:
-        """Rows, rate, share that became pairs and was kept, the main reasons for loss, time left."""
-        losses = Counter({name: count for name, count in self.statuses.items() if name != Status.OK})
-        reasons = ", ".join(f"{name} {count:,}" for name, count in losses.most_common(TOP_REASONS))
-        rows = max(self.rows, 1)
-        return (
-            f"{self.input_rows:,}/{self.rows_left:,} rows  {self._speed()}pairs {self.pairs / rows:.0%}  "
-            f"kept {self.kept / rows:.0%}" + (f"  lost: {reasons}" if reasons else "")
-        )
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """`stream`: sys.stdout, if not given; notebooks show stderr as an error."""
+        super().__init__(stream or sys.stdout)
+        self.live = True
 
-    def _speed(self) -> str:
-        """Rate and time left since the first commit: the start of the workers says nothing about what follows."""
-        rows, seconds = self.input_rows - self.first_rows, time.monotonic() - self.first_commit
-        if not rows or seconds <= 0:
-            return ""
-        left = max(self.rows_left - self.input_rows, 0) * seconds / rows
-        return f"{rows / seconds:,.0f}/s  {_duration(left)} left  "
+    def _overwrite(self, text: str) -> None:
+        first, newline, rest = text.partition("\n")
+        self.stream.write(f"\r{first:<{len(self._shown)}}{newline}{rest}")
 
-    def _print(self, text: str) -> None:
-        clear = "\r\x1b[2K" if self.live else ""
-        self.stream.write(f"{clear}{text}\n")
-        self.stream.flush()
+    def _width(self) -> int:
+        return NOTEBOOK_WIDTH
 
 
-def funnel(rows_in: int, statuses: dict[str, int]) -> str:
-    """How many rows were lost at each step and why, as a table of plain text."""
-    lines = [f"{'rows in':<34}{rows_in:>12,}"]
-    left = rows_in
-    for status in Status:
-        count = statuses.get(status, 0)
-        if not count or status is Status.OK:
-            continue
-        left -= count
-        lines.append(f"  {status.step:<8} {status:<23}{-count:>12,}{left:>12,}")
-    lines.append(f"{'kept':<34}{statuses.get(Status.OK, 0):>12,}  {statuses.get(Status.OK, 0) / max(rows_in, 1):.1%}")
-    return "\n".join(lines)
+def default_progress() -> ConsoleProgress:
+    """What suits this process: a notebook's, or the console's."""
+    return NotebookProgress() if _is_notebook() else ConsoleProgress()
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
+def _is_notebook() -> bool:
+    """Whether this is a kernel of Jupyter; only where IPython is loaded already."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pairmill.jobs.build import ProgressListener, run_shards_of
+from pairmill.jobs.build import run_shards_of
 from pairmill.jobs.check import check
 from pairmill.jobs.job_file import s3_of
+from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted

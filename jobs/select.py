@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pairmill.jobs.cluster import engine
 from pairmill.pipeline.columns.added_model import complete_models
+from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
@@ -50,7 +51,7 @@ class SelectInput:
     schema: pa.Schema
 
 
-def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Subset:
+def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_step: OnStep = ignore_step) -> Subset:
     """Select the rows and write the subset to `subsets/NAME/`; with `dry_run`, only count.
 
     Raises JobError, before any work, for a job that cannot run as it is written, and afterwards if no row is left.
@@ -62,10 +63,16 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Su
         raise JobError(f"{job.dataset} already has a subset {job.name!r}; choose another name, or add --overwrite")
     replaced = read_subset(source.store, job.name) if exists else None
     attempt = uuid4().hex
-    with open_tasks(job, local=source.num_rows < ROWS_FOR_RAY) as tasks:
+    names, steps = step_names(job), Steps(on_step, "reading manifests")
+
+    def begin(number: int) -> None:
+        steps.name = names[number]
+
+    with open_tasks(job, source.num_rows < ROWS_FOR_RAY, steps) as tasks:
         chunks = _chunks(source, tasks)
-        selector = Selector.start(tasks, chunks)
+        selector = Selector.start(tasks, chunks, begin)
         selector.run(job.rows == "kept", job.steps)
+        steps.name = "writing"
         reports = list(_reports(job, selector))
         if not reports[-1].rows_out and not dry_run:
             raise JobError(_nothing_left(reports))
@@ -90,7 +97,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False) -> Su
     return subset
 
 
-def refresh(job: SelectJob, dry_run: bool = False) -> Subset:
+def refresh(job: SelectJob, dry_run: bool = False, on_step: OnStep = ignore_step) -> Subset:
     """Select the subset `job.name` again, by its own steps, from the dataset as it is now.
 
     `job.rows` and `job.steps` are ignored: those of the subset count. Raises SubsetError if there is no such subset,
@@ -99,7 +106,7 @@ def refresh(job: SelectJob, dry_run: bool = False) -> Subset:
     store = Store(job.dataset, job.s3)
     store.check_access()
     subset = read_subset(store, job.name)
-    return select(job.model_copy(update={"rows": subset.rows, "steps": subset.steps}), dry_run, overwrite=True)
+    return select(job.model_copy(update={"rows": subset.rows, "steps": subset.steps}), dry_run, True, on_step)
 
 
 def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
@@ -183,11 +190,15 @@ def _write(tasks: Tasks, selector: Selector, name: str, attempt: str) -> list[Su
     return list(tasks.get(tasks.map(write_chunk, calls)))
 
 
+def step_names(job: SelectJob) -> list[str]:
+    """What reports and progress call the steps, beginning with the two steps of every job."""
+    return ["rows: kept" if job.rows == "kept" else "rows: pairs", "dedup: by uid", *map(str, job.steps)]
+
+
 def _reports(job: SelectJob, selector: Selector) -> Iterator[StepReport]:
-    """One per step, beginning with the two steps of every job."""
+    """One per step."""
     remaining = selector.num_rows
-    names = ["rows: kept" if job.rows == "kept" else "rows: pairs", "dedup: by uid", *map(str, job.steps)]
-    for number, name in enumerate(names):
+    for number, name in enumerate(step_names(job)):
         rows_in, remaining = remaining, remaining - selector.counts[number]
         yield StepReport(
             step=name,
@@ -215,10 +226,10 @@ def _nothing_left(reports: Sequence[StepReport]) -> str:
 
 
 @contextmanager
-def open_tasks(job: SelectJob | ExportJob, local: bool) -> Iterator[Tasks]:
+def open_tasks(job: SelectJob | ExportJob, local: bool, steps: Steps) -> Iterator[Tasks]:
     """Tasks on Ray, or, with `local` and unless the job names a cluster, in this process."""
     if local and not job.run.address:
-        yield LocalTasks()
+        yield LocalTasks(steps.part)
         return
     with engine.ray_session(job.run, spare_cpus=0):
-        yield engine.RayTasks()
+        yield engine.RayTasks(steps.part)

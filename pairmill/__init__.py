@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pairmill.jobs.api.choose import export, select
     from pairmill.jobs.api.make import add_model, build, embed, retry
     from pairmill.jobs.api.read import open, status, verify
-    from pairmill.jobs.build import ProgressListener
     from pairmill.jobs.export import ExportResult
+    from pairmill.jobs.progress import ProgressListener
     from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
     from pairmill.pipeline.check.report import VerifyReport
@@ -92,7 +92,7 @@ _MODULES = {
     "jobs.api.choose": ("export", "select"),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
     "jobs.api.read": ("open", "status", "verify"),
-    "jobs.build": ("ProgressListener",),
+    "jobs.progress": ("ProgressListener",),
     "jobs.results": ("BuildResult",),
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),

@@ -1,14 +1,12 @@
 """Who is told how a run goes: the console unless the caller says otherwise."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pairmill.jobs.build import ProgressListener
-from pairmill.jobs.progress import ConsoleProgress
+from pairmill.jobs.progress import ProgressListener, default_progress
 
 Progress = bool | ProgressListener
-"""True: shown as the command shows it, on stderr. False: nothing is printed. Else: a listener of your own."""
+"""True: a live line, on stderr or below a notebook's cell. False: nothing is printed. Else: a listener of your own."""
 
 
 @contextmanager
@@ -17,7 +15,7 @@ def listener_for(progress: Progress) -> Iterator[ProgressListener | None]:
     if progress is False:
         yield None
     elif progress is True:
-        console = ConsoleProgress(sys.stderr)  # of now: notebooks and tests replace it
+        console = default_progress()
         try:
             yield console
         finally:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def print_funnel(result: "BuildResult") -> None:
     """How many rows were lost at each step, and why."""
-    from pairmill.jobs.progress import funnel
+    from pairmill.jobs.funnel import funnel
 
     if not result.rows_in:
         return

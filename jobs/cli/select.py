@@ -113,8 +113,8 @@ def export(
         from pairmill.jobs.export import export as run_export
 
         job = export_job(options)
-        with progress(f"Finished files stay in {output}; run the same command to continue."):
-            result = run_export(job)
+        with progress(f"Finished files stay in {output}; run the same command to continue.") as listener:
+            result = run_export(job, listener.step)
     from pairmill.pipeline.common.text import counted
 
     record = result.record
@@ -130,16 +130,16 @@ def _select(options: SelectOptions, as_json: bool) -> None:
     from pairmill.jobs.select import select as run_select
 
     job = select_job(options)
-    with progress("Nothing was written; run the same command to start over."):
+    with progress("Nothing was written; run the same command to start over.") as listener:
         if options.refresh:
-            subset = refresh(job, options.dry_run)
+            subset = refresh(job, options.dry_run, listener.step)
         else:
-            subset = run_select(job, options.dry_run, options.overwrite)
+            subset = run_select(job, options.dry_run, options.overwrite, listener.step)
     _print(subset)
     if options.dry_run:
         typer.echo("dry run: nothing was written", err=True)
     else:
-        typer.echo(f"{options.dataset}/subsets/{subset.name}")
+        typer.echo(f"{options.dataset.rstrip('/')}/subsets/{subset.name}")
     if as_json:
         print_json(subset.model_dump(mode="json", exclude={"files"}))
 

@@ -1,13 +1,12 @@
 """`pairmill status` and `verify`: what reads an output folder and changes nothing."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pairmill.jobs.cli.options import Json, Output, S3Settings
 from pairmill.jobs.cli.results import print_failures, print_funnel
-from pairmill.jobs.cli.terminal import errors, open_store, print_json
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.pipeline.check.report import VerifyReport
@@ -25,14 +24,12 @@ def status(
     Counts shards and rows, and what became of them. Works on any machine that can read OUT.
     """
     from pairmill.jobs.cli.watch import watch
-    from pairmill.jobs.progress import ConsoleProgress
     from pairmill.jobs.results import current
     from pairmill.pipeline.common.text import counted
 
-    with errors():
-        store, listener = open_store(output, settings), ConsoleProgress()
-        result = watch(store, listener, every_s, partial(typer.echo, err=True)) if follow else current(store)
-        listener.close()
+    with errors(), progress("The job itself, if one runs, goes on.") as listener:
+        store = open_store(output, settings)
+        result = watch(store, listener, every_s) if follow else current(store)
     done = result.shards - len(result.shards_missing)
     shards, rows = counted(result.shards, "shard"), counted(result.input_rows, "row")
     typer.echo(f"{result.output}: {done:,} of {shards}, {rows} done")
@@ -57,8 +54,8 @@ def verify(
     """
     from pairmill.pipeline.check.verify import verify as run_verify
 
-    with errors():
-        report = run_verify(open_store(output, settings), rescore)
+    with errors(), progress("Nothing was changed.") as listener:
+        report = run_verify(open_store(output, settings), rescore, listener.step)
     _print_report(report, output)
     if as_json:
         print_json(report.as_dict())

@@ -28,6 +28,7 @@ import ray.util.metrics
 from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from pairmill.jobs.cluster.arrow_ipc import pack, unpack
+from pairmill.jobs.cluster.live import INTERVAL_S, LiveWorkers, OnWork
 from pairmill.jobs.cluster.metrics import StageMetrics
 from pairmill.jobs.cluster.pools import (
     ACCELERATOR_LABEL,
@@ -52,7 +53,9 @@ from pairmill.jobs.cluster.scheduler import (
 )
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.common.progress import WorkCounts, WorkProgress
 from pairmill.pipeline.common.text import counted, last_line
+from pairmill.pipeline.select.tasks import OnPart, ignore_part
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName, StageSpec, run_stage
 from pairmill.schemas.batch import ShardBatch, planned_batches
@@ -65,6 +68,9 @@ SLACK_S = 3_600
 
 OBJECT_STORE_SHARE = 0.4
 """Of the object stores, for shards under way: a payload that crosses machines is there twice, and Ray spills at 0.8."""
+
+_WATCH = "watch"
+"""Concurrency group of the questions for progress."""
 
 _FIRST_FAILURES = 3
 """Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
@@ -94,15 +100,20 @@ class _StageActor:
         self.name = spec.name
         self.node = ray.get_runtime_context().get_node_id()
         self.metrics = StageMetrics(ray.util.metrics, spec.name)
+        self.progress = WorkProgress()
         self.broken: Failure | None = None
         try:
-            self.stage = spec.open(WorkerHooks(observe=self.metrics.observe, on_hang=_end_process))
+            self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
         except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
             self.broken = Failure.of(error)
 
     def ready(self) -> Report:
         """Answers once the stage is built."""
         return Report(node=self.node)
+
+    def counts(self) -> WorkCounts:
+        """How far the worker is. Has a thread of its own, so it is answered in the middle of `run`."""
+        return self.progress.counts()
 
     def run(self, *payloads: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
         """A shard through the stage: its batch, and what stages since then changed of it."""
@@ -135,7 +146,8 @@ def _end_process() -> None:
 class RayBackend:
     """`WorkerBackend` on Ray: a worker is an actor, a payload an object that stays where it was made."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, live: LiveWorkers) -> None:
+        self._live = live
         self._specs = {spec.name: spec for spec in pipeline.stages}
         self._futures: dict[Any, Future[Report]] = {}
         self._done: SimpleQueue[Any] = SimpleQueue()
@@ -148,7 +160,8 @@ class RayBackend:
         if not pool.gpus:
             options["scheduling_strategy"] = "SPREAD"
         kind = type(f"{name.title()}Actor", (_StageActor,), {})  # what ps and Ray's dashboard call the process
-        actor = ray.remote(kind).options(**options).remote(self._specs[name])
+        actor = ray.remote(concurrency_groups={_WATCH: 1})(kind).options(**options).remote(self._specs[name])
+        self._live.add(actor, name, lambda: actor.counts.options(concurrency_group=_WATCH).remote().future())
         return actor, self._watched(actor.ready.remote())
 
     def call(self, worker: Any, payloads: Sequence[Any]) -> tuple[Any, Any]:
@@ -163,10 +176,11 @@ class RayBackend:
         return token
 
     def wait(self, timeout_s: float) -> list[Any]:
-        """The tokens that are done by now; waits for the first of them up to `timeout_s`."""
+        """The tokens that are done by now; waits for the first of them up to `timeout_s`, and a second at most."""
+        self._live.tick()
         done = []
         with suppress(Empty):
-            done.append(self._done.get(timeout=timeout_s))
+            done.append(self._done.get(timeout=min(timeout_s, INTERVAL_S)))
             while True:
                 done.append(self._done.get_nowait())
         return done
@@ -186,6 +200,7 @@ class RayBackend:
 
     def stop(self, worker: Any) -> None:
         """End an actor at once."""
+        self._live.remove(worker)
         ray.kill(worker)
 
 
@@ -251,7 +266,8 @@ class RayTasks:
     Ray runs a call again whose worker died: the functions are pure.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_part: OnPart = ignore_part) -> None:
+        self._on_part = on_part
         self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
 
     def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]]) -> list[Any]:
@@ -266,27 +282,34 @@ class RayTasks:
 
     def get(self, handles: Sequence[Any]) -> Iterator[Any]:
         """Raises what the call raised."""
-        for handle in handles:
+        for number, handle in enumerate(handles, 1):
             try:
                 yield ray.get(handle)
             except RayTaskError as error:
                 raise error.cause from None
+            self._on_part(number, len(handles))
 
 
 def run_shards(
-    shards: pa.Table, pipeline: Pipeline, on_outcome: Callable[[Outcome], None], modules: Path | None = None
+    shards: pa.Table,
+    pipeline: Pipeline,
+    on_outcome: Callable[[Outcome], None],
+    on_work: OnWork = lambda _: None,
+    modules: Path | None = None,
 ) -> None:
-    """Run every shard of the table (see `planned_batches`) through the pipeline; calls back once per shard that ended.
+    """Run every shard of the table (see `planned_batches`) through the pipeline; calls `on_outcome` once per shard that
+    ended, and `on_work` about once a second with what the workers have done inside their shards.
 
     Shards that were lost with their worker are tried again, then once more, each alone and carefully. Raises
     EngineError after `run.max_failed_shards_in_a_row` failures (fewer before the first shard that succeeds), where the
     cluster has too few CPUs or GPUs, and where nothing moves any more.
     """
     verdict = _Verdict(pipeline.job.run.max_failed_shards_in_a_row)
+    live = LiveWorkers(on_work)
     with ray_session(pipeline.job.run, modules):
         for isolated in (False, False, True):
             lost = []
-            for shard, report in _pass(shards, pipeline.isolated() if isolated else pipeline):
+            for shard, report in _pass(shards, pipeline.isolated() if isolated else pipeline, live):
                 if report is None and isolated:
                     report = Report(failure=_DIED)
                 if report is None:
@@ -325,7 +348,7 @@ class _Verdict:
             raise EngineError(f"{self.in_a_row} shards in a row failed, the last one with: {line}")
 
 
-def _pass(shards: pa.Table, pipeline: Pipeline) -> Iterator[tuple[int, Report | None]]:
+def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[tuple[int, Report | None]]:
     """(shard, report) as shards end; None for one that was lost with its worker."""
     fetch, run = pipeline.job.fetch, pipeline.job.run
     # The slowest shard: all rows from one host that never answers, or wants pauses, as have the actor's other shards.
@@ -334,7 +357,7 @@ def _pass(shards: pa.Table, pipeline: Pipeline) -> Iterator[tuple[int, Report | 
     try:
         pools = plan_pools(pipeline, shards.num_rows, cluster_nodes())
         scheduler = Scheduler(
-            backend=RayBackend(pipeline),
+            backend=RayBackend(pipeline, live),
             stages=[PooledStage(spec.name, pools[spec.name], spec.returns_changes) for spec in pipeline.stages],
             admission=_admission(pipeline, pools),
             patience_s=SLACK_S + slowest_s,

@@ -32,8 +32,9 @@ from pairmill.jobs.demo.pairs import (
     demo_pairs,
 )
 from pairmill.jobs.demo.web import demo_web
+from pairmill.jobs.funnel import funnel
 from pairmill.jobs.job_file import resolve
-from pairmill.jobs.progress import ConsoleProgress, funnel
+from pairmill.jobs.progress import ConsoleProgress
 from pairmill.jobs.results import BuildResult
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import PairsReader
 from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
@@ -28,13 +29,19 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
 
 
 def rescore_sample(
-    store: Store, plan: Plan, scored: Sequence[int], num_pairs: int, report: VerifyReport
+    store: Store,
+    plan: Plan,
+    scored: Sequence[int],
+    num_pairs: int,
+    report: VerifyReport,
+    on_step: OnStep = ignore_step,
 ) -> Iterator[tuple[ShardManifest, str]]:
     """Recompute `num_pairs` pairs, evenly spread over the `scored` shards. Yields (manifest, problem)."""
     num_shards = min(num_pairs, len(scored))
     job = plan.job
     newest = committed(store)
     for position in range(num_shards):
+        on_step("recomputing scores", position, num_shards)
         shard = scored[position * len(scored) // num_shards]
         manifest = read_manifest(store, manifest_name(shard, newest[shard]))
         rows, contracts = _sample(store, manifest, -(-num_pairs // num_shards))

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import check_columns
+from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
@@ -25,7 +26,7 @@ MAX_PROBLEMS = 1_000
 _UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 
-def verify(store: Store, rescore: int = 64) -> VerifyReport:
+def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> VerifyReport:
     """Check every committed shard, then recompute the scores of `rescore` pairs, spread evenly over the shards."""
     store.check_access()
     report = VerifyReport()
@@ -35,7 +36,9 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
     is_corpus = plan.job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named: set[str] = set()
-    for shard, generation in sorted(committed(store).items()):
+    present = sorted(committed(store).items())
+    for number, (shard, generation) in enumerate(present):
+        on_step("reading shards", number, len(present))
         report.shards += 1
         try:
             manifest = read_manifest(store, manifest_name(shard, generation))
@@ -59,7 +62,7 @@ def verify(store: Store, rescore: int = 64) -> VerifyReport:
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
 
-        for manifest, problem in rescore_sample(store, plan, scored, rescore, report):
+        for manifest, problem in rescore_sample(store, plan, scored, rescore, report, on_step):
             report.problems.append(f"shard {manifest.shard:09d}: {problem}")
             if not is_corpus:  # rebuilding a shard does not repair a corpus that has changed
                 report.damaged.append(f"manifests/{manifest.name}")

@@ -1,9 +1,11 @@
-"""What a process offers to the stages it runs: a sink for durations, and a way out when a decoder hangs."""
+"""What a process offers to the stages it runs: sinks for durations and progress, and a way out of a hanging decoder."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pairmill.pipeline.common.progress import WorkProgress
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,8 @@ class WorkerHooks:
 
     observe: Callable[[str, float], None] | None = None
     """Receives durations measured inside a stage: (name, seconds)."""
+    progress: WorkProgress = field(default_factory=WorkProgress)
+    """Counts what the stage has done inside its shards."""
     on_hang: Callable[[], None] | None = None
     """Called when a decoder hangs in C code and only exiting the process frees its thread. None: keep waiting."""
 

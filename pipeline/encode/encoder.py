@@ -19,6 +19,7 @@ import torch
 
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
+from pairmill.pipeline.common.progress import ShardProgress, unwatched
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.encode.clip_model import ClipModel, Floats, load_model
 from pairmill.pipeline.encode.embedding_columns import Indices, append_scores
@@ -71,7 +72,7 @@ class Encoder:
         """End the decoding threads."""
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
         """Append `score_columns` per model; null where there is no picture or caption. Row count and order stay.
 
         A pair whose picture does not decode stops being a pair, with the Status that says why.
@@ -79,7 +80,8 @@ class Encoder:
         rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
         first, image_of = _distinct(keys.take(rows))
-        decoded, embeddings = self._encode_images([table["image"][rows[pair]].as_buffer() for pair in first])
+        bodies = [table["image"][rows[pair]].as_buffer() for pair in first]
+        decoded, embeddings = self._encode_images(bodies, progress or unwatched())
         of_pair = [None if index < 0 else decoded[index] for index in image_of]
         is_good = np.array([image is None or image.status is Status.OK for image in of_pair], bool)
         if not is_good.all():
@@ -95,11 +97,15 @@ class Encoder:
             table = append_scores(table, model, rows, (images, image_of), (texts, caption_of))
         return table
 
-    def _encode_images(self, bodies: Sequence[pa.Buffer]) -> tuple[list[DecodedImage], list[Floats]]:
+    def _encode_images(
+        self, bodies: Sequence[pa.Buffer], progress: ShardProgress
+    ) -> tuple[list[DecodedImage], list[Floats]]:
         """Results of decoding, without the inputs, and float32 [bodies, dim] per model; zeros if it did not decode."""
         decoded: list[DecodedImage] = []
         embeddings = [np.zeros((len(bodies), model.embedding_dim), np.float32) for model in self.models]
+        progress.expect(len(bodies))
         for batch in self._micro_batches(bodies):
+            progress.done(len(batch), sum(image.status is Status.OK for image in batch))
             good = len(decoded) + np.flatnonzero([image.status is Status.OK for image in batch])
             decoded.extend(replace(image, inputs={}) for image in batch)
             if not len(good):

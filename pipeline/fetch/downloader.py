@@ -18,6 +18,7 @@ from functools import partial
 import pyarrow as pa
 
 from pairmill.pipeline.common.faults import local_fault
+from pairmill.pipeline.common.progress import ShardProgress, unwatched
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.fetch.byte_budget import ByteBudget
 from pairmill.pipeline.fetch.fetch_url import Fetcher
@@ -62,11 +63,16 @@ class Downloader:
         self._engine: _Engine | None = None
         self._closed = False
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
         """The in-flight table with its URLs downloaded: see `with_outcomes`. Raises LocalFault."""
         expected_sha256 = urls_to_fetch(table, self._sha256_column)
-        outcomes = self._start().run(expected_sha256) if expected_sha256 else {}
+        outcomes = self._start().run(expected_sha256, progress or unwatched()) if expected_sha256 else {}
         return with_outcomes(table, outcomes, self._sha256_column)
+
+    def in_flight(self) -> int:
+        """Requests that are running. Any thread may ask."""
+        engine = self._engine
+        return engine.in_flight if engine else 0
 
     def close(self) -> None:
         """Cancel running downloads, end the threads, close the connections. Call it after the last shard."""
@@ -108,9 +114,14 @@ class _Engine:
         self._thread.start()
         started.result()
 
-    def run(self, expected_sha256: Mapping[str, frozenset[str]]) -> dict[str, FetchOutcome]:
+    @property
+    def in_flight(self) -> int:
+        return self._fetcher.in_flight
+
+    def run(self, expected_sha256: Mapping[str, frozenset[str]], progress: ShardProgress) -> dict[str, FetchOutcome]:
         """Download URLs, each with the SHA-256 to expect (empty: any bytes). Blocks the calling thread."""
-        shard = asyncio.run_coroutine_threadsafe(self._download_all(expected_sha256), self._loop)
+        progress.expect(len(expected_sha256))
+        shard = asyncio.run_coroutine_threadsafe(self._download_all(expected_sha256, progress), self._loop)
         try:
             return shard.result()
         except BaseException:  # Ctrl-C in this thread must end the requests of the other
@@ -147,13 +158,16 @@ class _Engine:
             if time.monotonic() - since > DECODE_TIMEOUT_S:
                 on_hang()
 
-    async def _download_all(self, expected_sha256: Mapping[str, frozenset[str]]) -> dict[str, FetchOutcome]:
+    async def _download_all(
+        self, expected_sha256: Mapping[str, frozenset[str]], progress: ShardProgress
+    ) -> dict[str, FetchOutcome]:
         outcomes: dict[str, FetchOutcome] = {}
         tasks = asyncio.Semaphore(_MAX_TASKS)
 
         async def download_one(url: str) -> None:
             try:
-                outcomes[url] = await self._download_safely(url, expected_sha256[url])
+                outcomes[url] = outcome = await self._download_safely(url, expected_sha256[url])
+                progress.done(good_items=outcome.status is Status.OK, num_bytes=outcome.original_bytes or 0)
             finally:
                 tasks.release()
 

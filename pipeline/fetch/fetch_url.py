@@ -125,6 +125,11 @@ class Fetcher:
         await self._session.close()
         await self._resolver.close()
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are running."""
+        return self._limiter.running
+
     async def fetch(self, url: str) -> FetchOutcome:
         """Download one picture; the outcome has its body. Never raises because of a server, only LocalFault.
 

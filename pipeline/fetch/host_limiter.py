@@ -24,6 +24,8 @@ class HostLimiter:
     def __init__(self, per_host: int, total: int, interval_s: float = 0.0) -> None:
         self._per_host = per_host
         self._total = asyncio.Semaphore(total)
+        self.running = 0
+        """Requests that have acquired their place."""
         self._interval_s = interval_s
         self._hosts: dict[str, _Host] = {}
 
@@ -48,7 +50,11 @@ class HostLimiter:
             async with known.semaphore:
                 await self._wait_for_start(known)
                 async with self._total:
-                    yield
+                    self.running += 1
+                    try:
+                        yield
+                    finally:
+                        self.running -= 1
         finally:
             remaining_s = known.next_start_at - asyncio.get_running_loop().time()
             if remaining_s > 0:  # keep the host until its next start is due, whoever asks by then

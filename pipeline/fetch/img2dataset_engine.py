@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.common.progress import ShardProgress, unwatched
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.fetch import optout
 from pairmill.pipeline.fetch.guarded_urllib import GuardedOpener
@@ -94,10 +95,12 @@ class Img2datasetDownloader:
             disallowed_header_directives=None,  # GuardedOpener refuses them
         )
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
         """The in-flight table with its URLs downloaded: see `with_outcomes`. Raises LocalFault."""
         expected_sha256 = urls_to_fetch(table, self._sha256_column)
         with self._lock:
+            self._collector.progress = progress or unwatched()
+            self._collector.progress.expect(len(expected_sha256))
             outcomes = self._download(expected_sha256) if expected_sha256 else {}
         return with_outcomes(table, outcomes, self._sha256_column)
 
@@ -129,6 +132,7 @@ class _Collector:
         self._resizer = resizer
         self._opener = opener
         self._original = b""
+        self.progress = unwatched()
         self.outcomes: dict[str, FetchOutcome] = {}
 
     def resize(self, stream: io.BytesIO, boxes: Any = None) -> Any:
@@ -144,6 +148,8 @@ class _Collector:
             if image is not None:
                 processed = _processed(image, meta)
             self.outcomes[meta["url"]] = _succeeded().with_digests_of(body).with_image(processed)
+        outcome = self.outcomes[meta["url"]]
+        self.progress.done(good_items=outcome.status is Status.OK, num_bytes=outcome.original_bytes or 0)
 
     def close(self) -> None: ...
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,8 @@ class Selector:
 
     tasks: Tasks
     chunks: Sequence[Chunk]
+    on_step: Callable[[int], None]
+    """Called with a step's number before it runs."""
     drop_step: list[Handle[DropStep] | None]
     """Per chunk. None before the first scan: no row is dropped yet."""
     filters: list[Filter] = field(default_factory=list)
@@ -50,16 +52,20 @@ class Selector:
     """Step -> its largest groups, (groups,) of DUPLICATE_GROUP."""
 
     @classmethod
-    def start(cls, tasks: Tasks, chunks: Sequence[Chunk]) -> "Selector":
+    def start(
+        cls, tasks: Tasks, chunks: Sequence[Chunk], on_step: Callable[[int], None] = lambda number: None
+    ) -> "Selector":
         """With no row dropped."""
-        return cls(tasks, chunks, [None] * len(chunks), duplicates=[[] for _ in chunks])
+        return cls(tasks, chunks, on_step, [None] * len(chunks), duplicates=[[] for _ in chunks])
 
     def run(self, only_kept: bool, steps: Sequence[SelectStep]) -> None:
         """Run all steps; afterwards `drop_step` and `counts` are final."""
         if only_kept:
             self.filters.append(IsKept(KEPT_STEP))
+        self.on_step(UID_STEP)
         self._dedup(UID_STEP, Dedup(by="uid"))
         for number, step in enumerate(steps, UID_STEP + 1):
+            self.on_step(number)
             if step.where is not None:
                 self.filters.append(Where(number, Expression(step.where)))
             elif step.top is not None:

@@ -34,21 +34,38 @@ class Tasks(Protocol):
         """The results, in order, one at a time. Raises what the call raised."""
 
 
+OnPart = Callable[[int, int], None]
+"""Takes how many calls of a round are done, and how many there are."""
+
+
+def ignore_part(done: int, total: int) -> None:
+    """For callers that do not want to know."""
+
+
 class LocalTasks:
     """Runs every call at once, in this process."""
 
     memory_bytes = 1 << 30
 
+    def __init__(self, on_part: OnPart = ignore_part) -> None:
+        self._on_part = on_part
+
     def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
         """The results themselves."""
-        return [cast(Handle[T], function(*call)) for call in calls]
+        return [cast(Handle[T], result) for result in self._results(function, calls)]
 
     def map_split(
         self, function: Callable[..., Sequence[Any]], calls: Iterable[Sequence[Any]], outputs: int
     ) -> list[list[Handle[Any]]]:
         """The results themselves."""
-        return [list(function(*call)) for call in calls]
+        return [list(result) for result in self._results(function, calls)]
 
     def get(self, handles: Sequence[Handle[T]]) -> Iterator[T]:
         """The handles, which are the results."""
         return (cast(T, handle) for handle in handles)
+
+    def _results(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> Iterator[T]:
+        every = list(calls)
+        for number, call in enumerate(every, 1):
+            yield function(*call)
+            self._on_part(number, len(every))

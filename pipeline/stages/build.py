@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.dataset.shards import AccountingError, ShardWriter
 from pairmill.pipeline.source.mapping import NoPictures
 from pairmill.pipeline.source.rows import ShardReader
@@ -68,11 +69,13 @@ class Download(JobStage):
         if self.job.fetch.engine == "img2dataset":
             from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 
-            return OpenDownload(self, Img2datasetDownloader(self.job, sha256_column))
+            return OpenDownload(self, Img2datasetDownloader(self.job, sha256_column), hooks.progress)
         from pairmill.pipeline.fetch.downloader import Downloader
 
         on_hang = None if self.isolated else hooks.on_hang
-        return OpenDownload(self, Downloader(self.job, sha256_column, self.isolated, on_hang))
+        downloader = Downloader(self.job, sha256_column, self.isolated, on_hang)
+        hooks.progress.in_flight = downloader.in_flight
+        return OpenDownload(self, downloader, hooks.progress)
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,14 @@ class OpenDownload:
 
     spec: Download
     downloader: "Downloader | Img2datasetDownloader"
+    progress: WorkProgress
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """Fetch and decode the rows that are still `ok`."""
         self.spec.custom_rules()  # first, so that a broken rule costs no requests
-        return _with_pairs(self.spec.apply_rules(batch.with_table(self.downloader(batch.table)), Step.IMAGE))
+        with self.progress.shard(batch.info.shard.num_rows) as progress:
+            table = self.downloader(batch.table, progress)
+        return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
 
     def close(self) -> None:
         """Stop downloads in progress."""
@@ -102,7 +108,7 @@ class Load(JobStage):
         """Start the reading threads."""
         from pairmill.pipeline.source.corpus.load import Loader
 
-        return OpenLoad(self, Loader(self.job.images, self.store.files, self.isolated))
+        return OpenLoad(self, Loader(self.job.images, self.store.files, self.isolated), hooks.progress)
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,15 @@ class OpenLoad:
 
     spec: Load
     loader: "Loader"
+    progress: WorkProgress
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """Read the pictures of the rows that are still `ok`."""
         self.spec.custom_rules()
         has_pictures = not isinstance(self.spec.mapping.pictures, NoPictures)
-        return _with_pairs(self.spec.apply_rules(batch.with_table(self.loader(batch.table, has_pictures)), Step.IMAGE))
+        with self.progress.shard(batch.info.shard.num_rows) as progress:
+            table = self.loader(batch.table, has_pictures, progress)
+        return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
 
     def close(self) -> None:
         """Stop the reading threads."""
@@ -144,7 +153,7 @@ class Encode(JobStage):
         """Load the models. Raises ModelError."""
         from pairmill.pipeline.encode.encoder import Encoder  # loads torch, which only this stage needs
 
-        return OpenEncode(self, Encoder(self.job.models, self.job.run, self.job.images, hooks))
+        return OpenEncode(self, Encoder(self.job.models, self.job.run, self.job.images, hooks), hooks.progress)
 
 
 _DECODED = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
@@ -157,16 +166,16 @@ class OpenEncode:
 
     spec: Encode
     encoder: "Encoder"
+    progress: WorkProgress
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """The score columns of every model, and for a corpus the columns that need pixels."""
         pixels = "original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
         contracts = tuple(replace(model.contract, pixels=pixels) for model in self.encoder.models)
         scores = [name for model in self.encoder.models for name in score_column_names(model.alias)]
-        table = self.encoder(batch.table)
-        decoded = [
-            name for name in _DECODED if name in batch.table.column_names
-        ]  # committed pairs have only some of them
+        with self.progress.shard(batch.info.shard.num_rows) as progress:
+            table = self.encoder(batch.table, progress)
+        decoded = [name for name in _DECODED if name in batch.table.column_names]  # committed pairs have only some
         return batch.with_table(table.select([*decoded, *scores])).with_info(contracts=contracts)
 
     def close(self) -> None:

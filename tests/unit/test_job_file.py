@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pairmill.jobs.funnel import funnel
 from pairmill.jobs.job_file import fingerprint, load_job, resolve
-from pairmill.jobs.progress import ConsoleProgress, funnel
+from pairmill.jobs.progress import ConsoleProgress
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import ShardManifest
 
@@ -40,6 +41,24 @@ def test_a_mistake_is_reported_with_its_line_and_field(job_file: Path, text: str
         load_job(str(job_file), BASE)
     assert message in str(error.value)
     assert "pydantic" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("rules.min_similarity=28", "rules.min_similarity: Input should be less than or equal to 1 (got 28)"),
+        (
+            "rules.min_similarity={tiny: 3}",
+            "rules.min_similarity.tiny: Input should be less than or equal to 1 (got 3)",
+        ),
+        ("rules.min_similarity=[1]", "rules.min_similarity: Input should be a valid number (got [1])"),
+        ("s3.buckets={a: {endpont: x}}", "s3.buckets.a.endpont: there is no such field; did you mean 'endpoint'?"),
+    ],
+)
+def test_a_value_that_may_be_of_several_kinds_is_complained_of_once(setting: str, line: str) -> None:
+    with pytest.raises(JobError) as error:
+        load_job(None, BASE, ["models=[{name: tiny}]", setting])
+    assert str(error.value) == line
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(job_file: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pairmill.jobs.cli import watch as watch_module
 from pairmill.jobs.cli.main import app
-from pairmill.jobs.cli.watch import watch
+from pairmill.jobs.cli.watch import FIRST_SHARD_S, CommitClock, watch
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.planned import PlanError
@@ -21,6 +22,10 @@ class Told(ConsoleProgress):
     def __init__(self) -> None:
         super().__init__()
         self.shards_told: list[int] = []
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def committed(self, manifest: ShardManifest) -> None:
         super().committed(manifest)
@@ -40,15 +45,14 @@ def test_shards_are_told_of_once_as_they_come_and_the_end_is_seen(tmp_path: Path
             time.sleep(0.05)
             shutil.copy(whole / "manifests" / path.name, path)
 
-    told, said = Told(), list[str]()
+    told = Told()
     thread = threading.Thread(target=work)
     thread.start()
-    result = watch(Store(str(growing)), told, 0.02, said.append, quiet_s=0.01)
+    result = watch(Store(str(growing)), told, 0.02)
     thread.join()
     assert told.shards_told == list(range(3, 10))
     assert (result.shards, result.shards_missing, result.input_rows) == (10, [], 1_000)
-    assert said  # a while without a commit was remarked upon
-    assert "is the job still running?" in said[0]
+    assert told.said == ["300 rows done; 700 in 7 shards to go"]
 
 
 def test_the_command_ends_at_once_where_all_is_done(tmp_path: Path) -> None:
@@ -60,4 +64,54 @@ def test_the_command_ends_at_once_where_all_is_done(tmp_path: Path) -> None:
 
 def test_what_is_no_output_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="has no plan"):
-        watch(Store(str(tmp_path)), Told(), 0.1, print)
+        watch(Store(str(tmp_path)), Told(), 0.1)
+
+
+class Clock:
+    now = 500.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time_of_day(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(watch_module, "time", clock)
+    return clock
+
+
+def test_ten_times_the_interval_seen_without_a_commit_is_said_and_again_when_it_has_doubled(time_of_day: Clock) -> None:
+    commits = CommitClock(shard_s=10_000.0, started=time_of_day.now)
+    for _ in range(5):
+        time_of_day.now += 20
+        commits.tick(2)
+    assert commits.usual_s == pytest.approx(80 / 9)
+    said = []
+    for second in range(1, 400):
+        time_of_day.now += 1
+        commits.tick(0)
+        if text := commits.silence:
+            said.append((second, text))
+    assert [second for second, _ in said] == [89, 178, 356]
+    assert said[0][1].startswith("no shard for 89 s, where one came every 9 s: the job has ended or hangs;")
+    commits.tick(1)
+    assert commits.silence is None
+
+
+def test_before_commits_were_seen_the_time_of_a_shard_decides(time_of_day: Clock, tmp_path: Path) -> None:
+    slow = CommitClock(shard_s=120.0, started=time_of_day.now)
+    unknown = CommitClock.of([])
+    time_of_day.now += 10 * FIRST_SHARD_S
+    assert slow.silence is None
+    assert "no shard for 10 min, where one takes 60 s" in (unknown.silence or "")
+    time_of_day.now += 10 * 60
+    assert "no shard for 20 min, where one takes 2 min" in (slow.silence or "")
+
+
+def test_a_fast_job_may_pause_for_half_a_minute(time_of_day: Clock) -> None:
+    fast = CommitClock(shard_s=0.1, started=time_of_day.now)
+    time_of_day.now += 29
+    assert fast.silence is None
+    time_of_day.now += 1
+    assert fast.silence

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.progress import ShardProgress, unwatched
 from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import IsolatedProcessor
@@ -68,7 +69,7 @@ class Loader:
         if self._isolated is not None:
             self._isolated.close()
 
-    def __call__(self, table: pa.Table, has_pictures: bool) -> pa.Table:
+    def __call__(self, table: pa.Table, has_pictures: bool, progress: ShardProgress | None = None) -> pa.Table:
         """The same rows with their pictures, facts about the bytes, and uids that depend on them.
 
         A row is a pair if it has a picture that may be decodable or, without `has_pictures`, if it has a caption.
@@ -76,7 +77,7 @@ class Loader:
         names = ("status", "status_detail", "uid")
         rows = [_Row(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
         if has_pictures:
-            self._load(table, rows)
+            self._load(table, rows, progress or unwatched())
         captions = table["caption"].cast(pa.large_binary()).to_pylist()
         for row, caption in zip(rows, captions, strict=True):
             if not has_pictures and caption is None and row.status == KEPT_STATUS:
@@ -85,7 +86,7 @@ class Loader:
         _refuse_repeats(rows)
         return _without_empty_captions(_filled(table, rows))
 
-    def _load(self, table: pa.Table, rows: Sequence[_Row]) -> None:
+    def _load(self, table: pa.Table, rows: Sequence[_Row], progress: ShardProgress) -> None:
         by_file: dict[str, list[tuple[int, int, _Row]]] = {}
         columns = [table[name].to_pylist() for name in ("image_tar", "image_offset", "image_length")]
         in_memory = []
@@ -103,20 +104,22 @@ class Loader:
                 row.refuse(Status.ROW_MALFORMED, f"{length:,} bytes at {offset:,}")
             else:
                 by_file.setdefault(file, []).append((offset, length, row))
-        work = [self._pool.submit(self._read_file, file, ranges) for file, ranges in by_file.items()]
-        work += [self._pool.submit(self._examine, row) for row in in_memory]
+        progress.expect(len(in_memory) + sum(map(len, by_file.values())))
+        work = [self._pool.submit(self._read_file, file, ranges, progress) for file, ranges in by_file.items()]
+        work += [self._pool.submit(self._examine, row, progress) for row in in_memory]
         for future in work:
             future.result()
 
-    def _read_file(self, file: str, ranges: list[tuple[int, int, _Row]]) -> None:
+    def _read_file(self, file: str, ranges: list[tuple[int, int, _Row]], progress: ShardProgress) -> None:
         try:
             with self._files.open(file) as opened:
                 for offset, length, row in sorted(ranges, key=lambda entry: entry[0]):
                     row.image = _read(opened, offset, length)
                     if len(row.image) < length:
                         row.refuse(Status.BODY_TRUNCATED, f"the file ends after {len(row.image):,} of {length:,} bytes")
+                        progress.done(good_items=0)
                     else:
-                        self._examine(row)
+                        self._examine(row, progress)
         except OSError as error:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
@@ -130,8 +133,12 @@ class Loader:
     def _is_in_picture_folder(self, file: str) -> bool:
         return not file.lower().endswith(".tar") and self._files.is_folder(file.rpartition("/")[0])
 
-    def _examine(self, row: _Row) -> None:
+    def _examine(self, row: _Row, progress: ShardProgress) -> None:
         body = bytes(row.image)
+        self._examine_body(row, body)
+        progress.done(good_items=row.status == KEPT_STATUS, num_bytes=len(body))
+
+    def _examine_body(self, row: _Row, body: bytes) -> None:
         row.original_bytes = len(body)
         row.sha256 = hashlib.sha256(body).hexdigest()
         row.md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()

@@ -1,0 +1,168 @@
+"""What the live line says: rows, rate, time left, requests, what is kept and lost; only what there is room for."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pairmill.pipeline.common.progress import WorkCounts
+from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.status import Status
+
+WINDOW_S = 30.0
+"""Rates are averages over so long."""
+TOP_REASONS = 3
+_SOURCES = ("download", "load")
+_COUNTING = ("encode", *_SOURCES)
+"""Stages that count inside of shards, the last one first."""
+_GAP = "  "
+
+
+class Rate:
+    """Growth per second of a number, over the last WINDOW_S."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque()
+
+    def add(self, value: float) -> None:
+        """The number as it is now."""
+        now = time.monotonic()
+        self._samples.append((now, value))
+        while len(self._samples) > 2 and now - self._samples[0][0] > WINDOW_S:
+            self._samples.popleft()
+
+    @property
+    def per_s(self) -> float:
+        """Zero until it has grown."""
+        if len(self._samples) < 2:
+            return 0.0
+        (start, first), (end, last) = self._samples[0], self._samples[-1]
+        return max(last - first, 0.0) / max(end - start, 1e-3)
+
+
+@dataclass
+class RunState:
+    """Everything that the live line and the warnings are made from."""
+
+    rows_left: int = 0
+    """Input rows that this run has to do."""
+    shards_left: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    input_rows: int = 0
+    """Of the shards that are committed."""
+    rows: int = 0
+    """The same with a row for each caption of a list."""
+    pairs: int = 0
+    kept: int = 0
+    shards: int = 0
+    work: Mapping[str, WorkCounts] = field(default_factory=dict)
+    """Stage -> what its workers have done."""
+    _rates: dict[str, Rate] = field(default_factory=dict)
+
+    def commit(self, manifest: ShardManifest) -> None:
+        """Count a committed shard in."""
+        self.statuses.update(manifest.statuses)
+        self.input_rows += manifest.num_rows
+        self.rows += manifest.rows_in
+        self.pairs += manifest.pairs
+        self.kept += manifest.kept
+        self.shards += 1
+        self._rate("commit").add(self.input_rows)
+
+    def update(self, work: Mapping[str, WorkCounts]) -> None:
+        """Take over what the workers have done by now."""
+        self.work = {name: counts for name, counts in work.items() if counts.rows or counts.items or counts.in_flight}
+        for name, counts in self.work.items():
+            self._rate(name).add(counts.rows)
+            self._rate(f"{name} bytes").add(counts.num_bytes)
+
+    def line(self, width: int) -> str:
+        """As many of the parts as fit, the most important first."""
+        line = ""
+        for part in self._parts():
+            longer = f"{line}{_GAP}{part}" if line else part
+            if len(longer) > width:
+                break
+            line = longer
+        return line
+
+    def _parts(self) -> Iterator[str]:
+        rows = self._rows_done()
+        yield f"{rows:,}/{self.rows_left:,} rows"
+        yield from self._speed(rows)
+        yield from self._source()
+        yield from self._shares()
+        if self.shards:
+            yield f"{self.shards:,}/{self.shards_left:,} shards"
+        yield from self._losses()
+
+    def _rows_done(self) -> int:
+        """Rows through the last stage that counts them; never fewer than are committed, never more than there are."""
+        last = self._last_stage()
+        done = self.work[last].rows if last else 0
+        return min(max(done, self.input_rows), max(self.rows_left, self.input_rows))
+
+    def _last_stage(self) -> str | None:
+        return next((name for name in _COUNTING if name in self.work), None)
+
+    def _speed(self, rows: int) -> Iterator[str]:
+        """Rows per second and the time left. The start of the workers says nothing about what follows."""
+        names = [name for name in _COUNTING if name in self.work] or ["commit"]
+        speeds = {name: speed for name in names if (speed := self._rate(name).per_s) > 0}
+        if not speeds:
+            return
+        yield f"{next(iter(speeds.values())):,.0f}/s"
+        if self.rows_left > rows:
+            slowest_s = max(self._remaining(name) / speed for name, speed in speeds.items())
+            yield f"{duration(slowest_s)} left"
+
+    def _remaining(self, stage: str) -> int:
+        done = self.work[stage].rows if stage in self.work else self.input_rows
+        return max(self.rows_left - done, 0)
+
+    def _source(self) -> Iterator[str]:
+        """What the web, or the corpus, gives at the moment."""
+        name = next((name for name in _SOURCES if name in self.work), None)
+        if name is None:
+            return
+        counts = self.work[name]
+        if name == "download":
+            yield f"{counts.in_flight:,} in flight"
+        if (bytes_per_s := self._rate(f"{name} bytes").per_s) > 0:
+            yield f"{size(bytes_per_s)}/s"
+        if self._last_stage() != name:
+            yield f"{'fetched' if name == 'download' else 'read'} {counts.rows:,}"
+
+    def _shares(self) -> Iterator[str]:
+        """Of the committed rows; before the first commit, of the pictures so far."""
+        if self.rows:
+            yield f"pairs {self.pairs / self.rows:.0%}"
+            yield f"kept {self.kept / self.rows:.0%}"
+            return
+        counts = next((self.work[name] for name in _SOURCES if name in self.work), None)
+        if counts and counts.items:
+            yield f"pictures {counts.good_items / counts.items:.0%}"
+
+    def _losses(self) -> Iterator[str]:
+        losses = Counter({name: count for name, count in self.statuses.items() if name != Status.OK})
+        for number, (name, count) in enumerate(losses.most_common(TOP_REASONS)):
+            yield f"{'' if number else 'lost: '}{name} {count:,}"
+
+    def _rate(self, name: str) -> Rate:
+        return self._rates.setdefault(name, Rate())
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
+
+
+def size(num_bytes: float) -> str:
+    """`950 kB`, `12.5 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1_000:
+            return f"{num_bytes:.0f} {unit}" if num_bytes >= 100 or unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1_000
+    return f"{num_bytes:.1f} GB"
