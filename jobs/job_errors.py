@@ -19,12 +19,20 @@ def explain(job: type[BaseModel], error: ValidationError, text: str, job_file: s
     """One line per mistake: `job.yaml:12: fetch.timeout_s: ...`. `text`: the job file's, for the line numbers."""
     lines = []
     for mistake in _mistakes(job, error):
-        field = ".".join(map(str, mistake.path))
+        field = _field(mistake.path)
         line = _line_of(mistake.path, text)
         where = f"{job_file}:{line}: " if job_file and line else f"{job_file}: " if job_file else ""
         message = _message(job, mistake)
         lines.append(f"{where}{field}: {message}" if field else f"{where}{message}")
     return "\n".join(lines)
+
+
+def _field(path: Path) -> str:
+    """Dotted, as after `--set`; but the steps of a select job are counted as people count."""
+    match path:
+        case ("steps", int(place), *inner):
+            return ": ".join([f"step {place + 1}", ".".join(map(str, inner))]).removesuffix(": ")
+    return ".".join(map(str, path))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class ConsoleProgress(ProgressListener):
         """Show the new sums; warn if the network fails."""
         self._warn_of_failures(manifest)
         self.state.commit(manifest)
-        self._show(self.state.line(self._width()))
+        self._show(self.state.line(self._width()), is_last=self.state.shards == self.state.shards_left)
 
     def failed(self, shard: int, error: str) -> None:
         """Name the shard; the reason is printed once, at the end."""
@@ -106,9 +106,11 @@ class ConsoleProgress(ProgressListener):
             self._shown = ""
             self.stream.flush()
 
-    def _show(self, line: str) -> None:
+    def _show(self, line: str, is_last: bool = False) -> None:
+        """Unless the line before it is too new, in which case only the last line of a run is worth another."""
         now, self._latest = time.monotonic(), line
-        if line == self._shown or now - self._last_line < (LIVE_INTERVAL_S if self.live else PLAIN_INTERVAL_S):
+        is_early = now - self._last_line < (LIVE_INTERVAL_S if self.live else PLAIN_INTERVAL_S)
+        if line == self._shown or (is_early and not is_last):
             return
         self._last_line = now
         if self.live:

@@ -19,7 +19,8 @@ from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, publish, read_subset, subset_names, write_chunk
-from pairmill.pipeline.select.expressions import Expression, ExpressionError
+from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.keys import has_identity
 from pairmill.pipeline.select.scan import MAX_STEPS
 from pairmill.pipeline.select.selector import Selector
@@ -133,11 +134,11 @@ def _check_steps(job: SelectJob, source: SelectInput) -> None:
     """Check every column and type on zero rows. Raises JobError that names the step."""
     if len(job.steps) > MAX_STEPS:
         raise JobError(f"steps: {len(job.steps)} steps, but at most {MAX_STEPS} are possible")
-    for number, step in enumerate(job.steps):
+    for number, step in enumerate(job.steps, 1):
         try:
             _check_step(step, source)
         except ExpressionError as error:
-            raise JobError(f"steps.{number}: {error}") from None
+            raise JobError(f"step {number}, {step.kind}: {error}") from None
 
 
 def _check_step(step: SelectStep, source: SelectInput) -> None:

@@ -14,7 +14,15 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.schemas.errors import PairmillError
+from pairmill.pipeline.select.expression_errors import (
+    ExpressionError,
+    at_node,
+    kind_of,
+    mismatch,
+    misspelt,
+    of_syntax,
+    pointing,
+)
 
 MAX_CHARS = 10_000
 _MAX_DEPTH = 100
@@ -49,10 +57,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class ExpressionError(PairmillError, ValueError):
-    """The expression cannot be parsed or does not fit the columns; the message quotes it."""
-
-
 @dataclass(frozen=True)
 class Expression:
     """`text` comes from the user. Call `check` once, before any data is read."""
@@ -68,10 +72,10 @@ class Expression:
 
     def check(self, schema: pa.Schema, expected: Literal["boolean", "number"]) -> None:
         """Raises ExpressionError where a column is unknown or the types do not fit, by evaluating it on zero rows."""
-        if unknown := sorted(self.columns - set(schema.names)):
-            raise ExpressionError(
-                f"{self.text!r}: there is no column {unknown[0]!r}{_did_you_mean(unknown[0], schema)}"
-            )
+        for node in ast.walk(self._tree):
+            name = _column(node)
+            if name in self.columns and name not in schema.names:
+                raise at_node(self._stripped, node, f"there is no column {name!r}{_hint(name, schema)}")
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
         if not self.columns:
             raise ExpressionError(f"{self.text!r} uses no column")
@@ -83,11 +87,13 @@ class Expression:
 
     def evaluate(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
         """One value per row of the table; nulls follow SQL. Raises ExpressionError."""
-        try:
-            value = self._value(self._tree, table)
-        except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise ExpressionError(f"{self.text!r}: {_first_line(error)}") from error
+        value = self._value(self._tree, table)
         return pa.repeat(value, table.num_rows) if isinstance(value, pa.Scalar) else value
+
+    @property
+    def _stripped(self) -> str:
+        """What the places in the tree refer to."""
+        return self.text.strip()
 
     @cached_property
     def _tree(self) -> ast.expr:
@@ -96,14 +102,21 @@ class Expression:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # for "\\d" and the like in regular expressions
-                tree = ast.parse(self.text.strip(), mode="eval").body
+                tree = ast.parse(self._stripped, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ExpressionError(f"{self.text!r} cannot be parsed: {getattr(error, 'msg', error)}") from None
+            raise of_syntax(self._stripped, error) from None
         if _depth(tree) > _MAX_DEPTH:
             raise ExpressionError(f"{self.text[:60]!r} ... is nested too deeply")
         return tree
 
     def _value(self, node: ast.expr, table: pa.Table) -> Value:
+        """Raises ExpressionError that points at the innermost node that cannot be evaluated."""
+        try:
+            return self._evaluate(node, table)
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            raise at_node(self._stripped, node, self._words(node, error, table)) from error
+
+    def _evaluate(self, node: ast.expr, table: pa.Table) -> Value:
         if (name := _column(node)) is not None:
             return table[name]
         match node:
@@ -126,8 +139,7 @@ class Expression:
             case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
                 return _FUNCTIONS[name](*(self._value(argument, table) for argument in node.args))
             case _:
-                written = ast.get_source_segment(self.text.strip(), node) or type(node).__name__
-                raise ExpressionError(f"{self.text!r}: {written!r} is not supported; {_grammar()}")
+                raise self._unsupported(node)
 
     def _comparison(self, node: ast.Compare, table: pa.Table) -> Value:
         """`a < b < c` is `a < b and b < c`."""
@@ -150,17 +162,46 @@ class Expression:
             case ast.NotIn(), ast.List(elts=items) | ast.Tuple(elts=items):
                 return pc.invert(self._is_in(left, items, table))
         if type(operator) not in _COMPARE:
-            raise ExpressionError(f"{self.text!r}: a comparison that is not supported; {_grammar()}")
+            raise self._unsupported(right)
         if _is_null(left) or _is_null(right):
-            raise ExpressionError(f"{self.text!r}: compare with null by `is None` or `is not None`")
-        return _COMPARE[type(operator)](*_comparable(self._value(left, table), self._value(right, table)))
+            node = right if _is_null(right) else left
+            raise at_node(self._stripped, node, "compare with null by `is None` or `is not None`")
+        return _COMPARE[type(operator)](*self._comparable(left, right, table))
 
     def _is_in(self, value: ast.expr, items: Sequence[ast.expr], table: pa.Table) -> Value:
         """Null where the value is null, as in SQL."""
         if not items:
-            raise ExpressionError(f"{self.text!r}: an empty list")
-        array = self._value(value, table)
-        return reduce(pc.or_kleene, (pc.equal(*_comparable(array, self._value(item, table))) for item in items))
+            raise at_node(self._stripped, value, "is compared with an empty list")
+        return reduce(pc.or_kleene, (pc.equal(*self._comparable(value, item, table)) for item in items))
+
+    def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
+        """The operands as values of one kind. Users write dates and times as strings, times in UTC."""
+        values = self._value(left, table), self._value(right, table)
+        kinds = kind_of(values[0]), kind_of(values[1])
+        if kinds == ("a time", "text"):
+            return values[0], _as_time(values[1], values[0].type)
+        if kinds[0] != kinds[1]:
+            raise mismatch(self._stripped, right, (self._source(left), self._source(right)), kinds)
+        return values
+
+    def _source(self, node: ast.expr) -> str:
+        return ast.get_source_segment(self._stripped, node) or type(node).__name__
+
+    def _unsupported(self, node: ast.expr) -> ExpressionError:
+        if found := misspelt(self._stripped):
+            start, end, meant = found
+            return pointing(self._stripped, start, end, f"{self._stripped[start:end]!r} is written {meant!r} here")
+        return at_node(self._stripped, node, f"{self._source(node)!r} is not supported; {_grammar()}")
+
+    def _words(self, node: ast.expr, error: Exception, table: pa.Table) -> str:
+        """Arrow names its kernels and types; a person wrote columns and operators."""
+        if not isinstance(error, pa.ArrowNotImplementedError):
+            return str(error).partition("\n")[0]
+        operands = [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]
+        if isinstance(node, ast.Call):
+            operands = node.args
+        kinds = [f"{self._source(each)} is {kind_of(self._value(each, table))}" for each in operands]
+        return f"{self._source(node)!r} does not work: {', and '.join(kinds)}"
 
 
 def _column(node: ast.AST) -> str | None:
@@ -173,12 +214,9 @@ def _column(node: ast.AST) -> str | None:
     return None
 
 
-def _comparable(left: Value, right: Value) -> tuple[Value, Value]:
-    """Users write dates and times as strings, times in UTC."""
-    if isinstance(right, pa.Scalar) and pa.types.is_string(right.type) and pa.types.is_temporal(left.type):
-        moment = right.cast(pa.timestamp("us"))
-        right = (pc.assume_timezone(moment, "UTC") if getattr(left.type, "tz", None) else moment).cast(left.type)
-    return left, right
+def _as_time(text: Value, kind: pa.DataType) -> Value:
+    moment = text.cast(pa.timestamp("us"))
+    return (pc.assume_timezone(moment, "UTC") if getattr(kind, "tz", None) else moment).cast(kind)
 
 
 def _matches(text: Value, regex: str) -> Value:
@@ -208,10 +246,6 @@ def _depth(tree: ast.AST) -> int:
     return deepest
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _grammar() -> str:
     return (
         "supported are columns, col('any name'), numbers, 'text', + - * /, < <= > >= == !=, in [..], is None, and, or, "
@@ -219,8 +253,10 @@ def _grammar() -> str:
     )
 
 
-def _did_you_mean(name: str, schema: pa.Schema) -> str:
+def _hint(name: str, schema: pa.Schema) -> str:
     import difflib
 
+    if found := misspelt(name):
+        return "; for null, write `is None` or `is not None`" if found[2] == "None" else f"; write {found[2]!r}"
     close = difflib.get_close_matches(name, schema.names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from pairmill.pipeline.common.faults import LocalFault
+from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.fetch import http_session
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.downloader import Downloader
@@ -44,6 +45,16 @@ def web() -> Iterator[HostileWeb]:
 
 
 Open = Callable[..., Downloader]
+
+
+def test_every_url_counts_as_one_item_with_its_bytes(web: HostileWeb, open_downloader: "Open") -> None:
+    good, body = web.serve("/a.jpg", jpeg(1)), jpeg(1)
+    progress = WorkProgress()
+    with progress.shard(rows=6) as part:
+        open_downloader()(shard([good, good, web.serve("/gone", response(404)), web.serve("/html", b"<html>")]), part)
+        counts = progress.counts()
+    assert (counts.items, counts.good_items, counts.num_bytes) == (3, 1, len(body))
+    assert (counts.open_rows, progress.counts().finished_rows) == (6, 6)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.encode.clip_model import ClipModel, load_model
 from pairmill.pipeline.encode.encoder import Encoder
 from pairmill.pipeline.encode.weights import TINY_FOLDER, ModelError, resolve_weights
@@ -87,6 +88,15 @@ def plain(folder: Path, bodies: list[bytes], captions: list[str]) -> tuple[np.nd
         images = torch.stack([preprocess(Image.open(io.BytesIO(body)).convert("RGB")) for body in bodies])
         image, text = model.encode_image(images, normalize=True), model.encode_text(tokenize(captions), normalize=True)
     return image.numpy(), text.numpy()
+
+
+def test_every_picture_counts_as_one_item(folders: dict[str, Path]) -> None:
+    bodies, progress = [*photographs(), b"broken"], WorkProgress()
+    with progress.shard(rows=7) as part:
+        encoder = Encoder([config_of("tiny", folders)], RunConfig(device="cpu", batch_size=2), ImagesConfig())
+        encoder(table_of(bodies, [*CAPTIONS, "none"]), part)
+        counts = progress.counts()
+    assert (counts.items, counts.good_items, counts.open_rows) == (7, 6, 7)
 
 
 @pytest.mark.parametrize("name", ["tiny", *ARCHITECTURES])

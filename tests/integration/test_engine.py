@@ -3,59 +3,96 @@
 import json
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, ObjectStoreFullError, OutOfMemoryError
 
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.cluster import engine
+from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.scheduler import PayloadLost, WorkerDied
+from pairmill.jobs.progress import ProgressListener
 from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.manifest import ShardManifest
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, write_input
 from tests.integration.test_command import build_arguments, run
 
 
+class SlowWeb:
+    """Every picture takes its time; `most` is how many were asked for at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.most, self._now, self._lock = 0, 0, threading.Lock()
+        web = self
+
+        class Slow(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                with web._lock:
+                    web._now += 1
+                    web.most = max(web.most, web._now)
+                time.sleep(seconds)
+                with web._lock:
+                    web._now -= 1
+                body = picture(1)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def rows(self, count: int) -> list[dict[str, str]]:
+        return [{"url": f"http://127.0.0.1:{self.server.server_port}/{n}.jpg", "caption": f"{n}"} for n in range(count)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
 def test_a_download_actor_works_on_four_shards_at_once(ray_session: None, tmp_path: Path) -> None:
-    lock, now, most = threading.Lock(), 0, 0
+    with SlowWeb(1.0) as web:
+        source = write_input(tmp_path / "in.parquet", web.rows(16))
+        settings = {"fetch": {"allow_networks": ["127.0.0.0/8"]}, "run": {"download_actors": 1}}
+        build(job(source, tmp_path / "out", shard_rows=1, **settings))
+    assert web.most == 4  # one row in each of four shards
 
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            nonlocal now, most
-            with lock:
-                now += 1
-                most = max(most, now)
-            time.sleep(1.0)
-            with lock:
-                now -= 1
-            body = picture(1)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None: ...
+def test_progress_moves_inside_a_shard(ray_session: None, tmp_path: Path) -> None:
+    class Told(ProgressListener):
+        def __init__(self) -> None:
+            self.work: list[WorkCounts] = []
+            self.moves = 0
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    rows = [{"url": f"http://127.0.0.1:{server.server_port}/{n}.jpg", "caption": f"n {n}"} for n in range(16)]
-    source = write_input(tmp_path / "in.parquet", rows)
-    build(
-        job(
-            source,
-            tmp_path / "out",
-            shard_rows=1,
-            fetch={"allow_networks": ["127.0.0.0/8"]},
-            run={"download_actors": 1},
-        )
-    )
-    server.shutdown()
-    server.server_close()
-    assert most == 4  # one row in each of four shards
+        def working(self, work: Mapping[str, WorkCounts]) -> None:
+            self.work.append(work.get("download", WorkCounts()))
+
+        def committed(self, manifest: ShardManifest) -> None:
+            self.moves = len({counts.rows for counts in self.work})
+
+    told = Told()
+    with SlowWeb(1.0) as web:
+        source = write_input(tmp_path / "in.parquet", web.rows(24))
+        fetch = {"allow_networks": ["127.0.0.0/8"], "per_host_concurrency": 4}
+        build(job(source, tmp_path / "out", fetch=fetch), told)
+    assert told.moves >= 4  # of six answers a second apart, before the only shard was committed
+    rows = [counts.rows for counts in told.work]
+    assert rows == sorted(rows)
+    assert max(counts.in_flight for counts in told.work) == 4
+    assert max(counts.num_bytes for counts in told.work) > 0
 
 
 FATAL_RULE = """
@@ -154,7 +191,7 @@ def test_a_worker_that_was_killed_for_its_memory_is_dead_and_an_object_that_is_g
 ) -> None:
     """Else the scheduler would hand it shard after shard: Ray tells of both by errors of its own."""
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
-    backend = engine.RayBackend(prepare(job(source, tmp_path / "out"))[0])
+    backend = engine.RayBackend(prepare(job(source, tmp_path / "out"))[0], LiveWorkers(lambda _: None))
     backend._futures["token"] = Future()
     backend._futures["token"].set_exception(error)
     with pytest.raises(means):

@@ -288,6 +288,15 @@ def test_a_log_has_a_line_every_five_seconds_at_most_and_none_twice(clock: Clock
     assert "\r" not in stream.getvalue()
 
 
+def test_a_log_has_the_last_line_of_a_short_run(clock: Clock) -> None:
+    listener = ConsoleProgress(stream := io.StringIO())
+    listener.planned("2 shards", 2, 200, 0)
+    listener.committed(manifest(0, ok=100))
+    listener.committed(manifest(1, ok=100))
+    assert "100/200 rows" not in stream.getvalue()
+    assert stream.getvalue().splitlines()[-1].startswith("200/200 rows")
+
+
 def test_steps_are_shown_with_their_parts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     listener = ConsoleProgress(stream := Terminal())

@@ -44,12 +44,12 @@ def refused(dataset: Path, *steps: Step, **more: Any) -> str:
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        ({"where": "similarty > 1"}, "steps.1: 'similarty > 1': there is no column 'similarty'; did you mean"),
-        ({"top": {"by": "caption", "count": 1}}, "steps.1: 'caption' is not a number"),
-        ({"dedup": {"by": "sha1"}}, "steps.1: there is no column 'sha1'"),
-        ({"dedup": {"by": "image_offset", "best": "url"}}, "steps.1: 'url' is not a number"),
-        ({"where": "1 == 1"}, "steps.1: '1 == 1' uses no column"),
-        ({"dedup": {"by": "url", "best": "score"}}, "steps.1: 'score': there is no column 'score'"),
+        ({"where": "similarty > 1"}, "step 2, where: there is no column 'similarty'; did you mean"),
+        ({"top": {"by": "caption", "count": 1}}, "step 2, top: 'caption' is not a number"),
+        ({"dedup": {"by": "sha1"}}, "step 2, dedup: there is no column 'sha1'"),
+        ({"dedup": {"by": "image_offset", "best": "url"}}, "step 2, dedup: 'url' is not a number"),
+        ({"where": "1 == 1"}, "step 2, where: '1 == 1' uses no column"),
+        ({"dedup": {"by": "url", "best": "score"}}, "step 2, dedup: there is no column 'score'"),
     ],
 )
 def test_a_step_that_does_not_fit_the_columns_is_named(own: Path, step: Step, says: str) -> None:
@@ -241,7 +241,7 @@ def test_the_command_reads_a_job_file_and_names_its_line(own: Path, tmp_path: Pa
     job.write_text("steps:\n  - where: similarity >= 0.2\n  - top: {by: similarity, part: 0.3}\n")
     done = run(str(own), "mine", "--job", str(job))
     assert done.exit_code == 1
-    assert f"{job}:3: steps.1.top.part: there is no such field" in done.output
+    assert f"{job}:3: step 2: top.part: there is no such field" in done.output
     job.write_text("steps:\n  - where: similarity >= 0.2\n  - top: {by: similarity, fraction: 0.3}\n")
     assert run(str(own), "mine", "--job", str(job)).exit_code == 0
 

@@ -1,0 +1,127 @@
+"""What is wrong with an expression: a message, the place below a caret, and the form that is meant."""
+
+import ast
+import re
+from typing import Any
+
+import pyarrow as pa
+
+from pairmill.schemas.errors import PairmillError
+
+SHOWN_CHARS = 70
+"""Of an expression, around the place."""
+
+_INDENT = "  "
+_MEANT = {
+    "&&": "and",
+    "||": "or",
+    "&": "and",
+    "|": "or",
+    "!": "not",
+    "=": "==",
+    "===": "==",
+    "!==": "!=",
+    "<>": "!=",
+    "=>": ">=",
+    "=<": "<=",
+    "and": "and",
+    "or": "or",
+    "not": "not",
+    "in": "in",
+    "is": "is",
+    "null": "None",
+    "none": "None",
+    "true": "True",
+    "false": "False",
+    "like": "contains(column, 'text')",
+    "between": "1 <= column <= 2",
+}
+"""Operators of SQL and other languages, and words in any case, as they are written here."""
+
+_TOKEN = re.compile(
+    r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(?P<operator>[=!<>&|]+(?:\s+=(?!=))?)|(?P<word>[^\W\d]\w*)"""
+)
+
+
+class ExpressionError(PairmillError, ValueError):
+    """The expression cannot be parsed or does not fit the columns; the message quotes it and points at the place."""
+
+
+def pointing(text: str, start: int, end: int, message: str) -> ExpressionError:
+    """An error at text[start:end]: the message, and on two more lines the expression and carets below the place."""
+    first = max(0, min(start - SHOWN_CHARS // 2, len(text) - SHOWN_CHARS))
+    shown = re.sub(r"\s", " ", text[first : first + SHOWN_CHARS])
+    before, after = "... " * (first > 0), " ..." * (first + SHOWN_CHARS < len(text))
+    carets = "^" * max(1, min(end, first + SHOWN_CHARS) - start)
+    blanks = " " * (len(before) + start - first)
+    return ExpressionError(f"{message}\n{_INDENT}{before}{shown}{after}\n{_INDENT}{blanks}{carets}")
+
+
+def at_node(text: str, node: ast.AST, message: str) -> ExpressionError:
+    """An error at a node of the tree that was parsed from `text`."""
+    first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", 1)
+    start = _place(text, first, getattr(node, "col_offset", 0))
+    return pointing(text, start, _place(text, last, getattr(node, "end_col_offset", 0)), message)
+
+
+def of_syntax(text: str, error: Exception) -> ExpressionError:
+    """An error of Python's parser, with the right form where another language's was written."""
+    if found := misspelt(text):
+        start, end, meant = found
+        return pointing(text, start, end, f"{text[start:end]!r} is written {meant!r} here")
+    message = f"cannot be parsed: {getattr(error, 'msg', error)}"
+    if not isinstance(error, SyntaxError):
+        return ExpressionError(f"{text[:SHOWN_CHARS]!r} {message}")
+    start = _line_start(text, error.lineno or 1) + error.offset - 1 if error.offset else len(text)
+    start = min(start, len(text))
+    return pointing(text, start, start + 1, message)
+
+
+def misspelt(text: str) -> tuple[int, int, str] | None:
+    """(start, end, the form that is meant) of the first operator or word that this language writes otherwise."""
+    for token in _TOKEN.finditer(text):
+        written = re.sub(r"\s", "", token.group())
+        meant = None if token["text"] else _meant(written)
+        if meant is not None and meant != token.group():
+            return token.start(), token.end(), meant
+    return None
+
+
+def _meant(written: str) -> str | None:
+    if written in (">=", "<=", "==", "!=", "<", ">"):
+        return written
+    found = _MEANT.get(written.lower())
+    return written if found is not None and written == found.lower() == found else found
+
+
+def kind_of(value: Any) -> str:
+    """What a person would call a column's or a constant's type."""
+    kind = value.type
+    if pa.types.is_boolean(kind):
+        return "true or false"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "a number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return "a time" if pa.types.is_temporal(kind) else f"a {kind}"
+
+
+def mismatch(text: str, right: ast.expr, names: tuple[str, str], kinds: tuple[str, str]) -> ExpressionError:
+    """Two operands of different kinds are compared. `names`: as they are written."""
+    hint = ""
+    if isinstance(right, ast.Constant) and kinds == ("a number", "text"):
+        is_number = re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", str(right.value))
+        hint = f"; without quotation marks it is a number: {str(right.value).strip()}" if is_number else ""
+    if isinstance(right, ast.Constant) and kinds == ("text", "a number"):
+        hint = f"; as text it is {str(right.value)!r}"
+    return at_node(text, right, f"{names[0]} is {kinds[0]}, and {names[1]} is {kinds[1]}{hint}")
+
+
+def _place(text: str, line: int, column_bytes: int) -> int:
+    """Where in the text a position of Python's parser is: it counts bytes of UTF-8 within a line."""
+    start = _line_start(text, line)
+    return start + len(text[start:].encode()[:column_bytes].decode(errors="ignore"))
+
+
+def _line_start(text: str, line: int) -> int:
+    return sum(len(each) for each in text.splitlines(keepends=True)[: line - 1])

@@ -1,0 +1,88 @@
+"""A mistake in a `where` is shown where it is, with the form that is meant."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairmill.pipeline.select.expression_errors import SHOWN_CHARS, ExpressionError, misspelt
+from pairmill.pipeline.select.expressions import Expression
+from tests.unit.select.test_expressions import TABLE
+
+
+def refusal(text: str) -> tuple[str, str]:
+    """(the message, the part of the text that the carets are below)."""
+    with pytest.raises(ExpressionError) as error:
+        Expression(text).check(TABLE.schema, "boolean")
+    message, shown, carets = str(error.value).split("\n")
+    start = len(carets) - len(carets.lstrip())
+    return message, shown.ljust(len(carets))[start : len(carets)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "place"),
+    [
+        ("similarity => 0.3", "'=>' is written '>=' here", "=>"),
+        ("similarity =< 0.3", "'=<' is written '<=' here", "=<"),
+        ("similarity > = 0.3", "'> =' is written '>=' here", "> ="),
+        ("width > 1 && similarity > 0.3", "'&&' is written 'and' here", "&&"),
+        ("width > 1 || similarity > 0.3", "'||' is written 'or' here", "||"),
+        ("width > 1 & similarity > 0.3", "'&' is written 'and' here", "&"),
+        ("similarity = 0.3", "'=' is written '==' here", "="),
+        ("status = 'a => b'", "'=' is written '==' here", "="),
+        ("status <> 'ok'", "'<>' is written '!=' here", "<>"),
+        ("status === 'ok'", "'===' is written '==' here", "==="),
+        ("width > 1 and !one_color", "'!' is written 'not' here", "!"),
+        ("width > 1 AND one_color", "'AND' is written 'and' here", "AND"),
+        ("caption like 'a%'", "'like' is written \"contains(column, 'text')\" here", "like"),
+        ("width between 1 and 3", "'between' is written '1 <= column <= 2' here", "between"),
+        ("caption is null", "there is no column 'null'; for null, write `is None` or `is not None`", "null"),
+        ("one_color == true", "there is no column 'true'; write 'True'", "true"),
+        ("caption == None", "compare with null by `is None` or `is not None`", "None"),
+        ("similarty > 0.3", "there is no column 'similarty'; did you mean 'similarity'?", "similarty"),
+        ("width > 'wide'", "width is a number, and 'wide' is text", "'wide'"),
+        ("width > '300'", "width is a number, and '300' is text; without quotation marks it is a number: 300", "'300'"),
+        ("caption == 3", "caption is text, and 3 is a number; as text it is '3'", "3"),
+        ("width in [1, 'a']", "width is a number, and 'a' is text", "'a'"),
+        ("fetched_at > 3", "fetched_at is a time, and 3 is a number", "3"),
+        (
+            "status == 'ü' and caption + 1 > 2",
+            "'caption + 1' does not work: caption is text, and 1 is a number",
+            "caption + 1",
+        ),
+        ("width > 1 and length(width) > 3", "'length(width)' does not work: width is a number", "length(width)"),
+        ("width > 1 and (height > 2", "cannot be parsed: '(' was never closed", "("),
+        ("width >", "cannot be parsed: invalid syntax", " "),
+        ("width > 1 and\n\theight = 2", "'=' is written '==' here", "="),
+        ("  width ** 2 > 1", "'width ** 2' is not supported", "width ** 2"),
+    ],
+)
+def test_the_place_and_the_right_form_are_shown(text: str, message: str, place: str) -> None:
+    said, pointed = refusal(text)
+    assert said.startswith(message)
+    assert pointed == place
+
+
+def test_of_a_long_expression_what_is_around_the_place_is_shown() -> None:
+    many = " and ".join(["width > 1"] * 100)
+    message, place = refusal(f"{many} and similarity > 'high' and {many}")
+    assert (message, place) == ("similarity is a number, and 'high' is text", "'high'")
+    with pytest.raises(ExpressionError) as error:
+        Expression(f"{many} && {many}").check(TABLE.schema, "boolean")
+    assert max(map(len, str(error.value).splitlines())) <= SHOWN_CHARS + 10
+
+
+@given(text=st.text(alphabet="ab1 =<>!&|'\"()+.ANDnullü\n\t", max_size=120))
+def test_any_text_is_an_expression_or_is_refused_with_a_place_inside_of_it(text: str) -> None:
+    try:
+        Expression(text).check(TABLE.schema, "boolean")
+    except ExpressionError as error:
+        lines = str(error).split("\n")
+        assert len(lines) in (1, 3)
+        assert len(lines) == 1 or lines[2].strip() == "^" * len(lines[2].strip())
+
+
+@pytest.mark.parametrize(
+    "text", ["a >= 1 and b <= 2 or not c != 3 in [1] is d", "'a = b && c'", '"x <> NULL"', "True == None"]
+)
+def test_what_is_written_right_is_not_corrected(text: str) -> None:
+    assert misspelt(text) is None
