@@ -75,7 +75,7 @@ class Explanation:
             yield "rate: no shard is done yet; after a first run with --limit 10000 this says it"
         else:
             hours = self.rows_left / self.rows_per_s / 3600
-            yield f"rate: about {self.rows_per_s:,.0f} rows/s, {hours:,.1f} h for the {self.rows_left:,} rows left"
+            yield f"rate: about {self.rows_per_s:,.0f} rows/s, {hours:,.1f} h for {counted(self.rows_left, 'row')} left"
 
 
 def explain(job: BuildJob) -> Explanation:

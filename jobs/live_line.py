@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pairmill.pipeline.common.progress import WorkCounts
+from pairmill.pipeline.common.text import counted
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
 
@@ -88,12 +89,12 @@ class RunState:
 
     def _parts(self) -> Iterator[str]:
         rows = self._rows_done()
-        yield f"{rows:,}/{self.rows_left:,} rows"
+        yield f"{rows:,}/{counted(self.rows_left, 'row')}"
         yield from self._speed(rows)
         yield from self._source()
         yield from self._shares()
         if self.shards:
-            yield f"{self.shards:,}/{self.shards_left:,} shards"
+            yield f"{self.shards:,}/{counted(self.shards_left, 'shard')}"
         yield from self._losses()
 
     def _rows_done(self) -> int:

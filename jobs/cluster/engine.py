@@ -345,7 +345,7 @@ class _Verdict:
         will_fail_all = failure.kind is FailureKind.JOB and not self.any_good
         if self.in_a_row >= (_FIRST_FAILURES if will_fail_all else self.limit):
             line = last_line(failure.traceback)
-            raise EngineError(f"{self.in_a_row} shards in a row failed, the last one with: {line}")
+            raise EngineError(f"{counted(self.in_a_row, 'shard')} in a row failed, the last one with: {line}")
 
 
 def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[tuple[int, Report | None]]:

@@ -38,6 +38,7 @@ from pairmill.jobs.progress import ConsoleProgress
 from pairmill.jobs.results import BuildResult
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.output_folder import names_in
 from pairmill.pipeline.dataset.parquet import read_table
@@ -196,7 +197,9 @@ def _report(result: BuildResult, comparison: Comparison, threshold: float, secon
     parts = [funnel(result.rows_in, result.statuses), _kind_table(comparison), _verdict(comparison, threshold)]
     parts += [f"shard {shard:09d} failed: {error}" for shard, error in result.failures.items()]
     if result.shards_missing:
-        parts.append(typer.style(f"{len(result.shards_missing)} of {result.shards} shards are missing", fg="red"))
+        parts.append(
+            typer.style(f"{len(result.shards_missing):,} of {counted(result.shards, 'shard')} missing", fg="red")
+        )
     dataset = Path(out, DATASET)
     parts.append(
         f"Done in {seconds:.0f} s. See the pictures:\n"
@@ -221,7 +224,7 @@ def _kind_table(comparison: Comparison) -> str:
             line = typer.style(f"{line}  not: {became}", fg="red")
         lines.append(line)
     if comparison.rows_missing:
-        lines.append(typer.style(f"{comparison.rows_missing:,} rows are missing from the output", fg="red"))
+        lines.append(typer.style(f"{counted(comparison.rows_missing, 'row')} missing from the output", fg="red"))
     return "\n".join(lines)
 
 
@@ -231,7 +234,7 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
     swapped = kinds["swapped_order"]
     return "\n".join(
         [
-            f"statuses    {comparison.mismatches:,} rows are not as expected"
+            f"statuses    {counted(comparison.mismatches, 'row')} not as expected"
             if comparison.mismatches
             else "statuses    every row is as expected",
             f"precision   {_share(comparison.precision)} of the kept rows are right (similarity >= {threshold:.3f})",

@@ -16,6 +16,7 @@ from pairmill.pipeline.columns.added_model import PairsReader
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.source.cursor import ReadError
@@ -55,7 +56,7 @@ def rescore_sample(
         uris = rows["image_tar"].to_pylist()
         missing = sum(uri is not None and picture is None for uri, picture in zip(uris, pictures, strict=True))
         if missing:
-            yield manifest, f"{missing} of {rows.num_rows} pictures in the sample are missing or have changed"
+            yield manifest, f"{missing:,} of {counted(rows.num_rows, 'picture')} in the sample missing or changed"
             continue
         report.rescored += rows.num_rows
         for contract in contracts:

@@ -13,6 +13,7 @@ from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.columns.added_model import check_columns
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME
@@ -116,7 +117,7 @@ def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerpr
     if manifest.job_fingerprint != job_fingerprint:
         yield "was made by a different job"
     if sum(manifest.statuses.values()) != manifest.rows_in:
-        yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {manifest.rows_in:,} rows"
+        yield f"its statuses sum to {sum(manifest.statuses.values()):,}, not to its {counted(manifest.rows_in, 'row')}"
 
 
 def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) -> Iterator[str]:
@@ -127,15 +128,15 @@ def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) ->
     pairs, rejects = (_read(store, manifest.files[name]) for name in ("pairs", "rejects"))
     report.rows += pairs.num_rows + rejects.num_rows
     report.pairs += pairs.num_rows
-    for name, counted, said in (
+    for name, number, said in (
         ("pairs", pairs.num_rows, manifest.pairs),
         ("rejects", rejects.num_rows, manifest.rejects),
         ("rows_in", pairs.num_rows + rejects.num_rows, manifest.rows_in),
         ("kept", pc.sum(pairs["kept"]).as_py() or 0, manifest.kept),
         ("kept", pc.sum(pc.equal(pairs["status"], KEPT_STATUS)).as_py() or 0, manifest.kept),
     ):
-        if counted != said:
-            yield f"{name} is {said:,} in the manifest, {counted:,} in the files"
+        if number != said:
+            yield f"{name} is {said:,} in the manifest, {number:,} in the files"
     if Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()) != Counter(manifest.statuses):
         yield "the statuses in the manifest and in the files differ"
     row_ids = pa.chunked_array([*pairs["row_id"].chunks, *rejects["row_id"].chunks], pa.string())
@@ -183,7 +184,7 @@ def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: V
         members = {name: (offset, length) for name, offset, length in read_tar(file)}
     report.pictures += len(stored)
     if len(members) != 3 * len(stored):
-        yield f"the tar has {len(members):,} members for {len(stored):,} pictures"
+        yield f"the tar has {counted(len(members), 'member')} for {counted(len(stored), 'picture')}"
     suffixes = {name.partition(".")[2] for name in members} - {"txt", "json"}
     (suffix,) = suffixes if len(suffixes) == 1 else ("?",)
     for row in stored:

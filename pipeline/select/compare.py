@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.subset import (
     NOT_DROPPED,
     DropStep,
@@ -65,7 +66,7 @@ class Comparison:
     def lines(self) -> Iterator[str]:
         """For people, the main reasons first."""
         for each in (self.one, self.other):
-            yield f"{each.name}: {each.rows_out:,} of {each.rows_in:,} rows in {each.shards:,} shards"
+            yield f"{each.name}: {each.rows_out:,} of {counted(each.rows_in, 'row')} in {counted(each.shards, 'shard')}"
         yield f"in both: {self.both:,}"
         for has, lacks, reasons in self._sides():
             yield f"only in {has.name}: {sum(reasons.values()):,}"

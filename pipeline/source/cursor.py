@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 _BUFFER_BYTES = 1 << 20
@@ -81,7 +82,7 @@ class Cursor:
         """Rows [first_row, first_row + num_rows), all columns. Raises ReadError."""
         if first_row + num_rows > self._group_starts[-1]:
             raise ReadError(
-                f"{self.path}: has {self._group_starts[-1]} rows, but rows up to {first_row + num_rows} are planned"
+                f"{self.path}: has {counted(self._group_starts[-1], 'row')}, but rows up to {first_row + num_rows} are planned"
             )
         try:
             self._seek(first_row, num_rows)

@@ -68,7 +68,7 @@ def _better_shard_rows(plan: Plan, job: BuildJob, per_shard: int) -> str | None:
         needed = -(-plan.num_rows * per_shard // _MAX_OBJECTS)
         rows = min(-(-needed // 1_024) * 1_024, 1_000_000)
         if rows > job.shard_rows:
-            return advice.format(rows, f"make {-(-plan.num_rows // rows) * per_shard:,} files")
+            return advice.format(rows, f"make {counted(-(-plan.num_rows // rows) * per_shard, 'file')}")
     workers = _download_actors(job.run)
     if workers is not None and plan.num_shards < workers:
         rows = max(plan.num_rows // (workers * _SHARDS_PER_ACTOR), 64)

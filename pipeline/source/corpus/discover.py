@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files, is_remote
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.source.columns import can_contain_pictures, map_columns, misfit, refuse_url_list
 from pairmill.pipeline.source.convert import convert, inspect_text
@@ -236,7 +237,9 @@ def _outputs(path: str, files: Files) -> list[str]:
     if isinstance(plan.mapping.pictures, WebPictures) and plan.job.images.store == "none":
         raise SourceError(f"source.paths: {path} was built with images.store: none, so it has no pictures")
     if missing := plan.num_shards - len(committed(store)):
-        raise SourceError(f"source.paths: {path} is not finished: {missing} of {plan.num_shards} shards are missing")
+        raise SourceError(
+            f"source.paths: {path} is not finished: {missing:,} of {counted(plan.num_shards, 'shard')} missing"
+        )
     return [store.path(manifest.files["pairs"].path) for manifest in read_manifests(store) if manifest.pairs]
 
 
