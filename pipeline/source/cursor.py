@@ -81,9 +81,8 @@ class Cursor:
     def rows(self, first_row: int, num_rows: int) -> pa.Table:
         """Rows [first_row, first_row + num_rows), all columns. Raises ReadError."""
         if first_row + num_rows > self._group_starts[-1]:
-            raise ReadError(
-                f"{self.path}: has {counted(self._group_starts[-1], 'row')}, but rows up to {first_row + num_rows} are planned"
-            )
+            present = counted(self._group_starts[-1], "row")
+            raise ReadError(f"{self.path}: has {present}, but rows up to {first_row + num_rows} are planned")
         try:
             self._seek(first_row, num_rows)
             pieces = list(self._take(num_rows))
