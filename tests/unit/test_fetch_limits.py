@@ -102,7 +102,7 @@ def test_above_twice_the_budget_one_body_grows_at_a_time_and_the_others_do_not_t
         budget, order, most = ByteBudget(10), list[str](), list[int]()
 
         async def body(name: str, steps: int) -> None:
-            async with Deadline(0.5) as deadline:
+            async with Deadline(1.2) as deadline:
                 reservation = Reservation(budget, deadline)
                 for n in range(1, steps + 1):
                     await reservation.resize(8 * n)

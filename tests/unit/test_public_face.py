@@ -242,7 +242,7 @@ def test_select_and_export_take_the_keywords_of_their_commands(monkeypatch: pyte
     ]
     with pytest.raises(pairmill.JobError, match="'sampel' is not a step"):
         pairmill.select("out", "clean", steps="sampel")
-    with pytest.raises(pairmill.JobError, match=r"steps\.0\.sampel: there is no such field"):
+    with pytest.raises(pairmill.JobError, match="step 1: sampel: there is no such field; did you mean 'sample'"):
         pairmill.select("out", "clean", steps={"sampel": {"count": 9}})
 
 
