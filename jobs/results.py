@@ -10,7 +10,7 @@ from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
-from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
 
 MAX_FAILURES_READ = 100
 """Of an output folder, for its status."""
@@ -34,12 +34,15 @@ class BuildResult:
     seconds: float
     failures: dict[int, str] = field(default_factory=dict)
     """Shard -> last line of its traceback; the whole of it is in `failures/`."""
+    custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
+    """Name of an own rule -> the step where it ran, and the rows of `custom_rule` that are its."""
     stopped: str | None = None
     """Why the run ended before all shards had their turn; None if it did not."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
-        return asdict(self)
+        rules = {name: count.model_dump(mode="json") for name, count in self.custom_rules.items()}
+        return {**asdict(self), "custom_rules": rules}
 
 
 def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -> BuildResult:
@@ -76,6 +79,7 @@ class Totals:
     shards: set[int] = field(default_factory=set)
     rows: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
+    custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
 
     def add(self, manifest: ShardManifest) -> None:
         """Count one shard in."""
@@ -83,6 +87,9 @@ class Totals:
         self.statuses.update(manifest.statuses)
         for name in ("num_rows", "rows_in", "pairs", "rejects", "kept"):
             self.rows[name] += getattr(manifest, name)
+        for name, count in manifest.custom_rules.items():
+            before = self.custom_rules[name].rows if name in self.custom_rules else 0
+            self.custom_rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
 
     def result(self, store: Store, plan: Plan, failures: dict[int, str], seconds: float) -> BuildResult:
         """All of it, beside what the plan asks for."""
@@ -98,6 +105,7 @@ class Totals:
             statuses=dict(self.statuses.most_common()),
             seconds=round(seconds, 1),
             failures=failures,
+            custom_rules=self.custom_rules,
         )
 
 

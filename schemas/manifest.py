@@ -4,10 +4,12 @@ A shard exists if and only if its manifest does. Readers trust only manifests.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from pairmill.schemas.status import Step
 
 SCHEMA_VERSION = 1
 """Version of every file that a job writes. Readers accept this version and the previous one, and refuse newer ones."""
@@ -66,6 +68,16 @@ class DataFile(BaseModel):
     """BLAKE2b-128 of the content, 32 hex characters."""
 
 
+class CustomRuleCount(BaseModel):
+    """What one of the user's own rules dropped."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: Step
+    """Where the rule ran."""
+    rows: int
+
+
 class ShardManifest(BaseModel):
     """The record of one committed shard, written last and create-only."""
 
@@ -93,6 +105,15 @@ class ShardManifest(BaseModel):
     """Stage -> wall seconds."""
     bytes_fetched: int
     versions: dict[str, str]
+    custom_rules: dict[str, CustomRuleCount] = {}
+    """Name of an own rule -> the rows of `custom_rule` that are its. Not written if there are none."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_rules(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if not self.custom_rules:
+            del values["custom_rules"]
+        return values
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ def print_funnel(result: "BuildResult") -> None:
         return
     if more := result.rows_in - result.input_rows:
         typer.echo(f"{result.input_rows:,} input rows, {more:,} more from lists of captions")
-    typer.echo(funnel(result.rows_in, result.statuses))
+    typer.echo(funnel(result.rows_in, result.statuses, result.custom_rules))
 
 
 def print_failures(result: "BuildResult") -> None:

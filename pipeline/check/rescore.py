@@ -56,7 +56,8 @@ def rescore_sample(
         uris = rows["image_tar"].to_pylist()
         missing = sum(uri is not None and picture is None for uri, picture in zip(uris, pictures, strict=True))
         if missing:
-            yield manifest, f"{missing:,} of {counted(rows.num_rows, 'picture')} in the sample missing or changed"
+            sample = counted(rows.num_rows, "picture")
+            yield manifest, f"{missing:,} of {sample} in the sample are missing or have changed"
             continue
         report.rescored += rows.num_rows
         for contract in contracts:

@@ -7,7 +7,7 @@ manifest does. Data files of a committed shard that are not in its manifest are 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
@@ -26,12 +26,14 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.manifest import (
     SCHEMA_VERSION,
+    CustomRuleCount,
     DataFile,
     Shard,
     ShardManifest,
     manifest_name,
 )
 from pairmill.schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
+from pairmill.schemas.status import Status, Step
 
 
 class AccountingError(PairmillError, RuntimeError):
@@ -51,6 +53,8 @@ class ShardWriter:
     """Which pictures to store, and how. None: none, as the pictures of a corpus stay in the input."""
     job_fingerprint: str
     versions: dict[str, str]
+    rule_steps: Mapping[str, Step] = field(default_factory=dict)
+    """The user's own rules, and the step where each runs."""
 
     def commit(self, batch: ShardBatch, previous: PreviousGeneration | None = None) -> ShardManifest:
         """Write a finished batch. Returns the valid manifest: ours, or that of a worker that was faster.
@@ -84,8 +88,18 @@ class ShardWriter:
             if self.images is None
             else _bytes_fetched(table) + (previous.manifest.bytes_fetched if previous else 0),
             versions=self.versions,
+            custom_rules=self._custom_rules(pairs, rejects),
         )
         return publish(self.store, manifest)
+
+    def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
+        """Rows per own rule: each begins its evidence with its name."""
+        counts: Counter[str] = Counter()
+        for table in tables:
+            details = table["status_detail"].filter(pc.equal(table["status"], Status.CUSTOM_RULE.value)).to_pylist()
+            names = Counter((detail or "").partition(": ")[0] for detail in details)
+            counts.update({name: names[name] for name in self.rule_steps if names[name]})
+        return {name: CustomRuleCount(step=self.rule_steps[name], rows=count) for name, count in counts.items()}
 
 
 def _bytes_fetched(table: pa.Table) -> int:

@@ -203,6 +203,7 @@ class Commit(JobStage):
             images=None if self.job.source.is_corpus else self.job.images,
             job_fingerprint=self.job_fingerprint,
             versions=versions(),
+            rule_steps={rule.name: rule.step for rule in self.custom_rules()},
         )
 
     def scored(self, batch: ShardBatch) -> ShardBatch:

@@ -106,7 +106,10 @@ def test_a_folder_called_pipeline_beside_the_user_is_never_imported_and_own_rule
     source = write_input(tmp_path / "in.parquet", rows)
     done = run(build_arguments(source, Path("out"), "--set", "rules.custom=[mine:no_cats]"), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"custom_rule": 5, "ok": 5}
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["statuses"] == {"custom_rule": 5, "ok": 5}
+    assert result["custom_rules"] == {"mine:no_cats": {"step": "caption", "rows": 5}}
+    assert "  caption  custom_rule: mine:no_cats " in done.stdout
     assert sorted(web.log) == [f"/{n}.jpg" for n in range(1, 10, 2)]
 
 

@@ -8,7 +8,8 @@ from pairmill.jobs.funnel import funnel
 from pairmill.jobs.job_file import fingerprint, load_job, resolve
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
+from pairmill.schemas.status import Step
 
 BASE = {"source.paths": ["in.csv"], "output": "out"}
 
@@ -129,6 +130,24 @@ def test_only_what_changes_the_output_is_in_the_fingerprint() -> None:
     assert all(fingerprint(load_job(None, BASE, [setting])) == fingerprint(job) for setting in same)
     assert all(fingerprint(load_job(None, BASE, [setting])) != fingerprint(job) for setting in other)
     assert fingerprint(job, ["weights"]) != fingerprint(job)
+
+
+def test_the_funnel_lists_own_rules_by_name_at_the_step_where_they_ran() -> None:
+    own = {
+        "mine:no_sevens": CustomRuleCount(step=Step.CAPTION, rows=3),
+        "deep.rules:no_stock_photos_please": CustomRuleCount(step=Step.IMAGE, rows=2),
+    }
+    text = funnel(20, {"ok": 10, "custom_rule": 6, "caption_missing": 1, "image_too_small": 1, "timeout": 2}, own)
+    assert [line.split()[:-2] for line in text.splitlines()[1:-1]] == [
+        ["caption", "caption_missing"],
+        ["caption", "custom_rule:", "mine:no_sevens"],
+        ["fetch", "timeout"],
+        ["image", "image_too_small"],
+        ["image", "custom_rule:", "deep.rules:no_stock_photos_please"],
+        ["score", "custom_rule"],  # of shards from before rules were counted by name
+    ]
+    assert [line.split()[-1] for line in text.splitlines()] == ["20", "19", "16", "14", "13", "11", "10", "50.0%"]
+    assert len({len(line) for line in text.splitlines()[:-1]} - {len(text.splitlines()[0])}) == 1
 
 
 def test_the_funnel_counts_down_to_what_is_kept() -> None:

@@ -1,6 +1,7 @@
 """Commits of handmade tables through ShardWriter."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pairmill.jobs.results import Totals
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import (
     ManifestError,
@@ -27,6 +29,7 @@ from pairmill.schemas.batch import BatchInfo, ShardBatch
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.manifest import Shard, ShardManifest
 from pairmill.schemas.pairs import in_flight_schema
+from pairmill.schemas.status import Step
 
 EXTRA = pa.schema([pa.field("source_similarity", pa.float64())])
 INFO = BatchInfo(Shard(7, "in.parquet", 0, 3, "f"), seconds={"download": 1.0})
@@ -69,6 +72,28 @@ def test_every_row_comes_out_exactly_once(
     assert manifest.rows_in == len(rows) == manifest.pairs + manifest.rejects
     assert manifest.kept == sum(row == ("ok", True) for row in rows) == sum(pairs["kept"].to_pylist())
     assert sum(manifest.statuses.values()) == len(rows)
+
+
+def test_own_rules_are_counted_by_name_and_only_written_where_there_are_some(tmp_path: Path) -> None:
+    statuses = ["ok", "custom_rule", "custom_rule", "custom_rule", "custom_rule"]
+    batch = in_flight(statuses, [True, True, False, False, False])
+    details = pa.array([None, "mine:strict", "mine:strict: too long", "mine:str", "gone:rule"])
+    place = batch.table.schema.get_field_index("status_detail")
+    batch = batch.with_table(batch.table.set_column(place, batch.table.schema.field(place), details))
+    steps = {"mine:strict": Step.SCORE, "mine:str": Step.CAPTION, "mine:unused": Step.URL}
+    manifest = replace(writer(tmp_path / "own"), rule_steps=steps).commit(batch)
+    assert {name: (count.step, count.rows) for name, count in manifest.custom_rules.items()} == {
+        "mine:strict": (Step.SCORE, 2),
+        "mine:str": (Step.CAPTION, 1),
+    }
+    assert read_manifest(Store(str(tmp_path / "own")), manifest.name) == manifest
+    totals = Totals()
+    totals.add(manifest)
+    totals.add(manifest)
+    assert totals.custom_rules["mine:strict"].rows == 4
+    writer(tmp_path / "none").commit(in_flight(["ok"], [True]))
+    (written,) = (tmp_path / "none/manifests").iterdir()
+    assert "custom_rules" not in written.read_text()  # as older versions wrote it
 
 
 def test_a_picture_needs_one_range_read(tmp_path: Path) -> None:
