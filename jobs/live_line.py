@@ -91,7 +91,7 @@ class RunState:
         rows = self._rows_done()
         yield f"{rows:,}/{counted(self.rows_left, 'row')}"
         yield from self._speed(rows)
-        yield from self._source()
+        yield from self._source(is_done=rows >= self.rows_left)
         yield from self._shares()
         if self.shards:
             yield f"{self.shards:,}/{counted(self.shards_left, 'shard')}"
@@ -121,13 +121,13 @@ class RunState:
         done = self.work[stage].rows if stage in self.work else self.input_rows
         return max(self.rows_left - done, 0)
 
-    def _source(self) -> Iterator[str]:
+    def _source(self, is_done: bool) -> Iterator[str]:
         """What the web, or the corpus, gives at the moment."""
         name = next((name for name in _SOURCES if name in self.work), None)
         if name is None:
             return
         counts = self.work[name]
-        if name == "download":
+        if name == "download" and not is_done:
             yield f"{counts.in_flight:,} in flight"
         if (bytes_per_s := self._rate(f"{name} bytes").per_s) > 0:
             yield f"{size(bytes_per_s)}/s"
