@@ -45,7 +45,7 @@ def test_the_python_in_readme_runs(web: PictureWeb, tmp_path: Path) -> None:
     (tmp_path / "my_rules.py").write_text(rules)
     (builds,) = [block for block in blocks if "pairmill.build(" in block]
     others = [block for block in blocks if block not in (rules, builds)]
-    assert len(others) == 3
+    assert len(others) == 4
     embed = 'import pairmill\npairmill.embed("tars", "emb", models="tiny", device="cpu", progress=False)\n'
     check = "from pairmill.pipeline.rules.custom import load_custom_rule\nimport pathlib\n"
     check += "print(load_custom_rule('my_rules:no_stock_photos', pathlib.Path.cwd()).step)\nprint('to the end')\n"
