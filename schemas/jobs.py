@@ -456,10 +456,10 @@ UNFINGERPRINTED = {
 blocklists may move, but their content may not change."""
 
 
-def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, Any]:
+def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, object]:
     """The settings that change the output, as dotted name -> JSON value."""
 
-    def flatten(value: Any, name: str) -> dict[str, Any]:
+    def flatten(value: object, name: str) -> dict[str, object]:
         if name in UNFINGERPRINTED:
             return {}
         if isinstance(value, dict) and value:

@@ -4,7 +4,7 @@ A shard exists if and only if its manifest does. Readers trust only manifests.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
@@ -109,8 +109,8 @@ class ShardManifest(BaseModel):
     """Name of an own rule -> the rows of `custom_rule` that are its. Not written if there are none."""
 
     @model_serializer(mode="wrap")
-    def _without_empty_rules(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = serialize(self)
+    def _without_empty_rules(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        values: dict[str, object] = serialize(self)
         if not self.custom_rules:
             del values["custom_rules"]
         return values

@@ -18,7 +18,7 @@ class JobRecord:
     fingerprint: str
     versions: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The job's fields, plus `fingerprint`, `schema_version` and `versions`."""
         own = {"fingerprint": self.fingerprint, "schema_version": SCHEMA_VERSION, "versions": self.versions}
         return {**self.job.model_dump(mode="json"), **own}

@@ -1,6 +1,5 @@
 """Options of a command line become fields of a job."""
 
-from typing import Any
 
 from pairmill.jobs.api.keywords import model_fields, parse_step
 from pairmill.jobs.cli.options import BuildOptions, EmbedOptions, ExportOptions, SelectOptions
@@ -71,7 +70,7 @@ def added_model(options: EmbedOptions) -> dict[str, object]:
     return {**model_fields(options.add_model or ""), **{name: value for name, value in given.items() if value}}
 
 
-def _source_fields(options: BuildOptions | EmbedOptions) -> dict[str, Any]:
+def _source_fields(options: BuildOptions | EmbedOptions) -> dict[str, object]:
     """What `build` and `embed` share. Raises JobError."""
     paths = list(options.source or [])
     if not options.job_file and len(paths) < 2:

@@ -245,7 +245,7 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
     )
 
 
-def _summary(result: BuildResult, comparison: Comparison, threshold: float, seconds: float) -> dict[str, Any]:
+def _summary(result: BuildResult, comparison: Comparison, threshold: float, seconds: float) -> dict[str, object]:
     """The result of --json."""
     kept_by_kind = {outcome.kind.name: outcome.kept for outcome in comparison.kinds if outcome.kind.is_scored}
     return {

@@ -1,7 +1,6 @@
 """The result of `verify`."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 
 @dataclass
@@ -24,6 +23,6 @@ class VerifyReport:
         """Whether every committed shard is intact. Shards that are not finished yet do not count."""
         return not self.problems
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         return asdict(self)

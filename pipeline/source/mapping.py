@@ -75,7 +75,7 @@ class ColumnMapping:
         """Output name of a carried input column; None for None."""
         return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values for the plan file."""
         pictures = self.pictures
         name = f"{_COLUMN}{pictures.column}" if isinstance(pictures, ColumnPictures) else _NAMES[pictures]

@@ -146,5 +146,5 @@ def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
     ]
 
 
-def _without_nulls(file: PlannedInput) -> dict[str, Any]:
+def _without_nulls(file: PlannedInput) -> dict[str, object]:
     return {name: value for name, value in asdict(file).items() if value is not None}

@@ -115,7 +115,7 @@ class _PhysicalLines:
         return line
 
 
-def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, Any] | None, bytes]]:
+def json_objects(lines: Iterator[bytes]) -> Iterator[tuple[dict[str, object] | None, bytes]]:
     """(object, line) for each line that is not blank. The object is None if it is not a JSON object."""
     for line in lines:
         if line.isspace():
