@@ -24,7 +24,7 @@ from bench.decode import draw
 from bench.rate import steady_rate
 from bench.web import serving
 from pairmill.jobs.build import build
-from pairmill.jobs.cluster.engine import ray_session
+from pairmill.jobs.cluster.session import ray_session
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob, ImagesConfig
 from pairmill.schemas.manifest import ShardManifest

@@ -47,12 +47,12 @@ copy (
 
 def pairmill(dataset: str) -> dict[str, float]:
     """Seconds after Ray has started, and selected rows."""
-    from pairmill.jobs.cluster import engine
+    from pairmill.jobs.cluster import session
     from pairmill.jobs.select import select
     from pairmill.schemas.jobs import RunConfig
     from pairmill.schemas.subset import SelectJob
 
-    with engine.ray_session(RunConfig(), spare_cpus=0):
+    with session.ray_session(RunConfig(), spare_cpus=0):
         started = time.perf_counter()
         job = SelectJob.model_validate({"dataset": dataset, "name": "bench", "steps": STEPS})
         subset = select(job, overwrite=True)

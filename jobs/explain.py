@@ -125,10 +125,10 @@ def _planned_aside(job: BuildJob, fingerprint: str) -> Plan:
 def _nodes(job: BuildJob) -> list[Node]:
     if job.run.address is None:
         return [local_node(job)]
-    from pairmill.jobs.cluster import engine
+    from pairmill.jobs.cluster import session
 
-    with engine.ray_session(job.run):
-        return engine.cluster_nodes()
+    with session.ray_session(job.run):
+        return session.cluster_nodes()
 
 
 def local_node(job: BuildJob) -> Node:

@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from pairmill.jobs.cluster import engine
+from pairmill.jobs.cluster.ray_tasks import RayTasks
+from pairmill.jobs.cluster.session import ray_session
 from pairmill.pipeline.columns.added_model import complete_models
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
@@ -232,5 +233,5 @@ def open_tasks(job: SelectJob | ExportJob, local: bool, steps: Steps) -> Iterato
     if local and not job.run.address:
         yield LocalTasks(steps.part)
         return
-    with engine.ray_session(job.run, spare_cpus=0):
-        yield engine.RayTasks(steps.part)
+    with ray_session(job.run, spare_cpus=0):
+        yield RayTasks(steps.part)

@@ -1,6 +1,5 @@
 """Options of a command line become fields of a job."""
 
-
 from pairmill.jobs.api.keywords import model_fields, parse_step
 from pairmill.jobs.cli.options import BuildOptions, EmbedOptions, ExportOptions, SelectOptions
 from pairmill.jobs.job_file import load_export_job, load_job, load_select_job

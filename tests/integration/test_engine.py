@@ -13,8 +13,8 @@ import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, ObjectStoreFullError, OutOfMemoryError
 
 from pairmill.jobs.build import build, prepare
-from pairmill.jobs.cluster import engine
 from pairmill.jobs.cluster.live import LiveWorkers
+from pairmill.jobs.cluster.ray_backend import RayBackend
 from pairmill.jobs.cluster.scheduler import PayloadLost, WorkerDied
 from pairmill.jobs.progress import ProgressListener
 from pairmill.pipeline.check.verify import verify
@@ -191,7 +191,7 @@ def test_a_worker_that_was_killed_for_its_memory_is_dead_and_an_object_that_is_g
 ) -> None:
     """Else the scheduler would hand it shard after shard: Ray tells of both by errors of its own."""
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
-    backend = engine.RayBackend(prepare(job(source, tmp_path / "out"))[0], LiveWorkers(lambda _: None))
+    backend = RayBackend(prepare(job(source, tmp_path / "out"))[0], LiveWorkers(lambda _: None))
     backend._futures["token"] = Future()
     backend._futures["token"].set_exception(error)
     with pytest.raises(means):

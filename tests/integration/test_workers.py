@@ -13,7 +13,7 @@ from tests.unit.select.conftest import row_ids
 SELECT = """
 import json, os, sys
 import pairmill.jobs.select
-from pairmill.jobs.cluster import engine
+from pairmill.jobs.cluster import session
 from pairmill.schemas.jobs import RunConfig
 from pairmill.schemas.subset import SelectJob
 
@@ -26,7 +26,7 @@ steps = [
     {"dedup": {"by": "phash", "distance": 3}},
     {"sample": {"fraction": 0.5}},
 ]
-with engine.ray_session(RunConfig(), spare_cpus=cpus - os.cpu_count()):
+with session.ray_session(RunConfig(), spare_cpus=cpus - os.cpu_count()):
     pairmill.jobs.select.select(SelectJob.model_validate({"dataset": dataset, "name": f"on{cpus}", "steps": steps}))
 """
 

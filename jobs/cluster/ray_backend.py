@@ -1,0 +1,144 @@
+"""Workers on Ray: a stage is an actor, a payload an object that stays on the node where it was made."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.util.metrics
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
+
+from pairmill.jobs.cluster.arrow_ipc import pack, unpack
+from pairmill.jobs.cluster.live import INTERVAL_S, LiveWorkers
+from pairmill.jobs.cluster.metrics import StageMetrics
+from pairmill.jobs.cluster.pools import Pool
+from pairmill.jobs.cluster.scheduler import PayloadLost, Report, WorkerDied
+from pairmill.pipeline.common.faults import Failure
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.common.progress import WorkCounts, WorkProgress
+from pairmill.pipeline.common.text import last_line
+from pairmill.pipeline.stages.pipelines import Pipeline
+from pairmill.pipeline.stages.stage import StageName, StageSpec, run_stage
+from pairmill.schemas.batch import ShardBatch
+from pairmill.schemas.manifest import ShardManifest
+
+_WATCH = "watch"
+"""Concurrency group of the questions for progress."""
+
+
+class _StageActor:
+    """Runs one stage on a worker. Never raises for what a shard holds: that is the shard's border."""
+
+    def __init__(self, spec: StageSpec) -> None:
+        warnings.filterwarnings("ignore", module="ray")
+        self.name = spec.name
+        self.node = ray.get_runtime_context().get_node_id()
+        self.metrics = StageMetrics(ray.util.metrics, spec.name)
+        self.progress = WorkProgress()
+        self.broken: Failure | None = None
+        try:
+            self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
+        except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
+            self.broken = Failure.of(error)
+
+    def ready(self) -> Report:
+        """Answers once the stage is built."""
+        return Report(node=self.node)
+
+    def counts(self) -> WorkCounts:
+        """How far the worker is. Has a thread of its own, so it is answered in the middle of `run`."""
+        return self.progress.counts()
+
+    def run(self, *payloads: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
+        """A shard through the stage: its batch, and what stages since then changed of it."""
+        with self.metrics.shard():
+            report, batch = self._run(payloads)
+        self.metrics.ended(report, batch)
+        if batch is None:
+            return report, None
+        result = pack(batch)
+        return replace(report, node=self.node, num_bytes=result.size), result
+
+    def _run(self, payloads: Sequence[pa.Buffer]) -> tuple[Report, ShardBatch | None]:
+        if self.broken:
+            return Report(failure=self.broken), None
+        try:
+            batch = unpack(payloads[0])
+            for changes in payloads[1:]:
+                batch = batch.updated(unpack(changes))
+            result = run_stage(self.name, self.stage, batch)
+        except Exception as error:  # the border of a shard: it fails alone, with its traceback
+            return Report(failure=Failure.of(error)), None
+        return (Report(manifest=result), None) if isinstance(result, ShardManifest) else (Report(), result)
+
+
+def _end_process() -> None:
+    """The way out of a decoder that hangs: Ray starts another worker, and the shard is done again, isolated."""
+    os._exit(1)
+
+
+class RayBackend:
+    """`WorkerBackend` on Ray: a worker is an actor, a payload an object that stays where it was made."""
+
+    def __init__(self, pipeline: Pipeline, live: LiveWorkers) -> None:
+        self._live = live
+        self._specs = {spec.name: spec for spec in pipeline.stages}
+        self._futures: dict[Any, Future[Report]] = {}
+        self._done: SimpleQueue[Any] = SimpleQueue()
+
+    def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
+        """Place one actor of a stage; returns it and the token that is done once its model or session is loaded."""
+        options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
+        if pool.labels:
+            options["label_selector"] = dict(pool.labels)
+        if not pool.gpus:
+            options["scheduling_strategy"] = "SPREAD"
+        kind = type(f"{name.title()}Actor", (_StageActor,), {})  # what ps and Ray's dashboard call the process
+        actor = ray.remote(concurrency_groups={_WATCH: 1})(kind).options(**options).remote(self._specs[name])
+        self._live.add(actor, name, lambda: actor.counts.options(concurrency_group=_WATCH).remote().future())
+        return actor, self._watched(actor.ready.remote())
+
+    def call(self, worker: Any, payloads: Sequence[Any]) -> tuple[Any, Any]:
+        """Send a shard's payloads; returns the token of the call and the reference to its result."""
+        report, result = worker.run.options(num_returns=2).remote(*payloads)
+        return self._watched(report), result
+
+    def _watched(self, token: Any) -> Any:
+        """Have Ray say when it is there: asking for each of thousands would cost milliseconds every time."""
+        self._futures[token] = future = token.future()
+        future.add_done_callback(lambda _: self._done.put(token))
+        return token
+
+    def wait(self, timeout_s: float) -> list[Any]:
+        """The tokens that are done by now; waits for the first of them up to `timeout_s`, and a second at most."""
+        self._live.tick()
+        done = []
+        with suppress(Empty):
+            done.append(self._done.get(timeout=min(timeout_s, INTERVAL_S)))
+            while True:
+                done.append(self._done.get_nowait())
+        return done
+
+    def result(self, token: Any) -> Report:
+        """What a call reported. Raises WorkerDied or PayloadLost where it never returned."""
+        try:
+            report: Report = self._futures.pop(token).result()
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, (ObjectLostError, ObjectStoreFullError, OutOfDiskError)):
+                raise PayloadLost(last_line(str(cause))) from None
+            if isinstance(cause, RayError):  # also killed for its memory, or never placed
+                raise WorkerDied(last_line(str(cause))) from None
+            return Report(failure=Failure.of(cause))
+        return report
+
+    def stop(self, worker: Any) -> None:
+        """End an actor at once."""
+        self._live.remove(worker)
+        ray.kill(worker)

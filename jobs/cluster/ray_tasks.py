@@ -1,0 +1,39 @@
+"""Pure functions on Ray, for steps over a whole dataset: select and export."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from pairmill.pipeline.select.tasks import OnPart, ignore_part
+
+
+class RayTasks:
+    """`pairmill.pipeline.select.tasks.Tasks` on Ray: results stay in the object store until they are wanted.
+
+    Ray runs a call again whose worker died: the functions are pure.
+    """
+
+    def __init__(self, on_part: OnPart = ignore_part) -> None:
+        self._on_part = on_part
+        self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
+
+    def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]]) -> list[Any]:
+        """References; see Tasks."""
+        remote = ray.remote(num_cpus=1)(function)
+        return [remote.remote(*call) for call in calls]
+
+    def map_split(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int) -> list[list[Any]]:
+        """References; see Tasks."""
+        remote = ray.remote(num_cpus=1, num_returns=outputs)(function)
+        return [remote.remote(*call) for call in calls]
+
+    def get(self, handles: Sequence[Any]) -> Iterator[Any]:
+        """Raises what the call raised."""
+        for number, handle in enumerate(handles, 1):
+            try:
+                yield ray.get(handle)
+            except RayTaskError as error:
+                raise error.cause from None
+            self._on_part(number, len(handles))
