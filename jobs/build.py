@@ -11,16 +11,13 @@ from dataclasses import replace
 import pyarrow as pa
 import yaml
 
-from pairmill.jobs.check import check, difference, warnings_of
+from pairmill.jobs.check import check, difference, open_output, warnings_of
 from pairmill.jobs.cluster.job_bundle import custom_modules
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, failure_name, finish
 from pairmill.pipeline.common.progress import WorkCounts
-from pairmill.pipeline.common.s3_probe import check_buckets
-from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed
-from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import OtherJobError, make_plan
 from pairmill.pipeline.source.planned import Plan
@@ -54,9 +51,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
 
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
-    check_buckets([job.output, *job.source.paths], job.s3)
-    store = Store(job.output, job.s3)
-    check_dataset_folder(store)
+    store = open_output(job)
     job, job_fingerprint = check(job)
     try:
         plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)

@@ -6,8 +6,10 @@ from pairmill.jobs.cluster.job_bundle import BLOCKLISTS
 from pairmill.jobs.job_file import fingerprint, resolve
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.files import Files, absolute
+from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 
@@ -22,6 +24,18 @@ def check(job: BuildJob) -> tuple[BuildJob, str]:
     weights = _check_models(job)
     job = _with_dtypes(job)
     return job, fingerprint(job, [*weights, *_own_contents(job)])
+
+
+def open_output(job: BuildJob) -> Store:
+    """The job's output folder, which is free or a dataset's. All buckets of the job answer.
+
+    Raises JobError for a folder of other things, and S3AccessError.
+    """
+    lists = [path for name in BLOCKLISTS if (path := getattr(job.rules, name))]
+    check_buckets([job.output, *job.source.paths, *lists], job.s3)
+    store = Store(job.output, job.s3)
+    check_dataset_folder(store)
+    return store
 
 
 def _with_absolute_paths(job: BuildJob) -> BuildJob:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pairmill.jobs.check import check, difference
+from pairmill.jobs.check import check, difference, open_output
 from pairmill.jobs.cluster.pools import (
     SPARE_CPUS,
     STORED_PICTURE_BYTES,
@@ -17,11 +17,9 @@ from pairmill.jobs.cluster.pools import (
     shards_in_flight,
     source_of,
 )
-from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
-from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.planned import Plan, load
@@ -80,9 +78,7 @@ class Explanation:
 
 def explain(job: BuildJob) -> Explanation:
     """What `build` would do with this job. Joins its cluster to see the machines; writes nothing. Raises JobError."""
-    check_buckets([job.output, *job.source.paths], job.s3)
-    store = Store(job.output, job.s3)
-    check_dataset_folder(store)
+    store = open_output(job)
     job, fingerprint = check(job)
     plan = load(store) or _planned_aside(job, fingerprint)
     if plan.record.fingerprint != fingerprint:

@@ -55,6 +55,7 @@ class Dataset:
     @classmethod
     def of(cls, store: Store) -> "Dataset":
         """Raises PlanError where there is no output of a job, DatasetError where no shard is finished."""
+        store.check_access()
         return cls(Snapshot.of(store))
 
     def __repr__(self) -> str:

@@ -61,10 +61,10 @@ def lines_of(
     Raises SourceError for a .gz that ends early, and if `encoding` is None, for a file that is not UTF-8.
     """
     with _decompressed(uri, files) as file:
-        mark, marked = _byte_order_mark(file.read(4))
-        file.seek(len(mark))
-        encoding = marked or encoding
-        raw = file if encoding in (None, "utf-8") else _AsUtf8(file, encoding)
+        head = _first_bytes(file)
+        mark, marked = _byte_order_mark(head)
+        plain, encoding = _Rejoined(head.removeprefix(mark), file), marked or encoding
+        raw: Any = plain if encoding in (None, "utf-8") else _AsUtf8(plain, encoding)
         with io.BufferedReader(raw, _BUFFER_BYTES) as buffered:
             lines = split(buffered)
             yield lines if encoding else _checked(uri, lines)
@@ -73,7 +73,7 @@ def lines_of(
 def marked_encoding(uri: str, files: Files) -> str | None:
     """The encoding of the file's byte order mark; None without one."""
     with _decompressed(uri, files) as file:
-        return _byte_order_mark(file.read(4))[1]
+        return _byte_order_mark(_first_bytes(file))[1]
 
 
 @contextmanager
@@ -83,6 +83,14 @@ def _decompressed(uri: str, files: Files) -> Iterator[Any]:
             yield gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
+
+
+def _first_bytes(file: IO[bytes]) -> bytes:
+    """As many as the longest mark has, or all that there are."""
+    head = b""
+    while len(head) < 4 and (more := file.read(4 - len(head))):
+        head += more
+    return head
 
 
 def _byte_order_mark(head: bytes) -> tuple[bytes, str | None]:
@@ -129,10 +137,28 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
+class _Rejoined(io.RawIOBase):
+    """A file whose first bytes were read: these, then the rest. Not every file that is read by HTTP can be rewound."""
+
+    def __init__(self, head: bytes, file: Any) -> None:
+        self._head = head
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._head:
+            return int(self._file.readinto(buffer))
+        count = min(len(buffer), len(self._head))
+        buffer[:count], self._head = self._head[:count], self._head[count:]
+        return count
+
+
 class _AsUtf8(io.RawIOBase):
     """Reads a file in another encoding as UTF-8, with 0xFF in place of invalid bytes."""
 
-    def __init__(self, file: IO[bytes], encoding: str) -> None:
+    def __init__(self, file: io.RawIOBase, encoding: str) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder(encoding)(_MARK_INVALID)
         self._ready = memoryview(b"")

@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+import pairmill
 from bench.faulty_s3 import CREDENTIALS, Faults, FaultyS3, credentials, s3_server
 from pairmill.jobs.add_model import add_model
 from pairmill.jobs.build import build, prepare
@@ -84,6 +85,7 @@ def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
         "explain": lambda: explain(s3_job(here, there, s3)),
         "embed": lambda: build(s3_job("s3://mill/tars", str(folder / "emb"), s3, "corpus")),
         "status": lambda: current(Store(there, s3)),
+        "open": lambda: pairmill.open(there, s3=s3),
         "verify": lambda: verify(Store(there, s3)),
         "retry": lambda: retry(there, settings=settings),
         "add model": lambda: add_model(there, {"name": "tiny"}, settings),
