@@ -138,7 +138,8 @@ def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
     files: dict[str, list[str]] = {}
     for file in inputs:
         delimiter = f"fields separated by {file.delimiter!r}" if file.delimiter else None
-        if parts := [part for part in (file.encoding, delimiter) if part]:
+        encoding = f"encoding {file.encoding}" if file.encoding else None
+        if parts := [part for part in (encoding, delimiter) if part]:
             files.setdefault(", ".join(parts), []).append(file.source.rpartition("/")[2])
     return [
         f"{names[0]}{f' and {len(names) - 1:,} more' if names[1:] else ''}: {reading}"
