@@ -151,12 +151,16 @@ def test_the_image_gets_all_files_that_the_wheel_is_built_from(wheel: Path, tmp_
     assert build_package(context, "wheel", tmp_path / "wheel").read_bytes() == wheel.read_bytes()
 
 
-def test_every_import_of_the_docs_works_beside_modules_named_like_ours(installed: Environment, project: Path) -> None:
+def test_every_name_of_the_docs_is_found_beside_modules_named_like_ours(installed: Environment, project: Path) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    blocks = [block for page in pages for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)]
     statement = re.compile(r"^(?:from pairmill\S* import .+|import pairmill\S*)$", re.M)
-    imports = sorted({line for page in pages for line in statement.findall(page.read_text())})
-    assert len(imports) >= 3
-    code = "\n".join([*imports, "import pairmill", "print(pairmill.__file__)"])
+    statements = {line for block in blocks for line in statement.findall(block)}
+    names = {name for block in blocks for name in re.findall(r"\bpairmill(?:\.\w+)+", block)}
+    assert "import pairmill" in statements
+    assert "pairmill.build" in names
+    rooms = [f"import pairmill.{room}" for room in ("jobs.cli.main", "pipeline.stages", "schemas.jobs")]
+    code = "\n".join([*sorted(statements), *rooms, *sorted(names), "print(pairmill.__file__)"])
     where = run(installed.python, "-c", code, cwd=project)
     assert Path(where.strip()).is_relative_to(ROOT if "editable" in installed.folder.name else installed.folder)
 
