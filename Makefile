@@ -27,7 +27,7 @@ demo: $(READY)
 	$(BIN)/pairmill demo --out demo-out
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile tests
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest -q -n 2 tests/unit
@@ -46,7 +46,7 @@ test-unit-all: test-unit
 	done
 
 test-integration: $(READY)
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests/integration
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile tests/integration
 
 check: $(READY)
 	$(BIN)/ruff check .
