@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,19 +65,14 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     parts = list(cut_into_parts(group_shards(list(_shards(dataset.store, subset)), seed), job.samples_per_file))
     columns = output_format.columns(dataset.schema)
     record = _record(job, subset, dataset, seed, len(parts), columns)
-    _claim_output(output, record)
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     writer = PartWriter(source, output, output_format, seed, tuple(columns), digits)
-    left = [number for number in range(len(parts)) if not is_written(output, number)]
-    local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
-    try:
+    with _claimed_output(writer, record):
+        left = [number for number in range(len(parts)) if not is_written(output, number)]
+        local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
         with open_tasks(job, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
-    except BaseException:  # Ctrl-C included
-        with suppress(Exception):
-            release_output(writer, len(parts))
-        raise
     _claim_output(output, record)  # again: another run of this export may have failed, and so released it
     _write_index(output, record, dataset.store, subset)
     output.remove_temporary()
@@ -138,6 +133,18 @@ def _record(
         rows=subset.rows_out,
         num_files=num_files,
     )
+
+
+@contextmanager
+def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[None]:
+    """Mark the folder as this export's. Undone by an error or Ctrl-C before the first part is done. Raises JobError."""
+    try:
+        _claim_output(writer.output, record)
+        yield
+    except BaseException:
+        with suppress(Exception):
+            release_output(writer, record)
+        raise
 
 
 def _claim_output(output: Store, record: ExportRecord) -> None:

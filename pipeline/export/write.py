@@ -11,7 +11,7 @@ from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD
 from pairmill.pipeline.export.formats import Format, Part, Write
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import ExportSource, SubsetReader
-from pairmill.schemas.export import ExportedPart
+from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
 
 _MANIFESTS = "export/manifests"
@@ -62,18 +62,24 @@ def write_part(writer: PartWriter, number: int, slices: Sequence[GroupSlice]) ->
     return writer.write(number, slices)
 
 
-def release_output(writer: PartWriter, num_parts: int) -> None:
-    """Leave the output as it was before the export, so that any other may have it, if no part is finished."""
+def release_output(writer: PartWriter, record: ExportRecord) -> None:
+    """Leave the output as it was before this export, so that any other may have it, if no part is finished.
+
+    A folder that another export has marked as its own stays as it is.
+    """
     output = writer.output
+    output.remove_temporary()
     if output.list(_MANIFESTS):
         return
-    expected = {name for number in range(num_parts) for name in writer.names(number)}
+    expected = {name for number in range(record.num_files) for name in writer.names(number)}
     folders = {name.rpartition("/")[0] for name in expected}
-    for name in (f"{folder}/{name}".lstrip("/") for folder in folders for name in output.list(folder)):
-        if name in expected:
-            output.delete(name)
-    output.delete(EXPORT_RECORD)
-    output.remove_temporary()
+    if output.exists(EXPORT_RECORD):
+        if ExportRecord.model_validate_json(output.read(EXPORT_RECORD)) != record:
+            return
+        for name in (f"{folder}/{name}".lstrip("/") for folder in folders for name in output.list(folder)):
+            if name in expected:
+                output.delete(name)
+        output.delete(EXPORT_RECORD)
     if not output.remote:
         for folder in (*(folders - {""}), _MANIFESTS, EXPORT_RECORD.rpartition("/")[0]):
             with suppress(OSError):  # not there, or not empty

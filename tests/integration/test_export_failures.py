@@ -116,6 +116,31 @@ def test_ctrl_c_before_the_first_finished_part_leaves_an_empty_folder(corpus: Pa
     assert export(export_job(corpus / "out", tmp_path / "export", "parquet")).record.rows == 24
 
 
+def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as the record is there, and before any part is looked at."""
+
+    def interrupted(output: Store, number: int) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pairmill.jobs.export.is_written", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(export_job(corpus / "out", tmp_path / "export"))
+    assert left_in(tmp_path / "export") == []
+
+
+def test_a_refused_export_leaves_the_other_one_s_folder_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    """Although that one has not finished a part yet."""
+    record = export(export_job(corpus / "out", tmp_path / "first")).record
+    other = tmp_path / "second" / "export" / "export.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(record.model_dump_json())
+    with pytest.raises(JobError, match="has another export in it"):
+        export(export_job(corpus / "out", tmp_path / "second", "parquet"))
+    assert left_in(tmp_path / "second") == ["export", "export/export.json"]
+
+
 @pytest.mark.parametrize(
     ("form", "models", "message"),
     [
