@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from bench.chaos import slow_web
 from pairmill.jobs.build import build
+from pairmill.jobs.progress import ProgressListener
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
 
@@ -27,14 +28,12 @@ NODES = (1, 2, 4, 8)
 SHARD_ROWS, SHARDS_PER_NODE, DELAY_S, REQUESTS = 16, 16, 2.0, 16
 
 
-class Clock:
+class Clock(ProgressListener):
     """A listener that notes when shards came."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.rows: list[int] = []
-
-    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None: ...
 
     def committed(self, manifest: ShardManifest) -> None:
         self.times.append(time.perf_counter())

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from bench.faulty_s3 import FaultyS3, credentials, s3_server
 from pairmill.jobs.build import build
 from pairmill.jobs.check import check
+from pairmill.jobs.progress import ProgressListener
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.schemas.jobs import BuildJob
-from pairmill.schemas.manifest import ShardManifest, manifest_name
+from pairmill.schemas.manifest import manifest_name
 from pairmill.schemas.record import JobRecord
 from pairmill.schemas.s3 import S3Config
 
@@ -31,15 +32,11 @@ class Planned(Exception):
     """Raised where the first shard would be handed out."""
 
 
-class Until:
+class Until(ProgressListener):
     """A listener that ends the run there."""
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
         raise Planned(f"{shards_left:,} shards left, {rows_done:,} rows done")
-
-    def committed(self, manifest: ShardManifest) -> None: ...
-
-    def failed(self, shard: int, error: str) -> None: ...
 
 
 def job(source: str, output: str, endpoint: str | None = None) -> BuildJob:
