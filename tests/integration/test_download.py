@@ -49,9 +49,10 @@ Open = Callable[..., Downloader]
 
 def test_every_url_counts_as_one_item_with_its_bytes(web: HostileWeb, open_downloader: "Open") -> None:
     good, body = web.serve("/a.jpg", jpeg(1)), jpeg(1)
+    gone = web.send("/gone", response(b"", "404 Not Found"))
     progress = WorkProgress()
     with progress.shard(rows=6) as part:
-        open_downloader()(shard([good, good, web.serve("/gone", response(404)), web.serve("/html", b"<html>")]), part)
+        open_downloader()(shard([good, good, gone, web.serve("/html", b"<html>")]), part)
         counts = progress.counts()
     assert (counts.items, counts.good_items, counts.num_bytes) == (3, 1, len(body))
     assert (counts.open_rows, progress.counts().finished_rows) == (6, 6)
