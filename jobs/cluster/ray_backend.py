@@ -44,12 +44,12 @@ class _StageActor:
         self.broken: Failure | None = None
         try:
             self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
-        except Exception as error:  # no weights here, no GPU: each shard says so, where Ray would take 200 lines
+        except Exception as error:  # no weights here, no GPU: `ready` says so, where Ray would take 200 lines
             self.broken = Failure.of(error)
 
     def ready(self) -> Report:
-        """Answers once the stage is built."""
-        return Report(node=self.node)
+        """Answers once the stage is built, or could not be built."""
+        return Report(failure=self.broken, node=self.node)
 
     def counts(self) -> WorkCounts:
         """How far the worker is. Has a thread of its own, so it is answered in the middle of `run`."""
@@ -66,8 +66,6 @@ class _StageActor:
         return replace(report, node=self.node, num_bytes=result.size), result
 
     def _run(self, payloads: Sequence[pa.Buffer]) -> tuple[Report, ShardBatch | None]:
-        if self.broken:
-            return Report(failure=self.broken), None
         try:
             batch = unpack(payloads[0])
             for changes in payloads[1:]:

@@ -14,7 +14,7 @@ from pairmill.jobs.cluster.pools import Pool, source_of
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.stages.stage import StageName
-from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import ShardManifest
 
 LOOKAHEAD = 1
@@ -24,6 +24,8 @@ TICK_S = 5.0
 IDLE_S = 60.0
 """Workers above the pool's minimum stop after this idle time."""
 _MAX_FAILED_STARTS = 3
+_MAX_FAILURES = 3
+"""Of one worker in a row, while others of its stage succeed: then its machine is to blame, and it is replaced."""
 _SAY_AFTER_S = 60.0
 
 WorkerHandle: TypeAlias = Any
@@ -112,6 +114,8 @@ class _Worker:
     failed_starts: int = 0
     """Of the workers that it replaces."""
     busy: int = 0
+    failures: int = 0
+    """Since its last success; damaged input does not count."""
     node: str | None = None
     """None until it is ready."""
     idle_since: float = field(default_factory=time.monotonic)
@@ -154,6 +158,7 @@ class Scheduler:
         self._starting: dict[Token, _Worker] = {}
         self._calls: dict[Token, _Call] = {}
         self._deaths = [0] * len(self.stages)
+        self._broken = [0] * len(self.stages)
         names = [stage.name for stage in self.stages]
         self._source = names.index(source_of(names))
         self._moved = self._said = time.monotonic()
@@ -236,10 +241,25 @@ class Scheduler:
             yield call.item.shard, None
             return
         self._moved, self._deaths[worker.stage] = time.monotonic(), 0
+        self._judge(worker, report)
         if report.ends_shard:
             yield call.item.shard, report
         else:
             self.waiting[worker.stage + 1].append(self._next_item(call, report))
+
+    def _judge(self, worker: _Worker, report: Report) -> None:
+        """Replace a worker that fails shard after shard where others do not. It fails faster than they succeed, so it
+        would get most of the shards."""
+        if report.failure is None:
+            worker.failures = 0
+            return
+        worker.failures += report.failure.kind is not FailureKind.INPUT
+        others_work = any(other.node is not None and not other.failures for other in self.workers[worker.stage])
+        if worker.failures >= _MAX_FAILURES and others_work:
+            log.warning(
+                "a worker of the stage %r is replaced: %s", self.stages[worker.stage].name, report.failure.message
+            )
+            self._bury(worker, report.failure.message)
 
     def _next_item(self, call: _Call, report: Report) -> _Item:
         """The shard as the next stage gets it."""
@@ -251,17 +271,33 @@ class Scheduler:
 
     def _started(self, worker: _Worker, token: Token) -> None:
         try:
-            worker.node = self.backend.result(token).node
+            report = self.backend.result(token)
         except (WorkerDied, PayloadLost) as died:
             if worker.failed_starts + 1 >= _MAX_FAILED_STARTS:
                 name = self.stages[worker.stage].name
-                raise SchedulerError(f"workers of the stage {name!r} end before they have begun: {died}") from None
+                raise SchedulerError(f"workers of the stage {name!r} exit before they are ready: {died}") from None
             self._bury(worker, str(died), worker.failed_starts + 1)
             return
+        if report.failure is not None:
+            self._drop_broken(worker, report.failure)
+            return
+        worker.node = report.node
         worker.idle_since = self._moved = time.monotonic()
 
+    def _drop_broken(self, worker: _Worker, failure: Failure) -> None:
+        """Go on without a worker that could not load its model or its rules, while others may."""
+        name, workers = self.stages[worker.stage].name, self.workers[worker.stage]
+        if worker not in workers:
+            return
+        workers.remove(worker)
+        self.backend.stop(worker.handle)
+        self._broken[worker.stage] += 1
+        if not workers:
+            raise SchedulerError(f"no worker of the stage {name!r} could start: {failure.message}")
+        log.warning("the stage %r runs with one worker less: %s", name, failure.message)
+
     def _bury(self, worker: _Worker, why: str, failed_starts: int = 0) -> None:
-        """Replace a dead worker, once however many calls it took along."""
+        """Replace a dead worker, once only, however many calls were lost with it."""
         if worker not in self.workers[worker.stage]:
             return
         self.workers[worker.stage].remove(worker)
@@ -278,7 +314,8 @@ class Scheduler:
         for number, stage in enumerate(self.stages):
             workers, pool = self.workers[number], stage.pool
             ready = [worker for worker in workers if worker.node is not None]
-            if self.waiting[number] and len(ready) == len(workers) < pool.max_actors:
+            may_grow = len(ready) == len(workers) < pool.max_actors and self._broken[number] < _MAX_FAILED_STARTS
+            if self.waiting[number] and may_grow:
                 self._start(number)
             idle = [worker for worker in ready if not worker.busy and now - worker.idle_since > IDLE_S]
             if idle and len(workers) > pool.actors:
@@ -289,7 +326,7 @@ class Scheduler:
         """Warn when a stage has no worker for long; raise SchedulerError when no call has ended for `patience_s`."""
         now = time.monotonic()
         if now - self._moved > self.patience_s:
-            raise SchedulerError(f"no shard advanced for {self.patience_s:,.0f} s, so something hangs")
+            raise SchedulerError(f"no shard advanced for {self.patience_s:,.0f} s, so something is stuck")
         if now - max(self._moved, self._said) <= _SAY_AFTER_S:
             return
         for number, stage in enumerate(self.stages):

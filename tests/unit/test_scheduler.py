@@ -157,7 +157,7 @@ def test_workers_that_end_before_they_have_begun_stop_the_run_with_their_words()
                 self.alive.pop(worker)
             return super().result(token)
 
-    with pytest.raises(SchedulerError, match=r"stage 'download' end before they have begun: killed"):
+    with pytest.raises(SchedulerError, match=r"stage 'download' exit before they are ready: killed"):
         list(scheduler_of(Stillborn(1)).run(shards(3)))
 
 
@@ -246,5 +246,65 @@ def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
 
     scheduler = scheduler_of(Stuck(1))
     scheduler.patience_s = 0.05
-    with pytest.raises(SchedulerError, match="so something hangs"):
+    with pytest.raises(SchedulerError, match="so something is stuck"):
         list(scheduler.run(shards(1)))
+
+
+class PartlyBroken(Cluster):
+    """A cluster whose broken encoders fail every shard at once, where sound ones take their time."""
+
+    def __init__(self, seed: int, broken_starts: int = 0, broken_runs: int = 0) -> None:
+        super().__init__(seed)
+        self.broken_starts, self.broken_runs = broken_starts, broken_runs
+        self.encoders: dict[int, int] = {}
+        """Worker -> how many encoders were started before it."""
+
+    def start(self, name: StageName, pool: Pool) -> tuple[int, int]:
+        worker, token = super().start(name, pool)
+        if name == "encode":
+            self.encoders[worker] = len(self.encoders)
+        return worker, token
+
+    def wait(self, timeout_s: float) -> list[int]:
+        for token, (worker, payload) in self.pending.items():
+            if token not in self.told and payload and self.encoders.get(worker, 10**9) < self.broken_runs:
+                self.told.add(token)
+                return [token]
+        return super().wait(timeout_s)
+
+    def result(self, token: int) -> Report:
+        worker, payload = self.pending[token]
+        report = super().result(token)
+        number = self.encoders.get(worker, 10**9)
+        if (payload is None and number < self.broken_starts) or (payload is not None and number < self.broken_runs):
+            return Report(failure=FAILED)
+        return report
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_that_cannot_start_costs_no_shard_while_another_can(seed: int) -> None:
+    cluster = PartlyBroken(seed, broken_starts=1)
+    scheduler = scheduler_of(cluster, limit=10)
+    assert all(report == Report(manifest=DONE) for _, report in scheduler.run(shards(40)))
+    scheduler.stop()
+    assert not cluster.alive
+
+
+def test_where_no_worker_of_a_stage_can_start_the_run_ends_and_says_why() -> None:
+    scheduler = scheduler_of(PartlyBroken(1, broken_starts=10**6))
+    with pytest.raises(SchedulerError, match="no worker of the stage 'encode' could start: failed"):
+        list(scheduler.run(shards(4)))
+    scheduler.stop()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_that_breaks_in_the_middle_costs_a_few_shards_and_not_most(seed: int) -> None:
+    cluster = PartlyBroken(seed, broken_runs=1)
+    scheduler = scheduler_of(cluster, limit=10)
+    ended = list(scheduler.run(shards(200)))
+    scheduler.stop()
+    assert Counter(shard for shard, _ in ended) == Counter(range(200))
+    assert (
+        sum(report is not None and report.failure is not None for _, report in ended)
+        <= 3 + scheduler_module.LOOKAHEAD + 2
+    )
