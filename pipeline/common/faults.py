@@ -60,11 +60,12 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Self:
         """Classify by type and error number, never by message text, some of which comes from servers."""
-        for cause in _causes(error):
-            if isinstance(cause, PairmillError):
-                return cls(cause.kind, str(cause), trace_of(error))
+        ours = next((cause for cause in _causes(error) if isinstance(cause, PairmillError)), None)
+        for cause in _causes(error) if ours is None else _explicit_causes(ours):
             if (fault := local_fault(cause)) is not None:
-                return cls(fault.kind, str(fault), trace_of(error))
+                return cls(fault.kind, str(ours or fault), trace_of(error))
+        if ours is not None:
+            return cls(ours.kind, str(ours), trace_of(error))
         return cls(FailureKind.SHARD, last_line(trace_of(error)), trace_of(error))
 
 
@@ -73,3 +74,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _explicit_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and what it was raised `from`: a full disk stays one, whichever error of ours wraps it."""
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -30,6 +30,13 @@ class ReadError(PairmillError, RuntimeError):
     kind = FailureKind.INPUT
 
 
+class UnreachableInput(ReadError):
+    """The file may be sound, but its storage denies access or does not answer. The next file's may not either, so such
+    failures count towards `run.max_failed_shards_in_a_row`."""
+
+    kind = FailureKind.MACHINE
+
+
 def resolve(store: Store, uri: str) -> str:
     """Path of a shard's Parquet file. Converted files are relative to the output folder, which may have moved."""
     return store.path(uri) if uri.startswith("input/") else uri
@@ -44,8 +51,10 @@ class Cursor:
         self.path = resolve(store, uri)
         try:
             self._file = store.files.open(self.path)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise ReadError(f"{self.path}: cannot be opened: {error}") from error
+        except OSError as error:
+            raise UnreachableInput(f"{self.path}: cannot be opened: {error}") from error
         try:
             if uri == self.path:
                 _check_same(store.files, self.path, self._file, fingerprint)

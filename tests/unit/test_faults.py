@@ -4,10 +4,15 @@ import errno
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pairmill.pipeline.common.child import Child
-from pairmill.pipeline.common.faults import LocalFault, local_fault
+from pairmill.pipeline.common.faults import Failure, LocalFault, local_fault
+from pairmill.pipeline.encode.weights import ModelError
+from pairmill.pipeline.rules.custom import CustomRuleError
+from pairmill.pipeline.source.cursor import ReadError
+from pairmill.schemas.errors import FailureKind, PairmillError
 
 
 def opencv_error(width: int) -> cv2.error:
@@ -50,3 +55,24 @@ def test_a_local_fault_in_a_child_process_is_raised_as_one() -> None:
     with pytest.raises(LocalFault, match="MemoryError"):
         child.call(run_out_of_memory, timeout_s=30)
     child.close()
+
+
+@pytest.mark.parametrize(
+    ("cause", "wrapper", "kind"),
+    [
+        (OSError(errno.EMFILE, "files"), ReadError, FailureKind.MACHINE),
+        (pa.ArrowMemoryError("malloc"), ReadError, FailureKind.MACHINE),
+        (MemoryError(), CustomRuleError, FailureKind.MACHINE),
+        (OSError(errno.ENOSPC, "disk"), ModelError, FailureKind.STORAGE),
+        (LocalFault("the child is out of memory"), CustomRuleError, FailureKind.MACHINE),
+        (ValueError("a bug"), CustomRuleError, FailureKind.JOB),
+        (OSError(errno.EIO, "a bad sector"), ReadError, FailureKind.INPUT),
+    ],
+)
+def test_a_fault_of_the_machine_stays_one_whatever_error_wraps_it(
+    cause: Exception, wrapper: type[PairmillError], kind: FailureKind
+) -> None:
+    with pytest.raises(wrapper) as raised:
+        raise wrapper("what we say of it") from cause
+    failure = Failure.of(raised.value)
+    assert (failure.kind, failure.message) == (kind, "what we say of it")

@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.columns import map_columns
-from pairmill.pipeline.source.cursor import Cursor, ReadError
+from pairmill.pipeline.source.cursor import Cursor, ReadError, UnreachableInput
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, inspect_parquet
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
+from pairmill.schemas.errors import FailureKind
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.manifest import Shard
 from pairmill.schemas.pairs import FETCHED, PICTURE, in_flight_schema
@@ -373,6 +375,13 @@ def test_a_file_that_changed_after_planning_is_an_error_that_names_it(tmp_path: 
     with pytest.raises(ReadError, match=r"has 6 rows, but rows up to 7 are planned"):
         cursor.rows(5, 2)
     cursor.close()
+
+
+def test_storage_that_does_not_answer_is_no_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").mkdir()  # opening a folder fails for every user, where permissions do not stop root
+    with pytest.raises(UnreachableInput, match=r"a\.parquet: cannot be opened") as raised:
+        Cursor(Store("/nowhere"), str(tmp_path / "a.parquet"), "blake2b:1:x")
+    assert Failure.of(raised.value).kind is FailureKind.MACHINE
 
 
 def test_a_file_that_is_gone_or_cut_is_an_error_that_names_it(tmp_path: Path) -> None:
