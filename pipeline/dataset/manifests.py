@@ -53,7 +53,10 @@ def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> Sh
     version = data.get("schema_version", 0)
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ManifestError(f"{store.path(f'manifests/{name}')} was written by a newer pairmill; update to read it")
-    return ShardManifest.model_validate(data)
+    manifest = ShardManifest.model_validate(data)
+    if manifest.name != name:  # it would have another shard's files deleted
+        raise ManifestError(f"{store.path(f'manifests/{name}')} is the manifest {manifest.name}; delete the copy")
+    return manifest
 
 
 def committed(store: Store) -> dict[int, int]:

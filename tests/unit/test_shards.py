@@ -196,3 +196,22 @@ def test_foreign_files_are_skipped_and_a_damaged_manifest_is_named(tmp_path: Pat
     store.create("manifests/000000009.json", b"{")
     with pytest.raises(ManifestError, match=r"9\.json is damaged"):
         list(read_manifests(store))
+
+
+ARABIC_EIGHT = "\u0660" * 8 + "\u0668.json"
+
+
+@pytest.mark.parametrize("name", ["8.json", "0000000008.json", "000000008.g0.json", ARABIC_EIGHT])
+def test_only_the_one_name_of_a_manifest_commits_a_shard(tmp_path: Path, name: str) -> None:
+    store = Store(str(tmp_path))
+    writer(tmp_path).commit(in_flight(["ok"], [True]))
+    (tmp_path / "manifests" / name).write_bytes(b"{}")
+    assert committed(store) == {7: 0}
+
+
+def test_a_copied_manifest_is_refused_before_its_content_deletes_anything(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    manifest: ShardManifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
+    store.create("manifests/000000001.json", store.read(f"manifests/{manifest.name}"))
+    with pytest.raises(ManifestError, match=r"1\.json is the manifest 000000007\.json"):
+        read_manifest(store, "000000001.json")
