@@ -23,7 +23,7 @@ from pairmill.pipeline.source.plan import OtherJobError, make_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.stages.build import versions
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
-from pairmill.schemas.errors import FailureKind, JobError
+from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.record import JobRecord
@@ -79,7 +79,10 @@ def run_shards_of(
         if result.kind is FailureKind.STORAGE:
             where = "" if pipeline.store.root in result.message else f"{pipeline.store.root}: "
             raise engine.EngineError(f"{where}{result.message}; put that right and run it again")
-        pipeline.store.replace(failure_name(outcome.shard), result.traceback.encode())
+        try:
+            pipeline.store.replace(failure_name(outcome.shard), result.traceback.encode())
+        except (OSError, PairmillError) as error:
+            raise engine.EngineError(f"{pipeline.store.root}: a failed shard could not be recorded: {error}") from error
         if listener:
             listener.failed(outcome.shard, failures[outcome.shard])
 

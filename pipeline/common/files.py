@@ -37,6 +37,12 @@ def absolute(path: str) -> str:
     return plain if os.path.realpath(plain) == real else real  # below a link to a folder, `..` leads elsewhere
 
 
+def is_inside(path: str, folder: str) -> bool:
+    """Whether the absolute path or URL is below the folder. S3 listings say `s3://` also where `s3a://` was asked."""
+    path, folder = (name.replace("s3a://", "s3://", 1) for name in (path, folder.rstrip("/")))
+    return path.startswith(f"{folder}/")
+
+
 def join(root: str, name: str) -> str:
     """`root/name`, for local paths and URLs alike."""
     return f"{root.rstrip('/')}/{name}"

@@ -94,11 +94,18 @@ class Store:
             return self._create_remote(name, file.name)
         os.fsync(file.fileno())
         target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             os.link(file.name, target)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_RIGHT_TO_WRITE:
+                raise
+            raise StorageError(
+                f"{target}: cannot be created ({error.strerror}); check its folder's permissions, and "
+                "that its file system has hard links"
+            ) from None
         _fsync_folder(target.parent)
         return True
 

@@ -13,7 +13,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import Files, join
+from pairmill.pipeline.common.files import Files, is_inside, join
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 Kind = Literal["parquet", "csv", "tsv", "json", "jsonl", "text", "index"]
@@ -95,7 +95,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> list[str]:
     found: dict[str, None] = {}
     for path in paths:
         uris = _expand(path, files)
-        uris = [uri for uri in uris if not uri.startswith(f"{exclude.rstrip('/')}/")]
+        uris = [uri for uri in uris if not is_inside(uri, exclude)]
         kinds = {kind_of(uri): uri for uri in uris}
         if len(kinds) > 1 and "json" in kinds and files.is_folder(path):
             del kinds["json"]

@@ -1,3 +1,4 @@
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -5,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from pairmill.pipeline.common import storage
-from pairmill.pipeline.common.files import Files, absolute
+from pairmill.pipeline.common.faults import Failure
+from pairmill.pipeline.common.files import Files, absolute, is_inside
 from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.schemas.errors import FailureKind
 
 
 @pytest.fixture
@@ -150,3 +153,19 @@ def test_the_parent_of_a_linked_folder_is_where_the_link_leads(tmp_path: Path) -
 def test_of_urls_only_the_slash_at_the_end_goes() -> None:
     assert absolute("s3://bucket/a/../b/") == "s3://bucket/a/../b"
     assert absolute("https://example.com/list/") == "https://example.com/list/"
+
+
+def test_an_output_inside_its_input_is_found_in_either_spelling_of_s3() -> None:
+    assert is_inside("s3://b/data/out/pairs/0.parquet", "s3a://b/data/out/")
+    assert is_inside("/data/out/pairs/0.parquet", "/data/out")
+    assert not is_inside("s3://b/data/output/0.parquet", "s3a://b/data/out")
+
+
+def test_a_file_system_that_refuses_to_publish_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(StorageError, match=r"cannot be created \(Operation not permitted\)") as raised:
+        Store(str(tmp_path)).create("pairs/0.parquet", b"x")
+    assert Failure.of(raised.value).kind is FailureKind.STORAGE

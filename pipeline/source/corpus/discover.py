@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import Files, is_remote
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_inside, is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
@@ -195,8 +195,7 @@ class Corpus:
             found = self._files.expand(path, suffixes)
         except FileNotFoundError:
             return []
-        prefix = f"{exclude.rstrip('/')}/"
-        return [file for file in found if file.lower().endswith(suffixes) and not file.startswith(prefix)]
+        return [file for file in found if file.lower().endswith(suffixes) and not is_inside(file, exclude)]
 
     def _files_of(self, folder: str) -> list[tuple[str, int]]:
         """(name, size in bytes) of the pictures and texts directly in a folder, sorted."""
@@ -226,7 +225,7 @@ def _pictures(column: str | None) -> PictureSource:
 
 def _outputs(path: str, files: Files) -> list[str]:
     """`pairs/` files of a finished pairmill output, from its manifests; empty if the path is something else."""
-    if is_remote(path) and not path.startswith("s3://"):
+    if is_remote(path) and not path.startswith(S3_SCHEMES):
         return []
     store = Store(path, files.s3)
     if not store.list("manifests") or (plan := load(store)) is None:
