@@ -74,20 +74,24 @@ def add_model(
 def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: Mapping[str, object]) -> Pipeline:
     known = plan.job.model_dump(mode="json")
     if not plan.job.source.is_corpus and plan.job.images.store == "none":
-        raise JobError(f"{store.root} stored no pictures (images.store: none), so no model can look at them")
+        raise JobError(f"{store.root} stored no pictures (images.store: none), so there is nothing to embed")
     taken = [each["alias"] for each in known["models"]]
     rules = {**known["rules"], "min_similarity": None, "preset": "none"}
     values = {**known, "models": [model], "rules": rules, "output": store.root}
     for part, given in settings.items():
         if part not in ("run", "s3") or not isinstance(given, Mapping):
-            raise JobError(f"--set {part}: adding a model takes settings of run.* and s3.*; the rest is the dataset's")
+            raise JobError(
+                f"--set {part}: adding a model accepts only run.* and s3.*; the dataset fixes everything else"
+            )
         values[part] = {**values.get(part, {}), **given}
     job, fingerprint = check(resolve(values))
     (added,) = job.models
     if added.alias in taken:
-        raise JobError(f"{store.root} has a model with the alias {added.alias!r} already; name another with --alias")
+        raise JobError(f"{store.root} already has a model with the alias {added.alias!r}; choose another with --alias")
     card = json.dumps({**added.model_dump(), "fingerprint": fingerprint}, indent=1).encode()
     name = f"columns/{added.alias}/model.json"
     if not store.create(name, card) and json.loads(store.read(name))["fingerprint"] != fingerprint:
-        raise JobError(f"{store.path(name)}: another model, or other weights, has this alias; give it another one")
+        raise JobError(
+            f"{store.path(name)}: this alias belongs to another model or other weights; choose another alias"
+        )
     return add_model_pipeline(job, plan.mapping, fingerprint)

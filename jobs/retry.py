@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pairmill.jobs.build import run_shards_of
 from pairmill.jobs.check import check
-from pairmill.jobs.job_file import s3_of
+from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.common.storage import Store
@@ -22,7 +22,6 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.stages.pipelines import Pipeline, retry_pipeline
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status, Step, retryable
 
 
@@ -86,7 +85,7 @@ def _pipeline(store: Store, plan: Plan, settings: Mapping[str, object], statuses
     known = plan.job.model_dump(mode="json")
     for part, values in settings.items():
         known[part] = {**known.get(part, {}), **values} if isinstance(values, dict) else values
-    job, fingerprint = check(BuildJob.model_validate({**known, "output": store.root}))
+    job, fingerprint = check(resolve({**known, "output": store.root}))
     if fingerprint != plan.record.fingerprint:
         raise JobError(
             f"{store.root} was made with other settings, rules or weights than these; a retry may change only how it "

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 def status(
     output: Output,
-    follow: Annotated[bool, typer.Option("--watch", help="Keep looking until all shards are done.")] = False,
-    every_s: Annotated[float, typer.Option("--every", metavar="SECONDS", help="Time between looks.", min=0.1)] = 5.0,
+    follow: Annotated[bool, typer.Option("--watch", help="Keep watching until all shards are done.")] = False,
+    every_s: Annotated[float, typer.Option("--every", metavar="SECONDS", help="Time between checks.", min=0.1)] = 5.0,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Show how far a job is.
+    """Show a job's progress.
 
     Counts shards and rows, and what became of them. Works on any machine that can read OUT.
     """
@@ -27,7 +27,7 @@ def status(
     from pairmill.jobs.results import current
     from pairmill.pipeline.common.text import counted
 
-    with errors(), progress("The job itself, if one runs, goes on.") as listener:
+    with errors(), progress("The job itself, if one is running, continues.") as listener:
         store = open_store(output, settings)
         result = watch(store, listener, every_s) if follow else current(store)
     done = result.shards - len(result.shards_missing)
@@ -78,5 +78,5 @@ def _print_report(report: "VerifyReport", output: str) -> None:
     if report.damaged:
         names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
         shards = counted(len(report.damaged), "damaged shard")
-        typer.echo(f"To make {shards} again, remove from {output}: {names}; then run the build again", err=True)
+        typer.echo(f"To rebuild {shards}, remove from {output}: {names}; then rerun the build", err=True)
     typer.echo("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

@@ -45,13 +45,13 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import ShardManifest
 
 SLACK_S = 3_600
-"""Beyond the slowest shard that a job allows: then the run is stuck, and says so instead of waiting for ever."""
+"""Added to the time of the slowest shard that the job allows. After that the run counts as stuck, and stops."""
 
 OBJECT_STORE_SHARE = 0.4
 """Of the object stores, for shards under way: a payload that crosses machines is there twice, and Ray spills at 0.8."""
 
 _FIRST_FAILURES = 3
-"""Shards that a rule or a model of the job's may fail before any shard succeeds: it will fail the others too."""
+"""How many shards a rule or a model may fail before any shard succeeds; beyond that, it would fail the rest too."""
 
 _DIED = Failure(FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times")
 
@@ -96,14 +96,14 @@ def run_shards(
                     lost.append(shard)
                     continue
                 result = report.failure or report.manifest
-                assert result is not None  # the scheduler hands shards on until one of both is there
+                assert result is not None  # the scheduler hands shards on until one of the two exists
                 outcome = Outcome(shard, result)
                 on_outcome(outcome)
                 verdict.add(outcome)
             if not lost:
                 return
             shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(lost))))
-            log.warning("%s lost with a worker that died; once more", counted(len(lost), "shard"))
+            log.warning("%s lost when a worker died; running again", counted(len(lost), "shard"))
 
 
 @dataclass
@@ -115,12 +115,12 @@ class _Verdict:
     any_good: bool = False
 
     def add(self, outcome: Outcome) -> None:
-        """Count one shard in."""
+        """Count one finished shard."""
         failure = outcome.result
         if isinstance(failure, ShardManifest):
             self.in_a_row, self.any_good = 0, True
             return
-        # Files are damaged by themselves: however many there are, the others' shards have their turn.
+        # Damaged input files say nothing about the others, so they never stop the run.
         self.in_a_row += failure.kind is not FailureKind.INPUT
         will_fail_all = failure.kind is FailureKind.JOB and not self.any_good
         if self.in_a_row >= (_FIRST_FAILURES if will_fail_all else self.limit):
@@ -131,9 +131,10 @@ class _Verdict:
 def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[tuple[int, Report | None]]:
     """(shard, report) as shards end; None for one that was lost with its worker."""
     fetch, run = pipeline.job.fetch, pipeline.job.run
-    # The slowest shard: all rows from one host that never answers, or wants pauses, as have the actor's other shards.
+    # The slowest shard: all rows from one host that never answers, or requires pauses, like the actor's other shards.
     row_s = max(fetch.timeout_s / fetch.per_host_concurrency, fetch.per_host_interval_s)
-    slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD)
+    downloads = any(spec.name == "download" for spec in pipeline.stages)
+    slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD) if downloads else 0.0
     try:
         pools = plan_pools(pipeline, shards.num_rows, cluster_nodes())
         scheduler = Scheduler(

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.columns.added_model import complete_models
-from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows
+from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
@@ -59,9 +59,10 @@ class FeedShards:
         return self.chunk.read(shard, columns).replace_schema_metadata(None), selected
 
     def picture(self, tar: str, offset: int, length: int) -> bytes:
-        """The stored picture. `tar` is relative to the dataset, or an absolute path or URL. Raises OSError."""
+        """The stored picture. `tar` is a name from its row. Raises OSError, also for a file foreign to the dataset."""
         store = self.chunk.store
-        path = tar if tar.startswith("/") or is_remote(tar) else store.path(tar)
+        if (path := picture_file(tar, store.root, store.files)) is None:
+            raise OSError(f"{tar}: neither a tar of {store.root} nor one that it was made from")
         picture = store.files.read_range(path, offset, length)
         if len(picture) != length:
             raise OSError(f"{path} ends in the middle of a picture")

@@ -376,7 +376,7 @@ def test_adding_a_model_later_equals_one_pass_with_both(
 
 def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(ray_session: None, tmp_path: Path) -> None:
     sequentially(embed_job(tmp_path / "out", write_tar(tmp_path / "a.tar", samples(9))))
-    with pytest.raises(JobError, match="has a model with the alias 'tiny'"):
+    with pytest.raises(JobError, match="already has a model with the alias 'tiny'"):
         add_model(str(tmp_path / "out"), {"name": "tiny"})
     add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"})
     folder = tmp_path / "out" / "columns" / "more"
@@ -386,5 +386,5 @@ def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(ray_sessi
     (folder / "manifests" / "000000002.json").unlink()
     assert add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"}).shards_missing == []
     assert {path.name: path.read_bytes() for path in folder.glob("*.parquet")} == calm
-    with pytest.raises(JobError, match="another model, or other weights, has this alias"):
+    with pytest.raises(JobError, match="belongs to another model or other weights"):
         add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more", "dtype": "bfloat16"})

@@ -16,6 +16,7 @@ from bench.faulty_s3 import credentials, s3_server
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
+from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob
@@ -54,6 +55,13 @@ def test_each_picture_comes_with_its_own_caption_and_embeddings(dataset: Path) -
             vector = sample[f"{side}_embedding_tiny"]
             assert vector.dtype == torch.float16
             assert np.array_equal(vector.numpy(), np.asarray(row[f"{side}_embedding_tiny"], np.float16))
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "http://127.0.0.1:9/a.tar", "file:///etc/hostname", "../a.tar"])
+def test_a_row_cannot_make_the_feed_open_a_file_that_is_foreign_to_the_dataset(dataset: Path, name: str) -> None:
+    shards = FeedShards.open(Store(str(dataset)), "most")
+    with pytest.raises(OSError, match="neither a tar of"):
+        shards.picture(name, 0, 5)
 
 
 def test_a_transform_gets_the_upright_picture_and_a_tokenizer_all_captions_of_a_batch(dataset: Path) -> None:

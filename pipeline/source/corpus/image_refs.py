@@ -37,20 +37,23 @@ def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, ur
 
 
 def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
-    """Resolve files that are named in another output's rows: its tars, and the inputs of its plan. Others become null,
-    because a Parquet file must not be able to refer to a secret file or a URL."""
-    planned = _planned(root, files)
-
-    def resolve(name: str) -> str | None:
-        if _OWN_TAR.fullmatch(name):
-            return join(root, name)
-        if name in planned or f"{name.rpartition('/')[0]}/" in planned:
-            return name
-        origin, _, tar = name.rpartition("/images/")  # a tar of an output that this one was embedded from
-        return name if _OWN_TAR.fullmatch(f"images/{tar}") and f"{origin}/pairs/" in planned else None
-
-    known = {name: resolve(name) for name in names.unique().drop_null().to_pylist()}
+    """Resolve the files that another output's rows name. Those that it has no business with become null."""
+    known = {name: picture_file(name, root, files) for name in names.unique().drop_null().to_pylist()}
     return pa.array([None if name is None else known[name] for name in names.to_pylist()], pa.string())
+
+
+def picture_file(name: str, root: str, files: Files) -> str | None:
+    """Absolute path or URL of a file that a row of the output at `root` names: its own tar, or an input of its plan.
+
+    None for any other name, because a Parquet file must not be able to refer to a secret file or a URL.
+    """
+    if _OWN_TAR.fullmatch(name):
+        return join(root, name)
+    planned = _planned(root, files)
+    if name in planned or f"{name.rpartition('/')[0]}/" in planned:
+        return name
+    origin, _, tar = name.rpartition("/images/")  # a tar of an output that this one was embedded from
+    return name if _OWN_TAR.fullmatch(f"images/{tar}") and f"{origin}/pairs/" in planned else None
 
 
 @lru_cache(maxsize=8)
