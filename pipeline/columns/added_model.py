@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.pipeline.source.corpus.load import Loader
@@ -30,7 +31,6 @@ from pairmill.schemas.manifest import (
     Shard,
     ShardManifest,
     manifest_name,
-    parse_manifest_name,
 )
 from pairmill.schemas.pairs import IMAGE_COLUMN, IS_PAIR_COLUMN, STORED, score_column_names
 
@@ -39,14 +39,7 @@ _READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width"
 
 def columns_done(store: Store, alias: str) -> dict[int, int]:
     """Shard -> its highest generation with this model's columns."""
-    newest: dict[int, int] = {}
-    for name in store.list(f"columns/{alias}/manifests"):
-        try:
-            shard, generation = parse_manifest_name(name)
-        except ValueError:
-            continue
-        newest[shard] = max(generation, newest.get(shard, 0))
-    return newest
+    return committed(store, f"columns/{alias}/manifests")
 
 
 def complete_models(store: Store, generations: Mapping[int, int]) -> list[str]:

@@ -60,12 +60,12 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Self:
         """Classify by type and error number, never by message text, some of which comes from servers."""
-        ours = next((cause for cause in _causes(error) if isinstance(cause, PairmillError)), None)
-        for cause in _causes(error) if ours is None else _explicit_causes(ours):
+        for cause in _causes(error):
+            if isinstance(cause, PairmillError):
+                fault = next(filter(None, map(local_fault, _explicit_causes(cause))), None)
+                return cls((fault or cause).kind, str(cause), trace_of(error))
             if (fault := local_fault(cause)) is not None:
-                return cls(fault.kind, str(ours or fault), trace_of(error))
-        if ours is not None:
-            return cls(ours.kind, str(ours), trace_of(error))
+                return cls(fault.kind, str(fault), trace_of(error))
         return cls(FailureKind.SHARD, last_line(trace_of(error)), trace_of(error))
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 from pydantic import ValidationError
@@ -59,16 +60,16 @@ def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> Sh
     return manifest
 
 
-def committed(store: Store) -> dict[int, int]:
-    """Shard -> its highest generation, from the names under `manifests/`."""
-    newest: dict[int, int] = {}
-    for name in store.list("manifests"):
-        try:
-            shard, generation = parse_manifest_name(name)
-        except ValueError:  # not ours, but perhaps a file browser's
-            continue
-        newest[shard] = max(generation, newest.get(shard, 0))
-    return newest
+def committed(store: Store, folder: str = "manifests") -> dict[int, int]:
+    """Shard -> its highest generation, from the names of the manifests in the folder."""
+    return dict(sorted(_generations(store, folder)))  # of a shard's generations, the last stays
+
+
+def _generations(store: Store, folder: str) -> Iterator[tuple[int, int]]:
+    """(shard, generation) of every manifest in the folder."""
+    for name in store.list(folder):
+        with suppress(ValueError):  # not ours, but perhaps a file browser's
+            yield parse_manifest_name(name)
 
 
 def read_manifests(store: Store) -> Iterator[ShardManifest]:
@@ -82,14 +83,11 @@ def read_manifests(store: Store) -> Iterator[ShardManifest]:
 def drop_superseded(store: Store) -> None:
     """Delete superseded generations, manifests last. Files that the newest generation still uses stay."""
     newest = committed(store)
-    for name in store.list("manifests"):
-        try:
-            shard, generation = parse_manifest_name(name)
-        except ValueError:
-            continue
+    for shard, generation in _generations(store, "manifests"):
         if generation == newest[shard]:
             continue
         kept = {file.path for file in read_manifest(store, manifest_name(shard, newest[shard])).files.values()}
+        name = manifest_name(shard, generation)
         for file in read_manifest(store, name).files.values():
             if file.path not in kept:
                 store.delete(file.path)

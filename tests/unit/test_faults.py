@@ -76,3 +76,15 @@ def test_a_fault_of_the_machine_stays_one_whatever_error_wraps_it(
         raise wrapper("what we say of it") from cause
     failure = Failure.of(raised.value)
     assert (failure.kind, failure.message) == (kind, "what we say of it")
+
+
+def test_lack_of_memory_while_an_error_of_ours_is_handled_is_lack_of_memory() -> None:
+    def out_of_memory_in_a_handler() -> None:
+        try:
+            raise ModelError("weights")
+        except ModelError:
+            raise MemoryError  # noqa: B904 - the context, not a cause, is what the test is about
+
+    with pytest.raises(MemoryError) as raised:
+        out_of_memory_in_a_handler()
+    assert Failure.of(raised.value).kind is FailureKind.MACHINE
