@@ -1,7 +1,7 @@
 """`pairmill embed OUT --add-model M`: one more model's columns beside a finished dataset, in `columns/ALIAS/`.
 
-Nothing that is there changes. The same command goes on after a stop, and after a retry or with new shards does what is
-new.
+Existing files do not change. Rerun the same command to resume or, after a retry or with new shards, to process only
+what is new.
 """
 
 import json

@@ -11,7 +11,7 @@ Progress = bool | ProgressListener
 
 @contextmanager
 def listener_for(progress: Progress) -> Iterator[ProgressListener | None]:
-    """The listener for the time of the block."""
+    """The listener, for the duration of the block."""
     if progress is False:
         yield None
     elif progress is True:

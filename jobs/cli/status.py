@@ -1,4 +1,4 @@
-"""`pairmill status` and `verify`: what reads an output folder and changes nothing."""
+"""`pairmill status` and `verify`: the commands that read an output folder and change nothing."""
 
 from typing import TYPE_CHECKING, Annotated
 

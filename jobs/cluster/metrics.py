@@ -14,13 +14,13 @@ SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 
 
 class StageMetrics:
-    """Of one worker. `metrics` is `ray.util.metrics`, handed in so that Ray is imported where the work is."""
+    """Metrics of one worker. `metrics` is `ray.util.metrics`, passed in so that only workers import Ray."""
 
     def __init__(self, metrics: Any, stage: str) -> None:
         self.stage = {"stage": stage}
         self._pairs = metrics.Counter("pairmill_pairs", "Rows that were committed, by Status", ("status",))
         self._bytes = metrics.Counter("pairmill_fetched_bytes", "Bytes of pictures that were downloaded")
-        self._shards = metrics.Counter("pairmill_shards", "Shards through a stage", ("stage", "outcome"))
+        self._shards = metrics.Counter("pairmill_shards", "Shards that passed through a stage", ("stage", "outcome"))
         self._idle = metrics.Counter("pairmill_idle_seconds", "Seconds in which a worker had nothing to do", ("stage",))
         self._histograms = {
             "shard": metrics.Histogram("pairmill_shard_seconds", "One shard in a stage", SECONDS, ("stage",)),
@@ -33,12 +33,12 @@ class StageMetrics:
         self._lock, self._running, self._since = threading.Lock(), 0, time.monotonic()
 
     def observe(self, name: str, seconds: float, tags: dict[str, str] | None = None) -> None:
-        """Into the histogram of that name."""
+        """Record `seconds` in the histogram of that name."""
         self._histograms[name].observe(seconds, tags)
 
     @contextmanager
     def shard(self) -> Iterator[None]:
-        """Around the work on one shard; several may be under way."""
+        """Wrap this around the work on one shard; several may be in progress at once."""
         started = time.monotonic()
         with self._lock:
             if not self._running and started > self._since:
@@ -51,7 +51,7 @@ class StageMetrics:
         self.observe("shard", ended - started, self.stage)
 
     def ended(self, report: Report, batch: ShardBatch | None) -> None:
-        """What came of the shard; `batch` is what the stage made of it."""
+        """Record what became of the shard; `batch` is the stage's output."""
         self._shards.inc(1, {**self.stage, "outcome": "failed" if report.failure else "ok"})
         if batch is not None and self.stage["stage"] == "download" and "fetch_s" in batch.table.column_names:
             for seconds in batch.table["fetch_s"].drop_null().to_pylist():

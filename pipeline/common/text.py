@@ -15,7 +15,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def clean_text(text: str | None, max_chars: int = DETAIL_CHARS) -> str | None:
-    """The text on one line, truncated, without control characters and surrogates; None if nothing is left."""
+    """The text on one line, truncated, without control characters or surrogates; None if nothing is left."""
     if not text:
         return None
     return _UNPRINTABLE.sub(" ", text[: 4 * max_chars]).strip()[:max_chars] or None

@@ -50,7 +50,7 @@ class ShardWriter:
     extra: pa.Schema
     aliases: Sequence[str]
     images: ImagesConfig | None
-    """Which pictures to store, and how. None: none, as the pictures of a corpus stay in the input."""
+    """Which pictures to store, and how. None for a corpus, whose pictures stay in the input."""
     job_fingerprint: str
     versions: dict[str, str]
     rule_steps: Mapping[str, Step] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class ShardWriter:
         return publish(self.store, manifest)
 
     def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
-        """Rows per own rule: each begins its evidence with its name."""
+        """Rows per user rule; each rule starts its evidence with its own name."""
         counts: Counter[str] = Counter()
         for table in tables:
             details = table["status_detail"].filter(pc.equal(table["status"], Status.CUSTOM_RULE.value)).to_pylist()

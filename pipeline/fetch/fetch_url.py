@@ -171,7 +171,7 @@ class Fetcher:
     async def _fetch_with_redirects(self, url: URL, download: _Download) -> bytes:
         """One attempt: the URL, and the URLs that it redirects to."""
         download.forget_response()
-        await download.reservation.resize(0)  # the bytes of the attempt before
+        await download.reservation.resize(0)  # the previous attempt's bytes
         seen = {url}
         while True:
             if self._config.respect_robots_txt:

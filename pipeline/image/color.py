@@ -1,4 +1,4 @@
-"""ICC color profiles to sRGB: without it, pictures from cameras and print shops get the wrong colors.
+"""ICC profiles to sRGB; otherwise pictures from cameras and print shops would have the wrong colors.
 
 Nearly all embedded profiles are sRGB under some name. Whether a profile changes anything is tried once and cached, so
 that those pictures cost nothing.
@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 _MAX_PROFILE_BYTES = 2 << 20
 _SAME_LEVELS = 2
-"""A profile that moves no color by more than this, of 255, counts as sRGB."""
+"""A profile that shifts no color by more than this (out of 255) counts as sRGB."""
 
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 

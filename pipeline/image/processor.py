@@ -25,7 +25,7 @@ from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
 _ONE_COLOR_TOLERANCE = 8
-"""Levels of 255 by which the pixels of a picture of one color may differ: JPEG's ringing stays below."""
+"""How far, out of 255 levels, the pixels of a single-color picture may differ; JPEG ringing stays below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ProcessedImage:
 class ImageProcessor:
     """Decodes, resizes and encodes pictures as configured by a job. Thread-safe.
 
-    Sets limits that the libraries have per process: Pillow's own guard against bombs, one thread per call in OpenCV
+    Changes settings of the whole process: Pillow's guard against decompression bombs, one thread per call in OpenCV
     (pictures are decoded in parallel already), and no warnings from Pillow about odd metadata.
     """
 
@@ -59,7 +59,7 @@ class ImageProcessor:
         cv2.setNumThreads(1)
 
     def process(self, body: bytes) -> ProcessedImage:
-        """Original bytes -> the stored picture, or the Status that refuses it. Never raises because of the bytes."""
+        """Original bytes -> the stored picture, or the Status that says why not. Never raises because of the bytes."""
         header: ImageHeader | None = None
         try:
             header, opened = open_image(body, self._config.max_pixels)
@@ -92,7 +92,7 @@ class ImageProcessor:
         return pixels_to_srgb(pixels, profile)
 
     def _plan(self, header: ImageHeader) -> Target | None:
-        """How to resize. A long thin picture that is enlarged by its short side would be as large as any bomb."""
+        """How to resize. Enlarged by its short side, a long, thin picture would be a decompression bomb."""
         target = plan_resize(*header.upright_size, self._config)
         if target is not None and target.width * target.height > self._config.max_pixels:
             raise ImageError(Status.IMAGE_BOMB, f"would be {target.width} x {target.height} pixels once resized")

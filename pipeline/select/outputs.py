@@ -102,7 +102,7 @@ class DedupKeys:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The column, and those of the score."""
+        """The column to deduplicate by, and those that the score reads."""
         return frozenset({self.by}) | (Expression(self.best).columns if self.best else frozenset())
 
     @property

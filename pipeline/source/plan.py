@@ -30,7 +30,7 @@ _TRIES = 20
 
 
 class OtherJobError(PlanError):
-    """The plan was made by another job, whose record this has."""
+    """The plan was made by another job; `record` is that job's record."""
 
     def __init__(self, record: JobRecord) -> None:
         super().__init__("the output folder was planned by another job; use another output")
@@ -46,7 +46,7 @@ def load_plan(store: Store) -> Plan:
 
 
 def make_plan(record: JobRecord, store: Store) -> Plan:
-    """Plan the job's input, or extend an existing plan by the input that was added since.
+    """Plan the job's input, or extend an existing plan with the input added since.
 
     `record` goes into the plan, which so decides which job an output folder belongs to. Text formats are converted.
     Rows above `source.limit_rows` stay unplanned; lowering the limit later does not remove planned rows. Raises

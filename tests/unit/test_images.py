@@ -317,3 +317,13 @@ def test_many_threads_give_the_same_results_as_one() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(result == alone for result in pool.map(work, range(4)))
+
+
+def test_broken_exif_does_not_cost_the_picture() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", "\n\n\nno hex digits")  # at which Pillow raises
+    body = save(Image.new("RGB", (64, 40), "red"), "PNG", pnginfo=info)
+    with pytest.raises(ValueError, match="hex"):
+        Image.open(io.BytesIO(body)).getexif()
+    picture = process(body)
+    assert (picture.status, picture.width, picture.height) == (Status.OK, 64, 40)
