@@ -1,6 +1,7 @@
 """Moves shards through pools of workers, stage by stage: who gets the next one, and what a death costs.
 
-It knows nothing of Ray. What it needs of a cluster is a WorkerBackend: start a worker, call it, wait, stop it.
+A lost shard is reported to engine.py, which gives it another try. Nothing here knows of Ray: what it needs of a
+cluster is a WorkerBackend, which can start a worker, call it, wait and stop it.
 """
 
 import logging
@@ -249,7 +250,7 @@ class Scheduler:
 
     def _judge(self, worker: _Worker, report: Report) -> None:
         """Replace a worker that fails shard after shard where others do not. It fails faster than they succeed, so it
-        would get most of the shards."""
+        would get most of the shards. Those that it has at that moment are lost with it, and get another try."""
         if report.failure is None:
             worker.failures = 0
             return

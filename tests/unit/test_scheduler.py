@@ -105,19 +105,24 @@ def shards(count: int) -> Iterator[tuple[int, tuple[int, int]]]:
 rates = st.sampled_from([0.0, 0.05, 0.4])
 
 
-@given(seed=st.integers(0, 10**6), count=st.integers(0, 40), limit=st.integers(1, 8), rates=st.tuples(rates, rates))
-@settings(deadline=None, max_examples=200)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 40),
+    limit=st.integers(1, 8),
+    rates=st.tuples(rates, rates, rates),
+)
+@settings(deadline=None, max_examples=300)
 def test_every_shard_ends_exactly_once_whoever_dies(
-    seed: int, count: int, limit: int, rates: tuple[float, float]
+    seed: int, count: int, limit: int, rates: tuple[float, float, float]
 ) -> None:
-    cluster = Cluster(seed, *rates, failure=0.1)
+    cluster = Cluster(seed, *rates)
     scheduler = scheduler_of(cluster, limit)
     ended: list[tuple[int, Report | None]] = list(scheduler.run(shards(count)))
     scheduler.stop()
     assert Counter(shard for shard, _ in ended) == Counter(range(count))
     assert cluster.most_under_way <= limit
     assert not cluster.alive  # nobody is left behind
-    if rates == (0.0, 0.0):
+    if not any(rates):  # a worker that only fails may be replaced, with the shards that it has
         assert all(report is not None for _, report in ended)
 
 
