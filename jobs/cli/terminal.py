@@ -1,4 +1,4 @@
-"""The border where errors become messages, and what all commands print alike."""
+"""Turns errors into messages, and prints what all commands have in common."""
 
 import json
 import re
@@ -19,12 +19,12 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""File names and columns from outside stand in messages: none may speak to the terminal."""
+"""Control characters. Messages contain file names and columns from outside, which must not control the terminal."""
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
+    """Print errors that a user can fix as one clear message with exit status 1, not as a traceback."""
     try:
         yield
     except Exception as error:
@@ -39,7 +39,7 @@ def errors() -> Iterator[None]:
 
 @contextmanager
 def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
-    """Shows how the block goes. Ctrl-C ends the command with the words of `after_stop`, which say how to continue."""
+    """Show the progress of the block. Ctrl-C ends the command with `after_stop`, which says how to continue."""
     from pairmill.jobs.progress import ConsoleProgress
 
     listener = ConsoleProgress()
@@ -54,12 +54,12 @@ def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
 
 
 def print_json(values: object) -> None:
-    """What `--json` prints, as the last line."""
+    """Print the last line of `--json`."""
     typer.echo(json.dumps(values))
 
 
 def open_store(output: str, settings: list[str] | None) -> "Store":
-    """The output folder of a command that takes no job."""
+    """Open the output folder of a command that takes no job."""
     from pairmill.jobs.job_file import parse_settings, s3_of
     from pairmill.pipeline.common.storage import Store
 
@@ -67,5 +67,5 @@ def open_store(output: str, settings: list[str] | None) -> "Store":
 
 
 def _is_expected(error: Exception) -> bool:
-    """Errors of ours, of the file system and of S3; anything else is a bug and keeps its traceback."""
+    """Whether the error is ours, the file system's or S3's. Anything else is a bug and keeps its traceback."""
     return isinstance(error, (PairmillError, OSError)) or type(error).__module__.partition(".")[0] == "botocore"

@@ -48,7 +48,7 @@ SLACK_S = 3_600
 """Grace period on top of the slowest shard that the job allows. After that, the run counts as stuck and stops."""
 
 OBJECT_STORE_SHARE = 0.4
-"""Share of the object stores for shards in flight: payloads sent between machines exist twice, and Ray spills at 0.8."""
+"""Share of the object stores for shards in flight. Payloads sent between machines exist twice; Ray spills at 0.8."""
 
 _FIRST_FAILURES = 3
 """If a rule or a model fails this many shards before any shard succeeds, it would fail all others too: stop."""
