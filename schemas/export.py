@@ -56,7 +56,7 @@ class ExportRecord(_Settings):
 
 
 class ExportedPart(_Settings):
-    """`export/manifests/K.json`: written when part K is complete. The format determines the number of files per part."""
+    """`export/manifests/K.json`: marks part K as complete. The format determines how many files a part has."""
 
     number: int
     rows: int
