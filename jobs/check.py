@@ -107,7 +107,7 @@ def warnings_of(job: BuildJob) -> list[str]:
 
     lines = []
     if any(model.name == "tiny" for model in job.models):
-        lines.append("warning: `tiny` knows drawn shapes only; its scores mean nothing on photographs")
+        lines.append("warning: `tiny` only knows drawn shapes; its scores mean nothing on photographs")
     for model in job.models:
         if (
             not job.source.is_corpus

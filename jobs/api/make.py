@@ -60,7 +60,7 @@ def build(
         progress: See `Progress`.
 
     Returns:
-        What the output holds now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+        What the output contains now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
 
     Raises:
         JobError: The job cannot run as given. Nothing was started.
@@ -109,7 +109,7 @@ def embed(
         progress: See `Progress`.
 
     Returns:
-        What the output holds now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+        What the output contains now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
 
     Raises:
         JobError: The job cannot run as given. Nothing was started.

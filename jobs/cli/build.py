@@ -216,7 +216,7 @@ def _add_model(options: EmbedOptions, as_json: bool) -> None:
         missing = counted(len(result.shards_missing), "shard")
         typer.echo(f"{missing} without the new columns: run the same command again", err=True)
     else:
-        typer.echo(f"columns/{result.alias}: row for row beside pairs/")
+        typer.echo(f"columns/{result.alias} has the new columns, row for row as in pairs/")
     if as_json:
         print_json(result.as_dict())
     if result.shards_missing:

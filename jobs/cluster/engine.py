@@ -153,7 +153,7 @@ def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[t
 
 
 def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> Admission:
-    """Limit the number of shards in flight as the job says, and their bytes so that the object stores never spill."""
+    """Limit the number of shards in flight as the job says, and their bytes so that the object stores do not spill."""
     return Admission(
         max_shards=partial(shards_in_flight, pipeline, pools),
         max_bytes=int(ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE),

@@ -38,7 +38,7 @@ def manifest(command: Command, image: str) -> str:
     """
     with bundled(command) as bundle:
         if local := [uri for uri in bundle.uris if not is_remote(uri)]:
-            raise JobError(f"{local[0]}: no pod has this path; on Kubernetes everything is s3://...")
+            raise JobError(f"{local[0]}: no pod has this path; on Kubernetes, use s3://...")
         files = {**_files(bundle.folder), "run.sh": _script(bundle).encode()}
     if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
         raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
@@ -80,7 +80,7 @@ def _files(folder: Path) -> dict[str, bytes]:
         if path.is_dir():
             continue
         if path.parent != folder:
-            raise JobError(f"{path.relative_to(folder)}: put packages of own rules into the image")
+            raise JobError(f"{path.relative_to(folder)}: put packages of custom rules into the image")
         files[path.name] = path.read_bytes()
     return files
 

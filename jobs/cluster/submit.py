@@ -132,7 +132,7 @@ class Cluster:
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while not (job := self.job(job_id)).is_over:
             if time.monotonic() > deadline:
-                raise JobError(f"{job_id} does not end; it is {job.status}")
+                raise JobError(f"{job_id} did not stop; it is still {job.status}")
             time.sleep(_POLL_S)
         return job
 
