@@ -2,9 +2,12 @@
 
 import json
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,40 +18,82 @@ if TYPE_CHECKING:
     from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.storage import Store
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
+_ENDING = [signal.SIGTERM, signal.SIGHUP]
+"""Besides Ctrl-C: what `kill`, schedulers and a closed terminal send."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """File names and columns from outside stand in messages: none may speak to the terminal."""
+
+
+class _Signalled(KeyboardInterrupt):
+    """A signal that ends the command as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @contextmanager
 def errors() -> Iterator[None]:
     """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
     try:
-        yield
+        with _interrupted_by_signals():
+            yield
     except Exception as error:
         if not _is_expected(error):
             raise
         typer.echo(f"pairmill: {_CONTROLS.sub('?', str(error))}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Stopped.", err=True)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        say_stopped("Stopped.")
+        sys.exit(exit_status(stop))
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let the signals of `_ENDING` interrupt the block. One that is ignored stays ignored, as under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise _Signalled(number)
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_status(stop: KeyboardInterrupt) -> int:
+    """128 plus the number of the signal, as shells use it."""
+    return 128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT)
+
+
+def say_stopped(text: str) -> None:
+    """Print the text on stderr, unless the terminal is gone."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
 
 
 @contextmanager
 def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
-    """Shows how the block goes. Ctrl-C ends the command with the words of `after_stop`, which say how to continue."""
+    """Show progress of the block. Ctrl-C ends the command with the words of `after_stop`, which say how to continue."""
     from pairmill.jobs.progress import ConsoleProgress
 
     listener = ConsoleProgress()
     try:
         yield listener
-    except KeyboardInterrupt:
-        listener.close()
-        typer.echo(f"Stopped. {after_stop}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        with suppress(OSError):
+            listener.close()
+        say_stopped(f"Stopped. {after_stop}")
+        raise typer.Exit(exit_status(stop)) from None
     finally:
         listener.close()
 
