@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pairmill.jobs.cli.options import Json
-from pairmill.jobs.cli.terminal import INTERRUPTED, errors
+from pairmill.jobs.cli.terminal import errors, exit_status, say_stopped
 
 
 def demo(
@@ -24,8 +24,8 @@ def demo(
     with errors():
         try:
             matches = run_demo(out, pairs, seed, as_json)
-        except KeyboardInterrupt:
-            typer.echo("Stopped: nothing is left running. The same command starts a new demo.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            say_stopped("Stopped: nothing is left running. The same command starts a new demo.")
+            raise typer.Exit(exit_status(stop)) from None
     if not matches:
         raise typer.Exit(1)

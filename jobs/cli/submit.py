@@ -10,7 +10,7 @@ import typer
 from pairmill.jobs.cli.help import Command as ShownCommand
 from pairmill.jobs.cli.help import Group, examples
 from pairmill.jobs.cli.options import Json
-from pairmill.jobs.cli.terminal import INTERRUPTED, errors
+from pairmill.jobs.cli.terminal import errors, exit_status, say_stopped
 
 if TYPE_CHECKING:
     from pairmill.jobs.cluster.job_bundle import Command
@@ -153,12 +153,10 @@ def _follow(cluster: "Cluster", job_id: str) -> int:
 
     try:
         job = cluster.follow(job_id, show)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\nThe job continues: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}", err=True
-        )
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        say_stopped(f"\nThe job continues: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}")
+        return exit_status(stop)
     if job.status != "SUCCEEDED":
-        exit_status = "" if job.exit_code is None else f" (exit status {job.exit_code})"
-        typer.echo(f"{job_id}: {job.status}{exit_status}", err=True)
+        code = "" if job.exit_code is None else f" (exit status {job.exit_code})"
+        typer.echo(f"{job_id}: {job.status}{code}", err=True)
     return job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED")

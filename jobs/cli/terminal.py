@@ -2,9 +2,12 @@
 
 import json
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,26 +18,67 @@ if TYPE_CHECKING:
     from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.storage import Store
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells use it (128 + SIGINT)."""
+_ENDING = [signal.SIGTERM, signal.SIGHUP]
+"""Signals that end a command like Ctrl-C does. `kill`, schedulers and a closed terminal send them."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters. Messages contain file names and columns from outside, which must not control the terminal."""
+
+
+class _Signalled(KeyboardInterrupt):
+    """A signal that ends the command like Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @contextmanager
 def errors() -> Iterator[None]:
     """Print errors that a user can fix as one clear message with exit status 1, not as a traceback."""
     try:
-        yield
+        with _interrupted_by_signals():
+            yield
     except Exception as error:
         if not _is_expected(error):
             raise
         typer.echo(f"pairmill: {_CONTROLS.sub('?', str(error))}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Stopped.", err=True)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        say_stopped("Stopped.")
+        sys.exit(exit_status(stop))
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let the signals of `_ENDING` interrupt the block. One that is ignored stays ignored, as under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        yield
+        return
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise _Signalled(number)
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_status(stop: KeyboardInterrupt) -> int:
+    """128 plus the number of the signal, as in shells."""
+    return 128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT)
+
+
+def say_stopped(text: str) -> None:
+    """Print the text on stderr, unless the terminal is gone."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
 
 
 @contextmanager
@@ -45,10 +89,11 @@ def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
     listener = ConsoleProgress()
     try:
         yield listener
-    except KeyboardInterrupt:
-        listener.close()
-        typer.echo(f"Stopped. {after_stop}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        with suppress(OSError):
+            listener.close()
+        say_stopped(f"Stopped. {after_stop}")
+        raise typer.Exit(exit_status(stop)) from None
     finally:
         listener.close()
 

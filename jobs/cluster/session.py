@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -41,7 +43,7 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or the user sees messages about Ray's internals
     environment = {"working_dir": str(modules)} if modules and not _has_working_dir() else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
-    with _held_back_stderr():
+    with _held_back_stderr(), _unchanged_sigterm():
         address = run.address or "local"  # by default, Ray would join any cluster that was started on this machine
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
 
@@ -50,6 +52,21 @@ def _has_working_dir() -> bool:
     """Whether this is a submitted job. It brought its modules along, and Ray accepts only one working_dir."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     return "working_dir" in submitted
+
+
+@contextmanager
+def _unchanged_sigterm() -> Iterator[None]:
+    """Keep the caller's handler for SIGTERM, if there is one: Ray replaces it with its own, which raises SystemExit."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
