@@ -1,11 +1,12 @@
-"""Something dies in the middle of a build, at random; then the same command again, until it ends well.
+"""Kills something at random in the middle of a build, then reruns the same command until it succeeds.
 
     python -m bench.chaos [--runs 30] [--seed 1]
 
-A Ray cluster of three nodes (`ray.cluster_utils`, one machine), a slow loopback web, S3 (moto's server behind a proxy).
-Each run builds 240 pairs in 20 shards with `tiny` onto S3 and kills one thing at a random moment: the driver, a
-download actor, an encode actor, a node, S3 for ten seconds; or 5 % of all S3 requests fail throughout. Every run must
-end with exactly the rows of the calm one (row_id and status), nothing twice, and `verify` without a problem.
+Uses a Ray cluster of three nodes (`ray.cluster_utils`, on one machine), a slow loopback web, and S3 (moto's server
+behind a proxy). Each run builds 240 pairs in 20 shards with `tiny` onto S3 and kills one thing at a random moment: the
+driver, a download actor, an encode actor, a node, or S3 for ten seconds; or 5 % of all S3 requests fail throughout.
+Every run must end with exactly the rows of the calm run (row_id and status), none twice, and `verify` must find no
+problems.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from pairmill.schemas.s3 import S3Config
 ROWS, SHARD_ROWS = 240, 12
 DELAY_S = 0.4
 WORK_S = 6.0
-"""What a calm run takes from its first download actor on, about."""
+"""Approximate time of a calm run, from its first download actor to the end."""
 S3_DOWN_S = 10.0
 MAX_RESUMES = 5
 PAIRMILL = [sys.executable, "-m", "pairmill"]
@@ -48,7 +49,7 @@ PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 @dataclass
 class World:
-    """The cluster, the web and the bucket that runs share."""
+    """The cluster, the web and the bucket that all runs share."""
 
     cluster: Any
     s3: FaultyS3
@@ -57,21 +58,21 @@ class World:
     nodes: list[Any] = field(default_factory=list)
 
     def add_node(self) -> None:
-        """One more machine, of two CPUs."""
+        """Add a node with two CPUs."""
         self.nodes.append(self.cluster.add_node(num_cpus=2, object_store_memory=300_000_000))
 
 
 @dataclass(frozen=True)
 class Run:
-    """What became of one run and its resumptions."""
+    """The outcome of a run, including its resumptions."""
 
     killed: str
     hit: bool
-    """Whether it was still running, and had what was to be killed."""
+    """Whether the run was still going and had the thing to kill."""
     seconds: float
     resumed: int
     rows: list[str]
-    """row_id and status of each, sorted."""
+    """row_id and status of each row, sorted."""
     problems: list[str]
 
 
@@ -79,7 +80,7 @@ Driver = subprocess.Popen[str]
 
 
 def kill_driver(world: World, driver: Driver, rng: random.Random) -> bool:
-    """Whether there was one to kill; so with all of these."""
+    """Returns whether there was something to kill, like all of these functions."""
     os.killpg(driver.pid, signal.SIGKILL)
     return True
 
@@ -127,7 +128,7 @@ def _kill_actor(world: World, title: str, rng: random.Random) -> bool:
 
 
 def _processes(world: World, title: str) -> list[psutil.Process]:
-    """Actors of this cluster; others may run on the machine."""
+    """Actors of this cluster only: others may run on the machine."""
     raylets = {node.all_processes["raylet"][0].process.pid for node in [world.cluster.head_node, *world.nodes]}
     found = []
     for process in psutil.process_iter(["cmdline", "ppid"]):
@@ -137,7 +138,7 @@ def _processes(world: World, title: str) -> list[psutil.Process]:
 
 
 def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
-    """One build that something happens to within WORK_S of the first download actor, to its good end."""
+    """Run a build until it succeeds, with one fault within WORK_S of the first download actor."""
     output = f"s3://mill/{name}"
     world.s3.faults = (
         Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if killed == "5 % of S3 requests" else Faults()
@@ -178,7 +179,7 @@ def _start(world: World, output: str) -> Driver:
 
 
 def _wait_for_work(world: World, driver: Driver) -> None:
-    """Until a download actor is there."""
+    """Wait until there is a download actor."""
     while driver.poll() is None:
         if _processes(world, "DownloadActor"):
             return
@@ -195,7 +196,7 @@ def _rows(store: Store) -> Iterator[str]:
 
 @contextmanager
 def world(folder: Path) -> Iterator[World]:
-    """Everything up, and down again."""
+    """Start everything, and stop it at the end of the block."""
     from ray.cluster_utils import Cluster
 
     with s3_server("mill") as url, credentials(), slow_web(DELAY_S) as web:
@@ -216,7 +217,7 @@ def world(folder: Path) -> Iterator[World]:
 
 @contextmanager
 def slow_web(delay_s: float) -> Iterator[str]:
-    """One picture under every path, after a while."""
+    """Serve the same picture at every path, after a delay."""
     pixels = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
     body = cv2.imencode(".jpg", pixels)[1].tobytes()
 
@@ -257,16 +258,16 @@ def main() -> None:
             killed = list(KILLS)[number % len(KILLS)]
             each = run(made, f"run{number}", killed, rng)
             as_calm = each.rows == calm[0].rows and not each.problems
-            said = ("ok" if as_calm else str(each)) + ("" if each.hit else ", but came too late")
+            said = ("ok" if as_calm else str(each)) + ("" if each.hit else ", but the fault came too late")
             print(f"{number + 1:>3} {killed:<20}{each.seconds:7.1f} s, resumed {each.resumed}: {said}", flush=True)
             runs.append((each, as_calm))
     _print_table(runs, calm_s)
     if not all(good for _, good in runs):
-        raise SystemExit("not all runs ended as the calm one")
+        raise SystemExit("not all runs ended like the calm run")
 
 
 def _print_table(runs: list[tuple[Run, bool]], calm_s: float) -> None:
-    print("\n| killed | runs | ended as the calm run | resumed by hand | seconds more, median (range) |")
+    print("\n| killed | runs | same rows as the calm run | resumed by hand | extra seconds, median (range) |")
     print("|---|---|---|---|---|")
     for killed in KILLS:
         some = [(each, good) for each, good in runs if each.killed == killed and each.hit]

@@ -1,9 +1,9 @@
-"""How fast pictures become stored pictures, per core: `python -m bench.decode`.
+"""Measures how fast pictures are turned into stored pictures, per core: `python -m bench.decode`.
 
-Decode, resize (longer side 512, area averaging, only if bigger) and encode (JPEG, quality 95, 4:2:0) with Pillow,
-OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, detects pictures of one color and
-computes the perceptual hash. One thread, in CPU seconds, which other work on the machine affects less. Rounds are
-interleaved, and each figure is the median of the rounds.
+Decodes, resizes (longer side 512, area averaging, only if bigger) and encodes (JPEG, quality 95, 4:2:0) with Pillow,
+OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, detects pictures of a single color
+and computes the perceptual hash. Uses one thread and counts CPU seconds, which other work on the machine affects less.
+Rounds are interleaved, and each figure is the median of the rounds.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SIDE, QUALITY, SOURCE_QUALITY = 512, 95, 85
 
 
 def draw(width: int, height: int, seed: int) -> bytes:
-    """A JPEG with the spectrum of a photograph: noise at every scale, louder the coarser, and sensor noise."""
+    """A JPEG with the spectrum of a photograph: noise at every scale, stronger at coarser scales, plus sensor noise."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.float32)
     for cell in (256, 64, 16, 4):
@@ -65,24 +65,24 @@ def _shrink(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def with_opencv(jpeg: bytes) -> bytes:
-    """OpenCV alone: what img2dataset does."""
+    """OpenCV alone, like img2dataset."""
     pixels = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), np.uint8)
     return cv2.imencode(".jpg", _shrink(pixels), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
 
 
 def with_simplejpeg(jpeg: bytes) -> bytes:
-    """simplejpeg at full size, OpenCV between."""
+    """simplejpeg to decode and encode at full size, OpenCV to resize."""
     encoded: bytes = simplejpeg.encode_jpeg(_shrink(simplejpeg.decode_jpeg(jpeg)), QUALITY, "RGB", "420")
     return encoded
 
 
 def with_pipeline() -> Callable[[bytes], object]:
-    """`pairmill.pipeline.image.processor` with the defaults of a job."""
+    """`pairmill.pipeline.image.processor` with a job's defaults."""
     return ImageProcessor(ImagesConfig(size=SIDE, quality=QUALITY)).process
 
 
 def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Pictures per second: name of the way -> one figure for each of SIZES."""
+    """Pictures per second: name of the method -> one figure for each of SIZES."""
     ways: dict[str, Callable[[bytes], object]] = {
         "Pillow": with_pillow,
         "OpenCV": with_opencv,
@@ -117,10 +117,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per way, size and round")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per method, size and round")
     options = parser.parse_args()
     table = Table(title="pictures per second and core")
-    table.add_column("way")
+    table.add_column("method")
     for width, height in SIZES:
         table.add_column(f"{width} x {height}", justify="right")
     for name, values in measure(options.rounds, options.seconds).items():

@@ -1,4 +1,4 @@
-"""Steady download rate of the whole pipeline on loopback, against decode + resize + encode alone on the same cores.
+"""Steady download rate of the whole pipeline on loopback, compared with decode + resize + encode on the same cores.
 
     python -m bench.download [--rows 6000] [--rounds 5]
 
@@ -30,11 +30,11 @@ from pairmill.schemas.jobs import BuildJob, ImagesConfig
 from pairmill.schemas.manifest import ShardManifest
 
 SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
-"""Half a megapixel is the median; one in twenty is small, one in twenty large."""
+"""The median is half a megapixel. One in twenty is small, and one in twenty is large."""
 
 
 class Clock:
-    """Watches commits: (time, rows) of each."""
+    """Records (time, rows) of each commit."""
 
     def __init__(self) -> None:
         self.commits: list[tuple[float, int]] = []
@@ -53,7 +53,7 @@ class Clock:
 
 
 def pipeline_rate(urls: list[str], folder: Path, shard_rows: int) -> float:
-    """Rows per second of one build, by its commits."""
+    """Rows per second of one build, measured by its commits."""
     pq.write_table(pa.table({"url": urls, "caption": [f"number {n}" for n in range(len(urls))]}), folder / "in.parquet")
     values = {
         "source": {"paths": [str(folder / "in.parquet")]},

@@ -1,8 +1,8 @@
-"""What a shard costs the driver: shards whose stages do nothing, through the real engine.
+"""What a shard costs the driver, measured with the real engine and stages that do nothing.
 
     python -m bench.driver [--shards 10000]
 
-CPU seconds of the driver's process (user and system, all threads) after the workers are up, per shard.
+Prints CPU seconds of the driver's process (user and system, all threads) per shard, once the workers are up.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pairmill.schemas.manifest import PLAN_SCHEMA, ShardManifest
 
 @dataclass(frozen=True)
 class Nothing:
-    """A stage that passes on what it gets, and its own spec."""
+    """A stage that returns its input. Also its own spec."""
 
     name: StageName
     isolated: bool = False
@@ -45,7 +45,7 @@ class Nothing:
 
 
 class Committed(Nothing):
-    """The last stage: a manifest without files."""
+    """The last stage: returns a manifest without files."""
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
         return ShardManifest(

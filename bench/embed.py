@@ -1,9 +1,9 @@
-"""Embedding tars on the CPU: pairmill against the model alone on tensors in memory, and against clip-retrieval.
+"""Embedding tars on the CPU: pairmill compared with the model alone on tensors in memory, and with clip-retrieval.
 
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 
-ViT-B-32 with random weights, float32, all cores. `forward` runs the two towers on tensors in memory, the
-captions trimmed as pairmill does: the upper limit. `pairmill` is the plain loop over a shard's stages (read, load,
+ViT-B-32 with random weights, float32, all cores. `forward` runs the two towers on tensors in memory, with
+captions trimmed as in pairmill: the upper limit. `pairmill` is the plain loop over a shard's stages (read, load,
 encode, commit) on tars of 512 px JPEGs; `clip-retrieval` is its reader, mapper and writer on the same tars and weights,
 in the better of two configurations. Models are loaded before the clock starts. Each side is a separate process; rounds
 are interleaved, and ratios are medians over the rounds.
@@ -51,7 +51,7 @@ def caption(rng: random.Random) -> str:
 
 
 def write_tars(folder: Path, rows: int) -> list[str]:
-    """Pictures of 512 x 384 with captions, TAR_ROWS a tar."""
+    """Write tars of TAR_ROWS pictures of 512 x 384 with captions."""
     rng, pictures = random.Random(5), [draw(512, 384, seed=seed) for seed in range(64)]
     paths = []
     for start in range(0, rows, TAR_ROWS):
@@ -69,7 +69,7 @@ def write_tars(folder: Path, rows: int) -> list[str]:
 
 
 def save_weights(folder: Path) -> tuple[str, str]:
-    """(a folder for pairmill, a file for clip-retrieval), the same seeded random ViT-B-32."""
+    """(folder for pairmill, file for clip-retrieval) with the same seeded random ViT-B-32."""
     import open_clip
     import safetensors.torch
     import torch
@@ -104,7 +104,7 @@ def run_pairmill(tars: list[str], model: str, output: str) -> float:
 
 
 def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
-    """Rows per second of the towers alone; and of the text tower with and without the padding."""
+    """Rows per second of the towers alone, and seconds of the text tower with and without padding."""
     import torch
 
     from pairmill.pipeline.encode.clip_model import load_model
@@ -139,7 +139,7 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run a side; its last line is its figures."""
+    """Run one side, which prints its figures as its last line."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:

@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP (moto's, in a process of its own) behind a proxy that counts requests and makes faults."""
+"""A real S3 server over HTTP (moto's, in its own process), behind a proxy that counts requests and injects faults."""
 
 import asyncio
 import io
@@ -34,27 +34,27 @@ CREDENTIALS = {
 
 @dataclass
 class Faults:
-    """What goes wrong from now on; each rate is a share of the requests."""
+    """Faults to inject from now on. Each rate is a share of the requests."""
 
     slow_down: float = 0.0
-    """Answered with 503 SlowDown."""
+    """Requests answered with 503 SlowDown."""
     reset: float = 0.0
-    """Cut before the server sees them."""
+    """Requests whose connection is cut before the server sees them."""
     lost_replies: float = 0.0
-    """Done by the server, and cut before the reply."""
+    """Requests that the server executes, but whose connection is cut before the reply."""
     lose_reply_to: str | None = None
-    """The next request with this in its method, path and query is done, and cut before the reply."""
+    """The server executes the next request with this in its method, path and query, but the reply is lost."""
     down: bool = False
-    """Every connection is cut at once."""
+    """Cut every connection immediately."""
     deny_writes: bool = False
-    """Answered with 403 AccessDenied."""
+    """Answer writes with 403 AccessDenied."""
     deny_lists: bool = False
-    """The same for listings."""
+    """Answer listings with 403 AccessDenied."""
 
 
 @dataclass
 class FaultyS3:
-    """Proxy to `target`; `url` is what clients use. `requests` counts by kind: LIST, GET, PUT, HEAD, POST, DELETE."""
+    """Proxy to `target`. Clients use `url`. `requests` counts by kind: LIST, GET, PUT, HEAD, POST, DELETE."""
 
     target: str
     seed: int = 0
@@ -135,7 +135,7 @@ def _kind(request: web.Request) -> str:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """The connection ends without a reply."""
+    """Close the connection without a reply."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
@@ -158,7 +158,7 @@ main(sys.argv[1:])
 
 @contextmanager
 def s3_server(bucket: str, names: Sequence[str] = ()) -> Iterator[str]:
-    """moto's server in a process of its own, with a bucket that holds an object `{}` of each name; its URL."""
+    """Run moto's server in its own process, with a bucket that has an object `{}` for each name. Yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -183,7 +183,7 @@ def s3_server(bucket: str, names: Sequence[str] = ()) -> Iterator[str]:
 
 @contextmanager
 def credentials(endpoint: str | None = None) -> Iterator[None]:
-    """In this process's environment, and so in that of its children."""
+    """Set credentials in the environment of this process, and so of its children."""
     wanted = {**CREDENTIALS, **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -1,10 +1,10 @@
-"""PairDataset against webdataset on the same pictures, and its rate on embeddings without pictures.
+"""PairDataset compared with webdataset on the same pictures, and its rate on embeddings without pictures.
 
     python -m bench.feed [--rows 2000] [--rounds 5]
 
 Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars. Both sides decode, resize to 224 with
-open_clip's evaluation transform, and make batches of 64, once without workers and once with two; the better one counts.
-The two sides alternate; the ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16
+open_clip's evaluation transform, and make batches of 64, without workers and with two; the better rate counts.
+The two sides alternate, and the ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16
 vectors of 512, batches of 1,024, four epochs.
 """
 
@@ -42,11 +42,11 @@ from tests.synthetic_dataset import write_dataset
 BATCH_SIZE, DIM = 64, 512
 WORKERS = (0, 2)
 EPOCHS = 4
-"""Over the embeddings: a million pairs in all, because one epoch takes only a second."""
+"""Epochs over the embeddings: a million pairs in total, because one epoch takes only a second."""
 
 
 def drain(batches: Any, size: Callable[[Any], int]) -> float:
-    """Rows per second."""
+    """Consume the batches. Returns rows per second."""
     started, rows = time.perf_counter(), 0
     for batch in batches:
         rows += size(batch)
@@ -54,7 +54,7 @@ def drain(batches: Any, size: Callable[[Any], int]) -> float:
 
 
 def feed_rate(folder: str, workers: int) -> float:
-    """Pictures per second of PairDataset; with workers, one thread each."""
+    """Pictures per second of PairDataset. Workers have one thread each."""
     transform = open_clip.image_transform(224, is_train=False)
     config = FeedConfig(f"{folder}/out", "all", batch_size=BATCH_SIZE, threads=1 if workers else 2)
     loader = DataLoader(PairDataset(config, transform), batch_size=None, num_workers=workers)

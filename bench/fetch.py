@@ -1,12 +1,13 @@
-"""Downloading a web-like corpus from nginx: pairmill, its img2dataset engine, img2dataset itself, Daft, and the codec.
+"""Downloads a web-like corpus from nginx with pairmill, its img2dataset engine, img2dataset itself, and Daft.
 
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
 
 `--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3 % of the names, and 5 % of hosts
-that never answer, whose rows count as done, with their status.
+that never answer. Failed rows count as done.
 
-All tools store 512 px on the longer side, only if bigger, JPEG quality 95, from the same nginx on the same cores. Each
+All tools store pictures with 512 px on the longer side, resized only if bigger, at JPEG quality 95, and download from
+the same nginx on the same cores. Each
 run is a separate process. `steady` is the slope of rows over time, shard by shard (for Daft: rows over its query's
 time), so it excludes start-up; `wall` is the whole process. `codec` is decode + resize + encode on the same bytes in
 memory, one thread per core: the upper limit. Rounds are interleaved; ratios are medians over the rounds.
@@ -41,19 +42,19 @@ PEERS = Path(".venv-peers/bin/python")
 FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
 """Shares of the formats on the web, roughly: https://almanac.httparchive.org/en/2024/media"""
 MEDIAN_PX, SPREAD = 340, 0.72
-"""Of the longer side, log-normal. LAION-400M has 65 % at 256 px and above, 27 % at 512 and 6.3 % at 1,024: this gives
-65, 28 and 6.3. https://laion.ai/blog/laion-400-open-dataset/"""
+"""Log-normal distribution of the longer side. In LAION-400M, 65 % have 256 px or more, 27 % 512 and 6.3 % 1,024. This
+gives 65, 28 and 6.3 %. https://laion.ai/blog/laion-400-open-dataset/"""
 SHARD_ROWS = 500
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
 DEAD_SHARE, NO_NAME_SHARE = 0.05, 0.03
-"""Hosts that accept connections and never answer; names that do not resolve."""
+"""Shares of hosts that accept connections but never answer, and of names that do not resolve."""
 DNS_S = 0.020
 Figures = dict[str, float]
 
 
 def corpus(folder: Path, count: int, median_px: int) -> list[str]:
-    """Pictures of 100 to 4,000 px on the longer side, `median_px` in the middle; returns their file names."""
+    """Write pictures of 100 to 4,000 px on the longer side, with median `median_px`. Returns their file names."""
     rng = np.random.default_rng(11)
     files = []
     for number in range(count):
@@ -71,7 +72,7 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
 
 
 def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
-    """A build in this process; its figures. Called with `--run`, in a process of its own."""
+    """Figures of a build in this process. `--run` calls this in a separate process."""
     from bench.download import Clock
     from pairmill.jobs.build import build
     from pairmill.schemas.jobs import BuildJob
@@ -99,7 +100,7 @@ def codec(bodies: list[bytes], rows: int) -> Figures:
 
 
 def measured(command: list[str]) -> Figures:
-    """Run a side; its last line is its figures. The wall time is that of the whole process."""
+    """Run one side, which prints its figures as its last line. The wall time is that of the whole process."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -107,7 +108,7 @@ def measured(command: list[str]) -> Figures:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
     figures = {**json.loads(lines[-1]), "wall_s": time.perf_counter() - started}
     if not figures["good"]:
-        raise RuntimeError(f"{' '.join(command)}: not one picture")
+        raise RuntimeError(f"{' '.join(command)}: no pictures")
     return figures
 
 
@@ -135,9 +136,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=6_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="of the pictures' longer sides")
+    parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="median of the pictures' longer sides")
     parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
-    parser.add_argument("--only", help="comma-separated sides beside pairmill and img2dataset")
+    parser.add_argument("--only", help="comma-separated sides in addition to pairmill and img2dataset")
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "URLS", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -146,7 +147,7 @@ def main() -> None:
         return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.chmod(0o755)  # nginx's worker is another user where it is started by root
+        folder.chmod(0o755)  # if root starts nginx, its worker is another user
         (folder / "web").mkdir()
         files = corpus(folder / "web", options.pictures, options.median_px)
         bases = stack.enter_context(nginx(folder / "web"))
@@ -160,7 +161,7 @@ def main() -> None:
 
 
 def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
-    """The same hosts with latency and names that take time to resolve; some never answer, some names fail."""
+    """Add latency and slow names to the hosts. Some hosts never answer, and some names fail."""
     delays = np.random.default_rng(5).uniform(*LATENCY_S, len(bases)).tolist()
     dead = stack.enter_context(silence(round(DEAD_SHARE * len(bases))))
     hosts = [*stack.enter_context(delayed(bases, delays))[: len(bases) - len(dead)], *dead]
@@ -175,7 +176,7 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
     """Run all sides in turns and print the tables."""
     print(f"{len(bodies)} pictures, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} kB on average", flush=True)
     found: dict[str, list[Figures]] = {}
-    with tempfile.TemporaryDirectory() as out:  # the better of two configurations of img2dataset
+    with tempfile.TemporaryDirectory() as out:  # find the better of two configurations of img2dataset
         tried = {
             threads: measured(sides(folder / "urls.parquet", Path(out, str(threads)), threads, options)["img2dataset"])
             for threads in (64, 256)
@@ -198,7 +199,7 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
 
 
 def print_tables(found: dict[str, list[Figures]]) -> None:
-    """Medians of every side, then the ratios with their ranges."""
+    """Print the medians of every side, then the ratios with their ranges."""
     print(f"\n{'':<30}{'steady rows/s':>15}{'wall s':>9}{'good':>8}")
     for name, rounds in found.items():
         steady, wall, good = (

@@ -1,12 +1,12 @@
-"""Does a filtered set train better? The whole way in miniature: build, select, export, and open_clip's own trainer.
+"""Does filtering improve training? The whole pipeline in miniature: build, select, export, and open_clip's trainer.
 
     python -m bench.filtering_helps [--pool 4000] [--samples 40000] [--seeds 1 2 3]
 
-The pool is drawn pictures. Half of the captions are wrong (they describe another scene, or get one color or shape
-wrong), and there are copies under other URLs with other captions, and junk (noise, plain colors). Half of the right
-pairs show combinations of color and shape that `tiny`, which scores the pool, never saw. There are three training sets:
-the whole pool, a random half, and what select leaves. For each seed, each trains the same small CLIP from the same
-random weights on the same number of samples. Measured on 500 new scenes: retrieval (R@1, both ways) and zero-shot
+The pool consists of drawn pictures. Half of the captions are wrong (they describe another scene, or get one color or
+shape wrong), and there are copies under other URLs with other captions, and junk (noise, plain colors). Half of the
+right pairs show combinations of color and shape that `tiny`, which scores the pool, never saw. There are three training
+sets: the whole pool, a random half, and what select keeps. For each seed, every set trains the same small CLIP from the
+same random weights on the same number of samples. Measures retrieval (R@1, both ways) on 500 new scenes, and zero-shot
 accuracy over 64 kinds of colored shapes.
 """
 
@@ -64,7 +64,7 @@ EVALUATED = 500
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """The picture as a web server would send it."""
+    """The picture as a JPEG file."""
     file = io.BytesIO()
     image.save(file, "jpeg", quality=92)
     return file.getvalue()
@@ -141,7 +141,7 @@ def train(tars: str, model: Path, samples: int, seed: int, logs: Path) -> Path:
 
 @torch.inference_mode()
 def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
-    """On scenes that are in no training set, half of them with combinations that `tiny` never saw."""
+    """Evaluate on scenes that are in no training set, half of them with combinations that `tiny` never saw."""
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{model_folder}")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     model.load_state_dict(state)

@@ -1,9 +1,9 @@
-"""Mutated pictures through the decoder: no crash, no hang, no exception that is not a Status.
+"""Feeds mutated pictures to the decoder, which must not crash, hang or raise anything but a Status.
 
     python -m bench.fuzz --decodes 100000 --folder ../shared/data/awkward
 
-Decodes in child processes, so that a crash is counted; a picture that raises an exception is kept in `bench-out/fuzz`.
-The seeds are drawn pictures in every format, and with `--folder` real ones too.
+Decodes in child processes, so that crashes can be counted. Pictures that raise an exception are kept in
+`bench-out/fuzz`. The seeds are drawn pictures in every format and, with `--folder`, real ones too.
 """
 
 import argparse

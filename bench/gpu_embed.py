@@ -1,12 +1,12 @@
-"""How near to the model's own speed JPEG bytes become image embeddings on one GPU. Needs torch, torchvision, open_clip.
+"""How close embedding JPEG bytes on one GPU comes to the model's own speed. Needs torch, torchvision and open_clip.
 
     python bench/gpu_embed.py                              # ViT-B-32, ViT-L-14 and SigLIP-SO400M in bfloat16
     python bench/gpu_embed.py --models ViT-B-32 --decode cpu --threads 16 --compile
 
-`forward` runs batches that are ready on the device: the limit. `from jpeg` starts from bytes in memory: decoded on the
-device (nvJPEG, through torchvision) or by threads on the CPU, resized and cut, normalised, encoded; the next batch is
-decoded while one is with the model. The last columns say how long one batch spends where, each step alone and
-synchronised. Weights are random: speed does not depend on them. `--device cpu` only shows that it runs.
+`forward` runs batches that are already on the device: the limit. `from jpeg` starts from bytes in memory, which are
+decoded on the device (nvJPEG, through torchvision) or by threads on the CPU, resized, cropped, normalized and encoded.
+The next batches are decoded while one is in the model. The last columns show the time of each step for one batch, alone
+and synchronized. Weights are random, because speed does not depend on them. `--device cpu` only shows that it runs.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Bench:
         self.batch_size = options.batch_size
 
     def decoded(self, bodies: list[torch.Tensor]) -> Any:
-        """What `ready` waits for: pictures on the device, or futures of pinned ones that are about to be."""
+        """Start decoding. Returns what `ready` takes: a future for all pictures, or one per picture on the CPU."""
         if self.on_device:
             return self.pool.submit(decode_jpeg, bodies, ImageReadMode.RGB, self.device)
         return [self.pool.submit(self._on_cpu, body) for body in bodies]
@@ -77,12 +77,12 @@ class Bench:
         return (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device, non_blocking=True)
 
     def embed(self, pictures: torch.Tensor) -> torch.Tensor:
-        """[b, dim], L2-normalised."""
+        """[b, dim], L2-normalized."""
         found = self.encode((pictures.float() / 127.5 - 1).to(self.dtype))
         return torch.nn.functional.normalize(found.float(), dim=-1)
 
     def stream(self, bodies: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Embeddings of all bodies, batches decoded ahead."""
+        """Embeddings of all bodies. Batches are decoded ahead."""
         batches = [bodies[start : start + self.batch_size] for start in range(0, len(bodies), self.batch_size)]
         pending = [self.decoded(batch) for batch in batches[:AHEAD]]
         for following in [*batches[AHEAD:], *[None] * AHEAD]:
@@ -95,7 +95,7 @@ class Bench:
 
 
 def seconds(device: torch.device, work: Callable[[], Any]) -> float:
-    """Wall seconds of the work, the device drained before and after."""
+    """Wall seconds of the work, with the device synchronized before and after."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronize()
     started = time.perf_counter()
@@ -105,7 +105,7 @@ def seconds(device: torch.device, work: Callable[[], Any]) -> float:
 
 
 def measure(name: str, bodies: list[torch.Tensor], options: argparse.Namespace) -> None:
-    """One line of the table."""
+    """Measure one model and print its line of the table."""
     bench = Bench(name, options)
     first, count = bodies[: bench.batch_size], len(bodies)
     pictures = torch.randint(0, 256, (len(first), 3, bench.side, bench.side), dtype=torch.uint8, device=bench.device)

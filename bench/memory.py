@@ -1,11 +1,11 @@
-"""Peak memory of a job against the number of its shards.
+"""How the peak memory of a job depends on its number of shards.
 
     python -m bench.memory [--embed] [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
 The job builds from URLs without a model, or with --embed embeds tars with `tiny`. Each job runs in its own process with
 its own local Ray. The resident memory of the driver and of each stage's actor is sampled twice a second, without the
 shared memory of the object store, which is counted separately. The table gives the peaks and what the object store
-spilled to disk; its last line says how the largest actor's peak grows with the rows.
+spilled to disk. Its last line says how the largest actor's peak grows with the number of rows.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Job = dict[str, Any]
 
 
 def run_job(values: Job, rows: int) -> None:
-    """One job in a process of its own."""
+    """Run one job, in its own process."""
     result = build(BuildJob.model_validate(values))
     assert result.kept == rows, result.statuses
 
@@ -57,7 +57,7 @@ def embedding(folder: Path, rows: int) -> Job:
 
 
 def watch(driver: psutil.Process, folder: Path, peaks: dict[str, int], stop: threading.Event) -> None:
-    """Note the highest private and shared memory per kind of process, and what Ray spills to `folder`, until `stop`."""
+    """Record peak private and shared memory per kind of process, and what Ray spills to `folder`, until `stop`."""
     while not stop.wait(INTERVAL_S):
         shared = 0
         for process in _processes(driver):
@@ -91,7 +91,7 @@ def measure(job: Job, rows: int, folder: Path) -> tuple[dict[str, int], float]:
     """(peak bytes by kind, seconds) of one job."""
     peaks: dict[str, int] = defaultdict(int)
     stop = threading.Event()
-    os.environ["RAY_TMPDIR"] = str(folder)  # where it spills
+    os.environ["RAY_TMPDIR"] = str(folder)  # where Ray spills
     process = multiprocessing.get_context("spawn").Process(target=run_job, args=(job, rows))
     started = time.perf_counter()
     process.start()
@@ -109,8 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 40, 160])
     parser.add_argument("--shard-rows", type=int, default=200)
-    parser.add_argument("--width", type=int, default=640, help="of the pictures, in pixels")
-    parser.add_argument("--embed", action="store_true", help="tars instead of URLs")
+    parser.add_argument("--width", type=int, default=640, help="width of the pictures, in pixels")
+    parser.add_argument("--embed", action="store_true", help="embed tars instead of building from URLs")
     options = parser.parse_args()
     actors: list[tuple[int, float]] = []  # rows, MB
     print("".join(f"{name:>18}" for name in ("shards", "rows", "seconds", *(f"{kind} MB" for kind in KINDS))))

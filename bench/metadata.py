@@ -1,4 +1,4 @@
-"""Write a dataset of generated metadata, for benchmarks of select and of the feed.
+"""Writes a dataset of generated metadata, for benchmarks of select and the feed.
 
 python -m bench.metadata OUT --rows 10000000 --seed 1
 """

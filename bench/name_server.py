@@ -1,4 +1,4 @@
-"""A name server for benchmarks: host names for loopback addresses, slow, and failing for some of them.
+"""A slow name server for benchmarks. Resolves host names to loopback addresses, and fails for some of them.
 
 A process started by `command` sees it as the machine's only name server: /etc/resolv.conf is replaced in a mount
 namespace of that process, which needs root and util-linux's `unshare`.
@@ -60,7 +60,7 @@ def name_server(addresses: Mapping[str, str], broken: frozenset[str], delay_s: f
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=serve, args=(there,), daemon=True)
     process.start()
-    there.close()  # so that recv() fails where the server does
+    there.close()  # so that recv() fails if the server does
     try:
         here.recv()
         yield

@@ -1,6 +1,6 @@
-"""nginx as the web of a benchmark: static files on many loopback addresses, with latency and dead hosts on demand.
+"""Runs nginx as a web for benchmarks: static files on many loopback addresses, with optional latency and dead hosts.
 
-Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept and never respond.
+Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept but never respond.
 """
 
 import socket
@@ -27,7 +27,7 @@ http {{
 
 @contextmanager
 def nginx(root: Path, num_hosts: int = 200) -> Iterator[list[str]]:
-    """Serve the files of a folder on `num_hosts` loopback addresses; yields their base URLs."""
+    """Serve the files of a folder on `num_hosts` loopback addresses. Yields their base URLs."""
     hosts = [f"127.0.{2 + n // 200}.{1 + n % 200}" for n in range(num_hosts)]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -56,7 +56,7 @@ def _wait_for(host: str, port: int) -> None:
 
 @contextmanager
 def silence(num_hosts: int) -> Iterator[list[str]]:
-    """Hosts that take connections and never answer; yields their base URLs."""
+    """Hosts that accept connections but never answer. Yields their base URLs."""
     listeners = [socket.create_server((f"127.0.9.{1 + n}", 0), backlog=4096) for n in range(num_hosts)]
     held: list[socket.socket] = []
 
@@ -82,7 +82,7 @@ def silence(num_hosts: int) -> Iterator[list[str]]:
 
 @contextmanager
 def delayed(bases: Sequence[str], delays_s: Sequence[float]) -> Iterator[list[str]]:
-    """A proxy in front of each base that holds every request back for its delay; yields the proxies' base URLs."""
+    """Run a proxy for each base, which delays every request. Yields the base URLs of the proxies."""
     import asyncio
     import multiprocessing
 

@@ -1,10 +1,10 @@
-"""Whether twice as many nodes do twice as much: a build whose time is waiting, on 1, 2, 4 and 8 simulated nodes.
+"""Do twice as many nodes do twice as much? Runs a build that mostly waits on 1, 2, 4 and 8 simulated nodes.
 
     python -m bench.nodes [--rounds 3]
 
-`ray.cluster_utils.Cluster` on one machine, three CPUs and one download actor to a node; small pictures that a loopback
-web hands out after two seconds, 16 requests to a host at once per node. Rate: that of the middle three fifths of the
-shards, where every node has work.
+Uses `ray.cluster_utils.Cluster` on one machine, with three CPUs and one download actor per node. A loopback web serves
+small pictures after two seconds, and each node has 16 requests in flight. The rate is measured over the middle three
+fifths of the shards, when every node has work.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHARD_ROWS, SHARDS_PER_NODE, DELAY_S, REQUESTS = 16, 16, 2.0, 16
 
 
 class Clock(ProgressListener):
-    """A listener that notes when shards came."""
+    """A listener that records when shards were committed."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -44,13 +44,13 @@ class Clock(ProgressListener):
 
     @property
     def rate(self) -> float:
-        """Rows per second in the middle of the run, where every node has work."""
+        """Rows per second in the middle of the run, when every node has work."""
         first, last = len(self.times) // 5, 4 * len(self.times) // 5
         return sum(self.rows[first + 1 : last + 1]) / (self.times[last] - self.times[first])
 
 
 def rate(nodes: int, folder: Path, web: str) -> float:
-    """Rows per second on so many nodes."""
+    """Rows per second on this many nodes."""
     import ray
     from ray.cluster_utils import Cluster
 

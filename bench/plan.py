@@ -2,8 +2,8 @@
 
     python -m bench.plan [--rows 10000000] [--files 8] [--shard-rows 4096]
 
-Makes Parquet files of URLs and captions, then plans them, plans them again, and reads shards, each in a process of its
-own. Then the same rows as CSV and JSON lines (a tenth of them): the conversion. Prints a table.
+Makes Parquet files of URLs and captions, plans them, plans them again, and reads shards, each in its own process. Then
+converts a tenth as many rows from CSV and JSON lines. Prints a table.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _READ_SHARDS = 250
 
 
 def make_rows(num_rows: int, seed: int) -> pa.Table:
-    """URLs of about 75 and captions of about 55 characters, and three columns such as LAION's lists carry."""
+    """URLs of about 75 and captions of about 55 characters, plus three columns as in LAION's lists."""
     rng = np.random.default_rng(seed)
     words = rng.choice(_WORDS, (num_rows, 11))
     captions = np.array([" ".join(row) for row in words])
@@ -49,7 +49,7 @@ def make_rows(num_rows: int, seed: int) -> pa.Table:
 
 
 def make_inputs(folder: Path, num_rows: int, files: int) -> None:
-    """Parquet files with one row group per million rows."""
+    """Write Parquet files with one row group per million rows."""
     folder.mkdir(parents=True)
     for index in range(files):
         rows = num_rows // files + (index < num_rows % files)
@@ -57,7 +57,7 @@ def make_inputs(folder: Path, num_rows: int, files: int) -> None:
 
 
 def make_texts(folder: Path, num_rows: int) -> None:
-    """The same kind of rows as CSV and as JSON lines."""
+    """Write the same kind of rows as CSV and as JSON lines."""
     folder.mkdir(parents=True)
     table = make_rows(num_rows, 0)
     pa.csv.write_csv(table, folder / "rows.csv")
@@ -66,7 +66,7 @@ def make_texts(folder: Path, num_rows: int) -> None:
 
 
 def plan_and_report(source: str, output: str, shard_rows: int) -> dict[str, Any]:
-    """Seconds and shards of one `make_plan`."""
+    """Plan the source. Returns rows and shards."""
     job = BuildJob(source=SourceConfig(paths=[source]), output=output, shard_rows=shard_rows)
     plan = make_plan(JobRecord(job, "bench"), Store(output))
     return {"rows": plan.num_rows, "shards": plan.num_shards}
@@ -86,7 +86,7 @@ _TASKS: dict[str, Callable[[str, str, int], dict[str, Any]]] = {"plan": plan_and
 
 
 def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
-    """Keeps this process small: a child's peak memory is at least its parent's size at the start."""
+    """Keep this process small, because a child's peak memory is at least its parent's size at the start."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -95,7 +95,7 @@ def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def measure(task: str, source: Path, output: Path, shard_rows: int) -> dict[str, Any]:
-    """Run a task in a fresh process: its result, wall seconds and peak memory."""
+    """Run a task in a fresh process. Returns its result, wall seconds and peak memory."""
     arguments = [sys.executable, "-m", "bench.plan", "--task", task, str(source), str(output), str(shard_rows)]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
@@ -103,7 +103,7 @@ def measure(task: str, source: Path, output: Path, shard_rows: int) -> dict[str,
 
 
 def run_task(task: str, source: str, output: str, shard_rows: str) -> None:
-    """In the fresh process: print the result as JSON."""
+    """Run the task in this process and print the result as JSON."""
     started, cpu = time.perf_counter(), time.process_time()
     result = _TASKS[task](source, output, int(shard_rows))
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -112,7 +112,7 @@ def run_task(task: str, source: str, output: str, shard_rows: str) -> None:
 
 
 def show(what: str, result: dict[str, Any]) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     rows, seconds = result["rows"], result["seconds"]
     print(
         f"{what:24} {rows:>11,} {result['shards']:>8,} {seconds:>8.2f} s {result['cpu_s']:>8.2f} s "

@@ -1,14 +1,14 @@
-"""The steady rate of a run that ends its shards in parallel; no dependency, so the peers' runners import it too."""
+"""The steady rate of a run with parallel shards. No dependencies, because the peers' runners import it too."""
 
 from collections.abc import Iterable
 from itertools import accumulate
 
 
 def steady_rate(ends: Iterable[tuple[float, int]]) -> float:
-    """Rows per second from (time, rows) of every shard that ended: the slope of rows over time, by least squares.
+    """Rows per second from (time, rows) of every finished shard: the slope of rows over time, by least squares.
 
-    Rows over the time between the first and the last end would count what was already under way at the first: half as
-    much again where four shards end in two pairs. 0.0 where fewer than two moments are known.
+    Dividing rows by the time between the first and the last end would also count shards already in flight at the first:
+    half as much again if four shards end in two pairs. Returns 0.0 if there are fewer than two different times.
     """
     points = sorted(ends)
     times = [time for time, _ in points]

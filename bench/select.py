@@ -1,10 +1,10 @@
-"""A subset of ten million rows of metadata: pairmill on Ray against DuckDB, on the same files and for the same rows.
+"""Selects from ten million rows of metadata: pairmill on Ray compared with DuckDB, on the same files.
 
     python -m bench.select --rows 10000000 --rounds 5
 
 The steps: one row per uid, similarity >= 0.2, the top 30 % by similarity, one row per sha256. Both write the selected
 rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its own process. The
-clock of pairmill starts when Ray has started; MB is the peak private memory of the process and Ray's workers together.
+clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's workers together.
 """
 
 import argparse
@@ -46,7 +46,7 @@ copy (
 
 
 def pairmill(dataset: str) -> dict[str, float]:
-    """Seconds after Ray has started, and selected rows."""
+    """Seconds once Ray is up, and selected rows."""
     from pairmill.jobs.cluster import session
     from pairmill.jobs.select import select
     from pairmill.schemas.jobs import RunConfig
@@ -77,7 +77,7 @@ SIDES = {"pairmill": pairmill, "duckdb": duckdb}
 
 
 def watch(root: psutil.Process, peak: list[int], stop: threading.Event) -> None:
-    """Track the peak of the private memory of the process and Ray's workers together."""
+    """Track the peak private memory of the process and Ray's workers together."""
     while not stop.wait(0.25):
         total = 0
         for process in [root, *root.children(recursive=True)]:

@@ -1,9 +1,9 @@
-"""What a start on an output with many finished shards takes, until the first shard could be handed out.
+"""How long it takes to start on an output with many finished shards, until the first shard can start.
 
     python -m bench.startup [--shards 100000]
 
-The plan has one shard more than there are manifests. On a local disk: seconds. On S3: seconds with moto's server, and
-the requests that it got.
+The plan has one more shard than there are manifests. Prints seconds on a local disk, and seconds and requests on S3
+(moto's server).
 """
 
 import argparse
@@ -29,37 +29,37 @@ from pairmill.schemas.s3 import S3Config
 
 
 class Planned(Exception):
-    """Raised where the first shard would be handed out."""
+    """Raised when the first shard would start."""
 
 
 class Until(ProgressListener):
-    """A listener that ends the run there."""
+    """A listener that ends the run once it is planned."""
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
         raise Planned(f"{shards_left:,} shards left, {rows_done:,} rows done")
 
 
 def job(source: str, output: str, endpoint: str | None = None) -> BuildJob:
-    """One row per shard."""
+    """A job with one row per shard."""
     s3 = {"endpoint": endpoint} if endpoint else {}
     return BuildJob.model_validate({"source": {"paths": [source]}, "output": output, "shard_rows": 1, "s3": s3})
 
 
 def write_source(path: Path, rows: int) -> bytes:
-    """URLs that nobody fetches."""
+    """Write a list of URLs, which are never fetched."""
     urls = [f"https://pictures.example/{number}.jpg" for number in range(rows)]
     pq.write_table(pa.table({"url": urls, "caption": urls}), path)
     return path.read_bytes()
 
 
 def plan(what: BuildJob) -> None:
-    """The plan of an output that has manifests already, which no build would take for its own."""
+    """Plan an output that already has manifests, which a build would refuse as not its own."""
     checked, fingerprint = check(what)
     make_plan(JobRecord(checked, fingerprint), Store(checked.output, checked.s3))
 
 
 def start(what: BuildJob) -> float:
-    """Seconds until the first shard could be handed out."""
+    """Seconds until the first shard can start."""
     started = time.perf_counter()
     try:
         build(what, Until())
@@ -80,7 +80,7 @@ def main() -> None:
         (out / "manifests").mkdir()
         for path in names:
             (out / path).write_bytes(b"{}")
-        print(f"local disk: {start(job(str(source), str(out))):.2f} s (with the planning: {planning_s:.1f} s)")
+        print(f"local disk: {start(job(str(source), str(out))):.2f} s (including planning: {planning_s:.1f} s)")
         with s3_server("mill", [f"out/{path}" for path in names]) as url, credentials():
             proxy = FaultyS3(url)
             Store("s3://mill/in", S3Config(endpoint=proxy.url)).create("in.parquet", data)

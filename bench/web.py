@@ -40,7 +40,7 @@ def _serve(bodies: list[bytes], hosts: list[str], ready: Connection) -> None:
 
 @contextmanager
 def serving(bodies: list[bytes], num_hosts: int = 64) -> Iterator[list[str]]:
-    """Serve `bodies[n % len]` at `/n.jpg` on `num_hosts` loopback addresses; yields their base URLs."""
+    """Serve `bodies[n % len]` at `/n.jpg` on `num_hosts` loopback addresses. Yields their base URLs."""
     hosts = [f"127.0.{1 + n // 200}.{1 + n % 200}" for n in range(num_hosts)]
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()

@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code and from the files at the root. `make docs` runs it first."""
+"""Generates the pages that come from the code and from files at the root. `make docs` runs this first."""
 
 import inspect
 import re
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Files at the root that are also pages of the site."""
+"""Files at the root that also become pages of the site."""
 
 JOBS: tuple[tuple[type[BaseModel], str], ...] = (
     (BuildJob, "The job file of `pairmill build` and `pairmill embed`"),
@@ -41,21 +41,20 @@ def main() -> None:
     pages |= {page: as_page(ROOT / name) for name, page in ROOT_PAGES.items()}
     for name, text in pages.items():
         path = DOCS / name
-        if not path.exists() or path.read_text() != text:  # a page that stays is not built again
+        if not path.exists() or path.read_text() != text:  # unchanged pages are not rebuilt
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
 
 
 def job_fields_page() -> str:
-    """Every field of every job, a table for each section."""
+    """Every field of every job, in one table per section."""
     lines = [
         "# Job fields",
         "",
         "Every field of a job file, with its type and default. `--set images.size=256` sets a field from the command",
-        "line and takes precedence over the file. A field that does not exist is an error, with its line, before",
-        "anything starts.",
+        "line and overrides the file. An unknown field is reported with its line number before anything starts.",
         "",
-        "`[]` is any item of a list (`--set models.0.alias=clip`), `NAME` any key of a mapping.",
+        "`[]` stands for an index into a list (`--set models.0.alias=clip`), `NAME` for a key of a mapping.",
     ]
     seen: set[tuple[str, ...]] = set()
     for job, title in JOBS:
@@ -74,7 +73,7 @@ def job_fields_page() -> str:
 
 
 def _sections(job: type[BaseModel]) -> Iterator[tuple[str, list[JobField]]]:
-    """(name of the part of the file, its fields); the fields outside of any section come first, without a name."""
+    """(section, its fields). Fields outside any section come first, under an empty name."""
     sections: dict[str, list[JobField]] = {"": []}
     for field in job_fields("", job):
         section, dot, _ = field.name.partition(".")
@@ -89,8 +88,8 @@ def _field_row(field: JobField) -> str:
 
 
 def commands_page() -> str:
-    """Every command with its arguments and options, as `--help` gives them."""
-    lines = ["# Commands", "", "What `pairmill COMMAND --help` says.", ""]
+    """Every command with its arguments and options, as in `--help`."""
+    lines = ["# Commands", "", "The same as `pairmill COMMAND --help`.", ""]
     for path, command in _commands("pairmill", typer.main.get_command(app)):
         arguments = [p for p in command.params if not _is_option(p)]
         options = [p for p in command.params if _is_option(p) and not getattr(p, "hidden", False)]
@@ -164,15 +163,15 @@ def _group(value: object) -> str:
 
 
 def decisions_page() -> str:
-    """The list of decisions, by the first heading of each."""
-    lines = ["# Decisions", "", "What was decided, what it was measured against, and what it costs. One page each.", ""]
+    """The list of decisions, by their first headings."""
+    lines = ["# Decisions", "", "What was decided, which measurements support it, and what it costs.", ""]
     for path in sorted(DOCS.glob("decisions/[0-9]*.md")):
         lines.append(f"- [{path.read_text().splitlines()[0].removeprefix('# ')}]({path.name})")
     return "\n".join(lines) + "\n"
 
 
 def as_page(source: Path) -> str:
-    """A file of the root for the site: links to pages lead to them, those to other files become plain text."""
+    """A root file as a page: links to other pages are adapted, and links to other files become plain text."""
 
     def rewritten(match: re.Match[str]) -> str:
         path, anchor = re.fullmatch(r"([^#]*)(#.*)?", match["target"]).groups("")
@@ -185,7 +184,7 @@ def as_page(source: Path) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text inside of a table, where a bar would end the cell, also inside of code."""
+    """Text for a table cell. Escapes bars, which would end the cell even inside code."""
     return " ".join(text.split()).replace("|", r"\|")
 
 

@@ -1,4 +1,4 @@
-"""What a person starts: commands, and the cluster they run on.
+"""What users run: commands, and the cluster they run on.
 
-A job model or a command line enters, results and exit statuses leave. Imports pipeline and schemas.
+Takes job models or command lines and returns results and exit statuses. Imports pipeline and schemas.
 """

@@ -1,6 +1,6 @@
-"""`pairmill embed OUT --add-model M`: one more model's columns beside a finished dataset, in `columns/ALIAS/`.
+"""`pairmill embed OUT --add-model M`: adds one more model's columns to a finished dataset, in `columns/ALIAS/`.
 
-Existing files do not change. Rerun the same command to resume or, after a retry or with new shards, to process only
+Existing files do not change. Rerun the same command to resume, or after a retry or with new shards, to process only
 what is new.
 """
 
@@ -28,7 +28,7 @@ from pairmill.schemas.errors import JobError
 
 @dataclass(frozen=True)
 class ColumnsResult:
-    """What an output folder holds after a model was added."""
+    """What an output folder contains after a model was added."""
 
     build: BuildResult
     alias: str

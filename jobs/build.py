@@ -1,7 +1,7 @@
 """`pairmill build`: URLs and captions in, scored Parquet shards out.
 
-Everything that can be wrong with a job is found before Ray starts. A run does the plan minus what is committed, so the
-same command after a failure, or after Ctrl-C, goes on where the last one stopped.
+Every mistake in a job is found before Ray starts. A run processes the planned shards that are not committed yet, so
+after a failure or Ctrl-C, the same command continues where the last run stopped.
 """
 
 import time
@@ -30,7 +30,7 @@ from pairmill.schemas.record import JobRecord
 
 
 def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResult:
-    """Run the job to its end; returns what the output holds then, and what failed. A bad job raises JobError first."""
+    """Run the job. Returns what the output contains afterwards, and what failed. A bad job raises JobError first."""
     started = time.perf_counter()
     pipeline, plan = prepare(job)
     done = committed(pipeline.store)
@@ -50,7 +50,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
 
 
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
-    """Check the job against the world and its output folder, and plan it. Nothing of Ray is touched."""
+    """Check the job, its inputs and its output folder, and plan it. Does not start Ray."""
     store = open_output(job)
     job, job_fingerprint = check(job)
     try:
@@ -65,8 +65,8 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
 def run_shards_of(
     pipeline: Pipeline, shards: pa.Table, listener: ProgressListener | None, failures: dict[int, str]
 ) -> str | None:
-    """Run some of the plan's shards on Ray, noting those that fail; returns why the run stopped early, if it did."""
-    from pairmill.jobs.cluster import engine  # ray takes a second to import: only a run that has work pays
+    """Run some of the plan's shards on Ray, and record failures. Returns why the run stopped early, or None."""
+    from pairmill.jobs.cluster import engine  # importing ray takes a second, so only runs with work import it
 
     def on_outcome(outcome: engine.Outcome) -> None:
         result = outcome.result
@@ -78,7 +78,7 @@ def run_shards_of(
         failures[outcome.shard] = last_line(result.traceback)
         if result.kind is FailureKind.STORAGE:
             where = "" if pipeline.store.root in result.message else f"{pipeline.store.root}: "
-            raise engine.EngineError(f"{where}{result.message}; put that right and run it again")
+            raise engine.EngineError(f"{where}{result.message}; fix this and rerun the command")
         try:
             pipeline.store.replace(failure_name(outcome.shard), result.traceback.encode())
         except (OSError, PairmillError) as error:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a job, found before Ray starts; and what identifies the job that is right."""
+"""Finds every mistake in a job before Ray starts, and computes the fingerprint of a valid job."""
 
 from pathlib import Path
 
@@ -27,9 +27,9 @@ def check(job: BuildJob) -> tuple[BuildJob, str]:
 
 
 def open_output(job: BuildJob) -> Store:
-    """The job's output folder, which is free or a dataset's. All buckets of the job answer.
+    """Open the job's output folder, which must be empty or a dataset, and check that all of the job's buckets answer.
 
-    Raises JobError for a folder of other things, and S3AccessError.
+    Raises JobError if the folder contains anything else, or S3AccessError.
     """
     lists = [path for name in BLOCKLISTS if (path := getattr(job.rules, name))]
     check_buckets([job.output, *job.source.paths, *lists], job.s3)
@@ -39,7 +39,7 @@ def open_output(job: BuildJob) -> Store:
 
 
 def _with_absolute_paths(job: BuildJob) -> BuildJob:
-    """Workers run elsewhere: every path of the job must mean the same there."""
+    """Make paths absolute: workers run elsewhere, and every path must mean the same there."""
     lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}
     found = {name: absolute(path) for name, path in lists.items() if path}
     weights = [
@@ -64,8 +64,8 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
 
 
 def _with_dtypes(job: BuildJob) -> BuildJob:
-    """What `auto` comes to here: it changes the output, so a run that goes on elsewhere must compute in the same.
-    On a cluster only the workers know; there it stays `auto`."""
+    """Replace `auto` by the dtype used here. It changes the output, so a run resumed elsewhere must use the same one.
+    On a cluster only the workers know the dtype, so it stays `auto`."""
     if job.run.address is not None or all(model.dtype != "auto" for model in job.models):
         return job
     from pairmill.pipeline.encode.device import resolved_dtype
@@ -90,7 +90,7 @@ def _check_models(job: BuildJob) -> list[str]:
 
 
 def _own_contents(job: BuildJob) -> list[str]:
-    """Checksums of the user's rules and blocklists: their content changes the output as any setting does."""
+    """Checksums of the user's rules and blocklists: their content affects the output like any setting."""
     lists = {name: path for name in BLOCKLISTS if (path := getattr(job.rules, name))}
     tops = {name.partition(":")[0].partition(".")[0] for name in job.rules.custom}
     modules = [str(path) for top in tops for path in (Path(f"{top}.py"), *Path(top).rglob("*.py")) if path.is_file()]
@@ -102,12 +102,12 @@ def _own_contents(job: BuildJob) -> list[str]:
 
 
 def warnings_of(job: BuildJob) -> list[str]:
-    """What is allowed and seldom meant."""
+    """Warnings about settings that are valid but probably a mistake."""
     from pairmill.pipeline.encode.weights import input_side
 
     lines = []
     if any(model.name == "tiny" for model in job.models):
-        lines.append("warning: `tiny` knows drawn shapes only; its scores mean nothing on photographs")
+        lines.append("warning: `tiny` only knows drawn shapes; its scores mean nothing on photographs")
     for model in job.models:
         if (
             not job.source.is_corpus
@@ -119,7 +119,7 @@ def warnings_of(job: BuildJob) -> list[str]:
 
 
 def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
-    """What to say of an output folder of another job: the fields that differ."""
+    """Error message for an output folder of another job: lists the fields that differ."""
     before, now = fingerprint_fields(planned), fingerprint_fields(job)
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
@@ -128,7 +128,7 @@ def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
         advice = "Nothing is committed there yet: delete its plan/, input/ and job.yaml, or give another output folder."
     return "\n".join(
         [
-            f"{store.root} holds the output of another job. What differs:",
+            f"{store.root} contains the output of another job. What differs:",
             *(diff or ["  the content of a custom rule, a blocklist or a model's weights"]),
             advice,
         ]

@@ -1,4 +1,4 @@
-"""`pairmill build --explain`: the pools, the memory, the objects and the rate of a job, before anything starts."""
+"""`pairmill build --explain`: shows the pools, memory, objects and rate of a job without starting anything."""
 
 import os
 import statistics
@@ -33,23 +33,23 @@ from pairmill.schemas.record import JobRecord
 DOWNLOAD_ACTOR_BYTES = 900_000_000
 """A download actor at work: 230 MB of libraries, and four shards of bodies and stored pictures (docs/scale.md)."""
 ENCODE_ACTOR_BYTES = 1_200_000_000
-"""An encoder without its weights: PyTorch, and decoded pictures of a few batches."""
+"""An encoder without its weights: PyTorch, and a few batches of decoded pictures."""
 SMALL_ACTOR_BYTES = 300_000_000
 _SAMPLE = 64
-"""Manifests that the rate is taken from."""
+"""Number of manifests that the rate is computed from."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a run would be."""
+    """What a run would do and need."""
 
     plan: str
     pools: Mapping[StageName, Pool]
     memory_bytes: int
-    """Of all workers and the pictures between them, on all machines."""
+    """Memory of all workers and of the pictures between them, on all machines together."""
     machines: int
     rows_per_s: float | None
-    """From the shards that are done; None where none is."""
+    """Measured on the finished shards. None if there are none."""
     rows_left: int
 
     def as_dict(self) -> dict[str, object]:
@@ -57,10 +57,10 @@ class Explanation:
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """The explanation as text, line by line."""
         yield self.plan
         if not self.rows_left:
-            yield "all of it is done: nothing would be started"
+            yield "everything is done: there is nothing to run"
             return
         for name, pool in self.pools.items():
             growing = f", up to {pool.max_actors:,}" if pool.max_actors > pool.actors else ""
@@ -70,14 +70,14 @@ class Explanation:
         each = self.memory_bytes / max(self.machines, 1) / 1e9
         yield f"memory: about {each:.1f} GB on each of {counted(self.machines, 'machine')}"
         if self.rows_per_s is None:
-            yield "rate: no shard is done yet; after a first run with --limit 10000 this says it"
+            yield "rate: no shard is done yet; run with --limit 10000 first to measure it"
         else:
             hours = self.rows_left / self.rows_per_s / 3600
             yield f"rate: about {self.rows_per_s:,.0f} rows/s, {hours:,.1f} h for {counted(self.rows_left, 'row')} left"
 
 
 def explain(job: BuildJob) -> Explanation:
-    """What `build` would do with this job. Joins its cluster to see the machines; writes nothing. Raises JobError."""
+    """What `build` would do. Joins the job's cluster to see its machines, but writes nothing. Raises JobError."""
     store = open_output(job)
     job, fingerprint = check(job)
     plan = load(store) or _planned_aside(job, fingerprint)
@@ -104,7 +104,7 @@ def explain(job: BuildJob) -> Explanation:
 
 
 def rows_per_s(pools: Mapping[StageName, Pool], manifests: Sequence[ShardManifest]) -> float | None:
-    """What the slowest pool lets through, by what the finished shards took there; None without any."""
+    """Throughput of the slowest pool, based on the times of finished shards. None if there are none."""
     rates = []
     for name, pool in pools.items():
         seconds = [each.seconds[name] / each.num_rows for each in manifests if name in each.seconds and each.num_rows]

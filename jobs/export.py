@@ -1,4 +1,4 @@
-"""`pairmill export`: a subset as WebDataset tars, as Parquet, or in the layout of clip-retrieval or DataComp."""
+"""`pairmill export`: writes a subset as WebDataset tars, as Parquet, or in the layout of clip-retrieval or DataComp."""
 
 import io
 import json
@@ -35,7 +35,7 @@ from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.subset import Subset
 
 ROWS_FOR_RAY = 20_000
-"""With fewer rows to write, this process is done before a local Ray would have started."""
+"""With fewer rows to write, this process finishes before a local Ray would have started."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ExportResult:
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     """Write the subset's rows to `output`. Run the same job again to continue after a stop.
 
-    Raises JobError, before anything is written, for a job that cannot run as it is written.
+    Raises JobError, before anything is written, if the job cannot run as written.
     """
     check_buckets([job.dataset, job.output], job.s3)
     output = Store(job.output, job.s3)
@@ -73,21 +73,21 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
         with open_tasks(job, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
-    _claim_output(output, record)  # again: another run of this export may have failed, and so released it
+    _claim_output(output, record)  # again, because another run of this export may have failed and released it
     _write_index(output, record, dataset.store, subset)
     output.remove_temporary()
     return ExportResult(output.root, record, len(left))
 
 
 def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Format:
-    """Raises JobError where the dataset lacks something that the format needs."""
+    """Choose the format. Raises JobError if the dataset lacks something that the format needs."""
     mapping, built = source.mapping, source.job
     if isinstance(mapping.pictures, NoPictures):
         raise JobError(f"{job.dataset} has only captions, and {job.format} needs pictures or their embeddings")
     models = [*(model.alias for model in built.models), *source.added_models]
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
-            raise JobError(f"models: {job.format} has no embeddings; clip-retrieval, datacomp and the feed have")
+            raise JobError(f"models: {job.format} has no embeddings; use clip-retrieval, datacomp or the feed")
         if built.images.store == "none" and not built.source.is_corpus:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} needs")
         return WebDataset(models, mapping.has_captions) if job.format == "webdataset" else ParquetFiles(models)
@@ -101,7 +101,7 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Forma
 
 
 def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInput) -> list[str]:
-    """The models whose embeddings are written, by default all, in the order of their columns."""
+    """The models whose embeddings are written: by default all, in the order of their columns."""
     aliases = {score_column_names(alias).image_embedding: alias for alias in models}
     available = [aliases[name] for name in dataset.schema.names if name in aliases]
     chosen = available if job.models is None else job.models
@@ -137,7 +137,7 @@ def _record(
 
 @contextmanager
 def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[None]:
-    """Mark the folder as this export's. Undone by an error or Ctrl-C before the first part is done. Raises JobError."""
+    """Mark the folder as this export's. An error or Ctrl-C before the first part is done undoes it. Raises JobError."""
     try:
         _claim_output(writer.output, record)
         yield
@@ -170,7 +170,7 @@ def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
 
 
 def _write_index(output: Store, record: ExportRecord, store: Store, subset: Subset) -> None:
-    """Write the one file that describes all others, in formats that have one."""
+    """Write the file that describes all others, in formats that have one."""
     if record.format == "webdataset":  # open_clip and DataComp's trainer read the number of samples from it
         sizes: dict[str, int] = {}
         for number in range(record.num_files):
@@ -184,7 +184,7 @@ def _write_index(output: Store, record: ExportRecord, store: Store, subset: Subs
 
 
 def sorted_uids(store: Store, subset: Subset) -> npt.NDArray[np.void]:
-    """(rows,) of two uint64, sorted: a subset as DataComp's `resharder.py` reads it. 16 bytes per row in memory.
+    """The uids as a sorted array of two uint64 each, shape (rows,), for DataComp's `resharder.py`. 16 bytes per row.
 
     https://github.com/mlfoundations/datacomp: `np.array([(int(uid[:16], 16), int(uid[16:32], 16))], np.dtype("u8,u8"))`
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a job, in words: one line per mistake, with the line of the job file and the field."""
+"""Explains what is wrong with a job: one line per mistake, with the field and its line in the job file."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from pydantic_core import ErrorDetails
 from pairmill.schemas.s3 import SECRET
 
 Path = tuple[int | str, ...]
-"""Names of fields, keys and places in lists, from the outermost on."""
+"""Names of fields, keys and list indexes, from the outermost to the innermost."""
 
 
 def explain(job: type[BaseModel], error: ValidationError, text: str, job_file: str | None) -> str:
-    """One line per mistake: `job.yaml:12: fetch.timeout_s: ...`. `text`: the job file's, for the line numbers."""
+    """One line per mistake: `job.yaml:12: fetch.timeout_s: ...`. `text`: the job file, for line numbers."""
     lines = []
     for mistake in _mistakes(job, error):
         field = _field(mistake.path)
@@ -28,7 +28,7 @@ def explain(job: type[BaseModel], error: ValidationError, text: str, job_file: s
 
 
 def _field(path: Path) -> str:
-    """Dotted, as after `--set`; but the steps of a select job are counted as people count."""
+    """Dotted, as after `--set`, except that the steps of a select job are numbered from 1."""
     match path:
         case ("steps", int(place), *inner):
             return ": ".join([f"step {place + 1}", ".".join(map(str, inner))]).removesuffix(": ")
@@ -39,30 +39,30 @@ def _field(path: Path) -> str:
 class _Mistake:
     path: Path
     union: Path | None
-    """Of the field around it that may have values of several kinds; None if there is none."""
+    """Path of the enclosing field that accepts several kinds of values. None if there is none."""
     problem: ErrorDetails
 
     @property
     def is_wrong_kind(self) -> bool:
-        """Whether the value is not of the kind that this problem is about: another kind may be meant."""
+        """Whether the value has another type than this problem is about. The user may have meant another kind."""
         return self.problem["type"].endswith("_type")
 
 
 def _mistakes(job: type[BaseModel], error: ValidationError) -> Iterator[_Mistake]:
-    """Where a value may be of several kinds, pydantic complains once per kind: only the kind that was meant counts."""
+    """If a value may be of several kinds, pydantic complains once per kind. Keep only the kind that was meant."""
     found = [_mistake(job, problem) for problem in error.errors(include_url=False)]
     for number, mistake in enumerate(found):
         others = [other for other in found if other.union == mistake.union and other is not mistake]
         if mistake.union is not None and mistake.is_wrong_kind:
             if any(not other.is_wrong_kind for other in others):
                 continue
-            if any(other.union == mistake.union for other in found[:number]):  # said of the first kind already
+            if any(other.union == mistake.union for other in found[:number]):  # already reported for the first kind
                 continue
         yield mistake
 
 
 def _mistake(job: type[BaseModel], problem: ErrorDetails) -> _Mistake:
-    """The path without pydantic's names for the kinds of a value, such as `constrained-float`."""
+    """Remove pydantic's names for the kinds of a value from the path, such as `constrained-float`."""
     annotation: Any = job
     path: list[int | str] = []
     union: Path | None = None
@@ -78,7 +78,7 @@ def _mistake(job: type[BaseModel], problem: ErrorDetails) -> _Mistake:
 
 
 def _kinds(annotation: Any) -> Sequence[Any]:
-    """What a value may be, null aside."""
+    """The types that a value may have, except null."""
     if get_origin(annotation) is Annotated:
         return _kinds(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -87,7 +87,7 @@ def _kinds(annotation: Any) -> Sequence[Any]:
 
 
 def _name(kind: Any) -> str:
-    """How pydantic's name for the kind begins."""
+    """The beginning of pydantic's name for the kind."""
     return str(getattr(get_origin(kind) or kind, "__name__", "?"))
 
 
@@ -105,7 +105,7 @@ def _message(job: type[BaseModel], mistake: _Mistake) -> str:
         return f"there is no such field{_did_you_mean(job, mistake.path)}"
     if kind == "missing":
         return "is required"
-    if kind == SECRET or not mistake.path:  # what was given is not shown
+    if kind == SECRET or not mistake.path:  # never show the value
         return message
     return f"{message} (got {mistake.problem['input']!r:.80})"
 
@@ -123,7 +123,7 @@ def _did_you_mean(job: type[BaseModel], path: Path) -> str:
 
 
 def _line_of(path: Path, text: str) -> int | None:
-    """Line of a field in the YAML text, of its nearest parent where it is absent; None without a text."""
+    """Line of a field in the YAML text, or of its nearest parent if it is absent. None if there is no text."""
     node = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
     line = node.start_mark.line + 1 if node else None
     for part in path:

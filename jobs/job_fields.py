@@ -1,4 +1,4 @@
-"""Every field of a job file with its type, default and one line: for `pairmill fields` and for the docs."""
+"""Lists every field of a job file with its type, default and meaning, for `pairmill fields` and for the docs."""
 
 import ast
 import inspect
@@ -25,12 +25,12 @@ _SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class JobField:
-    """One line of the reference."""
+    """One field in the reference."""
 
     name: str
     """Dotted, as `--set` takes it. `[]` is any item of a list, `NAME` any key of a mapping: `models[].alias`."""
     type: str
-    """As a person writes it in YAML: `int 1..100`, `jpg | png | webp`, `list of str`, `str | null`."""
+    """As written in YAML: `int 1..100`, `jpg | png | webp`, `list of str`, `str | null`."""
     default: str
     """In YAML, or `required`."""
     doc: str
@@ -40,7 +40,7 @@ class JobField:
 
 
 def job_fields(prefix: str = "", job: type[BaseModel] = BuildJob) -> list[JobField]:
-    """The fields of `job` (BuildJob, SelectJob or ExportJob) whose dotted name starts with `prefix`, in its order.
+    """The fields of `job` (BuildJob, SelectJob or ExportJob) whose dotted names start with `prefix`, in order.
 
     A section such as `fetch` is not a field itself; a list or mapping of sections (`models`, `s3.buckets`) is.
     """
@@ -48,7 +48,7 @@ def job_fields(prefix: str = "", job: type[BaseModel] = BuildJob) -> list[JobFie
 
 
 def split_docstring(text: str) -> tuple[str, str]:
-    """The first sentence and the rest, each on one line, for a reader of YAML."""
+    """The first sentence and the rest, each on one line, with YAML's `null` for None."""
     line = re.sub(r"\bNone\b", "null", " ".join(text.split()))
     match = _SENTENCE.match(line)
     end = match.end() if match else len(line)
@@ -68,7 +68,7 @@ def _fields(model: type[BaseModel], parent: str) -> Iterator[JobField]:
 
 
 def _section(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    """The model that a field consists of, and what comes between the field's name and the model's fields."""
+    """The model nested in a field, and the suffix between the field's name and the model's fields."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, ""
     arguments = get_args(annotation)
@@ -99,7 +99,7 @@ def _type_text(annotation: Any) -> str:
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:
-    """` 1..100` where the range includes both ends, else comparisons."""
+    """` 1..100` if the range includes both ends, otherwise comparisons."""
     constraints = [part for each in metadata for part in (each.metadata if isinstance(each, FieldInfo) else [each])]
     lower = next((each for each in constraints if isinstance(each, (Ge, Gt))), None)
     upper = next((each for each in constraints if isinstance(each, Le)), None)
@@ -121,7 +121,7 @@ def _default_text(info: FieldInfo) -> str:
 
 @cache
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> the string below it, of the model and its bases.
+    """Field -> the docstring below it, for the model and its bases.
 
     Read from the source on demand: pydantic's `use_attribute_docstrings` would read it at every import, which
     takes 0.1 s.

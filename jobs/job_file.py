@@ -1,6 +1,6 @@
-"""A job file and flags become a checked job, or an error that names the line and the field.
+"""Turns a job file and flags into a checked job, or an error that names the line and the field.
 
-Order of precedence: flags and `--set` over the job file over the preset over the defaults.
+Precedence: flags and `--set`, then the job file, then the preset, then the defaults.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ from pairmill.schemas.subset import SelectJob
 MAX_JOB_BYTES = 1 << 20
 
 Settings = Iterable[str] | Mapping[str, object]
-"""Lines `a.b=c` as after `--set` (c in YAML), or dotted field -> value."""
+"""Lines `a.b=c` as after `--set` (c is YAML), or dotted field -> value."""
 
 _Job = TypeVar("_Job", bound=BaseModel)
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError)
-"""What PyYAML raises: its own, and what its constructors of dates and numbers let through (`2024-13-45`)."""
+"""What PyYAML raises: its own errors, and those that its date and number constructors let through (`2024-13-45`)."""
 
 
 class _JobLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that comes twice is an error: the first value would be lost without a word."""
+    """YAML's safe loader, but duplicate keys are errors: the first value would be silently lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key that is not a name", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -51,24 +51,24 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Setti
     values, text = _values(job_file, overrides, settings)
     source = values.get("source")
     if isinstance(source, dict) and source.get("kind") == "corpus" and "fetch" in values:
-        raise JobError("fetch: nothing of a corpus is downloaded")
+        raise JobError("fetch: a corpus is not downloaded")
     return resolve(values, text, job_file)
 
 
 def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> SelectJob:
-    """The job of a choice, from the same places as `load_job`."""
+    """The job of a select, from the same inputs as `load_job`."""
     values, text = _values(job_file, overrides, settings)
     return _validated(SelectJob, values, text, job_file)
 
 
 def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> ExportJob:
-    """The job of an export, from the same places as `load_job`."""
+    """The job of an export, from the same inputs as `load_job`."""
     values, text = _values(job_file, overrides, settings)
     return _validated(ExportJob, values, text, job_file)
 
 
 def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], str]:
-    """What the file, the flags and `--set` say together, and the file's text."""
+    """The merged values of the file, the flags and `--set`, and the file's text."""
     text = _read(job_file) if job_file else ""
     values = _parse(text, job_file or "the job")
     for key, value in overrides.items():
@@ -79,7 +79,7 @@ def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Settin
 
 
 def parse_settings(settings: Settings, values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The settings as nested values, put into `values`. Raises JobError."""
+    """Put the settings into `values`, as nested values. Raises JobError."""
     values = {} if values is None else values
     if isinstance(settings, Mapping):
         for key, value in settings.items():
@@ -95,7 +95,7 @@ def parse_settings(settings: Settings, values: dict[str, Any] | None = None) -> 
 
 
 def s3_of(settings: Mapping[str, Any]) -> S3Config:
-    """What `--set s3.*` says, for a command that takes an output folder and no job. Raises JobError."""
+    """The S3 settings from `--set s3.*`, for commands that take an output folder and no job. Raises JobError."""
     return _validated(S3Config, settings.get("s3") or {}, "", None)
 
 
@@ -113,16 +113,16 @@ def _validated(model: type[_Job], values: Mapping[str, Any], text: str, job_file
 
 
 def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
-    """Identity of all settings that change the output, the models' weights included; 32 hex characters.
+    """Hash of all settings that change the output, including the models' weights: 32 hex characters.
 
-    Settings at their defaults are left out, so that a later version with more of them goes on with earlier outputs.
+    Settings at their defaults are left out, so a later version with more settings can resume earlier outputs.
     """
     fields = {**fingerprint_fields(job, with_defaults=False), "weights": list(weights)}
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the preset's rules below those that were written out."""
+    """Add the preset's rules to the values. Rules that were set explicitly override them."""
     name = job.rules.preset
     preset = yaml.safe_load(resources.files("pairmill.jobs").joinpath("presets", f"{name}.yaml").read_text())
     if wanted := preset.get("requires_model"):
@@ -133,7 +133,7 @@ def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
                 f"for {models or 'a job without models'}: add that model, or leave the preset out"
             )
     rules = dict(preset.get("rules") or {})
-    if wanted and "min_similarity" in rules:  # calibrated on that model, so it holds for that model alone
+    if wanted and "min_similarity" in rules:  # calibrated on that model, so it applies only to that model
         aliases = [model.alias for model in job.models if (model.name, model.pretrained) == tuple(wanted.values())]
         rules["min_similarity"] = dict.fromkeys(aliases, rules["min_similarity"])
     return {**values, "rules": {**rules, **(values.get("rules") or {})}}
@@ -159,8 +159,8 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         raise JobError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
-        raise JobError(f"{name}:1: a job file holds `field: value` lines, not a {type(values).__name__}")
-    for record in ("fingerprint", "schema_version", "versions"):  # of the job.yaml in an output folder
+        raise JobError(f"{name}:1: a job file consists of `field: value` lines, not a {type(values).__name__}")
+    for record in ("fingerprint", "schema_version", "versions"):  # in the job.yaml of an output folder
         values.pop(record, None)
     return values
 
@@ -173,7 +173,7 @@ def _parse_value(setting: str, value: str) -> Any:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted field; a whole number names a place in a list."""
+    """Set a dotted field. A whole number is a list index."""
     *folders, last = key.split(".")
     place: Any = values
     try:

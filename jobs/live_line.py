@@ -1,4 +1,4 @@
-"""What the live line says: rows, rate, time left, requests, what is kept and lost; only what there is room for."""
+"""Composes the live line: rows, rate, time left, requests, kept and lost rows, as far as there is room."""
 
 import time
 from collections import Counter, deque
@@ -11,22 +11,22 @@ from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
 
 WINDOW_S = 30.0
-"""Rates are averages over so long."""
+"""Rates are averages over this time."""
 TOP_REASONS = 3
 _SOURCES = ("download", "load")
 _COUNTING = ("encode", *_SOURCES)
-"""Stages that count inside of shards, the last one first."""
+"""Stages that count inside shards, last stage first."""
 _GAP = "  "
 
 
 class Rate:
-    """Growth per second of a number, over the last WINDOW_S."""
+    """Growth per second of a counter, over the last WINDOW_S."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque()
 
     def add(self, value: float) -> None:
-        """The number as it is now."""
+        """Record the counter's current value."""
         now = time.monotonic()
         self._samples.append((now, value))
         while len(self._samples) > 2 and now - self._samples[0][0] > WINDOW_S:
@@ -34,7 +34,7 @@ class Rate:
 
     @property
     def per_s(self) -> float:
-        """Zero until it has grown."""
+        """Zero until the counter has grown."""
         if len(self._samples) < 2:
             return 0.0
         (start, first), (end, last) = self._samples[0], self._samples[-1]
@@ -43,16 +43,16 @@ class Rate:
 
 @dataclass
 class RunState:
-    """Everything that the live line and the warnings are made from."""
+    """The state that the live line and the warnings are based on."""
 
     rows_left: int = 0
-    """Input rows that this run has to do."""
+    """Input rows that this run has to process."""
     shards_left: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     input_rows: int = 0
-    """Of the shards that are committed."""
+    """Input rows of the committed shards."""
     rows: int = 0
-    """The same with a row for each caption of a list."""
+    """The same, but counting one row per caption."""
     pairs: int = 0
     kept: int = 0
     shards: int = 0
@@ -61,7 +61,7 @@ class RunState:
     _rates: dict[str, Rate] = field(default_factory=dict)
 
     def commit(self, manifest: ShardManifest) -> None:
-        """Count a committed shard in."""
+        """Add a committed shard."""
         self.statuses.update(manifest.statuses)
         self.input_rows += manifest.num_rows
         self.rows += manifest.rows_in
@@ -71,14 +71,14 @@ class RunState:
         self._rate("commit").add(self.input_rows)
 
     def update(self, work: Mapping[str, WorkCounts]) -> None:
-        """Take over what the workers have done by now."""
+        """Record the workers' progress."""
         self.work = {name: counts for name, counts in work.items() if counts.rows or counts.items or counts.in_flight}
         for name, counts in self.work.items():
             self._rate(name).add(counts.rows)
             self._rate(f"{name} bytes").add(counts.num_bytes)
 
     def line(self, width: int) -> str:
-        """As many of the parts as fit, the most important first."""
+        """As many parts as fit, most important first."""
         line = ""
         for part in self._parts():
             longer = f"{line}{_GAP}{part}" if line else part
@@ -98,7 +98,7 @@ class RunState:
         yield from self._losses()
 
     def _rows_done(self) -> int:
-        """Rows through the last stage that counts them; never fewer than are committed, never more than there are."""
+        """Rows through the last stage that counts them: at least the committed rows, at most all rows."""
         last = self._last_stage()
         done = self.work[last].rows if last else 0
         return min(max(done, self.input_rows), max(self.rows_left, self.input_rows))
@@ -107,7 +107,7 @@ class RunState:
         return next((name for name in _COUNTING if name in self.work), None)
 
     def _speed(self, rows: int) -> Iterator[str]:
-        """Rows per second and the time left. The start of the workers says nothing about what follows."""
+        """Rows per second and the time left. Time before the workers have started does not count."""
         names = [name for name in _COUNTING if name in self.work] or ["commit"]
         speeds = {name: speed for name in names if (speed := self._rate(name).per_s) > 0}
         if not speeds:
@@ -122,7 +122,7 @@ class RunState:
         return max(self.rows_left - done, 0)
 
     def _source(self, is_done: bool) -> Iterator[str]:
-        """What the web, or the corpus, gives at the moment."""
+        """What the download or load stage is doing."""
         name = next((name for name in _SOURCES if name in self.work), None)
         if name is None:
             return
@@ -135,7 +135,7 @@ class RunState:
             yield f"{'fetched' if name == 'download' else 'read'} {counts.rows:,}"
 
     def _shares(self) -> Iterator[str]:
-        """Of the committed rows; before the first commit, of the pictures so far."""
+        """Shares of the committed rows or, before the first commit, of the pictures so far."""
         if self.rows:
             yield f"pairs {self.pairs / self.rows:.0%}"
             yield f"kept {self.kept / self.rows:.0%}"

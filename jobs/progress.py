@@ -1,4 +1,4 @@
-"""Who is told how a job goes, and how a terminal, a log file or a notebook shows it."""
+"""Reports a job's progress, on a terminal, in a log file, in a notebook or to your own listener."""
 
 import shutil
 import sys
@@ -15,43 +15,43 @@ from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.status import Status
 
 PLAIN_INTERVAL_S = 5.0
-"""Between two lines where they cannot be overwritten."""
+"""Time between two lines that cannot be overwritten."""
 LIVE_INTERVAL_S = 0.1
 PLAIN_WIDTH = 200
 NOTEBOOK_WIDTH = 100
 
 NETWORK_FAILURES = (Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.TIMEOUT)
 WARN_SHARE = 0.4
-"""Of a shard's rows that failed on the network. Old lists lose a quarter to dead hosts without anything being wrong."""
+"""Warn if more of a shard's rows fail on the network. Old lists lose a quarter to dead hosts, which is normal."""
 WARN_JUMP = 2.0
-"""Times the share of all shards before it."""
+"""Warn only if the share is this many times that of all shards before."""
 WARN_INTERVAL_S = 60.0
 
 
 class ProgressListener(Protocol):
-    """Is told how a build, embed, retry or added model goes, by the thread that called it.
+    """Receives the progress of a build, embed, retry or added model, in the thread that called it.
 
-    Derive from it to write your own; methods that you leave out do nothing.
+    Derive from it to write your own. Methods that you leave out do nothing.
     """
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
-        """A plan exists; the rows count those of the input, and `rows_done` are from earlier runs."""
+        """The job is planned. Rows are input rows; `rows_done` were done by earlier runs."""
 
     def working(self, work: Mapping[str, WorkCounts]) -> None:
-        """About once a second: stage -> what its workers have done so far, also inside of shards."""
+        """Called about once a second: stage -> what its workers have done so far, even inside shards."""
 
     def committed(self, manifest: ShardManifest) -> None:
-        """One shard is done."""
+        """A shard was committed."""
 
     def failed(self, shard: int, error: str) -> None:
-        """One shard is given up in this run; `error` is the last line of its traceback."""
+        """A shard failed in this run. `error`: the last line of its traceback."""
 
 
 class ConsoleProgress(ProgressListener):
-    """One live line on a terminal, a line every few seconds elsewhere. Writes to stderr: stdout is for results."""
+    """A live line on a terminal, a line every few seconds elsewhere. Writes to stderr: stdout is for results."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """`stream`: sys.stderr, if not given."""
+        """`stream`: where to write. None: sys.stderr."""
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.state = RunState()
@@ -59,55 +59,55 @@ class ConsoleProgress(ProgressListener):
         self._next_warning = 0.0
         self._last_line = time.monotonic()
         self._shown = self._latest = ""
-        """The line on the terminal, or the last one in the log; and the newest, which may not be shown yet."""
+        """The line on the terminal or the last one in the log, and the newest one, which may not be shown yet."""
         self._is_step = False
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
-        """Say what there is to do."""
+        """Show the plan and how much is left to do."""
         self.state.rows_left, self.state.shards_left = rows_left, shards_left
         self.say(description)
         if rows_done:
             self.say(f"{counted(rows_done, 'row')} done already; {rows_left:,} to go")
         if shards_left:
-            self.say("starting workers, which takes a quarter of a minute ...")
+            self.say("starting workers, which takes about 15 seconds ...")
 
     def watching(self, shards_left: int, rows_left: int, rows_done: int) -> None:
-        """Another process does the work."""
+        """Show how much is left when another process does the work."""
         self.state.rows_left, self.state.shards_left = rows_left, shards_left
         self.say(f"{counted(rows_done, 'row')} done; {rows_left:,} in {counted(shards_left, 'shard')} to go")
 
     def working(self, work: Mapping[str, WorkCounts]) -> None:
-        """Show what has moved inside the shards."""
+        """Show progress inside the shards."""
         self.state.update(work)
         if self.state.work:
             self._show(self.state.line(self._width()))
 
     def committed(self, manifest: ShardManifest) -> None:
-        """Show the new sums; warn if the network fails."""
+        """Show the new totals, and warn if the network fails."""
         self._warn_of_failures(manifest)
         self.state.commit(manifest)
         self._show(self.state.line(self._width()), is_last=self.state.shards == self.state.shards_left)
 
     def failed(self, shard: int, error: str) -> None:
-        """Name the shard; the reason is printed once, at the end."""
+        """Name the shard. The reason is printed at the end."""
         self.failures += 1
         self.say(f"shard {shard:09d} failed")
 
     def step(self, name: str, done: int, total: int) -> None:
-        """Show a step of a select, export or verify: so many of its parts are done. The line goes at the end."""
+        """Show how many parts of a step of select, export or verify are done. The line is removed at the end."""
         self._is_step = True
         share = f"{done:,}/{total:,}"
         self._show(f"{name[: self._width() - len(share) - 2]}  {share}")
 
     def close(self) -> None:
-        """Keep the live line of a run. May be called more than once."""
+        """End the live line: keep that of a run, remove that of a step. May be called more than once."""
         if self.live and self._shown:
             self._overwrite("" if self._is_step else f"{self._latest}\n")
             self._shown = ""
             self.stream.flush()
 
     def _show(self, line: str, is_last: bool = False) -> None:
-        """Unless the line before it is too new, in which case only the last line of a run is worth another."""
+        """Show the line, unless the previous one is too recent. The last line of a run is always shown."""
         now, self._latest = time.monotonic(), line
         is_early = now - self._last_line < (LIVE_INTERVAL_S if self.live else PLAIN_INTERVAL_S)
         if line == self._shown or (is_early and not is_last):
@@ -121,11 +121,11 @@ class ConsoleProgress(ProgressListener):
         self.stream.flush()
 
     def _overwrite(self, text: str) -> None:
-        """In place of the live line. Goes to its start and clears it."""
+        """Write the text over the live line."""
         self.stream.write(f"\r\x1b[2K{text}")
 
     def say(self, text: str) -> None:
-        """Print lines above the live one."""
+        """Print lines above the live line."""
         if self.live:
             text = "\n".join(fill(line, self._width(), break_on_hyphens=False) for line in text.splitlines())
         if self.live and self._shown:
@@ -135,11 +135,11 @@ class ConsoleProgress(ProgressListener):
         self.stream.flush()
 
     def _width(self) -> int:
-        """A wrapped line could not be overwritten, so one column less than there are."""
+        """One column less than the terminal has, because a wrapped line could not be overwritten."""
         return shutil.get_terminal_size().columns - 1 if self.live else PLAIN_WIDTH
 
     def _warn_of_failures(self, manifest: ShardManifest) -> None:
-        """A bad night of DNS shows as a jump in one shard, long before it shows in the sums."""
+        """A DNS outage shows as a jump in one shard, long before it shows in the totals."""
         failures = Counter({name: manifest.statuses.get(name, 0) for name in NETWORK_FAILURES})
         share = failures.total() / max(manifest.rows_in, 1)
         before = sum(self.state.statuses[name] for name in NETWORK_FAILURES) / max(self.state.rows, 1)
@@ -149,16 +149,16 @@ class ConsoleProgress(ProgressListener):
         self._next_warning = now + WARN_INTERVAL_S
         (reason, count), *_ = failures.most_common(1)
         self.say(
-            f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, {reason} {count:,}: are name "
-            "servers and this network well, is fetch.concurrency too high? `pairmill retry` fetches such rows again"
+            f"warning: {share:.0%} of shard {manifest.shard:09d} failed on the network, {reason} {count:,}: check "
+            "the name servers and the network, or lower fetch.concurrency; `pairmill retry` fetches such rows again"
         )
 
 
 class NotebookProgress(ConsoleProgress):
-    """The live line below a notebook's cell, which knows a carriage return but no terminal's codes."""
+    """The live line below a notebook cell, which supports carriage returns but no terminal codes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """`stream`: sys.stdout, if not given; notebooks show stderr as an error."""
+        """`stream`: where to write. None: sys.stdout, because notebooks show stderr as errors."""
         super().__init__(stream or sys.stdout)
         self.live = True
 
@@ -171,12 +171,12 @@ class NotebookProgress(ConsoleProgress):
 
 
 def default_progress() -> ConsoleProgress:
-    """What suits this process: a notebook's, or the console's."""
+    """The progress display for this process: a notebook's or the console's."""
     return NotebookProgress() if _is_notebook() else ConsoleProgress()
 
 
 def _is_notebook() -> bool:
-    """Whether this is a kernel of Jupyter; only where IPython is loaded already."""
+    """Whether this is a Jupyter kernel. In a kernel, IPython is already loaded."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return type(shell).__name__ == "ZMQInteractiveShell"

@@ -1,4 +1,4 @@
-"""What an output folder has, counted from its manifests: during a run, after it, and for `status`."""
+"""Counts what an output folder contains, from its manifests: during a run, after it, and for `status`."""
 
 import time
 from collections import Counter
@@ -13,31 +13,31 @@ from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
 
 MAX_FAILURES_READ = 100
-"""Of an output folder, for its status."""
+"""How many failures `status` reads from an output folder."""
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What an output folder holds after a run."""
+    """What an output folder contains after a run."""
 
     output: str
     shards: int
     shards_missing: list[int]
     input_rows: int
-    """Rows of the input that are done."""
+    """Input rows that are done."""
     rows_in: int
-    """The same, with a row for each caption of a list."""
+    """The same, but counting one row per caption."""
     pairs: int
     rejects: int
     kept: int
     statuses: dict[str, int]
     seconds: float
     failures: dict[int, str] = field(default_factory=dict)
-    """Shard -> last line of its traceback; the whole of it is in `failures/`."""
+    """Shard -> last line of its traceback. The full traceback is in `failures/`."""
     custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
-    """Name of an own rule -> the step where it ran, and the rows of `custom_rule` that are its."""
+    """Name of a custom rule -> the step where it ran, and the `custom_rule` rows that it dropped."""
     stopped: str | None = None
-    """Why the run ended before all shards had their turn; None if it did not."""
+    """Why the run stopped before it had tried all shards. None if it tried them all."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -46,7 +46,7 @@ class BuildResult:
 
 
 def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -> BuildResult:
-    """Count what the manifests say, and clean up after a run on the way."""
+    """Count what the manifests say, and clean up after the run."""
     strays, done = StrayFiles(store), committed(store)
     for name in store.list("failures"):
         shard = name.removesuffix(".txt")
@@ -61,7 +61,7 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
 
 
 def current(store: Store) -> BuildResult:
-    """What an output folder holds now, while a run is under way or after it. Raises PlanError where there is none."""
+    """What an output folder contains now, during or after a run. Raises PlanError if there is no output."""
     store.check_access()
     plan, totals = load_plan(store), Totals()
     for manifest in read_manifests(store):
@@ -74,7 +74,7 @@ def current(store: Store) -> BuildResult:
 
 @dataclass
 class Totals:
-    """Sums over manifests, added one by one: memory does not grow with what they hold."""
+    """Sums over manifests, added one by one, so only a few numbers stay in memory."""
 
     shards: set[int] = field(default_factory=set)
     rows: Counter[str] = field(default_factory=Counter)
@@ -82,7 +82,7 @@ class Totals:
     custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
 
     def add(self, manifest: ShardManifest) -> None:
-        """Count one shard in."""
+        """Add one shard."""
         self.shards.add(manifest.shard)
         self.statuses.update(manifest.statuses)
         for name in ("num_rows", "rows_in", "pairs", "rejects", "kept"):
@@ -92,7 +92,7 @@ class Totals:
             self.custom_rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
 
     def result(self, store: Store, plan: Plan, failures: dict[int, str], seconds: float) -> BuildResult:
-        """All of it, beside what the plan asks for."""
+        """The totals, compared with the plan."""
         return BuildResult(
             output=store.root,
             shards=plan.num_shards,

@@ -1,7 +1,7 @@
-"""`pairmill retry`: fetch again what was lost to the network, and commit new generations of the shards that lost it.
+"""`pairmill retry`: fetches rows again that failed on the network, and commits new generations of their shards.
 
-A bad night of DNS is no longer final. Only rows with the given statuses move; whatever was won before stays as it is,
-to the byte where a shard wins nothing.
+Only rows with the given statuses change; all other rows stay as they are. If a shard recovers nothing,
+its new pairs file equals the old one byte for byte.
 """
 
 import time
@@ -27,13 +27,13 @@ from pairmill.schemas.status import Status, Step, retryable
 
 @dataclass(frozen=True)
 class RetryResult:
-    """What an output folder holds after a retry, and what the retry won."""
+    """What an output folder contains after a retry, and what the retry recovered."""
 
     build: BuildResult
     retried: int
     """Rows that were fetched again."""
     recovered: int
-    """Of these, rows that end with another status now: pairs, or refused for a lasting reason."""
+    """Of these, rows that now have another status: pairs, or rejected for a permanent reason."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -46,7 +46,7 @@ def retry(
     settings: Mapping[str, object] | None = None,
     listener: ProgressListener | None = None,
 ) -> RetryResult:
-    """Fetch rows again that ended with one of `statuses` (none given: all that a later try may change).
+    """Fetch rows again that ended with one of `statuses` (by default, all that a retry may change).
 
     `settings`: parts of the job that may change between runs, such as {"fetch": {"timeout_s": 60}}. Raises JobError.
     """
@@ -56,7 +56,7 @@ def retry(
     store.check_access()
     plan = load_plan(store)
     if plan.job.source.is_corpus:
-        raise JobError(f"{store.root} was made from a corpus: there is nothing to fetch again")
+        raise JobError(f"{store.root} was made from a corpus: there is nothing to download again")
     pipeline = _pipeline(store, plan, settings or {}, wanted)
     before, generations = _lost(store, wanted)
     column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
@@ -76,26 +76,26 @@ def retry(
 def _checked(statuses: Collection[str]) -> set[str]:
     possible = {status.value for status in Status if status.step in (Step.FETCH, Step.IMAGE)}
     if unknown := sorted(set(statuses) - possible):
-        raise JobError(f"--status {', '.join(unknown)}: a fetch ends with one of {', '.join(sorted(possible))}")
+        raise JobError(f"--status {', '.join(unknown)}: retry accepts only {', '.join(sorted(possible))}")
     return set(statuses) or {status.value for status in retryable()}
 
 
 def _pipeline(store: Store, plan: Plan, settings: Mapping[str, object], statuses: Collection[str]) -> Pipeline:
-    """The job that planned the output, with `settings` over it; they may not change what the output holds."""
+    """The job that planned the output, updated with `settings`, which may not change the output."""
     known = plan.job.model_dump(mode="json")
     for part, values in settings.items():
         known[part] = {**known.get(part, {}), **values} if isinstance(values, dict) else values
     job, fingerprint = check(resolve({**known, "output": store.root}))
     if fingerprint != plan.record.fingerprint:
         raise JobError(
-            f"{store.root} was made with other settings, rules or weights than these; a retry may change only how it "
-            "is run: run.*, fetch.timeout_s, fetch.retries, fetch.concurrency and the like"
+            f"{store.root} was made with other settings, rules or weights; a retry may change only how it is run: "
+            "run.*, fetch.timeout_s, fetch.retries, fetch.concurrency and the like"
         )
     return retry_pipeline(job, plan.mapping, fingerprint, statuses)
 
 
 def _lost(store: Store, statuses: Collection[str]) -> tuple[int, dict[int, int]]:
-    """(rows with these statuses, shard -> generation of those that have some)."""
+    """(number of rows with these statuses, shard -> generation for the shards that have any)."""
     rows, generations = 0, {}
     for manifest in read_manifests(store):
         lost = sum(manifest.statuses.get(status, 0) for status in statuses)

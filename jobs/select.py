@@ -1,4 +1,4 @@
-"""`pairmill select`: a subset of a finished dataset, by steps that read narrow columns only."""
+"""`pairmill select`: selects a subset of a finished dataset, in steps that read only narrow columns."""
 
 import math
 from bisect import bisect_right
@@ -35,7 +35,7 @@ from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles
 
 ROWS_FOR_RAY = 2_000_000
-"""With fewer rows, this process is done before a local Ray would have started."""
+"""With fewer rows, this process finishes before a local Ray would have started."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SelectInput:
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_step: OnStep = ignore_step) -> Subset:
     """Select the rows and write the subset to `subsets/NAME/`; with `dry_run`, only count.
 
-    Raises JobError, before any work, for a job that cannot run as it is written, and afterwards if no row is left.
+    Raises JobError before any work if the job cannot run as written, and afterwards if no row is left.
     """
     source = open_input(job.dataset, job.s3, job.partial)
     _check_steps(job, source)
@@ -100,10 +100,10 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
 
 
 def refresh(job: SelectJob, dry_run: bool = False, on_step: OnStep = ignore_step) -> Subset:
-    """Select the subset `job.name` again, by its own steps, from the dataset as it is now.
+    """Select the subset `job.name` again, with its own steps, from the dataset as it is now.
 
-    `job.rows` and `job.steps` are ignored: those of the subset count. Raises SubsetError if there is no such subset,
-    and what `select` raises.
+    Ignores `job.rows` and `job.steps`, and uses those of the subset. Raises SubsetError if there is no such subset, and
+    whatever `select` raises.
     """
     store = Store(job.dataset, job.s3)
     store.check_access()
@@ -112,7 +112,7 @@ def refresh(job: SelectJob, dry_run: bool = False, on_step: OnStep = ignore_step
 
 
 def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
-    """Raises JobError for an unfinished dataset (with `partial`, only for one without any finished shard)."""
+    """Open a dataset. Raises JobError if it is unfinished or, with `partial`, if it has no finished shard."""
     store = Store(path, s3)
     store.check_access()
     plan, done = load_plan(store), committed(store)
@@ -193,7 +193,7 @@ def _write(tasks: Tasks, selector: Selector, name: str, attempt: str) -> list[Su
 
 
 def step_names(job: SelectJob) -> list[str]:
-    """What reports and progress call the steps, beginning with the two steps of every job."""
+    """Names of the steps in reports and progress. The first two steps are the same in every job."""
     return ["rows: kept" if job.rows == "kept" else "rows: pairs", "dedup: by uid", *map(str, job.steps)]
 
 

@@ -1,4 +1,1 @@
-"""Schemas of rows, shards and jobs.
-
-Imports only pyarrow and pydantic.
-"""
+"""Schemas of rows, shards and jobs. Imports only pyarrow and pydantic."""

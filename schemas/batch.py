@@ -1,4 +1,4 @@
-"""The batch that stages pass on: a shard's rows, and information about the shard as a whole."""
+"""The batch that stages pass on: a shard's rows, plus information about the whole shard."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class ScoreContract:
     pretrained: str | None
     weights_sha256: str
     preprocessing: dict[str, Any]
-    """open_clip's: size, mean, std, interpolation, resize_mode."""
+    """open_clip's settings: size, mean, std, interpolation, resize_mode."""
     dtype: str
     context_length: int
     """Captions are truncated to this many tokens."""
@@ -35,7 +35,7 @@ class BatchInfo:
     generation: int | None = None
     """Generation that a retry or an added model builds on. None: the shard is built for the first time."""
     rows_in: int = 0
-    """Rows that the read stage returned. No later stage may change their number."""
+    """Number of rows that the read stage returned. Later stages must not change it."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> wall seconds."""
     contracts: tuple[ScoreContract, ...] = ()
@@ -48,7 +48,7 @@ class BatchInfo:
         return manifest_name(self.shard.shard, self.generation)
 
     def to_json(self) -> str:
-        """As JSON, for `from_json`."""
+        """Serialize for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -62,14 +62,14 @@ class BatchInfo:
 
 @dataclass(frozen=True)
 class ShardBatch:
-    """A shard's rows. Their number and order never change after the read stage: rejected rows stay in the table."""
+    """A shard's rows. After the read stage, their number and order never change: rejected rows stay in the table."""
 
     info: BatchInfo
     table: pa.Table
     """Empty before the read stage."""
 
     def with_table(self, table: pa.Table) -> Self:
-        """The same shard with other columns or rows."""
+        """The same shard with another table."""
         return replace(self, table=table)
 
     def updated(self, changes: Self) -> Self:

@@ -1,7 +1,7 @@
-"""`PairmillError` is the base of every error that a user can meet; each class says where the fault lies.
+"""`PairmillError` is the base of every error that a user may see. Each class says where the fault is.
 
     PairmillError
-    ├── JobError, ModelError, CustomRuleError, ...    JOB      the job cannot run as it is written
+    ├── JobError, ModelError, CustomRuleError, ...    JOB      the job cannot run as written
     ├── SourceError, PlanError, ReadError             INPUT    an input file is damaged, missing or changed
     ├── StorageError                                  STORAGE  the output is full or denies access
     ├── LocalFault                                    MACHINE  this machine is out of memory, files or processes
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 
 class FailureKind(StrEnum):
-    """Where the fault lies, and so how the failure is handled."""
+    """Where the fault is, which decides how the failure is handled."""
 
     ROW = "row"
     """The row gets a Status; other rows are unaffected."""
@@ -26,16 +26,16 @@ class FailureKind(StrEnum):
     JOB = "job"
     """A rule or a model that will fail on every shard: the run stops after the first few."""
     MACHINE = "machine"
-    """No row is to blame: the shard is rebuilt elsewhere or later."""
+    """The machine is at fault, not a row: the shard is rebuilt elsewhere or later."""
     STORAGE = "storage"
-    """Nothing more can be written: the run stops at once."""
+    """Nothing more can be written: the run stops immediately."""
 
 
 class PairmillError(Exception):
-    """Base of all errors that tell a user what to do. The message is a few plain lines at most."""
+    """Base of all errors that tell users what to do. The message has at most a few plain lines."""
 
     kind: ClassVar[FailureKind] = FailureKind.JOB
 
 
 class JobError(PairmillError, ValueError):
-    """The job cannot run as it is written; the message names file, line and field, and says what to do."""
+    """The job cannot run as written. The message names the file, line and field, and says what to do."""

@@ -1,4 +1,4 @@
-"""Exports: a subset written as files that other tools read."""
+"""Schemas of exports: subsets written as files for other tools."""
 
 from typing import Annotated, Literal
 
@@ -17,14 +17,14 @@ class _Settings(BaseModel):
 
 
 class ExportJob(_Settings):
-    """`pairmill export`: the rows of a subset, in a fixed order, in files of `samples_per_file` samples."""
+    """`pairmill export`: writes the rows of a subset in a fixed order, in files of `samples_per_file` samples."""
 
     config_version: Literal[1] = CONFIG_VERSION
     """Version of the job file's format."""
     dataset: Uri
     """Output folder of a build or embed."""
     subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
-    """Name of a subset that `pairmill select` made."""
+    """Name of a subset made by `pairmill select`."""
     output: Uri
     """New folder or `s3://bucket/...` for the files."""
     format: ExportFormat = "webdataset"
@@ -40,7 +40,7 @@ class ExportJob(_Settings):
 
 
 class ExportRecord(_Settings):
-    """`export/export.json` in the output: which export the folder belongs to. No other export may use it."""
+    """`export/export.json` in the output: the export that the folder belongs to. No other export may use it."""
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -56,7 +56,7 @@ class ExportRecord(_Settings):
 
 
 class ExportedPart(_Settings):
-    """`export/manifests/K.json`: part K of the export is complete. The format decides how many files a part has."""
+    """`export/manifests/K.json`: marks part K as complete. The format determines how many files a part has."""
 
     number: int
     rows: int

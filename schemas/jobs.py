@@ -1,7 +1,7 @@
 """The job file: every setting, checked before anything starts.
 
-Unknown keys are errors, and names carry their units. `fingerprint_fields()` says which settings change the output, and
-so may not change between two runs into the same output folder.
+Unknown keys are errors, and names include their units. `fingerprint_fields()` lists the settings that change the
+output, which must stay the same between two runs into the same output folder.
 """
 
 import codecs
@@ -40,7 +40,7 @@ def _as_list(paths: object) -> object:
 
 
 Uri = Annotated[str, BeforeValidator(_as_text), AfterValidator(without_secrets)]
-"""A path (`str` or `pathlib.Path`) or URL. It is stored in files and logs, so it must not contain a secret."""
+"""A path (`str` or `pathlib.Path`) or URL. It is stored in files and logs, so it must not contain secrets."""
 
 
 def _text_encoding(name: str) -> str:
@@ -48,7 +48,7 @@ def _text_encoding(name: str) -> str:
     try:
         with suppress(UnicodeError):
             b"a".decode(name)
-    except LookupError:  # also for codecs of other things, such as base64
+    except LookupError:  # also for codecs that are not text, such as base64
         raise ValueError(
             "no such text encoding; common ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
         ) from None
@@ -63,7 +63,7 @@ def _field_delimiter(value: str) -> str:
 
 
 class _Settings(BaseModel):
-    """Base of all parts of a job: unknown keys are errors, values are fixed after validation."""
+    """Base of all parts of a job. Unknown keys are errors, and values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -100,11 +100,11 @@ class SourceConfig(_Settings):
     caption_from_name: bool = False
     """In a folder of pictures, use the file name as the caption if no .txt or .json file has one."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
-    """Plan only this many rows of the input. Raising or removing the limit later extends the plan."""
+    """Plan only this many input rows. Raising or removing the limit later extends the plan."""
 
     @property
     def is_corpus(self) -> bool:
-        """Whether nothing is downloaded."""
+        """Whether the input is a corpus, so nothing is downloaded."""
         return self.kind == "corpus"
 
     @model_validator(mode="before")
@@ -143,9 +143,9 @@ class FetchConfig(_Settings):
     """IP addresses (`1.1.1.1`, `1.1.1.1:5353`, `[::1]:53`) that resolve host names. Empty: the
     machine's resolver."""
     allow_networks: list[str] = []
-    """CIDR blocks to allow although they are not public, such as 127.0.0.0/8."""
+    """CIDR blocks to allow even though they are not public, such as 127.0.0.0/8."""
     user_agent: str = "pairmill/0.1 (+https://pypi.org/project/pairmill)"
-    """The User-Agent header: who you are and how to reach you."""
+    """The User-Agent header. Say who you are and how to reach you."""
     respect_x_robots_tag: bool = True
     """Refuse pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."""
     respect_robots_txt: bool = False
@@ -245,13 +245,13 @@ class ModelConfig(_Settings):
 
 
 RESERVED_ALIASES = frozenset(name.rpartition("_")[2] for name in OWN_COLUMNS if "_" in name)
-"""Suffixes of pairmill's own columns: `SELECT COLUMNS('.*_id$')` must not find a model's."""
+"""Suffixes of pairmill's own columns: `SELECT COLUMNS('.*_id$')` must not match a model's columns."""
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 
 
 class RulesConfig(_Settings):
-    """Keep or drop. A rule whose setting is None, empty or False is off."""
+    """Which rows to keep. A rule whose setting is None, empty or False is off."""
 
     preset: Literal["none", "datacomp-basic", "laion2b"] = "none"
     """Named set of rules; the settings below override it."""
@@ -346,10 +346,10 @@ class RunConfig(_Settings):
     encode_actors: Annotated[int, Field(ge=1)] | None = None
     """Number of encode actors. None: one for each of Ray's GPUs, or one on the CPU."""
     max_download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Upper bound for download actors on a cluster that grows: more are started while shards wait, and idle ones stop.
+    """Maximum number of download actors on an autoscaling cluster: more start while shards wait, and idle ones stop.
     None: the pool does not grow."""
     max_encode_actors: Annotated[int, Field(ge=1)] | None = None
-    """Upper bound for encode actors on a cluster that grows."""
+    """Maximum number of encode actors on an autoscaling cluster. None: the pool does not grow."""
     gpus_per_encoder: Annotated[float, Field(gt=0)] = 1.0
     """GPUs per encode actor: with 0.5, two actors share each GPU and its memory."""
     encode_threads: Annotated[int, Field(ge=1)] | None = None
@@ -401,7 +401,7 @@ class BuildJob(_Settings):
         return values
 
     def _refuse_settings_without_effect_on_a_corpus(self) -> None:
-        """Refuse settings that would be silently ignored."""
+        """Refuse settings that would otherwise be silently ignored."""
         rules = self.rules
         if rules.url_block_hosts or rules.url_allow_hosts or rules.url_blocklist:
             raise ValueError("rules.url_*: a corpus is not downloaded; use pairmill select to filter by url")
@@ -430,7 +430,7 @@ class BuildJob(_Settings):
 
 
 def _is_corpus(source: object) -> bool:
-    """Works before validation too. Outputs from before 0.2 say `held`."""
+    """Whether the source is a corpus, even before validation. Outputs from before 0.2 say `held`."""
     return isinstance(source, dict) and (source.get("kind") == "corpus" or bool(source.get("held")))
 
 
@@ -452,12 +452,12 @@ UNFINGERPRINTED = {
     "rules.md5_blocklist",
     "rules.sha256_blocklist",
 }
-"""Settings that may change between two runs into the same output folder. The plan protects the input itself;
-blocklists may move, but their content may not change."""
+"""Settings that may change between two runs into the same output folder. The plan protects the input itself.
+Blocklists may move, but their content may not change."""
 
 
 def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, object]:
-    """The settings that change the output, as dotted name -> JSON value."""
+    """The settings that affect the output, as dotted name -> JSON value."""
 
     def flatten(value: object, name: str) -> dict[str, object]:
         if name in UNFINGERPRINTED:

@@ -38,7 +38,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Nine digits, as in the file names of the shard."""
+        """The shard number in nine digits, as in its file names."""
         return shard_name(self.shard)
 
     def to_table(self) -> pa.Table:
@@ -47,7 +47,7 @@ class Shard:
 
 
 def shard_name(shard: int) -> str:
-    """Nine digits: names of up to a billion shards sort as text."""
+    """The shard number in nine digits, so that names of up to a billion shards sort as text."""
     return f"{shard:09d}"
 
 
@@ -62,14 +62,14 @@ class DataFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    """Relative to the output folder, separated by `/`."""
+    """Path relative to the output folder, separated by `/`."""
     num_bytes: int
     blake2b: str
     """BLAKE2b-128 of the content, 32 hex characters."""
 
 
 class CustomRuleCount(BaseModel):
-    """What one of the user's own rules dropped."""
+    """What a custom rule dropped."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -106,7 +106,7 @@ class ShardManifest(BaseModel):
     bytes_fetched: int
     versions: dict[str, str]
     custom_rules: dict[str, CustomRuleCount] = {}
-    """Name of an own rule -> the rows of `custom_rule` that are its. Not written if there are none."""
+    """Name of a custom rule -> the `custom_rule` rows that it dropped. Not written if there are none."""
 
     @model_serializer(mode="wrap")
     def _without_empty_rules(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -129,7 +129,7 @@ class ColumnsManifest(BaseModel):
     schema_version: int = SCHEMA_VERSION
     shard: int
     generation: int
-    """Generation of the shard. The rows are in the order of its pairs file."""
+    """Generation of the shard. The rows have the order of its pairs file."""
     pairs_blake2b: str
     rows: int
     file: DataFile

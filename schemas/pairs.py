@@ -1,7 +1,7 @@
 """Arrow schemas of pairs: in flight between stages, and in the two Parquet files of a shard.
 
-In flight, a shard is one table whose rows never change in number or order: a rejected row stays in the
-table, with its Status set. Only the commit stage splits it into `pairs/` and `rejects/`.
+In flight, a shard is one table, and the number and order of its rows never change. A rejected row stays in the table
+with its Status set. Only the commit stage splits the table into `pairs/` and `rejects/`.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ TEXT = pa.string()
 IDENTITY = pa.schema(
     [
         pa.field("row_id", TEXT, nullable=False),  # SHARD:ROW, or SHARD:ROW:CAPTION for a list of captions
-        pa.field("uid", TEXT, nullable=False),  # 32 hex characters; computed where the row's own uid is refused
+        pa.field("uid", TEXT, nullable=False),  # 32 hex characters; computed if the row's own uid is invalid
         pa.field("url", TEXT),
         pa.field("caption", TEXT),  # raw
         pa.field("caption_clean", TEXT),  # entities, white space, NFC: what rules, models and .txt use
@@ -26,7 +26,7 @@ IDENTITY = pa.schema(
 VERDICT = pa.schema(
     [
         pa.field("status", TEXT, nullable=False),
-        pa.field("status_detail", TEXT),  # evidence, null if there is none
+        pa.field("status_detail", TEXT),  # evidence; null if there is none
     ]
 )
 
@@ -39,10 +39,10 @@ FETCHED = pa.schema(
         pa.field("fetch_attempts", pa.int32()),
         pa.field("fetch_s", pa.float32()),
         pa.field("fetched_at", pa.timestamp("us", tz="UTC")),
-        pa.field("sha256", TEXT),  # of the original bytes, hex
+        pa.field("sha256", TEXT),  # hex digest of the original bytes
         pa.field("md5", TEXT),
         pa.field("original_format", TEXT),  # Pillow's name: JPEG, PNG, ...
-        pa.field("original_width", pa.int32()),  # upright
+        pa.field("original_width", pa.int32()),  # of the upright picture
         pa.field("original_height", pa.int32()),
     ]
 )
@@ -59,7 +59,7 @@ PICTURE = pa.schema(
 STORED = pa.schema(
     [
         pa.field("image_tar", TEXT),  # relative to the output folder; null if the picture is not stored
-        pa.field("image_offset", pa.int64()),  # of the first byte of the picture, not of its tar header
+        pa.field("image_offset", pa.int64()),  # of the picture's first byte, not of its tar header
         pa.field("image_length", pa.int64()),
     ]
 )
@@ -68,7 +68,7 @@ IMAGE_COLUMN = pa.field("image", pa.large_binary())
 """In flight only: the stored picture, encoded."""
 
 IS_PAIR_COLUMN = pa.field("is_pair", pa.bool_(), nullable=False)
-"""In flight only: the picture was decoded and no rule before scoring refused it."""
+"""In flight only: whether the picture was decoded and no rule before scoring dropped it."""
 
 OWN_COLUMNS = frozenset(
     name.lower()
@@ -78,7 +78,7 @@ OWN_COLUMNS = frozenset(
 
 
 def source_column_name(name: str, taken: set[str]) -> str:
-    """Output name of an input column, prefixed with `source_` if it collides with another name, ignoring case.
+    """Output name of an input column. Prefixed with `source_` if it collides with another name, ignoring case.
 
     `taken`: names already in use, in lower case; the result is not added.
     """
@@ -90,7 +90,7 @@ def source_column_name(name: str, taken: set[str]) -> str:
 
 
 def embedding_type(dim: int) -> pa.DataType:
-    """Vectors may be null but their elements may not: without levels for elements, Arrow reads 1.5 times as fast."""
+    """Type of an embedding column. Vectors may be null, but elements may not, which Arrow reads 1.5 times as fast."""
     return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
 
 
@@ -114,18 +114,18 @@ def score_column_names(alias: str) -> ScoreColumnNames:
 
 
 def score_columns(alias: str, dim: int) -> pa.Schema:
-    """Columns of one model; `dim` is the size of its embeddings. All are null where the caption is null."""
+    """Columns of one model, whose embeddings have `dim` elements. All are null if the caption is null."""
     types = (pa.float32(), embedding_type(dim), embedding_type(dim))
     return pa.schema(list(zip(score_column_names(alias), types, strict=True)))
 
 
 def in_flight_schema(extra: pa.Schema) -> pa.Schema:
-    """Schema of a shard after the read stage: the fetched and picture columns are still null."""
+    """Schema of a shard after the read stage. The fetched and picture columns are still null."""
     return pa.schema([*IDENTITY, *VERDICT, IS_PAIR_COLUMN, *FETCHED, *PICTURE, IMAGE_COLUMN, *extra])
 
 
 def pairs_schema(extra: pa.Schema, scores: list[pa.Schema]) -> pa.Schema:
-    """Schema of `pairs/*.parquet`. `similarity` repeats the first model's, and is null without models."""
+    """Schema of `pairs/*.parquet`. `similarity` repeats that of the first model, and is null without models."""
     kept = pa.field("kept", pa.bool_(), nullable=False)
     similarity = pa.field("similarity", pa.float32())
     per_model = [field for schema in scores for field in schema]

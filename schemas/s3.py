@@ -17,14 +17,14 @@ _SIGNED = ("x-amz-signature=", "x-amz-credential=", "signature=", "x-goog-signat
 
 
 class S3Access(BaseModel):
-    """Where a bucket is, and whose credentials to use. None: as for AWS's own tools (AWS_ENDPOINT_URL, AWS_PROFILE)."""
+    """Where a bucket is, and which credentials to use. None: as in AWS's own tools (AWS_ENDPOINT_URL, AWS_PROFILE)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: str | None = None
     """URL of an S3-compatible server, as http(s)://host:port."""
     profile: str | None = None
-    """Name of a profile in ~/.aws/config, which every machine needs."""
+    """Name of a profile in ~/.aws/config, which must exist on every machine."""
     region: str | None = None
     """Region of the bucket."""
     anonymous: bool | None = None
@@ -49,13 +49,13 @@ class S3Access(BaseModel):
 
 
 class S3Config(S3Access):
-    """Settings for all buckets, and exceptions for some of them."""
+    """Settings for all buckets, and overrides for single buckets."""
 
     buckets: dict[str, S3Access] = {}
-    """Settings for single buckets, by name. Those not set here are taken from the settings for all buckets."""
+    """Overrides for single buckets, by name. Fields not set here come from the settings for all buckets."""
 
     def options(self, url: str) -> dict[str, Any]:
-        """Options for s3fs to open `s3://bucket/...`. Listings are never cached, because other workers write too."""
+        """Options for s3fs to open `s3://bucket/...`. Listings are not cached, because other workers also write."""
         own = self.buckets.get(url.partition("://")[2].partition("/")[0])
         access = {**_given(self), **(_given(own) if own else {})}
         if own and own.profile:
@@ -82,7 +82,7 @@ class S3Config(S3Access):
 
 
 FROM_ENVIRONMENT = S3Config()
-"""The settings of AWS's own tools."""
+"""The same settings as AWS's own tools."""
 
 
 def _given(access: S3Access) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _given(access: S3Access) -> dict[str, Any]:
 
 
 def secret_in(url: str) -> str | None:
-    """Why a URL with a password or a signature is refused: URLs are written to plans and messages. None: it is fine."""
+    """Why a URL with a password or signature is refused: URLs appear in plans and messages. None: it is fine."""
     _, separator, rest = url.partition("://")
     if separator and "@" in rest.partition("/")[0]:
         return "this URL contains a user name or password; use environment variables for credentials"

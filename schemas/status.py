@@ -1,14 +1,14 @@
-"""The closed list of outcomes of a pair.
+"""The complete list of outcomes of a pair.
 
-Every input row of a job ends with exactly one Status, whose value goes into the `status` column of `pairs/` and
-`rejects/`. The list below is complete, in the order in which the checks run.
+Every input row of a job ends with exactly one Status, whose value is in the `status` column of `pairs/` or `rejects/`.
+Statuses are listed in the order in which the checks run.
 """
 
 from enum import StrEnum
 
 
 class Step(StrEnum):
-    """The step of the pipeline that decides a Status, in order."""
+    """The steps of the pipeline that set a Status, in order."""
 
     INPUT = "input"
     CAPTION = "caption"
@@ -20,13 +20,13 @@ class Step(StrEnum):
 
 
 class Status(StrEnum):
-    """The outcome of a pair: its value, the step that decides it, and whether a retry may succeed."""
+    """The outcome of a pair, with the step that sets it and whether a retry may succeed."""
 
     step: Step
     worth_retry: bool
 
     def __new__(cls, value: str, step: Step, worth_retry: bool = False) -> "Status":
-        """A member whose value is a string, with two attributes."""
+        """Create a member whose value is a string, with two attributes."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.step = step

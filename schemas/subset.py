@@ -48,7 +48,7 @@ class Top(_Share):
 
 
 class Sample(_Share):
-    """A random sample, by a hash of the uid and the seed. With one seed, larger samples contain smaller ones."""
+    """A random sample, by a hash of the uid and the seed. With the same seed, larger samples contain smaller ones."""
 
     seed: int = 0
     """Seed of the sample."""
@@ -60,8 +60,8 @@ class Dedup(_Settings):
     by: str
     """Column whose equal values are duplicates: uid, url, sha256, phash, ..."""
     distance: Annotated[int, Field(ge=0, le=8)] = 0
-    """For `by: phash`, the distance in bits up to which two rows are duplicates. The candidate pairs are collected
-    on one machine, 24 bytes each; every further bit of distance means more comparisons."""
+    """For `by: phash`, the maximum distance in bits between duplicates. Candidate pairs are collected on one machine,
+    24 bytes each; each additional bit of distance means more comparisons."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
 
@@ -126,10 +126,10 @@ class SelectJob(_Settings):
 
 
 class Cluster(_Settings):
-    """A group of duplicates, identified by the row that stays."""
+    """A group of duplicates, identified by the row that is kept."""
 
     rows: int
-    """Size of the group, including the row that stays."""
+    """Size of the group, including the row that is kept."""
     row_id: str
     url: str | None
 
@@ -141,7 +141,7 @@ class StepReport(_Settings):
     rows_in: int
     rows_out: int
     threshold: float | None = None
-    """`top` only: the lowest score that stays. None if every row stays."""
+    """`top` only: the lowest score that is kept. None if all rows are kept."""
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
 
@@ -152,7 +152,7 @@ class SubsetFiles(_Settings):
     rows: DataFile
     """Shard, row and uid of each selected row."""
     shards: DataFile
-    """Per shard, its generation, and the step that dropped each row."""
+    """For each shard, its generation and the step that dropped each row."""
 
 
 class Subset(_Settings):
@@ -168,7 +168,7 @@ class Subset(_Settings):
     rows_out: int
     reports: list[StepReport]
     generations_blake2b: str
-    """State of the dataset: a hash over (shard, generation, BLAKE2b of its pairs file), in shard order."""
+    """State of the dataset: a hash of (shard, generation, BLAKE2b of the pairs file) for all shards, in order."""
     files: list[SubsetFiles]
-    """One per chunk, in shard order."""
+    """One entry per chunk, in shard order."""
     versions: dict[str, str]

@@ -1,3 +1,3 @@
-"""The version, readable without an installation: a submitted job ships only the code."""
+"""The version. It is in the code because a submitted job ships only the code, not an installed package."""
 
 VERSION = "0.1.0"

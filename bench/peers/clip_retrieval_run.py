@@ -1,6 +1,6 @@
-"""clip-retrieval's reader, mapper and writer in its own loop, in an environment of its own; prints one JSON line.
+"""Runs clip-retrieval's reader, mapper and writer in its own loop and environment. Prints one JSON line.
 
-The clock starts after the first batch: loading the model and starting the workers is not in the rate.
+The clock starts after the first batch, so the rate excludes loading the model and starting the workers.
 """
 
 import json

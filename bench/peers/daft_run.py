@@ -1,4 +1,4 @@
-"""Daft's download + decode + resize + encode, in the environment of the peers; prints one JSON line."""
+"""Runs Daft's download + decode + resize + encode in the peers' environment. Prints one JSON line."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`pairmill.select` and `export`: which rows to train on, and their files for other tools."""
+"""`pairmill.select` and `export`: select rows to train on, and write them for other tools."""
 
 from collections.abc import Sequence
 
@@ -33,16 +33,16 @@ def select(
     job_file: StrPath | None = None,
     settings: Settings | None = None,
 ) -> Subset:
-    """Choose rows of a finished dataset, and record them as the subset `name` beside it.
+    """Select rows of a finished dataset, and save them in it as the subset `name`.
 
     Args:
-        dataset: The output folder of a build or embed; or a whole SelectJob.
-        name: Of the subset.
+        dataset: The output folder of a build or embed, or a complete SelectJob.
+        name: Name of the subset.
         steps: In order, each as in a job file: `{"where": "similarity >= 0.28"}`, `"sample: {count: 1000}"`.
-        all_pairs: Choose also from rows that a score rule of the build refused.
+        all_pairs: Also consider rows that a score rule of the build dropped.
         dry_run: Only count; nothing is written.
         overwrite: Replace a subset of this name.
-        refresh: Select this subset again by its own steps, as after a retry of the dataset.
+        refresh: Select this subset again with its own steps, for example after a retry.
         job_file: A job file (YAML); keywords override it.
         settings: Any other field of a job file: `{"partial": True}`.
 
@@ -66,7 +66,7 @@ def select(
     if not refresh:
         return selecting.select(job, dry_run, overwrite)
     if job.steps or overwrite:
-        raise JobError("refresh repeats the steps of the subset: give no steps, and no overwrite")
+        raise JobError("refresh repeats the steps of the subset: give neither steps nor overwrite")
     return selecting.refresh(job, dry_run)
 
 
@@ -86,13 +86,13 @@ def export(
     """Write the rows of a subset as files that other tools read. The same call continues after a stop.
 
     Args:
-        dataset: The output folder of a build or embed; or a whole ExportJob.
+        dataset: The output folder of a build or embed, or a complete ExportJob.
         subset: The name of a subset that `select` made.
         output: A new folder, local or `s3://`.
-        format: `webdataset` (if not given), `parquet`, `clip-retrieval` or `datacomp`.
-        samples_per_file: 10,000 if not given; the last file has the rest.
+        format: `webdataset` (the default), `parquet`, `clip-retrieval` or `datacomp`.
+        samples_per_file: 10,000 by default; the last file has the rest.
         models: Aliases whose embeddings are written; for `clip-retrieval` and `datacomp`.
-        in_order: The dataset's order, instead of mixed across its shards.
+        in_order: Keep the dataset's order instead of shuffling across shards.
         job_file: A job file (YAML); keywords override it.
         settings: Any other field of a job file: `{"shuffle_seed": 1}`.
 

@@ -1,4 +1,4 @@
-"""Keywords of the public functions: their types, and how they become fields of a job."""
+"""Keywords of the public functions: their types, and their conversion to fields of a job."""
 
 import difflib
 import functools
@@ -19,21 +19,21 @@ StrPath = str | os.PathLike[str]
 """A local path, or `s3://bucket/...`."""
 Paths = StrPath | Sequence[StrPath]
 Model = str | ModelConfig
-"""`tiny`, `ViT-B-32:openai`, `hf-hub:ORG/REPO`, a folder, or a model of the job file."""
+"""`tiny`, `ViT-B-32:openai`, `hf-hub:ORG/REPO`, a folder, or a ModelConfig."""
 Models = Model | Sequence[Model]
 Step = str | Mapping[str, object] | SelectStep
-"""`"where: similarity >= 0.28"`, `{"top": {"by": "similarity", "fraction": 0.3}}`, or a step of the job file."""
+"""`"where: similarity >= 0.28"`, `{"top": {"by": "similarity", "fraction": 0.3}}`, or a SelectStep."""
 Settings = Mapping[str, object]
 """Any fields of the job file, dotted: `{"fetch.timeout_s": 5}`."""
 S3 = S3Config | Mapping[str, object]
-"""The part `s3` of a job file: `{"endpoint": "http://minio:9000"}`."""
+"""The `s3` section of a job file: `{"endpoint": "http://minio:9000"}`."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def suggests_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorator: an unknown keyword's TypeError names the nearest one that exists."""
+    """Decorator: the TypeError for an unknown keyword names the most similar one."""
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
@@ -49,13 +49,13 @@ def suggests_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def refuse_beside_job(keywords: Mapping[str, object]) -> None:
-    """A job model is complete. Raises JobError for keywords beside it."""
+    """Raises JobError if keywords are given together with a job model, which is complete."""
     if given := [name for name, value in keywords.items() if value is not None]:
         raise JobError(f"{', '.join(given)}: give a job or keywords, not both")
 
 
 def model_fields(name: str) -> dict[str, object]:
-    """`NAME[:PRETRAINED]` as a model of the job file."""
+    """`NAME[:PRETRAINED]` as fields of ModelConfig."""
     if name.startswith("hf-hub:"):
         return {"name": name, "pretrained": None}
     name, _, pretrained = name.partition(":")
@@ -63,7 +63,7 @@ def model_fields(name: str) -> dict[str, object]:
 
 
 def models_of(models: Models | None, dtype: str | None = None) -> list[dict[str, object]] | None:
-    """The models of a job; `dtype` for those that are given by name. None where none is given."""
+    """The models as in a job file. `dtype` applies to those given by name. None if no models are given."""
     if models is None:
         return None
     several = [models] if isinstance(models, str | ModelConfig) else models
@@ -98,7 +98,7 @@ def parse_step(text: str) -> object:
 
 
 def s3_config(s3: S3 | None) -> S3Config:
-    """How buckets are reached. Raises JobError."""
+    """The S3 settings. Raises JobError."""
     return s3 if isinstance(s3, S3Config) else s3_of({"s3": s3})
 
 

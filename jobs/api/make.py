@@ -1,4 +1,4 @@
-"""`pairmill.build`, `embed`, `add_model` and `retry`: what makes datasets and adds to them."""
+"""`pairmill.build`, `embed`, `add_model` and `retry`: make datasets and add to them."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -46,21 +46,21 @@ def build(
     """Download, check, score and filter pairs into Parquet shards. The same call continues after a stop.
 
     Args:
-        source: Files, folders or globs of URLs and captions, local or `s3://`; or a whole BuildJob, without other
+        source: Files, folders or globs of URLs and captions, local or `s3://`; or a complete BuildJob, without other
             keywords.
         output: The folder to write, local or `s3://`.
         job_file: A job file (YAML); keywords override it.
-        models: `tiny`, `ViT-B-32:openai`, ...; none: pairs get no scores.
-        preset: Rules: `none`, `datacomp-basic` or `laion2b`.
-        min_similarity: Keep pairs at or above this cosine; one number, or one per model alias.
-        limit: Only the first rows of the input.
-        url_column: None: guessed from the usual names.
-        caption_column: None: guessed from the usual names.
+        models: `tiny`, `ViT-B-32:openai`, ... Without models, pairs get no scores.
+        preset: A set of rules: `none`, `datacomp-basic` or `laion2b`.
+        min_similarity: Keep pairs with at least this cosine: one number, or one per model alias.
+        limit: Process only this many rows of the input.
+        url_column: Column of URLs. None: guessed from common names.
+        caption_column: Column of captions. None: guessed from common names.
         settings: Any other field of a job file: `{"fetch.timeout_s": 5}`.
         progress: See `Progress`.
 
     Returns:
-        What the output holds now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+        What the output contains now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
 
     Raises:
         JobError: The job cannot run as given. Nothing was started.
@@ -97,19 +97,19 @@ def embed(
 
     Args:
         source: WebDataset tars, folders of pictures, Parquet with pictures or captions, outputs of pairmill; local or
-            `s3://`. Or a whole BuildJob with `source.kind` corpus, without other keywords.
+            `s3://`. Or a complete BuildJob whose `source.kind` is `corpus`, without other keywords.
         output: The folder to write, local or `s3://`.
         job_file: A job file (YAML); keywords override it.
         models: `tiny`, `ViT-B-32:openai`, ...; at least one.
-        limit: Only the first rows of the input.
-        dtype: `float32` or `bfloat16`; None: bfloat16 on a GPU, float32 on a CPU.
-        device: `cuda` or `cpu`; None: a GPU if there is one.
-        caption_from_name: In a folder, file names are the captions where there is no text.
+        limit: Process only this many rows of the input.
+        dtype: `float32` or `bfloat16`. None: bfloat16 on a GPU, float32 on a CPU.
+        device: `cuda` or `cpu`. None: a GPU if there is one.
+        caption_from_name: In a folder, use file names as captions for pictures without a text file.
         settings: Any other field of a job file: `{"run.batch_size": 64}`.
         progress: See `Progress`.
 
     Returns:
-        What the output holds now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
+        What the output contains now. Shards that failed are in `failures` and `shards_missing`; they raise nothing.
 
     Raises:
         JobError: The job cannot run as given. Nothing was started.
@@ -143,9 +143,9 @@ def add_model(
     Args:
         output: The output folder of a build or embed.
         model: `ViT-B-16:openai`, ...
-        alias: Suffix of its columns; None: made from the name.
-        dtype: `float32` or `bfloat16`; None: bfloat16 on a GPU, float32 on a CPU.
-        device: `cuda` or `cpu`; None: a GPU if there is one.
+        alias: Suffix of its columns. None: derived from the name.
+        dtype: `float32` or `bfloat16`. None: bfloat16 on a GPU, float32 on a CPU.
+        device: `cuda` or `cpu`. None: a GPU if there is one.
         settings: Fields of `run` and `s3`: `{"run.batch_size": 64}`.
         progress: See `Progress`.
 
@@ -166,16 +166,16 @@ def retry(
     settings: Settings | None = None,
     progress: Progress = True,
 ) -> RetryResult:
-    """Fetch again what was lost to the network. What it recovers becomes new generations of the shards.
+    """Fetch rows again that failed on the network. Recovered rows go into new generations of their shards.
 
     Args:
         output: The output folder of a build.
-        statuses: Which rows, `["timeout", Status.DNS_ERROR]`; none: all that a later try may change.
+        statuses: Which rows to fetch: `["timeout", Status.DNS_ERROR]`. By default, all that a retry may change.
         settings: How to run: `{"fetch.timeout_s": 60}`.
         progress: See `Progress`.
 
     Raises:
-        JobError: The settings would change the output, or a status is none of a download.
+        JobError: The settings would change the output, or a status cannot be retried.
     """
     several = [statuses] if isinstance(statuses, str) else statuses
     with listener_for(progress) as listener:

@@ -1,4 +1,4 @@
-"""Who is told how a run goes: the console unless the caller says otherwise."""
+"""Chooses the listener for a run's progress: the console, unless the caller says otherwise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pairmill.jobs.progress import ProgressListener, default_progress
 
 Progress = bool | ProgressListener
-"""True: a live line, on stderr or below a notebook's cell. False: nothing is printed. Else: a listener of your own."""
+"""True: a live line, on stderr or below a notebook's cell. False: print nothing. Or a listener of your own."""
 
 
 @contextmanager

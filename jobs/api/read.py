@@ -1,4 +1,4 @@
-"""`pairmill.open`, `status` and `verify`: what reads datasets and changes nothing."""
+"""`pairmill.open`, `status` and `verify`: read datasets without changing them."""
 
 import os
 
@@ -16,7 +16,7 @@ def open(output: StrPath, *, s3: S3 | None = None) -> Dataset:
 
     Args:
         output: The output folder, local or `s3://`.
-        s3: How its bucket is reached, where the environment does not say it all: `{"endpoint": "http://minio:9000"}`.
+        s3: S3 settings that are not in the environment: `{"endpoint": "http://minio:9000"}`.
 
     Raises:
         PlanError: There is no output of a job.
@@ -27,7 +27,7 @@ def open(output: StrPath, *, s3: S3 | None = None) -> Dataset:
 
 @suggests_keywords
 def status(output: StrPath, *, s3: S3 | None = None) -> BuildResult:
-    """How far a job is: shards, rows, and what became of them. Works while it runs, from any machine.
+    """Report a job's progress: shards, rows and their statuses. Works while the job runs, from any machine.
 
     Args:
         output: The output folder, local or `s3://`.
@@ -45,11 +45,11 @@ def verify(output: StrPath, *, rescore: int = 64, s3: S3 | None = None) -> Verif
 
     Args:
         output: The output folder, local or `s3://`.
-        rescore: Pairs to score again, spread over the shards; 0: none.
+        rescore: Number of pairs to score again, spread over the shards. 0: none.
         s3: See `open`.
 
     Returns:
-        What was checked; `holds` and `problems` say the outcome, which raises nothing.
+        What was checked. `holds` and `problems` give the outcome; problems raise nothing.
 
     Raises:
         PlanError: There is no output of a job.

@@ -1,5 +1,5 @@
 """The `pairmill` command: flags, job files and messages.
 
-A command line enters; text, JSON and an exit status leave.
-Imports every other room of jobs; nothing imports it.
+Takes a command line; prints text or JSON and returns an exit status.
+Imports every other part of jobs. Nothing imports it.
 """

@@ -1,4 +1,4 @@
-"""Options of a command line become fields of a job."""
+"""Converts command-line options to fields of a job."""
 
 from pairmill.jobs.api.keywords import model_fields, parse_step
 from pairmill.jobs.cli.options import BuildOptions, EmbedOptions, ExportOptions, SelectOptions
@@ -70,7 +70,7 @@ def added_model(options: EmbedOptions) -> dict[str, object]:
 
 
 def _source_fields(options: BuildOptions | EmbedOptions) -> dict[str, object]:
-    """What `build` and `embed` share. Raises JobError."""
+    """The fields that `build` and `embed` share. Raises JobError."""
     paths = list(options.source or [])
     if not options.job_file and len(paths) < 2:
         raise JobError("give a SOURCE and an OUT, or a --job file that names them")

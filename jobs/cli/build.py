@@ -1,4 +1,4 @@
-"""`pairmill build`, `embed` and `retry`: options to a job, the run, and what came of it."""
+"""`pairmill build`, `embed` and `retry`: turn options into a job, run it and print the outcome."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +84,7 @@ def embed(
         str | None, typer.Option(metavar="NAME", help="cuda or cpu; if not given, a GPU if there is one.")
     ] = None,
     caption_from_name: Annotated[
-        bool, typer.Option("--caption-from-name", help="Take file names as captions where there is no text.")
+        bool, typer.Option("--caption-from-name", help="Use file names as captions if there is no text.")
     ] = False,
     add_model: Annotated[
         str | None, typer.Option(metavar="NAME[:WEIGHTS]", help="Add one more model to the finished dataset OUT.")
@@ -93,10 +93,10 @@ def embed(
     explain: Explain = False,
     as_json: Json = False,
 ) -> None:
-    """Embed pictures and captions that you have.
+    """Embed pictures and captions that you already have.
 
-    Run the same command again to continue after a stop. --add-model computes one more model's columns for a dataset
-    that is finished.
+    Run the same command again to continue after a stop. --add-model adds one more model's columns to a finished
+    dataset.
     """
     options = EmbedOptions(
         source=source,
@@ -123,7 +123,9 @@ def retry(
     output: Output,
     status: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Rows to fetch: timeout,dns_error,...; if not given, all worth a try."),
+        typer.Option(
+            metavar="NAME,...", help="Rows to fetch: timeout,dns_error,...; by default, all that may succeed."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -131,9 +133,9 @@ def retry(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch again what the network lost.
+    """Fetch rows again that failed on the network.
 
-    Rows that are recovered go into new generations of their shards; all other rows stay as they are.
+    Recovered rows go into new generations of their shards; all other rows stay as they are.
     """
     options = RetryOptions(output=output, status=status, settings=settings)
     with errors():
@@ -157,7 +159,7 @@ def retry(
 
 
 def _run(job: "BuildJob", explain: bool, as_json: bool) -> None:
-    """Run a job to its end and print what came of it, or only explain it."""
+    """Run a job and print the outcome, or only explain the job."""
     if explain:
         _explain(job, as_json)
         return
@@ -191,13 +193,13 @@ def _print_missing(result: "BuildResult") -> None:
 
     if not result.shards_missing:
         return
-    remedy = "remove the cause of the failures, then run" if result.failures else "run"
+    remedy = "fix the cause of the failures, then run" if result.failures else "run"
     missing = f"{len(result.shards_missing):,} of {counted(result.shards, 'shard')} missing"
     typer.echo(f"{missing}: {remedy} the same command again", err=True)
 
 
 def _add_model(options: EmbedOptions, as_json: bool) -> None:
-    """`embed OUT --add-model`: one more model for a finished dataset."""
+    """`embed OUT --add-model`: add one more model to a finished dataset."""
     from pairmill.jobs.add_model import add_model
     from pairmill.jobs.cli.arguments import added_model
     from pairmill.jobs.job_file import parse_settings
@@ -214,7 +216,7 @@ def _add_model(options: EmbedOptions, as_json: bool) -> None:
         missing = counted(len(result.shards_missing), "shard")
         typer.echo(f"{missing} without the new columns: run the same command again", err=True)
     else:
-        typer.echo(f"columns/{result.alias}: row for row beside pairs/")
+        typer.echo(f"columns/{result.alias} has the new columns, row for row as in pairs/")
     if as_json:
         print_json(result.as_dict())
     if result.shards_missing:

@@ -1,4 +1,4 @@
-"""A whole command line, parsed and checked by the command's own parser: what `submit` runs elsewhere."""
+"""Parses and checks the command line that `submit` runs elsewhere, with the command's own parser."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +28,11 @@ COMMANDS: dict[str, type[Options]] = {
     "select": SelectOptions,
     "export": ExportOptions,
 }
-"""What may be submitted: the commands that take long."""
+"""Commands that can be submitted: those that take long."""
 
 
 def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
-    """`arguments` (after `pairmill`) as a checked Command. Raises JobError, and click's errors of usage."""
+    """Parse `arguments` (after `pairmill`) into a checked Command. Raises JobError and click's usage errors."""
     if not arguments or arguments[0] not in COMMANDS:
         raise JobError(f"submit takes one of {', '.join(COMMANDS)}, with its own arguments")
     name, *rest = arguments
@@ -57,7 +57,7 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
 
 
 def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Command:
-    """A command that makes a dataset. Local weights must be where it runs."""
+    """A command that makes a dataset. Local weights must exist where it runs."""
     names = [name for model in job.models for name in (model.name, model.pretrained) if name]
     uris = [*job.source.paths, job.output, *(name for name in names if Path(name).exists())]
     return Command(list(arguments), job_file, job.rules, uris, has_models=bool(job.models))

@@ -11,7 +11,7 @@ from pairmill.jobs.cli.terminal import errors, exit_status, say_stopped
 def demo(
     out: Annotated[str, typer.Option("--out", metavar="PATH", help="Where the demo writes.")] = "demo-out",
     pairs: Annotated[int, typer.Option(metavar="N", help="Pairs that the demo's web serves.", min=200)] = 2400,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything that is drawn.")] = 2026,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything that is drawn.")] = 2026,
     as_json: Json = False,
 ) -> None:
     """Build a dataset from a small web of drawings.

@@ -1,4 +1,4 @@
-"""How `--help` looks: plain text from 60 columns on, with examples that can be copied."""
+"""Formats `--help`: plain text, readable from 60 columns, with examples that can be copied."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +8,11 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from pairmill.schemas.version import VERSION
 
 HELP_OPTIONS = ["-h", "--help"]
-"""Of the outermost group; all commands inherit them."""
+"""Set on the outermost group; all commands inherit them."""
 
 
 def examples(*lines: str) -> str:
-    """The epilog of a command: one command line each, perhaps continued after a backslash."""
+    """The epilog of a command: example command lines. A line may continue after a backslash."""
     return "\n".join(lines)
 
 
@@ -33,7 +33,7 @@ class Command(TyperCommand):
         return list(_usage(super().collect_usage_pieces(ctx)))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments by name alone: what they take is in their text."""
+        """List arguments by name only: their help says what they take."""
         arguments = [each for each in self.get_params(ctx) if isinstance(each, TyperArgument)]
         if arguments:
             with formatter.section("Arguments"):

@@ -1,4 +1,4 @@
-"""The `pairmill` command. Heavy imports live inside the commands, so that `--help` answers at once."""
+"""The `pairmill` command. Heavy imports are inside the commands, so that `--help` answers immediately."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What each command takes, typed: the command function fills it in, and `submit` does so from a whole command line."""
+"""The typed options of each command, filled in by its function or, for `submit`, from a whole command line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,14 +15,14 @@ Settings = Annotated[
 ]
 S3Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="How OUT is reached: s3.endpoint=http://...; repeatable."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="How to access OUT: s3.endpoint=http://...; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Output = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a build or embed, or s3://...")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Output folder of a build or embed, or s3://...")]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", metavar="NAME[:WEIGHTS]", help="tiny, or such as ViT-B-32:openai; repeatable."),
+    typer.Option("--model", metavar="NAME[:WEIGHTS]", help="tiny, or a name like ViT-B-32:openai; repeatable."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Only print pools, memory, objects and rate; start nothing.")]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows of the input.", min=1)]
@@ -30,13 +30,13 @@ Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only th
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all commands that may run elsewhere take."""
+    """Options of all commands that can run elsewhere."""
 
     settings: Sequence[str] | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """From the parameters that a command's parser found; others, such as `--json`, are ignored."""
+        """Take the options from a command's parsed parameters. Ignores others, such as `--json`."""
         return cls(**{field.name: parameters[field.name] for field in fields(cls)})
 
 
@@ -60,7 +60,7 @@ class _SourceOptions(_JobOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(_SourceOptions):
-    """Of `pairmill build`."""
+    """Options of `pairmill build`."""
 
     url_column: str | None = None
     caption_column: str | None = None
@@ -70,7 +70,7 @@ class BuildOptions(_SourceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(_SourceOptions):
-    """Of `pairmill embed`. With `add_model`, `source` is the output alone."""
+    """Options of `pairmill embed`. With `add_model`, `source` is only the output."""
 
     dtype: str | None = None
     device: str | None = None
@@ -81,7 +81,7 @@ class EmbedOptions(_SourceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RetryOptions(Options):
-    """Of `pairmill retry`."""
+    """Options of `pairmill retry`."""
 
     output: str
     status: str | None = None
@@ -94,7 +94,7 @@ class RetryOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SelectOptions(_JobOptions):
-    """Of `pairmill select`."""
+    """Options of `pairmill select`."""
 
     dataset: str
     name: str | None = None
@@ -107,7 +107,7 @@ class SelectOptions(_JobOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(_JobOptions):
-    """Of `pairmill export`."""
+    """Options of `pairmill export`."""
 
     dataset: str
     subset: str

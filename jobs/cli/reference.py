@@ -1,4 +1,4 @@
-"""`pairmill models` and `fields`: what there is to choose from."""
+"""`pairmill models` and `fields`: list the available models and fields."""
 
 import sys
 from functools import partial
@@ -48,7 +48,7 @@ def models(
         table.add_row(model.name, str(model.embedding_dim), str(model.image_side), parameters, tags)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     if not any(model.millions_of_parameters for model in found):
-        typer.echo("Parameters are counted where fewer models match: pairmill models ViT-B")
+        typer.echo("To see parameters, narrow the search: pairmill models ViT-B")
     if as_json:
         print_json([asdict(model) for model in found])
 
@@ -77,7 +77,7 @@ def fields(
 
 
 def field_lines(field: "JobField", width: int) -> list[str]:
-    """What `fields` prints of one field: name, type and default, then its meaning, in lines of at most `width`."""
+    """What `fields` prints for one field: name, type and default, then its meaning, in lines of at most `width`."""
     wrapped = partial(wrap, width=width, break_long_words=False, break_on_hyphens=False)
     default = field.default if field.default == "required" else f"default {field.default}"
     head = wrapped(f"{field.name}  {field.type}, {default}", subsequent_indent=_INDENT)
@@ -85,7 +85,7 @@ def field_lines(field: "JobField", width: int) -> list[str]:
 
 
 def _fields(prefix: str, command: str) -> list["JobField"]:
-    """Raises JobError where there is none."""
+    """The matching fields. Raises JobError if there are none."""
     from difflib import get_close_matches
 
     from pydantic import BaseModel
@@ -98,7 +98,7 @@ def _fields(prefix: str, command: str) -> list["JobField"]:
 
     jobs: dict[str, type[BaseModel]] = {"build": BuildJob, "embed": BuildJob, "select": SelectJob, "export": ExportJob}
     if command not in jobs:
-        raise JobError(f"--of {command}: it is build, embed, select or export")
+        raise JobError(f"--of {command}: give build, embed, select or export")
     found = job_fields(prefix, jobs[command])
     if not found:
         names = [field.name for field in job_fields("", jobs[command])]

@@ -1,4 +1,4 @@
-"""What commands print of an output folder: the funnel, the failures, why a run stopped."""
+"""What commands print about an output folder: the funnel, the failures, and why a run stopped."""
 
 from typing import TYPE_CHECKING
 
@@ -27,13 +27,13 @@ def print_failures(result: "BuildResult") -> None:
 
 
 def print_stopped(result: "BuildResult") -> None:
-    """Why the run ended before all shards had their turn."""
+    """Why the run stopped before it had tried all shards."""
     if result.stopped:
         typer.echo(f"pairmill: stopped: {result.stopped}", err=True)
 
 
 def print_private_addresses(result: "BuildResult") -> None:
-    """How to allow them, where some were refused."""
+    """If private addresses were refused, say how to allow them."""
     from pairmill.pipeline.common.text import counted
 
     if refused := result.statuses.get("address_refused"):

@@ -1,4 +1,4 @@
-"""`pairmill select` and `pairmill export`: options, what each step dropped, and how two subsets differ."""
+"""`pairmill select` and `pairmill export`; prints what each step dropped, and how two subsets differ."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,15 +29,15 @@ def select(
     ] = None,
     all_pairs: Annotated[
         bool,
-        typer.Option("--all-pairs", help="Select from all pairs, also those that a score rule of the build dropped."),
+        typer.Option(
+            "--all-pairs", help="Select from all pairs, including those that a score rule of the build dropped."
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what each step would drop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing subset of this name.")] = False,
     refresh: Annotated[
         bool,
-        typer.Option(
-            "--refresh", help="Select the subset NAME again by its own steps, as after a retry of the dataset."
-        ),
+        typer.Option("--refresh", help="Select the subset NAME again with its own steps, for example after a retry."),
     ] = False,
     compare: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Show how two subsets differ, and why.")
@@ -47,7 +47,7 @@ def select(
 ) -> None:
     """Select a subset of a finished dataset.
 
-    Trying other steps downloads and embeds nothing again.
+    Downloads and embeds nothing again, so you can try other steps at any time.
     """
     options = SelectOptions(
         dataset=dataset,
@@ -62,12 +62,12 @@ def select(
     )
     with errors():
         if refresh and (steps or job_file or all_pairs or overwrite):
-            raise typer.BadParameter("--refresh repeats the steps of the subset, and takes no others")
+            raise typer.BadParameter("--refresh repeats the steps of the subset and takes no others")
         if not compare:
             _select(options, as_json)
             return
         if name or dry_run or steps or job_file or overwrite or refresh:
-            raise typer.BadParameter("--compare takes two subsets, and no other options of select")
+            raise typer.BadParameter("--compare takes two subsets and no other options of select")
         _compare(open_store(dataset, settings), *compare, as_json)
 
 
@@ -155,7 +155,7 @@ def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
 
 
 def _print(subset: "Subset") -> None:
-    """One line per step, and a warning where a step left nothing."""
+    """Print one line per step, and a warning if a step left nothing."""
     from pairmill.pipeline.common.text import counted
 
     width = max(len(report.step) for report in subset.reports)

@@ -1,4 +1,4 @@
-"""`pairmill status` and `verify`: the commands that read an output folder and change nothing."""
+"""`pairmill status` and `verify`: read an output folder without changing it."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +21,7 @@ def status(
 ) -> None:
     """Show a job's progress.
 
-    Counts shards and rows, and what became of them. Works on any machine that can read OUT.
+    Counts shards, and rows by status. Works on any machine that can read OUT.
     """
     from pairmill.jobs.cli.watch import watch
     from pairmill.jobs.results import current

@@ -1,4 +1,4 @@
-"""`pairmill submit` and `pairmill jobs`: start a command on a cluster, follow it, stop it."""
+"""`pairmill submit` and `pairmill jobs`: run a command on a cluster, follow it and stop it."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ Address = Annotated[
     str,
     typer.Option(metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="As `pairmill jobs list` prints it.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id, as `pairmill jobs list` prints it.")]
 
 jobs = typer.Typer(
     cls=Group,
@@ -37,7 +37,7 @@ def submit(
         str | None,
         typer.Option(metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Show what it prints, and end as it ends.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show its output, and exit with its status.")] = False,
     kuberay: Annotated[
         bool, typer.Option("--kuberay", help="Print a RayJob manifest for Kubernetes instead, and submit nothing.")
     ] = False,
@@ -51,7 +51,7 @@ def submit(
     """
     with errors():
         if kuberay and wait:
-            raise typer.BadParameter("--kuberay submits nothing that could be waited for")
+            raise typer.BadParameter("--kuberay submits nothing, so there is nothing to wait for")
         command = _command(context)  # also prints the command's own --help
         if kuberay:
             from pairmill.jobs.cluster.kuberay import manifest
@@ -66,7 +66,7 @@ def submit(
 
 
 def list_jobs(address: Address, as_json: Json = False) -> None:
-    """List pairmill's jobs, the newest first."""
+    """List pairmill's jobs, newest first."""
     with errors():
         found = _cluster(address).jobs()
     for job in found:
@@ -78,7 +78,9 @@ def list_jobs(address: Address, as_json: Json = False) -> None:
 def logs(
     job_id: JobId,
     address: Address,
-    follow: Annotated[bool, typer.Option("--follow", help="Until it ends; then end as it ended.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow until the job ends; then exit with its status.")
+    ] = False,
 ) -> None:
     """Print what a job has printed."""
     with errors():
@@ -97,13 +99,13 @@ def stop(job_id: JobId, address: Address) -> None:
         cluster = _cluster(address)
         was_over = cluster.job(job_id).is_over
         job = cluster.stop(job_id)
-    typer.echo(f"{job.job_id}: {'had ended before: ' if was_over else ''}{job.status}")
+    typer.echo(f"{job.job_id}: {'had already ended: ' if was_over else ''}{job.status}")
 
 
 def status(job_id: JobId, address: Address, as_json: Json = False) -> None:
     """Show the state of a job.
 
-    `pairmill status OUT` shows how far it is.
+    `pairmill status OUT` shows its progress.
     """
     with errors():
         job = _cluster(address).job(job_id)
@@ -123,7 +125,7 @@ for name, function, *lines in (
 
 
 def _command(context: typer.Context) -> "Command":
-    """What stands behind `submit`, by the parser of the command that it names."""
+    """Parse what follows `submit` with the parser of the command that it names."""
     from typer.core import TyperGroup
 
     from pairmill.jobs.cli.command_line import parse_command
@@ -143,7 +145,7 @@ def _cluster(address: str | None) -> "Cluster":
 
 
 def _follow(cluster: "Cluster", job_id: str) -> int:
-    """The job's exit status, once it has ended."""
+    """Show the job's output until it ends. Returns its exit status."""
 
     def show(text: str) -> None:
         typer.echo(text, nl=False)
@@ -152,7 +154,7 @@ def _follow(cluster: "Cluster", job_id: str) -> int:
     try:
         job = cluster.follow(job_id, show)
     except KeyboardInterrupt as stop:
-        say_stopped(f"\nThe job goes on: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}")
+        say_stopped(f"\nThe job continues: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}")
         return exit_status(stop)
     if job.status != "SUCCEEDED":
         code = "" if job.exit_code is None else f" (exit status {job.exit_code})"

@@ -1,4 +1,4 @@
-"""The border where errors become messages, and what all commands print alike."""
+"""Turns errors into messages, and prints what all commands have in common."""
 
 import json
 import re
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
 
 _ENDING = [signal.SIGTERM, signal.SIGHUP]
-"""Besides Ctrl-C: what `kill`, schedulers and a closed terminal send."""
+"""Signals that end a command like Ctrl-C does. `kill`, schedulers and a closed terminal send them."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""File names and columns from outside stand in messages: none may speak to the terminal."""
+"""Control characters. Messages contain file names and columns from outside, which must not control the terminal."""
 
 
 class _Signalled(KeyboardInterrupt):
-    """A signal that ends the command as Ctrl-C does."""
+    """A signal that ends the command like Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -35,7 +35,7 @@ class _Signalled(KeyboardInterrupt):
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """The job's border: what a person can put right is one clear message and exit status 1, not a traceback."""
+    """Print errors that a user can fix as one clear message with exit status 1, not as a traceback."""
     try:
         with _interrupted_by_signals():
             yield
@@ -52,7 +52,7 @@ def errors() -> Iterator[None]:
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """Let the signals of `_ENDING` interrupt the block. One that is ignored stays ignored, as under nohup."""
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return
 
@@ -71,7 +71,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:
-    """128 plus the number of the signal, as shells use it."""
+    """128 plus the number of the signal, as in shells."""
     return 128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT)
 
 
@@ -83,7 +83,7 @@ def say_stopped(text: str) -> None:
 
 @contextmanager
 def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
-    """Show progress of the block. Ctrl-C ends the command with the words of `after_stop`, which say how to continue."""
+    """Show the progress of the block. Ctrl-C ends the command with `after_stop`, which says how to continue."""
     from pairmill.jobs.progress import ConsoleProgress
 
     listener = ConsoleProgress()
@@ -99,12 +99,12 @@ def progress(after_stop: str) -> Iterator["ConsoleProgress"]:
 
 
 def print_json(values: object) -> None:
-    """What `--json` prints, as the last line."""
+    """Print the last line of `--json`."""
     typer.echo(json.dumps(values))
 
 
 def open_store(output: str, settings: list[str] | None) -> "Store":
-    """The output folder of a command that takes no job."""
+    """Open the output folder of a command that takes no job."""
     from pairmill.jobs.job_file import parse_settings, s3_of
     from pairmill.pipeline.common.storage import Store
 
@@ -112,5 +112,5 @@ def open_store(output: str, settings: list[str] | None) -> "Store":
 
 
 def _is_expected(error: Exception) -> bool:
-    """Errors of ours, of the file system and of S3; anything else is a bug and keeps its traceback."""
+    """Whether the error is ours, the file system's or S3's. Anything else is a bug and keeps its traceback."""
     return isinstance(error, (PairmillError, OSError)) or type(error).__module__.partition(".")[0] == "botocore"

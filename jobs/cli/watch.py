@@ -1,4 +1,4 @@
-"""`pairmill status OUT --watch`: how a job goes, seen from any machine that can read its output."""
+"""`pairmill status OUT --watch`: shows a job's progress on any machine that can read its output."""
 
 import statistics
 import time
@@ -14,20 +14,20 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import ShardManifest, manifest_name
 
 QUIET_INTERVALS = 10
-"""So many times the usual time between two commits without one, and the job has most likely ended."""
+"""After this many usual intervals without a commit, the job has most likely ended."""
 MIN_QUIET_S = 30.0
 FIRST_SHARD_S = 60.0
-"""Taken for the time of a shard as long as none is done."""
+"""Assumed time per shard until one is done."""
 _SAMPLE = 64
-"""Manifests that the time of a shard is taken from."""
+"""Number of manifests that the time per shard is computed from."""
 
 
 @dataclass
 class CommitClock:
-    """Knows how often shards are committed, and so when none will come any more. Times by time.monotonic."""
+    """Tracks how often shards are committed, to detect that a job has ended. Times are from time.monotonic."""
 
     shard_s: float
-    """What one shard takes through all stages: the most that lies between two commits of a job that runs."""
+    """Time of one shard in all stages: in a running job, the longest time between two commits."""
     started: float
     commits: int = 0
     first: float = 0.0
@@ -36,12 +36,12 @@ class CommitClock:
 
     @classmethod
     def of(cls, manifests: Collection[ShardManifest]) -> "CommitClock":
-        """From shards that are done."""
+        """Start from finished shards."""
         seconds = [sum(manifest.seconds.values()) for manifest in manifests]
         return cls(statistics.median(seconds) if seconds else FIRST_SHARD_S, time.monotonic())
 
     def tick(self, commits: int) -> None:
-        """So many shards have come since the last look."""
+        """Record the number of commits since the last call."""
         if commits:
             now = time.monotonic()
             self.first = self.first if self.commits else now
@@ -49,12 +49,12 @@ class CommitClock:
 
     @property
     def usual_s(self) -> float:
-        """Between two commits: as seen, or before two were seen, what a shard takes."""
+        """Usual time between two commits. Until two were seen, the time of one shard."""
         return (self.last - self.first) / (self.commits - 1) if self.last > self.first else self.shard_s
 
     @property
     def silence(self) -> str | None:
-        """What to say of a silence that is too long; again whenever it has doubled."""
+        """A message if the silence is too long, and again each time it has doubled."""
         silent_s = time.monotonic() - (self.last or self.started)
         if silent_s < max(QUIET_INTERVALS * self.usual_s, MIN_QUIET_S) * 2**self.said:
             return None
@@ -67,10 +67,10 @@ class CommitClock:
 
 
 def watch(store: Store, listener: ConsoleProgress, every_s: float) -> BuildResult:
-    """Tell `listener` of every shard that is committed from now on, until all are; then what the output holds.
+    """Report newly committed shards to `listener` until all are committed. Returns what the output contains then.
 
-    It is also told when nothing seems to run any more. Each look lists the manifests' names and reads the new ones.
-    Raises PlanError where there is no plan.
+    Also reports when the job seems to have ended. Each check lists the names of the manifests and reads the new ones.
+    Raises PlanError if there is no plan.
     """
     plan, seen = load_plan(store), committed(store)
     rows = dict(zip(plan.shards["shard"].to_pylist(), plan.shards["num_rows"].to_pylist(), strict=True))

@@ -1,5 +1,4 @@
 """Shards on a Ray cluster: the pools, the scheduler, the actors, and submitted jobs.
 
-A plan's shards enter, one outcome per shard leaves.
-The only room that imports ray.
+Takes the shards of a plan and returns one outcome per shard. The only folder that imports ray.
 """

@@ -1,7 +1,7 @@
-"""A shard's table as one buffer: what travels between Ray actors.
+"""Packs a shard's table into one buffer, to send it between Ray actors.
 
-An Arrow IPC stream, because pickling a slice of a table would send all that it is a slice of. Ray carries the buffer
-out of band and maps it where it is read, so neither side copies it once more.
+The buffer is an Arrow IPC stream, because pickling a slice of a table would send the whole table. Ray transfers the
+buffer out of band and memory-maps it at the reader, so neither side makes another copy.
 """
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ _INFO = b"info"
 
 
 def pack(batch: ShardBatch) -> pa.Buffer:
-    """The batch as an Arrow IPC stream; its info stands in the schema's metadata."""
+    """Write the batch as an Arrow IPC stream, with its info in the schema's metadata."""
     table = batch.table.replace_schema_metadata({_INFO: batch.info.to_json()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -21,6 +21,6 @@ def pack(batch: ShardBatch) -> pa.Buffer:
 
 
 def unpack(payload: pa.Buffer) -> ShardBatch:
-    """The batch, backed by the buffer's own memory."""
+    """Read the batch back, without copying: its table uses the buffer's memory."""
     table = pa.ipc.open_stream(payload).read_all()
     return ShardBatch(BatchInfo.from_json(table.schema.metadata[_INFO]), table.replace_schema_metadata(None))

@@ -1,9 +1,9 @@
-"""Shards through a pipeline on Ray, and what happens to those that are lost.
+"""Runs shards through a pipeline on Ray, and retries those that are lost.
 
-Shard boundaries, accounting, back-pressure and resume are ours (`scheduler.py`). Ray (`ray_backend.py`) starts
-processes, reports their deaths, and moves tables between them without the driver. A stage that raises fails its shard
-and nothing else. Shards lost with a worker run once more; those lost again run alone and isolated, with pictures
-decoded and the user's rules called in a child process, so that whatever kills the process costs one row.
+Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). Ray (`ray_backend.py`)
+starts processes, reports their deaths, and moves tables between them without going through the driver. A stage that
+raises fails only its shard. Shards lost with a worker run once more. If they are lost again, each runs alone and
+isolated: a child process decodes the pictures and calls the user's rules, so a crash costs only one row.
 """
 
 import logging
@@ -45,13 +45,13 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import ShardManifest
 
 SLACK_S = 3_600
-"""Added to the time of the slowest shard that the job allows. After that the run counts as stuck, and stops."""
+"""Grace period on top of the slowest shard that the job allows. After that, the run counts as stuck and stops."""
 
 OBJECT_STORE_SHARE = 0.4
-"""Of the object stores, for shards under way: a payload that crosses machines is there twice, and Ray spills at 0.8."""
+"""Share of the object stores for shards in flight. Payloads sent between machines exist twice; Ray spills at 0.8."""
 
 _FIRST_FAILURES = 3
-"""How many shards a rule or a model may fail before any shard succeeds; beyond that, it would fail the rest too."""
+"""If a rule or a model fails this many shards before any shard succeeds, it would fail all others too: stop."""
 
 _DIED = Failure(FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times")
 
@@ -59,12 +59,12 @@ log = logging.getLogger(__name__)
 
 
 class EngineError(PairmillError, RuntimeError):
-    """The run cannot start or go on; the message says what to do."""
+    """The run cannot start or continue; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard: a manifest, or a failure."""
+    """How a shard ended: with a manifest or a failure."""
 
     shard: int
     result: ShardManifest | Failure
@@ -77,12 +77,12 @@ def run_shards(
     on_work: OnWork = lambda _: None,
     modules: Path | None = None,
 ) -> None:
-    """Run every shard of the table (see `planned_batches`) through the pipeline; calls `on_outcome` once per shard that
-    ended, and `on_work` about once a second with what the workers have done inside their shards.
+    """Run every shard of the table (see `planned_batches`) through the pipeline. Calls `on_outcome` once for each shard
+    that ends, and `on_work` about once a second with what the workers have done inside their shards.
 
-    Shards that were lost with their worker are tried again, then once more, each alone and carefully. Raises
-    EngineError after `run.max_failed_shards_in_a_row` failures (fewer before the first shard that succeeds), where the
-    cluster has too few CPUs or GPUs, and where nothing moves any more.
+    Shards lost with their worker run again, and if they are lost again, once more: alone and isolated. Raises
+    EngineError after `run.max_failed_shards_in_a_row` consecutive failures (fewer until the first shard succeeds), if
+    the cluster has too few CPUs or GPUs, and if no shard advances any more.
     """
     verdict = _Verdict(pipeline.job.run.max_failed_shards_in_a_row)
     live = LiveWorkers(on_work)
@@ -96,7 +96,7 @@ def run_shards(
                     lost.append(shard)
                     continue
                 result = report.failure or report.manifest
-                assert result is not None  # the scheduler hands shards on until one of the two exists
+                assert result is not None  # the scheduler reports a shard only once it has one of the two
                 outcome = Outcome(shard, result)
                 on_outcome(outcome)
                 verdict.add(outcome)
@@ -108,7 +108,7 @@ def run_shards(
 
 @dataclass
 class _Verdict:
-    """Whether the run should go on: raises EngineError where shard after shard fails."""
+    """Decides whether the run continues: raises EngineError after too many consecutive failures."""
 
     limit: int
     in_a_row: int = 0
@@ -120,7 +120,7 @@ class _Verdict:
         if isinstance(failure, ShardManifest):
             self.in_a_row, self.any_good = 0, True
             return
-        # Damaged input files say nothing about the others, so they never stop the run.
+        # A damaged input file says nothing about the other files, so it never stops the run.
         self.in_a_row += failure.kind is not FailureKind.INPUT
         will_fail_all = failure.kind is FailureKind.JOB and not self.any_good
         if self.in_a_row >= (_FIRST_FAILURES if will_fail_all else self.limit):
@@ -129,9 +129,9 @@ class _Verdict:
 
 
 def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[tuple[int, Report | None]]:
-    """(shard, report) as shards end; None for one that was lost with its worker."""
+    """Yield (shard, report) as shards end. The report is None if the shard was lost with its worker."""
     fetch, run = pipeline.job.fetch, pipeline.job.run
-    # The slowest shard: all rows from one host that never answers, or requires pauses, like the actor's other shards.
+    # The slowest case: all rows are from one host that never answers or needs pauses, in the actor's other shards too.
     row_s = max(fetch.timeout_s / fetch.per_host_concurrency, fetch.per_host_interval_s)
     downloads = any(spec.name == "download" for spec in pipeline.stages)
     slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD) if downloads else 0.0
@@ -153,7 +153,7 @@ def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[t
 
 
 def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> Admission:
-    """By number as the job says, and by bytes as the object stores allow before they would spill to disk."""
+    """Limit the number of shards in flight as the job says, and their bytes so that the object stores do not spill."""
     return Admission(
         max_shards=partial(shards_in_flight, pipeline, pools),
         max_bytes=int(ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE),
@@ -162,6 +162,6 @@ def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> Admission
 
 
 def _payloads(shards: pa.Table) -> Iterator[tuple[int, pa.Buffer]]:
-    """Each planned shard, as the first stage takes it."""
+    """Yield each planned shard as input for the first stage."""
     for batch in planned_batches(shards):
         yield batch.info.shard.shard, pack(batch)

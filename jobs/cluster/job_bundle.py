@@ -1,4 +1,4 @@
-"""What a command needs on another machine: our code, the job file, own rules and blocklists, in one small folder."""
+"""Bundles what a command needs on another machine: our code, the job file, custom rules and blocklists."""
 
 import shutil
 import sys
@@ -22,45 +22,45 @@ JOB_FILE = "job.yaml"
 
 @dataclass(frozen=True)
 class Command:
-    """A command line whose job has been checked, to be run elsewhere."""
+    """A command line whose job has been checked, ready to run elsewhere."""
 
     arguments: list[str]
-    """After `pairmill`."""
+    """Arguments after `pairmill`."""
     job_file: str | None
     rules: RulesConfig
     uris: list[str]
-    """Everything that it reads or writes where it runs."""
+    """Everything that the command reads or writes on the cluster."""
     has_models: bool
-    """Whether there is something to encode."""
+    """Whether there is anything to encode."""
 
 
 @dataclass(frozen=True)
 class JobBundle:
-    """A folder to be the working directory there, and the command line that means the same in it."""
+    """A folder to use as the working directory on the cluster, and the equivalent command line."""
 
     folder: Path
     arguments: list[str]
     blocklists: dict[str, str]
-    """Field -> the file's name in the folder."""
+    """Field -> name of its file in the folder."""
     uris: list[str]
     has_models: bool
 
     def command(self, files: str = "") -> list[str]:
-        """The command line there; `files`: what stands before the names of the folder's blocklists."""
+        """The command line on the cluster. `files`: prefix for the names of the blocklists."""
         settings = [f"rules.{field}={files}{name}" for field, name in self.blocklists.items()]
         return [*self.arguments, *(part for each in (*settings, "run.address=auto") for part in ("--set", each))]
 
     @property
     def code(self) -> list[str]:
-        """The folder of our package."""
+        """The folder of the pairmill package, as a list."""
         return [str(resources.files("pairmill"))]
 
 
 @contextmanager
 def bundled(command: Command) -> Iterator[JobBundle]:
-    """The command, with all that must travel, in a temporary folder.
+    """Put the command and everything it needs into a temporary folder.
 
-    Raises JobError for what would not be found on the cluster.
+    Raises JobError for paths and modules that the cluster could not find.
     """
     for uri in command.uris:
         if not is_remote(uri) and not Path(uri.removeprefix("file://")).is_absolute():
@@ -79,7 +79,7 @@ def bundled(command: Command) -> Iterator[JobBundle]:
 
 
 def _with_job_file(arguments: Sequence[str], job_file: str | None, folder: Path) -> list[str]:
-    """The command line with the job file by its name in the folder, where it is copied to."""
+    """Copy the job file into the folder; returns the command line with its name there."""
     if job_file is None or is_remote(job_file):
         return list(arguments)
     shutil.copy(job_file, folder / JOB_FILE)
@@ -104,9 +104,9 @@ def _copied_blocklists(rules_of_job: RulesConfig, folder: Path) -> Iterator[tupl
 
 @contextmanager
 def custom_modules(names: Sequence[str]) -> Iterator[Path | None]:
-    """A folder that holds the modules of the user's own rules and nothing else; None where none lies here.
+    """A temporary folder with the user's rule modules, or None if no module comes from the current directory.
 
-    With what they import from beside them, they lie in the current directory.
+    The folder also has the modules that they import from the current directory, and nothing else.
     """
     for name in names:
         try:
@@ -128,7 +128,7 @@ def custom_modules(names: Sequence[str]) -> Iterator[Path | None]:
 
 
 def _is_loaded_from(top: str, path: Path) -> bool:
-    """Whether the module `top` came from this file or folder of the current directory."""
+    """Whether the module `top` was loaded from this file or folder in the current directory."""
     module = sys.modules.get(top)
     origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
     return (

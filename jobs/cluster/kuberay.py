@@ -1,4 +1,4 @@
-"""`pairmill submit --kuberay`: the RayJob of `jobs/cluster/`, with a command and its files filled in."""
+"""`pairmill submit --kuberay`: fills a command and its files into the RayJob of `jobs/cluster/rayjob.yaml`."""
 
 import base64
 import hashlib
@@ -15,10 +15,10 @@ from pairmill.pipeline.common.files import is_remote
 from pairmill.schemas.errors import JobError
 
 Yaml: TypeAlias = dict[str, Any]
-"""An object of Kubernetes, as its YAML nests."""
+"""A Kubernetes object, nested as in its YAML."""
 
 MOUNT = "/job"
-_SCRIPT = """# Python does not import from a ConfigMap's links: own rules and the job file are copied first.
+_SCRIPT = """# Python does not import through a ConfigMap's links, so copy custom rules and the job file first.
 set -e
 mkdir -p ~/job
 cp -L {mount}/* ~/job/
@@ -31,14 +31,14 @@ MAX_CONFIG_MAP_BYTES = 1_000_000
 
 
 def manifest(command: Command, image: str) -> str:
-    """YAML of a ConfigMap with the command and its files, and of a RayJob that runs it. Raises JobError.
+    """YAML for a ConfigMap with the command and its files, and for a RayJob that runs it. Raises JobError.
 
-    A ConfigMap has no folders, so packages of your own rules belong in the image. Both objects are named by their
-    content, so that another job's cannot replace them.
+    A ConfigMap has no folders, so custom rules that are packages belong in the image. Both objects are named by a hash
+    of their content, so two jobs never overwrite each other's.
     """
     with bundled(command) as bundle:
         if local := [uri for uri in bundle.uris if not is_remote(uri)]:
-            raise JobError(f"{local[0]}: no pod has this path; on Kubernetes everything is s3://...")
+            raise JobError(f"{local[0]}: no pod has this path; on Kubernetes, use s3://...")
         files = {**_files(bundle.folder), "run.sh": _script(bundle).encode()}
     if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
         raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
@@ -59,7 +59,7 @@ def _config_map(name: str, files: Mapping[str, bytes]) -> Yaml:
 
 
 def _ray_job(name: str, image: str, has_models: bool) -> Yaml:
-    """`rayjob.yaml` with the job's name, image and files; without encoders where there is nothing to encode."""
+    """`rayjob.yaml` with the job's name, image and files, and without encoders if there is nothing to encode."""
     job: Yaml = yaml.safe_load(resources.files("pairmill.jobs.cluster").joinpath("rayjob.yaml").read_text())
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"bash {MOUNT}/run.sh"
@@ -80,7 +80,7 @@ def _files(folder: Path) -> dict[str, bytes]:
         if path.is_dir():
             continue
         if path.parent != folder:
-            raise JobError(f"{path.relative_to(folder)}: put packages of own rules into the image")
+            raise JobError(f"{path.relative_to(folder)}: put packages of custom rules into the image")
         files[path.name] = path.read_bytes()
     return files
 

@@ -1,4 +1,4 @@
-"""Asks workers how far they are inside their shards, without waiting for any answer."""
+"""Polls workers for their progress inside shards, without waiting for answers."""
 
 import time
 from collections import deque
@@ -10,13 +10,13 @@ from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.stages.stage import StageName
 
 INTERVAL_S = 1.0
-"""Between two rounds of questions."""
+"""Time between two rounds of polling."""
 
 MAX_QUESTIONS = 50
-"""Per round. A question costs the driver 0.15 ms: a thousand workers are asked in turn, every 20 s."""
+"""Workers polled per round. Each costs the driver 0.15 ms, so a thousand workers take turns, each every 20 s."""
 
 OnWork = Callable[[Mapping[str, WorkCounts]], None]
-"""Takes the sums by stage."""
+"""Called with the sums per stage."""
 Question = Callable[[], "Future[WorkCounts]"]
 """Asks one worker for its counters. The future raises if the worker is dead."""
 
@@ -30,7 +30,7 @@ class _Asked:
 
 
 class LiveWorkers:
-    """Sums the counters of all workers by stage, and hands the sums to `on_work`. For the driver's loop alone."""
+    """Sums all workers' counters per stage and passes the sums to `on_work`. Used only by the driver's loop."""
 
     def __init__(self, on_work: OnWork) -> None:
         self._on_work = on_work
@@ -40,12 +40,12 @@ class LiveWorkers:
         self._next_round = 0.0
 
     def add(self, worker: Hashable, stage: StageName, ask: Question) -> None:
-        """Ask this worker from now on."""
+        """Poll this worker from now on."""
         self._asked[worker] = asked = _Asked(stage, ask)
         self._turns.append(asked)
 
     def remove(self, worker: Hashable) -> None:
-        """The worker is gone; the shards that it finished stay counted."""
+        """Stop polling a worker that is gone; the shards that it finished still count."""
         asked = self._asked.pop(worker, None)
         if asked is None:
             return
@@ -53,7 +53,7 @@ class LiveWorkers:
         self._retired[asked.stage] = self._retired.get(asked.stage, WorkCounts()) + asked.counts.retired()
 
     def tick(self) -> None:
-        """Collect answers, ask again and tell the sums, once per interval. Call it as often as you like."""
+        """Collect answers, poll again and report the sums, at most once per interval. Call it as often as you like."""
         now = time.monotonic()
         if now < self._next_round:
             return

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a worker: Ray's node agents export it under names that begin with `ray_pairmill_`."""
+"""Prometheus metrics of a worker. Ray's node agents export them under names that begin with `ray_pairmill_`."""
 
 import threading
 import time
@@ -18,16 +18,16 @@ class StageMetrics:
 
     def __init__(self, metrics: Any, stage: str) -> None:
         self.stage = {"stage": stage}
-        self._pairs = metrics.Counter("pairmill_pairs", "Rows that were committed, by Status", ("status",))
-        self._bytes = metrics.Counter("pairmill_fetched_bytes", "Bytes of pictures that were downloaded")
+        self._pairs = metrics.Counter("pairmill_pairs", "Committed rows, by Status", ("status",))
+        self._bytes = metrics.Counter("pairmill_fetched_bytes", "Bytes downloaded")
         self._shards = metrics.Counter("pairmill_shards", "Shards that passed through a stage", ("stage", "outcome"))
-        self._idle = metrics.Counter("pairmill_idle_seconds", "Seconds in which a worker had nothing to do", ("stage",))
+        self._idle = metrics.Counter("pairmill_idle_seconds", "Seconds that a worker was idle", ("stage",))
         self._histograms = {
             "shard": metrics.Histogram("pairmill_shard_seconds", "One shard in a stage", SECONDS, ("stage",)),
-            "fetch": metrics.Histogram("pairmill_fetch_seconds", "One URL, redirects and retries included", SECONDS),
+            "fetch": metrics.Histogram("pairmill_fetch_seconds", "One URL, including redirects and retries", SECONDS),
             "encode_batch": metrics.Histogram("pairmill_encode_batch_seconds", "One batch through a model", SECONDS),
             "encode_wait": metrics.Histogram(
-                "pairmill_encode_wait_seconds", "The model waits for the next batch to be decoded", SECONDS
+                "pairmill_encode_wait_seconds", "Wait of the model for the next decoded batch", SECONDS
             ),
         }
         self._lock, self._running, self._since = threading.Lock(), 0, time.monotonic()
@@ -38,20 +38,22 @@ class StageMetrics:
 
     @contextmanager
     def shard(self) -> Iterator[None]:
-        """Wrap this around the work on one shard; several may be in progress at once."""
+        """Time the work on one shard, which runs inside the block. Several may be in progress at once."""
         started = time.monotonic()
         with self._lock:
             if not self._running and started > self._since:
                 self._idle.inc(started - self._since, self.stage)
             self._running += 1
-        yield
-        ended = time.monotonic()
-        with self._lock:
-            self._running, self._since = self._running - 1, ended
-        self.observe("shard", ended - started, self.stage)
+        try:
+            yield
+        finally:
+            ended = time.monotonic()
+            with self._lock:
+                self._running, self._since = self._running - 1, ended
+            self.observe("shard", ended - started, self.stage)
 
     def ended(self, report: Report, batch: ShardBatch | None) -> None:
-        """Record what became of the shard; `batch` is the stage's output."""
+        """Count the shard by its outcome. `batch`: the stage's output."""
         self._shards.inc(1, {**self.stage, "outcome": "failed" if report.failure else "ok"})
         if batch is not None and self.stage["stage"] == "download" and "fetch_s" in batch.table.column_names:
             for seconds in batch.table["fetch_s"].drop_null().to_pylist():

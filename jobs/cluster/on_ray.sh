@@ -1,8 +1,8 @@
-# `sh on_ray.sh ARGUMENTS`: run `pairmill ARGUMENTS` on the Python that this node's Ray runs on.
+# `sh on_ray.sh ARGUMENTS`: run `pairmill ARGUMENTS` with the Python that runs Ray on this node.
 #
-# Ray hands a job's entrypoint to a shell and does not tell it which Python Ray itself uses. The `python` on the PATH may
-# be another one: `/opt/venv/bin/ray start` needs nothing activated. But the raylet, a parent of this shell, names the
-# Python of its workers on its command line.
+# Ray runs a job's entrypoint in a shell, but does not say which Python Ray itself uses. The `python` on the PATH may be
+# another one, because `/opt/venv/bin/ray start` works without activating the environment. But the command line of the
+# raylet, an ancestor of this shell, names the Python of its workers.
 pid=$PPID
 python=
 while [ -z "$python" ] && [ "${pid:-0}" -gt 1 ]; do

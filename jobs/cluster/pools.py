@@ -1,4 +1,4 @@
-"""How many workers each stage gets, on which machines, and what they keep in memory. Nothing of Ray is touched."""
+"""Plans how many workers each stage gets, on which machines, and how many shards are in flight. Does not use Ray."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,25 +12,25 @@ DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
 
 DOWNLOAD_CALLS = 4
-"""Shards at once in a download actor: nearly every shard of the web has a row that takes all of its time, so with fewer
-the cores would wait for the slowest rows of each."""
+"""Shards that a download actor works on at once. Nearly every shard has a row that takes the whole timeout, so with
+fewer shards the cores would wait for the slowest rows."""
 
 SMALL_CPUS = 0.2
-"""Logical CPUs of an actor that places no demand on where it runs. CPUs only place actors; threads do not heed them."""
+"""Logical CPUs of an actor that may run anywhere. Ray only uses CPUs to place actors; it does not limit threads."""
 
 SPARE_CPUS = 2
-"""Logical ones beyond a machine's own, for a local Ray whose actors mostly wait."""
+"""Extra logical CPUs for a local Ray, whose actors mostly wait."""
 
 SOURCES: tuple[StageName, ...] = ("download", "load")
 
 SMALL_PER_DOWNLOADS = 8
-"""Download actors that one reader, and one committer, keeps up with."""
+"""How many download actors one reader and one committer can keep up with."""
 
 STORED_PICTURE_BYTES = 40_000
-"""A picture of 512 px at quality 95, as it crosses between actors."""
+"""Typical size of a stored picture: 512 px at quality 95."""
 
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
-"""Ray gives it to every node that has accelerators."""
+"""Label that Ray sets on every node with accelerators."""
 
 
 class PoolError(PairmillError, RuntimeError):
@@ -48,21 +48,21 @@ class Node:
 
 @dataclass(frozen=True)
 class Pool:
-    """One stage's workers: how many, logical CPUs and GPUs of each, and calls that run at once in each."""
+    """The workers of one stage: their number, and the logical CPUs, GPUs and concurrent calls of each."""
 
     actors: int
     cpus: float
     gpus: float = 0.0
     calls: int = 1
     max_actors: int = 0
-    """More than `actors`: as many as a cluster that grows may give, while shards wait."""
+    """If more than `actors`, the pool grows up to this size while shards wait."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Ray's label selector: where they may run."""
+    """Ray label selector for the nodes they may run on."""
 
 
 @dataclass(frozen=True)
 class _Machines:
-    """Where encoders run, and where all other stages do: apart if some machines have GPUs and others do not."""
+    """The machines for encoders and for all other stages. They are separate if only some machines have GPUs."""
 
     encoding: Sequence[Node]
     others: Sequence[Node]
@@ -70,13 +70,13 @@ class _Machines:
 
     @classmethod
     def of(cls, pipeline: Pipeline, nodes: Sequence[Node]) -> "_Machines":
-        """Raises PoolError where a GPU is asked for and there is none."""
+        """Raises PoolError if the job requires a GPU and there is none."""
         encodes, device = "encode" in pipeline.names, pipeline.job.run.device
         with_gpus = [node for node in nodes if node.gpus]
         if encodes and device == "cuda" and not with_gpus:
             raise PoolError("run.device is cuda, but Ray has no GPU; use run.device=cpu, or a cluster with GPUs")
         on_gpu = encodes and device != "cpu" and bool(with_gpus)
-        without = [node for node in nodes if node.cpus and not node.gpus]  # a head node often has no CPUs to give
+        without = [node for node in nodes if node.cpus and not node.gpus]  # head nodes often offer no CPUs
         return cls(with_gpus if on_gpu else nodes, without if on_gpu and without else nodes, on_gpu)
 
     @property
@@ -86,20 +86,20 @@ class _Machines:
 
     @property
     def cpus(self) -> float:
-        """For all stages but an encoder that is apart."""
+        """CPUs for all stages, except encoders on separate machines."""
         return sum(node.cpus for node in self.others)
 
     @property
     def labels(self) -> dict[str, str]:
-        """Ray's label selector of all stages but encode."""
+        """Ray label selector for all stages except encode."""
         known = sorted({node.accelerator for node in self.encoding if node.gpus and node.accelerator})
         return {ACCELERATOR_LABEL: f"!in({', '.join(known)})"} if self.apart and known else {}
 
 
 def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
-    """Pool sizes from the job, else from the machines. GPU machines only encode where there are others.
+    """Size the pools as the job says, otherwise by the machines. GPU machines only encode if there are other machines.
 
-    Raises PoolError.
+    Raises PoolError if the pools do not fit.
     """
     run, machines = pipeline.job.run, _Machines.of(pipeline, nodes)
     encode = _encode_pool(run, machines, num_shards)
@@ -123,7 +123,7 @@ def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> di
 
 
 def _encode_pool(run: RunConfig, machines: _Machines, num_shards: int) -> Pool:
-    """One encoder per GPU, or per fraction of one; on the CPU, one. It asks for the CPUs that its threads keep busy."""
+    """One encoder per GPU or fraction of a GPU, or one on the CPU. It requests the CPUs that its threads keep busy."""
     most_actors, largest = run.max_encode_actors or 0, max(node.cpus for node in machines.encoding)
     if (run.encode_threads or 0) > largest:
         raise PoolError(f"run.encode_threads is {run.encode_threads}, but no machine has more than {largest:g} CPUs")
@@ -139,13 +139,13 @@ def _encode_pool(run: RunConfig, machines: _Machines, num_shards: int) -> Pool:
         gpus = sum(node.gpus for node in machines.encoding)
         raise PoolError(f"run.encode_actors is {actors}, but Ray has {gpus:g} GPUs, and each encoder takes {share:g}")
     cpus = float(run.encode_threads or SMALL_CPUS)
-    if machines.apart and not run.encode_threads:  # nothing else runs there: all cores decode
+    if machines.apart and not run.encode_threads:  # nothing else runs there, so all cores decode
         cpus = min(int(10 * node.cpus / max(int(node.gpus / share), 1)) / 10 for node in machines.encoding)
     return Pool(actors, cpus, gpus=share, max_actors=most_actors)
 
 
 def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pools: Mapping[StageName, Pool]) -> Pool:
-    """Two CPUs each, or what the other stages leave."""
+    """Two CPUs per actor, or fewer if the other stages leave less."""
     left = _check_fit(machines, pools, pipeline.names, downloads * SMALL_CPUS)
     each = min(float(DOWNLOAD_CPUS), int(10 * left / downloads) / 10, max(node.cpus for node in machines.others))
     calls = 1 if pipeline.is_isolated else DOWNLOAD_CALLS
@@ -156,7 +156,7 @@ def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pool
 def _check_fit(
     machines: _Machines, pools: Mapping[StageName, Pool], names: Iterable[StageName], needed: float = 0.0
 ) -> float:
-    """CPUs that these pools leave. Raises PoolError where that is less than `needed`."""
+    """The CPUs that these pools leave free. Raises PoolError if that is less than `needed`."""
     shared = [pools[name] for name in names if name in pools and not (name == "encode" and machines.apart)]
     left = machines.cpus - sum(pool.actors * pool.cpus for pool in shared)
     if left < needed:
@@ -168,13 +168,13 @@ def _check_fit(
 
 
 def source_of(names: Iterable[StageName]) -> StageName:
-    """The stage that brings the pictures in."""
+    """The stage that brings in the pictures."""
     there = set(names)
     return next((name for name in SOURCES if name in there), "read")
 
 
 def shards_in_flight(pipeline: Pipeline, pools: Mapping[StageName, Pool], sources: int) -> int:
-    """How many may be between read and commit, where `sources` workers bring them in."""
+    """How many shards may be between read and commit, with `sources` workers in the source stage."""
     if pipeline.is_isolated:
         return 1
     return pipeline.job.run.shards_in_flight or 2 * sources * pools[source_of(pools)].calls + 4

@@ -1,4 +1,4 @@
-"""Workers on Ray: a stage is an actor, a payload an object that stays on the node where it was made."""
+"""Workers on Ray: each worker is an actor, and each payload is an object that stays on the node that made it."""
 
 import os
 import warnings
@@ -29,11 +29,11 @@ from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.manifest import ShardManifest
 
 _WATCH = "watch"
-"""Concurrency group of the questions for progress."""
+"""Concurrency group for progress polling."""
 
 
 class _StageActor:
-    """Runs one stage on a worker. Never raises for what a shard holds: that is the shard's border."""
+    """Runs one stage on a worker. An error in a shard is reported, not raised, so it fails only that shard."""
 
     def __init__(self, spec: StageSpec) -> None:
         warnings.filterwarnings("ignore", module="ray")
@@ -44,19 +44,19 @@ class _StageActor:
         self.broken: Failure | None = None
         try:
             self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
-        except Exception as error:  # no weights here, no GPU: `ready` says so, where Ray would take 200 lines
+        except Exception as error:  # no weights here, no GPU: `ready` says so; Ray would print 200 lines
             self.broken = Failure.of(error)
 
     def ready(self) -> Report:
-        """Answers once the stage is built, or could not be built."""
+        """Report whether the stage could be built. Ray answers only after the constructor has ended."""
         return Report(failure=self.broken, node=self.node)
 
     def counts(self) -> WorkCounts:
-        """How far the worker is. Has a thread of its own, so it is answered in the middle of `run`."""
+        """The worker's progress. Runs in its own thread, so it answers in the middle of `run`."""
         return self.progress.counts()
 
     def run(self, *payloads: pa.Buffer) -> tuple[Report, pa.Buffer | None]:
-        """A shard through the stage: its batch, and what stages since then changed of it."""
+        """Run a shard through the stage. `payloads`: its batch, then the changes that later stages made to it."""
         with self.metrics.shard():
             report, batch = self._run(payloads)
         self.metrics.ended(report, batch)
@@ -71,18 +71,18 @@ class _StageActor:
             for changes in payloads[1:]:
                 batch = batch.updated(unpack(changes))
             result = run_stage(self.name, self.stage, batch)
-        except Exception as error:  # the border of a shard: it fails alone, with its traceback
+        except Exception as error:  # this shard fails alone, with its traceback
             return Report(failure=Failure.of(error)), None
         return (Report(manifest=result), None) if isinstance(result, ShardManifest) else (Report(), result)
 
 
 def _end_process() -> None:
-    """The way out of a decoder that hangs: Ray starts another worker, and the shard is done again, isolated."""
+    """Exit because a decoder hangs. Another worker starts, and engine.py retries the shard."""
     os._exit(1)
 
 
 class RayBackend:
-    """`WorkerBackend` on Ray: a worker is an actor, a payload an object that stays where it was made."""
+    """A `WorkerBackend` whose workers are Ray actors and whose payloads are Ray objects."""
 
     def __init__(self, pipeline: Pipeline, live: LiveWorkers) -> None:
         self._live = live
@@ -91,30 +91,30 @@ class RayBackend:
         self._done: SimpleQueue[Any] = SimpleQueue()
 
     def start(self, name: StageName, pool: Pool) -> tuple[Any, Any]:
-        """Place one actor of a stage; returns it and the token that is done once its model or session is loaded."""
+        """Start an actor for a stage. Returns it, and a token that is done once its model or session is loaded."""
         options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": pool.calls}
         if pool.labels:
             options["label_selector"] = dict(pool.labels)
         if not pool.gpus:
             options["scheduling_strategy"] = "SPREAD"
-        kind = type(f"{name.title()}Actor", (_StageActor,), {})  # what ps and Ray's dashboard call the process
+        kind = type(f"{name.title()}Actor", (_StageActor,), {})  # the name in ps and Ray's dashboard
         actor = ray.remote(concurrency_groups={_WATCH: 1})(kind).options(**options).remote(self._specs[name])
         self._live.add(actor, name, lambda: actor.counts.options(concurrency_group=_WATCH).remote().future())
         return actor, self._watched(actor.ready.remote())
 
     def call(self, worker: Any, payloads: Sequence[Any]) -> tuple[Any, Any]:
-        """Send a shard's payloads; returns the token of the call and the reference to its result."""
+        """Send a shard's payloads. Returns a token for the call and a reference to its result."""
         report, result = worker.run.options(num_returns=2).remote(*payloads)
         return self._watched(report), result
 
     def _watched(self, token: Any) -> Any:
-        """Have Ray say when it is there: asking for each of thousands would cost milliseconds every time."""
+        """Let Ray notify us when the token is done: polling thousands of tokens would cost milliseconds each time."""
         self._futures[token] = future = token.future()
         future.add_done_callback(lambda _: self._done.put(token))
         return token
 
     def wait(self, timeout_s: float) -> list[Any]:
-        """The tokens that are done by now; waits for the first of them up to `timeout_s`, and a second at most."""
+        """The tokens that are done. Waits for the first one for up to `timeout_s`, but never more than a second."""
         self._live.tick()
         done = []
         with suppress(Empty):
@@ -124,19 +124,19 @@ class RayBackend:
         return done
 
     def result(self, token: Any) -> Report:
-        """What a call reported. Raises WorkerDied or PayloadLost where it never returned."""
+        """The report of a call. Raises WorkerDied or PayloadLost if the call never returned."""
         try:
             report: Report = self._futures.pop(token).result()
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, (ObjectLostError, ObjectStoreFullError, OutOfDiskError)):
                 raise PayloadLost(last_line(str(cause))) from None
-            if isinstance(cause, RayError):  # also killed for its memory, or never placed
+            if isinstance(cause, RayError):  # also if it was killed for its memory, or never placed
                 raise WorkerDied(last_line(str(cause))) from None
             return Report(failure=Failure.of(cause))
         return report
 
     def stop(self, worker: Any) -> None:
-        """End an actor at once."""
+        """Kill an actor immediately."""
         self._live.remove(worker)
         ray.kill(worker)

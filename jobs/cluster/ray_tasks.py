@@ -1,4 +1,4 @@
-"""Pure functions on Ray, for steps over a whole dataset: select and export."""
+"""Runs pure functions on Ray, for work on a whole dataset: select and export."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from pairmill.pipeline.select.tasks import OnPart, ignore_part
 
 
 class RayTasks:
-    """`pairmill.pipeline.select.tasks.Tasks` on Ray: results stay in the object store until they are wanted.
+    """`pairmill.pipeline.select.tasks.Tasks` on Ray. Results stay in the object store until they are fetched.
 
-    Ray runs a call again whose worker died: the functions are pure.
+    If a worker dies, Ray repeats its call, because the functions are pure.
     """
 
     def __init__(self, on_part: OnPart = ignore_part) -> None:
@@ -30,7 +30,7 @@ class RayTasks:
         return [remote.remote(*call) for call in calls]
 
     def get(self, handles: Sequence[Any]) -> Iterator[Any]:
-        """Raises what the call raised."""
+        """Fetch the results. Raises whatever the call raised."""
         for number, handle in enumerate(handles, 1):
             try:
                 yield ray.get(handle)

@@ -1,7 +1,7 @@
-"""Moves shards through pools of workers, stage by stage: who gets the next one, and what a death costs.
+"""Moves shards through pools of workers, stage by stage, and handles the death of workers.
 
-A lost shard is reported to engine.py, which gives it another try. Nothing here knows of Ray: what it needs of a
-cluster is a WorkerBackend, which can start a worker, call it, wait and stop it.
+Lost shards are reported to engine.py, which tries them again. This file does not depend on Ray: it only needs a
+WorkerBackend, which can start, call and stop workers, and wait for them.
 """
 
 import logging
@@ -19,21 +19,21 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import ShardManifest
 
 LOOKAHEAD = 1
-"""Calls that wait in a worker beyond those that run, so that their data is there when their turn comes."""
+"""Calls queued in a worker beyond those that run, so their data is already there when their turn comes."""
 
 TICK_S = 5.0
 IDLE_S = 60.0
 """Workers above the pool's minimum stop after this idle time."""
 _MAX_FAILED_STARTS = 3
 _MAX_FAILURES = 3
-"""Of one worker in a row, while others of its stage succeed: then its machine is to blame, and it is replaced."""
+"""Replace a worker after this many consecutive failures if others of its stage succeed: its machine is to blame."""
 _SAY_AFTER_S = 60.0
 
 WorkerHandle: TypeAlias = Any
 Payload: TypeAlias = Any
 """A handle to data that stays on the cluster."""
 Token: TypeAlias = Any
-"""Hashable; stands for a start or a call that is under way."""
+"""Identifies a start or a call in progress. Hashable."""
 
 log = logging.getLogger(__name__)
 
@@ -43,47 +43,47 @@ class SchedulerError(PairmillError, RuntimeError):
 
 
 class WorkerDied(Exception):
-    """The worker of a call is gone, with its process or its machine."""
+    """The worker that ran the call is gone: its process or its machine died."""
 
 
 class PayloadLost(Exception):
-    """The data that the call needed is gone, with the machine that held it."""
+    """The data that the call needed is gone: the machine that stored it died, or memory ran out."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker says at the end of a call: a failure, a manifest after the last stage, or where its result is."""
+    """What a worker reports after a call: a failure, the manifest (after the last stage), or where the result is."""
 
     failure: Failure | None = None
     manifest: ShardManifest | None = None
     node: str = ""
-    """The machine that the worker, and so its result, is on."""
+    """The machine of the worker, and so of its result."""
     num_bytes: int = 0
-    """Of the result."""
+    """Size of the result."""
 
     @property
     def ends_shard(self) -> bool:
-        """Whether no stage follows."""
+        """Whether no other stage follows for this shard."""
         return self.failure is not None or self.manifest is not None
 
 
 class WorkerBackend(Protocol):
-    """Workers somewhere."""
+    """Starts, calls and stops workers."""
 
     def start(self, name: StageName, pool: Pool) -> tuple[WorkerHandle, Token]:
-        """(worker, token that is done once it is ready)."""
+        """Start a worker. Returns it, and a token that is done once it is ready."""
 
     def call(self, worker: WorkerHandle, payloads: Sequence[Payload]) -> tuple[Token, Payload]:
-        """(token of the report, payload of the result)."""
+        """Call a worker. Returns a token for the report, and the payload of the result."""
 
     def wait(self, timeout_s: float) -> list[Token]:
-        """Tokens that are done and were not returned before, at least one unless time runs out."""
+        """Tokens that are done and were not returned before: at least one, unless the time runs out."""
 
     def result(self, token: Token) -> Report:
-        """The report of a call; of a start, the worker's node. Raises WorkerDied or PayloadLost."""
+        """The report of a call, or of a start, which names the worker's node. Raises WorkerDied or PayloadLost."""
 
     def stop(self, worker: WorkerHandle) -> None:
-        """End it, whatever it does."""
+        """Stop a worker immediately, whatever it is doing."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,19 @@ class PooledStage:
     name: StageName
     pool: Pool
     returns_changes: bool = False
-    """Its result is some columns, which travel on beside the payload that it was given."""
+    """Whether the stage returns only changed columns, which then travel alongside its input payload."""
 
 
 @dataclass(frozen=True)
 class Admission:
-    """How much may be between read and commit at once."""
+    """Limits on the shards between read and commit."""
 
     max_shards: Callable[[int], int]
-    """Workers of the source stage -> shards."""
+    """Number of workers in the source stage -> maximum number of shards."""
     max_bytes: int
-    """Of all payloads on the cluster."""
+    """Maximum size of all payloads on the cluster."""
     expected_bytes: int
-    """Of one shard's payload, as long as the shard has none."""
+    """Assumed size of a shard's payload until its real size is known."""
 
 
 @dataclass(eq=False)
@@ -113,18 +113,18 @@ class _Worker:
     stage: int
     handle: WorkerHandle
     failed_starts: int = 0
-    """Of the workers that it replaces."""
+    """Failed starts of the workers that this one replaces, in a row."""
     busy: int = 0
     failures: int = 0
-    """Since its last success; damaged input does not count."""
+    """Failed shards since its last success. Damaged input does not count."""
     node: str | None = None
-    """None until it is ready."""
+    """Machine that it runs on. None until it is ready."""
     idle_since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A shard on its way, with the node that holds the most of it."""
+    """A shard between two stages, and the node that has most of its data."""
 
     shard: int
     payloads: tuple[Payload, ...]
@@ -141,15 +141,15 @@ class _Call:
 
 @dataclass
 class Scheduler:
-    """One pass of shards through all stages. `run` it, then `stop` it, also after an error."""
+    """One pass of shards through all stages. Call `run`, then `stop`, even after an error."""
 
     backend: WorkerBackend
     stages: Sequence[PooledStage]
     admission: Admission
     patience_s: float
-    """SchedulerError if no call ends for this long."""
+    """Raise SchedulerError if no call ends for this long."""
     max_deaths: int
-    """Of one stage's workers in a row, without that stage finishing any shard in between."""
+    """How many workers of a stage may die in a row before the stage finishes another shard."""
     workers: list[list[_Worker]] = field(init=False)
     waiting: list[deque[_Item]] = field(init=False)
 
@@ -165,9 +165,9 @@ class Scheduler:
         self._moved = self._said = time.monotonic()
 
     def run(self, shards: Iterator[tuple[int, Payload]]) -> Iterator[tuple[int, Report | None]]:
-        """(shard, report) as shards end, in no order; None for one lost with its worker. `shards`: (shard, payload).
+        """Yield (shard, report) as shards end, in any order. The report is None if the shard was lost with its worker.
 
-        Raises SchedulerError.
+        `shards`: (shard, payload). Raises SchedulerError.
         """
         for number, stage in enumerate(self.stages):
             for _ in range(stage.pool.actors):
@@ -189,13 +189,13 @@ class Scheduler:
                 yield from self._ended(token)
 
     def stop(self) -> None:
-        """End all workers."""
+        """Stop all workers."""
         for worker in [worker for pool in self.workers for worker in pool]:
             self.backend.stop(worker.handle)
         self.workers = [[] for _ in self.stages]
 
     def _has_room(self) -> bool:
-        """Whether another shard may start: by number, and by bytes, of which a shard alone may have any number."""
+        """Whether another shard may start, given the limits on shards and bytes. A single shard may always start."""
         under_way = [*(call.item for call in self._calls.values()), *(item for queue in self.waiting for item in queue)]
         if not under_way:
             return True
@@ -211,13 +211,13 @@ class Scheduler:
         self._starting[token] = worker
 
     def _dispatch(self) -> None:
-        """Later stages first: a shard that is nearly done frees the most memory."""
+        """Give waiting shards to workers, later stages first: a shard that is nearly done frees the most memory."""
         for stage in reversed(range(len(self.stages))):
             room = self.stages[stage].pool.calls + LOOKAHEAD
             ready = [worker for worker in self.workers[stage] if worker.node is not None and worker.busy < room]
             while self.waiting[stage] and ready:
                 item = self.waiting[stage].popleft()
-                # The least busy; among equals, one beside the data.
+                # The least busy worker; among equals, one on the node with the data.
                 worker = min(ready, key=lambda each: (each.busy, each.node != item.node))
                 token, result = self.backend.call(worker.handle, item.payloads)
                 self._calls[token] = _Call(item, worker, result)
@@ -249,8 +249,8 @@ class Scheduler:
             self.waiting[worker.stage + 1].append(self._next_item(call, report))
 
     def _judge(self, worker: _Worker, report: Report) -> None:
-        """Replace a worker that fails shard after shard where others do not. It fails faster than they succeed, so it
-        would get most of the shards. Those that it has at that moment are lost with it, and get another try."""
+        """Replace a worker that keeps failing while others succeed. It fails faster than they succeed, so it would get
+        most of the shards. The shards that it has at that moment are lost with it, and are tried again."""
         if report.failure is None:
             worker.failures = 0
             return
@@ -263,7 +263,7 @@ class Scheduler:
             self._bury(worker, report.failure.message)
 
     def _next_item(self, call: _Call, report: Report) -> _Item:
-        """The shard as the next stage gets it."""
+        """The shard as input for the next stage."""
         item = call.item
         if not self.stages[call.worker.stage].returns_changes:
             return _Item(item.shard, (call.result,), report.num_bytes, report.node)
@@ -286,7 +286,7 @@ class Scheduler:
         worker.idle_since = self._moved = time.monotonic()
 
     def _drop_broken(self, worker: _Worker, failure: Failure) -> None:
-        """Go on without a worker that could not load its model or its rules, while others may."""
+        """Drop a worker that could not load its model or its rules, and continue with the others."""
         name, workers = self.stages[worker.stage].name, self.workers[worker.stage]
         if worker not in workers:
             return
@@ -295,10 +295,10 @@ class Scheduler:
         self._broken[worker.stage] += 1
         if not workers:
             raise SchedulerError(f"no worker of the stage {name!r} could start: {failure.message}")
-        log.warning("the stage %r runs with one worker less: %s", name, failure.message)
+        log.warning("the stage %r runs with one worker fewer: %s", name, failure.message)
 
     def _bury(self, worker: _Worker, why: str, failed_starts: int = 0) -> None:
-        """Replace a dead worker, once only, however many calls were lost with it."""
+        """Replace a dead worker: once, however many calls were lost with it."""
         if worker not in self.workers[worker.stage]:
             return
         self.workers[worker.stage].remove(worker)
@@ -310,7 +310,7 @@ class Scheduler:
         self._start(worker.stage, failed_starts)
 
     def _resize_pools(self) -> None:
-        """Grow a pool that shards wait for, and stop a worker that has been idle. Call it after `_dispatch`."""
+        """Grow pools that shards are waiting for, and stop idle workers. Call this after `_dispatch`."""
         now = time.monotonic()
         for number, stage in enumerate(self.stages):
             workers, pool = self.workers[number], stage.pool
@@ -324,7 +324,7 @@ class Scheduler:
                 self.backend.stop(idle[0].handle)
 
     def _check_progress(self) -> None:
-        """Warn when a stage has no worker for long; raise SchedulerError when no call has ended for `patience_s`."""
+        """Warn if a stage has had no worker for a while. Raise SchedulerError if no call has ended for `patience_s`."""
         now = time.monotonic()
         if now - self._moved > self.patience_s:
             raise SchedulerError(f"no shard advanced for {self.patience_s:,.0f} s, so something is stuck")

@@ -1,4 +1,4 @@
-"""Join a Ray cluster, or start a local Ray: the session that everything else in this room runs in."""
+"""Joins a Ray cluster or starts a local Ray: the session that everything else in this folder runs in."""
 
 import json
 import os
@@ -20,17 +20,17 @@ from pairmill.schemas.jobs import RunConfig
 def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = SPARE_CPUS) -> Iterator[None]:
     """Join the cluster of `run.address`, or start a local Ray for the duration of the block.
 
-    `modules`: a folder with the user's own rules, shipped to the workers. `spare_cpus`: logical ones beyond the
-    machine's own, for a local Ray whose actors mostly wait.
+    `modules`: a folder with the user's rule modules, shipped to the workers. `spare_cpus`: extra logical CPUs for a
+    local Ray, whose actors mostly wait.
     """
     if ray.is_initialized():
         yield
         return
     with tempfile.TemporaryDirectory(prefix="pairmill-") as empty, redirect_stdout(sys.stderr):
         try:  # stdout is for results, and Ray reports lost tasks there
-            # Ray puts the directory that it starts in at the front of its workers' sys.path. There, a secrets.py or a
-            # datasets/ of the user's would replace the real module, in workers alone. It does not where workers get a
-            # working_dir, but an empty one for all would leave those that Ray prestarts unused: 2 s more.
+            # Ray puts its start directory at the front of its workers' sys.path, where a user's secrets.py or datasets/
+            # would shadow the real module, but only in workers. Ray does not do this if workers have a working_dir, but
+            # with an empty one the workers that Ray prestarts would go unused, which costs 2 s.
             with nullcontext() if _has_working_dir() else chdir(empty):
                 _init(run, modules, spare_cpus)
             yield
@@ -39,24 +39,24 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
 
 
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a dead worker's results are nobody's to read
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else notes on Ray's internals reach the user
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # nobody reads the results of a dead worker
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or the user sees messages about Ray's internals
     environment = {"working_dir": str(modules)} if modules and not _has_working_dir() else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     with _held_back_stderr(), _unchanged_sigterm():
-        address = run.address or "local"  # by default, Ray would join whatever was started on this machine
+        address = run.address or "local"  # by default, Ray would join any cluster that was started on this machine
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
 
 
 def _has_working_dir() -> bool:
-    """Whether this is a submitted job, with which the modules came along: Ray takes no second folder."""
+    """Whether this is a submitted job. It brought its modules along, and Ray accepts only one working_dir."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     return "working_dir" in submitted
 
 
 @contextmanager
 def _unchanged_sigterm() -> Iterator[None]:
-    """Keep the caller's handler of SIGTERM, if there is one: Ray replaces it with its own, which raises SystemExit."""
+    """Keep the caller's handler for SIGTERM, if there is one: Ray replaces it with its own, which raises SystemExit."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -71,7 +71,7 @@ def _unchanged_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Ray's C++ core greets on stderr while it starts; that is shown only where the start fails."""
+    """Ray's C++ core writes to stderr while it starts. Show that only if the start fails."""
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as aside:
@@ -88,7 +88,7 @@ def _held_back_stderr() -> Iterator[None]:
 
 
 def cluster_nodes() -> list[Node]:
-    """The machines of the Ray that this process is part of."""
+    """The machines of the Ray cluster that this process has joined."""
     return [
         Node(
             cpus=node["Resources"].get("CPU", 0.0),

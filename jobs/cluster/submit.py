@@ -1,4 +1,4 @@
-"""`pairmill submit` and `pairmill jobs`: commands on a Ray cluster, through its Jobs API."""
+"""`pairmill submit` and `pairmill jobs`: run commands on a Ray cluster through its Jobs API."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ _ENTRYPOINT = "on_ray.sh"
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """One of pairmill's jobs on a cluster."""
+    """A pairmill job on a cluster."""
 
     job_id: str
     status: str
@@ -40,24 +40,24 @@ class SubmittedJob:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether the job has ended, for whatever reason."""
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
 class Cluster:
-    """The jobs of the cluster at `address` (http://host:8265). Raises JobError where it is not to be reached."""
+    """The jobs of the cluster at `address` (http://host:8265). Raises JobError if the cluster cannot be reached."""
 
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
-            raise JobError(f"--address {address}: it is that of the cluster's dashboard, http://HEAD:8265")
+            raise JobError(f"--address {address}: give the address of the cluster's dashboard, http://HEAD:8265")
         with _clearly(address), _without(*_OVERRIDES):
             self._client = _client(address)
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every package that is uploaded
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they report every uploaded package
         self.address = address
 
     def submit(self, command: Command) -> str:
-        """Start it there, with our code shipped; returns the job's id. Raises JobError first."""
+        """Ship our code and start the command. Returns the job's id. Raises JobError if it cannot start."""
         with bundled(command) as bundle, _clearly(self.address):
             shutil.copy(Path(__file__).with_name(_ENTRYPOINT), bundle.folder)
             return self._submit(
@@ -77,24 +77,24 @@ class Cluster:
                 time.sleep(_POLL_S)  # the cluster has only just started
 
     def jobs(self) -> list[SubmittedJob]:
-        """pairmill's jobs, the newest first."""
+        """pairmill's jobs, newest first."""
         with _clearly(self.address):
             details = [job for job in self._client.list_jobs() if _METADATA in (job.metadata or {})]
         return [_described(job) for job in sorted(details, key=lambda job: -(job.start_time or 0))]
 
     def job(self, job_id: str) -> SubmittedJob:
-        """One of them."""
+        """One job, by its id."""
         with _clearly(self.address):
             return _described(self._client.get_job_info(job_id))
 
     def logs(self, job_id: str) -> str:
-        """All that it has printed."""
+        """Everything that the job has printed."""
         with _clearly(self.address):
             text: str = self._client.get_job_logs(job_id)
         return text
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> SubmittedJob:
-        """Hand on what it prints until it ends. A connection that breaks is taken up again."""
+        """Pass the job's output to `show` until the job ends. Reconnects if the connection breaks."""
         shown = 0
 
         async def stream() -> None:
@@ -108,14 +108,14 @@ class Cluster:
                     show(new)
 
         while not (job := self._patiently(job_id)).is_over:
-            with suppress(Exception):  # of several libraries: the connection broke, or the job ended under it
+            with suppress(Exception):  # from several libraries: the connection broke, or the job ended meanwhile
                 asyncio.run(stream())
             time.sleep(_POLL_S)
         show(self.logs(job_id)[shown:])
         return job
 
     def _patiently(self, job_id: str) -> SubmittedJob:
-        """The job, from a dashboard that may be away for a while."""
+        """The job; keeps trying for a while if the dashboard cannot be reached."""
         deadline = time.monotonic() + _AWAY_S
         while True:
             try:
@@ -126,22 +126,22 @@ class Cluster:
                 time.sleep(_POLL_S)
 
     def stop(self, job_id: str) -> SubmittedJob:
-        """End it and wait until it has ended. Raises JobError where it does not."""
+        """Stop the job and wait until it has ended. Raises JobError if it does not end."""
         with _clearly(self.address):
             self._client.stop_job(job_id)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while not (job := self.job(job_id)).is_over:
             if time.monotonic() > deadline:
-                raise JobError(f"{job_id} does not end; it is {job.status}")
+                raise JobError(f"{job_id} did not stop; it is still {job.status}")
             time.sleep(_POLL_S)
         return job
 
 
 def _client(address: str) -> JobSubmissionClient:
-    """A client that sends this user's token only to a cluster that asks for one.
+    """A client that sends this user's token only to clusters that ask for one.
 
-    Ray's own client sends it where RAY_AUTH_MODE=token alone, but `ray start --head` and `ray.init` ask for tokens
-    without that variable as soon as there is a token on the machine, and a local build leaves one.
+    Ray's own client sends it only if RAY_AUTH_MODE=token. But `ray start --head` and `ray.init` require tokens even
+    without that variable if the machine has a token, and a local build leaves one behind.
     """
     try:
         return JobSubmissionClient(address)
@@ -153,7 +153,7 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _token() -> str | None:
-    """This user's token, from the places that Ray reads, in its order."""
+    """This user's token, looked up where Ray looks, in the same order."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -165,7 +165,7 @@ def _token() -> str | None:
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Ray's client takes the address from these variables of the environment whatever it is given."""
+    """Hide these environment variables: Ray's client prefers them to the address that it is given."""
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
@@ -175,7 +175,7 @@ def _without(*names: str) -> Iterator[None]:
 
 @contextmanager
 def _clearly(address: str) -> Iterator[None]:
-    """The client raises RuntimeError with the server's traceback, and several kinds for a cluster that is not there."""
+    """Turn the client's errors into JobErrors: RuntimeErrors with the server's traceback, and failed connections."""
     try:
         yield
     except AuthenticationError:

@@ -193,7 +193,7 @@ def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
 
 
 def _report(result: BuildResult, comparison: Comparison, threshold: float, seconds: float, out: str) -> str:
-    """The final report, for people."""
+    """The final report, as text."""
     parts = [funnel(result.rows_in, result.statuses), _kind_table(comparison), _verdict(comparison, threshold)]
     parts += [f"shard {shard:09d} failed: {error}" for shard, error in result.failures.items()]
     if result.shards_missing:

@@ -309,7 +309,7 @@ def test_unusable_input_to_embed_is_a_clear_error(tmp_path: Path) -> None:
         sequentially(embed_job(tmp_path / "out", tmp_path / "empty.tar"))
     with pytest.raises(ValueError, match="at least one model"):
         embed_job(tmp_path / "out", tmp_path, models=[])
-    with pytest.raises(JobError, match="nothing of a corpus is downloaded"):
+    with pytest.raises(JobError, match="a corpus is not downloaded"):
         load_job(None, {"source.kind": "corpus", "source.paths": ["x"], "output": "y", "fetch.timeout_s": 3})
     with pytest.raises(ValueError, match=r"rules\.url_"):
         embed_job(tmp_path / "out", tmp_path, rules={"url_block_hosts": ["e.org"]})

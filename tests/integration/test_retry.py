@@ -121,6 +121,6 @@ def test_a_retry_may_change_only_run_settings(
     output = str(tmp_path / "out")
     with pytest.raises(JobError, match="a retry may change only how it is run"):
         retry(output, settings={"images": {"size": 64}})
-    with pytest.raises(JobError, match="a fetch ends with one of"):
+    with pytest.raises(JobError, match="retry accepts only "):
         retry(output, ["low_similarity"])
     assert retry(output, ["http_4xx"], settings={"fetch": {"timeout_s": 3, "concurrency": 2}}).retried == 8

@@ -26,8 +26,11 @@ def job_file(tmp_path: Path) -> Path:
         ("images:\n\n  size: big\n", "job.yaml:3: images.size: "),
         ("models:\n  - {name: tiny}\n  - {nam: x}\n", "job.yaml:3: models.1.name: is required"),
         ("rules: {min_similarity: 0.3}\n", "rules.min_similarity needs a model"),
-        ("- a\n- b\n", "job.yaml:1: a job file holds"),
-        ("images: {size: 64}\nfetch: {}\nimages: {quality: 90}\n", "job.yaml:3: not valid YAML: 'images' comes twice"),
+        ("- a\n- b\n", "job.yaml:1: a job file consists of"),
+        (
+            "images: {size: 64}\nfetch: {}\nimages: {quality: 90}\n",
+            "job.yaml:3: not valid YAML: duplicate key 'images'",
+        ),
         ("source: [unclosed\n", "job.yaml:2: not valid YAML"),
         ("fetch: {allow_networks: [127.0.0.0/99]}\n", "job.yaml:1: fetch.allow_networks"),
         ("rules: {custom: [no_colon]}\n", "module:function"),

@@ -83,5 +83,5 @@ def test_what_does_not_fit_a_config_map_is_refused(tmp_path: Path, monkeypatch: 
         parts("s3://lists/in.parquet", "s3://bucket/out", "--set", "rules.url_blocklist=long.txt")
     (tmp_path / "own_kube_package").mkdir()
     (tmp_path / "own_kube_package/__init__.py").write_text("def keep(rows):\n    return None\n")
-    with pytest.raises(JobError, match="put packages of own rules into the image"):
+    with pytest.raises(JobError, match="put packages of custom rules into the image"):
         parts("s3://lists/in.parquet", "s3://bucket/out", "--set", "rules.custom=[own_kube_package:keep]")
