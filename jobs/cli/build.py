@@ -93,7 +93,7 @@ def embed(
     explain: Explain = False,
     as_json: Json = False,
 ) -> None:
-    """Embed pictures and captions that you already have.
+    """Embed pictures and captions that you have.
 
     Run the same command again to continue after a stop. --add-model adds one more model's columns to a finished
     dataset.
