@@ -109,12 +109,10 @@ def test_scores_equal_those_of_plain_open_clip(name: str, folders: dict[str, Pat
     image, text = plain(folders[name], bodies, CAPTIONS)
     expected = (image * text).sum(axis=1)
     straight, mixed = [0, 1, 2, 3, 4, 5], [3, 0, 5, 1, 4, 2]
-    for dtype, batch_size, order, tolerance in (
-        ("float32", 1, straight, 1e-3),
-        ("float32", 4, mixed, 1e-3),
-        ("float32", 32, straight, 1e-3),
-        ("bfloat16", 4, mixed, 5e-3),
-    ):
+    ways = [("float32", 4, mixed, 1e-3), ("bfloat16", 4, mixed, 5e-3)]
+    if name in ("tiny", "ViT-B-32"):
+        ways += [("float32", 1, straight, 1e-3), ("float32", 32, straight, 1e-3)]
+    for dtype, batch_size, order, tolerance in ways:
         run = RunConfig(device="cpu", batch_size=batch_size)
         encoder = Encoder([config_of(name, folders, alias="m", dtype=dtype)], run, ImagesConfig())
         done = encoder(table_of([bodies[n] for n in order], [CAPTIONS[n] for n in order]))
