@@ -7,10 +7,12 @@ https://arxiv.org/abs/2103.00020); `embedding_columns.py` computes it.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.encode.device import dtype_on, resolve_device
@@ -133,7 +135,7 @@ def _load(config: ModelConfig, weights: Weights, device: str, precision: str) ->
                 weights.name, pretrained=weights.pretrained, device=device, precision=precision
             )
         tokenize = open_clip.get_tokenizer(weights.name)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"model {config.name!r} ({config.pretrained}) does not load: {error}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise ModelError(f"{weights.path}: the weights of {config.name!r} do not load: {error}") from error
     model.eval()
     return model, recipe, tokenize

@@ -3,10 +3,13 @@
 import difflib
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import safetensors
 
 from pairmill.pipeline.encode import hub
 from pairmill.schemas.errors import PairmillError
@@ -38,10 +41,27 @@ class Weights:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def check(self) -> None:
+        """Raise ModelError if the file cannot be complete. Reads only its header, or its table of contents."""
+        if self.path.suffix == ".safetensors":
+            try:
+                with safetensors.safe_open(self.path, framework="numpy"):
+                    return
+            except safetensors.SafetensorError as error:
+                raise ModelError(f"{self.path}: not a complete file of weights (half-written?): {error}") from None
+        with self.path.open("rb") as file:
+            is_old_pickle = file.read(1) == b"\x80"  # what torch.save wrote before 1.6; since then, zip archives
+        if not is_old_pickle and not zipfile.is_zipfile(self.path):
+            raise ModelError(f"{self.path}: not a complete file of weights (half-written?)")
+
 
 def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
     """SHA-256 of each model's weights, which are downloaded first if they are not on disk. Raises ModelError."""
-    digests = [find_weights(model).sha256() for model in models]
+    digests = []
+    for model in models:
+        weights = find_weights(model)
+        weights.check()
+        digests.append(weights.sha256())
     for model, digest in zip(models, digests, strict=True):
         if model.weights_sha256 not in (None, digest):
             raise ModelError(
