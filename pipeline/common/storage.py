@@ -27,6 +27,7 @@ from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
 _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
 _NO_RIGHT_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StorageError(PairmillError, OSError):
@@ -72,20 +73,33 @@ class Store:
 
     @contextlib.contextmanager
     def new_file(self) -> Iterator[IO[bytes]]:
-        """A temporary file for `create_from`. For a local output, it is on the output's disk."""
+        """A temporary file for `create_from`. For a local output, it is on the output's disk.
+
+        Raises StorageError where nothing may be written, and for a block that meets a full disk.
+        """
         folder = tempfile.gettempdir() if self.remote else str(Path(self.root, "tmp"))
+        file = self._opened_in(folder)
         try:
-            opened = _new_file_in(folder)
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            yield file
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise StorageError(f"{folder if self.remote else self.root}: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):  # of data that did not fit, which were never published
+                file.close()
+
+    def _opened_in(self, folder: str) -> Any:
+        try:
+            return _new_file_in(folder)
         except FileNotFoundError:  # another run has just ended and removed the empty folder
-            opened = _new_file_in(folder)
+            return _new_file_in(folder)
         except OSError as error:
             if error.errno not in _NO_RIGHT_TO_WRITE:
                 raise
             remedy = "set TMPDIR to another folder" if self.remote else "give another output, or make it writable"
             raise StorageError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from None
-        with opened as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            yield file
 
     def create_from(self, name: str, file: IO[bytes]) -> bool:
         """Publish a `new_file` under a new name, durably. Returns False if the name exists."""

@@ -234,6 +234,6 @@ def test_weights_are_never_unpickled(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     torch.save({"state_dict": Trap()}, tmp_path / "evil.pt")
-    with pytest.raises(ModelError, match="the weights of .RN50. do not load"):
+    with pytest.raises(ModelError, match="the weights of 'RN50' do not load"):
         ClipModel(ModelConfig(name="RN50", pretrained=str(tmp_path / "evil.pt")), RunConfig(device="cpu"))
     assert not (tmp_path / "sprung").exists()

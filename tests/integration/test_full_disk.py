@@ -2,16 +2,20 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
-from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import build_arguments, run
+from tests.synthetic_dataset import write_dataset
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
     source, output = write_input(tmp_path / "in.parquet", rows), small_disk / "out"
     full = run(build_arguments(source, output), tmp_path)
     assert full.returncode == 1
-    assert f"{output}: no space left on the disk of the output" in full.stderr
+    assert f"{output}: No space left on device" in full.stderr
     assert "Traceback" not in full.stderr
     store = Store(str(output))
     before = {manifest.shard for manifest in read_manifests(store)}
@@ -45,3 +49,16 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
     assert sum(manifest.rows_in for manifest in read_manifests(store)) == 160
     assert verify(store, rescore=0).problems == []
     assert not list((output / "tmp").glob("*"))
+
+
+def test_law_signals_a_full_disk_in_select_is_one_line_with_the_path(small_disk: Path) -> None:
+    write_dataset(small_disk / "out", 2_000)
+    with open(small_disk / "filler", "wb", buffering=0) as filler, suppress(OSError):
+        while filler.write(bytes(4_096)):
+            pass
+    job = SelectJob.model_validate({"dataset": str(small_disk / "out"), "name": "all", "steps": []})
+    with pytest.raises(StorageError) as refused:
+        select(job)
+    assert str(refused.value) == f"{small_disk / 'out'}: No space left on device"
+    (small_disk / "filler").unlink()
+    assert select(job)
