@@ -1,6 +1,14 @@
 """Settings of all tests."""
 
-from hypothesis import settings
+import os
+
+from hypothesis import HealthCheck, settings
 
 settings.register_profile("pairmill", deadline=None)  # a slow machine is not a wrong answer
+settings.register_profile(  # of bench.doors
+    "doors",
+    deadline=None,
+    max_examples=int(os.environ.get("DOORS_EXAMPLES", "1000")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("pairmill")
