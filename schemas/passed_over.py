@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Self
 
 
 class PassedOver(StrEnum):
@@ -48,6 +49,16 @@ class Tally:
         self.seen += entries
         self.rows += 1
         self.parts += entries - 1
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        counts = {"seen": self.seen, "rows": self.rows, "parts": self.parts}
+        return {**counts, "passed_over": dict(sorted(self.passed_over.items()))}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Parse the result of `to_json`."""
+        return cls(values["seen"], values["rows"], values["parts"], Counter(values["passed_over"]))
 
     def holds(self) -> bool:
         """Whether each entry is accounted for."""

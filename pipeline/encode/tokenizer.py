@@ -43,7 +43,7 @@ class CaptionTokenizer:
 
 
 def beginning(text: str, num_bytes: int) -> str:
-    """At most `num_bytes` bytes of UTF-8 of a text, cut at the last white space of their second half if there is one."""
+    """At most `num_bytes` of a text in UTF-8, cut at the last white space of their second half if there is one."""
     raw = text.encode()
     if len(raw) <= num_bytes:
         return text

@@ -12,9 +12,8 @@ Parquet, CSV, JSON lines with captions    each file                its rows; the
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -202,7 +201,7 @@ class Corpus:
             with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
                 for batch in _batches(self._rows(file.uri, tally, named), max(shard_rows, 1_024)):
                     writer.write_table(index_table(batch))
-                writer.add_key_value_metadata({TALLY_KEY: json.dumps(asdict(tally))})
+                writer.add_key_value_metadata({TALLY_KEY: json.dumps(tally.to_json())})
             if tally.rows:
                 named.check(file.uri)
             store.create_from(name, target)
@@ -212,8 +211,7 @@ class Corpus:
         with store.files.open(store.path(name)) as file, pq.ParquetFile(file) as parquet:
             text = (parquet.metadata.metadata or {}).get(TALLY_KEY.encode())
             rows = parquet.metadata.num_rows
-        values = json.loads(text) if text else {"seen": rows, "rows": rows}
-        return Tally(**{**values, "passed_over": Counter(values.get("passed_over"))})
+        return Tally.from_json(json.loads(text)) if text else Tally(rows, rows)
 
     def _rows(self, uri: str, tally: Tally, use: TextUse) -> Iterator[IndexRow]:
         rules = replace(self._rules, use=use)
@@ -258,7 +256,7 @@ def _refuse_column_settings(source: SourceConfig, needs_license: bool) -> None:
     """Raises SourceError for settings that mean columns, which tars and folders do not have."""
     if needs_license:
         raise SourceError("rules.license_allow: tars and folders have no license column")
-    for name in ("image_column", "sha256_column", "license_column"):
+    for name in ("image_column", "license_column"):
         if getattr(source, name) is not None:
             raise SourceError(f"source.{name}: tars and folders have no columns; leave it out")
 

@@ -109,7 +109,7 @@ def _member(header: tarfile.TarInfo, pending: _Pending, position: int, data: int
     name = pending.values.get("GNU.sparse.name") or pending.values.get("path") or header.name
     is_sparse = pending.is_sparse or header.type == tarfile.GNUTYPE_SPARSE
     link = pending.values.get("linkpath") or header.linkname
-    return Member(name, header.type, position, data, length, link, _SPARSE if is_sparse else None)
+    return Member(name.rstrip("/"), header.type, position, data, length, link, _SPARSE if is_sparse else None)
 
 
 def _gap(position: int, problem: str) -> Member:
