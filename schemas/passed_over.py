@@ -38,6 +38,10 @@ class Tally:
     """Entries that belong to the row of another entry, such as captions and further pictures of the same key."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Reason -> entries."""
+    uncaptioned: int = 0
+    """Of the rows: those without a caption although there is JSON, whose keys may be unusual."""
+    json_keys: tuple[str, ...] = ()
+    """Some keys of the JSON, if there are such rows."""
 
     def pass_over(self, reason: PassedOver) -> None:
         """Count one entry that is not used."""
@@ -53,12 +57,14 @@ class Tally:
     def to_json(self) -> dict[str, object]:
         """Plain values."""
         counts = {"seen": self.seen, "rows": self.rows, "parts": self.parts}
-        return {**counts, "passed_over": dict(sorted(self.passed_over.items()))}
+        hint = {"uncaptioned": self.uncaptioned, "json_keys": list(self.json_keys)} if self.uncaptioned else {}
+        return {**counts, "passed_over": dict(sorted(self.passed_over.items())), **hint}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Parse the result of `to_json`."""
-        return cls(values["seen"], values["rows"], values["parts"], Counter(values["passed_over"]))
+        counts = values["seen"], values["rows"], values["parts"], Counter(values["passed_over"])
+        return cls(*counts, values.get("uncaptioned", 0), tuple(values.get("json_keys", ())))
 
     def holds(self) -> bool:
         """Whether each entry is accounted for."""

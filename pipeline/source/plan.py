@@ -234,7 +234,13 @@ class _Planner:
                 )
                 if self.corpus and file.kind == "index":
                     tally = self.corpus.tally(piece.uri, self.store)
-                    planned = replace(planned, parts=tally.parts, passed_over=dict(tally.passed_over))
+                    planned = replace(
+                        planned,
+                        parts=tally.parts,
+                        passed_over=dict(tally.passed_over),
+                        uncaptioned=tally.uncaptioned,
+                        json_keys=tally.json_keys,
+                    )
                 inputs.append(planned)
         passed_over = self.passed_over.copy()
         for tally in self.without_rows.values():

@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.source.files import shown
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import BuildJob
@@ -54,6 +56,10 @@ class PlannedInput:
     """Of a tar or folder: its entries that are part of the row of another, such as captions."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Of a tar or folder: reason -> entries that are not used."""
+    uncaptioned: int = 0
+    """Of a tar or folder: rows without a caption although there is JSON."""
+    json_keys: Sequence[str] = ()
+    """Some keys of that JSON."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,18 @@ def to_bytes(
     return data.getvalue()
 
 
+def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
+    """A line, if JSON beside pictures has no caption where captions usually are."""
+    rows = sum(file.uncaptioned for file in inputs)
+    if not rows:
+        return []
+    keys = dict.fromkeys(key for file in inputs for key in file.json_keys)
+    return [
+        f"{counted(rows, 'row')} without a caption although there is JSON; source.caption_column says which key has "
+        f"it, of {shown(list(keys))}"
+    ]
+
+
 def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
     """One line for each encoding or delimiter that is not the usual one for the file's extension."""
     files: dict[str, list[str]] = {}
@@ -190,4 +208,4 @@ def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
 
 
 def _without_nulls(file: PlannedInput) -> dict[str, object]:
-    return {name: value for name, value in asdict(file).items() if value not in (None, 0, {}) or name == "num_rows"}
+    return {name: value for name, value in asdict(file).items() if value not in (None, 0, {}, ()) or name == "num_rows"}

@@ -16,6 +16,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.corpus.index import IndexRow
 from pairmill.pipeline.source.corpus.sidecar import TextRules
 from pairmill.pipeline.source.corpus.tars import tar_rows
+from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
@@ -186,6 +187,17 @@ def test_a_setting_that_a_tar_cannot_follow_is_an_error(tmp_path: Path, settings
     source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"caption": "a", "w": 1}'), ("0.txt", b"b"))
     with pytest.raises(SourceError, match=message):
         shard_rows(tmp_path / "out", source, **settings)
+
+
+def test_json_with_no_usual_key_is_told_with_its_keys(tmp_path: Path) -> None:
+    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1}'), ("1.jpg", b"y"))
+    rows = shard_rows(tmp_path / "out", source)
+    assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
+    plan = load_plan(Store(str(tmp_path / "out")))
+    told = (
+        "1 row without a caption although there is JSON: source.caption_column says which key has it, of 'motto', 'w'"
+    )
+    assert told in describe_plan(plan, plan.job)
 
 
 def test_url_and_uid_columns_of_a_tar_are_keys_of_its_json(tmp_path: Path) -> None:

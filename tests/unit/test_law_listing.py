@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -290,6 +292,16 @@ def test_damage_costs_at_most_the_members_that_it_touches(
     after = list(members(io.BytesIO(bytes(damaged)), len(damaged)))
     assert [each for each in after if not each.is_gap] == [each for each in before if each is not before[hit]]
     assert sum(each.is_gap for each in after) == 1
+
+
+def test_a_build_counts_the_files_that_are_no_lists_of_urls(tmp_path: Path) -> None:
+    (tmp_path / "in/deep").mkdir(parents=True)
+    pq.write_table(pa.table({"url": ["http://e.org/1"]}), tmp_path / "in/deep/_a.parquet")
+    for name in ("stats.json", "notes.md", ".hidden.parquet"):
+        (tmp_path / "in" / name).touch()
+    plan = planned(tmp_path / "out", tmp_path / "in", kind="urls")
+    assert (plan.seen, plan.num_rows) == (4, 1)
+    assert plan.passed_over == {PassedOver.HIDDEN: 1, PassedOver.OTHER_KIND: 2}
 
 
 def test_the_plan_counts_members_and_files_and_what_has_no_rows(tmp_path: Path) -> None:

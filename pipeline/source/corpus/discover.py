@@ -201,6 +201,8 @@ class Corpus:
             with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
                 for batch in _batches(self._rows(file.uri, tally, named), max(shard_rows, 1_024)):
                     writer.write_table(index_table(batch))
+                tally.uncaptioned = named.uncaptioned
+                tally.json_keys = tuple(named.keys) if named.uncaptioned else ()
                 writer.add_key_value_metadata({TALLY_KEY: json.dumps(tally.to_json())})
             if tally.rows:
                 named.check(file.uri)

@@ -24,6 +24,7 @@ Captions = tuple[bytes | None, ...]
 
 _SHOWN_KEYS = 20
 _URL_NAMES = ("url",)
+_CAPTION_KEYS = (*CAPTION_NAMES, "description", "prompt")
 _IN_OBJECTS = ("caption", "text", "raw", "sentence")
 """Where the captions of a list of objects are: COCO, Visual Genome, Karpathy's splits."""
 _UTF_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -41,6 +42,8 @@ class TextUse:
     was_found: bool = False
     keys: dict[str, None] = field(default_factory=dict)
     """Keys of its JSON, for the message."""
+    uncaptioned: int = 0
+    """Samples that have JSON, and no caption in it or elsewhere."""
 
     def saw(self, keys: Iterable[str], is_named: bool) -> None:
         """Note the keys of one JSON object."""
@@ -111,6 +114,7 @@ class Texts:
     url: bytes | None = None
     uid: str | None = None
     problems: list[str] = field(default_factory=list)
+    has_json: bool = False
 
     def add(self, name: str, ending: str, data: bytes) -> None:
         """Add one file, called `name`."""
@@ -138,6 +142,8 @@ class Texts:
         best = next((each for each in found if not _is_blank(each)), None)
         if best is None and self.problems:
             return None, "; ".join(self.problems)
+        if not found and self.has_json and self.rules.use is not None:
+            self.rules.use.uncaptioned += 1
         return best or (found[0] if found else None), None
 
     def _note(self, keys: Iterable[str], is_named: bool) -> None:
@@ -150,6 +156,7 @@ class Texts:
             self.usual = self.usual or _captions_in(value)
         if not isinstance(value, dict):
             return
+        self.has_json = True
         self.url = self.url or _text_in(value, (self.rules.url,) if self.rules.url else _URL_NAMES)
         uid = _text_in(value, (self.rules.uid or "uid",))
         self.uid = self.uid or (uid.decode("utf-8", "replace") if uid else None)
@@ -190,7 +197,7 @@ def _usual_captions(value: dict[str, Any]) -> Captions | None:
     """Of the first usual key with a caption. Raises UnreadableText if such keys have other values only."""
     problem: UnreadableText | None = None
     found: Captions | None = None
-    for usual in CAPTION_NAMES:
+    for usual in _CAPTION_KEYS:
         name = find_column(value, usual)
         try:
             captions = None if name is None else _captions_in(value[name])
