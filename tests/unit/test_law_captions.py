@@ -195,7 +195,7 @@ def test_json_with_no_usual_key_is_told_with_its_keys(tmp_path: Path) -> None:
     assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
     plan = load_plan(Store(str(tmp_path / "out")))
     told = (
-        "1 row without a caption although there is JSON: source.caption_column says which key has it, of 'motto', 'w'"
+        "1 row without a caption although there is JSON; source.caption_column says which key has it, of 'motto', 'w'"
     )
     assert told in describe_plan(plan, plan.job)
 
