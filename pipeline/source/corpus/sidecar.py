@@ -219,9 +219,10 @@ def _captions_in(value: Any, depth: int = 0) -> Captions | None:
         parts = [_captions_in(item, depth + 1) or (None,) for item in value]
         return tuple(caption for part in parts for caption in part) or None
     if isinstance(value, dict) and depth < 2:
-        name = next((each for each in _IN_OBJECTS if isinstance(value.get(each), str)), None)
-        if name is not None:
-            return (_raw(value[name]),)
+        found = [value[name] for name in _IN_OBJECTS if value.get(name) is not None]
+        texts = [each for each in found if isinstance(each, str)]
+        if any(text.strip() for text in texts) or (found and texts == found):
+            return (_raw(next((text for text in texts if text.strip()), texts[0])),)
     raise UnreadableText(f"the caption is {_KINDS.get(type(value), 'not text')}")
 
 
