@@ -38,6 +38,12 @@ class BuildResult:
     """Name of a custom rule -> the step where it ran, and the `custom_rule` rows that it dropped."""
     stopped: str | None = None
     """Why the run stopped before it had tried all shards. None if it tried them all."""
+    seen: int = 0
+    """Files, members and records that the input showed: rows, parts of rows, and what was passed over."""
+    parts: int = 0
+    """Of these, part of the row of another, such as the caption beside a picture."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Reason -> of these, not used."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -106,6 +112,9 @@ class Totals:
             seconds=round(seconds, 1),
             failures=failures,
             custom_rules=self.custom_rules,
+            seen=plan.seen,
+            parts=plan.parts,
+            passed_over=plan.passed_over,
         )
 
 

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 def print_funnel(result: "BuildResult") -> None:
     """How many rows were lost at each step, and why."""
     from pairmill.jobs.funnel import funnel
+    from pairmill.schemas.passed_over import describe_passed_over
 
+    rows = result.seen - result.parts - sum(result.passed_over.values())
+    if line := describe_passed_over(result.seen, rows, result.parts, result.passed_over):
+        typer.echo(line)
     if not result.rows_in:
         return
     if more := result.rows_in - result.input_rows:

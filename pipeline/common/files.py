@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -97,37 +97,6 @@ class Files:
         fs, inside = self.file_system(uri)
         return bytes(fs.cat_file(inside, start=offset, end=offset + length))
 
-    def expand(self, path: str, suffixes: tuple[str, ...]) -> list[str]:
-        """The files that a source path refers to, sorted: a file itself, a glob's matches, or a folder's files.
-
-        Folders are searched recursively for names that end in one of `suffixes`, ignoring case. Names that start with
-        `.` or `_` are skipped, as in Spark and Hive. As in a shell, a glob does not match hidden files.
-        Raises FileNotFoundError if nothing matches.
-        """
-        path = absolute(path)
-        fs, inside = self.file_system(path)
-        if fs.isfile(inside):
-            found = [inside]
-        elif fs.isdir(inside):
-            found = [name for name in fs.find(inside) if _is_visible_input(name, inside, suffixes)]
-        else:
-            matches = fs.glob(inside) if GLOB_CHARACTERS & set(inside) else []
-            found = [name for name in matches if fs.isfile(name) and not PurePosixPath(name).name.startswith(".")]
-        if not found:
-            raise FileNotFoundError(f"no input found at {path}")
-        return sorted(str(fs.unstrip_protocol(name)) if is_remote(path) else str(name) for name in found)
-
-    def files_in(self, folder: str) -> Iterator[tuple[str, int]]:
-        """(name, size in bytes) of the files directly in a folder, unordered."""
-        if not is_remote(folder):
-            with os.scandir(absolute(folder)) as entries:
-                yield from ((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
-            return
-        fs, inside = self.file_system(folder.rstrip("/"))
-        for info in fs.ls(inside, detail=True):
-            if info["type"] == "file":
-                yield PurePosixPath(info["name"]).name, int(info["size"])
-
     def is_folder(self, path: str) -> bool:
         """Whether a path or URL is a folder."""
         fs, inside = self.file_system(absolute(path))
@@ -159,11 +128,6 @@ def leads_out(folder: str, name: str) -> bool:
         return False
     root = Path(absolute(folder)).resolve()
     return not (root / name).resolve().is_relative_to(root)
-
-
-def _is_visible_input(name: str, folder: str, suffixes: tuple[str, ...]) -> bool:
-    parts = PurePosixPath(name.removeprefix(folder)).parts
-    return name.lower().endswith(suffixes) and not any(part.startswith((".", "_")) for part in parts)
 
 
 def file_checksum(file: IO[bytes]) -> tuple[str, int]:

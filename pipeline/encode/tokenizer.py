@@ -1,30 +1,63 @@
-"""THE place where a caption is cut: to MAX_TOKENIZED_BYTES, then to the model's context of 77 tokens or so.
+"""THE place where a caption is cut: to the model's context, of 77 tokens or so.
 
-Only what the model sees is cut; the columns `caption` and `caption_clean` stay whole.
+Only what the model sees is cut; the columns `caption` and `caption_clean` stay whole. Tokenizers read whole texts and
+then throw away what does not fit, so a text far longer than the context is first cut to a beginning that fills it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pairmill.pipeline.encode.byte_pairs import MAX_CACHED_CHARS, merged
 
 if TYPE_CHECKING:
     import torch
 
-MAX_TOKENIZED_BYTES = 1_000
-"""77 tokens of 13 bytes. CLIP's byte-pair merging is quadratic in the length of a word, and a hostile caption may be
-one word of a megabyte."""
+MAX_TOKEN_BYTES = 32
+"""The longest token of CLIP's vocabulary. A text of this many bytes per token nearly always fills the context; where
+it does not, more of it is tokenized."""
+_MORE = 4
 
 
 class CaptionTokenizer:
-    """open_clip's tokenizer of one model, with a bound on what it has to tokenize."""
+    """open_clip's tokenizer of one model, which has to tokenize no more of a caption than fits into the context."""
 
     def __init__(self, tokenize: "Callable[[list[str]], torch.Tensor]", context_length: int) -> None:
+        if hasattr(tokenize, "bpe_ranks"):
+            _merge_long_words_fast(tokenize)
         self._tokenize = tokenize
         self.context_length = context_length
+        self._padding = int(tokenize([""])[0, -1])
+        whole = tokenize(["a " * 2 * context_length])[0]
+        self._last = -1 if int(whole[-1]) != self._padding else -2  # SigLIP's padding is its end-of-text token
 
     def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
-        """Captions -> int64 [n, context_length]: longer ones are cut, shorter ones padded."""
-        return self._tokenize([_truncated(caption) for caption in captions])
+        """Captions -> int64 [n, context_length]: those with more tokens are cut, those with fewer padded."""
+        num_bytes = MAX_TOKEN_BYTES * (self.context_length + 1)
+        tokens = self._tokenize([beginning(caption, num_bytes) for caption in captions])
+        waiting = [row for row, caption in enumerate(captions) if len(caption.encode()) > num_bytes]
+        while waiting := [row for row in waiting if int(tokens[row, self._last]) == self._padding]:
+            num_bytes *= _MORE
+            tokens[waiting] = self._tokenize([beginning(captions[row], num_bytes) for row in waiting])
+            waiting = [row for row in waiting if len(captions[row].encode()) > num_bytes]
+        return tokens
 
 
-def _truncated(caption: str) -> str:
-    return caption.encode()[:MAX_TOKENIZED_BYTES].decode(errors="ignore")
+def beginning(text: str, num_bytes: int) -> str:
+    """At most `num_bytes` of a text in UTF-8, cut at the last white space of their second half if there is one."""
+    raw = text.encode()
+    if len(raw) <= num_bytes:
+        return text
+    start = raw[:num_bytes].decode(errors="ignore")
+    space = max(start.rfind(" "), start.rfind("\n"))
+    return start[:space] if space >= len(start) // 2 else start
+
+
+def _merge_long_words_fast(tokenize: Any) -> None:
+    """Replace the byte-pair merging of open_clip's own tokenizer for words whose merging takes quadratic time, and that
+    it would remember for ever."""
+    short = tokenize.bpe
+
+    def bpe(word: str) -> str:
+        return short(word) if len(word) <= MAX_CACHED_CHARS else " ".join(merged(word, tokenize.bpe_ranks))
+
+    tokenize.bpe = bpe

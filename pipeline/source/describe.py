@@ -4,8 +4,9 @@ import os
 
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
-from pairmill.pipeline.source.planned import Plan, describe_formats
+from pairmill.pipeline.source.planned import Plan, describe_formats, describe_uncaptioned
 from pairmill.schemas.jobs import BuildJob, RunConfig
+from pairmill.schemas.passed_over import describe_passed_over
 
 _MAX_OBJECTS = 200_000
 _STORED_PICTURE_BYTES = 30_000
@@ -13,9 +14,11 @@ _SHARDS_PER_ACTOR = 4
 
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
-    """Shards, output files, memory per download actor, columns, a better `shard_rows` if there is one, and detected
-    formats."""
-    return "\n".join([_describe_shards(plan, job), *describe_formats(plan.inputs)])
+    """Shards, output files, memory per download actor, columns, a better `shard_rows` if there is one, detected
+    formats, and what is passed over."""
+    told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs)]
+    seen = describe_passed_over(plan.seen, plan.rows_in_inputs, plan.parts, plan.passed_over)
+    return "\n".join([_describe_shards(plan, job), *told, *([seen] if seen else [])])
 
 
 def _describe_shards(plan: Plan, job: BuildJob) -> str:

@@ -4,17 +4,19 @@ A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or p
 be gzipped.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import Files, is_inside, join
+from pairmill.pipeline.common.files import Files, join
+from pairmill.pipeline.common.listing import Listing, list_path
 from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.passed_over import PassedOver
 
 Kind = Literal["parquet", "csv", "tsv", "json", "jsonl", "text", "index"]
 
@@ -39,6 +41,9 @@ USUAL_DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 
 MALFORMED_COLUMN = "__pairmill_malformed"
 """Only in converted files: null, or why the row could not be read, and the beginning of its text."""
+
+CAPTION_PROBLEM_COLUMN = "__pairmill_caption_problem"
+"""Only in indexes of tars and folders: null, or why the text beside the picture is not a caption."""
 
 _SHOWN_COLUMNS = 30
 
@@ -86,18 +91,40 @@ def kind_of(uri: str) -> Kind:
     return _KINDS[suffix]
 
 
-def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> list[str]:
-    """Absolute paths or URLs of all input files, without duplicates: in the order of `paths`, sorted within each.
+@dataclass(slots=True)
+class Inputs:
+    """The input files of a job."""
+
+    files: list[str] = field(default_factory=list)
+    """Absolute paths or URLs, without duplicates: in the order of `source.paths`, sorted within each."""
+    passed_over: dict[str, PassedOver] = field(default_factory=dict)
+    """What else was found at these paths."""
+
+    def add(self, files: Iterable[str], listing: Listing) -> None:
+        """Add the files of one path that are used; its others are passed over."""
+        used = set(files)
+        self.files = list(dict.fromkeys([*self.files, *files]))
+        listing.pass_over([uri for uri in listing.files if uri not in used], PassedOver.OTHER_KIND)
+        self.passed_over.update(listing.passed_over)
+
+    def counts(self) -> Counter[str]:
+        """Reason -> files and folders that are passed over."""
+        used = set(self.files)  # perhaps by another path
+        return Counter(reason.value for uri, reason in self.passed_over.items() if uri not in used)
+
+
+def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
+    """All input files.
 
     `exclude`: the output folder, which may be inside an input folder. The `.json` files of a folder count only if there
     are no other formats, which they would otherwise describe. Raises SourceError.
     """
-    found: dict[str, None] = {}
+    found = Inputs()
     for path in paths:
-        uris = _expand(path, files)
-        uris = [uri for uri in uris if not is_inside(uri, exclude)]
+        listing = listed(path, files, exclude)
+        uris = _tables(path, listing)
         kinds = {kind_of(uri): uri for uri in uris}
-        if len(kinds) > 1 and "json" in kinds and files.is_folder(path):
+        if len(kinds) > 1 and "json" in kinds and not listing.named:
             del kinds["json"]
             uris = [uri for uri in uris if kind_of(uri) != "json"]
         if len(kinds) > 1 and "text" in kinds:  # most likely a readme, not URLs
@@ -105,29 +132,35 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> list[str]:
                 f"source.paths: {path} contains {kinds['text']} beside other formats, and a text file is read as a "
                 f"list of URLs; select the files you mean with a glob, such as {join(path, '*.parquet')}"
             )
-        found.update(dict.fromkeys(uris))
-    if not found:
+        found.add(uris, listing)
+    if not found.files:
         raise SourceError(f"source.paths: there is nothing but the output folder {exclude}")
-    return list(found)
+    return found
 
 
-def _expand(path: str, files: Files) -> list[str]:
-    """The files of a path. Raises SourceError if there are none, or if they are pictures."""
+def listed(path: str, files: Files, exclude: str) -> Listing:
+    """What is at the path, outside the folder `exclude`. Raises SourceError if there is nothing."""
     try:
-        uris, not_found = files.expand(path, SUFFIXES), None
+        return list_path(path, files, exclude)
     except FileNotFoundError as error:
-        uris, not_found = [], error
-    pictures = [uri for uri in uris if uri.lower().endswith(_PICTURES)]
-    if not pictures and all(uri.lower().endswith((".txt", ".json")) for uri in uris):
-        with suppress(FileNotFoundError):
-            pictures = [uri for uri in files.expand(path, _PICTURES) if uri.lower().endswith(_PICTURES)]
-    if pictures:
+        raise SourceError(f"source.paths: {error}") from error
+
+
+def _tables(path: str, listing: Listing) -> list[str]:
+    """The tables and lists at a path. Raises SourceError if there are none, or if there are pictures instead."""
+    named = set(listing.named)
+    uris = [uri for uri in listing.files if uri in named or uri.lower().endswith(SUFFIXES)]
+    among = uris
+    if all(uri.lower().endswith((".txt", ".json")) for uri in uris):  # perhaps the captions of pictures
+        among = listing.files
+    if pictures := [uri for uri in among if uri.lower().endswith(_PICTURES)]:
         raise SourceError(
             f"source.paths: {path} contains pictures, such as {pictures[0]}, but build reads lists of URLs; "
             "for local pictures, use pairmill embed"
         )
-    if not_found:
-        raise SourceError(f"source.paths: {not_found}") from not_found
+    only_output = not listing.files and set(listing.passed_over.values()) == {PassedOver.OUTPUT}
+    if not uris and not only_output:
+        raise SourceError(f"source.paths: no input found at {path}")
     return uris
 
 

@@ -8,6 +8,9 @@ import pyarrow as pa
 
 _COLUMN = "column:"
 
+ALTERNATES_COLUMN = "image_alternates"
+"""In indexes and in flight: further pictures of the same key, as structs of STORED. The first that decodes is used."""
+
 
 @dataclass(frozen=True)
 class WebPictures:
@@ -65,6 +68,9 @@ class ColumnMapping:
     extra: pa.Schema
     extra_columns: tuple[str, ...]
     pictures: PictureSource = ON_THE_WEB
+    shared_urls: str | None = None
+    """File in the output folder with the URLs and captions that several pictures of the input have; None if there are
+    none. See `shared_urls.py`."""
 
     @property
     def has_captions(self) -> bool:
@@ -80,7 +86,10 @@ class ColumnMapping:
         pictures = self.pictures
         name = f"{_COLUMN}{pictures.column}" if isinstance(pictures, ColumnPictures) else _NAMES[pictures]
         extra = base64.b64encode(self.extra.serialize().to_pybytes()).decode()
-        return {**self.__dict__, "extra_columns": list(self.extra_columns), "extra": extra, "pictures": name}
+        values = {**self.__dict__, "extra_columns": list(self.extra_columns), "extra": extra, "pictures": name}
+        if self.shared_urls is None:
+            del values["shared_urls"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ColumnMapping":

@@ -4,9 +4,10 @@ The rows of a plan file are its shards; its metadata has the meaning of the colu
 Plan files are create-only: if two drivers plan at the same time, one wins and the other reads its plan.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -21,8 +22,10 @@ from pairmill.pipeline.source.cursor import resolve
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
+from pairmill.pipeline.source.shared_urls import note_shared_urls
 from pairmill.schemas.jobs import BuildJob, SourceConfig
 from pairmill.schemas.manifest import PLAN_SCHEMA
+from pairmill.schemas.passed_over import Tally
 from pairmill.schemas.record import JobRecord
 
 _READERS = 8
@@ -55,8 +58,8 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
     """
     job = record.job
     corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
-    sources = corpus.files(store.root) if corpus else list_inputs(job.source.paths, store.root, store.files)
-    planner = _Planner(record, store, sources, corpus)
+    found = corpus.inputs(store.root) if corpus else list_inputs(job.source.paths, store.root, store.files)
+    planner = _Planner(record, store, found.files, corpus, found.counts())
     for _ in range(_TRIES):
         plan = load(store)
         if plan is not None and plan.record.fingerprint != record.fingerprint:
@@ -88,8 +91,14 @@ class _Planner:
     store: Store
     sources: list[str]
     corpus: Corpus | None
+    passed_over: Counter[str]
+    """Reason -> files and folders that the listing showed and that are not planned."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     inspected: dict[str, InputFile] = field(default_factory=dict)
+    planned_uris: list[str] = field(default_factory=list)
+    """The files with rows of the plan so far."""
+    without_rows: dict[str, Tally] = field(default_factory=dict)
+    """Tars and folders that have no rows, so that they are not in the plan."""
 
     @property
     def job(self) -> BuildJob:
@@ -109,6 +118,7 @@ class _Planner:
     def extend(self, plan: Plan) -> bytes | None:
         """The next plan file; None if there is nothing to add."""
         self._check_unchanged(plan)
+        self.planned_uris = [file.uri for file in plan.inputs]
         limit = self.job.source.limit_rows
         budget = None if limit is None else max(limit - plan.num_rows, 0)
         slices = _continue_partial(plan, budget)
@@ -171,6 +181,8 @@ class _Planner:
                 uri, rows_in_file = converted.get(file.uri) or self._convert(file, mapping)
             assert rows_in_file is not None
             num_rows = rows_in_file if budget is None else min(budget, rows_in_file)
+            if not rows_in_file and self.corpus and file.kind == "index":
+                self.without_rows[file.uri] = self.corpus.tally(uri, self.store)
             if num_rows:
                 slices.append(_Slice(file.uri, uri, 0, num_rows, rows_in_file))
             budget = None if budget is None else budget - num_rows
@@ -187,7 +199,8 @@ class _Planner:
     def _convert(self, file: InputFile, mapping: ColumnMapping) -> tuple[str, int]:
         """(name in the output folder, number of rows) of the converted file."""
         self._hash([file.uri])
-        name = converted_name(file, self.fingerprints[file.uri], mapping, self.job.shard_rows)
+        name_of = self.corpus.converted_name if self.corpus else converted_name
+        name = name_of(file, self.fingerprints[file.uri], mapping, self.job.shard_rows)
         if not self.store.exists(name):
             (self.corpus.convert if self.corpus else convert)(file, name, mapping, self.job.shard_rows, self.store)
             if self._fingerprint(file.uri) != self.fingerprints[file.uri]:
@@ -202,6 +215,8 @@ class _Planner:
             raise SourceError("source.paths: the input has no rows")
         self._hash(piece.source for piece in slices)
         tables, inputs = [], []
+        uris = [*self.planned_uris, *(piece.uri for piece in slices)]
+        mapping = replace(mapping, shared_urls=note_shared_urls(self.store, uris, mapping))
         for piece in slices:
             fingerprint = self.fingerprints[piece.source]
             table = _cut(piece, fingerprint, self.job.shard_rows, first_shard)
@@ -209,9 +224,28 @@ class _Planner:
             tables.append(table)
             if piece.rows_in_file is not None:
                 file = self.inspected[piece.source]
-                reading = (file.unusual_encoding, file.unusual_delimiter)
-                inputs.append(PlannedInput(piece.source, piece.uri, fingerprint, piece.rows_in_file, *reading))
-        return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record)
+                planned = PlannedInput(
+                    piece.source,
+                    piece.uri,
+                    fingerprint,
+                    piece.rows_in_file,
+                    file.unusual_encoding,
+                    file.unusual_delimiter,
+                )
+                if self.corpus and file.kind == "index":
+                    tally = self.corpus.tally(piece.uri, self.store)
+                    planned = replace(
+                        planned,
+                        parts=tally.parts,
+                        passed_over=dict(tally.passed_over),
+                        uncaptioned=tally.uncaptioned,
+                        json_keys=tally.json_keys,
+                    )
+                inputs.append(planned)
+        passed_over = self.passed_over.copy()
+        for tally in self.without_rows.values():
+            passed_over += tally.passed_over
+        return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record, passed_over)
 
 
 def _inspect(uri: str, files: Files, config: SourceConfig) -> InputFile:

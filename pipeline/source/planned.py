@@ -6,8 +6,9 @@ plan file adds.
 
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.source.files import shown
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import BuildJob
@@ -24,6 +27,7 @@ from pairmill.schemas.manifest import PLAN_SCHEMA, SCHEMA_VERSION
 from pairmill.schemas.record import JobRecord
 
 _METADATA_KEY = b"pairmill"
+_NOTHING: Mapping[str, int] = {}
 
 
 class PlanError(PairmillError, ValueError):
@@ -48,6 +52,14 @@ class PlannedInput:
     """Encoding of a text file, if not UTF-8."""
     delimiter: str | None = None
     """Delimiter of a CSV or TSV file, if not the usual one for its extension."""
+    parts: int = 0
+    """Of a tar or folder: its entries that are part of the row of another, such as captions."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Of a tar or folder: reason -> entries that are not used."""
+    uncaptioned: int = 0
+    """Of a tar or folder: rows without a caption although there is JSON."""
+    json_keys: Sequence[str] = ()
+    """Some keys of that JSON."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,31 @@ class Plan:
     """Number of `plan/K.parquet`."""
     record: JobRecord
     """The record of the job that planned it. `job.yaml` is a copy for people."""
+    unplanned: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> files and folders among `source.paths` that are not in the plan, when it was last extended."""
+
+    @property
+    def rows_in_inputs(self) -> int:
+        """Rows of all planned files, planned or not."""
+        return sum(file.num_rows for file in self.inputs)
+
+    @property
+    def parts(self) -> int:
+        """Entries of tars and folders that are part of the row of another, such as captions."""
+        return sum(file.parts for file in self.inputs)
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """Reason -> what was seen and is neither a row nor a part of one."""
+        total: Counter[str] = Counter(self.unplanned)
+        for file in self.inputs:
+            total.update(file.passed_over)
+        return dict(sorted(total.items()))
+
+    @property
+    def seen(self) -> int:
+        """Files, members and records that the input showed: rows, parts of rows, and what is passed over."""
+        return self.rows_in_inputs + self.parts + sum(self.passed_over.values())
 
     @property
     def job(self) -> BuildJob:
@@ -89,17 +126,20 @@ def load(store: Store) -> Plan | None:
         raise PlanError(f"{store.root}/plan: files are missing between {numbers[0]}.parquet and {numbers[-1]}.parquet")
     tables, inputs = [], []
     mapping, record = None, None
+    unplanned: Mapping[str, int] = _NOTHING
     for number in numbers:
         table, metadata = _load_file(store, f"plan/{number}.parquet")
         tables.append(table)
         inputs += [PlannedInput(**values) for values in metadata["inputs"]]
-        mapping = mapping or ColumnMapping.from_json(metadata["facts"])
+        newest = ColumnMapping.from_json(metadata["facts"])
+        mapping = replace(mapping or newest, shared_urls=newest.shared_urls)
         record = record or _record(store, f"{number}.parquet", metadata["job"])
+        unplanned = metadata.get("passed_over", unplanned)
     assert mapping is not None and record is not None
     shards = pa.concat_tables(tables).combine_chunks()
     if not shards["shard"].equals(pa.chunked_array([pa.array(np.arange(shards.num_rows))])):
         raise PlanError(f"{store.root}/plan: the shards are not numbered from 0 without gaps")
-    return Plan(shards, mapping, tuple(inputs), len(numbers), record)
+    return Plan(shards, mapping, tuple(inputs), len(numbers), record, unplanned)
 
 
 def _load_file(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -120,17 +160,37 @@ def _record(store: Store, name: str, values: dict[str, Any]) -> JobRecord:
         raise PlanError(f"{store.path(f'plan/{name}')}: {error}") from error
 
 
-def to_bytes(shards: pa.Table, mapping: ColumnMapping, inputs: Sequence[PlannedInput], record: JobRecord) -> bytes:
-    """The content of a plan file that adds `shards` and `inputs`."""
+def to_bytes(
+    shards: pa.Table,
+    mapping: ColumnMapping,
+    inputs: Sequence[PlannedInput],
+    record: JobRecord,
+    passed_over: Mapping[str, int] = _NOTHING,
+) -> bytes:
+    """The content of a plan file that adds `shards` and `inputs`. `passed_over`: what the listing showed beside these
+    and all earlier inputs."""
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "job": record.to_json(),
         "facts": mapping.to_json(),
         "inputs": [_without_nulls(file) for file in inputs],
+        "passed_over": dict(passed_over),
     }
     data = io.BytesIO()
     pq.write_table(shards.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), data, compression="zstd")
     return data.getvalue()
+
+
+def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
+    """A line, if JSON beside pictures has no caption where captions usually are."""
+    rows = sum(file.uncaptioned for file in inputs)
+    if not rows:
+        return []
+    keys = dict.fromkeys(key for file in inputs for key in file.json_keys)
+    return [
+        f"{counted(rows, 'row')} without a caption although there is JSON; source.caption_column says which key has "
+        f"it, of {shown(list(keys))}"
+    ]
 
 
 def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
@@ -148,4 +208,4 @@ def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
 
 
 def _without_nulls(file: PlannedInput) -> dict[str, object]:
-    return {name: value for name, value in asdict(file).items() if value is not None}
+    return {name: value for name, value in asdict(file).items() if value not in (None, 0, {}, ()) or name == "num_rows"}

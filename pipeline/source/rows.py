@@ -17,10 +17,11 @@ from pairmill.pipeline.source.captions import clean_captions
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.corpus.image_refs import with_image_refs
 from pairmill.pipeline.source.cursor import Cursor, ReadError
-from pairmill.pipeline.source.files import MALFORMED_COLUMN, decode_lossy
-from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, PictureSource, WebPictures
+from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN, decode_lossy
+from pairmill.pipeline.source.identity import Identities, uid_texts
+from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, WebPictures
+from pairmill.pipeline.source.shared_urls import SharedUrls
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
-from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
 from pairmill.schemas.limits import MAX_CAPTION_BYTES, MAX_URL_BYTES
 from pairmill.schemas.manifest import Shard
 from pairmill.schemas.pairs import FETCHED, IMAGE_COLUMN, PICTURE, in_flight_schema
@@ -40,6 +41,7 @@ class ShardReader:
         self._store = store
         self._mapping = mapping
         self._cursor: Cursor | None = None
+        self._shared: SharedUrls | None = None
         self._lock = threading.Lock()
 
     def read(self, shard: Shard) -> pa.Table:
@@ -60,12 +62,21 @@ class ShardReader:
         if self._mapping.sha256_column is not None:
             index = self._mapping.extra_columns.index(self._mapping.sha256_column)
             verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[index]))
-        uids = _uids(rows, verdicts, self._mapping.pictures)
-        _refuse_repeats(uids, verdicts)
+        verdicts.refuse(Status.CAPTION_INVALID, rows.caption_problems)
+        found = Identities(self._mapping, self._shared_urls()).of(rows.urls, rows.captions, rows.own_uids, rows.indexes)
+        verdicts.refuse(Status.UID_INVALID, found.problems)
+        _refuse_repeats(found.uids, verdicts)
         captions = _caption_texts(rows.captions, verdicts)
         urls = _url_texts(rows.urls, verdicts)
         nulls = [pa.nulls(rows.num_rows, kind.type) for kind in [*FETCHED, *PICTURE, IMAGE_COLUMN]]
-        identity = [_row_ids(shard, rows), pa.array(uids), urls, captions, clean_captions(captions), rows.indexes]
+        identity = [
+            _row_ids(shard, rows),
+            pa.array(found.uids, pa.string()),
+            urls,
+            captions,
+            clean_captions(captions),
+            rows.indexes,
+        ]
         is_pair = pa.repeat(False, rows.num_rows)
         columns = [*identity, *verdicts.columns(), is_pair, *nulls, *rows.extra]
         result = pa.Table.from_arrays(columns, schema=in_flight_schema(self._mapping.extra))
@@ -73,6 +84,12 @@ class ShardReader:
             table = table.take(rows.parents) if rows.has_lists else table
             result = with_image_refs(result, table, self._mapping.pictures, shard.uri, self._store.files)
         return result
+
+    def _shared_urls(self) -> SharedUrls:
+        with self._lock:
+            if self._shared is None:
+                self._shared = SharedUrls.load(self._store, self._mapping)
+            return self._shared
 
     def close(self) -> None:
         """Close the open file."""
@@ -101,6 +118,7 @@ class _Rows:
     captions: pa.Array
     own_uids: pa.Array | None
     problems: pa.Array
+    caption_problems: pa.Array
     parents: pa.Array
     """int64: index of the input row in the shard."""
     indexes: pa.Array
@@ -138,10 +156,12 @@ class _Verdicts:
 
 
 def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
+    is_index = isinstance(mapping.pictures, IndexedPictures)
+    if is_index:
+        table = _with_plain_captions(table, mapping)
     columns = columns_of(mapping, table.schema.names)
     nothing = pa.nulls(table.num_rows, pa.large_binary())
-    has_problems = MALFORMED_COLUMN in table.schema.names
-    problems = (table[MALFORMED_COLUMN].combine_chunks() if has_problems else nothing).cast(pa.string())
+    problems = _strings(table, MALFORMED_COLUMN)
     has_lists = columns.caption is not None and pa.types.is_nested(table[columns.caption].type)
     if has_lists:
         counted = table.select([name for name in table.column_names if name in (*columns.extra, columns.url)])
@@ -159,13 +179,31 @@ def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
     return _Rows(
         urls=repeated(nothing if columns.url is None else raw_bytes(table[columns.url])),
         captions=captions,
-        own_uids=None if mapping.uid_column is None else repeated(_uid_texts(table, columns.uid)),
+        own_uids=None if mapping.uid_column is None else repeated(uid_texts(table, columns.uid)),
         problems=repeated(problems),
+        caption_problems=repeated(_strings(table, CAPTION_PROBLEM_COLUMN if is_index else "")),
         parents=parents,
         indexes=pa.array(indexes, pa.int32()),
         has_lists=has_lists,
         extra=[repeated(column) for column in _extra_columns(table, mapping)],
     )
+
+
+def _strings(table: pa.Table, name: str) -> pa.Array:
+    """A column of pairmill's own; null if the file has none."""
+    if name not in table.schema.names:
+        return pa.nulls(table.num_rows, pa.string())
+    return table[name].combine_chunks().cast(pa.string())
+
+
+def _with_plain_captions(table: pa.Table, mapping: ColumnMapping) -> pa.Table:
+    """The rows of an index, with captions instead of lists where no list has more than one."""
+    index = table.schema.get_field_index(mapping.caption_column or "")
+    lists = table.column(index)
+    if not pa.types.is_list(lists.type) or (pc.max(pc.list_value_length(lists)).as_py() or 0) > 1:
+        return table
+    _, _, captions = _flatten(raw_byte_lists(lists))
+    return table.set_column(index, mapping.caption_column, captions)
 
 
 def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
@@ -217,42 +255,6 @@ def _extra_columns(table: pa.Table, mapping: ColumnMapping) -> list[pa.Array]:
         column = readable(table[name].combine_chunks())
         columns.append(column if column.type.equals(data_type) else column.cast(data_type, safe=False))
     return columns
-
-
-def _uid_texts(table: pa.Table, column: str | None) -> pa.Array:
-    """The uid column as large_binary. Values of 16 bytes (Parquet's UUID) are converted to hex."""
-    kind = pa.large_binary()
-    if column is None:
-        return pa.nulls(table.num_rows, kind)
-    values = table[column].combine_chunks()
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    if values.type == pa.binary(16):
-        return pa.array([None if value is None else value.hex().encode() for value in values.to_pylist()], kind)
-    try:
-        return values.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and the like, kept as evidence
-        return pa.array([None if value is None else str(value).encode() for value in values.to_pylist()], kind)
-
-
-def _uids(rows: _Rows, verdicts: _Verdicts, pictures: PictureSource) -> list[str]:
-    """The uids, empty where they depend on the picture: `pairmill.pipeline.source.corpus.load` fills those in."""
-    has_urls = isinstance(pictures, WebPictures)
-    pairs = zip(rows.urls.to_pylist(), rows.captions.to_pylist(), strict=True)
-    if rows.own_uids is None:
-        return ["" if url is None and not has_urls else pair_uid(url, caption) for url, caption in pairs]
-    uids = []
-    given_and_index = zip(rows.own_uids.to_pylist(), rows.indexes.to_pylist(), strict=True)
-    for row, ((url, caption), (given, index)) in enumerate(zip(pairs, given_and_index, strict=True)):
-        text = "null" if given is None else given.decode("utf-8", "replace")
-        own = own_uid(text)
-        if own is None and isinstance(pictures, IndexedPictures):  # a sample's JSON may use `uid` for anything
-            uids.append("" if url is None else pair_uid(url, caption))
-            continue
-        if own is None:
-            verdicts.refuse_row(row, Status.UID_INVALID, text)
-        uids.append(pair_uid(url, caption) if own is None else caption_uid(own, index))
-    return uids
 
 
 def _bad_digests(column: pa.Array) -> pa.Array:

@@ -2,6 +2,11 @@
 
 uid = BLAKE2b-128(part(url) + part(caption))
 part(null) = 00        part(bytes) = 01, then the length as 8 bytes little-endian, then the bytes
+
+Of a picture that is in the input, and not on the web:
+
+    no URL, or a blank one                              its SHA-256, in hex, stands for the URL
+    a URL and caption that several rows of the input have       BLAKE2b-128(part(url) + part(caption) + part(SHA-256))
 """
 
 import hashlib
@@ -13,6 +18,19 @@ _OWN = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-f
 def pair_uid(url: bytes | None, caption: bytes | None) -> str:
     """uid of the raw bytes of url and caption. Null and empty are different."""
     return hashlib.blake2b(_part(url) + _part(caption), digest_size=16).hexdigest()
+
+
+def picture_uid(url: bytes | None, caption: bytes | None, sha256: str | None) -> str:
+    """uid of a picture of the input whose URL does not tell it from others. `sha256`: in hex; None if unread."""
+    digest = sha256.encode() if sha256 else None
+    if is_blank(url) or digest is None:
+        return pair_uid(digest or url, caption)
+    return hashlib.blake2b(_part(url) + _part(caption) + _part(digest), digest_size=16).hexdigest()
+
+
+def is_blank(url: bytes | None) -> bool:
+    """Whether there is no URL: null, empty, or white space."""
+    return not (url and url.strip())
 
 
 def own_uid(text: str) -> str | None:

@@ -54,7 +54,9 @@ def test_inputs_are_listed_once_in_path_order_and_sorted_within_a_path(tmp_path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     paths = [str(tmp_path / "y/z.parquet"), str(tmp_path / "x"), str(tmp_path / "x" / "*.csv")]
-    found = [str(Path(file).relative_to(tmp_path)) for file in list_inputs(paths, exclude="/elsewhere", files=Files())]
+    found = [
+        str(Path(file).relative_to(tmp_path)) for file in list_inputs(paths, exclude="/elsewhere", files=Files()).files
+    ]
     assert found == ["y/z.parquet", "x/a.csv", "x/b.csv", "x/deep/c.CSV"]
 
 
@@ -62,7 +64,7 @@ def test_the_output_folder_is_not_input(tmp_path: Path) -> None:
     for name in ("a.csv", "out/input/a.parquet", "out/plan/0.parquet", "output.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = list_inputs([str(tmp_path)], exclude=str(tmp_path / "out"), files=Files())
+    found = list_inputs([str(tmp_path)], exclude=str(tmp_path / "out"), files=Files()).files
     assert [Path(file).name for file in found] == ["a.csv", "output.csv"]
     with pytest.raises(SourceError, match="nothing but the output folder"):
         list_inputs([str(tmp_path / "out")], exclude=str(tmp_path / "out"), files=Files())
@@ -79,11 +81,13 @@ def test_json_is_input_only_without_other_formats(tmp_path: Path) -> None:
     for name in ("a.json", "deep/b.json.gz"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = list_inputs([str(tmp_path)], "/elsewhere", Files())
+    found = list_inputs([str(tmp_path)], "/elsewhere", Files()).files
     assert [Path(file).name for file in found] == ["a.json", "b.json.gz"]
     (tmp_path / "c.jsonl").touch()
-    assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files())] == ["c.jsonl"]
-    assert len(list_inputs([str(tmp_path / "*.json*")], "/elsewhere", Files())) == 2  # a glob means what it matches
+    assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files()).files] == ["c.jsonl"]
+    assert (
+        len(list_inputs([str(tmp_path / "*.json*")], "/elsewhere", Files()).files) == 2
+    )  # a glob means what it matches
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_build_refers_pictures_to_embed(tmp_path: Path, names: list[str]) -> Non
 def test_img2dataset_s_lists_are_read_despite_its_tars(tmp_path: Path) -> None:
     for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
         (tmp_path / name).touch()
-    assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files())] == ["00000.parquet"]
+    assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files()).files] == ["00000.parquet"]
 
 
 @pytest.mark.parametrize("pictures", [b"\xff\xd8", {"bytes": b"\xff\xd8", "path": None}])

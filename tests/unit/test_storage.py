@@ -79,20 +79,6 @@ def test_a_fingerprint_depends_on_the_content_and_not_on_time(tmp_path: Path) ->
     assert Files().fingerprint(str(path)) != before
 
 
-def test_a_folder_expands_to_its_visible_inputs_at_any_depth(tmp_path: Path) -> None:
-    for name in ("b.csv", "a/c.parquet", ".hidden.csv", "_SUCCESS.csv", "_temporary/x.csv", "notes.md"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = Files().expand(str(tmp_path), (".csv", ".parquet"))
-    assert [str(Path(name).relative_to(tmp_path)) for name in found] == ["a/c.parquet", "b.csv"]
-    assert Files().expand(f"{tmp_path}/*.csv", (".csv",)) == [str(tmp_path / "_SUCCESS.csv"), str(tmp_path / "b.csv")]
-
-
-def test_a_source_that_matches_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
-        Files().expand(str(tmp_path / "nowhere.csv"), (".csv",))
-
-
 @pytest.mark.parametrize(
     ("http_status", "outcome"), [(412, False), (409, OSError), (403, OSError), (None, OSError), (200, True)]
 )

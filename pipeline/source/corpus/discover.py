@@ -10,6 +10,7 @@ Parquet, CSV, JSON lines with captions    each file                its rows; the
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,22 +19,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_inside, is_remote
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.listing import Listing, entries_in
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.source.columns import can_contain_pictures, map_columns, misfit, refuse_url_list
-from pairmill.pipeline.source.convert import convert, inspect_text
+from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus import folders
-from pairmill.pipeline.source.corpus.index import INDEX_SCHEMA, IndexRow, index_table, readable_name
+from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table, readable_name
+from pairmill.pipeline.source.corpus.sidecar import TextRules, TextUse
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.files import (
     PICTURE_ENDINGS,
     InputFile,
+    Inputs,
     SourceError,
     inspect_parquet,
     kind_of,
     list_inputs,
+    listed,
 )
 from pairmill.pipeline.source.mapping import (
     ColumnMapping,
@@ -47,11 +52,15 @@ from pairmill.pipeline.source.mapping import (
 from pairmill.pipeline.source.planned import load
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import OWN_COLUMNS
+from pairmill.schemas.passed_over import Tally
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 """Usual names of picture columns, if the job gives none; `image` is Hugging Face's."""
 
 _PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
+TALLY_KEY = "pairmill_tally"
+"""Key of the Tally in the footer of an index."""
+_PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _PICTURE_SUFFIXES = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
 _BATCH_BYTES = 32 << 20
@@ -63,42 +72,50 @@ class Corpus:
     def __init__(self, source: SourceConfig, files: Files) -> None:
         self._source = source
         self._files = files
+        self._rules = TextRules.of(source)
         self._columns: dict[str, str | None] = {}  # Parquet file -> its picture column
 
-    def files(self, exclude: str) -> list[str]:
-        """Planned files in order, outside the folder `exclude`. Folders of pictures end in `/`. Raises SourceError."""
-        found: list[str] = []
+    def inputs(self, exclude: str) -> Inputs:
+        """Planned files in order, outside the folder `exclude`, and what else there is. Folders of pictures end in `/`.
+        Raises SourceError."""
+        found = Inputs()
         for path in self._source.paths:
-            found += _outputs(path, self._files) or self._tars(path, exclude) or self._others(path, exclude)
-        for uri in found:
+            if outputs := _outputs(path, self._files):
+                found.add(outputs, Listing())
+            else:
+                self._add(found, path, exclude)
+        for uri in found.files:
             if readable_name(uri) != uri:
                 raise SourceError(f"source.paths: {readable_name(uri)}: the name is not UTF-8; rename it")
-        kinds = {self.kind(uri) for uri in found}
+        kinds = {self.kind(uri) for uri in found.files}
         if len(kinds) > 1:
             raise SourceError(f"source.paths: cannot mix {' and '.join(sorted(kinds))}; make an output for each kind")
-        return list(dict.fromkeys(found))
+        return found
 
-    def _tars(self, path: str, exclude: str) -> list[str]:
-        tars = self._under(path, (".tar",), exclude)
-        if tars and (pictures := self._under(path, _PICTURE_SUFFIXES, exclude)):
-            raise SourceError(
-                f"source.paths: {path} contains tars, and pictures such as {pictures[0]}; select one kind"
-            )
-        if not tars and (packed := self._under(path, (".tar.gz", ".tgz", ".tar.zst"), exclude)):
+    def _add(self, found: Inputs, path: str, exclude: str) -> None:
+        listing = listed(path, self._files, exclude)
+        if tars := _of(listing, (".tar",)):
+            if pictures := _of(listing, _PICTURE_SUFFIXES):
+                raise SourceError(
+                    f"source.paths: {path} contains tars, and pictures such as {pictures[0]}; select one kind"
+                )
+            found.add(tars, listing)
+        elif packed := _of(listing, _PACKED):
             raise SourceError(f"source.paths: {packed[0]}: pictures are read from tars by range, so unpack it to .tar")
-        return tars
+        else:
+            self._add_others(found, path, listing, exclude)
 
-    def _others(self, path: str, exclude: str) -> list[str]:
-        parquet = self._under(path, (".parquet",), exclude)
+    def _add_others(self, found: Inputs, path: str, listing: Listing, exclude: str) -> None:
+        parquet = _of(listing, (".parquet",))
         if parquet and self._image_column(inspect_parquet(parquet[0], self._files).schema):
-            return parquet
-        pictures = self._under(path, _PICTURE_SUFFIXES, exclude)
-        if pictures:
-            if not self._files.is_folder(path):
+            found.add(parquet, listing)
+        elif pictures := _of(listing, _PICTURE_SUFFIXES):
+            if set(pictures) & set(listing.named):
                 raise SourceError(f"source.paths: {path}: give the folder of the pictures, not the pictures")
-            names = sorted({picture.rpartition("/")[0] for picture in pictures})
-            return [f"{name}/" for name in names]
-        return list_inputs([path], exclude, self._files)
+            _add_folders(found, pictures, listing)
+        else:
+            tables = list_inputs([path], exclude, self._files)
+            found.add(tables.files, listing)
 
     def kind(self, uri: str) -> str:
         """The kind of a planned file."""
@@ -133,7 +150,7 @@ class Corpus:
         a folder, by the names and sizes in it."""
         kind = self.kind(uri)
         if kind == "folders":
-            listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri))
+            listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri, Tally()))
             return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
         return _sampled(uri, self._files) if kind == "tars" else self._files.fingerprint(uri)
 
@@ -141,12 +158,14 @@ class Corpus:
         """What the columns mean. Raises SourceError."""
         kind, source = self.kind(files[0].uri), self._source
         if kind in ("folders", "tars"):
-            if needs_license:
-                raise SourceError("rules.license_allow: tars and folders have no license column")
+            _refuse_column_settings(source, needs_license)
             extra = pa.schema([INDEX_SCHEMA.field("key")])
             return ColumnMapping("url", "caption", "uid", None, None, extra, ("key",), IndexedPictures())
         if kind == "pairs":
-            roles = {"url_column": "url", "caption_column": "caption", "uid_column": "uid"}
+            if source.image_column is not None:
+                raise SourceError("source.image_column: the pictures of an output are in its tars, not in a column")
+            usual = {"url_column": "url", "caption_column": "caption", "uid_column": "uid"}
+            roles = {name: getattr(source, name) or column for name, column in usual.items()}
             return map_columns(source.model_copy(update=roles), files, needs_license, PairsPictures())
         column = self._columns.get(files[0].uri)
         for file in files:
@@ -164,21 +183,44 @@ class Corpus:
             return f"{file.uri}: its pictures are not where this output's plan says"
         return misfit(mapping, file)
 
+    def converted_name(self, file: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
+        """Name of the index or converted file in the output folder. It changes whenever the content would."""
+        if file.kind != "index":
+            return converted_name(file, fingerprint, mapping, shard_rows)
+        rules = self._rules
+        settings = [INDEX_LAYOUT, rules.caption, rules.url, rules.uid, rules.encoding, self._source.caption_from_name]
+        return converted_name(file, json.dumps([fingerprint, settings]), mapping, shard_rows)
+
     def convert(self, file: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
-        """Write the index of a tar or folder, or convert a text file."""
+        """Write the index of a tar or folder, or convert a text file. Raises SourceError."""
         if file.kind != "index":
             convert(file, name, mapping, shard_rows, store)
             return
+        tally, named = Tally(), TextUse(self._source.caption_column)
         with store.new_file() as target:
             with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-                for batch in _batches(self._rows(file.uri), max(shard_rows, 1_024)):
+                for batch in _batches(self._rows(file.uri, tally, named), max(shard_rows, 1_024)):
                     writer.write_table(index_table(batch))
+                tally.uncaptioned = named.uncaptioned
+                tally.json_keys = tuple(named.keys) if named.uncaptioned else ()
+                writer.add_key_value_metadata({TALLY_KEY: json.dumps(tally.to_json())})
+            if tally.rows:
+                named.check(file.uri)
             store.create_from(name, target)
 
-    def _rows(self, uri: str) -> Iterator[IndexRow]:
+    def tally(self, name: str, store: Store) -> Tally:
+        """What became of the entries of an index; nothing is known of indexes that earlier versions wrote."""
+        with store.files.open(store.path(name)) as file, pq.ParquetFile(file) as parquet:
+            text = (parquet.metadata.metadata or {}).get(TALLY_KEY.encode())
+            rows = parquet.metadata.num_rows
+        return Tally.from_json(json.loads(text)) if text else Tally(rows, rows)
+
+    def _rows(self, uri: str, tally: Tally, use: TextUse) -> Iterator[IndexRow]:
+        rules = replace(self._rules, use=use)
         if self.kind(uri) == "tars":
-            return tar_rows(uri, self._files)
-        return folders.folder_rows(uri.rstrip("/"), self._files_of(uri), self._source.caption_from_name, self._files)
+            return tar_rows(uri, self._files, tally, rules)
+        names = self._files_of(uri, tally)
+        return folders.folder_rows(uri.rstrip("/"), names, self._source.caption_from_name, self._files, tally, rules)
 
     def _image_column(self, schema: pa.Schema) -> str | None:
         given = self._source.image_column
@@ -189,21 +231,36 @@ class Corpus:
             raise SourceError(f"source.image_column: no column {given!r} of bytes, or of structs with `bytes`")
         return None
 
-    def _under(self, path: str, suffixes: tuple[str, ...], exclude: str) -> list[str]:
-        """Files of the path that have one of these suffixes, outside the folder `exclude`."""
-        try:
-            found = self._files.expand(path, suffixes)
-        except FileNotFoundError:
-            return []
-        return [file for file in found if file.lower().endswith(suffixes) and not is_inside(file, exclude)]
+    def _files_of(self, folder: str, tally: Tally) -> list[tuple[str, int]]:
+        """(name, size in bytes) of the pictures and texts directly in a folder, sorted. `tally` counts the others."""
+        return folders.used_entries(entries_in(folder, self._files), self._rules, tally)
 
-    def _files_of(self, folder: str) -> list[tuple[str, int]]:
-        """(name, size in bytes) of the pictures and texts directly in a folder, sorted."""
-        return sorted(
-            (name, size)
-            for name, size in self._files.files_in(folder)
-            if name.lower().endswith(folders.ENDINGS) and not name.startswith(".")
-        )
+
+def _of(listing: Listing, suffixes: tuple[str, ...]) -> list[str]:
+    return [uri for uri in listing.files if uri.lower().endswith(suffixes)]
+
+
+def _add_folders(found: Inputs, pictures: Sequence[str], listing: Listing) -> None:
+    """Plan the folders that have pictures. Their own files are counted when each is indexed."""
+    names = {picture.rpartition("/")[0] for picture in pictures}
+    outside = Listing(
+        files=[uri for uri in listing.files if uri.rpartition("/")[0] not in names],
+        passed_over={
+            uri: reason
+            for uri, reason in listing.passed_over.items()
+            if uri.endswith("/") or uri.rpartition("/")[0] not in names
+        },
+    )
+    found.add([f"{name}/" for name in sorted(names)], outside)
+
+
+def _refuse_column_settings(source: SourceConfig, needs_license: bool) -> None:
+    """Raises SourceError for settings that mean columns, which tars and folders do not have."""
+    if needs_license:
+        raise SourceError("rules.license_allow: tars and folders have no license column")
+    for name in ("image_column", "license_column"):
+        if getattr(source, name) is not None:
+            raise SourceError(f"source.{name}: tars and folders have no columns; leave it out")
 
 
 def _batches(rows: Iterator[IndexRow], max_rows: int) -> Iterator[list[IndexRow]]:

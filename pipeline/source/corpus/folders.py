@@ -1,41 +1,59 @@
 """Indexes folders of picture files. The caption is in a .txt or .json file of the same name, or, if the job says so, is
 the file name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
 
 from pairmill.pipeline.common.files import Files, join, leads_out
-from pairmill.pipeline.source.corpus.index import (
-    CAPTION_ENDINGS,
-    MAX_TEXT_BYTES,
-    ImageRef,
-    IndexRow,
-    Sample,
-)
+from pairmill.pipeline.common.listing import Entry
+from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample
+from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
 from pairmill.pipeline.source.files import PICTURE_ENDINGS
+from pairmill.schemas.passed_over import PassedOver, Tally
 
-ENDINGS = tuple(f".{ending}" for ending in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, "json"))
+
+def used_entries(entries: Iterable[Entry], rules: TextRules, tally: Tally) -> list[tuple[str, int]]:
+    """(name, size in bytes) of the pictures and texts among a folder's entries, sorted. `tally` counts the others."""
+    used = []
+    for entry in entries:
+        ending = _ending(entry.name)
+        if entry.passed_over is not None:
+            tally.pass_over(entry.passed_over)
+        elif ending in PICTURE_ENDINGS or rules.is_text(ending):
+            used.append((entry.name, entry.size))
+        else:
+            tally.pass_over(PassedOver.OTHER_KIND)
+    return sorted(used)
 
 
 def folder_rows(
-    folder: str, names: Sequence[tuple[str, int]], caption_from_name: bool, files: Files
+    folder: str,
+    names: Sequence[tuple[str, int]],
+    caption_from_name: bool,
+    files: Files,
+    tally: Tally | None = None,
+    rules: TextRules = USUAL_TEXTS,
 ) -> Iterator[IndexRow]:
     """Rows of INDEX_SCHEMA, from (name, size in bytes) of a folder's files. Texts without a picture, such as readmes,
-    are ignored."""
+    are passed over. `tally` counts what became of each file."""
+    tally = tally or Tally()
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
         members = list(group)
         if not any(_ending(name) in PICTURE_ENDINGS for name, _ in members):
+            for _ in members:
+                tally.pass_over(PassedOver.NO_PICTURE)
             continue
-        sample = Sample(stem)
+        sample = Sample(stem, rules)
         for name, size in members:
             _add(sample, folder, name, size, files)
-        for row in sample.rows():
-            if caption_from_name and row.caption is None:
-                row = replace(row, caption=words_of(stem).encode("utf-8", "surrogateescape"))
-            yield row
+        row = sample.row()
+        if caption_from_name and row.caption is None and row.caption_problem is None:
+            row = replace(row, captions=(words_of(stem).encode("utf-8", "surrogateescape"),))
+        tally.add_row(len(members))
+        yield row
 
 
 def words_of(stem: str) -> str:
@@ -44,21 +62,18 @@ def words_of(stem: str) -> str:
 
 
 def _ending(name: str) -> str:
-    return name.rpartition(".")[2].lower()
+    return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def _add(sample: Sample, folder: str, name: str, size: int, files: Files) -> None:
     ending, path = _ending(name), join(folder, name)
     if ending in PICTURE_ENDINGS:
         sample.images.append(ImageRef(path, 0, size))
-    elif size > MAX_TEXT_BYTES:
-        sample.problem = f"the text file beside the picture is too large: {size:,} bytes"
+    elif size > sample.rules.max_bytes(ending):
+        sample.texts.add_too_large(name, size)
     elif leads_out(folder, name):  # a link could turn a secret file into a caption
         sample.problem = f"{name} is a link to outside its folder"
     else:
         with files.open(path) as file:
-            data = file.read(MAX_TEXT_BYTES)
-        if ending == "json":
-            sample.add_json(data)
-        elif sample.caption is None:
-            sample.caption = data
+            data = file.read(sample.rules.max_bytes(ending))
+        sample.texts.add(name, ending, data)

@@ -8,7 +8,13 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.source.mapping import ColumnPictures, IndexedPictures, PairsPictures, PictureSource
+from pairmill.pipeline.source.mapping import (
+    ALTERNATES_COLUMN,
+    ColumnPictures,
+    IndexedPictures,
+    PairsPictures,
+    PictureSource,
+)
 from pairmill.pipeline.source.planned import load
 from pairmill.pipeline.source.texts import raw_bytes
 from pairmill.schemas.pairs import IMAGE_COLUMN, STORED
@@ -17,7 +23,8 @@ _OWN_TAR = re.compile(r"images/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.tar")
 
 
 def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, uri: str, files: Files) -> pa.Table:
-    """`rows` (in_flight_schema) with the columns of STORED. `table` has the input's columns, for the same rows.
+    """`rows` (in_flight_schema) with the columns of STORED, and ALTERNATES_COLUMN if an index has it. `table` has the
+    input's columns, for the same rows.
 
     References to pictures in Parquet have a file but no offset: the row number says which picture it is.
     """
@@ -33,6 +40,8 @@ def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, ur
         image_refs[2] = pc.binary_length(image).cast(pa.int64())
     for field, column in zip(STORED, image_refs, strict=True):
         rows = rows.append_column(field, column)
+    if isinstance(pictures, IndexedPictures) and ALTERNATES_COLUMN in table.schema.names:
+        rows = rows.append_column(ALTERNATES_COLUMN, table[ALTERNATES_COLUMN])
     return rows
 
 

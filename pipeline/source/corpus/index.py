@@ -1,37 +1,36 @@
-"""The index of a corpus: one row per picture, written once to `input/`, like converted text formats.
+"""The index of a corpus: one row per sample, written once to `input/`, like converted text formats.
 
-A row has the byte range of the picture and its caption. Unusable samples are rows too, with the reason in
-MALFORMED_COLUMN: nothing is silently dropped.
+A row has the byte range of the picture and its captions. Samples that cannot be used are rows too, with the reason in
+MALFORMED_COLUMN or CAPTION_PROBLEM_COLUMN: nothing is silently dropped.
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from pairmill.pipeline.common.text import clean_text
-from pairmill.pipeline.source.files import MALFORMED_COLUMN
+from pairmill.pipeline.source.corpus.sidecar import Captions, TextRules, Texts
+from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN
+from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.pairs import STORED
 
-CAPTION_ENDINGS = ("txt", "caption", "text")
-MAX_TEXT_BYTES = 1 << 20
-"""Maximum size of a caption or JSON file; larger ones are refused unread."""
+INDEX_LAYOUT = 2
+"""To be increased whenever the content of an index changes."""
 
-_CAPTION_KEYS = ("caption", "text", "TEXT", "alt")
-_URL_KEYS = ("url", "URL")
-_KEPT_KEYS = frozenset({*_CAPTION_KEYS, *_URL_KEYS, "uid"})
 _MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),  # of the sample: the common stem of its files
         pa.field("url", pa.binary()),
-        pa.field("caption", pa.binary()),
+        pa.field("caption", pa.list_(pa.binary())),
         pa.field("uid", pa.string()),  # from the sample's JSON, if it is a valid uid
         *STORED,
+        pa.field(ALTERNATES_COLUMN, pa.list_(pa.struct(list(STORED)))),  # further pictures of the key, in order
         pa.field(MALFORMED_COLUMN, pa.string()),
+        pa.field(CAPTION_PROBLEM_COLUMN, pa.string()),
     ]
 )
 
@@ -51,28 +50,42 @@ class IndexRow:
 
     key: str | None = None
     url: bytes | None = None
-    caption: bytes | None = None
+    captions: Captions | None = None
     uid: str | None = None
     image: ImageRef | None = None
+    alternates: tuple[ImageRef, ...] = ()
     problem: str | None = None
+    caption_problem: str | None = None
+
+    @property
+    def caption(self) -> bytes | None:
+        """The first caption."""
+        return self.captions[0] if self.captions else None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the texts, which may be long."""
-        return len(self.caption or b"") + len(self.url or b"")
+        return sum(len(caption or b"") for caption in self.captions or ()) + len(self.url or b"")
 
 
 def index_table(rows: Sequence[IndexRow]) -> pa.Table:
     """The rows in INDEX_SCHEMA."""
     images = [row.image for row in rows]
     columns = {
-        **{name: [getattr(row, name) for row in rows] for name in ("key", "url", "caption", "uid")},
+        **{name: [getattr(row, name) for row in rows] for name in ("key", "url", "uid")},
+        "caption": [row.captions for row in rows],
         "image_tar": [image and image.uri for image in images],
         "image_offset": [None if image is None else image.offset for image in images],
         "image_length": [None if image is None else image.length for image in images],
+        ALTERNATES_COLUMN: [[_stored(image) for image in row.alternates] or None for row in rows],
         MALFORMED_COLUMN: [row.problem for row in rows],
+        CAPTION_PROBLEM_COLUMN: [row.caption_problem for row in rows],
     }
     return pa.table(columns, schema=INDEX_SCHEMA)
+
+
+def _stored(image: ImageRef) -> dict[str, object]:
+    return dict(zip(STORED.names, (image.uri, image.offset, image.length), strict=True))
 
 
 @dataclass(slots=True)
@@ -80,44 +93,41 @@ class Sample:
     """The files with the same key, as they are read."""
 
     key: str
+    rules: TextRules
     images: list[ImageRef] = field(default_factory=list)
-    caption: bytes | None = None
-    json_fields: dict[str, str] = field(default_factory=dict)
-    """The relevant fields of its JSON."""
+    names: set[str] = field(default_factory=set)
+    """Of its files. A name that comes again begins another sample, as in tars that were joined."""
+    num_files: int = 0
+    lost_images: list[str] = field(default_factory=list)
+    """Why pictures of this key cannot be read."""
     problem: str | None = None
+    texts: Texts = field(init=False)
 
-    def add_json(self, data: bytes) -> None:
-        """Add a JSON object. Anything else is ignored, since picture and caption do not need it."""
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(value, dict) and not self.json_fields:
-            self.json_fields = {key: text for key, text in value.items() if key in _KEPT_KEYS and isinstance(text, str)}
+    def __post_init__(self) -> None:
+        self.texts = Texts(self.rules)
 
-    def rows(self) -> Iterator[IndexRow]:
-        """One row per picture. Samples without a picture, and further pictures of a sample, are refused."""
-        common = IndexRow(
+    def row(self) -> IndexRow:
+        """The row of this sample. The first of its pictures that decodes will be used, so the others are alternates."""
+        captions, caption_problem = self.texts.captions()
+        images = [image for image in self.images if readable_name(image.uri) == image.uri]  # columns are UTF-8
+        problem = self.problem
+        if not images and self.images:
+            problem = f"{readable_name(self.images[0].uri)}: the name is not UTF-8; rename it"
+        elif not images:
+            problem = problem or "; ".join(self.lost_images) or "no picture with this key"
+        uid = own_uid(self.texts.uid or "")
+        if uid is None and self.rules.uid is not None:
+            problem = problem or f"no uid: {self.texts.uid or 'none'} (source.uid_column)"
+        return IndexRow(
             key=readable_name(self.key),
-            url=self._json_field(*_URL_KEYS),
-            caption=self.caption if self.caption is not None else self._json_field(*_CAPTION_KEYS),
-            uid=own_uid(self.json_fields.get("uid", "")),
+            url=self.texts.url,
+            captions=captions,
+            uid=uid,
+            image=images[0] if images else None,
+            alternates=tuple(images[1:]),
+            problem=clean_text(problem),
+            caption_problem=clean_text(caption_problem),
         )
-        if not self.images:
-            yield replace(common, problem=clean_text(self.problem) or "no picture with this key")
-        for number, image in enumerate(self.images):
-            problem = self.problem or (f"picture {number + 1} with this key" if number else None)
-            if readable_name(image.uri) != image.uri:  # columns are UTF-8
-                problem = f"{readable_name(image.uri)}: the name is not UTF-8; rename it"
-                yield replace(common, problem=clean_text(problem))
-                continue
-            yield replace(common, image=image, problem=clean_text(problem))
-
-    def _json_field(self, *names: str) -> bytes | None:
-        for name in names:
-            if (value := self.json_fields.get(name)) is not None:
-                return value.encode("utf-8", "surrogatepass")
-        return None
 
 
 def readable_name(name: str) -> str:

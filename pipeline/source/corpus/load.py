@@ -7,7 +7,7 @@ the encode stage refuses damaged ones.
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import IO, Any
 
 import pyarrow as pa
@@ -22,9 +22,10 @@ from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.source.cursor import ReadError
-from pairmill.pipeline.source.uid import pair_uid
+from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
+from pairmill.pipeline.source.uid import picture_uid
 from pairmill.schemas.jobs import ImagesConfig
-from pairmill.schemas.pairs import IMAGE_COLUMN, KEPT_STATUS
+from pairmill.schemas.pairs import IMAGE_COLUMN, KEPT_STATUS, STORED
 from pairmill.schemas.status import Status
 
 MAX_BYTES = 64 << 20
@@ -32,6 +33,10 @@ MAX_BYTES = 64 << 20
 
 _READERS = 8
 _FILLED = ("original_bytes", "sha256", "md5", "original_format", "original_width", "original_height")
+
+
+_Ref = tuple[str | None, int | None, int | None]
+"""File, offset and length of a picture."""
 
 
 @dataclass(slots=True)
@@ -48,6 +53,8 @@ class _Row:
     original_format: str | None = None
     original_width: int | None = None
     original_height: int | None = None
+    stored: _Ref | None = None
+    """Where the picture is, if it is not the first of its key."""
 
     def refuse(self, status: Status, detail: str | None) -> None:
         self.status, self.detail, self.image = status.value, detail, None
@@ -78,35 +85,34 @@ class Loader:
         rows = [_Row(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
         if has_pictures:
             self._load(table, rows, progress or unwatched())
-        captions = table["caption"].cast(pa.large_binary()).to_pylist()
-        for row, caption in zip(rows, captions, strict=True):
+        urls, captions = (table[name].cast(pa.large_binary()).to_pylist() for name in ("url", "caption"))
+        for row, url, caption in zip(rows, urls, captions, strict=True):
             if not has_pictures and caption is None and row.status == KEPT_STATUS:
                 row.refuse(Status.CAPTION_MISSING, None)
-            row.uid = row.uid or pair_uid(row.sha256.encode() if row.sha256 else None, caption)
+            row.uid = row.uid or picture_uid(url, caption, row.sha256)
         _refuse_repeats(rows)
         return _without_empty_captions(_filled(table, rows))
 
     def _load(self, table: pa.Table, rows: Sequence[_Row], progress: ShardProgress) -> None:
         by_file: dict[str, list[tuple[int, int, _Row]]] = {}
-        columns = [table[name].to_pylist() for name in ("image_tar", "image_offset", "image_length")]
-        in_memory = []
-        for index, (row, file, offset, length) in enumerate(zip(rows, *columns, strict=True)):
+        refs = list(zip(*(table[name].to_pylist() for name in STORED.names), strict=True))
+        alternates = _alternates(table)
+        in_memory, several = [], []
+        for index, (row, ref) in enumerate(zip(rows, refs, strict=True)):
             if row.status != KEPT_STATUS:
                 continue
-            if table[IMAGE_COLUMN.name][index].is_valid:
+            if index in alternates:
+                several.append((row, [ref, *alternates[index]]))
+            elif table[IMAGE_COLUMN.name][index].is_valid:
                 row.image = table[IMAGE_COLUMN.name][index].as_buffer()
                 in_memory.append(row)
-            elif file is None or offset is None or length is None:
-                row.refuse(Status.EMPTY_BODY, "no picture in this row")
-            elif length > MAX_BYTES:
-                row.refuse(Status.BODY_TOO_LARGE, f"{length:,} bytes")
-            elif offset < 0 or length < 0:
-                row.refuse(Status.ROW_MALFORMED, f"{length:,} bytes at {offset:,}")
-            else:
+            elif (sound := _sound(row, ref)) is not None:
+                file, offset, length = sound
                 by_file.setdefault(file, []).append((offset, length, row))
-        progress.expect(len(in_memory) + sum(map(len, by_file.values())))
+        progress.expect(len(in_memory) + len(several) + sum(map(len, by_file.values())))
         work = [self._pool.submit(self._read_file, file, ranges, progress) for file, ranges in by_file.items()]
         work += [self._pool.submit(self._examine, row, progress) for row in in_memory]
+        work += [self._pool.submit(self._read_first_that_decodes, row, refs, progress) for row, refs in several]
         for future in work:
             future.result()
 
@@ -129,6 +135,37 @@ class Loader:
                 return
             # A missing tar or mount: the shard fails, and a later run rebuilds it.
             raise ReadError(f"{file}: cannot be read: {error}") from error
+
+    def _read_first_that_decodes(self, row: _Row, refs: Sequence[_Ref], progress: ShardProgress) -> None:
+        """Of several pictures of one key. If none decodes, the first says why, and the detail has them all."""
+        tries = []
+        for ref in refs:
+            attempt = _Row(row.status, row.detail, row.uid, stored=ref)
+            if (sound := _sound(attempt, ref)) is not None:
+                file, offset, length = sound
+                self._read_file(file, [(offset, length, attempt)], unwatched())
+            if attempt.status == KEPT_STATUS and self._isolated is None:  # which has decoded it already
+                self._check_decodes(attempt)
+            tries.append(attempt)
+            if attempt.status == KEPT_STATUS:
+                break
+        chosen = tries[-1] if tries[-1].status == KEPT_STATUS else tries[0]
+        if chosen.status != KEPT_STATUS:
+            chosen.detail = "; ".join(f"picture {n}: {each.status}" for n, each in enumerate(tries, start=1))
+        for field in fields(_Row):
+            setattr(row, field.name, getattr(chosen, field.name))
+        progress.done(good_items=row.status == KEPT_STATUS, num_bytes=row.original_bytes or 0)
+
+    def _check_decodes(self, row: _Row) -> None:
+        """Decode a picture whose header is sound, which is otherwise left to the encoder."""
+        try:
+            self._processor.pixels(bytes(row.image))
+        except ImageError as error:
+            row.refuse(error.status, error.detail)
+        except Exception as error:  # costs one row, not the shard
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
+            row.refuse(Status.ROW_ERROR, describe(error))
 
     def _is_in_picture_folder(self, file: str) -> bool:
         return not file.lower().endswith(".tar") and self._files.is_folder(file.rpartition("/")[0])
@@ -154,6 +191,28 @@ class Loader:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
             row.refuse(Status.ROW_ERROR, describe(error))
+
+
+def _alternates(table: pa.Table) -> dict[int, list[_Ref]]:
+    """Row -> further pictures of its key."""
+    if ALTERNATES_COLUMN not in table.schema.names:
+        return {}
+    lists = table[ALTERNATES_COLUMN].to_pylist()
+    return {row: [tuple(each.values()) for each in refs] for row, refs in enumerate(lists) if refs}
+
+
+def _sound(row: _Row, ref: _Ref) -> tuple[str, int, int] | None:
+    """The reference, if it makes sense; else the row is refused."""
+    file, offset, length = ref
+    if file is None or offset is None or length is None:
+        row.refuse(Status.EMPTY_BODY, "no picture in this row")
+    elif length > MAX_BYTES:
+        row.refuse(Status.BODY_TOO_LARGE, f"{length:,} bytes")
+    elif offset < 0 or length < 0:
+        row.refuse(Status.ROW_MALFORMED, f"{length:,} bytes at {offset:,}")
+    else:
+        return file, offset, length
+    return None
 
 
 def _read(file: IO[bytes], offset: int, length: int) -> bytes:
@@ -184,6 +243,12 @@ def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
         "is_pair": pa.array([row.status == KEPT_STATUS for row in rows], pa.bool_()),
         IMAGE_COLUMN.name: binary_column([row.image for row in rows]),
     }
+    if ALTERNATES_COLUMN in table.schema.names:
+        table = table.drop_columns([ALTERNATES_COLUMN])
+        for place, name in enumerate(STORED.names):
+            before = table[name].to_pylist()
+            values = [old if row.stored is None else row.stored[place] for row, old in zip(rows, before, strict=True)]
+            columns[name] = pa.array(values, STORED.field(name).type)
     for name in _FILLED:
         columns[name] = pa.array([getattr(row, name) for row in rows], table.schema.field(name).type)
     for name, values in columns.items():

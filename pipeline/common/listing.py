@@ -1,0 +1,197 @@
+"""Lists what is at a path: its files, and what is passed over, with the reason. Links to folders are followed.
+
+Only names that begin with a dot are hidden. Folders in which Spark and Delta Lake keep their logs and unfinished files
+are passed over too, since their Parquet files are not part of the table.
+"""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from pairmill.pipeline.common.files import GLOB_CHARACTERS, Files, absolute, is_inside, is_remote
+from pairmill.schemas.passed_over import PassedOver
+
+TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
+
+MAX_VISITS = 16
+"""Links may make a folder appear under several names, and links within it multiply these. It is listed this often."""
+
+_FolderId = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A direct entry of a folder that is not itself a folder."""
+
+    name: str
+    size: int
+    """Bytes, of the file that a link leads to."""
+    passed_over: PassedOver | None = None
+
+
+@dataclass(slots=True)
+class Listing:
+    """What is at a path."""
+
+    files: list[str] = field(default_factory=list)
+    """Absolute paths or URLs, sorted."""
+    named: list[str] = field(default_factory=list)
+    """Those of them that the path names itself, or its glob matches; the others are in folders."""
+    passed_over: dict[str, PassedOver] = field(default_factory=dict)
+    """The same for what is not used. Folders end in `/`; nothing below them was looked at."""
+
+    def pass_over(self, uris: Iterable[str], reason: PassedOver) -> None:
+        """Note that these files are not used."""
+        self.passed_over.update(dict.fromkeys(uris, reason))
+
+
+def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
+    """The files that a source path refers to: a file itself, a glob's matches, or all files below a folder.
+
+    As in a shell, a glob does not match hidden names; folders that it matches are listed like others. `exclude`: the
+    output folder, which is not looked into. Raises FileNotFoundError if there is nothing at the path.
+    """
+    path = absolute(path)
+    fs, inside = files.file_system(path)
+    if fs.isfile(inside) or fs.isdir(inside):
+        roots = [inside]
+    else:
+        matches = fs.glob(inside) if GLOB_CHARACTERS & set(inside) else []
+        roots = sorted(str(name) for name in matches if not PurePosixPath(name).name.startswith("."))
+    if not roots:
+        raise FileNotFoundError(f"no input found at {path}")
+    found = Listing()
+    for root in roots:
+        uri = str(fs.unstrip_protocol(root)) if is_remote(path) else str(root)
+        if exclude is not None and is_inside(uri, exclude):
+            found.passed_over[uri] = PassedOver.OUTPUT
+        elif fs.isfile(root):
+            found.files.append(uri)
+            found.named.append(uri)
+        elif is_remote(path):
+            _list_remote(fs, root, exclude, found)
+        else:
+            _list_local(uri, exclude, found)
+    found.files.sort()
+    if not found.files and not found.passed_over:
+        raise FileNotFoundError(f"no input found at {path}")
+    return found
+
+
+def entries_in(folder: str, files: Files) -> Iterator[Entry]:
+    """The direct entries of a folder but for its folders, unordered."""
+    if is_remote(folder):
+        fs, inside = files.file_system(folder.rstrip("/"))
+        for info in fs.ls(inside, detail=True):
+            if info["type"] == "file" and not _is_folder_marker(info, inside):
+                name = PurePosixPath(info["name"]).name
+                yield Entry(name, int(info["size"]), PassedOver.HIDDEN if name.startswith(".") else None)
+        return
+    with os.scandir(absolute(folder)) as found:
+        yield from (_entry(each) for each in found if not each.is_dir())
+
+
+def _entry(found: os.DirEntry[str]) -> Entry:
+    if found.name.startswith("."):
+        return Entry(found.name, 0, PassedOver.HIDDEN)
+    try:
+        info = found.stat()
+    except OSError:  # a link to nothing, or to itself
+        return Entry(found.name, 0, PassedOver.BROKEN_LINK)
+    return Entry(found.name, info.st_size, None if stat.S_ISREG(info.st_mode) else PassedOver.SPECIAL)
+
+
+def _list_remote(fs: Any, root: str, exclude: str | None, found: Listing) -> None:
+    for name, info in fs.find(root, detail=True).items():
+        if _is_folder_marker(info, root):
+            continue
+        uri = str(fs.unstrip_protocol(name))
+        parts = PurePosixPath(str(name).removeprefix(root)).parts
+        reason = next((each for part in parts if (each := _hides(part))), None)
+        if exclude is not None and is_inside(uri, exclude):
+            reason = PassedOver.OUTPUT
+        if reason is None:
+            found.files.append(uri)
+        else:
+            found.passed_over[uri] = reason
+
+
+def _is_folder_marker(info: Any, folder: str) -> bool:
+    """Whether this is an empty object that only makes a folder appear in consoles."""
+    return str(info["name"]).endswith("/") or str(info["name"]) == folder
+
+
+def _hides(name: str) -> PassedOver | None:
+    """Why nothing of this name is used, at any depth."""
+    if name.startswith("."):
+        return PassedOver.HIDDEN
+    return PassedOver.TABLE_LOG if name in TABLE_LOGS else None
+
+
+def _list_local(root: str, exclude: str | None, found: Listing) -> None:
+    """`os.walk(root, followlinks=True)`, without going in circles."""
+    output = _folder_id(exclude) if exclude is not None and not is_remote(exclude) else None
+    visits: Counter[_FolderId] = Counter()
+    root_id = _folder_id(root)
+    if root_id is None:
+        found.passed_over[f"{root.rstrip('/')}/"] = PassedOver.UNREADABLE
+        return
+    if root_id == output:
+        found.passed_over[f"{root.rstrip('/')}/"] = PassedOver.OUTPUT
+        return
+    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # a folder, and itself and those above it
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listed = list(entries)
+        except OSError:
+            found.passed_over[f"{folder}/"] = PassedOver.UNREADABLE
+            continue
+        for each in listed:
+            path = os.path.join(folder, each.name)  # noqa: PTH118
+            if not each.is_dir():
+                entry = _entry(each)
+                if entry.passed_over is None:
+                    found.files.append(path)
+                else:
+                    found.passed_over[path] = entry.passed_over
+                continue
+            identity = _folder_id(path)
+            if reason := _refusal(each.name, identity, above, output, visits):
+                found.passed_over[f"{path}/"] = reason
+            elif identity is not None:
+                visits[identity] += 1
+                waiting.append((path, (*above, identity)))
+
+
+def _refusal(
+    name: str,
+    identity: _FolderId | None,
+    above: tuple[_FolderId, ...],
+    output: _FolderId | None,
+    visits: Counter[_FolderId],
+) -> PassedOver | None:
+    """Why a folder is not looked into; None if it is."""
+    if reason := _hides(name):
+        return reason
+    if identity is None:
+        return PassedOver.UNREADABLE
+    if identity == output:
+        return PassedOver.OUTPUT
+    if identity in above:
+        return PassedOver.LOOP
+    return PassedOver.MANY_LINKS if visits[identity] >= MAX_VISITS else None
+
+
+def _folder_id(path: str) -> _FolderId | None:
+    """Device and inode, which are the same under all names; None if there is no such folder."""
+    try:
+        info = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino

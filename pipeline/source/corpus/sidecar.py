@@ -1,0 +1,249 @@
+"""Reads the text beside a picture: captions, URL and uid from its `.txt` and `.json`.
+
+Text that cannot be read as captions is never taken for "no caption": the sample's `problem` says why, and its row is
+refused.
+"""
+
+import codecs
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pairmill.pipeline.source.columns import CAPTION_NAMES, find_column
+from pairmill.pipeline.source.files import SourceError, shown
+from pairmill.schemas.jobs import SourceConfig
+
+CAPTION_ENDINGS = ("txt", "caption", "text")
+MAX_TEXT_BYTES = 1 << 20
+"""Larger caption files are refused unread."""
+MAX_JSON_BYTES = 4 << 20
+"""Larger JSON is not read: parsed, it takes up to ten times its size. Its sample needs another caption."""
+
+Captions = tuple[bytes | None, ...]
+
+_SHOWN_KEYS = 20
+_URL_NAMES = ("url",)
+_CAPTION_KEYS = (*CAPTION_NAMES, "description", "prompt")
+_IN_OBJECTS = ("caption", "text", "raw", "sentence")
+"""Where the captions of a list of objects are: COCO, Visual Genome, Karpathy's splits."""
+_UTF_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class UnreadableText(Exception):
+    """Text beside a picture that is no caption; the message says why."""
+
+
+@dataclass(slots=True)
+class TextUse:
+    """Whether any text of a tar or folder has what `source.caption_column` names."""
+
+    column: str | None = None
+    was_found: bool = False
+    keys: dict[str, None] = field(default_factory=dict)
+    """Keys of its JSON, for the message."""
+    uncaptioned: int = 0
+    """Samples that have JSON, and no caption in it or elsewhere."""
+
+    def saw(self, keys: Iterable[str], is_named: bool) -> None:
+        """Note the keys of one JSON object."""
+        self.was_found |= is_named
+        if len(self.keys) < _SHOWN_KEYS:
+            self.keys.update(dict.fromkeys(list(keys)[:_SHOWN_KEYS]))
+
+    def check(self, uri: str) -> None:
+        """Raises SourceError if nothing has it: all captions would be missing."""
+        if self.column is None or self.was_found:
+            return
+        known = f"the keys there are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
+        raise SourceError(
+            f"{uri}: no key {self.column!r} in the .json beside a picture, and no file that ends in it "
+            f"(source.caption_column); {known}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """Where a job finds captions, URLs and uids of tars and folders. None: the usual places."""
+
+    caption: str | None = None
+    """A key of the JSON, or the ending of a text file."""
+    url: str | None = None
+    """A key of the JSON."""
+    uid: str | None = None
+    """A key of the JSON."""
+    encoding: str | None = None
+    """Of `.txt` and `.json`. None: UTF-8."""
+    use: TextUse | None = None
+    """Notes what was found."""
+
+    @classmethod
+    def of(cls, source: SourceConfig) -> "TextRules":
+        """As the job file says."""
+        return cls(source.caption_column, source.url_column, source.uid_column, source.encoding)
+
+    @property
+    def text_endings(self) -> tuple[str, ...]:
+        """Endings of caption files, in lower case."""
+        own = () if self.caption is None else (self.caption.lower().removeprefix("."),)
+        return tuple(dict.fromkeys([*CAPTION_ENDINGS, *(each for each in own if each.isalnum() and each != "json")]))
+
+    def is_text(self, ending: str) -> bool:
+        """Whether a file of this ending is text beside a picture."""
+        return ending == "json" or ending in self.text_endings
+
+    def max_bytes(self, ending: str) -> int:
+        """The largest such file that is read."""
+        return MAX_JSON_BYTES if ending == "json" else MAX_TEXT_BYTES
+
+
+USUAL_TEXTS = TextRules()
+
+
+@dataclass(slots=True)
+class Texts:
+    """The texts of one sample, as they are read."""
+
+    rules: TextRules
+    named: Captions | None = None
+    """From where the job says."""
+    plain: Captions | None = None
+    """From a text file."""
+    usual: Captions | None = None
+    """From a usual key of the JSON."""
+    url: bytes | None = None
+    uid: str | None = None
+    problems: list[str] = field(default_factory=list)
+    has_json: bool = False
+
+    def add(self, name: str, ending: str, data: bytes) -> None:
+        """Add one file, called `name`."""
+        try:
+            if ending == "json":
+                self._add_json(data)
+            else:
+                captions = (read_text(data, self.rules.encoding),)
+                if self.rules.caption and ending == self.rules.caption.lower().removeprefix("."):
+                    self._note((), is_named=True)
+                    self.named = self.named or captions
+                elif self.plain is None or _is_blank(self.plain):
+                    self.plain = captions
+        except UnreadableText as error:
+            self.problems.append(f"{name}: {error}")
+
+    def add_too_large(self, name: str, num_bytes: int) -> None:
+        """Note a file that is not read."""
+        self.problems.append(f"{name}: too large: {num_bytes:,} bytes")
+
+    def captions(self) -> tuple[Captions | None, str | None]:
+        """(captions, why there are none although there is text that might be): the first that is not blank of those
+        that the job names, the text file and the JSON."""
+        found = [each for each in (self.named, self.plain, self.usual) if each is not None]
+        best = next((each for each in found if not _is_blank(each)), None)
+        if best is None and self.problems:
+            return None, "; ".join(self.problems)
+        if not found and self.has_json and self.rules.use is not None:
+            self.rules.use.uncaptioned += 1
+        return best or (found[0] if found else None), None
+
+    def _note(self, keys: Iterable[str], is_named: bool) -> None:
+        if self.rules.use is not None:
+            self.rules.use.saw(keys, is_named)
+
+    def _add_json(self, data: bytes) -> None:
+        value = _parse(data, self.rules.encoding)
+        if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+            self.usual = self.usual or _captions_in(value)
+        if not isinstance(value, dict):
+            return
+        self.has_json = True
+        self.url = self.url or _text_in(value, (self.rules.url,) if self.rules.url else _URL_NAMES)
+        uid = _text_in(value, (self.rules.uid or "uid",))
+        self.uid = self.uid or (uid.decode("utf-8", "replace") if uid else None)
+        name = find_column(value, self.rules.caption) if self.rules.caption else None
+        self._note(value, is_named=name is not None)
+        if name is not None:
+            self.named = self.named or _captions_in(value[name])
+        self.usual = self.usual or _usual_captions(value)
+
+
+def read_text(data: bytes, encoding: str | None = None) -> bytes:
+    """A caption file as UTF-8, or unchanged if it is meant to be UTF-8 and is not. Raises UnreadableText.
+
+    A byte order mark wins over `encoding`, as in browsers (https://encoding.spec.whatwg.org/#decode).
+    """
+    if data.startswith(_UTF_MARKS):
+        encoding = "utf-32" if data.startswith(_UTF_MARKS[:2]) else "utf-16"
+    if encoding not in (None, "utf-8") and not data.startswith(codecs.BOM_UTF8):
+        try:
+            return data.decode(encoding).encode()
+        except UnicodeError as error:
+            raise UnreadableText(f"is not {encoding}") from error
+    if b"\0" in data:
+        raise UnreadableText("contains NUL bytes, as UTF-16 does")
+    return data
+
+
+def _parse(data: bytes, encoding: str | None) -> Any:
+    try:
+        if encoding in (None, "utf-8") or data.startswith((codecs.BOM_UTF8, *_UTF_MARKS)):
+            return json.loads(data.decode(json.detect_encoding(data), "surrogateescape"))
+        return json.loads(data.decode(encoding))
+    except (ValueError, RecursionError) as error:
+        raise UnreadableText("is not JSON") from error
+
+
+def _usual_captions(value: dict[str, Any]) -> Captions | None:
+    """Of the first usual key with a caption. Raises UnreadableText if such keys have other values only."""
+    problem: UnreadableText | None = None
+    found: Captions | None = None
+    for usual in _CAPTION_KEYS:
+        name = find_column(value, usual)
+        try:
+            captions = None if name is None else _captions_in(value[name])
+        except UnreadableText as error:
+            problem = problem or error
+            continue
+        if captions is not None and (found is None or _is_blank(found)):
+            found = captions
+    if found is None and problem is not None:
+        raise problem
+    return found
+
+
+def _captions_in(value: Any, depth: int = 0) -> Captions | None:
+    """Text, or a list of texts, or of objects with a text. None for null and empty lists. Raises UnreadableText."""
+    if value is None or isinstance(value, str):
+        return None if value is None else (_raw(value),)
+    if isinstance(value, list) and depth < 2:
+        parts = [_captions_in(item, depth + 1) or (None,) for item in value]
+        return tuple(caption for part in parts for caption in part) or None
+    if isinstance(value, dict) and depth < 2:
+        found = [value[name] for name in _IN_OBJECTS if value.get(name) is not None]
+        texts = [each for each in found if isinstance(each, str)]
+        if any(text.strip() for text in texts) or (found and texts == found):
+            return (_raw(next((text for text in texts if text.strip()), texts[0])),)
+    raise UnreadableText(f"the caption is {_KINDS.get(type(value), 'not text')}")
+
+
+_KINDS = {bool: "a truth value", int: "a number", float: "a number", list: "a list in a list", dict: "an object"}
+
+
+def _text_in(value: dict[str, Any], names: Sequence[str]) -> bytes | None:
+    for usual in names:
+        name = find_column(value, usual)
+        if name is not None and isinstance(value[name], str):
+            return _raw(value[name])
+    return None
+
+
+def _raw(text: str) -> bytes:
+    """The bytes that the text was decoded from; a lone surrogate such as \\ud800 is not UTF-8, and found so later."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _is_blank(captions: Captions) -> bool:
+    return not any(caption and caption.strip() for caption in captions)

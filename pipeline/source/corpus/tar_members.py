@@ -1,0 +1,216 @@
+"""Walks the headers of a tar: where each member's bytes are, without reading them.
+
+`tarfile` reads whole headers into memory, follows them recursively, and gives up at the first that it does not
+understand. Here one odd member never ends the walk: it comes out with the reason why it cannot be read.
+Formats: POSIX.1-2001 pax, ustar, GNU (https://www.gnu.org/software/tar/manual/html_node/Standard.html), old V7.
+"""
+
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import IO
+
+BLOCK = tarfile.BLOCKSIZE
+_MAX_NAME_BYTES = 64 << 10
+"""Maximum size of a long name; Linux allows 4 KB."""
+_MAX_ZEROS = 4 << 20
+"""Zero blocks are skipped, like with `tar --ignore-zeros`, so that concatenated tars can be read; this many bytes of
+zeros mean the end."""
+_MAX_LINKS = 8
+"""A link may lead to a link, this often."""
+_MAX_REMEMBERED = 1_000_000
+"""Members whose places are remembered for links to them."""
+_REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE})
+_WITHOUT_DATA = frozenset(
+    {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE}
+)
+_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_PAX = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE})
+_NEEDED = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.realsize"})
+_SPARSE = "its bytes are not contiguous (a sparse file)"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member, or a part of the file that is none."""
+
+    name: str
+    type: bytes
+    position: int
+    """Of its header."""
+    offset: int
+    """Of its first byte."""
+    size: int
+    link: str = ""
+    """What a link leads to."""
+    problem: str | None = None
+    """Why its bytes cannot be read."""
+    is_gap: bool = False
+    """Not a member: a damaged part of the file."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return self.type in _REGULAR
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What the headers before a member say of it."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    is_sparse: bool = False
+
+    def size(self, header: tarfile.TarInfo) -> int:
+        text = self.values.get("size", "")
+        return int(text) if text.isdigit() and text.isascii() and len(text) < 20 else header.size
+
+
+def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
+    """All members in order, links as such, and gaps where the tar is damaged or ends early. `size`: of the file."""
+    position, zeros, any_end, pending = start, 0, False, _Pending()
+    while position + BLOCK <= size and zeros < _MAX_ZEROS:
+        file.seek(position)
+        try:
+            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
+            length = pending.size(header)
+            if length < 0:
+                raise tarfile.InvalidHeaderError(f"a size of {length:,}")  # type: ignore[attr-defined]
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            position, zeros, any_end = position + BLOCK, zeros + BLOCK, True
+            continue
+        except tarfile.HeaderError as error:
+            end = _next_header(file, size, position + BLOCK)
+            rest = "" if end is None else f"; {end - position:,} bytes are skipped"
+            yield _gap(position, f"the tar is damaged at byte {position:,}: {error}{rest}")
+            if end is None:
+                return
+            position, pending = end, _Pending()
+            continue
+        zeros, any_end = 0, False
+        data = _after_sparse_map(file, size, position, header)
+        after = data if header.type in _WITHOUT_DATA else data + -(-length // BLOCK) * BLOCK
+        if header.type in _LONG or header.type in _PAX:
+            if data + length <= size:
+                _read_header(file, data, length, header.type, pending)
+        elif header.type != tarfile.XGLTYPE:
+            yield _member(header, pending, position, data, length)
+            pending = _Pending()
+        position = after
+    if position > size or position + BLOCK > size > position:
+        yield _gap(size, f"the tar is truncated at byte {size:,}")
+    elif not any_end:
+        yield _gap(size, f"the tar has no end marker: it may be truncated at byte {size:,}")
+
+
+def _member(header: tarfile.TarInfo, pending: _Pending, position: int, data: int, length: int) -> Member:
+    name = pending.values.get("GNU.sparse.name") or pending.values.get("path") or header.name
+    is_sparse = pending.is_sparse or header.type == tarfile.GNUTYPE_SPARSE
+    link = pending.values.get("linkpath") or header.linkname
+    return Member(name.rstrip("/"), header.type, position, data, length, link, _SPARSE if is_sparse else None)
+
+
+def _gap(position: int, problem: str) -> Member:
+    return Member("", b"", position, position, 0, "", problem, is_gap=True)
+
+
+def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
+    """Position of the next block with a right checksum, as GNU tar goes on; None if there is none."""
+    while position + BLOCK <= size:
+        file.seek(position)
+        chunk = file.read(min(_CHUNK_BYTES, size - position))
+        for start in range(0, len(chunk) - BLOCK + 1, BLOCK):
+            block = chunk[start : start + BLOCK]
+            if not any(block[148:155]):  # no checksum: zeros, mostly
+                continue
+            try:
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                continue
+            return position + start
+        position += max(len(chunk) // BLOCK, 1) * BLOCK
+    return None
+
+
+def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile.TarInfo) -> int:
+    """Where the data of a member begins: an old GNU sparse header may go on in further blocks."""
+    data = position + BLOCK
+    if header.type != tarfile.GNUTYPE_SPARSE:
+        return data
+    file.seek(position + 482)
+    is_extended = file.read(1) not in (b"\0", b"")
+    while is_extended and data + BLOCK <= size:
+        file.seek(data + 504)
+        is_extended = file.read(1) not in (b"\0", b"")
+        data += BLOCK
+    return data
+
+
+def _read_header(file: IO[bytes], data: int, length: int, kind: bytes, pending: _Pending) -> None:
+    """Add what a long name or a pax header says of the next member."""
+    if kind in _PAX:
+        _read_pax(file, data, data + length, pending)
+    elif length <= _MAX_NAME_BYTES:
+        file.seek(data)
+        pending.values[_LONG[kind]] = file.read(length).partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _read_pax(file: IO[bytes], position: int, end: int, pending: _Pending) -> None:
+    """Records `LENGTH KEY=VALUE\\n` (POSIX.1-2001). Values that are not needed, of any size, are not read."""
+    while position < end:
+        file.seek(position)
+        head = file.read(min(256, end - position))
+        digits, _, rest = head.partition(b" ")
+        if not (digits.isdigit() and len(digits) <= 12 and int(digits) > len(digits)):
+            return
+        length = int(digits)
+        key = rest.partition(b"=")[0].decode("utf-8", "replace")
+        start = len(digits) + 1 + len(key.encode()) + 1
+        pending.is_sparse |= key.startswith("GNU.sparse.")
+        if key in _NEEDED and start < length <= min(_MAX_NAME_BYTES, end - position):
+            file.seek(position + start)
+            pending.values[key] = file.read(length - start - 1).decode("utf-8", "surrogateescape")
+        position += length
+
+
+class LinkTargets:
+    """Finds the members that links lead to, as `tarfile.extractfile` does. Tars without links cost nothing."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+        self._known: dict[str, list[Member]] | None = None
+
+    def resolve(self, link: Member) -> Member:
+        """The regular file that a link leads to, under the link's own name; or the link, with a problem."""
+        found, seen = link, 0
+        while found.type in (tarfile.LNKTYPE, tarfile.SYMTYPE) and seen < _MAX_LINKS:
+            target = self._target(found)
+            if target is None:
+                return replace(link, problem=f"a link to {found.link[:200]}, which is not in the tar")
+            found, seen = target, seen + 1
+        if not found.is_file:
+            return replace(link, problem=f"a link to {found.link[:200] or found.name[:200]}, which is not a file")
+        return replace(found, name=link.name, position=link.position)
+
+    def _target(self, link: Member) -> Member | None:
+        """A hard link leads to the last member before it of that name, a symbolic link to the last of all."""
+        is_hard = link.type == tarfile.LNKTYPE
+        name = link.link if is_hard else posixpath.join(posixpath.dirname(link.name), link.link)
+        for each in reversed(self._members().get(_plain(name), [])):
+            if not is_hard or each.position < link.position:
+                return each
+        return None
+
+    def _members(self) -> dict[str, list[Member]]:
+        if self._known is None:
+            self._known = {}
+            for number, member in enumerate(members(self._file, self._size)):
+                if number < _MAX_REMEMBERED and not member.is_gap:
+                    self._known.setdefault(_plain(member.name), []).append(member)
+        return self._known
+
+
+def _plain(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")

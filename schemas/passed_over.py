@@ -1,0 +1,83 @@
+"""Why something that a listing shows is neither a row nor a part of one.
+
+Plans, commands and `status` count these, so that whatever was seen is accounted for:
+seen = rows + parts + passed over.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+
+class PassedOver(StrEnum):
+    """The reason, as people read it."""
+
+    HIDDEN = "name begins with a dot"
+    FOLDER = "folder"
+    OUTPUT = "output folder"
+    TABLE_LOG = "bookkeeping of Spark or Delta Lake"
+    LOOP = "link to a folder above it"
+    MANY_LINKS = "one more link to the same folder"
+    BROKEN_LINK = "link to nothing"
+    SPECIAL = "device, pipe or socket"
+    UNREADABLE = "folder that cannot be read"
+    OTHER_KIND = "not of the kind that is read here"
+    NO_PICTURE = "text without a picture"
+    UNKNOWN_MEMBER = "tar member of another type"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the entries of a listing: files of a folder, members of a tar."""
+
+    seen: int = 0
+    rows: int = 0
+    parts: int = 0
+    """Entries that belong to the row of another entry, such as captions and further pictures of the same key."""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Reason -> entries."""
+    uncaptioned: int = 0
+    """Of the rows: those without a caption although there is JSON, whose keys may be unusual."""
+    json_keys: tuple[str, ...] = ()
+    """Some keys of the JSON, if there are such rows."""
+
+    def pass_over(self, reason: PassedOver) -> None:
+        """Count one entry that is not used."""
+        self.seen += 1
+        self.passed_over[reason.value] += 1
+
+    def add_row(self, entries: int = 1) -> None:
+        """Count a row, and the entries that it was made from."""
+        self.seen += entries
+        self.rows += 1
+        self.parts += entries - 1
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        counts = {"seen": self.seen, "rows": self.rows, "parts": self.parts}
+        hint = {"uncaptioned": self.uncaptioned, "json_keys": list(self.json_keys)} if self.uncaptioned else {}
+        return {**counts, "passed_over": dict(sorted(self.passed_over.items())), **hint}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Parse the result of `to_json`."""
+        counts = values["seen"], values["rows"], values["parts"], Counter(values["passed_over"])
+        return cls(*counts, values.get("uncaptioned", 0), tuple(values.get("json_keys", ())))
+
+    def holds(self) -> bool:
+        """Whether each entry is accounted for."""
+        return self.seen == self.rows + self.parts + self.passed_over.total()
+
+
+def describe_passed_over(seen: int, rows: int, parts: int, passed_over: Mapping[str, int]) -> str | None:
+    """One line for people; None if every entry became a row."""
+    if not parts and not passed_over:
+        return None
+    line = f"{seen:,} seen: {rows:,} {'row' if rows == 1 else 'rows'}"
+    line += f", {parts:,} {'part' if parts == 1 else 'parts'} of rows" if parts else ""
+    if not passed_over:
+        return line
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(passed_over.items()))
+    return f"{line}, {sum(passed_over.values()):,} passed over ({reasons})"

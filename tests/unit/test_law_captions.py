@@ -1,0 +1,213 @@
+"""Law: text beside pictures is read in any usual shape, or its row is refused; it is never null and `ok`."""
+
+import codecs
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.corpus.index import IndexRow
+from pairmill.pipeline.source.corpus.sidecar import TextRules
+from pairmill.pipeline.source.corpus.tars import tar_rows
+from pairmill.pipeline.source.describe import describe_plan
+from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.plan import load_plan, make_plan
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import shards_from_table
+from pairmill.schemas.record import JobRecord
+
+ENCODINGS = ["utf-8", "latin-1", "cp1252", "utf-16", "utf-16-le", "shift_jis"]
+
+
+def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, body in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    return path
+
+
+def indexed(folder: Path, *members: tuple[str, bytes], **rules: Any) -> IndexRow:
+    """The row of one picture and the texts beside it."""
+    (row,) = tar_rows(str(tar_of(folder / "a.tar", ("0.jpg", b"x"), *members)), Files(), None, TextRules(**rules))
+    return row
+
+
+def shard_rows(output: Path, source: Path, **settings: Any) -> list[dict[str, Any]]:
+    """The rows that a plan of `source` reads."""
+    values = {"source": {"paths": [str(source)], "kind": "corpus", **settings}, "output": str(output)}
+    store = Store(str(output))
+    make_plan(JobRecord(BuildJob.model_validate({**values, "models": [{"name": "tiny"}]}), "f" * 32), store)
+    plan = load_plan(store)
+    reader = ShardReader(store, plan.mapping)
+    rows = [row for shard in shards_from_table(plan.shards) for row in reader.read(shard).to_pylist()]
+    reader.close()
+    return rows
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["", "a dog", "é", " "]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["caption", "text", "x"]), inner),
+    max_leaves=6,
+)
+
+
+def texts_of(value: Any) -> list[str]:
+    """All text in a JSON value that may be a caption."""
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    parts = value if isinstance(value, list) else []
+    if isinstance(value, dict):  # a blank caption is one, whatever else the object says
+        named = [value[name] for name in ("caption", "text") if value.get(name) is not None]
+        parts = named or list(value.values())
+    return [text for part in parts for text in texts_of(part)]
+
+
+@given(st.sampled_from(["caption", "text", "TEXT", "captions", "Caption", "alt"]), json_values)
+def test_a_caption_of_any_json_is_read_or_its_row_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    body = json.dumps({"width": 7, key: value}).encode()
+    row = indexed(tmp_path_factory.mktemp("json"), ("0.json", body))
+    found = [caption.decode() for caption in row.captions or () if caption]
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        assert [each for each in found if each.strip()] == texts_of(value)
+    assert set(found) - {""} - {" "} <= set(texts_of(value))
+    if row.caption_problem is None and not found:
+        assert not texts_of(value)
+    if isinstance(value, (bool, int, float)):
+        assert "the caption is a" in str(row.caption_problem)
+
+
+@given(st.text(st.characters(codec="cp1252", exclude_categories=["Cc"]), min_size=1), st.sampled_from(ENCODINGS))
+def test_text_of_any_encoding_arrives_if_it_is_named_and_is_refused_if_it_is_not_utf_8(
+    tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str
+) -> None:
+    try:
+        body = text.encode(encoding)
+    except UnicodeEncodeError:
+        return
+    marks = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    assume(encoding == "utf-16" or not body.startswith(marks))  # a byte order mark wins
+    assume(body.decode(encoding) == text)  # not so of the yen sign in Shift JIS
+    folder = tmp_path_factory.mktemp("text")
+    (named,) = indexed(folder, ("0.txt", body), encoding=encoding).captions or (None,)
+    assert named == text.encode()
+    as_json = json.dumps({"caption": text}, ensure_ascii=False)
+    row = indexed(folder, ("0.json", as_json.encode(encoding)), encoding=encoding)
+    assert row.captions == (text.encode(),)
+    plain = indexed(folder, ("0.txt", body))
+    if plain.caption_problem is None:  # bytes that are not UTF-8 are refused when the shard is read
+        assert plain.caption == (text.encode() if encoding == "utf-16" else body)
+    else:
+        assert b"\0" in body
+
+
+SHAPES: list[tuple[list[tuple[str, bytes]], list[str] | None]] = [
+    ([("0.txt", b"a dog")], ["a dog"]),
+    ([("0.json", b'{"caption": ["a", "b"]}')], ["a", "b"]),
+    ([("0.json", b'["a", "b"]')], ["a", "b"]),
+    ([("0.json", b'"a"')], ["a"]),
+    ([("0.json", b'{"captions": [{"caption": "a"}, {"caption": "b"}]}')], ["a", "b"]),
+    ([("0.json", b'{"caption": {"text": "a"}}')], ["a"]),
+    ([("0.json", b'{"caption": {"caption": "", "text": "a"}}')], ["a"]),
+    ([("0.json", b'{"caption": null, "text": "a"}')], ["a"]),
+    ([("0.txt", b" \n"), ("0.json", b'{"caption": "a"}')], ["a"]),
+    ([("0.txt", b"a dog"), ("0.json", b"{")], ["a dog"]),
+    ([("0.json", b"{"), ("0.txt", b"a dog")], ["a dog"]),
+    ([("0.json", b'{"a": 1}' + b" " * (5 << 20)), ("0.txt", b"a dog")], ["a dog"]),
+    ([("0.meta.json", b'{"width": 7}'), ("0.json", b'{"caption": "a"}')], ["a"]),
+    ([("0.json", "\ufeff".encode() + b'{"caption": "a"}')], ["a"]),
+    ([("0.json", b"{")], None),
+    ([("0.json", b'{"caption": "caf\xe9"}')], None),
+    ([("0.json", b'{"caption": 7}')], None),
+    ([("0.json", b'{"a": 1}' + b" " * (5 << 20))], None),
+    ([("0.txt", b"a" * (2 << 20))], None),
+    ([("0.txt", b"a\0 \0d\0o\0g\0")], None),
+    ([("0.txt", b"caf\xe9")], None),
+]
+
+
+@pytest.mark.parametrize(("members", "captions"), SHAPES)
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_each_usual_shape_becomes_rows_or_a_refusal(
+    tmp_path: Path, kind: str, members: list[tuple[str, bytes]], captions: list[str] | None
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    if kind == "tar":
+        tar_of(source / "a.tar", ("0.jpg", b"x"), *members)
+    else:
+        for name, body in [("0.jpg", b"x"), *members]:
+            (source / name.replace("0.meta.json", "0.JSON")).write_bytes(body)
+    rows = shard_rows(tmp_path / "out", source)
+    if captions is None:
+        assert [row["status"] for row in rows] == ["caption_invalid"]
+    else:
+        assert [(row["status"], row["caption"], row["caption_index"]) for row in rows] == [
+            ("ok", caption, index) for index, caption in enumerate(captions)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("column", "members", "caption"),
+    [
+        ("description", [("0.json", b'{"caption": "a", "description": "b"}'), ("0.txt", b"c")], "b"),
+        ("Description", [("0.json", b'{"caption": "a", "description": "b"}')], "b"),
+        ("prompt", [("0.prompt", b"b"), ("0.txt", b"c")], "b"),
+        ("txt", [("0.json", b'{"caption": "a"}'), ("0.txt", b"b")], "b"),
+        ("description", [("0.json", b'{"description": null}'), ("0.txt", b"c")], "c"),
+    ],
+)
+def test_the_named_caption_column_of_a_tar_is_a_key_of_its_json_or_an_ending(
+    tmp_path: Path, column: str, members: list[tuple[str, bytes]], caption: str
+) -> None:
+    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), *members)
+    (row,) = shard_rows(tmp_path / "out", source, caption_column=column)
+    assert (row["status"], row["caption"]) == ("ok", caption)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"caption_column": "wrong"}, r"no key 'wrong' in the \.json .*the keys there are 'caption', 'w'"),
+        ({"license_column": "w"}, r"source\.license_column: tars and folders have no columns"),
+        ({"image_column": "jpg"}, r"source\.image_column: tars and folders have no columns"),
+    ],
+)
+def test_a_setting_that_a_tar_cannot_follow_is_an_error(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"caption": "a", "w": 1}'), ("0.txt", b"b"))
+    with pytest.raises(SourceError, match=message):
+        shard_rows(tmp_path / "out", source, **settings)
+
+
+def test_json_with_no_usual_key_is_told_with_its_keys(tmp_path: Path) -> None:
+    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1}'), ("1.jpg", b"y"))
+    rows = shard_rows(tmp_path / "out", source)
+    assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
+    plan = load_plan(Store(str(tmp_path / "out")))
+    told = (
+        "1 row without a caption although there is JSON; source.caption_column says which key has it, of 'motto', 'w'"
+    )
+    assert told in describe_plan(plan, plan.job)
+
+
+def test_url_and_uid_columns_of_a_tar_are_keys_of_its_json(tmp_path: Path) -> None:
+    body = json.dumps({"url": "http://no", "src": "http://e.org/1", "id": "AB" * 16, "caption": "a"}).encode()
+    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", body), ("1.jpg", b"y"), ("1.json", b'{"id": 7}'))
+    first, second = shard_rows(tmp_path / "out", source, url_column="src", uid_column="id")
+    assert (first["url"], first["uid"], first["status"]) == ("http://e.org/1", "ab" * 16, "ok")
+    assert second["status"] == "row_malformed"
