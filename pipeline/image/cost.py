@@ -3,12 +3,16 @@
 The numbers were measured with 20-megapixel pictures of noise, of flat color, and drawn (docs/decisions/010).
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from PIL import Image, JpegImagePlugin
+
+from pairmill.pipeline.image import jpeg
+from pairmill.pipeline.image.avif import coded_pixels
+from pairmill.pipeline.image.png import MAX_CHUNKS, PngFile
+from pairmill.pipeline.image.tiff import TiffFile
 
 BYTES_PER_PIXEL = 8
 """A job's memory for one picture: this for each of `images.max_pixels`."""
@@ -36,6 +40,12 @@ _COLUMN_BYTES = 32
 
 _NS_PER_PIXEL = {"JPEG": 20, "PNG": 10, "GIF": 15, "BMP": 15, "TIFF": 40, "WEBP": 45, "AVIF": 110}
 _NS_PER_ROW = 2_000
+_NS_PER_PNG_BYTE = 4.5  # unpacked
+_NS_PER_STRIP = 50_000
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_RUN_LENGTHS = (1, 2)  # compressions of BMP that Pillow reads in Python
+_SMALL_PIXELS = 4_000_000  # at which no JPEG of `MAX_SCANS` costs too much
+_START_OF_SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +54,13 @@ class Cost:
 
     memory_bytes: float
     cpu_s: float
+    is_bomb: str | None = None
+    """Why it is too much whatever the numbers, if it is."""
 
     def excess(self, budget: "Cost") -> str | None:
         """Why this is more than the budget; None if it is not."""
+        if self.is_bomb is not None:
+            return self.is_bomb
         if self.memory_bytes > budget.memory_bytes:
             return f"decoding would take {self.memory_bytes / 1e6:,.0f} MB"
         if self.cpu_s > budget.cpu_s:
@@ -54,55 +68,55 @@ class Cost:
         return None
 
 
+@lru_cache
 def budget(max_pixels: int) -> Cost:
     """What one picture may cost in a job with this `images.max_pixels`."""
     return Cost(max(BYTES_PER_PIXEL * max_pixels, MIN_MEMORY_BYTES), MAX_CPU_S)
 
 
 def decoding_cost(
-    format: str, mode: str, size: tuple[int, int], *, extra_bytes: float = 0, extra_ns: float = 0
+    format: str,
+    mode: str,
+    size: tuple[int, int],
+    extra_bytes: float = 0,
+    extra_ns: float = 0,
+    is_bomb: str | None = None,
 ) -> Cost:
     """The cost of a picture of this format, Pillow mode and size (pixels). `extra_bytes` and `extra_ns` are what the
     file adds to the usual."""
     width, height = size
     pixel_bytes = _LIBRARY_BYTES.get(format) or _STORED_BYTES.get(mode, 4) + _RGB_BYTES
     memory_bytes = width * height * pixel_bytes + width * _COLUMN_BYTES + height * _ROW_BYTES + extra_bytes
-    return Cost(memory_bytes, (width * height * _NS_PER_PIXEL[format] + height * _NS_PER_ROW + extra_ns) * 1e-9)
+    cpu_ns = width * height * _NS_PER_PIXEL[format] + height * _NS_PER_ROW + extra_ns
+    return Cost(memory_bytes, cpu_ns * 1e-9, is_bomb)
 
 
-class MemoryGate:
-    """Lets pictures be decoded at the same time as long as they fit into memory together. Thread-safe."""
-
-    FREE_BYTES = 8 << 20
-    """Pictures that take less do not queue."""
-
-    def __init__(self, total_bytes: float) -> None:
-        self._total = self._left = total_bytes
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def entry(self) -> Iterator[Callable[[float], None]]:
-        """A function that waits until that many bytes are free, and takes them until the end of the block. Call it
-        at most once: who holds some and waits for more could wait forever."""
-        held = 0.0
-
-        def reserve(num_bytes: float) -> None:
-            nonlocal held
-            if num_bytes <= self.FREE_BYTES:
-                return
-            wanted = min(num_bytes, self._total)
-            with self._changed:
-                self._changed.wait_for(lambda: wanted <= self._left)
-                self._left -= wanted
-            held = wanted
-
-        try:
-            yield reserve
-        finally:
-            if held:
-                with self._changed:
-                    self._left += held
-                    self._changed.notify_all()
+def picture_cost(body: bytes, format: str, opened: Image.Image, png: PngFile | None) -> Cost:
+    """The cost of an opened picture (Pillow's format names; `png` for a PNG alone)."""
+    pixels = opened.size[0] * opened.size[1]
+    extra_bytes = extra_ns = 0.0
+    is_bomb = None
+    if format == "JPEG" and isinstance(opened, JpegImagePlugin.JpegImageFile):
+        scans = body.count(_START_OF_SCAN)  # those of thumbnails and films too, which does not matter here
+        frame = jpeg.PROGRESSIVE if "progressive" in opened.info else None
+        if scans > jpeg.MAX_SCANS or pixels > _SMALL_PIXELS:
+            scans, frame = jpeg.count_scans(body)
+        is_bomb = f"{scans} scans" if scans > jpeg.MAX_SCANS else None
+        extra_bytes, extra_ns = jpeg.extra_cost(opened.size, opened.layer, scans, frame)
+    elif png is not None:
+        is_bomb = f"more than {MAX_CHUNKS:,} chunks" if png.num_chunks > MAX_CHUNKS else None
+        channels = _PNG_CHANNELS.get(png.color_type, 4)
+        passes = 2 if png.bit_depth == 16 and png.key is not None and channels == 3 else 1  # see decode.py
+        extra_ns = pixels * _NS_PER_PNG_BYTE * channels * png.bit_depth / 8 * passes
+        extra_bytes = pixels * 4 * (passes - 1) + len(body)
+    elif isinstance(opened, TiffFile):
+        extra_bytes, extra_ns = opened.buffer_bytes + 2 * len(body), opened.num_parts * _NS_PER_STRIP
+    elif format == "AVIF":
+        hidden = max(0, coded_pixels(body) - 2 * pixels)  # alpha is a picture of its own
+        extra_bytes, extra_ns = hidden * 8, hidden * 60
+    elif format == "BMP" and opened.info.get("compression") in _RUN_LENGTHS:
+        extra_bytes, extra_ns = pixels * 2, pixels * 150 + len(body) * 250
+    return decoding_cost(format, opened.mode, opened.size, extra_bytes, extra_ns, is_bomb)
 
 
 def machine_has(cost: Cost) -> bool:

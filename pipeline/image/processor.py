@@ -17,8 +17,9 @@ from PIL import Image
 
 from pairmill.pipeline.image.color import pixels_to_srgb
 from pairmill.pipeline.image.compress import compress, original_without_metadata
-from pairmill.pipeline.image.cost import MemoryGate, budget
+from pairmill.pipeline.image.cost import budget
 from pairmill.pipeline.image.decode import ImageError, ImageHeader, color_profile, decode_pixels, open_image
+from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.orientation import UPRIGHT
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.resize import Pixels, Target, plan_resize, resize
@@ -113,8 +114,9 @@ def is_one_color(pixels: Pixels) -> bool:
     sparse = pixels[:: max(1, pixels.shape[0] // 16), :: max(1, pixels.shape[1] // 16)]
     if int(sparse[..., 1].max()) - int(sparse[..., 1].min()) > _ONE_COLOR_TOLERANCE:
         return False  # some green pixels settle nearly every picture
-    channels = pixels.reshape(-1, 3)  # [height * width, 3]
-    return not np.any(channels.max(axis=0) - channels.min(axis=0) > _ONE_COLOR_TOLERANCE)
+    rows = pixels.reshape(len(pixels), -1)  # whole rows first: a tenth of the time that three columns take
+    highest, lowest = (each.reshape(-1, 3) for each in (rows.max(axis=0), rows.min(axis=0)))
+    return not np.any(highest.max(axis=0) - lowest.min(axis=0) > _ONE_COLOR_TOLERANCE)
 
 
 def _processed(pixels: Pixels, image: bytes, header: ImageHeader, one_color: bool) -> ProcessedImage:
