@@ -24,7 +24,7 @@ from pairmill.pipeline.image.resize import Pixels, Target
 from pairmill.pipeline.image.rgb import Samples, UnsupportedMode, has_alpha, over_white_by_key, to_rgb
 from pairmill.pipeline.image.salvage import without_metadata
 from pairmill.pipeline.image.strip import webp_size
-from pairmill.pipeline.image.tiff import TiffFile, UnknownLayout, read_tiff
+from pairmill.pipeline.image.tiff import TiffFile, read_tiff
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 3
@@ -116,7 +116,7 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
         return read_tiff(body) if found == "TIFF" else Image.open(BytesIO(body), formats=[found])
     except Image.DecompressionBombError as error:
         raise ImageError(Status.IMAGE_BOMB, clean_text(str(error))) from error
-    except UnknownLayout as error:
+    except UnsupportedMode as error:
         raise ImageError(Status.IMAGE_UNSUPPORTED, str(error)) from error
     except MemoryError as error:
         raise _out_of_memory(allowed) from error

@@ -21,7 +21,7 @@ _MAX_TABLE_BITS = 16
 
 
 class UnsupportedMode(Exception):
-    """Pillow cannot convert pixels of this mode to RGB (Lab, for one)."""
+    """Pillow has no mode for pixels of this kind, or cannot convert it to RGB (Lab, for one)."""
 
 
 @dataclass(frozen=True, slots=True)

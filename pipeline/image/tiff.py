@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
-from pairmill.pipeline.image.rgb import Samples
+from pairmill.pipeline.image.rgb import Samples, UnsupportedMode
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -33,10 +33,6 @@ _PIXEL_TAGS = frozenset(
 )
 
 
-class UnknownLayout(Exception):
-    """A valid TIFF with samples that Pillow has no mode for."""
-
-
 class TiffFile(TiffImagePlugin.TiffImageFile):
     """Pillow's TIFF reader for a picture as it is stored, not turned."""
 
@@ -52,7 +48,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
         try:
             super()._setup()
         except SyntaxError as error:
-            raise UnknownLayout(str(error)) from error
+            raise UnsupportedMode(str(error)) from error
 
     def load_end(self) -> None:
         """Nothing: Pillow would turn the picture here."""
@@ -60,7 +56,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
 
 def read_tiff(body: bytes) -> TiffFile:
     """Opens a TIFF whose directory keeps the tags of pixels alone, because libtiff refuses a picture for a broken one
-    of any kind. Profile and orientation are in `info`. Raises what Pillow raises, and UnknownLayout."""
+    of any kind. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
     metadata: dict[str, Any] = {}
     cleaned = bytearray(body)
     with contextlib.suppress(struct.error):  # cut off: left to Pillow
