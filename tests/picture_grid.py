@@ -245,6 +245,13 @@ def tiff_cases() -> Iterator[Case]:
         for channels in (1, 3):
             body = tiff(values(8, channels), bits=8, photometric=2 if channels == 3 else 1, tags={274: [orientation]})
             yield Case(f"tiff {channels} channels orientation {orientation}", body)
+    for order, fill in (("<", 1), ("<", 2), (">", 1)):
+        body = tiff(values(16, 1), bits=16, photometric=1, order=order, rows_per_strip=3, tags={266: [fill]})
+        yield Case(f"tiff strips {order} fill order {fill}", body)
+    for mode, compression in itertools.product(("RGB", "L", "1"), ("raw", "tiff_lzw", "packbits")):
+        for turned in ({}, {"exif": b"Exif\0\0" + exif(6)}):
+            body = saved(photo(mode), "TIFF", compression=compression, big_tiff=True, **turned)
+            yield Case(f"bigtiff {mode} {compression} {'turned' if turned else ''}", body)
     for channels, space in itertools.product((1, 3), ("RGB ", "GRAY", "CMYK")):
         body = tiff(
             values(8, channels), bits=8, photometric=2 if channels == 3 else 1, tags={34675: profile(space)}

@@ -90,8 +90,8 @@ def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
 
 
 def _data(body: bytearray, at: int, order: str, is_big: bool, kind: int, values: int) -> bytes:
-    """The bytes of a directory's entry of bytes or shorts; none if it is broken."""
-    size = values * {1: 1, 2: 1, 3: 2, 7: 1}.get(kind, 0)
+    """The bytes of a directory's entry of bytes, shorts or longs; none if it is broken."""
+    size = values * {1: 1, 2: 1, 3: 2, 4: 4, 7: 1}.get(kind, 0)
     inline, start = (8, at + 12) if is_big else (4, at + 8)
     if size > inline:
         (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), body, start)
@@ -99,10 +99,12 @@ def _data(body: bytearray, at: int, order: str, is_big: bool, kind: int, values:
 
 
 def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, Any]) -> None:
-    if tag == _ORIENTATION and len(data) == 2:
-        exif = Image.Exif()
-        exif[tag] = struct.unpack(order + "H", data)[0]
-        metadata["exif"] = exif.tobytes()
+    if tag == _ORIENTATION and len(data) in (2, 4):
+        orientation = int.from_bytes(data, "big" if order == ">" else "little")
+        if orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[tag] = orientation
+            metadata["exif"] = exif.tobytes()
     elif tag == _XMP and data:
         metadata["xmp"] = data
     elif tag == _ICC_PROFILE and data:
