@@ -15,7 +15,7 @@ from pairmill.pipeline.image import cost
 from pairmill.pipeline.image.decode import open_image
 from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.jobs import FetchConfig, ImagesConfig
 from pairmill.schemas.status import Status
 from tests.hostile_pictures import Hostile, bmp_run_lengths, lossless_webp, paid_for, png_of_zeros, refused
 from tests.picture_grid import photo, saved
@@ -81,13 +81,17 @@ def test_no_awkward_picture_costs_too_much(child: ProcessPoolExecutor) -> None:
 
 
 def test_the_dearest_pictures_that_are_not_refused_stay_within_their_cost(child: ProcessPoolExecutor) -> None:
-    config = ImagesConfig()
+    ImageProcessor(ImagesConfig())  # sets Pillow's own limit
     for picture in paid_for(MEGAPIXELS):
+        if len(picture.body) > FetchConfig().max_bytes:
+            continue
         name, status, peak, before, cpu_s = child.submit(measure, picture).result()
-        assert status in ("ok", "image_corrupt"), name
+        assert status in ("ok", "image_corrupt") or IS_LONG_RUN, name  # some kinds are refused at 99 megapixels
         assert cpu_s < MAX_CPU_S, name
         assert peak < MAX_PEAK_BYTES, name
-        header, opened = open_image(picture.body, config.max_pixels)
+        if status == "image_bomb":
+            continue
+        header, opened = open_image(picture.body, ImagesConfig().max_pixels)
         opened.close()
         slack = SLACK_BYTES + 2 * len(picture.body)
         assert peak - before < header.cost.memory_bytes + slack, (name, peak - before, header.cost)
