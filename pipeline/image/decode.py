@@ -203,7 +203,11 @@ def _chroma(format: str, opened: Image.Image) -> str:
         return "420"  # lossy WebP has no other
     if format != "JPEG" or opened.mode == "CMYK":
         return "444"
-    return {0: "444", 1: "422"}.get(JpegImagePlugin.get_sampling(opened), "420")
+    try:
+        sampling = JpegImagePlugin.get_sampling(opened)
+    except IndexError:  # several frame headers, of different numbers of components
+        return "420"
+    return {0: "444", 1: "422"}.get(sampling, "420")
 
 
 def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pixels | None:

@@ -328,3 +328,16 @@ def test_broken_exif_does_not_cost_the_picture() -> None:
         Image.open(io.BytesIO(body)).getexif()
     picture = process(body)
     assert (picture.status, picture.width, picture.height) == (Status.OK, 64, 40)
+
+
+def test_a_jpeg_with_frame_headers_that_disagree_gets_a_status() -> None:
+    body = save(Image.fromarray(PHOTO), "JPEG")
+    at = body.index(b"\xff\xc0")
+    gray_frame = b"\xff\xc0\x00\x0b\x08" + body[at + 5 : at + 9] + b"\x01\x01\x11\x00"
+    of_three = b"\xff\xc0\x00\x0b\x08" + body[at + 5 : at + 9] + b"\x03\x01\x11\x00"
+    for odd in (
+        body[:at] + gray_frame + body[at:],
+        body[:at] + of_three + body[at + 19 :],
+        body[:at] + of_three + body[at:],
+    ):
+        assert process(odd).status in (Status.OK, Status.IMAGE_CORRUPT)
