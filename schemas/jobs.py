@@ -207,8 +207,8 @@ class ImagesConfig(_Settings):
     """Which pictures to store: those of all `pairs`, only those of `kept` pairs, or `none`. With `pairs`, thresholds
     can change later without downloading again."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
-    """Pictures whose header announces more pixels are refused before any memory is allocated. Decoding takes up to
-    eight bytes per pixel in each decoding thread."""
+    """Pictures whose header announces more pixels are refused before any memory is allocated. Eight bytes for each of
+    these pixels (at least 256 MiB) are the memory that decoding may take, in all threads together."""
 
 
 class ModelConfig(_Settings):

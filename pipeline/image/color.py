@@ -15,6 +15,8 @@ _MAX_PROFILE_BYTES = 2 << 20
 _SAME_LEVELS = 2
 """A profile that shifts no color by more than this (out of 255) counts as sRGB."""
 
+_BAND_PIXELS = 1 << 20
+
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
@@ -25,22 +27,39 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
 
 
 def pixels_to_srgb(pixels: npt.NDArray[np.uint8], profile: bytes | None) -> npt.NDArray[np.uint8]:
-    """uint8 [height, width, 3] in sRGB. A grayscale profile applies to the one channel that all three repeat."""
+    """uint8 [height, width, 3] in sRGB; the same array if nothing changes. The profile is one for these pixels: one
+    for grayscale applies to the one channel that all three repeat."""
     if not profile:
         return pixels
-    is_gray = _color_space(profile) == "GRAY"
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0])) if is_gray else Image.fromarray(pixels)
-    converted = to_srgb(image, profile)
-    return pixels if converted is None else np.asarray(converted)
+    is_gray = is_for_gray(profile)
+    transform = _transform(profile, "L" if is_gray else "RGB") if len(profile) <= _MAX_PROFILE_BYTES else None
+    if transform is None:
+        return pixels
+    converted = np.empty_like(pixels)
+    height, width = pixels.shape[:2]
+    columns = min(width, _BAND_PIXELS)
+    rows = max(1, _BAND_PIXELS // columns)
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            band = np.s_[top : top + rows, left : left + columns]
+            image = Image.fromarray(np.ascontiguousarray(pixels[band][..., 0] if is_gray else pixels[band]))
+            converted[band] = np.asarray(ImageCms.applyTransform(image, transform))
+    return converted
 
 
-def _color_space(profile: bytes) -> str | None:
-    return profile[16:20].decode("latin-1") if len(profile) >= 128 else None  # ICC.1:2022, 7.2.6
+def is_for_gray(profile: bytes) -> bool:
+    """Whether the profile describes grayscale."""
+    return color_space(profile) == "GRAY"
+
+
+def color_space(profile: bytes) -> str | None:
+    """The profile's data color space: `RGB `, `GRAY`, `CMYK`, ... (ICC.1:2022, 7.2.6); None if it is cut off."""
+    return profile[16:20].decode("latin-1") if len(profile) >= 128 else None
 
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    if _MODES.get(_color_space(profile) or "") != mode:
+    if _MODES.get(color_space(profile) or "") != mode:
         return None
     try:
         transform = ImageCms.buildTransform(

@@ -5,7 +5,8 @@ One parser sees the bytes: the one that their magic number names. JPEG, nine pic
 other format, goes to Pillow.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from io import BytesIO
 
 import cv2
@@ -15,9 +16,15 @@ from PIL import Image, JpegImagePlugin
 
 from pairmill.pipeline.common.text import clean_text, describe
 from pairmill.pipeline.image import sniff
+from pairmill.pipeline.image.color import color_space
+from pairmill.pipeline.image.cost import Cost, budget, decoding_cost, machine_has, picture_cost
 from pairmill.pipeline.image.orientation import UPRIGHT, apply_exif_orientation, read_exif_orientation, swaps_sides
+from pairmill.pipeline.image.png import PngFile, read_png
 from pairmill.pipeline.image.resize import Pixels, Target
-from pairmill.pipeline.image.rgb import UnsupportedMode, to_rgb
+from pairmill.pipeline.image.rgb import Samples, UnsupportedMode, has_alpha, over_white_by_key, to_rgb
+from pairmill.pipeline.image.salvage import without_metadata
+from pairmill.pipeline.image.strip import webp_size
+from pairmill.pipeline.image.tiff import TiffFile, read_tiff
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 3
@@ -25,11 +32,8 @@ _OVERSAMPLING = 3
 Against full decoding, on 444 web photographs shrunk to 64 px: 2 gives a median PSNR of 38 dB (32 at the 5th
 percentile), 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
 
-_MAX_SCANS = 64
-"""A progressive JPEG has about ten scans, and each costs a pass over all pixels: 160 of them in 600 kB took 33 s.
-https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf , issue 1."""
-
-_START_OF_SCAN = b"\xff\xda"  # entropy-coded data escapes 0xff, so only markers hold these bytes
+_SPACES = {"CM": "CMYK", **dict.fromkeys(("1", "L", "LA", "La", "F", "I", "I;"), "GRAY")}
+"""ICC's word for the colors of a Pillow mode, by its first two letters."""
 
 
 class ImageError(Exception):
@@ -49,9 +53,17 @@ class ImageHeader:
     """Pillow's name: JPEG, PNG, ..."""
     width: int
     height: int
+    cost: Cost
+    """What decoding takes at most."""
     orientation: int = UPRIGHT
     chroma: str = "420"
     """Resolution of color against brightness; halving it would smear the edges of a picture that has it in full."""
+    samples: Samples = field(default_factory=Samples)
+    """What the values of a grayscale picture mean."""
+    key: tuple[int, ...] | None = None
+    """The transparent color of an RGB PNG of 16 bits a channel, which Pillow cannot compare."""
+    space: str = "RGB "
+    """Color space of the pixels, in the words of ICC profiles."""
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -59,56 +71,130 @@ class ImageHeader:
         return (self.height, self.width) if swaps_sides(self.orientation) else (self.width, self.height)
 
 
-def open_image(body: bytes, max_pixels: int) -> tuple[ImageHeader, Image.Image]:
+def open_image(
+    body: bytes, max_pixels: int, reserve: Callable[[float], None] = lambda num_bytes: None
+) -> tuple[ImageHeader, Image.Image]:
     """Read the header and refuse decompression bombs; allocates no pixels. The caller closes the image.
 
-    Raises ImageError with image_unsupported, image_bomb or image_corrupt.
+    `reserve` is called with the bytes that opening and decoding take, before any are taken. Raises ImageError with
+    image_unsupported, image_bomb or image_corrupt.
     """
     found = sniff.image_format(body[: sniff.FORMAT_HEAD_BYTES])
     if found not in sniff.DECODED or found is None:
         raise ImageError(Status.IMAGE_UNSUPPORTED, (found or sniff.text_kind(body) or "no known format").lower())
+    allowed = budget(max_pixels)
+    if found == "WEBP" and (size := webp_size(body)) is not None:  # its decoder allocates canvases while opening
+        cost = decoding_cost("WEBP", "RGBA", size)
+        _refuse_bomb(size, cost, max_pixels)
+        reserve(cost.memory_bytes)
+    png = read_png(body) if found == "PNG" else None
+    opened = _open(png.pixels if png else body, found, allowed)
     try:
-        opened = Image.open(BytesIO(body), formats=[found])
+        header = _header(body, found, opened, png)
+        _refuse_bomb(opened.size, header.cost, max_pixels)
+    except ImageError:
+        opened.close()
+        raise
+    if found != "WEBP":
+        reserve(header.cost.memory_bytes)
+    return header, opened
+
+
+def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
+    """Once more without metadata, if opening fails: those must not cost the picture."""
+    try:
+        return _open_as_is(body, found, allowed)
+    except ImageError as error:
+        stripped = without_metadata(body, found) if error.status is Status.IMAGE_CORRUPT else None
+        if stripped is None or stripped == body:
+            raise
+        return _open_as_is(stripped, found, allowed)
+
+
+def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
+    try:
+        return read_tiff(body) if found == "TIFF" else Image.open(BytesIO(body), formats=[found])
     except Image.DecompressionBombError as error:
         raise ImageError(Status.IMAGE_BOMB, clean_text(str(error))) from error
-    except MemoryError:
-        raise
+    except UnsupportedMode as error:
+        raise ImageError(Status.IMAGE_UNSUPPORTED, str(error)) from error
+    except MemoryError as error:
+        raise _out_of_memory(allowed) from error
     except Exception as error:  # parsers of hostile bytes raise anything: struct.error, IndexError, ...
         detail = f"unreadable {found} header" if isinstance(error, OSError) else describe(error)
         raise ImageError(Status.IMAGE_CORRUPT, detail) from error
-    orientation = read_exif_orientation(opened) if found == "JPEG" else UPRIGHT
-    header = ImageHeader(found, *opened.size, orientation, _chroma(found, opened))
-    if (bomb := _bomb(body, header, max_pixels)) is not None:
-        opened.close()
-        raise ImageError(Status.IMAGE_BOMB, bomb)
-    return header, opened
+
+
+def _out_of_memory(cost: Cost) -> Exception:
+    """Whose fault a MemoryError was: the picture's, or the machine's, which fails the shard instead of the row."""
+    if machine_has(cost):
+        return ImageError(Status.IMAGE_BOMB, "takes more memory than its header announces")
+    return MemoryError(f"{cost.memory_bytes / 1e6:,.0f} MB for a picture")
+
+
+def _refuse_bomb(size: tuple[int, int], cost: Cost, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(Status.IMAGE_BOMB, f"{width} x {height} pixels")
+    if (excess := cost.excess(budget(max_pixels))) is not None:
+        raise ImageError(Status.IMAGE_BOMB, excess)
+
+
+def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -> ImageHeader:
+    """What is known of an opened picture."""
+    header = ImageHeader(
+        found, *opened.size, cost=picture_cost(body, found, opened, png), chroma=_chroma(found, opened)
+    )
+    header.space = {"CMYK": "CMYK", "L": "GRAY", "LA": "GRAY", "1": "GRAY", "F": "GRAY"}.get(opened.mode, "RGB ")
+    if opened.mode.startswith("I"):
+        header.space = "GRAY"
+    if isinstance(opened, TiffFile):
+        header.samples = opened.samples
+    if png is not None:
+        opened.info.update(png.info)
+        header.space = "GRAY" if png.is_gray else "RGB "
+        _set_key(header, opened, png)
+    header.orientation = read_exif_orientation(opened)
+    return header
+
+
+def _set_key(header: ImageHeader, opened: Image.Image, png: PngFile) -> None:
+    """The transparent color: Pillow's scale up to 8 bits, the file's own at 16."""
+    if png.key is None:
+        return
+    if png.bit_depth == 16:
+        if len(png.key) == 1:
+            header.samples = Samples(16, key=png.key[0])
+        else:
+            header.key = png.key
+        return
+    scaled = tuple(value * 255 // ((1 << png.bit_depth) - 1) for value in png.key)
+    opened.info["transparency"] = scaled[0] if len(scaled) == 1 else scaled
 
 
 def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target: Target | None) -> Pixels:
     """Bytes -> uint8 [height, width, 3], RGB, upright. A JPEG may come at reduced scale, if `target` is smaller.
 
-    Completes `header` with what the format tells only with its pixels. Raises ImageError.
+    Frees what Pillow holds of the pixels. Raises ImageError.
     """
     pixels = None
     if header.format == "JPEG" and opened.mode in ("RGB", "L"):
         pixels = _decode_jpeg(body, header, target)
     if pixels is None:
-        pixels = _decode_with_pillow(header, opened)
+        pixels = _decode_with_pillow(body, header, opened)
     return apply_exif_orientation(pixels, header.orientation)
 
 
-def color_profile(opened: Image.Image) -> bytes | None:
-    """The ICC profile that is still to be applied to the decoded pixels; that of CMYK is applied while decoding."""
-    return opened.info.get("icc_profile") if opened.mode != "CMYK" else None
+def color_profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
+    """The ICC profile that is still to be applied to the decoded pixels; that of CMYK, and of pictures with alpha, is
+    applied while decoding."""
+    return None if opened.mode == "CMYK" or has_alpha(opened) else _profile(header, opened)
 
 
-def _bomb(body: bytes, header: ImageHeader, max_pixels: int) -> str | None:
-    """Why decoding would take too much memory or time; None if it would not."""
-    if header.width * header.height > max_pixels:
-        return f"{header.width} x {header.height} pixels"
-    if header.format == "JPEG" and (scans := body.count(_START_OF_SCAN)) > _MAX_SCANS:
-        return f"{scans} scans"
-    return None
+def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
+    """The picture's ICC profile. One for another color space than the pixels' is ignored, as browsers do."""
+    profile = opened.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) and color_space(profile) == header.space else None
 
 
 def _chroma(format: str, opened: Image.Image) -> str:
@@ -117,7 +203,11 @@ def _chroma(format: str, opened: Image.Image) -> str:
         return "420"  # lossy WebP has no other
     if format != "JPEG" or opened.mode == "CMYK":
         return "444"
-    return {0: "444", 1: "422"}.get(JpegImagePlugin.get_sampling(opened), "420")
+    try:
+        sampling = JpegImagePlugin.get_sampling(opened)
+    except IndexError:  # several frame headers, of different numbers of components
+        return "420"
+    return {0: "444", 1: "422"}.get(sampling, "420")
 
 
 def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pixels | None:
@@ -151,17 +241,29 @@ def _halve(pixels: Pixels, min_width: int, min_height: int) -> Pixels:
     return pixels
 
 
-def _decode_with_pillow(header: ImageHeader, opened: Image.Image) -> Pixels:
+def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -> Pixels:
+    """Closes `opened`, which frees Pillow's copy of the pixels."""
     try:
         opened.load()
-        header.orientation = read_exif_orientation(opened)  # a PNG may tell only after its pixels (eXIf)
-        header.width, header.height = opened.size  # TIFF turns itself upright while loading
-        return to_rgb(opened)
+        pixels = to_rgb(opened, header.samples, _profile(header, opened))
+        opened.close()
+        if header.key is not None:
+            over_white_by_key(pixels, _low_bytes(body), header.key)
+        return pixels
     except UnsupportedMode as error:
         raise ImageError(Status.IMAGE_UNSUPPORTED, str(error)) from error
     except Image.DecompressionBombError as error:
         raise ImageError(Status.IMAGE_BOMB, clean_text(str(error))) from error
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise _out_of_memory(header.cost) from error
     except Exception as error:  # as in open_image
         raise ImageError(Status.IMAGE_CORRUPT, describe(error)) from error
+
+
+def _low_bytes(body: bytes) -> Pixels:
+    """The low bytes of an RGB PNG of 16 bits a channel, of which Pillow keeps the high ones: it reads them as if they
+    stood in the other order."""
+    with Image.open(BytesIO(read_png(body).pixels), formats=["PNG"]) as opened:
+        opened.tile = [tile._replace(args="RGB;16L") for tile in opened.tile]
+        opened.load()
+        return np.asarray(opened)

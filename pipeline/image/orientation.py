@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from pairmill.pipeline.image.resize import Pixels
 
@@ -17,7 +17,9 @@ _TRANSVERSE = 7
 def read_exif_orientation(opened: Image.Image) -> int:
     """EXIF or XMP orientation, 1 to 8; 1 if the metadata is broken, which must not cost the picture."""
     try:
-        value = opened.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        # a PNG's own method decodes its pixels, to look behind them; png.py has done so already
+        exif = Image.Image.getexif(opened) if isinstance(opened, PngImagePlugin.PngImageFile) else opened.getexif()
+        value = exif.get(ExifTags.Base.Orientation, UPRIGHT)
     except Exception:  # parsers of hostile bytes raise anything
         return UPRIGHT
     return value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT

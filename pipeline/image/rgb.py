@@ -5,58 +5,124 @@ would take four copies otherwise.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pairmill.pipeline.image.color import to_srgb
+from pairmill.pipeline.image.color import is_for_gray, to_srgb
 
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _PLAIN_MODES = frozenset({"RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX"})
 _BAND_PIXELS = 1 << 20
+_MAX_TABLE_BITS = 16
 
 
 class UnsupportedMode(Exception):
-    """Pillow cannot convert pixels of this mode to RGB (Lab, for one)."""
+    """Pillow has no mode for pixels of this kind, or cannot convert it to RGB (Lab, for one)."""
 
 
-def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """A loaded picture as uint8 [height, width, 3]: alpha composited over white, 16 bits scaled, not clipped.
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What the header says about the values of a grayscale picture, where Pillow's mode does not."""
 
-    Raises UnsupportedMode."""
-    convert = _converter(image)
+    bits: int = 16
+    """White is 2 ** bits - 1. Used for grayscale of more than 8 bits."""
+    is_signed: bool = False
+    """Two's complement: the smallest value is black."""
+    is_inverted: bool = False
+    """Zero is white."""
+    key: int | None = None
+    """The value that is transparent; of 16 bits alone, because Pillow handles it at up to 8."""
+
+    def table(self) -> npt.NDArray[np.uint8]:
+        """The brightness of every value of up to 16 bits: uint8 [2 ** bits]."""
+        gray = self.to_gray(np.arange(1 << self.bits))
+        if self.key is not None:
+            gray[self.key] = 255
+        return gray
+
+    def to_gray(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Unsigned integers of `bits` bits -> brightness, uint8, of the same shape."""
+        if self.is_signed:
+            values = values ^ (1 << (self.bits - 1))
+        gray = np.rint(values * (255 / ((1 << self.bits) - 1))).astype(np.uint8)
+        return 255 - gray if self.is_inverted else gray
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether any pixel may be transparent."""
+    return image.mode in _ALPHA_MODES or (image.mode in _PLAIN_MODES and "transparency" in image.info)
+
+
+def to_rgb(image: Image.Image, samples: Samples, profile: bytes | None) -> npt.NDArray[np.uint8]:
+    """A loaded picture as uint8 [height, width, 3]: alpha composited over white, other depths scaled, not clipped.
+
+    `profile` is applied to CMYK, and to colors with alpha, which the white page comes behind. Raises UnsupportedMode.
+    """
+    convert = _converter(image, samples, profile)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, band in _bands(image):
-        pixels[top : top + band.height] = convert(band)  # [rows, width, 3], or [rows, width, 1] for grayscale
+    for top, left, band in _bands(image):
+        # [rows, columns, 3], or [rows, columns, 1] for grayscale
+        pixels[top : top + band.height, left : left + band.width] = convert(band)
     return pixels
 
 
-def _converter(image: Image.Image) -> Callable[[Image.Image], Any]:
+def _converter(image: Image.Image, samples: Samples, profile: bytes | None) -> Callable[[Image.Image], Any]:
     mode = image.mode
-    if mode in _ALPHA_MODES or (mode in _PLAIN_MODES and "transparency" in image.info):
-        return _over_white
+    if has_alpha(image):
+        return lambda band: _over_white(band, profile)
     if mode == "CMYK":
-        profile = image.info.get("icc_profile")
         return lambda band: np.asarray(to_srgb(band, profile) or band.convert("RGB"))
+    if mode in ("L", "1") and (samples.is_signed or samples.is_inverted):
+        return _looked_up(replace(samples, bits=8))
     if mode in _PLAIN_MODES:
         return lambda band: np.asarray(band.convert("RGB"))
-    if mode.startswith("I") or mode == "F":
+    if mode.startswith("I;16") and samples.bits <= _MAX_TABLE_BITS:
+        return _looked_up(samples)
+    if mode == "I":
+        return lambda band: samples.to_gray(np.asarray(band).view(np.uint32).astype(np.int64))[..., None]
+    if mode == "F":
         low, high = _range(image)
-        return lambda band: _scaled(band, low, high)
+        return lambda band: _scaled(band, low, high, samples.is_inverted)
     raise UnsupportedMode(f"pixel mode {mode}")
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """(first row, band) from top to bottom."""
-    rows = max(1, _BAND_PIXELS // image.width)
+def _looked_up(samples: Samples) -> Callable[[Image.Image], Any]:
+    table = samples.table()
+    return lambda band: table[np.asarray(band if band.mode != "1" else band.convert("L"))][..., None]
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
+    """(first row, first column, band) from top to bottom."""
+    columns = min(image.width, _BAND_PIXELS)
+    rows = max(1, _BAND_PIXELS // columns)
     for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+        for left in range(0, image.width, columns):
+            box = (left, top, min(left + columns, image.width), min(top + rows, image.height))
+            yield top, left, image.crop(box)
 
 
-def _over_white(band: Image.Image) -> Any:
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band.convert("RGBA")))[..., :3]
+def _over_white(band: Image.Image, profile: bytes | None) -> Any:
+    band = band.convert("RGBA")
+    if profile and (converted := to_srgb(band.convert("L" if is_for_gray(profile) else "RGB"), profile)):
+        converted.putalpha(band.getchannel("A"))
+        band = converted
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band))[..., :3]
+
+
+def over_white_by_key(pixels: npt.NDArray[np.uint8], low: npt.NDArray[np.uint8], key: tuple[int, ...]) -> None:
+    """White, in place, where a pixel of 16 bits a channel has the color `key`.
+
+    `pixels` and `low` are the high and the low bytes, each uint8 [height, width, 3]."""
+    for top in range(0, len(pixels), rows := max(1, _BAND_PIXELS // pixels.shape[1])):
+        high, rest = pixels[top : top + rows], low[top : top + rows]
+        is_key = np.ones(high.shape[:2], bool)
+        for channel, value in enumerate(key):
+            is_key &= (high[..., channel] == value >> 8) & (rest[..., channel] == value & 255)
+        high[is_key] = 255
 
 
 def _finite(band: Image.Image) -> npt.NDArray[np.float64]:
@@ -64,21 +130,19 @@ def _finite(band: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """The values of black and white in grayscale of more than 8 bits. Files do not say, so the largest value decides:
+    """The values of black and white in floating-point grayscale. Files do not say, so the extremes decide:
 
-    8 bits stay, up to 16 are divided by 257, more (and floats) are stretched between the smallest and the largest.
+    0 to 1, 0 to 255 and 0 to 65,535 stay, anything else is stretched between the smallest and the largest.
     """
-    extremes = [(values.min(), values.max()) for values in (_finite(band) for _, band in _bands(image))]
+    extremes = [(values.min(), values.max()) for values in (_finite(band) for _, _, band in _bands(image))]
     low, high = float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
-    if low >= 0 and 255 < high <= 65_535:
-        return 0.0, 65_535.0
-    if low >= 0 and high <= 1:
-        return 0.0, 1.0
-    if low >= 0 and high <= 255:
-        return 0.0, 255.0
+    for white in (1.0, 255.0, 65_535.0):
+        if low >= 0 and high <= white:
+            return 0.0, white
     return low, high
 
 
-def _scaled(band: Image.Image, low: float, high: float) -> Any:
+def _scaled(band: Image.Image, low: float, high: float, is_inverted: bool) -> Any:
     values = (_finite(band) - low) * (255.0 / max(high - low, 1e-12))
-    return np.rint(values).clip(0, 255).astype(np.uint8)[..., None]
+    gray = np.rint(values).clip(0, 255).astype(np.uint8)[..., None]
+    return 255 - gray if is_inverted else gray

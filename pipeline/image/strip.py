@@ -84,14 +84,32 @@ def _png_parts(body: bytes) -> Iterator[bytes]:
 
 def _webp(body: bytes) -> bytes | None:
     """A file of just its VP8 or VP8L chunk; None for animations and pictures with a separate alpha channel."""
-    offset, end = 12, min(8 + struct.unpack_from("<I", body, 4)[0], len(body))
-    while offset < end:
-        kind, length = struct.unpack_from("<4sI", body, offset)
-        padded = length + length % 2
+    for kind, chunk in webp_chunks(body):
         if kind in (b"ANIM", b"ANMF", b"ALPH"):
             return None
         if kind in (b"VP8 ", b"VP8L"):
-            chunk = body[offset : offset + 8 + padded].ljust(8 + padded, b"\0")
             return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+    return None
+
+
+def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(type, the whole chunk, padded)."""
+    offset, end = 12, min(8 + struct.unpack_from("<I", body, 4)[0], len(body))
+    while offset + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", body, offset)
+        padded = length + length % 2
+        yield kind, body[offset : offset + 8 + padded].ljust(8 + min(padded, len(body)), b"\0")
         offset += 8 + padded
+
+
+def webp_size(body: bytes) -> tuple[int, int] | None:
+    """(width, height) of the canvas, from the first chunk (RFC 9649, sections 2.5 to 2.7); None if it has none."""
+    kind = body[12:16]
+    if kind == b"VP8X" and len(body) >= 30:
+        return int.from_bytes(body[24:27], "little") + 1, int.from_bytes(body[27:30], "little") + 1
+    if kind == b"VP8L" and len(body) >= 25:
+        bits = int.from_bytes(body[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and len(body) >= 30:
+        return int.from_bytes(body[26:28], "little") & 0x3FFF, int.from_bytes(body[28:30], "little") & 0x3FFF
     return None

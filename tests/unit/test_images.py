@@ -130,8 +130,9 @@ def test_16_bits_are_scaled_not_clipped() -> None:
 def test_grayscale_of_other_bit_depths() -> None:
     ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(1, 256).repeat(8, 0)
     assert stored(save(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == list(range(256))
-    wide = (ramp.astype(np.float64) * 2_000_000_000).astype(np.int32)
-    assert stored(save(Image.fromarray(wide), "TIFF"))[0, ::255, 0].tolist() == [0, 255]
+    wide = np.rint(ramp.astype(np.float64) * (2**32 - 1) - 2**31).astype(np.int32)
+    assert stored(save(Image.fromarray(wide), "TIFF"))[0, :, 0].tolist() == list(range(256))
+    assert np.ptp(stored(save(Image.fromarray(wide // 1_000_000), "TIFF"))) <= 1  # the depth decides, not the values
     bits = Image.fromarray(PHOTO).convert("1")
     assert np.array_equal(stored(save(bits, "PNG")), np.asarray(bits.convert("RGB")))
 
@@ -327,3 +328,16 @@ def test_broken_exif_does_not_cost_the_picture() -> None:
         Image.open(io.BytesIO(body)).getexif()
     picture = process(body)
     assert (picture.status, picture.width, picture.height) == (Status.OK, 64, 40)
+
+
+def test_a_jpeg_with_frame_headers_that_disagree_gets_a_status() -> None:
+    body = save(Image.fromarray(PHOTO), "JPEG")
+    at = body.index(b"\xff\xc0")
+    gray_frame = b"\xff\xc0\x00\x0b\x08" + body[at + 5 : at + 9] + b"\x01\x01\x11\x00"
+    of_three = b"\xff\xc0\x00\x0b\x08" + body[at + 5 : at + 9] + b"\x03\x01\x11\x00"
+    for odd in (
+        body[:at] + gray_frame + body[at:],
+        body[:at] + of_three + body[at + 19 :],
+        body[:at] + of_three + body[at:],
+    ):
+        assert process(odd).status in (Status.OK, Status.IMAGE_CORRUPT)

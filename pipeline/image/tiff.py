@@ -1,0 +1,154 @@
+"""TIFF: the tags that describe pixels; all others are dropped before Pillow and libtiff look at them.
+
+Of grayscale, Pillow ignores WhiteIsZero (tag 262) above 8 bits, and takes signed samples (339) of 8 bits for unsigned
+ones. So it gets every grayscale picture as if it were BlackIsZero and unsigned, and `Samples` tells rgb.py the rest.
+Source: TIFF 6.0 (Adobe, 1992), sections 3, 8 and 19.
+"""
+
+import contextlib
+import struct
+import sys
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, TiffImagePlugin
+
+from pairmill.pipeline.image.rgb import Samples, UnsupportedMode
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_FAX = frozenset({2, 3, 4, 32771})  # compressions of fax machines, whose paper is zero
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _SAMPLE_FORMAT, _EXTRA_SAMPLES = 277, 278, 339, 338
+_STRIP_OFFSETS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 273, 322, 323, 324
+_FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, _ICC_PROFILE = 266, 284, 317, 320, 347, 34675
+_ORIENTATION, _XMP, _BIG_TIFF = 274, 700, 43
+_STRIP_BYTES, _TILE_BYTES, _YCBCR = 279, 325, (529, 530, 531, 532)
+
+_PIXEL_TAGS = frozenset(
+    {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _SAMPLE_FORMAT}
+    | {_EXTRA_SAMPLES, _STRIP_OFFSETS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES}
+    | {_FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, *_YCBCR}
+)
+
+
+class TiffFile(TiffImagePlugin.TiffImageFile):
+    """Pillow's TIFF reader for a picture as it is stored, not turned."""
+
+    samples: Samples
+    buffer_bytes: int
+    """What decoding takes beside the picture: the largest strip or tile."""
+    num_parts: int
+    """Strips or tiles."""
+
+    def _setup(self) -> None:
+        self.samples = _normalize(self.tag_v2)
+        self.num_parts, self.buffer_bytes = _parts(self.tag_v2)
+        try:
+            super()._setup()
+        except SyntaxError as error:
+            raise UnsupportedMode(str(error)) from error
+
+    def load_end(self) -> None:
+        """Nothing: Pillow would turn the picture here."""
+
+
+def read_tiff(body: bytes) -> TiffFile:
+    """Opens a TIFF whose directory keeps the tags of pixels alone, because libtiff refuses a picture for a broken one
+    of any kind. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
+    metadata: dict[str, Any] = {}
+    cleaned = bytearray(body)
+    with contextlib.suppress(struct.error):  # cut off: left to Pillow
+        _clean_directory(cleaned, metadata)
+    opened = TiffFile(BytesIO(cleaned))
+    opened.info.update(metadata)
+    return opened
+
+
+def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
+    """Rewrites the first directory in place: it can only become shorter, so nothing else moves."""
+    order = ">" if body[:2] == b"MM" else "<"
+    is_big = body[2] + body[3] == _BIG_TIFF
+    start = struct.unpack_from(order + ("Q" if is_big else "I"), body, 8 if is_big else 4)[0]
+    count_format, entry_format, next_format = ("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I")
+    first = start + struct.calcsize(count_format)
+    (count,) = struct.unpack_from(order + count_format, body, start)
+    entry_bytes = struct.calcsize(order + entry_format)
+    if first + count * entry_bytes > len(body):
+        return
+    kept = []
+    for at in range(first, first + count * entry_bytes, entry_bytes):
+        tag, kind, values, _ = struct.unpack_from(order + entry_format, body, at)
+        if tag in _PIXEL_TAGS:
+            kept.append(body[at : at + entry_bytes])
+        elif tag in (_ORIENTATION, _XMP, _ICC_PROFILE):
+            _keep_metadata(tag, _data(body, at, order, is_big, kind, values), order, metadata)
+    rest = b"".join(kept) + bytes(struct.calcsize(next_format))
+    struct.pack_into(order + count_format, body, start, len(kept))
+    body[first : first + len(rest)] = rest
+
+
+def _data(body: bytearray, at: int, order: str, is_big: bool, kind: int, values: int) -> bytes:
+    """The bytes of a directory's entry of bytes, shorts or longs; none if it is broken."""
+    size = values * {1: 1, 2: 1, 3: 2, 4: 4, 7: 1}.get(kind, 0)
+    inline, start = (8, at + 12) if is_big else (4, at + 8)
+    if size > inline:
+        (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), body, start)
+    return bytes(body[start : start + size]) if start + size <= len(body) else b""
+
+
+def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, Any]) -> None:
+    if tag == _ORIENTATION and len(data) in (2, 4):
+        orientation = int.from_bytes(data, "big" if order == ">" else "little")
+        if orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[tag] = orientation
+            metadata["exif"] = exif.tobytes()
+    elif tag == _XMP and data:
+        metadata["xmp"] = data
+    elif tag == _ICC_PROFILE and data:
+        metadata["icc_profile"] = data
+
+
+def _normalize(tags: Any) -> Samples:
+    """Rewrite the tags of a grayscale picture to those of unsigned BlackIsZero, and return what they were."""
+    compression, per_pixel = _first(tags, _COMPRESSION), _first(tags, _SAMPLES_PER_PIXEL) or 1
+    if _first(tags, _PHOTOMETRIC) is None:  # as libtiff guesses
+        tags[_PHOTOMETRIC] = _RGB if per_pixel >= 3 else _WHITE_IS_ZERO if compression in _FAX else _BLACK_IS_ZERO
+    photometric, bits = _first(tags, _PHOTOMETRIC), _first(tags, _BITS) or 1
+    if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) or per_pixel != 1:
+        return Samples()
+    tags[_PHOTOMETRIC] = _BLACK_IS_ZERO
+    sample_format = _first(tags, _SAMPLE_FORMAT) or _UNSIGNED
+    if sample_format != _FLOAT:
+        tags[_SAMPLE_FORMAT] = _SIGNED if bits == 32 else _UNSIGNED  # of 32 bits, Pillow knows signed ones alone
+    if bits == 12 or (bits == 32 and compression not in (None, 1)):
+        # 12 bits are packed alike in both byte orders, of which Pillow knows one. Samples of 32 bits come out of
+        # libtiff in the machine's order, which Pillow knows of 16 alone.
+        tags._prefix = TiffImagePlugin.II if bits == 12 or sys.byteorder == "little" else TiffImagePlugin.MM
+    return Samples(
+        bits,
+        is_signed=sample_format == _SIGNED and bits >= 8,
+        is_inverted=photometric == _WHITE_IS_ZERO,
+    )
+
+
+def _parts(tags: Any) -> tuple[int, int]:
+    """(strips or tiles, bytes of the largest one once unpacked)."""
+    width, height = _first(tags, _WIDTH) or 0, _first(tags, _HEIGHT) or 0
+    pixel_bytes = max(4, -(-(_first(tags, _BITS) or 1) * (_first(tags, _SAMPLES_PER_PIXEL) or 1) // 8))
+    offsets = tags.get(_TILE_OFFSETS if _TILE_OFFSETS in tags else _STRIP_OFFSETS) or ()
+    if _TILE_OFFSETS in tags:
+        part = (_first(tags, _TILE_WIDTH) or 0) * (_first(tags, _TILE_HEIGHT) or 0)
+    else:
+        part = width * min(height, _first(tags, _ROWS_PER_STRIP) or height)
+    return len(offsets), part * pixel_bytes
+
+
+def _first(tags: Any, tag: int) -> int | None:
+    """The first value of a tag; None if it is missing or no integer."""
+    value = tags.get(tag)
+    if isinstance(value, tuple):
+        value = value[0] if value else None
+    return value if isinstance(value, int) else None

@@ -1,0 +1,176 @@
+"""Pictures that announce, or hide, far more work than their bytes: one of each kind, per format."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pairmill.schemas.status import Status
+from tests.picture_grid import chunk, photo, saved, tiff
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A picture that costs too much (`image_bomb`), or that has to be paid for (any other status)."""
+
+    name: str
+    body: bytes
+    status: Status | None = None
+    """None: whatever, as long as it is a status."""
+
+
+def png_of_zeros(width: int, height: int, bits: int = 8, color_type: int = 0, interlaced: bool = False) -> bytes:
+    """All pixels are there, and zero."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
+    if interlaced:
+        passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+        sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
+    else:
+        sizes = [(width, height)]
+    packer, parts = zlib.compressobj(1), []
+    for columns, rows in sizes:
+        row = bytes(1 + -(-columns * channels * bits // 8))
+        many = row * max(1, (1 << 20) // len(row))
+        for _ in range(rows // (len(many) // len(row))):
+            parts.append(packer.compress(many))
+        parts.append(packer.compress(row * (rows % (len(many) // len(row)))))
+    data = b"".join(parts) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, int(interlaced))
+    palette = chunk(b"PLTE", bytes(3)) if color_type == 3 else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def lossless_webp(width: int, height: int) -> bytes:
+    """42 bytes of VP8L that announce this size."""
+    bits = (width - 1) | (height - 1) << 14
+    data = b"\x2f" + struct.pack("<I", bits) + b"\x88\x88\x08" + bytes(14)
+    return b"RIFF" + struct.pack("<I", 12 + len(data)) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
+
+
+def lossy_webp(width: int, height: int) -> bytes:
+    body = bytearray(saved(Image.new("RGB", (16, 16)), "WEBP"))
+    struct.pack_into("<HH", body, 26, width, height)
+    return bytes(body)
+
+
+def animated_webp(width: int, height: int) -> bytes:
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    body = bytearray(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    body[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(body)
+
+
+def jpeg_header(width: int, height: int, **options: object) -> bytes:
+    body = bytearray(saved(photo(), "JPEG", **options))
+    at = body.index(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0") + 5
+    struct.pack_into(">HH", body, at, height, width)
+    return bytes(body)
+
+
+def many_scans(size: tuple[int, int], count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    body = saved(Image.new("RGB", size, "red"), "JPEG", progressive=True)
+    last = body[body.rindex(b"\xff\xda") : -2]
+    return body[:-2] + last * (count - 10) + body[-2:]
+
+
+def motion_photo() -> bytes:
+    """A phone's: a JPEG, and behind it a film, here one of 200 progressive JPEGs."""
+    film = saved(photo(), "JPEG", progressive=True)
+    return saved(photo(), "JPEG", quality=95) + b"\0\0\0\x18ftypmp42" + film * 200
+
+
+def multi_picture() -> bytes:
+    """A camera's: pictures behind each other, listed in the first one (CIPA DC-007)."""
+    stream = io.BytesIO()
+    photo().save(stream, "MPO", save_all=True, append_images=[photo()] * 70)
+    return stream.getvalue()
+
+
+def bmp_run_lengths(width: int, height: int, data: bytes) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 256, 0)
+    palette = bytes(byte for index in range(256) for byte in (index, 255 - index, 0, 0))
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + header + palette + data
+
+
+def tiff_header(width: int, height: int, **tags: list[int]) -> bytes:
+    numbers = {256: [width], 257: [height]} | {int(tag[1:]): value for tag, value in tags.items()}
+    return tiff(np.zeros((2, 2, 3), np.uint32), bits=8, photometric=2, tags=numbers)
+
+
+def refused() -> Iterator[Hostile]:
+    """Bombs by their header."""
+    bomb = Status.IMAGE_BOMB
+    yield Hostile("png of one row", png_of_zeros(100_000_000, 1, 1), bomb)
+    yield Hostile("png of one column", png_header(1, 10_000_000), bomb)
+    yield Hostile("png of 2 ** 31 rows", png_header(1, 2**31 - 1), bomb)
+    many = chunk(b"tEXt", b"") * 110_000
+    yield Hostile("png of many chunks", png_of_zeros(8, 8)[:33] + many + png_of_zeros(8, 8)[33:], bomb)
+    yield Hostile("lossless webp", lossless_webp(16_383, 6_100), bomb)
+    yield Hostile("lossy webp", lossy_webp(16_383, 6_100), bomb)
+    yield Hostile("animated webp", animated_webp(16_384, 6_100), bomb)
+    yield Hostile("webp, wide", lossless_webp(16_383, 3_200), bomb)
+    yield Hostile(
+        "progressive jpeg without subsampling", jpeg_header(10_000, 9_999, progressive=True, subsampling=0), bomb
+    )
+    yield Hostile("jpeg of many scans", many_scans((200, 100), 100), bomb)
+    yield Hostile("large jpeg of 60 scans", many_scans((9_000, 9_000), 60), bomb)
+    yield Hostile("bmp of run lengths", bmp_run_lengths(10_000, 9_999, b"\0\2\xff\xff" * 400), bomb)
+    yield Hostile("bmp of endless lines", bmp_run_lengths(9_000, 9_000, b"\1\1\0\0" * 9_000), bomb)
+    yield Hostile("bmp of empty runs", bmp_run_lengths(8, 8, b"\0\2\0\0" * 5_000_000), bomb)
+    yield Hostile(
+        "tiff of a large tile", tiff_header(16, 16, t322=[100_000], t323=[100_000], t324=[8], t325=[12]), bomb
+    )
+    yield Hostile(
+        "tiff of many strips", tiff_header(10, 200_000, t273=[8] * 200_000, t278=[1], t279=[30] * 200_000), bomb
+    )
+    yield Hostile("tiff of one row", tiff_header(99_000_000, 1), bomb)
+    yield Hostile("gif", gif_header(65_535, 65_535), bomb)
+    yield Hostile("motion photo", motion_photo(), Status.OK)
+    yield Hostile("multi-picture", multi_picture(), Status.OK)
+    yield Hostile("png of 100 megapixels, cut off", png_header(10_000, 9_999), Status.IMAGE_CORRUPT)
+    yield Hostile("tiff of 100 megapixels, cut off", tiff_header(10_000, 9_999), Status.IMAGE_CORRUPT)
+
+
+def png_header(width: int, height: int) -> bytes:
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def gif_header(width: int, height: int) -> bytes:
+    body = bytearray(saved(Image.new("P", (8, 8)), "GIF"))
+    struct.pack_into("<HH", body, 6, width, height)
+    return bytes(body)
+
+
+def paid_for(megapixels: float) -> Iterator[Hostile]:
+    """The dearest pictures that are not refused: at 100 megapixels, just within their cost."""
+    side = int((megapixels * 1e6) ** 0.5)
+    for color_type, bits in ((0, 1), (0, 16), (2, 8), (2, 16), (6, 8), (6, 16), (3, 8)):
+        yield Hostile(f"png type {color_type} bits {bits}", png_of_zeros(side, side, bits, color_type))
+    yield Hostile("png interlaced", png_of_zeros(side, side, 8, 6, interlaced=True))
+    yield Hostile("png 1:10,000", png_of_zeros(side // 100, side * 100, 8, 2))
+    yield Hostile("png 10,000:1", png_of_zeros(side * 100, side // 100, 8, 2))
+    flat = Image.new("RGB", (side, side), "red")
+    yield Hostile("jpeg", saved(flat, "JPEG"))
+    yield Hostile("jpeg progressive", saved(flat, "JPEG", progressive=True))
+    yield Hostile("jpeg cmyk", saved(Image.new("CMYK", (side, side)), "JPEG"))
+    yield Hostile("jpeg of scans", many_scans((side, side), max(11, min(60, int(2000 / megapixels)))))
+    yield Hostile("gif", saved(Image.new("P", (side, side)), "GIF"))
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"):
+        yield Hostile(f"tiff {compression}", saved(flat, "TIFF", compression=compression, tiffinfo={278: side}))
+    yield Hostile("gif, cut off", gif_header(side, side))
+    yield Hostile("jpeg, cut off", jpeg_header(side, side))
+    part = int((megapixels * 0.35 * 1e6) ** 0.5)
+    small = Image.new("RGBA", (part, part), (255, 0, 0, 100))
+    yield Hostile("webp lossless", saved(small, "WEBP", lossless=True, method=0, quality=0))
+    yield Hostile("webp lossy", saved(small, "WEBP", method=0))
+    yield Hostile("avif", saved(small, "AVIF", speed=10, subsampling="4:4:4"))
+    tenth = int((megapixels * 0.2 * 1e6) ** 0.5)
+    yield Hostile("bmp of run lengths", bmp_run_lengths(tenth, tenth, b"\1\1\0\0" * tenth))

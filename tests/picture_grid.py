@@ -1,0 +1,311 @@
+"""Small pictures of every kind that a header can announce, written here byte by byte, where no library writes them.
+
+Sources: PNG specification (third edition), TIFF 6.0, EXIF 2.3.
+"""
+
+import io
+import itertools
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms
+
+Values = npt.NDArray[Any]
+
+WIDTH, HEIGHT = 24, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture; `name` says what it is. `tolerance` in levels of 255, at any pixel."""
+
+    name: str
+    body: bytes
+    tolerance: int = 2
+    gray: Values | None = None
+    """What it shows by its specification, where decoders disagree: uint8 [height, width]."""
+
+
+def values(bits: int, channels: int, seed: int = 5) -> Values:
+    """Smooth values over the whole range of `bits` bits, with noise in the low ones: [height, width, channels]."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    planes = [(x * (3 + seed + channel) + y * (7 - channel) + 11 * channel) % 64 / 63 for channel in range(channels)]
+    exact = np.rint(np.stack(planes, -1) * ((1 << bits) - 1)).astype(np.uint64)
+    noise = np.random.default_rng(seed).integers(0, 1 << max(bits - 7, 0), exact.shape, dtype=np.uint64)
+    return (exact ^ noise).astype(np.uint32)
+
+
+def chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    crc = zlib.crc32(kind + data) if checksum is None else checksum
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+PNG_GRID = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8)]
+PNG_GRID += [(4, 16), (6, 8), (6, 16)]
+
+
+def png(
+    color_type: int,
+    bits: int,
+    before: bytes = b"",
+    after: bytes = b"",
+    *,
+    first: bytes = b"",
+    pixels: Values | None = None,
+) -> bytes:
+    """A PNG of `values`; `first`, `before` and `after` are whole chunks before the palette, and around the pixels."""
+    data = values(bits, PNG_CHANNELS[color_type]) if pixels is None else pixels
+    header = struct.pack(">IIBBBBB", data.shape[1], data.shape[0], bits, color_type, 0, 0, 0)
+    palette = chunk(b"PLTE", palette_colors(1 << bits)) if color_type == 3 else b""
+    rows = b"".join(b"\0" + packed(row, bits, ">") for row in data.reshape(len(data), -1))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + first + palette + before
+        + chunk(b"IDAT", zlib.compress(rows)) + after + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def palette_colors(count: int) -> bytes:
+    return b"".join(bytes((index * 37 % 256, 255 - index * 11 % 256, index * 83 % 256)) for index in range(count))
+
+
+def packed(row: Values, bits: int, order: str) -> bytes:
+    """One row of samples, most significant bits first, padded to whole bytes."""
+    if bits >= 8 and bits != 12:
+        return row.astype(f"{order}u{bits // 8}").tobytes()
+    all_bits = (row[:, None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(all_bits.reshape(-1).astype(np.uint8)).tobytes()
+
+
+def transparency(color_type: int, bits: int, stray: int = 0) -> bytes:
+    """tRNS for a color that the picture has. `stray` is set in the bits above the picture's depth."""
+    if color_type == 3:
+        return bytes((0, 128, 255)[index % 3] for index in range(min(1 << bits, 7)))
+    key = values(bits, PNG_CHANNELS[color_type])[HEIGHT // 2, WIDTH // 2]
+    return b"".join(struct.pack(">H", int(value) | (stray << bits if bits < 16 else 0)) for value in key)
+
+
+@cache
+def profile(space: str) -> bytes:
+    """An ICC profile of this data color space (`RGB `, `GRAY`, `CMYK`) that visibly changes colors."""
+    if space == "RGB ":
+        return _wide_rgb()
+    if space == "GRAY":
+        return _gray_profile()
+    return _wide_rgb()[:16] + space.encode() + _wide_rgb()[20:]
+
+
+def _wide_rgb() -> bytes:
+    """sRGB with red and blue exchanged: nobody can miss whether it was applied."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for at in range(132, 132 + 12 * struct.unpack_from(">I", data, 128)[0], 12):
+        name = bytes(data[at : at + 4])
+        if name in (b"rXYZ", b"bXYZ"):
+            data[at : at + 4] = b"bXYZ" if name == b"rXYZ" else b"rXYZ"
+    data[44:48] = b"\0\0\0\0"
+    return bytes(data)
+
+
+def _gray_profile() -> bytes:
+    """Gamma 1.0 on D50: mid-grays come out much brighter."""
+    xyz = struct.pack(">4sIiii", b"XYZ ", 0, 0xF6D6, 0x10000, 0xD32D)
+    curve = struct.pack(">4sII", b"curv", 0, 0) + b""
+    desc = b"desc" + struct.pack(">II", 0, 2) + b"g\0" + bytes(4 + 4 + 2 + 1 + 67)
+    desc += bytes(-len(desc) % 4)
+    text = b"text" + bytes(4) + b"none\0\0\0\0"
+    tags = ((b"wtpt", xyz), (b"kTRC", curve), (b"desc", desc), (b"cprt", text))
+    offset, table, data = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, value in tags:
+        table += name + struct.pack(">II", offset + len(data), len(value))
+        data += value
+    size = offset + len(data)
+    header = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ") + bytes(12)
+    header += b"acsp" + bytes(28) + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D) + bytes(128 - 24 - 12 - 4 - 28 - 12)
+    return header + table + data
+
+
+def exif(orientation: int) -> bytes:
+    """A TIFF structure with one tag."""
+    return b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def xmp(orientation: int) -> bytes:
+    return f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+
+
+def tiff(
+    pixels: Values,
+    *,
+    bits: int,
+    photometric: int | None,
+    order: str = "<",
+    sample_format: int = 1,
+    tags: dict[int, Any] | None = None,
+    deflate: bool = False,
+    rows_per_strip: int = HEIGHT,
+) -> bytes:
+    """A TIFF of unsigned `pixels` (their bits are written as they are) with these values of tags 258, 262 and 339."""
+    per_pixel = pixels.shape[2]
+    strips = []
+    for top in range(0, len(pixels), rows_per_strip):
+        rows = pixels[top : top + rows_per_strip].reshape(-1, pixels.shape[1] * per_pixel)
+        data = b"".join(packed(row, bits, order) for row in rows)
+        strips.append(zlib.compress(data) if deflate else data)
+    offsets = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
+    entries: dict[int, Any] = {
+        256: [pixels.shape[1]], 257: [len(pixels)], 258: [bits] * per_pixel, 259: [8 if deflate else 1],
+        273: offsets, 277: [per_pixel], 278: [rows_per_strip], 279: list(map(len, strips)),
+    }  # fmt: skip
+    if sample_format != 1:
+        entries[339] = [sample_format] * per_pixel
+    if photometric is not None:
+        entries[262] = [photometric]
+    entries |= tags or {}
+    return _tiff_file(b"".join(strips), entries, order)
+
+
+def _tiff_file(data: bytes, entries: dict[int, Any], order: str) -> bytes:
+    data += bytes(len(data) % 2)
+    directory_at = 8 + len(data)
+    extra_at = directory_at + 2 + 12 * len(entries) + 4
+    directory, extra = struct.pack(order + "H", len(entries)), b""
+    for tag, value in sorted(entries.items()):
+        if isinstance(value, bytes):
+            kind, count, raw = 7, len(value), value
+        else:
+            kind = 3 if max(value) < 65_536 and tag not in (273, 279) else 4
+            count, raw = len(value), struct.pack(f"{order}{len(value)}{'H' if kind == 3 else 'I'}", *value)
+        if len(raw) > 4:
+            at, extra = extra_at + len(extra), extra + raw + bytes(len(raw) % 2)
+            raw = struct.pack(order + "I", at)
+        directory += struct.pack(order + "HHI", tag, kind, count) + raw.ljust(4, b"\0")
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", directory_at)
+    return start + data + directory + bytes(4) + extra
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def photo(mode: str = "RGB") -> Image.Image:
+    """Smooth, colored, and without symmetry."""
+    y, x = np.mgrid[0 : HEIGHT * 4, 0 : WIDTH * 4] / 64
+    planes = [128 + 100 * np.sin(2 * x + y), 128 + 100 * np.cos(3 * y - x), 255 * (x / 2 + y / 4).clip(0, 1)]
+    image = Image.fromarray(np.stack(planes, -1).clip(0, 255).astype(np.uint8))
+    if mode in ("RGBA", "LA"):
+        image = image.convert(mode)
+        image.putalpha(Image.fromarray((255 * (x / x.max())).astype(np.uint8)))
+        return image
+    return image.convert(mode)
+
+
+def png_cases() -> Iterator[Case]:
+    for color_type, bits in PNG_GRID:
+        name = f"png type {color_type} bits {bits}"
+        yield Case(name, png(color_type, bits))
+        if color_type in (0, 2, 3):
+            yield Case(f"{name} tRNS", png(color_type, bits, chunk(b"tRNS", transparency(color_type, bits))))
+        for orientation in (3, 6):
+            yield Case(f"{name} eXIf {orientation}", png(color_type, bits, chunk(b"eXIf", exif(orientation))))
+        for space in ("RGB ", "GRAY", "CMYK"):
+            data = b"p\0\0" + zlib.compress(profile(space))
+            yield Case(
+                f"{name} profile {space.strip()}", png(color_type, bits, first=chunk(b"iCCP", data)), tolerance=4
+            )
+    dark = values(16, 1) // 328
+    yield Case("png type 0 bits 16 dark", png(0, 16, pixels=dark))
+
+
+def tiff_cases() -> Iterator[Case]:
+    grid = itertools.product("<>", (1, 2, 4, 8, 12, 16, 32), (0, 1), (1, 2), (False, True))
+    for order, bits, photometric, sample_format, deflate in grid:
+        if sample_format == 2 and bits not in (8, 16, 32):
+            continue
+        name = f"tiff {'MM' if order == '>' else 'II'} {bits} bits photometric {photometric} format {sample_format}"
+        body = tiff(
+            values(bits, 1), bits=bits, photometric=photometric, order=order, sample_format=sample_format,
+            deflate=deflate,
+        )  # fmt: skip
+        yield Case(name + (" deflate" if deflate else ""), body, gray=shown(bits, photometric, sample_format))
+    for order, bits, deflate in itertools.product("<>", (8, 16), (False, True)):
+        rest = f"{'MM' if order == '>' else 'II'} {bits} bits{' deflate' if deflate else ''}"
+        common: dict[str, Any] = {"bits": bits, "order": order, "deflate": deflate}
+        yield Case(f"tiff rgb {rest}", tiff(values(bits, 3), photometric=2, **common))
+        yield Case(f"tiff rgba {rest}", tiff(values(bits, 4), photometric=2, tags={338: [2]}, **common))
+        yield Case(f"tiff cmyk {rest}", tiff(values(bits, 4), photometric=5, **common))
+    for orientation in range(1, 9):
+        for channels in (1, 3):
+            body = tiff(values(8, channels), bits=8, photometric=2 if channels == 3 else 1, tags={274: [orientation]})
+            yield Case(f"tiff {channels} channels orientation {orientation}", body)
+    for order, fill in (("<", 1), ("<", 2), (">", 1)):
+        body = tiff(values(16, 1), bits=16, photometric=1, order=order, rows_per_strip=3, tags={266: [fill]})
+        yield Case(f"tiff strips {order} fill order {fill}", body)
+    for mode, compression in itertools.product(("RGB", "L", "1"), ("raw", "tiff_lzw", "packbits")):
+        for turned in ({}, {"exif": b"Exif\0\0" + exif(6)}):
+            body = saved(photo(mode), "TIFF", compression=compression, big_tiff=True, **turned)
+            yield Case(f"bigtiff {mode} {compression} {'turned' if turned else ''}", body)
+    for channels, space in itertools.product((1, 3), ("RGB ", "GRAY", "CMYK")):
+        body = tiff(
+            values(8, channels), bits=8, photometric=2 if channels == 3 else 1, tags={34675: profile(space)}
+        )  # fmt: skip
+        yield Case(f"tiff {channels} channels profile {space.strip()}", body, tolerance=4)
+    colors = np.frombuffer(palette_colors(256), np.uint8).reshape(256, 3).T.reshape(-1).astype(int) * 257
+    yield Case("tiff palette", tiff(values(8, 1), bits=8, photometric=3, tags={320: colors.tolist()}))
+    ramp = np.linspace(0, 1, WIDTH, dtype="<f4").view("<u4")[None, :, None].repeat(HEIGHT, 0)
+    for order, deflate, photometric in itertools.product("<>", (False, True), (0, 1)):
+        name = f"tiff float {'MM' if order == '>' else 'II'}{' deflate' if deflate else ''} photometric {photometric}"
+        body = tiff(ramp, bits=32, photometric=photometric, sample_format=3, order=order, deflate=deflate)
+        gray = np.rint(ramp[..., 0].astype("<u4").view("<f4") * 255).astype(np.uint8)
+        yield Case(name, body, gray=gray if photometric else 255 - gray)
+    yield Case("tiff 16 bits dark", tiff(values(16, 1) // 328, bits=16, photometric=1))
+    yield Case("tiff without photometric", tiff(values(8, 1), bits=8, photometric=None), gray=shown(8, 1, 1))
+
+
+def shown(bits: int, photometric: int, sample_format: int) -> Values:
+    """The brightness of `values` as TIFF 6.0 has it. Of signed samples the smallest is black."""
+    raw = values(bits, 1)[..., 0].astype(np.int64) ^ (1 << (bits - 1) if sample_format == 2 else 0)
+    gray = np.rint(raw * (255 / ((1 << bits) - 1))).astype(np.uint8)
+    return 255 - gray if photometric == 0 else gray
+
+
+def other_cases() -> Iterator[Case]:
+    for mode, progressive in itertools.product(("RGB", "L"), (False, True)):
+        name = f"jpeg {mode}{' progressive' if progressive else ''}"
+        for orientation in (1, 2, 5, 8):
+            options = {"exif": b"Exif\0\0" + exif(orientation)} if orientation > 1 else {}
+            body = saved(photo(mode), "JPEG", quality=95, progressive=progressive, **options)
+            yield Case(f"{name} orientation {orientation}", body, tolerance=8)
+        for space in ("RGB ", "GRAY", "CMYK"):
+            body = saved(photo(mode), "JPEG", quality=95, progressive=progressive, icc_profile=profile(space))
+            yield Case(f"{name} profile {space.strip()}", body, tolerance=8)
+    yield Case("jpeg CMYK", saved(photo("CMYK"), "JPEG", quality=95))
+    for kind, mode in itertools.product(("WEBP", "AVIF"), ("RGB", "RGBA", "L")):
+        options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": "4:4:4"}
+        if kind == "AVIF" and mode == "L":
+            options = {"quality": 100}
+        for extra in ({}, {"exif": b"Exif\0\0" + exif(6)}, *({"icc_profile": profile(s)} for s in ("RGB ", "GRAY"))):
+            key = "".join(extra) + (profile_name(extra["icc_profile"]) if "icc_profile" in extra else "")
+            yield Case(
+                f"{kind.lower()} {mode} {key}".strip(), saved(photo(mode), kind, **options, **extra), tolerance=6
+            )
+    for mode in ("RGB", "RGBA", "L", "P", "1"):
+        yield Case(f"bmp {mode}", saved(photo(mode), "BMP"))
+    for mode in ("L", "P", "1"):
+        yield Case(f"gif {mode}", saved(photo(mode), "GIF"))
+    yield Case("gif transparent", saved(photo("P"), "GIF", transparency=3))
+
+
+def profile_name(data: bytes) -> str:
+    return " " + data[16:20].decode().strip()
+
+
+def cases() -> list[Case]:
+    return [*png_cases(), *tiff_cases(), *other_cases()]

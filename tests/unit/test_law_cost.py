@@ -1,0 +1,153 @@
+"""Law: a picture is bounded by what it costs: 8 bytes of memory for each of `images.max_pixels`, and 5 s of CPU."""
+
+import multiprocessing
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from pairmill.pipeline.image import cost
+from pairmill.pipeline.image.decode import open_image
+from pairmill.pipeline.image.memory_gate import MemoryGate
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import FetchConfig, ImagesConfig
+from pairmill.schemas.status import Status
+from tests.hostile_pictures import Hostile, bmp_run_lengths, lossless_webp, paid_for, png_of_zeros, refused
+from tests.picture_grid import photo, saved
+
+MAX_PEAK_BYTES = 1_000_000_000
+MAX_CPU_S = 5.0
+
+IS_LONG_RUN = settings.default.max_examples > 100
+MEGAPIXELS = 99.0 if IS_LONG_RUN else 1.5
+THREADS = 4
+SLACK_BYTES = 60_000_000  # tables, bands, the stored picture
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has had since `_forget_peak`."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(picture: Hostile) -> tuple[str, str, int, int, float]:
+    """(name, status, bytes of memory at the peak, bytes before, CPU seconds), with the default settings."""
+    processor = ImageProcessor(ImagesConfig())
+    _forget_peak()
+    before, started = _peak_bytes(), time.process_time()
+    status = processor.process(picture.body).status
+    return picture.name, status.value, _peak_bytes(), before, time.process_time() - started
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+HOSTILE = list(refused())
+
+
+@pytest.mark.parametrize("picture", HOSTILE, ids=lambda picture: picture.name)
+def test_what_costs_too_much_is_a_bomb_from_its_header(picture: Hostile, child: ProcessPoolExecutor) -> None:
+    _, status, peak, before, cpu_s = child.submit(measure, picture).result()
+    if picture.status is not None:
+        assert status == picture.status.value
+    assert cpu_s < MAX_CPU_S
+    if status == "image_bomb":
+        assert peak - before < 100_000_000 + 10 * len(picture.body)  # nothing was decoded
+    assert peak < MAX_PEAK_BYTES
+
+
+AWKWARD = Path(__file__).parents[2].parent / "shared" / "data" / "awkward"
+
+
+@pytest.mark.skipif(not AWKWARD.is_dir(), reason=f"the awkward pictures are not at {AWKWARD}")
+def test_no_awkward_picture_costs_too_much(child: ProcessPoolExecutor) -> None:
+    pictures = [Hostile(path.name, path.read_bytes()) for path in sorted(AWKWARD.rglob("*.*"))]
+    for name, _, peak, _, cpu_s in child.map(measure, pictures):
+        assert peak < MAX_PEAK_BYTES, name
+        assert cpu_s < MAX_CPU_S, name
+
+
+def test_the_dearest_pictures_that_are_not_refused_stay_within_their_cost(child: ProcessPoolExecutor) -> None:
+    ImageProcessor(ImagesConfig())  # sets Pillow's own limit
+    for picture in paid_for(MEGAPIXELS):
+        if len(picture.body) > FetchConfig().max_bytes:
+            continue
+        name, status, peak, before, cpu_s = child.submit(measure, picture).result()
+        assert status in ("ok", "image_corrupt") or IS_LONG_RUN, name  # some kinds are refused at 99 megapixels
+        assert cpu_s < MAX_CPU_S, name
+        assert peak < MAX_PEAK_BYTES, name
+        if status == "image_bomb":
+            continue
+        header, opened = open_image(picture.body, ImagesConfig().max_pixels)
+        opened.close()
+        slack = SLACK_BYTES + 2 * len(picture.body)
+        assert peak - before < header.cost.memory_bytes + slack, (name, peak - before, header.cost)
+
+
+def test_pictures_decoded_at_the_same_time_share_one_budget(child: ProcessPoolExecutor) -> None:
+    side = int((max(MEGAPIXELS, 12.0) * 1e6) ** 0.5)
+    extra, peak = child.submit(_decode_together, png_of_zeros(side, side), side * side).result()
+    assert extra < cost.BYTES_PER_PIXEL * side * side + THREADS * 30_000_000  # which malloc keeps for each thread
+    assert peak < MAX_PEAK_BYTES
+
+
+def _decode_together(body: bytes, max_pixels: int) -> tuple[int, int]:
+    """(bytes beyond before, bytes in all) at the peak of a process that decodes one picture on several threads."""
+    cost.MIN_MEMORY_BYTES = 0
+    processor = ImageProcessor(ImagesConfig(max_pixels=max_pixels))
+    _forget_peak()
+    before = _peak_bytes()
+    with ThreadPoolExecutor(THREADS) as threads:
+        assert {picture.status for picture in threads.map(processor.process, [body] * THREADS)} == {Status.OK}
+    return _peak_bytes() - before, _peak_bytes()
+
+
+def test_the_gate_lets_no_more_in_than_fits() -> None:
+    gate, inside, most = MemoryGate(100e6), 0, 0
+
+    def decode(num_bytes: float) -> None:
+        nonlocal inside, most
+        with gate.entry() as reserve:
+            reserve(num_bytes)
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.002)
+            inside -= 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode, [40e6] * 20 + [500e6] * 3))  # more than there is: alone
+    assert most == 2
+
+
+def test_a_memory_error_is_the_pictures_if_the_machine_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    body = saved(photo(), "PNG")
+    for owner, name in ((Image, "open"), (Image.Image, "crop")):  # while opening, while decoding
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            assert ImageProcessor(ImagesConfig()).process(body).status is Status.IMAGE_BOMB
+            patch.setattr("pairmill.pipeline.image.decode.machine_has", lambda cost: False)
+            with pytest.raises(MemoryError):
+                ImageProcessor(ImagesConfig()).process(body)
+
+
+def test_a_job_for_small_pictures_takes_every_format() -> None:
+    for body in (lossless_webp(1400, 1400), bmp_run_lengths(1400, 1400, b"\0\1")):
+        header, opened = open_image(body, 2_000_000)
+        opened.close()
+        assert (header.width, header.height) == (1400, 1400)
