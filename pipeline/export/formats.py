@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
@@ -9,6 +10,7 @@ from typing import IO, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -18,7 +20,7 @@ from pairmill.pipeline.image import sniff
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ImagesConfig
-from pairmill.schemas.pairs import STORED, score_column_names
+from pairmill.schemas.pairs import STORED, is_embedding, score_column_names
 
 Write = Callable[[IO[bytes]], object]
 """Writes the content of one file."""
@@ -213,6 +215,20 @@ class DataComp:
 def datacomp_prefix(alias: str) -> str:
     """What the names of a model's arrays begin with: `b32` for `clip_b32`."""
     return alias.removeprefix("clip_")
+
+
+def check_scores(rows: pa.Table) -> None:
+    """Raises FormatError for a similarity or an embedding that is NaN or infinite, as outputs before 0.2 may hold."""
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        numbers = pc.list_flatten(column) if is_embedding(field) else column
+        if not is_embedding(field) and not (field.name.startswith("similarity") and pa.types.is_floating(field.type)):
+            continue
+        bad = pc.sum(pc.invert(pc.is_finite(numbers))).as_py() or 0
+        if bad:
+            raise FormatError(
+                f"{field.name} holds NaN or infinity ({bad:,} numbers in one part): select without these rows, by "
+                f"`where: {re.sub('^(image|text)_embedding', 'similarity', field.name)} >= -1`"
+            )
 
 
 def embedding_columns(models: Sequence[str]) -> set[str]:
