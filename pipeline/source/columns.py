@@ -8,13 +8,14 @@ file.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
 from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
 from pairmill.pipeline.source.texts import without_views
+from pairmill.pipeline.source.types import Fit, common_type, fit, values_fit
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import source_column_name
 
@@ -31,6 +32,16 @@ class FileColumns:
     caption: str | None
     uid: str | None
     extra: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _ColumnType:
+    """The type of a carried column, and the first file that has the column."""
+
+    type: pa.DataType
+    uri: str
+    found: pa.DataType
+    """The type in that file."""
 
 
 def find_column(names: Iterable[str], name: str) -> str | None:
@@ -74,19 +85,20 @@ def map_columns(
     names = LICENSE_NAMES if needs_license else ()
     license_ = _choose("license_column", config.license_column, names, inputs, needed=needs_license)
     _check_distinct({"url": url, "caption": caption, "uid": uid, "sha256": sha256}, license_)
-    types: dict[str, tuple[pa.DataType, str]] = {}
+    types: dict[str, _ColumnType] = {}
     for file in inputs:
         columns = _split(file.schema.names, url or "", caption, uid)
         _check_roles(file, columns, url or "", caption, uid)
         for name in columns.extra:
             _add_type(types, name, file)
+    _check_values(types, inputs)
     if sha256 is not None:
         for file in inputs:
             if problem := _missing_checksums(file, sha256):
                 raise SourceError(problem)
     for setting, column in (("sha256_column", sha256), ("license_column", license_)):
-        if column is not None and not is_text(types[column][0]):
-            raise SourceError(f"{types[column][1]}: source.{setting} {column!r} is {types[column][0]}, not text")
+        if column is not None and not is_text(types[column].type):
+            raise SourceError(f"{types[column].uri}: source.{setting} {column!r} is {types[column].type}, not text")
     return ColumnMapping(url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures)
 
 
@@ -104,8 +116,14 @@ def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
         if name not in known:
             return f"{file.uri}: column {name!r} is new, but this output's plan fixes its columns"
         found = without_views(file.schema.field(name).type)
-        if _common_type(known[name], found) != known[name]:
+        fits = fit(known[name], found)
+        if fits is Fit.NEVER:
             return f"{file.uri}: column {name!r} is {found}, but {known[name]} in this output's plan"
+        if fits is Fit.DEPENDS and not values_fit(file.uri, file.files, name, known[name]):
+            return (
+                f"{file.uri}: column {name!r} is {found}, with values that do not fit into the {known[name]} of this "
+                "output's plan"
+            )
     return None
 
 
@@ -119,6 +137,11 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
             f"{file.uri}: is a list of URLs (column {url!r}), which pairmill build downloads. To embed only its "
             "captions, set source.caption_column"
         )
+
+
+def carried_texts(names: Iterable[str]) -> pa.Schema:
+    """The schema of the output's columns for these text columns."""
+    return _extra_schema({name: _ColumnType(pa.string(), "", pa.string()) for name in names})
 
 
 def can_contain_pictures(data_type: pa.DataType) -> bool:
@@ -257,38 +280,46 @@ def _roles(
         yield "uid_column", uid, columns.uid
 
 
-def _add_type(types: dict[str, tuple[pa.DataType, str]], name: str, file: InputFile) -> None:
+def _add_type(types: dict[str, _ColumnType], name: str, file: InputFile) -> None:
     found = without_views(file.schema.field(name).type)
-    known, first_uri = types.setdefault(name, (found, file.uri))
-    common = _common_type(known, found)
+    known = types.setdefault(name, _ColumnType(found, file.uri, found))
+    common = common_type(known.type, found)
     if common is None:
-        raise SourceError(
-            f"column {name!r} is {known} in {first_uri} but {found} in {file.uri}: "
-            f"write both files with the same type, or build two outputs"
-        )
-    types[name] = (common, first_uri)
+        raise _conflict(name, known, file, found)
+    types[name] = replace(known, type=common)
 
 
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The common type (of int and double: double, as pandas writes ints with gaps); None if there is none."""
-    if one.equals(other):
-        return one
-    one, other = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other))
-    try:
-        schemas = [pa.schema([("", one)]), pa.schema([("", other)])]
-        common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        for data_type in (one, other):
-            pa.nulls(0, data_type).cast(common)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return None
-    return common
+def _check_values(types: dict[str, _ColumnType], inputs: Sequence[InputFile]) -> None:
+    """Where the common type cannot hold every value of a file's type, check that it holds those of the file."""
+    for file in inputs:
+        for name in file.schema.names:
+            if name not in types:
+                continue
+            found = without_views(file.schema.field(name).type)
+            if fit(types[name].type, found) is Fit.DEPENDS and not values_fit(
+                file.uri, file.files, name, types[name].type
+            ):
+                other = next(each for each in inputs if _type_of(each, name) not in (None, found))
+                known = replace(types[name], uri=other.uri, found=_type_of(other, name))
+                raise _conflict(name, known, file, found, ", and no type holds the values of both")
 
 
-def _extra_schema(types: dict[str, tuple[pa.DataType, str]]) -> pa.Schema:
+def _type_of(file: InputFile, name: str) -> pa.DataType | None:
+    return without_views(file.schema.field(name).type) if name in file.schema.names else None
+
+
+def _conflict(name: str, known: _ColumnType, file: InputFile, found: pa.DataType, why: str = "") -> SourceError:
+    return SourceError(
+        f"column {name!r} is {known.found} in {known.uri} but {found} in {file.uri}{why}: "
+        f"write both files with the same type, or build two outputs"
+    )
+
+
+def _extra_schema(types: dict[str, _ColumnType]) -> pa.Schema:
     taken: set[str] = set()
     fields = []
-    for name, (data_type, _) in types.items():
+    for name, column in types.items():
         output_name = source_column_name(name, taken)
         taken.add(output_name.lower())
-        fields.append(pa.field(output_name, data_type))
+        fields.append(pa.field(output_name, column.type))
     return pa.schema(fields)
