@@ -372,3 +372,44 @@ def test_law_types_pictures_are_read_one_by_one_where_an_average_says_nothing(
     cursor.close()
     assert found == pictures
     assert max(sizes) <= 1 << 20
+
+
+def _shard_bytes(path: Path, lengths: list[int], shard_rows: int = 4_096) -> list[int]:
+    """Bytes of the pictures in each shard of a corpus in one file."""
+    with folder() as where:
+        source = {"paths": [str(path)], "kind": "corpus"}
+        job = BuildJob.model_validate(
+            {"source": source, "output": str(where / "out"), "shard_rows": shard_rows, "models": [{"name": "tiny"}]}
+        )
+        shards = shards_from_table(make_plan(JobRecord(job, "job"), Store(job.output)).shards)
+        assert sum(shard.num_rows for shard in shards) == len(lengths)
+        assert all(0 < shard.num_rows <= shard_rows for shard in shards)
+        return [sum(lengths[shard.first_row : shard.first_row + shard.num_rows]) for shard in shards]
+
+
+def test_law_types_the_reported_row_group_is_planned_in_shards_of_about_a_gigabyte() -> None:
+    lengths = [1_000] * 1_900 + [56_001_000] * 40
+    found = _shard_bytes(CASES / "skewed_row_group.parquet", lengths)
+    page = 1_121_814_126  # Arrow wrote 20 of the large pictures into each of two pages
+    assert len(found) > 2 and max(found) <= page
+
+
+@given(
+    parts=st.lists(st.tuples(st.integers(1, 40), st.sampled_from([0, 10, 1_000, 20_000])), min_size=1, max_size=5),
+    group_rows=st.sampled_from([7, 1_000]),
+    shard_rows=st.sampled_from([16, 4_096]),
+    version=st.sampled_from(["1.0", "2.0"]),
+)
+@FEW
+def test_law_types_shards_of_pictures_are_cut_by_bytes(
+    parts: list[tuple[int, int]], group_rows: int, shard_rows: int, version: str
+) -> None:
+    lengths = [length for rows, length in parts for _ in range(rows)]
+    pictures = [{"bytes": np.random.default_rng(n).bytes(length), "path": None} for n, length in enumerate(lengths)]
+    with folder() as where, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pairmill.pipeline.source.picture_sizes.MAX_SHARD_BYTES", 50_000)
+        path = where / "a.parquet"
+        table = pa.table({"image": pictures, "text": ["t"] * len(lengths)})
+        options: dict[str, Any] = {"data_page_version": version, "compression": "zstd", "write_batch_size": 1}
+        pq.write_table(table, path, row_group_size=group_rows, use_dictionary=False, data_page_size=20_000, **options)
+        assert max(_shard_bytes(path, lengths, shard_rows)) <= 50_000
