@@ -244,7 +244,7 @@ class EmbeddingArray:
     column: str
     name: str
     null_with: str
-    """The narrow column that is null in the same rows."""
+    """A narrow column that is null in the same rows."""
 
     def read(self, rows: pa.Table) -> npt.NDArray[np.float16]:
         """(rows, dim) float16. Raises FormatError for a null, which an array cannot represent."""
@@ -260,9 +260,9 @@ class EmbeddingArray:
 def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
     """The arrays of one model; without captions, that of the pictures only."""
     columns = score_column_names(alias)
-    arrays = [EmbeddingArray(columns.image_embedding, image_name, null_with="similarity")]
+    arrays = [EmbeddingArray(columns.image_embedding, image_name, columns.similarity if has_captions else "sha256")]
     if has_captions:
-        arrays.append(EmbeddingArray(columns.text_embedding, text_name, null_with="caption_clean"))
+        arrays.append(EmbeddingArray(columns.text_embedding, text_name, null_with=columns.similarity))
     return arrays
 
 
