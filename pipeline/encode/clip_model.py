@@ -77,9 +77,11 @@ class ClipModel:
 
     def broken(self, kind: str) -> ModelError:
         """The error for a model all of whose embeddings are invalid. `kind`: `captions` or `pictures`."""
+        is_reduced = self._dtype != self._torch.float32
+        or_narrow = f", or {self._dtype} is too narrow for it: set its dtype to float32" if is_reduced else ""
         return ModelError(
             f"model {self.alias!r} gives no valid embedding of {kind} (they are NaN, infinite or zero): its weights "
-            f"are broken, or {self._dtype} is too narrow for it; set models.dtype to float32, or use other weights"
+            f"are broken{or_narrow}"
         )
 
     def encode_images(self, inputs: "torch.Tensor") -> Floats:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
 from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
-from pairmill.pipeline.source.texts import without_views
+from pairmill.pipeline.source.texts import plain_type
 from pairmill.pipeline.source.types import Fit, common_type, fit, values_fit
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import source_column_name
@@ -115,7 +115,7 @@ def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
     for name in columns.extra:
         if name not in known:
             return f"{file.uri}: column {name!r} is new, but this output's plan fixes its columns"
-        found = without_views(file.schema.field(name).type)
+        found = plain_type(file.schema.field(name).type)
         fits = fit(known[name], found)
         if fits is Fit.NEVER:
             return f"{file.uri}: column {name!r} is {found}, but {known[name]} in this output's plan"
@@ -281,7 +281,7 @@ def _roles(
 
 
 def _add_type(types: dict[str, _ColumnType], name: str, file: InputFile) -> None:
-    found = without_views(file.schema.field(name).type)
+    found = plain_type(file.schema.field(name).type)
     known = types.setdefault(name, _ColumnType(found, file.uri, found))
     common = common_type(known.type, found)
     if common is None:
@@ -295,7 +295,7 @@ def _check_values(types: dict[str, _ColumnType], inputs: Sequence[InputFile]) ->
         for name in file.schema.names:
             if name not in types:
                 continue
-            found = without_views(file.schema.field(name).type)
+            found = plain_type(file.schema.field(name).type)
             if fit(types[name].type, found) is Fit.DEPENDS and not values_fit(
                 file.uri, file.files, name, types[name].type
             ):
@@ -305,7 +305,7 @@ def _check_values(types: dict[str, _ColumnType], inputs: Sequence[InputFile]) ->
 
 
 def _type_of(file: InputFile, name: str) -> pa.DataType | None:
-    return without_views(file.schema.field(name).type) if name in file.schema.names else None
+    return plain_type(file.schema.field(name).type) if name in file.schema.names else None
 
 
 def _conflict(name: str, known: _ColumnType, file: InputFile, found: pa.DataType, why: str = "") -> SourceError:

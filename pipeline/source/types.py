@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.files import INT96_UNIT
-from pairmill.pipeline.source.texts import without_views
+from pairmill.pipeline.source.texts import plain_type
 
 _MANTISSA_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 _UNITS = ("s", "ms", "us", "ns")
@@ -61,7 +61,7 @@ def values_fit(uri: str, files: Files, column: str, target: pa.DataType) -> bool
         files.open(uri) as file,
         pq.ParquetFile(file, coerce_int96_timestamp_unit=INT96_UNIT, pre_buffer=False) as parquet,
     ):
-        kind = without_views(parquet.schema_arrow.field(column).type)
+        kind = plain_type(parquet.schema_arrow.field(column).type)
         leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
         to_read = []
         for group in range(parquet.num_row_groups):
