@@ -40,7 +40,7 @@ def readable(column: pa.Array) -> pa.Array:
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:
     """The type with offsets instead of views, which most Arrow kernels (`take`, `filter`) do not support, and with the
-    values of dictionaries, which `datasets` cannot express. (Parquet encodes repeated values as dictionaries anyway.)"""
+    values of dictionaries, which `datasets` cannot express. (Parquet encodes repeated values as such anyway.)"""
     plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
     if data_type in plain:
         return plain[data_type]
