@@ -99,7 +99,9 @@ def map_columns(
     for setting, column in (("sha256_column", sha256), ("license_column", license_)):
         if column is not None and not is_text(types[column].type):
             raise SourceError(f"{types[column].uri}: source.{setting} {column!r} is {types[column].type}, not text")
-    return ColumnMapping(url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures)
+    return ColumnMapping(
+        url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures, has_partitions=True
+    )
 
 
 def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
@@ -113,6 +115,8 @@ def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
         return problem
     known = dict(zip(mapping.extra_columns, mapping.extra.types, strict=True))
     for name in columns.extra:
+        if name in file.partitions and not mapping.has_partitions:
+            continue
         if name not in known:
             return f"{file.uri}: column {name!r} is new, but this output's plan fixes its columns"
         found = plain_type(file.schema.field(name).type)

@@ -32,6 +32,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import cursor as cursor_module
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.planned import PlanError
 from pairmill.pipeline.source.rows import ShardReader
@@ -264,6 +265,35 @@ def test_law_types_a_column_of_the_file_goes_before_a_partition() -> None:
         (where / "in" / "lang=en").mkdir()
         pq.write_table(pa.table({"url": ["http://a.org/1"], "lang": ["de"]}), where / "in" / "lang=en" / "a.parquet")
         assert read_all(where)["lang"].to_pylist() == ["de"]
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_law_types_a_new_partition_is_refused_unless_the_plan_is_older_than_partitions(
+    is_old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(where: Path, number: int) -> None:
+        (where / "in" / f"day={number}").mkdir()
+        pq.write_table(pa.table({"url": [f"http://a.org/{number}"]}), where / "in" / f"day={number}" / "a.parquet")
+
+    with folder() as where:
+        if is_old:
+            write(where, 1)
+            with monkeypatch.context() as before:
+                before.setattr("pairmill.pipeline.source.files.partitions_of", lambda uri: {})
+                before.setattr(ColumnMapping, "to_json", _to_json_of_old)
+                assert read_all(where).num_rows == 1
+            write(where, 2)
+            assert read_all(where).num_rows == 2
+        else:
+            pq.write_table(pa.table({"url": ["http://a.org/1"]}), where / "in" / "a.parquet")
+            read_all(where)
+            write(where, 2)
+            with pytest.raises(PlanError, match=r"day=2/a.parquet: column 'day' is new"):
+                read_all(where)
+
+
+def _to_json_of_old(mapping: ColumnMapping, to_json: Any = ColumnMapping.to_json) -> dict[str, object]:
+    return {name: value for name, value in to_json(mapping).items() if name != "has_partitions"}
 
 
 CELLS = st.text("ab,;|\t \"'\r\né🙂", max_size=5)

@@ -162,7 +162,9 @@ class Corpus:
         if kind in ("folders", "tars"):
             _refuse_column_settings(source, needs_license)
             names = ("key", *dict.fromkeys(name for file in files for name in file.partitions))
-            return ColumnMapping("url", "caption", "uid", None, None, carried_texts(names), names, IndexedPictures())
+            return ColumnMapping(
+                "url", "caption", "uid", None, None, carried_texts(names), names, IndexedPictures(), True
+            )
         if kind == "pairs":
             if source.image_column is not None:
                 raise SourceError("source.image_column: the pictures of an output are in its tars, not in a column")
@@ -180,7 +182,8 @@ class Corpus:
     def misfit(self, mapping: ColumnMapping, file: InputFile) -> str | None:
         """Why a new file does not fit a corpus that is already planned, or None."""
         if file.kind == "index":
-            new = [name for name in file.partitions if name not in mapping.extra_columns]
+            known = mapping.extra_columns if mapping.has_partitions else file.partitions
+            new = [name for name in file.partitions if name not in known]
             return (
                 f"{file.uri}: {new[0]!r} is new in its path, but this output's plan fixes its columns" if new else None
             )
