@@ -8,14 +8,15 @@ file.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pairmill.pipeline.source.column_types import ColumnType, add_type, check_values
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
 from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
 from pairmill.pipeline.source.texts import plain_type
-from pairmill.pipeline.source.types import Fit, common_type, fit, values_fit
+from pairmill.pipeline.source.types import Fit, fit, values_fit
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import source_column_name
 
@@ -32,16 +33,6 @@ class FileColumns:
     caption: str | None
     uid: str | None
     extra: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _ColumnType:
-    """The type of a carried column, and the first file that has the column."""
-
-    type: pa.DataType
-    uri: str
-    found: pa.DataType
-    """The type in that file."""
 
 
 def find_column(names: Iterable[str], name: str) -> str | None:
@@ -85,13 +76,13 @@ def map_columns(
     names = LICENSE_NAMES if needs_license else ()
     license_ = _choose("license_column", config.license_column, names, inputs, needed=needs_license)
     _check_distinct({"url": url, "caption": caption, "uid": uid, "sha256": sha256}, license_)
-    types: dict[str, _ColumnType] = {}
+    types: dict[str, ColumnType] = {}
     for file in inputs:
         columns = _split(file.schema.names, url or "", caption, uid)
         _check_roles(file, columns, url or "", caption, uid)
         for name in columns.extra:
-            _add_type(types, name, file)
-    _check_values(types, inputs)
+            add_type(types, name, file)
+    check_values(types, inputs)
     if sha256 is not None:
         for file in inputs:
             if problem := _missing_checksums(file, sha256):
@@ -145,7 +136,7 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
 
 def carried_texts(names: Iterable[str]) -> pa.Schema:
     """The schema of the output's columns for these text columns."""
-    return _extra_schema({name: _ColumnType(pa.string(), "", pa.string()) for name in names})
+    return _extra_schema({name: ColumnType(pa.string(), "", pa.string()) for name in names})
 
 
 def can_contain_pictures(data_type: pa.DataType) -> bool:
@@ -284,42 +275,7 @@ def _roles(
         yield "uid_column", uid, columns.uid
 
 
-def _add_type(types: dict[str, _ColumnType], name: str, file: InputFile) -> None:
-    found = plain_type(file.schema.field(name).type)
-    known = types.setdefault(name, _ColumnType(found, file.uri, found))
-    common = common_type(known.type, found)
-    if common is None:
-        raise _conflict(name, known, file, found)
-    types[name] = replace(known, type=common)
-
-
-def _check_values(types: dict[str, _ColumnType], inputs: Sequence[InputFile]) -> None:
-    """Where the common type cannot hold every value of a file's type, check that it holds those of the file."""
-    for file in inputs:
-        for name in file.schema.names:
-            if name not in types:
-                continue
-            found = plain_type(file.schema.field(name).type)
-            if fit(types[name].type, found) is Fit.DEPENDS and not values_fit(
-                file.uri, file.files, name, types[name].type
-            ):
-                other = next(each for each in inputs if _type_of(each, name) not in (None, found))
-                known = replace(types[name], uri=other.uri, found=_type_of(other, name))
-                raise _conflict(name, known, file, found, ", and no type holds the values of both")
-
-
-def _type_of(file: InputFile, name: str) -> pa.DataType | None:
-    return plain_type(file.schema.field(name).type) if name in file.schema.names else None
-
-
-def _conflict(name: str, known: _ColumnType, file: InputFile, found: pa.DataType, why: str = "") -> SourceError:
-    return SourceError(
-        f"column {name!r} is {known.found} in {known.uri} but {found} in {file.uri}{why}: "
-        f"write both files with the same type, or build two outputs"
-    )
-
-
-def _extra_schema(types: dict[str, _ColumnType]) -> pa.Schema:
+def _extra_schema(types: dict[str, ColumnType]) -> pa.Schema:
     taken: set[str] = set()
     fields = []
     for name, column in types.items():
