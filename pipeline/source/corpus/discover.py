@@ -163,7 +163,7 @@ class Corpus:
             _refuse_column_settings(source, needs_license)
             names = ("key", *dict.fromkeys(name for file in files for name in file.partitions))
             return ColumnMapping(
-                "url", "caption", "uid", None, None, carried_texts(names), names, IndexedPictures(), True
+                "url", "caption", "uid", None, None, carried_texts(names), names, IndexedPictures(), has_partitions=True
             )
         if kind == "pairs":
             if source.image_column is not None:
