@@ -5,6 +5,7 @@ Precedence: flags and `--set`, then the job file, then the preset, then the defa
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from importlib import resources
@@ -23,17 +24,34 @@ from pairmill.schemas.subset import SelectJob
 
 MAX_JOB_BYTES = 1 << 20
 
+_CORE_SCHEMA = (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^(?:[-+]?[0-9][0-9_]*|0x[0-9a-fA-F_]+)$", "-+0123456789"),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+.0123456789",
+    ),
+)
+"""(tag, pattern, first characters) of YAML 1.2's core schema, but for `1e3`, which could be a part of a digest."""
+
 Settings = Iterable[str] | Mapping[str, object]
 """Lines `a.b=c` as after `--set` (c is YAML), or dotted field -> value."""
 
 _Job = TypeVar("_Job", bound=BaseModel)
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError)
-"""What PyYAML raises: its own errors, and those that its date and number constructors let through (`2024-13-45`)."""
+"""What PyYAML raises: its own errors, and those that its number constructors let through."""
 
 
 class _JobLoader(yaml.SafeLoader):
-    """YAML's safe loader, but duplicate keys are errors: the first value would be silently lost."""
+    """YAML's safe loader, with two differences.
+
+    Words and numbers mean what they mean in YAML 1.2 (https://yaml.org/spec/1.2.2/, "Core Schema") and JSON: `no` is a
+    word (a resize mode, or Norwegian), and so are `on`, `12:30:00` and `2026-01-01`. Underscores may group digits.
+    Duplicate keys are errors: the first value would be silently lost.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -44,6 +62,26 @@ class _JobLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _use_core_schema() -> None:
+    tags = {"tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
+    usual = yaml.SafeLoader.yaml_implicit_resolvers
+    _JobLoader.yaml_implicit_resolvers = {
+        first: [each for each in resolvers if each[0] in tags] for first, resolvers in usual.items()
+    }
+    for tag, pattern, firsts in _CORE_SCHEMA:
+        _JobLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(firsts))
+    _JobLoader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """In YAML 1.2 a leading zero does not mean octal."""
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, 16 if "x" in text else 10)
+
+
+_use_core_schema()
 
 
 def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> BuildJob:
@@ -167,7 +205,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 
 def _parse_value(setting: str, value: str) -> Any:
     try:
-        return yaml.safe_load(value)
+        return yaml.load(value, Loader=_JobLoader)
     except _YAML_ERRORS:
         raise JobError(f"--set {setting!r}: the value is not valid YAML") from None
 

@@ -97,6 +97,7 @@ class Status(StrEnum):
     DECODER_CRASHED = "decoder_crashed", Step.IMAGE
 
     # the models' scores
+    EMBEDDING_INVALID = "embedding_invalid", Step.SCORE
     LOW_SIMILARITY = "low_similarity", Step.SCORE
 
     # any step

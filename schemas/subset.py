@@ -44,7 +44,7 @@ class Top(_Share):
 
     by: str
     """A column or a numeric expression such as `similarity_a + similarity_b`; `-width` keeps the narrowest pictures.
-    Integers above 2^53 are compared as the nearest float64."""
+    Integers are compared exactly, decimals as the nearest float64."""
 
 
 class Sample(_Share):
@@ -55,13 +55,13 @@ class Sample(_Share):
 
 
 class Dedup(_Settings):
-    """Keep one row of each group of duplicates. Nulls are never duplicates."""
+    """Keep one row of each group of duplicates. Null and NaN are duplicates of nothing."""
 
     by: str
     """Column whose equal values are duplicates: uid, url, sha256, phash, ..."""
     distance: Annotated[int, Field(ge=0, le=8)] = 0
     """For `by: phash`, the maximum distance in bits between duplicates. Candidate pairs are collected on one machine,
-    24 bytes each; each additional bit of distance means more comparisons."""
+    26 bytes each; each additional bit of distance means more comparisons."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
 

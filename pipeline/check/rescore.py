@@ -91,7 +91,7 @@ def _differences(
     report: VerifyReport,
     images: ImagesConfig,
 ) -> Iterator[str]:
-    from pairmill.pipeline.encode.clip_model import load_model
+    from pairmill.pipeline.encode.clip_model import is_unit, load_model
     from pairmill.pipeline.encode.encoder import encode_pictures
 
     names = ("name", "pretrained", "alias", "dtype")
@@ -109,6 +109,8 @@ def _differences(
         image[with_picture] = encode_pictures(model, [pictures[row] or b"" for row in with_picture], images)
     if with_caption:
         text[with_caption] = model.encode_captions([captions[row] for row in with_caption])
+    for embeddings in (image, text):
+        embeddings[~is_unit(embeddings)] = 0  # stored as null
     gaps = np.stack(
         [
             _score_gaps(rows[f"similarity_{alias}"], (image * text).sum(axis=1)),

@@ -29,6 +29,11 @@ _BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
+_PROBES = ("", "a photo", "red", "42")
+"""Captions of a new model's first embeddings."""
+
+_UNIT_TOLERANCE = 0.01
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -63,7 +68,21 @@ class ClipModel:
             dtype=dtype,
             context_length=self._tokenizer.context_length,
         )
-        self.embedding_dim = int(self.encode_captions(["a"]).shape[1])
+        captions = self.encode_captions(_PROBES)
+        self.embedding_dim = int(captions.shape[1])
+        gray = self.encode_images(torch.stack([self.input.prepare(np.full((64, 64, 3), 128, np.uint8))]))
+        for embeddings, kind in ((captions, "captions"), (gray, "pictures")):
+            if not is_unit(embeddings).any():
+                raise self.broken(kind)
+
+    def broken(self, kind: str) -> ModelError:
+        """The error for a model all of whose embeddings are invalid. `kind`: `captions` or `pictures`."""
+        is_reduced = self._dtype != self._torch.float32
+        or_narrow = f", or {self._dtype} is too narrow for it: set its dtype to float32" if is_reduced else ""
+        return ModelError(
+            f"model {self.alias!r} gives no valid embedding of {kind} (they are NaN, infinite or zero): its weights "
+            f"are broken{or_narrow}"
+        )
 
     def encode_images(self, inputs: "torch.Tensor") -> Floats:
         """Inputs as `self.input` makes them, uint8 [n, 3, side, side] -> float32 [n, dim], L2-normalized."""
@@ -116,6 +135,13 @@ class ClipModel:
                     continue
                 start += len(part)
         return torch.cat(parts).numpy()  # type: ignore[no-any-return]
+
+
+def is_unit(embeddings: Floats) -> npt.NDArray[np.bool_]:
+    """Per embedding, whether it has length 1: not if it was NaN, infinite or zero before it was normalized."""
+    with np.errstate(invalid="ignore"):
+        result: npt.NDArray[np.bool_] = np.abs(np.linalg.norm(embeddings, axis=1) - 1) < _UNIT_TOLERANCE
+    return result
 
 
 @functools.lru_cache(maxsize=4)

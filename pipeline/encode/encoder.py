@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -21,7 +22,7 @@ from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.common.progress import ShardProgress, unwatched
 from pairmill.pipeline.common.text import describe
-from pairmill.pipeline.encode.clip_model import ClipModel, Floats, load_model
+from pairmill.pipeline.encode.clip_model import ClipModel, Floats, is_unit, load_model
 from pairmill.pipeline.encode.embedding_columns import Indices, append_scores
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
@@ -33,6 +34,10 @@ from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
 """CLIP's recipe resizes by the shorter side, then crops: a strip of 1 x 1,000,000 pixels would be huge in between."""
+
+_MANY = 32
+"""If as many different pictures or captions of one shard, and all that it has, get invalid embeddings, the model is
+broken."""
 
 _BATCHES_AHEAD = 2
 """Micro-batches that are decoded while the models encode one."""
@@ -75,7 +80,8 @@ class Encoder:
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
         """Append `score_columns` per model; null where there is no picture or caption. Row count and order stay.
 
-        A pair whose picture does not decode stops being a pair, with the Status that says why.
+        A pair whose picture does not decode stops being a pair, with the Status that says why. An embedding that is
+        NaN, infinite or zero becomes null, with a Status. Raises ModelError if all of many embeddings are.
         """
         rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
@@ -94,7 +100,9 @@ class Encoder:
         captions = [table["caption_clean"][rows[pair]].as_py() for pair in first]
         for model, images in zip(self.models, embeddings, strict=True):
             texts = model.encode_captions(captions)  # [distinct captions, dim]
-            table = append_scores(table, model, rows, (images, image_of), (texts, caption_of))
+            good = _valid(model, images, image_of, "pictures"), _valid(model, texts, caption_of, "captions")
+            table = append_scores(table, model, rows, (images, good[0]), (texts, good[1]))
+            table = _with_invalid(table, model, rows, (good[0] != image_of, good[1] != caption_of))
         return table
 
     def _encode_images(
@@ -174,6 +182,31 @@ def _distinct(values: pa.ChunkedArray) -> tuple[Indices, Indices]:
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     distinct, first = np.unique(codes, return_index=True)
     return first[distinct >= 0], codes
+
+
+def _valid(model: ClipModel, embeddings: Floats, indices: Indices, kind: str) -> Indices:
+    """`indices` with -1 for embeddings that are NaN, infinite or zero. Raises ModelError if a whole shard's are."""
+    is_valid = is_unit(embeddings)
+    used = np.unique(indices[indices >= 0])
+    if len(used) >= _MANY and not is_valid[used].any():
+        raise model.broken(kind)
+    return np.where((indices >= 0) & np.append(is_valid, False)[indices], indices, -1)
+
+
+def _with_invalid(
+    table: pa.Table, model: ClipModel, rows: Indices, invalid: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
+) -> pa.Table:
+    """The Status of pairs whose picture or caption has an invalid embedding, both [pairs]. They stay pairs."""
+    picture, caption = invalid
+    if not (picture | caption).any():
+        return table
+    columns = {name: table[name].to_pylist() for name in ("status", "status_detail")}
+    for row, of_picture, of_caption in zip(rows, picture, caption, strict=True):
+        if (of_picture or of_caption) and columns["status"][row] == Status.OK:
+            columns["status"][row] = Status.EMBEDDING_INVALID.value
+            what = " and ".join(name for name, bad in (("picture", of_picture), ("caption", of_caption)) if bad)
+            columns["status_detail"][row] = f"{model.alias}: of the {what}"
+    return _replaced(table, columns)
 
 
 def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
@@ -9,6 +10,7 @@ from typing import IO, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -18,7 +20,7 @@ from pairmill.pipeline.image import sniff
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ImagesConfig
-from pairmill.schemas.pairs import STORED, score_column_names
+from pairmill.schemas.pairs import STORED, is_embedding, score_column_names
 
 Write = Callable[[IO[bytes]], object]
 """Writes the content of one file."""
@@ -215,6 +217,20 @@ def datacomp_prefix(alias: str) -> str:
     return alias.removeprefix("clip_")
 
 
+def check_scores(rows: pa.Table) -> None:
+    """Raises FormatError for a similarity or an embedding that is NaN or infinite, as outputs before 0.2 may hold."""
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        numbers = pc.list_flatten(column) if is_embedding(field) else column
+        if not is_embedding(field) and not (field.name.startswith("similarity") and pa.types.is_floating(field.type)):
+            continue
+        bad = pc.sum(pc.invert(pc.is_finite(numbers))).as_py() or 0
+        if bad:
+            raise FormatError(
+                f"{field.name} holds NaN or infinity ({bad:,} numbers in one part): select without these rows, by "
+                f"`where: {re.sub('^(image|text)_embedding', 'similarity', field.name)} >= -1`"
+            )
+
+
 def embedding_columns(models: Sequence[str]) -> set[str]:
     """Names of the embedding columns of these models."""
     columns = [score_column_names(alias) for alias in models]
@@ -228,7 +244,7 @@ class EmbeddingArray:
     column: str
     name: str
     null_with: str
-    """The narrow column that is null in the same rows."""
+    """A narrow column that is null in the same rows."""
 
     def read(self, rows: pa.Table) -> npt.NDArray[np.float16]:
         """(rows, dim) float16. Raises FormatError for a null, which an array cannot represent."""
@@ -244,9 +260,9 @@ class EmbeddingArray:
 def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
     """The arrays of one model; without captions, that of the pictures only."""
     columns = score_column_names(alias)
-    arrays = [EmbeddingArray(columns.image_embedding, image_name, null_with="similarity")]
+    arrays = [EmbeddingArray(columns.image_embedding, image_name, columns.similarity if has_captions else "sha256")]
     if has_captions:
-        arrays.append(EmbeddingArray(columns.text_embedding, text_name, null_with="caption_clean"))
+        arrays.append(EmbeddingArray(columns.text_embedding, text_name, null_with=columns.similarity))
     return arrays
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD
-from pairmill.pipeline.export.formats import Format, Part, Write
+from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import ExportSource, SubsetReader
 from pairmill.schemas.export import ExportedPart, ExportRecord
@@ -33,6 +33,7 @@ class PartWriter:
         """Write the files of a part, and the record of them. Raises FormatError and MissingDataError."""
         with closing(SubsetReader(self.source, self.seed)) as reader, self.output.new_file() as picture_file:
             rows = reader.rows(slices, self.columns)
+            check_scores(rows)
             ranges = reader.write_pictures(rows, picture_file) if self.format.needs_pictures else []
             part = Part(self._stem(number), rows.select(list(self.columns)), picture_file, ranges)
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pairmill.pipeline.select.numbers import is_number
 from pairmill.schemas.errors import PairmillError
 
 SHOWN_CHARS = 70
@@ -99,7 +100,7 @@ def kind_of(value: Any) -> str:
     kind = value.type
     if pa.types.is_boolean(kind):
         return "true or false"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if is_number(kind):
         return "a number"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
@@ -110,8 +111,8 @@ def mismatch(text: str, right: ast.expr, names: tuple[str, str], kinds: tuple[st
     """Two operands of different kinds are compared. `names`: as they are written."""
     hint = ""
     if isinstance(right, ast.Constant) and kinds == ("a number", "text"):
-        is_number = re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", str(right.value))
-        hint = f"; without quotation marks it is a number: {str(right.value).strip()}" if is_number else ""
+        has_digits = re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", str(right.value))
+        hint = f"; without quotation marks it is a number: {str(right.value).strip()}" if has_digits else ""
     if isinstance(right, ast.Constant) and kinds == ("text", "a number"):
         hint = f"; as text it is {str(right.value)!r}"
     return at_node(text, right, f"{names[0]} is {kinds[0]}, and {names[1]} is {kinds[1]}{hint}")

@@ -1,7 +1,7 @@
 """Expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
 
 The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
-null, and a row stays only if the whole expression is true.
+null, and a row stays only if the whole expression is true. `numbers.py` says what is calculated in which type.
 """
 
 import ast
@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.select import numbers
 from pairmill.pipeline.select.expression_errors import (
     ExpressionError,
     at_node,
@@ -23,12 +24,10 @@ from pairmill.pipeline.select.expression_errors import (
     of_syntax,
     pointing,
 )
+from pairmill.pipeline.select.numbers import Value
 
 MAX_CHARS = 10_000
 _MAX_DEPTH = 100
-
-Value: TypeAlias = Any
-"""A pyarrow Array, ChunkedArray or Scalar."""
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
     ast.Lt: pc.less,
@@ -39,10 +38,10 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
     ast.NotEq: pc.not_equal,
 }
 _ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
-    ast.Add: pc.add_checked,
-    ast.Sub: pc.subtract_checked,
-    ast.Mult: pc.multiply_checked,
-    ast.Div: lambda left, right: pc.divide(_as_float(left), _as_float(right)),
+    ast.Add: numbers.add,
+    ast.Sub: numbers.subtract,
+    ast.Mult: numbers.multiply,
+    ast.Div: numbers.divide,
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "length": pc.utf8_length,
@@ -51,9 +50,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "starts_with": lambda text, part: pc.starts_with(text, _text(part)),
     "ends_with": lambda text, part: pc.ends_with(text, _text(part)),
     "matches": lambda text, regex: _matches(text, _text(regex)),
-    "least": lambda *values: pc.min_element_wise(*values, skip_nulls=False),
-    "greatest": lambda *values: pc.max_element_wise(*values, skip_nulls=False),
-    "abs": pc.abs,
+    "least": numbers.least,
+    "greatest": numbers.greatest,
+    "abs": numbers.absolute,
 }
 
 
@@ -79,10 +78,9 @@ class Expression:
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
         if not self.columns:
             raise ExpressionError(f"{self.text!r} uses no column")
-        is_number = pa.types.is_integer(value.type) or pa.types.is_floating(value.type)
         if expected == "boolean" and not pa.types.is_boolean(value.type):
             raise ExpressionError(f"{self.text!r} is not true or false, but a {value.type}")
-        if expected == "number" and not is_number:
+        if expected == "number" and not numbers.is_number(value.type):
             raise ExpressionError(f"{self.text!r} is not a number, but a {value.type}")
 
     def evaluate(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
@@ -118,10 +116,14 @@ class Expression:
 
     def _evaluate(self, node: ast.expr, table: pa.Table) -> Value:
         if (name := _column(node)) is not None:
-            return table[name]
+            return _plain(table[name])
         match node:
-            case ast.Constant(value=bool() | int() | float() | str() as value):
+            case ast.Constant(value=bool() | str() as value):
                 return pa.scalar(value)
+            case ast.Constant(value=int() as value):
+                return numbers.integer_literal(value)
+            case ast.Constant(value=float()):
+                return numbers.decimal_literal(self._source(node))
             case ast.BoolOp():
                 combine = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
                 result = self._value(node.values[0], table)
@@ -131,15 +133,18 @@ class Expression:
             case ast.UnaryOp(op=ast.Not()):
                 return pc.invert(self._value(node.operand, table))
             case ast.UnaryOp(op=ast.USub()):
-                return pc.negate_checked(self._value(node.operand, table))
+                return numbers.negate(*self._values([node.operand], table))
             case ast.BinOp() if type(node.op) in _ARITHMETIC:
-                return _ARITHMETIC[type(node.op)](self._value(node.left, table), self._value(node.right, table))
+                return _ARITHMETIC[type(node.op)](*self._values([node.left, node.right], table))
             case ast.Compare():
                 return self._comparison(node, table)
             case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
-                return _FUNCTIONS[name](*(self._value(argument, table) for argument in node.args))
+                return _FUNCTIONS[name](*self._values(node.args, table))
             case _:
                 raise self._unsupported(node)
+
+    def _values(self, nodes: Sequence[ast.expr], table: pa.Table) -> list[Value]:
+        return [self._value(node, table) for node in nodes]
 
     def _comparison(self, node: ast.Compare, table: pa.Table) -> Value:
         """`a < b < c` is `a < b and b < c`."""
@@ -166,13 +171,13 @@ class Expression:
         if _is_null(left) or _is_null(right):
             node = right if _is_null(right) else left
             raise at_node(self._stripped, node, "compare with null by `is None` or `is not None`")
-        return _COMPARE[type(operator)](*self._comparable(left, right, table))
+        return _compared(_COMPARE[type(operator)], *self._comparable(left, right, table))
 
     def _is_in(self, value: ast.expr, items: Sequence[ast.expr], table: pa.Table) -> Value:
         """Null where the value is null, as in SQL."""
         if not items:
             raise at_node(self._stripped, value, "is compared with an empty list")
-        return reduce(pc.or_kleene, (pc.equal(*self._comparable(value, item, table)) for item in items))
+        return reduce(pc.or_kleene, (_compared(pc.equal, *self._comparable(value, item, table)) for item in items))
 
     def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
         """The operands as values of one kind. Users write dates and times as strings, times in UTC."""
@@ -195,6 +200,8 @@ class Expression:
 
     def _words(self, node: ast.expr, error: Exception, table: pa.Table) -> str:
         """Arrow names its kernels and types; a person wrote columns and operators."""
+        if str(error) == "overflow":
+            return f"{self._source(node)!r} leaves the range of 64-bit integers in some row"
         if not isinstance(error, pa.ArrowNotImplementedError):
             return str(error).partition("\n")[0]
         operands = [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]
@@ -225,8 +232,15 @@ def _matches(text: Value, regex: str) -> Value:
     return pc.match_substring_regex(text, regex)
 
 
-def _as_float(value: Value) -> Value:
-    return pc.cast(value, pa.float64())
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values of a dictionary, which Arrow's functions do not take."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _compared(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
+    if numbers.is_number(left.type):
+        return numbers.compare(function, left, right)
+    return function(left, right)
 
 
 def _text(value: Value) -> str:

@@ -8,8 +8,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.numbers import as_doubles, is_number
 
 U64 = npt.NDArray[np.uint64]
+
+RANK = np.dtype([("rank", "<u8"), ("rest", "<u2")])
+"""A score: the bits of a float64, reordered, and what a 64-bit integer has beyond it."""
+
+Ranks = npt.NDArray[np.void]
+"""(rows,) of RANK."""
+
+_REST = 0x7FF
 
 HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
 """Our own columns of hex digits."""
@@ -31,10 +40,12 @@ def identities(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if name in HEX_COLUMNS:
         return _hex_digits(array)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
     if pa.types.is_floating(array.type):
-        array = pc.add(array, 0.0)  # turns -0.0 into 0.0
+        array = pc.add(pc.cast(array, pa.float64()), 0.0)  # turns -0.0 into 0.0
     hashed = bytearray()
-    for value in pc.cast(array, pa.string()).to_pylist():
+    for value in pc.cast(array, pa.large_string()).to_pylist():
         hashed += hashlib.blake2b((value or "").encode("utf-8", "surrogatepass"), digest_size=16).digest()
     words = np.frombuffer(bytes(hashed), ">u8").astype(np.uint64).reshape(-1, 2)  # (rows, [high, low])
     return words[:, 0], words[:, 1]
@@ -42,8 +53,16 @@ def identities(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
 
 def has_identity(kind: pa.DataType) -> bool:
     """Whether `identities` can compare values of this type."""
-    checks = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_temporal)
-    return any(check(kind) for check in checks)
+    if pa.types.is_dictionary(kind):
+        return has_identity(kind.value_type)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_text or is_number(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_temporal(kind))
+
+
+def is_comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Per value, whether it can equal another one: null and NaN equal nothing."""
+    valid = column.is_valid()
+    return pc.and_not(valid, pc.is_nan(column).fill_null(False)) if pa.types.is_floating(column.type) else valid
 
 
 def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
@@ -83,21 +102,39 @@ def mix(values: U64) -> U64:
     return values ^ (values >> np.uint64(31))
 
 
-def ranks(table: pa.Table, by: str) -> U64:
-    """Scores as integers that sort like the float64 numbers, (rows,). Null and NaN give 0, below every number."""
-    column = pc.cast(Expression(by).evaluate(table), pa.float64(), safe=False)
+def ranks(table: pa.Table, by: str) -> Ranks:
+    """Scores as pairs of integers that sort like the numbers, (rows,). Null and NaN rank below every number.
+
+    Integers sort exactly, decimals as the nearest float64.
+    """
+    column = Expression(by).evaluate(table)
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    numbers = array.to_numpy(zero_copy_only=False) + 0.0  # null is NaN here, and -0.0 becomes 0.0
+    found = np.zeros(len(array), RANK)
+    if pa.types.is_integer(array.type):
+        wide = pc.cast(array, pa.uint64() if array.type == pa.uint64() else pa.int64())
+        integers = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False)
+        rest = integers & integers.dtype.type(_REST)
+        found["rest"] = rest
+        numbers = (integers - rest).astype(np.float64)  # exact: eleven bits less than 64 fit into a float64
+        is_missing = array.is_null().to_numpy(zero_copy_only=False)
+    else:
+        numbers = as_doubles(array).to_numpy(zero_copy_only=False) + 0.0  # null is NaN here, and -0.0 becomes 0.0
+        is_missing = np.isnan(numbers)
     bits = numbers.view(np.uint64)
     sign = np.uint64(1 << 63)
-    keys: U64 = np.where(bits & sign, ~bits, bits | sign)
-    keys[np.isnan(numbers)] = 0
-    return keys
+    found["rank"] = np.where(bits & sign, ~bits, bits | sign)
+    found[is_missing] = 0
+    return found
 
 
-def score_of(rank: int) -> float | None:
-    """The inverse of `ranks`; None for 0."""
+def fill_ranks(keys: npt.NDArray[np.void], found: Ranks) -> None:
+    """Set the fields of RANK in an array that has them among others, (rows,)."""
+    keys["rank"], keys["rest"] = found["rank"], found["rest"]
+
+
+def score_of(rank: int, rest: int) -> float | None:
+    """The inverse of `ranks`; None for (0, 0)."""
     if rank == 0:
         return None
     bits = rank ^ (1 << 63) if rank >> 63 else rank ^ ((1 << 64) - 1)
-    return float(np.uint64(bits).view(np.float64))
+    return float(np.uint64(bits).view(np.float64)) + rest

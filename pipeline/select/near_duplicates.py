@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP
 from pairmill.pipeline.select.filters import RowIndices
-from pairmill.pipeline.select.keys import U64, mix
+from pairmill.pipeline.select.keys import RANK, U64, mix
 from pairmill.pipeline.select.outputs import Array, DedupKeys
 
-NEAR_PAIR = np.dtype([("better_rank", "<u8"), ("better", "<i8"), ("worse", "<i8")])
-"""Two rows within the distance, by row index. `better` has the higher rank or, of equal ranks, the lower index."""
+NEAR_PAIR = np.dtype([*RANK.descr, ("better", "<i8"), ("worse", "<i8")])
+"""Two rows within the distance, by row index, and the rank of `better`: the higher rank or, of equal ranks, the lower
+index."""
 
 HASH_BITS = 64
 
@@ -87,7 +88,7 @@ def greedy_clusters(pairs: Array, groups: Array) -> tuple[RowIndices, Array]:
     distance, so a chain of near pictures does not become one cluster. `groups`: the exact duplicates, which are
     dropped already but count towards the size of a cluster.
     """
-    pairs = pairs[np.lexsort((pairs["worse"], pairs["better"], ~pairs["better_rank"]))]
+    pairs = pairs[np.lexsort((pairs["worse"], pairs["better"], ~pairs["rest"], ~pairs["rank"]))]
     copies = dict(zip(groups["row_index"].tolist(), groups["rows"].tolist(), strict=True))
     dropped: set[int] = set()
     clusters: dict[int, int] = {}
@@ -109,9 +110,13 @@ def _first_mask(differing: U64, distance: int) -> npt.NDArray[np.intp]:
 
 
 def _better_first(one: Array, other: Array) -> Array:
-    swap = (other["rank"] > one["rank"]) | ((other["rank"] == one["rank"]) & (other["row_index"] < one["row_index"]))
+    rank, rest = (one[name] == other[name] for name in ("rank", "rest"))  # whether they are equal
+    swap = (other["row_index"] < one["row_index"]) & rank & rest
+    swap |= (other["rest"] > one["rest"]) & rank
+    swap |= other["rank"] > one["rank"]
     pairs = np.empty(len(one), NEAR_PAIR)
-    pairs["better_rank"] = np.where(swap, other["rank"], one["rank"])
+    for name in ("rank", "rest"):
+        pairs[name] = np.where(swap, other[name], one[name])
     pairs["better"] = np.where(swap, other["row_index"], one["row_index"])
     pairs["worse"] = np.where(swap, one["row_index"], other["row_index"])
     return pairs

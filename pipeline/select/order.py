@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.keys import SAMPLE, TIES, U64, ranks, uid_hashes
+from pairmill.pipeline.select.keys import RANK, SAMPLE, TIES, fill_ranks, ranks, uid_hashes
 
-ORDER_KEY = np.dtype([("rank", "<u8"), ("tie", "<u8")])
+ORDER_KEY = np.dtype([*RANK.descr, ("tie", "<u8")])
 """An OrderKey in an array."""
 
 OrderKeys = npt.NDArray[np.void]
@@ -18,14 +18,15 @@ OrderKeys = npt.NDArray[np.void]
 
 
 class OrderKey(NamedTuple):
-    """One position in an order: rows compare by `rank`, equal ranks by `tie`. Higher is better."""
+    """One position in an order: rows compare by `rank` and `rest`, equal ones by `tie`. Higher is better."""
 
     rank: int
+    rest: int
     tie: int
 
 
-LOWEST = OrderKey(0, 0)
-HIGHEST = OrderKey(2**64 - 1, 2**64 - 1)
+LOWEST = OrderKey(0, 0, 0)
+HIGHEST = OrderKey(2**64 - 1, 2**16 - 1, 2**64 - 1)
 """Above every row: no number has this rank."""
 
 
@@ -44,20 +45,24 @@ class Order:
     def keys(self, table: pa.Table) -> OrderKeys:
         """The key of each row."""
         keys = np.empty(table.num_rows, ORDER_KEY)
-        keys["rank"] = ranks(table, self.by) if self.by else 0
+        fill_ranks(keys, ranks(table, self.by) if self.by else np.zeros(len(keys), RANK))
         keys["tie"] = uid_hashes(table["uid"], TIES if self.by else SAMPLE, self.seed)
         return keys
 
 
 def below(keys: OrderKeys, limit: OrderKey) -> npt.NDArray[np.bool_]:
     """Per key, whether it is lower than `limit`."""
-    rank: U64 = keys["rank"]
-    limit_rank = np.uint64(limit.rank)
-    result: npt.NDArray[np.bool_] = (rank < limit_rank) | ((rank == limit_rank) & (keys["tie"] < np.uint64(limit.tie)))
+    result = np.zeros(len(keys), np.bool_)
+    for name, value in zip(reversed(OrderKey._fields), reversed(limit), strict=True):
+        column = keys[name]
+        number = column.dtype.type(value)
+        result = (column < number) | ((column == number) & result)
     return result
 
 
 def equal(keys: OrderKeys, key: OrderKey) -> npt.NDArray[np.bool_]:
     """Per key, whether it is this one."""
-    result: npt.NDArray[np.bool_] = (keys["rank"] == np.uint64(key.rank)) & (keys["tie"] == np.uint64(key.tie))
+    result = np.ones(len(keys), np.bool_)
+    for name, value in zip(OrderKey._fields, key, strict=True):
+        result &= keys[name] == keys.dtype[name].type(value)
     return result

@@ -7,16 +7,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices, to_mask
-from pairmill.pipeline.select.keys import U64, identities, mix, ranks
+from pairmill.pipeline.select.keys import RANK, U64, fill_ranks, identities, is_comparable, mix, ranks
 from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey, below, equal
 
 Array = npt.NDArray[Any]
 
-DEDUP_KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("rank", "<u8"), ("row_index", "<i8")])
+DEDUP_KEY = np.dtype([("high", "<u8"), ("low", "<u8"), *RANK.descr, ("row_index", "<i8")])
 """128 bits that duplicates share, the rank of the row's score (0 without one), and the row."""
 
 _SAMPLE_SALT = np.uint64(0x9A1B)
@@ -116,12 +115,12 @@ class DedupKeys:
         return self.split(keys, mix(keys["high"] ^ keys["low"]))
 
     def keys(self, table: pa.Table, row_indices: RowIndices) -> Array:
-        """DEDUP_KEYs. Rows with a null are left out: null is a duplicate of nothing."""
-        valid = to_mask(pc.is_valid(table[self.by]))
+        """DEDUP_KEYs. Rows with a null or NaN are left out: these are duplicates of nothing."""
+        valid = to_mask(is_comparable(table[self.by]))
         keys = np.empty(int(valid.sum()), DEDUP_KEY)
         high, low = identities(table[self.by], self.by)
         keys["high"], keys["low"], keys["row_index"] = high[valid], low[valid], row_indices[valid]
-        keys["rank"] = ranks(table, self.best)[valid] if self.best else 0
+        fill_ranks(keys, ranks(table, self.best)[valid] if self.best else np.zeros(len(keys), RANK))
         return keys
 
     def split(self, keys: Array, hashes: U64) -> list[Array]:

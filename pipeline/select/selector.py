@@ -128,7 +128,7 @@ class Selector:
             sigmas *= 4  # about once in a million jobs
         last = OrderKey(*within[-from_window].item())
         self.filters.append(AtLeast(step, order, last))
-        self.thresholds[step] = score_of(last.rank) if order.by else None
+        self.thresholds[step] = score_of(last.rank, last.rest) if order.by else None
 
     def _dedup(self, number: int, step: Dedup) -> None:
         groups = self._exact_duplicates(number, step)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pairmill.pipeline.source.column_types import ColumnType, add_type, check_values
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
 from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
-from pairmill.pipeline.source.texts import without_views
+from pairmill.pipeline.source.texts import plain_type
+from pairmill.pipeline.source.types import Fit, fit, values_fit
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import source_column_name
 
@@ -74,20 +76,23 @@ def map_columns(
     names = LICENSE_NAMES if needs_license else ()
     license_ = _choose("license_column", config.license_column, names, inputs, needed=needs_license)
     _check_distinct({"url": url, "caption": caption, "uid": uid, "sha256": sha256}, license_)
-    types: dict[str, tuple[pa.DataType, str]] = {}
+    types: dict[str, ColumnType] = {}
     for file in inputs:
         columns = _split(file.schema.names, url or "", caption, uid)
         _check_roles(file, columns, url or "", caption, uid)
         for name in columns.extra:
-            _add_type(types, name, file)
+            add_type(types, name, file)
+    check_values(types, inputs)
     if sha256 is not None:
         for file in inputs:
             if problem := _missing_checksums(file, sha256):
                 raise SourceError(problem)
     for setting, column in (("sha256_column", sha256), ("license_column", license_)):
-        if column is not None and not is_text(types[column][0]):
-            raise SourceError(f"{types[column][1]}: source.{setting} {column!r} is {types[column][0]}, not text")
-    return ColumnMapping(url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures)
+        if column is not None and not is_text(types[column].type):
+            raise SourceError(f"{types[column].uri}: source.{setting} {column!r} is {types[column].type}, not text")
+    return ColumnMapping(
+        url or "", caption, uid, sha256, license_, _extra_schema(types), tuple(types), pictures, has_partitions=True
+    )
 
 
 def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
@@ -101,11 +106,19 @@ def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
         return problem
     known = dict(zip(mapping.extra_columns, mapping.extra.types, strict=True))
     for name in columns.extra:
+        if name in file.partitions and not mapping.has_partitions:
+            continue
         if name not in known:
             return f"{file.uri}: column {name!r} is new, but this output's plan fixes its columns"
-        found = without_views(file.schema.field(name).type)
-        if _common_type(known[name], found) != known[name]:
+        found = plain_type(file.schema.field(name).type)
+        fits = fit(known[name], found)
+        if fits is Fit.NEVER:
             return f"{file.uri}: column {name!r} is {found}, but {known[name]} in this output's plan"
+        if fits is Fit.DEPENDS and not values_fit(file.uri, file.files, name, known[name]):
+            return (
+                f"{file.uri}: column {name!r} is {found}, with values that do not fit into the {known[name]} of this "
+                "output's plan"
+            )
     return None
 
 
@@ -119,6 +132,11 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
             f"{file.uri}: is a list of URLs (column {url!r}), which pairmill build downloads. To embed only its "
             "captions, set source.caption_column"
         )
+
+
+def carried_texts(names: Iterable[str]) -> pa.Schema:
+    """The schema of the output's columns for these text columns."""
+    return _extra_schema({name: ColumnType(pa.string(), "", pa.string()) for name in names})
 
 
 def can_contain_pictures(data_type: pa.DataType) -> bool:
@@ -257,38 +275,11 @@ def _roles(
         yield "uid_column", uid, columns.uid
 
 
-def _add_type(types: dict[str, tuple[pa.DataType, str]], name: str, file: InputFile) -> None:
-    found = without_views(file.schema.field(name).type)
-    known, first_uri = types.setdefault(name, (found, file.uri))
-    common = _common_type(known, found)
-    if common is None:
-        raise SourceError(
-            f"column {name!r} is {known} in {first_uri} but {found} in {file.uri}: "
-            f"write both files with the same type, or build two outputs"
-        )
-    types[name] = (common, first_uri)
-
-
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The common type (of int and double: double, as pandas writes ints with gaps); None if there is none."""
-    if one.equals(other):
-        return one
-    one, other = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other))
-    try:
-        schemas = [pa.schema([("", one)]), pa.schema([("", other)])]
-        common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        for data_type in (one, other):
-            pa.nulls(0, data_type).cast(common)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return None
-    return common
-
-
-def _extra_schema(types: dict[str, tuple[pa.DataType, str]]) -> pa.Schema:
+def _extra_schema(types: dict[str, ColumnType]) -> pa.Schema:
     taken: set[str] = set()
     fields = []
-    for name, (data_type, _) in types.items():
+    for name, column in types.items():
         output_name = source_column_name(name, taken)
         taken.add(output_name.lower())
-        fields.append(pa.field(output_name, data_type))
+        fields.append(pa.field(output_name, column.type))
     return pa.schema(fields)

@@ -31,16 +31,18 @@ from pairmill.pipeline.source.files import (
     SourceError,
     decode_lossy,
     shown,
+    with_partitions,
 )
 from pairmill.pipeline.source.json_array import split_json
 from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.records import Record, csv_header, csv_records, json_objects, json_records, url_records
-from pairmill.pipeline.source.text_file import lines_of, marked_encoding, split_lines
+from pairmill.pipeline.source.text_file import Split, lines_of, marked_encoding, split_any_lines, split_lines
 from pairmill.schemas.jobs import SourceConfig
 
 MAX_COLUMNS = 1_000
 
-_LAYOUT = 1  # to be increased whenever the conversion changes
+_LAYOUT = 2  # to be increased whenever the conversion changes
 _BATCH_BYTES = 32 << 20
 
 
@@ -52,12 +54,12 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
     encoding = marked_encoding(uri, files) or config.encoding
     if kind in ("json", "jsonl"):
         return _inspect_json(InputFile(uri, kind, _strings([]), None, files, encoding=encoding))
-    with lines_of(uri, files, encoding) as lines:
+    with lines_of(uri, files, encoding, split_any_lines) as lines:
         sample = first_lines(lines)
     if sample and b"\0" in sample[0]:
         raise SourceError(f"{uri}: contains NUL bytes, as UTF-16 does; set source.encoding to utf-16-le or utf-16-be")
     if kind == "text":
-        return InputFile(uri, kind, _strings(["url"]), None, files, encoding=encoding)
+        return with_partitions(InputFile(uri, kind, _strings(["url"]), None, files, encoding=encoding))
     delimiter = config.delimiter or detect_delimiter(sample, USUAL_DELIMITERS[kind], partial(has_needed_column, config))
     try:
         header = csv_header(iter(sample), delimiter)
@@ -66,7 +68,7 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
     if header is None:
         raise SourceError(f"{uri}: is empty; the first line must contain the column names")
     schema = _strings(_column_names(uri, header))
-    return InputFile(uri, kind, schema, None, files, encoding=encoding, delimiter=delimiter)
+    return with_partitions(InputFile(uri, kind, schema, None, files, encoding=encoding, delimiter=delimiter))
 
 
 def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
@@ -76,6 +78,8 @@ def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, 
     unusual = [source.unusual_encoding, source.unusual_delimiter]
     if any(unusual):
         identity += unusual  # only then, so that other names stay as in previous versions
+    if source.partitions:
+        identity += source.partitions
     digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(source.uri).name)[:80]
     return f"input/{stem}-{digest}.parquet"
@@ -88,21 +92,22 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
     cannot be read to its end.
     """
     schema = _converted_schema(source, mapping)
+    whole = append_partitions(schema.empty_table(), source.uri).schema
     lists = frozenset(field.name for field in schema if pa.types.is_list(field.type))
     with store.new_file() as file:
         with (
             records_of(source, lists) as records,
-            pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+            pq.ParquetWriter(file, whole, compression="zstd", write_page_checksum=True) as writer,
         ):
             for batch in _batches(records, shard_rows):
-                writer.write_table(_to_table(batch, schema))
+                writer.write_table(append_partitions(_to_table(batch, schema), source.uri))
         store.create_from(name, file)
 
 
 @contextmanager
 def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> Iterator[Iterator[Record]]:
     """All records of a text file. Values of the columns `list_names` are lists, all others bytes."""
-    names = list(source.schema.names)
+    names = source.own_names
     with _open_records(source) as lines:
         if source.kind == "text":
             yield url_records(lines)
@@ -115,7 +120,8 @@ def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> I
 
 
 def _open_records(source: InputFile) -> AbstractContextManager[Iterator[bytes]]:
-    split = partial(split_json, source.uri) if source.kind == "json" else split_lines
+    splits: dict[Kind, Split] = {"json": partial(split_json, source.uri), "jsonl": split_lines}
+    split = splits.get(source.kind, split_any_lines)
     return lines_of(source.uri, source.files, source.encoding, split)
 
 
@@ -136,7 +142,8 @@ def _inspect_json(source: InputFile) -> InputFile:
         raise SourceError(
             f"{source.uri}: has no JSON objects; expected one per line, or an array of them in a .json file"
         )
-    return replace(source, schema=_strings(names), num_rows=num_rows, list_columns=frozenset(lists))
+    found = replace(source, schema=_strings(names), num_rows=num_rows, list_columns=frozenset(lists))
+    return with_partitions(found)
 
 
 def _column_names(uri: str, header: list[bytes]) -> list[str]:
@@ -161,7 +168,7 @@ def _strings(names: Iterable[str]) -> pa.Schema:
 def _converted_schema(source: InputFile, mapping: ColumnMapping) -> pa.Schema:
     columns = columns_of(mapping, source.schema.names)
     fields = []
-    for name in source.schema.names:
+    for name in source.own_names:
         data_type = pa.binary() if name in (columns.url, columns.caption) else pa.string()
         is_list = name == columns.caption and name in source.list_columns
         fields.append(pa.field(name, pa.list_(data_type) if is_list else data_type))

@@ -16,12 +16,16 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.source.columns import can_contain_pictures
+from pairmill.pipeline.source.files import INT96_UNIT
+from pairmill.pipeline.source.types import int96_columns, lost_nanoseconds
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
-"""Estimated bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once."""
+"""Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once. For pictures a bound, since
+averages say nothing about a single one; for other columns an estimate."""
 
 
 class ReadError(PairmillError, RuntimeError):
@@ -58,10 +62,10 @@ class Cursor:
         try:
             if uri == self.path:
                 _check_same(store.files, self.path, self._file, fingerprint)
-            # With a buffer, Arrow reads a column chunk piece by piece, not as a whole.
-            self._parquet = pq.ParquetFile(
-                self._file, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-            )
+            self._parquet = self._reader(INT96_UNIT)
+            self._int96 = int96_columns(self._parquet)
+            # Once more in nanoseconds, to find those that are lost in INT96_UNIT.
+            self._finer = self._reader(None) if self._int96 else None
         except (pa.ArrowException, OSError) as error:
             self._file.close()
             raise ReadError(f"{self.path}: not a complete Parquet file: {error}") from error
@@ -72,20 +76,36 @@ class Cursor:
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(sizes)]
         self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._finer_batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None  # the unread part of the last batch
         self._next_row = -1  # in the file; -1: unknown
+
+    def _reader(self, int96_unit: str | None) -> pq.ParquetFile:
+        """With a buffer, Arrow reads a column chunk piece by piece, not as a whole."""
+        return pq.ParquetFile(
+            self._file,
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit=int96_unit,
+        )
 
     @property
     def names(self) -> list[str]:
         """Column names of the file."""
         return list(self._parquet.schema_arrow.names)
 
-    def _row_bytes(self, group: int) -> int:
-        """Average bytes of a row, uncompressed."""
-        if group >= self._parquet.metadata.num_row_groups:
-            return 1
-        metadata = self._parquet.metadata.row_group(group)
-        return int(metadata.total_byte_size // max(metadata.num_rows, 1)) + 1
+    def _batch_rows(self, group: int, num_rows: int) -> int:
+        """How many rows to read at once, from this row group on. The sizes of single pictures are in no footer."""
+        metadata = self._parquet.metadata
+        size = min(num_rows, _BATCH_ROWS)
+        has_pictures = any(can_contain_pictures(field.type) for field in self._parquet.schema_arrow)
+        for number in range(group, metadata.num_row_groups):
+            of_group = metadata.row_group(number)
+            # No picture is larger than its row group: a dictionary may hold it once for many rows.
+            row_bytes = of_group.total_byte_size // (1 if has_pictures else max(of_group.num_rows, 1)) + 1
+            size = min(size, max(1, _BATCH_BYTES // row_bytes))
+        return size
 
     def rows(self, first_row: int, num_rows: int) -> pa.Table:
         """Rows [first_row, first_row + num_rows), all columns. Raises ReadError."""
@@ -103,7 +123,7 @@ class Cursor:
 
     def close(self) -> None:
         """Close the file."""
-        self._batches, self._rest = iter(()), None
+        self._batches, self._finer_batches, self._rest = iter(()), iter(()), None
         self._parquet.close(force=True)
         self._file.close()
 
@@ -111,8 +131,11 @@ class Cursor:
         group = bisect_right(self._group_starts, row) - 1
         if row < self._next_row or self._group_starts[group] > self._next_row:
             groups = range(group, len(self._group_starts) - 1)
-            size = min(num_rows, _BATCH_ROWS, max(1, _BATCH_BYTES // self._row_bytes(group)))
-            self._batches = self._parquet.iter_batches(size, row_groups=list(groups), use_threads=False)
+            reading: dict[str, Any] = {"row_groups": list(groups), "use_threads": False}
+            size = self._batch_rows(group, num_rows)
+            self._batches = self._parquet.iter_batches(size, **reading)
+            if self._finer is not None:
+                self._finer_batches = self._finer.iter_batches(size, columns=self._int96, **reading)
             self._rest = None
             self._next_row = self._group_starts[group]
         for _ in self._take(row - self._next_row):
@@ -131,6 +154,11 @@ class Cursor:
         batch = next(self._batches, None)
         if batch is None:
             raise pa.ArrowInvalid("it has fewer rows than its footer says")
+        if self._finer is not None and (name := lost_nanoseconds(batch, next(self._finer_batches))):
+            raise ReadError(
+                f"{self.path}: column {name!r} has nanoseconds in the old type INT96, which cannot be told from other "
+                "dates; write it as Parquet's TIMESTAMP"
+            )
         return batch
 
 

@@ -6,7 +6,7 @@ be gzipped.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.listing import Listing, list_path
+from pairmill.pipeline.source.partitions import partitions_of
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.passed_over import PassedOver
 
@@ -45,6 +46,9 @@ MALFORMED_COLUMN = "__pairmill_malformed"
 CAPTION_PROBLEM_COLUMN = "__pairmill_caption_problem"
 """Only in indexes of tars and folders: null, or why the text beside the picture is not a caption."""
 
+INT96_UNIT = "us"
+"""Unit of Parquet's INT96: in Arrow's usual nanoseconds, years before 1677 and after 2262 would wrap around."""
+
 _SHOWN_COLUMNS = 30
 
 
@@ -70,6 +74,13 @@ class InputFile:
     """Encoding of a text file. None: UTF-8."""
     delimiter: str | None = None
     """CSV, TSV: the character between fields."""
+    partitions: tuple[str, ...] = ()
+    """Names of the columns, the last in `schema`, whose value is in the file's path; see `partitions.py`."""
+
+    @property
+    def own_names(self) -> list[str]:
+        """Names of the columns that are in the file itself."""
+        return list(self.schema.names[: len(self.schema) - len(self.partitions)])
 
     @property
     def unusual_encoding(self) -> str | None:
@@ -167,7 +178,7 @@ def _tables(path: str, listing: Listing) -> list[str]:
 def inspect_parquet(uri: str, files: Files) -> InputFile:
     """Schema and number of rows from the footer. Raises SourceError if it is not a complete Parquet file."""
     try:
-        with files.open(uri) as file, pq.ParquetFile(file) as parquet:
+        with files.open(uri) as file, pq.ParquetFile(file, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (FileNotFoundError, PermissionError) as error:
         raise SourceError(f"{uri}: cannot be read: {error.strerror or error}") from error
@@ -177,7 +188,14 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
         ) from error
     if len(set(schema.names)) != len(schema.names):
         raise SourceError(f"{uri}: two columns share a name: {shown(schema.names)}")
-    return InputFile(uri, "parquet", schema, num_rows, files)
+    return with_partitions(InputFile(uri, "parquet", schema, num_rows, files))
+
+
+def with_partitions(file: InputFile) -> InputFile:
+    """The file with a text column for each partition of its path, unless it has a column of that name itself."""
+    names = tuple(name for name in partitions_of(file.uri) if name not in file.schema.names)
+    schema = pa.schema([*file.schema, *(pa.field(name, pa.string()) for name in names)])
+    return replace(file, schema=schema, partitions=names)
 
 
 def decode_lossy(raw: pa.Array) -> pa.Array:

@@ -71,6 +71,8 @@ class ColumnMapping:
     shared_urls: str | None = None
     """File in the output folder with the URLs and captions that several pictures of the input have; None if there are
     none. See `shared_urls.py`."""
+    has_partitions: bool = False
+    """Whether folder names such as `lang=en` count as columns. Not so in plans before 0.2."""
 
     @property
     def has_captions(self) -> bool:

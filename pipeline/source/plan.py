@@ -20,7 +20,8 @@ from pairmill.pipeline.source.convert import convert, converted_name, inspect_te
 from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.cursor import resolve
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
-from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures
+from pairmill.pipeline.source.picture_sizes import shard_ends
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.pipeline.source.shared_urls import note_shared_urls
 from pairmill.schemas.jobs import BuildJob, SourceConfig
@@ -219,7 +220,7 @@ class _Planner:
         mapping = replace(mapping, shared_urls=note_shared_urls(self.store, uris, mapping))
         for piece in slices:
             fingerprint = self.fingerprints[piece.source]
-            table = _cut(piece, fingerprint, self.job.shard_rows, first_shard)
+            table = _cut(piece, fingerprint, self._ends(piece, mapping), first_shard)
             first_shard += table.num_rows
             tables.append(table)
             if piece.rows_in_file is not None:
@@ -247,6 +248,14 @@ class _Planner:
             passed_over += tally.passed_over
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record, passed_over)
 
+    def _ends(self, piece: _Slice, mapping: ColumnMapping) -> Sequence[int]:
+        """The row after each shard of a slice: the last shard has the rest."""
+        end, shard_rows = piece.first_row + piece.num_rows, self.job.shard_rows
+        if isinstance(mapping.pictures, ColumnPictures):
+            uri, column = resolve(self.store, piece.uri), mapping.pictures.column
+            return shard_ends(uri, self.store.files, column, piece.first_row, piece.num_rows, shard_rows)
+        return [*range(piece.first_row + shard_rows, end, shard_rows), end]
+
 
 def _inspect(uri: str, files: Files, config: SourceConfig) -> InputFile:
     kind = kind_of(uri)
@@ -267,16 +276,15 @@ def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:
     return slices
 
 
-def _cut(piece: _Slice, fingerprint: str, shard_rows: int, first_shard: int) -> pa.Table:
-    """One row of PLAN_SCHEMA for every `shard_rows` rows; the last shard has the rest."""
-    end = piece.first_row + piece.num_rows
-    first_rows = np.arange(piece.first_row, end, shard_rows)
+def _cut(piece: _Slice, fingerprint: str, ends: Sequence[int], first_shard: int) -> pa.Table:
+    """One row of PLAN_SCHEMA for each shard. `ends`: the row after each."""
+    first_rows = np.array([piece.first_row, *ends[:-1]], np.int64)
     num_shards = len(first_rows)
     columns = [
         pa.array(np.arange(first_shard, first_shard + num_shards)),
         pa.repeat(piece.uri, num_shards),
         pa.array(first_rows),
-        pa.array(np.minimum(shard_rows, end - first_rows)),
+        pa.array(np.array(ends, np.int64) - first_rows),
         pa.repeat(fingerprint, num_shards),
     ]
     return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)

@@ -20,6 +20,7 @@ from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN, decode_lossy
 from pairmill.pipeline.source.identity import Identities, uid_texts
 from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, WebPictures
+from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.shared_urls import SharedUrls
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
 from pairmill.schemas.limits import MAX_CAPTION_BYTES, MAX_URL_BYTES
@@ -102,7 +103,7 @@ class ShardReader:
             if cursor is None or (cursor.uri, cursor.fingerprint) != (shard.uri, shard.fingerprint):
                 self._close()
                 self._cursor = cursor = Cursor(self._store, shard.uri, shard.fingerprint)
-            return cursor.rows(shard.first_row, shard.num_rows)
+            return append_partitions(cursor.rows(shard.first_row, shard.num_rows), shard.uri)
 
     def _close(self) -> None:
         if self._cursor is not None:
@@ -253,7 +254,7 @@ def _extra_columns(table: pa.Table, mapping: ColumnMapping) -> list[pa.Array]:
             columns.append(pa.nulls(table.num_rows, data_type))
             continue
         column = readable(table[name].combine_chunks())
-        columns.append(column if column.type.equals(data_type) else column.cast(data_type, safe=False))
+        columns.append(column if column.type.equals(data_type) else column.cast(data_type))
     return columns
 
 

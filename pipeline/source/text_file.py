@@ -45,6 +45,25 @@ def split_lines(file: IO[bytes]) -> Iterator[bytes]:
             _skip_line(file)
 
 
+def split_any_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The same, but a bare carriage return ends a line too, as in pandas and spreadsheets on old Macs."""
+    rest = b""  # of a line whose end is not read yet
+    is_skipped = False  # whether its beginning was yielded, truncated
+    while block := file.read(_BUFFER_BYTES):
+        lines = (rest + block).splitlines(keepends=True)
+        rest = b"" if lines[-1].endswith(b"\n") else lines.pop()  # after a carriage return, a line feed may follow
+        for line in lines:
+            if not is_skipped:
+                yield line[: MAX_RECORD_BYTES + 1]
+            is_skipped = False
+        if len(rest) > MAX_RECORD_BYTES:
+            if not is_skipped:
+                yield rest[: MAX_RECORD_BYTES + 1]
+            rest, is_skipped = rest[-1:] if rest.endswith(b"\r") else b" ", True
+    if rest and not is_skipped:
+        yield rest
+
+
 def _skip_line(file: IO[bytes]) -> None:
     while (rest := file.readline(_BUFFER_BYTES)) and not rest.endswith(b"\n"):
         pass

@@ -25,9 +25,9 @@ def raw_byte_lists(column: pa.ChunkedArray) -> pa.Array:
 def readable(column: pa.Array) -> pa.Array:
     """The same values, with U+FFFD for invalid UTF-8 at any depth, which would break readers.
 
-    Views are replaced as in `without_views`.
+    The type is that of `plain_type`.
     """
-    column = column.cast(without_views(column.type))
+    column = column.cast(plain_type(column.type))
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
@@ -38,16 +38,19 @@ def readable(column: pa.Array) -> pa.Array:
     return column
 
 
-def without_views(data_type: pa.DataType) -> pa.DataType:
-    """The type with offsets instead of views, which most Arrow kernels (`take`, `filter`) do not support."""
+def plain_type(data_type: pa.DataType) -> pa.DataType:
+    """The type with offsets instead of views, which most Arrow kernels (`take`, `filter`) do not support, and with the
+    values of dictionaries, which `datasets` cannot express. (Parquet encodes repeated values as such anyway.)"""
     plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
     if data_type in plain:
         return plain[data_type]
+    if pa.types.is_dictionary(data_type):
+        return plain_type(data_type.value_type)
     if pa.types.is_list_view(data_type):
-        return pa.list_(without_views(data_type.value_type))
+        return pa.list_(plain_type(data_type.value_type))
     if pa.types.is_large_list_view(data_type):
-        return pa.large_list(without_views(data_type.value_type))
-    return _map_children(data_type, without_views)
+        return pa.large_list(plain_type(data_type.value_type))
+    return _map_children(data_type, plain_type)
 
 
 def _with_bytes(data_type: pa.DataType) -> pa.DataType:

@@ -372,7 +372,7 @@ def test_rows_without_a_caption_cannot_become_an_array_of_text_embeddings(tmp_pa
     sequentially(embed_job(tmp_path / "out", tmp_path))
     make_subset(tmp_path / "out", "most")
     with pytest.raises(
-        ValueError, match="text_embedding_tiny is null in 1 selected rows: add `where: caption_clean is"
+        ValueError, match="text_embedding_tiny is null in 1 selected rows: add `where: similarity_tiny is"
     ):
         export(job(tmp_path / "out", tmp_path / "export", "clip-retrieval"))
 

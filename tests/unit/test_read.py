@@ -265,9 +265,16 @@ def test_malformed_rows_stay_in_order_and_are_not_duplicates(read: Read) -> None
     assert MALFORMED_COLUMN not in table.column_names
 
 
+def test_a_dictionary_becomes_its_values_at_any_depth(read: Read) -> None:
+    words = pa.array(["x", None]).dictionary_encode()
+    lists = pa.ListArray.from_arrays([0, 1, 2], words)
+    table = read(pa.table({"url": ["u", "v"], "d": words, "l": lists}))
+    assert [table.schema.field(name).type for name in "dl"] == [pa.string(), pa.list_(pa.string())]
+    assert (column(table, "d"), column(table, "l")) == (["x", None], [["x"], [None]])
+
+
 def test_extra_columns_keep_their_types(read: Read) -> None:
     columns = {
-        "d": pa.array(["x", None]).dictionary_encode(),
         "s": pa.array([{"a": 1}, None]),
         "n": pa.nulls(2),
         "t": pa.array([1, 2], pa.timestamp("ms", "UTC")),

@@ -24,7 +24,7 @@ from pairmill.pipeline.common.listing import Listing, entries_in
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
-from pairmill.pipeline.source.columns import can_contain_pictures, map_columns, misfit, refuse_url_list
+from pairmill.pipeline.source.columns import can_contain_pictures, carried_texts, map_columns, misfit, refuse_url_list
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus import folders
 from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table, readable_name
@@ -39,6 +39,7 @@ from pairmill.pipeline.source.files import (
     kind_of,
     list_inputs,
     listed,
+    with_partitions,
 )
 from pairmill.pipeline.source.mapping import (
     ColumnMapping,
@@ -49,6 +50,7 @@ from pairmill.pipeline.source.mapping import (
     PictureSource,
     WebPictures,
 )
+from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.planned import load
 from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import OWN_COLUMNS
@@ -136,7 +138,7 @@ class Corpus:
         """Columns and number of rows, as far as known before the file is indexed."""
         kind = self.kind(uri)
         if kind in ("folders", "tars"):
-            return InputFile(uri, "index", INDEX_SCHEMA, None, self._files)
+            return with_partitions(InputFile(uri, "index", INDEX_SCHEMA, None, self._files))
         if kind == "pairs":
             return _drop_columns(inspect_parquet(uri, self._files), _is_own_column)
         if kind != "parquet":
@@ -159,8 +161,10 @@ class Corpus:
         kind, source = self.kind(files[0].uri), self._source
         if kind in ("folders", "tars"):
             _refuse_column_settings(source, needs_license)
-            extra = pa.schema([INDEX_SCHEMA.field("key")])
-            return ColumnMapping("url", "caption", "uid", None, None, extra, ("key",), IndexedPictures())
+            names = ("key", *dict.fromkeys(name for file in files for name in file.partitions))
+            return ColumnMapping(
+                "url", "caption", "uid", None, None, carried_texts(names), names, IndexedPictures(), has_partitions=True
+            )
         if kind == "pairs":
             if source.image_column is not None:
                 raise SourceError("source.image_column: the pictures of an output are in its tars, not in a column")
@@ -178,7 +182,11 @@ class Corpus:
     def misfit(self, mapping: ColumnMapping, file: InputFile) -> str | None:
         """Why a new file does not fit a corpus that is already planned, or None."""
         if file.kind == "index":
-            return None
+            known = mapping.extra_columns if mapping.has_partitions else file.partitions
+            new = [name for name in file.partitions if name not in known]
+            return (
+                f"{file.uri}: {new[0]!r} is new in its path, but this output's plan fixes its columns" if new else None
+            )
         if file.uri in self._columns and _pictures(self._columns[file.uri]) != mapping.pictures:
             return f"{file.uri}: its pictures are not where this output's plan says"
         return misfit(mapping, file)
@@ -198,9 +206,10 @@ class Corpus:
             return
         tally, named = Tally(), TextUse(self._source.caption_column)
         with store.new_file() as target:
-            with pq.ParquetWriter(target, INDEX_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+            schema = append_partitions(INDEX_SCHEMA.empty_table(), file.uri).schema
+            with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
                 for batch in _batches(self._rows(file.uri, tally, named), max(shard_rows, 1_024)):
-                    writer.write_table(index_table(batch))
+                    writer.write_table(append_partitions(index_table(batch), file.uri))
                 tally.uncaptioned = named.uncaptioned
                 tally.json_keys = tuple(named.keys) if named.uncaptioned else ()
                 writer.add_key_value_metadata({TALLY_KEY: json.dumps(tally.to_json())})
@@ -301,7 +310,7 @@ def _outputs(path: str, files: Files) -> list[str]:
 
 def _drop_columns(file: InputFile, is_dropped: Any) -> InputFile:
     schema = pa.schema([field for field in file.schema if not is_dropped(field.name)])
-    return replace(file, schema=schema)
+    return replace(file, schema=schema, partitions=tuple(name for name in file.partitions if name in schema.names))
 
 
 def _is_own_column(name: str) -> bool:

@@ -25,9 +25,9 @@ TABLE = pa.table(
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("similarity >= 0.3", [False, True, None, False]),
-        ("similarity >= 0.1", [True, True, None, False]),
-        ("width > 100 and similarity > 0.2", [False, True, None, False]),
+        ("similarity >= 0.3", [False, True, None, None]),
+        ("similarity >= 0.1", [True, True, None, None]),
+        ("width > 100 and similarity > 0.2", [False, True, None, None]),
         ("width > 100 or similarity > 0.05", [True, True, True, None]),
         ("not one_color", [False, True, None, True]),
         ("one_color", [True, False, None, False]),

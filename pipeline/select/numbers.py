@@ -1,0 +1,226 @@
+"""Arithmetic and comparisons of numbers of any Arrow type, by the rules of DuckDB.
+
+What two numbers have in common decides in which type they meet:
+
+    double with any              double
+    float or half with any       float: so a float32 column compares with 0.7 as with the float32 that is written 0.7
+    decimal, integer             decimal, exact
+    uint64 with signed           decimal, exact
+    other integers               int64
+
+A number that is written with a point, or has more than 64 bits, is a decimal. Nulls give null, and so does every
+comparison with NaN: unlike in DuckDB, where NaN is the largest number, it neither passes a threshold nor its opposite.
+"""
+
+from collections.abc import Callable
+from decimal import Decimal
+from functools import reduce
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Value: TypeAlias = Any
+"""A pyarrow Array, ChunkedArray or Scalar."""
+
+MAX_LITERAL_DIGITS = 38
+"""As in DuckDB. Integers with more are refused; with a point or exponent, they become a double."""
+
+_DECIMAL128_DIGITS, _DECIMAL256_DIGITS = 38, 76
+_MISSING = pa.scalar(None, pa.bool_())
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of the type can be calculated with. Booleans are no numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _are_numbers(*values: Value) -> bool:
+    return all(is_number(value.type) for value in values)
+
+
+def integer_literal(number: int) -> pa.Scalar:
+    """The smallest of int64, uint64 and decimal that holds it. Raises OverflowError beyond MAX_LITERAL_DIGITS."""
+    if -(1 << 63) <= number < 1 << 64:
+        return pa.scalar(number, pa.int64() if number < 1 << 63 else pa.uint64())
+    if abs(number) >= 10**MAX_LITERAL_DIGITS:
+        raise OverflowError(f"a number of more than {MAX_LITERAL_DIGITS} digits is too large")
+    return pa.scalar(Decimal(number), pa.decimal128(MAX_LITERAL_DIGITS, 0))
+
+
+def decimal_literal(text: str) -> pa.Scalar:
+    """The decimal that is written, as `0.7` or `7e-1`; a double if it has more than MAX_LITERAL_DIGITS digits."""
+    number = Decimal(text)
+    _, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)  # infinity and NaN cannot be written
+    scale = max(0, -exponent)
+    precision = max(len(digits) + max(0, exponent), scale, 1)
+    if precision > MAX_LITERAL_DIGITS:
+        return pa.scalar(float(text.replace("_", "")), pa.float64())
+    plain = Decimal(int(number)) if exponent > 0 else number
+    return pa.scalar(plain, pa.decimal128(precision, scale))
+
+
+def compare(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
+    """`function`, such as `pc.less`, of two columns or literals of numbers; null where one is null or NaN."""
+    left, right = _rounded_to_half(left, right), _rounded_to_half(right, left)
+    kind = _comparable_type(left.type, right.type)
+    left, right = _cast(left, kind), _cast(right, kind)
+    result = function(left, right)
+    if not pa.types.is_floating(kind):
+        return result
+    return pc.if_else(pc.or_(pc.is_nan(left), pc.is_nan(right)), _MISSING, result)
+
+
+def add(left: Value, right: Value) -> Value:
+    """The sum. Raises ArrowInvalid if it leaves the range of int64."""
+    return pc.add_checked(*_for_arithmetic(left, right, _sum_digits))
+
+
+def subtract(left: Value, right: Value) -> Value:
+    """The difference. Raises ArrowInvalid if it leaves the range of int64."""
+    return pc.subtract_checked(*_for_arithmetic(left, right, _sum_digits))
+
+
+def multiply(left: Value, right: Value) -> Value:
+    """The product. Raises ArrowInvalid if it leaves the range of int64."""
+    return pc.multiply_checked(*_for_arithmetic(left, right, _product_digits))
+
+
+def divide(left: Value, right: Value) -> Value:
+    """The quotient: a float if one operand is a float and none a double, else a double. By zero: infinity or NaN."""
+    if not _are_numbers(left, right):
+        return pc.divide(left, right)
+    kind = _float_type(left.type, right.type) or pa.float64()
+    return pc.divide(_cast(left, kind), _cast(right, kind))
+
+
+def negate(value: Value) -> Value:
+    """The number with the other sign. Raises ArrowInvalid for -2^63."""
+    return pc.negate_checked(_widened(value))
+
+
+def absolute(value: Value) -> Value:
+    """The number without its sign. Raises ArrowInvalid for -2^63."""
+    return pc.abs_checked(_widened(value))
+
+
+def least(*values: Value) -> Value:
+    """The smallest of the values in each row; null or NaN if one of them is."""
+    return _extreme(pc.min_element_wise, values)
+
+
+def greatest(*values: Value) -> Value:
+    """The largest of the values in each row; null or NaN if one of them is."""
+    return _extreme(pc.max_element_wise, values)
+
+
+def as_doubles(value: Value) -> Value:
+    """The nearest float64 of each number."""
+    return _cast(value, pa.float64())
+
+
+def _extreme(function: Callable[..., Value], values: tuple[Value, ...]) -> Value:
+    if not _are_numbers(*values):
+        return function(*values, skip_nulls=False)
+    kind = reduce(_comparable_type, (value.type for value in values))
+    values = tuple(_cast(value, kind) for value in values)
+    result = function(*values, skip_nulls=False)
+    if not pa.types.is_floating(kind):
+        return result
+    return pc.if_else(reduce(pc.or_, map(pc.is_nan, values)), pa.scalar(float("nan"), kind), result)
+
+
+def _comparable_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type in which the values of both have the same order as by the table above."""
+    if (floating := _float_type(one, other)) is not None:
+        return floating
+    if pa.types.is_unsigned_integer(one) and pa.types.is_unsigned_integer(other):
+        return pa.uint64()
+    if pa.types.is_integer(one) and pa.types.is_integer(other) and pa.uint64() not in (one, other):
+        return pa.int64()
+    digits, scale = _whole_digits(one, other), max(_scale(one), _scale(other))
+    return _decimal_type(digits + scale, scale)
+
+
+def _for_arithmetic(
+    left: Value, right: Value, digits_of: Callable[[pa.DataType, pa.DataType], int]
+) -> tuple[Value, Value]:
+    """The operands in types that Arrow calculates with. `digits_of` gives the precision of a decimal result."""
+    one, other = left.type, right.type
+    if not _are_numbers(left, right):
+        return left, right  # Arrow calculates with times, and refuses anything else
+    if (floating := _float_type(one, other)) is not None:
+        return _cast(left, floating), _cast(right, floating)
+    if pa.types.is_integer(one) and pa.types.is_integer(other) and pa.uint64() not in (one, other):
+        return _cast(left, pa.int64()), _cast(right, pa.int64())
+    digits = digits_of(one, other)
+    if digits > _DECIMAL256_DIGITS:
+        return as_doubles(left), as_doubles(right)
+    make = pa.decimal128 if digits <= _DECIMAL128_DIGITS else pa.decimal256
+    kinds = [make(_digits(kind), _scale(kind)) for kind in (one, other)]
+    return _cast(left, kinds[0]), _cast(right, kinds[1])
+
+
+def _sum_digits(one: pa.DataType, other: pa.DataType) -> int:
+    return _whole_digits(one, other) + max(_scale(one), _scale(other)) + 1
+
+
+def _product_digits(one: pa.DataType, other: pa.DataType) -> int:
+    return _digits(one) + _digits(other) + 1
+
+
+def _decimal_type(digits: int, scale: int) -> pa.DataType:
+    if digits > _DECIMAL256_DIGITS:
+        return pa.float64()
+    return (pa.decimal128 if digits <= _DECIMAL128_DIGITS else pa.decimal256)(digits, scale)
+
+
+def _float_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Of two types of which one is a floating-point type, the one to calculate in; None without such a type."""
+    if pa.float64() in (one, other):
+        return pa.float64()
+    return pa.float32() if pa.types.is_floating(one) or pa.types.is_floating(other) else None
+
+
+def _widened(value: Value) -> Value:
+    """Integers as int64, or where these are too small, as decimals; halves as floats."""
+    if value.type == pa.uint64():
+        return _cast(value, pa.decimal128(_digits(value.type), 0))
+    if pa.types.is_integer(value.type):
+        return _cast(value, pa.int64())
+    return _cast(value, pa.float32()) if value.type == pa.float16() else value
+
+
+def _rounded_to_half(literal: Value, other: Value) -> Value:
+    """A decimal literal as the float16 that is written like it, if it is compared with a float16 column."""
+    if other.type != pa.float16() or not (isinstance(literal, pa.Scalar) and pa.types.is_decimal(literal.type)):
+        return literal
+    with np.errstate(over="ignore"):
+        half = np.float16(float(literal.as_py()))
+    return pa.scalar(float(half), pa.float32()) if np.isfinite(half) else literal
+
+
+def _cast(value: Value, kind: pa.DataType) -> Value:
+    """To the type that an operation needs. Integers and decimals become the nearest floating-point number."""
+    if value.type == kind:
+        return value
+    if pa.types.is_decimal(value.type) and pa.types.is_floating(kind):
+        return pc.cast(pc.cast(value, pa.string()), kind)  # Arrow's own cast makes 0.7000000000000001 of 0.7
+    return pc.cast(value, kind, safe=not pa.types.is_floating(kind))
+
+
+def _digits(kind: pa.DataType) -> int:
+    if pa.types.is_decimal(kind):
+        return int(kind.precision)
+    return 20 if kind == pa.uint64() else 19 if kind == pa.int64() else 10
+
+
+def _scale(kind: pa.DataType) -> int:
+    return int(kind.scale) if pa.types.is_decimal(kind) else 0
+
+
+def _whole_digits(one: pa.DataType, other: pa.DataType) -> int:
+    """Digits before the point."""
+    return max(_digits(one) - _scale(one), _digits(other) - _scale(other))

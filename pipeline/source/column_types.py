@@ -1,0 +1,59 @@
+"""The types of the carried columns of a dataset, over all its files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from pairmill.pipeline.source.files import InputFile, SourceError
+from pairmill.pipeline.source.texts import plain_type
+from pairmill.pipeline.source.types import Fit, common_type, fit, values_fit
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """The type of a carried column, and the first file that has the column."""
+
+    type: pa.DataType
+    uri: str
+    found: pa.DataType
+    """The type in that file."""
+
+
+def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
+    """Widen the type of a column to hold this file's values. Raises SourceError that names both files."""
+    found = plain_type(file.schema.field(name).type)
+    known = types.setdefault(name, ColumnType(found, file.uri, found))
+    common = common_type(known.type, found)
+    if common is None:
+        raise _conflict(name, known, file, found)
+    types[name] = replace(known, type=common)
+
+
+def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> None:
+    """Where the common type cannot hold every value of a file's type, check that it holds those of the file.
+
+    Raises SourceError that names both files.
+    """
+    for file in inputs:
+        for name in file.schema.names:
+            if name not in types:
+                continue
+            found = plain_type(file.schema.field(name).type)
+            if fit(types[name].type, found) is Fit.DEPENDS and not values_fit(
+                file.uri, file.files, name, types[name].type
+            ):
+                other = next(each for each in inputs if _type_of(each, name) not in (None, found))
+                known = replace(types[name], uri=other.uri, found=_type_of(other, name))
+                raise _conflict(name, known, file, found, ", and no type holds the values of both")
+
+
+def _type_of(file: InputFile, name: str) -> pa.DataType | None:
+    return plain_type(file.schema.field(name).type) if name in file.schema.names else None
+
+
+def _conflict(name: str, known: ColumnType, file: InputFile, found: pa.DataType, why: str = "") -> SourceError:
+    return SourceError(
+        f"column {name!r} is {known.found} in {known.uri} but {found} in {file.uri}{why}: "
+        f"write both files with the same type, or build two outputs"
+    )

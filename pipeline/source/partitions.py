@@ -1,0 +1,30 @@
+"""Columns whose value is in the names of folders: `lang=en/part-0.parquet`, as Hive, Spark and pyarrow write it.
+
+Values are text, with percent-encoding undone; Hive's name for null is null.
+"""
+
+import re
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+_PARTITION = re.compile(r"([^=?#]+)=([^?#]*)")
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+def partitions_of(uri: str) -> dict[str, str | None]:
+    """Name -> value, of the folders of a file's path or URL."""
+    found = {}
+    for folder in uri.split("/")[:-1]:
+        if match := _PARTITION.fullmatch(folder):
+            value = unquote(match[2])
+            found[unquote(match[1])] = None if value == _NULL else value
+    return found
+
+
+def append_partitions(table: pa.Table, uri: str) -> pa.Table:
+    """The table of a file's rows with the partitions of its path, unless it has a column of that name itself."""
+    for name, value in partitions_of(uri).items():
+        if name not in table.schema.names:
+            table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
+    return table
