@@ -44,6 +44,8 @@ def _numeric(address: str) -> Iterator[tuple[str, str]]:
         yield f"mixed, {count} parts", ".".join(mixed)
         yield f"hex, {count} parts, a dot at the end", ".".join(map(hex, numbers)) + "."
     yield "a dot at the end", address + "."
+    yield "two dots at the end", address + ".."
+    yield "a zero in front", "0." + address
     yield "a port", address + ":80"
     yield "a user", "example.com@" + address
     yield "a user and a password", "example.com:80@" + address
@@ -55,12 +57,13 @@ def _numeric(address: str) -> Iterator[tuple[str, str]]:
 
 
 def _exotic(address: str) -> Iterator[tuple[str, str]]:
+    whole = str(int(ipaddress.IPv4Address(address)))
     for name, digits in _DIGITS.items():
         yield f"{name} digits", address.translate(str.maketrans("0123456789", digits))
+        yield f"{name} digits, one part", whole.translate(str.maketrans("0123456789", digits))
     for name, dot in _DOTS.items():
         yield f"{name} dots", address.replace(".", dot)
-    whole = str(int(ipaddress.IPv4Address(address)))
-    yield "full-width digits, one part", whole.translate(str.maketrans("0123456789", _DIGITS["full-width"]))
+        yield f"{name} dots, hex", dot.join(hex(int(part)) for part in address.split("."))
     yield "full-width hex", "０ｘ" + f"{int(whole):x}"
     yield "percent-encoded", "".join(f"%{ord(letter):02x}" for letter in address)
     yield "a percent-encoded dot", address.replace(".", "%2e", 1)
