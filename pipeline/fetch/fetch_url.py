@@ -58,10 +58,8 @@ _CONTENT_TYPE_CHARS = 100
 _MIN_TIMEOUTS = 4  # hosts that only one or two requests may use at a time get more chances than that
 _ROBOTS_REDIRECTS = 5
 
-_OUR_FAULT_IF_STALLED = frozenset(
-    {Status.TIMEOUT, Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.BODY_TRUNCATED}
-)
-"""What a server that works looks like to a machine that stood still: deadlines passed, and servers gave up on us."""
+_MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.BODY_TRUNCATED})
+"""If this machine stood still: servers gave up on it. Deadlines do not pass meanwhile, see Deadline."""
 
 _MAX_STALLS = 10
 
@@ -124,7 +122,7 @@ class Fetcher:
         )
         self._robots = RobotsTxtCache(self._fetch_robots_txt, self._token)
         self._resolver = GuardedResolver(self._guard, config, self._stalls)
-        self._client = HttpClient(config, self._guard, self._resolver)
+        self._client = HttpClient(config, self._guard, self._resolver, self._stalls)
         return self
 
     async def __aexit__(
@@ -154,13 +152,13 @@ class Fetcher:
         for _ in range(_MAX_STALLS):
             started = time.monotonic()
             outcome = await self._fetch_within_deadline(url)
-            if outcome.status not in _OUR_FAULT_IF_STALLED or not self._stalls.stalled_since(started):
+            if outcome.status not in _MAYBE_OUR_FAULT or not self._stalls.stalled_since(started):
                 break
         return outcome
 
     async def _fetch_within_deadline(self, url: str) -> FetchOutcome:
         timeout_s, body = self._config.timeout_s, None
-        deadline = Deadline(timeout_s)
+        deadline = Deadline(timeout_s, self._stalls)
         download = _Download(deadline, Reservation(self._budget, deadline))
         status, detail = Status.OK, None
         try:
@@ -200,9 +198,9 @@ class Fetcher:
         while True:
             if self._config.respect_robots_txt:
                 await self._robots.require_allowed(url)
-            async with self._request_slot(url.host, download.deadline):
-                with self._breaker.track(url.authority):
-                    result = await self._request(url, download)
+            deadline = download.deadline
+            async with self._request_slot(url.host, deadline), self._breaker.track(url.authority, deadline):
+                result = await self._request(url, download)
             if isinstance(result, bytes):
                 return result
             self._require_allowed_redirect(result, seen)
@@ -270,7 +268,7 @@ class Fetcher:
     async def _get_robots_txt(self, url: HttpUrl) -> tuple[int, bytes]:
         """(HTTP status, first bytes) of a robots.txt, after up to five redirects (RFC 9309 section 2.3.1.2)."""
         try:
-            async with asyncio.timeout(self._config.timeout_s):
+            async with Deadline(self._config.timeout_s, self._stalls):
                 for _ in range(_ROBOTS_REDIRECTS + 1):
                     async with self._limiter.acquire(url.host), self._client.get(url) as response:
                         if not is_redirect(response.head.status):

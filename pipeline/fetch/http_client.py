@@ -20,11 +20,13 @@ import aiohappyeyeballs
 
 from pairmill.pipeline.common.faults import LocalFault, local_fault
 from pairmill.pipeline.fetch.addresses import AddressGuard, is_ipv4
+from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.dns import AddressRefused
 from pairmill.pipeline.fetch.http_connection import HttpConnection, describe_os_error
 from pairmill.pipeline.fetch.http_response import ResponseHead, ResponseParser
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.resolver import GuardedResolver
+from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.jobs import FetchConfig
 from pairmill.schemas.status import Status
@@ -67,7 +69,10 @@ class Response:
 class HttpClient:
     """Sends GET requests, each with the same fields. For one event loop, not thread-safe."""
 
-    def __init__(self, config: FetchConfig, guard: AddressGuard, resolver: GuardedResolver) -> None:
+    def __init__(
+        self, config: FetchConfig, guard: AddressGuard, resolver: GuardedResolver, stalls: StallMonitor
+    ) -> None:
+        self._stalls = stalls
         self._connect_timeout_s = config.connect_timeout_s
         self._idle = _IdleConnections(config.concurrency)
         self._socket_factory = partial(open_allowed_socket, guard)
@@ -120,7 +125,7 @@ class HttpClient:
             for address in addresses
         ]
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with Deadline(self._connect_timeout_s, self._stalls):
                 sock = await aiohappyeyeballs.start_connection(
                     infos, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_S, socket_factory=self._socket_factory
                 )

@@ -19,12 +19,19 @@ class StallMonitor:
 
     def __init__(self) -> None:
         self._last_beat = self._last_stall_end = time.monotonic()
+        self._total_s = 0.0
         self._task = asyncio.create_task(self._beat())
 
     def stalled_since(self, started: float) -> bool:
         """True if the loop stood still for over a second at any time after `started` (time.monotonic())."""
         self._notice()
         return self._last_stall_end > started
+
+    @property
+    def total_s(self) -> float:
+        """Seconds for which the loop stood still in all."""
+        self._notice()
+        return self._total_s
 
     @property
     def last_stall_end(self) -> float:
@@ -55,4 +62,5 @@ class StallMonitor:
         now = time.monotonic()
         if now - self._last_beat > _BEAT_S + _STALL_S:
             self._last_stall_end = now
+            self._total_s += now - self._last_beat
         self._last_beat = now
