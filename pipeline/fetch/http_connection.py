@@ -59,7 +59,7 @@ class HttpConnection(asyncio.Protocol):
                 return b""
             self._changed.clear()
             await self._changed.wait()
-        data = b"".join(self._received)
+        data = self._received[0] if len(self._received) == 1 else b"".join(self._received)
         self._received.clear()
         if self._num_received >= _MAX_BUFFERED_BYTES and self._transport is not None and not self._ended:
             self._transport.resume_reading()

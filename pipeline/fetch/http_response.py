@@ -47,7 +47,7 @@ class ResponseHead:
 
     def elements(self, name: str) -> list[str]:
         """The elements of comma-separated lists, in lower case (RFC 9110 section 5.6.1)."""
-        elements = (element.strip().lower() for element in ",".join(self.get_all(name)).split(","))
+        elements = (element.strip().lower() for value in self.get_all(name) for element in value.split(","))
         return [element for element in elements if element]
 
 
@@ -89,6 +89,9 @@ class ResponseParser:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes of the body that the next bytes of the connection contain."""
+        if self._step == self._read_content and not self._buffer and len(data) < self._remaining:
+            self._remaining -= len(data)  # the common case, without a copy
+            return data
         body: list[bytes] = []
         self._buffer += data
         try:
@@ -99,7 +102,7 @@ class ResponseParser:
         if self.complete and self._buffer:
             self.has_surplus = True
             self._buffer.clear()
-        return b"".join(body)
+        return body[0] if len(body) == 1 else b"".join(body)
 
     def feed_eof(self) -> None:
         """The connection ended. Raises FetchError (connection_lost, body_truncated) unless the response is complete."""

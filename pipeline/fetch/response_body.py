@@ -42,8 +42,11 @@ class ResponseBody:
 
     def add(self, chunk: bytes) -> None:
         """Add the next chunk from the wire."""
+        if self._is_plain:
+            self._add_block(chunk)
+            return
         self._pending += chunk
-        while len(self._pending) >= (length := self._block_bytes()):
+        while self._pending and len(self._pending) >= (length := self._block_bytes()):
             block = bytes(self._pending[:length])
             del self._pending[:length]
             self._add_block(block)
@@ -61,6 +64,11 @@ class ResponseBody:
         if not self._size:
             raise FetchError(Status.EMPTY_BODY, "empty once decompressed" if self._layers else None)
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    @property
+    def _is_plain(self) -> bool:
+        """True once the body is known to be a picture that is not compressed: blocks do not matter any more."""
+        return self._checked and not self._layers and not self._pending
 
     def _block_bytes(self) -> int:
         """Bytes up to the next of the positions 32, 1,024 and every 64 KiB; not above the limit by more than one."""
