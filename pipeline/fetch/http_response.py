@@ -15,7 +15,7 @@ MAX_HEAD_BYTES = 256 << 10
 """Of all lines of a response: interim responses, fields, chunk extensions and trailers. As in Chrome."""
 
 MAX_LINE_BYTES = 64 << 10
-MAX_FIELDS = 2_000
+MAX_FIELDS = 1_000
 MAX_INTERIM_RESPONSES = 100
 MAX_SMALL_CHUNKS, SMALL_CHUNK_BYTES = 2_048, 64
 """So many chunks beyond one per 64 bytes: a body in chunks of one byte takes seconds of CPU."""
@@ -70,7 +70,7 @@ class ResponseParser:
         self._buffer = bytearray()
         self._searched = 0  # bytes of the buffer that have no line feed
         self._lines: list[bytes] = []
-        self._line_bytes = self._num_interim = self._excess_chunks = 0
+        self._line_bytes = self._num_interim = self._num_trailers = self._excess_chunks = 0
         self._remaining = 0  # bytes of the body or the chunk
 
     @property
@@ -200,6 +200,9 @@ class ResponseParser:
     def _read_trailer(self, body: list[bytes]) -> bool:
         line = self._take_line()
         self.complete = line == b""
+        self._num_trailers += bool(line)
+        if self._num_trailers > MAX_FIELDS:
+            raise _violation(f"more than {MAX_FIELDS} trailer fields")
         return bool(line)
 
     def _take_bytes(self, body: list[bytes]) -> None:
