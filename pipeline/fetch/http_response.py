@@ -82,11 +82,6 @@ class ResponseParser:
         closes = "close" in self.head.elements("connection") or self.head.status == 101
         return self.head.version >= (1, 1) and not closes and not ambiguous
 
-    @property
-    def started(self) -> bool:
-        """True once any byte arrived."""
-        return bool(self._line_bytes or self._buffer)
-
     def feed(self, data: bytes) -> bytes:
         """The bytes of the body that the next bytes of the connection contain."""
         if self._step == self._read_content and not self._buffer and len(data) < self._remaining:
