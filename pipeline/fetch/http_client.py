@@ -5,7 +5,7 @@
         async for chunk in response.chunks(): ...
 
 Everything that a server can do wrong is a FetchError; what this machine lacks is a LocalFault. Why it is our own: see
-docs/decisions/010-http-client.md.
+docs/decisions/011-http-client.md.
 """
 
 import asyncio
