@@ -122,8 +122,9 @@ class FetchConfig(_Settings):
     """How URLs are downloaded."""
 
     engine: Literal["aiohttp", "img2dataset"] = "aiohttp"
-    """Which downloader to use. `img2dataset`: its downloader and resizer, for comparison. It has no per-host limits,
-    reports less about each download, and ignores orientation and color profiles."""
+    """Which downloader to use. `aiohttp`: pairmill's own, named after the library that it first used. `img2dataset`:
+    its downloader and resizer, for comparison. It has no per-host limits, reports less about each download, and ignores
+    orientation and color profiles."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """Total time for one URL, including redirects and retries."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0

@@ -11,20 +11,73 @@ from collections.abc import Iterable
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_IPV4_SPECIAL = """
+    0.0.0.0/8           this network
+    10.0.0.0/8          private use
+    100.64.0.0/10       shared address space
+    127.0.0.0/8         loopback
+    169.254.0.0/16      link local
+    172.16.0.0/12       private use
+    192.0.0.0/24        IETF protocol assignments
+    192.0.0.9/32      + port control protocol anycast
+    192.0.0.10/32     + traversal using relays around NAT anycast
+    192.0.2.0/24        documentation (TEST-NET-1)
+    192.31.196.0/24   + AS112-v4
+    192.52.193.0/24   + AMT
+    192.88.99.0/24      deprecated (6to4 relay anycast)
+    192.168.0.0/16      private use
+    192.175.48.0/24   + direct delegation AS112 service
+    198.18.0.0/15       benchmarking
+    198.51.100.0/24     documentation (TEST-NET-2)
+    203.0.113.0/24      documentation (TEST-NET-3)
+    240.0.0.0/4         reserved
+    255.255.255.255/32  limited broadcast
+"""
+_IPV6_SPECIAL = """
+    ::1/128             loopback
+    ::/128              unspecified
+    ::ffff:0:0/96       IPv4-mapped
+    64:ff9b::/96      + IPv4-IPv6 translation
+    64:ff9b:1::/48      IPv4-IPv6 translation, local use
+    100::/64            discard only
+    100:0:0:1::/64      dummy prefix
+    2001::/23           IETF protocol assignments
+    2001::/32           Teredo
+    2001:1::1/128     + port control protocol anycast
+    2001:1::2/128     + traversal using relays around NAT anycast
+    2001:1::3/128     + DNS-SD service registration protocol anycast
+    2001:2::/48         benchmarking
+    2001:3::/32       + AMT
+    2001:4:112::/48   + AS112-v6
+    2001:10::/28        deprecated (ORCHID)
+    2001:20::/28      + ORCHIDv2
+    2001:30::/28      + drone remote ID
+    2001:db8::/32       documentation
+    2002::/16           6to4
+    2620:4f:8000::/48 + direct delegation AS112 service
+    3fff::/20           documentation
+    5f00::/16           segment routing SIDs
+    fc00::/7            unique local
+    fe80::/10           link local
+"""
+"""IANA's special-purpose address registries as of October 2025. `+`: globally reachable. The smallest block counts.
+
+https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry
+"""
+
+_ALSO_REFUSED = """
+    168.63.129.16/32    Azure's wire server: a public number, which the host machine answers
+    224.0.0.0/4         multicast
+    2001:20::/28        ORCHIDv2: identifiers that no router forwards (RFC 7343 section 1)
+    2001:30::/28        drone remote ID: as ORCHIDv2 (RFC 9374)
+"""
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All that is assigned: https://www.iana.org/assignments/ipv6-address-space"""
+
 # IPv6 ranges that embed an IPv4 address: what counts is where the packet ends up.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: network-local, any length of prefix
 _IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291 section 2.5.5.1, deprecated
 _TEREDO = ipaddress.IPv6Network("2001::/32")  # RFC 4380
-_SITE_LOCAL = ipaddress.IPv6Network("fec0::/10")  # RFC 3879: deprecated, yet routed inside some sites
-_NEVER: tuple[Network, ...] = (
-    ipaddress.IPv4Network("192.0.0.0/24"),  # RFC 6890 protocol assignments; Oracle's metadata is 192.0.0.192
-    ipaddress.IPv4Network("192.88.99.0/24"),  # RFC 7526: the retired 6to4 relays
-    ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's wire server: a public number, answered by the host machine
-    ipaddress.IPv6Network("2001::/23"),  # RFC 2928 protocol assignments; Python releases differ on parts of it
-    _SITE_LOCAL,
-    _LOCAL_NAT64,
-)
 _ISATAP_MARKS = frozenset({0x00005EFE, 0x02005EFE})  # RFC 5214 section 6.1: the interface id before the IPv4 address
 _LOW_32 = 0xFFFF_FFFF
 
@@ -46,22 +99,37 @@ class AddressGuard:
             return None
         if inner is not None and not _is_public(inner):
             return f"{address} leads to {inner}"
-        # A mapped, 6to4 or NAT64 address is only a way to write its IPv4 address: behind DNS64 every public host has
-        # one. `is_global` says False to 6to4 since Python 3.11.10.
+        # A mapped, 6to4 or NAT64 address only writes its IPv4 address: behind DNS64 every public host has one.
         translated = isinstance(address, ipaddress.IPv6Address) and (
             address.ipv4_mapped or address.sixtofour or address in _NAT64
         )
         return None if translated or _is_public(address) else f"{address} is not a public address"
 
     def _is_allowed(self, address: Address) -> bool:
-        return any(address.version == network.version and address in network for network in self._allowed)
+        return any(_contains(network, address) for network in self._allowed)
+
+
+def _parse_table(table: str) -> list[tuple[Network, bool]]:
+    """(block, whether it is globally reachable), the smallest blocks first."""
+    rows = [line.split() for line in table.strip().splitlines()]
+    blocks = [(ipaddress.ip_network(row[0]), row[1] == "+") for row in rows]
+    return sorted(blocks, key=lambda block: -block[0].prefixlen)
+
+
+_SPECIAL = _parse_table(_IPV4_SPECIAL) + _parse_table(_IPV6_SPECIAL)
+_NEVER = [network for network, _ in _parse_table(_ALSO_REFUSED)]
 
 
 def _is_public(address: Address) -> bool:
-    """Global unicast. `is_global` follows IANA's special-purpose registries, and is True for global multicast."""
-    if any(address.version == network.version and address in network for network in _NEVER):
+    """Global unicast, and globally reachable. By the tables alone: `ipaddress` differs between versions of Python."""
+    if any(_contains(network, address) for network in _NEVER):
         return False
-    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+    default = address.version == 4 or address in _GLOBAL_UNICAST or address in _NAT64
+    return next((reachable for network, reachable in _SPECIAL if _contains(network, address)), default)
+
+
+def _contains(network: Network, address: Address) -> bool:
+    return network.version == address.version and address in network
 
 
 def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:

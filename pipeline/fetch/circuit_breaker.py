@@ -5,10 +5,13 @@ Otherwise a shard of 4,096 rows from one dead host would take hours, eight at a 
 
 import asyncio
 import math
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
+from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.schemas.status import Status
 
@@ -18,46 +21,97 @@ _OPEN_S = 60.0
 _MAX_HOSTS = 20_000
 
 
+_HTTP_ERRORS = frozenset({Status.HTTP_4XX, Status.HTTP_429, Status.HTTP_5XX, Status.HTTP_OTHER, Status.OPTED_OUT})
+
+
+@dataclass(slots=True)
+class _Host:
+    timeouts: int = 0
+    """In a row."""
+    open_until: float = 0.0
+    """On the clock of time.monotonic()."""
+    in_flight: int = 0
+    users: int = 0
+    """Requests that run or wait."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class CircuitBreaker:
-    """Counts timeouts in a row per host. A response of any kind resets the count.
+    """Counts timeouts in a row per host. A sound response resets the count: a body, a redirect, an error page.
+
+    Anything else (a broken response, a lost connection) changes nothing, or a host that mixes it with silence would
+    hold its requests for hours. While a host has timeouts, it gets no more requests at a time than it has chances left.
 
     `max_timeouts`: so many in a row open the circuit. `min_wait_s`: a request that had less time does not count, as
-    other hosts used up the URL's time.
+    other hosts used up the URL's time; neither does one during which this machine stood still.
     """
 
-    def __init__(self, max_timeouts: int, min_wait_s: float) -> None:
+    def __init__(self, max_timeouts: int, min_wait_s: float, stalled_since: Callable[[float], bool]) -> None:
         self._max_timeouts = max_timeouts
         self._min_wait_s = min_wait_s
-        self._timeouts: OrderedDict[str, tuple[int, float]] = OrderedDict()  # host -> (in a row, open until)
+        self._stalled_since = stalled_since
+        self._hosts: OrderedDict[str, _Host] = OrderedDict()
 
-    @contextmanager
-    def track(self, host: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def track(self, name: str, deadline: Deadline) -> AsyncIterator[None]:
         """Wraps one request. Raises FetchError (timeout) immediately if the host's circuit is open."""
-        self._require_closed(host)
-        started = asyncio.get_running_loop().time()
+        host = self._hosts.setdefault(name, _Host())
+        host.users += 1
+        try:
+            await self._wait_for_a_chance(name, host, deadline)
+            host.in_flight += 1
+            try:
+                async with self._counting(host):
+                    yield
+            finally:
+                host.in_flight -= 1
+                host.changed.set()
+                host.changed = asyncio.Event()
+        finally:
+            host.users -= 1
+            self._forget(name, host)
+
+    async def _wait_for_a_chance(self, name: str, host: _Host, deadline: Deadline) -> None:
+        while True:
+            if host.timeouts >= self._max_timeouts and time.monotonic() < host.open_until:
+                detail = f"not requested: the last {host.timeouts} requests to {name} timed out"
+                raise FetchError(Status.TIMEOUT, detail, retry_after_s=math.inf)
+            has_chance = not host.timeouts or host.timeouts + host.in_flight < self._max_timeouts
+            if has_chance or not host.in_flight:
+                return
+            deadline.pause()
+            await host.changed.wait()
+            deadline.resume()
+
+    @asynccontextmanager
+    async def _counting(self, host: _Host) -> AsyncIterator[None]:
+        started = time.monotonic()
         try:
             yield
         except asyncio.CancelledError:  # the URL's deadline
-            if asyncio.get_running_loop().time() - started >= self._min_wait_s:
+            if time.monotonic() - started >= self._min_wait_s and not self._stalled_since(started):
                 self._count_timeout(host)
             raise
         except FetchError as failure:
-            if failure.status is Status.TIMEOUT:
+            if failure.status is Status.TIMEOUT and not self._stalled_since(started):
                 self._count_timeout(host)
-            else:
-                self._timeouts.pop(host, None)
+            elif failure.status in _HTTP_ERRORS:
+                host.timeouts = 0
             raise
         else:
-            self._timeouts.pop(host, None)
+            host.timeouts = 0
 
-    def _require_closed(self, host: str) -> None:
-        timeouts, open_until = self._timeouts.get(host, (0, 0.0))
-        if timeouts >= self._max_timeouts and asyncio.get_running_loop().time() < open_until:
-            detail = f"not requested: the last {timeouts} requests to {host} timed out"
-            raise FetchError(Status.TIMEOUT, detail, retry_after_s=math.inf)
+    def _count_timeout(self, host: _Host) -> None:
+        host.timeouts += 1
+        host.open_until = time.monotonic() + _OPEN_S
 
-    def _count_timeout(self, host: str) -> None:
-        timeouts, _ = self._timeouts.pop(host, (0, 0.0))
-        self._timeouts[host] = timeouts + 1, asyncio.get_running_loop().time() + _OPEN_S
-        if len(self._timeouts) > _MAX_HOSTS:
-            self._timeouts.popitem(last=False)
+    def _forget(self, name: str, host: _Host) -> None:
+        """Keep only hosts that are in use or had timeouts, and not too many of these."""
+        if not host.users and not host.timeouts:
+            self._hosts.pop(name, None)
+            return
+        self._hosts.move_to_end(name)
+        if len(self._hosts) > _MAX_HOSTS:
+            oldest, state = next(iter(self._hosts.items()))
+            if not state.users:
+                del self._hosts[oldest]

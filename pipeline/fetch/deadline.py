@@ -3,15 +3,23 @@
 import asyncio
 from types import TracebackType
 
+from pairmill.pipeline.fetch.stall_monitor import StallMonitor
+
 
 class Deadline:
-    """Like `asyncio.timeout`, except between `pause()` and `resume()`. For one event loop, not thread-safe."""
+    """Like `asyncio.timeout`, except between `pause()` and `resume()`. For one event loop, not thread-safe.
 
-    def __init__(self, timeout_s: float) -> None:
+    `stalls`: the time for which the loop stood still does not count either.
+    """
+
+    def __init__(self, timeout_s: float, stalls: StallMonitor | None = None) -> None:
         self._remaining_s = timeout_s
+        self._stalls = stalls
         self._resumed_at: float | None = None
+        self._stalled_before_s = 0.0
         self._timeout = asyncio.timeout(None)
         self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> "Deadline":
         await self._timeout.__aenter__()
@@ -21,13 +29,15 @@ class Deadline:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._cancel_timer()
         await self._timeout.__aexit__(kind, error, trace)  # turns the cancellation into TimeoutError
 
     @property
     def remaining_s(self) -> float:
         """Seconds until the deadline, if the clock is not paused again."""
-        running_s = 0.0 if self._resumed_at is None else self._loop.time() - self._resumed_at
-        return self._remaining_s - running_s
+        if self._resumed_at is None:
+            return self._remaining_s
+        return self._remaining_s - (self._loop.time() - self._resumed_at) + self._stalled_s() - self._stalled_before_s
 
     @property
     def expired(self) -> bool:
@@ -37,9 +47,26 @@ class Deadline:
     def pause(self) -> None:
         """Stop the clock."""
         self._remaining_s, self._resumed_at = self.remaining_s, None
-        self._timeout.reschedule(None)
+        self._cancel_timer()
 
     def resume(self) -> None:
         """Start the clock again."""
-        self._resumed_at = self._loop.time()
-        self._timeout.reschedule(self._resumed_at + max(self._remaining_s, 0.0))
+        self._resumed_at, self._stalled_before_s = self._loop.time(), self._stalled_s()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_later(max(self.remaining_s, 0.0), self._check)
+
+    def _check(self) -> None:
+        if self.remaining_s > 0.001:  # the loop stood still meanwhile, or its clock is coarse
+            self._set_timer()
+        else:
+            self._timeout.reschedule(self._loop.time())
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stalled_s(self) -> float:
+        return 0.0 if self._stalls is None else self._stalls.total_s

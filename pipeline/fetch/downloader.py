@@ -155,6 +155,7 @@ class _Engine:
         while True:
             await asyncio.sleep(HANG_CHECK_S)
             since = min(self._decoding.values(), default=time.monotonic())
+            since = max(since, self._fetcher.last_stall_end)  # the decoders stood still too
             if time.monotonic() - since > DECODE_TIMEOUT_S:
                 on_hang()
 

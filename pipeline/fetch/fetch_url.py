@@ -13,7 +13,7 @@ Whatever a server does, `Fetcher.fetch(url)` returns a `FetchOutcome` with one S
     no connection within connect_timeout_s               timeout             yes
     response incomplete after timeout_s                  timeout             no time left
     host known not to answer                             timeout
-    closed or reset before the headers arrived           connection_lost     yes, and once by aiohttp itself
+    closed or reset before the headers arrived           connection_lost     yes
     not HTTP, or headers beyond the limits               protocol_error
     no target, a loop, too many, not http(s)             bad_redirect
     4xx / 429 / 5xx / any other but 2xx                  http_4xx / http_429 / http_5xx / http_other   429, 5xx
@@ -21,19 +21,17 @@ Whatever a server does, `Fetcher.fetch(url)` returns a `FetchOutcome` with one S
     no bytes / too many / fewer than announced           empty_body / body_too_large / body_truncated  truncated
     SVG, HEIC, ... / HTML, JSON, ...                     image_unsupported / not_an_image
 
-Exceptions become a Status in `http_session.py`, URLs are refused in `urls.py`, addresses in `addresses.py`, bodies in
+Exceptions become a Status in `http_client.py`, URLs are refused in `urls.py`, addresses in `addresses.py`, bodies in
 `response_body.py`.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-
-import aiohttp
-from yarl import URL
 
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.fetch import optout
@@ -42,21 +40,28 @@ from pairmill.pipeline.fetch.byte_budget import ByteBudget, Reservation
 from pairmill.pipeline.fetch.circuit_breaker import CircuitBreaker
 from pairmill.pipeline.fetch.deadline import Deadline
 from pairmill.pipeline.fetch.host_limiter import HostLimiter
-from pairmill.pipeline.fetch.http_session import CLIENT_ERRORS, fetch_error, open_session, raise_file_limit, read_prefix
+from pairmill.pipeline.fetch.http_client import HttpClient, Response, raise_file_limit
+from pairmill.pipeline.fetch.http_response import ResponseHead
 from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
 from pairmill.pipeline.fetch.resolver import GuardedResolver
 from pairmill.pipeline.fetch.response_body import ResponseBody
 from pairmill.pipeline.fetch.retry_policy import is_redirect, require_success, retry_delay_s
 from pairmill.pipeline.fetch.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 from pairmill.pipeline.fetch.robots import RobotsTxtCache
+from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
-from pairmill.pipeline.rules.url_parser import ParsedUrl, parse_url
+from pairmill.pipeline.rules.url_parser import HttpUrl, ParsedUrl, parse_url
 from pairmill.schemas.jobs import FetchConfig
 from pairmill.schemas.status import Status
 
 _CONTENT_TYPE_CHARS = 100
 _MIN_TIMEOUTS = 4  # hosts that only one or two requests may use at a time get more chances than that
 _ROBOTS_REDIRECTS = 5
+
+_MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.BODY_TRUNCATED})
+"""If this machine stood still: servers gave up on it. Deadlines do not pass meanwhile, see Deadline."""
+
+_MAX_STALLS = 10
 
 RedirectRule = Callable[[ParsedUrl], tuple[Status, str] | None]
 """The Status and detail with which the URL rules refuse a redirect's target; None if they allow it."""
@@ -109,21 +114,29 @@ class Fetcher:
         config = self._config
         raise_file_limit(config.concurrency)
         self._limiter = HostLimiter(config.per_host_concurrency, config.concurrency, config.per_host_interval_s)
+        self._stalls = StallMonitor()
         self._breaker = CircuitBreaker(
             max_timeouts=max(config.per_host_concurrency, _MIN_TIMEOUTS),
             min_wait_s=min(config.connect_timeout_s, config.timeout_s / 2),
+            stalled_since=self._stalls.stalled_since,
         )
         self._robots = RobotsTxtCache(self._fetch_robots_txt, self._token)
-        self._resolver = GuardedResolver(self._guard, config)
-        self._session = open_session(config, self._guard, self._resolver)
+        self._resolver = GuardedResolver(self._guard, config, self._stalls)
+        self._client = HttpClient(config, self._guard, self._resolver, self._stalls)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._robots.close()
-        await self._session.close()
+        self._client.close()
         await self._resolver.close()
+        self._stalls.close()
+
+    @property
+    def last_stall_end(self) -> float:
+        """When this loop last stood still, on the clock of time.monotonic()."""
+        return self._stalls.last_stall_end
 
     @property
     def in_flight(self) -> int:
@@ -133,10 +146,19 @@ class Fetcher:
     async def fetch(self, url: str) -> FetchOutcome:
         """Download one picture; the outcome has its body. Never raises because of a server, only LocalFault.
 
-        The body's bytes stay reserved in the budget: the caller releases them.
+        The body's bytes stay reserved in the budget: the caller releases them. What fails while this machine stands
+        still is tried again, with all its time.
         """
+        for _ in range(_MAX_STALLS):
+            started = time.monotonic()
+            outcome = await self._fetch_within_deadline(url)
+            if outcome.status not in _MAYBE_OUR_FAULT or not self._stalls.stalled_since(started):
+                break
+        return outcome
+
+    async def _fetch_within_deadline(self, url: str) -> FetchOutcome:
         timeout_s, body = self._config.timeout_s, None
-        deadline = Deadline(timeout_s)
+        deadline = Deadline(timeout_s, self._stalls)
         download = _Download(deadline, Reservation(self._budget, deadline))
         status, detail = Status.OK, None
         try:
@@ -168,7 +190,7 @@ class Fetcher:
                     raise
             await asyncio.sleep(delay_s)
 
-    async def _fetch_with_redirects(self, url: URL, download: _Download) -> bytes:
+    async def _fetch_with_redirects(self, url: HttpUrl, download: _Download) -> bytes:
         """One attempt: the URL, and the URLs that it redirects to."""
         download.forget_response()
         await download.reservation.resize(0)  # the previous attempt's bytes
@@ -176,16 +198,16 @@ class Fetcher:
         while True:
             if self._config.respect_robots_txt:
                 await self._robots.require_allowed(url)
-            async with self._request_slot(url.host or "", download.deadline):
-                with self._breaker.track(url.authority):
-                    result = await self._request(url, download)
+            deadline = download.deadline
+            async with self._request_slot(url.host, deadline), self._breaker.track(url.authority, deadline):
+                result = await self._request(url, download)
             if isinstance(result, bytes):
                 return result
             self._require_allowed_redirect(result, seen)
             seen.add(result)
             url = result
 
-    def _require_allowed_redirect(self, target: URL, seen: set[URL]) -> None:
+    def _require_allowed_redirect(self, target: HttpUrl, seen: set[HttpUrl]) -> None:
         if len(seen) > self._config.max_redirects:
             raise FetchError(Status.BAD_REDIRECT, f"more than {self._config.max_redirects} redirects")
         if target in seen:
@@ -205,55 +227,53 @@ class Fetcher:
                 deadline.resume()
             yield
 
-    async def _request(self, url: URL, download: _Download) -> bytes | URL:
+    async def _request(self, url: HttpUrl, download: _Download) -> bytes | HttpUrl:
         """One request: the body, or the URL that it redirects to.
 
         Leaving early closes the connection, so that no further byte is read.
         """
-        try:
-            async with self._session.get(url, allow_redirects=False) as response:
-                download.http_status = response.status
-                download.final_url = str(url)
-                download.content_type = clean_text(response.headers.get("Content-Type"), _CONTENT_TYPE_CHARS)
-                if is_redirect(response.status):
-                    return redirect_target(url, response.headers.get("Location"))
-                require_success(response.status, response.headers.get("Retry-After"))
-                self._require_no_opt_out(response)
-                return await self._read_body(response, download.reservation)
-        except CLIENT_ERRORS as error:
-            raise fetch_error(error) from error
+        async with self._client.get(url) as response:
+            head = response.head
+            download.http_status = head.status
+            download.final_url = str(url)
+            download.content_type = clean_text(head.get("content-type"), _CONTENT_TYPE_CHARS)
+            if is_redirect(head.status):
+                return redirect_target(url, head.get("location"))
+            require_success(head.status, head.get("retry-after"))
+            self._require_no_opt_out(head)
+            return await self._read_body(response, download.reservation)
 
-    def _require_no_opt_out(self, response: aiohttp.ClientResponse) -> None:
+    def _require_no_opt_out(self, head: ResponseHead) -> None:
         if self._config.respect_x_robots_tag:
-            directive = optout.opt_out_directive(response.headers.getall("X-Robots-Tag", ()), self._token)
+            directive = optout.opt_out_directive(head.get_all("x-robots-tag"), self._token)
             if directive is not None:
                 raise FetchError(Status.OPTED_OUT, f"X-Robots-Tag: {directive}")
 
-    async def _read_body(self, response: aiohttp.ClientResponse, reservation: Reservation) -> bytes:
-        headers, announced = response.headers, response.content_length or 0
+    async def _read_body(self, response: Response, reservation: Reservation) -> bytes:
+        announced = response.parser.content_length or 0
         if announced > self._config.max_bytes:
             raise FetchError(Status.BODY_TOO_LARGE, f"{announced} bytes announced")
-        body = ResponseBody(self._config.max_bytes, headers.get("Content-Type"), headers.get("Content-Encoding", ""))
-        async for chunk in response.content.iter_any():
+        head = response.head
+        codings = [*head.elements("content-encoding"), *head.elements("transfer-encoding")]  # in the order of their use
+        body = ResponseBody(self._config.max_bytes, head.get("content-type"), codings)
+        async for chunk in response.chunks():
             await reservation.resize(body.max_bytes_after(chunk))
             body.add(chunk)
             await reservation.resize(body.num_bytes)
         return body.finish()
 
-    async def _fetch_robots_txt(self, url: URL) -> tuple[int, bytes]:
+    async def _fetch_robots_txt(self, url: HttpUrl) -> tuple[int, bytes]:
+        return await self._stalls.repeat_if_stalled(lambda: self._get_robots_txt(url), FetchError)
+
+    async def _get_robots_txt(self, url: HttpUrl) -> tuple[int, bytes]:
         """(HTTP status, first bytes) of a robots.txt, after up to five redirects (RFC 9309 section 2.3.1.2)."""
         try:
-            async with asyncio.timeout(self._config.timeout_s):
+            async with Deadline(self._config.timeout_s, self._stalls):
                 for _ in range(_ROBOTS_REDIRECTS + 1):
-                    async with (
-                        self._limiter.acquire(url.host or ""),
-                        self._session.get(url, allow_redirects=False) as response,
-                    ):
-                        if not is_redirect(response.status):
-                            return response.status, await read_prefix(response, MAX_ROBOTS_BYTES)
-                        url = redirect_target(url, response.headers.get("Location"))
+                    async with self._limiter.acquire(url.host), self._client.get(url) as response:
+                        if not is_redirect(response.head.status):
+                            return response.head.status, await response.read_prefix(MAX_ROBOTS_BYTES)
+                        url = redirect_target(url, response.head.get("location"))
         except TimeoutError as error:
             raise FetchError(Status.TIMEOUT, f"not done within {self._config.timeout_s:g} s") from error
-        except CLIENT_ERRORS as error:
-            raise fetch_error(error) from error
         return 404, b""  # too many redirects count as unavailable

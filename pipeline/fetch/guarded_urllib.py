@@ -23,6 +23,7 @@ from pairmill.pipeline.fetch import optout
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import AddressRefused, NoSuchHost
 from pairmill.pipeline.fetch.outcome import FetchError, FetchOutcome
+from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
 from pairmill.pipeline.rules.url_parser import parse_url
@@ -77,6 +78,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def open(self, fullurl: Any, data: Any = None, timeout: Any = socket._GLOBAL_DEFAULT_TIMEOUT) -> Any:  # type: ignore[attr-defined]
         """As OpenerDirector.open; raises tickets. Called again for each redirect, within the first call."""
         try:
+            fullurl.full_url = str(request_url(fullurl.full_url))  # it is a Request
             response = super().open(fullurl, data, timeout)
             self._require_no_opt_out(response)
         except _Ticket:
@@ -137,6 +139,9 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
+        # http.client decodes header fields as Latin-1; servers mean UTF-8.
+        location = (headers["Location"] or "").encode("latin-1", "replace").decode("utf-8", "surrogateescape")
+        newurl = str(redirect_target(request_url(req.full_url), location))
         if (refusal := refused_redirect(parse_url(newurl), self._rules)) is not None:
             raise FetchError(Status.BAD_REDIRECT, f"redirect not allowed: {refusal[0]}: {refusal[1]}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

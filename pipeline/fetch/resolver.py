@@ -4,10 +4,10 @@ import asyncio
 import socket
 
 import aiodns
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import DnsCache, NoSuchHost
+from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.schemas.jobs import FetchConfig
 
 _TRIES = 3  # whatever the job says about retries: UDP loses packets, most of all if many are sent at once
@@ -15,30 +15,19 @@ _TIMEOUT_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, t
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
 
 
-class GuardedResolver(AbstractResolver):
-    """aiohttp's resolver: look-ups are cached, and only allowed addresses come out."""
+class GuardedResolver:
+    """Look-ups are cached, and only allowed addresses come out."""
 
-    def __init__(self, guard: AddressGuard, config: FetchConfig) -> None:
+    def __init__(self, guard: AddressGuard, config: FetchConfig, stalls: StallMonitor) -> None:
+        self._stalls = stalls
         self._timeout_s = min(_TIMEOUT_S, config.timeout_s / 2)
         first_s = self._timeout_s / (2**_TRIES - 1)  # each try waits twice as long as the one before
         self._dns = aiodns.DNSResolver(nameservers=config.nameservers or None, timeout=first_s, tries=_TRIES)
         self._cache = DnsCache(self._look_up, guard)
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """The addresses to connect to. Raises OSError (AddressRefused, NoSuchHost, ...), as aiohttp expects."""
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for address in await self._cache.resolve(host)
-        ]
+    async def resolve(self, name: str) -> list[str]:
+        """The addresses to connect to. Raises OSError (AddressRefused, NoSuchHost, ...)."""
+        return await self._cache.resolve(name)
 
     async def close(self) -> None:
         """Cancel the look-ups that are running, and close their sockets."""
@@ -46,6 +35,9 @@ class GuardedResolver(AbstractResolver):
         await self._dns.close()
 
     async def _look_up(self, name: str) -> list[str]:
+        return await self._stalls.repeat_if_stalled(lambda: self._ask(name), OSError)
+
+    async def _ask(self, name: str) -> list[str]:
         try:
             async with asyncio.timeout(self._timeout_s):
                 found = await self._dns.getaddrinfo(name, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)

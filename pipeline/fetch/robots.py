@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from protego import Protego
-from yarl import URL
 
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.ttl_cache import TtlCache
+from pairmill.pipeline.fetch.urls import request_url
+from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.status import Status
 
 MAX_BYTES = 500 * 1024
@@ -24,7 +25,7 @@ _TTL_S = 86_400.0  # RFC 9309 section 2.4: no longer than a day
 _FAILURE_TTL_S = 300.0
 _MAX_CACHED_BYTES = 64 << 20
 
-Fetch = Callable[[URL], Awaitable[tuple[int, bytes]]]
+Fetch = Callable[[HttpUrl], Awaitable[tuple[int, bytes]]]
 """A URL -> (HTTP status, first MAX_BYTES of the body). Raises FetchError if there is no response."""
 
 
@@ -50,9 +51,9 @@ class RobotsTxtCache:
             size=lambda file: 1_000 + 10 * file.num_bytes,  # parsed rules take several times their text
         )
 
-    async def require_allowed(self, url: URL) -> None:
+    async def require_allowed(self, url: HttpUrl) -> None:
         """Raises FetchError: robots_disallowed, or why robots.txt could not be fetched."""
-        file = await self._files.get(str(url.origin()))
+        file = await self._files.get(url.origin)
         if file.failure is not None:
             raise FetchError(*file.failure)
         if file.rules is not None and not file.rules.can_fetch(str(url), self._token):
@@ -64,7 +65,7 @@ class RobotsTxtCache:
 
     async def _load(self, origin: str) -> _RobotsTxt:
         try:
-            status, body = await self._fetch(URL(origin) / "robots.txt")
+            status, body = await self._fetch(request_url(f"{origin}/robots.txt"))
         except FetchError as failure:
             return _RobotsTxt(failure=(failure.status, f"robots.txt: {failure.detail or failure.status}"))
         if status >= 500 or status == 429:  # section 2.3.1.4: unreachable, so complete disallow

@@ -1,12 +1,16 @@
 """THE place where a URL is parsed, and refused if it cannot be fetched.
 
-yarl parses it, as it does inside the HTTP client (aiohttp): the host that the rules see is the host that the client
-connects to, whatever user names, ports, backslashes or exotic letters the URL contains.
+The target (path and query) of a request is what the list or the Location header says, byte for byte: a signed URL is
+another one once a `%2F` in it is decoded. As in curl, dot segments are resolved, the fragment is dropped, and blanks
+and letters beyond ASCII are percent-encoded. The host is parsed by yarl, which applies IDNA (UTS 46), and the result
+is what the rules see and what the client connects to, whatever user names, ports, backslashes or exotic letters the
+URL contains.
 """
 
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from urllib.parse import quote
 
 from yarl import URL
 
@@ -24,6 +28,40 @@ _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 _MAX_NAME_CHARS = 253
 _IPV6 = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*")
 
+# RFC 3986, appendix B. Always matches.
+_COMPONENTS = re.compile(
+    r"(?:(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*):)?(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?P<query>\?[^#]*)?",
+    re.DOTALL,
+)
+_ASCII = "".join(map(chr, range(0x80)))
+_DEFAULT_PORT = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class HttpUrl:
+    """An http or https URL that can be requested: without user name, password and fragment."""
+
+    scheme: str
+    host: str
+    """Lower case, in its ASCII (IDNA) form; IPv6 without brackets."""
+    port: int
+    target: str
+    """Path and query, as they go into the request line (RFC 9112, section 3.2.1). ASCII."""
+
+    @property
+    def authority(self) -> str:
+        """`host`, or `host:port` if the port is not the scheme's own: the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORT[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme and authority."""
+        return f"{self.scheme}://{self.authority}"
+
+    def __str__(self) -> str:
+        return self.origin + self.target
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedUrl:
@@ -37,8 +75,8 @@ class ParsedUrl:
     """Lower case, in its ASCII (IDNA) form, without a trailing dot; empty if there is none."""
     problem: str | None = None
     """Why the URL is invalid; None if it is valid, or if its scheme is not http or https."""
-    parsed: URL | None = None
-    """As yarl parses it; None for invalid URLs and for other schemes."""
+    parsed: HttpUrl | None = None
+    """None for invalid URLs and for other schemes."""
 
 
 def parse_url(url: str) -> ParsedUrl:
@@ -48,18 +86,27 @@ def parse_url(url: str) -> ParsedUrl:
     return _parse_cached(url) if len(url) <= MAX_URL_BYTES else _parse(url)
 
 
-def resolve_url(base: URL, reference: str) -> ParsedUrl:
-    """The URL that a reference (a Location header) leads to from `base`: RFC 3986, section 5. Never raises.
+def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
+    """The URL that a reference (a Location header) leads to from `base`: RFC 3986, section 5.2.2. Never raises.
 
-    User name, password and fragment are dropped, as no client sends them on to a redirect's target.
+    `reference` may have surrogates for bytes that are not UTF-8 (PEP 383). User name, password and fragment are
+    dropped, as no client sends them on to a redirect's target.
     """
-    try:
-        joined = base.join(_parse_with_yarl(reference))
-        if joined.scheme in HTTP_SCHEMES and joined.host:
-            joined = joined.with_user(None).with_fragment(None)
-    except ValueError as error:
-        return ParsedUrl(reference, "", problem=f"{error}: {reference}")
-    return parse_url(str(joined))
+    parts = _COMPONENTS.match(reference.strip())
+    assert parts is not None
+    scheme, authority, path, query = parts.group("scheme", "authority", "path", "query")
+    if scheme is not None and scheme.lower() not in HTTP_SCHEMES:
+        return ParsedUrl(reference, scheme.lower())
+    if scheme is None and authority is None:
+        base_path, _, base_query = base.target.partition("?")
+        if not path:
+            query = query if query is not None else f"?{base_query}" if "?" in base.target else None
+            path = base_path
+        elif not path.startswith("/"):
+            path = base_path[: base_path.rindex("/") + 1] + path
+        authority = base.authority
+    url = f"{scheme or base.scheme}://{authority or ''}{_encode(path, ' ', '%20')}{_encode(query or '', ' ', '+')}"
+    return _parse(url)
 
 
 def parse_host(entry: str) -> str:
@@ -82,31 +129,56 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme)
     if _FORBIDDEN.search(url):
         return ParsedUrl(url, scheme, problem="white space or a control character")
-    if len(url.encode()) > MAX_URL_BYTES:
+    if len(url.encode("utf-8", "surrogatepass")) > MAX_URL_BYTES:
         return ParsedUrl(url, scheme, problem=f"longer than {MAX_URL_BYTES} bytes")
+    parts = _COMPONENTS.match(url)
+    assert parts is not None
     try:
-        parsed = _parse_with_yarl(url)
+        parsed = _parse_authority(scheme, parts["authority"] or "")
     except ValueError as error:  # UnicodeError is one too
         return ParsedUrl(url, scheme, problem=str(error))
     if not parsed.host:
         return ParsedUrl(url, scheme, problem="no host")
-    host = (parsed.raw_host or "").lower().removesuffix(".")
-    if (problem := _host_problem(host, parsed.port)) is not None:
-        return ParsedUrl(url, scheme, host, problem)
-    return ParsedUrl(url, scheme, host, None, parsed)
+    host = (parsed.raw_host or "").lower()
+    name = host.removesuffix(".")
+    if (problem := _host_problem(name, parsed.port)) is not None:
+        return ParsedUrl(url, scheme, name, problem)
+    target = _remove_dot_segments(_encode(parts["path"]) or "/") + _encode(parts["query"] or "")
+    return ParsedUrl(url, scheme, name, None, HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target))
 
 
 _parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each URL rule asks again, and then the fetcher
 
 
-def _parse_with_yarl(url: str) -> URL:
+def _parse_authority(scheme: str, authority: str) -> URL:
     """Raises ValueError for everything that yarl cannot parse."""
     try:
-        parsed = URL(url.strip())
+        parsed = URL(f"{scheme}://{authority}/")
         _ = parsed.host, parsed.port  # decodes IDNA, which may fail
     except IndexError as error:  # yarl 1.25 on http://[x]@, where a host is missing
         raise ValueError("no host") from error
     return parsed
+
+
+def _encode(text: str, blank: str = "", encoded_blank: str = "") -> str:
+    """Percent-encode what is not ASCII, and nothing else: UTF-8, or the bytes that surrogates stand for."""
+    text = text.replace(blank, encoded_blank) if blank else text
+    return text if text.isascii() else quote(text.encode("utf-8", "surrogateescape"), safe=_ASCII)
+
+
+def _remove_dot_segments(path: str) -> str:
+    """RFC 3986, section 5.2.4. Dots that are percent-encoded stay, as in curl."""
+    if "/." not in path:
+        return path
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            del kept[-1:]
+        elif segment != ".":
+            kept.append(segment)
+    ends_in_folder = segments[-1] in (".", "..")
+    return "/" + "/".join([*kept, ""] if ends_in_folder and kept else kept)
 
 
 def _host_problem(host: str, port: int | None) -> str | None:

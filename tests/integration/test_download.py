@@ -22,7 +22,7 @@ from PIL import Image
 
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.progress import WorkProgress
-from pairmill.pipeline.fetch import http_session
+from pairmill.pipeline.fetch import http_client
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.downloader import Downloader
 from pairmill.pipeline.image.processor import ImageProcessor
@@ -209,14 +209,14 @@ def test_an_unexpected_error_costs_only_its_row(
 def test_running_out_of_open_files_fails_the_shard_and_blames_no_url(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_socket, no_files_left = http_session.open_allowed_socket, True
+    open_socket, no_files_left = http_client.open_allowed_socket, True
 
     def open_or_fail(guard: AddressGuard, info: Any) -> Any:
         if no_files_left:
             raise OSError(errno.EMFILE, "Too many open files")
         return open_socket(guard, info)
 
-    monkeypatch.setattr(http_session, "open_allowed_socket", open_or_fail)
+    monkeypatch.setattr(http_client, "open_allowed_socket", open_or_fail)
     downloader = open_downloader()
     urls = [web.serve(f"/{seed}.jpg", jpeg(seed)) for seed in range(5)]
     with pytest.raises(LocalFault, match="Too many open files"):

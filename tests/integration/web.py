@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from urllib.parse import urlsplit
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        return urlsplit(self.target).path
+        return self.target.partition("?")[0]
 
 
 Handler = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]

@@ -1,13 +1,12 @@
 """Which URLs are requested, and where redirects lead."""
 
 import pytest
-from yarl import URL
 
 from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.schemas.status import Status
 
-BASE = URL("https://example.com/a/b.jpg?x=1")
+BASE = request_url("https://example.com/a/b.jpg?x=1")
 
 
 @pytest.mark.parametrize(

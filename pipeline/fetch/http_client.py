@@ -1,0 +1,244 @@
+"""GET over HTTP/1.1: connections to allowed addresses, kept alive for a while, and one response at a time on each.
+
+    async with client.get(url) as response:
+        response.head.status, response.head.get("location")
+        async for chunk in response.chunks(): ...
+
+Everything that a server can do wrong is a FetchError; what this machine lacks is a LocalFault. Why it is our own: see
+docs/decisions/011-http-client.md.
+"""
+
+import asyncio
+import resource
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache, partial
+
+import aiohappyeyeballs
+
+from pairmill.pipeline.common.faults import LocalFault, local_fault
+from pairmill.pipeline.fetch.addresses import AddressGuard, is_ipv4
+from pairmill.pipeline.fetch.deadline import Deadline
+from pairmill.pipeline.fetch.dns import AddressRefused
+from pairmill.pipeline.fetch.http_connection import HttpConnection, describe_os_error
+from pairmill.pipeline.fetch.http_response import ResponseHead, ResponseParser
+from pairmill.pipeline.fetch.outcome import FetchError
+from pairmill.pipeline.fetch.resolver import GuardedResolver
+from pairmill.pipeline.fetch.stall_monitor import StallMonitor
+from pairmill.pipeline.rules.url_parser import HttpUrl
+from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.status import Status
+
+_KEEP_ALIVE_S = 2.0  # with thousands of hosts, idle sockets must not use up the limit of open files
+_HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
+_OTHER_FILES = 256  # name look-ups, Python's own, Ray's
+
+
+class Response:
+    """A response whose body is still to be read."""
+
+    def __init__(self, head: ResponseHead, parser: ResponseParser, connection: HttpConnection, first: bytes) -> None:
+        self.head = head
+        self.parser = parser
+        self._connection = connection
+        self._first = first
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises FetchError (body_truncated, protocol_error)."""
+        chunk, self._first = self._first, b""
+        while True:
+            if chunk:
+                yield chunk
+            self.parser.raise_failure()
+            if self.parser.complete:
+                return
+            chunk = await self._connection.read_into(self.parser)
+
+    async def read_prefix(self, max_bytes: int) -> bytes:
+        """The first bytes of the body; the rest is not read."""
+        prefix = b""
+        async for chunk in self.chunks():
+            prefix += chunk
+            if len(prefix) >= max_bytes:
+                break
+        return prefix[:max_bytes]
+
+
+class HttpClient:
+    """Sends GET requests, each with the same fields. For one event loop, not thread-safe."""
+
+    def __init__(
+        self, config: FetchConfig, guard: AddressGuard, resolver: GuardedResolver, stalls: StallMonitor
+    ) -> None:
+        self._stalls = stalls
+        self._connect_timeout_s = config.connect_timeout_s
+        self._idle = _IdleConnections(config.concurrency)
+        self._socket_factory = partial(open_allowed_socket, guard)
+        self._resolver = resolver
+        self._tls = tls_context()
+        self._fields = (
+            f"User-Agent: {config.user_agent}\r\nAccept: image/*,*/*;q=0.8\r\nAccept-Encoding: identity\r\n\r\n"
+        )
+
+    @asynccontextmanager
+    async def get(self, url: HttpUrl) -> AsyncIterator[Response]:
+        """Send a request and wait for the final response's head. Raises FetchError, or LocalFault.
+
+        Leaving before the body is complete closes the connection, so that no further byte is read.
+        """
+        connection, response = await self._request(url)
+        try:
+            yield response
+        finally:
+            if response.parser.reusable and connection.is_quiet:
+                self._idle.keep(url.origin, connection)
+            else:
+                connection.abort()
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        self._idle.close()
+
+    async def _request(self, url: HttpUrl) -> tuple[HttpConnection, Response]:
+        request = f"GET {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._fields}".encode()
+        if (kept := self._idle.take(url.origin)) is not None:
+            try:
+                return kept, await _exchange(kept, request)
+            except FetchError:
+                # The server may have closed it meanwhile, or have sent something behind its last response: RFC 9112
+                # section 9.3.1. Only a new connection can tell what the response to this request is.
+                pass
+        connection = await self._connect(url)
+        return connection, await _exchange(connection, request)
+
+    async def _connect(self, url: HttpUrl) -> HttpConnection:
+        name = url.host.removesuffix(".")
+        addresses = [name] if is_ipv4(name) or ":" in name else await self._resolve(name)
+        infos = [
+            (
+                (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, url.port, 0, 0))
+                if ":" in address
+                else (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, url.port))
+            )
+            for address in addresses
+        ]
+        try:
+            async with Deadline(self._connect_timeout_s, self._stalls):
+                sock = await aiohappyeyeballs.start_connection(
+                    infos, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_S, socket_factory=self._socket_factory
+                )
+                return await HttpConnection.over(sock, self._tls if url.scheme == "https" else None, name)
+        except TimeoutError as error:
+            raise FetchError(Status.TIMEOUT, f"no connection within {self._connect_timeout_s:g} s") from error
+        except OSError as error:  # ssl.SSLError is one
+            raise _connect_error(error) from error
+
+    async def _resolve(self, name: str) -> list[str]:
+        try:
+            return await self._resolver.resolve(name)
+        except AddressRefused as error:
+            raise FetchError(Status.ADDRESS_REFUSED, str(error)) from error
+        except OSError as error:
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
+            raise FetchError(Status.DNS_ERROR, str(error)) from error
+
+
+class _IdleConnections:
+    """Connections without a request, each for at most `_KEEP_ALIVE_S`, and at most `limit` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+        self._by_origin: dict[str, list[HttpConnection]] = {}
+
+    def keep(self, origin: str, connection: HttpConnection) -> None:
+        """Keep one, or close it if there are too many."""
+        if self._count >= self._limit:
+            connection.abort()
+            return
+        connection.idle()
+        self._count += 1
+        self._by_origin.setdefault(origin, []).append(connection)
+        asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._expire, origin, connection)
+
+    def take(self, origin: str) -> HttpConnection | None:
+        """One that is still open, the most recent first."""
+        while kept := self._by_origin.get(origin):
+            connection = kept[-1]
+            self._remove(origin, connection)
+            if connection.is_quiet:
+                return connection
+            connection.abort()
+        return None
+
+    def close(self) -> None:
+        """Close all."""
+        for kept in self._by_origin.values():
+            for connection in kept:
+                connection.abort()
+        self._by_origin.clear()
+        self._count = 0
+
+    def _expire(self, origin: str, connection: HttpConnection) -> None:
+        if connection in self._by_origin.get(origin, ()):
+            self._remove(origin, connection)
+            connection.abort()
+
+    def _remove(self, origin: str, connection: HttpConnection) -> None:
+        kept = self._by_origin[origin]
+        kept.remove(connection)
+        self._count -= 1
+        if not kept:
+            del self._by_origin[origin]
+
+
+async def _exchange(connection: HttpConnection, request: bytes) -> Response:
+    """Send a request and read the head of its final response. The connection is closed if that fails."""
+    parser, first = ResponseParser(), b""
+    try:
+        connection.send(request)
+        while parser.head is None:
+            parser.raise_failure()
+            first = await connection.read_into(parser)
+    except BaseException:  # the deadline too
+        connection.abort()
+        raise
+    return Response(parser.head, parser, connection, first)
+
+
+def _connect_error(error: OSError) -> FetchError:
+    if (fault := local_fault(error)) is not None:
+        raise fault from error
+    if isinstance(error, AddressRefused):
+        return FetchError(Status.ADDRESS_REFUSED, str(error))
+    status = Status.TLS_ERROR if isinstance(error, ssl.SSLError) else Status.CONNECT_ERROR
+    return FetchError(status, describe_os_error(error))
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Certificates are verified against the machine's authorities."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
+    """A socket for this address: the last step before connecting, for every connection. Raises AddressRefused."""
+    family, kind, protocol, _, address = info
+    if (refusal := guard.refusal(str(address[0]))) is not None:
+        raise AddressRefused(refusal)
+    return socket.socket(family, kind, protocol)
+
+
+def raise_file_limit(concurrency: int) -> None:
+    """Let this process open as many files as so many requests at a time need. Raises LocalFault if it may not."""
+    required = 2 * concurrency + _OTHER_FILES  # half of the connections are idle, kept alive
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < required:
+        raise LocalFault(f"at most {hard} open files are allowed here; fetch.concurrency needs {required}: lower it")
+    if soft != resource.RLIM_INFINITY and soft < required:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (required, hard))

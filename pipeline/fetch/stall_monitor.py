@@ -1,0 +1,66 @@
+"""Notices that the event loop stood still: a stopped or starved process, a paused machine.
+
+Deadlines that pass meanwhile say nothing about a server, whose bytes may have been waiting in the socket.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_BEAT_S = 0.25
+_STALL_S = 1.0
+
+
+class StallMonitor:
+    """Beats on the running event loop. `stalled_since` may be asked in any order with the timers of the loop."""
+
+    def __init__(self) -> None:
+        self._last_beat = self._last_stall_end = time.monotonic()
+        self._total_s = 0.0
+        self._task = asyncio.create_task(self._beat())
+
+    def stalled_since(self, started: float) -> bool:
+        """True if the loop stood still for over a second at any time after `started` (time.monotonic())."""
+        self._notice()
+        return self._last_stall_end > started
+
+    @property
+    def total_s(self) -> float:
+        """Seconds for which the loop stood still in all."""
+        self._notice()
+        return self._total_s
+
+    @property
+    def last_stall_end(self) -> float:
+        """On the clock of time.monotonic(); the time of creation if there was no stall."""
+        self._notice()
+        return self._last_stall_end
+
+    async def repeat_if_stalled(self, attempt: Callable[[], Awaitable[T]], failures: type[Exception]) -> T:
+        """The result of `attempt()`, which is made again as often as it fails while the loop stands still."""
+        while True:
+            started = time.monotonic()
+            try:
+                return await attempt()
+            except failures:
+                if not self.stalled_since(started):
+                    raise
+
+    def close(self) -> None:
+        """Stop beating."""
+        self._task.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            self._notice()
+
+    def _notice(self) -> None:
+        now = time.monotonic()
+        if now - self._last_beat > _BEAT_S + _STALL_S:
+            self._last_stall_end = now
+            self._total_s += now - self._last_beat
+        self._last_beat = now

@@ -1,0 +1,162 @@
+"""Answers to one request as servers send them: sound, odd and broken ones."""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+
+from pairmill.schemas.status import Status
+
+PICTURE = b"\xff\xd8\xff\xe0" + bytes(range(48, 128))
+"""What is inside the good ones."""
+
+_OK = b"HTTP/1.1 200 OK\r\n"
+_CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+_SIZE = b"%d" % len(PICTURE)
+_HEX = b"%x" % len(PICTURE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Bytes after which the server closes the connection."""
+
+    bytes: bytes
+    status: Status = Status.OK
+    why_not_as_curl: str | None = None
+    """Why a picture is accepted that curl 7.88 refuses, or the other way round."""
+
+
+def _length(body: bytes, fields: bytes = b"", line: bytes = _OK) -> bytes:
+    return line + fields + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def _chunks(*chunks: bytes, fields: bytes = b"", end: bytes = b"0\r\n\r\n", line: bytes = _OK) -> bytes:
+    return line + fields + _CHUNKED + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+
+
+def _coded(body: bytes, coding: bytes) -> bytes:
+    return _length(body, b"Content-Encoding: " + coding + b"\r\n")
+
+
+def _bare_deflate(data: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(data) + stream.flush()
+
+
+_ZIPPED = gzip.compress(PICTURE, mtime=0)
+_PROTOCOL, _TRUNCATED = Status.PROTOCOL_ERROR, Status.BODY_TRUNCATED
+_MEMBERS = "RFC 1952 section 2.2: a file consists of any number of members"
+_BEHIND = "gzip(1) and browsers ignore what follows"
+
+ANSWERS: dict[str, Answer] = {
+    # framing by length
+    "length": Answer(_length(PICTURE)),
+    "length, bytes behind": Answer(_length(PICTURE) + b"\r\nstray"),
+    "length, another answer behind": Answer(_length(PICTURE) + _length(b"another")),
+    "equal lengths in two fields": Answer(_length(PICTURE, b"content-length: " + _SIZE + b"\r\n")),
+    "equal lengths in one field": Answer(_OK + b"Content-Length: %s, %s\r\n\r\n" % (_SIZE, _SIZE) + PICTURE),
+    "equal lengths, one with zeros": Answer(_OK + b"Content-Length: 00%s,%s\r\n\r\n" % (_SIZE, _SIZE) + PICTURE),
+    "length with a sign": Answer(_OK + b"Content-Length: +" + _SIZE + b"\r\n\r\n" + PICTURE),
+    "length with its unit": Answer(_OK + b"Content-Length: " + _SIZE + b" bytes\r\n\r\n" + PICTURE),
+    "length beyond 64 bits": Answer(_OK + b"Content-Length: 99999999999999999999\r\n\r\n" + PICTURE),
+    "different lengths": Answer(_length(PICTURE, b"Content-Length: 5\r\n"), _PROTOCOL, "RFC 9112 section 6.3, item 5"),
+    "negative length": Answer(_OK + b"Content-Length: -5\r\n\r\n" + PICTURE, _PROTOCOL),
+    "no number as length": Answer(_OK + b"Content-Length: many\r\n\r\n" + PICTURE, _PROTOCOL),
+    "empty length": Answer(_OK + b"Content-Length:\r\n\r\n" + PICTURE, _PROTOCOL),
+    "length larger than the body": Answer(_OK + b"Content-Length: 99\r\n\r\n" + PICTURE, _TRUNCATED),
+    "length zero": Answer(_length(b""), Status.EMPTY_BODY),
+    "until the end": Answer(_OK + b"\r\n" + PICTURE),
+    "until the end, HTTP/1.0": Answer(b"HTTP/1.0 200 OK\r\n\r\n" + PICTURE),
+    "until the end, nothing": Answer(_OK + b"\r\n", Status.EMPTY_BODY),
+    # framing by chunks
+    "chunks": Answer(_chunks(PICTURE[:30], PICTURE[30:])),
+    "chunks of a byte": Answer(_chunks(*(bytes([byte]) for byte in PICTURE))),
+    "chunks, bytes behind": Answer(_chunks(PICTURE) + b"\r\n\r\nstray"),
+    "chunks, HTTP/1.0": Answer(_chunks(PICTURE, line=b"HTTP/1.0 200 OK\r\n")),
+    "chunks behind a length": Answer(_chunks(PICTURE, fields=b"Content-Length: 5\r\n")),
+    "chunks before a length": Answer(_OK + b"Content-Length: 7\r\n".join([b"", _chunks(PICTURE)[len(_OK) :]])),
+    "chunks named twice": Answer(_chunks(PICTURE, fields=b"Transfer-Encoding: chunked\r\n")),
+    "chunk extensions": Answer(_OK + _CHUNKED + _HEX + b';a=b;c="d"\r\n' + PICTURE + b"\r\n0;e\r\n\r\n"),
+    "blanks behind a chunk size": Answer(_OK + _CHUNKED + _HEX + b"   \r\n" + PICTURE + b"\r\n0 \r\n\r\n"),
+    "zeros before a chunk size": Answer(_OK + _CHUNKED + b"0000" + _HEX + b"\r\n" + PICTURE + b"\r\n000\r\n\r\n"),
+    "chunk size in capitals": Answer(_OK + _CHUNKED + _HEX.upper() + b"\r\n" + PICTURE + b"\r\n0\r\n\r\n"),
+    "chunks with line feeds": Answer(_OK + _CHUNKED + _HEX + b"\n" + PICTURE + b"\n0\n\n"),
+    "trailers": Answer(_chunks(PICTURE, end=b"0\r\nX-Checksum: 1\r\nX: y\r\n\r\n")),
+    "no last chunk": Answer(_chunks(PICTURE, end=b""), _TRUNCATED),
+    "no line behind the last chunk": Answer(_chunks(PICTURE, end=b"0\r\n"), _TRUNCATED),
+    "no chunk size": Answer(_chunks(PICTURE, end=b"zz\r\n\r\n"), _PROTOCOL),
+    "chunk size with a prefix": Answer(_OK + _CHUNKED + b"0x" + _HEX + b"\r\n" + PICTURE + b"\r\n0\r\n\r\n", _PROTOCOL),
+    "chunk longer than its size": Answer(_OK + _CHUNKED + b"5\r\n" + PICTURE + b"\r\n0\r\n\r\n", _PROTOCOL),
+    "identity as transfer coding": Answer(_length(PICTURE, b"Transfer-Encoding: identity\r\n")),
+    "gzip as transfer coding": Answer(_chunks(_ZIPPED).replace(b": chunked", b": gzip, chunked")),
+    # lines
+    "line feeds": Answer(b"HTTP/1.1 200 OK\nContent-Length: " + _SIZE + b"\n\n" + PICTURE),
+    "a folded line": Answer(_length(PICTURE, b"X: a\r\n\tb\r\n")),
+    "no reason": Answer(_length(PICTURE, line=b"HTTP/1.1 200\r\n")),
+    "no blank before the reason": Answer(_length(PICTURE, line=b"HTTP/1.1 200OK\r\n")),
+    "two blanks before the code": Answer(_length(PICTURE, line=b"HTTP/1.1  200 OK\r\n")),
+    "lower-case version": Answer(_length(PICTURE, line=b"http/1.1 200 ok\r\n")),
+    "HTTP/2 in the status line": Answer(_length(PICTURE, line=b"HTTP/2 200\r\n")),
+    "blank lines before": Answer(b"\r\n" + _length(PICTURE), Status.OK, "Chrome skips them"),
+    "a blank before a colon": Answer(_OK + b"Content-Length : " + _SIZE + b"\r\n\r\n" + PICTURE),
+    "no name": Answer(_length(PICTURE, b": x\r\n")),
+    "no colon": Answer(_length(PICTURE, b"X\r\n"), Status.OK, "browsers ignore the line, and so did curl before 7.84"),
+    "bytes beyond ASCII": Answer(_length(PICTURE, b"X-\xe4: \xff\xfe\r\n")),
+    "a carriage return in a value": Answer(_length(PICTURE, b"X: a\rb\r\n")),
+    "300 fields": Answer(_length(PICTURE, b"X: y\r\n" * 300)),
+    "a long field": Answer(_length(PICTURE, b"X: " + b"y" * 20_000 + b"\r\n")),
+    "NUL": Answer(_length(PICTURE, b"X: a\0b\r\n"), _PROTOCOL),
+    "another protocol": Answer(b"ICY 200 OK\r\n\r\n" + PICTURE, _PROTOCOL),
+    "HTTP/0.9": Answer(PICTURE, _PROTOCOL),
+    "a code of four digits": Answer(_length(PICTURE, line=b"HTTP/1.1 2000 OK\r\n"), _PROTOCOL),
+    "a code of two digits": Answer(_length(PICTURE, line=b"HTTP/1.1 20 OK\r\n"), _PROTOCOL),
+    "half a status line": Answer(b"HTTP/1.1 2", Status.CONNECTION_LOST),
+    "half of the fields": Answer(_OK + b"Content-Le", Status.CONNECTION_LOST),
+    "nothing": Answer(b"", Status.CONNECTION_LOST),
+    # codes
+    "100 before": Answer(b"HTTP/1.1 100 Continue\r\n\r\n" + _length(PICTURE)),
+    "103 before, often": Answer(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 20 + _length(PICTURE)),
+    "199 before": Answer(b"HTTP/1.1 199 X\r\n\r\n" + _length(PICTURE)),
+    "101": Answer(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + _length(PICTURE), Status.HTTP_OTHER),
+    "203": Answer(_length(PICTURE, line=b"HTTP/1.1 203 Other\r\n")),
+    "204": Answer(b"HTTP/1.1 204 No Content\r\n\r\n", Status.EMPTY_BODY),
+    "204 with a body": Answer(_length(PICTURE, line=b"HTTP/1.1 204 No Content\r\n"), Status.EMPTY_BODY),
+    "204 with chunks": Answer(_chunks(PICTURE, line=b"HTTP/1.1 204 No Content\r\n"), Status.EMPTY_BODY),
+    "205 without a body": Answer(_length(b"", line=b"HTTP/1.1 205 Reset Content\r\n"), Status.EMPTY_BODY),
+    "304": Answer(b"HTTP/1.1 304 Not Modified\r\n\r\n", Status.HTTP_OTHER),
+    "304 with a length": Answer(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 84\r\n\r\n", Status.HTTP_OTHER),
+    "404 with a broken body": Answer(_chunks(PICTURE, end=b"zz", line=b"HTTP/1.1 404 No\r\n"), Status.HTTP_4XX),
+    # codings
+    "gzip": Answer(_coded(_ZIPPED, b"gzip")),
+    "gzip, other names": Answer(_coded(_ZIPPED, b"X-GZip")),
+    "gzip in chunks": Answer(_chunks(_ZIPPED[:20], _ZIPPED[20:], fields=b"Content-Encoding: gzip\r\n")),
+    "gzip of two members": Answer(
+        _coded(gzip.compress(PICTURE[:40]) + gzip.compress(PICTURE[40:]), b"gzip"), Status.OK, _MEMBERS
+    ),
+    "gzip of many members": Answer(
+        _coded(b"".join(gzip.compress(PICTURE[n : n + 7]) for n in range(0, 84, 7)), b"gzip"), Status.OK, _MEMBERS
+    ),
+    "gzip, an empty member": Answer(_coded(_ZIPPED + gzip.compress(b""), b"gzip"), Status.OK, _MEMBERS),
+    "gzip, bytes behind": Answer(_coded(_ZIPPED + b"behind", b"gzip"), Status.OK, _BEHIND),
+    "gzip, zeros behind": Answer(_coded(_ZIPPED + bytes(20), b"gzip"), Status.OK, _BEHIND),
+    "gzip, half a magic number behind": Answer(_coded(_ZIPPED + b"\x1f", b"gzip"), Status.OK, _BEHIND),
+    "gzip without its checksum": Answer(_coded(_ZIPPED[:-8], b"gzip")),
+    "gzip with half its checksum": Answer(_coded(_ZIPPED[:-3], b"gzip")),
+    "gzip with a wrong checksum": Answer(_coded(_ZIPPED[:-8] + b"12345678", b"gzip"), _PROTOCOL),
+    "gzip that ends early": Answer(_coded(_ZIPPED[:-12], b"gzip"), _TRUNCATED),
+    "deflate with a zlib header": Answer(_coded(zlib.compress(PICTURE), b"deflate")),
+    "deflate without its checksum": Answer(_coded(zlib.compress(PICTURE)[:-4], b"deflate")),
+    "bare deflate": Answer(_coded(_bare_deflate(PICTURE), b"deflate")),
+    "bare deflate, bytes behind": Answer(_coded(_bare_deflate(PICTURE) + b"more", b"deflate")),
+    "gzip twice": Answer(_coded(gzip.compress(_ZIPPED), b"gzip, gzip")),
+    "deflate, then gzip": Answer(_coded(gzip.compress(zlib.compress(PICTURE)), b"deflate,gzip")),
+    "gzip, then nothing": Answer(_coded(_ZIPPED, b"gzip, identity")),
+    "identity": Answer(_coded(PICTURE, b"identity")),
+    "none": Answer(_coded(PICTURE, b"none")),
+    "empty coding": Answer(_coded(PICTURE, b"")),
+    "gzip on a plain picture": Answer(_coded(PICTURE, b"gzip"), Status.OK, "the label is wrong, not the picture"),
+    "an unknown coding on a plain picture": Answer(_coded(PICTURE, b"utf-8"), Status.OK, "as above"),
+    "a page": Answer(_length(b"<!DOCTYPE html><html><body>" + b"." * 60), Status.NOT_AN_IMAGE),
+    "a page that ends early": Answer(
+        _OK + b"Content-Length: 99\r\n\r\n{'error': 'what you look for is not here'}", Status.NOT_AN_IMAGE
+    ),
+}  # fmt: skip
