@@ -21,7 +21,7 @@ class ColumnType:
 
 
 def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
-    """Widen the type of a column to hold this file's values. Raises SourceError that names both files."""
+    """Widen the type of a column to fit this file's values. Raises SourceError that names both files."""
     found = plain_type(file.schema.field(name).type)
     known = types.setdefault(name, ColumnType(found, file.uri, found))
     common = common_type(known.type, found)
@@ -31,7 +31,7 @@ def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
 
 
 def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> None:
-    """Where the common type cannot hold every value of a file's type, check that it holds those of the file.
+    """Check that the common types can store the actual values of a file, where its own types are wider.
 
     Raises SourceError that names both files.
     """
