@@ -27,7 +27,7 @@ Write = Callable[[IO[bytes]], object]
 
 _ROW_GROUP_ROWS = 512
 _ROW_GROUP_BYTES = 64 << 20
-"""Of pictures: what a reader needs in memory at once. Arrow cannot read a column of structs of 2 GiB or more."""
+"""Bytes of pictures that a reader needs in memory at once. Arrow cannot read a column of structs of 2 GiB or more."""
 
 
 class FormatError(PairmillError, ValueError):
@@ -39,14 +39,14 @@ class Part:
     """The rows of one part of an export, in order. If the format needs pictures, they are in a temporary file."""
 
     stem: str
-    """The part's number, such as `00012`: file names sort and have no gaps."""
+    """The part's number, such as `00012`: file names sort in order, without gaps."""
     rows: pa.Table
     picture_file: IO[bytes]
     picture_ranges: Sequence[tuple[int, int]]
-    """(offset, length) in that file, per row."""
+    """(offset, length) in that file for each row."""
 
     def pictures(self) -> Iterator[bytes]:
-        """In the order of the rows."""
+        """The pictures in row order."""
         return (read_range(self.picture_file, *picture_range) for picture_range in self.picture_ranges)
 
 
@@ -61,10 +61,10 @@ class Format(Protocol):
         """The columns of the dataset that `files` reads."""
 
     def names(self, stem: str) -> list[str]:
-        """Names, relative to the output, of the files of a part."""
+        """Names of a part's files, relative to the output."""
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The same names, with the functions that write the files. Raises FormatError."""
+        """The same names, each with the function that writes the file. Raises FormatError."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class WebDataset:
     needs_pictures: bool = True
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """What the .txt and .json members are made from."""
+        """The columns that the .txt and .json members are made from."""
         similarities = {score_column_names(alias).similarity for alias in self.models}
         return [*MEMBER_COLUMNS, "caption_clean", *(name for name in schema.names if name in similarities)]
 
@@ -89,7 +89,7 @@ class WebDataset:
         return [f"{stem}.tar"]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The tar. A missing caption is an error: trainers would learn from an empty text."""
+        """The tar. A missing caption is an error, because trainers would learn from an empty text."""
         if self.has_captions and (missing := part.rows["caption_clean"].null_count):
             raise FormatError(f"{missing:,} selected rows have no caption: add `where: caption_clean is not None`")
         pictures = (_for_trainers(picture) for picture in part.pictures())
@@ -142,7 +142,7 @@ class ClipRetrieval:
     model: str
     """Alias of the model whose embeddings are written."""
     models: Sequence[str]
-    """Aliases of all models of the dataset: embeddings are no metadata."""
+    """Aliases of all models of the dataset, since embeddings are not metadata."""
     has_captions: bool
     needs_pictures: bool = False
 
@@ -183,7 +183,7 @@ class DataComp:
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """DataComp's own, and those of the models."""
+        """DataComp's own columns, and those of the models."""
         similarities = [score_column_names(alias).similarity for alias in self.models]
         own = ["uid", "url", "caption", "original_width", "original_height", "sha256"]
         return [*own, *similarities, *(array.column for array in self._arrays())]
@@ -213,12 +213,12 @@ class DataComp:
 
 
 def datacomp_prefix(alias: str) -> str:
-    """What the names of a model's arrays begin with: `b32` for `clip_b32`."""
+    """The prefix of a model's array names: `b32` for `clip_b32`."""
     return alias.removeprefix("clip_")
 
 
 def check_scores(rows: pa.Table) -> None:
-    """Raises FormatError for a similarity or an embedding that is NaN or infinite, as outputs before 0.2 may hold."""
+    """Raise FormatError for a NaN or infinite similarity or embedding, which outputs before 0.2 may contain."""
     for field, column in zip(rows.schema, rows.columns, strict=True):
         numbers = pc.list_flatten(column) if is_embedding(field) else column
         if not is_embedding(field) and not (field.name.startswith("similarity") and pa.types.is_floating(field.type)):
@@ -258,7 +258,7 @@ class EmbeddingArray:
 
 
 def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
-    """The arrays of one model; without captions, that of the pictures only."""
+    """The arrays of one model; without captions, only that of the pictures."""
     columns = score_column_names(alias)
     arrays = [EmbeddingArray(columns.image_embedding, image_name, columns.similarity if has_captions else "sha256")]
     if has_captions:

@@ -1,4 +1,4 @@
-"""Column types in the words of Hugging Face `datasets`, as it stores them in the metadata of a Parquet file."""
+"""Column types as Hugging Face `datasets` names them and stores them in the metadata of a Parquet file."""
 
 from typing import TypeAlias
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 Feature: TypeAlias = "dict[str, str | Feature]"
 
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
-"""Where Arrow's name of a type differs."""
+"""Types that have another name in Arrow."""
 
 
 def features(rows: pa.Schema) -> Feature:

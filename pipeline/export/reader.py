@@ -23,10 +23,10 @@ from pairmill.schemas.manifest import manifest_name, shards_from_table
 from pairmill.schemas.pairs import STORED
 
 _SHARD, _GENERATION, _ROW = "export_shard", "export_generation", "export_row"
-"""Added to the columns that are read: where each row comes from."""
+"""Columns added to those that are read: where each row comes from."""
 
 _PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
-"""Needed to find the pictures."""
+"""Columns needed to find the pictures."""
 
 
 class MissingDataError(PairmillError, ValueError):
@@ -60,7 +60,7 @@ class SubsetReader:
         self._reader.close()
 
     def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> pa.Table:
-        """These columns, and what `write_pictures` needs, of the rows of a part, in order."""
+        """The rows of a part in order, with these columns and those that `write_pictures` needs."""
         return pa.concat_tables([self._read_slice(each, frozenset(columns)) for each in slices])
 
     def write_pictures(self, rows: pa.Table, file: IO[bytes]) -> list[tuple[int, int]]:
@@ -93,7 +93,7 @@ class SubsetReader:
             yield picture
 
     def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> pa.Table:
-        """The order takes only the group's uids; other columns are read only of shards with rows in the slice."""
+        """The order needs only the group's uids; other columns are read only from shards with rows in the slice."""
         in_slice = self._shuffled(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
         tables = []

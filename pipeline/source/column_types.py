@@ -31,9 +31,9 @@ def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
 
 
 def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> None:
-    """Check that the common types can store the actual values of a file, where its own types are wider.
+    """Raise SourceError, naming both files, if a column's common type cannot store every value of some file.
 
-    Raises SourceError that names both files.
+    Reads values only where the types alone do not decide.
     """
     for file in inputs:
         for name in file.schema.names:
