@@ -241,7 +241,7 @@ class Corpus:
         return None
 
     def _files_of(self, folder: str, tally: Tally) -> list[tuple[str, int]]:
-        """(name, size in bytes) of the pictures and texts directly in a folder, sorted. Counts the others in `tally`."""
+        """Sorted (name, size in bytes) of the pictures and texts directly in a folder. Counts the others in `tally`."""
         return folders.used_entries(entries_in(folder, self._files), self._rules, tally)
 
 

@@ -52,7 +52,7 @@ def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
 
 
 def picture_file(name: str, root: str, files: Files) -> str | None:
-    """Absolute path or URL of a file that a row of the output at `root` names: one of its tars, or an input of its plan.
+    """Absolute path or URL of a file that a row of the output at `root` names: its own tar, or an input of its plan.
 
     None for any other name: a Parquet file must not be able to refer to a secret file or a URL.
     """

@@ -137,8 +137,8 @@ class Loader:
             raise ReadError(f"{file}: cannot be read: {error}") from error
 
     def _read_first_that_decodes(self, row: _Row, refs: Sequence[_Ref], progress: ShardProgress) -> None:
-        """Use the first of several pictures that decodes. If none does, the row gets the first one's Status and a detail
-        that lists all."""
+        """Use the first of several pictures that decodes. If none does, the row gets the first one's Status and a
+        detail that lists all."""
         tries = []
         for ref in refs:
             attempt = _Row(row.status, row.detail, row.uid, stored=ref)

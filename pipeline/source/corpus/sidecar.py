@@ -239,7 +239,7 @@ def _text_in(value: dict[str, Any], names: Sequence[str]) -> bytes | None:
 
 
 def _raw(text: str) -> bytes:
-    """The bytes that the text was decoded from. A lone surrogate such as \\ud800 is not UTF-8, which is detected later."""
+    """The bytes that the text was decoded from. A lone surrogate such as \\ud800 is not UTF-8: detected later."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
