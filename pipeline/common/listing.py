@@ -42,7 +42,7 @@ class Listing:
     named: list[str] = field(default_factory=list)
     """The `files` that the path itself names or its glob matches; the others are in folders."""
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
-    """Reason -> absolute paths or URLs that are not used. Folders end in `/`; nothing below them was listed."""
+    """Absolute path or URL -> why it is not used. Folders end in `/`; nothing below them was listed."""
 
     def pass_over(self, uris: Iterable[str], reason: PassedOver) -> None:
         """Record that these files are not used."""
@@ -143,7 +143,7 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
     if root_id == output:
         found.passed_over[f"{root.rstrip('/')}/"] = PassedOver.OUTPUT
         return
-    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # a folder, and the ids of itself and those above it
+    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, ids of it and its parents
     while waiting:
         folder, above = waiting.pop()
         try:
