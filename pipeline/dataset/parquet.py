@@ -1,6 +1,6 @@
-"""Tables to Parquet files and back.
+"""Writes tables to Parquet files and reads them back.
 
-All columns are compressed except embeddings, which would shrink by only a tenth and are read twice as fast
+All columns are compressed except embeddings, which would shrink by only a tenth, and are twice as fast to read
 uncompressed (see docs/benchmarks.md).
 """
 
@@ -24,7 +24,7 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
 
 
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
-    """A whole Parquet file of the store with its schema's metadata, or those of `columns` that it has.
+    """A whole Parquet file of the store with its schema's metadata, or only those of `columns` that it has.
 
     Raises FileNotFoundError, and pa.ArrowInvalid if it is not a Parquet file.
     """

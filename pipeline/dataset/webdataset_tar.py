@@ -1,4 +1,4 @@
-"""Stored pictures of a shard as WebDataset tars: `uid.jpg`, `uid.txt`, `uid.json` per pair.
+"""Stores the pictures of a shard in a WebDataset tar: `uid.jpg`, `uid.txt`, `uid.json` per pair.
 
 The format: https://github.com/webdataset/webdataset (the members of a sample are consecutive and share a stem).
 Uids are 32 hex characters, so member names never come from the web.
@@ -20,7 +20,7 @@ MEMBER_COLUMNS = ("uid", "url", "caption", "status", "sha256", "width", "height"
 def write_tar(
     file: IO[bytes], pairs: pa.Table, pictures: Iterable[pa.Buffer | bytes], image_format: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Write one sample per row of `pairs`. Returns the offsets of the pictures' first bytes, and their lengths.
+    """Write one sample per row of `pairs`. Returns the offsets and lengths of the pictures.
 
     `image_format`: the file name extension of the pictures. None: detected from the first bytes of each.
     """
@@ -47,7 +47,7 @@ def _similarity_columns(pairs: pa.Table) -> list[str]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes | memoryview) -> int:
-    """Add a member with fixed owner and time, so that equal pairs give equal tars. Returns the offset of its data."""
+    """Add a member with a fixed owner and time, so that equal pairs give equal tars. Returns the offset of its data."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     offset = tar.offset + tarfile.BLOCKSIZE  # a USTAR header is one block

@@ -21,7 +21,7 @@ def resolve_device(run: RunConfig) -> Device:
 
 
 def check_device(run: RunConfig) -> None:
-    """Raise ModelError if the job asks for a GPU and this machine has none. Loads torch only if the job asks for one."""
+    """Raise ModelError if the job asks for a GPU and this machine has none. Loads torch only for such a job."""
     if run.device == "cuda":
         resolve_device(run)
 

@@ -53,8 +53,8 @@ def beginning(text: str, num_bytes: int) -> str:
 
 
 def _merge_long_words_fast(tokenize: Any) -> None:
-    """Replace the byte-pair merging of open_clip's own tokenizer for long words, which would take quadratic time and stay
-    in its cache forever."""
+    """Replace the byte-pair merging of open_clip's own tokenizer for long words, which would take quadratic time and
+    stay in its cache forever."""
     short = tokenize.bpe
 
     def bpe(word: str) -> str:

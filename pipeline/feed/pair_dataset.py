@@ -25,10 +25,10 @@ from pairmill.schemas.pairs import STORED
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 IMAGE = "image"
-"""Among the columns: the picture itself, which is in no column of the files."""
+"""The column name for the picture itself, which the files do not have as a column."""
 
 _UNBATCHED_ROWS = 256
-"""Rows read and decoded together where each item is one row."""
+"""Rows that are read and decoded together when each item is one row."""
 _LOCAL_READERS = 2
 """Arrow has its own threads; more threads here would only wait for each other."""
 _PROCESSOR = ImageProcessor(ImagesConfig())
@@ -42,7 +42,7 @@ class FeedError(PairmillError, ValueError):
 
 
 class FeedState(TypedDict):
-    """A checkpoint of one consumer. All but the first two keys must be the same when it is loaded."""
+    """A checkpoint of one consumer. All keys except the first two must be the same when it is loaded."""
 
     epoch: int
     rows_done: int
@@ -66,7 +66,7 @@ class _Consumer(NamedTuple):
 
 @dataclass(frozen=True)
 class FeedConfig:
-    """What is fed, and in which order."""
+    """Which rows and columns to feed, and in which order."""
 
     dataset: str | os.PathLike[str]
     """Output folder of a build or embed, local or s3://."""
@@ -77,8 +77,8 @@ class FeedConfig:
     shuffle: bool = True
     seed: int = 0
     mix_shards: int = 4
-    """Number of consecutive shards whose rows are shuffled together. Memory holds their columns and those of the next
-    ones, but not their pictures."""
+    """Number of consecutive shards whose rows are shuffled together. Their columns and those of the next ones are in
+    memory, but not their pictures."""
     batch_size: int | None = None
     """Rows per batch. None: one row per item."""
     even: bool = False
@@ -88,7 +88,7 @@ class FeedConfig:
     rank: int = 0
     world_size: int = 1
     s3: S3Config = FROM_ENVIRONMENT
-    """Access to the dataset's bucket, where the environment does not configure it."""
+    """Access to the dataset's bucket, if the environment does not configure it."""
 
 
 class PairDataset(IterableDataset[Sample]):
@@ -133,11 +133,11 @@ class PairDataset(IterableDataset[Sample]):
         return len(self._order.share(self.config.rank, self.config.world_size))
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, which has an order of its own. Call it before the loader starts its workers."""
+        """Start an epoch, which has its own order. Call it before the loader starts its workers."""
         self.epoch, self._rows_done, self._is_resumed = epoch, 0, False
 
     def state_dict(self) -> FeedState:
-        """How far this consumer is in the epoch: after the last row that was yielded."""
+        """This consumer's position in the epoch, after the last row that it yielded."""
         consumer = self._consumer()
         return {
             "epoch": self.epoch,
@@ -153,7 +153,7 @@ class PairDataset(IterableDataset[Sample]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from there. Raises FeedError where the rows would come in another order."""
+        """Continue from a checkpoint. Raises FeedError if the rows would come in a different order."""
         if not isinstance(state, Mapping) or not FeedState.__required_keys__ <= state.keys():
             raise FeedError("this is not a checkpoint of a PairDataset")
         current = self.state_dict()
@@ -178,7 +178,7 @@ class PairDataset(IterableDataset[Sample]):
         self._rows_done = 0
 
     def _count_for_this_consumer(self) -> None:
-        """A worker gets a copy of the loader's dataset, which may have been read from: start from its own first row."""
+        """Start a worker at its own first row: its copy of the loader's dataset may already have been read from."""
         if self._counted_for == self._consumer():
             return
         if self._is_resumed:
@@ -199,7 +199,7 @@ class PairDataset(IterableDataset[Sample]):
             yield {name: item(values, row) for name, values in columns.items()}
 
     def _tables(self) -> Iterator[pa.Table]:
-        """The rows that this consumer has not had yet, in order, one window of shards at a time."""
+        """The rows that this consumer has not received yet, in order, one window of shards at a time."""
         share = self._order.share(*self._consumer())[self._rows_done :]
         for window in self._order.windows(self.epoch, share):
             yield self._read_window(window)
@@ -216,7 +216,7 @@ class PairDataset(IterableDataset[Sample]):
                 rows.append(selected + start)
                 start += table.num_rows
         order = self._order.shuffled(self.epoch, window, np.concatenate(rows))[window.rows]
-        return pa.concat_tables(tables).take(pa.array(order))  # a single copy, of the selected rows in order
+        return pa.concat_tables(tables).take(pa.array(order))  # a single copy of the selected rows, in order
 
     def _with_pictures(
         self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]
@@ -241,7 +241,7 @@ class PairDataset(IterableDataset[Sample]):
         return self._transform(Image.fromarray(_PROCESSOR.pixels(body)))
 
     def _columns(self, table: pa.Table, pictures: Sequence[Future[Any]]) -> Sample:
-        """The values of some rows per column: a tensor (rows, ...) or a list."""
+        """The values of some rows by column: a tensor (rows, ...) or a list."""
         found: Sample = {}
         for name in dict.fromkeys(("uid", *self.config.columns)):
             if name == IMAGE:

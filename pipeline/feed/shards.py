@@ -1,4 +1,4 @@
-"""The shards that a PairDataset reads: which rows of each are selected, their columns, and their pictures."""
+"""The shards that a PairDataset reads: their selected rows, columns and pictures."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ PackedBits = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class FeedShards:
-    """All finished shards, in order. Takes one bit per row and some hundred bytes per shard in memory."""
+    """All finished shards, in order. Takes one bit per row and a few hundred bytes per shard in memory."""
 
     chunk: Chunk
     selected: tuple[PackedBits, ...]
-    """Per shard, which rows are selected."""
+    """For each shard, which rows are selected."""
     counts: npt.NDArray[np.int64]
     """(shards,): number of selected rows."""
     schema: pa.Schema
-    """All columns, those of added models included."""
+    """All columns, including those of added models."""
     has_pictures: bool
-    """Whether every picture can be read with a single range read, from the tar and offset in its row."""
+    """Whether each picture takes a single range read, from the tar and offset in its row."""
     fingerprint: str
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
 
@@ -59,7 +59,7 @@ class FeedShards:
         return self.chunk.read(shard, columns).replace_schema_metadata(None), selected
 
     def picture(self, tar: str, offset: int, length: int) -> bytes:
-        """The stored picture. `tar` is a name from its row. Raises OSError, also for a file foreign to the dataset."""
+        """The stored picture. `tar` is a name from its row. Raises OSError, also for files outside the dataset."""
         store = self.chunk.store
         if (path := picture_file(tar, store.root, store.files)) is None:
             raise OSError(f"{tar}: neither a tar of {store.root} nor one that it was made from")

@@ -8,8 +8,8 @@ A rule is one pure function over Arrow columns, registered with the Status that 
             return None
         return pc.greater_equal(pc.utf8_length(rows["caption_clean"]), rules.caption_min_chars)
 
-It returns a boolean column (true: keep, false or null: drop), a tuple of that column and a string column of evidence, or
-None if its setting is off. It sees the rows that all earlier rules kept, without their pictures.
+It returns a boolean column (true: keep, false or null: drop), a tuple of that column and a string column of evidence,
+or None if its setting is off. It sees the rows that all earlier rules kept, without their pictures.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -167,7 +167,7 @@ def _apply_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _Check
 
 
 def _checked(verdict: Any, num_rows: int) -> _CheckedVerdict:
-    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it is not valid for `num_rows` rows."""
+    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it does not fit `num_rows` rows."""
     keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
     if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):
         kind = keep.type if isinstance(keep, Column) else type(keep).__name__
