@@ -170,7 +170,7 @@ def _read(store: Store, file: DataFile) -> pa.Table:
 
 
 def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: VerifyReport) -> Iterator[str]:
-    """Check that each stored picture is where its row says, with its caption and JSON, and that the tar has nothing else.
+    """Check that each stored picture is where its row says, with its caption and JSON, and nothing else is in the tar.
 
     The pictures of a corpus are not stored here; rescoring reads a sample of them.
     """

@@ -145,7 +145,7 @@ class _Commit:
     def _write_pictures(
         self, pairs: pa.Table, table: pa.Table, previous: Mapping[str, bytes]
     ) -> tuple[dict[Any, DataFile], pa.Table]:
-        """Write the tar, if there are pictures to store. Returns its file, and the pairs with their image references."""
+        """Write the tar, if there are pictures to store. Returns its file, and the pairs with image references."""
         if self.writer.images is None:  # a corpus: the table already has the references
             return {}, pairs
         stored = pairs.filter(self._is_stored(pairs))

@@ -29,7 +29,7 @@ CAPTIONS = [
     "two people ride horses along a beach at sunset while a storm comes in from the sea",
     "",
     "a",
-    "photo " * 100,  # more than the context holds
+    "photo " * 100,  # more than fits into the context
     "ein Hund läuft über die Straße 🐕",
 ]
 ARCHITECTURES = ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16"]
