@@ -66,7 +66,7 @@ def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
         if model.weights_sha256 not in (None, digest):
             raise ModelError(
                 f"the weights of {model.name!r} have the SHA-256 {digest}, but the job asks for "
-                f"{model.weights_sha256}: the file is another one, or incomplete; delete it to download it again"
+                f"{model.weights_sha256}: the file is a different one or incomplete; delete it to download it again"
             )
     return digests
 
@@ -89,7 +89,7 @@ def input_side(config: ModelConfig) -> int:
 def _in_folder(folder: Path) -> Weights:
     found = [folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()]
     if not found:
-        raise ModelError(f"{folder} holds no weights; they are expected as one of {', '.join(_WEIGHT_NAMES)}")
+        raise ModelError(f"{folder} contains no weights; expected one of {', '.join(_WEIGHT_NAMES)}")
     return Weights(f"local-dir:{folder}", None, found[0])
 
 

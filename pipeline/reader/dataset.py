@@ -168,7 +168,7 @@ class Dataset:
         with closing(Pictures(self._snapshot)) as reader:
             (picture,) = reader.of(position, self._read(position, NEEDED).slice(row, 1))
         if picture is None:
-            raise DatasetError(f"no picture is stored of {uid} (images.store)")
+            raise DatasetError(f"no picture is stored for {uid} (images.store)")
         return picture
 
     @cached_property

@@ -48,7 +48,7 @@ class Pictures:
 
     def _decoded(self, body: bytes | None, row_id: str, file: str, length: int | None) -> Image.Image:
         if body is None or (length is not None and len(body) != length):
-            raise DatasetError(f"the picture of row {row_id} is no longer where, or what, it was: {file}")
+            raise DatasetError(f"the picture of row {row_id} has moved or changed: {file}")
         try:
             return Image.fromarray(self._processor.pixels(body))
         except ImageError as error:

@@ -36,5 +36,5 @@ def _thresholds(rows: pa.Table, min_similarity: float | dict[str, float]) -> dic
     if unknown := sorted(set(thresholds) - set(aliases)):
         raise ValueError(f"rules.min_similarity names {unknown}, but there are scores of {aliases}")
     if not thresholds and not isinstance(min_similarity, dict):
-        raise ValueError("rules.min_similarity needs a model: no column holds scores")
+        raise ValueError("rules.min_similarity needs a model: there are no columns with scores")
     return thresholds

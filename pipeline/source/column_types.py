@@ -45,7 +45,7 @@ def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> N
             ):
                 other = next(each for each in inputs if _type_of(each, name) not in (None, found))
                 known = replace(types[name], uri=other.uri, found=_type_of(other, name))
-                raise _conflict(name, known, file, found, ", and no type holds the values of both")
+                raise _conflict(name, known, file, found, ", and no type can store the values of both")
 
 
 def _type_of(file: InputFile, name: str) -> pa.DataType | None:

@@ -145,7 +145,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
             )
         found.add(uris, listing)
     if not found.files:
-        raise SourceError(f"source.paths: there is nothing but the output folder {exclude}")
+        raise SourceError(f"source.paths: contains nothing but the output folder {exclude}")
     return found
 
 

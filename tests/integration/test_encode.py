@@ -198,7 +198,7 @@ def test_a_model_may_be_a_folder_whose_checksum_is_verified(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="the job asks for 00000"):
         resolve_weights([config.model_copy(update={"weights_sha256": "0" * 64})])
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds no weights"):
+    with pytest.raises(ModelError, match="contains no weights"):
         resolve_weights([config])
 
 
