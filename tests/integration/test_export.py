@@ -320,7 +320,7 @@ def tiny_folder() -> str:
 @pytest.mark.parametrize(
     ("form", "more", "says"),
     [
-        ("webdataset", {"models": ["tiny"]}, "has no embeddings; clip-retrieval"),
+        ("webdataset", {"models": ["tiny"]}, "has no embeddings; use clip-retrieval"),
         ("clip-retrieval", {"models": ["other"]}, "has no embeddings of 'other'; it has: tiny"),
         ("datacomp", {"models": []}, "has no embeddings"),
         ("webdataset", {"subset": "none"}, "has no subset 'none'; it has: most"),
