@@ -114,6 +114,11 @@ class _Planner:
             mapping = self.corpus.mapping(files, needs_license)
         else:
             mapping = map_columns(self.job.source, files, needs_license)
+        try:
+            mapping.carried(self.job.images.carry)
+        except ValueError as error:
+            raise SourceError(str(error)) from None
+        mapping = replace(mapping, has_checksums=True)
         return self._to_bytes(self._slice_new(files, mapping, self.job.source.limit_rows), mapping, first_shard=0)
 
     def extend(self, plan: Plan) -> bytes | None:
