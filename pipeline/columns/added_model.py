@@ -104,7 +104,9 @@ class PairsReader:
         if "images" in manifest.files:
             image_refs = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
             with self._store.open(manifest.files["images"].path) as file:
-                found = [None if tar is None else read_range(file, offset, length) for tar, offset, length in image_refs]
+                found = [
+                    None if tar is None else read_range(file, offset, length) for tar, offset, length in image_refs
+                ]
             crcs = rows[CHECKSUM.name].to_pylist() if self.checksum else repeat(None, len(found))
             return [each if each and is_intact(each, crc) else None for each, crc in zip(found, crcs, strict=True)]
         if isinstance(self._mapping.pictures, WebPictures):  # a build that stored no pictures

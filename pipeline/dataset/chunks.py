@@ -64,7 +64,10 @@ class Chunk:
 
     def check(self, shard: ShardFiles) -> None:
         """Compare the files of a shard with their checksums. Raises DamagedFileError."""
-        for name, digest in ((shard.pairs, shard.pairs_blake2b), *zip(shard.columns, shard.columns_blake2b, strict=True)):
+        for name, digest in (
+            (shard.pairs, shard.pairs_blake2b),
+            *zip(shard.columns, shard.columns_blake2b, strict=True),
+        ):
             check_file(self.store, name, digest)
 
     def read_row(self, row_index: int, columns: frozenset[str]) -> pa.Table:

@@ -5,9 +5,9 @@ compare a local file with the checksum in its manifest when they first read it. 
 own.
 """
 
-import os
 import zlib
 from functools import lru_cache
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -28,7 +28,7 @@ def check_file(store: Store, name: str, blake2b: str) -> None:
     if store.remote:
         return
     path = store.path(name)
-    info = os.stat(path)
+    info = Path(path).stat()
     if _digest(path, info.st_size, info.st_mtime_ns, info.st_ino) != blake2b:
         raise DamagedFileError(
             f"{path} has changed since it was committed: its checksum differs; `pairmill verify {store.root}` says "

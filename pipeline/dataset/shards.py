@@ -162,9 +162,7 @@ class _Commit:
             for row_id, row in zip(stored["row_id"].to_pylist(), fresh, strict=True)
         ]
         with self.writer.store.new_file() as file:
-            offsets, lengths = write_tar(
-                file, stored, pictures, self.writer.images.format, self.writer.carried
-            )
+            offsets, lengths = write_tar(file, stored, pictures, self.writer.images.format, self.writer.carried)
             tar = self._publish("images", "tar", file)
         columns = [[tar.path] * stored.num_rows, offsets, lengths, [zlib.crc32(picture) for picture in pictures]]
         image_refs = pa.table(columns, schema=pa.schema([*STORED, CHECKSUM]))

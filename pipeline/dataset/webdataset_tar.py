@@ -9,7 +9,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from numbers import Real
 from typing import IO, Any
@@ -52,15 +52,34 @@ def image_ending(picture: pa.Buffer | bytes) -> str:
     return {"JPEG": "jpg", "TIFF": "tif"}.get(found, found.lower())
 
 
+def sizes_table(sizes: Mapping[str, int]) -> bytes:
+    """`sizes.json`, beside tars: name -> samples, which open_clip's trainer and DataComp's scripts read."""
+    return json.dumps(sizes, indent=1).encode()
+
+
 def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
     """The content of uid.json, per row."""
     table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
     for name in carried:
-        column = pairs[name]
-        # As text, since Python's own times have no nanoseconds and no years beyond 9999.
-        is_time = pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type)
-        table = table.append_column(name, column.cast(pa.string()) if is_time else column)
+        table = table.append_column(name, _as_json(pairs[name]))
     return table.to_pylist()  # type: ignore[no-any-return]
+
+
+def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values whose types JSON lacks, as text."""
+    if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
+        return column.cast(pa.string())  # Python's own times have no nanoseconds and no years beyond 9999
+    if _has_map(column.type):
+        texts = [
+            None if value is None else to_json({"map": value})[len('{"map": ') : -1] for value in column.to_pylist()
+        ]
+        return pa.chunked_array([texts], pa.string())
+    return column
+
+
+def _has_map(kind: pa.DataType) -> bool:
+    fields = (kind.field(index) for index in range(kind.num_fields))
+    return pa.types.is_map(kind) or any(_has_map(field.type) for field in fields)
 
 
 def to_json(values: dict[str, Any]) -> str:

@@ -39,7 +39,9 @@ def plain_picture(body: bytes, processor: ImageProcessor) -> bytes:
     pixels = processor.pixels(body)  # uint8 [height, width, 3]
     if found in TRAINER_FORMATS and not _is_deep(body, found) and _shows(body, pixels):
         return body
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
+    _, encoded = cv2.imencode(
+        ".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL]
+    )
     return encoded.tobytes()
 
 
@@ -56,7 +58,9 @@ def _is_plain_jpeg(body: bytes) -> bool:
     """RGB or gray, upright, without a profile. Damage in the compressed pixels is the same for every reader."""
     try:
         with Image.open(BytesIO(body), formats=["JPEG"]) as opened:
-            return opened.mode in _PLAIN_MODES and not opened.info.get("icc_profile") and _orientation(opened) == UPRIGHT
+            return (
+                opened.mode in _PLAIN_MODES and not opened.info.get("icc_profile") and _orientation(opened) == UPRIGHT
+            )
     except Exception:  # as in decode.open_image
         return False
 
