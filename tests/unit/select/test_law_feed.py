@@ -200,7 +200,7 @@ def two_ranks() -> Iterator[None]:
 
 def test_ranks_with_different_numbers_of_batches_are_an_error_before_they_wait(dataset: Path, two_ranks: None) -> None:
     """113 rows are 56 and 57: 7 and 8 batches of 8."""
-    with pytest.raises(FeedError, match="ranks would have 7 or 8 batches.*set even=True"):
+    with pytest.raises(FeedError, match=r"ranks would have 7 or 8 batches.*set even=True"):
         feed(dataset, rank=0, world_size=2)
     with pytest.raises(FeedError, match="ranks would have 56 or 57 rows"):
         feed(dataset, batch_size=None, rank=1, world_size=2)
