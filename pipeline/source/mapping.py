@@ -1,8 +1,8 @@
 """The meaning of the input's columns, and the source of its pictures: decided once, when a dataset is first planned."""
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -74,6 +74,8 @@ class ColumnMapping:
     none. See `shared_urls.py`."""
     has_partitions: bool = False
     """Whether folder names such as `lang=en` count as columns. Not so in plans before 0.2."""
+    json_fields: Mapping[str, str] = field(default_factory=dict)
+    """Of a corpus of tars or folders: field of the JSON beside a picture -> its name in `extra_columns`."""
     has_checksums: bool = False
     """Whether the pairs have the column CHECKSUM; plans from before 0.2 do not say so."""
 

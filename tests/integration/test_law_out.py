@@ -335,3 +335,46 @@ def test_datacomps_basic_filter_takes_captions_as_text(tmp_path: Path) -> None:
     frame = pandas.read_parquet(tmp_path / "dc/metadata/00000.parquet")
     assert frame.text.apply(len).tolist() == [0, 0]
     assert frame.original_width.tolist() == [320, 320]
+
+
+def test_the_fields_of_a_corpus_s_json_become_the_columns_that_its_parquet_gives(tmp_path: Path) -> None:
+    """As img2dataset writes them: the same values beside the pictures and in a Parquet file."""
+    exif = json.dumps({"Image Make": "Canon", "EXIF ISOSpeedRatings": "100"})
+    details = [
+        {
+            "caption": f"number {n}", "url": f"http://a.example/{n}.jpg", "key": f"{n:04d}", "status": "success",
+            "error_message": None, "width": 320, "height": 240, "exif": exif, "sha256": f"{n:064x}",
+            "licence": None if n == 1 else f"CC-{n}", "aesthetic": n if n % 2 else n + 0.5, "nsfw": n == 3,
+            "big": (1 << 60) + n, "tags": ["a", "b"], "mixed": n if n % 2 else "text",
+        }
+        for n in range(6)
+    ]  # fmt: skip
+    members = []
+    for n, detail in enumerate(details):
+        late = {**detail, "late": "only here"} if n == 5 else detail
+        members += [(f"{n:04d}.jpg", picture(n)), (f"{n:04d}.txt", detail["caption"].encode())]
+        members += [(f"{n:04d}.json", json.dumps(late).encode())]
+    write_tar(tmp_path / "0.tar", members)
+    sequentially(embed_job(tmp_path / "tar/out", tmp_path / "0.tar"))
+    (tmp_path / "pictures").mkdir()
+    for name, data in members:
+        (tmp_path / "pictures" / name).write_bytes(data)
+    sequentially(embed_job(tmp_path / "folder/out", tmp_path / "pictures"))
+    plain = [{name: value for name, value in detail.items() if name not in ("tags", "mixed")} for detail in details]
+    table = pa.Table.from_pylist([{**row, "jpg": picture(n)} for n, row in enumerate(plain)])
+    pq.write_table(table, tmp_path / "in.parquet")
+    sequentially(embed_job(tmp_path / "parquet/out", tmp_path / "in.parquet"))
+    tar, folder, parquet = (
+        sorted(rows_in(tmp_path / name / "out"), key=lambda row: row["key"]) for name in ("tar", "folder", "parquet")
+    )
+    own = {"url", "caption", "status", "width", "height", "sha256"}
+    carried = {name for name in parquet[0] if name.removeprefix("source_") in plain[0]} - own
+    assert {"exif", "licence", "aesthetic", "nsfw", "big", "source_width", "source_status", "source_sha256"} <= carried
+    for rows in (tar, folder):
+        assert len(rows) == 6
+        for row, other in zip(rows, parquet, strict=True):
+            assert {name: row[name] for name in carried} == {name: other[name] for name in carried}
+        assert [row["late"] for row in rows] == [None] * 5 + ["only here"]
+        assert [row["mixed"] for row in rows] == ["text", "1", "text", "3", "text", "5"]
+        assert json.loads(rows[0]["tags"]) == ["a", "b"]
+        assert "source_caption" not in rows[0]
