@@ -60,6 +60,8 @@ class PlannedInput:
     """Of a tar or folder: rows without a caption although there is JSON."""
     json_keys: Sequence[str] = ()
     """Some keys of that JSON."""
+    left_out_fields: int = 0
+    """Of a tar or folder: values of the JSON beside pictures that are in no column."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,12 @@ def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
         f"{counted(rows, 'row')} without a caption although there is JSON; source.caption_column says which key has "
         f"it, of {shown(list(keys))}"
     ]
+
+
+def describe_left_out(inputs: Sequence[PlannedInput]) -> list[str]:
+    """A line, if the JSON beside pictures has more than columns do."""
+    values = sum(file.left_out_fields for file in inputs)
+    return [f"{counted(values, 'value')} of the .json beside pictures left out: large, or too many"] if values else []
 
 
 def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:
