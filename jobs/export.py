@@ -5,32 +5,31 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD, check_export_folder
+from pairmill.pipeline.dataset.output_folder import EXPORT_BOOKS, books_of, check_export_folder
 from pairmill.pipeline.dataset.subset import current_generations, read_rows, read_shards, read_subset
-from pairmill.pipeline.export.formats import (
-    ClipRetrieval,
-    DataComp,
-    Format,
-    ParquetFiles,
-    WebDataset,
-    datacomp_prefix,
-)
+from pairmill.pipeline.dataset.webdataset_tar import sizes_table
+from pairmill.pipeline.export.arrays import ClipRetrieval, DataComp, array_prefix, datacomp_names
+from pairmill.pipeline.export.formats import Format, ParquetFiles, WebDataset
 from pairmill.pipeline.export.order import SubsetShard, cut_into_parts, group_shards
 from pairmill.pipeline.export.reader import ExportSource
+from pairmill.pipeline.export.readme import readme
 from pairmill.pipeline.export.write import PartWriter, is_written, manifest_name, release_output, write_part
 from pairmill.pipeline.select.keys import identities
-from pairmill.pipeline.source.mapping import NoPictures
+from pairmill.pipeline.source.mapping import IndexedPictures, NoPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.export import ExportedPart, ExportJob, ExportRecord
+from pairmill.schemas.export import LAYOUT, ExportedPart, ExportJob, ExportRecord
+from pairmill.schemas.jobs import ModelConfig
 from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.subset import Subset
 
@@ -66,15 +65,20 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     columns = output_format.columns(dataset.schema)
     record = _record(job, subset, dataset, seed, len(parts), columns)
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
-    writer = PartWriter(source, output, output_format, seed, tuple(columns), digits)
-    with _claimed_output(writer, record):
-        left = [number for number in range(len(parts)) if not is_written(output, number)]
+    books = books_of(output)
+    writer = PartWriter(source, output, output_format, seed, tuple(columns), digits, books)
+    with _claimed_output(writer, record) as claimed:
+        left = [number for number in range(len(parts)) if not is_written(output, books, number)]
+        if left and claimed.layout != record.layout:
+            raise JobError(
+                f"{output.root} was begun by an earlier pairmill, which wrote other files; give another folder"
+            )
         local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
         with open_tasks(job, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
-    _claim_output(output, record)  # again, because another run of this export may have failed and released it
-    _write_index(output, record, dataset.store, subset)
+    _claim_output(output, books, record)  # again, because another run of this export may have failed and released it
+    _write_index(writer, record, dataset, subset)
     output.remove_temporary()
     return ExportResult(output.root, record, len(left))
 
@@ -90,14 +94,41 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Forma
             raise JobError(f"models: {job.format} has no embeddings; use clip-retrieval, datacomp or the feed")
         if built.images.store == "none" and not built.source.is_corpus:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} needs")
-        return WebDataset(models, mapping.has_captions) if job.format == "webdataset" else ParquetFiles(models)
+        return ParquetFiles(models) if job.format == "parquet" else _webdataset(job, source, models)
     chosen = _embedding_models(job, models, dataset)
     if job.format == "datacomp":
-        _check_datacomp_names(chosen)
-        return DataComp(chosen, mapping.has_captions)
+        names = datacomp_names([_model(source, alias) for alias in chosen])
+        if len({array_prefix(name) for name in names}) < len(names):
+            raise JobError(f"models: two of {', '.join(chosen)} would share a name in DataComp's layout; name one")
+        return DataComp(chosen, names, mapping.has_captions)
     if len(chosen) > 1:
         raise JobError(f"models: clip-retrieval's layout has room for one model; name one of {', '.join(chosen)}")
-    return ClipRetrieval(chosen[0], models, mapping.has_captions)
+    return ClipRetrieval(chosen[0], models, mapping.has_captions, _image_path(source))
+
+
+def _webdataset(job: ExportJob, source: ExportSource, models: Sequence[str]) -> WebDataset:
+    try:
+        carried = source.mapping.carried(source.job.images.carry if job.carry is None else job.carry)
+    except ValueError as error:
+        raise JobError(str(error).replace("images.carry", "carry")) from None
+    return WebDataset(models, source.mapping.has_captions, carried)
+
+
+def _image_path(source: ExportSource) -> Literal["file", "key", "uid"]:
+    """What identifies a picture outside of the dataset."""
+    if not isinstance(source.mapping.pictures, IndexedPictures):
+        return "uid"  # also the key of its sample in the tars of a build
+    is_tar = any(planned.source.lower().endswith(".tar") for planned in load_plan(source.store).inputs)
+    return "key" if is_tar else "file"
+
+
+def _model(source: ExportSource, alias: str) -> ModelConfig:
+    """The model with this alias, of the job or added."""
+    for model in source.job.models:
+        if model.alias == alias:
+            return model
+    card = json.loads(source.store.read(f"columns/{alias}/model.json"))
+    return ModelConfig.model_validate({name: value for name, value in card.items() if name != "fingerprint"})
 
 
 def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInput) -> list[str]:
@@ -114,11 +145,6 @@ def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInpu
     return chosen
 
 
-def _check_datacomp_names(models: Sequence[str]) -> None:
-    if len({datacomp_prefix(alias) for alias in models}) < len(models):
-        raise JobError(f"models: two of {', '.join(models)} would share a name in DataComp's layout; name one")
-
-
 def _record(
     job: ExportJob, subset: Subset, dataset: SelectInput, seed: int | None, num_files: int, columns: list[str]
 ) -> ExportRecord:
@@ -132,32 +158,35 @@ def _record(
         columns=columns,
         rows=subset.rows_out,
         num_files=num_files,
+        layout=LAYOUT,
     )
 
 
 @contextmanager
-def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[None]:
+def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[ExportRecord]:
     """Mark the folder as this export's. An error or Ctrl-C before the first part is done undoes it. Raises JobError."""
     try:
-        _claim_output(writer.output, record)
-        yield
+        yield _claim_output(writer.output, writer.books, record)
     except BaseException:
         with suppress(Exception):
             release_output(writer, record)
         raise
 
 
-def _claim_output(output: Store, record: ExportRecord) -> None:
-    """Mark the folder as this export's. Raises JobError if it is another export's."""
-    if output.create(EXPORT_RECORD, record.model_dump_json(indent=1).encode()):
-        return
-    existing = ExportRecord.model_validate_json(output.read(EXPORT_RECORD))
+def _claim_output(output: Store, books: str, record: ExportRecord) -> ExportRecord:
+    """Mark the folder as this export's. Returns the mark, which may be of an earlier version. Raises JobError if it is
+    another export's."""
+    if output.create(f"{books}/export.json", record.model_dump_json(indent=1).encode()):
+        return record
+    existing = ExportRecord.model_validate_json(output.read(f"{books}/export.json"))
+    of_version = {"layout", "columns"} if existing.layout < record.layout else set()
     for name, value in record:
-        if getattr(existing, name) != value:
+        if name not in of_version and getattr(existing, name) != value:
             raise JobError(
                 f"{output.root} has another export in it ({name} {getattr(existing, name)!r}, not {value!r}); "
                 "give another folder, or delete that one"
             )
+    return existing
 
 
 def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
@@ -169,18 +198,25 @@ def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
             yield SubsetShard(*identity, num_rows=shard.num_selected, path=shard.path)
 
 
-def _write_index(output: Store, record: ExportRecord, store: Store, subset: Subset) -> None:
-    """Write the file that describes all others, in formats that have one."""
-    if record.format == "webdataset":  # open_clip and DataComp's trainer read the number of samples from it
+def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput, subset: Subset) -> None:
+    """Write the files that describe all others, in formats that have some."""
+    output, sample, endings = writer.output, None, set[str]()
+    if record.format == "webdataset":
         sizes: dict[str, int] = {}
         for number in range(record.num_files):
-            part = ExportedPart.model_validate_json(output.read(manifest_name(number)))
+            part = ExportedPart.model_validate_json(output.read(manifest_name(writer.books, number)))
             sizes |= dict.fromkeys(part.files, part.rows)
-        output.replace("sizes.json", json.dumps(sizes, indent=1).encode())
+            endings |= set(part.image_endings)
+        output.replace("sizes.json", sizes_table(sizes))
+        if endings:
+            names = [name for name in writer.columns if name != "caption_clean"]
+            sample = pa.schema([dataset.schema.field(name) for name in names])
     if record.format == "datacomp":
         data = io.BytesIO()
-        np.save(data, sorted_uids(store, subset))
+        np.save(data, sorted_uids(dataset.store, subset))
         output.replace("subset.npy", data.getvalue())
+    if record.format != "parquet" or writer.books != EXPORT_BOOKS:  # earlier versions' records look like data
+        output.replace("README.md", readme(record.format, record.rows, sample, sorted(endings)).encode())
 
 
 def sorted_uids(store: Store, subset: Subset) -> npt.NDArray[np.void]:

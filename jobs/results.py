@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
-from pairmill.pipeline.dataset.strays import StrayFiles
+from pairmill.pipeline.dataset.strays import SIZES_NAME, StrayFiles
+from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
@@ -58,10 +59,15 @@ def finish(store: Store, plan: Plan, failures: dict[int, str], started: float) -
         shard = name.removesuffix(".txt")
         if shard.isdigit() and int(shard) in done and int(shard) not in failures:
             store.delete(f"failures/{name}")
-    totals = Totals()
+    totals, sizes = Totals(), dict[str, int]()
     for manifest in read_manifests(store):
         strays.remove(manifest)
         totals.add(manifest)
+        if "images" in manifest.files:
+            tar = manifest.files["images"].path.rpartition("/")[2]
+            sizes[tar] = manifest.kept if plan.job.images.store == "kept" else manifest.pairs
+    if sizes:
+        store.replace(SIZES_NAME, sizes_table(sizes))
     store.remove_temporary()
     return totals.result(store, plan, failures, time.perf_counter() - started)
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
     from pairmill.pipeline.check.report import VerifyReport
-    from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+    from pairmill.pipeline.feed.config import FeedConfig
+    from pairmill.pipeline.feed.pair_dataset import PairDataset
     from pairmill.pipeline.reader.dataset import Dataset, Row
     from pairmill.pipeline.rules.custom import at, rule
     from pairmill.schemas.errors import JobError, PairmillError
@@ -97,7 +98,8 @@ _MODULES = {
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),
     "pipeline.check.report": ("VerifyReport",),
-    "pipeline.feed.pair_dataset": ("FeedConfig", "PairDataset"),
+    "pipeline.feed.config": ("FeedConfig",),
+    "pipeline.feed.pair_dataset": ("PairDataset",),
     "pipeline.reader.dataset": ("Dataset", "Row"),
     "pipeline.rules.custom": ("at", "rule"),
     "schemas.errors": ("JobError", "PairmillError"),

@@ -35,12 +35,18 @@ class ExportJob(_Settings):
     """Seed of the shuffle across shards. None: dataset order, which `clip-retrieval` and `datacomp` always use."""
     models: list[str] | None = None
     """Aliases of the models whose embeddings are written. None: all. Only for `clip-retrieval` and `datacomp`."""
+    carry: list[str] | Literal["all"] | None = None
+    """Input columns that go into the `.json` of `webdataset`, or `all`. None: those of the dataset's `images.carry`."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
 
+LAYOUT = 2
+"""Of the files of an export. 1, before 0.2: pictures as they were in the corpus, DataComp's names from aliases."""
+
+
 class ExportRecord(_Settings):
-    """`export/export.json` in the output: the export that the folder belongs to. No other export may use it."""
+    """`.pairmill/export.json` in the output: the export that the folder belongs to. No other export may use it."""
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -53,12 +59,15 @@ class ExportRecord(_Settings):
     """Dataset columns that the files are made from."""
     rows: int
     num_files: int
+    layout: int = 1
 
 
 class ExportedPart(_Settings):
-    """`export/manifests/K.json`: marks part K as complete. The format determines how many files a part has."""
+    """`.pairmill/manifests/K.json`: marks part K as complete. The format determines how many files a part has."""
 
     number: int
     rows: int
     files: dict[str, DataFile]
     """Path relative to the output -> file."""
+    image_endings: list[str] = []
+    """File name extensions of the part's pictures, sorted."""

@@ -64,6 +64,10 @@ STORED = pa.schema(
     ]
 )
 
+CHECKSUM = pa.field("image_crc32", pa.uint32())
+"""CRC-32 (ISO 3309, as in zlib and gzip) of the bytes at `image_offset`, null where there are none. Datasets that were
+planned before 0.2 have no such column."""
+
 IMAGE_COLUMN = pa.field("image", pa.large_binary())
 """In flight only: the stored picture, encoded."""
 
@@ -73,7 +77,7 @@ IS_PAIR_COLUMN = pa.field("is_pair", pa.bool_(), nullable=False)
 OWN_COLUMNS = frozenset(
     name.lower()
     for schema in (IDENTITY, VERDICT, FETCHED, PICTURE, STORED)
-    for name in [*schema.names, "kept", "similarity", "image", "is_pair"]
+    for name in [*schema.names, CHECKSUM.name, "kept", "similarity", "image", "is_pair"]
 )
 
 
@@ -124,12 +128,13 @@ def in_flight_schema(extra: pa.Schema) -> pa.Schema:
     return pa.schema([*IDENTITY, *VERDICT, IS_PAIR_COLUMN, *FETCHED, *PICTURE, IMAGE_COLUMN, *extra])
 
 
-def pairs_schema(extra: pa.Schema, scores: list[pa.Schema]) -> pa.Schema:
+def pairs_schema(extra: pa.Schema, scores: list[pa.Schema], has_checksums: bool = True) -> pa.Schema:
     """Schema of `pairs/*.parquet`. `similarity` repeats that of the first model, and is null without models."""
     kept = pa.field("kept", pa.bool_(), nullable=False)
     similarity = pa.field("similarity", pa.float32())
     per_model = [field for schema in scores for field in schema]
-    return pa.schema([*IDENTITY, *VERDICT, kept, similarity, *FETCHED, *PICTURE, *STORED, *per_model, *extra])
+    stored = [*STORED, *([CHECKSUM] if has_checksums else [])]
+    return pa.schema([*IDENTITY, *VERDICT, kept, similarity, *FETCHED, *PICTURE, *stored, *per_model, *extra])
 
 
 def rejects_schema(extra: pa.Schema) -> pa.Schema:

@@ -16,7 +16,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
-from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME
+from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
@@ -79,7 +79,7 @@ def strangers(store: Store, named: set[str]) -> list[str]:
     for folder in DATA_FOLDERS:
         for name in store.list(folder):
             path = f"{folder}/{name}"
-            if path in named or name.startswith((".", "_")):  # Arrow, Spark and others skip these
+            if path in named or path == SIZES_NAME or name.startswith((".", "_")):  # Arrow, Spark and others skip these
                 continue
             if DATA_NAME.fullmatch(name) and _is_ours(store, path):
                 problems.append(f"{path} is not in any manifest: a crashed run left it; delete it")

@@ -8,6 +8,7 @@ columns/clip_l14/model.json                    the model; a different one under 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import repeat
 from uuid import uuid4
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.integrity import is_intact
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
@@ -32,7 +34,7 @@ from pairmill.schemas.manifest import (
     ShardManifest,
     manifest_name,
 )
-from pairmill.schemas.pairs import IMAGE_COLUMN, IS_PAIR_COLUMN, STORED, score_column_names
+from pairmill.schemas.pairs import CHECKSUM, IMAGE_COLUMN, IS_PAIR_COLUMN, STORED, score_column_names
 
 _READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width", "height", "phash", "one_color")
 
@@ -80,6 +82,11 @@ class PairsReader:
         self._reader = ShardReader(store, mapping)
         self._loader = Loader(job.images, store.files)
 
+    @property
+    def checksum(self) -> tuple[str, ...]:
+        """The column that `pictures` checks them by, where the dataset has it."""
+        return (CHECKSUM.name,) if self._mapping.has_checksums else ()
+
     def close(self) -> None:
         """Close files and stop threads."""
         self._reader.close()
@@ -87,7 +94,7 @@ class PairsReader:
 
     def read(self, shard: Shard, manifest: ShardManifest) -> pa.Table:
         """The rows of the pairs file, in its order, for the encode stage. A missing picture is null."""
-        pairs = read_table(self._store, manifest.files["pairs"].path, [*_READ, *STORED.names])
+        pairs = read_table(self._store, manifest.files["pairs"].path, [*_READ, *STORED.names, *self.checksum])
         pairs = pairs.replace_schema_metadata(None)
         table = pairs.append_column("image", binary_column(self.pictures(shard, manifest, pairs)))
         return table.append_column(IS_PAIR_COLUMN, pa.repeat(True, pairs.num_rows))
@@ -97,14 +104,18 @@ class PairsReader:
         if "images" in manifest.files:
             image_refs = zip(*(rows[name].to_pylist() for name in STORED.names), strict=True)
             with self._store.open(manifest.files["images"].path) as file:
-                return [None if tar is None else read_range(file, offset, length) for tar, offset, length in image_refs]
+                found = [
+                    None if tar is None else read_range(file, offset, length) for tar, offset, length in image_refs
+                ]
+            crcs = rows[CHECKSUM.name].to_pylist() if self.checksum else repeat(None, len(found))
+            return [each if each and is_intact(each, crc) else None for each, crc in zip(found, crcs, strict=True)]
         if isinstance(self._mapping.pictures, WebPictures):  # a build that stored no pictures
             return [None] * rows.num_rows
         table = self._reader.read(shard)
         table = table.filter(pc.is_in(table["row_id"], value_set=rows["row_id"].combine_chunks()))
         loaded = self._loader(table, has_pictures=not isinstance(self._mapping.pictures, NoPictures))
-        found = zip(*(loaded[name].to_pylist() for name in ("row_id", "sha256", IMAGE_COLUMN.name)), strict=True)
-        by_row = {(row_id, sha256): image for row_id, sha256, image in found}
+        columns = zip(*(loaded[name].to_pylist() for name in ("row_id", "sha256", IMAGE_COLUMN.name)), strict=True)
+        by_row = {(row_id, sha256): image for row_id, sha256, image in columns}
         return [by_row.get(key) for key in zip(rows["row_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)]
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.integrity import check_file
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.schemas.errors import PairmillError
@@ -36,6 +37,7 @@ class ShardFiles:
     pairs_blake2b: str
     columns: tuple[str, ...] = ()
     """Files with the columns of added models, with the same rows as `pairs`."""
+    columns_blake2b: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ class Chunk:
                 table = read_table(self.store, name, missing)
                 found |= dict(zip(table.column_names, table.columns, strict=True))
         return pa.table(found)
+
+    def check(self, shard: ShardFiles) -> None:
+        """Compare the files of a shard with their checksums. Raises DamagedFileError."""
+        for name, digest in (
+            (shard.pairs, shard.pairs_blake2b),
+            *zip(shard.columns, shard.columns_blake2b, strict=True),
+        ):
+            check_file(self.store, name, digest)
 
     def read_row(self, row_index: int, columns: frozenset[str]) -> pa.Table:
         """The given columns of one row, as a table of one row. Raises IndexError."""
@@ -98,5 +108,6 @@ def _shard_files(store: Store, shard: int, generation: int, aliases: Sequence[st
         if record.pairs_blake2b != pairs.blake2b:  # the shard was rebuilt under the same number
             where = store.path(f"columns/{alias}/manifests/{name}")
             raise ColumnsError(f"{where} belongs to another pairs file; delete it and run embed --add-model again")
-        columns.append(record.file.path)
-    return ShardFiles(shard, generation, manifest.pairs, pairs.path, pairs.blake2b, tuple(columns))
+        columns.append(record.file)
+    paths, digests = (tuple(getattr(file, name) for file in columns) for name in ("path", "blake2b"))
+    return ShardFiles(shard, generation, manifest.pairs, pairs.path, pairs.blake2b, paths, digests)

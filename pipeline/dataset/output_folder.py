@@ -11,7 +11,10 @@ from pathlib import Path
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 
-EXPORT_RECORD = "export/export.json"
+EXPORT_BOOKS = ".pairmill"
+"""Folder of an export's own records. It is hidden, so that readers of a whole export do not take it for data."""
+_OLD_EXPORT_BOOKS = "export"
+"""The same in exports from before 0.2."""
 
 _PLAN_FILE = re.compile(r"\d+\.parquet")
 _CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
@@ -21,7 +24,7 @@ def check_dataset_folder(store: Store) -> None:
     """Raise JobError for a folder that is neither free nor a dataset, or if part of the path is a file."""
     _check_is_folder(store)
     names = names_in(store)
-    if "export/" in names and store.exists(EXPORT_RECORD):
+    if is_export(store):
         raise JobError(f"output: {store.root} is an export; give another folder")
     foreign = [name for name in names if name not in ("input/", "tmp/")]
     if "input/" in names:
@@ -35,8 +38,18 @@ def check_export_folder(store: Store) -> None:
     """Raise JobError for a folder that is neither free nor an export, or if part of the path is a file."""
     _check_is_folder(store)
     foreign = [name for name in names_in(store) if name != "tmp/"]
-    if foreign and not store.exists(EXPORT_RECORD):
+    if foreign and not is_export(store):
         raise JobError(_refusal(store, foreign))
+
+
+def is_export(store: Store) -> bool:
+    """Whether the folder has the record of an export."""
+    return store.exists(f"{books_of(store)}/export.json")
+
+
+def books_of(store: Store) -> str:
+    """The folder of an export's records: where it has some, else where a new export has them."""
+    return _OLD_EXPORT_BOOKS if store.exists(f"{_OLD_EXPORT_BOOKS}/export.json") else EXPORT_BOOKS
 
 
 def names_in(store: Store) -> list[str]:

@@ -5,12 +5,15 @@ uncompressed (see docs/benchmarks.md).
 """
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import describe
+from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.schemas.pairs import is_embedding
 
 ROW_GROUP_ROWS = 1_024
@@ -20,15 +23,22 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
     """Write all rows, with the schema's metadata, in row groups of ROW_GROUP_ROWS."""
     leaves = [path for field in table.schema if not is_embedding(field) for path in _leaves(field.name, field.type)]
     compression = dict.fromkeys(leaves, "zstd")
-    pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, compression=compression, use_dictionary=leaves)
+    pq.write_table(
+        table,
+        file,
+        row_group_size=ROW_GROUP_ROWS,
+        compression=compression,
+        use_dictionary=leaves,
+        write_page_checksum=True,
+    )
 
 
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
     """A whole Parquet file of the store with its schema's metadata, or only those of `columns` that it has.
 
-    Raises FileNotFoundError, and pa.ArrowInvalid if it is not a Parquet file.
+    Raises FileNotFoundError, and DamagedFileError if it is not a Parquet file, or a page differs from its checksum.
     """
-    with store.open_arrow(name) as file, pq.ParquetFile(file, pre_buffer=store.remote) as parquet:
+    with _damage_named(store, name), _open(store, name) as parquet:
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
         # Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts
         # down aborts the process. So only this thread decodes; the requests still run in parallel.
@@ -37,8 +47,29 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
 
 def read_schema(store: Store, name: str) -> pa.Schema:
     """The schema of a Parquet file of the store, with its metadata. Raises the same errors as `read_table`."""
-    with store.open_arrow(name) as file, pq.ParquetFile(file) as parquet:
+    with _damage_named(store, name), _open(store, name) as parquet:
         return parquet.schema_arrow
+
+
+@contextmanager
+def _open(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+    with (
+        store.open_arrow(name) as file,
+        pq.ParquetFile(file, pre_buffer=store.remote, page_checksum_verification=True) as parquet,
+    ):
+        yield parquet
+
+
+@contextmanager
+def _damage_named(store: Store, name: str) -> Iterator[None]:
+    """What Arrow says of a damaged file becomes a DamagedFileError with its name. Arrow also raises OSError for damage,
+    but without an errno, which the machine's own errors have."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, DamagedFileError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise DamagedFileError(f"{store.path(name)} is damaged: {describe(error)}") from error
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:

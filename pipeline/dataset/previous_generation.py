@@ -2,14 +2,17 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import repeat
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.schemas.manifest import DataFile, ShardManifest
+from pairmill.schemas.pairs import CHECKSUM
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,20 @@ class PreviousGeneration:
         }
         return PreviousGeneration(self.store, self.manifest, **kept)
 
-    def pictures(self) -> dict[str, bytes]:
-        """row_id -> stored picture, for all pairs that have one."""
-        image_refs = self.pairs.filter(self.pairs["image_tar"].is_valid()).select(
-            ["row_id", "image_offset", "image_length"]
-        )
-        if not image_refs.num_rows:
+    def pictures(self, has_checksums: bool) -> dict[str, bytes]:
+        """row_id -> stored picture, for all pairs that have one. Raises DamagedFileError if one has changed."""
+        stored = self.pairs.filter(self.pairs["image_tar"].is_valid())
+        if not stored.num_rows:
             return {}
-        with self.store.open(self.manifest.files["images"].path) as tar:
-            return {
-                row["row_id"]: read_range(tar, row["image_offset"], row["image_length"])
-                for row in image_refs.to_pylist()
-            }
+        crcs = stored[CHECKSUM.name].to_pylist() if has_checksums else repeat(None, stored.num_rows)
+        columns = (stored[name].to_pylist() for name in ("row_id", "image_offset", "image_length"))
+        name, found = self.manifest.files["images"].path, {}
+        with self.store.open(name) as tar:
+            for row_id, offset, length, crc in zip(*columns, crcs, strict=True):
+                found[row_id] = read_range(tar, offset, length)
+                if not is_intact(found[row_id], crc):
+                    raise DamagedFileError(f"{self.store.path(name)} is damaged: the picture of row {row_id}")
+        return found
 
 
 def read_previous(store: Store, manifest: ShardManifest) -> PreviousGeneration:

@@ -5,6 +5,7 @@ manifest does. Data files of a committed shard that are not in its manifest are 
 """
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,7 +33,7 @@ from pairmill.schemas.manifest import (
     ShardManifest,
     manifest_name,
 )
-from pairmill.schemas.pairs import KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
+from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
 from pairmill.schemas.status import Status, Step
 
 
@@ -55,6 +56,10 @@ class ShardWriter:
     versions: dict[str, str]
     rule_steps: Mapping[str, Step] = field(default_factory=dict)
     """The user's own rules, and the step where each runs."""
+    carried: Sequence[str] = ()
+    """Columns of `extra` that go into the tars' .json."""
+    has_checksums: bool = True
+    """Whether the pairs have the column CHECKSUM."""
 
     def commit(self, batch: ShardBatch, previous: PreviousGeneration | None = None) -> ShardManifest:
         """Write a finished batch. Returns the valid manifest: ours, or that of a faster worker.
@@ -135,9 +140,9 @@ class _Commit:
                 )
             pairs = sort_by_row_id(pa.concat_tables([pairs, previous.pairs.select(pairs.column_names)]))
         files: dict[Any, DataFile]
-        files, pairs = self._write_pictures(
-            pairs, table, previous.pictures() if previous and "images" in previous.manifest.files else {}
-        )
+        stored = previous is not None and "images" in previous.manifest.files
+        pictures = previous.pictures(self.writer.has_checksums) if previous is not None and stored else {}
+        files, pairs = self._write_pictures(pairs, table, pictures)
         files["pairs"] = self._parquet("pairs", pairs)
         files["rejects"] = self._parquet("rejects", rejects)
         return pairs, rejects, files
@@ -147,24 +152,36 @@ class _Commit:
     ) -> tuple[dict[Any, DataFile], pa.Table]:
         """Write the tar, if there are pictures to store. Returns its file, and the pairs with image references."""
         if self.writer.images is None:  # a corpus: the table already has the references
-            return {}, pairs
+            return {}, self._with_columns(pairs, {CHECKSUM.name: self._checksums(table)})
         stored = pairs.filter(self._is_stored(pairs))
         if not stored.num_rows:
             return {}, pairs
         fresh = pc.index_in(stored["row_id"], value_set=table["row_id"].combine_chunks()).to_pylist()
-        pictures = (
+        pictures = [
             pa.py_buffer(previous[row_id]) if row is None else table["image"][row].as_buffer()
             for row_id, row in zip(stored["row_id"].to_pylist(), fresh, strict=True)
-        )
+        ]
         with self.writer.store.new_file() as file:
-            offsets, lengths = write_tar(file, stored, pictures, self.writer.images.format)
+            offsets, lengths = write_tar(file, stored, pictures, self.writer.images.format, self.writer.carried)
             tar = self._publish("images", "tar", file)
-        image_refs = pa.table([[tar.path] * stored.num_rows, offsets, lengths], schema=STORED)
+        columns = [[tar.path] * stored.num_rows, offsets, lengths, [zlib.crc32(picture) for picture in pictures]]
+        image_refs = pa.table(columns, schema=pa.schema([*STORED, CHECKSUM]))
         image_refs = image_refs.take(pc.index_in(pairs["row_id"], value_set=stored["row_id"].combine_chunks()))
-        for name in STORED.names:
+        return {"images": tar}, self._with_columns(pairs, dict(zip(image_refs.column_names, image_refs, strict=True)))
+
+    def _with_columns(self, pairs: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
+        """The pairs with these values. Datasets from before 0.2 have no CHECKSUM, or one of the user's own."""
+        for name, values in columns.items():
+            if name == CHECKSUM.name and not self.writer.has_checksums:
+                continue
             index = pairs.schema.get_field_index(name)
-            pairs = pairs.set_column(index, pairs.schema.field(index), image_refs[name])
-        return {"images": tar}, pairs
+            pairs = pairs.set_column(index, pairs.schema.field(index), values)
+        return pairs
+
+    def _checksums(self, table: pa.Table) -> pa.Array:
+        """CHECKSUM of the pairs among the rows of a corpus, whose pictures are in flight."""
+        images = table["image"].filter(table["is_pair"])
+        return pa.array([zlib.crc32(each.as_buffer()) if each.is_valid else None for each in images], CHECKSUM.type)
 
     def _is_stored(self, pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
         """For each pair, whether its picture goes into the tar."""
@@ -183,8 +200,9 @@ class _Commit:
         scores = [
             score_columns(alias, pairs.schema.field(f"image_embedding_{alias}").type.list_size) for alias in aliases
         ]
-        schema = pairs_schema(self.writer.extra, scores)
-        columns = {f.name: pa.nulls(pairs.num_rows, f.type) for f in STORED if f.name not in pairs.column_names}
+        schema = pairs_schema(self.writer.extra, scores, self.writer.has_checksums)
+        added = [field for field in (*STORED, CHECKSUM) if field.name not in pairs.column_names]
+        columns = {field.name: pa.nulls(pairs.num_rows, field.type) for field in added}
         columns["kept"] = pc.equal(pairs["status"], KEPT_STATUS)
         none = pa.nulls(pairs.num_rows, pa.float32())
         columns["similarity"] = pairs[f"similarity_{aliases[0]}"] if aliases else none

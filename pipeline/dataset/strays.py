@@ -6,6 +6,8 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.manifest import ShardManifest
 
 DATA_FOLDERS = ("pairs", "rejects", "images")
+SIZES_NAME = "images/sizes.json"
+"""The number of pictures in each tar of a finished build (`sizes_table`)."""
 DATA_NAME = re.compile(r"(?P<shard>\d{9,})(?:\.g(?P<generation>\d+))?(?:\.(?P<attempt>[0-9a-f]{32}))?\.(?:parquet|tar)")
 
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.integrity import check_file
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.schemas.errors import PairmillError
@@ -89,7 +90,7 @@ def write_chunk(chunk: Chunk, drop_step: DropStep, folder: str, stem: str) -> Su
 
 def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     with store.new_file() as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         digest, num_bytes = file_checksum(file)
         store.create_from(name, file)  # the name contains the attempt, so an existing file is ours
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
@@ -140,12 +141,14 @@ def subset_names(store: Store) -> list[str]:
 def read_rows(store: Store, subset: Subset) -> Iterator[pa.Table]:
     """The selected rows (ROWS_SCHEMA) in dataset order, one table per chunk."""
     for files in subset.files:
+        check_file(store, files.rows.path, files.rows.blake2b)
         yield read_table(store, files.rows.path)
 
 
 def read_shards(store: Store, subset: Subset) -> Iterator[ShardSelection]:
     """One record per shard, in order. Memory is bounded by the shards of one chunk."""
     for files in subset.files:
+        check_file(store, files.shards.path, files.shards.blake2b)
         yield from _read_shards(store, files.shards.path)
 
 

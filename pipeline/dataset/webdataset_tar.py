@@ -4,10 +4,14 @@ The format: https://github.com/webdataset/webdataset (the members of a sample ar
 Uids are 32 hex characters, so member names never come from the web.
 """
 
+import base64
 import io
 import json
+import math
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time
+from numbers import Real
 from typing import IO, Any
 
 import pyarrow as pa
@@ -18,32 +22,91 @@ MEMBER_COLUMNS = ("uid", "url", "caption", "status", "sha256", "width", "height"
 
 
 def write_tar(
-    file: IO[bytes], pairs: pa.Table, pictures: Iterable[pa.Buffer | bytes], image_format: str | None = None
+    file: IO[bytes],
+    pairs: pa.Table,
+    pictures: Iterable[pa.Buffer | bytes],
+    image_format: str | None = None,
+    carried: Sequence[str] = (),
 ) -> tuple[list[int], list[int]]:
     """Write one sample per row of `pairs`. Returns the offsets and lengths of the pictures.
 
     `image_format`: the file name extension of the pictures. None: detected from the first bytes of each.
+    `carried`: columns of the input that go into uid.json too.
     """
     offsets, lengths = [], []
-    details = pairs.select(list(MEMBER_COLUMNS) + _similarity_columns(pairs)).to_pylist()
+    details = _details(pairs, carried)
     captions = pairs["caption_clean"].to_pylist()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for picture, caption, detail in zip(pictures, captions, details, strict=True):
-            name = f"{detail['uid']}.{image_format or _ending(picture)}"
+            name = f"{detail['uid']}.{image_format or image_ending(picture)}"
             offsets.append(_add(tar, name, memoryview(picture)))
             lengths.append(len(picture))
             _add(tar, f"{detail['uid']}.txt", (caption or "").encode())
-            _add(tar, f"{detail['uid']}.json", json.dumps(detail, ensure_ascii=False).encode())
+            _add(tar, f"{detail['uid']}.json", to_json(detail).encode())
     return offsets, lengths
 
 
-def _ending(picture: pa.Buffer | bytes) -> str:
+def image_ending(picture: pa.Buffer | bytes) -> str:
+    """The file name extension of a picture's format."""
     found = sniff.image_format(bytes(picture[: sniff.FORMAT_HEAD_BYTES])) or "bin"
     return {"JPEG": "jpg", "TIFF": "tif"}.get(found, found.lower())
 
 
-def _similarity_columns(pairs: pa.Table) -> list[str]:
-    return [name for name in pairs.column_names if name.startswith("similarity_")]
+def sizes_table(sizes: Mapping[str, int]) -> bytes:
+    """`sizes.json`, beside tars: name -> samples, which open_clip's trainer and DataComp's scripts read."""
+    return json.dumps(sizes, indent=1).encode()
+
+
+def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
+    """The content of uid.json, per row."""
+    table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
+    for name in carried:
+        table = table.append_column(name, _as_json(pairs[name]))
+    return table.to_pylist()  # type: ignore[no-any-return]
+
+
+def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values whose types JSON lacks, as text."""
+    if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
+        return column.cast(pa.string())  # Python's own times have no nanoseconds and no years beyond 9999
+    if _has_map(column.type):
+        texts = [
+            None if value is None else to_json({"map": value})[len('{"map": ') : -1] for value in column.to_pylist()
+        ]
+        return pa.chunked_array([texts], pa.string())
+    return column
+
+
+def _has_map(kind: pa.DataType) -> bool:
+    fields = (kind.field(index) for index in range(kind.num_fields))
+    return pa.types.is_map(kind) or any(_has_map(field.type) for field in fields)
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """JSON that every parser takes (RFC 8259): no NaN, and bytes, times and decimals as text."""
+    try:
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):  # rare, and a fifth as fast
+        return json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False)
+
+
+def _json_value(value: Any) -> Any:
+    """Plain JSON values: NaN and infinity become null, bytes base64, dates and times ISO 8601, decimals text."""
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if isinstance(value, Real) and not isinstance(value, int):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (date, time)):  # datetimes are dates
+        return value.isoformat()
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _similarity_columns(pairs: pa.Table, carried: Sequence[str]) -> list[str]:
+    return [name for name in pairs.column_names if name.startswith("similarity_") and name not in carried]
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes | memoryview) -> int:

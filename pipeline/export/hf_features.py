@@ -1,6 +1,6 @@
-"""Column types as Hugging Face `datasets` names them and stores them in the metadata of a Parquet file."""
+"""Column types in the words of Hugging Face `datasets`: as JSON in a Parquet file's metadata, as YAML in a README."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -16,14 +16,80 @@ def features(rows: pa.Schema) -> Feature:
     return image | {field.name: _feature(field.type) for field in rows}
 
 
-def has_feature(kind: pa.DataType) -> bool:
-    """Whether `datasets` can express the type."""
-    return not (pa.types.is_map(kind) or pa.types.is_dictionary(kind) or pa.types.is_union(kind))
+def expressible(rows: pa.Table) -> pa.Table:
+    """The same values in types that `datasets` can express: dictionaries decoded, maps as lists of key and value."""
+    for index, field in enumerate(rows.schema):
+        if (kind := _expressible(field.type)) != field.type:
+            rows = rows.set_column(index, field.name, _cast(rows[field.name], kind))
+    return rows
+
+
+def yaml_features(rows: pa.Schema) -> list[dict[str, Any]]:
+    """The features of JSON objects with these columns, as in the `dataset_info` of a README."""
+    return [{"name": field.name, **_yaml_feature(field.type)} for field in rows]
 
 
 def _feature(kind: pa.DataType) -> Feature:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_large_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "LargeList"}
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
     return {"dtype": _NAMES.get(str(kind), str(kind)), "_type": "Value"}
+
+
+def _expressible(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _expressible(kind.value_type)
+    if pa.types.is_map(kind):
+        pair = [pa.field("key", _expressible(kind.key_type)), pa.field("value", _expressible(kind.item_type))]
+        return pa.list_(pa.struct(pair))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_expressible(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_expressible(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_expressible(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_expressible(kind.value_type)))
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.binary()
+    return kind
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowInvalid):  # maps, which Arrow casts to nothing
+        return pa.chunked_array([pa.array(_without_tuples(column.to_pylist(), kind), kind)])
+
+
+def _without_tuples(value: Any, kind: pa.DataType) -> Any:
+    """Python values for Arrow, with a map's tuples as dicts."""
+    if isinstance(value, tuple):
+        return {field.name: _without_tuples(item, field.type) for field, item in zip(kind, value, strict=True)}
+    if isinstance(value, list):
+        inner = kind.value_type if hasattr(kind, "value_type") else kind
+        return [_without_tuples(item, inner) for item in value]
+    if isinstance(value, dict):
+        return {field.name: _without_tuples(value.get(field.name), field.type) for field in kind}
+    return value
+
+
+def _yaml_feature(kind: pa.DataType) -> dict[str, Any]:
+    """What a value is once it has gone through JSON (`to_json` in webdataset_tar.py)."""
+    if pa.types.is_dictionary(kind):
+        return _yaml_feature(kind.value_type)
+    if pa.types.is_struct(kind):
+        return {"struct": yaml_features(pa.schema(list(kind)))}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _yaml_feature(kind.value_type)
+        return {"list": inner["dtype"] if set(inner) == {"dtype"} else inner}
+    if pa.types.is_null(kind):
+        return {"dtype": "null"}
+    if pa.types.is_boolean(kind):
+        return {"dtype": "bool"}
+    if pa.types.is_integer(kind):
+        return {"dtype": "uint64" if pa.types.is_uint64(kind) else "int64"}
+    return {"dtype": "float64" if pa.types.is_floating(kind) else "string"}

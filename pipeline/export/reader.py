@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from pairmill.pipeline.dataset.chunks import Chunk, describe
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.subset import read_shard
 from pairmill.pipeline.export.order import GroupSlice, ShardGroup, SubsetShard
+from pairmill.pipeline.image.decode import ImageError
+from pairmill.pipeline.image.plain import plain_picture
+from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.plan import load_plan
@@ -21,9 +24,6 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import manifest_name, shards_from_table
 from pairmill.schemas.pairs import STORED
-
-_SHARD, _GENERATION, _ROW = "export_shard", "export_generation", "export_row"
-"""Columns added to those that are read: where each row comes from."""
 
 _PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
 """Columns needed to find the pictures."""
@@ -46,6 +46,29 @@ class ExportSource:
     """Aliases of the added models whose columns can be read."""
 
 
+@dataclass(frozen=True)
+class SubsetRows:
+    """Rows of a subset, and where each of them comes from."""
+
+    table: pa.Table
+    origins: pa.Table
+    """shard, generation, and row of the pairs file; apart, since the user's columns may have any names."""
+
+    @property
+    def num_rows(self) -> int:
+        """Of both tables."""
+        return int(self.table.num_rows)
+
+    def take(self, indices: npt.NDArray[np.integer[Any]]) -> "SubsetRows":
+        """The rows with these indices, in this order."""
+        return SubsetRows(self.table.take(pa.array(indices)), self.origins.take(pa.array(indices)))
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["SubsetRows"]) -> "SubsetRows":
+        """The rows of all parts, in order."""
+        return cls(pa.concat_tables(part.table for part in parts), pa.concat_tables(part.origins for part in parts))
+
+
 class SubsetReader:
     """Reads slices of an export's order."""
 
@@ -54,73 +77,83 @@ class SubsetReader:
         self._seed = seed
         self._reader = PairsReader(source.store, source.mapping, source.job)
         self._plan = load_plan(source.store).shards
+        self._processor = ImageProcessor(source.job.images)
 
     def close(self) -> None:
         """Close files and end threads."""
         self._reader.close()
 
-    def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> pa.Table:
-        """The rows of a part in order, with these columns and those that `write_pictures` needs."""
-        return pa.concat_tables([self._read_slice(each, frozenset(columns)) for each in slices])
+    def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> SubsetRows:
+        """These columns, and what `write_pictures` needs, of the rows of a part, in order."""
+        return SubsetRows.concatenated([self._read_slice(each, frozenset(columns)) for each in slices])
 
-    def write_pictures(self, rows: pa.Table, file: IO[bytes]) -> list[tuple[int, int]]:
-        """Write the picture of each row to a file. Returns (offset, length) per row. Raises MissingDataError."""
+    def write_pictures(self, rows: SubsetRows, file: IO[bytes]) -> list[tuple[int, int]]:
+        """Write the picture of each row to a file, as bytes in which every reader sees what was scored.
+
+        Returns (offset, length) per row. Raises MissingDataError.
+        """
         ranges: list[tuple[int, int]] = [(0, 0)] * rows.num_rows
-        shards = rows[_SHARD].to_numpy()
+        shards = rows.origins["shard"].to_numpy()
         for shard in np.unique(shards).tolist():
             indices = np.flatnonzero(shards == shard)
-            indices = indices[np.argsort(rows[_ROW].to_numpy()[indices])]  # the order of the tar
-            of_shard = rows.take(pa.array(indices))
-            for index, picture in zip(indices.tolist(), self._pictures(shard, of_shard), strict=True):
+            indices = indices[np.argsort(rows.origins["row"].to_numpy()[indices])]  # the order of the tar
+            for index, picture in zip(indices.tolist(), self._pictures(shard, rows.take(indices)), strict=True):
                 ranges[index] = (file.tell(), len(picture))
                 file.write(picture)
         return ranges
 
-    def _pictures(self, shard: int, rows: pa.Table) -> Iterator[bytes]:
-        manifest = read_manifest(self._source.store, manifest_name(shard, rows[_GENERATION][0].as_py()))
+    def _pictures(self, shard: int, of_shard: SubsetRows) -> Iterator[bytes]:
+        rows, generation = of_shard.table, of_shard.origins["generation"][0].as_py()
+        manifest = read_manifest(self._source.store, manifest_name(shard, generation))
         (planned,) = shards_from_table(self._plan.slice(shard, 1))
         try:
             found = self._reader.pictures(planned, manifest, rows)
         except FileNotFoundError as error:
             raise MissingDataError(f"shard {shard:09d}: its pictures are gone: {error}") from error
-        lengths = rows["image_length"].to_pylist()
-        for row_id, length, picture in zip(rows["row_id"].to_pylist(), lengths, found, strict=True):
+        facts = zip(*(rows[name].to_pylist() for name in ("row_id", "image_tar", "image_length")), strict=True)
+        for (row_id, name, length), picture in zip(facts, found, strict=True):
+            if name is None:
+                raise MissingDataError(f"{row_id} has no picture: it was not stored (images.store); select without it")
             if picture is None or (length is not None and len(picture) != length):
                 raise MissingDataError(
-                    f"{row_id} has no picture: it was not stored (images.store), or its file is missing, truncated or "
-                    "changed; select without this row"
+                    f"{name}: the picture of row {row_id} is missing, truncated or changed since it was scored; "
+                    "restore the file, or select without this row"
                 )
-            yield picture
+            try:
+                yield plain_picture(picture, self._processor)
+            except ImageError as error:
+                raise MissingDataError(f"{name}: the picture of row {row_id} cannot be decoded: {error}") from error
 
-    def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> pa.Table:
-        """The order needs only the group's uids; other columns are read only from shards with rows in the slice."""
+    def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> SubsetRows:
+        """The order takes only the group's uids; other columns are read only of shards with rows in the slice."""
         in_slice = self._shuffled(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
-        tables = []
+        needed, parts = columns | _PICTURE_COLUMNS | frozenset(self._reader.checksum), []
         for shard, start, end in zip(part.group.shards, starts, starts[1:], strict=False):
             rows = np.sort(in_slice[(in_slice >= start) & (in_slice < end)]) - start
             if len(rows):
-                tables.append(self._read(shard, columns | _PICTURE_COLUMNS).take(pa.array(rows)))
+                parts.append(self._read(shard, needed).take(rows))
         position = np.empty(len(in_slice), np.int64)  # in the concatenated tables, which are sorted by row of the group
         position[np.argsort(in_slice)] = np.arange(len(in_slice))
-        return pa.concat_tables(tables).take(pa.array(position))
+        return SubsetRows.concatenated(parts).take(position)
 
     def _shuffled(self, group: ShardGroup) -> npt.NDArray[np.int64]:
         """(rows,): indices of the group's rows in the order of the export."""
         rows = np.arange(group.num_rows)
         if self._seed is None:
             return rows
-        uids = pa.concat_tables([self._read(shard, frozenset({"uid"})) for shard in group.shards])["uid"]
+        uids = pa.concat_tables([self._read(shard, frozenset({"uid"})).table for shard in group.shards])["uid"]
         return np.lexsort((rows, uid_hashes(uids, SHUFFLE, self._seed)))
 
-    def _read(self, shard: SubsetShard, columns: frozenset[str]) -> pa.Table:
-        """The selected rows of a shard."""
+    def _read(self, shard: SubsetShard, columns: frozenset[str]) -> SubsetRows:
+        """The selected rows of a shard. Raises DamagedFileError."""
         chunk = self._chunk(shard)
+        chunk.check(chunk.shards[0])
         rows = read_shard(self._source.store, shard.path, shard.shard).rows
         table = chunk.read(chunk.shards[0], columns).select(sorted(columns)).take(pa.array(rows))
-        for name, value in ((_SHARD, shard.shard), (_GENERATION, shard.generation)):
-            table = table.append_column(name, pa.array(np.full(len(rows), value, np.int64)))
-        return table.append_column(_ROW, pa.array(rows)).replace_schema_metadata(None)
+        shards, generations = (np.full(len(rows), value, np.int64) for value in (shard.shard, shard.generation))
+        origins = pa.table({"shard": shards, "generation": generations, "row": rows})
+        return SubsetRows(table.replace_schema_metadata(None), origins)
 
     def _chunk(self, shard: SubsetShard) -> Chunk:
         try:

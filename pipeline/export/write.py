@@ -7,14 +7,12 @@ from pathlib import Path
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.output_folder import EXPORT_RECORD
+from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import ExportSource, SubsetReader
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
-
-_MANIFESTS = "export/manifests"
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,20 @@ class PartWriter:
     columns: tuple[str, ...]
     digits: int
     """Width of a part's number in file names."""
+    books: str
+    """Folder of the records, in the output."""
 
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
         """Write the files of a part, then their record. Raises FormatError and MissingDataError."""
         with closing(SubsetReader(self.source, self.seed)) as reader, self.output.new_file() as picture_file:
             rows = reader.rows(slices, self.columns)
-            check_scores(rows)
+            check_scores(rows.table)
             ranges = reader.write_pictures(rows, picture_file) if self.format.needs_pictures else []
-            part = Part(self._stem(number), rows.select(list(self.columns)), picture_file, ranges)
+            part = Part(self._stem(number), rows.table.select(list(self.columns)), picture_file, ranges)
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}
-        record = ExportedPart(number=number, rows=rows.num_rows, files=files)
-        self.output.create(manifest_name(number), record.model_dump_json(indent=1).encode())
+            endings = sorted({image_ending(picture) for picture in part.heads()})
+        record = ExportedPart(number=number, rows=rows.num_rows, files=files, image_endings=endings)
+        self.output.create(manifest_name(self.books, number), record.model_dump_json(indent=1).encode())
         return record
 
     def names(self, number: int) -> list[str]:
@@ -70,31 +71,32 @@ def release_output(writer: PartWriter, record: ExportRecord) -> None:
     """
     output = writer.output
     output.remove_temporary()
-    if output.list(_MANIFESTS):
+    manifests, record_name = f"{writer.books}/manifests", f"{writer.books}/export.json"
+    if output.list(manifests):
         return
     expected = {name for number in range(record.num_files) for name in writer.names(number)}
     folders = {name.rpartition("/")[0] for name in expected}
-    if output.exists(EXPORT_RECORD):
-        if ExportRecord.model_validate_json(output.read(EXPORT_RECORD)) != record:
+    if output.exists(record_name):
+        if ExportRecord.model_validate_json(output.read(record_name)) != record:
             return
         for name in (f"{folder}/{name}".lstrip("/") for folder in folders for name in output.list(folder)):
             if name in expected:
                 output.delete(name)
-        output.delete(EXPORT_RECORD)
+        output.delete(record_name)
     if not output.remote:
-        for folder in (*(folders - {""}), _MANIFESTS, EXPORT_RECORD.rpartition("/")[0]):
+        for folder in (*(folders - {""}), manifests, writer.books):
             with suppress(OSError):  # not there, or not empty
                 Path(output.path(folder)).rmdir()
 
 
-def manifest_name(number: int) -> str:
+def manifest_name(books: str, number: int) -> str:
     """File name of the record of a part."""
-    return f"{_MANIFESTS}/{number:05d}.json"
+    return f"{books}/manifests/{number:05d}.json"
 
 
-def is_written(output: Store, number: int) -> bool:
+def is_written(output: Store, books: str, number: int) -> bool:
     """Whether a part has a record and all its files exist. A record whose files are missing is deleted."""
-    name = manifest_name(number)
+    name = manifest_name(books, number)
     if not output.exists(name):
         return False
     files = ExportedPart.model_validate_json(output.read(name)).files.values()

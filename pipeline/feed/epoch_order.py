@@ -21,6 +21,19 @@ class Window:
     rows: slice
 
 
+@dataclass(frozen=True)
+class Batches:
+    """How rows are cut into batches; single rows are batches of one."""
+
+    size: int = 1
+    drop_last: bool = False
+    """Leave out a last batch that is short."""
+
+    def count(self, rows: int) -> int:
+        """Batches of so many rows."""
+        return rows // self.size if self.drop_last else -(-rows // self.size)
+
+
 @dataclass(frozen=True, eq=False)
 class EpochOrder:
     """Shards in random order, and the rows of every `mix_shards` consecutive shards shuffled together.
@@ -47,6 +60,11 @@ class EpochOrder:
             length = self.num_rows // consumers
             return range(consumer * length, (consumer + 1) * length)
         return range(consumer * self.num_rows // consumers, (consumer + 1) * self.num_rows // consumers)
+
+    def worker_share(self, rank: range, worker: int, workers: int, batches: "Batches") -> range:
+        """Positions of one worker of a rank: whole batches, so that only the rank's last batch may be short."""
+        first, last = (number * batches.count(len(rank)) // workers for number in (worker, worker + 1))
+        return rank[first * batches.size : last * batches.size]
 
     def windows(self, epoch: int, share: range) -> Iterator[Window]:
         """The windows with rows of the share, in order."""

@@ -4,9 +4,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypedDict
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,45 +15,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.batches import item, read_ahead, rebatch, stack, values_of
-from pairmill.pipeline.feed.epoch_order import EpochOrder, Window
+from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedState
+from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder, Window
 from pairmill.pipeline.feed.shards import FeedShards
+from pairmill.pipeline.feed.shared_epoch import SharedEpoch
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.pairs import STORED
-from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
-
-IMAGE = "image"
-"""The column name for the picture itself, which the files do not have as a column."""
 
 _UNBATCHED_ROWS = 256
 """Rows that are read and decoded together when each item is one row."""
 _LOCAL_READERS = 2
 """Arrow has its own threads; more threads here would only wait for each other."""
-_PROCESSOR = ImageProcessor(ImagesConfig())
 
 Sample: TypeAlias = dict[str, Any]
 """One row, or with `batch_size` one batch: column -> value."""
-
-
-class FeedError(PairmillError, ValueError):
-    """The dataset cannot be fed as asked, or a checkpoint belongs to another run; the message says why."""
-
-
-class FeedState(TypedDict):
-    """A checkpoint of one consumer. All keys except the first two must be the same when it is loaded."""
-
-    epoch: int
-    rows_done: int
-    consumer: int
-    consumers: int
-    choice: str
-    """FeedShards.fingerprint. The key is older than the word subset."""
-    rows: int
-    seed: int
-    shuffle: bool
-    mix_shards: int
-    even: bool
 
 
 class _Consumer(NamedTuple):
@@ -62,33 +37,6 @@ class _Consumer(NamedTuple):
 
     number: int
     total: int
-
-
-@dataclass(frozen=True)
-class FeedConfig:
-    """Which rows and columns to feed, and in which order."""
-
-    dataset: str | os.PathLike[str]
-    """Output folder of a build or embed, local or s3://."""
-    subset: str | None = None
-    """None: all kept rows."""
-    columns: Sequence[str] = (IMAGE, "caption_clean")
-    """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no picture is read."""
-    shuffle: bool = True
-    seed: int = 0
-    mix_shards: int = 4
-    """Number of consecutive shards whose rows are shuffled together. Their columns and those of the next ones are in
-    memory, but not their pictures."""
-    batch_size: int | None = None
-    """Rows per batch. None: one row per item."""
-    even: bool = False
-    """Give every consumer the same number of rows; the remainder is left out of the epoch."""
-    threads: int = 4
-    """Threads per worker that read and decode pictures ahead."""
-    rank: int = 0
-    world_size: int = 1
-    s3: S3Config = FROM_ENVIRONMENT
-    """Access to the dataset's bucket, if the environment does not configure it."""
 
 
 class PairDataset(IterableDataset[Sample]):
@@ -99,7 +47,9 @@ class PairDataset(IterableDataset[Sample]):
     turns each picture, as a PIL image, into something else. Captions are strings; `tokenizer`, such as open_clip's,
     turns a list of them into a tensor (rows, length).
 
-    A new loop continues where the last one stopped; `set_epoch` starts over. Raises FeedError and SubsetError.
+    A new loop continues where the last one stopped, or in loader workers, which read ahead, from the first pair.
+    `set_epoch` starts over, also in workers that are alive (`persistent_workers`). `len()` is the number of items of
+    this rank per epoch. Raises FeedError, SubsetError, and DamagedFileError for files that have changed.
     """
 
     def __init__(
@@ -112,6 +62,8 @@ class PairDataset(IterableDataset[Sample]):
             raise FeedError(f"rank {config.rank} does not exist in a world of {config.world_size}")
         if min(config.mix_shards, config.threads, 1 if config.batch_size is None else config.batch_size) < 1:
             raise FeedError("batch_size, mix_shards and threads must be 1 or more")
+        if config.drop_last and config.batch_size is None:
+            raise FeedError("drop_last needs a batch_size; with single rows, give it to the loader")
         self.config = config
         self.epoch = 0
         self._transform = transform
@@ -120,6 +72,10 @@ class PairDataset(IterableDataset[Sample]):
         self._counted_for = _Consumer(0, 1)
         """The consumer that `_rows_done` belongs to."""
         self._is_resumed = False
+        self._is_old_checkpoint = False
+        self._requested, self._times_seen = SharedEpoch(), 0
+        """What `set_epoch` asked for, and how many of these calls this copy of the dataset has followed."""
+        self._batches = Batches(config.batch_size or 1, config.drop_last)
         self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
         self._order = EpochOrder(self._shards.counts, config.shuffle, config.seed, config.mix_shards, config.even)
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
@@ -127,14 +83,21 @@ class PairDataset(IterableDataset[Sample]):
         if IMAGE in config.columns and not self._shards.has_pictures:
             raise FeedError(f"{config.dataset} has no stored pictures that can be read with one range read each")
 
+        self._check_ranks()
+
     @property
     def num_rows(self) -> int:
-        """Rows of this rank per epoch; with `even`, up to one row less per worker."""
+        """Rows of this rank per epoch, with those that `drop_last` leaves out."""
         return len(self._order.share(self.config.rank, self.config.world_size))
 
+    def __len__(self) -> int:
+        return self._batches.count(self.num_rows)
+
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, which has its own order. Call it before the loader starts its workers."""
-        self.epoch, self._rows_done, self._is_resumed = epoch, 0, False
+        """Start an epoch, which has an order of its own, with the next loop. Call it in the trainer's process."""
+        self._check_ranks()
+        self._requested.set(epoch)
+        self._follow_set_epoch()
 
     def state_dict(self) -> FeedState:
         """This consumer's position in the epoch, after the last row that it yielded."""
@@ -150,6 +113,8 @@ class PairDataset(IterableDataset[Sample]):
             "shuffle": self.config.shuffle,
             "mix_shards": self.config.mix_shards,
             "even": self.config.even,
+            "batch_size": self.config.batch_size,
+            "drop_last": self.config.drop_last,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,24 +127,55 @@ class PairDataset(IterableDataset[Sample]):
                 f"the checkpoint belongs to consumer {state['consumer']} of {state['consumers']}, "
                 f"not to {current['consumer']} of {current['consumers']}: use as many ranks and workers as before"
             )
+        free = {"epoch", "rows_done"}
+        if current["consumers"] == self.config.world_size:  # one worker per rank: batches change nobody's share
+            free |= {"batch_size", "drop_last"}
         for name, value in current.items():
-            if name not in ("epoch", "rows_done") and state[name] != value:
+            if name not in free and state.get(name, value) != value:
                 label = "subset" if name == "choice" else name
                 raise FeedError(f"the checkpoint belongs to another run: {label} was {state[name]!r}, is {value!r}")
         self.epoch, self._rows_done = state["epoch"], state["rows_done"]
         self._counted_for, self._is_resumed = self._consumer(), True
+        self._is_old_checkpoint = "batch_size" not in state
+        self._times_seen = self._requested.get()[1]
 
     def __iter__(self) -> Iterator[Sample]:
+        self._check_ranks()
+        self._follow_set_epoch()
         self._count_for_this_consumer()
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             tables = rebatch(read_ahead(self._tables()), self.config.batch_size or _UNBATCHED_ROWS)
             for table, pictures in self._with_pictures(pool, tables):
                 yield from self._samples(self._columns(table, pictures), table.num_rows)
-        self._rows_done = 0
+        self._rows_done, self._is_old_checkpoint = 0, False
+
+    def _follow_set_epoch(self) -> None:
+        """Start over if `set_epoch` was called, perhaps in another process."""
+        epoch, times = self._requested.get()
+        if times != self._times_seen:
+            self.epoch, self._times_seen = epoch, times
+            self._rows_done, self._is_resumed, self._is_old_checkpoint = 0, False, False
+
+    def _check_ranks(self) -> None:
+        """Under torch.distributed, ranks with fewer batches would leave the others waiting for ever."""
+        config = self.config
+        if config.even or config.allow_uneven or config.world_size == 1 or not _is_distributed():
+            return
+        least, most = self._order.num_rows // config.world_size, -(-self._order.num_rows // config.world_size)
+        if (fewest := self._batches.count(least)) != (highest := self._batches.count(most)):
+            unit = "rows" if config.batch_size is None else "batches"
+            raise FeedError(
+                f"ranks would have {fewest:,} or {highest:,} {unit}, and those with more would wait for the others for "
+                "ever: set even=True (for an evaluation without collective calls: allow_uneven=True)"
+            )
 
     def _count_for_this_consumer(self) -> None:
-        """Start a worker at its own first row: its copy of the loader's dataset may already have been read from."""
+        """A worker gets a copy of the loader's dataset, which may have been read from, and reads ahead of its loader.
+        So it starts from its own first row, unless its loader gave it a checkpoint."""
         if self._counted_for == self._consumer():
+            if get_worker_info() is not None and not self._is_resumed:
+                self._rows_done = 0
+            self._is_resumed = False
             return
         if self._is_resumed:
             raise FeedError(
@@ -199,14 +195,21 @@ class PairDataset(IterableDataset[Sample]):
             yield {name: item(values, row) for name, values in columns.items()}
 
     def _tables(self) -> Iterator[pa.Table]:
-        """The rows that this consumer has not received yet, in order, one window of shards at a time."""
-        share = self._order.share(*self._consumer())[self._rows_done :]
-        for window in self._order.windows(self.epoch, share):
+        """The rows that this consumer has not had yet, in order, one window of shards at a time."""
+        for window in self._order.windows(self.epoch, self._share()[self._rows_done :]):
             yield self._read_window(window)
+
+    def _share(self) -> range:
+        """Positions of this consumer in the order."""
+        consumer, config = self._consumer(), self.config
+        if self._is_old_checkpoint or (config.batch_size is None and not config.even):
+            return self._order.share(*consumer)
+        rank, workers = self._order.share(config.rank, config.world_size), consumer.total // config.world_size
+        return self._order.worker_share(rank, consumer.number % workers, workers, self._batches)
 
     def _read_window(self, window: Window) -> pa.Table:
         columns = {"uid", *self.config.columns} - {IMAGE}
-        columns |= set(STORED.names) if IMAGE in self.config.columns else set()
+        columns |= set(self._image_columns) if IMAGE in self.config.columns else set()
         tables, rows, start = [], [], 0
         threads = self.config.threads if self._shards.chunk.store.remote else min(self.config.threads, _LOCAL_READERS)
         with ThreadPoolExecutor(threads, thread_name_prefix="feed-read") as readers:
@@ -224,21 +227,26 @@ class PairDataset(IterableDataset[Sample]):
         """Each table with its pictures, while those of the next table are read and decoded."""
         waiting: deque[tuple[pa.Table, list[Future[Any]]]] = deque()
         for table in tables:
-            columns = [table[name].to_pylist() for name in STORED.names] if IMAGE in self.config.columns else []
+            columns = [table[name].to_pylist() for name in self._image_columns if IMAGE in self.config.columns]
             waiting.append((table, [pool.submit(self._picture, *row) for row in zip(*columns, strict=True)]))
             if len(waiting) > 1:
                 yield waiting.popleft()
         yield from waiting
 
-    def _picture(self, tar: str | None, offset: int, length: int) -> Any:
+    @property
+    def _image_columns(self) -> list[str]:
+        """Arguments of `_picture`."""
+        return [*STORED.names, *([self._shards.check] if self._shards.check else [])]
+
+    def _picture(self, tar: str | None, offset: int, length: int, check: int | str | None = None) -> Any:
         if tar is None:
             raise FeedError(
                 "a selected row has no stored picture (images.store): select without such rows, or feed no `image`"
             )
-        body = self._shards.picture(tar, offset, length)
+        body = self._shards.picture(tar, offset, length, check)
         if self._transform is None:
             return body
-        return self._transform(Image.fromarray(_PROCESSOR.pixels(body)))
+        return self._transform(Image.fromarray(_processor(self._shards.max_pixels).pixels(body)))
 
     def _columns(self, table: pa.Table, pictures: Sequence[Future[Any]]) -> Sample:
         """The values of some rows by column: a tensor (rows, ...) or a list."""
@@ -256,3 +264,16 @@ class PairDataset(IterableDataset[Sample]):
         worker = get_worker_info()
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         return _Consumer(self.config.rank * workers + worker_id, self.config.world_size * workers)
+
+
+@lru_cache
+def _processor(max_pixels: int) -> ImageProcessor:
+    """One per process: it is not copied to workers."""
+    return ImageProcessor(ImagesConfig(max_pixels=max_pixels))
+
+
+def _is_distributed() -> bool:
+    """Whether torch.distributed runs with several ranks."""
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,14 @@ import pyarrow.compute as pc
 from pairmill.pipeline.columns.added_model import complete_models
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
+from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows
 from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
-from pairmill.schemas.pairs import KEPT_STATUS
+from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS
 
 _READERS = 16
 
@@ -37,7 +39,11 @@ class FeedShards:
     schema: pa.Schema
     """All columns, including those of added models."""
     has_pictures: bool
-    """Whether each picture takes a single range read, from the tar and offset in its row."""
+    """Whether every picture can be read with a single range read, from the tar and offset in its row."""
+    check: str | None
+    """The column with a checksum of each picture; None if there is none."""
+    max_pixels: int
+    """Of a picture, as in the job."""
     fingerprint: str
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
 
@@ -50,23 +56,38 @@ class FeedShards:
         selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in selected], np.int64)
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
-        return cls(chunk, tuple(selected), counts, chunk.schema(), _has_pictures(plan), fingerprint)
+        pictures = _has_pictures(plan), _check_column(plan), plan.job.images.max_pixels
+        return cls(chunk, tuple(selected), counts, chunk.schema(), *pictures, fingerprint)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-        """(all rows of a shard, indices of the selected ones in ascending order)."""
+        """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError."""
         shard = self.chunk.shards[index]
+        self.chunk.check(shard)
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
         return self.chunk.read(shard, columns).replace_schema_metadata(None), selected
 
-    def picture(self, tar: str, offset: int, length: int) -> bytes:
-        """The stored picture. `tar` is a name from its row. Raises OSError, also for files outside the dataset."""
+    def picture(self, tar: str, offset: int, length: int, check: int | str | None = None) -> bytes:
+        """The stored picture. `tar` is a name from its row, `check` its value in the column of that name.
+
+        Raises OSError, also for a file foreign to the dataset, and DamagedFileError.
+        """
         store = self.chunk.store
         if (path := picture_file(tar, store.root, store.files)) is None:
             raise OSError(f"{tar}: neither a tar of {store.root} nor one that it was made from")
         picture = store.files.read_range(path, offset, length)
         if len(picture) != length:
             raise OSError(f"{path} ends in the middle of a picture")
+        is_same = is_intact(picture, check) if not isinstance(check, str) else sha256(picture).hexdigest() == check
+        if not is_same:
+            raise DamagedFileError(f"{path} has changed: the picture at byte {offset:,} is not the one that was scored")
         return picture
+
+
+def _check_column(plan: Plan) -> str | None:
+    """CHECKSUM; in older datasets of a corpus, the digest of the original bytes, which takes longer."""
+    if plan.mapping.has_checksums:
+        return str(CHECKSUM.name)
+    return "sha256" if plan.job.source.is_corpus else None
 
 
 def _has_pictures(plan: Plan) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_names
-from pairmill.pipeline.reader.pictures import NEEDED, Pictures
+from pairmill.pipeline.reader.pictures import Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.pipeline.reader.uids import UidFinder
 from pairmill.pipeline.source.uid import own_uid
@@ -145,8 +145,8 @@ class Dataset:
             DatasetError: There is no such column, or a row's picture is missing, truncated or a different one.
         """
         names = self._names(columns)
-        needed = NEEDED if pictures else NEEDED[:1]
         with closing(Pictures(self._snapshot)) as reader:
+            needed = reader.needed if pictures else ("row_id",)
             for position in self._positions():
                 table = self._read(position, list({*names, *needed}))
                 values = {name: _python(table[name]) for name in names}
@@ -166,7 +166,7 @@ class Dataset:
             raise DatasetError(f"{self!r} has no row with the uid {uid!r}")
         position, row = found
         with closing(Pictures(self._snapshot)) as reader:
-            (picture,) = reader.of(position, self._read(position, NEEDED).slice(row, 1))
+            (picture,) = reader.of(position, self._read(position, reader.needed).slice(row, 1))
         if picture is None:
             raise DatasetError(f"no picture is stored for {uid} (images.store)")
         return picture

@@ -8,11 +8,9 @@ from PIL import Image
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
-from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
-NEEDED = ("row_id", "sha256", *STORED.names)
-"""The columns needed to find a picture."""
+_NEEDED = ("row_id", "sha256", *STORED.names)
 
 _ROWS_AT_ONCE = 256
 
@@ -23,14 +21,19 @@ class Pictures:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._reader = snapshot.pairs_reader()
-        self._processor = ImageProcessor(ImagesConfig())
+        self._processor = ImageProcessor(snapshot.plan.job.images)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that lead to a picture, and the one that it is checked by."""
+        return (*_NEEDED, *self._reader.checksum)
 
     def close(self) -> None:
         """Close files and stop threads."""
         self._reader.close()
 
     def of(self, position: int, rows: pa.Table) -> Iterator[Image.Image | None]:
-        """The picture of each row of a shard (with the columns NEEDED), or None if the row names none.
+        """The picture of each row of a shard (with the columns `needed`), or None where the row names none.
 
         Raises DatasetError if a picture is missing, truncated or a different one.
         """

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pairmill.pipeline.columns.added_model import PairsReader, complete_models
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
+from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
@@ -107,6 +108,8 @@ class Snapshot:
         """Turn errors about missing or damaged files into a DatasetError."""
         try:
             yield
+        except DamagedFileError as error:
+            raise DatasetError(str(error)) from error
         except PairmillError:
             raise
         except FileNotFoundError as error:

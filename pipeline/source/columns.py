@@ -8,7 +8,7 @@ file.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -135,9 +135,9 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
         )
 
 
-def carried_texts(names: Iterable[str]) -> pa.Schema:
-    """The schema of the output's columns for these text columns."""
-    return _extra_schema({name: ColumnType(pa.string(), "", pa.string()) for name in names})
+def carried_columns(types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The schema of the output's columns for these columns of an index."""
+    return _extra_schema({name: ColumnType(kind, "", kind) for name, kind in types.items()})
 
 
 def can_contain_pictures(data_type: pa.DataType) -> bool:

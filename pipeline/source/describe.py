@@ -4,7 +4,7 @@ import os
 
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
-from pairmill.pipeline.source.planned import Plan, describe_formats, describe_uncaptioned
+from pairmill.pipeline.source.planned import Plan, describe_formats, describe_left_out, describe_uncaptioned
 from pairmill.schemas.jobs import BuildJob, RunConfig
 from pairmill.schemas.passed_over import describe_passed_over
 
@@ -15,8 +15,8 @@ _SHARDS_PER_ACTOR = 4
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
     """Shards, output files, memory per download actor, columns, a better `shard_rows` if there is one, detected
-    formats, and files that are passed over."""
-    told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs)]
+    formats, and what is passed over."""
+    told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs), *describe_left_out(plan.inputs)]
     seen = describe_passed_over(plan.seen, plan.rows_in_inputs, plan.parts, plan.passed_over)
     return "\n".join([_describe_shards(plan, job), *told, *([seen] if seen else [])])
 

@@ -1,8 +1,9 @@
 """The meaning of the input's columns, and the source of its pictures: decided once, when a dataset is first planned."""
 
 import base64
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -72,7 +73,11 @@ class ColumnMapping:
     """File in the output folder with the URLs and captions that several input pictures share; None if there are
     none. See `shared_urls.py`."""
     has_partitions: bool = False
-    """Whether folder names such as `lang=en` count as columns. False in plans made before 0.2."""
+    """Whether folder names such as `lang=en` count as columns. Not so in plans before 0.2."""
+    json_fields: Mapping[str, str] = field(default_factory=dict)
+    """Of a corpus of tars or folders: field of the JSON beside a picture -> its name in `extra_columns`."""
+    has_checksums: bool = False
+    """Whether the pairs have the column CHECKSUM; plans from before 0.2 do not say so."""
 
     @property
     def has_captions(self) -> bool:
@@ -82,6 +87,20 @@ class ColumnMapping:
     def output_name(self, column: str | None) -> str | None:
         """Output name of a carried input column; None for None."""
         return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
+
+    def carried(self, wanted: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
+        """Output names of the carried columns that `images.carry` names, by their names in the input or the output.
+
+        Raises ValueError for a column that is not carried.
+        """
+        if wanted == "all":
+            return tuple(self.extra.names)
+        names = dict(zip(self.extra_columns, self.extra.names, strict=True))
+        for name in wanted:
+            if name not in names and name not in self.extra.names:
+                known = ", ".join(self.extra_columns) or "none"
+                raise ValueError(f"images.carry: no carried column {name!r}; the input has: {known}")
+        return tuple(dict.fromkeys(names.get(name, name) for name in wanted))
 
     def to_json(self) -> dict[str, object]:
         """Plain values for the plan file."""

@@ -18,9 +18,10 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus.discover import Corpus
+from pairmill.pipeline.source.corpus.json_fields import holds, type_of
 from pairmill.pipeline.source.cursor import resolve
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
-from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures
+from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures
 from pairmill.pipeline.source.picture_sizes import shard_ends
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.pipeline.source.shared_urls import note_shared_urls
@@ -114,7 +115,14 @@ class _Planner:
             mapping = self.corpus.mapping(files, needs_license)
         else:
             mapping = map_columns(self.job.source, files, needs_license)
-        return self._to_bytes(self._slice_new(files, mapping, self.job.source.limit_rows), mapping, first_shard=0)
+        slices = self._slice_new(files, mapping, self.job.source.limit_rows)
+        if self.corpus and isinstance(mapping.pictures, IndexedPictures):
+            mapping = self.corpus.with_fields(mapping, [piece.uri for piece in slices], self.store)
+        try:
+            mapping.carried(self.job.images.carry)
+        except ValueError as error:
+            raise SourceError(str(error)) from None
+        return self._to_bytes(slices, replace(mapping, has_checksums=True), first_shard=0)
 
     def extend(self, plan: Plan) -> bytes | None:
         """The next plan file; None if there is nothing to add."""
@@ -130,8 +138,22 @@ class _Planner:
             fits = self.corpus.misfit if self.corpus else misfit
             if file.num_rows != 0 and (problem := fits(plan.mapping, file)):
                 raise PlanError(f"{problem}; use another output for it")
-        slices += self._slice_new(files, plan.mapping, budget)
+        new = self._slice_new(files, plan.mapping, budget)
+        for piece in new if self.corpus and plan.mapping.json_fields else []:
+            if problem := self._unfit_field(plan.mapping, piece):
+                raise PlanError(f"{problem}; use another output for it")
+        slices += new
         return self._to_bytes(slices, plan.mapping, plan.num_shards) if slices else None
+
+    def _unfit_field(self, mapping: ColumnMapping, piece: _Slice) -> str | None:
+        """Why values of the JSON of a new file do not fit the columns of a plan, or None."""
+        assert self.corpus is not None
+        types = dict(zip(mapping.extra_columns, mapping.extra.types, strict=True))
+        for name, kinds in self.corpus.fields(piece.uri, self.store).kinds.items():
+            planned = types.get(mapping.json_fields.get(name, ""))
+            if planned is not None and kinds and type_of(kinds) != planned and not holds(planned, kinds):
+                return f"{piece.source}: {name!r} in the JSON is {type_of(kinds)}, but {planned} in this output's plan"
+        return None
 
     def _check_unchanged(self, plan: Plan) -> None:
         listed, root = set(self.sources), self.store.root
@@ -241,12 +263,19 @@ class _Planner:
                         passed_over=dict(tally.passed_over),
                         uncaptioned=tally.uncaptioned,
                         json_keys=tally.json_keys,
+                        left_out_fields=self._left_out_fields(piece.uri, mapping),
                     )
                 inputs.append(planned)
         passed_over = self.passed_over.copy()
         for tally in self.without_rows.values():
             passed_over += tally.passed_over
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record, passed_over)
+
+    def _left_out_fields(self, uri: str, mapping: ColumnMapping) -> int:
+        """Values of an index's JSON that are too large, and fields that the plan has no columns for."""
+        assert self.corpus is not None
+        notes = self.corpus.fields(uri, self.store)
+        return notes.left_out + len([name for name in notes.columns() if name not in mapping.json_fields])
 
     def _ends(self, piece: _Slice, mapping: ColumnMapping) -> Sequence[int]:
         """The row after each shard of a slice; the last shard gets the remainder."""

@@ -60,6 +60,8 @@ class PlannedInput:
     """Rows of a tar or folder that have JSON but no caption."""
     json_keys: Sequence[str] = ()
     """Some keys of that JSON."""
+    left_out_fields: int = 0
+    """Of a tar or folder: values of the JSON beside pictures that are in no column."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,12 @@ def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
         f"{counted(rows, 'row')} with JSON but without a caption; if a key has it, set source.caption_column to that "
         f"key, one of {shown(list(keys))}"
     ]
+
+
+def describe_left_out(inputs: Sequence[PlannedInput]) -> list[str]:
+    """A line, if the JSON beside pictures has more than columns do."""
+    values = sum(file.left_out_fields for file in inputs)
+    return [f"{counted(values, 'value')} of the .json beside pictures left out: large, or too many"] if values else []
 
 
 def describe_formats(inputs: Sequence[PlannedInput]) -> list[str]:

@@ -16,6 +16,7 @@ from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.source.captions import clean_captions
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.corpus.image_refs import with_image_refs
+from pairmill.pipeline.source.corpus.json_fields import append_fields
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN, decode_lossy
 from pairmill.pipeline.source.identity import Identities, uid_texts
@@ -103,7 +104,13 @@ class ShardReader:
             if cursor is None or (cursor.uri, cursor.fingerprint) != (shard.uri, shard.fingerprint):
                 self._close()
                 self._cursor = cursor = Cursor(self._store, shard.uri, shard.fingerprint)
-            return append_partitions(cursor.rows(shard.first_row, shard.num_rows), shard.uri)
+            table = append_partitions(cursor.rows(shard.first_row, shard.num_rows), shard.uri)
+        return append_fields(table, self._json_columns)
+
+    @property
+    def _json_columns(self) -> dict[str, tuple[str, pa.DataType]]:
+        types = dict(zip(self._mapping.extra_columns, self._mapping.extra.types, strict=True))
+        return {name: (column, types[column]) for name, column in self._mapping.json_fields.items()}
 
     def _close(self) -> None:
         if self._cursor is not None:

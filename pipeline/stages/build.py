@@ -204,6 +204,8 @@ class Commit(JobStage):
             job_fingerprint=self.job_fingerprint,
             versions=versions(),
             rule_steps={rule.name: rule.step for rule in self.custom_rules()},
+            carried=self.mapping.carried(self.job.images.carry),
+            has_checksums=self.mapping.has_checksums,
         )
 
     def scored(self, batch: ShardBatch) -> ShardBatch:

@@ -224,9 +224,9 @@ def test_select_and_export_give_the_same_on_ray_and_in_a_plain_loop(
 def test_an_export_continues_where_it_stopped_and_refuses_the_folder_of_another(dataset: Path, tmp_path: Path) -> None:
     export(job(dataset, tmp_path / "whole", "webdataset"))
     export(job(dataset, tmp_path / "out", "webdataset"))
-    (tmp_path / "out/export/manifests/00002.json").unlink()  # as after a crash: the tar is there, its record is not
+    (tmp_path / "out/.pairmill/manifests/00002.json").unlink()  # as after a crash: the tar is there, its record is not
     (tmp_path / "out/00003.tar").write_bytes(b"half")
-    (tmp_path / "out/export/manifests/00003.json").unlink()
+    (tmp_path / "out/.pairmill/manifests/00003.json").unlink()
     result = export(job(dataset, tmp_path / "out", "webdataset"))
     assert result.written == 2
     for tar in (tmp_path / "whole").glob("*.tar"):
@@ -320,7 +320,7 @@ def tiny_folder() -> str:
 @pytest.mark.parametrize(
     ("form", "more", "says"),
     [
-        ("webdataset", {"models": ["tiny"]}, "has no embeddings; clip-retrieval"),
+        ("webdataset", {"models": ["tiny"]}, "has no embeddings; use clip-retrieval"),
         ("clip-retrieval", {"models": ["other"]}, "has no embeddings of 'other'; it has: tiny"),
         ("datacomp", {"models": []}, "has no embeddings"),
         ("webdataset", {"subset": "none"}, "has no subset 'none'; it has: most"),

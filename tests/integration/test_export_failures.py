@@ -102,7 +102,7 @@ def test_ctrl_c_before_the_first_finished_part_leaves_an_empty_folder(corpus: Pa
     os.mkfifo(corpus / "00001.tar")
     try:
         process = start(["export", str(corpus / "out"), "most", str(tmp_path / "export")], tmp_path)
-        while not (tmp_path / "export/export/export.json").exists() and process.poll() is None:
+        while not (tmp_path / "export/.pairmill/export.json").exists() and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, process.communicate()
         os.killpg(process.pid, signal.SIGINT)
@@ -121,7 +121,7 @@ def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
 ) -> None:
     """As soon as the record exists, and before any part is checked."""
 
-    def interrupted(output: Store, number: int) -> bool:
+    def interrupted(output: Store, books: str, number: int) -> bool:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pairmill.jobs.export.is_written", interrupted)
@@ -133,12 +133,12 @@ def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
 def test_a_refused_export_leaves_the_other_one_s_folder_as_it_is(corpus: Path, tmp_path: Path) -> None:
     """Even if that one has not finished a part yet."""
     record = export(export_job(corpus / "out", tmp_path / "first")).record
-    other = tmp_path / "second" / "export" / "export.json"
+    other = tmp_path / "second" / ".pairmill" / "export.json"
     other.parent.mkdir(parents=True)
     other.write_text(record.model_dump_json())
     with pytest.raises(JobError, match="has another export in it"):
         export(export_job(corpus / "out", tmp_path / "second", "parquet"))
-    assert left_in(tmp_path / "second") == ["export", "export/export.json"]
+    assert left_in(tmp_path / "second") == [".pairmill", ".pairmill/export.json"]
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,14 @@ def test_an_export_that_lost_its_record_to_a_failed_run_of_the_same_kind_has_it_
 
     rivals = iter([True])
 
-    def is_written(output: Store, number: int) -> bool:
+    def is_written(output: Store, books: str, number: int) -> bool:
         if next(rivals, False):
-            (tmp_path / "export/export/export.json").unlink()
+            (tmp_path / "export/.pairmill/export.json").unlink()
         return False
 
     monkeypatch.setattr(module, "is_written", is_written)
     export(export_job(corpus / "out", tmp_path / "export"))
-    assert (tmp_path / "export/export/export.json").exists()
+    assert (tmp_path / "export/.pairmill/export.json").exists()
 
 
 def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(

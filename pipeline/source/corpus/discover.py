@@ -24,10 +24,11 @@ from pairmill.pipeline.common.listing import Listing, entries_in
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
-from pairmill.pipeline.source.columns import can_contain_pictures, carried_texts, map_columns, misfit, refuse_url_list
+from pairmill.pipeline.source.columns import can_contain_pictures, carried_columns, map_columns, misfit, refuse_url_list
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus import folders
 from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table, readable_name
+from pairmill.pipeline.source.corpus.json_fields import FIELDS_KEY, FieldNotes, column_names
 from pairmill.pipeline.source.corpus.sidecar import TextRules, TextUse
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.files import (
@@ -162,8 +163,9 @@ class Corpus:
         if kind in ("folders", "tars"):
             _refuse_column_settings(source, needs_license)
             names = ("key", *dict.fromkeys(name for file in files for name in file.partitions))
+            extra = carried_columns(dict.fromkeys(names, pa.string()))
             return ColumnMapping(
-                "url", "caption", "uid", None, None, carried_texts(names), names, IndexedPictures(), has_partitions=True
+                "url", "caption", "uid", None, None, extra, names, IndexedPictures(), has_partitions=True
             )
         if kind == "pairs":
             if source.image_column is not None:
@@ -204,15 +206,15 @@ class Corpus:
         if file.kind != "index":
             convert(file, name, mapping, shard_rows, store)
             return
-        tally, named = Tally(), TextUse(self._source.caption_column)
+        tally, named, notes = Tally(), TextUse(self._source.caption_column), FieldNotes()
         with store.new_file() as target:
             schema = append_partitions(INDEX_SCHEMA.empty_table(), file.uri).schema
             with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
                 for batch in _batches(self._rows(file.uri, tally, named), max(shard_rows, 1_024)):
-                    writer.write_table(append_partitions(index_table(batch), file.uri))
+                    writer.write_table(append_partitions(index_table(batch, notes), file.uri))
                 tally.uncaptioned = named.uncaptioned
                 tally.json_keys = tuple(named.keys) if named.uncaptioned else ()
-                writer.add_key_value_metadata({TALLY_KEY: json.dumps(tally.to_json())})
+                writer.add_key_value_metadata({TALLY_KEY: json.dumps(tally.to_json()), FIELDS_KEY: notes.to_json()})
             if tally.rows:
                 named.check(file.uri)
             store.create_from(name, target)
@@ -223,6 +225,21 @@ class Corpus:
             text = (parquet.metadata.metadata or {}).get(TALLY_KEY.encode())
             rows = parquet.metadata.num_rows
         return Tally.from_json(json.loads(text)) if text else Tally(rows, rows)
+
+    def with_fields(self, mapping: ColumnMapping, indexes: Sequence[str], store: Store) -> ColumnMapping:
+        """The mapping with the fields of the JSON in these indexes as columns."""
+        notes = FieldNotes()
+        for name in dict.fromkeys(indexes):
+            notes.add(self.fields(name, store))
+        types, taken = notes.columns(), [*INDEX_SCHEMA.names, *mapping.extra_columns]
+        names = column_names(types, taken)
+        columns = {**dict.fromkeys(mapping.extra_columns, pa.string()), **{names[name]: types[name] for name in types}}
+        return replace(mapping, extra=carried_columns(columns), extra_columns=tuple(columns), json_fields=names)
+
+    def fields(self, name: str, store: Store) -> FieldNotes:
+        """The fields of the JSON in an index."""
+        with store.files.open(store.path(name)) as file, pq.ParquetFile(file) as parquet:
+            return FieldNotes.from_json((parquet.metadata.metadata or {}).get(FIELDS_KEY.encode()))
 
     def _rows(self, uri: str, tally: Tally, use: TextUse) -> Iterator[IndexRow]:
         rules = replace(self._rules, use=use)

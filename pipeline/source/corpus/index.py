@@ -4,20 +4,22 @@ A row has the byte range of the picture and its captions. Samples that cannot be
 MALFORMED_COLUMN or CAPTION_PROBLEM_COLUMN: nothing is silently dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.source.corpus.json_fields import FIELDS_COLUMN, FieldNotes
 from pairmill.pipeline.source.corpus.sidecar import Captions, TextRules, Texts
 from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN
 from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.pairs import STORED
 
-INDEX_LAYOUT = 2
-"""Increase this whenever the content of an index changes."""
+INDEX_LAYOUT = 3
+"""To be increased whenever the content of an index changes."""
 
 _MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 
@@ -31,6 +33,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field(ALTERNATES_COLUMN, pa.list_(pa.struct(list(STORED)))),  # more pictures with this key, in order
         pa.field(MALFORMED_COLUMN, pa.string()),
         pa.field(CAPTION_PROBLEM_COLUMN, pa.string()),
+        pa.field(FIELDS_COLUMN, pa.string()),
     ]
 )
 
@@ -56,6 +59,8 @@ class IndexRow:
     alternates: tuple[ImageRef, ...] = ()
     problem: str | None = None
     caption_problem: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Of the sample's JSON."""
 
     @property
     def caption(self) -> bytes | None:
@@ -67,9 +72,16 @@ class IndexRow:
         """Bytes of the texts; they may be long."""
         return sum(len(caption or b"") for caption in self.captions or ()) + len(self.url or b"")
 
+    def repeated(self) -> Iterator[str | None]:
+        """The texts that fields of its JSON may repeat."""
+        yield from (self.key, self.uid)
+        for raw in (self.url, *(self.captions or ())):
+            yield None if raw is None else raw.decode("utf-8", "replace")
 
-def index_table(rows: Sequence[IndexRow]) -> pa.Table:
-    """The rows in INDEX_SCHEMA."""
+
+def index_table(rows: Sequence[IndexRow], notes: FieldNotes | None = None) -> pa.Table:
+    """The rows in INDEX_SCHEMA. `notes` gets the fields of their JSON."""
+    notes = FieldNotes() if notes is None else notes
     images = [row.image for row in rows]
     columns = {
         **{name: [getattr(row, name) for row in rows] for name in ("key", "url", "uid")},
@@ -80,6 +92,7 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
         ALTERNATES_COLUMN: [[_stored(image) for image in row.alternates] or None for row in rows],
         MALFORMED_COLUMN: [row.problem for row in rows],
         CAPTION_PROBLEM_COLUMN: [row.caption_problem for row in rows],
+        FIELDS_COLUMN: [notes.keep(row.fields, row.repeated()) if row.fields else None for row in rows],
     }
     return pa.table(columns, schema=INDEX_SCHEMA)
 
@@ -127,6 +140,7 @@ class Sample:
             alternates=tuple(images[1:]),
             problem=clean_text(problem),
             caption_problem=clean_text(caption_problem),
+            fields=self.texts.fields,
         )
 
 

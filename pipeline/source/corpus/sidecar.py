@@ -115,6 +115,8 @@ class Texts:
     uid: str | None = None
     problems: list[str] = field(default_factory=list)
     has_json: bool = False
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of its first JSON object."""
 
     def add(self, name: str, ending: str, data: bytes) -> None:
         """Add one file, called `name`."""
@@ -157,6 +159,7 @@ class Texts:
         if not isinstance(value, dict):
             return
         self.has_json = True
+        self.fields = self.fields or value
         self.url = self.url or _text_in(value, (self.rules.url,) if self.rules.url else _URL_NAMES)
         uid = _text_in(value, (self.rules.uid or "uid",))
         self.uid = self.uid or (uid.decode("utf-8", "replace") if uid else None)

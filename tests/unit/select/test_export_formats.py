@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from pairmill.pipeline.export.formats import ClipRetrieval, DataComp, ParquetFiles, WebDataset
+from pairmill.pipeline.export.arrays import ClipRetrieval, DataComp
+from pairmill.pipeline.export.formats import ParquetFiles, WebDataset
 from pairmill.schemas.pairs import pairs_schema, score_columns
 
 SOURCE_COLUMNS = ["my_embedding_size", "source_similarity_score", "notes"]
@@ -11,7 +12,7 @@ SCHEMA = pairs_schema(
     [score_columns("tiny", 4), score_columns("id", 4)],
 )
 EMBEDDINGS = {"image_embedding_tiny", "text_embedding_tiny", "image_embedding_id", "text_embedding_id"}
-TAR_COLUMNS = {"image_tar", "image_offset", "image_length"}
+TAR_COLUMNS = {"image_tar", "image_offset", "image_length", "image_crc32"}
 
 
 def test_parquet_has_every_column_but_embeddings_and_tar_offsets() -> None:
@@ -35,6 +36,6 @@ def test_clip_retrieval_has_the_embeddings_of_one_model_and_all_metadata() -> No
 def test_without_captions_there_are_no_text_embeddings() -> None:
     for columns in (
         ClipRetrieval("id", ["tiny", "id"], has_captions=False).columns(SCHEMA),
-        DataComp(["id"], has_captions=False).columns(SCHEMA),
+        DataComp(["id"], ["id"], has_captions=False).columns(SCHEMA),
     ):
         assert set(columns) & EMBEDDINGS == {"image_embedding_id"}

@@ -1,0 +1,46 @@
+"""Detects files that have changed since they were committed: bad disks, broken copies, edits by hand.
+
+Parquet pages carry checksums, which every read verifies. Footers and page headers have none, so export and the feed
+compare a local file with the checksum in its manifest when they first read it. Objects on S3 have checksums of their
+own.
+"""
+
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.errors import FailureKind, PairmillError
+
+
+class DamagedFileError(PairmillError, pa.ArrowInvalid):  # type: ignore[misc]
+    """A file is not what was written; the message names it and says what to do."""
+
+    kind = FailureKind.INPUT
+
+
+def check_file(store: Store, name: str, blake2b: str) -> None:
+    """Raises DamagedFileError if a local file differs from its checksum. Costs nothing when called again, unless the
+    file was written to meanwhile."""
+    if store.remote:
+        return
+    path = store.path(name)
+    info = Path(path).stat()
+    if _digest(path, info.st_size, info.st_mtime_ns, info.st_ino) != blake2b:
+        raise DamagedFileError(
+            f"{path} has changed since it was committed: its checksum differs; `pairmill verify {store.root}` says "
+            "what else has, and what to do"
+        )
+
+
+def is_intact(picture: bytes | pa.Buffer, crc32: int | None) -> bool:
+    """Whether a picture's bytes have this checksum (CHECKSUM in schemas/pairs.py). Any bytes have none."""
+    return crc32 is None or zlib.crc32(picture) == crc32
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(path: str, num_bytes: int, mtime_ns: int, inode: int) -> str:
+    return Files().checksum(path)[0]

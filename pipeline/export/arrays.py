@@ -1,0 +1,178 @@
+"""The export formats of embeddings: arrays row for row with metadata, in the layouts of clip-retrieval and DataComp."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.export.formats import FormatError, Part, Write, embedding_columns
+from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
+
+_DATACOMP_NAMES = {"vit-b-32": "clip_b32", "vit-l-14": "clip_l14"}
+"""open_clip's names of the architectures that DataComp's scripts know (`--arch b32`, `--arch l14`)."""
+
+
+@dataclass(frozen=True)
+class ClipRetrieval:
+    """`img_emb/img_emb_0000.npy`, `text_emb/...` and `metadata/metadata_0000.parquet`, row for row, float16.
+
+    Read by autofaiss, embedding-reader and clip-retrieval: https://github.com/rom1504/clip-retrieval, "inference".
+    """
+
+    model: str
+    """Alias of the model whose embeddings are written."""
+    models: Sequence[str]
+    """Aliases of all models of the dataset: embeddings are no metadata."""
+    has_captions: bool
+    image_path: Literal["file", "key", "uid"] = "uid"
+    """What becomes the metadata's `image_path`: the picture's own file, or the key of its sample in a tar."""
+    needs_pictures: bool = False
+
+    def columns(self, schema: pa.Schema) -> list[str]:
+        """The model's embeddings, and all metadata."""
+        left_out = {*STORED.names, CHECKSUM.name, *embedding_columns(self.models)}
+        metadata = [name for name in schema.names if name not in left_out]
+        path = [self._path_column] if self.image_path == "file" and "image_path" not in schema.names else []
+        return [*metadata, *path, *(array.column for array in self._arrays())]
+
+    def names(self, stem: str) -> list[str]:
+        """The metadata, and one array per kind of embedding."""
+        return [
+            f"metadata/metadata_{stem}.parquet",
+            *(f"{each.name}/{each.name}_{stem}.npy" for each in self._arrays()),
+        ]
+
+    def files(self, part: Part) -> dict[str, Write]:
+        """The metadata, and the arrays row for row."""
+        metadata = self._metadata(part.rows.drop_columns([array.column for array in self._arrays()]))
+        arrays = [_npy(array.read(part.rows)) for array in self._arrays()]
+        return dict(zip(self.names(part.stem), [_parquet(metadata), *arrays], strict=True))
+
+    def _metadata(self, rows: pa.Table) -> pa.Table:
+        """With `image_path`, which clip-retrieval opens or copies, unless the user has a column of that name."""
+        if "image_path" in rows.column_names:
+            return rows
+        paths = rows[self._path_column]
+        return (rows.drop_columns(self._path_column) if self.image_path == "file" else rows).append_column(
+            "image_path", paths
+        )
+
+    @property
+    def _path_column(self) -> str:
+        return {"file": "image_tar"}.get(self.image_path, self.image_path)
+
+    def _arrays(self) -> list["EmbeddingArray"]:
+        return embedding_arrays(self.model, self.has_captions, "img_emb", "text_emb")
+
+
+@dataclass(frozen=True)
+class DataComp:
+    """`metadata/00000.parquet` and `metadata/00000.npz`, named as in DataComp's pools. `subset.npy` is written last.
+
+    https://github.com/mlfoundations/datacomp, "Filtering". A model with the name `clip_b32` there has similarities
+    called `clip_b32_similarity_score`, and arrays called `b32_img` and `b32_txt`.
+    """
+
+    models: Sequence[str]
+    """Aliases of the models whose similarities and embeddings are written."""
+    model_names: Sequence[str]
+    """Of each, its name in DataComp's files."""
+    has_captions: bool
+    needs_pictures: bool = False
+
+    def columns(self, schema: pa.Schema) -> list[str]:
+        """DataComp's own, and those of the models."""
+        similarities = [score_column_names(alias).similarity for alias in self.models]
+        own = ["uid", "url", "caption", "original_width", "original_height", "sha256"]
+        return [*own, *similarities, *(array.column for array in self._arrays())]
+
+    def names(self, stem: str) -> list[str]:
+        """The metadata, and one archive of arrays."""
+        return [f"metadata/{stem}.parquet", f"metadata/{stem}.npz"]
+
+    def files(self, part: Part) -> dict[str, Write]:
+        """The metadata, and the arrays row for row."""
+        arrays = {array.name: array.read(part.rows) for array in self._arrays()}
+        metadata = part.rows.drop_columns([array.column for array in self._arrays()])
+        index = metadata.schema.get_field_index("caption")
+        captions = pc.fill_null(metadata["caption"], "")  # DataComp's filters expect text
+        metadata = metadata.set_column(index, "caption", captions)
+        names = {
+            score_column_names(alias).similarity: f"{name}_similarity_score"
+            for alias, name in zip(self.models, self.model_names, strict=True)
+        }
+        names["caption"] = "text"
+        metadata = metadata.rename_columns([names.get(name, name) for name in metadata.column_names])
+        archive: Write = lambda file: np.savez(file, **arrays)  # type: ignore[arg-type]  # noqa: E731
+        return dict(zip(self.names(part.stem), [_parquet(metadata), archive], strict=True))
+
+    def _arrays(self) -> list["EmbeddingArray"]:
+        return [
+            array
+            for alias, name in zip(self.models, self.model_names, strict=True)
+            for array in embedding_arrays(
+                alias, self.has_captions, f"{array_prefix(name)}_img", f"{array_prefix(name)}_txt"
+            )
+        ]
+
+
+def array_prefix(name: str) -> str:
+    """What the names of a model's arrays begin with: `b32` for `clip_b32`."""
+    return name.removeprefix("clip_")
+
+
+def datacomp_names(models: Sequence[ModelConfig]) -> list[str]:
+    """Names of the models in DataComp's files, in order.
+
+    Its scripts know two architectures by fixed names, whatever their aliases are: `clip_b32` is a ViT-B/32, `clip_l14`
+    a ViT-L/14. OpenAI's weights come first, since DataComp's own scores are theirs. Other models keep their aliases.
+    """
+    names = {model.alias: model.alias for model in models}
+    for model in sorted(models, key=lambda model: model.pretrained != "openai"):
+        known = _DATACOMP_NAMES.get(model.name.lower().removesuffix("-quickgelu"))
+        if known is not None and known not in names.values():
+            names[model.alias] = known
+    return list(names.values())
+
+
+@dataclass(frozen=True)
+class EmbeddingArray:
+    """An embedding column, and the name of the array that it becomes."""
+
+    column: str
+    name: str
+    null_with: str
+    """A narrow column that is null in the same rows."""
+
+    def read(self, rows: pa.Table) -> npt.NDArray[np.float16]:
+        """(rows, dim) float16. Raises FormatError for a null, which an array cannot represent."""
+        array = rows[self.column].combine_chunks()
+        if array.null_count:
+            raise FormatError(
+                f"{self.column} is null in {array.null_count:,} selected rows: "
+                f"add `where: {self.null_with} is not None`"
+            )
+        return np.asarray(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1), np.float16)
+
+
+def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
+    """The arrays of one model; without captions, that of the pictures only."""
+    columns = score_column_names(alias)
+    arrays = [EmbeddingArray(columns.image_embedding, image_name, columns.similarity if has_captions else "sha256")]
+    if has_captions:
+        arrays.append(EmbeddingArray(columns.text_embedding, text_name, null_with=columns.similarity))
+    return arrays
+
+
+def _parquet(table: pa.Table) -> Write:
+    return lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+
+
+def _npy(array: npt.NDArray[np.float16]) -> Write:
+    return lambda file: np.save(file, array)

@@ -1,0 +1,28 @@
+"""`README.md` of an export: tells Hugging Face `datasets` which files are data, and of which types.
+
+https://huggingface.co/docs/datasets/repository_structure . Exports of Parquet have none: `datasets` finds their files
+without, and Arrow, pandas and Polars would take a README in the folder for data.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import yaml
+
+from pairmill.pipeline.export.hf_features import yaml_features
+
+DATA_FILES = {"webdataset": "*.tar", "parquet": "*.parquet"}
+"""The files that `datasets` reads, by format. Of the others it reads the metadata."""
+
+
+def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str]) -> str:
+    """The text. `sample`: what is in a tar's .json; `endings`: of the pictures in the tars."""
+    config = {"config_name": "default", "data_files": DATA_FILES.get(form, "metadata/*.parquet")}
+    header: dict[str, object] = {"configs": [config]}
+    if sample is not None:
+        image = [{"name": ending, "dtype": "image"} for ending in endings]
+        strings = [{"name": name, "dtype": "string"} for name in ("txt", "__key__", "__url__")]
+        fields = [*image, strings[0], {"name": "json", "struct": yaml_features(sample)}, *strings[1:]]
+        header["dataset_info"] = {"config_name": "default", "features": fields}
+    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{rows:,} pairs of pictures and captions, exported by pairmill in the format {form}.\n"

@@ -1,0 +1,66 @@
+"""What a PairDataset is asked to feed, and what a checkpoint of it holds."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
+
+IMAGE = "image"
+"""Among the columns: the picture itself, which is in no column of the files."""
+
+
+class FeedError(PairmillError, ValueError):
+    """The dataset cannot be fed as asked, or a checkpoint belongs to another run; the message says why."""
+
+
+class FeedState(TypedDict):
+    """A checkpoint of one consumer. All but the first two keys must be the same when it is loaded."""
+
+    epoch: int
+    rows_done: int
+    consumer: int
+    consumers: int
+    choice: str
+    """FeedShards.fingerprint. The key is older than the word subset."""
+    rows: int
+    seed: int
+    shuffle: bool
+    mix_shards: int
+    even: bool
+    batch_size: NotRequired[int | None]
+    """Missing from checkpoints of versions before 0.2, which divided a rank's rows among its workers in another way."""
+    drop_last: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class FeedConfig:
+    """What is fed, and in which order."""
+
+    dataset: str | os.PathLike[str]
+    """Output folder of a build or embed, local or s3://."""
+    subset: str | None = None
+    """None: all kept rows."""
+    columns: Sequence[str] = (IMAGE, "caption_clean")
+    """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no picture is read."""
+    shuffle: bool = True
+    seed: int = 0
+    mix_shards: int = 4
+    """Number of consecutive shards whose rows are shuffled together. Memory holds their columns and those of the next
+    ones, but not their pictures."""
+    batch_size: int | None = None
+    """Rows per batch. None: one row per item."""
+    drop_last: bool = False
+    """With `batch_size`: leave out the last batch of the rank if it is short."""
+    even: bool = False
+    """Give every rank the same number of rows; the remainder is left out of the epoch."""
+    allow_uneven: bool = False
+    """Let ranks of torch.distributed have different numbers of batches, for an evaluation, or with torch's Join."""
+    threads: int = 4
+    """Threads per worker that read and decode pictures ahead."""
+    rank: int = 0
+    world_size: int = 1
+    s3: S3Config = FROM_ENVIRONMENT
+    """Access to the dataset's bucket, where the environment does not configure it."""

@@ -1,0 +1,32 @@
+"""The epoch that `set_epoch` asks for, in memory that a loader's living workers see too."""
+
+import torch
+
+
+class SharedEpoch:
+    """Set in the trainer's process, read by loader workers, which have copies of the dataset.
+
+    Shared with workers however they are started. A copy made by plain pickling, such as on another machine, shares
+    nothing with the original, but can be shared with workers there.
+    """
+
+    def __init__(self) -> None:
+        self._values = torch.zeros(2, dtype=torch.int64)  # the epoch, and how often it was set
+        self._values.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set(self, epoch: int) -> None:
+        """Ask for an epoch, also for the same once more."""
+        self._values[0] = epoch
+        self._values[1] += 1
+
+    def get(self) -> tuple[int, int]:
+        """(epoch, how often it was set)."""
+        return int(self._values[0]), int(self._values[1])
+
+    def __getstate__(self) -> torch.Tensor:
+        return self._values
+
+    def __setstate__(self, values: torch.Tensor) -> None:
+        self._values = values
+        if not values.is_shared():  # type: ignore[no-untyped-call]
+            values.share_memory_()  # type: ignore[no-untyped-call]

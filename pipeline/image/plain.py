@@ -1,0 +1,115 @@
+"""Pictures that every reader shows alike: upright, opaque, RGB or grayscale with 8 bits a channel, without a profile.
+
+Readers of exports differ in what they make of a file: most ignore the orientation, drop the alpha channel instead of
+compositing it, clip 16 bits, and know no color profiles. So an exported picture must not depend on any of that.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+from pairmill.pipeline.image import sniff
+from pairmill.pipeline.image.orientation import UPRIGHT
+from pairmill.pipeline.image.processor import ImageProcessor
+
+TRAINER_FORMATS = frozenset({"JPEG", "PNG", "WEBP"})
+"""The formats that trainers look for in a tar."""
+
+_PLAIN_MODES = frozenset({"RGB", "L"})
+_PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"PLTE", b"pHYs", b"sRGB", b"tIME", b"bKGD"})
+"""PNG chunks that no reader can see in the pixels, in files of 8 bits without transparency."""
+_GRAY, _RGB, _PALETTE = 0, 2, 3
+_PNG_LEVEL = 6  # zlib's own default
+
+
+def plain_picture(body: bytes, processor: ImageProcessor) -> bytes:
+    """The same bytes if every reader sees in them what `processor` sees, else a PNG of what it sees.
+
+    Nearly all files are settled by their headers. The others are decoded twice. Raises ImageError.
+    """
+    found = sniff.image_format(body[: sniff.FORMAT_HEAD_BYTES])
+    if found in TRAINER_FORMATS and _has_plain_header(body, found):
+        return body
+    pixels = processor.pixels(body)  # uint8 [height, width, 3]
+    if found in TRAINER_FORMATS and not _is_deep(body, found) and _shows(body, pixels):
+        return body
+    _, encoded = cv2.imencode(
+        ".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL]
+    )
+    return encoded.tobytes()
+
+
+def _has_plain_header(body: bytes, found: str) -> bool:
+    if found == "JPEG":
+        return _is_plain_jpeg(body)
+    try:
+        return _is_plain_png(body) if found == "PNG" else _is_plain_webp(body)
+    except (struct.error, IndexError):
+        return False
+
+
+def _is_plain_jpeg(body: bytes) -> bool:
+    """RGB or gray, upright, without a profile. Damage in the compressed pixels is the same for every reader."""
+    try:
+        with Image.open(BytesIO(body), formats=["JPEG"]) as opened:
+            return (
+                opened.mode in _PLAIN_MODES and not opened.info.get("icc_profile") and _orientation(opened) == UPRIGHT
+            )
+    except Exception:  # as in decode.open_image
+        return False
+
+
+def _is_plain_png(body: bytes) -> bool:
+    depth, color_type = body[24], body[25]
+    kinds = list(_png_chunks(body))
+    is_whole = kinds[-1:] == [b"IEND"] and _PLAIN_CHUNKS.issuperset(kinds)
+    return is_whole and depth == 8 and color_type in (_GRAY, _RGB, _PALETTE)
+
+
+def _png_chunks(body: bytes) -> Iterator[bytes]:
+    """The type of each chunk up to IEND, or up to the first whose checksum is wrong."""
+    offset, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", body, offset)
+        (checksum,) = struct.unpack_from(">I", body, offset + 8 + length)
+        if zlib.crc32(body[offset + 4 : offset + 8 + length]) != checksum:
+            return
+        yield kind
+        offset += 12 + length
+
+
+def _is_plain_webp(body: bytes) -> bool:
+    """One chunk of pixels without alpha, and nothing else (RFC 9649, "simple" file formats)."""
+    size, kind, length = struct.unpack_from("<I4x4sI", body, 4)
+    if size != 12 + length + length % 2 or len(body) < 8 + size:
+        return False
+    has_alpha = kind == b"VP8L" and bool(body[24] & 0x10)  # the bit behind width and height
+    return kind in (b"VP8 ", b"VP8L") and not has_alpha
+
+
+def _is_deep(body: bytes, found: str) -> bool:
+    """Whether the file has more than 8 bits a channel, which readers cut, scale, or keep."""
+    return found == "PNG" and body[24] > 8
+
+
+def _shows(body: bytes, pixels: npt.NDArray[np.uint8]) -> bool:
+    """Whether a reader that knows of nothing, such as `PIL.Image.open(...).convert("RGB")`, sees these pixels."""
+    try:
+        with Image.open(BytesIO(body)) as opened:
+            opened.load()
+            is_plain = opened.mode in _PLAIN_MODES and getattr(opened, "n_frames", 1) == 1
+            is_plain = is_plain and "transparency" not in opened.info and _orientation(opened) == UPRIGHT
+            return is_plain and np.array_equal(np.asarray(opened.convert("RGB")), pixels)
+    except Exception:  # as in decode.open_image; what cannot be read does not show the pixels
+        return False
+
+
+def _orientation(opened: Image.Image) -> object:
+    """EXIF or XMP orientation. Raises anything if the metadata is broken, as it does in readers."""
+    return opened.getexif().get(ExifTags.Base.Orientation, UPRIGHT)

@@ -1,0 +1,231 @@
+"""The law of the feed: each epoch has every pair once and an order of its own, whatever loader feeds it, wherever the
+last loop was left; `len()` is true, and ranks never wait for each other in vain."""
+
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import distributed
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder
+from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
+from tests.synthetic_dataset import write_dataset
+from tests.unit.select.conftest import make_subset, row_ids
+
+ROWS = 113
+
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own call
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 rows in 8 shards; the subset `some` has 113."""
+    folder = tmp_path_factory.mktemp("feed") / "small"
+    write_dataset(folder, 300, shard_rows=40)
+    make_subset(folder, "some", {"top": {"by": "similarity", "count": ROWS}})
+    return folder
+
+
+def feed(folder: Path, **more: Any) -> PairDataset:
+    return PairDataset(FeedConfig(str(folder), "some", **{"columns": ("row_id",), "batch_size": 8, **more}))
+
+
+def rows_in(batches: Any) -> list[str]:
+    return [row for batch in batches for row in batch["row_id"]]
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.booleans(),
+    st.booleans(),
+)
+def test_workers_get_whole_batches_and_all_ranks_together_every_row_once(
+    counts: list[int], ranks: int, workers: int, size: int, drop_last: bool, even: bool
+) -> None:
+    """The oracle: each rank's rows, cut with slices as if it had a single worker."""
+    import numpy as np
+
+    order, batches = EpochOrder(np.array(counts, np.int64), True, 0, 2, even), Batches(size, drop_last)
+    seen: Counter[int] = Counter()
+    for rank in range(ranks):
+        rows = order.share(rank, ranks)
+        expected = [rows[start : start + size] for start in range(0, len(rows), size)]
+        expected = [batch for batch in expected if len(batch) == size or not drop_last]
+        shares = [order.worker_share(rows, worker, workers, batches) for worker in range(workers)]
+        found = [share[start : start + size] for share in shares for start in range(0, len(share), size)]
+        assert found == expected
+        assert len(found) == batches.count(len(rows))
+        seen.update(row for batch in found for row in batch)
+    assert max(seen.values(), default=1) == 1
+    left_out = sum(counts) - len(seen)
+    assert left_out <= (ranks - 1 if even else 0) + (ranks * (size - 1) if drop_last else 0)
+    if even:
+        assert len({len(order.share(rank, ranks)) for rank in range(ranks)}) == 1
+
+
+@pytest.mark.parametrize("loader_of", [DataLoader, StatefulDataLoader])
+def test_set_epoch_reaches_living_workers_and_a_loop_left_early_takes_nothing_from_the_next(
+    dataset: Path, loader_of: Any
+) -> None:
+    pairs = feed(dataset)
+    loader = loader_of(pairs, batch_size=None, num_workers=2, persistent_workers=True)
+    orders = []
+    for epoch, taken in ((0, None), (1, 3), (2, None), (2, 1), (2, None), (3, None)):
+        pairs.set_epoch(epoch)
+        seen = rows_in(islice(loader, taken))
+        if taken is None:
+            assert sorted(seen) == sorted(row_ids(dataset, "some"))
+            orders.append(tuple(seen))
+    assert orders[1] == orders[2]
+    assert len(set(orders)) == 3
+    next(iter(loader))
+    assert sorted(rows_in(loader)) == sorted(row_ids(dataset, "some"))  # also without another set_epoch
+
+
+def test_without_workers_a_loop_continues_where_the_last_one_was_left_and_set_epoch_starts_over(dataset: Path) -> None:
+    pairs = feed(dataset)
+    seen = rows_in(islice(pairs, 4))
+    assert sorted(seen + rows_in(pairs)) == sorted(row_ids(dataset, "some"))
+    next(iter(pairs))
+    pairs.set_epoch(1)
+    assert sorted(rows_in(pairs)) == sorted(row_ids(dataset, "some"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_loader_has_as_many_batches_as_it_says_and_one_short_one_at_most(
+    dataset: Path, workers: int, drop_last: bool
+) -> None:
+    loader = DataLoader(feed(dataset, drop_last=drop_last), batch_size=None, num_workers=workers)
+    sizes = [len(batch["row_id"]) for batch in loader]
+    assert len(loader) == len(sizes) == (ROWS // 8 if drop_last else -(-ROWS // 8))
+    assert Counter(sizes) == ({8: ROWS // 8} if drop_last else {8: ROWS // 8, ROWS % 8: 1})
+
+
+def test_len_counts_the_rows_of_a_rank_without_batches(dataset: Path) -> None:
+    for even in (False, True):
+        for rank in range(2):
+            pairs = feed(dataset, batch_size=None, rank=rank, world_size=2, even=even)
+            loader = DataLoader(pairs, batch_size=None, num_workers=2)
+            assert len(list(loader)) == len(loader) == len(pairs) == (ROWS // 2 if even else (56, 57)[rank])
+
+
+def test_a_copy_of_the_dataset_reaches_its_own_workers(dataset: Path) -> None:
+    """As in a trainer that a scheduler started elsewhere, with the dataset pickled."""
+    pairs = pickle.loads(pickle.dumps(feed(dataset)))  # noqa: S301
+    loader = DataLoader(pairs, batch_size=None, num_workers=1, persistent_workers=True)
+    orders = []
+    for epoch in range(2):
+        pairs.set_epoch(epoch)
+        orders.append(rows_in(loader))
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_checkpoint_survives_the_set_epoch_of_its_own_epoch_with_a_stateful_loader(
+    dataset: Path, workers: int
+) -> None:
+    """A trainer that resumes calls `load_state_dict`, and then `set_epoch` at the top of its loop."""
+
+    def loader(pairs: PairDataset) -> Any:
+        return StatefulDataLoader(pairs, batch_size=None, num_workers=workers)
+
+    pairs = feed(dataset)
+    first = loader(pairs)
+    pairs.set_epoch(5)
+    batches = iter(first)
+    seen = rows_in(islice(batches, 6))
+    state = first.state_dict()
+    del batches
+    pairs = feed(dataset)
+    second = loader(pairs)
+    second.load_state_dict(state)
+    pairs.set_epoch(5)
+    assert sorted(seen + rows_in(second)) == sorted(row_ids(dataset, "some"))
+    pairs.set_epoch(6)
+    assert sorted(rows_in(second)) == sorted(row_ids(dataset, "some"))
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes_with_the_shares_of_that_version(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no `batch_size`; a rank's workers divided its rows, not its batches."""
+    whole = rows_in(feed(dataset))
+    seen = []
+    for worker in range(2):
+        info = type("Info", (), {"num_workers": 2, "id": worker})
+        monkeypatch.setattr("pairmill.pipeline.feed.pair_dataset.get_worker_info", lambda info=info: info)
+        pairs = feed(dataset)
+        state = {k: v for k, v in pairs.state_dict().items() if k not in ("batch_size", "drop_last")}
+        pairs.load_state_dict({**state, "rows_done": 16})
+        seen.append(rows_in(pairs))
+        assert rows_in(pairs) != seen[-1]  # the next loop has the shares of this version
+    half = ROWS // 2
+    assert seen == [whole[16:half], whole[half + 16 :]]
+
+
+def test_a_checkpoint_with_other_batches_is_refused_where_workers_share_them(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = feed(dataset).state_dict()
+    feed(dataset, batch_size=5).load_state_dict(one)
+    info = type("Info", (), {"num_workers": 2, "id": 0})
+    monkeypatch.setattr("pairmill.pipeline.feed.pair_dataset.get_worker_info", lambda: info)
+    several = feed(dataset).state_dict()
+    with pytest.raises(FeedError, match="batch_size was 8, is 5"):
+        feed(dataset, batch_size=5).load_state_dict(several)
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    distributed.destroy_process_group()
+
+
+def test_ranks_with_different_numbers_of_batches_are_an_error_before_they_wait(dataset: Path, two_ranks: None) -> None:
+    """113 rows are 56 and 57: 7 and 8 batches of 8."""
+    with pytest.raises(FeedError, match=r"ranks would have 7 or 8 batches.*set even=True"):
+        feed(dataset, rank=0, world_size=2)
+    with pytest.raises(FeedError, match="ranks would have 56 or 57 rows"):
+        feed(dataset, batch_size=None, rank=1, world_size=2)
+    for fine in ({"even": True}, {"allow_uneven": True}, {"batch_size": 10}, {"drop_last": True}):
+        assert len(feed(dataset, rank=0, world_size=2, **fine)) > 0
+
+
+def test_the_ranks_are_checked_again_when_torch_distributed_starts_later(
+    dataset: Path, request: pytest.FixtureRequest
+) -> None:
+    pairs = feed(dataset, rank=0, world_size=2)
+    assert len(pairs) == len(list(pairs)) == 7
+    request.getfixturevalue("two_ranks")
+    with pytest.raises(FeedError, match="set even=True"):
+        pairs.set_epoch(1)
+    with pytest.raises(FeedError, match="set even=True"):
+        next(iter(pairs))
+
+
+def test_drop_last_needs_batches(dataset: Path) -> None:
+    with pytest.raises(FeedError, match="drop_last needs a batch_size"):
+        feed(dataset, batch_size=None, drop_last=True)
+
+
+def test_a_batch_is_the_same_tensors_whatever_the_loader(dataset: Path) -> None:
+    plain = list(feed(dataset, columns=("similarity",)))
+    loaded = list(DataLoader(feed(dataset, columns=("similarity",)), batch_size=None, num_workers=1))
+    assert all(torch.equal(one["similarity"], two["similarity"]) for one, two in zip(plain, loaded, strict=True))

@@ -1,0 +1,104 @@
+"""Fields of the JSON beside pictures as columns: nothing is changed, nothing large is carried, nothing is silent."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairmill.jobs.job_file import load_job
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.corpus.json_fields import FIELDS_COLUMN, FieldNotes, append_fields, column_names
+from pairmill.pipeline.source.describe import describe_plan
+from pairmill.pipeline.source.plan import make_plan
+from pairmill.pipeline.source.planned import Plan, PlanError
+from pairmill.schemas.record import JobRecord
+from tests.integration.test_embed import write_tar
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+def as_text(value: Any) -> str:
+    """What a value is in a column of text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+@given(st.lists(st.dictionaries(st.text(min_size=1, max_size=4), VALUES, max_size=4), min_size=1, max_size=5))
+def test_every_value_arrives_in_a_type_that_holds_it(rows: list[dict[str, Any]]) -> None:
+    """The oracle: the objects themselves."""
+    rows = [json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) for row in rows]
+    notes = FieldNotes()
+    texts = [notes.keep(row, ()) for row in rows]
+    types = notes.columns()
+    names = column_names(types, [FIELDS_COLUMN])
+    index = pa.table({FIELDS_COLUMN: pa.array(texts, pa.string())})
+    table = append_fields(index, {name: (names[name], types[name]) for name in types})
+    for name in {name for row in rows for name, value in row.items() if value is not None}:
+        for row, found in zip(rows, table[names[name]].to_pylist(), strict=True):
+            value = row.get(name)
+            if value is None:
+                assert found is None
+            elif pa.types.is_string(types[name]):
+                assert found == as_text(value)
+            else:
+                assert found == value or (math.isnan(found) and math.isnan(value))
+                assert type(found) is type(value) or (type(found), type(value)) == (float, int)
+
+
+def test_a_name_of_the_index_s_own_columns_gets_another_column() -> None:
+    assert column_names(["key", "licence", "json_key"], ["key", "url"]) == {
+        "key": "json_key", "licence": "licence", "json_key": "json_json_key",
+    }  # fmt: skip
+
+
+def plan_of(folder: Path, **tars: list[dict[str, Any]]) -> Plan:
+    """Tars with one sample per object."""
+    (folder / "in").mkdir(exist_ok=True)
+    for name, objects in tars.items():
+        members = []
+        for n, value in enumerate(objects):
+            members += [(f"{n}.jpg", b"\xff\xd8\xff picture"), (f"{n}.json", json.dumps(value).encode())]
+        write_tar(folder / "in" / f"{name}.tar", members)
+    fields = {"source.kind": "corpus", "source.paths": [str(folder / "in")], "output": str(folder / "out")}
+    return make_plan(
+        JobRecord(load_job(None, {**fields, "models": [{"name": "tiny"}]}), "f"), Store(str(folder / "out"))
+    )
+
+
+def test_large_values_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"caption": "a", "annotations": "x" * 100_000, "licence": "CC0"}, {"caption": "b", "licence": "BY"}]
+    plan = plan_of(tmp_path, one=rows)
+    assert plan.mapping.extra.names == ["key", "licence"]
+    assert plan.inputs[0].left_out_fields == 1
+    assert "1 value of the .json beside pictures left out" in describe_plan(plan, plan.job)
+
+
+def test_a_thousand_fields_are_not_a_thousand_columns(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, one=[{"caption": "a", **{f"field {n}": n for n in range(1_000)}}])
+    assert len(plan.mapping.extra) == 200  # key, and all but the caption
+    assert plan.inputs[0].left_out_fields == 801
+
+
+def test_types_hold_the_values_of_all_tars(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, one=[{"score": 1, "flag": True}], two=[{"score": 0.5, "flag": "yes"}])
+    assert plan.mapping.extra.field("score").type == pa.float64()
+    assert plan.mapping.extra.field("flag").type == pa.string()
+
+
+def test_a_later_tar_with_values_that_do_not_fit_is_named_and_one_with_more_fields_is_counted(tmp_path: Path) -> None:
+    plan_of(tmp_path, one=[{"score": 1}])
+    plan = plan_of(tmp_path, two=[{"score": 2, "new": "field"}])
+    assert plan.mapping.extra.names == ["key", "score"]
+    assert [file.left_out_fields for file in plan.inputs] == [0, 1]
+    with pytest.raises(PlanError, match=r"three\.tar: 'score' in the JSON is string, but int64 in this output's plan"):
+        plan_of(tmp_path, three=[{"score": "high"}])

@@ -1,0 +1,329 @@
+"""The law of what goes out, part one: every reader sees in an exported picture what was scored, the tars' JSON is
+JSON, and no reader takes a changed byte for data."""
+
+import io
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageCms, ImageOps
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.integrity import DamagedFileError, check_file
+from pairmill.pipeline.dataset.parquet import read_table, write_table
+from pairmill.pipeline.dataset.webdataset_tar import MEMBER_COLUMNS, read_tar, write_tar
+from pairmill.pipeline.export.hf_features import expressible, features, yaml_features
+from pairmill.pipeline.image.decode import ImageError
+from pairmill.pipeline.image.plain import plain_picture
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.pairs import embedding_type
+
+SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+PROCESSOR = ImageProcessor(ImagesConfig())
+
+Pixels = npt.NDArray[np.uint8]
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
+
+
+def pillow(body: bytes) -> Pixels:
+    with Image.open(io.BytesIO(body)) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def hugging_face(body: bytes) -> Pixels:
+    """As `datasets.Image` does: it turns pictures upright."""
+    with Image.open(io.BytesIO(body)) as opened:
+        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+
+
+def opencv(body: bytes) -> Pixels:
+    return np.asarray(cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def torch_vision(body: bytes) -> Pixels:
+    data = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+    pixels = torchvision.io.decode_image(data, torchvision.io.ImageReadMode.RGB)
+    return np.asarray(pixels.permute(1, 2, 0).numpy())
+
+
+READERS = (pillow, hugging_face, opencv, torch_vision)
+
+
+def check_picture(body: bytes) -> bool:
+    """Every reader sees the scored pixels. Returns whether the bytes are the original's."""
+    scored = PROCESSOR.pixels(body)
+    exported = plain_picture(body, PROCESSOR)
+    for reader in READERS:
+        assert np.array_equal(reader(exported), scored), reader.__name__
+    return exported == body
+
+
+def test_every_reader_sees_the_scored_pixels_of_all_awkward_pictures() -> None:
+    paths = [path for path in sorted((SHARED_DATA / "awkward").rglob("*")) if path.suffix not in ("", ".csv")]
+    kept = []
+    for path in paths:
+        body = path.read_bytes()
+        try:
+            PROCESSOR.pixels(body)
+        except ImageError:
+            continue  # never scored, so never exported
+        kept.append(check_picture(body))
+    assert len(paths) > 90
+    assert len(kept) > 60
+    assert 15 < sum(kept) < 40  # plain JPEGs among them
+
+
+def other_profile() -> bytes:
+    """sRGB with red and green swapped, which no reader may ignore."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"tmpX").replace(b"gXYZ", b"rXYZ").replace(b"tmpX", b"gXYZ")
+
+
+SAVED = {  # format -> modes that it can hold
+    "JPEG": ("RGB", "L", "CMYK"),
+    "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("P", "L"),
+    "BMP": ("RGB", "L", "P"),
+    "TIFF": ("RGB", "RGBA", "L", "CMYK", "I;16"),
+}
+
+
+@st.composite
+def encoded_pictures(draw: st.DrawFn) -> bytes:
+    """Small pictures of all formats, modes, orientations, with and without profile, transparency and metadata."""
+    form = draw(st.sampled_from(sorted(SAVED)))
+    mode = draw(st.sampled_from(SAVED[form]))
+    size = draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
+    noise = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    picture = Image.fromarray(noise)
+    if mode == "I;16":
+        picture = Image.fromarray(noise[..., 0].astype(np.uint16) * 200)
+    elif mode == "P":
+        picture = picture.convert("RGB").quantize(16)
+    elif mode != "RGBA":
+        picture = picture.convert("RGB").convert(mode)
+    options: dict[str, Any] = {}
+    orientation = draw(st.sampled_from([None, *range(1, 9)]))
+    if orientation is not None and form in ("JPEG", "PNG", "WEBP", "TIFF"):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        options["exif"] = exif.tobytes() if form != "TIFF" else exif
+    if draw(st.booleans()) and mode in ("RGB", "RGBA") and form in ("JPEG", "PNG", "WEBP"):
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        options["icc_profile"] = draw(st.sampled_from([srgb, other_profile()]))
+    if draw(st.booleans()) and form == "PNG" and mode in ("P", "L", "RGB"):
+        options["transparency"] = (3, 2, 1) if mode == "RGB" else 3
+    if form == "WEBP":
+        options["lossless"] = draw(st.booleans())
+    if draw(st.booleans()) and form in ("JPEG", "GIF"):
+        options["comment"] = b"a comment"
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+@settings(deadline=None)
+@given(encoded_pictures())
+def test_every_reader_sees_the_scored_pixels_of_generated_pictures(body: bytes) -> None:
+    check_picture(body)
+
+
+@settings(deadline=None)
+@given(encoded_pictures(), st.integers(0, 1 << 30), st.binary(min_size=1, max_size=3))
+def test_damaged_pictures_that_were_scored_nevertheless_are_readable_too(body: bytes, at: int, junk: bytes) -> None:
+    at %= len(body)
+    body = body[:at] + junk + body[at + len(junk) :]
+    try:
+        scored = PROCESSOR.pixels(body)
+    except ImageError:
+        return
+    exported = plain_picture(body, PROCESSOR)
+    for reader in (pillow, hugging_face):
+        assert np.array_equal(reader(exported), scored), reader.__name__
+
+
+@pytest.mark.parametrize(("mode", "options"), [("RGB", {}), ("L", {}), ("P", {}), ("RGB", {"dpi": (72, 72)})])
+def test_plain_files_keep_their_bytes(mode: str, options: dict[str, Any]) -> None:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8))
+    picture = picture.quantize(250) if mode == "P" else picture.convert(mode)
+    for form in ("JPEG", "PNG", "WEBP"):
+        if form == "PNG" or mode != "P":
+            file = io.BytesIO()
+            picture.save(file, form, **options)
+            assert check_picture(file.getvalue()), form
+
+
+JSON_TYPES = [pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.string(), pa.large_string()]
+JSON_TYPES += [pa.bool_(), pa.binary(), pa.binary(3), pa.date32(), pa.timestamp("ns", "UTC"), pa.time64("us")]
+JSON_TYPES += [pa.duration("s"), pa.decimal128(12, 2), pa.null(), pa.list_(pa.float32()), pa.list_(pa.int8(), 2)]
+JSON_TYPES += [pa.struct([("a b", pa.float64()), ("c", pa.list_(pa.string()))]), pa.map_(pa.string(), pa.int32())]
+JSON_TYPES += [pa.dictionary(pa.int32(), pa.string()), pa.large_list(pa.struct([("x", pa.int16())]))]
+
+
+def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # one line per type
+    if rng.random() < 0.2 or pa.types.is_null(kind):
+        return None
+    if pa.types.is_dictionary(kind):
+        return values_of(kind.value_type, rng)
+    if pa.types.is_map(kind):
+        return [(rng.choice("ab") + str(n), n) for n in range(rng.randrange(3))]
+    if pa.types.is_struct(kind):
+        return {field.name: values_of(field.type, rng) for field in kind}
+    if pa.types.is_fixed_size_list(kind):
+        return [1, 2]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [values_of(kind.value_type, rng) for _ in range(rng.randrange(3))]
+    if pa.types.is_floating(kind):
+        return rng.choice([0.5, -1.0, math.nan, math.inf, -math.inf])
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return rng.choice(["", "é\u2028\x00", '"quoted"\n', "日本"])
+    if pa.types.is_boolean(kind):
+        return rng.random() < 0.5
+    if pa.types.is_fixed_size_binary(kind):
+        return b"\x00\xff\x01"
+    if pa.types.is_binary(kind):
+        return rng.choice([b"", b"\xff\x00"])
+    if pa.types.is_decimal(kind):
+        from decimal import Decimal
+
+        return Decimal("-12.30")
+    return rng.choice([0, 1, 127]) if pa.types.is_integer(kind) else 1
+
+
+def table_of(names: list[str], seed: int, rows: int = 6) -> pa.Table:
+    """A column of a random type under each name."""
+    rng = random.Random(seed)
+    columns = {}
+    for name in names:
+        kind = rng.choice(JSON_TYPES)
+        values = [values_of(kind, rng) for _ in range(rows)]
+        columns[name] = pa.array(
+            [np.float16(v) if v is not None else None for v in values] if kind == pa.float16() else values, kind
+        )
+    return pa.table(columns)
+
+
+NAMES = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["image_embedding", "export_row", "export_shard", "a.b", "a", "A", "list", "element", "licence"]
+        ),
+        st.text(st.characters(exclude_categories=["Cs"], min_codepoint=1), min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=5,
+    unique_by=str.lower,
+)
+
+
+@given(NAMES, st.integers(0, 1 << 30))
+def test_carried_columns_of_any_name_and_type_become_json_that_strict_parsers_read(names: list[str], seed: int) -> None:
+    carried = table_of([name for name in names if name not in MEMBER_COLUMNS and name != "caption_clean"], seed)
+    own = {name: pa.array([f"{n:032x}" for n in range(6)]) for name in (*MEMBER_COLUMNS, "caption_clean")}
+    pairs = pa.table({**own, **dict(zip(carried.column_names, carried.columns, strict=True))})
+    file = io.BytesIO()
+    write_tar(file, pairs, [b"\xff\xd8\xff"] * 6, carried=carried.column_names)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    members = {
+        name: file.getvalue()[offset : offset + length]
+        for name, offset, length in read_tar(io.BytesIO(file.getvalue()))
+    }
+    for row in range(6):
+        found = json.loads(members[f"{row:032x}.json"], parse_constant=refuse)
+        assert list(found) == [*MEMBER_COLUMNS, *carried.column_names]
+        for name in carried.column_names:
+            kind, value = carried.schema.field(name).type, carried[name][row]
+            if pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+                assert found[name] == value.as_py()
+            if pa.types.is_floating(kind) and value.is_valid:
+                assert found[name] == (float(value.as_py()) if math.isfinite(value.as_py()) else None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@settings(deadline=None, max_examples=settings.default.max_examples // 4)  # type: ignore[attr-defined]
+@given(NAMES, st.integers(0, 1 << 30))
+def test_hugging_face_reads_columns_of_any_name_and_type_with_the_features_that_exports_state(
+    names: list[str], seed: int
+) -> None:
+    """The oracle: `datasets` parses the features, and reads the file as these."""
+    import datasets
+
+    table = table_of(names, seed)
+    plain = expressible(table)
+    stated = {name: feature for name, feature in features(plain.schema).items() if name != "image" or "image" in names}
+    parsed = datasets.Features.from_dict(stated)
+    assert parsed.arrow_schema.names == table.column_names
+    assert datasets.table.table_cast(plain, parsed.arrow_schema).num_rows == table.num_rows
+    assert datasets.Features._from_yaml_list(yaml_features(table.schema)).keys() == parsed.keys()
+    for name in table.column_names:
+        if not pa.types.is_temporal(table.schema.field(name).type) and not pa.types.is_map(
+            table.schema.field(name).type
+        ):
+            assert repr(plain[name].to_pylist()) == repr(table[name].to_pylist())  # NaN is not equal to itself
+
+
+def committed_file(folder: Path) -> tuple[Store, str, str]:
+    """A Parquet file as a build writes it. Returns its store, name and checksum."""
+    rng, rows = np.random.default_rng(0), 300
+    vectors = pa.array(rng.normal(size=rows * 8).astype(np.float16))
+    columns = {
+        "row_id": pa.array([f"0:{row}" for row in range(rows)]),
+        "caption": pa.array([f"caption {row % 9}" for row in range(rows)]),
+        "similarity": pa.array(rng.normal(size=rows), pa.float32()),
+        "image_embedding_tiny": pa.FixedSizeListArray.from_arrays(vectors, type=embedding_type(8)),
+    }
+    store = Store(str(folder))
+    with store.new_file() as file:
+        write_table(pa.table(columns), file)
+        store.create_from("a.parquet", file)
+    return store, "a.parquet", store.checksum("a.parquet")[0]
+
+
+def test_no_changed_byte_of_a_parquet_file_is_read_as_data(tmp_path: Path) -> None:
+    """Changes in pages are noticed by whoever reads them; any change at all by export and the feed."""
+    store, name, digest = committed_file(tmp_path)
+    path, good = tmp_path / name, read_table(store, name)
+    body = path.read_bytes()
+    footer = len(body) - 8 - int.from_bytes(body[-8:-4], "little")
+    rng = random.Random(settings.default.max_examples)  # type: ignore[attr-defined]
+    for position in rng.sample(range(4, footer), 150) + rng.sample(range(footer, len(body)), 50):
+        changed = bytearray(body)
+        changed[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(DamagedFileError, match=r"a\.parquet has changed since it was committed"):
+            check_file(store, name, digest)
+        try:
+            table = read_table(store, name)
+        except DamagedFileError as error:
+            assert "a.parquet is damaged" in str(error)
+            continue
+        assert position >= footer or table.equals(good)  # a page header's unused bits
+    path.write_bytes(body)
+    check_file(store, name, digest)
+
+
+def test_parquet_pages_have_checksums_that_others_verify_too(tmp_path: Path) -> None:
+    store, name, _ = committed_file(tmp_path)
+    body = bytearray((tmp_path / name).read_bytes())
+    body[len(body) // 2] ^= 1
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        pq.read_table(pa.BufferReader(bytes(body)), page_checksum_verification=True)
+    assert store.exists(name)
