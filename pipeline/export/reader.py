@@ -84,7 +84,7 @@ class SubsetReader:
         self._reader.close()
 
     def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> SubsetRows:
-        """These columns, and what `write_pictures` needs, of the rows of a part, in order."""
+        """The rows of a part in order, with these columns and those that `write_pictures` needs."""
         return SubsetRows.concatenated([self._read_slice(each, frozenset(columns)) for each in slices])
 
     def write_pictures(self, rows: SubsetRows, file: IO[bytes]) -> list[tuple[int, int]]:
@@ -125,7 +125,7 @@ class SubsetReader:
                 raise MissingDataError(f"{name}: the picture of row {row_id} cannot be decoded: {error}") from error
 
     def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> SubsetRows:
-        """The order takes only the group's uids; other columns are read only of shards with rows in the slice."""
+        """The order needs only the group's uids; other columns are read only from shards with rows in the slice."""
         in_slice = self._shuffled(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
         needed, parts = columns | _PICTURE_COLUMNS | frozenset(self._reader.checksum), []

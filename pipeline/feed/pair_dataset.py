@@ -195,7 +195,7 @@ class PairDataset(IterableDataset[Sample]):
             yield {name: item(values, row) for name, values in columns.items()}
 
     def _tables(self) -> Iterator[pa.Table]:
-        """The rows that this consumer has not had yet, in order, one window of shards at a time."""
+        """The rows that this consumer has not received yet, in order, one window of shards at a time."""
         for window in self._order.windows(self.epoch, self._share()[self._rows_done :]):
             yield self._read_window(window)
 

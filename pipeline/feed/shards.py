@@ -39,7 +39,7 @@ class FeedShards:
     schema: pa.Schema
     """All columns, including those of added models."""
     has_pictures: bool
-    """Whether every picture can be read with a single range read, from the tar and offset in its row."""
+    """Whether each picture takes a single range read, from the tar and offset in its row."""
     check: str | None
     """The column with a checksum of each picture; None if there is none."""
     max_pixels: int

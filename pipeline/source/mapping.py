@@ -73,7 +73,7 @@ class ColumnMapping:
     """File in the output folder with the URLs and captions that several input pictures share; None if there are
     none. See `shared_urls.py`."""
     has_partitions: bool = False
-    """Whether folder names such as `lang=en` count as columns. Not so in plans before 0.2."""
+    """Whether folder names such as `lang=en` count as columns. False in plans made before 0.2."""
     json_fields: Mapping[str, str] = field(default_factory=dict)
     """Of a corpus of tars or folders: field of the JSON beside a picture -> its name in `extra_columns`."""
     has_checksums: bool = False

@@ -19,7 +19,7 @@ from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.pairs import STORED
 
 INDEX_LAYOUT = 3
-"""To be increased whenever the content of an index changes."""
+"""Increase this whenever the content of an index changes."""
 
 _MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 
