@@ -84,7 +84,7 @@ class PairsReader:
 
     @property
     def checksum(self) -> tuple[str, ...]:
-        """The column that `pictures` checks them by, where the dataset has it."""
+        """The column of checksums that `pictures` verifies, if the dataset has it."""
         return (CHECKSUM.name,) if self._mapping.has_checksums else ()
 
     def close(self) -> None:

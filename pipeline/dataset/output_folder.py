@@ -12,9 +12,9 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 
 EXPORT_BOOKS = ".pairmill"
-"""Folder of an export's own records. It is hidden, so that readers of a whole export do not take it for data."""
+"""Folder of an export's own records. It is hidden, so that readers of a whole export do not mistake it for data."""
 _OLD_EXPORT_BOOKS = "export"
-"""The same in exports from before 0.2."""
+"""The same folder in exports from before 0.2."""
 
 _PLAN_FILE = re.compile(r"\d+\.parquet")
 _CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
@@ -48,7 +48,7 @@ def is_export(store: Store) -> bool:
 
 
 def books_of(store: Store) -> str:
-    """The folder of an export's records: where it has some, else where a new export has them."""
+    """The folder of an export's records: the one that has some, else the one for new exports."""
     return _OLD_EXPORT_BOOKS if store.exists(f"{_OLD_EXPORT_BOOKS}/export.json") else EXPORT_BOOKS
 
 

@@ -62,8 +62,8 @@ def _open(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _damage_named(store: Store, name: str) -> Iterator[None]:
-    """What Arrow says of a damaged file becomes a DamagedFileError with its name. Arrow also raises OSError for damage,
-    but without an errno, which the machine's own errors have."""
+    """Turn Arrow's errors about a damaged file into a DamagedFileError with its name. Arrow also raises OSError for
+    damage, but without the errno that the machine's own errors have."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:

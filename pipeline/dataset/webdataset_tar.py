@@ -58,7 +58,7 @@ def sizes_table(sizes: Mapping[str, int]) -> bytes:
 
 
 def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
-    """The content of uid.json, per row."""
+    """The content of uid.json for each row."""
     table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
     for name in carried:
         table = table.append_column(name, _as_json(pairs[name]))
@@ -83,7 +83,7 @@ def _has_map(kind: pa.DataType) -> bool:
 
 
 def to_json(values: dict[str, Any]) -> str:
-    """JSON that every parser takes (RFC 8259): no NaN, and bytes, times and decimals as text."""
+    """JSON that every parser accepts (RFC 8259): no NaN, and bytes, times and decimals as text."""
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):  # rare, and a fifth as fast

@@ -47,7 +47,7 @@ class Part:
         return (read_range(self.picture_file, *picture_range) for picture_range in self.picture_ranges)
 
     def heads(self) -> Iterator[bytes]:
-        """The first bytes of the pictures, which tell their formats."""
+        """The first bytes of the pictures, which show their formats."""
         return (read_range(self.picture_file, offset, FORMAT_HEAD_BYTES) for offset, _ in self.picture_ranges)
 
 

@@ -48,15 +48,15 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class SubsetRows:
-    """Rows of a subset, and where each of them comes from."""
+    """Rows of a subset, and the origin of each."""
 
     table: pa.Table
     origins: pa.Table
-    """shard, generation, and row of the pairs file; apart, since the user's columns may have any names."""
+    """Shard, generation, and row in the pairs file; a separate table, since the user's columns may have any names."""
 
     @property
     def num_rows(self) -> int:
-        """Of both tables."""
+        """Number of rows in each of the tables."""
         return int(self.table.num_rows)
 
     def take(self, indices: npt.NDArray[np.integer[Any]]) -> "SubsetRows":
@@ -88,7 +88,7 @@ class SubsetReader:
         return SubsetRows.concatenated([self._read_slice(each, frozenset(columns)) for each in slices])
 
     def write_pictures(self, rows: SubsetRows, file: IO[bytes]) -> list[tuple[int, int]]:
-        """Write the picture of each row to a file, as bytes in which every reader sees what was scored.
+        """Write the picture of each row to a file, as bytes in which every reader sees the pixels that were scored.
 
         Returns (offset, length) per row. Raises MissingDataError.
         """

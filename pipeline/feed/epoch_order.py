@@ -30,7 +30,7 @@ class Batches:
     """Leave out a last batch that is short."""
 
     def count(self, rows: int) -> int:
-        """Batches of so many rows."""
+        """Number of batches for this many rows."""
         return rows // self.size if self.drop_last else -(-rows // self.size)
 
 
@@ -62,7 +62,7 @@ class EpochOrder:
         return range(consumer * self.num_rows // consumers, (consumer + 1) * self.num_rows // consumers)
 
     def worker_share(self, rank: range, worker: int, workers: int, batches: "Batches") -> range:
-        """Positions of one worker of a rank: whole batches, so that only the rank's last batch may be short."""
+        """Positions of one worker of a rank, in whole batches, so that only the rank's last batch may be short."""
         first, last = (number * batches.count(len(rank)) // workers for number in (worker, worker + 1))
         return rank[first * batches.size : last * batches.size]
 

@@ -74,7 +74,7 @@ class PairDataset(IterableDataset[Sample]):
         self._is_resumed = False
         self._is_old_checkpoint = False
         self._requested, self._times_seen = SharedEpoch(), 0
-        """What `set_epoch` asked for, and how many of these calls this copy of the dataset has followed."""
+        """The epoch that `set_epoch` asked for, and how many of its calls this copy of the dataset has followed."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
         self._order = EpochOrder(self._shards.counts, config.shuffle, config.seed, config.mix_shards, config.even)
@@ -87,14 +87,14 @@ class PairDataset(IterableDataset[Sample]):
 
     @property
     def num_rows(self) -> int:
-        """Rows of this rank per epoch, with those that `drop_last` leaves out."""
+        """Rows of this rank per epoch, including those that `drop_last` leaves out."""
         return len(self._order.share(self.config.rank, self.config.world_size))
 
     def __len__(self) -> int:
         return self._batches.count(self.num_rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, which has an order of its own, with the next loop. Call it in the trainer's process."""
+        """Start an epoch, which has its own order, with the next loop. Call it in the trainer's process."""
         self._check_ranks()
         self._requested.set(epoch)
         self._follow_set_epoch()
@@ -157,7 +157,7 @@ class PairDataset(IterableDataset[Sample]):
             self._rows_done, self._is_resumed, self._is_old_checkpoint = 0, False, False
 
     def _check_ranks(self) -> None:
-        """Under torch.distributed, ranks with fewer batches would leave the others waiting for ever."""
+        """Under torch.distributed, ranks with fewer batches would leave the others waiting forever."""
         config = self.config
         if config.even or config.allow_uneven or config.world_size == 1 or not _is_distributed():
             return
@@ -170,8 +170,8 @@ class PairDataset(IterableDataset[Sample]):
             )
 
     def _count_for_this_consumer(self) -> None:
-        """A worker gets a copy of the loader's dataset, which may have been read from, and reads ahead of its loader.
-        So it starts from its own first row, unless its loader gave it a checkpoint."""
+        """A worker reads ahead of its loader, from a copy of the loader's dataset, which may already have been read
+        from. So it starts at its own first row, unless its loader gave it a checkpoint."""
         if self._counted_for == self._consumer():
             if get_worker_info() is not None and not self._is_resumed:
                 self._rows_done = 0

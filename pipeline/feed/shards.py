@@ -43,7 +43,7 @@ class FeedShards:
     check: str | None
     """The column with a checksum of each picture; None if there is none."""
     max_pixels: int
-    """Of a picture, as in the job."""
+    """Maximum pixels of a picture, as in the job."""
     fingerprint: str
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
 
@@ -84,7 +84,7 @@ class FeedShards:
 
 
 def _check_column(plan: Plan) -> str | None:
-    """CHECKSUM; in older datasets of a corpus, the digest of the original bytes, which takes longer."""
+    """CHECKSUM, or in older datasets of a corpus, the digest of the original bytes, which takes longer."""
     if plan.mapping.has_checksums:
         return str(CHECKSUM.name)
     return "sha256" if plan.job.source.is_corpus else None

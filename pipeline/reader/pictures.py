@@ -25,7 +25,7 @@ class Pictures:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The columns that lead to a picture, and the one that it is checked by."""
+        """The columns needed to find a picture and to check it."""
         return (*_NEEDED, *self._reader.checksum)
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ class ColumnMapping:
     has_partitions: bool = False
     """Whether folder names such as `lang=en` count as columns. False in plans made before 0.2."""
     json_fields: Mapping[str, str] = field(default_factory=dict)
-    """Of a corpus of tars or folders: field of the JSON beside a picture -> its name in `extra_columns`."""
+    """For tars and folders: field of the JSON beside a picture -> its name in `extra_columns`."""
     has_checksums: bool = False
     """Whether the pairs have the column CHECKSUM; plans from before 0.2 do not say so."""
 

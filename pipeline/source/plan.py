@@ -272,7 +272,7 @@ class _Planner:
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record, passed_over)
 
     def _left_out_fields(self, uri: str, mapping: ColumnMapping) -> int:
-        """Values of an index's JSON that are too large, and fields that the plan has no columns for."""
+        """Number of values in an index's JSON that are too large, plus fields that have no column in the plan."""
         assert self.corpus is not None
         notes = self.corpus.fields(uri, self.store)
         return notes.left_out + len([name for name in notes.columns() if name not in mapping.json_fields])

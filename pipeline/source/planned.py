@@ -61,7 +61,7 @@ class PlannedInput:
     json_keys: Sequence[str] = ()
     """Some keys of that JSON."""
     left_out_fields: int = 0
-    """Of a tar or folder: values of the JSON beside pictures that are in no column."""
+    """Values of the JSON in a tar or folder that are in no column."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
 
 
 def describe_left_out(inputs: Sequence[PlannedInput]) -> list[str]:
-    """A line, if the JSON beside pictures has more than columns do."""
+    """One line if some values of the JSON beside pictures are in no column, else nothing."""
     values = sum(file.left_out_fields for file in inputs)
     return [f"{counted(values, 'value')} of the .json beside pictures left out: large, or too many"] if values else []
 

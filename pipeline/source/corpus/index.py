@@ -60,7 +60,7 @@ class IndexRow:
     problem: str | None = None
     caption_problem: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Of the sample's JSON."""
+    """Fields of the sample's JSON."""
 
     @property
     def caption(self) -> bytes | None:
@@ -80,7 +80,7 @@ class IndexRow:
 
 
 def index_table(rows: Sequence[IndexRow], notes: FieldNotes | None = None) -> pa.Table:
-    """The rows in INDEX_SCHEMA. `notes` gets the fields of their JSON."""
+    """The rows in INDEX_SCHEMA. Adds the fields of their JSON to `notes`."""
     notes = FieldNotes() if notes is None else notes
     images = [row.image for row in rows]
     columns = {

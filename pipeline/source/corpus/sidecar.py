@@ -116,7 +116,7 @@ class Texts:
     problems: list[str] = field(default_factory=list)
     has_json: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
-    """Of its first JSON object."""
+    """Fields of its first JSON object."""
 
     def add(self, name: str, ending: str, data: bytes) -> None:
         """Add one file, called `name`."""
