@@ -1,4 +1,4 @@
-"""From lists of web pictures and captions to scored, filtered training data for CLIP-like models.
+"""Turns lists of web pictures and captions into scored, filtered training data for CLIP-like models.
 
     import pairmill
 
@@ -6,7 +6,7 @@
     dataset = pairmill.open("out")
     dataset.table(["uid", "caption", "similarity"]).to_pandas()
 
-All names in `__all__` load on first use, so that the import itself costs next to nothing.
+All names in `__all__` load on first use, so the import itself costs next to nothing.
 """
 
 from importlib import import_module
@@ -117,11 +117,11 @@ _MODULES = {
     "schemas.status": ("Status",),
     "schemas.subset": ("Dedup", "Sample", "SelectJob", "SelectStep", "StepReport", "Subset", "Top"),
 }
-"""Where each public name is defined: the imports above, for run time."""
+"""The module of each public name: the imports above, at run time."""
 
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-if not TYPE_CHECKING:  # a type checker that saw it would believe that any name exists
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
 
     def __getattr__(name):
         if name not in _HOME:

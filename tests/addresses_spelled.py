@@ -25,7 +25,7 @@ _DOTS = {"ideographic": "。", "full-width": "．", "half-width": "｡", "one-do
 
 
 def spellings(address: str) -> dict[str, str]:
-    """What they are called -> the authority of a URL that spells the address."""
+    """Name of the spelling -> the authority of a URL that spells the address."""
     return {**dict(_numeric(address)), **dict(_exotic(address)), **dict(_in_ipv6(address))}
 
 

@@ -1,11 +1,11 @@
-"""Settings of all tests."""
+"""Settings for all tests."""
 
 import os
 
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("pairmill", deadline=None)  # a slow machine is not a wrong answer
-settings.register_profile(  # of bench.doors
+settings.register_profile(  # for bench.doors
     "doors",
     deadline=None,
     max_examples=int(os.environ.get("DOORS_EXAMPLES", "1000")),

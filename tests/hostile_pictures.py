@@ -15,12 +15,12 @@ from tests.picture_grid import chunk, photo, saved, tiff
 
 @dataclass(frozen=True)
 class Hostile:
-    """A picture that costs too much (`image_bomb`), or that has to be paid for (any other status)."""
+    """A picture that costs too much (`image_bomb`), or that must be decoded within its cost (any other status)."""
 
     name: str
     body: bytes
     status: Status | None = None
-    """None: whatever, as long as it is a status."""
+    """None: any status will do."""
 
 
 def png_of_zeros(width: int, height: int, bits: int = 8, color_type: int = 0, interlaced: bool = False) -> bytes:
@@ -72,20 +72,20 @@ def jpeg_header(width: int, height: int, **options: object) -> bytes:
 
 
 def many_scans(size: tuple[int, int], count: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """A progressive JPEG whose last scan is repeated many times."""
     body = saved(Image.new("RGB", size, "red"), "JPEG", progressive=True)
     last = body[body.rindex(b"\xff\xda") : -2]
     return body[:-2] + last * (count - 10) + body[-2:]
 
 
 def motion_photo() -> bytes:
-    """A phone's: a JPEG, and behind it a film, here one of 200 progressive JPEGs."""
+    """A phone's motion photo: a JPEG followed by a video, here one of 200 progressive JPEGs."""
     film = saved(photo(), "JPEG", progressive=True)
     return saved(photo(), "JPEG", quality=95) + b"\0\0\0\x18ftypmp42" + film * 200
 
 
 def multi_picture() -> bytes:
-    """A camera's: pictures behind each other, listed in the first one (CIPA DC-007)."""
+    """A camera's file: several pictures in a row, listed in the first one (CIPA DC-007)."""
     stream = io.BytesIO()
     photo().save(stream, "MPO", save_all=True, append_images=[photo()] * 70)
     return stream.getvalue()
@@ -103,7 +103,7 @@ def tiff_header(width: int, height: int, **tags: list[int]) -> bytes:
 
 
 def refused() -> Iterator[Hostile]:
-    """Bombs by their header."""
+    """Pictures whose header makes them bombs."""
     bomb = Status.IMAGE_BOMB
     yield Hostile("png of one row", png_of_zeros(100_000_000, 1, 1), bomb)
     yield Hostile("png of one column", png_header(1, 10_000_000), bomb)
@@ -150,7 +150,7 @@ def gif_header(width: int, height: int) -> bytes:
 
 
 def paid_for(megapixels: float) -> Iterator[Hostile]:
-    """The dearest pictures that are not refused: at 100 megapixels, just within their cost."""
+    """The most expensive pictures that are not refused: at 100 megapixels, just within the allowed cost."""
     side = int((megapixels * 1e6) ** 0.5)
     for color_type, bits in ((0, 1), (0, 16), (2, 8), (2, 16), (6, 8), (6, 16), (3, 8)):
         yield Hostile(f"png type {color_type} bits {bits}", png_of_zeros(side, side, bits, color_type))

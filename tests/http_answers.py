@@ -1,4 +1,4 @@
-"""Answers to one request as servers send them: sound, odd and broken ones."""
+"""Answers to one request as servers send them: valid, odd and broken ones."""
 
 import gzip
 import zlib
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pairmill.schemas.status import Status
 
 PICTURE = b"\xff\xd8\xff\xe0" + bytes(range(48, 128))
-"""What is inside the good ones."""
+"""The body of the good ones."""
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -22,7 +22,7 @@ class Answer:
     bytes: bytes
     status: Status = Status.OK
     why_not_as_curl: str | None = None
-    """Why a picture is accepted that curl 7.88 refuses, or the other way round."""
+    """Why a picture that curl 7.88 refuses is accepted, or the other way round."""
 
 
 def _length(body: bytes, fields: bytes = b"", line: bytes = _OK) -> bytes:

@@ -71,7 +71,7 @@ def mutations(seeds: Sequence[bytes], rng: random.Random) -> Iterator[bytes]:
 
 
 def seeds_from(folder: Path | None) -> list[bytes]:
-    """The drawn pictures, and those files of a folder that are small enough to decode many times."""
+    """The drawn pictures, and the files in a folder that are small enough to decode many times."""
     files = sorted(folder.rglob("*.*")) if folder else []
     return drawn() + [body for path in files if len(body := path.read_bytes()) <= SEED_BYTES]
 
@@ -79,8 +79,8 @@ def seeds_from(folder: Path | None) -> list[bytes]:
 def decode_mutations(
     seeds: Sequence[bytes], seed: int, count: int, failures: Path | None = None
 ) -> tuple[Counter[str], float]:
-    """Decode `count` mutations. Returns how often each Status, or `exception: ...`, came out, and the longest decode in
-    seconds. A picture that raises an exception is written to the folder `failures`."""
+    """Decode `count` mutations. Returns how often each Status, or `exception: ...`, was the result, and the longest
+    decode in seconds. A picture that raises an exception is written to the folder `failures`."""
     processor = ImageProcessor(ImagesConfig(size=64, max_pixels=4_000_000))
     found: Counter[str] = Counter()
     slowest = 0.0

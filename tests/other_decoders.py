@@ -1,6 +1,6 @@
-"""What three independent decoders make of a file: RGB, 8 bits, upright, over white, in sRGB; None if one refuses it.
+"""Decodes a file with three independent decoders: RGB, 8 bits, upright, over white, in sRGB; None if one refuses it.
 
-Each is asked for what it can do itself. OpenCV knows no profiles, and leaves those pictures to the other two.
+Each does as much as it can by itself. OpenCV does not support profiles, so only the other two decode those pictures.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def pillow(body: bytes) -> Pixels | None:
-    """With the conversions that it leaves to its caller: tags 258, 262 and 339 of TIFF, tRNS, alpha, profiles."""
+    """With the conversions that Pillow leaves to its caller: tags 258, 262 and 339 of TIFF, tRNS, alpha, profiles."""
     try:
         image = Image.open(io.BytesIO(body))
         tags, profile = dict(getattr(image, "tag_v2", {})), image.info.get("icc_profile")

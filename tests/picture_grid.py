@@ -1,4 +1,4 @@
-"""Small pictures of every kind that a header can announce, written here byte by byte, where no library writes them.
+"""Small pictures of every kind that a header can announce, written byte by byte if no library writes them.
 
 Sources: PNG specification (third edition), TIFF 6.0, EXIF 2.3.
 """
@@ -23,13 +23,13 @@ WIDTH, HEIGHT = 24, 16
 
 @dataclass(frozen=True)
 class Case:
-    """One picture; `name` says what it is. `tolerance` in levels of 255, at any pixel."""
+    """One picture, described by `name`. `tolerance` in levels of 255, at any pixel."""
 
     name: str
     body: bytes
     tolerance: int = 2
     gray: Values | None = None
-    """What it shows by its specification, where decoders disagree: uint8 [height, width]."""
+    """The pixels that its specification requires, where decoders disagree: uint8 [height, width]."""
 
 
 def values(bits: int, channels: int, seed: int = 5) -> Values:
@@ -102,7 +102,7 @@ def profile(space: str) -> bytes:
 
 
 def _wide_rgb() -> bytes:
-    """sRGB with red and blue exchanged: nobody can miss whether it was applied."""
+    """sRGB with red and blue exchanged: it is obvious whether it was applied."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for at in range(132, 132 + 12 * struct.unpack_from(">I", data, 128)[0], 12):
         name = bytes(data[at : at + 4])
@@ -113,7 +113,7 @@ def _wide_rgb() -> bytes:
 
 
 def _gray_profile() -> bytes:
-    """Gamma 1.0 on D50: mid-grays come out much brighter."""
+    """Gamma 1.0 on D50: mid-grays become much brighter."""
     xyz = struct.pack(">4sIiii", b"XYZ ", 0, 0xF6D6, 0x10000, 0xD32D)
     curve = struct.pack(">4sII", b"curv", 0, 0) + b""
     desc = b"desc" + struct.pack(">II", 0, 2) + b"g\0" + bytes(4 + 4 + 2 + 1 + 67)
@@ -270,7 +270,7 @@ def tiff_cases() -> Iterator[Case]:
 
 
 def shown(bits: int, photometric: int, sample_format: int) -> Values:
-    """The brightness of `values` as TIFF 6.0 has it. Of signed samples the smallest is black."""
+    """The brightness of `values` by TIFF 6.0. The smallest signed sample is black."""
     raw = values(bits, 1)[..., 0].astype(np.int64) ^ (1 << (bits - 1) if sample_format == 2 else 0)
     gray = np.rint(raw * (255 / ((1 << bits) - 1))).astype(np.uint8)
     return 255 - gray if photometric == 0 else gray

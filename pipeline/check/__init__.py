@@ -1,4 +1,4 @@
-"""Checks what is on disk: reads every file, and recomputes a sample of the scores.
+"""Checks the files on disk: reads every one, and recomputes a sample of the scores.
 
 An output folder enters, a report leaves.
 """

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class VerifyReport:
-    """What was checked, and what is wrong."""
+    """The numbers of checked items, and the problems found."""
 
     shards: int = 0
     rows: int = 0

@@ -26,7 +26,7 @@ from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.manifest import ShardManifest, manifest_name, shards_from_table
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}
-"""How far a recomputed similarity, or the cosine of an old and a new embedding, may be off."""
+"""Allowed error of a recomputed similarity, or of the cosine between an old and a new embedding."""
 
 
 def rescore_sample(
@@ -66,7 +66,7 @@ def rescore_sample(
 
 
 def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[ScoreContract]]:
-    """The first `num_rows` pairs by uid, so the same ones every time."""
+    """The first `num_rows` pairs by uid, so that they are the same every time."""
     pairs = read_table(store, manifest.files["pairs"].path)
     models = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
     contracts = [ScoreContract(**model) for model in models]

@@ -1,4 +1,4 @@
-"""Re-reads what a job wrote and reports what is wrong: plan, counts, checksums, keys, and a sample of the scores."""
+"""Rereads a job's output and reports problems: with the plan, counts, checksums, keys, and a sample of the scores."""
 
 import json
 import re
@@ -71,9 +71,9 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
 
 
 def strangers(store: Store, named: set[str]) -> list[str]:
-    """Problems with the data folders of a finished output: files that a reader of a whole folder would take for data.
+    """Problems in the data folders of a finished output: files that a reader of a whole folder would mistake for data.
 
-    `named`: paths of all files in manifests. Only tells users to delete files that are certainly pairmill's.
+    `named`: paths of all files in manifests. Tells users to delete only files that are certainly pairmill's.
     """
     problems = []
     for folder in DATA_FOLDERS:
@@ -91,7 +91,7 @@ def strangers(store: Store, named: set[str]) -> list[str]:
 
 
 def _is_ours(store: Store, path: str) -> bool:
-    """Whether the content of a file, too, shows that pairmill wrote it."""
+    """Whether the content of a file also shows that pairmill wrote it."""
     try:
         if not path.endswith(".tar"):
             return b"pairmill" in (read_schema(store, path).metadata or {})
@@ -170,7 +170,7 @@ def _read(store: Store, file: DataFile) -> pa.Table:
 
 
 def _check_tar(store: Store, manifest: ShardManifest, pairs: pa.Table, report: VerifyReport) -> Iterator[str]:
-    """Check that every stored picture is where its row says, with its caption and JSON, and that nothing else is there.
+    """Check that each stored picture is where its row says, with its caption and JSON, and nothing else is in the tar.
 
     The pictures of a corpus are not stored here; rescoring reads a sample of them.
     """

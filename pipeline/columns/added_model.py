@@ -1,8 +1,8 @@
-"""An added model for a finished dataset: its columns are in `columns/ALIAS/`, with the same rows as `pairs/`.
+"""Adds a model to a finished dataset: its columns are in `columns/ALIAS/`, with the same rows as `pairs/`.
 
 columns/clip_l14/000000000.parquet             row_id, similarity_clip_l14, image_embedding_..., text_embedding_...
 columns/clip_l14/manifests/000000000.json      written last; says which pairs file it belongs to
-columns/clip_l14/model.json                    the model; another one under the same alias is refused
+columns/clip_l14/model.json                    the model; a different one under the same alias is refused
 """
 
 import json
@@ -40,7 +40,7 @@ _READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width"
 
 
 def columns_done(store: Store, alias: str) -> dict[int, int]:
-    """Shard -> its highest generation with this model's columns."""
+    """Shard -> highest generation with this model's columns."""
     return committed(store, f"columns/{alias}/manifests")
 
 
@@ -84,7 +84,7 @@ class PairsReader:
 
     @property
     def checksum(self) -> tuple[str, ...]:
-        """The column that `pictures` checks them by, where the dataset has it."""
+        """The column of checksums that `pictures` verifies, if the dataset has it."""
         return (CHECKSUM.name,) if self._mapping.has_checksums else ()
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class PairsReader:
 
 
 def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_fingerprint: str) -> None:
-    """Commit one model's columns of a shard. If another worker was faster, its files stay: they are the same."""
+    """Commit one model's columns of a shard. If another worker was faster, its identical files stay."""
     (contract,) = batch.info.contracts
     alias = contract.alias
     footer = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, "models": [asdict(contract)]}

@@ -28,7 +28,7 @@ class Child:
     def __init__(self, start: Callable[..., None], *arguments: Any) -> None:
         """`start(*arguments)` runs in each new child before its first call."""
         self._start = (start, *arguments)
-        self._one_at_a_time = threading.Lock()  # a dying child would take other calls with it
+        self._one_at_a_time = threading.Lock()  # a child that dies would take other calls with it
         self._pool: ProcessPoolExecutor | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
@@ -72,7 +72,7 @@ class Child:
 
 
 def _guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-    """(result, error): an error of the function must not look like one of the pool.
+    """(result, error): the function's errors must not look like the pool's.
 
     If a call hangs in C code and blocks all Python threads, the child exits some time after its parent gave up on it.
     """

@@ -1,4 +1,4 @@
-"""A call with a time limit that applies whatever it waits for, even a name server that does not respond."""
+"""Calls with a time limit that applies to every kind of waiting, even for a name server that does not respond."""
 
 import queue
 import threading

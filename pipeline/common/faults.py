@@ -17,7 +17,7 @@ _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class LocalFault(PairmillError, RuntimeError):
-    """This machine has run out of something; the message says of what."""
+    """This machine has run out of a resource; the message names it."""
 
     kind = FailureKind.MACHINE
 
@@ -29,7 +29,7 @@ class DiskFull(LocalFault):
 
 
 def local_fault(error: BaseException) -> LocalFault | None:
-    """The LocalFault that the exception amounts to, or None."""
+    """The exception as a LocalFault; None if this machine is not at fault."""
     if isinstance(error, LocalFault):
         return error
     number = getattr(error, "errno", None)
@@ -41,7 +41,7 @@ def local_fault(error: BaseException) -> LocalFault | None:
 
 
 def _is_opencv_out_of_memory(error: BaseException) -> bool:
-    """OpenCV raises its own error with a code where Python would raise MemoryError.
+    """Whether OpenCV ran out of memory: it raises its own error with a code instead of MemoryError.
 
     Call this while handling the error: OpenCV stores the code on the class, where the next error overwrites it.
     """
@@ -59,7 +59,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """Classify by type and error number, never by message text, some of which comes from servers."""
+        """Classify by type and error number, never by message text, which may come from servers."""
         for cause in _causes(error):
             if isinstance(cause, PairmillError):
                 fault = next(filter(None, map(local_fault, _explicit_causes(cause))), None)
@@ -77,7 +77,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explicit_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and what it was raised `from`: a full disk stays one, whichever error of ours wraps it."""
+    """The exception and those it was raised `from`, so that our own errors can wrap a full disk."""
     while error is not None:
         yield error
         error = error.__cause__

@@ -38,7 +38,7 @@ def absolute(path: str) -> str:
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Whether the absolute path or URL is below the folder. S3 listings say `s3://` also where `s3a://` was asked."""
+    """Whether the absolute path or URL is below the folder. S3 listings say `s3://` even if `s3a://` was requested."""
     path, folder = (name.replace("s3a://", "s3://", 1) for name in (path, folder.rstrip("/")))
     return path.startswith(f"{folder}/")
 
@@ -50,7 +50,7 @@ def join(root: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Inputs anywhere that fsspec reaches. Picklable: contains settings, not connections."""
+    """Opens inputs wherever fsspec can. Picklable: contains settings, not connections."""
 
     s3: S3Config = FROM_ENVIRONMENT
 
@@ -87,7 +87,7 @@ class Files:
                 yield line.decode("utf-8", errors="replace").rstrip("\r\n")
 
     def read_range(self, uri: str, offset: int, length: int) -> bytes:
-        """A byte range of a file or object, by one request. Thread-safe. Raises FileNotFoundError."""
+        """A byte range of a file or object, in one request. Thread-safe. Raises FileNotFoundError."""
         if not is_remote(uri):
             descriptor = os.open(absolute(uri), os.O_RDONLY)
             try:
@@ -131,7 +131,7 @@ def leads_out(folder: str, name: str) -> bool:
 
 
 def file_checksum(file: IO[bytes]) -> tuple[str, int]:
-    """(BLAKE2b-128 in hex, number of bytes) of an open file from its start."""
+    """(BLAKE2b-128 in hex, number of bytes) of an open file, read from its start."""
     file.flush()
     file.seek(0)
     digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]

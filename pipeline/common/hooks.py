@@ -1,4 +1,4 @@
-"""What a process offers to the stages it runs: sinks for durations and progress, and a way out of a hanging decoder."""
+"""Hooks from a process into the stages it runs: sinks for durations and progress, and an escape from hung decoders."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ class WorkerHooks:
     observe: Callable[[str, float], None] | None = None
     """Receives durations measured inside a stage: (name, seconds)."""
     progress: WorkProgress = field(default_factory=WorkProgress)
-    """Counts what the stage has done inside its shards."""
+    """Counts the work that the stage has done inside its shards."""
     on_hang: Callable[[], None] | None = None
     """Called when a decoder hangs in C code and only exiting the process frees its thread. None: keep waiting."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Report how long the block took."""
+        """Report the duration of the block."""
         started = time.perf_counter()
         yield
         if self.observe is not None:
@@ -29,4 +29,4 @@ class WorkerHooks:
 
 
 NO_HOOKS = WorkerHooks()
-"""For a process that runs all stages itself."""
+"""The hooks of a process that runs all stages itself."""

@@ -1,4 +1,4 @@
-"""Lists what is at a path: its files, and what is passed over, with the reason. Links to folders are followed.
+"""Lists the files at a path, and those passed over, with the reason. Follows links to folders.
 
 Only names that begin with a dot are hidden. Folders in which Spark and Delta Lake keep their logs and unfinished files
 are passed over too, since their Parquet files are not part of the table.
@@ -18,7 +18,7 @@ from pairmill.schemas.passed_over import PassedOver
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
 
 MAX_VISITS = 16
-"""Links may make a folder appear under several names, and links within it multiply these. It is listed this often."""
+"""How often a folder is listed at most: links can give it several names, and links within it multiply these."""
 
 _FolderId = tuple[int, int]
 
@@ -29,23 +29,23 @@ class Entry:
 
     name: str
     size: int
-    """Bytes, of the file that a link leads to."""
+    """Bytes; for a link, of the file that it leads to."""
     passed_over: PassedOver | None = None
 
 
 @dataclass(slots=True)
 class Listing:
-    """What is at a path."""
+    """The files at a path."""
 
     files: list[str] = field(default_factory=list)
     """Absolute paths or URLs, sorted."""
     named: list[str] = field(default_factory=list)
-    """Those of them that the path names itself, or its glob matches; the others are in folders."""
+    """The `files` that the path itself names or its glob matches; the others are in folders."""
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
-    """The same for what is not used. Folders end in `/`; nothing below them was looked at."""
+    """Absolute path or URL -> why it is not used. Folders end in `/`; nothing below them was listed."""
 
     def pass_over(self, uris: Iterable[str], reason: PassedOver) -> None:
-        """Note that these files are not used."""
+        """Record that these files are not used."""
         self.passed_over.update(dict.fromkeys(uris, reason))
 
 
@@ -53,7 +53,7 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
     """The files that a source path refers to: a file itself, a glob's matches, or all files below a folder.
 
     As in a shell, a glob does not match hidden names; folders that it matches are listed like others. `exclude`: the
-    output folder, which is not looked into. Raises FileNotFoundError if there is nothing at the path.
+    output folder, which is not listed. Raises FileNotFoundError if there is nothing at the path.
     """
     path = absolute(path)
     fs, inside = files.file_system(path)
@@ -83,7 +83,7 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
 
 
 def entries_in(folder: str, files: Files) -> Iterator[Entry]:
-    """The direct entries of a folder but for its folders, unordered."""
+    """The direct entries of a folder, except folders, unordered."""
     if is_remote(folder):
         fs, inside = files.file_system(folder.rstrip("/"))
         for info in fs.ls(inside, detail=True):
@@ -126,7 +126,7 @@ def _is_folder_marker(info: Any, folder: str) -> bool:
 
 
 def _hides(name: str) -> PassedOver | None:
-    """Why nothing of this name is used, at any depth."""
+    """Why files and folders with this name are not used, at any depth; None if they are."""
     if name.startswith("."):
         return PassedOver.HIDDEN
     return PassedOver.TABLE_LOG if name in TABLE_LOGS else None
@@ -143,7 +143,7 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
     if root_id == output:
         found.passed_over[f"{root.rstrip('/')}/"] = PassedOver.OUTPUT
         return
-    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # a folder, and itself and those above it
+    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, ids of it and its parents
     while waiting:
         folder, above = waiting.pop()
         try:
@@ -176,7 +176,7 @@ def _refusal(
     output: _FolderId | None,
     visits: Counter[_FolderId],
 ) -> PassedOver | None:
-    """Why a folder is not looked into; None if it is."""
+    """Why a folder is not listed; None if it is."""
     if reason := _hides(name):
         return reason
     if identity is None:
@@ -189,7 +189,7 @@ def _refusal(
 
 
 def _folder_id(path: str) -> _FolderId | None:
-    """Device and inode, which are the same under all names; None if there is no such folder."""
+    """Device and inode, which are the same for all names of a folder; None if it does not exist."""
     try:
         info = os.stat(path)  # noqa: PTH116
     except OSError:

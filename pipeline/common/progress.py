@@ -1,4 +1,4 @@
-"""How far work is: counters inside a worker's shards, cheap to add to and safe to read, and the parts of a step."""
+"""Progress of the work: counters for a worker's shards, cheap to update and safe to read, and the parts of a step."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,18 +8,18 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class WorkCounts:
-    """One worker's counters, or the sum of several workers'. All but the open ones only grow."""
+    """One worker's counters, or the sum of several workers'. All except the open ones only grow."""
 
     finished_rows: int = 0
     """Input rows of the shards that have left the stage."""
     open_rows: int = 0
-    """Input rows done in shards that are still in the stage, estimated from the items that are done."""
+    """Input rows done in shards that are still in the stage, estimated from finished items."""
     in_flight: int = 0
-    """Requests that wait for a server now."""
+    """Requests that are waiting for a server."""
     items: int = 0
-    """Pictures that the stage has dealt with: downloaded, read or encoded, or given up."""
+    """Pictures that the stage has finished: downloaded, read, encoded or given up."""
     good_items: int = 0
-    """Of these, pictures that were obtained."""
+    """Finished pictures that were obtained."""
     num_bytes: int = 0
     """Bytes fetched or read."""
 
@@ -32,7 +32,7 @@ class WorkCounts:
         return WorkCounts(*(getattr(self, name) + getattr(other, name) for name in _NAMES))
 
     def retired(self) -> "WorkCounts":
-        """What remains of a worker that is gone: its open shards are done again elsewhere."""
+        """The counters to keep of a worker that is gone: its open shards will be repeated elsewhere."""
         return WorkCounts(self.finished_rows, 0, 0, self.items, self.good_items, self.num_bytes)
 
 
@@ -40,7 +40,7 @@ _NAMES = [field.name for field in fields(WorkCounts)]
 
 
 class WorkProgress:
-    """The counters of one worker, which several threads may add to."""
+    """The counters of one worker. Several threads may add to them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class WorkProgress:
 
     @contextmanager
     def shard(self, rows: int) -> Iterator["ShardProgress"]:
-        """Around the work on one shard of so many input rows. A shard that raises adds no rows."""
+        """Wraps the work on one shard with this many input rows. A shard that raises adds no rows."""
         shard = ShardProgress(self._lock, rows)
         with self._lock:
             self._open.add(shard)
@@ -65,7 +65,7 @@ class WorkProgress:
                 self._finished += WorkCounts(finished_rows) + shard.counts(open_rows=0)
 
     def counts(self) -> WorkCounts:
-        """The state now."""
+        """The current counters."""
         with self._lock:
             return sum((shard.counts(shard.open_rows) for shard in self._open), self._finished) + WorkCounts(
                 in_flight=self.in_flight()
@@ -81,11 +81,11 @@ class ShardProgress:
         self._expected = self._items = self._good_items = self._num_bytes = 0
 
     def expect(self, items: int) -> None:
-        """How many items the shard has to be done."""
+        """Set the number of items in the shard."""
         self._expected = items
 
     def done(self, items: int = 1, good_items: int = 1, num_bytes: int = 0) -> None:
-        """Some items have ended, well or not."""
+        """Record finished items, good or not."""
         with self._lock:
             self._items += items
             self._good_items += good_items
@@ -93,34 +93,34 @@ class ShardProgress:
 
     @property
     def open_rows(self) -> int:
-        """Rows that the items done so far amount to."""
+        """Estimated rows for the items done so far."""
         return min(self._rows, self._rows * self._items // self._expected) if self._expected else 0
 
     def counts(self, open_rows: int) -> WorkCounts:
-        """The shard's part, with so many open rows. Call it with the lock held."""
+        """The shard's counters, with this many open rows. Call it with the lock held."""
         return WorkCounts(0, open_rows, 0, self._items, self._good_items, self._num_bytes)
 
 
 OnStep = Callable[[str, int, int], None]
-"""Takes the name of a step, how many of its equal parts are done, and how many there are."""
+"""Receives the name of a step, the number of its equal parts that are done, and their total number."""
 
 
 def ignore_step(name: str, done: int, total: int) -> None:
-    """For callers that do not want to know."""
+    """Do nothing; the default for callers that show no progress."""
 
 
 @dataclass
 class Steps:
-    """Which step the parts belong to that are being done."""
+    """Adds the name of the current step to reports of finished parts."""
 
     on_step: OnStep = ignore_step
     name: str = ""
 
     def part(self, done: int, total: int) -> None:
-        """Another part of the current step is done."""
+        """Report a finished part of the current step."""
         self.on_step(self.name, done, total)
 
 
 def unwatched() -> ShardProgress:
-    """For callers that nobody asks how far they are."""
+    """A ShardProgress that nobody reads."""
     return ShardProgress(threading.Lock(), 0)

@@ -18,9 +18,9 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.s3 import S3Config
 
 _TIMEOUT_S = 5
-"""For the connection, and for the response."""
+"""Time limit for the connection, and for the response."""
 _DEADLINE_S = 8.0
-"""For everything, including DNS and the lookup of credentials."""
+"""Time limit for everything, including DNS and the lookup of credentials."""
 
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.profile"
 _CHECK_ENDPOINT = "check s3.endpoint (or AWS_ENDPOINT_URL) and the network"
@@ -65,7 +65,7 @@ class _Question:
     bucket: str
     key: str
     options_json: str
-    """Options of s3fs."""
+    """Options for s3fs."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class _Question:
 
     @property
     def prefix(self) -> str:
-        """Prefix of the listing that the work will request, since permissions may be limited to a prefix."""
+        """Prefix that the work will list, since permissions may be limited to a prefix."""
         plain = next((at for at, char in enumerate(self.key) if char in GLOB_CHARACTERS), None)
         return self.key[:plain] if plain is not None else f"{self.key}/" if self.key else ""
 

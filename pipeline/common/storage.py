@@ -75,7 +75,7 @@ class Store:
     def new_file(self) -> Iterator[IO[bytes]]:
         """A temporary file for `create_from`. For a local output, it is on the output's disk.
 
-        Raises StorageError where nothing may be written, and for a block that meets a full disk.
+        Raises StorageError if nothing may be written, or if the disk fills up inside the block.
         """
         folder = tempfile.gettempdir() if self.remote else str(Path(self.root, "tmp"))
         file = self._opened_in(folder)
@@ -87,7 +87,7 @@ class Store:
                 raise
             raise StorageError(f"{folder if self.remote else self.root}: {error.strerror}") from error
         finally:
-            with contextlib.suppress(OSError):  # of data that did not fit, which were never published
+            with contextlib.suppress(OSError):  # the data did not fit and was never published
                 file.close()
 
     def _opened_in(self, folder: str) -> Any:
@@ -155,7 +155,7 @@ class Store:
         return self.files.open(self.path(name))
 
     def open_arrow(self, name: str) -> pa.NativeFile:
-        """Like `open`, for Arrow's readers. Reads from a local folder do not go through Python."""
+        """Like `open`, for Arrow's readers. Reads from a local folder bypass Python."""
         if self.remote:
             return pa.PythonFile(self.open(name), "r")
         return pa.OSFile(self.path(name))
@@ -185,7 +185,7 @@ class Store:
         return sorted(name.rsplit("/", 1)[-1] for name in found)
 
     def exists(self, name: str) -> bool:
-        """Whether a file of that name is there."""
+        """Whether a file with that name exists."""
         return bool(self.fs.exists(self.path(name))) if self.remote else Path(self.path(name)).is_file()
 
     def num_bytes(self, name: str) -> int:
@@ -218,7 +218,7 @@ class Store:
             Path(aside).replace(target)
 
     def remove_temporary(self) -> None:
-        """Delete what killed processes on this machine left in `tmp/`."""
+        """Delete files that killed processes on this machine left in `tmp/`."""
         for name in self.list("tmp") if not self.remote else []:
             host, _, rest = name.partition("!")
             if host == socket.gethostname() and not _is_alive(rest.partition("!")[0]):

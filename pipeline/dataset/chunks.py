@@ -1,4 +1,4 @@
-"""The unit of work of a select job: dozens of shards of a finished dataset, of which a few narrow columns are read."""
+"""The unit of work of a select job: a few narrow columns of dozens of shards of a finished dataset."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +54,7 @@ class Chunk:
         return sum(shard.num_rows for shard in self.shards)
 
     def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
-        """The given columns of a shard, from whichever files have them."""
+        """The given columns of a shard, from the files that have them."""
         found: dict[str, pa.ChunkedArray] = {}
         for name in (shard.pairs, *shard.columns):
             if missing := columns - found.keys():
@@ -78,7 +78,7 @@ class Chunk:
         raise IndexError(row_index)
 
     def schema(self) -> pa.Schema:
-        """All columns of the first shard; the other shards have the same."""
+        """All columns of the first shard; the other shards have the same ones."""
         fields: dict[str, pa.Field] = {}
         for name in (self.shards[0].pairs, *self.shards[0].columns):
             fields = {field.name: field for field in read_schema(self.store, name)} | fields

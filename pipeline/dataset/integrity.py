@@ -17,14 +17,14 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 
 
 class DamagedFileError(PairmillError, pa.ArrowInvalid):  # type: ignore[misc]
-    """A file is not what was written; the message names it and says what to do."""
+    """A file differs from what was written; the message names it and says what to do."""
 
     kind = FailureKind.INPUT
 
 
 def check_file(store: Store, name: str, blake2b: str) -> None:
-    """Raises DamagedFileError if a local file differs from its checksum. Costs nothing when called again, unless the
-    file was written to meanwhile."""
+    """Raise DamagedFileError if a local file differs from its checksum. Repeated calls cost nothing unless the file was
+    written to in between."""
     if store.remote:
         return
     path = store.path(name)
@@ -37,7 +37,7 @@ def check_file(store: Store, name: str, blake2b: str) -> None:
 
 
 def is_intact(picture: bytes | pa.Buffer, crc32: int | None) -> bool:
-    """Whether a picture's bytes have this checksum (CHECKSUM in schemas/pairs.py). Any bytes have none."""
+    """Whether a picture's bytes match this checksum (CHECKSUM in schemas/pairs.py). Without one, any bytes do."""
     return crc32 is None or zlib.crc32(picture) == crc32
 
 

@@ -1,4 +1,4 @@
-"""Manifests on disk. A manifest is written last and create-only, and makes its shard exist."""
+"""Manifests on disk. A manifest is written last and create-only; it makes its shard exist."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def publish(store: Store, manifest: ShardManifest) -> ShardManifest:
     if store.create(name, manifest.model_dump_json(indent=1).encode()):
         return manifest
     existing = read_manifest(store, manifest.name)
-    if existing.attempt == manifest.attempt:  # our own: the reply was lost
+    if existing.attempt == manifest.attempt:  # it is ours: the reply was lost
         return existing
     named = {file.path for file in existing.files.values()}
     for file in manifest.files.values():
@@ -55,20 +55,20 @@ def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> Sh
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ManifestError(f"{store.path(f'manifests/{name}')} was written by a newer pairmill; update to read it")
     manifest = ShardManifest.model_validate(data)
-    if manifest.name != name:  # it would have another shard's files deleted
+    if manifest.name != name:  # otherwise another shard's files would be deleted
         raise ManifestError(f"{store.path(f'manifests/{name}')} is the manifest {manifest.name}; delete the copy")
     return manifest
 
 
 def committed(store: Store, folder: str = "manifests") -> dict[int, int]:
-    """Shard -> its highest generation, from the names of the manifests in the folder."""
-    return dict(sorted(_generations(store, folder)))  # of a shard's generations, the last stays
+    """Shard -> highest generation, from the names of the manifests in the folder."""
+    return dict(sorted(_generations(store, folder)))  # of each shard, the last generation stays
 
 
 def _generations(store: Store, folder: str) -> Iterator[tuple[int, int]]:
     """(shard, generation) of every manifest in the folder."""
     for name in store.list(folder):
-        with suppress(ValueError):  # not ours, but perhaps a file browser's
+        with suppress(ValueError):  # not ours: a file browser's, perhaps
             yield parse_manifest_name(name)
 
 

@@ -1,8 +1,8 @@
-"""Decides from one listing whether an output folder may be written to.
+"""Decides from one listing whether a job may write to an output folder.
 
 A folder is free if it is empty or has only hidden files (`.DS_Store`). It is a dataset if it has a plan, which is
-written before everything but `input/` and `tmp/`, where another driver may have just started. A dataset's folder may
-contain other files too. An export is recognized by its record.
+written before everything except `input/` and `tmp/`: with those alone, another driver may have just started. A
+dataset's folder may contain other files too. An export is recognized by its record.
 """
 
 import re
@@ -12,16 +12,16 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 
 EXPORT_BOOKS = ".pairmill"
-"""Folder of an export's own records. It is hidden, so that readers of a whole export do not take it for data."""
+"""Folder of an export's own records. It is hidden, so that readers of a whole export do not mistake it for data."""
 _OLD_EXPORT_BOOKS = "export"
-"""The same in exports from before 0.2."""
+"""The same folder in exports from before 0.2."""
 
 _PLAN_FILE = re.compile(r"\d+\.parquet")
 _CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
 
 
 def check_dataset_folder(store: Store) -> None:
-    """Raises JobError for a folder that is neither free nor a dataset, and for a path with a file in it."""
+    """Raise JobError for a folder that is neither free nor a dataset, or if part of the path is a file."""
     _check_is_folder(store)
     names = names_in(store)
     if is_export(store):
@@ -29,13 +29,13 @@ def check_dataset_folder(store: Store) -> None:
     foreign = [name for name in names if name not in ("input/", "tmp/")]
     if "input/" in names:
         foreign += [f"input/{name}" for name in store.list("input") if not _CONVERTED_FILE.fullmatch(name)]
-    # The plan is checked last, because another driver may be writing, and it writes its plan first.
+    # Check for a plan last: another driver may be writing, and drivers write their plan first.
     if foreign and not any(_PLAN_FILE.fullmatch(name) for name in store.list("plan")):
         raise JobError(_refusal(store, foreign))
 
 
 def check_export_folder(store: Store) -> None:
-    """Raises JobError for a folder that is neither free nor an export, and for a path with a file in it."""
+    """Raise JobError for a folder that is neither free nor an export, or if part of the path is a file."""
     _check_is_folder(store)
     foreign = [name for name in names_in(store) if name != "tmp/"]
     if foreign and not is_export(store):
@@ -48,7 +48,7 @@ def is_export(store: Store) -> bool:
 
 
 def books_of(store: Store) -> str:
-    """The folder of an export's records: where it has some, else where a new export has them."""
+    """The folder of an export's records: the one that has some, else the one for new exports."""
     return _OLD_EXPORT_BOOKS if store.exists(f"{_OLD_EXPORT_BOOKS}/export.json") else EXPORT_BOOKS
 
 

@@ -1,6 +1,6 @@
-"""Tables to Parquet files and back.
+"""Writes tables to Parquet files and reads them back.
 
-All columns are compressed except embeddings, which would shrink by only a tenth and are read twice as fast
+All columns are compressed except embeddings, which would shrink by only a tenth, and are twice as fast to read
 uncompressed (see docs/benchmarks.md).
 """
 
@@ -34,7 +34,7 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
 
 
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
-    """A whole Parquet file of the store with its schema's metadata, or those of `columns` that it has.
+    """A whole Parquet file of the store with its schema's metadata, or only those of `columns` that it has.
 
     Raises FileNotFoundError, and DamagedFileError if it is not a Parquet file, or a page differs from its checksum.
     """
@@ -62,8 +62,8 @@ def _open(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _damage_named(store: Store, name: str) -> Iterator[None]:
-    """What Arrow says of a damaged file becomes a DamagedFileError with its name. Arrow also raises OSError for damage,
-    but without an errno, which the machine's own errors have."""
+    """Turn Arrow's errors about a damaged file into a DamagedFileError with its name. Arrow also raises OSError for
+    damage, but without the errno that the machine's own errors have."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The generation of a shard that a retry builds on: its rows, and which of them to fetch again."""
+"""The generation of a shard that a retry builds on: its rows, and those to fetch again."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Commit a shard: `pairs/`, `rejects/`, `images/` and, last, the manifest.
+"""Commits a shard: writes `images/`, `pairs/`, `rejects/` and, last, the manifest.
 
 Manifests are create-only, so if two workers commit the same shard, one wins, and a shard exists if and only if its
 manifest does. Data files of a committed shard that are not in its manifest are garbage and may be deleted.
@@ -62,7 +62,7 @@ class ShardWriter:
     """Whether the pairs have the column CHECKSUM."""
 
     def commit(self, batch: ShardBatch, previous: PreviousGeneration | None = None) -> ShardManifest:
-        """Write a finished batch. Returns the valid manifest: ours, or that of a worker that was faster.
+        """Write a finished batch. Returns the valid manifest: ours, or that of a faster worker.
 
         The score contracts go into every Parquet footer, as JSON under the key `pairmill`. With `previous`, the batch
         has only some of the shard's rows, and the whole shard is written as its next generation.
@@ -98,7 +98,7 @@ class ShardWriter:
         return publish(self.store, manifest)
 
     def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
-        """Rows per user rule; each rule starts its evidence with its own name."""
+        """Number of rows by user rule; each rule's evidence starts with its name."""
         counts: Counter[str] = Counter()
         for table in tables:
             details = table["status_detail"].filter(pc.equal(table["status"], Status.CUSTOM_RULE.value)).to_pylist()
@@ -126,7 +126,7 @@ class _Commit:
     def write_data(
         self, table: pa.Table, previous: PreviousGeneration | None
     ) -> tuple[pa.Table, pa.Table, dict[Any, DataFile]]:
-        """(pairs, rejects, their files). `previous`: the rows that are not in the table."""
+        """Returns (pairs, rejects, their files). `previous`: the shard's rows that are not in the table."""
         bare = table.drop_columns(["image"])  # the pictures are never copied as a column
         pairs = self._pairs_table(bare.filter(table["is_pair"]))
         rejects = bare.filter(pc.invert(table["is_pair"])).select(self._rejects_schema.names)
@@ -150,7 +150,7 @@ class _Commit:
     def _write_pictures(
         self, pairs: pa.Table, table: pa.Table, previous: Mapping[str, bytes]
     ) -> tuple[dict[Any, DataFile], pa.Table]:
-        """Write the tar, if there are pictures to store. Returns it, and the pairs with their image references."""
+        """Write the tar, if there are pictures to store. Returns its file, and the pairs with image references."""
         if self.writer.images is None:  # a corpus: the table already has the references
             return {}, self._with_columns(pairs, {CHECKSUM.name: self._checksums(table)})
         stored = pairs.filter(self._is_stored(pairs))
@@ -170,7 +170,7 @@ class _Commit:
         return {"images": tar}, self._with_columns(pairs, dict(zip(image_refs.column_names, image_refs, strict=True)))
 
     def _with_columns(self, pairs: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-        """The pairs with these values. Datasets from before 0.2 have no CHECKSUM, or one of the user's own."""
+        """The pairs with these checksums. Datasets from before 0.2 have no CHECKSUM, or a user's own column."""
         for name, values in columns.items():
             if name == CHECKSUM.name and not self.writer.has_checksums:
                 continue
@@ -184,7 +184,7 @@ class _Commit:
         return pa.array([zlib.crc32(each.as_buffer()) if each.is_valid else None for each in images], CHECKSUM.type)
 
     def _is_stored(self, pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
-        """Whether each pair's picture goes into the tar."""
+        """For each pair, whether its picture goes into the tar."""
         store = self.writer.images.store if self.writer.images else "none"
         if store == "kept":
             return pc.equal(pairs["status"], KEPT_STATUS)

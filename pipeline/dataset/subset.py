@@ -165,9 +165,9 @@ def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
 
 
 def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
-    """Per shard of the chunk, a packed bit mask of the rows of its pairs file that are in the subset.
+    """For each shard of the chunk, a packed bit mask of the rows of its pairs file that are in the subset.
 
-    Shards added after the subset have no rows in it. Raises SubsetError if a shard was rebuilt since.
+    Shards added after the subset was made have no rows in it. Raises SubsetError if a shard was rebuilt since.
     """
     shards = {shard.shard: shard for shard in chunk.shards}
     found: dict[int, npt.NDArray[np.uint8]] = {}
@@ -180,10 +180,10 @@ def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
 
 
 def current_generations(store: Store, subset: Subset) -> dict[int, int]:
-    """Shard -> its newest generation, of the shards that the subset was selected from.
+    """Shard -> newest generation, for the shards that the subset was selected from.
 
-    A retry that recovers nothing in a shard leaves the subset valid. Costs a listing, and a manifest for each shard
-    with a new generation. Raises SubsetError if the pairs of a shard are others now.
+    A retry that recovers nothing in a shard leaves the subset valid. Reads a listing, and a manifest for each shard
+    with a new generation. Raises SubsetError if the pairs of a shard have changed.
     """
     newest = committed(store)
     for shard in read_shards(store, subset):

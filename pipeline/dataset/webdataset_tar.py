@@ -1,4 +1,4 @@
-"""Stored pictures of a shard as WebDataset tars: `uid.jpg`, `uid.txt`, `uid.json` per pair.
+"""Stores the pictures of a shard in a WebDataset tar: `uid.jpg`, `uid.txt`, `uid.json` per pair.
 
 The format: https://github.com/webdataset/webdataset (the members of a sample are consecutive and share a stem).
 Uids are 32 hex characters, so member names never come from the web.
@@ -28,7 +28,7 @@ def write_tar(
     image_format: str | None = None,
     carried: Sequence[str] = (),
 ) -> tuple[list[int], list[int]]:
-    """Write one sample per row of `pairs`. Returns the offsets of the pictures' first bytes, and their lengths.
+    """Write one sample per row of `pairs`. Returns the offsets and lengths of the pictures.
 
     `image_format`: the file name extension of the pictures. None: detected from the first bytes of each.
     `carried`: columns of the input that go into uid.json too.
@@ -58,7 +58,7 @@ def sizes_table(sizes: Mapping[str, int]) -> bytes:
 
 
 def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
-    """The content of uid.json, per row."""
+    """The content of uid.json for each row."""
     table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
     for name in carried:
         table = table.append_column(name, _as_json(pairs[name]))
@@ -83,7 +83,7 @@ def _has_map(kind: pa.DataType) -> bool:
 
 
 def to_json(values: dict[str, Any]) -> str:
-    """JSON that every parser takes (RFC 8259): no NaN, and bytes, times and decimals as text."""
+    """JSON that every parser accepts (RFC 8259): no NaN, and bytes, times and decimals as text."""
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):  # rare, and a fifth as fast
@@ -110,7 +110,7 @@ def _similarity_columns(pairs: pa.Table, carried: Sequence[str]) -> list[str]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes | memoryview) -> int:
-    """Add a member with fixed owner and time, so that equal pairs give equal tars. Returns the offset of its data."""
+    """Add a member with a fixed owner and time, so that equal pairs give equal tars. Returns the offset of its data."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     offset = tar.offset + tarfile.BLOCKSIZE  # a USTAR header is one block

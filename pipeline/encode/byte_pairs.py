@@ -1,13 +1,13 @@
 """Byte-pair encoding of one word (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) in n log n steps.
 
-open_clip's takes n² steps, which a caption of one long word turns into seconds. The result is the same.
+open_clip's version takes n² steps, or seconds for a caption with one long word. The result is the same.
 """
 
 import heapq
 from collections.abc import Mapping
 
 MAX_CACHED_CHARS = 64
-"""open_clip's own merging is faster for words up to this length, which it remembers."""
+"""For words up to this length, open_clip's own merging is faster, because it caches them."""
 
 _END = "</w>"
 
@@ -15,7 +15,7 @@ Pair = tuple[str, str]
 
 
 def merged(word: str, ranks: Mapping[Pair, int]) -> list[str]:
-    """The tokens of a word of one or more characters. `ranks`: pair of tokens -> its place in the list of merges.
+    """The tokens of a word with one or more characters. `ranks`: pair of tokens -> its position in the list of merges.
 
     In each round, all pairs with the lowest rank are merged, from left to right.
     """
@@ -39,14 +39,14 @@ def merged(word: str, ranks: Mapping[Pair, int]) -> list[str]:
         while waiting and waiting[0][0] == rank:
             _, left, pair = heapq.heappop(waiting)
             right = after[left]
-            if right < 0 or (parts[left], parts[right]) != pair:  # one of the two was merged meanwhile
+            if right < 0 or (parts[left], parts[right]) != pair:  # one of the two has been merged
                 continue
             parts[left], parts[right] = "".join(pair), None
             after[left] = after[right]
             if after[right] >= 0:
                 before[after[right]] = left
             changed.append(left)
-        for left in changed:  # only now: these pairs belong to later rounds, whatever their ranks
+        for left in changed:  # only now, because these pairs belong to later rounds whatever their ranks
             if parts[left] is not None:
                 consider(left)
                 consider(before[left])

@@ -1,4 +1,4 @@
-"""Which models there are: open_clip's architectures, their tags, and what is on disk."""
+"""Lists the available models: open_clip's architectures, their tags, and the weights on disk."""
 
 import logging
 import warnings
@@ -22,7 +22,7 @@ class KnownModel:
     tags: tuple[str, ...]
     """Names of pretrained weights."""
     on_disk: tuple[str, ...]
-    """Those tags whose weights are in the local cache."""
+    """The tags whose weights are in the local cache."""
 
 
 _TINY = KnownModel("tiny", 128, 64, 3.8, ("built in",), ("built in",))
@@ -31,7 +31,7 @@ _TINY = KnownModel("tiny", 128, 64, 3.8, ("built in",), ("built in",))
 def known_models(pattern: str = "") -> list[KnownModel]:
     """The architectures whose names contain the pattern, ignoring case.
 
-    If no more than 40 match, their parameters are counted, which takes a fifth of a second each; else they are 0.
+    If no more than 40 match, their parameters are counted, which takes a fifth of a second each; otherwise 0.
     """
     import open_clip
 
@@ -56,7 +56,7 @@ def _describe(name: str, count: bool) -> KnownModel:
 
 
 def _count_parameters(name: str) -> int:
-    """Counted without allocating them; 0 if the architecture needs a file from Hugging Face that is not on disk."""
+    """Count parameters without allocating them; 0 if a file that the model needs from Hugging Face is not on disk."""
     import open_clip
     import torch
 

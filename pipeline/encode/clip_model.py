@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
-"""If the job gives none: on a CPU larger batches gain nothing, on a GPU they are halved when memory runs out."""
+"""Default batch sizes. On a CPU larger batches gain nothing; on a GPU they are halved when memory runs out."""
 
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 _PROBES = ("", "a photo", "red", "42")
-"""Captions of a new model's first embeddings."""
+"""Captions that a new model embeds first."""
 
 _UNIT_TOLERANCE = 0.01
 
@@ -42,7 +42,7 @@ class ClipModel:
 
     def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> None:
         """Raises ModelError if the model does not load."""
-        import open_clip  # with torch, 4 s: only workers that encode pay for it
+        import open_clip  # 4 s with torch: only workers that encode pay for it
         import torch
 
         from pairmill.pipeline.encode.model_input import ModelInput
@@ -76,7 +76,7 @@ class ClipModel:
                 raise self.broken(kind)
 
     def broken(self, kind: str) -> ModelError:
-        """The error for a model all of whose embeddings are invalid. `kind`: `captions` or `pictures`."""
+        """The error for a model whose embeddings are all invalid. `kind`: `captions` or `pictures`."""
         is_reduced = self._dtype != self._torch.float32
         or_narrow = f", or {self._dtype} is too narrow for it: set its dtype to float32" if is_reduced else ""
         return ModelError(
@@ -87,7 +87,7 @@ class ClipModel:
     def encode_images(self, inputs: "torch.Tensor") -> Floats:
         """Inputs as `self.input` makes them, uint8 [n, 3, side, side] -> float32 [n, dim], L2-normalized."""
         if self.device == "cuda":
-            inputs = inputs.pin_memory()  # so that copying overlaps with the batch before
+            inputs = inputs.pin_memory()  # so that copying overlaps with the previous batch
 
         def embed(part: "torch.Tensor") -> "torch.Tensor":
             ready = self.input.normalize(part.to(self.device, non_blocking=True), self._dtype)  # [b, 3, side, side]
@@ -96,7 +96,7 @@ class ClipModel:
         return self._in_batches(inputs, embed)  # [n, dim]
 
     def encode_captions(self, captions: Sequence[str]) -> Floats:
-        """Captions, cut to the model's context -> float32 [n, dim], L2-normalized."""
+        """Captions, truncated to the model's context -> float32 [n, dim], L2-normalized."""
         if not captions:
             return np.empty((0, self.embedding_dim), np.float32)
         tokens = self._tokenizer(captions)  # [n, context_length]
@@ -107,7 +107,7 @@ class ClipModel:
         def embed(part: "torch.Tensor") -> "torch.Tensor":
             return self._text(part.to(self.device))
 
-        parts, size = [], self.batch_size  # which may be halved meanwhile
+        parts, size = [], self.batch_size  # which may be halved on the way
         for start in range(0, len(tokens), size):
             end = start + size
             parts.append(self._in_batches(tokens[start:end, : int(lengths[start:end].max())], embed))
@@ -116,7 +116,7 @@ class ClipModel:
         return embeddings  # [n, dim]
 
     def _in_batches(self, inputs: "torch.Tensor", embed: "Callable[[torch.Tensor], torch.Tensor]") -> Floats:
-        """Embed at most `batch_size` at a time, which is halved for good when the device runs out of memory."""
+        """Embed at most `batch_size` at a time. It is halved for good when the device runs out of memory."""
         torch, parts, start = self._torch, [], 0
         is_reduced = self._dtype != torch.float32
         # Some of open_clip's masks stay float32 in any precision (CoCa's, in 3.3): autocast reconciles them.
@@ -138,7 +138,7 @@ class ClipModel:
 
 
 def is_unit(embeddings: Floats) -> npt.NDArray[np.bool_]:
-    """Per embedding, whether it has length 1: not if it was NaN, infinite or zero before it was normalized."""
+    """For each embedding, whether it has length 1. False if it was NaN, infinite or zero before normalization."""
     with np.errstate(invalid="ignore"):
         result: npt.NDArray[np.bool_] = np.abs(np.linalg.norm(embeddings, axis=1) - 1) < _UNIT_TOLERANCE
     return result

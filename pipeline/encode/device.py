@@ -1,4 +1,4 @@
-"""Which device and number format a model computes in."""
+"""Decides on which device and in which number format a model computes."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ def resolve_device(run: RunConfig) -> Device:
 
 
 def check_device(run: RunConfig) -> None:
-    """Raises ModelError if the job asks for a GPU and this machine has none. Loads torch only if it does."""
+    """Raise ModelError if the job asks for a GPU and this machine has none. Loads torch only for such a job."""
     if run.device == "cuda":
         resolve_device(run)
 

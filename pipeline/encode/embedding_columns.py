@@ -1,4 +1,4 @@
-"""THE place where embeddings become float16: the columns of a model, embeddings and similarity.
+"""THE place where embeddings become float16: makes a model's columns, embeddings and similarity.
 
 The similarity is computed in float32, before the embeddings are rounded to float16 for storage.
 """
@@ -19,7 +19,7 @@ def append_scores(
     """Append `pairmill.schemas.pairs.score_columns` of one model; null where the picture or the caption is missing.
 
     `rows`: the rows of the table that are pairs, [pairs]. `images` and `captions`: distinct embeddings, float32
-    [distinct, dim], and the index of each pair's own among them, [pairs]; -1: it has none.
+    [distinct, dim], and the index of each pair's embedding among them, [pairs]; -1: it has none.
     """
     image, has_image = _per_pair(*images), images[1] >= 0  # [pairs, dim], [pairs]
     text, has_text = _per_pair(*captions), captions[1] >= 0

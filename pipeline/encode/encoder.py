@@ -1,9 +1,9 @@
-"""A shard's pictures and captions -> the score columns of every model, decoding each picture once.
+"""Turns a shard's pictures and captions into the score columns of every model, decoding each picture once.
 
     decoding threads      body -> pixels -> the input of each model, a few micro-batches ahead of the models
     the calling thread    micro-batches through the models, then captions, then columns
 
-Equal pictures and equal captions of a shard are encoded once.
+Equal pictures and equal captions in a shard are encoded only once.
 """
 
 import os
@@ -33,14 +33,14 @@ from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
 from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
-"""CLIP's recipe resizes by the shorter side, then crops: a strip of 1 x 1,000,000 pixels would be huge in between."""
+"""CLIP's recipe resizes by the shorter side, then crops: in between, a 1 x 1,000,000 pixel strip would be huge."""
 
 _MANY = 32
-"""If as many different pictures or captions of one shard, and all that it has, get invalid embeddings, the model is
+"""If all pictures or all captions of a shard get invalid embeddings, and at least this many are distinct, the model is
 broken."""
 
 _BATCHES_AHEAD = 2
-"""Micro-batches that are decoded while the models encode one."""
+"""Number of micro-batches that are decoded while the models encode one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Encoder:
         """Load the models. Raises ModelError."""
         self._hooks = hooks
         threads = run.encode_threads or os.cpu_count() or 1
-        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which are for scheduling only
+        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which only serve scheduling
             torch.set_num_threads(threads)
         self.models = [load_model(model, run, hooks) for model in models]
         self._inputs = {model.input.key: model.input for model in self.models}
@@ -74,14 +74,14 @@ class Encoder:
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def close(self) -> None:
-        """End the decoding threads."""
+        """Stop the decoding threads."""
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
-        """Append `score_columns` per model; null where there is no picture or caption. Row count and order stay.
+        """Append each model's `score_columns`; null where there is no picture or caption. Row count and order stay.
 
-        A pair whose picture does not decode stops being a pair, with the Status that says why. An embedding that is
-        NaN, infinite or zero becomes null, with a Status. Raises ModelError if all of many embeddings are.
+        A pair whose picture does not decode stops being a pair, with a Status that says why. An embedding that is NaN,
+        infinite or zero becomes null, with a Status. Raises ModelError if a shard has many and all are invalid.
         """
         rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
@@ -108,7 +108,7 @@ class Encoder:
     def _encode_images(
         self, bodies: Sequence[pa.Buffer], progress: ShardProgress
     ) -> tuple[list[DecodedImage], list[Floats]]:
-        """Results of decoding, without the inputs, and float32 [bodies, dim] per model; zeros if it did not decode."""
+        """Results of decoding, without the inputs, and float32 [bodies, dim] per model; zeros where decoding failed."""
         decoded: list[DecodedImage] = []
         embeddings = [np.zeros((len(bodies), model.embedding_dim), np.float32) for model in self.models]
         progress.expect(len(bodies))
@@ -177,7 +177,7 @@ def encode_pictures(model: ClipModel, bodies: Sequence[bytes], images: ImagesCon
 
 
 def _distinct(values: pa.ChunkedArray) -> tuple[Indices, Indices]:
-    """(index of the first of each distinct non-null value, index into these per value; -1 for null)."""
+    """(index of each distinct non-null value's first occurrence, each value's index into these; -1 for null)."""
     encoded = values.combine_chunks().dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     distinct, first = np.unique(codes, return_index=True)
@@ -185,7 +185,7 @@ def _distinct(values: pa.ChunkedArray) -> tuple[Indices, Indices]:
 
 
 def _valid(model: ClipModel, embeddings: Floats, indices: Indices, kind: str) -> Indices:
-    """`indices` with -1 for embeddings that are NaN, infinite or zero. Raises ModelError if a whole shard's are."""
+    """`indices` with -1 for embeddings that are NaN, infinite or zero. Raises ModelError if all of a shard's are."""
     is_valid = is_unit(embeddings)
     used = np.unique(indices[indices >= 0])
     if len(used) >= _MANY and not is_valid[used].any():
@@ -196,7 +196,7 @@ def _valid(model: ClipModel, embeddings: Floats, indices: Indices, kind: str) ->
 def _with_invalid(
     table: pa.Table, model: ClipModel, rows: Indices, invalid: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
 ) -> pa.Table:
-    """The Status of pairs whose picture or caption has an invalid embedding, both [pairs]. They stay pairs."""
+    """Set the Status of pairs whose picture or caption has an invalid embedding, both [pairs]. They stay pairs."""
     picture, caption = invalid
     if not (picture | caption).any():
         return table
@@ -210,7 +210,7 @@ def _with_invalid(
 
 
 def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage]) -> pa.Table:
-    """The Status of pictures that did not decode, whose rows stop being pairs."""
+    """Set the Status of pictures that did not decode; their rows stop being pairs."""
     columns = {name: table[name].to_pylist() for name in ("status", "status_detail", "is_pair")}
     for row, image in zip(rows, images, strict=True):
         columns["status"][row] = image.status.value
@@ -220,7 +220,7 @@ def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage
 
 
 def _with_image_columns(table: pa.Table, rows: Indices, images: Sequence[DecodedImage | None]) -> pa.Table:
-    """Size and hash of the pictures, unless an earlier stage knew them, as it does of stored pictures."""
+    """Set the size and hash of pictures, unless an earlier stage did, as for stored pictures."""
     if table["phash"].null_count < table.num_rows or not any(images):
         return table
     columns: dict[str, list[object]] = {

@@ -1,5 +1,5 @@
-"""Whether Hugging Face's hub can be reached, and its cache written to: told within 10 s, where the hub's own client
-tries again for a minute."""
+"""Checks within 10 s whether Hugging Face's hub can be reached and its cache written to. The hub's own client would
+retry for a minute."""
 
 import tempfile
 import urllib.error
@@ -10,9 +10,9 @@ from pathlib import Path
 from pairmill.pipeline.common.deadline import within
 
 _TIMEOUT_S = 4
-"""For connecting, and for the answer."""
+"""Time limit for connecting, and for the response."""
 _DEADLINE_S = 8.0
-"""For all of it, with names that are looked up."""
+"""Total time limit, including DNS."""
 WITHOUT_NETWORK = "without a network, give `pretrained` a local file, or a folder as the model's name"
 
 
@@ -22,17 +22,17 @@ def is_on_disk(repo: str, file_names: Iterable[str]) -> bool:
 
     try:
         return any(isinstance(try_to_load_from_cache(repo, name), str) for name in file_names)
-    except ValueError:  # no name of a repository
+    except ValueError:  # not the name of a repository
         return False
 
 
 def download_problem() -> str | None:
-    """Why nothing can be downloaded, and what to set; None if the hub answers and its cache can be written to."""
+    """Why downloads cannot work, and what to set; None if the hub answers and its cache can be written to."""
     return _cache_problem() or _hub_problem()
 
 
 def _cache_problem() -> str | None:
-    """Why the hub's cache cannot take another file; None if it can."""
+    """Why the hub's cache cannot be written to; None if it can."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
@@ -45,7 +45,7 @@ def _cache_problem() -> str | None:
 
 
 def _hub_problem() -> str | None:
-    """Why the hub cannot be asked; None if it answers, whatever it says."""
+    """Why the hub cannot be reached; None if it gives any answer."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():

@@ -1,8 +1,8 @@
-"""Pixels of a picture -> the input of a model, by open_clip's own recipe for that model.
+"""Turns the pixels of a picture into the input of a model, by open_clip's own recipe for that model.
 
-The recipe is a torchvision Compose: steps that resize and crop, then "to RGB, to floats, normalize". The former happen
-here, once per picture, on 8-bit pixels (torch's vector code rounds as Pillow does, within one level of 255); the latter
-are arithmetic on whole batches, on the device.
+The recipe is a torchvision Compose: steps that resize and crop, then "to RGB, to floats, normalize". The first part
+runs here, once per picture, on 8-bit pixels (torch's vector code rounds as Pillow does, within one level of 255); the
+second is arithmetic on whole batches, on the device.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class ModelInput:
         self._std = torch.tensor(normalize.std).view(1, 3, 1, 1)
 
     def resized_pixels(self, width: int, height: int) -> int:
-        """Pixels that a picture of this size has once it is resized, before it is cropped."""
+        """Number of pixels of a picture of this size after resizing, before cropping."""
         sides = [step.size for step in self._steps if isinstance(getattr(step, "size", None), int)]
         longest = max(width, height) / min(width, height)
         return int(max(sides, default=0) ** 2 * longest)

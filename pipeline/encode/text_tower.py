@@ -1,8 +1,8 @@
-"""Captions through a text tower, without their padding if that changes nothing.
+"""Passes captions through a text tower, without their padding if that changes nothing.
 
 CLIP pads every caption to 77 tokens, and web captions have about 15. If attention is causal and the embedding is read
-at the last real token, the padding after it cannot matter, so a batch is trimmed to its longest caption. That is true
-of OpenAI's architecture and its variants; SigLIP (attends both ways), CoCa (reads an extra token at the very end) and
+at the last real token, the padding after it cannot matter, so a batch is trimmed to its longest caption. This holds
+for OpenAI's architecture and its variants; SigLIP (attends both ways), CoCa (reads an extra token at the very end) and
 Hugging Face towers get all tokens.
 """
 
@@ -21,7 +21,7 @@ class TextTower:
         self.is_trimmed = _is_causal(self._tower)
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[n, context] -> [n]: how many tokens of each caption can matter."""
+        """[n, context] -> [n]: the number of tokens of each caption that can matter."""
         if not self.is_trimmed:
             return torch.full((len(tokens),), tokens.shape[1])
         eos = getattr(self._tower, "eos_id", getattr(self._tower, "text_eos_id", None))

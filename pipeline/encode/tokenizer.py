@@ -1,7 +1,7 @@
-"""THE place where a caption is cut: to the model's context, of 77 tokens or so.
+"""THE place where captions are truncated to the model's context, of 77 tokens or so.
 
-Only what the model sees is cut; the columns `caption` and `caption_clean` stay whole. Tokenizers read whole texts and
-then throw away what does not fit, so a text far longer than the context is first cut to a beginning that fills it.
+Only the model's input is truncated; the columns `caption` and `caption_clean` stay whole. Tokenizers read whole texts
+and then discard what does not fit, so a text far longer than the context is first cut to a beginning that fills it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import torch
 
 MAX_TOKEN_BYTES = 32
-"""The longest token of CLIP's vocabulary. A text of this many bytes per token nearly always fills the context; where
-it does not, more of it is tokenized."""
+"""The longest token in CLIP's vocabulary. A text with this many bytes per token nearly always fills the context; if it
+does not, more of it is tokenized."""
 _MORE = 4
 
 
 class CaptionTokenizer:
-    """open_clip's tokenizer of one model, which has to tokenize no more of a caption than fits into the context."""
+    """open_clip's tokenizer for one model, given no more of a caption than fits into the context."""
 
     def __init__(self, tokenize: "Callable[[list[str]], torch.Tensor]", context_length: int) -> None:
         if hasattr(tokenize, "bpe_ranks"):
@@ -31,7 +31,7 @@ class CaptionTokenizer:
         self._last = -1 if int(whole[-1]) != self._padding else -2  # SigLIP's padding is its end-of-text token
 
     def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
-        """Captions -> int64 [n, context_length]: those with more tokens are cut, those with fewer padded."""
+        """Captions -> int64 [n, context_length]: longer ones are truncated, shorter ones padded."""
         num_bytes = MAX_TOKEN_BYTES * (self.context_length + 1)
         tokens = self._tokenize([beginning(caption, num_bytes) for caption in captions])
         waiting = [row for row, caption in enumerate(captions) if len(caption.encode()) > num_bytes]
@@ -43,7 +43,7 @@ class CaptionTokenizer:
 
 
 def beginning(text: str, num_bytes: int) -> str:
-    """At most `num_bytes` of a text in UTF-8, cut at the last white space of their second half if there is one."""
+    """At most `num_bytes` of a text in UTF-8, cut at the last white space in their second half if there is any."""
     raw = text.encode()
     if len(raw) <= num_bytes:
         return text
@@ -53,8 +53,8 @@ def beginning(text: str, num_bytes: int) -> str:
 
 
 def _merge_long_words_fast(tokenize: Any) -> None:
-    """Replace the byte-pair merging of open_clip's own tokenizer for words whose merging takes quadratic time, and that
-    it would remember for ever."""
+    """Replace the byte-pair merging of open_clip's own tokenizer for long words, which would take quadratic time and
+    stay in its cache forever."""
     short = tokenize.bpe
 
     def bpe(word: str) -> str:

@@ -1,4 +1,4 @@
-"""Which weights a model has: found on disk or downloaded, and checked by their SHA-256. Loads no model."""
+"""Finds a model's weights on disk or downloads them, and checks their SHA-256. Loads no model."""
 
 import difflib
 import hashlib
@@ -29,15 +29,15 @@ class ModelError(PairmillError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's file of weights, and how open_clip is to load it."""
+    """A model's weights file, and how open_clip is to load it."""
 
     name: str
-    """open_clip's name of the model: of an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
+    """open_clip's name of the model: an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
     pretrained: str | None
     path: Path
 
     def sha256(self) -> str:
-        """Of the file, in hex."""
+        """SHA-256 of the file, in hex."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -50,7 +50,7 @@ class Weights:
             except safetensors.SafetensorError as error:
                 raise ModelError(f"{self.path}: not a complete file of weights (half-written?): {error}") from None
         with self.path.open("rb") as file:
-            is_old_pickle = file.read(1) == b"\x80"  # what torch.save wrote before 1.6; since then, zip archives
+            is_old_pickle = file.read(1) == b"\x80"  # torch.save wrote these before 1.6, and zip archives since
         if not is_old_pickle and not zipfile.is_zipfile(self.path):
             raise ModelError(f"{self.path}: not a complete file of weights (half-written?)")
 
@@ -66,7 +66,7 @@ def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
         if model.weights_sha256 not in (None, digest):
             raise ModelError(
                 f"the weights of {model.name!r} have the SHA-256 {digest}, but the job asks for "
-                f"{model.weights_sha256}: the file is another one, or incomplete; delete it to download it again"
+                f"{model.weights_sha256}: the file is a different one or incomplete; delete it to download it again"
             )
     return digests
 
@@ -89,7 +89,7 @@ def input_side(config: ModelConfig) -> int:
 def _in_folder(folder: Path) -> Weights:
     found = [folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()]
     if not found:
-        raise ModelError(f"{folder} holds no weights; they are expected as one of {', '.join(_WEIGHT_NAMES)}")
+        raise ModelError(f"{folder} contains no weights; expected one of {', '.join(_WEIGHT_NAMES)}")
     return Weights(f"local-dir:{folder}", None, found[0])
 
 
@@ -116,7 +116,7 @@ def _of_architecture(config: ModelConfig) -> Weights:
 def is_on_disk(tag: Mapping[str, str]) -> bool:
     """Whether the weights of one of open_clip's pretrained tags are in a local cache.
 
-    Its `hf_hub` is ORG/REPO/FILE, or ORG/REPO/ for one of the usual files of weights.
+    The tag's `hf_hub` is ORG/REPO/FILE, or ORG/REPO/ for one of the usual weights files.
     """
     repo, _, file = tag.get("hf_hub", "").rpartition("/")
     names = (f"{file.rpartition('.')[0]}.safetensors", file) if file else _WEIGHT_NAMES
@@ -127,7 +127,7 @@ def is_on_disk(tag: Mapping[str, str]) -> bool:
 
 
 def _downloaded(config: ModelConfig, tag: dict[str, str]) -> Path:
-    """Path of weights in a local cache, downloaded first if they are not there. Raises ModelError."""
+    """Path of weights in a local cache, downloaded first if they are missing. Raises ModelError."""
     import open_clip
 
     what = f"the weights {config.pretrained or ''} of {config.name!r}"
@@ -140,7 +140,7 @@ def _downloaded(config: ModelConfig, tag: dict[str, str]) -> Path:
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:
-    """`model_cfg` of open_clip's configuration; empty if it does not say."""
+    """`model_cfg` in open_clip's configuration; empty if there is none."""
     if folder := _local_folder(config):
         return json.loads((folder / "open_clip_config.json").read_text()).get("model_cfg", {})  # type: ignore[no-any-return]
     import open_clip
@@ -149,7 +149,7 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
 
 
 def _local_folder(config: ModelConfig) -> Path | None:
-    """The local folder that a model is loaded from, if it is."""
+    """The local folder that a model is loaded from; None if it is not loaded from one."""
     if config.name == "tiny":
         return TINY_FOLDER
     folder = Path(config.name)

@@ -15,7 +15,7 @@ from pairmill.schemas.jobs import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
 
 _DATACOMP_NAMES = {"vit-b-32": "clip_b32", "vit-l-14": "clip_l14"}
-"""open_clip's names of the architectures that DataComp's scripts know (`--arch b32`, `--arch l14`)."""
+"""open_clip's names for the architectures that DataComp's scripts know (`--arch b32`, `--arch l14`)."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ClipRetrieval:
     model: str
     """Alias of the model whose embeddings are written."""
     models: Sequence[str]
-    """Aliases of all models of the dataset: embeddings are no metadata."""
+    """Aliases of all models of the dataset, since embeddings are not metadata."""
     has_captions: bool
     image_path: Literal["file", "key", "uid"] = "uid"
-    """What becomes the metadata's `image_path`: the picture's own file, or the key of its sample in a tar."""
+    """The source of the metadata's `image_path`: the picture's own file, or the key of its sample in a tar."""
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
@@ -82,12 +82,12 @@ class DataComp:
     models: Sequence[str]
     """Aliases of the models whose similarities and embeddings are written."""
     model_names: Sequence[str]
-    """Of each, its name in DataComp's files."""
+    """The name of each in DataComp's files."""
     has_captions: bool
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """DataComp's own, and those of the models."""
+        """DataComp's own columns, and those of the models."""
         similarities = [score_column_names(alias).similarity for alias in self.models]
         own = ["uid", "url", "caption", "original_width", "original_height", "sha256"]
         return [*own, *similarities, *(array.column for array in self._arrays())]
@@ -123,7 +123,7 @@ class DataComp:
 
 
 def array_prefix(name: str) -> str:
-    """What the names of a model's arrays begin with: `b32` for `clip_b32`."""
+    """The prefix of a model's array names: `b32` for `clip_b32`."""
     return name.removeprefix("clip_")
 
 
@@ -162,7 +162,7 @@ class EmbeddingArray:
 
 
 def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
-    """The arrays of one model; without captions, that of the pictures only."""
+    """The arrays of one model; without captions, only that of the pictures."""
     columns = score_column_names(alias)
     arrays = [EmbeddingArray(columns.image_embedding, image_name, columns.similarity if has_captions else "sha256")]
     if has_captions:

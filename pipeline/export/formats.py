@@ -24,7 +24,7 @@ Write = Callable[[IO[bytes]], object]
 
 _ROW_GROUP_ROWS = 512
 _ROW_GROUP_BYTES = 64 << 20
-"""Of pictures: what a reader needs in memory at once. Arrow cannot read a column of structs of 2 GiB or more."""
+"""Bytes of pictures that a reader needs in memory at once. Arrow cannot read a column of structs of 2 GiB or more."""
 
 
 class FormatError(PairmillError, ValueError):
@@ -36,18 +36,18 @@ class Part:
     """The rows of one part of an export, in order. If the format needs pictures, they are in a temporary file."""
 
     stem: str
-    """The part's number, such as `00012`: file names sort and have no gaps."""
+    """The part's number, such as `00012`: file names sort in order, without gaps."""
     rows: pa.Table
     picture_file: IO[bytes]
     picture_ranges: Sequence[tuple[int, int]]
-    """(offset, length) in that file, per row."""
+    """(offset, length) in that file for each row."""
 
     def pictures(self) -> Iterator[bytes]:
-        """In the order of the rows."""
+        """The pictures in row order."""
         return (read_range(self.picture_file, *picture_range) for picture_range in self.picture_ranges)
 
     def heads(self) -> Iterator[bytes]:
-        """The first bytes of the pictures, which tell their formats."""
+        """The first bytes of the pictures, which show their formats."""
         return (read_range(self.picture_file, offset, FORMAT_HEAD_BYTES) for offset, _ in self.picture_ranges)
 
 
@@ -62,10 +62,10 @@ class Format(Protocol):
         """The columns of the dataset that `files` reads."""
 
     def names(self, stem: str) -> list[str]:
-        """Names, relative to the output, of the files of a part."""
+        """Names of a part's files, relative to the output."""
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The same names, with the functions that write the files. Raises FormatError."""
+        """The same names, each with the function that writes the file. Raises FormatError."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class WebDataset:
     needs_pictures: bool = True
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """What the .txt and .json members are made from."""
+        """The columns that the .txt and .json members are made from."""
         similarities = {score_column_names(alias).similarity for alias in self.models}
         scores = [name for name in schema.names if name in similarities]
         return [*MEMBER_COLUMNS, "caption_clean", *scores, *self.carried]
@@ -93,7 +93,7 @@ class WebDataset:
         return [f"{stem}.tar"]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The tar. A missing caption is an error: trainers would learn from an empty text."""
+        """The tar. A missing caption is an error, because trainers would learn from an empty text."""
         if self.has_captions and (missing := part.rows["caption_clean"].null_count):
             raise FormatError(f"{missing:,} selected rows have no caption: add `where: caption_clean is not None`")
         write: Write = lambda file: write_tar(file, part.rows, part.pictures(), carried=self.carried)  # noqa: E731
@@ -140,7 +140,7 @@ class ParquetFiles:
 
 
 def check_scores(rows: pa.Table) -> None:
-    """Raises FormatError for a similarity or an embedding that is NaN or infinite, as outputs before 0.2 may hold."""
+    """Raise FormatError for a NaN or infinite similarity or embedding, which outputs before 0.2 may contain."""
     for field, column in zip(rows.schema, rows.columns, strict=True):
         numbers = pc.list_flatten(column) if is_embedding(field) else column
         if not is_embedding(field) and not (field.name.startswith("similarity") and pa.types.is_floating(field.type)):

@@ -1,4 +1,4 @@
-"""Column types in the words of Hugging Face `datasets`: as JSON in a Parquet file's metadata, as YAML in a README."""
+"""Column types as Hugging Face `datasets` names them: as JSON in a Parquet file's metadata, as YAML in a README."""
 
 from typing import Any, TypeAlias
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 Feature: TypeAlias = "dict[str, str | Feature]"
 
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
-"""Where Arrow's name of a type differs."""
+"""Types that have another name in Arrow."""
 
 
 def features(rows: pa.Schema) -> Feature:
@@ -78,7 +78,7 @@ def _without_tuples(value: Any, kind: pa.DataType) -> Any:
 
 
 def _yaml_feature(kind: pa.DataType) -> dict[str, Any]:
-    """What a value is once it has gone through JSON (`to_json` in webdataset_tar.py)."""
+    """The type of a value once it has been through JSON (`to_json` in webdataset_tar.py)."""
     if pa.types.is_dictionary(kind):
         return _yaml_feature(kind.value_type)
     if pa.types.is_struct(kind):

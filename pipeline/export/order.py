@@ -1,6 +1,6 @@
-"""The order of an export: shards in groups at random, and within each group all rows shuffled.
+"""The order of an export: random groups of shards, with all rows of each group shuffled.
 
-Any part of that order comes from the few shards of a group or two, so it can be written alone, anywhere, and again.
+Any part of that order needs only the few shards of a group or two, so it can be written alone, anywhere, and again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class SubsetShard:
     num_rows: int
     """Selected ones."""
     path: str
-    """The file of the subset that says which rows."""
+    """The file of the subset that lists its selected rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class GroupSlice:
 
 
 def group_shards(shards: Sequence[SubsetShard], seed: int | None) -> list[ShardGroup]:
-    """All shards, in groups. Without a seed, each shard is its own group, in dataset order."""
+    """Divide all shards into groups. Without a seed, each shard is its own group, in dataset order."""
     size = 1 if seed is None else GROUP_SHARDS
     if seed is not None:
         numbers = np.array([shard.shard for shard in shards], np.uint64)
@@ -69,7 +69,7 @@ def group_shards(shards: Sequence[SubsetShard], seed: int | None) -> list[ShardG
 
 
 def cut_into_parts(groups: Sequence[ShardGroup], rows_per_part: int) -> Iterator[list[GroupSlice]]:
-    """The slices that make up each part; all parts have `rows_per_part` rows, the last one perhaps fewer."""
+    """The slices that make up each part. All parts have `rows_per_part` rows, except that the last may have fewer."""
     total = groups[-1].end if groups else 0
     index = 0
     for start in range(0, total, rows_per_part):

@@ -26,7 +26,7 @@ from pairmill.schemas.manifest import manifest_name, shards_from_table
 from pairmill.schemas.pairs import STORED
 
 _PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
-"""Needed to find the pictures."""
+"""Columns needed to find the pictures."""
 
 
 class MissingDataError(PairmillError, ValueError):
@@ -48,15 +48,15 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class SubsetRows:
-    """Rows of a subset, and where each of them comes from."""
+    """Rows of a subset, and the origin of each."""
 
     table: pa.Table
     origins: pa.Table
-    """shard, generation, and row of the pairs file; apart, since the user's columns may have any names."""
+    """Shard, generation, and row in the pairs file; a separate table, since the user's columns may have any names."""
 
     @property
     def num_rows(self) -> int:
-        """Of both tables."""
+        """Number of rows in each of the tables."""
         return int(self.table.num_rows)
 
     def take(self, indices: npt.NDArray[np.integer[Any]]) -> "SubsetRows":
@@ -84,11 +84,11 @@ class SubsetReader:
         self._reader.close()
 
     def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> SubsetRows:
-        """These columns, and what `write_pictures` needs, of the rows of a part, in order."""
+        """The rows of a part in order, with these columns and those that `write_pictures` needs."""
         return SubsetRows.concatenated([self._read_slice(each, frozenset(columns)) for each in slices])
 
     def write_pictures(self, rows: SubsetRows, file: IO[bytes]) -> list[tuple[int, int]]:
-        """Write the picture of each row to a file, as bytes in which every reader sees what was scored.
+        """Write the picture of each row to a file, as bytes in which every reader sees the pixels that were scored.
 
         Returns (offset, length) per row. Raises MissingDataError.
         """
@@ -125,7 +125,7 @@ class SubsetReader:
                 raise MissingDataError(f"{name}: the picture of row {row_id} cannot be decoded: {error}") from error
 
     def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> SubsetRows:
-        """The order takes only the group's uids; other columns are read only of shards with rows in the slice."""
+        """The order needs only the group's uids; other columns are read only from shards with rows in the slice."""
         in_slice = self._shuffled(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
         needed, parts = columns | _PICTURE_COLUMNS | frozenset(self._reader.checksum), []

@@ -1,4 +1,4 @@
-"""`README.md` of an export: tells Hugging Face `datasets` which files are data, and of which types.
+"""`README.md` of an export: tells Hugging Face `datasets` which files are data, and their types.
 
 https://huggingface.co/docs/datasets/repository_structure . Exports of Parquet have none: `datasets` finds their files
 without, and Arrow, pandas and Polars would take a README in the folder for data.
@@ -12,11 +12,11 @@ import yaml
 from pairmill.pipeline.export.hf_features import yaml_features
 
 DATA_FILES = {"webdataset": "*.tar", "parquet": "*.parquet"}
-"""The files that `datasets` reads, by format. Of the others it reads the metadata."""
+"""The files that `datasets` reads, by format. For the other formats it reads the metadata."""
 
 
 def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str]) -> str:
-    """The text. `sample`: what is in a tar's .json; `endings`: of the pictures in the tars."""
+    """The text. `sample`: the columns in a tar's .json; `endings`: of the pictures in the tars."""
     config = {"config_name": "default", "data_files": DATA_FILES.get(form, "metadata/*.parquet")}
     header: dict[str, object] = {"configs": [config]}
     if sample is not None:

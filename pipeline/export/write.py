@@ -30,7 +30,7 @@ class PartWriter:
     """Folder of the records, in the output."""
 
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
-        """Write the files of a part, and the record of them. Raises FormatError and MissingDataError."""
+        """Write the files of a part, then their record. Raises FormatError and MissingDataError."""
         with closing(SubsetReader(self.source, self.seed)) as reader, self.output.new_file() as picture_file:
             rows = reader.rows(slices, self.columns)
             check_scores(rows.table)
@@ -43,7 +43,7 @@ class PartWriter:
         return record
 
     def names(self, number: int) -> list[str]:
-        """Names, relative to the output, of the files of a part."""
+        """Names of a part's files, relative to the output."""
         return self.format.names(self._stem(number))
 
     def _stem(self, number: int) -> str:
@@ -65,9 +65,9 @@ def write_part(writer: PartWriter, number: int, slices: Sequence[GroupSlice]) ->
 
 
 def release_output(writer: PartWriter, record: ExportRecord) -> None:
-    """Leave the output as it was before this export, so that any other may have it, if no part is finished.
+    """If no part is finished, restore the output to its state before this export, so that any other may use it.
 
-    A folder that another export has marked as its own stays as it is.
+    Leaves a folder alone that another export has marked as its own.
     """
     output = writer.output
     output.remove_temporary()

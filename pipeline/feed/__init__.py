@@ -1,4 +1,4 @@
-"""The torch dataset over finished shards: each pair once per epoch.
+"""A torch dataset over finished shards: each pair once per epoch.
 
 An output folder and a subset enter, batches leave.
 """

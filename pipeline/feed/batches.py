@@ -1,4 +1,4 @@
-"""Arrow tables on their way to a trainer: cut into batches, read one ahead, turned into tensors."""
+"""Prepares Arrow tables for a trainer: reads one ahead, cuts them into batches, turns them into tensors."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 
 
 def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables; while one is in use, a thread reads the next."""
+    """The same tables. While one is in use, a thread reads the next."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed-ahead") as reader:
         pending = reader.submit(next, tables, None)
         while (table := pending.result()) is not None:
@@ -20,7 +20,7 @@ def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def rebatch(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in the same order, `size` per table; the last table has the rest."""
+    """The same rows in the same order, `size` per table; the last table has the remainder."""
     waiting: deque[pa.Table] = deque()
     rows = 0
     for table in tables:
@@ -40,7 +40,7 @@ def rebatch(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
 def values_of(array: pa.Array) -> torch.Tensor | list[Any]:
     """Numbers as a tensor (rows,), embeddings as a tensor (rows, dim), anything else as a list.
 
-    Null is NaN in a tensor (integers with a null become floats), None in a list.
+    Null becomes NaN in a tensor (integers with a null become floats), and None in a list.
     """
     kind = array.type
     if pa.types.is_fixed_size_list(kind):
@@ -66,7 +66,7 @@ def item(values: Any, row: int) -> Any:
 
 
 def stack(values: Any) -> Any:
-    """A column of a batch: a list of tensors becomes one tensor, anything else stays."""
+    """A column of a batch: a list of tensors becomes one tensor, anything else stays as it is."""
     if isinstance(values, list) and values and all(isinstance(value, torch.Tensor) for value in values):
         return torch.stack(values)
     return values

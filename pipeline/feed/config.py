@@ -1,4 +1,4 @@
-"""What a PairDataset is asked to feed, and what a checkpoint of it holds."""
+"""The settings of a PairDataset, and the contents of its checkpoints."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 IMAGE = "image"
-"""Among the columns: the picture itself, which is in no column of the files."""
+"""The column name for the picture itself, which the files do not have as a column."""
 
 
 class FeedError(PairmillError, ValueError):
@@ -17,7 +17,7 @@ class FeedError(PairmillError, ValueError):
 
 
 class FeedState(TypedDict):
-    """A checkpoint of one consumer. All but the first two keys must be the same when it is loaded."""
+    """A checkpoint of one consumer. All keys except the first two must be the same when it is loaded."""
 
     epoch: int
     rows_done: int
@@ -31,13 +31,13 @@ class FeedState(TypedDict):
     mix_shards: int
     even: bool
     batch_size: NotRequired[int | None]
-    """Missing from checkpoints of versions before 0.2, which divided a rank's rows among its workers in another way."""
+    """Missing in checkpoints from before 0.2, when a rank's rows were divided among its workers differently."""
     drop_last: NotRequired[bool]
 
 
 @dataclass(frozen=True)
 class FeedConfig:
-    """What is fed, and in which order."""
+    """Which rows and columns to feed, and in which order."""
 
     dataset: str | os.PathLike[str]
     """Output folder of a build or embed, local or s3://."""
@@ -48,8 +48,8 @@ class FeedConfig:
     shuffle: bool = True
     seed: int = 0
     mix_shards: int = 4
-    """Number of consecutive shards whose rows are shuffled together. Memory holds their columns and those of the next
-    ones, but not their pictures."""
+    """Number of consecutive shards whose rows are shuffled together. Their columns and those of the next ones are in
+    memory, but not their pictures."""
     batch_size: int | None = None
     """Rows per batch. None: one row per item."""
     drop_last: bool = False
@@ -57,10 +57,10 @@ class FeedConfig:
     even: bool = False
     """Give every rank the same number of rows; the remainder is left out of the epoch."""
     allow_uneven: bool = False
-    """Let ranks of torch.distributed have different numbers of batches, for an evaluation, or with torch's Join."""
+    """Allow ranks of torch.distributed to have different numbers of batches, for evaluation or with torch's Join."""
     threads: int = 4
     """Threads per worker that read and decode pictures ahead."""
     rank: int = 0
     world_size: int = 1
     s3: S3Config = FROM_ENVIRONMENT
-    """Access to the dataset's bucket, where the environment does not configure it."""
+    """Access to the dataset's bucket, if the environment does not configure it."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 
 _SHARD_ORDER = -1
-"""In place of a window's number, for the generator that permutes the shards."""
+"""Used in place of a window's number for the generator that permutes the shards."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Batches:
     """Leave out a last batch that is short."""
 
     def count(self, rows: int) -> int:
-        """Batches of so many rows."""
+        """Number of batches for this many rows."""
         return rows // self.size if self.drop_last else -(-rows // self.size)
 
 
@@ -38,8 +38,8 @@ class Batches:
 class EpochOrder:
     """Shards in random order, and the rows of every `mix_shards` consecutive shards shuffled together.
 
-    A consumer is one worker of one rank. Each gets a contiguous, equally long range of that order, so no row comes
-    twice and none is missing, and a checkpoint needs nothing but the number of rows that a consumer has had.
+    A consumer is one worker of one rank. Each gets a contiguous range of that order, all of equal length, so no row is
+    repeated or missing, and a checkpoint needs only the number of rows that a consumer has received.
     """
 
     counts: Indices
@@ -55,14 +55,14 @@ class EpochOrder:
         return int(self.counts.sum())
 
     def share(self, consumer: int, consumers: int) -> range:
-        """Positions in the order. Lengths differ by at most one row; with `even`, by none."""
+        """A consumer's positions in the order. Lengths differ by at most one row; with `even`, by none."""
         if self.even:
             length = self.num_rows // consumers
             return range(consumer * length, (consumer + 1) * length)
         return range(consumer * self.num_rows // consumers, (consumer + 1) * self.num_rows // consumers)
 
     def worker_share(self, rank: range, worker: int, workers: int, batches: "Batches") -> range:
-        """Positions of one worker of a rank: whole batches, so that only the rank's last batch may be short."""
+        """Positions of one worker of a rank, in whole batches, so that only the rank's last batch may be short."""
         first, last = (number * batches.count(len(rank)) // workers for number in (worker, worker + 1))
         return rank[first * batches.size : last * batches.size]
 

@@ -24,7 +24,7 @@ from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
 _UNBATCHED_ROWS = 256
-"""Rows read and decoded together where each item is one row."""
+"""Rows that are read and decoded together when each item is one row."""
 _LOCAL_READERS = 2
 """Arrow has its own threads; more threads here would only wait for each other."""
 
@@ -74,7 +74,7 @@ class PairDataset(IterableDataset[Sample]):
         self._is_resumed = False
         self._is_old_checkpoint = False
         self._requested, self._times_seen = SharedEpoch(), 0
-        """What `set_epoch` asked for, and how many of these calls this copy of the dataset has followed."""
+        """The epoch that `set_epoch` asked for, and how many of its calls this copy of the dataset has followed."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
         self._order = EpochOrder(self._shards.counts, config.shuffle, config.seed, config.mix_shards, config.even)
@@ -87,20 +87,20 @@ class PairDataset(IterableDataset[Sample]):
 
     @property
     def num_rows(self) -> int:
-        """Rows of this rank per epoch, with those that `drop_last` leaves out."""
+        """Rows of this rank per epoch, including those that `drop_last` leaves out."""
         return len(self._order.share(self.config.rank, self.config.world_size))
 
     def __len__(self) -> int:
         return self._batches.count(self.num_rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, which has an order of its own, with the next loop. Call it in the trainer's process."""
+        """Start an epoch, which has its own order, with the next loop. Call it in the trainer's process."""
         self._check_ranks()
         self._requested.set(epoch)
         self._follow_set_epoch()
 
     def state_dict(self) -> FeedState:
-        """How far this consumer is in the epoch: after the last row that was yielded."""
+        """This consumer's position in the epoch, after the last row that it yielded."""
         consumer = self._consumer()
         return {
             "epoch": self.epoch,
@@ -118,7 +118,7 @@ class PairDataset(IterableDataset[Sample]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from there. Raises FeedError where the rows would come in another order."""
+        """Continue from a checkpoint. Raises FeedError if the rows would come in a different order."""
         if not isinstance(state, Mapping) or not FeedState.__required_keys__ <= state.keys():
             raise FeedError("this is not a checkpoint of a PairDataset")
         current = self.state_dict()
@@ -157,7 +157,7 @@ class PairDataset(IterableDataset[Sample]):
             self._rows_done, self._is_resumed, self._is_old_checkpoint = 0, False, False
 
     def _check_ranks(self) -> None:
-        """Under torch.distributed, ranks with fewer batches would leave the others waiting for ever."""
+        """Under torch.distributed, ranks with fewer batches would leave the others waiting forever."""
         config = self.config
         if config.even or config.allow_uneven or config.world_size == 1 or not _is_distributed():
             return
@@ -170,8 +170,8 @@ class PairDataset(IterableDataset[Sample]):
             )
 
     def _count_for_this_consumer(self) -> None:
-        """A worker gets a copy of the loader's dataset, which may have been read from, and reads ahead of its loader.
-        So it starts from its own first row, unless its loader gave it a checkpoint."""
+        """A worker reads ahead of its loader, from a copy of the loader's dataset, which may already have been read
+        from. So it starts at its own first row, unless its loader gave it a checkpoint."""
         if self._counted_for == self._consumer():
             if get_worker_info() is not None and not self._is_resumed:
                 self._rows_done = 0
@@ -195,7 +195,7 @@ class PairDataset(IterableDataset[Sample]):
             yield {name: item(values, row) for name, values in columns.items()}
 
     def _tables(self) -> Iterator[pa.Table]:
-        """The rows that this consumer has not had yet, in order, one window of shards at a time."""
+        """The rows that this consumer has not received yet, in order, one window of shards at a time."""
         for window in self._order.windows(self.epoch, self._share()[self._rows_done :]):
             yield self._read_window(window)
 
@@ -219,7 +219,7 @@ class PairDataset(IterableDataset[Sample]):
                 rows.append(selected + start)
                 start += table.num_rows
         order = self._order.shuffled(self.epoch, window, np.concatenate(rows))[window.rows]
-        return pa.concat_tables(tables).take(pa.array(order))  # a single copy, of the selected rows in order
+        return pa.concat_tables(tables).take(pa.array(order))  # a single copy of the selected rows, in order
 
     def _with_pictures(
         self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]
@@ -249,7 +249,7 @@ class PairDataset(IterableDataset[Sample]):
         return self._transform(Image.fromarray(_processor(self._shards.max_pixels).pixels(body)))
 
     def _columns(self, table: pa.Table, pictures: Sequence[Future[Any]]) -> Sample:
-        """The values of some rows per column: a tensor (rows, ...) or a list."""
+        """The values of some rows by column: a tensor (rows, ...) or a list."""
         found: Sample = {}
         for name in dict.fromkeys(("uid", *self.config.columns)):
             if name == IMAGE:

@@ -1,4 +1,4 @@
-"""The shards that a PairDataset reads: which rows of each are selected, their columns, and their pictures."""
+"""The shards that a PairDataset reads: their selected rows, columns and pictures."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,21 +29,21 @@ PackedBits = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class FeedShards:
-    """All finished shards, in order. Takes one bit per row and some hundred bytes per shard in memory."""
+    """All finished shards, in order. Takes one bit per row and a few hundred bytes per shard in memory."""
 
     chunk: Chunk
     selected: tuple[PackedBits, ...]
-    """Per shard, which rows are selected."""
+    """For each shard, which rows are selected."""
     counts: npt.NDArray[np.int64]
     """(shards,): number of selected rows."""
     schema: pa.Schema
-    """All columns, those of added models included."""
+    """All columns, including those of added models."""
     has_pictures: bool
-    """Whether every picture can be read with a single range read, from the tar and offset in its row."""
+    """Whether each picture takes a single range read, from the tar and offset in its row."""
     check: str | None
     """The column with a checksum of each picture; None if there is none."""
     max_pixels: int
-    """Of a picture, as in the job."""
+    """Maximum pixels of a picture, as in the job."""
     fingerprint: str
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
 
@@ -84,7 +84,7 @@ class FeedShards:
 
 
 def _check_column(plan: Plan) -> str | None:
-    """CHECKSUM; in older datasets of a corpus, the digest of the original bytes, which takes longer."""
+    """CHECKSUM, or in older datasets of a corpus, the digest of the original bytes, which takes longer."""
     if plan.mapping.has_checksums:
         return str(CHECKSUM.name)
     return "sha256" if plan.job.source.is_corpus else None

@@ -15,7 +15,7 @@ class SharedEpoch:
         self._values.share_memory_()  # type: ignore[no-untyped-call]
 
     def set(self, epoch: int) -> None:
-        """Ask for an epoch, also for the same once more."""
+        """Ask for an epoch, even for the same one again."""
         self._values[0] = epoch
         self._values[1] += 1
 

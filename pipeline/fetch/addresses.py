@@ -1,7 +1,7 @@
-"""Which IP addresses a download may connect to.
+"""Decides which IP addresses a download may connect to.
 
-Strangers write URL lists, and workers run inside private networks: without this check a list reaches cloud metadata
-(169.254.169.254), databases and the host itself (server-side request forgery, CWE-918).
+Strangers write URL lists, and workers run inside private networks: without this check, a list could reach cloud
+metadata (169.254.169.254), databases and the host itself (server-side request forgery, CWE-918).
 """
 
 import ipaddress
@@ -72,9 +72,9 @@ _ALSO_REFUSED = """
     2001:30::/28        drone remote ID: as ORCHIDv2 (RFC 9374)
 """
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All that is assigned: https://www.iana.org/assignments/ipv6-address-space"""
+"""All assigned global unicast space: https://www.iana.org/assignments/ipv6-address-space"""
 
-# IPv6 ranges that embed an IPv4 address: what counts is where the packet ends up.
+# IPv6 ranges that embed an IPv4 address: the check is on where the packet ends up.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291 section 2.5.5.1, deprecated
 _TEREDO = ipaddress.IPv6Network("2001::/32")  # RFC 4380
@@ -89,7 +89,7 @@ class AddressGuard:
         self._allowed: list[Network] = [ipaddress.ip_network(network) for network in allow_networks]
 
     def refusal(self, host: str) -> str | None:
-        """Why an IP address (text, a scope id allowed) must not be connected to; None if it may be."""
+        """Why we must not connect to an IP address (text, optionally with a scope id); None if we may."""
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
@@ -99,7 +99,7 @@ class AddressGuard:
             return None
         if inner is not None and not _is_public(inner):
             return f"{address} leads to {inner}"
-        # A mapped, 6to4 or NAT64 address only writes its IPv4 address: behind DNS64 every public host has one.
+        # Mapped, 6to4 and NAT64 addresses only encode an IPv4 address: behind DNS64 every public host has one.
         translated = isinstance(address, ipaddress.IPv6Address) and (
             address.ipv4_mapped or address.sixtofour or address in _NAT64
         )
@@ -121,7 +121,7 @@ _NEVER = [network for network, _ in _parse_table(_ALSO_REFUSED)]
 
 
 def _is_public(address: Address) -> bool:
-    """Global unicast, and globally reachable. By the tables alone: `ipaddress` differs between versions of Python."""
+    """Global unicast and globally reachable, by the tables alone: `ipaddress` differs between versions of Python."""
     if any(_contains(network, address) for network in _NEVER):
         return False
     default = address.version == 4 or address in _GLOBAL_UNICAST or address in _NAT64
@@ -147,7 +147,7 @@ def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:
 
 
 def is_ipv4(host: str) -> bool:
-    """True for four decimal numbers without leading zeros, the only form that all programs parse alike."""
+    """Whether it is four decimal numbers without leading zeros, the only form that all programs parse the same way."""
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
@@ -156,7 +156,7 @@ def is_ipv4(host: str) -> bool:
 
 
 def is_legacy_ipv4(host: str) -> bool:
-    """True for IPv4 in any other form: `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`.
+    """Whether it is IPv4 in any other form: `2130706433`, `0x7f.1`, `0177.0.0.1`, `127.1`.
 
     C libraries and browsers parse these as addresses (inet_aton(3)); no honest URL list contains them.
     """

@@ -1,4 +1,4 @@
-"""Bound how many bytes of response bodies are in memory. For one event loop, not thread-safe."""
+"""Limits how many bytes of response bodies are in memory. For one event loop, not thread-safe."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from pairmill.pipeline.fetch.deadline import Deadline
 class ByteBudget:
     """Bytes that are arriving or waiting to be decoded: new requests wait while there are `limit_bytes` or more.
 
-    Requests that already run may add up to twice the limit. Above that only one of them proceeds at a time: one can
+    Requests already in progress may use up to twice the limit. Above that, only one of them proceeds at a time: one can
     always finish, and the overshoot is a single body.
     """
 
@@ -45,7 +45,7 @@ class ByteBudget:
             self._wake()
 
     async def wait_to_grow(self, reservation: "Reservation") -> None:
-        """Return once less than twice the limit is reserved, or this reservation is the only one to grow above it."""
+        """Return once less than twice the limit is reserved, or this reservation is the only one growing above that."""
         while self._reserved >= 2 * self._limit and self._sole_reservation not in (None, reservation):
             self._waiting += 1
             try:
@@ -62,7 +62,7 @@ class ByteBudget:
             self._wake()
 
     def _wake(self) -> None:
-        self._changed.set()  # wakes everyone who waits now
+        self._changed.set()  # wakes everyone who is waiting now
         self._changed = asyncio.Event()
 
 
@@ -93,5 +93,5 @@ class Reservation:
         self._num_bytes = 0
 
     def hand_over(self) -> None:
-        """Stop growing. The bytes stay reserved: whoever gets the body releases them."""
+        """Stop growing. The bytes stay reserved, and the receiver of the body releases them."""
         self._budget.stop_growing(self)

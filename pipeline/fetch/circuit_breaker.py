@@ -1,4 +1,4 @@
-"""Stop requests to hosts that never answer: after several timeouts in a row, they fail immediately for a while.
+"""Stops requests to hosts that never answer: after several timeouts in a row, they fail immediately for a while.
 
 Otherwise a shard of 4,096 rows from one dead host would take hours, eight at a time.
 """
@@ -27,23 +27,24 @@ _HTTP_ERRORS = frozenset({Status.HTTP_4XX, Status.HTTP_429, Status.HTTP_5XX, Sta
 @dataclass(slots=True)
 class _Host:
     timeouts: int = 0
-    """In a row."""
+    """Number of timeouts in a row."""
     open_until: float = 0.0
     """On the clock of time.monotonic()."""
     in_flight: int = 0
     users: int = 0
-    """Requests that run or wait."""
+    """Requests that are running or waiting."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class CircuitBreaker:
-    """Counts timeouts in a row per host. A sound response resets the count: a body, a redirect, an error page.
+    """Counts timeouts in a row per host. A complete response resets the count: a body, a redirect, an error page.
 
-    Anything else (a broken response, a lost connection) changes nothing, or a host that mixes it with silence would
-    hold its requests for hours. While a host has timeouts, it gets no more requests at a time than it has chances left.
+    Anything else (a broken response, a lost connection) changes nothing; otherwise a host that mixes those with
+    silence would block its requests for hours. While a host has timeouts, its concurrent requests are limited to the
+    chances it has left.
 
-    `max_timeouts`: so many in a row open the circuit. `min_wait_s`: a request that had less time does not count, as
-    other hosts used up the URL's time; neither does one during which this machine stood still.
+    `max_timeouts`: this many in a row open the circuit. `min_wait_s`: a request that had less time does not count,
+    because other hosts used up the URL's time; neither does one during which this machine stalled.
     """
 
     def __init__(self, max_timeouts: int, min_wait_s: float, stalled_since: Callable[[float], bool]) -> None:

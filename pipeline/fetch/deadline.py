@@ -1,4 +1,4 @@
-"""A timeout whose clock can be paused: waiting for our own limits must not use up a URL's time."""
+"""A timeout with a clock that can be paused: waiting for our own limits must not use up a URL's time."""
 
 import asyncio
 from types import TracebackType
@@ -9,7 +9,7 @@ from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 class Deadline:
     """Like `asyncio.timeout`, except between `pause()` and `resume()`. For one event loop, not thread-safe.
 
-    `stalls`: the time for which the loop stood still does not count either.
+    `stalls`: time during which the loop stalled does not count either.
     """
 
     def __init__(self, timeout_s: float, stalls: StallMonitor | None = None) -> None:
@@ -41,7 +41,7 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """True once the time was up and the block was interrupted for it."""
+        """True once the time is up and the block has been interrupted."""
         return self._timeout.expired()
 
     def pause(self) -> None:
@@ -58,7 +58,7 @@ class Deadline:
         self._timer = self._loop.call_later(max(self.remaining_s, 0.0), self._check)
 
     def _check(self) -> None:
-        if self.remaining_s > 0.001:  # the loop stood still meanwhile, or its clock is coarse
+        if self.remaining_s > 0.001:  # the loop has stalled, or its clock is coarse
             self._set_timer()
         else:
             self._timeout.reschedule(self._loop.time())

@@ -1,4 +1,4 @@
-"""Undo one content coding: gzip of one or several members, zlib, or bare deflate."""
+"""Undoes one content coding: gzip with one or more members, zlib, or bare deflate."""
 
 import zlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _PIECE_BYTES = 64 << 10
 
 
 class Decompressor:
-    """A stream of one coding. Its output is bounded, whatever the codings behind it make of it."""
+    """A stream with one coding. Its own output is bounded, whatever later decompressors make of it."""
 
     CODINGS: ClassVar = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -21,13 +21,13 @@ class Decompressor:
         self._wbits = wbits
         self._max_bytes = max_bytes
         self._size = 0
-        self._behind = b""  # bytes behind a member, too few to tell whether another one follows
+        self._behind = b""  # bytes after a member, too few to tell whether another one follows
         self._only_garbage = False
         self._start_member()
 
     @classmethod
     def for_coding(cls, coding: str, head: bytes, max_bytes: int) -> Self | None:
-        """None if the first bytes contradict the label, which is then ignored."""
+        """A decompressor for a coding; None if the first bytes contradict the label, which is then ignored."""
         if head.startswith(_GZIP_MAGIC):  # RFC 1952; some servers label it as deflate
             return cls(_GZIP, max_bytes)
         if coding != "deflate":
@@ -38,7 +38,7 @@ class Decompressor:
 
     @property
     def ended(self) -> bool:
-        """True at the end of a member. As in curl and browsers, its checksum may be missing, but not be wrong."""
+        """True at the end of a member. As in curl and browsers, its checksum may be missing, but not wrong."""
         if self._stream.eof or self._wbits == _BARE:
             return self._stream.eof
         trailer = self._adler.to_bytes(4, "big")  # RFC 1950; for gzip, RFC 1952 section 2.3.1
@@ -80,7 +80,7 @@ class Decompressor:
             self._adler = zlib.adler32(piece, self._adler)
 
     def _starts_member(self, data: bytes) -> bool:
-        """True if another gzip member follows (RFC 1952 section 2.2). Anything else is ignored, as by gzip(1)."""
+        """Whether another gzip member follows (RFC 1952 section 2.2). As in gzip(1), anything else is ignored."""
         if self._wbits == _GZIP and data.startswith(_GZIP_MAGIC):
             return True
         if self._wbits == _GZIP and data == _GZIP_MAGIC[:1]:
@@ -91,7 +91,7 @@ class Decompressor:
 
 
 def _is_deflate(head: bytes) -> bool:
-    """True if the bytes can be the beginning of a bare deflate stream (RFC 1951), as Microsoft's servers once sent."""
+    """Whether the bytes can begin a bare deflate stream (RFC 1951), as Microsoft's servers once sent."""
     try:
         zlib.decompressobj(_BARE).decompress(head)
     except zlib.error:
@@ -100,7 +100,7 @@ def _is_deflate(head: bytes) -> bool:
 
 
 def _completes(stream: "zlib._Decompress", trailer: bytes) -> bool:
-    """True if only these bytes are missing at the end of a stream."""
+    """Whether only these bytes are missing at the end of a stream."""
     stream = stream.copy()
     try:
         return not stream.decompress(trailer) and stream.eof and not stream.unused_data

@@ -1,6 +1,6 @@
-"""Host names become addresses: one look-up per name for all callers, failures cached too, private addresses refused.
+"""Turns host names into addresses: one look-up per name for all callers, failures cached, private addresses refused.
 
-How a look-up is made is not decided here: `resolver.py` passes that in.
+`resolver.py` passes in the function that makes a look-up.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ _TTL_S = 60.0
 _NO_SUCH_NAME_TTL_S = 60.0  # RFC 2308 section 5 allows up to three hours
 _NO_ANSWER_TTL_S = 15.0  # name servers that do not answer may be back soon (RFC 9520 section 3.2: 1 s to 5 min)
 _MAX_NAMES = 20_000
-_MAX_CONCURRENT_LOOKUPS = 128  # two packets each; small resolvers drop packets beyond that
+_MAX_CONCURRENT_LOOKUPS = 128  # two packets each; small resolvers drop more
 
 
 class AddressRefused(OSError):
@@ -22,7 +22,7 @@ class AddressRefused(OSError):
 
 
 class NoSuchHost(OSError):
-    """The name servers say that there is no such name, or that it has no address."""
+    """According to the name servers, the name does not exist or has no address."""
 
 
 class DnsCache:
@@ -35,7 +35,7 @@ class DnsCache:
         self._cache: TtlCache[list[str] | OSError] = TtlCache(self._resolve, _ttl_s, _MAX_NAMES)
 
     async def resolve(self, name: str) -> list[str]:
-        """The addresses of a name that may be connected to. Raises AddressRefused, NoSuchHost or another OSError."""
+        """The allowed addresses of a name. Raises AddressRefused, NoSuchHost or another OSError."""
         found = await self._cache.get(name)
         if isinstance(found, OSError):
             raise type(found)(*found.args)  # a new one: a raised exception collects tracebacks and frames

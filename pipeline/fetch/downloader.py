@@ -35,13 +35,13 @@ from pairmill.schemas.status import Status
 _log = logging.getLogger(__name__)
 
 _MAX_BUFFERED_BYTES = 256 << 20
-"""No new request starts while bodies of this size are arriving or waiting for a decoding thread. What is in flight by
-then still arrives: up to twice as much, and one body and a chunk."""
+"""No new request starts while this many bytes are arriving or waiting for a decoding thread. Requests already in flight
+may still add to that: up to twice as much, plus one body and a chunk."""
 
 HANG_CHECK_S = 10.0
 
 _MAX_TASKS = 8192
-"""URLs of one shard that may have a task at the same time: bounds memory if shards are very long."""
+"""Maximum URLs of one shard with a task at the same time: bounds memory for very long shards."""
 
 
 class Downloader:
@@ -70,7 +70,7 @@ class Downloader:
         return with_outcomes(table, outcomes, self._sha256_column)
 
     def in_flight(self) -> int:
-        """Requests that are running. Any thread may ask."""
+        """Number of running requests. Any thread may read it."""
         engine = self._engine
         return engine.in_flight if engine else 0
 
@@ -119,12 +119,12 @@ class _Engine:
         return self._fetcher.in_flight
 
     def run(self, expected_sha256: Mapping[str, frozenset[str]], progress: ShardProgress) -> dict[str, FetchOutcome]:
-        """Download URLs, each with the SHA-256 to expect (empty: any bytes). Blocks the calling thread."""
+        """Download URLs, each with the SHA-256 digests to expect (empty: any bytes). Blocks the calling thread."""
         progress.expect(len(expected_sha256))
         shard = asyncio.run_coroutine_threadsafe(self._download_all(expected_sha256, progress), self._loop)
         try:
             return shard.result()
-        except BaseException:  # Ctrl-C in this thread must end the requests of the other
+        except BaseException:  # Ctrl-C in this thread must end the requests in the other
             shard.cancel()
             raise
 
@@ -151,11 +151,11 @@ class _Engine:
             started.set_exception(error)
 
     async def _watch_decoders(self, on_hang: Callable[[], None]) -> None:
-        """Only the end of the process stops a thread that hangs in C code; its shards are then retried in isolation."""
+        """Call `on_hang` if a thread hangs in C code. Only exiting stops it; its shards are retried in isolation."""
         while True:
             await asyncio.sleep(HANG_CHECK_S)
             since = min(self._decoding.values(), default=time.monotonic())
-            since = max(since, self._fetcher.last_stall_end)  # the decoders stood still too
+            since = max(since, self._fetcher.last_stall_end)  # the decoders stalled too
             if time.monotonic() - since > DECODE_TIMEOUT_S:
                 on_hang()
 

@@ -55,11 +55,11 @@ from pairmill.schemas.jobs import FetchConfig
 from pairmill.schemas.status import Status
 
 _CONTENT_TYPE_CHARS = 100
-_MIN_TIMEOUTS = 4  # hosts that only one or two requests may use at a time get more chances than that
+_MIN_TIMEOUTS = 4  # chances for a host even if only one or two requests may use it at a time
 _ROBOTS_REDIRECTS = 5
 
 _MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.BODY_TRUNCATED})
-"""If this machine stood still: servers gave up on it. Deadlines do not pass meanwhile, see Deadline."""
+"""Failures that may be due to a stall of this machine, when servers gave up on it. See Deadline for timeouts."""
 
 _MAX_STALLS = 10
 
@@ -135,19 +135,19 @@ class Fetcher:
 
     @property
     def last_stall_end(self) -> float:
-        """When this loop last stood still, on the clock of time.monotonic()."""
+        """End of this loop's last stall, on the clock of time.monotonic()."""
         return self._stalls.last_stall_end
 
     @property
     def in_flight(self) -> int:
-        """Requests that are running."""
+        """Number of running requests."""
         return self._limiter.running
 
     async def fetch(self, url: str) -> FetchOutcome:
         """Download one picture; the outcome has its body. Never raises because of a server, only LocalFault.
 
-        The body's bytes stay reserved in the budget: the caller releases them. What fails while this machine stands
-        still is tried again, with all its time.
+        The body's bytes stay reserved in the budget until the caller releases them. A URL that fails while this machine
+        stalls is tried again with its full time.
         """
         for _ in range(_MAX_STALLS):
             started = time.monotonic()
@@ -178,7 +178,7 @@ class Fetcher:
         return download.outcome(status, detail, body, timeout_s)
 
     async def _fetch_with_retries(self, url: str, download: _Download) -> bytes:
-        """Attempts until one succeeds, fails for good, or no time is left."""
+        """Make attempts until one succeeds or fails for good, or time runs out."""
         first_url = request_url(url)
         while True:
             download.attempts += 1
@@ -217,7 +217,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _request_slot(self, host: str, deadline: Deadline) -> AsyncIterator[None]:
-        """Wait, with the clock paused, until the host's limit, the total and the memory allow a request."""
+        """Wait, with the clock paused, until the host's limit, the total limit and memory allow a request."""
         must_wait = self._limiter.would_wait(host) or self._budget.is_full
         if must_wait:
             deadline.pause()

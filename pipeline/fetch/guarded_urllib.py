@@ -1,7 +1,7 @@
 """urllib with our limits, for img2dataset: only allowed addresses, bounded bodies, the job's user agent.
 
-Of a failure, img2dataset keeps nothing but the exception's text. So the exceptions that leave this opener have a random
-ticket as their text, under which `failures` keeps the real outcome: no text from a server is ever interpreted.
+When a download fails, img2dataset keeps only the exception's text. So the exceptions that leave this opener have a
+random ticket as their text, and `failures` maps it to the real outcome: no text from a server is ever interpreted.
 """
 
 import http.client
@@ -34,7 +34,7 @@ _CHUNK_BYTES = 1 << 16
 
 _Bound = Callable[[http.client.HTTPResponse], http.client.HTTPResponse]
 
-# The first that matches counts, so narrow types come before wide ones.
+# The first match counts, so narrow types come before wide ones.
 _STATUS_OF: tuple[tuple[type[BaseException], Status], ...] = (
     (AddressRefused, Status.ADDRESS_REFUSED),
     (NoSuchHost, Status.DNS_ERROR),
@@ -63,7 +63,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self._config = config
         self._token = optout.agent_token(config.user_agent)
         self.failures: dict[str, FetchOutcome | LocalFault] = {}
-        """By the text of the exception that `open` or the response's `read` raised."""
+        """Outcomes by the text of the exception that `open` or the response's `read` raised."""
         connect = partial(_connect, guard=AddressGuard(config.allow_networks), timeout_s=config.connect_timeout_s)
         for handler in (
             _HttpHandler(connect, config.user_agent, self._bound),
@@ -76,7 +76,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             self.add_handler(handler)
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = socket._GLOBAL_DEFAULT_TIMEOUT) -> Any:  # type: ignore[attr-defined]
-        """As OpenerDirector.open; raises tickets. Called again for each redirect, within the first call."""
+        """Like OpenerDirector.open, but raises tickets. Called again for each redirect, within the first call."""
         try:
             fullurl.full_url = str(request_url(fullurl.full_url))  # it is a Request
             response = super().open(fullurl, data, timeout)
@@ -95,7 +95,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 raise FetchError(Status.OPTED_OUT, f"X-Robots-Tag: {directive}")
 
     def _bound(self, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
-        """Limit the size and time of every body, of redirects too."""
+        """Limit the size and time of every body, including those of redirects."""
         ends_at = time.monotonic() + self._config.timeout_s
         response.read = partial(self._read_bounded, response, response.read, ends_at)  # type: ignore[method-assign]
         return response
@@ -107,7 +107,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         ends_at: float,
         amount: int | None = None,
     ) -> bytes:
-        """The whole body, whatever the amount."""
+        """The whole body, whatever amount is requested."""
         chunks, size = [], 0
         try:
             while chunk := read(_CHUNK_BYTES):
@@ -181,7 +181,7 @@ class _HttpsHandler(_GuardedHandler):
 def _connect(
     address: tuple[str, int], timeout: Any = None, source_address: Any = None, *, guard: AddressGuard, timeout_s: float
 ) -> socket.socket:
-    """As socket.create_connection, to allowed addresses only: the address that was checked is the one connected to."""
+    """Like socket.create_connection, but only to allowed addresses: connects to the very address that was checked."""
     error: Exception = NoSuchHost(f"{address[0]} has no address")
     for *_, (host, port, *_) in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
         if (refusal := guard.refusal(str(host))) is not None:
@@ -195,7 +195,7 @@ def _connect(
 
 
 def _failure(error: Exception, cause: Any) -> FetchOutcome:
-    """The outcome of one failed URL. `cause`: of a URLError, its reason."""
+    """The outcome of one failed URL. `cause`: the reason of a URLError."""
     code = error.code if isinstance(error, urllib.error.HTTPError) else None
     detail = error.detail if isinstance(error, FetchError) else str(error) or type(error).__name__
     return FetchOutcome(

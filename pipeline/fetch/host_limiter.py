@@ -1,4 +1,4 @@
-"""Limit how many requests run at the same time: per host and in total. For one event loop, not thread-safe."""
+"""Limits how many requests run at the same time, per host and in total. For one event loop, not thread-safe."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 class _Host:
     semaphore: asyncio.Semaphore
     users: int = 0
-    """Requests that run or wait."""
+    """Requests that are running or waiting."""
     next_start_at: float = 0.0
     """On the event loop's clock."""
 
 
 class HostLimiter:
-    """At most `per_host` requests at a time per host and `total` overall; `interval_s` between two starts at a host.
+    """Allows `per_host` requests at a time per host and `total` overall, with `interval_s` between starts at one host.
 
     Hosts without requests take no memory.
     """
@@ -25,7 +25,7 @@ class HostLimiter:
         self._per_host = per_host
         self._total = asyncio.Semaphore(total)
         self.running = 0
-        """Requests that have acquired their place."""
+        """Number of requests that have acquired a slot."""
         self._interval_s = interval_s
         self._hosts: dict[str, _Host] = {}
 
@@ -57,7 +57,7 @@ class HostLimiter:
                         self.running -= 1
         finally:
             remaining_s = known.next_start_at - asyncio.get_running_loop().time()
-            if remaining_s > 0:  # keep the host until its next start is due, whoever asks by then
+            if remaining_s > 0:  # remember the host until its next start is due
                 asyncio.get_running_loop().call_later(remaining_s, self._leave, host, known)
             else:
                 self._leave(host, known)

@@ -1,11 +1,11 @@
-"""GET over HTTP/1.1: connections to allowed addresses, kept alive for a while, and one response at a time on each.
+"""GET over HTTP/1.1, on connections to allowed addresses that are kept alive for a while, one response at a time.
 
     async with client.get(url) as response:
         response.head.status, response.head.get("location")
         async for chunk in response.chunks(): ...
 
-Everything that a server can do wrong is a FetchError; what this machine lacks is a LocalFault. Why it is our own: see
-docs/decisions/011-http-client.md.
+Everything that a server can do wrong is a FetchError; resources that this machine lacks are a LocalFault. See
+docs/decisions/011-http-client.md for why we have our own client.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
 
 
 class Response:
-    """A response whose body is still to be read."""
+    """A response whose body has not been read yet."""
 
     def __init__(self, head: ResponseHead, parser: ResponseParser, connection: HttpConnection, first: bytes) -> None:
         self.head = head
@@ -57,7 +57,7 @@ class Response:
             chunk = await self._connection.read_into(self.parser)
 
     async def read_prefix(self, max_bytes: int) -> bytes:
-        """The first bytes of the body; the rest is not read."""
+        """The first bytes of the body; does not read the rest."""
         prefix = b""
         async for chunk in self.chunks():
             prefix += chunk
@@ -67,7 +67,7 @@ class Response:
 
 
 class HttpClient:
-    """Sends GET requests, each with the same fields. For one event loop, not thread-safe."""
+    """Sends GET requests, all with the same header fields. For one event loop, not thread-safe."""
 
     def __init__(
         self, config: FetchConfig, guard: AddressGuard, resolver: GuardedResolver, stalls: StallMonitor
@@ -107,8 +107,8 @@ class HttpClient:
             try:
                 return kept, await _exchange(kept, request)
             except FetchError:
-                # The server may have closed it meanwhile, or have sent something behind its last response: RFC 9112
-                # section 9.3.1. Only a new connection can tell what the response to this request is.
+                # The server may have closed it by now, or sent something after its last response (RFC 9112 section
+                # 9.3.1). Only a new connection can give the response to this request.
                 pass
         connection = await self._connect(url)
         return connection, await _exchange(connection, request)
@@ -147,7 +147,7 @@ class HttpClient:
 
 
 class _IdleConnections:
-    """Connections without a request, each for at most `_KEEP_ALIVE_S`, and at most `limit` of them."""
+    """Keeps at most `limit` connections without a request, each for at most `_KEEP_ALIVE_S`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -155,7 +155,7 @@ class _IdleConnections:
         self._by_origin: dict[str, list[HttpConnection]] = {}
 
     def keep(self, origin: str, connection: HttpConnection) -> None:
-        """Keep one, or close it if there are too many."""
+        """Keep a connection, or close it if there are too many."""
         if self._count >= self._limit:
             connection.abort()
             return
@@ -165,7 +165,7 @@ class _IdleConnections:
         asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._expire, origin, connection)
 
     def take(self, origin: str) -> HttpConnection | None:
-        """One that is still open, the most recent first."""
+        """Take the most recent connection that is still open, if any."""
         while kept := self._by_origin.get(origin):
             connection = kept[-1]
             self._remove(origin, connection)
@@ -220,14 +220,14 @@ def _connect_error(error: OSError) -> FetchError:
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """Certificates are verified against the machine's authorities."""
+    """A TLS context that verifies certificates against the machine's authorities."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
-    """A socket for this address: the last step before connecting, for every connection. Raises AddressRefused."""
+    """A socket for this address: the last check before every connection. Raises AddressRefused."""
     family, kind, protocol, _, address = info
     if (refusal := guard.refusal(str(address[0]))) is not None:
         raise AddressRefused(refusal)
@@ -235,7 +235,7 @@ def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType
 
 
 def raise_file_limit(concurrency: int) -> None:
-    """Let this process open as many files as so many requests at a time need. Raises LocalFault if it may not."""
+    """Let this process open enough files for this many concurrent requests. Raises LocalFault if it may not."""
     required = 2 * concurrency + _OTHER_FILES  # half of the connections are idle, kept alive
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:

@@ -1,4 +1,4 @@
-"""One connection: bytes go out, bytes come in, and nothing is expected while it is idle."""
+"""One connection: sends requests, receives bytes, and expects nothing while it is idle."""
 
 import asyncio
 import select
@@ -12,7 +12,7 @@ from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.schemas.status import Status
 
 _MAX_BUFFERED_BYTES = 256 << 10
-"""Reading pauses while so many bytes wait to be parsed."""
+"""Reading pauses while this many bytes are waiting to be parsed."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -29,14 +29,15 @@ class HttpConnection(asyncio.Protocol):
 
     @classmethod
     async def over(cls, sock: socket.socket, tls: ssl.SSLContext | None, name: str) -> "HttpConnection":
-        """Over a connected socket; with TLS, whose certificate must be for `name`. Raises OSError (ssl.SSLError)."""
+        """A connection over a connected socket. With TLS, the certificate must be for `name`. Raises OSError
+        (ssl.SSLError)."""
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(cls, sock=sock, ssl=tls, server_hostname=name if tls else None)
         return protocol
 
     @property
     def is_quiet(self) -> bool:
-        """True while it is open, and nothing arrived that was not read, not even in the socket's buffer."""
+        """True while it is open and there are no unread bytes, not even in the socket's buffer."""
         transport = self._transport
         if transport is None or self._ended or self._received or transport.is_closing():
             return False
@@ -44,13 +45,14 @@ class HttpConnection(asyncio.Protocol):
         return sock is None or not _is_readable(sock.fileno())
 
     def send(self, request: bytes) -> None:
-        """Send a request. Whatever fails shows when its response is read."""
+        """Send a request. Failures show when its response is read."""
         self._is_idle = False
         if self._transport is not None:
             self._transport.write(request)
 
     async def read_into(self, parser: ResponseParser) -> bytes:
-        """Wait for bytes and parse them; what they contain of the body. Raises FetchError or LocalFault."""
+        """Wait for bytes and parse them. Returns the part of the body that they contain. Raises FetchError or
+        LocalFault."""
         while not self._received:
             if self._error is not None:
                 raise _read_error(self._error, within_body=parser.head is not None) from self._error
@@ -67,11 +69,11 @@ class HttpConnection(asyncio.Protocol):
         return parser.feed(data)
 
     def idle(self) -> None:
-        """No request is open. Whatever arrives now belongs to nothing, so it ends the connection."""
+        """Mark the connection as idle. Bytes that arrive now belong to no request, so they end the connection."""
         self._is_idle = True
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -104,7 +106,7 @@ class HttpConnection(asyncio.Protocol):
 
 
 def _is_readable(file_number: int) -> bool:
-    poll = select.poll()  # select() itself knows no more than 1,024 files
+    poll = select.poll()  # select() itself is limited to 1,024 files
     poll.register(file_number, select.POLLIN)
     return bool(poll.poll(0))
 
@@ -119,5 +121,5 @@ def _read_error(error: Exception, within_body: bool) -> FetchError:
 
 
 def describe_os_error(error: Exception) -> str:
-    """What the operating system or the TLS library says."""
+    """The message of the operating system or the TLS library."""
     return str(getattr(error, "strerror", None) or error) or type(error).__name__

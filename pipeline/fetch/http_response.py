@@ -1,7 +1,7 @@
-"""The bytes of a connection become one HTTP/1 response (RFC 9112). No sockets here: however the network cut them.
+"""Parses the bytes of a connection, in any pieces, into one HTTP/1 response (RFC 9112). Uses no sockets.
 
-What curl and browsers accept is accepted: bare line feeds, folded lines, lines without a colon, equal
-Content-Lengths, Content-Length beside chunked, bytes behind the end. Everything but the body itself is bounded.
+It accepts what curl and browsers accept: bare line feeds, folded lines, lines without a colon, equal Content-Lengths,
+Content-Length beside chunked, bytes after the end. Everything except the body itself is bounded.
 """
 
 import re
@@ -12,19 +12,19 @@ from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.schemas.status import Status
 
 MAX_HEAD_BYTES = 256 << 10
-"""Of all lines of a response: interim responses, fields, chunk extensions and trailers. As in Chrome."""
+"""Total bytes of a response's lines: interim responses, fields, chunk extensions and trailers. As in Chrome."""
 
 MAX_LINE_BYTES = 64 << 10
 MAX_FIELDS = 1_000
 MAX_INTERIM_RESPONSES = 100
 MAX_SMALL_CHUNKS, SMALL_CHUNK_BYTES = 2_048, 64
-"""So many chunks beyond one per 64 bytes: a body in chunks of one byte takes seconds of CPU."""
+"""Chunks allowed beyond one per 64 bytes: a body in chunks of one byte takes seconds of CPU."""
 
-_BLANK_LINES = 2  # in front of the status line; Chrome skips four bytes there
+_BLANK_LINES = 2  # before the status line; Chrome skips four bytes there
 _STATUS_LINE = re.compile(rb"HTTP/(\d)(?:\.(\d))?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t;]|$)")
 _LENGTH = re.compile(r"\+?(\d{1,4000})(?![\d.])", re.ASCII)  # curl ignores what follows
-_MAX_LENGTH = 2**63 - 1  # curl ignores what is more
+_MAX_LENGTH = 2**63 - 1  # curl ignores larger values
 _WITHOUT_BODY = frozenset({101, 204, 304})  # RFC 9112 section 6.3
 
 
@@ -52,7 +52,7 @@ class ResponseHead:
 
 
 class ResponseParser:
-    """Parses one response. `feed` returns what arrived of the body.
+    """Parses one response. `feed` returns the newly arrived part of the body.
 
     A violation of the protocol does not hide the bytes before it: they are returned, and `raise_failure` raises it.
     """
@@ -62,9 +62,9 @@ class ResponseParser:
         """None until the fields of the final response are complete."""
         self.complete = False
         self.has_surplus = False
-        """Bytes follow behind the end of the response."""
+        """Whether bytes follow after the end of the response."""
         self.content_length: int | None = None
-        """As announced; None if it is not, or does not count."""
+        """The announced length; None if there is none, or if it does not count."""
         self._failure: FetchError | None = None
         self._step: Callable[[list[bytes]], bool] = self._read_head_line
         self._buffer = bytearray()
@@ -83,7 +83,7 @@ class ResponseParser:
         return self.head.version >= (1, 1) and not closes and not ambiguous
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes of the body that the next bytes of the connection contain."""
+        """Parse the next bytes of the connection, and return the part of the body that they contain."""
         if self._step == self._read_content and not self._buffer and len(data) < self._remaining:
             self._remaining -= len(data)  # the common case, without a copy
             return data
@@ -100,7 +100,8 @@ class ResponseParser:
         return body[0] if len(body) == 1 else b"".join(body)
 
     def feed_eof(self) -> None:
-        """The connection ended. Raises FetchError (connection_lost, body_truncated) unless the response is complete."""
+        """Handle the end of the connection. Raises FetchError (connection_lost, body_truncated) unless the response is
+        complete."""
         self.raise_failure()
         if self.head is None:
             raise FetchError(Status.CONNECTION_LOST, "Server disconnected")
@@ -110,7 +111,7 @@ class ResponseParser:
             raise FetchError(Status.BODY_TRUNCATED, "the connection ended before the body")
 
     def raise_failure(self) -> None:
-        """Raises FetchError (protocol_error) if the bytes so far are not HTTP/1."""
+        """Raise FetchError (protocol_error) if the bytes so far are not HTTP/1."""
         if self._failure is not None:
             raise self._failure
 
@@ -168,7 +169,7 @@ class ResponseParser:
         match = _CHUNK_SIZE.match(line)
         if match is None:
             raise _violation(f"no chunk size: {line[:20]!r}")
-        self._line_bytes -= len(match[1])  # only what is around the size counts as overhead
+        self._line_bytes -= len(match[1])  # only the bytes around the size count as overhead
         self._remaining = int(match[1], 16)
         self._excess_chunks += 1 - self._remaining // SMALL_CHUNK_BYTES
         if self._excess_chunks > MAX_SMALL_CHUNKS:
@@ -245,7 +246,7 @@ def _parse_head(lines: list[bytes]) -> ResponseHead:
 
 
 def _content_length(head: ResponseHead) -> int | None:
-    """None if there is none. Raises FetchError if there are different ones: RFC 9112 section 6.3."""
+    """The Content-Length, or None. Raises FetchError if there are several different ones: RFC 9112 section 6.3."""
     values = head.get_all("content-length")
     if not values:
         return None

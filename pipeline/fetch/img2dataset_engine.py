@@ -40,7 +40,7 @@ _PNG_LEVEL = 6
 
 
 class _SampleMetadata(TypedDict):
-    """What img2dataset tells about one URL; sizes in pixels."""
+    """The metadata that img2dataset reports for one URL; sizes in pixels."""
 
     url: str
     status: str
@@ -58,7 +58,7 @@ class Img2datasetDownloader:
         self._sha256_column = sha256_column
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # imghdr: deprecated, and a package of its own from Python 3.13 on
+            warnings.simplefilter("ignore")  # imghdr: deprecated, and a separate package since Python 3.13
             from img2dataset.downloader import Downloader
             from img2dataset.resizer import Resizer
         logging.getLogger("exifread").setLevel(logging.ERROR)
@@ -105,7 +105,7 @@ class Img2datasetDownloader:
         return with_outcomes(table, outcomes, self._sha256_column)
 
     def close(self) -> None:
-        """Remove what img2dataset writes beside its shards, and give urllib its own opener back."""
+        """Remove the files that img2dataset writes beside its shards, and restore urllib's own opener."""
         urllib.request.install_opener(None)
         self._folder.cleanup()
 
@@ -162,7 +162,7 @@ class _Collector:
 
 
 def _succeeded() -> FetchOutcome:
-    """What img2dataset tells about a download: that it succeeded, and when."""
+    """The outcome of a successful download. img2dataset reports nothing more about it than the time."""
     return FetchOutcome(Status.OK, http_status=200, fetch_attempts=1, fetch_s=0.0, fetched_at=datetime.now(UTC))
 
 

@@ -1,7 +1,7 @@
-"""X-Robots-Tag: the header by which a server forbids the use of its pictures.
+"""X-Robots-Tag: the header with which a server forbids the use of its pictures.
 
 Form: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag#xrobotstag . `noai` and `noimageai`
-are DeviantArt's, from November 2022. img2dataset refuses the same four; `none` is short for noindex, nofollow.
+come from DeviantArt, November 2022. img2dataset refuses the same four; `none` is short for noindex, nofollow.
 """
 
 from collections.abc import Iterable

@@ -13,7 +13,7 @@ from pairmill.schemas.status import Status
 
 
 class FetchError(Exception):
-    """This download fails with this Status. `retry_after_s`: what the server asks for before another attempt."""
+    """A download failed with this Status. `retry_after_s`: how long the server asks us to wait before trying again."""
 
     def __init__(self, status: Status, detail: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(status.value, detail)
@@ -33,7 +33,7 @@ class FetchOutcome:
     detail: str | None = None
     http_status: int | None = None
     final_url: str | None = None
-    """Of the last response; None if there was none."""
+    """URL of the last response; None if there was none."""
     content_type: str | None = None
     fetch_attempts: int | None = None
     fetch_s: float | None = None
@@ -41,7 +41,7 @@ class FetchOutcome:
     fetched_at: datetime | None = None
     original_bytes: int | None = None
     sha256: str | None = None
-    """Of the original bytes, in hex; so is `md5`."""
+    """Digest of the original bytes, in hex, as is `md5`."""
     md5: str | None = None
     image: ProcessedImage | None = None
     body: bytes | None = field(default=None, repr=False)
@@ -63,7 +63,7 @@ class FetchOutcome:
         return None if self.image is None else self.image.original_height
 
     def with_digests_of(self, body: bytes) -> "FetchOutcome":
-        """The outcome with the size and digests of the body instead of the body, whose memory can be freed."""
+        """The outcome with the size and digests of the body instead of the body, so that its memory can be freed."""
         return replace(
             self,
             body=None,
@@ -73,7 +73,7 @@ class FetchOutcome:
         )
 
     def with_image(self, image: ProcessedImage) -> "FetchOutcome":
-        """The outcome after its body was processed: it takes over the status of the image."""
+        """The outcome once its body is processed, with the Status of the image."""
         return replace(self, status=image.status, detail=image.detail, image=image)
 
     def refused(self, status: Status, detail: str | None = None) -> "FetchOutcome":

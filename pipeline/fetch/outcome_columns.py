@@ -17,8 +17,8 @@ def with_outcomes(table: pa.Table, outcomes: Mapping[str, FetchOutcome], sha256_
     """The in-flight table with the outcomes of its `ok` rows; all other rows, and their order, stay as they are.
 
     `outcomes`: by URL. `sha256_column`: see `rows_to_fetch`. Sets `status`, `status_detail`, the columns of FETCHED and
-    PICTURE, and `image` (large_binary). These are null where an outcome does not have them, and `image` and PICTURE
-    also where the row is refused.
+    PICTURE, and `image` (large_binary). They are null where an outcome lacks them; `image` and PICTURE are also
+    null where the row is refused.
     """
     statuses = table["status"].to_pylist()
     details = table["status_detail"].to_pylist()

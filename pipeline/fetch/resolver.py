@@ -1,4 +1,4 @@
-"""DNS look-ups by c-ares, which reads /etc/hosts and resolv.conf, for the HTTP client."""
+"""DNS look-ups for the HTTP client by c-ares, which reads /etc/hosts and resolv.conf."""
 
 import asyncio
 import socket
@@ -10,13 +10,13 @@ from pairmill.pipeline.fetch.dns import DnsCache, NoSuchHost
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.schemas.jobs import FetchConfig
 
-_TRIES = 3  # whatever the job says about retries: UDP loses packets, most of all if many are sent at once
+_TRIES = 3  # whatever the job says about retries: UDP loses packets, especially if many are sent at once
 _TIMEOUT_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, twice, per server) take half a URL's time
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
 
 
 class GuardedResolver:
-    """Look-ups are cached, and only allowed addresses come out."""
+    """Caches look-ups, and returns only allowed addresses."""
 
     def __init__(self, guard: AddressGuard, config: FetchConfig, stalls: StallMonitor) -> None:
         self._stalls = stalls
@@ -46,7 +46,7 @@ class GuardedResolver:
         except UnicodeError as error:
             raise NoSuchHost(f"{name} is not a host name") from error
         except aiodns.error.DNSError as error:
-            # c-ares reports "no server answers" where it could not open a socket: opening one raises the real cause.
+            # c-ares reports "no server answers" if it could not open a socket: opening one raises the real cause.
             socket.socket().close()
             kind = NoSuchHost if error.args[0] in _NO_SUCH_NAME else OSError
             raise kind(f"{name}: {error.args[-1]}") from error

@@ -1,4 +1,4 @@
-"""A response body as it arrives: counted, decompressed, and refused as soon as it cannot be a picture."""
+"""Collects a response body as it arrives: counts, decompresses, and refuses it as soon as it cannot be a picture."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,11 @@ class ResponseBody:
     """Collects the chunks of one response; `add` and `finish` raise FetchError.
 
     We ask for `identity`, but some servers compress anyway: gzip and deflate are undone within the byte limit
-    (RFC 9110 section 8.4.1), as often as `codings` names one. Other codings are ignored: wrong labels (`utf-8`,
-    `aws-chunked`) are common, and the first bytes of a body that really is compressed are not those of a picture.
+    (RFC 9110 section 8.4.1), once for each time that `codings` names one. Other codings are ignored: wrong labels
+    (`utf-8`, `aws-chunked`) are common, and the first bytes of a body that really is compressed are not those of a
+    picture.
 
-    The body is judged in blocks that end at fixed positions, so it does not matter how the network cut it.
+    The body is checked in blocks that end at fixed positions, so it does not matter how the network splits it.
     """
 
     def __init__(self, max_bytes: int, content_type: str | None, codings: Sequence[str] = ()) -> None:
@@ -67,23 +68,23 @@ class ResponseBody:
 
     @property
     def _is_plain(self) -> bool:
-        """True once the body is known to be a picture that is not compressed: blocks do not matter any more."""
+        """True once the body is known to be an uncompressed picture, so that blocks no longer matter."""
         return self._checked and not self._layers and not self._pending
 
     def _block_bytes(self) -> int:
-        """Bytes up to the next of the positions 32, 1,024 and every 64 KiB; not above the limit by more than one."""
+        """Bytes up to the next of the positions 32, 1,024 and every 64 KiB; at most one byte above the limit."""
         ends = sniff.FORMAT_HEAD_BYTES, sniff.TEXT_HEAD_BYTES, (self._wire_bytes // _BLOCK_BYTES + 1) * _BLOCK_BYTES
         end = next(end for end in ends if end > self._wire_bytes)
         return min(end, self._max_bytes + 1) - self._wire_bytes
 
     def _add_block(self, block: bytes) -> None:
         self._wire_bytes += len(block)
-        if self._wire_bytes > self._max_bytes:  # compressed bytes are bounded even if they become nothing
+        if self._wire_bytes > self._max_bytes:  # compressed bytes are bounded even if they expand to nothing
             raise self._too_large()
         self._pass_through(block, 0)
 
     def _pass_through(self, data: bytes, depth: int) -> None:
-        """Through the layers from `depth` on; then keep what comes out."""
+        """Pass data through the layers from `depth` on, and keep the result."""
         if depth < len(self._layers):
             for piece in self._layers[depth].decompress(data):
                 self._pass_through(piece, depth + 1)
@@ -113,7 +114,7 @@ class ResponseBody:
             raise self._refusal(found, head)
 
     def _layer_for(self, head: bytes) -> Decompressor | None:
-        """What undoes the coding that was applied last, if the bytes look like it."""
+        """A decompressor for the coding that was applied last, if the bytes look like it."""
         while self._codings:
             layer = Decompressor.for_coding(self._codings.pop(), head, self._max_bytes)
             if layer is not None:

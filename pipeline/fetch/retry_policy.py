@@ -1,4 +1,4 @@
-"""What an HTTP status code means for a picture, and whether and when to try again."""
+"""Decides what an HTTP status code means for a picture, and whether and when to try again."""
 
 import random
 from datetime import UTC, datetime
@@ -15,12 +15,12 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})  # RFC 9110 section 15.4
 
 
 def is_redirect(code: int) -> bool:
-    """True for the codes whose Location is to be followed."""
+    """Whether the Location of this status code is to be followed."""
     return code in _REDIRECTS
 
 
 def require_success(code: int, retry_after: str | None) -> None:
-    """Raise FetchError for anything but 2xx, and for 206: we never ask for a part, so it is not what we asked for."""
+    """Raise FetchError for anything but 2xx, and for 206, because we never ask for part of a file."""
     if 200 <= code < 300 and code != 206:
         return
     if code == 429:
@@ -31,7 +31,7 @@ def require_success(code: int, retry_after: str | None) -> None:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from now that a Retry-After header (RFC 9110 section 10.2.3) asks for; None if it makes no sense."""
+    """Seconds that a Retry-After header (RFC 9110 section 10.2.3) asks us to wait; None if it makes no sense."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit() and len(text) < 9:
         return float(text)
@@ -44,7 +44,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def retry_delay_s(failure: FetchError, attempts: int, retries: int) -> float | None:
-    """Seconds to wait after so many attempts; None if there should be no further one."""
+    """Seconds to wait after this many attempts; None if there should be no more."""
     if attempts > retries or not failure.status.worth_retry:
         return None
     if failure.status is Status.DNS_ERROR:

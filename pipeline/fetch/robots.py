@@ -1,7 +1,7 @@
 """Whether a host's robots.txt allows a URL (RFC 9309): fetched once per origin and cached.
 
-How the file is fetched is not decided here: `fetch_url.py` passes that in. `Crawl-delay` is not part of the standard
-and is ignored; `fetch.per_host_interval_s` spaces requests.
+`fetch_url.py` passes in the function that fetches the file. `Crawl-delay` is not part of the standard and is ignored;
+`fetch.per_host_interval_s` spaces requests.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ MAX_BYTES = 500 * 1024
 """The rest of a file is not read; RFC 9309 section 2.5 requires at least this."""
 
 _MAX_LINES = 10_000
-"""Matching a URL takes time per rule: a file with more lines refuses everything instead."""
+"""Matching a URL takes time for each rule, so a file with more lines refuses everything."""
 
 _TTL_S = 86_400.0  # RFC 9309 section 2.4: no longer than a day
 _FAILURE_TTL_S = 300.0
@@ -31,7 +31,7 @@ Fetch = Callable[[HttpUrl], Awaitable[tuple[int, bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class _RobotsTxt:
-    """Of one origin: rules, nothing (everything is allowed), or a failure that forbids everything."""
+    """The file of one origin: rules, nothing (everything is allowed), or a failure that forbids everything."""
 
     rules: Protego | None = None
     failure: tuple[Status, str] | None = None
@@ -39,7 +39,7 @@ class _RobotsTxt:
 
 
 class RobotsTxtCache:
-    """The robots.txt of each origin. `token`: the product name by which files address us."""
+    """Caches the robots.txt of each origin. `token`: the product name by which files address us."""
 
     def __init__(self, fetch: Fetch, token: str) -> None:
         self._fetch = fetch
@@ -52,7 +52,7 @@ class RobotsTxtCache:
         )
 
     async def require_allowed(self, url: HttpUrl) -> None:
-        """Raises FetchError: robots_disallowed, or why robots.txt could not be fetched."""
+        """Raise FetchError if the URL is not allowed: robots_disallowed, or why robots.txt could not be fetched."""
         file = await self._files.get(url.origin)
         if file.failure is not None:
             raise FetchError(*file.failure)

@@ -1,6 +1,6 @@
-"""Notices that the event loop stood still: a stopped or starved process, a paused machine.
+"""Detects stalls of the event loop: a stopped or starved process, a paused machine.
 
-Deadlines that pass meanwhile say nothing about a server, whose bytes may have been waiting in the socket.
+Deadlines that pass during a stall say nothing about a server, whose bytes may have been waiting in the socket.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ _STALL_S = 1.0
 
 
 class StallMonitor:
-    """Beats on the running event loop. `stalled_since` may be asked in any order with the timers of the loop."""
+    """Beats on the running event loop. `stalled_since` may be called before or after other timers of the loop."""
 
     def __init__(self) -> None:
         self._last_beat = self._last_stall_end = time.monotonic()
@@ -23,24 +23,24 @@ class StallMonitor:
         self._task = asyncio.create_task(self._beat())
 
     def stalled_since(self, started: float) -> bool:
-        """True if the loop stood still for over a second at any time after `started` (time.monotonic())."""
+        """Whether the loop has stalled for more than a second at any time after `started` (time.monotonic())."""
         self._notice()
         return self._last_stall_end > started
 
     @property
     def total_s(self) -> float:
-        """Seconds for which the loop stood still in all."""
+        """Total seconds of all stalls."""
         self._notice()
         return self._total_s
 
     @property
     def last_stall_end(self) -> float:
-        """On the clock of time.monotonic(); the time of creation if there was no stall."""
+        """End of the last stall on the clock of time.monotonic(); the time of creation if there was none."""
         self._notice()
         return self._last_stall_end
 
     async def repeat_if_stalled(self, attempt: Callable[[], Awaitable[T]], failures: type[Exception]) -> T:
-        """The result of `attempt()`, which is made again as often as it fails while the loop stands still."""
+        """The result of `attempt()`, which is repeated as long as it fails while the loop stalls."""
         while True:
             started = time.monotonic()
             try:

@@ -1,4 +1,4 @@
-"""A cache of answers that cost a request each: the addresses of a name, the robots.txt of a host."""
+"""Caches answers that each cost a request: the addresses of a name, the robots.txt of a host."""
 
 import asyncio
 from collections import OrderedDict
@@ -11,7 +11,7 @@ V = TypeVar("V")
 class TtlCache(Generic[V]):
     """Caches the results of `load(key)`, which must not raise: failures are values too, with a lifetime of their own.
 
-    `ttl_s`: seconds for which a value is valid. When the `size` of all values exceeds `max_size`, the oldest go.
+    `ttl_s`: seconds for which a value is valid. When the total `size` exceeds `max_size`, the oldest values go.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TtlCache(Generic[V]):
         task = self._loading.get(key)
         if task is None:
             task = self._loading[key] = asyncio.create_task(self._load_and_store(key))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # maybe nobody waits any more
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # maybe nobody is waiting
         return await asyncio.shield(task)  # a caller that gives up must not cancel the load for the others
 
     async def close(self) -> None:

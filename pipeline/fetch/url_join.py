@@ -1,4 +1,4 @@
-"""From rows to the URLs to fetch: each URL once per shard, hosts interleaved."""
+"""Collects the URLs to fetch from the rows: each URL once per shard, hosts interleaved."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class RowToFetch:
     """A row that is still `ok`."""
 
     index: int
-    """Of the row in its shard."""
+    """Index of the row in its shard."""
     url: str | None
     sha256: str | None
-    """Expected of the original bytes, in lower-case hex; None: any bytes will do."""
+    """Expected digest of the original bytes, in lower-case hex; None: any bytes will do."""
 
 
 def rows_to_fetch(table: pa.Table, sha256_column: str | None) -> Iterator[RowToFetch]:
@@ -36,7 +36,8 @@ def rows_to_fetch(table: pa.Table, sha256_column: str | None) -> Iterator[RowToF
 
 
 def urls_to_fetch(table: pa.Table, sha256_column: str | None) -> dict[str, frozenset[str]]:
-    """The distinct URLs of the `ok` rows, each with the SHA-256 that its rows expect; empty: any bytes will do."""
+    """The distinct URLs of the `ok` rows, each with the SHA-256 digests that its rows expect; empty: any bytes will
+    do."""
     expected: dict[str, set[str]] = {}
     unconditional = set[str]()  # one row without an expectation accepts any bytes
     for row in rows_to_fetch(table, sha256_column):
@@ -51,7 +52,7 @@ def urls_to_fetch(table: pa.Table, sha256_column: str | None) -> dict[str, froze
 
 
 def interleave_hosts(urls: Iterable[str]) -> list[str]:
-    """The URLs, one of each host after another, so that no host gets all its requests in a burst."""
+    """The URLs, taking hosts in turn, so that no host gets all its requests in a burst."""
     by_host: dict[str, list[str]] = {}
     for url in urls:
         by_host.setdefault(parse_url(url).host, []).append(url)
@@ -59,7 +60,7 @@ def interleave_hosts(urls: Iterable[str]) -> list[str]:
 
 
 def _expected_sha256(table: pa.Table, column: str | None) -> list[str | None]:
-    """Per row, in lower-case hex; None where nothing is expected."""
+    """The expected SHA-256 of each row, in lower-case hex; None where any bytes will do."""
     if not column:
         return [None] * table.num_rows
     digests = decode_lossy(table[column].combine_chunks()).to_pylist()

@@ -1,4 +1,4 @@
-"""Which URLs may be requested: the row's own, and the targets of redirects."""
+"""Decides which URLs may be requested: the row's own, and the targets of redirects."""
 
 from pairmill.pipeline.fetch.addresses import is_ipv4, is_legacy_ipv4
 from pairmill.pipeline.fetch.outcome import FetchError
@@ -15,7 +15,7 @@ def request_url(url: str) -> HttpUrl:
 
 
 def redirect_target(url: HttpUrl, location: str | None) -> HttpUrl:
-    """Where a response from `url` redirects to (RFC 9110 section 10.2.2). `location`: as `resolve_url` takes it.
+    """Where a response from `url` redirects to (RFC 9110 section 10.2.2). `location`: as `resolve_url` accepts it.
 
     Raises FetchError with bad_redirect or address_refused.
     """

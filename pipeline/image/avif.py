@@ -13,8 +13,8 @@ _SEARCHED_BYTES = 64
 
 
 def coded_pixels(body: bytes) -> int:
-    """Pixels of all items that are AV1 (the picture or its tiles, its alpha), and of a sequence's first frame; 0 if
-    none is found. Raises nothing."""
+    """Pixels of all AV1 items (the picture or its tiles, its alpha), and of a sequence's first frame; 0 if there are
+    none. Never raises."""
     total = 0
     try:
         for number, offset in enumerate(_frame_offsets(body, 0, len(body))):
@@ -27,7 +27,7 @@ def coded_pixels(body: bytes) -> int:
 
 
 def _boxes(body: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of content, end)."""
+    """(type, start of the content, end) of each box."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", body, start)
         content = start + 8
@@ -42,7 +42,7 @@ def _boxes(body: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _frame_offsets(body: bytes, start: int, end: int) -> Iterator[int]:
-    """Where items' data, and the chunks of tracks, begin."""
+    """Where the data of items and the chunks of tracks begin."""
     idat = 0
     for kind, content, stop in _boxes(body, start, end):
         if kind == b"meta":
@@ -85,7 +85,7 @@ def _integer(body: bytes, at: int, size: int) -> tuple[int, int]:
 
 
 def _sequence_pixels(data: bytes) -> int:
-    """Pixels of the largest frame by the sequence header that these open bitstream units begin with; 0 without one."""
+    """Pixels of the largest frame, from the sequence header that starts these open bitstream units; 0 without one."""
     at = 0
     while at < len(data):
         kind, has_extension, has_size = data[at] >> 3 & 15, data[at] & 4, data[at] & 2
@@ -119,7 +119,7 @@ class _Bits:
 
 
 def _frame_pixels(bits: _Bits) -> int:
-    """sequence_header_obu(), up to the size of frames."""
+    """Read sequence_header_obu() up to the frame size."""
     bits.read(3 + 1)  # profile, still picture
     if bits.read(1):  # a reduced header
         bits.read(5)

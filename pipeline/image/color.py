@@ -1,7 +1,7 @@
-"""ICC profiles to sRGB; otherwise pictures from cameras and print shops would have the wrong colors.
+"""Converts pictures with ICC profiles to sRGB. Otherwise pictures from cameras and print shops would have wrong colors.
 
-Nearly all embedded profiles are sRGB under some name. Whether a profile changes anything is tried once and cached, so
-that those pictures cost nothing.
+Nearly all embedded profiles are sRGB under some name. Whether a profile changes anything is tested once and cached, so
+those pictures cost nothing.
 """
 
 from functools import lru_cache
@@ -27,8 +27,8 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
 
 
 def pixels_to_srgb(pixels: npt.NDArray[np.uint8], profile: bytes | None) -> npt.NDArray[np.uint8]:
-    """uint8 [height, width, 3] in sRGB; the same array if nothing changes. The profile is one for these pixels: one
-    for grayscale applies to the one channel that all three repeat."""
+    """uint8 [height, width, 3] in sRGB; the same array if nothing changes. The profile must be for these pixels: a
+    grayscale profile applies to the one channel that all three repeat."""
     if not profile:
         return pixels
     is_gray = is_for_gray(profile)
@@ -53,7 +53,7 @@ def is_for_gray(profile: bytes) -> bool:
 
 
 def color_space(profile: bytes) -> str | None:
-    """The profile's data color space: `RGB `, `GRAY`, `CMYK`, ... (ICC.1:2022, 7.2.6); None if it is cut off."""
+    """The profile's data color space: `RGB `, `GRAY`, `CMYK`, ... (ICC.1:2022, 7.2.6); None if it is truncated."""
     return profile[16:20].decode("latin-1") if len(profile) >= 128 else None
 
 

@@ -19,9 +19,9 @@ _PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
-    """uint8 [height, width, 3] -> an encoded file. It gets pixels only, so no EXIF, XMP, GPS or ICC can come along.
+    """uint8 [height, width, 3] -> an encoded file. It gets only pixels, so no EXIF, XMP, GPS or ICC can slip through.
 
-    Raises ImageError where the format has no pictures of that size.
+    Raises ImageError if the format does not support that size.
     """
     height, width = pixels.shape[:2]
     if max(width, height) > _MAX_SIDE[config.format]:
@@ -36,7 +36,7 @@ def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
 
 
 def original_without_metadata(body: bytes, header: ImageHeader, config: ImagesConfig) -> bytes | None:
-    """The original's own compressed pixels, if the job wants them; None if the picture has to be encoded anew."""
+    """The original's compressed pixels, if the job asks for them; None if the picture has to be re-encoded."""
     if not config.skip_reencode or header.format != _PILLOW_NAMES[config.format]:
         return None
     return strip_metadata(body, header.format)

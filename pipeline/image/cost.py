@@ -1,6 +1,6 @@
-"""What decoding a picture costs, by its header: memory and CPU time, per decoder. What costs too much is a bomb.
+"""Estimates the memory and CPU time of decoding a picture from its header. A picture that costs too much is a bomb.
 
-The numbers were measured with 20-megapixel pictures of noise, of flat color, and drawn (docs/decisions/010).
+The numbers were measured per decoder with 20-megapixel pictures: noise, flat color and drawings (docs/decisions/010).
 """
 
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from pairmill.pipeline.image.png import MAX_CHUNKS, PngFile
 from pairmill.pipeline.image.tiff import TiffFile
 
 BYTES_PER_PIXEL = 8
-"""A job's memory for one picture: this for each of `images.max_pixels`."""
+"""Bytes of memory allowed per picture, for each pixel of `images.max_pixels`."""
 
 MIN_MEMORY_BYTES = 256 << 20
-"""A job that allows only small pictures still gives each of them this much."""
+"""Memory allowed per picture at least, even if the job allows only small ones."""
 
 MAX_CPU_S = 5.0
 
 _RGB_BYTES = 3
-"""Per pixel, of the array that every picture ends in."""
+"""Bytes per pixel of the array that every picture ends up in."""
 
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-"""Per pixel, in Pillow, by mode; 4 for all others."""
+"""Bytes per pixel in Pillow, by mode; 4 for all others."""
 
 _LIBRARY_BYTES = {"WEBP": 20, "AVIF": 20}
-"""Per pixel, all in all, where a library keeps pictures of its own beside Pillow's: libwebp two canvases and a frame,
-libavif the planes and the interleaved picture."""
+"""Total bytes per pixel if a library has its own copies beside Pillow's: libwebp two canvases and a frame, libavif the
+planes and the interleaved picture."""
 
 _ROW_BYTES = 64
 """Pillow keeps a pointer and at least four bytes per row."""
 
 _COLUMN_BYTES = 32
-"""Decoders keep two rows or more, of up to 8 bytes a pixel."""
+"""Decoders keep two rows or more, with up to 8 bytes per pixel."""
 
 _NS_PER_PIXEL = {"JPEG": 20, "PNG": 10, "GIF": 15, "BMP": 15, "TIFF": 40, "WEBP": 45, "AVIF": 110}
 _NS_PER_ROW = 2_000
@@ -44,18 +44,18 @@ _NS_PER_PNG_BYTE = 4.5  # unpacked
 _NS_PER_STRIP = 50_000
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _RUN_LENGTHS = (1, 2)  # compressions of BMP that Pillow reads in Python
-_SMALL_PIXELS = 4_000_000  # at which no JPEG of `MAX_SCANS` costs too much
+_SMALL_PIXELS = 4_000_000  # up to this, no JPEG of `MAX_SCANS` costs too much
 _START_OF_SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What decoding takes at most."""
+    """The most that decoding can take."""
 
     memory_bytes: float
     cpu_s: float
     is_bomb: str | None = None
-    """Why it is too much whatever the numbers, if it is."""
+    """Why it is too much whatever the numbers say; None if it is not."""
 
     def excess(self, budget: "Cost") -> str | None:
         """Why this is more than the budget; None if it is not."""
@@ -70,7 +70,7 @@ class Cost:
 
 @lru_cache
 def budget(max_pixels: int) -> Cost:
-    """What one picture may cost in a job with this `images.max_pixels`."""
+    """The most that one picture may cost in a job with this `images.max_pixels`."""
     return Cost(max(BYTES_PER_PIXEL * max_pixels, MIN_MEMORY_BYTES), MAX_CPU_S)
 
 
@@ -82,8 +82,8 @@ def decoding_cost(
     extra_ns: float = 0,
     is_bomb: str | None = None,
 ) -> Cost:
-    """The cost of a picture of this format, Pillow mode and size (pixels). `extra_bytes` and `extra_ns` are what the
-    file adds to the usual."""
+    """The cost of a picture with this format, Pillow mode and size (pixels). `extra_bytes` and `extra_ns` are what
+    this file costs beyond that."""
     width, height = size
     pixel_bytes = _LIBRARY_BYTES.get(format) or _STORED_BYTES.get(mode, 4) + _RGB_BYTES
     memory_bytes = width * height * pixel_bytes + width * _COLUMN_BYTES + height * _ROW_BYTES + extra_bytes
@@ -92,12 +92,12 @@ def decoding_cost(
 
 
 def picture_cost(body: bytes, format: str, opened: Image.Image, png: PngFile | None) -> Cost:
-    """The cost of an opened picture (Pillow's format names; `png` for a PNG alone)."""
+    """The cost of an opened picture (Pillow's format names; `png` only for a PNG)."""
     pixels = opened.size[0] * opened.size[1]
     extra_bytes = extra_ns = 0.0
     is_bomb = None
     if format == "JPEG" and isinstance(opened, JpegImagePlugin.JpegImageFile):
-        scans = body.count(_START_OF_SCAN)  # those of thumbnails and films too, which does not matter here
+        scans = body.count(_START_OF_SCAN)  # also those of thumbnails and videos, which does not matter here
         frame = jpeg.PROGRESSIVE if "progressive" in opened.info else None
         if scans > jpeg.MAX_SCANS or pixels > _SMALL_PIXELS:
             scans, frame = jpeg.count_scans(body)
@@ -112,7 +112,7 @@ def picture_cost(body: bytes, format: str, opened: Image.Image, png: PngFile | N
     elif isinstance(opened, TiffFile):
         extra_bytes, extra_ns = opened.buffer_bytes + 2 * len(body), opened.num_parts * _NS_PER_STRIP
     elif format == "AVIF":
-        hidden = max(0, coded_pixels(body) - 2 * pixels)  # alpha is a picture of its own
+        hidden = max(0, coded_pixels(body) - 2 * pixels)  # alpha is a separate picture
         extra_bytes, extra_ns = hidden * 8, hidden * 60
     elif format == "BMP" and opened.info.get("compression") in _RUN_LENGTHS:
         extra_bytes, extra_ns = pixels * 2, pixels * 150 + len(body) * 250
@@ -120,8 +120,8 @@ def picture_cost(body: bytes, format: str, opened: Image.Image, png: PngFile | N
 
 
 def machine_has(cost: Cost) -> bool:
-    """Whether this process can still get the memory that a picture may take. If it can, a MemoryError in a decoder
-    was the picture's fault: Pillow raises one for sizes too."""
+    """Whether this process can still get the memory that a picture may take. If it can, a MemoryError in a decoder was
+    the picture's fault: Pillow also raises one for invalid sizes."""
     try:
         np.empty(int(cost.memory_bytes), np.uint8)
     except MemoryError:

@@ -1,8 +1,8 @@
-"""THE place where bytes become pixels: header first, bombs refused, then RGB with 8 bits a channel, upright.
+"""THE place where bytes become pixels: header first, bombs refused, then RGB with 8 bits per channel, upright.
 
-One parser sees the bytes: the one that their magic number names. JPEG, nine pictures in ten, is decoded by simplejpeg
-(libjpeg-turbo), at a half, a quarter or an eighth of its size if that leaves enough pixels. What it refuses, and every
-other format, goes to Pillow.
+One parser sees the bytes: the one that their magic number names. JPEGs, nine pictures in ten, are decoded by
+simplejpeg (libjpeg-turbo), at a half, a quarter or an eighth of their size if that leaves enough pixels. Files that it
+refuses, and all other formats, go to Pillow.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,16 @@ from pairmill.pipeline.image.tiff import TiffFile, read_tiff
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 3
-"""A JPEG decoded at reduced scale keeps this many pixels per target pixel and side; area averaging does the rest.
-Against full decoding, on 444 web photographs shrunk to 64 px: 2 gives a median PSNR of 38 dB (32 at the 5th
-percentile), 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
+"""A JPEG decoded at reduced scale keeps this many pixels per target pixel on each side; area averaging does the rest.
+Compared with full decoding of 444 web photographs shrunk to 64 px, 2 gives a median PSNR of 38 dB (32 at the 5th
+percentile), and 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
 
 _SPACES = {"CM": "CMYK", **dict.fromkeys(("1", "L", "LA", "La", "F", "I", "I;"), "GRAY")}
-"""ICC's word for the colors of a Pillow mode, by its first two letters."""
+"""ICC's name for the color space of a Pillow mode, by the mode's first two letters."""
 
 
 class ImageError(Exception):
-    """This picture is refused with this Status."""
+    """A picture is refused with this Status."""
 
     def __init__(self, status: Status, detail: str | None) -> None:
         super().__init__(status.value, detail)
@@ -47,23 +47,23 @@ class ImageError(Exception):
 
 @dataclass(slots=True)
 class ImageHeader:
-    """What is known before any pixel is decoded. Size in pixels as stored, before the orientation is applied."""
+    """The facts known before any pixel is decoded. Size in pixels as stored, before the orientation is applied."""
 
     format: str
     """Pillow's name: JPEG, PNG, ..."""
     width: int
     height: int
     cost: Cost
-    """What decoding takes at most."""
+    """The most that decoding can take."""
     orientation: int = UPRIGHT
     chroma: str = "420"
-    """Resolution of color against brightness; halving it would smear the edges of a picture that has it in full."""
+    """Resolution of color relative to brightness; halving it would smear the edges of a picture stored at full."""
     samples: Samples = field(default_factory=Samples)
-    """What the values of a grayscale picture mean."""
+    """The meaning of a grayscale picture's values."""
     key: tuple[int, ...] | None = None
-    """The transparent color of an RGB PNG of 16 bits a channel, which Pillow cannot compare."""
+    """The transparent color of an RGB PNG with 16 bits per channel, which Pillow cannot compare."""
     space: str = "RGB "
-    """Color space of the pixels, in the words of ICC profiles."""
+    """Color space of the pixels, as ICC profiles name it."""
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -76,8 +76,8 @@ def open_image(
 ) -> tuple[ImageHeader, Image.Image]:
     """Read the header and refuse decompression bombs; allocates no pixels. The caller closes the image.
 
-    `reserve` is called with the bytes that opening and decoding take, before any are taken. Raises ImageError with
-    image_unsupported, image_bomb or image_corrupt.
+    `reserve` is called with the number of bytes that opening and decoding take, before they are allocated. Raises
+    ImageError with image_unsupported, image_bomb or image_corrupt.
     """
     found = sniff.image_format(body[: sniff.FORMAT_HEAD_BYTES])
     if found not in sniff.DECODED or found is None:
@@ -101,7 +101,7 @@ def open_image(
 
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
-    """Once more without metadata, if opening fails: those must not cost the picture."""
+    """Open a picture; if that fails, try again without its metadata, which must not cost the picture."""
     try:
         return _open_as_is(body, found, allowed)
     except ImageError as error:
@@ -126,7 +126,7 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
 
 
 def _out_of_memory(cost: Cost) -> Exception:
-    """Whose fault a MemoryError was: the picture's, or the machine's, which fails the shard instead of the row."""
+    """The error for a MemoryError: it refuses the picture if that was at fault, or else fails the shard."""
     if machine_has(cost):
         return ImageError(Status.IMAGE_BOMB, "takes more memory than its header announces")
     return MemoryError(f"{cost.memory_bytes / 1e6:,.0f} MB for a picture")
@@ -141,7 +141,7 @@ def _refuse_bomb(size: tuple[int, int], cost: Cost, max_pixels: int) -> None:
 
 
 def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -> ImageHeader:
-    """What is known of an opened picture."""
+    """The header of an opened picture."""
     header = ImageHeader(
         found, *opened.size, cost=picture_cost(body, found, opened, png), chroma=_chroma(found, opened)
     )
@@ -159,7 +159,7 @@ def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -
 
 
 def _set_key(header: ImageHeader, opened: Image.Image, png: PngFile) -> None:
-    """The transparent color: Pillow's scale up to 8 bits, the file's own at 16."""
+    """Set the transparent color: on Pillow's scale up to 8 bits, on the file's own at 16."""
     if png.key is None:
         return
     if png.bit_depth == 16:
@@ -175,7 +175,7 @@ def _set_key(header: ImageHeader, opened: Image.Image, png: PngFile) -> None:
 def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target: Target | None) -> Pixels:
     """Bytes -> uint8 [height, width, 3], RGB, upright. A JPEG may come at reduced scale, if `target` is smaller.
 
-    Frees what Pillow holds of the pixels. Raises ImageError.
+    Frees Pillow's copy of the pixels. Raises ImageError.
     """
     pixels = None
     if header.format == "JPEG" and opened.mode in ("RGB", "L"):
@@ -186,26 +186,26 @@ def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target:
 
 
 def color_profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
-    """The ICC profile that is still to be applied to the decoded pixels; that of CMYK, and of pictures with alpha, is
-    applied while decoding."""
+    """The ICC profile to apply to the decoded pixels. That of CMYK, and of pictures with alpha, is applied while
+    decoding instead."""
     return None if opened.mode == "CMYK" or has_alpha(opened) else _profile(header, opened)
 
 
 def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
-    """The picture's ICC profile. One for another color space than the pixels' is ignored, as browsers do."""
+    """The picture's ICC profile. As in browsers, a profile for another color space than the pixels' is ignored."""
     profile = opened.info.get("icc_profile")
     return profile if isinstance(profile, bytes) and color_space(profile) == header.space else None
 
 
 def _chroma(format: str, opened: Image.Image) -> str:
-    """The resolution of color that is worth storing: the source's. What was halved (4:2:0) stays halved."""
+    """The color resolution to store: the source's. If it was halved (4:2:0), it stays halved."""
     if format == "WEBP":
         return "420"  # lossy WebP has no other
     if format != "JPEG" or opened.mode == "CMYK":
         return "444"
     try:
         sampling = JpegImagePlugin.get_sampling(opened)
-    except IndexError:  # several frame headers, of different numbers of components
+    except IndexError:  # several frame headers, with different numbers of components
         return "420"
     return {0: "444", 1: "422"}.get(sampling, "420")
 
@@ -231,7 +231,7 @@ def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pix
 
 
 def _halve(pixels: Pixels, min_width: int, min_height: int) -> Pixels:
-    """Halve while more than enough pixels remain: averaging is ten times as fast by exactly 2 as by other factors."""
+    """Halve while more than enough pixels remain: averaging by exactly 2 is ten times as fast as by other factors."""
     height, width = pixels.shape[:2]
     while min_width and width >= min_width * 4 / 3 and height >= min_height * 4 / 3:
         if width % 2 or height % 2:
@@ -242,7 +242,7 @@ def _halve(pixels: Pixels, min_width: int, min_height: int) -> Pixels:
 
 
 def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -> Pixels:
-    """Closes `opened`, which frees Pillow's copy of the pixels."""
+    """Decode with Pillow. Closes `opened`, which frees Pillow's copy of the pixels."""
     try:
         opened.load()
         pixels = to_rgb(opened, header.samples, _profile(header, opened))
@@ -261,8 +261,8 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
 
 
 def _low_bytes(body: bytes) -> Pixels:
-    """The low bytes of an RGB PNG of 16 bits a channel, of which Pillow keeps the high ones: it reads them as if they
-    stood in the other order."""
+    """The low bytes of an RGB PNG with 16 bits per channel. Pillow keeps only the high ones, so it is made to read the
+    bytes in the opposite order."""
     with Image.open(BytesIO(read_png(body).pixels), formats=["PNG"]) as opened:
         opened.tile = [tile._replace(args="RGB;16L") for tile in opened.tile]
         opened.load()

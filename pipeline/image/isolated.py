@@ -6,7 +6,7 @@ from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
 DECODE_TIMEOUT_S = 120.0
-"""No picture within `images.max_pixels` takes this long; a decoder that does counts as hung."""
+"""No picture within `images.max_pixels` takes this long; a decoder that takes longer counts as hung."""
 
 _processor: ImageProcessor | None = None
 
@@ -19,7 +19,7 @@ class IsolatedProcessor:
         self._timeout_s = timeout_s
 
     def process(self, body: bytes) -> ProcessedImage:
-        """Like ImageProcessor.process, with `decoder_crashed` where the child died or hung on the picture."""
+        """Like ImageProcessor.process, with `decoder_crashed` if the child died or hung on the picture."""
         try:
             picture: ProcessedImage = self._child.call(_process, body, timeout_s=self._timeout_s)
         except ChildDied as died:

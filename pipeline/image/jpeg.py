@@ -1,4 +1,4 @@
-"""What a JPEG's markers say about the cost of decoding it. Source: ITU-T T.81, annex B."""
+"""Reads from a JPEG's markers how much decoding it costs. Source: ITU-T T.81, annex B."""
 
 import re
 
@@ -10,20 +10,20 @@ _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI
 _EOI, _SOS = 0xD9, 0xDA
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""Entropy-coded bytes escape 0xff by a zero, and hold no markers but RSTn."""
+"""Entropy-coded bytes escape 0xff with a zero, and contain no markers but RSTn."""
 
 MAX_SCANS = 64
 """A progressive JPEG has about ten scans, and each costs a pass over all pixels: 160 of them in 600 kB took 33 s.
 https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf , issue 1."""
 
-_NS_PER_SCAN = 1.5  # and pixel; flat pictures, whose scans are nearly empty, take 0.7
+_NS_PER_SCAN = 1.5  # and per pixel; flat pictures, whose scans are nearly empty, take 0.7
 _COEFFICIENT_BYTES = 2
-_NS_ARITHMETIC = 60  # per pixel more than Huffman codes take
+_NS_ARITHMETIC = 60  # more per pixel than Huffman codes
 
 
 def count_scans(body: bytes) -> tuple[int, int | None]:
-    """(scans, type of frame: the number of its SOF marker) of the first picture alone: a phone's motion photo has a
-    film behind it, and a camera's thumbnail is inside a segment."""
+    """(scans, frame type: the number of its SOF marker) of the first picture alone: a phone's motion photo has a video
+    after it, and a camera's thumbnail is inside a segment."""
     scans, frame, offset = 0, None, 2
     while (found := _MARKER.search(body, offset)) is not None:
         marker, offset = found[1][0], found.end()
@@ -42,8 +42,8 @@ def count_scans(body: bytes) -> tuple[int, int | None]:
 def extra_cost(
     size: tuple[int, int], layers: list[tuple[int, int, int, int]], scans: int, frame: int | None
 ) -> tuple[float, float]:
-    """(bytes, nanoseconds) that a JPEG of several scans takes beyond one of a single scan. `layers` are Pillow's: name
-    and sampling factors of each component."""
+    """(bytes, nanoseconds) that a JPEG with several scans takes beyond one with a single scan. `layers` are Pillow's:
+    name and sampling factors of each component."""
     pixels = size[0] * size[1]
     arithmetic_ns = pixels * _NS_ARITHMETIC if frame in _ARITHMETIC else 0.0
     if scans <= 1 and frame not in _PROGRESSIVE:

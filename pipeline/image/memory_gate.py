@@ -1,4 +1,4 @@
-"""Pictures are decoded at the same time only as long as they fit into memory together."""
+"""Limits how many pictures are decoded at the same time, so that they fit into memory together."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class MemoryGate:
-    """Lets pictures be decoded at the same time as long as they fit into memory together. Thread-safe."""
+    """Allows pictures to be decoded at the same time as long as they fit into memory together. Thread-safe."""
 
     FREE_BYTES = 8 << 20
-    """Pictures that take less do not queue."""
+    """Pictures that take less do not wait."""
 
     def __init__(self, total_bytes: float) -> None:
         self._total = self._left = total_bytes
@@ -17,8 +17,8 @@ class MemoryGate:
 
     @contextmanager
     def entry(self) -> Iterator[Callable[[float], None]]:
-        """A function that waits until that many bytes are free, and takes them until the end of the block. Call it
-        at most once: who holds some and waits for more could wait forever."""
+        """A function that waits until a number of bytes are free, and reserves them until the end of the block. Call it
+        at most once: a caller that already has some and waits for more could wait forever."""
         held = 0.0
 
         def reserve(num_bytes: float) -> None:

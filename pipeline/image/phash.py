@@ -25,10 +25,10 @@ _DCT: npt.NDArray[np.float64] = 2 * np.cos(
 def phash(pixels: npt.NDArray[np.uint8]) -> str:
     """16 hex characters for uint8 [height, width, 3], RGB; the first bit is the lowest frequency."""
     gray = Image.fromarray(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)))
-    # Two steps (box, then Lanczos) instead of one: 0.3 ms instead of 0.75, and of 306 photographs 288 get the same
-    # hash, the others one with two bits changed.
+    # Two steps (box, then Lanczos) instead of one: 0.3 ms instead of 0.75. Of 306 photographs, 288 get the same hash,
+    # and the others differ in two bits.
     small = gray.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     low = np.round(_DCT @ np.asarray(small, np.float64) @ _DCT.T, _DECIMALS)
     ordered = np.sort(low, axis=None)
-    bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)  # np.median takes ten times as long
+    bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)  # ten times as fast as np.median
     return bits.tobytes().hex()

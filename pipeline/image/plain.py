@@ -1,4 +1,4 @@
-"""Pictures that every reader shows alike: upright, opaque, RGB or grayscale with 8 bits a channel, without a profile.
+"""Pictures that look the same in every reader: upright, opaque, RGB or gray with 8 bits per channel, no profile.
 
 Readers of exports differ in what they make of a file: most ignore the orientation, drop the alpha channel instead of
 compositing it, clip 16 bits, and know no color profiles. So an exported picture must not depend on any of that.
@@ -23,13 +23,13 @@ TRAINER_FORMATS = frozenset({"JPEG", "PNG", "WEBP"})
 
 _PLAIN_MODES = frozenset({"RGB", "L"})
 _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"PLTE", b"pHYs", b"sRGB", b"tIME", b"bKGD"})
-"""PNG chunks that no reader can see in the pixels, in files of 8 bits without transparency."""
+"""PNG chunks that change no pixels in any reader, in 8-bit files without transparency."""
 _GRAY, _RGB, _PALETTE = 0, 2, 3
 _PNG_LEVEL = 6  # zlib's own default
 
 
 def plain_picture(body: bytes, processor: ImageProcessor) -> bytes:
-    """The same bytes if every reader sees in them what `processor` sees, else a PNG of what it sees.
+    """The same bytes if every reader sees the same pixels as `processor`, else a PNG of those pixels.
 
     Nearly all files are settled by their headers. The others are decoded twice. Raises ImageError.
     """
@@ -89,24 +89,24 @@ def _is_plain_webp(body: bytes) -> bool:
     size, kind, length = struct.unpack_from("<I4x4sI", body, 4)
     if size != 12 + length + length % 2 or len(body) < 8 + size:
         return False
-    has_alpha = kind == b"VP8L" and bool(body[24] & 0x10)  # the bit behind width and height
+    has_alpha = kind == b"VP8L" and bool(body[24] & 0x10)  # the bit after width and height
     return kind in (b"VP8 ", b"VP8L") and not has_alpha
 
 
 def _is_deep(body: bytes, found: str) -> bool:
-    """Whether the file has more than 8 bits a channel, which readers cut, scale, or keep."""
+    """Whether the file has more than 8 bits per channel, which readers clip, scale or keep."""
     return found == "PNG" and body[24] > 8
 
 
 def _shows(body: bytes, pixels: npt.NDArray[np.uint8]) -> bool:
-    """Whether a reader that knows of nothing, such as `PIL.Image.open(...).convert("RGB")`, sees these pixels."""
+    """Whether a reader that ignores all metadata, such as `PIL.Image.open(...).convert("RGB")`, sees these pixels."""
     try:
         with Image.open(BytesIO(body)) as opened:
             opened.load()
             is_plain = opened.mode in _PLAIN_MODES and getattr(opened, "n_frames", 1) == 1
             is_plain = is_plain and "transparency" not in opened.info and _orientation(opened) == UPRIGHT
             return is_plain and np.array_equal(np.asarray(opened.convert("RGB")), pixels)
-    except Exception:  # as in decode.open_image; what cannot be read does not show the pixels
+    except Exception:  # as in decode.open_image; an unreadable file does not show the pixels
         return False
 
 

@@ -1,6 +1,6 @@
-"""What a PNG says beside its pixels, read here, so that Pillow gets a file of nothing but pixels.
+"""Reads a PNG's metadata, so that Pillow gets a file with nothing but pixels.
 
-Pillow refuses a whole picture for one ancillary chunk that is too large, broken or has a wrong checksum; browsers
+Pillow refuses a whole picture for one ancillary chunk that is too large or broken, or has a wrong checksum; browsers
 (libpng) drop the chunk. Source: PNG specification, third edition (https://www.w3.org/TR/png-3/), sections 5 and 11.
 """
 
@@ -23,12 +23,12 @@ _MAX_METADATA_BYTES = 2 << 20
 _GRAY, _RGB, _PALETTE = 0, 2, 3  # color types
 
 Info = dict[str, bytes | str | int | tuple[int, ...]]
-"""Metadata under the names that Pillow gives them."""
+"""Metadata under Pillow's names."""
 
 
 @dataclass(slots=True)
 class PngFile:
-    """A PNG taken apart. `pixels` is a complete PNG file without metadata, as far as the bytes go."""
+    """The parts of a PNG. `pixels` is a PNG file without metadata, as complete as the original."""
 
     bit_depth: int = 0
     color_type: int = 0
@@ -46,7 +46,7 @@ class PngFile:
 
 
 def read_png(body: bytes) -> PngFile:
-    """Takes a PNG apart; raises nothing. A file that is no PNG or is cut off gives a file that no decoder accepts."""
+    """Split a PNG into parts; never raises. For a file that is truncated or not a PNG, no decoder accepts `pixels`."""
     png = PngFile()
     header = body[_SIGNATURE_BYTES:_IHDR_END]
     if len(header) < _CHUNK_OVERHEAD + 13 or header[4:8] != b"IHDR":
@@ -67,10 +67,10 @@ def _pixel_parts(body: bytes, png: PngFile) -> Iterator[memoryview | bytes]:
             is_before_pixels = False
             yield view[start - 8 : end + 4]
             if end + 4 > len(body):
-                return  # cut off: no end is made up for it
+                return  # truncated: do not invent an end
         elif kind == b"PLTE" and is_before_pixels and not palette_colors:
             palette_colors = (end - start) // 3
-            if png.color_type == _PALETTE:  # otherwise a hint for displays of few colors
+            if png.color_type == _PALETTE:  # otherwise a hint for displays with few colors
                 yield view[start - 8 : end + 4]
         elif kind[0] & 0x20 and _is_intact(view, start, end):
             if kind == b"tRNS" and is_before_pixels and png.key is None:
@@ -85,7 +85,7 @@ def _pixel_parts(body: bytes, png: PngFile) -> Iterator[memoryview | bytes]:
 
 
 def _chunks(body: bytes, png: PngFile) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of data, end of data) of each chunk behind IHDR. The last one may end behind the file."""
+    """(type, start of data, end of data) of each chunk after IHDR. The last one may end beyond the file."""
     offset = _IHDR_END
     while offset + 8 <= len(body) and png.num_chunks <= MAX_CHUNKS:
         length = int.from_bytes(body[offset : offset + 4], "big")
@@ -102,7 +102,7 @@ def _is_intact(view: memoryview, start: int, end: int) -> bool:
 
 
 def _key_color(data: bytes, png: PngFile) -> tuple[int, ...] | None:
-    """tRNS of grayscale and RGB, 16 bits a value, of which those of the picture's depth count (section 11.3.1.1)."""
+    """tRNS of grayscale and RGB: 16 bits per value, of which only the picture's bit depth counts (section 11.3.1.1)."""
     channels = {_GRAY: 1, _RGB: 3}.get(png.color_type)
     if channels is None or len(data) != 2 * channels:
         return None
@@ -144,7 +144,7 @@ def _international_text(data: bytes, info: Info) -> None:
 
 
 def _unzip(compressed: bytes) -> bytes | None:
-    """zlib data; None if they are broken or too large."""
+    """Decompressed zlib data; None if it is broken or too large."""
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(compressed, _MAX_METADATA_BYTES)

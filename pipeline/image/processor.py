@@ -1,4 +1,4 @@
-"""One picture from the bytes that arrived to the bytes that are stored.
+"""Turns the bytes of one picture into the bytes to store.
 
     bytes -> format by magic number -> size from the header, bombs refused      decode.py
           -> RGB 8-bit, upright                                                 decode.py, rgb.py, orientation.py
@@ -27,7 +27,7 @@ from pairmill.schemas.jobs import ImagesConfig
 from pairmill.schemas.status import Status
 
 _ONE_COLOR_TOLERANCE = 8
-"""How far, out of 255 levels, the pixels of a single-color picture may differ; JPEG ringing stays below this."""
+"""How much the pixels of a single-color picture may differ, out of 255 levels; JPEG ringing stays below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class ImageProcessor:
             return pixels_to_srgb(pixels, profile)
 
     def _plan(self, header: ImageHeader) -> Target | None:
-        """How to resize. Enlarged by its short side, a long, thin picture would be a decompression bomb."""
+        """How to resize. Refuses a long, thin picture that enlarging its short side would turn into a bomb."""
         target = plan_resize(*header.upright_size, self._config)
         if target is not None and target.width * target.height > self._config.max_pixels:
             raise ImageError(Status.IMAGE_BOMB, f"would be {target.width} x {target.height} pixels once resized")
@@ -110,11 +110,11 @@ def _is_transparent(header: ImageHeader, opened: Image.Image) -> bool:
 
 
 def is_one_color(pixels: Pixels) -> bool:
-    """True if no channel of uint8 [height, width, 3] varies by more than the tolerance."""
+    """Whether no channel of uint8 [height, width, 3] varies by more than the tolerance."""
     sparse = pixels[:: max(1, pixels.shape[0] // 16), :: max(1, pixels.shape[1] // 16)]
     if int(sparse[..., 1].max()) - int(sparse[..., 1].min()) > _ONE_COLOR_TOLERANCE:
-        return False  # some green pixels settle nearly every picture
-    rows = pixels.reshape(len(pixels), -1)  # whole rows first: a tenth of the time that three columns take
+        return False  # a few green pixels decide nearly every picture
+    rows = pixels.reshape(len(pixels), -1)  # whole rows first: this takes a tenth of the time of three columns
     highest, lowest = (each.reshape(-1, 3) for each in (rows.max(axis=0), rows.min(axis=0)))
     return not np.any(highest.max(axis=0) - lowest.min(axis=0) > _ONE_COLOR_TOLERANCE)
 

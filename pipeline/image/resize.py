@@ -1,7 +1,7 @@
-"""THE place where a picture is resized: sizes and modes are the same as in img2dataset's `Resizer`.
+"""THE place where a picture is resized, to the same sizes and with the same modes as img2dataset's `Resizer`.
 
 Source: img2dataset/resizer.py 1.47 (MIT), which calls albumentations' SmallestMaxSize, LongestMaxSize, CenterCrop and
-PadIfNeeded. The arithmetic is theirs, so that both give pictures of the same size.
+PadIfNeeded. The arithmetic is the same, so both give pictures of the same size.
 """
 
 import math
@@ -20,14 +20,14 @@ Pixels = npt.NDArray[np.uint8]
 _WHITE = (255, 255, 255)
 
 _LINEAR_ALONE = 4 / 3
-"""Down to three quarters of the size, bilinear samples cover every pixel, as an average would."""
+"""Down to three quarters of the size, bilinear samples cover every pixel, as averaging does."""
 
 _LINEAR_AT_MOST = 1.5
-"""Pixels per sample of a bilinear step before the averaging steps. At 2, photographs lost up to 2.5 dB against
-INTER_AREA; at 1.6, 1.5 dB where the whole way was 3.2; at 1.5, less than 1.2, which a test checks."""
+"""Pixels per sample in the bilinear step before the averaging steps. At 2, photographs lost up to 2.5 dB against
+INTER_AREA; at 1.6, 1.5 dB for a total factor of 3.2; at 1.5, less than 1.2 dB, which a test checks."""
 
 _IN_STEPS_UP_TO = 16_000_000
-"""Pixels. The first step's result may be larger than the picture, which for larger ones takes too much memory."""
+"""Pixels. The result of the first step may be larger than the picture; beyond this size, it takes too much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,13 @@ def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixel
 
 
 def _shrink(pixels: Pixels, to_width: int, to_height: int) -> Pixels:
-    """Average over areas, in steps for which OpenCV has vector code: INTER_LINEAR to a power of two times the target,
-    then exact halves. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
+    """Average over areas, in steps for which OpenCV has vector code: INTER_LINEAR to the target times a power of two,
+    then exact halving. INTER_AREA by other factors takes up to three times as long as decoding the JPEG.
     See docs/decisions/005."""
     height, width = pixels.shape[:2]
     ratio = max(width / to_width, height / to_height)
     halvings = 0 if ratio <= _LINEAR_ALONE else max(1, math.ceil(math.log2(ratio / _LINEAR_AT_MOST)))
-    is_strip = to_width * to_height << 2 * halvings > 2 * width * height  # that only one side makes too large
+    is_strip = to_width * to_height << 2 * halvings > 2 * width * height  # only one side is too large
     if is_strip or width * height > _IN_STEPS_UP_TO:
         return _scale(pixels, to_width, to_height, cv2.INTER_AREA)
     pixels = _scale(pixels, to_width << halvings, to_height << halvings, cv2.INTER_LINEAR)

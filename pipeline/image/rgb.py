@@ -1,7 +1,7 @@
-"""Any Pillow picture becomes RGB with 8 bits a channel, as a person would see it on a white page.
+"""Converts any Pillow picture to RGB with 8 bits per channel, as a person would see it on a white page.
 
-It is converted in bands of rows, so that only the picture and the result are in memory: 100 megapixels with alpha
-would take four copies otherwise.
+Works in bands of rows, so that only the picture and the result are in memory: 100 megapixels with alpha would
+otherwise take four copies.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,16 +26,16 @@ class UnsupportedMode(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the header says about the values of a grayscale picture, where Pillow's mode does not."""
+    """What the header says about the values of a grayscale picture beyond Pillow's mode."""
 
     bits: int = 16
-    """White is 2 ** bits - 1. Used for grayscale of more than 8 bits."""
+    """White is 2 ** bits - 1. Used for grayscale with more than 8 bits."""
     is_signed: bool = False
     """Two's complement: the smallest value is black."""
     is_inverted: bool = False
     """Zero is white."""
     key: int | None = None
-    """The value that is transparent; of 16 bits alone, because Pillow handles it at up to 8."""
+    """The transparent value, only at 16 bits; Pillow handles it at up to 8."""
 
     def table(self) -> npt.NDArray[np.uint8]:
         """The brightness of every value of up to 16 bits: uint8 [2 ** bits]."""
@@ -45,7 +45,7 @@ class Samples:
         return gray
 
     def to_gray(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Unsigned integers of `bits` bits -> brightness, uint8, of the same shape."""
+        """Unsigned integers of `bits` bits -> brightness, uint8, with the same shape."""
         if self.is_signed:
             values = values ^ (1 << (self.bits - 1))
         gray = np.rint(values * (255 / ((1 << self.bits) - 1))).astype(np.uint8)
@@ -60,7 +60,7 @@ def has_alpha(image: Image.Image) -> bool:
 def to_rgb(image: Image.Image, samples: Samples, profile: bytes | None) -> npt.NDArray[np.uint8]:
     """A loaded picture as uint8 [height, width, 3]: alpha composited over white, other depths scaled, not clipped.
 
-    `profile` is applied to CMYK, and to colors with alpha, which the white page comes behind. Raises UnsupportedMode.
+    `profile` is applied only to CMYK, and to colors with alpha before they are composited. Raises UnsupportedMode.
     """
     convert = _converter(image, samples, profile)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -114,7 +114,7 @@ def _over_white(band: Image.Image, profile: bytes | None) -> Any:
 
 
 def over_white_by_key(pixels: npt.NDArray[np.uint8], low: npt.NDArray[np.uint8], key: tuple[int, ...]) -> None:
-    """White, in place, where a pixel of 16 bits a channel has the color `key`.
+    """Make each pixel white, in place, that has the color `key` at 16 bits per channel.
 
     `pixels` and `low` are the high and the low bytes, each uint8 [height, width, 3]."""
     for top in range(0, len(pixels), rows := max(1, _BAND_PIXELS // pixels.shape[1])):
@@ -132,7 +132,7 @@ def _finite(band: Image.Image) -> npt.NDArray[np.float64]:
 def _range(image: Image.Image) -> tuple[float, float]:
     """The values of black and white in floating-point grayscale. Files do not say, so the extremes decide:
 
-    0 to 1, 0 to 255 and 0 to 65,535 stay, anything else is stretched between the smallest and the largest.
+    0 to 1, 0 to 255 and 0 to 65,535 stay as they are; any other range is stretched from its smallest to largest value.
     """
     extremes = [(values.min(), values.max()) for values in (_finite(band) for _, _, band in _bands(image))]
     low, high = float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))

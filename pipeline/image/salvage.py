@@ -1,6 +1,6 @@
-"""The same picture without metadata, for files that a decoder refuses: perhaps it stumbled over those alone.
+"""Removes metadata from files that a decoder refuses, in case the metadata alone was the problem.
 
-PNG and TIFF have files of their own (png.py, tiff.py), because their metadata is always taken off first.
+PNG and TIFF have their own files (png.py, tiff.py), because their metadata is always removed first.
 Formats: GIF89a (CompuServe, 1990), RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF's container).
 """
 
@@ -15,11 +15,11 @@ _WEBP_PIXELS = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"})
 _WEBP_METADATA_FLAGS = 0x20 | 0x08 | 0x04  # profile, EXIF, XMP
 
 _AVIF_METADATA = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))(Exif|mime)", re.DOTALL)
-"""An item's entry: box type, version and flags, item's number, protection; then the item's type."""
+"""An item's entry: box type, version and flags, item number, protection, then the item's type."""
 
 
 def without_metadata(body: bytes, format: str) -> bytes | None:
-    """The file (Pillow's format names) without metadata; None if nothing can be taken off. Raises nothing."""
+    """The file (Pillow's format names) without metadata; None if there is nothing to remove. Never raises."""
     try:
         if format == "JPEG":
             return strip_metadata(body, format)
@@ -35,12 +35,12 @@ def without_metadata(body: bytes, format: str) -> bytes | None:
 
 
 def _gif(body: bytes) -> bytes:
-    """Without the comments and extensions in front of the first picture, but for what tells its transparent color."""
+    """Remove the comments and extensions before the first picture, except the one with its transparent color."""
     start = 13 + (3 * (2 << (body[10] & 7)) if body[10] & 0x80 else 0)
     kept, offset = [body[:start]], start
     while body[offset] == _GIF_EXTENSION:
         end = offset + 2
-        while body[end]:  # sub-blocks, each behind its length
+        while body[end]:  # sub-blocks, each preceded by its length
             end += body[end] + 1
         if body[offset + 1] == _GIF_CONTROL:
             kept.append(body[offset : end + 1])
@@ -49,7 +49,7 @@ def _gif(body: bytes) -> bytes:
 
 
 def _webp(body: bytes) -> bytes:
-    """Only the chunks of pixels, and the header without the flags of metadata."""
+    """Keep only the pixel chunks, and the header without the metadata flags."""
     kept = []
     for kind, chunk in webp_chunks(body):
         if kind == b"VP8X":

@@ -1,4 +1,4 @@
-"""The format of a file, from its first bytes alone: no parser, no extension, no Content-Type.
+"""Detects the format of a file from its first bytes alone: no parser, no extension, no Content-Type.
 
 Used twice: a download stops early if its bytes are not a picture, and the decoder hands a file to the one parser
 that its magic number names. Signatures: WHATWG MIME Sniffing (https://mimesniff.spec.whatwg.org), section 6.1, and
@@ -12,8 +12,8 @@ TEXT_HEAD_BYTES = 1024
 """`text_kind` searches this many bytes for `<svg` behind an XML prologue, comments and a doctype."""
 
 DECODED = frozenset({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"})
-"""Formats that `decode.py` decodes, by Pillow's names. The other formats that are recognized are unsupported: rare
-ones bring parsers that few people harden (JPEG 2000, ICO), and HEIC needs a library that patents cover."""
+"""Formats that `decode.py` decodes, by Pillow's names. The other recognized formats are unsupported: rare ones need
+parsers that few people harden (JPEG 2000, ICO), and HEIC needs a patent-encumbered library."""
 
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -63,7 +63,7 @@ def _heif_format(head: bytes) -> str | None:
 
 
 def looks_like_text(head: bytes) -> bool:
-    """True if markup may follow: a `<` after an optional byte order mark and white space."""
+    """Whether markup may follow: a `<` after an optional byte order mark and white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x0c").startswith(b"<")
 
 

@@ -1,6 +1,6 @@
 """Strip metadata from a file: the compressed pixels stay as they are, everything else goes (EXIF, GPS, thumbnails).
 
-For `images.skip_reencode`. A file that is not as expected gives None, and is encoded anew.
+For `images.skip_reencode`. A file that is not as expected gives None, and is re-encoded.
 Formats: ITU-T T.81 annex B (JPEG), the PNG specification (third edition), RFC 9649 (WebP).
 """
 
@@ -15,7 +15,7 @@ _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
 def strip_metadata(body: bytes, format: str) -> bytes | None:
-    """The file (Pillow's format names) with nothing but its pixels; None if only encoding anew can do that."""
+    """The file (Pillow's format names) with nothing but its pixels; None if that requires re-encoding."""
     try:
         if format == "JPEG":
             return b"".join(_jpeg_parts(body))
@@ -57,7 +57,7 @@ def _jpeg_parts(body: bytes) -> Iterator[bytes]:
 
 
 def _end_of_scan(body: bytes, offset: int) -> int:
-    """Offset at which the entropy-coded bytes end: the first marker that is neither a stuffed zero nor a restart."""
+    """Offset where the entropy-coded bytes end: the first marker that is neither a stuffed zero nor a restart."""
     while True:
         offset = body.index(b"\xff", offset)
         if body[offset + 1] != 0x00 and body[offset + 1] not in _STANDALONE:
@@ -83,7 +83,7 @@ def _png_parts(body: bytes) -> Iterator[bytes]:
 
 
 def _webp(body: bytes) -> bytes | None:
-    """A file of just its VP8 or VP8L chunk; None for animations and pictures with a separate alpha channel."""
+    """A file with just the VP8 or VP8L chunk; None for animations and pictures with a separate alpha channel."""
     for kind, chunk in webp_chunks(body):
         if kind in (b"ANIM", b"ANMF", b"ALPH"):
             return None
@@ -93,7 +93,7 @@ def _webp(body: bytes) -> bytes | None:
 
 
 def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, the whole chunk, padded)."""
+    """(type, whole padded chunk) of each chunk."""
     offset, end = 12, min(8 + struct.unpack_from("<I", body, 4)[0], len(body))
     while offset + 8 <= end:
         kind, length = struct.unpack_from("<4sI", body, offset)

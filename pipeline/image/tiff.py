@@ -1,7 +1,7 @@
-"""TIFF: the tags that describe pixels; all others are dropped before Pillow and libtiff look at them.
+"""Reduces a TIFF to the tags that describe pixels; all others are dropped before Pillow and libtiff see them.
 
-Of grayscale, Pillow ignores WhiteIsZero (tag 262) above 8 bits, and takes signed samples (339) of 8 bits for unsigned
-ones. So it gets every grayscale picture as if it were BlackIsZero and unsigned, and `Samples` tells rgb.py the rest.
+In grayscale pictures, Pillow ignores WhiteIsZero (tag 262) above 8 bits, and mistakes signed 8-bit samples (339) for
+unsigned ones. So it gets every grayscale picture as BlackIsZero and unsigned, and `Samples` tells rgb.py the rest.
 Source: TIFF 6.0 (Adobe, 1992), sections 3, 8 and 19.
 """
 
@@ -17,7 +17,7 @@ from pairmill.pipeline.image.rgb import Samples, UnsupportedMode
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_FAX = frozenset({2, 3, 4, 32771})  # compressions of fax machines, whose paper is zero
+_FAX = frozenset({2, 3, 4, 32771})  # fax compressions, in which paper is zero
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _SAMPLE_FORMAT, _EXTRA_SAMPLES = 277, 278, 339, 338
@@ -34,13 +34,13 @@ _PIXEL_TAGS = frozenset(
 
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
-    """Pillow's TIFF reader for a picture as it is stored, not turned."""
+    """Pillow's TIFF reader for a picture as stored, not rotated."""
 
     samples: Samples
     buffer_bytes: int
-    """What decoding takes beside the picture: the largest strip or tile."""
+    """Bytes that decoding takes beside the picture: the largest strip or tile."""
     num_parts: int
-    """Strips or tiles."""
+    """Number of strips or tiles."""
 
     def _setup(self) -> None:
         self.samples = _normalize(self.tag_v2)
@@ -51,15 +51,15 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
             raise UnsupportedMode(str(error)) from error
 
     def load_end(self) -> None:
-        """Nothing: Pillow would turn the picture here."""
+        """Do nothing: Pillow would rotate the picture here."""
 
 
 def read_tiff(body: bytes) -> TiffFile:
-    """Opens a TIFF whose directory keeps the tags of pixels alone, because libtiff refuses a picture for a broken one
-    of any kind. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
+    """Open a TIFF with only the pixel tags in its directory, because libtiff refuses a picture for any broken tag.
+    Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
     metadata: dict[str, Any] = {}
     cleaned = bytearray(body)
-    with contextlib.suppress(struct.error):  # cut off: left to Pillow
+    with contextlib.suppress(struct.error):  # truncated: left to Pillow
         _clean_directory(cleaned, metadata)
     opened = TiffFile(BytesIO(cleaned))
     opened.info.update(metadata)
@@ -67,7 +67,7 @@ def read_tiff(body: bytes) -> TiffFile:
 
 
 def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
-    """Rewrites the first directory in place: it can only become shorter, so nothing else moves."""
+    """Rewrite the first directory in place: it can only become shorter, so nothing else moves."""
     order = ">" if body[:2] == b"MM" else "<"
     is_big = body[2] + body[3] == _BIG_TIFF
     start = struct.unpack_from(order + ("Q" if is_big else "I"), body, 8 if is_big else 4)[0]
@@ -90,7 +90,7 @@ def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
 
 
 def _data(body: bytearray, at: int, order: str, is_big: bool, kind: int, values: int) -> bytes:
-    """The bytes of a directory's entry of bytes, shorts or longs; none if it is broken."""
+    """The bytes of a directory entry with bytes, shorts or longs; empty if it is broken."""
     size = values * {1: 1, 2: 1, 3: 2, 4: 4, 7: 1}.get(kind, 0)
     inline, start = (8, at + 12) if is_big else (4, at + 8)
     if size > inline:
@@ -112,9 +112,9 @@ def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, Any]) 
 
 
 def _normalize(tags: Any) -> Samples:
-    """Rewrite the tags of a grayscale picture to those of unsigned BlackIsZero, and return what they were."""
+    """Rewrite the tags of a grayscale picture to unsigned BlackIsZero, and return what they were."""
     compression, per_pixel = _first(tags, _COMPRESSION), _first(tags, _SAMPLES_PER_PIXEL) or 1
-    if _first(tags, _PHOTOMETRIC) is None:  # as libtiff guesses
+    if _first(tags, _PHOTOMETRIC) is None:  # the same guess as libtiff's
         tags[_PHOTOMETRIC] = _RGB if per_pixel >= 3 else _WHITE_IS_ZERO if compression in _FAX else _BLACK_IS_ZERO
     photometric, bits = _first(tags, _PHOTOMETRIC), _first(tags, _BITS) or 1
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) or per_pixel != 1:
@@ -122,10 +122,10 @@ def _normalize(tags: Any) -> Samples:
     tags[_PHOTOMETRIC] = _BLACK_IS_ZERO
     sample_format = _first(tags, _SAMPLE_FORMAT) or _UNSIGNED
     if sample_format != _FLOAT:
-        tags[_SAMPLE_FORMAT] = _SIGNED if bits == 32 else _UNSIGNED  # of 32 bits, Pillow knows signed ones alone
+        tags[_SAMPLE_FORMAT] = _SIGNED if bits == 32 else _UNSIGNED  # at 32 bits, Pillow knows only signed ones
     if bits == 12 or (bits == 32 and compression not in (None, 1)):
-        # 12 bits are packed alike in both byte orders, of which Pillow knows one. Samples of 32 bits come out of
-        # libtiff in the machine's order, which Pillow knows of 16 alone.
+        # 12 bits are packed the same in both byte orders, of which Pillow knows one. libtiff returns 32-bit samples in
+        # the machine's order, which Pillow supports only for 16 bits.
         tags._prefix = TiffImagePlugin.II if bits == 12 or sys.byteorder == "little" else TiffImagePlugin.MM
     return Samples(
         bits,
@@ -147,7 +147,7 @@ def _parts(tags: Any) -> tuple[int, int]:
 
 
 def _first(tags: Any, tag: int) -> int | None:
-    """The first value of a tag; None if it is missing or no integer."""
+    """The first value of a tag; None if it is missing or not an integer."""
     value = tags.get(tag)
     if isinstance(value, tuple):
         value = value[0] if value else None

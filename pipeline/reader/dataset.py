@@ -33,19 +33,19 @@ class Row:
     values: Mapping[str, Any]
     """Column -> Python value; embeddings are float16 arrays (dim,). Null is None."""
     picture: Image.Image | None
-    """RGB, upright. None where no picture is stored, or none was asked for."""
+    """RGB, upright. None if no picture is stored, or none was requested."""
 
     def __getitem__(self, column: str) -> Any:
         return self.values[column]
 
 
 class Dataset:
-    """The pairs of a dataset in the order of its input: one row per picture that was decoded, whatever the rules said
-    of it (see the columns `status` and `kept`). `dataset.subset("clean")` has the rows of a subset alone.
+    """The pairs of a dataset in input order: one row per decoded picture, whether or not the rules kept it (see the
+    columns `status` and `kept`). `dataset.subset("clean")` has only the rows of a subset.
 
-    The dataset is as it was when it was opened: committed shards, each in its newest generation. An unfinished one has
-    the shards that are done. Nothing is read before it is needed. Where a method reads shards that a retry has
-    replaced meanwhile, it raises DatasetError; open the dataset again.
+    The dataset stays as it was when it was opened: committed shards, each in its newest generation. An unfinished one
+    has the shards that are done. Nothing is read before it is needed. If a retry has replaced shards in the meantime,
+    methods that read them raise DatasetError; open the dataset again.
     """
 
     def __init__(self, snapshot: Snapshot, subset: str | None = None) -> None:
@@ -54,7 +54,7 @@ class Dataset:
 
     @classmethod
     def of(cls, store: Store) -> "Dataset":
-        """Raises PlanError where there is no output of a job, DatasetError where no shard is finished."""
+        """Open an output folder. Raises PlanError if it is not one, DatasetError if no shard is finished."""
         store.check_access()
         return cls(Snapshot.of(store))
 
@@ -77,7 +77,7 @@ class Dataset:
 
     @property
     def schema(self) -> pa.Schema:
-        """All columns, those of added models included."""
+        """All columns, including those of added models."""
         return self._snapshot.schema
 
     @property
@@ -87,7 +87,7 @@ class Dataset:
 
     @cached_property
     def statuses(self) -> dict[str, int]:
-        """Status -> rows, the most frequent first. Of the whole dataset, rows without a picture are counted too."""
+        """Status -> number of rows, most frequent first. The whole dataset also counts rows without a picture."""
         counts: Counter[str] = Counter()
         if self._subset is None:
             for manifest in self._snapshot.manifests():
@@ -100,7 +100,7 @@ class Dataset:
     def subset(self, name: str) -> "Dataset":
         """The rows of a subset, with the same methods.
 
-        Raises SubsetError where there is none of this name; and when it is read, where the dataset has changed since.
+        Raises SubsetError if there is no such subset, and on reading, if the dataset has changed since.
         """
         if self._subset is not None:
             raise DatasetError(f"this is the subset {self._subset!r}; open {name!r} from the whole dataset")
@@ -111,7 +111,7 @@ class Dataset:
         """The rows as an Arrow table in memory.
 
         Args:
-            columns: Their names, in the order wanted; None: all, embeddings included (float16 fixed-size lists).
+            columns: Column names, in the desired order; None: all, including embeddings (float16 fixed-size lists).
             subset: The same as `dataset.subset(name).table(columns)`.
 
         Raises:
@@ -123,26 +123,26 @@ class Dataset:
         return pa.concat_tables([self._snapshot.schema_of(names).empty_table(), *self._tables(names)])
 
     def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
-        """`table(columns)` as pandas has it: numbers with nulls become floats, embeddings arrays in a column."""
+        """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays."""
         return self.table(columns).to_pandas()
 
     def to_polars(self, columns: str | Sequence[str] | None = None) -> "polars.DataFrame":
-        """`table(columns)` for polars, which takes Arrow's columns as they are."""
+        """`table(columns)` for polars, which uses Arrow's columns as they are."""
         import polars
 
         frame = polars.from_arrow(self.table(columns))
-        assert isinstance(frame, polars.DataFrame)  # of a table
+        assert isinstance(frame, polars.DataFrame)  # because it was made from a table
         return frame
 
     def rows(self, columns: str | Sequence[str] | None = None, pictures: bool = True) -> Iterator[Row]:
-        """Row after row, a shard in memory at a time.
+        """Iterate over the rows, with one shard in memory at a time.
 
         Args:
-            columns: The names of the values that each row has; None: all.
-            pictures: Whether rows come with their pictures; without, none is read.
+            columns: Names of the columns in each row; None: all.
+            pictures: Whether rows come with their pictures; if False, no picture is read.
 
         Raises:
-            DatasetError: There is no such column; or a picture that a row names is gone, cut or another one.
+            DatasetError: There is no such column, or a row's picture is missing, truncated or a different one.
         """
         names = self._names(columns)
         with closing(Pictures(self._snapshot)) as reader:
@@ -155,10 +155,10 @@ class Dataset:
                     yield Row({name: column[row] for name, column in values.items()}, image)
 
     def picture(self, uid: str) -> Image.Image:
-        """The picture of the row with this uid (32 hex characters, or a UUID): RGB, upright. Reads uids up to that row,
-        once.
+        """The picture of the row with this uid (32 hex characters, or a UUID): RGB, upright. Reads the uids up to that
+        row, once.
 
-        Raises DatasetError where no row has this uid, or its picture is not stored, gone, or another one.
+        Raises DatasetError if no row has this uid, or if its picture is not stored, missing, or a different one.
         """
         stored = own_uid(uid)
         found = None if stored is None else self._uids.find(stored)
@@ -168,12 +168,12 @@ class Dataset:
         with closing(Pictures(self._snapshot)) as reader:
             (picture,) = reader.of(position, self._read(position, reader.needed).slice(row, 1))
         if picture is None:
-            raise DatasetError(f"no picture is stored of {uid} (images.store)")
+            raise DatasetError(f"no picture is stored for {uid} (images.store)")
         return picture
 
     @cached_property
     def _chosen(self) -> list[npt.NDArray[np.uint8]]:
-        """Of a subset, per shard a bit per row, packed."""
+        """For a subset: packed bits for each shard, one per row."""
         assert self._subset is not None
         return selected_rows(self._snapshot.chunk, self._subset)
 
@@ -182,7 +182,7 @@ class Dataset:
         return UidFinder(len(self._snapshot.chunk.shards), lambda position: self._read(position, ["uid"])["uid"])
 
     def _positions(self) -> list[int]:
-        """Of the shards that have rows."""
+        """Positions of the shards that have rows."""
         if self._subset is None:
             return [position for position, shard in enumerate(self._snapshot.chunk.shards) if shard.num_rows]
         return [position for position, bits in enumerate(self._chosen) if bits.any()]
@@ -196,7 +196,7 @@ class Dataset:
         return table.take(pa.array(np.flatnonzero(np.unpackbits(self._chosen[position], count=shard.num_rows))))
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Shard after shard."""
+        """The rows, shard by shard."""
         return self._snapshot.map(lambda position: self._read(position, columns), self._positions())
 
     def _names(self, columns: str | Sequence[str] | None) -> list[str]:
@@ -213,7 +213,7 @@ class Dataset:
 
 
 def _python(column: pa.ChunkedArray) -> Sequence[Any]:
-    """The values; of embeddings, arrays that share Arrow's memory."""
+    """The values as Python objects; embeddings as arrays that share Arrow's memory."""
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_pylist()  # type: ignore[no-any-return]
     return [None if not value.is_valid else value.values.to_numpy() for value in column]

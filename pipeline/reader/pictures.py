@@ -1,4 +1,4 @@
-"""The pictures of rows, wherever the dataset keeps them, decoded."""
+"""Reads and decodes the pictures of rows, wherever the dataset stores them."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ _ROWS_AT_ONCE = 256
 
 
 class Pictures:
-    """Reads pictures of a snapshot's rows. To be closed."""
+    """Reads the pictures of a snapshot's rows. Close it after use."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -25,21 +25,21 @@ class Pictures:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The columns that lead to a picture, and the one that it is checked by."""
+        """The columns needed to find a picture and to check it."""
         return (*_NEEDED, *self._reader.checksum)
 
     def close(self) -> None:
-        """Close its files and threads."""
+        """Close files and stop threads."""
         self._reader.close()
 
     def of(self, position: int, rows: pa.Table) -> Iterator[Image.Image | None]:
         """The picture of each row of a shard (with the columns `needed`), or None where the row names none.
 
-        Raises DatasetError where it names one that is gone, cut or another.
+        Raises DatasetError if a picture is missing, truncated or a different one.
         """
         shard = self._snapshot.chunk.shards[position]
         manifest = self._snapshot.manifest((shard.shard, shard.generation))
-        # A tar is read by ranges; what else holds pictures is read by the shard.
+        # Tars are read by range; everything else is read a shard at a time.
         size = _ROWS_AT_ONCE if "images" in manifest.files else max(rows.num_rows, 1)
         for start in range(0, rows.num_rows, size):
             some = rows.slice(start, size)
@@ -51,7 +51,7 @@ class Pictures:
 
     def _decoded(self, body: bytes | None, row_id: str, file: str, length: int | None) -> Image.Image:
         if body is None or (length is not None and len(body) != length):
-            raise DatasetError(f"the picture of row {row_id} is no longer where, or what, it was: {file}")
+            raise DatasetError(f"the picture of row {row_id} has moved or changed: {file}")
         try:
             return Image.fromarray(self._processor.pixels(body))
         except ImageError as error:

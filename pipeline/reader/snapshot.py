@@ -1,4 +1,4 @@
-"""What an output folder held when it was opened: committed shards, each in its newest generation."""
+"""The state of an output folder when it was opened: committed shards, each in its newest generation."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
 
 _REMOTE_READERS, _LOCAL_READERS = 16, 2
-"""Arrow has threads of its own; locally, more of ours only wait for each other."""
+"""Arrow has its own threads; for local files, more of ours would only wait for each other."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -43,11 +43,11 @@ class Snapshot:
     generations: Sequence[tuple[int, int]]
     """(shard, generation), in order of shard; at least one."""
     aliases: Sequence[str]
-    """Added models that all of these shards have the columns of."""
+    """Aliases of the added models that have columns for all of these shards."""
 
     @classmethod
     def of(cls, store: Store) -> "Snapshot":
-        """Raises PlanError where there is no plan, DatasetError where no shard is committed."""
+        """Take a snapshot. Raises PlanError if there is no plan, DatasetError if no shard is committed."""
         plan, generations = load_plan(store), committed(store)
         if not generations:
             raise DatasetError(f"{store.root} has no finished shard yet")
@@ -61,7 +61,7 @@ class Snapshot:
             return pa.unify_schemas([chunk.schema().remove_metadata() for chunk in chunks])
 
     def schema_of(self, columns: Sequence[str]) -> pa.Schema:
-        """Some of its columns."""
+        """The schema of some columns."""
         return pa.schema([self.schema.field(name) for name in columns])
 
     @cached_property
@@ -71,16 +71,16 @@ class Snapshot:
             return describe(self.store, self.generations, self.aliases)
 
     def manifests(self) -> Iterator[ShardManifest]:
-        """Of all shards, in order."""
+        """The manifests of all shards, in order."""
         yield from self.map(self.manifest, self.generations)
 
     def manifest(self, shard: tuple[int, int]) -> ShardManifest:
-        """Of one (shard, generation)."""
+        """The manifest of one (shard, generation)."""
         with self.errors():
             return read_manifest(self.store, manifest_name(*shard))
 
     def planned(self, shard: ShardFiles) -> Shard:
-        """The rows of the input that a shard was made from."""
+        """The input rows that a shard was made from."""
         return shards_from_table(self.plan.shards.slice(shard.shard, 1))[0]
 
     def read(self, shard: ShardFiles, columns: Sequence[str]) -> pa.Table:
@@ -90,7 +90,7 @@ class Snapshot:
         return pa.Table.from_arrays([table[name] for name in columns], schema=self.schema_of(columns))
 
     def pairs_reader(self) -> PairsReader:
-        """What reads the pictures. To be closed."""
+        """A reader of the pictures. Close it after use."""
         return PairsReader(self.store, self.plan.mapping, self.plan.job)
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
@@ -105,7 +105,7 @@ class Snapshot:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Files that are gone or damaged become a DatasetError."""
+        """Turn errors about missing or damaged files into a DatasetError."""
         try:
             yield
         except DamagedFileError as error:

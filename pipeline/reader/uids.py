@@ -1,4 +1,4 @@
-"""Where the row of a uid is. No file says it, so uids are read shard by shard, until it is found."""
+"""Finds the row with a uid. There is no index, so uids are read shard by shard until it is found."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ class UidFinder:
         self._halves: list[npt.NDArray[np.uint64] | None] = [None] * num_shards
 
     def find(self, uid: str) -> tuple[int, int] | None:
-        """(position of the shard, row in it) of the first row with this uid, 32 hex characters; None where there is
+        """(position of the shard, row in it) of the first row with this uid of 32 hex characters; None if there is
         none."""
         half = np.uint64(int(uid[:16], 16))
         for position in range(len(self._halves)):

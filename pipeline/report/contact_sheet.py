@@ -1,7 +1,7 @@
 """The contact sheet: the best, borderline and worst pairs of an output folder, as one HTML file.
 
 Shards are read batch by batch, narrow columns only, and a section keeps no more rows than it shows, so memory does not
-grow with the dataset. Each shown picture takes one range read, and ends as a thumbnail inside the page.
+grow with the dataset. Each picture takes one range read, and becomes a thumbnail inside the page.
 """
 
 import json
@@ -58,7 +58,7 @@ _COLUMNS = [field.name for field in fields(_Pair)]
 def write_contact_sheet(store: Store, name: str, threshold: float | None) -> None:
     """Write the sheet of all committed shards to the file `name` of the store, overwriting an older one.
 
-    `threshold` is the job's minimum similarity, None where it has none.
+    `threshold` is the job's minimum similarity, None if it has none.
     """
     manifests = list(read_manifests(store))
     summary = _Summary(threshold)
@@ -105,7 +105,7 @@ class _OnePerBin:
         self.rows = pool.take(first[::-1]).combine_chunks()
 
     def spread(self) -> pa.Table:
-        """PAIRS_PER_SECTION of them, evenly spread from the highest bin to the lowest."""
+        """PAIRS_PER_SECTION of these pairs, evenly spread from the highest bin to the lowest."""
         assert self.rows is not None
         bins = self.rows.num_rows
         return self.rows.take(np.unique(np.linspace(0, bins - 1, min(bins, PAIRS_PER_SECTION)).astype(int)))
@@ -113,17 +113,17 @@ class _OnePerBin:
 
 @dataclass(frozen=True)
 class _SectionRows:
-    """What a section shows, before its pictures are read."""
+    """The rows of a section, before its pictures are read."""
 
     title: str
     about: str
     tables: Sequence[pa.Table]
     direction: Direction = "descending"
-    """Of the similarities."""
+    """The order of the similarities."""
 
 
 class _Summary:
-    """What the sheet needs of all pairs, batch by batch."""
+    """Collects what the sheet shows about all pairs, batch by batch."""
 
     def __init__(self, threshold: float | None) -> None:
         self.threshold = threshold
@@ -150,7 +150,7 @@ class _Summary:
         self.below.add(scored.filter(pc.invert(is_above)))
 
     def sections(self) -> Iterator[_SectionRows]:
-        """In the order of the page."""
+        """The sections in page order."""
         if self.sample.rows is None:
             return
         if not self.histogram.any():
@@ -206,7 +206,7 @@ def _card(store: Store, pair: _Pair) -> Card:
 
 
 def _thumbnail(store: Store, pair: _Pair) -> str | None:
-    """The stored picture, small, as a data: URI. None where there is none, or it cannot be read: `verify` says why."""
+    """The stored picture, small, as a data: URI. None if there is none, or if it cannot be read: `verify` says why."""
     if not pair.image_tar:
         return None
     try:

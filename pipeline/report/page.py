@@ -65,7 +65,7 @@ base-uri 'none'; form-action 'none'">
 
 @dataclass(frozen=True)
 class Card:
-    """One pair. `picture` is a data: URI, None where there is nothing to show."""
+    """One pair. `picture` is a data: URI, None if there is nothing to show."""
 
     caption: str | None
     url: str | None
@@ -209,7 +209,7 @@ def _threshold_line(x: float, threshold: float) -> str:
 
 
 def _funnel(statuses: Mapping[str, int], rows: int) -> str:
-    """One line per Status that took rows, in the order of the checks, with the rows that remained after it."""
+    """One line per Status that removed rows, in the order of the checks, with the rows that remained after it."""
     lines = [_funnel_line("rows in", "", rows, rows, "all")]
     left = rows
     for status in Status:

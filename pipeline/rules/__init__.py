@@ -1,7 +1,7 @@
 """Keep or drop: each rule is one small pure function, applied at the step where its columns are known.
 
-In-flight rows enter; the same rows leave, with the Status of those that a rule drops. Imports `source` and all below.
-base.py: what a rule is. caption.py, patterns.py, url.py, image.py, score.py: the rules. custom.py: the user's own.
+In-flight rows enter; the same rows leave, with a Status on those that a rule drops. Imports `source` and all below.
+base.py: defines rules. caption.py, patterns.py, url.py, image.py, similarity.py: the rules. custom.py: the user's own.
 """
 
 from pairmill.pipeline.rules import caption, image, patterns, similarity, url  # noqa: F401  (importing registers their rules)

@@ -1,4 +1,4 @@
-"""What a rule is, and how the rules of a step are applied to a shard.
+"""Defines rules, and applies the rules of a step to a shard.
 
 A rule is one pure function over Arrow columns, registered with the Status that it gives:
 
@@ -8,8 +8,8 @@ A rule is one pure function over Arrow columns, registered with the Status that 
             return None
         return pc.greater_equal(pc.utf8_length(rows["caption_clean"]), rules.caption_min_chars)
 
-It returns a boolean column (true: keep, false or null: drop), or a tuple of that column and a string column of
-evidence, or None if its setting is off. It sees the rows that all rules before it kept, without their pictures.
+It returns a boolean column (true: keep, false or null: drop), a tuple of that column and a string column of evidence,
+or None if its setting is off. It sees the rows that all earlier rules kept, without their pictures.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +39,10 @@ _BoundRule = Callable[[pa.Table], _CheckedVerdict | None]
 
 
 class SourceRules(RulesConfig):
-    """The rules of a job as they apply to one source."""
+    """A job's rules, bound to one source."""
 
     license_column: str | None = None
-    """Which column `license_allow` reads; None: the source has none."""
+    """The column that `license_allow` reads; None: the source has none."""
     s3: S3Config = FROM_ENVIRONMENT
     """Credentials and endpoint for blocklists on S3."""
 
@@ -77,16 +77,16 @@ def rule(status: Status) -> Callable[[RuleFunction], RuleFunction]:
 
 
 def rules_at(step: Step) -> list[tuple[Status, RuleFunction]]:
-    """The built-in rules of a step, in the order in which they run: that of the Status enum."""
+    """The built-in rules of a step in the order in which they run, that of the Status enum."""
     return [(status, _REGISTRY[status]) for status in Status if status.step is step and status in _REGISTRY]
 
 
 def apply_rules(table: pa.Table, step: Step, rules: SourceRules, custom: Sequence[CustomRule] = ()) -> pa.Table:
     """The in-flight table with `status` and `status_detail` set on the rows that a rule of `step` drops.
 
-    Each rule in turn judges the rows that are still `ok`, so a row gets at most one status. Number and order of rows,
-    all other columns and the metadata stay as they are. Custom rules of the step run last. Raises CustomRuleError if
-    one of them fails: its rows are not dropped silently.
+    Each rule in turn checks the rows that are still `ok`, so a row gets at most one status. The number and order of
+    rows, all other columns and the metadata do not change. Custom rules of the step run last. Raises CustomRuleError
+    if one of them fails, so that its rows are not dropped silently.
     """
     is_ok = pc.equal(table["status"], Status.OK.value)
     indices = np.flatnonzero(is_ok.to_numpy())
@@ -116,7 +116,7 @@ class _StatusColumns:
         self._changed = False
 
     def drop(self, indices: npt.NDArray[np.intp], status: Status, details: pa.Array | None) -> None:
-        """Give `status` to the rows with these indices; `details` has one string for each of them."""
+        """Give `status` to the rows with these indices; `details` has one string for each."""
         mask = np.zeros(len(self._status), dtype=bool)
         mask[indices] = True
         if details is None:
@@ -158,7 +158,7 @@ def _apply_custom(own: CustomRule, rows: pa.Table) -> _CheckedVerdict:
     names = pa.repeat(pa.scalar(own.name), len(keep))
     if reasons is None:
         return keep, names
-    # "skip": if a row has no reason, its detail is only the name.
+    # "skip": if a row has no reason, its detail is just the name.
     return keep, pc.binary_join_element_wise(names, reasons, ": ", null_handling="skip")
 
 
@@ -167,7 +167,7 @@ def _apply_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _Check
 
 
 def _checked(verdict: Any, num_rows: int) -> _CheckedVerdict:
-    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it is not one for `num_rows` rows."""
+    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it does not fit `num_rows` rows."""
     keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
     if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):
         kind = keep.type if isinstance(keep, Column) else type(keep).__name__

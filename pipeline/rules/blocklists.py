@@ -1,6 +1,7 @@
 """Blocklists: text files of digests (or URLs), one per line, kept as sorted arrays and searched by bisection.
 
-Ten million SHA-256 take 320 MB in each process that reads them. Empty lines and lines that start with # are skipped.
+Ten million SHA-256 digests take 320 MB in each process that reads them. Empty lines and lines that start with # are
+skipped.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from pairmill.pipeline.common.files import Files
 
 DigestKind = Literal["md5", "sha256", "url"]
-"""What the lines of a file are: hex of an MD5, hex of a SHA-256, or a URL or the hex of its SHA-256."""
+"""What each line of a file is: an MD5 in hex, a SHA-256 in hex, or a URL or its SHA-256 in hex."""
 
 _DIGEST_BYTES: dict[DigestKind, int] = {"md5": 16, "sha256": 32, "url": 32}
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
@@ -24,7 +25,7 @@ _loading = threading.Lock()
 
 
 def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bool_]:
-    """[n] True for each raw digest that the file at `path` lists; False for None."""
+    """[n]: True for each raw digest that is listed in the file at `path`; False for None."""
     entries = load_blocklist(kind, path, files)
     queries = np.array([digest or b"" for digest in digests], dtype=entries.dtype)
     indices = np.searchsorted(entries, queries)
@@ -43,7 +44,7 @@ def url_digest(url: str) -> bytes:
 def load_blocklist(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bytes_]:
     """The digests in a file (local or fsspec URL, also .gz), sorted; read once per process.
 
-    Raises ValueError, with the line, where one is malformed, and OSError where the file cannot be read.
+    Raises ValueError, with the line, if one is malformed, and OSError if the file cannot be read.
     """
     with _loading:  # otherwise two threads could read it at the same time, and use twice the memory meanwhile
         return _load(kind, path, files)

@@ -1,4 +1,4 @@
-"""Check the rules before the first row is read."""
+"""Checks the rules before the first row is read."""
 
 import difflib
 from collections.abc import Callable

@@ -7,9 +7,9 @@
     def no_questions(rows: pa.Table) -> pa.BooleanArray:
         return pc.invert(pc.ends_with(rows["caption_clean"], "?"))
 
-True keeps a row; false and null drop it as `custom_rule`. Return a tuple of that and a string array to add reasons.
-Without `@at` a rule runs after scoring, when every column exists, `similarity_ALIAS` and the embeddings too. A rule
-never sees the picture's bytes.
+True keeps a row; false and null drop it as `custom_rule`. To add reasons, return a tuple of that array and a string
+array. Without `@at` a rule runs after scoring, when every column exists, including `similarity_ALIAS` and the
+embeddings. A rule never sees the picture's bytes.
 """
 
 import importlib
@@ -34,7 +34,7 @@ _STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 
 
 class CustomRuleError(PairmillError):
-    """A custom rule raised, or did not return a verdict. Its shard fails with this."""
+    """A custom rule raised, or did not return a verdict. Its shard fails with this error."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class CustomRule:
 
 
 def rule(function: _Function) -> _Function:
-    """Decorator: this function is a custom rule that runs after scoring. It says so, and changes nothing."""
+    """Decorator: marks a custom rule that runs after scoring. Optional; it changes nothing."""
     return at(Step.SCORE)(function)
 
 
 def at(step: str) -> Callable[[_Function], _Function]:
-    """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`. Raises JobError for another."""
+    """Decorator: run this custom rule at the step `caption`, `url`, `image` or `score`. Raises JobError for others."""
     if step not in _STEPS:
         raise JobError(f"a custom rule runs at {', '.join(_STEPS)}, not at {step!r}")
 
@@ -67,7 +67,7 @@ def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
     """Find `module:function`: a file or package in the folder `search`, or else an installed module.
 
     The module is registered in `sys.modules` under its own name. `search` does not stay in `sys.path`, so none of its
-    files can shadow our packages. Raises ValueError, which says what is missing.
+    files can shadow our packages. Raises ValueError that says what is missing.
     """
     module_name, _, function_name = name.partition(":")
     top = module_name.partition(".")[0]
@@ -113,7 +113,7 @@ def _find_path(top: str, search: Path) -> Path | None:
 
 
 def _origin(top: str) -> Path | None:
-    """Where importing this name would find a module: a file or folder, `Path("built-in")`, or None."""
+    """Where an import of this name would find a module: a file or folder, `Path("built-in")`, or None."""
     spec = importlib.util.find_spec(top) if top != "__main__" else None
     if spec is None:
         return None
@@ -134,7 +134,7 @@ def _register(top: str, path: Path, search: Path) -> None:
     assert spec.loader is not None  # every .py has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[top] = module
-    # While it loads, it may import files beside it. Last in the path, they shadow nothing.
+    # While it loads, it may import files beside it. They are last in the path, so they shadow nothing.
     sys.path.append(str(search.absolute()))
     try:
         spec.loader.exec_module(module)

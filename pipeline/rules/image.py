@@ -1,4 +1,4 @@
-"""Image rules: on the original file and its size. A row whose column is null is dropped."""
+"""Image rules, based on the original file and its size. A row is dropped if the rule's column is null."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +32,7 @@ def image_too_small(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.IMAGE_ASPECT)
 def image_aspect(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """Longer over shorter side is above `image_max_aspect`. Detail: "640x90"."""
+    """The ratio of the longer to the shorter side is above `image_max_aspect`. Detail: "640x90"."""
     if rules.image_max_aspect is None:
         return None
     sides = (rows["original_width"].cast(pa.float64()), rows["original_height"].cast(pa.float64()))
@@ -60,7 +60,7 @@ def image_bytes(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.IMAGE_ONE_COLOR)
 def image_one_color(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The whole picture has one color: see the column `one_color`."""
+    """The whole picture has one color; see the column `one_color`."""
     return pc.invert(rows["one_color"]) if rules.image_drop_one_color else None
 
 

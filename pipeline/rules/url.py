@@ -68,7 +68,7 @@ def url_host_not_allowed(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.URL_BLOCKLISTED)
 def url_blocklisted(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The file `url_blocklist` lists the URL, exactly as given, or its SHA-256."""
+    """The URL, exactly as given, or its SHA-256 is listed in the file `url_blocklist`."""
     if rules.url_blocklist is None:
         return None
     digests = [url_digest(url) for url in rows["url"].to_pylist()]

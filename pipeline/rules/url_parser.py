@@ -1,10 +1,9 @@
 """THE place where a URL is parsed, and refused if it cannot be fetched.
 
-The target (path and query) of a request is what the list or the Location header says, byte for byte: a signed URL is
-another one once a `%2F` in it is decoded. As in curl, dot segments are resolved, the fragment is dropped, and blanks
-and letters beyond ASCII are percent-encoded. The host is parsed by yarl, which applies IDNA (UTS 46), and the result
-is what the rules see and what the client connects to, whatever user names, ports, backslashes or exotic letters the
-URL contains.
+The target (path and query) of a request is exactly what the list or the Location header says, byte for byte: decoding
+a `%2F` would invalidate a signed URL. As in curl, dot segments are resolved, the fragment is dropped, and blanks and
+non-ASCII letters are percent-encoded. The host is parsed by yarl, which applies IDNA (UTS 46). The rules see the same
+host that the client connects to, whatever user names, ports, backslashes or exotic letters the URL contains.
 """
 
 import re
@@ -39,14 +38,14 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class HttpUrl:
-    """An http or https URL that can be requested: without user name, password and fragment."""
+    """An http or https URL that can be requested, without user name, password and fragment."""
 
     scheme: str
     host: str
     """Lower case, in its ASCII (IDNA) form; IPv6 without brackets."""
     port: int
     target: str
-    """Path and query, as they go into the request line (RFC 9112, section 3.2.1). ASCII."""
+    """Path and query, as sent in the request line (RFC 9112, section 3.2.1). ASCII."""
 
     @property
     def authority(self) -> str:
@@ -65,7 +64,7 @@ class HttpUrl:
 
 @dataclass(frozen=True, slots=True)
 class ParsedUrl:
-    """A URL, and why it cannot be fetched if it cannot."""
+    """A URL, and the reason if it cannot be fetched."""
 
     text: str
     """As given, without the white space around it."""
@@ -80,7 +79,7 @@ class ParsedUrl:
 
 
 def parse_url(url: str) -> ParsedUrl:
-    """Parse a URL; never raises. Of a URL whose scheme is not http or https, only the scheme is read."""
+    """Parse a URL; never raises. If the scheme is not http or https, only the scheme is parsed."""
     url = url.strip()
     # A data URI may be megabytes long, which is too much to keep in a cache.
     return _parse_cached(url) if len(url) <= MAX_URL_BYTES else _parse(url)
@@ -90,7 +89,7 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
     """The URL that a reference (a Location header) leads to from `base`: RFC 3986, section 5.2.2. Never raises.
 
     `reference` may have surrogates for bytes that are not UTF-8 (PEP 383). User name, password and fragment are
-    dropped, as no client sends them on to a redirect's target.
+    dropped, because no client forwards them to a redirect's target.
     """
     parts = _COMPONENTS.match(reference.strip())
     assert parts is not None
@@ -110,7 +109,7 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
 
 
 def parse_host(entry: str) -> str:
-    """A host of a block or allow list, in the form of `ParsedUrl.host`. Raises ValueError if it is not a host."""
+    """A host from a block or allow list, in the form of `ParsedUrl.host`. Raises ValueError if it is not a host."""
     name = entry.strip().removeprefix("*.").removeprefix(".")
     is_bare_ipv6 = _IPV6.fullmatch(name.lower()) is not None
     url = parse_url(f"http://[{name}]/" if is_bare_ipv6 else f"http://{name}/")
@@ -151,7 +150,7 @@ _parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each URL rule 
 
 
 def _parse_authority(scheme: str, authority: str) -> URL:
-    """Raises ValueError for everything that yarl cannot parse."""
+    """Parse an authority. Raises ValueError for everything that yarl cannot parse."""
     try:
         parsed = URL(f"{scheme}://{authority}/")
         _ = parsed.host, parsed.port  # decodes IDNA, which may fail
@@ -161,13 +160,13 @@ def _parse_authority(scheme: str, authority: str) -> URL:
 
 
 def _encode(text: str, blank: str = "", encoded_blank: str = "") -> str:
-    """Percent-encode what is not ASCII, and nothing else: UTF-8, or the bytes that surrogates stand for."""
+    """Percent-encode everything that is not ASCII, and nothing else: as UTF-8, or as the bytes behind surrogates."""
     text = text.replace(blank, encoded_blank) if blank else text
     return text if text.isascii() else quote(text.encode("utf-8", "surrogateescape"), safe=_ASCII)
 
 
 def _remove_dot_segments(path: str) -> str:
-    """RFC 3986, section 5.2.4. Dots that are percent-encoded stay, as in curl."""
+    """RFC 3986, section 5.2.4. As in curl, percent-encoded dots stay."""
     if "/." not in path:
         return path
     kept: list[str] = []

@@ -1,4 +1,4 @@
-"""How two subsets differ, and why: what became of each row in the one and in the other."""
+"""Compares two subsets: how they differ, and which steps dropped the rows that only one of them has."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from pairmill.schemas.subset import Subset
 NOT_SEEN = -2
 """In place of a step: the other subset was selected without this shard."""
 REBUILT = -3
-"""In place of a step: the other subset was selected from another generation of the shard, and lacks the uid."""
+"""In place of a step: the other subset was selected from another generation of the shard and lacks the uid."""
 
 
 class ComparisonDict(TypedDict):
@@ -33,7 +33,7 @@ class ComparisonDict(TypedDict):
 
     both: int
     only_in: dict[str, dict[str, int]]
-    """Name of a subset -> why the other one lacks a row -> rows."""
+    """Name of a subset -> reason why the other one lacks a row -> number of rows."""
     outdated: list[str]
     """Names of subsets whose shards were rebuilt since they were selected."""
 
@@ -46,11 +46,11 @@ class Comparison:
     other: Subset
     both: int
     only_one: Mapping[int, int]
-    """Step of `other` that dropped the row (or NOT_SEEN, REBUILT) -> rows that only `one` has."""
+    """Step of `other` that dropped the row (or NOT_SEEN, REBUILT) -> number of rows that only `one` has."""
     only_other: Mapping[int, int]
     """The same with the roles reversed."""
     outdated: tuple[str, ...] = ()
-    """Names of those subsets whose shards were rebuilt since: they are to be selected again."""
+    """Names of the subsets whose shards were rebuilt since; they need to be selected again."""
 
     def as_dict(self) -> ComparisonDict:
         """For `--json`."""
@@ -64,7 +64,7 @@ class Comparison:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people, the main reasons first."""
+        """Lines for people, main reasons first."""
         for each in (self.one, self.other):
             yield f"{each.name}: {each.rows_out:,} of {counted(each.rows_in, 'row')} in {counted(each.shards, 'shard')}"
         yield f"in both: {self.both:,}"
@@ -80,7 +80,7 @@ class Comparison:
 
 
 def compare(store: Store, one_name: str, other_name: str) -> Comparison:
-    """Raises SubsetError where a subset is missing.
+    """Compare two subsets by name. Raises SubsetError if one is missing.
 
     Memory is bounded by a chunk of shards, and by the uids of the shards that were rebuilt in between.
     """
@@ -113,7 +113,7 @@ def _is_current(store: Store, subset: Subset) -> bool:
 def _aligned(
     one: Iterator[ShardSelection], other: Iterator[ShardSelection]
 ) -> Iterator[tuple[ShardSelection | None, ShardSelection | None]]:
-    """The records of each shard in both subsets; None where a subset was selected without the shard."""
+    """Each shard's records in both subsets; None if a subset was selected without the shard."""
     mine, theirs = next(one, None), next(other, None)
     while mine or theirs:
         if theirs is None or (mine and mine.shard < theirs.shard):
@@ -134,14 +134,14 @@ class _Tally:
     only_other: Counter[int] = field(default_factory=Counter)
 
     def add_rows(self, one: DropStep, other: DropStep) -> None:
-        """Row by row, from the same pairs file."""
+        """Compare row by row: both records are of the same pairs file."""
         in_one, in_other = one == NOT_DROPPED, other == NOT_DROPPED
         self.both += int((in_one & in_other).sum())
         self.only_one.update(other[in_one & ~in_other].tolist())
         self.only_other.update(one[in_other & ~in_one].tolist())
 
     def add_uids(self, one: set[str], other: set[str]) -> None:
-        """By uid: the rows are in other files now."""
+        """Compare by uid: the rows are in different files."""
         self.both += len(one & other)
         for reasons, uids in ((self.only_one, one - other), (self.only_other, other - one)):
             if uids:
@@ -165,7 +165,7 @@ def _reason(step: int, has: Subset, lacks: Subset) -> str:
 
 
 def _thresholds(step: int, has: Subset, lacks: Subset) -> str:
-    """` (threshold 0.31, 0.28 in NAME)`, where the steps have thresholds."""
+    """` (threshold 0.31, 0.28 in NAME)` if the steps have thresholds."""
     report = lacks.reports[step]
     if report.threshold is None:
         return ""

@@ -15,7 +15,7 @@ DUPLICATE_GROUP = np.dtype([("row_index", "<i8"), ("rows", "<i8")])
 
 
 def merge_duplicates(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]:
-    """From DEDUP_KEYs: (groups of two or more rows, then per chunk the rows to drop, sorted).
+    """From DEDUP_KEYs: (groups of two or more rows, then for each chunk the rows to drop, sorted).
 
     The best row of a group has the highest rank; of equal ranks, the lowest row index.
     """
@@ -37,7 +37,7 @@ def split_by_chunk(row_indices: RowIndices, chunk_starts: Sequence[int]) -> list
 
 
 def largest(groups: Array) -> Array:
-    """The MAX_REPORTED_GROUPS groups with the most rows; of equal ones, those that come first."""
+    """The MAX_REPORTED_GROUPS groups with the most rows; ties go to those that come first."""
     return groups[np.lexsort((groups["row_index"], -groups["rows"]))[:MAX_REPORTED_GROUPS]]
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with an expression: a message, the place below a caret, and the form that is meant."""
+"""Explains errors in expressions: a message, a caret below the position, and the form that is probably meant."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from pairmill.pipeline.select.numbers import is_number
 from pairmill.schemas.errors import PairmillError
 
 SHOWN_CHARS = 70
-"""Of an expression, around the place."""
+"""Characters of an expression to quote around the position."""
 
 _INDENT = "  "
 _MEANT = {
@@ -37,7 +37,7 @@ _MEANT = {
     "like": "contains(column, 'text')",
     "between": "1 <= column <= 2",
 }
-"""Operators of SQL and other languages, and words in any case, as they are written here."""
+"""Operators of SQL and other languages, and words in any case -> how to write them here."""
 
 _TOKEN = re.compile(
     r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(?P<operator>[=!<>&|]+(?:\s+=(?!=))?)|(?P<word>[^\W\d]\w*)"""
@@ -45,11 +45,11 @@ _TOKEN = re.compile(
 
 
 class ExpressionError(PairmillError, ValueError):
-    """The expression cannot be parsed or does not fit the columns; the message quotes it and points at the place."""
+    """The expression cannot be parsed or does not fit the columns; the message quotes it and points at the problem."""
 
 
 def pointing(text: str, start: int, end: int, message: str) -> ExpressionError:
-    """An error at text[start:end]: the message, and on two more lines the expression and carets below the place."""
+    """An error at text[start:end]: the message, then two more lines with the expression and carets below that part."""
     first = max(0, min(start - SHOWN_CHARS // 2, len(text) - SHOWN_CHARS))
     shown = re.sub(r"\s", " ", text[first : first + SHOWN_CHARS])
     before, after = "... " * (first > 0), " ..." * (first + SHOWN_CHARS < len(text))
@@ -59,14 +59,14 @@ def pointing(text: str, start: int, end: int, message: str) -> ExpressionError:
 
 
 def at_node(text: str, node: ast.AST, message: str) -> ExpressionError:
-    """An error at a node of the tree that was parsed from `text`."""
+    """An error at a node of the tree parsed from `text`."""
     first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", 1)
     start = _place(text, first, getattr(node, "col_offset", 0))
     return pointing(text, start, _place(text, last, getattr(node, "end_col_offset", 0)), message)
 
 
 def of_syntax(text: str, error: Exception) -> ExpressionError:
-    """An error of Python's parser, with the right form where another language's was written."""
+    """An error from Python's parser, with the right form if another language's was used."""
     if found := misspelt(text):
         start, end, meant = found
         return pointing(text, start, end, f"{text[start:end]!r} is written {meant!r} here")
@@ -79,7 +79,7 @@ def of_syntax(text: str, error: Exception) -> ExpressionError:
 
 
 def misspelt(text: str) -> tuple[int, int, str] | None:
-    """(start, end, the form that is meant) of the first operator or word that this language writes otherwise."""
+    """(start, end, form that is meant) of the first operator or word that is written differently here."""
     for token in _TOKEN.finditer(text):
         written = re.sub(r"\s", "", token.group())
         meant = None if token["text"] else _meant(written)
@@ -96,7 +96,7 @@ def _meant(written: str) -> str | None:
 
 
 def kind_of(value: Any) -> str:
-    """What a person would call a column's or a constant's type."""
+    """The everyday name for the type of a column or constant."""
     kind = value.type
     if pa.types.is_boolean(kind):
         return "true or false"
@@ -108,7 +108,7 @@ def kind_of(value: Any) -> str:
 
 
 def mismatch(text: str, right: ast.expr, names: tuple[str, str], kinds: tuple[str, str]) -> ExpressionError:
-    """Two operands of different kinds are compared. `names`: as they are written."""
+    """The error for comparing operands of different kinds. `names`: as written in `text`."""
     hint = ""
     if isinstance(right, ast.Constant) and kinds == ("a number", "text"):
         has_digits = re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", str(right.value))
@@ -119,7 +119,7 @@ def mismatch(text: str, right: ast.expr, names: tuple[str, str], kinds: tuple[st
 
 
 def _place(text: str, line: int, column_bytes: int) -> int:
-    """Where in the text a position of Python's parser is: it counts bytes of UTF-8 within a line."""
+    """Convert a position from Python's parser, which counts UTF-8 bytes within a line, to an index into the text."""
     start = _line_start(text, line)
     return start + len(text[start:].encode()[:column_bytes].decode(errors="ignore"))
 

@@ -1,7 +1,7 @@
 """Expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
 
 The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
-null, and a row stays only if the whole expression is true. `numbers.py` says what is calculated in which type.
+null, and a row stays only if the whole expression is true. `numbers.py` defines the types of calculations.
 """
 
 import ast
@@ -64,13 +64,13 @@ class Expression:
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """Names of the columns in it. Raises ExpressionError."""
+        """Names of the columns it uses. Raises ExpressionError."""
         called = {node.func for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
         nodes = [node for node in ast.walk(self._tree) if node not in called]
         return frozenset(name for node in nodes if (name := _column(node)) is not None)
 
     def check(self, schema: pa.Schema, expected: Literal["boolean", "number"]) -> None:
-        """Raises ExpressionError where a column is unknown or the types do not fit, by evaluating it on zero rows."""
+        """Evaluate it on zero rows. Raises ExpressionError if a column is unknown or the types do not fit."""
         for node in ast.walk(self._tree):
             name = _column(node)
             if name in self.columns and name not in schema.names:
@@ -90,7 +90,7 @@ class Expression:
 
     @property
     def _stripped(self) -> str:
-        """What the places in the tree refer to."""
+        """The text that positions in the tree refer to."""
         return self.text.strip()
 
     @cached_property
@@ -108,7 +108,7 @@ class Expression:
         return tree
 
     def _value(self, node: ast.expr, table: pa.Table) -> Value:
-        """Raises ExpressionError that points at the innermost node that cannot be evaluated."""
+        """Evaluate a node. Raises ExpressionError that points at the innermost node that cannot be evaluated."""
         try:
             return self._evaluate(node, table)
         except (pa.ArrowException, TypeError, OverflowError) as error:
@@ -174,13 +174,13 @@ class Expression:
         return _compared(_COMPARE[type(operator)], *self._comparable(left, right, table))
 
     def _is_in(self, value: ast.expr, items: Sequence[ast.expr], table: pa.Table) -> Value:
-        """Null where the value is null, as in SQL."""
+        """Whether each value is among the items; null if the value is null, as in SQL."""
         if not items:
             raise at_node(self._stripped, value, "is compared with an empty list")
         return reduce(pc.or_kleene, (_compared(pc.equal, *self._comparable(value, item, table)) for item in items))
 
     def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
-        """The operands as values of one kind. Users write dates and times as strings, times in UTC."""
+        """The operands as values of one kind. Users write dates and times as strings, with times in UTC."""
         values = self._value(left, table), self._value(right, table)
         kinds = kind_of(values[0]), kind_of(values[1])
         if kinds == ("a time", "text"):
@@ -199,7 +199,7 @@ class Expression:
         return at_node(self._stripped, node, f"{self._source(node)!r} is not supported; {_grammar()}")
 
     def _words(self, node: ast.expr, error: Exception, table: pa.Table) -> str:
-        """Arrow names its kernels and types; a person wrote columns and operators."""
+        """Reword an Arrow error, which names kernels and types, in terms of the user's columns and operators."""
         if str(error) == "overflow":
             return f"{self._source(node)!r} leaves the range of 64-bit integers in some row"
         if not isinstance(error, pa.ArrowNotImplementedError):
@@ -227,13 +227,13 @@ def _as_time(text: Value, kind: pa.DataType) -> Value:
 
 
 def _matches(text: Value, regex: str) -> Value:
-    """RE2 matches in time linear in the text, whatever the expression."""
+    """RE2 matches in linear time, whatever the regular expression."""
     pc.match_substring_regex(pa.array([""]), regex)  # so that a bad expression fails on zero rows too
     return pc.match_substring_regex(text, regex)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values of a dictionary, which Arrow's functions do not take."""
+    """The plain values of a dictionary column, which Arrow's functions do not accept."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 

@@ -1,4 +1,4 @@
-"""Filters: what decides about each row by itself, during a scan."""
+"""Filters decide about each row by itself, during a scan."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,7 +30,7 @@ class Filter(Protocol):
         """Columns that `keep` reads."""
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Per row of the table, whether it stays."""
+        """For each row of the table, whether it stays."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class IsKept:
     columns: frozenset[str] = frozenset({"status"})
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Rows with status ok."""
+        """True for rows with status `ok`."""
         return to_mask(pc.equal(table["status"], KEPT_STATUS))
 
 
@@ -58,13 +58,13 @@ class Where:
         return self.expression.columns
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Null counts as false."""
+        """True where the expression is true; null counts as false."""
         return to_mask(self.expression.evaluate(table))
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Keeps the rows at or above a key of an order."""
+    """Keeps the rows at or above a given key of an order."""
 
     step: int
     order: Order
@@ -76,7 +76,7 @@ class AtLeast:
         return self.order.columns
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Compares each row's key with the limit."""
+        """Compare each row's key with the limit."""
         return ~below(self.order.keys(table), self.key)
 
 
@@ -89,7 +89,7 @@ class NotDuplicate:
     columns: frozenset[str] = frozenset()
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
-        """Looks the row indices up."""
+        """Look up the row indices."""
         return ~np.isin(row_indices, self.duplicates)
 
 

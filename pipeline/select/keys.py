@@ -13,7 +13,7 @@ from pairmill.pipeline.select.numbers import as_doubles, is_number
 U64 = npt.NDArray[np.uint64]
 
 RANK = np.dtype([("rank", "<u8"), ("rest", "<u2")])
-"""A score: the bits of a float64, reordered, and what a 64-bit integer has beyond it."""
+"""A score: the reordered bits of a float64, and the part of a 64-bit integer that it cannot represent."""
 
 Ranks = npt.NDArray[np.void]
 """(rows,) of RANK."""
@@ -21,10 +21,10 @@ Ranks = npt.NDArray[np.void]
 _REST = 0x7FF
 
 HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
-"""Our own columns of hex digits."""
+"""pairmill's own columns of hex digits."""
 
 TIES, SAMPLE, SHUFFLE = 1, 2, 3
-"""What a uid's hash is for. Each purpose has its own hash: a row that wins ties must not be likelier to be sampled."""
+"""Purposes of uid hashes. Each has its own hash: a row that wins ties must not be more likely to be sampled."""
 
 _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -33,9 +33,9 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 def identities(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
     """128 bits per value of the column `name`, as (high, low), each (rows,).
 
-    Of HEX_COLUMNS the first 32 digits, of any other column the BLAKE2b-128 of the value as text. Equal values have
-    equal identities; different values have different ones, except for collisions of a 128-bit hash. The identity of
-    null is undefined. Raises ValueError where a hex column holds anything else.
+    These are the first 32 digits of HEX_COLUMNS, and the BLAKE2b-128 of the value as text for all other columns. Equal
+    values have equal identities; different values have different ones, except for collisions of a 128-bit hash. The
+    identity of null is undefined. Raises ValueError if a hex column contains anything else.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if name in HEX_COLUMNS:
@@ -60,13 +60,13 @@ def has_identity(kind: pa.DataType) -> bool:
 
 
 def is_comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Per value, whether it can equal another one: null and NaN equal nothing."""
+    """For each value, whether it can equal another one: null and NaN equal nothing."""
     valid = column.is_valid()
     return pc.and_not(valid, pc.is_nan(column).fill_null(False)) if pa.types.is_floating(column.type) else valid
 
 
 def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
-    """(high, low) from strings of 16, 32 or 64 hex digits, all of one length. Of 16, low is zero."""
+    """(high, low) from strings of 16, 32 or 64 hex digits, all of one length. With 16 digits, low is zero."""
     present = array.drop_null()
     if not len(present):
         return np.zeros(len(array), np.uint64), np.zeros(len(array), np.uint64)
@@ -128,7 +128,7 @@ def ranks(table: pa.Table, by: str) -> Ranks:
 
 
 def fill_ranks(keys: npt.NDArray[np.void], found: Ranks) -> None:
-    """Set the fields of RANK in an array that has them among others, (rows,)."""
+    """Set the fields of RANK in an array that has others too, (rows,)."""
     keys["rank"], keys["rest"] = found["rank"], found["rest"]
 
 

@@ -1,4 +1,4 @@
-"""Near duplicates by a 64-bit perceptual hash: exactly the pairs within a distance, found without comparing all pairs.
+"""Near duplicates by 64-bit perceptual hash: finds exactly the pairs within a distance, without comparing all pairs.
 
 Cut two hashes into d + 2 bands: if they differ in at most d bits, at least two bands are equal (the pigeonhole
 principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So for every two bands,
@@ -20,8 +20,8 @@ from pairmill.pipeline.select.keys import RANK, U64, mix
 from pairmill.pipeline.select.outputs import Array, DedupKeys
 
 NEAR_PAIR = np.dtype([*RANK.descr, ("better", "<i8"), ("worse", "<i8")])
-"""Two rows within the distance, by row index, and the rank of `better`: the higher rank or, of equal ranks, the lower
-index."""
+"""Indices of two rows within the distance, and the rank of `better`: the row with the higher rank or, of equal ranks,
+the lower index."""
 
 HASH_BITS = 64
 
@@ -61,7 +61,7 @@ class BandKeys:
 def near_pairs(distance: int, mask: int, *parts: Array) -> Array:
     """The NEAR_PAIRs of one partition that agree under the mask and differ in 1 to `distance` bits.
 
-    A pair that agrees under several masks is reported for the first of them only.
+    A pair that agrees under several masks is reported only for the first of them.
     """
     rows = np.concatenate(parts)
     rows = rows[np.argsort(rows["high"], kind="stable")]
@@ -82,11 +82,11 @@ def near_pairs(distance: int, mask: int, *parts: Array) -> Array:
 
 
 def greedy_clusters(pairs: Array, groups: Array) -> tuple[RowIndices, Array]:
-    """From the best row down, each row that is not dropped yet drops the rows near it.
+    """From the best row down, each row that has not been dropped drops the rows near it.
 
     Returns (rows to drop, sorted; DUPLICATE_GROUPs). A row is dropped only for a row that stays and is within the
     distance, so a chain of near pictures does not become one cluster. `groups`: the exact duplicates, which are
-    dropped already but count towards the size of a cluster.
+    already dropped but count towards the size of a cluster.
     """
     pairs = pairs[np.lexsort((pairs["worse"], pairs["better"], ~pairs["rest"], ~pairs["rank"]))]
     copies = dict(zip(groups["row_index"].tolist(), groups["rows"].tolist(), strict=True))
@@ -103,7 +103,7 @@ def greedy_clusters(pairs: Array, groups: Array) -> tuple[RowIndices, Array]:
 
 
 def _first_mask(differing: U64, distance: int) -> npt.NDArray[np.intp]:
-    """Per pair, the index of the first mask under which it agrees."""
+    """For each pair, the index of the first mask under which it agrees."""
     agrees = np.stack([differing & np.uint64(mask) == 0 for mask in band_masks(distance)])  # (masks, pairs)
     first: npt.NDArray[np.intp] = np.argmax(agrees, axis=0)
     return first

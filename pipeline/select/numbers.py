@@ -1,15 +1,15 @@
-"""Arithmetic and comparisons of numbers of any Arrow type, by the rules of DuckDB.
+"""Arithmetic and comparisons of numbers of any Arrow type, by DuckDB's rules.
 
-What two numbers have in common decides in which type they meet:
+The types of two numbers decide their common type:
 
     double with any              double
-    float or half with any       float: so a float32 column compares with 0.7 as with the float32 that is written 0.7
+    float or half with any       float: so 0.7 becomes a float32 when compared with a float32 column
     decimal, integer             decimal, exact
     uint64 with signed           decimal, exact
     other integers               int64
 
 A number that is written with a point, or has more than 64 bits, is a decimal. Nulls give null, and so does every
-comparison with NaN: unlike in DuckDB, where NaN is the largest number, it neither passes a threshold nor its opposite.
+comparison with NaN: in DuckDB NaN is the largest number, but here it passes neither a threshold nor its opposite.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ Value: TypeAlias = Any
 """A pyarrow Array, ChunkedArray or Scalar."""
 
 MAX_LITERAL_DIGITS = 38
-"""As in DuckDB. Integers with more are refused; with a point or exponent, they become a double."""
+"""As in DuckDB. Integers with more digits are refused; numbers with a point or exponent become doubles."""
 
 _DECIMAL128_DIGITS, _DECIMAL256_DIGITS = 38, 76
 _MISSING = pa.scalar(None, pa.bool_())
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether values of the type can be calculated with. Booleans are no numbers."""
+    """Whether the type supports arithmetic. Booleans are not numbers."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
@@ -41,7 +41,7 @@ def _are_numbers(*values: Value) -> bool:
 
 
 def integer_literal(number: int) -> pa.Scalar:
-    """The smallest of int64, uint64 and decimal that holds it. Raises OverflowError beyond MAX_LITERAL_DIGITS."""
+    """The number as int64, uint64 or decimal, the first that fits. Raises OverflowError beyond MAX_LITERAL_DIGITS."""
     if -(1 << 63) <= number < 1 << 64:
         return pa.scalar(number, pa.int64() if number < 1 << 63 else pa.uint64())
     if abs(number) >= 10**MAX_LITERAL_DIGITS:
@@ -50,7 +50,7 @@ def integer_literal(number: int) -> pa.Scalar:
 
 
 def decimal_literal(text: str) -> pa.Scalar:
-    """The decimal that is written, as `0.7` or `7e-1`; a double if it has more than MAX_LITERAL_DIGITS digits."""
+    """The exact decimal of `0.7` or `7e-1`; a double if it has more than MAX_LITERAL_DIGITS digits."""
     number = Decimal(text)
     _, digits, exponent = number.as_tuple()
     assert isinstance(exponent, int)  # infinity and NaN cannot be written
@@ -63,7 +63,7 @@ def decimal_literal(text: str) -> pa.Scalar:
 
 
 def compare(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
-    """`function`, such as `pc.less`, of two columns or literals of numbers; null where one is null or NaN."""
+    """Apply `function`, such as `pc.less`, to two numeric columns or literals; null where one is null or NaN."""
     left, right = _rounded_to_half(left, right), _rounded_to_half(right, left)
     kind = _comparable_type(left.type, right.type)
     left, right = _cast(left, kind), _cast(right, kind)
@@ -133,7 +133,7 @@ def _extreme(function: Callable[..., Value], values: tuple[Value, ...]) -> Value
 
 
 def _comparable_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type in which the values of both have the same order as by the table above."""
+    """A type in which the values of both have the same order as in their common type."""
     if (floating := _float_type(one, other)) is not None:
         return floating
     if pa.types.is_unsigned_integer(one) and pa.types.is_unsigned_integer(other):
@@ -147,10 +147,10 @@ def _comparable_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 def _for_arithmetic(
     left: Value, right: Value, digits_of: Callable[[pa.DataType, pa.DataType], int]
 ) -> tuple[Value, Value]:
-    """The operands in types that Arrow calculates with. `digits_of` gives the precision of a decimal result."""
+    """The operands in types that Arrow can calculate with. `digits_of` gives the precision of a decimal result."""
     one, other = left.type, right.type
     if not _are_numbers(left, right):
-        return left, right  # Arrow calculates with times, and refuses anything else
+        return left, right  # Arrow can calculate with times, and refuses anything else
     if (floating := _float_type(one, other)) is not None:
         return _cast(left, floating), _cast(right, floating)
     if pa.types.is_integer(one) and pa.types.is_integer(other) and pa.uint64() not in (one, other):
@@ -178,14 +178,14 @@ def _decimal_type(digits: int, scale: int) -> pa.DataType:
 
 
 def _float_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Of two types of which one is a floating-point type, the one to calculate in; None without such a type."""
+    """The floating-point type to calculate in; None if neither type is a floating-point type."""
     if pa.float64() in (one, other):
         return pa.float64()
     return pa.float32() if pa.types.is_floating(one) or pa.types.is_floating(other) else None
 
 
 def _widened(value: Value) -> Value:
-    """Integers as int64, or where these are too small, as decimals; halves as floats."""
+    """Integers as int64, or as decimals if int64 is too small; halves as floats."""
     if value.type == pa.uint64():
         return _cast(value, pa.decimal128(_digits(value.type), 0))
     if pa.types.is_integer(value.type):
@@ -194,7 +194,7 @@ def _widened(value: Value) -> Value:
 
 
 def _rounded_to_half(literal: Value, other: Value) -> Value:
-    """A decimal literal as the float16 that is written like it, if it is compared with a float16 column."""
+    """A decimal literal rounded to float16 if the other operand is a float16 column."""
     if other.type != pa.float16() or not (isinstance(literal, pa.Scalar) and pa.types.is_decimal(literal.type)):
         return literal
     with np.errstate(over="ignore"):
@@ -203,11 +203,11 @@ def _rounded_to_half(literal: Value, other: Value) -> Value:
 
 
 def _cast(value: Value, kind: pa.DataType) -> Value:
-    """To the type that an operation needs. Integers and decimals become the nearest floating-point number."""
+    """Cast to the type that an operation needs. Integers and decimals become the nearest floating-point number."""
     if value.type == kind:
         return value
     if pa.types.is_decimal(value.type) and pa.types.is_floating(kind):
-        return pc.cast(pc.cast(value, pa.string()), kind)  # Arrow's own cast makes 0.7000000000000001 of 0.7
+        return pc.cast(pc.cast(value, pa.string()), kind)  # Arrow's own cast turns 0.7 into 0.7000000000000001
     return pc.cast(value, kind, safe=not pa.types.is_floating(kind))
 
 
@@ -222,5 +222,5 @@ def _scale(kind: pa.DataType) -> int:
 
 
 def _whole_digits(one: pa.DataType, other: pa.DataType) -> int:
-    """Digits before the point."""
+    """Digits before the decimal point."""
     return max(_digits(one) - _scale(one), _digits(other) - _scale(other))

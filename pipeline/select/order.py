@@ -1,4 +1,4 @@
-"""A total order of rows, the same wherever a row is read."""
+"""A total order of rows that does not depend on where a row is read."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +18,7 @@ OrderKeys = npt.NDArray[np.void]
 
 
 class OrderKey(NamedTuple):
-    """One position in an order: rows compare by `rank` and `rest`, equal ones by `tie`. Higher is better."""
+    """One position in an order. Rows compare by `rank`, then `rest`, then `tie`. Higher is better."""
 
     rank: int
     rest: int
@@ -32,7 +32,7 @@ HIGHEST = OrderKey(2**64 - 1, 2**16 - 1, 2**64 - 1)
 
 @dataclass(frozen=True)
 class Order:
-    """By score, ties broken by a hash of the uid. Without a score, by that hash alone."""
+    """Orders rows by score, with ties broken by a hash of the uid. Without a score, by that hash alone."""
 
     by: str | None
     seed: int = 0
@@ -51,7 +51,7 @@ class Order:
 
 
 def below(keys: OrderKeys, limit: OrderKey) -> npt.NDArray[np.bool_]:
-    """Per key, whether it is lower than `limit`."""
+    """For each key, whether it is lower than `limit`."""
     result = np.zeros(len(keys), np.bool_)
     for name, value in zip(reversed(OrderKey._fields), reversed(limit), strict=True):
         column = keys[name]
@@ -61,7 +61,7 @@ def below(keys: OrderKeys, limit: OrderKey) -> npt.NDArray[np.bool_]:
 
 
 def equal(keys: OrderKeys, key: OrderKey) -> npt.NDArray[np.bool_]:
-    """Per key, whether it is this one."""
+    """For each key, whether it equals `key`."""
     result = np.ones(len(keys), np.bool_)
     for name, value in zip(OrderKey._fields, key, strict=True):
         result &= keys[name] == keys.dtype[name].type(value)

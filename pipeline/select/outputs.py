@@ -1,4 +1,4 @@
-"""Scan outputs: what a scan collects of the remaining rows, for the next step to decide with."""
+"""Scan outputs: the data that a scan collects about the remaining rows, so that the next step can decide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey, below, eq
 Array = npt.NDArray[Any]
 
 DEDUP_KEY = np.dtype([("high", "<u8"), ("low", "<u8"), *RANK.descr, ("row_index", "<i8")])
-"""128 bits that duplicates share, the rank of the row's score (0 without one), and the row."""
+"""128 bits that duplicates share, the rank of the row's score (0 if it has none), and the row's index."""
 
 _SAMPLE_SALT = np.uint64(0x9A1B)
 
 
 class ScanOutput(Protocol):
-    """What a scan collects of the remaining rows."""
+    """The data that a scan collects about the remaining rows."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -70,7 +70,7 @@ class SampledKeys:
 
 @dataclass(frozen=True)
 class KeysWithin:
-    """The keys within [lowest, highest] of an order, and how many keys are above."""
+    """The keys of an order within [lowest, highest], and the number of keys above."""
 
     order: Order
     lowest: OrderKey
@@ -91,7 +91,10 @@ class KeysWithin:
 
 @dataclass(frozen=True)
 class DedupKeys:
-    """DEDUP_KEYs of a column, split by hash into `partitions`; this scan collects those from `first` up to `last`."""
+    """DEDUP_KEYs of a column, split by hash into `partitions`.
+
+    Collects the partitions from `first` up to, but not including, `last`.
+    """
 
     by: str
     best: str | None
@@ -115,7 +118,7 @@ class DedupKeys:
         return self.split(keys, mix(keys["high"] ^ keys["low"]))
 
     def keys(self, table: pa.Table, row_indices: RowIndices) -> Array:
-        """DEDUP_KEYs. Rows with a null or NaN are left out: these are duplicates of nothing."""
+        """The DEDUP_KEYs of a table. Rows with a null or NaN are left out, since they have no duplicates."""
         valid = to_mask(is_comparable(table[self.by]))
         keys = np.empty(int(valid.sum()), DEDUP_KEY)
         high, low = identities(table[self.by], self.by)
@@ -124,6 +127,6 @@ class DedupKeys:
         return keys
 
     def split(self, keys: Array, hashes: U64) -> list[Array]:
-        """The keys of each collected partition, by their hashes."""
+        """Split the keys by hash into the collected partitions."""
         partition = hashes % np.uint64(self.partitions)
         return [keys[partition == number] for number in range(self.first, self.last)]

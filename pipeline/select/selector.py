@@ -1,4 +1,4 @@
-"""Runs the steps of a select job: scans collect what a step must know about all rows, and the results are merged."""
+"""Runs the steps of a select job: scans collect what a step needs to know about all rows, and it merges the results."""
 
 import math
 from collections import Counter
@@ -22,12 +22,12 @@ from pairmill.schemas.subset import Dedup, Sample, SelectStep, Top
 
 PARTITION_ROWS = 2_000_000
 SAMPLED_ROWS = 200_000
-"""With so many sampled keys, the window around a quantile has less than two percent of the rows."""
+"""With this many sampled keys, the window around a quantile has less than two percent of the rows."""
 WINDOW_SIGMAS = 5.0
 """Half width of that window, in standard errors."""
 
 KEPT_STEP, UID_STEP = 0, 1
-"""Numbers of the steps that every job begins with: only kept rows, and one row per uid. The job's own begin at 2."""
+"""Numbers of the steps that every job begins with: only kept rows, then one row per uid. The job's own start at 2."""
 
 
 @dataclass
@@ -39,13 +39,13 @@ class Selector:
     on_step: Callable[[int], None]
     """Called with a step's number before it runs."""
     drop_step: list[Handle[DropStep] | None]
-    """Per chunk. None before the first scan: no row is dropped yet."""
+    """For each chunk. None before the first scan: no row has been dropped."""
     filters: list[Filter] = field(default_factory=list)
-    """Not applied yet, in the order of their steps."""
+    """Filters that are not applied yet, in the order of their steps."""
     duplicates: list[list[Handle[RowIndices] | RowIndices]] = field(default_factory=list)
-    """Per chunk, the rows that the NotDuplicate among the filters will drop."""
+    """For each chunk, the rows that the pending NotDuplicate filter will drop."""
     counts: Counter[int] = field(default_factory=Counter)
-    """Step -> rows that it dropped so far; NOT_DROPPED -> the remaining rows."""
+    """Step -> number of rows dropped so far; NOT_DROPPED -> number of remaining rows."""
     thresholds: dict[int, float | None] = field(default_factory=dict)
     """Step -> the lowest score that stays."""
     clusters: dict[int, Array] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Selector:
     def start(
         cls, tasks: Tasks, chunks: Sequence[Chunk], on_step: Callable[[int], None] = lambda number: None
     ) -> "Selector":
-        """With no row dropped."""
+        """A selector that has not dropped any row."""
         return cls(tasks, chunks, on_step, [None] * len(chunks), duplicates=[[] for _ in chunks])
 
     def run(self, only_kept: bool, steps: Sequence[SelectStep]) -> None:
@@ -87,7 +87,7 @@ class Selector:
         return [chunk.first_row_index for chunk in self.chunks]
 
     def _scan(self, output: ScanOutput) -> list[list[Handle[Array]]]:
-        """Apply the filters that wait. Returns per chunk the handles of the output's arrays."""
+        """Apply the pending filters. Returns the handles of the output's arrays for each chunk."""
         calls = [
             (chunk, drop_step, self.filters, output, *duplicates)
             for chunk, drop_step, duplicates in zip(self.chunks, self.drop_step, self.duplicates, strict=True)
@@ -99,7 +99,7 @@ class Selector:
         return [result[2:] for result in results]
 
     def _scan_sorted(self, output: ScanOutput) -> list[Array]:
-        """Scan, and bring the output of all chunks here, each array sorted. Only for small outputs."""
+        """Scan, and fetch the output of all chunks, each array sorted. Only for small outputs."""
         results = self._scan(output)
         columns = zip(*results, strict=True) if results else iter([[] for _ in output.dtypes])
         return [
@@ -109,7 +109,7 @@ class Selector:
 
     def _top(self, step: int, order: Order, share: Top | Sample) -> None:
         """Find the key of the last row to keep. A random sample of the keys gives a window that almost surely contains
-        it; all keys within the window then give it exactly (Floyd and Rivest 1975, "Expected time bounds for
+        it; all keys within the window then determine it exactly (Floyd and Rivest 1975, "Expected time bounds for
         selection")."""
         sampled = self._scan_sorted(SampledKeys(order, SAMPLED_ROWS / max(1, self.num_rows)))[0]
         remaining = self.counts[NOT_DROPPED]
@@ -144,7 +144,7 @@ class Selector:
         self.duplicates = [[rows] for rows in split_by_chunk(dropped, self.chunk_starts)]
 
     def _exact_duplicates(self, number: int, step: Dedup) -> list[Handle[Array]]:
-        """Add a filter that drops them. Returns handles of the DUPLICATE_GROUPs."""
+        """Add a filter that drops exact duplicates. Returns handles of the DUPLICATE_GROUPs."""
         groups: list[Handle[Array]] = []
         duplicates: list[list[Handle[RowIndices] | RowIndices]] = [[] for _ in self.chunks]
         for keys in self._partitions(step):

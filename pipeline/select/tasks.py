@@ -1,4 +1,4 @@
-"""How the functions of a select job run: in a plain loop here, or spread over a cluster by the engine."""
+"""How the functions of a select job run: in a plain loop here, or distributed over a cluster by the engine."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -9,18 +9,18 @@ T = TypeVar("T")
 class Handle(Generic[T]):
     """Refers to the result of a call. Opaque: only `Tasks.get`, or a later call, turns it into the result.
 
-    A type for the checker alone: a Ray handle is an ObjectRef, a local one the result itself.
+    Only the type checker uses this type: a Ray handle is an ObjectRef, a local one the result itself.
     """
 
 
 class Tasks(Protocol):
     """Runs pure functions, perhaps each call on another machine, and passes their results to later calls.
 
-    A handle among the arguments of a call (not inside of one) is replaced by its result.
+    A handle that is itself an argument of a call (not inside one) is replaced by its result.
     """
 
     memory_bytes: int
-    """How much the results of one round of calls may take together."""
+    """Total memory that the results of one round of calls may take."""
 
     def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
         """Start one call per item; returns a handle per call, in order."""
@@ -35,11 +35,11 @@ class Tasks(Protocol):
 
 
 OnPart = Callable[[int, int], None]
-"""Takes how many calls of a round are done, and how many there are."""
+"""Receives the number of calls in a round that are done, and their total number."""
 
 
 def ignore_part(done: int, total: int) -> None:
-    """For callers that do not want to know."""
+    """Do nothing; the default for callers that show no progress."""
 
 
 class LocalTasks:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NOT_PLAIN = r"[^ -~]|  |^ | $"
-"""Anything but printable ASCII, or a doubled, leading or trailing space."""
+"""A character that is not printable ASCII, or a doubled, leading or trailing space."""
 
 # Invisible and meaningless to readers: control characters other than white space (C0, DEL, C1), soft hyphens and
 # direction marks. ZWJ and ZWNJ stay, because emoji sequences and Persian spelling need them.
@@ -32,7 +32,7 @@ _LONG_NUMBER = re.compile(r"&#([0-9]{8,});?")
 def clean_captions(raw: pa.Array) -> pa.Array:
     """Clean a string column, keeping length and order. Null stays null; a caption with nothing left becomes "".
 
-    HTML entities are decoded (twice at most, for pages that escape twice), control characters are removed, every run of
+    HTML entities are decoded (at most twice, for pages that escape twice), control characters are removed, every run of
     white space (including no-break and zero-width spaces) becomes one space, ends are trimmed, and the result is NFC.
     """
     captions = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw

@@ -21,7 +21,7 @@ class ColumnType:
 
 
 def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
-    """Widen the type of a column to hold this file's values. Raises SourceError that names both files."""
+    """Widen the type of a column to fit this file's values. Raises SourceError that names both files."""
     found = plain_type(file.schema.field(name).type)
     known = types.setdefault(name, ColumnType(found, file.uri, found))
     common = common_type(known.type, found)
@@ -31,9 +31,9 @@ def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
 
 
 def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> None:
-    """Where the common type cannot hold every value of a file's type, check that it holds those of the file.
+    """Raise SourceError, naming both files, if a column's common type cannot store every value of some file.
 
-    Raises SourceError that names both files.
+    Reads values only where the types alone do not decide.
     """
     for file in inputs:
         for name in file.schema.names:
@@ -45,7 +45,7 @@ def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> N
             ):
                 other = next(each for each in inputs if _type_of(each, name) not in (None, found))
                 known = replace(types[name], uri=other.uri, found=_type_of(other, name))
-                raise _conflict(name, known, file, found, ", and no type holds the values of both")
+                raise _conflict(name, known, file, found, ", and no type can store the values of both")
 
 
 def _type_of(file: InputFile, name: str) -> pa.DataType | None:

@@ -1,7 +1,8 @@
-"""What the columns of a dataset mean: decided once, over all its files, and stored in its plan.
+"""The meaning of a dataset's columns: decided once, over all its files, and stored in its plan.
 
-So all workers read the same columns with the same types, whatever is in their shards. Names are matched exactly, else
-ignoring case and outer blanks, else treating blanks and hyphens as underscores too (`Image Link` is `image_link`).
+All workers therefore read the same columns with the same types, whatever is in their shards. Names are matched
+exactly, else ignoring case and outer blanks, else also treating blanks and hyphens as underscores (`Image Link` is
+`image_link`).
 Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in the first
 file.
 """
@@ -48,7 +49,7 @@ def find_column(names: Iterable[str], name: str) -> str | None:
 
 
 def has_needed_column(config: SourceConfig, names: Sequence[str]) -> bool:
-    """Whether these columns include one of URLs, or for a corpus, one of captions."""
+    """Whether these columns include a URL column, or for a corpus, a caption column."""
     given, usual = (config.caption_column, CAPTION_NAMES) if config.is_corpus else (config.url_column, URL_NAMES)
     return _first(given, usual, names) is not None
 
@@ -123,7 +124,7 @@ def misfit(mapping: ColumnMapping, file: InputFile) -> str | None:
 
 
 def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
-    """Raises SourceError for a file that has URLs but no pictures, unless the job names its caption column."""
+    """Raise SourceError for a file that has URLs but no pictures, unless the job names its caption column."""
     if config.caption_column is not None:
         return
     url = _first(config.url_column, URL_NAMES, file.schema.names)
@@ -221,7 +222,7 @@ def _choose(
 
 
 def _hint(file: InputFile) -> str:
-    """What to do with a file that has no URL column."""
+    """Advice for a file that has no URL column."""
     if file.kind in ("csv", "tsv"):
         return f" Are the column names on the first line, separated by {file.delimiter!r} (source.delimiter)?"
     if file.kind == "parquet" and (pictures := [each.name for each in file.schema if can_contain_pictures(each.type)]):
@@ -239,7 +240,7 @@ def _check_distinct(roles: dict[str, str | None], license_: str | None) -> None:
 
 
 def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str | None, uid: str | None) -> None:
-    """Check that a file has all columns in use, else its rows would be lost. Lists of URLs have no captions."""
+    """Check that a file has all columns in use; otherwise its rows would be lost. Lists of URLs have no captions."""
     for setting, name, found in _roles(columns, url, caption, uid):
         if not name:  # a corpus without URLs
             continue
@@ -259,7 +260,7 @@ def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str |
 
 
 def _missing_checksums(file: InputFile, column: str) -> str | None:
-    """A file without the column would not be checked, so the name must be exactly the same in all files."""
+    """The problem of a file without this exact column name, or None: its pictures would go unchecked."""
     if column in file.schema.names:
         return None
     return f"{file.uri}: no column {column!r} (source.sha256_column); it has {shown(file.schema.names)}"

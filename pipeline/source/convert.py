@@ -88,7 +88,7 @@ def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, 
 def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: int, store: Store) -> None:
     """Convert `source` to the file `name` of the store. Row groups have about `shard_rows` rows.
 
-    If another driver was faster, its file stays: it is the same. Raises SourceError, and writes nothing, if the source
+    If another driver was faster, its identical file stays. Raises SourceError, and writes nothing, if the source
     cannot be read to its end.
     """
     schema = _converted_schema(source, mapping)
@@ -176,7 +176,7 @@ def _converted_schema(source: InputFile, mapping: ColumnMapping) -> pa.Schema:
 
 
 def _batches(records: Iterable[Record], shard_rows: int) -> Iterator[list[Record]]:
-    """Row groups: a multiple of `shard_rows` if that is small, and fewer rows if they are long."""
+    """Row groups: a multiple of `shard_rows` if that is small, or fewer rows if they are long."""
     max_rows = shard_rows * -(-1_024 // shard_rows)
     batch: list[Record] = []
     num_bytes = 0

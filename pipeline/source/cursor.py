@@ -24,8 +24,8 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
-"""Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once. For pictures a bound, since
-averages say nothing about a single one; for other columns an estimate."""
+"""Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once. A hard limit for pictures,
+since averages say nothing about a single one; an estimate for other columns."""
 
 
 class ReadError(PairmillError, RuntimeError):
@@ -35,8 +35,8 @@ class ReadError(PairmillError, RuntimeError):
 
 
 class UnreachableInput(ReadError):
-    """The file may be sound, but its storage denies access or does not answer. The next file's may not either, so such
-    failures count towards `run.max_failed_shards_in_a_row`."""
+    """The file may be sound, but its storage denies access or does not answer. The next file will probably fail too, so
+    such failures count towards `run.max_failed_shards_in_a_row`."""
 
     kind = FailureKind.MACHINE
 
@@ -64,7 +64,7 @@ class Cursor:
                 _check_same(store.files, self.path, self._file, fingerprint)
             self._parquet = self._reader(INT96_UNIT)
             self._int96 = int96_columns(self._parquet)
-            # Once more in nanoseconds, to find those that are lost in INT96_UNIT.
+            # Read again in nanoseconds, to find digits that INT96_UNIT loses.
             self._finer = self._reader(None) if self._int96 else None
         except (pa.ArrowException, OSError) as error:
             self._file.close()
@@ -96,13 +96,13 @@ class Cursor:
         return list(self._parquet.schema_arrow.names)
 
     def _batch_rows(self, group: int, num_rows: int) -> int:
-        """How many rows to read at once, from this row group on. The sizes of single pictures are in no footer."""
+        """How many rows to read at once, from this row group on. No footer gives the sizes of single pictures."""
         metadata = self._parquet.metadata
         size = min(num_rows, _BATCH_ROWS)
         has_pictures = any(can_contain_pictures(field.type) for field in self._parquet.schema_arrow)
         for number in range(group, metadata.num_row_groups):
             of_group = metadata.row_group(number)
-            # No picture is larger than its row group: a dictionary may hold it once for many rows.
+            # No picture is larger than its row group: a dictionary may store it once for many rows.
             row_bytes = of_group.total_byte_size // (1 if has_pictures else max(of_group.num_rows, 1)) + 1
             size = min(size, max(1, _BATCH_BYTES // row_bytes))
         return size

@@ -15,7 +15,7 @@ _SHARDS_PER_ACTOR = 4
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
     """Shards, output files, memory per download actor, columns, a better `shard_rows` if there is one, detected
-    formats, and what is passed over."""
+    formats, and files that are passed over."""
     told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs), *describe_left_out(plan.inputs)]
     seen = describe_passed_over(plan.seen, plan.rows_in_inputs, plan.parts, plan.passed_over)
     return "\n".join([_describe_shards(plan, job), *told, *([seen] if seen else [])])
@@ -38,7 +38,7 @@ def _describe_shards(plan: Plan, job: BuildJob) -> str:
 
 
 def _describe_pictures(mapping: ColumnMapping) -> str:
-    """Where the pictures of a corpus are."""
+    """Where the pictures of a corpus come from."""
     match mapping.pictures:
         case IndexedPictures():
             return "pictures from files, captions from the files beside them"

@@ -1,4 +1,4 @@
-"""Finds the input files and inspects Parquet.
+"""Finds the input files, and inspects those in Parquet.
 
 A dataset is one or more files: Parquet, CSV, TSV, JSON (lines or an array) or plain lists of URLs. All but Parquet may
 be gzipped.
@@ -60,13 +60,13 @@ class SourceError(PairmillError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One input file, and what is known from its footer (Parquet), header (CSV, TSV) or a first pass (JSON)."""
+    """One input file, as described by its footer (Parquet), its header (CSV, TSV) or a first pass (JSON)."""
 
     uri: str
     kind: Kind
     schema: pa.Schema
     num_rows: int | None
-    """None: unknown until the file is converted."""
+    """None until the file is converted."""
     files: Files
     list_columns: frozenset[str] = frozenset()
     """JSON: columns with a list in at least one row."""
@@ -75,7 +75,7 @@ class InputFile:
     delimiter: str | None = None
     """CSV, TSV: the character between fields."""
     partitions: tuple[str, ...] = ()
-    """Names of the columns, the last in `schema`, whose value is in the file's path; see `partitions.py`."""
+    """Names of the columns whose value is in the file's path, the last ones in `schema`; see `partitions.py`."""
 
     @property
     def own_names(self) -> list[str]:
@@ -109,10 +109,10 @@ class Inputs:
     files: list[str] = field(default_factory=list)
     """Absolute paths or URLs, without duplicates: in the order of `source.paths`, sorted within each."""
     passed_over: dict[str, PassedOver] = field(default_factory=dict)
-    """What else was found at these paths."""
+    """Everything else that was found at these paths."""
 
     def add(self, files: Iterable[str], listing: Listing) -> None:
-        """Add the files of one path that are used; its others are passed over."""
+        """Add the files of one path that are used, and pass over its others."""
         used = set(files)
         self.files = list(dict.fromkeys([*self.files, *files]))
         listing.pass_over([uri for uri in listing.files if uri not in used], PassedOver.OTHER_KIND)
@@ -120,7 +120,7 @@ class Inputs:
 
     def counts(self) -> Counter[str]:
         """Reason -> files and folders that are passed over."""
-        used = set(self.files)  # perhaps by another path
+        used = set(self.files)  # perhaps under another path
         return Counter(reason.value for uri, reason in self.passed_over.items() if uri not in used)
 
 
@@ -128,7 +128,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
     """All input files.
 
     `exclude`: the output folder, which may be inside an input folder. The `.json` files of a folder count only if there
-    are no other formats, which they would otherwise describe. Raises SourceError.
+    are no other formats: beside those, they are mostly descriptions. Raises SourceError.
     """
     found = Inputs()
     for path in paths:
@@ -145,12 +145,12 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
             )
         found.add(uris, listing)
     if not found.files:
-        raise SourceError(f"source.paths: there is nothing but the output folder {exclude}")
+        raise SourceError(f"source.paths: contains nothing but the output folder {exclude}")
     return found
 
 
 def listed(path: str, files: Files, exclude: str) -> Listing:
-    """What is at the path, outside the folder `exclude`. Raises SourceError if there is nothing."""
+    """List a path, without the folder `exclude`. Raises SourceError if there is nothing."""
     try:
         return list_path(path, files, exclude)
     except FileNotFoundError as error:
@@ -192,7 +192,7 @@ def inspect_parquet(uri: str, files: Files) -> InputFile:
 
 
 def with_partitions(file: InputFile) -> InputFile:
-    """The file with a text column for each partition of its path, unless it has a column of that name itself."""
+    """The file with a text column for each partition of its path, unless it has its own column of that name."""
     names = tuple(name for name in partitions_of(file.uri) if name not in file.schema.names)
     schema = pa.schema([*file.schema, *(pa.field(name, pa.string()) for name in names)])
     return replace(file, schema=schema, partitions=names)

@@ -1,6 +1,6 @@
 """The uids of a shard's rows: the row's own, or one that `uid.py` computes.
 
-uids that depend on the picture stay empty until it is read: `corpus/load.py` fills them in.
+Uids that depend on the picture stay empty until it is read: `corpus/load.py` fills them in.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from pairmill.pipeline.source.uid import caption_uid, is_blank, own_uid, pair_ui
 
 @dataclass(frozen=True, slots=True)
 class FoundUids:
-    """uids of rows, in order."""
+    """Uids of rows, in order."""
 
     uids: list[str]
     """Empty where they depend on the picture."""
     problems: pa.Array
-    """string: a row's own uid that is none; else null."""
+    """string: the row's own uid if it is not a valid one, else null."""
 
 
 class Identities:
@@ -32,7 +32,7 @@ class Identities:
         self._has_pictures = not isinstance(mapping.pictures, (WebPictures, NoPictures))
 
     def of(self, urls: pa.Array, captions: pa.Array, own: pa.Array | None, indexes: pa.Array) -> FoundUids:
-        """uids from large_binary arrays of URLs, captions and own uids, and int32 caption indexes; all may be null."""
+        """Uids from large_binary arrays of URLs, captions and own uids, and int32 caption indexes; all may be null."""
         pairs = list(zip(urls.to_pylist(), captions.to_pylist(), strict=True))
         if own is None:
             return FoundUids([self._computed(*pair) for pair in pairs], pa.nulls(len(pairs), pa.string()))
@@ -70,7 +70,7 @@ def uid_texts(table: pa.Table, column: str | None) -> pa.Array:
         return _as_bytes([None if value is None else value.hex() for value in values.to_pylist()])
     try:
         return values.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and the like, kept as evidence
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # numbers and so on, kept as evidence
         return _as_bytes([None if value is None else str(value) for value in values.to_pylist()])
 
 

@@ -1,4 +1,4 @@
-"""Splits `.json` into the text of its objects: the elements of an array, or JSON lines. Streaming, in bounded memory.
+"""Splits `.json` into the text of its objects (the elements of an array, or JSON lines), streaming in bounded memory.
 
 Only quotes, brackets and the commas between elements matter here. The elements are parsed by the code for JSON lines,
 so a broken element, or one that is not UTF-8, costs only one row.
@@ -21,8 +21,8 @@ _WITHIN_ELEMENT = re.compile(rb'"' + _REST_OF_STRING + rb'|["\[\]{}]', re.DOTALL
 def split_json(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     """The elements of an array if the first character is `[`, else the lines.
 
-    Elements are truncated to MAX_RECORD_BYTES + 1. Raises SourceError for an array that does not end, or is followed by
-    anything.
+    Elements are truncated to MAX_RECORD_BYTES + 1. Raises SourceError for an array that does not end, or that
+    anything follows.
     """
     while (head := file.peek(1)) and head.isspace():
         file.read(len(head))
@@ -45,7 +45,7 @@ class _Splitter:
     def __init__(self) -> None:
         self.at_end = False
         self.rest = b""
-        """What comes after the array in the last chunk."""
+        """Bytes after the array in the last chunk."""
         self._element = bytearray()
         self._depth = 0
         """Open brackets in the element."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 _COLUMN = "column:"
 
 ALTERNATES_COLUMN = "image_alternates"
-"""In indexes and in flight: further pictures of the same key, as structs of STORED. The first that decodes is used."""
+"""In indexes and in flight: more pictures with the same key, as structs of STORED. The first that decodes is used."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class ColumnMapping:
     extra_columns: tuple[str, ...]
     pictures: PictureSource = ON_THE_WEB
     shared_urls: str | None = None
-    """File in the output folder with the URLs and captions that several pictures of the input have; None if there are
+    """File in the output folder with the URLs and captions that several input pictures share; None if there are
     none. See `shared_urls.py`."""
     has_partitions: bool = False
-    """Whether folder names such as `lang=en` count as columns. Not so in plans before 0.2."""
+    """Whether folder names such as `lang=en` count as columns. False in plans made before 0.2."""
     json_fields: Mapping[str, str] = field(default_factory=dict)
-    """Of a corpus of tars or folders: field of the JSON beside a picture -> its name in `extra_columns`."""
+    """For tars and folders: field of the JSON beside a picture -> its name in `extra_columns`."""
     has_checksums: bool = False
     """Whether the pairs have the column CHECKSUM; plans from before 0.2 do not say so."""
 

@@ -1,4 +1,4 @@
-"""Columns whose value is in the names of folders: `lang=en/part-0.parquet`, as Hive, Spark and pyarrow write it.
+"""Columns whose values are in folder names: `lang=en/part-0.parquet`, as Hive, Spark and pyarrow write them.
 
 Values are text, with percent-encoding undone; Hive's name for null is null.
 """
@@ -13,7 +13,7 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def partitions_of(uri: str) -> dict[str, str | None]:
-    """Name -> value, of the folders of a file's path or URL."""
+    """Name -> value, from the folders in a file's path or URL."""
     found = {}
     for folder in uri.split("/")[:-1]:
         if match := _PARTITION.fullmatch(folder):
@@ -23,7 +23,7 @@ def partitions_of(uri: str) -> dict[str, str | None]:
 
 
 def append_partitions(table: pa.Table, uri: str) -> pa.Table:
-    """The table of a file's rows with the partitions of its path, unless it has a column of that name itself."""
+    """The table of a file's rows with the partitions of its path, unless it has its own column of that name."""
     for name, value in partitions_of(uri).items():
         if name not in table.schema.names:
             table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))

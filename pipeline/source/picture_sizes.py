@@ -1,7 +1,7 @@
-"""How many bytes the pictures of a Parquet file have, row by row as far as its metadata tells, without reading them.
+"""Estimates the size of the pictures in a Parquet file from its metadata alone, without reading them.
 
-A footer has the size of each row group, and a page header that of each page. Pages are looked up only in row groups
-that are larger than a shard may be, so it takes a few hundred bytes of a file of ordinary size.
+The footer gives the size of each row group, and a page header the size of its page. Pages are looked up only in row
+groups that are larger than a shard may be, so a file of ordinary size costs a few hundred bytes.
 """
 
 from typing import IO, Any, TypeAlias
@@ -13,22 +13,22 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files
 
 MAX_SHARD_BYTES = 1 << 30
-"""Bytes of pictures in a planned shard, which several workers hold in memory."""
+"""Maximum bytes of pictures in a planned shard, which several workers keep in memory."""
 
 _HEADER_BYTES = 4_096
-"""More than any page header has without statistics."""
+"""More than any page header takes without statistics."""
 _MAX_FIELDS, _MAX_DEPTH = 100, 4
 _DATA_PAGE, _DATA_PAGE_V2 = 5, 8
 
 Struct: TypeAlias = dict[int, Any]
-"""Field number -> value, of a Thrift struct."""
+"""A Thrift struct: field number -> value."""
 
 
 def shard_ends(uri: str, files: Files, column: str, first_row: int, num_rows: int, shard_rows: int) -> list[int]:
-    """Where to cut `num_rows` rows from `first_row` on: the row after each shard, at most `shard_rows` each.
+    """Cut `num_rows` rows from `first_row` on into shards of at most `shard_rows`: the row after each shard.
 
-    A shard has MAX_SHARD_BYTES on average, and no more than that or one page even if all bytes of the pages that it
-    touches were its own.
+    Shards have at most MAX_SHARD_BYTES by the average of their pages. The pages that a shard touches have no more than
+    that in total either, unless it is within a single page.
     """
     rows, num_bytes = _cumulative_bytes(uri, files, column)
     ends, start, end = [], first_row, first_row + num_rows
@@ -44,7 +44,7 @@ def shard_ends(uri: str, files: Files, column: str, first_row: int, num_rows: in
 
 
 def _cumulative_bytes(uri: str, files: Files, column: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(rows, bytes of the pictures before that row), at the edges of row groups and large pages."""
+    """(rows, bytes of the pictures before each), at the edges of row groups and of pages in large row groups."""
     spans = [(0, 0)]
     with files.open(uri) as file, pq.ParquetFile(file) as parquet:
         leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
@@ -81,7 +81,7 @@ def _pages(file: IO[bytes], chunk: Any) -> list[tuple[int, int]]:
 
 
 def _struct(data: bytes, position: int, depth: int = 0) -> tuple[Struct, int]:
-    """A struct in Thrift's compact protocol, and the position behind it; of other types only what page headers have.
+    """A struct in Thrift's compact protocol, and the position after it. Knows only the types that page headers use.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """

@@ -1,6 +1,6 @@
 """Splits the input into shards, once: `plan/0.parquet`, and another file for each later extension.
 
-The rows of a plan file are its shards; its metadata has the meaning of the columns, and the input files that it adds.
+Each row of a plan file is a shard; its metadata has the meaning of the columns, and the input files that it adds.
 Plan files are create-only: if two drivers plan at the same time, one wins and the other reads its plan.
 """
 
@@ -43,7 +43,7 @@ class OtherJobError(PlanError):
 
 
 def load_plan(store: Store) -> Plan:
-    """The plan of an output folder. Raises PlanError if there is none, or if it is incomplete or too new."""
+    """Load the plan of an output folder. Raises PlanError if there is none, or if it is incomplete or too new."""
     plan = load(store)
     if plan is None:
         raise PlanError(f"{store.root} has no plan: it is not the output folder of a build or embed")
@@ -51,12 +51,12 @@ def load_plan(store: Store) -> Plan:
 
 
 def make_plan(record: JobRecord, store: Store) -> Plan:
-    """Plan the job's input, or extend an existing plan with the input added since.
+    """Plan the job's input, or extend an existing plan with input added since.
 
-    `record` goes into the plan, which so decides which job an output folder belongs to. Text formats are converted.
-    Rows above `source.limit_rows` stay unplanned; lowering the limit later does not remove planned rows. Raises
-    SourceError for an unusable input, PlanError for a planned file that was changed or removed, and OtherJobError for
-    the plan of another job.
+    `record` is stored in the plan, and so ties the output folder to this job. Text formats are converted. Rows beyond
+    `source.limit_rows` stay unplanned; lowering the limit later does not remove planned rows. Raises SourceError for
+    unusable input, PlanError for a planned file that was changed or removed, and OtherJobError if the plan is another
+    job's.
     """
     job = record.job
     corpus = Corpus(job.source, store.files) if job.source.is_corpus else None
@@ -76,7 +76,7 @@ def make_plan(record: JobRecord, store: Store) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """Rows of one file to split into shards. `rows_in_file` is None for a file that already has shards."""
+    """Rows of one file, to be split into shards. `rows_in_file` is None for a file that already has shards."""
 
     source: str
     uri: str
@@ -87,20 +87,20 @@ class _Slice:
 
 @dataclass
 class _Planner:
-    """What one call of `make_plan` knows about the input; reused if another driver's plan comes first."""
+    """The state of one call of `make_plan`; reused if another driver's plan comes first."""
 
     record: JobRecord
     store: Store
     sources: list[str]
     corpus: Corpus | None
     passed_over: Counter[str]
-    """Reason -> files and folders that the listing showed and that are not planned."""
+    """Reason -> number of listed files and folders that are not planned."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     inspected: dict[str, InputFile] = field(default_factory=dict)
     planned_uris: list[str] = field(default_factory=list)
-    """The files with rows of the plan so far."""
+    """Parquet files that already have rows in the plan."""
     without_rows: dict[str, Tally] = field(default_factory=dict)
-    """Tars and folders that have no rows, so that they are not in the plan."""
+    """Tars and folders that are not in the plan because they have no rows."""
 
     @property
     def job(self) -> BuildJob:
@@ -272,13 +272,13 @@ class _Planner:
         return to_bytes(pa.concat_tables(tables), mapping, inputs, self.record, passed_over)
 
     def _left_out_fields(self, uri: str, mapping: ColumnMapping) -> int:
-        """Values of an index's JSON that are too large, and fields that the plan has no columns for."""
+        """Number of values in an index's JSON that are too large, plus fields that have no column in the plan."""
         assert self.corpus is not None
         notes = self.corpus.fields(uri, self.store)
         return notes.left_out + len([name for name in notes.columns() if name not in mapping.json_fields])
 
     def _ends(self, piece: _Slice, mapping: ColumnMapping) -> Sequence[int]:
-        """The row after each shard of a slice: the last shard has the rest."""
+        """The row after each shard of a slice; the last shard gets the remainder."""
         end, shard_rows = piece.first_row + piece.num_rows, self.job.shard_rows
         if isinstance(mapping.pictures, ColumnPictures):
             uri, column = resolve(self.store, piece.uri), mapping.pictures.column
@@ -292,7 +292,7 @@ def _inspect(uri: str, files: Files, config: SourceConfig) -> InputFile:
 
 
 def _continue_partial(plan: Plan, budget: int | None) -> list[_Slice]:
-    """Rows that limit_rows left unplanned, of files that are in the plan."""
+    """Rows of planned files that limit_rows left unplanned."""
     planned = plan.shards.group_by("uri").aggregate([("num_rows", "sum")])
     done = dict(zip(planned["uri"].to_pylist(), planned["num_rows_sum"].to_pylist(), strict=True))
     slices = []

@@ -1,6 +1,6 @@
 """Reads and writes `plan/K.parquet`.
 
-The rows are shards. The metadata has the meaning of the columns (the same in every file), and the input files that this
+Each row is a shard. The metadata has the meaning of the columns (the same in every file), and the input files that this
 plan file adds.
 """
 
@@ -53,15 +53,15 @@ class PlannedInput:
     delimiter: str | None = None
     """Delimiter of a CSV or TSV file, if not the usual one for its extension."""
     parts: int = 0
-    """Of a tar or folder: its entries that are part of the row of another, such as captions."""
+    """Entries of a tar or folder that belong to another entry's row, such as captions."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
-    """Of a tar or folder: reason -> entries that are not used."""
+    """Reason -> number of unused entries, in a tar or folder."""
     uncaptioned: int = 0
-    """Of a tar or folder: rows without a caption although there is JSON."""
+    """Rows of a tar or folder that have JSON but no caption."""
     json_keys: Sequence[str] = ()
     """Some keys of that JSON."""
     left_out_fields: int = 0
-    """Of a tar or folder: values of the JSON beside pictures that are in no column."""
+    """Values of the JSON in a tar or folder that are in no column."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Plan:
     mapping: ColumnMapping
     inputs: tuple[PlannedInput, ...]
     num_files: int
-    """Number of `plan/K.parquet`."""
+    """Number of plan files, `plan/K.parquet`."""
     record: JobRecord
-    """The record of the job that planned it. `job.yaml` is a copy for people."""
+    """The record of the job that made this plan. `job.yaml` is a copy for people."""
     unplanned: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> files and folders among `source.paths` that are not in the plan, when it was last extended."""
+    """Reason -> number of files and folders in `source.paths` left out when the plan was last extended."""
 
     @property
     def rows_in_inputs(self) -> int:
@@ -86,12 +86,12 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        """Entries of tars and folders that are part of the row of another, such as captions."""
+        """Entries of tars and folders that belong to another entry's row, such as captions."""
         return sum(file.parts for file in self.inputs)
 
     @property
     def passed_over(self) -> dict[str, int]:
-        """Reason -> what was seen and is neither a row nor a part of one."""
+        """Reason -> number of inputs that are neither a row nor a part of one."""
         total: Counter[str] = Counter(self.unplanned)
         for file in self.inputs:
             total.update(file.passed_over)
@@ -99,12 +99,12 @@ class Plan:
 
     @property
     def seen(self) -> int:
-        """Files, members and records that the input showed: rows, parts of rows, and what is passed over."""
+        """Files, members and records found in the input: rows, parts of rows, and those passed over."""
         return self.rows_in_inputs + self.parts + sum(self.passed_over.values())
 
     @property
     def job(self) -> BuildJob:
-        """The job that planned it."""
+        """The job that made this plan."""
         return self.record.job
 
     @property
@@ -119,7 +119,7 @@ class Plan:
 
 
 def load(store: Store) -> Plan | None:
-    """The plan of an output folder; None if there is none. Raises PlanError if it is damaged or too new."""
+    """Load the plan of an output folder; None if there is none. Raises PlanError if it is damaged or too new."""
     names = store.list("plan")
     numbers = sorted(int(name.removesuffix(".parquet")) for name in names if name.removesuffix(".parquet").isdigit())
     if not numbers:
@@ -169,8 +169,8 @@ def to_bytes(
     record: JobRecord,
     passed_over: Mapping[str, int] = _NOTHING,
 ) -> bytes:
-    """The content of a plan file that adds `shards` and `inputs`. `passed_over`: what the listing showed beside these
-    and all earlier inputs."""
+    """The content of a plan file that adds `shards` and `inputs`. `passed_over`: what was listed beside these and
+    all earlier inputs."""
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "job": record.to_json(),
@@ -184,19 +184,19 @@ def to_bytes(
 
 
 def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
-    """A line, if JSON beside pictures has no caption where captions usually are."""
+    """One line if JSON beside pictures has no caption in the usual places, else nothing."""
     rows = sum(file.uncaptioned for file in inputs)
     if not rows:
         return []
     keys = dict.fromkeys(key for file in inputs for key in file.json_keys)
     return [
-        f"{counted(rows, 'row')} without a caption although there is JSON; source.caption_column says which key has "
-        f"it, of {shown(list(keys))}"
+        f"{counted(rows, 'row')} with JSON but without a caption; if a key has it, set source.caption_column to that "
+        f"key, one of {shown(list(keys))}"
     ]
 
 
 def describe_left_out(inputs: Sequence[PlannedInput]) -> list[str]:
-    """A line, if the JSON beside pictures has more than columns do."""
+    """One line if some values of the JSON beside pictures are in no column, else nothing."""
     values = sum(file.left_out_fields for file in inputs)
     return [f"{counted(values, 'value')} of the .json beside pictures left out: large, or too many"] if values else []
 

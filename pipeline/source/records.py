@@ -1,6 +1,6 @@
 """Parses lines of text into records, streaming: URLs, CSV and TSV records, JSON objects.
 
-No line raises an error: an unreadable record comes out with the reason. Bytes are passed on unchanged, valid UTF-8 or
+No line raises an error: an unreadable record carries the reason. Bytes are passed on unchanged, valid UTF-8 or
 not.
 """
 
@@ -14,8 +14,8 @@ from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text
 from pairmill.pipeline.source import text_file
 
 _MAX_READINGS = 4
-"""After a line was read this often as part of other records, it must be a record by itself. Otherwise, hostile quotes
-make every record read to the end of the file, and a megabyte takes an hour."""
+"""A line that was read this often as part of other records must be a record by itself. Otherwise, hostile quotes make
+every record read to the end of the file, and a megabyte takes an hour."""
 
 _from_json = json.JSONDecoder().decode
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -25,7 +25,7 @@ class Record(NamedTuple):
     """One row of a text file."""
 
     values: list[Any] | None
-    """bytes, None, or (JSON) a list of these, in column order. None: see `problem`."""
+    """bytes, None, or (JSON) a list of these, in column order. None if there is a `problem`."""
     problem: str | None
     """Why there are no values, and the beginning of the text; at most 200 characters."""
     num_bytes: int

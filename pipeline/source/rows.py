@@ -1,7 +1,7 @@
-"""Reads the rows of a planned shard, as the table that goes through the stages.
+"""Reads the rows of a planned shard, as the table that passes through the stages.
 
-Every input row comes out, with status `ok` or the problem of the row itself. A list of captions becomes one row per
-caption. If a whole shard is unreadable, ReadError is raised.
+Every input row is kept, with status `ok` or its own problem. A list of captions becomes one row per caption. If a whole
+shard is unreadable, ReadError is raised.
 """
 
 import threading
@@ -31,9 +31,9 @@ from pairmill.schemas.status import Status
 
 MAX_CAPTIONS_PER_ROW = 1_000
 MAX_REPEATED_BYTES = 1 << 30
-"""Bytes of a shard's rows with several captions, after repeating each for its captions."""
+"""Maximum bytes of a shard's rows that have several captions, once each is repeated for every caption."""
 _CUT_BYTES = 8_192
-"""A longer URL or caption is truncated to this, and kept as evidence."""
+"""Longer URLs and captions are truncated to this, and kept as evidence."""
 
 
 class ShardReader:
@@ -198,14 +198,14 @@ def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
 
 
 def _strings(table: pa.Table, name: str) -> pa.Array:
-    """A column of pairmill's own; null if the file has none."""
+    """A text column that pairmill wrote; null if the file has none."""
     if name not in table.schema.names:
         return pa.nulls(table.num_rows, pa.string())
     return table[name].combine_chunks().cast(pa.string())
 
 
 def _with_plain_captions(table: pa.Table, mapping: ColumnMapping) -> pa.Table:
-    """The rows of an index, with captions instead of lists where no list has more than one."""
+    """The rows of an index, with plain captions instead of lists if no list has more than one."""
     index = table.schema.get_field_index(mapping.caption_column or "")
     lists = table.column(index)
     if not pa.types.is_list(lists.type) or (pc.max(pc.list_value_length(lists)).as_py() or 0) > 1:
@@ -215,7 +215,7 @@ def _with_plain_captions(table: pa.Table, mapping: ColumnMapping) -> pa.Table:
 
 
 def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """(the lists, with null for those with too many captions; their problems). No row may fill a shard by itself.
+    """(lists, null where there are too many captions; the problems of those). No row may fill a shard by itself.
 
     URL and carried columns are repeated for every caption, so their bytes count once per caption.
     """
@@ -273,7 +273,7 @@ def _bad_digests(column: pa.Array) -> pa.Array:
 
 
 def _refuse_repeats(uids: Sequence[str], verdicts: _Verdicts) -> None:
-    """Refuse all but the first row with the same uid. Rows refused before do not count."""
+    """Refuse all but the first row with the same uid. Rows already refused do not count."""
     first: dict[str, int] = {}
     for row, uid in enumerate(uids):
         if uid and row not in verdicts.refused and first.setdefault(uid, row) != row:

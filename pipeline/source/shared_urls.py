@@ -1,9 +1,9 @@
-"""Finds the URLs and captions that several pictures of a corpus have, so that their uids can include the picture.
+"""Finds the URLs and captions that several pictures of a corpus share, so that their uids can include the picture.
 
-A URL may be the page that pictures were on, or a placeholder. A uid of URL and caption is then the same for different
-pictures, in whatever shards they are, and all but one would be lost as duplicates. So the uids of such rows are found
-when planning, over the whole input, and written to `input/`, for all workers to see. Rows whose URL and caption are
-unique keep the uid that a build of the same list gives them.
+A URL may be a placeholder, or the page that several pictures were on. A uid of URL and caption is then the same for
+different pictures in any shards, and all but one would be lost as duplicates. So planning finds the uids of such rows
+over the whole input, and writes them to `input/` for all workers. Rows whose URL and caption are unique keep the uid
+that a build of the same list gives them.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes
 from pairmill.pipeline.source.uid import is_blank, pair_uid
 
 _PREFIX_CHARS = 16
-"""Of a uid: 64 bits. Two unique pairs that agree in them get the picture into their uids too, which does no harm."""
+"""Hex digits of a uid, 64 bits. Two unique pairs that agree in them also get uids with the picture: harmless."""
 _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class SharedUrls:
-    """The uids that do not identify a picture."""
+    """The uids that do not identify a single picture."""
 
     prefixes: npt.NDArray[np.uint64]
     """[n], sorted."""
@@ -45,7 +45,7 @@ class SharedUrls:
 
     @classmethod
     def load(cls, store: Store, mapping: ColumnMapping) -> "SharedUrls":
-        """As the newest plan has them."""
+        """Load the shared URLs of the newest plan."""
         if mapping.shared_urls is None:
             return cls(np.empty(0, np.uint64))
         with store.files.open(store.path(mapping.shared_urls)) as file:
@@ -53,9 +53,9 @@ class SharedUrls:
 
 
 def note_shared_urls(store: Store, uris: Iterable[str], mapping: ColumnMapping) -> str | None:
-    """Write the shared URLs of all files of a plan; returns the file's name, None if there are none.
+    """Write the shared URLs of all files of a plan. Returns the file's name, None if there are none.
 
-    Reads the columns of URLs and captions; eight bytes per row are in memory.
+    Reads the URL and caption columns, and keeps eight bytes per row in memory.
     """
     if isinstance(mapping.pictures, (WebPictures, NoPictures, PairsPictures)):
         return None  # no pictures, or uids of their own
@@ -87,7 +87,7 @@ def _tables(store: Store, uri: str, mapping: ColumnMapping) -> Iterator[pa.Table
 
 
 def _uids(table: pa.Table, mapping: ColumnMapping) -> Iterator[str]:
-    """uids of URL and caption, of rows that have a URL and no uid of their own."""
+    """Uids of URL and caption, for rows that have a URL and no uid of their own."""
     columns = columns_of(mapping, table.schema.names)
     assert columns.url is not None
     if table[columns.url].null_count == table.num_rows:
@@ -100,7 +100,7 @@ def _uids(table: pa.Table, mapping: ColumnMapping) -> Iterator[str]:
 
 
 def _captions(table: pa.Table, column: str | None) -> list[list[bytes | None]]:
-    """The captions of each row; one that is null where there are none."""
+    """The captions of each row; a single null where there are none."""
     if column is None:
         return [[None]] * table.num_rows
     if pa.types.is_nested(table[column].type):

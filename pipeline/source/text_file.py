@@ -2,7 +2,7 @@
 
 A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise. The mark wins, as in browsers
 (https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 pass unchanged, so that each costs only its own
-row; but if that is the case for most of its non-ASCII lines, the file is refused.
+row. A file is refused if most of its non-ASCII lines are not UTF-8.
 """
 
 import codecs
@@ -27,11 +27,11 @@ _BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, because its mark starts with that
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _FEW_LINES = 3
-"""In a file this short, one line that is not UTF-8 is enough to refuse the file."""
+"""In a file this short, one line that is not UTF-8 is enough to refuse it."""
 _BROKEN_SHARE = 1_000
 """One line in this many may be broken in a file that is otherwise ASCII."""
 _MANY_LINES = 10_000
-"""After this many broken lines, and multiples of it, decide without reading the rest of the file."""
+"""After every so many broken lines, decide without reading the rest of the file."""
 
 Split = Callable[[io.BufferedReader], Iterator[bytes]]
 """Splits a file into pieces, each with one record or a part of one."""
@@ -46,9 +46,9 @@ def split_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def split_any_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The same, but a bare carriage return ends a line too, as in pandas and spreadsheets on old Macs."""
-    rest = b""  # of a line whose end is not read yet
-    is_skipped = False  # whether its beginning was yielded, truncated
+    """Like `split_lines`, but a bare carriage return ends a line too, as in pandas and spreadsheets on old Macs."""
+    rest = b""  # the start of a line whose end is not read yet
+    is_skipped = False  # whether the start of that line was yielded, truncated
     while block := file.read(_BUFFER_BYTES):
         lines = (rest + block).splitlines(keepends=True)
         rest = b"" if lines[-1].endswith(b"\n") else lines.pop()  # after a carriage return, a line feed may follow
@@ -105,7 +105,7 @@ def _decompressed(uri: str, files: Files) -> Iterator[Any]:
 
 
 def _first_bytes(file: IO[bytes]) -> bytes:
-    """As many as the longest mark has, or all that there are."""
+    """As many bytes as the longest mark, or the whole file if it is shorter."""
     head = b""
     while len(head) < 4 and (more := file.read(4 - len(head))):
         head += more
@@ -142,7 +142,7 @@ def _checked(uri: str, lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _is_utf8_file(num_lines: int, valid: int, invalid: int) -> bool:
-    """Decide by the number of non-ASCII lines that are valid UTF-8, and that are not."""
+    """Decide by how many non-ASCII lines are valid UTF-8 and how many are not."""
     is_isolated = invalid * _BROKEN_SHARE < num_lines or (invalid == 1 and num_lines > _FEW_LINES)
     return invalid <= valid or is_isolated
 
@@ -157,7 +157,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 class _Rejoined(io.RawIOBase):
-    """A file whose first bytes were read: these, then the rest. Not every file that is read by HTTP can be rewound."""
+    """A file whose first bytes were already read: those, then the rest. Not every file read by HTTP can be rewound."""
 
     def __init__(self, head: bytes, file: Any) -> None:
         self._head = head

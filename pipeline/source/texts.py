@@ -1,4 +1,4 @@
-"""Converts text columns of any Arrow type to arrays that later steps can use and every reader can open.
+"""Converts text columns of any Arrow type to arrays that later steps and all readers can use.
 
 A shard's string column may exceed the 2 GiB of an Arrow `string` array, and Parquet files may declare bytes as strings
 that are not UTF-8. So url, caption and uid are read as `large_binary`; carried columns keep their type, but lose what
@@ -23,9 +23,9 @@ def raw_byte_lists(column: pa.ChunkedArray) -> pa.Array:
 
 
 def readable(column: pa.Array) -> pa.Array:
-    """The same values, with U+FFFD for invalid UTF-8 at any depth, which would break readers.
+    """The same values, as `plain_type`, with U+FFFD for invalid UTF-8 at any depth.
 
-    The type is that of `plain_type`.
+    Readers would fail on invalid UTF-8.
     """
     column = column.cast(plain_type(column.type))
     try:
@@ -39,8 +39,8 @@ def readable(column: pa.Array) -> pa.Array:
 
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:
-    """The type with offsets instead of views, which most Arrow kernels (`take`, `filter`) do not support, and with the
-    values of dictionaries, which `datasets` cannot express. (Parquet encodes repeated values as such anyway.)"""
+    """The type without views, which most Arrow kernels (`take`, `filter`) do not support, and without dictionaries,
+    which `datasets` cannot express. (Parquet encodes repeated values as dictionaries anyway.)"""
     plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
     if data_type in plain:
         return plain[data_type]

@@ -1,8 +1,8 @@
-"""The type of a column that several files have: one that holds the values of all of them, or none.
+"""The common type of a column that several files have, if there is one that can store all their values.
 
-No value changes without a word. Integers meet in a wider integer, or in a float whose mantissa holds them; 64-bit
-integers in a double (as pandas writes integers with gaps) and uint64 in int64 only if the values are small enough,
-which `values_fit` finds out. Times of different units meet in the finer unit, by the same rule.
+No value changes silently. The common type of integers is a wider integer, or a float whose mantissa is wide enough.
+64-bit integers become doubles (as pandas writes integers with gaps), and uint64 becomes int64, only if the values are
+small enough, which `values_fit` checks. Times of different units get the finer unit, by the same rule.
 """
 
 from enum import Enum
@@ -17,20 +17,20 @@ from pairmill.pipeline.source.texts import plain_type
 _MANTISSA_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 _UNITS = ("s", "ms", "us", "ns")
 _MAX_DECIMAL_DIGITS = 38
-"""More, and DuckDB and Spark cannot read the column."""
+"""DuckDB and Spark cannot read columns with more."""
 
 
 class Fit(Enum):
-    """Whether a type holds all values of another one."""
+    """Whether one type can store all values of another."""
 
     NEVER = 0
     DEPENDS = 1
-    """On the values."""
+    """It depends on the values."""
     ALWAYS = 2
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """A type that holds the values of both, at least if they are small enough; None if there is none."""
+    """A type that can store the values of both, at least if they are small enough; None if there is none."""
     if one.equals(other):
         return one
     one, other = _plain(one), _plain(other)
@@ -43,7 +43,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def fit(target: pa.DataType, source: pa.DataType) -> Fit:
-    """Whether `target` holds the values of `source`, exactly."""
+    """Whether `target` can store the values of `source` exactly."""
     target, source = _plain(target), _plain(source)
     if target.equals(source) or pa.types.is_null(source):
         return Fit.ALWAYS
@@ -77,7 +77,7 @@ def values_fit(uri: str, files: Files, column: str, target: pa.DataType) -> bool
 
 
 def int96_columns(parquet: pq.ParquetFile) -> list[str]:
-    """Names of the top-level columns with values of Parquet's old type for timestamps."""
+    """Names of the top-level columns that contain INT96, Parquet's old type for timestamps."""
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
     return sorted({leaf.path.partition(".")[0] for leaf in leaves if leaf.physical_type == "INT96"})
 
@@ -85,7 +85,7 @@ def int96_columns(parquet: pq.ParquetFile) -> list[str]:
 def lost_nanoseconds(batch: pa.RecordBatch, finer: pa.RecordBatch) -> str | None:
     """The first column of `finer` whose times, read in nanoseconds, have more digits than in `batch`; or None.
 
-    A multiplication that wraps around, as Arrow's reader does, gives back what it read unless digits were cut off.
+    The cast wraps around as Arrow's reader does, so it gives the same nanoseconds unless digits were cut off.
     """
     for name in finer.schema.names:
         if not batch.column(name).cast(finer.schema.field(name).type, safe=False).equals(finer.column(name)):
@@ -102,7 +102,7 @@ def _casts(values: pa.Array, target: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values of a dictionary."""
+    """The value type of a dictionary type; any other type unchanged."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -127,7 +127,7 @@ def _fit_number(target: pa.DataType, source: pa.DataType) -> Fit | None:
 
 
 def _fit_time(target: pa.DataType, source: pa.DataType) -> Fit | None:
-    """Times of one zone, and of the same kind. A day's times fit into any unit."""
+    """Times of the same kind and zone. Times of day fit into any unit."""
     if pa.types.is_timestamp(target) and pa.types.is_timestamp(source) and target.tz != source.tz:
         return Fit.NEVER
     for is_kind in (pa.types.is_timestamp, pa.types.is_duration, pa.types.is_time):
@@ -148,7 +148,7 @@ def _fit_text(target: pa.DataType, source: pa.DataType) -> Fit | None:
 
 
 def _fit_nested(target: pa.DataType, source: pa.DataType) -> Fit:
-    """Lists by their items, structs by their fields, of which the target may have more."""
+    """Compare lists by their items and structs by their fields; the target may have extra fields."""
     if pa.types.is_struct(target) and pa.types.is_struct(source):
         names = {field.name for field in target}
         fits = [fit(target.field(each.name).type, each.type) if each.name in names else Fit.NEVER for each in source]

@@ -3,10 +3,10 @@
 uid = BLAKE2b-128(part(url) + part(caption))
 part(null) = 00        part(bytes) = 01, then the length as 8 bytes little-endian, then the bytes
 
-Of a picture that is in the input, and not on the web:
+If the picture is in the input, and not on the web:
 
-    no URL, or a blank one                              its SHA-256, in hex, stands for the URL
-    a URL and caption that several rows of the input have       BLAKE2b-128(part(url) + part(caption) + part(SHA-256))
+    no URL, or a blank one                              its SHA-256, in hex, replaces the URL
+    a URL and caption that several input rows share     BLAKE2b-128(part(url) + part(caption) + part(SHA-256))
 """
 
 import hashlib
@@ -16,12 +16,12 @@ _OWN = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-f
 
 
 def pair_uid(url: bytes | None, caption: bytes | None) -> str:
-    """uid of the raw bytes of url and caption. Null and empty are different."""
+    """The uid of the raw bytes of url and caption. Null and empty are different."""
     return hashlib.blake2b(_part(url) + _part(caption), digest_size=16).hexdigest()
 
 
 def picture_uid(url: bytes | None, caption: bytes | None, sha256: str | None) -> str:
-    """uid of a picture of the input whose URL does not tell it from others. `sha256`: in hex; None if unread."""
+    """The uid of an input picture that its URL does not identify. `sha256`: in hex; None if unread."""
     digest = sha256.encode() if sha256 else None
     if is_blank(url) or digest is None:
         return pair_uid(digest or url, caption)
@@ -39,7 +39,7 @@ def own_uid(text: str) -> str | None:
 
 
 def caption_uid(uid: str, caption_index: int) -> str:
-    """uid of a caption of a row that has its own uid: that uid for the first, else BLAKE2b-128 of `UID:INDEX`."""
+    """The uid of one caption of a row with its own uid: that uid for the first, else BLAKE2b-128 of `UID:INDEX`."""
     if caption_index == 0:
         return uid
     return hashlib.blake2b(f"{uid}:{caption_index}".encode(), digest_size=16).hexdigest()

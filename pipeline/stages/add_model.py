@@ -13,7 +13,7 @@ from pairmill.schemas.manifest import ShardManifest
 
 @dataclass(frozen=True)
 class ReadPairs(JobStage):
-    """The pairs of a committed shard, with their pictures."""
+    """Reads the pairs of a committed shard, with their pictures."""
 
     name: ClassVar[StageName] = "read"
 

@@ -32,7 +32,7 @@ class ReadRows(JobStage):
     name: ClassVar[StageName] = "read"
 
     def open(self, hooks: WorkerHooks) -> Stage:
-        """Open without a model or the network."""
+        """Open the reader; needs neither a model nor the network."""
         return self.open_all()
 
     def open_all(self) -> "OpenReader":
@@ -143,7 +143,7 @@ def _with_pairs(batch: ShardBatch) -> ShardBatch:
 class Encode(JobStage):
     """Adds the embeddings and similarities of every model to pairs.
 
-    It returns only the columns it sets, without pictures: the committer joins them to the stage's input, row by row.
+    Returns only the columns it sets, without pictures: the committer joins them to the stage's input, row by row.
     """
 
     name: ClassVar[StageName] = "encode"
@@ -157,7 +157,7 @@ class Encode(JobStage):
 
 
 _DECODED = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
-"""Columns that an encoder may set: it is the first to decode the pictures of a corpus."""
+"""Columns that an encoder may set, because it is the first to decode the pictures of a corpus."""
 
 
 @dataclass(frozen=True)

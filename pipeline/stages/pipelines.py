@@ -20,7 +20,7 @@ from pairmill.schemas.manifest import Shard, ShardManifest
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a command does with each shard."""
+    """The stages that a command runs on each shard."""
 
     job: BuildJob
     stages: tuple[StageSpec, ...]
@@ -54,7 +54,7 @@ def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) 
 
 
 def retry_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str, statuses: Iterable[str]) -> Pipeline:
-    """`retry`: fetch the rows of committed shards that ended with one of `statuses` again."""
+    """`retry`: fetch again the rows of committed shards that ended with one of `statuses`."""
     read = ReadFailedRows(job, mapping, statuses=frozenset(statuses))
     commit = CommitNextGeneration(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (read, *_download_and_encode(job, mapping), commit))

@@ -16,7 +16,7 @@ from pairmill.schemas.manifest import ShardManifest
 
 @dataclass(frozen=True)
 class ReadFailedRows(ReadRows):
-    """The rows of a committed shard that ended with one of `statuses`, as they were before the download."""
+    """Reads the rows of a committed shard that ended with one of `statuses`, as they were before the download."""
 
     statuses: frozenset[str] = frozenset()
 

@@ -19,10 +19,10 @@ StageName = Literal["read", "download", "load", "encode", "commit"]
 
 
 class Stage(Protocol):
-    """One step of the work, with state that it keeps between shards (a session, a model)."""
+    """One step of the work, with state that lasts between shards (a session, a model)."""
 
     def __call__(self, batch: ShardBatch) -> ShardBatch | ShardManifest:
-        """The batch for the next stage, or from the last stage the manifest of the committed shard."""
+        """Process a batch for the next stage. The last stage returns the manifest of the committed shard."""
 
     def close(self) -> None:
         """Release threads, files and connections."""
@@ -52,7 +52,7 @@ class StageSpec(Protocol):
 
 @dataclass(frozen=True)
 class JobStage:
-    """What the stages of a job have in common."""
+    """The common part of a job's stages."""
 
     job: BuildJob
     mapping: ColumnMapping

@@ -20,7 +20,7 @@ def ray_session() -> Iterator[None]:
 
 
 class PictureWeb:
-    """Serves `pages` (path -> status, headers, body) on 127.0.0.0/8; `log` holds the paths asked for."""
+    """Serves `pages` (path -> status, headers, body) on 127.0.0.0/8; `log` records the requested paths."""
 
     def __init__(self) -> None:
         self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}

@@ -1,4 +1,4 @@
-"""Hosts that keep a client busy, in a process of their own: what they cost must not be paid by the client's loop.
+"""Hosts that keep a client busy, in a separate process, so that their own cost is not on the client's loop.
 
 with flooding(range(8)) as flood:
     flood.url("interim", row=17)
@@ -15,7 +15,7 @@ from tests.integration.web import response
 
 PICTURE = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 80
 
-_ENDLESS: dict[str, tuple[bytes, bytes]] = {  # what comes first, and what comes for ever
+_ENDLESS: dict[str, tuple[bytes, bytes]] = {  # first bytes, then bytes repeated forever
     "interim": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2_000),
     "early-hints": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n" * 500),
     "fields": (b"HTTP/1.1 200 OK\r\n", b"X-Filler: abcdefghijklmnopqrstuvwxyz\r\n" * 1_500),
@@ -29,7 +29,7 @@ _ENDLESS: dict[str, tuple[bytes, bytes]] = {  # what comes first, and what comes
         b"X-Filler: abcdefghijklmnopqrstuvwxyz\r\n" * 1_500,
     ),
 }
-_DRIPPING: dict[str, tuple[bytes, bytes]] = {  # what comes first, and what comes five times a second
+_DRIPPING: dict[str, tuple[bytes, bytes]] = {  # first bytes, then bytes five times a second
     "drip": (b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n" + PICTURE[:1000], b"x"),
     "drip-head": (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
     "interim-drip": (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
@@ -88,7 +88,7 @@ def _serve(hosts: range, ready: Connection) -> None:
 
 @dataclass(frozen=True)
 class Flood:
-    """Where the hosts listen."""
+    """Addresses of the hosts."""
 
     hosts: range
     port: int
@@ -101,7 +101,7 @@ class Flood:
 
 @contextmanager
 def flooding(hosts: range) -> Iterator[Flood]:
-    """Hosts of these numbers, on loopback addresses, that answer every kind."""
+    """Hosts with these numbers, on loopback addresses, that serve every kind of answer."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(hosts, there), daemon=True)

@@ -24,14 +24,14 @@ LOOPBACK = {"fetch.allow_networks": ["127.0.0.0/8"], "shard_rows": 8}
 
 
 def near(one: Image.Image, other: Image.Image) -> bool:
-    """The same picture, as far as JPEG and two decoders let it be."""
+    """Whether it is the same picture, as far as JPEG and two decoders allow."""
     pixels = [np.asarray(each.convert("RGB"), np.int16) for each in (one, other)]
     return pixels[0].shape == pixels[1].shape and float(np.abs(pixels[0] - pixels[1]).mean()) < 3
 
 
 @pytest.fixture
 def source(web: PictureWeb, tmp_path: Path) -> Path:
-    """Twenty pairs, four of whose pictures are gone."""
+    """Twenty pairs, four of them with missing pictures."""
     rows = [
         {
             "url": web.add(f"/{n}.jpg", picture(n)) + (".gone" if n % 5 == 4 else ""),
@@ -125,7 +125,7 @@ def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
     assert sum(1 for _ in dataset.rows(pictures=False)) == 6
 
 
-def test_pictures_that_lie_in_parquet_are_opened_too(ray_session: None, tmp_path: Path) -> None:
+def test_pictures_inside_parquet_are_opened_too(ray_session: None, tmp_path: Path) -> None:
     rows = pa.table({"image": [picture(n) for n in range(3)], "caption": ["one", "two", "three"], "n": [0, 1, 2]})
     pq.write_table(rows, tmp_path / "in.parquet")
     pairmill.embed(tmp_path / "in.parquet", tmp_path / "emb", models="tiny", device="cpu", progress=False)

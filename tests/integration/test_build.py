@@ -33,7 +33,7 @@ NOT_REPRODUCIBLE = ("fetched_at", "fetch_s", "fetch_attempts")
 
 
 def picture(seed: int, size: tuple[int, int] = (320, 240), kind: str = "JPEG") -> bytes:
-    """A smooth picture that no two seeds share."""
+    """A smooth picture, different for every seed."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(file, kind, quality=90)
@@ -77,7 +77,7 @@ def mixed_rows(web: PictureWeb, count: int = 35) -> list[dict[str, Any]]:
 
 
 def sequentially(build_job: BuildJob) -> BuildResult:
-    """The plain loop over stages, without Ray, for what is not done yet."""
+    """The plain loop over stages, without Ray, for shards that are not done yet."""
     pipeline, plan = prepare(build_job)
     done = committed(pipeline.store)
     stages = open_stages(pipeline)
@@ -137,7 +137,7 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
     assert result.rows_in == len(rows) == result.pairs + result.rejects
     assert result.shards_missing == []
     assert result.statuses == {
-        "ok": 12,  # ten good ones, and two repeats that fall into another shard than what they repeat
+        "ok": 12,  # ten good ones, and two repeats in another shard than their originals
         "http_4xx": 5,
         "image_corrupt": 5,
         "caption_missing": 5,
@@ -285,7 +285,7 @@ def test_damaged_shards_at_the_front_do_not_block_the_good_ones(
 def test_a_worker_that_cannot_start_stops_the_run_with_its_reason(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
-    """As on a cluster of which one node has no weights: found out only there."""
+    """As on a cluster with one node that lacks the weights, which is noticed only there."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(50)]
     build_job = job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out")
     _, plan = prepare(build_job)

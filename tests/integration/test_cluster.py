@@ -1,4 +1,4 @@
-"""Three simulated nodes: what dies in the middle of a build costs time and no row; GPU nodes only encode."""
+"""Three simulated nodes: a death in the middle of a build costs time but no row; GPU nodes only encode."""
 
 import json
 import random
@@ -28,7 +28,7 @@ def calm(made: World) -> Run:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("killed", ["driver", "download actor", "node"])
-def test_a_build_in_which_something_dies_ends_as_the_calm_one(made: World, calm: Run, killed: str) -> None:
+def test_a_build_with_a_death_gives_the_same_output_as_one_without(made: World, calm: Run, killed: str) -> None:
     done = run(made, killed.replace(" ", "-"), killed, random.Random(SEED))
     assert done.rows == calm.rows
     assert len(done.rows) == len(set(done.rows)) == 240

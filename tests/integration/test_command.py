@@ -1,4 +1,4 @@
-"""The `pairmill` command as a process of its own: killed, interrupted, run from hostile folders."""
+"""The `pairmill` command as a separate process: killed, interrupted, run from hostile folders."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
-    """The command in a session of its own: a plain shell's background jobs ignore Ctrl-C."""
+    """The command in its own session: a plain shell's background jobs ignore Ctrl-C."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*PAIRMILL, *arguments], cwd=cwd, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
@@ -155,7 +155,7 @@ def test_a_job_that_cannot_run_is_one_clear_message_before_ray_starts(
 
 
 def test_the_command_ends_with_its_own_exit_status_time_after_time(tmp_path: Path) -> None:
-    """Arrow's threads once freed bytes of Python's while the interpreter ended, which aborted one run in twenty."""
+    """Arrow's threads once freed Python bytes while the interpreter shut down, which aborted one run in twenty."""
     write_dataset(tmp_path / "out", 40_000, shard_rows=4_000)
     for name, least in (("low", 0.2), ("high", 0.3)):
         assert run(["select", "out", name, "--step", f"where: similarity >= {least}"], tmp_path).returncode == 0

@@ -326,7 +326,7 @@ def test_slow_decoding_delays_the_download(
     urls = [web.url(f"/a.jpg?{row}") for row in range(150)]
     result = open_downloader(concurrency=4, per_host_concurrency=4)(shard(list(urls)))
     assert {row["status"] for row in rows(result)} == {"ok"}
-    assert max(ahead) <= 5 + 4 + 2  # the budget, what was in flight, what is being decoded
+    assert max(ahead) <= 5 + 4 + 2  # the budget, requests in flight, pictures being decoded
 
 
 def test_an_empty_shard_and_one_with_nothing_to_fetch(open_downloader: Open) -> None:
@@ -349,7 +349,7 @@ def test_closing_cancels_running_downloads(web: HostileWeb, open_downloader: Ope
         assert time.monotonic() - started < 20
         with pytest.raises(CancelledError):
             running.result(20)
-    downloader.close()  # again does no harm
+    downloader.close()  # closing twice does no harm
     assert not any(thread.name.startswith(("fetch", "decode")) for thread in threading.enumerate())
     with pytest.raises(RuntimeError, match="closed"):
         downloader(shard(list(urls)))
@@ -358,7 +358,7 @@ def test_closing_cancels_running_downloads(web: HostileWeb, open_downloader: Ope
 def test_interrupting_the_caller_cancels_its_requests(
     web: HostileWeb, open_downloader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C arrives in the thread that waits; the requests over in the other one must end too."""
+    """Ctrl-C arrives in the waiting thread; the requests in the other one must end too."""
     gone = threading.Event()
 
     async def handler(request: Request, writer: Any) -> None:

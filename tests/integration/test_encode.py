@@ -29,7 +29,7 @@ CAPTIONS = [
     "two people ride horses along a beach at sunset while a storm comes in from the sea",
     "",
     "a",
-    "photo " * 100,  # more than the context holds
+    "photo " * 100,  # more than fits into the context
     "ein Hund läuft über die Straße 🐕",
 ]
 ARCHITECTURES = ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16"]
@@ -198,7 +198,7 @@ def test_a_model_may_be_a_folder_whose_checksum_is_verified(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="the job asks for 00000"):
         resolve_weights([config.model_copy(update={"weights_sha256": "0" * 64})])
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds no weights"):
+    with pytest.raises(ModelError, match="contains no weights"):
         resolve_weights([config])
 
 

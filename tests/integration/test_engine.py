@@ -1,4 +1,4 @@
-"""What Ray must do for us: overlap shards, survive a worker's death, lose only what cannot be saved."""
+"""Requirements on Ray: overlap shards, survive a worker's death, lose only what cannot be saved."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ from tests.integration.test_command import build_arguments, run
 
 
 class SlowWeb:
-    """Every picture takes its time; `most` is how many were asked for at once."""
+    """Every picture takes a while; `most` is the highest number of concurrent requests."""
 
     def __init__(self, seconds: float) -> None:
         self.most, self._now, self._lock = 0, 0, threading.Lock()
@@ -189,7 +189,7 @@ def test_a_row_that_kills_its_worker_is_tried_again_and_costs_no_other_row(
 def test_a_worker_that_was_killed_for_its_memory_is_dead_and_an_object_that_is_gone_is_not_its_fault(
     tmp_path: Path, error: Exception, means: type[Exception]
 ) -> None:
-    """Else the scheduler would hand it shard after shard: Ray tells of both by errors of its own."""
+    """Otherwise the scheduler would give it shard after shard. Ray reports both with its own errors."""
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
     backend = RayBackend(prepare(job(source, tmp_path / "out"))[0], LiveWorkers(lambda _: None))
     backend._futures["token"] = Future()

@@ -29,7 +29,7 @@ from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, w
 
 Row: TypeAlias = dict[str, Any]
 
-pytestmark = [  # webdataset leaves it to the garbage collector to close tars
+pytestmark = [  # webdataset leaves closing tars to the garbage collector
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -1,4 +1,4 @@
-"""A failed, stopped or refused export leaves nothing that is in the way of the next one, whatever its settings."""
+"""A failed, stopped or refused export leaves nothing behind that blocks the next one, whatever its settings."""
 
 import os
 import resource
@@ -83,7 +83,7 @@ def test_a_failure_after_a_finished_part_is_continued_by_the_same_export_alone(c
 
 
 def test_a_disk_that_takes_no_more_leaves_an_empty_folder(corpus: Path, tmp_path: Path) -> None:
-    """The kernel refuses files of more than 30 kB, as it would where no room is left."""
+    """The kernel refuses files of more than 30 kB, as it would on a full disk."""
 
     def bound() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
@@ -119,7 +119,7 @@ def test_ctrl_c_before_the_first_finished_part_leaves_an_empty_folder(corpus: Pa
 def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as the record is there, and before any part is looked at."""
+    """As soon as the record exists, and before any part is checked."""
 
     def interrupted(output: Store, books: str, number: int) -> bool:
         raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
 
 
 def test_a_refused_export_leaves_the_other_one_s_folder_as_it_is(corpus: Path, tmp_path: Path) -> None:
-    """Although that one has not finished a part yet."""
+    """Even if that one has not finished a part yet."""
     record = export(export_job(corpus / "out", tmp_path / "first")).record
     other = tmp_path / "second" / ".pairmill" / "export.json"
     other.parent.mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(
     output, store = tmp_path / "out", Store(str(tmp_path / "out"))
     before = select(subset_of(output))
     assert before.rows_out == 15
-    retry(str(output))  # in vain: the pairs stay what they were
+    retry(str(output))  # in vain: the pairs do not change
     assert export(export_job(output, tmp_path / "first")).record.rows == 15
     assert len(list(PairDataset(FeedConfig(str(output), "most")))) == 15
     for n in range(5):

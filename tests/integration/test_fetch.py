@@ -165,7 +165,7 @@ MISBEHAVIORS: dict[str, tuple[Any, Status, str | None]] = {
     "redirect-mapped": (
         [redirect("http://[::ffff:10.0.0.1]/")],
         Status.ADDRESS_REFUSED,
-        f"{ipaddress.ip_address('::ffff:10.0.0.1')} leads to 10.0.0.1",  # written otherwise from Python 3.13 on
+        f"{ipaddress.ip_address('::ffff:10.0.0.1')} leads to 10.0.0.1",  # written differently since Python 3.13
     ),
     "redirect-file": (
         [redirect("file:///etc/passwd")],
@@ -229,7 +229,7 @@ def test_early_refusal_closes_the_connection(web: HostileWeb) -> None:
             assert sent == before
 
     asyncio.run(main())
-    assert sent < 20_000_000  # what socket buffers hold
+    assert sent < 20_000_000  # the size of socket buffers
 
 
 def test_redirects_are_followed_to_the_end(web: HostileWeb) -> None:
@@ -274,7 +274,7 @@ def test_nothing_is_sent_to_a_refused_address(web: HostileWeb, forbidden: Hostil
     for url, fetched in zip(urls, fetch_all(urls, allow_networks=[]), strict=True):
         assert fetched.status is Status.ADDRESS_REFUSED, url
     assert forbidden.connections == 0
-    assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # it does answer those who come
+    assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # it does answer if it is allowed
 
 
 def test_addresses_are_checked_again_on_connecting(forbidden: HostileWeb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ def test_a_server_that_does_not_accept_connections_times_out() -> None:
 
 
 def server_context(folder: Path, address: str = "127.0.0.1", days_left: int = 1) -> tuple[ssl.SSLContext, Path]:
-    """A TLS server's context with a certificate of its own, and the certificate for who wants to trust it."""
+    """A TLS server's context with its own certificate, and the certificate for clients that are to trust it."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

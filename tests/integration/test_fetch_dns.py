@@ -1,4 +1,4 @@
-"""Host names: our own name servers, what they may say, and that answers are checked where we connect."""
+"""Host names: our own name servers, their allowed answers, and that answers are checked when we connect."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def test_look_ups_go_to_the_jobs_name_servers(web: HostileWeb) -> None:
 def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
     web: HostileWeb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DNS rebinding: the first answer may be fetched from, the second may not."""
+    """DNS rebinding: the first answer is an allowed address, the second is not."""
     monkeypatch.setattr(dns, "_TTL_S", 0.0)  # every request looks up again
     with HostileWeb("127.0.0.2") as private, NameServer({"turncoat.example": [["127.0.0.1"], ["127.0.0.2"]]}) as server:
         private.serve("/a.jpg", JPEG)
@@ -41,7 +41,7 @@ def test_a_name_whose_address_turns_private_between_look_ups_is_refused(
         assert private.connections == 0
 
 
-def test_of_several_addresses_only_allowed_ones_are_connected_to(web: HostileWeb) -> None:
+def test_only_the_allowed_ones_of_several_addresses_are_connected_to(web: HostileWeb) -> None:
     with HostileWeb("127.0.0.2") as private, NameServer({"both.example": [["127.0.0.2", "127.0.0.1"]]}) as server:
         settings = {"allow_networks": ["127.0.0.1/32"], "nameservers": [server.address]}
         assert fetch(web.url("/a.jpg", host="both.example"), **settings).status is Status.OK

@@ -1,4 +1,4 @@
-"""Weights that the hub does not give: one line with the remedy within 10 s, and none of the hub's own retries."""
+"""Weights that the hub does not provide: one line with the remedy within 10 s, and none of the hub's own retries."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ WITHOUT = "without a network, give `pretrained` a local file, or a folder as the
 
 @contextmanager
 def hub_that_answers(status: int) -> Iterator[str]:
-    """To everything."""
+    """A hub that answers every request with this status."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -53,7 +53,7 @@ def online_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def problem(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str | None:
-    """What is said of downloads from there."""
+    """The download problem reported for this endpoint."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     started = time.monotonic()
     found = hub.download_problem()

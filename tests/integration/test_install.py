@@ -1,4 +1,4 @@
-"""pairmill as users install it: what wheel and sdist hold, and work beside folders named like ours."""
+"""pairmill as users install it: the contents of wheel and sdist, and work beside folders named like ours."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def no_sevens(rows):
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """Its stdout. Without PYTHONPATH: what is imported is what is installed."""
+    """Run it and return its stdout. Without PYTHONPATH, so that imports find the installed package."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -41,7 +41,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 
 def build_package(source: Path, target: str, out: Path) -> Path:
-    """The wheel or sdist of a source tree, made by the hatchling that is installed here."""
+    """The wheel or sdist of a source tree, built by the hatchling installed here."""
     run(sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", out, cwd=source)
     [package] = out.iterdir()
     return package
@@ -54,7 +54,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment with pairmill; what pairmill needs comes from the environment that runs the tests."""
+    """A virtual environment with pairmill; its dependencies come from the environment that runs the tests."""
 
     folder: Path
 
@@ -110,7 +110,7 @@ def files_of_the_rooms() -> Iterator[str]:
                 yield f"pairmill/{path.relative_to(ROOT)}"
 
 
-def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_the_package_with_its_data_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         links = [entry.filename for entry in archive.infolist() if (entry.external_attr >> 28) == 0o12]

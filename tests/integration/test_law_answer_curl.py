@@ -1,4 +1,4 @@
-"""Law: what curl accepts is accepted, with the same bytes; and nothing behind one answer costs the next row."""
+"""Law: answers that curl accepts are accepted, with the same bytes; and no bytes after one answer cost the next row."""
 
 import subprocess
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def web() -> Iterator[HostileWeb]:
 
 
 def curl(url: str) -> tuple[bool, bytes]:
-    """Whether curl is content, and the body as it writes it."""
+    """Whether curl accepts the answer, and the body that it writes."""
     command = ["curl", "-q", "--silent", "--fail", "--compressed", "--max-time", "20", url]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     return done.returncode == 0, done.stdout
@@ -41,7 +41,7 @@ STRAY = [
 
 
 WHEN = ["in the same packet", "a moment later", "with the next answer"]
-# Once the next request was sent, nothing tells a whole stray answer from its own: RFC 9112 section 11.2.
+# Once the next request is sent, a whole stray answer looks like its own: RFC 9112 section 11.2.
 CASES = [(stray, when) for stray in STRAY for when in (WHEN[:1] if stray[-4:] in (b"\r\n\r\n", b"ture") else WHEN)]
 
 

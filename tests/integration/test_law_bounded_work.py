@@ -1,4 +1,4 @@
-"""Law: whatever some hosts send before an answer, the rows of others are fetched, in about the time they take alone."""
+"""Law: whatever some hosts send before an answer, the rows of other hosts are fetched in about the usual time."""
 
 import asyncio
 import time
@@ -17,12 +17,12 @@ from tests.integration.test_fetch import config
 
 _ROWS = min(2 * settings.default.max_examples, 1_000)
 _TIMEOUT_S = 4.0
-_NOISE_S = 1.0  # of a machine that other tests run on
+_NOISE_S = 1.0  # caused by other tests on the machine
 
 
 @dataclass
 class Run:
-    """Of one set of URLs."""
+    """The result for one set of URLs."""
 
     outcomes: dict[str, FetchOutcome]
     wall_s: float
@@ -68,7 +68,7 @@ def test_each_kind_ends_with_its_status_at_little_cost() -> None:
         urls = {kind: bad.url(kind, row) for row, kind in enumerate(KINDS)}
         started = time.process_time()
         found = fetch_together(list(urls.values())).outcomes
-        assert time.process_time() - started < 2.0  # of our CPU, for all
+        assert time.process_time() - started < 2.0  # our total CPU time
     endless = {"interim", "early-hints", "fields", "line", "chunks", "trailers"}
     for kind, url in urls.items():
         assert found[url].status is (Status.PROTOCOL_ERROR if kind in endless else Status.TIMEOUT), kind

@@ -34,7 +34,7 @@ names = st.builds(
 
 @given(st.lists(names, min_size=1, max_size=12))
 def test_samples_are_webdataset_s(tmp_path_factory: pytest.TempPathFactory, found: list[str]) -> None:
-    # webdataset refuses a name that comes again, and takes `a.b/.c.jpg` for a file `b/.c.jpg` of the key `a`
+    # webdataset refuses a repeated name, and mistakes `a.b/.c.jpg` for a file `b/.c.jpg` with the key `a`
     unique = [name for name in dict.fromkeys(found) if "/." not in name.replace("./", "", 1)]
     path = tmp_path_factory.mktemp("tar") / "a.tar"
     with tarfile.open(path, "w") as tar:
@@ -133,7 +133,7 @@ def test_five_pictures_with_empty_urls_and_one_caption_are_five_pairs(tmp_path: 
     holds(tmp_path / "out")
 
 
-def test_of_several_pictures_of_a_key_the_first_that_decodes_wins_and_if_none_does_one_row_says_so(
+def test_the_first_of_several_pictures_that_decodes_wins_and_if_none_does_one_row_says_so(
     tmp_path: Path,
 ) -> None:
     good, heic = ((CASES / "heic_before_jpg" / name).read_bytes() for name in ("IMG_7.JPG", "IMG_7.HEIC"))

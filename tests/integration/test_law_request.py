@@ -1,4 +1,4 @@
-"""Law: a request's target goes out byte for byte as the list or the Location header has it. Oracle: what curl sends."""
+"""Law: a request's target is sent byte for byte as in the list or the Location header. Oracle: what curl sends."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from tests.integration.web import HostileWeb, Request, response
 _ASCII = "".join(map(chr, range(128)))
 _BEGIN = "/begin/a//b?s=%7E"
 
-# What signed URLs and image proxies consist of, and what only browsers would encode.
+# Parts of signed URLs and image proxies, and characters that only browsers would encode.
 _TOKENS = st.sampled_from(
     [
         *("a", "Z", "9", "-", "_", "~", "..", ".", "...", "/", "//", "/./", "/../", ";", ":", "@", "!", "$", "&", "'"),
@@ -62,7 +62,7 @@ def _targets(queries: st.SearchStrategy[str | None]) -> st.SearchStrategy[str]:
 
 
 _BLANKS = st.sampled_from(["", "", "", " ", "a b"])
-# Of a Location, curl 7 drops a query that is empty, although it keeps one that a user gives.
+# curl 7 drops an empty query from a Location, although it keeps one that a user gives.
 _REFERENCES = st.builds(
     lambda target, blank: target + blank, _targets(_QUERIES.filter(lambda query: query != "")), _BLANKS
 ) | st.builds(
@@ -108,7 +108,7 @@ class Recorder:
         return f"127.0.1.{number + 1}:{self.web.port}"
 
     def take(self) -> dict[str, list[str]]:
-        """Host -> the targets that were asked for since the last call."""
+        """Host -> the targets requested since the last call."""
         taken: dict[str, list[str]] = {}
         for request in self.web.requests:
             taken.setdefault(request.headers["host"], []).append(request.target)
@@ -136,7 +136,7 @@ def sent_by_us(recorder: Recorder, urls: Sequence[str]) -> dict[str, list[str]]:
 
 
 def sent_by_urllib(recorder: Recorder, urls: Sequence[str]) -> dict[str, list[str]]:
-    """By img2dataset's requests."""
+    """As img2dataset requests them."""
     import urllib.request
 
     opener = GuardedOpener(config(), SourceRules())

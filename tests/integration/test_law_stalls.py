@@ -1,4 +1,4 @@
-"""Law: a machine that stood still never makes a row `timeout`, nor blames its servers for anything else."""
+"""Law: a machine that stalls never makes a row `timeout`, nor blames servers for anything else."""
 
 import asyncio
 import json
@@ -40,14 +40,14 @@ def fetch_and_stand_still(urls: list[str], stall_s: float, **settings: Any) -> l
     return asyncio.run(main())
 
 
-def test_deadlines_do_not_pass_while_the_loop_stands_still(web: HostileWeb) -> None:
+def test_deadlines_do_not_pass_while_the_loop_stalls(web: HostileWeb) -> None:
     urls = [web.send(f"/{n}.jpg", 0.5 + n / 20, response(JPEG)) for n in range(8)]
     found = fetch_and_stand_still(urls, 3.0, timeout_s=1.5, retries=0)
     assert [each.status for each in found] == [Status.OK] * 8
     assert all((each.fetch_s or 0) < 1.5 for each in found)
 
 
-def test_what_servers_gave_up_meanwhile_is_asked_for_again(web: HostileWeb) -> None:
+def test_requests_that_servers_gave_up_during_a_stall_are_made_again(web: HostileWeb) -> None:
     async def impatient(request: Request, writer: Any) -> None:
         writer.write(response(JPEG, length=len(JPEG) + 4)[: -len(JPEG) // 2])
         if web.hits[request.path] == 1:
@@ -76,7 +76,7 @@ def test_hosts_that_never_answer_still_time_out_and_do_not_lose_their_chances(we
     assert time.monotonic() - started < 8
 
 
-def test_a_look_up_that_failed_meanwhile_is_made_again() -> None:
+def test_a_look_up_that_failed_during_a_stall_is_made_again() -> None:
     async def main() -> int:
         stalls, attempts = StallMonitor(), 0
 
@@ -90,7 +90,7 @@ def test_a_look_up_that_failed_meanwhile_is_made_again() -> None:
             return attempts
 
         with pytest.raises(OSError, match="no answer"):
-            await stalls.repeat_if_stalled(look_up, OSError)  # once for the stall, and then it is the server's
+            await stalls.repeat_if_stalled(look_up, OSError)  # once for the stall; after that it counts
         stalls.close()
         return attempts
 

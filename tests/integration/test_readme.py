@@ -1,4 +1,4 @@
-"""The Python in README runs, from top to bottom, as it is written."""
+"""The Python in README runs as written, from top to bottom."""
 
 import os
 import re
@@ -16,17 +16,17 @@ REPOSITORY = Path(__file__).parents[2]
 
 ADAPTED = {
     '"urls.parquet", "out",': '"urls.parquet", "out", settings={"fetch.allow_networks": ["127.0.0.0/8"]},',
-    "ViT-B-32:openai": "tiny",  # whose weights are here
-    "min_similarity=0.28": "min_similarity=-1.0",  # of pictures that show nothing
+    "ViT-B-32:openai": "tiny",  # because its weights are available here
+    "min_similarity=0.28": "min_similarity=-1.0",  # because the pictures show nothing
     "image_embedding_vit_b_32": "image_embedding_tiny",
     "range(10)": "range(1)",
     "num_workers=4": "num_workers=1",
 }
-"""What differs here: no internet, few pairs, little time."""
+"""Replacements: here there is no internet, few pairs and little time."""
 
 
 def python_blocks() -> list[str]:
-    """The Python of README, adapted."""
+    """The Python in README, adapted."""
     text = (REPOSITORY / "README.md").read_text()
     for there, here in ADAPTED.items():
         assert there in text, there

@@ -23,7 +23,7 @@ MOVED = ("image_tar", "image_offset", "image_length")
 
 
 def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
-    """Every row of a finished output, by a plain glob; where its picture lies is replaced by the picture's bytes."""
+    """Every row of a finished output, by a plain glob, with the picture's bytes instead of its position."""
     rows = {}
     for folder in ("pairs", "rejects"):
         for path in (output / folder).iterdir():
@@ -39,7 +39,7 @@ def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def ailing(web: PictureWeb, tmp_path: Path) -> tuple[BuildJob, NameServer]:
-    """Of 40 rows, 8 get a 503, 8 a name that no server knows, 8 a 404; the rest is well."""
+    """Of 40 rows, 8 get a 503, 8 have an unknown host name, 8 get a 404; the rest are fine."""
     with NameServer({}) as server:
         rows = []
         for n in range(40):
@@ -65,7 +65,7 @@ def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
     assert first.statuses == {"ok": 16, "http_5xx": 8, "http_4xx": 8, "dns_error": 8}
     before = rows_by_id(output)
 
-    for n in range(1, 21, 5):  # the first two shards of four get well
+    for n in range(1, 21, 5):  # the first two shards of four recover
         web.pages[f"/{n}.jpg"] = (200, {}, picture(n))
     asked = len(web.log)
     healed = retry(str(output), ["http_5xx"])

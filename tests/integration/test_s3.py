@@ -42,7 +42,7 @@ def bucket() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    S3FileSystem.clear_instance_cache()  # one of before may have been made without this environment
+    S3FileSystem.clear_instance_cache()  # a cached one may have been made without this environment
     Store("s3://mill").fs.mkdir("mill")
     yield "s3://mill"
     for name, value in before.items():

@@ -38,7 +38,7 @@ LIMIT_S = 10.0
 
 @pytest.fixture(autouse=True)
 def as_a_stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No credentials but those that a test gives."""
+    """No credentials except those that a test sets."""
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", *CREDENTIALS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -48,13 +48,13 @@ def as_a_stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """It asks nobody who they are."""
+    """A server that does not check credentials."""
     with s3_server("mill") as url:
         yield url
 
 
 def strict_user(server: str) -> dict[str, str]:
-    """Makes the server ask who one is; returns the keys of the only user that it knows, who may do nothing with S3."""
+    """Make the server check credentials. Returns the keys of its only user, who has no permissions on S3."""
     client = boto3.client("iam", endpoint_url=server)
     client.create_user(UserName="user")
     key = client.create_access_key(UserName="user")["AccessKey"]
@@ -71,7 +71,7 @@ def s3_job(source: str, output: str, s3: S3Config, kind: str = "urls") -> BuildJ
 
 
 def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
-    """Everything that reaches for a bucket first."""
+    """All operations that access a bucket first."""
     (folder / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     here, there, settings = str(folder / "in.csv"), "s3://mill/out", {"s3": s3.model_dump()}
     select_job = SelectJob.model_validate({"dataset": there, "name": "some", "s3": settings["s3"]})
@@ -98,7 +98,7 @@ def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def check_that_all_refuse(s3: S3Config, folder: Path, message: str, *names: str) -> None:
-    """All commands, or those of these names: with one line that names bucket and endpoint, in time."""
+    """Run all commands, or those with these names: each fails in time, with one line that names bucket and endpoint."""
 
     def refused(command: Callable[[], object]) -> tuple[str, float]:
         started = time.monotonic()
@@ -118,7 +118,7 @@ def check_that_all_refuse(s3: S3Config, folder: Path, message: str, *names: str)
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Takes connections and never says a word."""
+    """Accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -236,7 +236,7 @@ def test_a_prefix_with_foreign_objects_is_refused_after_shallow_listings(
         proxy = FaultyS3(server)
         with pytest.raises(JobError, match="is not empty, and not pairmill's"):
             prepare(s3_job(str(tmp_path / "in.csv"), root, S3Config(endpoint=proxy.url)))
-        assert set(proxy.requests) == {"LIST"}  # s3fs makes two or three of one
+        assert set(proxy.requests) == {"LIST"}  # s3fs turns one into two or three
         assert proxy.requests["LIST"] <= 6
         proxy.close()
 
@@ -245,7 +245,7 @@ def test_folder_objects_and_hidden_objects_are_not_foreign(server: str, tmp_path
     (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     with credentials():
         client = boto3.client("s3", endpoint_url=server)
-        client.put_object(Bucket="mill", Key="made-by-hand/", Body=b"")  # as S3's consoles make a folder
+        client.put_object(Bucket="mill", Key="made-by-hand/", Body=b"")  # as S3 consoles create a folder
         client.put_object(Bucket="mill", Key="made-by-hand/.keep", Body=b"")
         client.close()
         s3 = S3Config(endpoint=server)

@@ -1,4 +1,4 @@
-"""S3 with faults: throttling, lost connections, lost replies, no permission; and the number of requests of a start."""
+"""S3 with faults: throttling, lost connections, lost replies, no permission; and the number of requests at startup."""
 
 import time
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def test_reads_and_writes_survive_throttling_and_lost_connections(faulty: Faulty
 def test_a_write_whose_reply_was_lost_exists_and_counts_as_taken(
     faulty: FaultyS3, num_bytes: int, request_lost: str
 ) -> None:
-    """Small: one PUT. Large: in parts; the reply to one of them is lost, and then that to joining them."""
+    """Small: one PUT. Large: in parts; the reply to one part is lost, then the reply to their completion."""
     store = Store("s3://mill/lost", S3Config(endpoint=faulty.url))
     faulty.faults = Faults(lose_reply_to=request_lost)
     first = store.create(f"{num_bytes}/a", bytes(num_bytes))

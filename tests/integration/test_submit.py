@@ -54,15 +54,15 @@ def s3() -> Iterator[FaultyS3]:
 
 @pytest.fixture(scope="module")
 def metrics_ports() -> list[int]:
-    """Where Prometheus would ask each of the two nodes."""
+    """The addresses that Prometheus would scrape on the two nodes."""
     return [free_port(), free_port()]
 
 
 @contextmanager
 def ray_head(ray: Sequence[str | Path], environment: Mapping[str, str], metrics_ports: Sequence[int]) -> Iterator[str]:
-    """`ray start --head`, and one more node for each further port; the dashboard's address. Two CPUs each."""
+    """`ray start --head`, and another node for each additional port. Returns the dashboard's address. Two CPUs each."""
     port, dashboard = free_port(), free_port()
-    folder = Path("/tmp") / f"pairmill-ray-{port}"  # Ray's sockets allow no long path
+    folder = Path("/tmp") / f"pairmill-ray-{port}"  # Ray's socket paths must be short
     node = ["--num-cpus=2", "--object-store-memory=500000000", "--disable-usage-stats"]
     place = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
     try:
@@ -90,7 +90,7 @@ def cluster(s3: FaultyS3, metrics_ports: list[int]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a user who has run a local build, which leaves a token."""
+    """The environment of a user who has run a local build, which leaves a token."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
@@ -99,14 +99,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare_cluster(s3: FaultyS3, home: Path) -> Iterator[str]:
-    """A head started by its absolute path with nothing activated, by a user who has a token: so it asks for it."""
+    """A head started by its absolute path with nothing activated, by a user who has a token, so it requires it."""
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", **CREDENTIALS}
     with ray_head([Path(sys.executable).with_name("ray")], environment, [free_port()]) as address:
         yield address
 
 
 def _processes_of(folder: Path) -> list[int]:
-    """Of this cluster alone: `ray stop` would end every Ray on the machine."""
+    """The processes of this cluster only: `ray stop` would end every Ray on the machine."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -154,14 +154,14 @@ def put_input(web: PictureWeb, store: Store, folder: Path, name: str, rows: int)
 
 
 def pairmill(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command, by a user who has set nothing of Ray's but `variables`."""
+    """Run the command as a user who has set only `variables` for Ray."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
     command = [*PAIRMILL, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.timeout(400)
-def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
+def test_build_then_embed_run_on_the_cluster_and_no_secret_is_visible(
     cluster: str, project: Path, web: PictureWeb, s3: FaultyS3, metrics_ports: list[int]
 ) -> None:
     source = put_input(web, mill(s3), project, "a.parquet", 60)
@@ -197,7 +197,7 @@ def test_build_then_embed_run_on_the_cluster_and_no_secret_is_to_be_seen(
 
 
 @pytest.mark.timeout(400)
-def test_a_stopped_job_goes_on_by_the_same_command(cluster: str, project: Path, web: PictureWeb, s3: FaultyS3) -> None:
+def test_the_same_command_continues_a_stopped_job(cluster: str, project: Path, web: PictureWeb, s3: FaultyS3) -> None:
     source, output = put_input(web, mill(s3), project, "c.parquet", 120), "s3://mill/c"
     slow = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.2"]
     submitted = pairmill(project, "submit", "--address", cluster, "build", "--job", "job.yaml", source, output, *slow)
@@ -297,7 +297,7 @@ def test_a_compressed_blocklist_stays_one(tmp_path: Path) -> None:
         assert gzip.decompress((bundle.folder / "url_blocklist.gz").read_bytes()) == b"https://bad.example/1.jpg"
 
 
-def test_help_after_submit_is_that_of_the_command(tmp_path: Path) -> None:
+def test_help_after_submit_is_the_commands(tmp_path: Path) -> None:
     done = pairmill(tmp_path, "submit", "build", "--help")
     assert done.returncode == 0
     assert "--min-similarity" in done.stdout

@@ -25,7 +25,7 @@ assert isinstance(GROUP, TyperGroup)
 
 
 def names(group: TyperGroup = GROUP, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command as its words after `pairmill`, the groups too."""
+    """Every command, and every group, as its words after `pairmill`."""
     yield before
     for name, command in group.commands.items():
         if isinstance(command, TyperGroup):

@@ -1,4 +1,4 @@
-"""The contact sheet of small output folders that are committed by hand, without any web or model."""
+"""The contact sheet of small output folders committed by hand, without any web or model."""
 
 import re
 from base64 import b64decode

@@ -1,4 +1,4 @@
-"""What README and docs name exists: commands and options, job fields, columns, statuses, and all links."""
+"""Everything that README and the docs name exists: commands and options, job fields, columns, statuses and links."""
 
 import ast
 import importlib
@@ -32,7 +32,7 @@ TEXTS += sorted(path for path in DOCS.rglob("*.md") if path.name not in GENERATE
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
-    """The fenced blocks of these languages, without what indents them."""
+    """The fenced blocks in these languages, without their indentation."""
     found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", path.read_text(), re.MULTILINE | re.DOTALL)
     return [re.sub(f"(?m)^{indent}", "", text) for indent, language, text in found if language in languages]
 
@@ -50,7 +50,7 @@ def options_of(command: Any) -> set[str]:
 
 
 def resolve_command(words: list[str]) -> tuple[Any, list[str]]:
-    """The command that is named, and the words after its name."""
+    """The command, and the words after its name."""
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         command, words = command.commands[words[0]], words[1:]
@@ -87,7 +87,7 @@ def test_every_job_file_is_one(path: Path) -> None:
 def test_what_python_examples_name_of_pairmill_exists(path: Path) -> None:
     for block in blocks(path, "python"):
         if block.startswith("@rule") or re.match(r"[A-Za-z_]+( =|:)|\(", block):
-            continue  # a few lines to put into a file
+            continue  # a few lines to be put into a file
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pairmill"):
                 module = importlib.import_module(node.module or "")

@@ -1,4 +1,4 @@
-"""What a job would do, said before it is done: nothing is written, and the pools are those that the run would have."""
+"""Explains what a job would do before it runs: nothing is written, and the pools are those of the actual run."""
 
 import os
 from pathlib import Path

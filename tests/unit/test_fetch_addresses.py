@@ -1,4 +1,4 @@
-"""Which addresses may be connected to, and what is an address at all."""
+"""Which addresses we may connect to, and which texts are addresses at all."""
 
 import pytest
 

@@ -10,7 +10,7 @@ from pairmill.pipeline.fetch.dns import AddressRefused, DnsCache, NoSuchHost
 
 
 class NameService:
-    """Records the names that it is asked for."""
+    """Records the names that it is asked to look up."""
 
     def __init__(self, answers: dict[str, Sequence[str] | OSError]) -> None:
         self.answers = answers

@@ -116,7 +116,7 @@ def test_above_twice_the_budget_one_body_grows_at_a_time_and_the_others_do_not_t
                 group.create_task(body(name, 4))
         assert sorted(order) == list("abcd")
         assert budget._reserved == 0
-        assert max(most) <= 2 * 10 + 8 + 4 * 8  # a step that began below, and one body
+        assert max(most) <= 2 * 10 + 8 + 4 * 8  # a step that started below the limit, and one body
 
     asyncio.run(main())
 
@@ -127,11 +127,11 @@ def test_a_body_that_grows_above_the_budget_blocks_nobody_once_there_is_room() -
         async with Deadline(60) as deadline:
             slow, other, third = (Reservation(budget, deadline) for _ in range(3))
             budget.reserve(20)
-            await slow.resize(8)  # the only one that may grow now
+            await slow.resize(8)  # now the only one that may grow
             waiting = [asyncio.create_task(reservation.resize(8)) for reservation in (other, third)]
             await asyncio.sleep(0)
             assert not any(task.done() for task in waiting)
-            budget.release(20)  # although the slow one is not done
+            budget.release(20)  # even though the slow one is not done
             await asyncio.wait_for(asyncio.gather(*waiting), 1)
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""From bytes to the stored picture, on pictures that are drawn here."""
+"""From bytes to the stored picture, with pictures drawn here."""
 
 import io
 import threading
@@ -21,7 +21,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def draw(width: int, height: int, seed: int = 0) -> Pixels:
-    """Noise at every scale, louder the coarser: the spectrum of a photograph. No symmetry."""
+    """Noise at every scale, stronger at coarser ones: the spectrum of a photograph. No symmetry."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.float32)
     for cell in (256, 64, 16, 4):

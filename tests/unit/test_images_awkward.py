@@ -44,7 +44,7 @@ def test_awkward_files_get_the_status_that_their_manifest_expects(name: str, exp
 
 
 def reference(body: bytes) -> npt.NDArray[np.uint8]:
-    """What a person should see, by Pillow alone, at full size: upright, 16 bits to 8, alpha over white, sRGB."""
+    """The picture as a person should see it, by Pillow alone, at full size: upright, 8 bits, alpha over white, sRGB."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":

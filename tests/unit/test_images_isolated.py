@@ -1,4 +1,4 @@
-"""A decoder that dies or hangs. No picture here does that to the real one, so a child is told what to do instead."""
+"""A decoder that dies or hangs. No picture here does that to the real one, so the child is told to do it."""
 
 import io
 import multiprocessing

@@ -1,4 +1,4 @@
-"""skip_reencode: the original's own pixels, and nothing else of the file."""
+"""skip_reencode: the original's own pixels, and nothing else from the file."""
 
 import io
 import random
@@ -82,7 +82,7 @@ def test_alpha_and_16_bits_are_encoded_anew(mode: str) -> None:
 
 
 def test_stripping_mutated_files_keeps_the_pixels_or_refuses() -> None:
-    """Mutated files: a stripped file that decodes differently would be a picture that nobody checked."""
+    """A stripped file that decodes differently would be a picture that nobody has checked."""
     rng = random.Random(5)
     kept = 0
     for format, name in FORMATS.items():

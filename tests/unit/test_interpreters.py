@@ -1,4 +1,4 @@
-"""Which Pythons `make setup` chooses from."""
+"""The Python interpreters that `make setup` chooses from."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_a_shim_without_its_version_is_skipped_and_pyenvs_own_folder_searched(tm
     assert found(home, shims) == [sys.executable]
 
 
-def test_what_only_calls_itself_by_a_supported_version_is_skipped(tmp_path: Path) -> None:
+def test_an_interpreter_that_only_claims_a_supported_version_is_skipped(tmp_path: Path) -> None:
     other = "python3.14" if THIS != "python3.14" else "python3.13"
     put(tmp_path / "bin" / other, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     assert found(tmp_path / "home", tmp_path / "bin") == []

@@ -38,7 +38,7 @@ def test_required_fields_are_those_without_which_there_is_no_job() -> None:
         assert outermost == set(required)
 
 
-def test_types_read_as_a_person_writes_them() -> None:
+def test_types_are_worded_as_a_person_writes_them() -> None:
     types = {field.name: field.type for field in job_fields()}
     assert types["images.quality"] == "int 1..100"
     assert types["images.format"] == "jpg | png | webp"

@@ -59,7 +59,7 @@ def test_a_mistake_is_reported_with_its_line_and_field(job_file: Path, text: str
         ("s3.buckets={a: {endpont: x}}", "s3.buckets.a.endpont: there is no such field; did you mean 'endpoint'?"),
     ],
 )
-def test_a_value_that_may_be_of_several_kinds_is_complained_of_once(setting: str, line: str) -> None:
+def test_a_bad_value_of_a_field_with_several_types_is_reported_once(setting: str, line: str) -> None:
     with pytest.raises(JobError) as error:
         load_job(None, BASE, ["models=[{name: tiny}]", setting])
     assert str(error.value) == line
@@ -93,7 +93,7 @@ def test_the_fingerprint_stays_as_settings_are_added_and_changes_with_what_chang
     assert len({of(), of("images.quality=94"), of("rules.caption_min_words=1"), of("models=[{name: tiny}]")}) == 4
 
 
-def test_a_jump_in_network_failures_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jump_in_network_failures_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def committed(shard: int, **statuses: int) -> ShardManifest:
         rows = sum(statuses.values())
         counts = {"num_rows": rows, "rows_in": rows, "pairs": 0, "rejects": 0, "kept": 0, "bytes_fetched": 0}

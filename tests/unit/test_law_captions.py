@@ -102,7 +102,7 @@ def test_text_of_any_encoding_arrives_if_it_is_named_and_is_refused_if_it_is_not
         return
     marks = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     assume(encoding == "utf-16" or not body.startswith(marks))  # a byte order mark wins
-    assume(body.decode(encoding) == text)  # not so of the yen sign in Shift JIS
+    assume(body.decode(encoding) == text)  # not true for the yen sign in Shift JIS
     folder = tmp_path_factory.mktemp("text")
     (named,) = indexed(folder, ("0.txt", body), encoding=encoding).captions or (None,)
     assert named == text.encode()
@@ -194,13 +194,14 @@ def test_a_setting_that_a_tar_cannot_follow_is_an_error(tmp_path: Path, settings
         shard_rows(tmp_path / "out", source, **settings)
 
 
-def test_json_with_no_usual_key_is_told_with_its_keys(tmp_path: Path) -> None:
+def test_json_with_no_usual_key_is_reported_with_its_keys(tmp_path: Path) -> None:
     source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1}'), ("1.jpg", b"y"))
     rows = shard_rows(tmp_path / "out", source)
     assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
     plan = load_plan(Store(str(tmp_path / "out")))
     told = (
-        "1 row without a caption although there is JSON; source.caption_column says which key has it, of 'motto', 'w'"
+        "1 row with JSON but without a caption; if a key has it, set source.caption_column to that key, "
+        "one of 'motto', 'w'"
     )
     assert told in describe_plan(plan, plan.job)
 

@@ -1,4 +1,4 @@
-"""Law: a picture is bounded by what it costs: 8 bytes of memory for each of `images.max_pixels`, and 5 s of CPU."""
+"""Law: pictures are limited by their cost: 8 bytes of memory for each of `images.max_pixels`, and 5 s of CPU."""
 
 import multiprocessing
 import re
@@ -30,7 +30,7 @@ SLACK_BYTES = 60_000_000  # tables, bands, the stored picture
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process has had since `_forget_peak`."""
+    """Peak memory of this process since `_forget_peak`."""
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) * 1024
@@ -59,7 +59,7 @@ HOSTILE = list(refused())
 
 
 @pytest.mark.parametrize("picture", HOSTILE, ids=lambda picture: picture.name)
-def test_what_costs_too_much_is_a_bomb_from_its_header(picture: Hostile, child: ProcessPoolExecutor) -> None:
+def test_a_picture_that_costs_too_much_is_a_bomb_from_its_header(picture: Hostile, child: ProcessPoolExecutor) -> None:
     _, status, peak, before, cpu_s = child.submit(measure, picture).result()
     if picture.status is not None:
         assert status == picture.status.value
@@ -80,7 +80,7 @@ def test_no_awkward_picture_costs_too_much(child: ProcessPoolExecutor) -> None:
         assert cpu_s < MAX_CPU_S, name
 
 
-def test_the_dearest_pictures_that_are_not_refused_stay_within_their_cost(child: ProcessPoolExecutor) -> None:
+def test_the_most_expensive_pictures_that_are_not_refused_stay_within_their_cost(child: ProcessPoolExecutor) -> None:
     ImageProcessor(ImagesConfig())  # sets Pillow's own limit
     for picture in paid_for(MEGAPIXELS):
         if len(picture.body) > FetchConfig().max_bytes:
@@ -128,7 +128,7 @@ def test_the_gate_lets_no_more_in_than_fits() -> None:
             inside -= 1
 
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(decode, [40e6] * 20 + [500e6] * 3))  # more than there is: alone
+        list(threads.map(decode, [40e6] * 20 + [500e6] * 3))  # more than the whole budget: alone
     assert most == 2
 
 

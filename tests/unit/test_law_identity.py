@@ -1,6 +1,6 @@
-"""Law: the uid of a picture that is in the input includes its digest where the URL is missing, empty or shared.
+"""Law: the uid of a picture in the input includes its digest if the URL is missing, empty or shared.
 
-uids that were unique and right stay as they were: those of a URL and caption that no other row has.
+Uids that were already unique do not change: those of a URL and caption that no other row has.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def test_different_pictures_have_different_uids_and_equal_pairs_the_same(
 
 
 def test_the_uids_of_earlier_versions_stay(tmp_path: Path) -> None:
-    """Of unique URLs, of pictures without one, and of captions alone; computed by hand, by the rule in uid.py."""
+    """For unique URLs, pictures without one, and captions alone; computed by hand by the rule in uid.py."""
     write(tmp_path / "in.parquet", [("http://e.org/1", "a", 0), (None, "b", 1), ("http://e.org/1", "c", 0)])
     digest = hashlib.sha256(PICTURES[1]).hexdigest()
     by_hand = [

@@ -1,4 +1,4 @@
-"""Law: whatever a listing shows becomes a row, a part of a row, or is counted under "passed over" with a reason.
+"""Law: everything that a listing shows becomes a row or part of a row, or counts as "passed over" with a reason.
 
 Oracles: `os.walk(followlinks=True)` for folders, `tarfile` for the members of a tar and their bytes. The grouping of
 members into samples is compared with webdataset's in tests/integration/test_law_listing_webdataset.py.
@@ -281,7 +281,7 @@ def test_one_odd_member_costs_at_most_itself(tmp_path: Path, kind: str) -> None:
 def test_damage_costs_at_most_the_members_that_it_touches(
     entries: list[tuple[str, str, str, bytes, dict[str, str]]], data: st.DataObject
 ) -> None:
-    """A member behind the damage is found again, where its header is whole."""
+    """A member after the damage is found again if its header is intact."""
     entries = [(name, kind, link, body, {}) for name, kind, link, body, _ in entries if len(name) < 100]
     assume(len(entries) > 1)
     whole = packed(entries, tarfile.GNU_FORMAT)
@@ -294,7 +294,7 @@ def test_damage_costs_at_most_the_members_that_it_touches(
     assert sum(each.is_gap for each in after) == 1
 
 
-def test_a_build_counts_the_files_that_are_no_lists_of_urls(tmp_path: Path) -> None:
+def test_a_build_counts_the_files_that_are_not_lists_of_urls(tmp_path: Path) -> None:
     (tmp_path / "in/deep").mkdir(parents=True)
     pq.write_table(pa.table({"url": ["http://e.org/1"]}), tmp_path / "in/deep/_a.parquet")
     for name in ("stats.json", "notes.md", ".hidden.parquet"):

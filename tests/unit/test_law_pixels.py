@@ -51,7 +51,7 @@ DISAGREEMENTS = {
     ),
     r"avif L icc_profile GRAY": (("pillow",), "OpenCV applies no profiles, and libvips none of grayscale AVIFs."),
 }
-"""Where fewer than two decoders agree with what is stored: who is right, and why."""
+"""Cases where fewer than two decoders agree with the stored pixels: who is right, and why."""
 
 
 def stored(body: bytes) -> Pixels:
@@ -63,7 +63,7 @@ def stored(body: bytes) -> Pixels:
 
 @cache
 def as_it_was(body: bytes) -> Pixels:
-    """Of a file that no test has changed."""
+    """The stored pixels of a file that no test has changed."""
     return stored(body)
 
 
@@ -113,7 +113,7 @@ def test_a_profile_for_other_pixels_is_ignored() -> None:
     assert np.array_equal(stored(body), np.asarray(Image.open(io.BytesIO(body)).convert("RGB")))
 
 
-def test_metadata_that_unpack_to_megabytes_lose_no_picture() -> None:
+def test_metadata_that_unpacks_to_megabytes_loses_no_picture() -> None:
     assert np.array_equal(
         stored((CASES / "big_text.png").read_bytes()), stored((CASES / "gray_icc_rgb.png").read_bytes())
     )
@@ -163,7 +163,7 @@ def test_a_transparency_of_the_wrong_length_is_ignored(color_type: int, bits: in
 
 @pytest.mark.parametrize("kind", ["eXIf", "iTXt", "zTXt", "zipped iTXt"])
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_png_is_turned_wherever_its_orientation_stands(kind: str, behind: bool) -> None:
+def test_a_png_is_rotated_wherever_its_orientation_is_stored(kind: str, behind: bool) -> None:
     hexadecimal = b"\nexif\n      26\n" + (b"Exif\0\0" + exif(6)).hex().encode()
     data = {
         "eXIf": chunk(b"eXIf", exif(6)),
@@ -224,7 +224,7 @@ SEGMENTS = (
 def test_no_segment_loses_or_changes_a_jpeg(marker: int, data: bytes, mode: str) -> None:
     body = saved(picture_grid.photo(mode), "JPEG", quality=95)
     odd = bytes((0xFF, marker)) + struct.pack(">H", 2 + len(data)) + data
-    for place in (2, 20):  # before and behind JFIF's
+    for place in (2, 20):  # before and after JFIF's
         assert np.array_equal(stored(body[:place] + odd + body[place:]), as_it_was(body))
 
 

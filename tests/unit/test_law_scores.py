@@ -27,7 +27,7 @@ from pairmill.schemas.pairs import embedding_type, in_flight_schema
 CASES = Path(__file__).parents[3] / "shared" / "data" / "cases"
 RUN = RunConfig(device="cpu", batch_size=4, encode_threads=1)
 ODD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "zero": 0.0, "huge": 3e38, "fine": 1.0}
-INVALID = ("nan", "inf", "-inf", "zero", "huge")  # of huge numbers the length is infinite
+INVALID = ("nan", "inf", "-inf", "zero", "huge")  # the length of huge numbers is infinite
 
 
 def table_of(bodies: list[bytes], captions: list[str | None]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The law of types: a value of the input arrives as it was, or the job stops with the files named.
+"""The law of types: an input value arrives unchanged, or the job stops and names the files.
 
 Oracles: Python's own exact comparisons of what went in and came out, DuckDB for folders, pandas for text, JSON and the
 tables of YAML 1.2 for job files.
@@ -88,7 +88,7 @@ def _integers(low: int, high: int) -> st.SearchStrategy[int]:
 
 
 def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
-    """What `pa.array` takes for the type: of times, the integers that stand for them."""
+    """Values that `pa.array` accepts for the type; for times, their integers."""
     if pa.types.is_integer(kind):
         bits = kind.bit_width
         return _integers(0, 2**bits - 1) if "u" in str(kind) else _integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -260,7 +260,7 @@ def test_law_types_a_partition_of_a_text_file_is_a_column(name: str, text: str) 
         assert set(read_all(where)["lang"].to_pylist()) == {"en", None}
 
 
-def test_law_types_a_column_of_the_file_goes_before_a_partition() -> None:
+def test_law_types_a_column_of_the_file_takes_precedence_over_a_partition() -> None:
     with folder() as where:
         (where / "in" / "lang=en").mkdir()
         pq.write_table(pa.table({"url": ["http://a.org/1"], "lang": ["de"]}), where / "in" / "lang=en" / "a.parquet")
@@ -340,7 +340,7 @@ def test_law_types_a_long_line_with_bare_carriage_returns_costs_only_itself(monk
         assert found["url"].to_pylist() == [None if row == 2 else line for row, line in enumerate(lines)]
 
 
-def test_law_types_latin_1_without_a_word_is_refused_by_name() -> None:
+def test_law_types_undeclared_latin_1_is_refused_by_name() -> None:
     with folder() as where:
         (where / "in" / "a.csv").write_bytes("url,caption\nhttp://a.org/1,é\n".encode("latin-1"))
         with pytest.raises(SourceError, match=r"a.csv: is not UTF-8"):
@@ -362,7 +362,7 @@ def test_law_types_a_word_of_a_job_file_is_that_of_yaml_1_2(text: str, value: ob
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5))
-def test_law_types_a_job_file_holds_what_json_and_our_own_writer_wrote(value: object) -> None:
+def test_law_types_a_job_file_reads_what_json_and_our_own_writer_wrote(value: object) -> None:
     assert yaml.load(yaml.safe_dump([value]), Loader=_JobLoader) == [value]
     if json.dumps(value).isascii() and "\\ud" not in json.dumps(value) and "\\u" not in json.dumps(value):
         assert yaml.load(json.dumps([value]), Loader=_JobLoader) == [value]
@@ -379,7 +379,7 @@ def test_law_types_the_resize_mode_no_needs_no_quotes(tmp_path: Path, setting: b
     assert job.rules.caption_drop_dates is True
 
 
-def test_law_types_pictures_are_read_one_by_one_where_an_average_says_nothing(
+def test_law_types_pictures_are_read_one_by_one_if_an_average_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cursor_module, "_BATCH_BYTES", 1 << 20)

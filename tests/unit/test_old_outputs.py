@@ -47,7 +47,7 @@ def test_a_record_that_says_held_is_a_corpus_and_unknown_top_level_fields_are_ig
         ("none", NoPictures()),
     ],
 )
-def test_a_plan_writes_where_pictures_are_as_it_always_did(written: str | None, pictures: PictureSource) -> None:
+def test_a_plan_records_the_picture_source_as_it_always_did(written: str | None, pictures: PictureSource) -> None:
     mapping = ColumnMapping("url", "caption", None, None, None, pa.schema([]), (), pictures)
     values = mapping.to_json()
     assert values["pictures"] == written

@@ -12,7 +12,7 @@ RAYLET = "import subprocess, sys; sys.exit(subprocess.run(['sh', '-c', sys.argv[
 
 
 def fake_python(folder: Path) -> Path:
-    """Prints what it is and what it gets."""
+    """An executable that prints its own name and its arguments."""
     folder.mkdir()
     path = folder / "python"
     path.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@"\n')

@@ -27,7 +27,7 @@ FOREIGN = [
     ["plan/notes.md", "job.yaml"],
     ["input/list.csv"],
     ["input/list.parquet", "tmp/x"],
-    ["manifests/000000000.json", "pairs/000000000.parquet"],  # ours once, but its plan was deleted
+    ["manifests/000000000.json", "pairs/000000000.parquet"],  # it was ours, but its plan was deleted
     ["export/notes.txt"],
     [".DS_Store", "_SUCCESS"],
 ]
@@ -144,7 +144,7 @@ def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path)
 
 
 def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
-    """Not even one with a name like that of a crashed attempt's file."""
+    """Not even one named like a crashed attempt's file."""
     store = Store(str(tmp_path))
     store.create("pairs/000000007.parquet", b"a dead attempt's")
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))

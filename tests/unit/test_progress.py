@@ -101,7 +101,7 @@ def test_no_count_is_lost_between_threads() -> None:
 
 
 class Asked:
-    """A worker that answers when it is told to."""
+    """A worker that answers only when told to."""
 
     def __init__(self) -> None:
         self.questions: list[Future[WorkCounts]] = []
@@ -133,7 +133,7 @@ def tick(clock: Clock, workers: LiveWorkers) -> Callable[[], None]:
     return next_round
 
 
-def test_answers_are_summed_by_stage_and_nobody_is_waited_for(
+def test_answers_are_summed_by_stage_without_waiting_for_anyone(
     workers: LiveWorkers, told: list[Any], tick: Callable[[], None]
 ) -> None:
     one, other, silent, encoder = Asked(), Asked(), Asked(), Asked()
@@ -150,7 +150,7 @@ def test_answers_are_summed_by_stage_and_nobody_is_waited_for(
     assert len(silent.questions) == 1  # it has not answered the first one
 
 
-def test_of_a_dead_worker_only_what_it_finished_stays(
+def test_only_the_finished_work_of_a_dead_worker_counts(
     workers: LiveWorkers, told: list[Any], tick: Callable[[], None]
 ) -> None:
     worker = Asked()
@@ -160,7 +160,7 @@ def test_of_a_dead_worker_only_what_it_finished_stays(
     tick()
     worker.questions[-1].set_exception(RuntimeError("it died"))
     tick()
-    assert told[-1]["download"].rows == 150  # the last that is known
+    assert told[-1]["download"].rows == 150  # the last known counts
     workers.remove("w")
     workers.remove("w")
     tick()
@@ -328,7 +328,7 @@ def test_a_notebook_gets_no_terminal_codes_and_no_rest_of_a_longer_line(clock: C
     assert screen[-2:] == ["shard 000000003 failed", ""]
 
 
-def test_a_listener_of_ones_own_may_leave_methods_out() -> None:
+def test_a_custom_listener_may_leave_methods_out() -> None:
     class Mine(ProgressListener):
         done = 0
 

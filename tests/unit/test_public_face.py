@@ -1,4 +1,4 @@
-"""`import pairmill`: what it costs, which names it gives, and what its keywords mean."""
+"""`import pairmill`: its cost, its public names, and the meaning of its keywords."""
 
 import ast
 import builtins
@@ -83,7 +83,7 @@ def test_all_errors_are_pairmills_and_those_about_input_stay_value_errors() -> N
         assert issubclass(error, ValueError)
 
 
-def test_every_error_class_is_pairmills_but_for_those_that_are_always_caught() -> None:
+def test_every_error_class_is_pairmills_except_those_that_are_always_caught() -> None:
     becomes_a_status = {"AddressRefused", "FetchError", "ImageError", "NoSuchHost", "UnreadableText"}
     tried_again = {"PayloadLost", "UnsupportedMode", "WorkerDied"}
     root = Path(pairmill.__file__ or "").parent.parent
@@ -109,7 +109,7 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_one() -> None:
 def job_of(
     monkeypatch: pytest.MonkeyPatch, *arguments: object, embed: bool = False, **keywords: object
 ) -> dict[str, object]:
-    """The job that a call of build (or embed) would run, as far as it was given."""
+    """The fields of the job that a call of build (or embed) would run, as far as they were set."""
     jobs: list[pairmill.BuildJob] = []
     monkeypatch.setattr(make.building, "build", lambda job, listener: jobs.append(job))
     function = pairmill.embed if embed else pairmill.build
@@ -204,7 +204,7 @@ def test_a_mistake_is_a_job_error_before_anything_starts(
         pairmill.build(*arguments, **keywords)  # type: ignore[arg-type]
 
 
-def test_a_job_model_stands_alone_and_fits_its_function() -> None:
+def test_a_job_model_works_alone_and_fits_its_function() -> None:
     job = pairmill.BuildJob.model_validate({"source": {"paths": "in.csv"}, "output": "out"})
     with pytest.raises(pairmill.JobError, match=r"source\.limit_rows, settings: give a job or keywords, not both"):
         pairmill.build(job, limit=5, settings={"images.size": 3})
@@ -246,7 +246,7 @@ def test_select_and_export_take_the_keywords_of_their_commands(monkeypatch: pyte
         pairmill.select("out", "clean", steps={"sampel": {"count": 9}})
 
 
-def test_progress_is_the_console_none_or_ones_own() -> None:
+def test_progress_is_the_console_none_or_a_custom_listener() -> None:
     with listener_for(True) as listener:
         assert isinstance(listener, ConsoleProgress)
     with listener_for(False) as listener:

@@ -51,7 +51,7 @@ def column(table: pa.Table, name: str) -> list[Any]:
 
 
 def invalid(raw: list[bytes], data_type: pa.DataType) -> pa.Array:
-    """Text with bytes that are no UTF-8, as careless writers leave it in string columns."""
+    """Text with bytes that are not UTF-8, as careless writers leave in string columns."""
     binary = pa.array(raw, pa.large_binary() if data_type == pa.large_string() else pa.binary())
     return pa.Array.from_buffers(data_type, len(raw), binary.buffers())
 
@@ -384,14 +384,14 @@ def test_a_file_that_changed_after_planning_is_an_error_that_names_it(tmp_path: 
     cursor.close()
 
 
-def test_storage_that_does_not_answer_is_no_damaged_file(tmp_path: Path) -> None:
+def test_storage_that_does_not_answer_is_not_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").mkdir()  # opening a folder fails for every user, where permissions do not stop root
     with pytest.raises(UnreachableInput, match=r"a\.parquet: cannot be opened") as raised:
         Cursor(Store("/nowhere"), str(tmp_path / "a.parquet"), "blake2b:1:x")
     assert Failure.of(raised.value).kind is FailureKind.MACHINE
 
 
-def test_a_file_that_is_gone_or_cut_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_missing_or_truncated_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     with pytest.raises(ReadError, match=r"a\.parquet: cannot be opened"):
         Cursor(Store("/nowhere"), str(path), "blake2b:1:x")

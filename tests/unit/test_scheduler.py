@@ -1,4 +1,4 @@
-"""Where shards go when workers die: every shard ends once, whatever happens, and what waits is bounded."""
+"""Where shards go when workers die: whatever happens, every shard ends once, and waiting payloads are bounded."""
 
 import itertools
 import random
@@ -29,7 +29,7 @@ from pairmill.schemas.manifest import ShardManifest
 
 STAGES: list[StageName] = ["read", "download", "encode", "commit"]
 PAYLOADS = {"read": 1, "download": 1, "encode": 1, "commit": 2}
-"""An encoder returns changes, which reach the commit beside what the download made."""
+"""An encoder returns changes, which reach the commit together with the download's result."""
 
 FAILED = Failure(FailureKind.SHARD, "failed", "failed")
 DONE = ShardManifest.model_validate(
@@ -122,13 +122,13 @@ def test_every_shard_ends_exactly_once_whoever_dies(
     assert Counter(shard for shard, _ in ended) == Counter(range(count))
     assert cluster.most_under_way <= limit
     assert not cluster.alive  # nobody is left behind
-    if not any(rates):  # a worker that only fails may be replaced, with the shards that it has
+    if not any(rates):  # a worker that only fails may be replaced, together with its shards
         assert all(report is not None for _, report in ended)
 
 
 @given(seed=st.integers(0, 10**6))
 @settings(deadline=None)
-def test_a_pool_grows_while_shards_wait_and_never_beyond_its_most(seed: int) -> None:
+def test_a_pool_grows_while_shards_wait_and_never_beyond_its_maximum(seed: int) -> None:
     cluster = Cluster(seed)
     scheduler = scheduler_of(cluster, limit=30, actors=1, max_actors=4)
     most = 0
@@ -138,7 +138,7 @@ def test_a_pool_grows_while_shards_wait_and_never_beyond_its_most(seed: int) -> 
     scheduler.stop()
 
 
-def test_idle_workers_beyond_the_least_number_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_workers_above_the_minimum_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     cluster = Cluster(1)
@@ -154,7 +154,7 @@ def test_idle_workers_beyond_the_least_number_are_let_go(monkeypatch: pytest.Mon
     scheduler.stop()
 
 
-def test_workers_that_end_before_they_have_begun_stop_the_run_with_their_words() -> None:
+def test_workers_that_die_before_they_start_stop_the_run_with_their_message() -> None:
     class Stillborn(Cluster):
         def result(self, token: int) -> Report:
             worker, payload = self.pending[token]
@@ -196,7 +196,7 @@ def test_many_starts_that_fail_together_are_no_reason_to_stop() -> None:
 
 
 @given(seed=st.integers(0, 10**6), most=st.integers(1, 50), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=40))
-def test_payloads_under_way_stay_within_their_bytes_unless_a_single_shard_is_larger(
+def test_payloads_in_flight_stay_within_their_bytes_unless_a_single_shard_is_larger(
     seed: int, most: int, sizes: list[int]
 ) -> None:
     class Weighed(Cluster):
@@ -211,12 +211,12 @@ def test_payloads_under_way_stay_within_their_bytes_unless_a_single_shard_is_lar
 
     cluster = Weighed(seed)
     scheduler = scheduler_of(cluster)
-    scheduler.admission = Admission(lambda _: 100, most, max(sizes))  # what a shard comes to is foreseen
+    scheduler.admission = Admission(lambda _: 100, most, max(sizes))  # the size of each shard is predicted
     assert len(list(scheduler.run(shards(len(sizes))))) == len(sizes)
     assert cluster.most_bytes <= max(most, *sizes)
 
 
-def test_of_equally_busy_workers_the_one_beside_the_data_gets_the_shard() -> None:
+def test_among_equally_busy_workers_the_one_beside_the_data_gets_the_shard() -> None:
     class Nodes(Cluster):
         """Every call's result is on node 1; encoders are on nodes 0, 1 and 2."""
 
@@ -244,7 +244,7 @@ def test_of_equally_busy_workers_the_one_beside_the_data_gets_the_shard() -> Non
     assert len(beside) == len(cluster.calls) - sum(encoders[worker] != "1" for worker in cluster.calls[:3])
 
 
-def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
+def test_a_run_in_which_nothing_ends_any_more_says_so() -> None:
     class Stuck(Cluster):
         def wait(self, timeout_s: float) -> list[int]:
             return []
@@ -256,7 +256,7 @@ def test_a_flow_in_which_nothing_ends_any_more_says_so() -> None:
 
 
 class PartlyBroken(Cluster):
-    """A cluster whose broken encoders fail every shard at once, where sound ones take their time."""
+    """A cluster whose broken encoders fail every shard at once, while healthy ones take a while."""
 
     def __init__(self, seed: int, broken_starts: int = 0, broken_runs: int = 0) -> None:
         super().__init__(seed)
@@ -295,7 +295,7 @@ def test_a_worker_that_cannot_start_costs_no_shard_while_another_can(seed: int) 
     assert not cluster.alive
 
 
-def test_where_no_worker_of_a_stage_can_start_the_run_ends_and_says_why() -> None:
+def test_if_no_worker_of_a_stage_can_start_the_run_ends_and_says_why() -> None:
     scheduler = scheduler_of(PartlyBroken(1, broken_starts=10**6))
     with pytest.raises(SchedulerError, match="no worker of the stage 'encode' could start: failed"):
         list(scheduler.run(shards(4)))

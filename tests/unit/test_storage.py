@@ -124,7 +124,9 @@ def test_an_unwritable_folder_is_one_error_with_its_name_and_the_remedy() -> Non
 @pytest.mark.parametrize(
     "spelling", ["out", "out/", "./out", "out/../out", ".//out/.", "deep/../out", "{cwd}/out", "file://{cwd}/out/"]
 )
-def test_every_spelling_of_a_path_is_one_place(spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_spelling_of_a_path_is_the_same_path(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert Store(spelling.format(cwd=tmp_path)).root == str(tmp_path / "out")
 
@@ -136,7 +138,7 @@ def test_the_parent_of_a_linked_folder_is_where_the_link_leads(tmp_path: Path) -
     assert absolute(str(tmp_path / "link/out")) == str(tmp_path / "link/out")
 
 
-def test_of_urls_only_the_slash_at_the_end_goes() -> None:
+def test_urls_only_lose_a_trailing_slash() -> None:
     assert absolute("s3://bucket/a/../b/") == "s3://bucket/a/../b"
     assert absolute("https://example.com/list/") == "https://example.com/list/"
 

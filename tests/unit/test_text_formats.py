@@ -82,7 +82,7 @@ def test_any_delimiter_is_detected_and_rows_equal_those_of_csv_pandas_and_polars
         ("url\nhttp://e.org/a;b|c\n", {}, ","),  # one column, and it is known
         ("url,caption\n" + "u;c\n" * 9, {}, ","),  # the header says it; its rows are broken
         ("id;url,thumb;caption\n", {}, ","),
-        ("adresse;mots\nu;c\n", {}, ","),  # not known, so the error lists what there is
+        ("adresse;mots\nu;c\n", {}, ","),  # not known, so the error lists the columns
         ("adresse;mots\nu;c\n", {"url_column": "adresse"}, ";"),
         ("adresse;mots\nu;c\n", {"delimiter": ";"}, ";"),
         ("url;caption\nu;c\n", {"delimiter": "|"}, "|"),
@@ -278,7 +278,7 @@ def test_an_array_gives_the_same_rows_as_json_lines(
         patch.setattr(text_file, "_BUFFER_BYTES", buffer_bytes)
         found = converted(scratch, "a.json", text.encode("utf-8", "surrogatepass"), encoding="utf-8")
     data = lines.encode("utf-8", "surrogatepass")
-    for name in ("a.jsonl", "a.json"):  # the latter may hold lines too
+    for name in ("a.jsonl", "a.json"):  # the latter may contain lines too
         assert found.equals(converted(scratch, name, data, encoding="utf-8"))
 
 
@@ -299,7 +299,7 @@ def test_no_array_crashes_the_reader(garbage: bytes, buffer_bytes: int) -> None:
         pieces = list(split_json("a.json", buffered(b"[" + garbage, buffer_bytes)))
     except SourceError:
         with pytest.raises(ValueError):
-            json.loads((b"[" + garbage).decode("utf-8", "surrogateescape"))  # what is refused is no JSON
+            json.loads((b"[" + garbage).decode("utf-8", "surrogateescape"))  # whatever is refused is not JSON
         return
     assert all(piece.strip() for piece in pieces)
 

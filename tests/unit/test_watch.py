@@ -1,4 +1,4 @@
-"""A job watched from elsewhere: every new shard is told of once, and the end is seen."""
+"""A job watched from elsewhere: every new shard is reported once, and the end is noticed."""
 
 import shutil
 import threading
@@ -32,7 +32,7 @@ class Told(ConsoleProgress):
         self.shards_told.append(manifest.shard)
 
 
-def test_shards_are_told_of_once_as_they_come_and_the_end_is_seen(tmp_path: Path) -> None:
+def test_shards_are_reported_once_as_they_are_committed_and_the_end_is_noticed(tmp_path: Path) -> None:
     whole, growing = tmp_path / "whole", tmp_path / "growing"
     write_dataset(whole, 1_000, shard_rows=100)
     shutil.copytree(whole, growing)
@@ -55,14 +55,14 @@ def test_shards_are_told_of_once_as_they_come_and_the_end_is_seen(tmp_path: Path
     assert told.said == ["300 rows done; 700 in 7 shards to go"]
 
 
-def test_the_command_ends_at_once_where_all_is_done(tmp_path: Path) -> None:
+def test_the_command_ends_at_once_if_everything_is_done(tmp_path: Path) -> None:
     write_dataset(tmp_path / "out", 200, shard_rows=100)
     done = CliRunner().invoke(app, ["status", str(tmp_path / "out"), "--watch", "--json"])
     assert done.exit_code == 0
     assert "2 of 2 shards, 200 rows done" in done.output
 
 
-def test_what_is_no_output_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="has no plan"):
         watch(Store(str(tmp_path)), Told(), 0.1)
 
@@ -81,7 +81,7 @@ def time_of_day(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_ten_times_the_interval_seen_without_a_commit_is_said_and_again_when_it_has_doubled(time_of_day: Clock) -> None:
+def test_ten_intervals_without_a_commit_are_reported_and_again_when_that_time_has_doubled(time_of_day: Clock) -> None:
     commits = CommitClock(shard_s=10_000.0, started=time_of_day.now)
     for _ in range(5):
         time_of_day.now += 20
@@ -99,7 +99,7 @@ def test_ten_times_the_interval_seen_without_a_commit_is_said_and_again_when_it_
     assert commits.silence is None
 
 
-def test_before_commits_were_seen_the_time_of_a_shard_decides(time_of_day: Clock, tmp_path: Path) -> None:
+def test_before_the_first_commit_the_time_of_a_shard_decides(time_of_day: Clock, tmp_path: Path) -> None:
     slow = CommitClock(shard_s=120.0, started=time_of_day.now)
     unknown = CommitClock.of([])
     time_of_day.now += 10 * FIRST_SHARD_S

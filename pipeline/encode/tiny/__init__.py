@@ -1,1 +1,1 @@
-"""The built-in model `tiny`: its weights, the pictures it is trained on, and its training."""
+"""The built-in model `tiny`: its weights, its training pictures, and its training."""

@@ -1,4 +1,4 @@
-"""Draw captioned pictures of colored shapes from a seed.
+"""Draws captioned pictures of colored shapes from a seed.
 
 A `Scene` is one thing, or two things with a spatial relation, on a plain background:
 
@@ -46,12 +46,12 @@ RELATIONS: dict[str, tuple[int, int]] = {  # direction from the second thing to 
     "right of": (1, 0),
 }
 CONVERSE = {"below": "above", "right of": "left of"}
-RADII = {"small": 0.75, "medium": 1.0, "large": 1.2}  # in units of the usual radius; "medium" has no word
+RADII = {"small": 0.75, "medium": 1.0, "large": 1.2}  # in units of the usual radius; "medium" is not mentioned
 WORDINGS = ("{}", "{}", "a picture of {}", "a drawing of {}", "a photo of {}", "there is {}")
 
 
 def _polar(radii: list[float], corners: int, start: float = -math.pi / 2) -> Points:
-    """`corners` points (x, y) around the origin, the radii taken in turn."""
+    """`corners` points (x, y) around the origin, using the radii in turn."""
     angles = start + 2 * math.pi * np.arange(corners) / corners
     length = np.resize(np.array(radii), corners)
     return np.stack([length * np.cos(angles), length * np.sin(angles)], axis=1)
@@ -100,7 +100,7 @@ class Thing:
 
     @property
     def words(self) -> str:
-        """Such as "a small red circle"."""
+        """For example "a small red circle"."""
         size = "" if self.size == "medium" else self.size + " "
         noun = f"{size}{self.color} {self.shape}"
         return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
@@ -108,7 +108,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing, or two things where `first` lies `relation` (of RELATIONS) of `second`."""
+    """One thing, or two things related by `relation`, a key of RELATIONS: "`first` left of `second`", for example."""
 
     background: str
     first: Thing
@@ -133,7 +133,7 @@ class Scene:
         return self
 
 
-# One combination for each color and shape, so that both are known and only the combination is new.
+# One combination for each color and shape: both are known, and only the combination is new.
 HELD_OUT = frozenset(zip(COLORS, SHAPES, strict=True))
 
 
@@ -207,7 +207,7 @@ def _random_thing(rng: Random, combinations: list[tuple[str, str]]) -> Thing:
 
 
 def _change_one(scene: Scene, rng: Random, fits: Callable[[Thing, tuple[str, str]], bool]) -> Scene:
-    """`scene` with color and shape of one thing, chosen by `rng`, replaced by others that `fits` accepts."""
+    """`scene` with the color and shape of one thing, chosen by `rng`, replaced by others that `fits` accepts."""
     changes_first = scene.second is None or rng.random() < 0.5
     old, other = (scene.first, scene.second) if changes_first else (scene.second, scene.first)
     assert old is not None
@@ -219,7 +219,7 @@ def _change_one(scene: Scene, rng: Random, fits: Callable[[Thing, tuple[str, str
 
 
 def _layout(scene: Scene, rng: Random) -> list[tuple[Thing, tuple[float, float], float]]:
-    """Each thing's center and radius, in units of the central square's side, from the picture's center."""
+    """Each thing's center, relative to the picture's center, and radius, in units of the central square's side."""
     dx, dy = RELATIONS[scene.relation] if scene.relation else (0, 0)
     usual = 0.19 if scene.second else 0.28
     layout = []
@@ -231,7 +231,7 @@ def _layout(scene: Scene, rng: Random) -> list[tuple[Thing, tuple[float, float],
 
 
 def _mask(outline: Points, center: tuple[float, float], radius: float, degrees: float, size: tuple[int, int]) -> Pixels:
-    """How much of each pixel the turned outline covers: (height, width) in 0..1."""
+    """The fraction of each pixel that the rotated outline covers: (height, width) in 0..1."""
     finer = 4 if max(size) <= 256 else 2  # drawn larger and averaged down: smooth edges
     turn = math.radians(degrees)
     rotation = np.array([(math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))])
@@ -242,7 +242,7 @@ def _mask(outline: Points, center: tuple[float, float], radius: float, degrees: 
 
 
 def _tint(color: tuple[int, int, int], rng: Random) -> Pixels:
-    """The color with hue and brightness moved a little: (3,) in 0..255."""
+    """The color with hue and brightness slightly changed: (3,) in 0..255."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
     hue, value = (hue + rng.uniform(-0.012, 0.012)) % 1, value * rng.uniform(0.94, 1.0)
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32) * 255

@@ -1,4 +1,4 @@
-"""Measure the built-in model `tiny` on drawn pictures that it never saw, as any user of open_clip would.
+"""Measures the built-in model `tiny` on drawn pictures that it never saw, as any user of open_clip would.
 
     python -m pairmill.pipeline.encode.tiny.train --evaluate-only
 
@@ -98,19 +98,19 @@ def auc(positive: Tensor, negative: Tensor) -> float:
 
 
 def recall_at_1(scores: Tensor) -> float:
-    """Share of rows (queries) whose own column scores highest; a tie with another column is a miss."""
+    """Fraction of rows (queries) whose own column scores highest; a tie with another column is a miss."""
     others = scores.clone().fill_diagonal_(-math.inf).max(1).values
     return float((scores.diagonal() > others).float().mean())
 
 
 def precision_recall(found: Similarities, threshold: float) -> tuple[float, float]:
-    """Of the pairs kept at `threshold`, from equally many true captions, wrong captions, colors and shapes."""
+    """Precision and recall at `threshold`, on equal numbers of true captions, wrong captions, colors and shapes."""
     kept = {kind: float((found.by_kind[kind] >= threshold).float().mean()) for kind in KINDS[:4]}
     return kept["true"] / max(sum(kept.values()), 1e-9), kept["true"]
 
 
 def calibrate(found: Similarities) -> float:
-    """The threshold (in steps of 0.005) that maximizes the lesser of precision and recall."""
+    """The threshold (in steps of 0.005) that maximizes the lower of precision and recall."""
     thresholds = [step / 200 for step in range(-200, 200)]
     return max(thresholds, key=lambda threshold: min(precision_recall(found, threshold)))
 
@@ -129,7 +129,7 @@ def figures(found: Similarities, threshold: float) -> dict[str, float]:
 
 
 def measure(folder: Path, count: int) -> None:
-    """Print the figures on unseen pictures, of trained combinations and with held-out ones, as a table."""
+    """Print a table of the figures on unseen pictures, of trained combinations and with held-out ones."""
     threshold = float(json.loads((folder / CALIBRATION).read_text())["min_similarity"])
     columns = [figures(similarities(folder, TEST_SEED, count, held_out), threshold) for held_out in (False, True)]
     print(f"| {count} unseen pictures | of trained combinations | with held-out combinations |\n|---|---|---|")

@@ -1,4 +1,4 @@
-"""Train and measure the built-in model `tiny`, a small open_clip CLIP, on pictures that `draw` makes.
+"""Trains and measures the built-in model `tiny`, a small open_clip CLIP, on pictures that `draw` makes.
 
     python -m pairmill.pipeline.encode.tiny.train                    # train, write the weights, measure
     python -m pairmill.pipeline.encode.tiny.train --evaluate-only    # measure the existing weights
@@ -44,8 +44,8 @@ from pairmill.pipeline.encode.tiny.evaluate import CALIBRATION, CALIBRATION_SEED
 TINY = Path(__file__).parent
 CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
-SIDE = 64  # of the model's input, in pixels
-MEMBERS = 4  # of a family
+SIDE = 64  # side of the model's input, in pixels
+MEMBERS = 4  # scenes in a family
 FAMILIES = 8_000  # drawn once; every step takes some of them
 BATCH = 128  # pictures, and captions
 LEARNING_RATE = 2e-3
@@ -107,8 +107,8 @@ def draw_pairs(tokenize: Callable[[list[str]], Tensor], seed: int, families: int
 def batches(pairs: Pairs, steps: int, generator: torch.Generator) -> Iterable[Tensor]:
     """Row indices [BATCH] for every step: whole families.
 
-    The first third omits "below" and "right of". Which thing lies where depends on the relation AND on the order of
-    words, which the model learns several times faster once it knows one half of it.
+    The first third omits "below" and "right of". Where each thing is depends on both the relation and the word order,
+    which the model learns several times faster once it knows half of the relations.
     """
     for step in range(steps):
         known = pairs.easy_families if step < steps // 3 else torch.arange(pairs.families)

@@ -58,7 +58,7 @@ from pairmill.schemas.pairs import OWN_COLUMNS
 from pairmill.schemas.passed_over import Tally
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
-"""Usual names of picture columns, if the job gives none; `image` is Hugging Face's."""
+"""Usual names of picture columns, used if the job names none; `image` is Hugging Face's."""
 
 _PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
 TALLY_KEY = "pairmill_tally"
@@ -79,7 +79,7 @@ class Corpus:
         self._columns: dict[str, str | None] = {}  # Parquet file -> its picture column
 
     def inputs(self, exclude: str) -> Inputs:
-        """Planned files in order, outside the folder `exclude`, and what else there is. Folders of pictures end in `/`.
+        """Planned files in order, outside the folder `exclude`, and everything else. Folders of pictures end in `/`.
         Raises SourceError."""
         found = Inputs()
         for path in self._source.paths:
@@ -149,8 +149,8 @@ class Corpus:
         return _drop_columns(file, lambda name: name == column)
 
     def fingerprint(self, uri: str) -> str:
-        """Identifies the content: of a tar, which is too large to read twice, by its size and blocks spread over it; of
-        a folder, by the names and sizes in it."""
+        """Identifies the content: a tar, which is too large to read twice, by its size and blocks spread over it; a
+        folder by the names and sizes of its files."""
         kind = self.kind(uri)
         if kind == "folders":
             listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri, Tally()))
@@ -158,7 +158,7 @@ class Corpus:
         return _sampled(uri, self._files) if kind == "tars" else self._files.fingerprint(uri)
 
     def mapping(self, files: Sequence[InputFile], needs_license: bool) -> ColumnMapping:
-        """What the columns mean. Raises SourceError."""
+        """The meaning of the columns. Raises SourceError."""
         kind, source = self.kind(files[0].uri), self._source
         if kind in ("folders", "tars"):
             _refuse_column_settings(source, needs_license)
@@ -220,7 +220,7 @@ class Corpus:
             store.create_from(name, target)
 
     def tally(self, name: str, store: Store) -> Tally:
-        """What became of the entries of an index; nothing is known of indexes that earlier versions wrote."""
+        """What became of the entries of an index; empty for indexes that earlier versions wrote."""
         with store.files.open(store.path(name)) as file, pq.ParquetFile(file) as parquet:
             text = (parquet.metadata.metadata or {}).get(TALLY_KEY.encode())
             rows = parquet.metadata.num_rows
@@ -258,7 +258,7 @@ class Corpus:
         return None
 
     def _files_of(self, folder: str, tally: Tally) -> list[tuple[str, int]]:
-        """(name, size in bytes) of the pictures and texts directly in a folder, sorted. `tally` counts the others."""
+        """Sorted (name, size in bytes) of the pictures and texts directly in a folder. Counts the others in `tally`."""
         return folders.used_entries(entries_in(folder, self._files), self._rules, tally)
 
 
@@ -267,7 +267,7 @@ def _of(listing: Listing, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _add_folders(found: Inputs, pictures: Sequence[str], listing: Listing) -> None:
-    """Plan the folders that have pictures. Their own files are counted when each is indexed."""
+    """Plan the folders that have pictures. Their files are counted when each folder is indexed."""
     names = {picture.rpartition("/")[0] for picture in pictures}
     outside = Listing(
         files=[uri for uri in listing.files if uri.rpartition("/")[0] not in names],
@@ -281,7 +281,7 @@ def _add_folders(found: Inputs, pictures: Sequence[str], listing: Listing) -> No
 
 
 def _refuse_column_settings(source: SourceConfig, needs_license: bool) -> None:
-    """Raises SourceError for settings that mean columns, which tars and folders do not have."""
+    """Raise SourceError for settings that name columns, which tars and folders do not have."""
     if needs_license:
         raise SourceError("rules.license_allow: tars and folders have no license column")
     for name in ("image_column", "license_column"):
@@ -307,7 +307,7 @@ def _pictures(column: str | None) -> PictureSource:
 
 
 def _outputs(path: str, files: Files) -> list[str]:
-    """`pairs/` files of a finished pairmill output, from its manifests; empty if the path is something else."""
+    """`pairs/` files of a finished pairmill output, from its manifests; empty if the path is not one."""
     if is_remote(path) and not path.startswith(S3_SCHEMES):
         return []
     store = Store(path, files.s3)
@@ -331,7 +331,7 @@ def _drop_columns(file: InputFile, is_dropped: Any) -> InputFile:
 
 
 def _is_own_column(name: str) -> bool:
-    """Whether a column of a pairs file is one that the new output computes itself."""
+    """Whether the new output computes this column of a pairs file itself."""
     scores = ("similarity_", "image_embedding_", "text_embedding_")
     return name not in ("uid", "url", "caption") and (name in OWN_COLUMNS or name.startswith(scores))
 

@@ -1,5 +1,5 @@
-"""Indexes folders of picture files. The caption is in a .txt or .json file of the same name, or, if the job says so, is
-the file name."""
+"""Indexes folders of picture files. The caption is in a .txt or .json file of the same name or, if the job says so, it
+is the file name."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from pairmill.schemas.passed_over import PassedOver, Tally
 
 
 def used_entries(entries: Iterable[Entry], rules: TextRules, tally: Tally) -> list[tuple[str, int]]:
-    """(name, size in bytes) of the pictures and texts among a folder's entries, sorted. `tally` counts the others."""
+    """Sorted (name, size in bytes) of the pictures and texts among a folder's entries. Counts the others in `tally`."""
     used = []
     for entry in entries:
         ending = _ending(entry.name)
@@ -36,8 +36,8 @@ def folder_rows(
     tally: Tally | None = None,
     rules: TextRules = USUAL_TEXTS,
 ) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA, from (name, size in bytes) of a folder's files. Texts without a picture, such as readmes,
-    are passed over. `tally` counts what became of each file."""
+    """Rows of INDEX_SCHEMA from the (name, size in bytes) of a folder's files. Texts without a picture, such as
+    readmes, are passed over. `tally` counts what became of each file."""
     tally = tally or Tally()
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):

@@ -46,7 +46,7 @@ def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, ur
 
 
 def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
-    """Resolve the files that another output's rows name. Those that it has no business with become null."""
+    """Resolve the files that another output's rows name. Files that do not belong to that output become null."""
     known = {name: picture_file(name, root, files) for name in names.unique().drop_null().to_pylist()}
     return pa.array([None if name is None else known[name] for name in names.to_pylist()], pa.string())
 
@@ -54,20 +54,20 @@ def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
 def picture_file(name: str, root: str, files: Files) -> str | None:
     """Absolute path or URL of a file that a row of the output at `root` names: its own tar, or an input of its plan.
 
-    None for any other name, because a Parquet file must not be able to refer to a secret file or a URL.
+    None for any other name: a Parquet file must not be able to refer to a secret file or a URL.
     """
     if _OWN_TAR.fullmatch(name):
         return join(root, name)
     planned = _planned(root, files)
     if name in planned or f"{name.rpartition('/')[0]}/" in planned:
         return name
-    origin, _, tar = name.rpartition("/images/")  # a tar of an output that this one was embedded from
+    origin, _, tar = name.rpartition("/images/")  # a tar of the output that this one was embedded from
     return name if _OWN_TAR.fullmatch(f"images/{tar}") and f"{origin}/pairs/" in planned else None
 
 
 @lru_cache(maxsize=8)
 def _planned(root: str, files: Files, generations: int = 8) -> frozenset[str]:
-    """Files and folders that an output was planned from, including those of outputs among them."""
+    """Files and folders that an output was planned from. If they are outputs too, also what those were planned from."""
     plan = load(Store(root, files.s3)) if generations else None
     found = {file.source for file in plan.inputs} if plan else set()
     for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:

@@ -19,7 +19,7 @@ from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.pairs import STORED
 
 INDEX_LAYOUT = 3
-"""To be increased whenever the content of an index changes."""
+"""Increase this whenever the content of an index changes."""
 
 _MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 
@@ -30,7 +30,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("caption", pa.list_(pa.binary())),
         pa.field("uid", pa.string()),  # from the sample's JSON, if it is a valid uid
         *STORED,
-        pa.field(ALTERNATES_COLUMN, pa.list_(pa.struct(list(STORED)))),  # further pictures of the key, in order
+        pa.field(ALTERNATES_COLUMN, pa.list_(pa.struct(list(STORED)))),  # more pictures with this key, in order
         pa.field(MALFORMED_COLUMN, pa.string()),
         pa.field(CAPTION_PROBLEM_COLUMN, pa.string()),
         pa.field(FIELDS_COLUMN, pa.string()),
@@ -60,7 +60,7 @@ class IndexRow:
     problem: str | None = None
     caption_problem: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Of the sample's JSON."""
+    """Fields of the sample's JSON."""
 
     @property
     def caption(self) -> bytes | None:
@@ -69,7 +69,7 @@ class IndexRow:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the texts, which may be long."""
+        """Bytes of the texts; they may be long."""
         return sum(len(caption or b"") for caption in self.captions or ()) + len(self.url or b"")
 
     def repeated(self) -> Iterator[str | None]:
@@ -80,7 +80,7 @@ class IndexRow:
 
 
 def index_table(rows: Sequence[IndexRow], notes: FieldNotes | None = None) -> pa.Table:
-    """The rows in INDEX_SCHEMA. `notes` gets the fields of their JSON."""
+    """The rows in INDEX_SCHEMA. Adds the fields of their JSON to `notes`."""
     notes = FieldNotes() if notes is None else notes
     images = [row.image for row in rows]
     columns = {
@@ -103,16 +103,16 @@ def _stored(image: ImageRef) -> dict[str, object]:
 
 @dataclass(slots=True)
 class Sample:
-    """The files with the same key, as they are read."""
+    """The files that share a key, collected as they are read."""
 
     key: str
     rules: TextRules
     images: list[ImageRef] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
-    """Of its files. A name that comes again begins another sample, as in tars that were joined."""
+    """Names of its files. A repeated name begins another sample, as in concatenated tars."""
     num_files: int = 0
     lost_images: list[str] = field(default_factory=list)
-    """Why pictures of this key cannot be read."""
+    """Why pictures with this key cannot be read."""
     problem: str | None = None
     texts: Texts = field(init=False)
 
@@ -120,7 +120,7 @@ class Sample:
         self.texts = Texts(self.rules)
 
     def row(self) -> IndexRow:
-        """The row of this sample. The first of its pictures that decodes will be used, so the others are alternates."""
+        """The row of this sample. The first picture that decodes will be used; the others are alternates."""
         captions, caption_problem = self.texts.captions()
         images = [image for image in self.images if readable_name(image.uri) == image.uri]  # columns are UTF-8
         problem = self.problem

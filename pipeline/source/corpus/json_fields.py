@@ -1,4 +1,4 @@
-"""The other fields of the JSON beside pictures: licence, exif, scores, whatever it has beside captions.
+"""The other fields of the JSON beside pictures: license, exif, scores and anything else besides captions.
 
 An index keeps them as text, and its footer says which there are, so that they become columns like those of Parquet,
 with types that hold all values. Fields that only repeat the row's own caption, URL, uid or key are left out. Large ones
@@ -17,7 +17,7 @@ FIELDS_COLUMN = "__pairmill_json"
 FIELDS_KEY = "pairmill_json_fields"
 """Key of FieldNotes in the footer of an index."""
 MAX_FIELDS = 200
-"""Columns that fields may become."""
+"""Maximum number of columns for fields."""
 MAX_FIELD_BYTES = 16 << 10
 MAX_ROW_BYTES = 64 << 10
 
@@ -31,15 +31,15 @@ class FieldNotes:
     """The fields of one index, or of several."""
 
     kinds: dict[str, set[str]] = field(default_factory=dict)
-    """Name -> kinds of its values: bool, int, float, text, json, and big for integers that no double holds."""
+    """Name -> kinds of its values: bool, int, float, text, json, and big for integers that are not exact as doubles."""
     own: set[str] = field(default_factory=set)
-    """Names with values that no other column of the row has."""
+    """Names with values that are in no other column of the row."""
     left_out: int = 0
-    """Values that are too large, or one name too many."""
+    """Number of values left out: too large, or under one name too many."""
 
     def keep(self, fields: Mapping[str, Any], repeated: Iterable[str | None]) -> str | None:
-        """Note the fields of a row, and return those that are kept as a JSON object. `repeated`: the row's own texts,
-        which a field may repeat."""
+        """Record the fields of a row, and return those to keep as a JSON object. `repeated`: the row's own texts, which
+        a field may repeat."""
         kept, size, own = {}, 0, set(repeated)
         for name, value in fields.items():
             text = _json(value)
@@ -58,7 +58,7 @@ class FieldNotes:
         return bool(name) and len(name) <= MAX_FIELDS and (name in self.kinds or len(self.kinds) < MAX_FIELDS)
 
     def add(self, other: "FieldNotes") -> None:
-        """Join the notes of another index."""
+        """Add the notes of another index."""
         for name, kinds in other.kinds.items():
             if self._has_room(name):
                 self.kinds.setdefault(name, set()).update(kinds)
@@ -70,13 +70,13 @@ class FieldNotes:
         return {name: type_of(kinds) for name, kinds in self.kinds.items() if name in self.own or not kinds}
 
     def to_json(self) -> str:
-        """For the footer."""
+        """JSON for the footer."""
         kinds = {name: sorted(kinds) for name, kinds in self.kinds.items()}
         return json.dumps({"kinds": kinds, "own": sorted(self.own), "left_out": self.left_out})
 
     @classmethod
     def from_json(cls, text: bytes | None) -> "FieldNotes":
-        """Parse the result of `to_json`; None, of an index from before 0.2, has no fields."""
+        """Parse the result of `to_json`; None, from an index made before 0.2, has no fields."""
         if text is None:
             return cls()
         values = json.loads(text)
@@ -85,7 +85,7 @@ class FieldNotes:
 
 
 def type_of(kinds: Iterable[str]) -> pa.DataType:
-    """The type that holds values of all of these kinds; text holds any."""
+    """The type that can store values of all these kinds; text can store any."""
     found = set(kinds)
     if found == {"int", "big"} or found == {"big"}:
         return pa.int64()
@@ -95,7 +95,7 @@ def type_of(kinds: Iterable[str]) -> pa.DataType:
 
 
 def holds(kind: pa.DataType, kinds: Iterable[str]) -> bool:
-    """Whether a column of this type holds values of these kinds exactly."""
+    """Whether a column of this type can store values of these kinds exactly."""
     found = set(kinds)
     if pa.types.is_string(kind):
         return True
@@ -105,7 +105,7 @@ def holds(kind: pa.DataType, kinds: Iterable[str]) -> bool:
 
 
 def column_names(fields: Iterable[str], taken: Sequence[str]) -> dict[str, str]:
-    """Field -> name of its column among those of the index, where `json_` tells it from one of them."""
+    """Field -> name of its column in the index, with the prefix `json_` if that name is already taken."""
     names: dict[str, str] = {}
     for name in fields:
         column = name
@@ -143,10 +143,10 @@ def _kind(value: Any) -> str:
 
 
 def _json(value: Any) -> str | None:
-    """JSON in valid UTF-8; None where the value is nested too deeply to be written."""
+    """JSON in valid UTF-8; None if the value is nested too deeply to be written."""
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except (RecursionError, ValueError):  # numbers of thousands of digits cannot be written as text either
+    except (RecursionError, ValueError):  # numbers with thousands of digits cannot be written as text either
         return None
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

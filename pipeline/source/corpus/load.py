@@ -1,7 +1,7 @@
 """The load stage of a corpus: reads a shard's pictures from the input, by range.
 
-It adds checksums, format and size, which need no decoding. Files that cannot be pictures are refused here;
-the encode stage refuses damaged ones.
+It adds checksums, format and size, which need no decoding. Files that cannot be pictures are refused here; the encode
+stage refuses damaged ones.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _Ref = tuple[str | None, int | None, int | None]
 
 @dataclass(slots=True)
 class _Row:
-    """One row: what is known about its picture, and why it is refused, if it is."""
+    """One row: its picture so far, and why it is refused, if it is."""
 
     status: str
     detail: str | None
@@ -54,7 +54,7 @@ class _Row:
     original_width: int | None = None
     original_height: int | None = None
     stored: _Ref | None = None
-    """Where the picture is, if it is not the first of its key."""
+    """Where the picture is, if it is not the first with its key."""
 
     def refuse(self, status: Status, detail: str | None) -> None:
         self.status, self.detail, self.image = status.value, detail, None
@@ -133,18 +133,19 @@ class Loader:
                 for _, _, row in ranges:
                     row.refuse(Status.EMPTY_BODY, "the file is missing")
                 return
-            # A missing tar or mount: the shard fails, and a later run rebuilds it.
+            # The tar or its mount is missing: the shard fails, and a later run rebuilds it.
             raise ReadError(f"{file}: cannot be read: {error}") from error
 
     def _read_first_that_decodes(self, row: _Row, refs: Sequence[_Ref], progress: ShardProgress) -> None:
-        """Of several pictures of one key. If none decodes, the first says why, and the detail has them all."""
+        """Use the first of several pictures that decodes. If none does, the row gets the first one's Status and a
+        detail that lists all."""
         tries = []
         for ref in refs:
             attempt = _Row(row.status, row.detail, row.uid, stored=ref)
             if (sound := _sound(attempt, ref)) is not None:
                 file, offset, length = sound
                 self._read_file(file, [(offset, length, attempt)], unwatched())
-            if attempt.status == KEPT_STATUS and self._isolated is None:  # which has decoded it already
+            if attempt.status == KEPT_STATUS and self._isolated is None:  # it was already decoded
                 self._check_decodes(attempt)
             tries.append(attempt)
             if attempt.status == KEPT_STATUS:
@@ -157,7 +158,7 @@ class Loader:
         progress.done(good_items=row.status == KEPT_STATUS, num_bytes=row.original_bytes or 0)
 
     def _check_decodes(self, row: _Row) -> None:
-        """Decode a picture whose header is sound, which is otherwise left to the encoder."""
+        """Decode a picture whose header is sound. Usually the encoder does this."""
         try:
             self._processor.pixels(bytes(row.image))
         except ImageError as error:
@@ -194,7 +195,7 @@ class Loader:
 
 
 def _alternates(table: pa.Table) -> dict[int, list[_Ref]]:
-    """Row -> further pictures of its key."""
+    """Row -> more pictures with its key."""
     if ALTERNATES_COLUMN not in table.schema.names:
         return {}
     lists = table[ALTERNATES_COLUMN].to_pylist()
@@ -202,7 +203,7 @@ def _alternates(table: pa.Table) -> dict[int, list[_Ref]]:
 
 
 def _sound(row: _Row, ref: _Ref) -> tuple[str, int, int] | None:
-    """The reference, if it makes sense; else the row is refused."""
+    """The reference if it is valid; otherwise the row is refused."""
     file, offset, length = ref
     if file is None or offset is None or length is None:
         row.refuse(Status.EMPTY_BODY, "no picture in this row")

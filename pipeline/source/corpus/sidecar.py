@@ -1,6 +1,6 @@
 """Reads the text beside a picture: captions, URL and uid from its `.txt` and `.json`.
 
-Text that cannot be read as captions is never taken for "no caption": the sample's `problem` says why, and its row is
+Text that cannot be read as captions never counts as "no caption": the sample's `problem` says why, and its row is
 refused.
 """
 
@@ -18,7 +18,7 @@ CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20
 """Larger caption files are refused unread."""
 MAX_JSON_BYTES = 4 << 20
-"""Larger JSON is not read: parsed, it takes up to ten times its size. Its sample needs another caption."""
+"""Larger JSON is not read, because it takes up to ten times its size once parsed. Its sample needs another caption."""
 
 Captions = tuple[bytes | None, ...]
 
@@ -26,12 +26,12 @@ _SHOWN_KEYS = 20
 _URL_NAMES = ("url",)
 _CAPTION_KEYS = (*CAPTION_NAMES, "description", "prompt")
 _IN_OBJECTS = ("caption", "text", "raw", "sentence")
-"""Where the captions of a list of objects are: COCO, Visual Genome, Karpathy's splits."""
+"""Keys of the caption in each object of a list: COCO, Visual Genome, Karpathy's splits."""
 _UTF_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class UnreadableText(Exception):
-    """Text beside a picture that is no caption; the message says why."""
+    """Text beside a picture that cannot be a caption; the message says why."""
 
 
 @dataclass(slots=True)
@@ -41,9 +41,9 @@ class TextUse:
     column: str | None = None
     was_found: bool = False
     keys: dict[str, None] = field(default_factory=dict)
-    """Keys of its JSON, for the message."""
+    """Some keys of its JSON, for error messages."""
     uncaptioned: int = 0
-    """Samples that have JSON, and no caption in it or elsewhere."""
+    """Samples that have JSON but no caption, there or elsewhere."""
 
     def saw(self, keys: Iterable[str], is_named: bool) -> None:
         """Note the keys of one JSON object."""
@@ -52,7 +52,7 @@ class TextUse:
             self.keys.update(dict.fromkeys(list(keys)[:_SHOWN_KEYS]))
 
     def check(self, uri: str) -> None:
-        """Raises SourceError if nothing has it: all captions would be missing."""
+        """Raise SourceError if no text has it: all captions would be missing."""
         if self.column is None or self.was_found:
             return
         known = f"the keys there are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
@@ -64,7 +64,7 @@ class TextUse:
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """Where a job finds captions, URLs and uids of tars and folders. None: the usual places."""
+    """Where a job finds the captions, URLs and uids of tars and folders. None: the usual places."""
 
     caption: str | None = None
     """A key of the JSON, or the ending of a text file."""
@@ -73,13 +73,13 @@ class TextRules:
     uid: str | None = None
     """A key of the JSON."""
     encoding: str | None = None
-    """Of `.txt` and `.json`. None: UTF-8."""
+    """Encoding of `.txt` and `.json`. None: UTF-8."""
     use: TextUse | None = None
-    """Notes what was found."""
+    """Records what was found."""
 
     @classmethod
     def of(cls, source: SourceConfig) -> "TextRules":
-        """As the job file says."""
+        """The rules that the job file sets."""
         return cls(source.caption_column, source.url_column, source.uid_column, source.encoding)
 
     @property
@@ -89,11 +89,11 @@ class TextRules:
         return tuple(dict.fromkeys([*CAPTION_ENDINGS, *(each for each in own if each.isalnum() and each != "json")]))
 
     def is_text(self, ending: str) -> bool:
-        """Whether a file of this ending is text beside a picture."""
+        """Whether a file with this ending is text beside a picture."""
         return ending == "json" or ending in self.text_endings
 
     def max_bytes(self, ending: str) -> int:
-        """The largest such file that is read."""
+        """Size of the largest such file that is read."""
         return MAX_JSON_BYTES if ending == "json" else MAX_TEXT_BYTES
 
 
@@ -102,11 +102,11 @@ USUAL_TEXTS = TextRules()
 
 @dataclass(slots=True)
 class Texts:
-    """The texts of one sample, as they are read."""
+    """The texts of one sample, collected as they are read."""
 
     rules: TextRules
     named: Captions | None = None
-    """From where the job says."""
+    """From the place that the job names."""
     plain: Captions | None = None
     """From a text file."""
     usual: Captions | None = None
@@ -116,7 +116,7 @@ class Texts:
     problems: list[str] = field(default_factory=list)
     has_json: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
-    """Of its first JSON object."""
+    """Fields of its first JSON object."""
 
     def add(self, name: str, ending: str, data: bytes) -> None:
         """Add one file, called `name`."""
@@ -134,12 +134,12 @@ class Texts:
             self.problems.append(f"{name}: {error}")
 
     def add_too_large(self, name: str, num_bytes: int) -> None:
-        """Note a file that is not read."""
+        """Record a file that is not read."""
         self.problems.append(f"{name}: too large: {num_bytes:,} bytes")
 
     def captions(self) -> tuple[Captions | None, str | None]:
-        """(captions, why there are none although there is text that might be): the first that is not blank of those
-        that the job names, the text file and the JSON."""
+        """(captions, why there are none although some text might be one). The first that is not blank is used: the one
+        that the job names, then the text file's, then the JSON's."""
         found = [each for each in (self.named, self.plain, self.usual) if each is not None]
         best = next((each for each in found if not _is_blank(each)), None)
         if best is None and self.problems:
@@ -197,7 +197,7 @@ def _parse(data: bytes, encoding: str | None) -> Any:
 
 
 def _usual_captions(value: dict[str, Any]) -> Captions | None:
-    """Of the first usual key with a caption. Raises UnreadableText if such keys have other values only."""
+    """The captions of the first usual key that has any. Raises UnreadableText if such keys have only other values."""
     problem: UnreadableText | None = None
     found: Captions | None = None
     for usual in _CAPTION_KEYS:
@@ -215,7 +215,8 @@ def _usual_captions(value: dict[str, Any]) -> Captions | None:
 
 
 def _captions_in(value: Any, depth: int = 0) -> Captions | None:
-    """Text, or a list of texts, or of objects with a text. None for null and empty lists. Raises UnreadableText."""
+    """The captions in a text, a list of texts, or a list of objects with a text. None for null and empty lists. Raises
+    UnreadableText."""
     if value is None or isinstance(value, str):
         return None if value is None else (_raw(value),)
     if isinstance(value, list) and depth < 2:
@@ -241,7 +242,7 @@ def _text_in(value: dict[str, Any], names: Sequence[str]) -> bytes | None:
 
 
 def _raw(text: str) -> bytes:
-    """The bytes that the text was decoded from; a lone surrogate such as \\ud800 is not UTF-8, and found so later."""
+    """The bytes that the text was decoded from. A lone surrogate such as \\ud800 is not UTF-8: detected later."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

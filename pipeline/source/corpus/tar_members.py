@@ -1,7 +1,7 @@
-"""Walks the headers of a tar: where each member's bytes are, without reading them.
+"""Walks the headers of a tar to find where each member's bytes are, without reading them.
 
-`tarfile` reads whole headers into memory, follows them recursively, and gives up at the first that it does not
-understand. Here one odd member never ends the walk: it comes out with the reason why it cannot be read.
+`tarfile` reads whole headers into memory, follows them recursively, and gives up at the first one that it does not
+understand. Here one odd member never ends the walk: it is returned with the reason why it cannot be read.
 Formats: POSIX.1-2001 pax, ustar, GNU (https://www.gnu.org/software/tar/manual/html_node/Standard.html), old V7.
 """
 
@@ -15,12 +15,12 @@ BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME_BYTES = 64 << 10
 """Maximum size of a long name; Linux allows 4 KB."""
 _MAX_ZEROS = 4 << 20
-"""Zero blocks are skipped, like with `tar --ignore-zeros`, so that concatenated tars can be read; this many bytes of
-zeros mean the end."""
+"""Zero blocks are skipped, as by `tar --ignore-zeros`, so that concatenated tars can be read; this many bytes of zeros
+mean the end."""
 _MAX_LINKS = 8
-"""A link may lead to a link, this often."""
+"""Maximum length of a chain of links."""
 _MAX_REMEMBERED = 1_000_000
-"""Members whose places are remembered for links to them."""
+"""Maximum number of members whose positions are remembered for links to them."""
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE})
 _WITHOUT_DATA = frozenset(
     {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE}
@@ -34,17 +34,17 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member, or a part of the file that is none."""
+    """A member, or a damaged part of the file."""
 
     name: str
     type: bytes
     position: int
-    """Of its header."""
+    """Position of its header."""
     offset: int
-    """Of its first byte."""
+    """Position of its first byte."""
     size: int
     link: str = ""
-    """What a link leads to."""
+    """Target of a link."""
     problem: str | None = None
     """Why its bytes cannot be read."""
     is_gap: bool = False
@@ -58,7 +58,7 @@ class Member:
 
 @dataclass(slots=True)
 class _Pending:
-    """What the headers before a member say of it."""
+    """What the headers before a member say about it."""
 
     values: dict[str, str] = field(default_factory=dict)
     is_sparse: bool = False
@@ -69,7 +69,7 @@ class _Pending:
 
 
 def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
-    """All members in order, links as such, and gaps where the tar is damaged or ends early. `size`: of the file."""
+    """All members in order: links unresolved, and gaps where the tar is damaged or ends early. `size`: of the file."""
     position, zeros, any_end, pending = start, 0, False, _Pending()
     while position + BLOCK <= size and zeros < _MAX_ZEROS:
         file.seek(position)
@@ -117,7 +117,7 @@ def _gap(position: int, problem: str) -> Member:
 
 
 def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
-    """Position of the next block with a right checksum, as GNU tar goes on; None if there is none."""
+    """Position of the next block with a correct checksum, where GNU tar would resume; None if there is none."""
     while position + BLOCK <= size:
         file.seek(position)
         chunk = file.read(min(_CHUNK_BYTES, size - position))
@@ -135,7 +135,7 @@ def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
 
 
 def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile.TarInfo) -> int:
-    """Where the data of a member begins: an old GNU sparse header may go on in further blocks."""
+    """Where the data of a member begins: an old GNU sparse header may continue in more blocks."""
     data = position + BLOCK
     if header.type != tarfile.GNUTYPE_SPARSE:
         return data
@@ -149,7 +149,7 @@ def _after_sparse_map(file: IO[bytes], size: int, position: int, header: tarfile
 
 
 def _read_header(file: IO[bytes], data: int, length: int, kind: bytes, pending: _Pending) -> None:
-    """Add what a long name or a pax header says of the next member."""
+    """Add what a long name or a pax header says about the next member."""
     if kind in _PAX:
         _read_pax(file, data, data + length, pending)
     elif length <= _MAX_NAME_BYTES:
@@ -195,7 +195,7 @@ class LinkTargets:
         return replace(found, name=link.name, position=link.position)
 
     def _target(self, link: Member) -> Member | None:
-        """A hard link leads to the last member before it of that name, a symbolic link to the last of all."""
+        """A hard link leads to the last member of that name before it, a symbolic link to the last of all."""
         is_hard = link.type == tarfile.LNKTYPE
         name = link.link if is_hard else posixpath.join(posixpath.dirname(link.name), link.link)
         for each in reversed(self._members().get(_plain(name), [])):

@@ -1,7 +1,7 @@
 """Indexes WebDataset tars by walking their headers: where each picture's bytes are, and what its text files say.
 
-Consecutive files with the same key are a sample. A key is a name up to the first dot after its last slash, like in
-WebDataset. Names that begin with a dot are hidden, and files of other kinds break no sample.
+Consecutive files with the same key are a sample. A key is a name up to the first dot after its last slash, as in
+WebDataset. Names that begin with a dot are hidden, and files of other kinds do not end a sample.
 """
 
 import tarfile
@@ -77,7 +77,7 @@ class _TarIndexer:
         return sample.row()
 
     def _passed_over(self, member: Member) -> PassedOver | None:
-        """Why a member belongs to no sample."""
+        """Why a member belongs to no sample; None if it belongs to one."""
         names = member.name.split("/")
         if any(name.startswith(".") and name not in (".", "..") for name in names):
             return PassedOver.HIDDEN
@@ -110,7 +110,7 @@ class _TarIndexer:
             sample.texts.add(name, ending, self._file.read(member.size))
 
     def _note(self, sample: Sample, ending: str, problem: str) -> None:
-        """A member that cannot be read: a picture may have an alternate, a text may stand in another file."""
+        """Record a member that cannot be read. Another picture or text file with its key may still do."""
         if ending in PICTURE_ENDINGS:
             sample.lost_images.append(problem)
         else:

@@ -1,4 +1,5 @@
-"""Captioned pictures: the same seed draws the same, near misses lie in just one way, held-out looks stay out."""
+"""Captioned pictures: equal seeds draw equal pictures, near misses are wrong in just one way, and held-out
+combinations stay out of training."""
 
 from random import Random
 

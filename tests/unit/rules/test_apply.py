@@ -1,4 +1,4 @@
-"""The accounting law of rules: rows stay, a verdict is given once, and a broken rule is loud."""
+"""The accounting law of rules: rows stay, each gets one verdict, and a broken rule fails loudly."""
 
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_chunked_tables_give_the_same_verdicts(in_flight: Any) -> None:
     assert apply_rules(parts, Step.CAPTION, rules)["status"].to_pylist() == whole["status"].to_pylist()
 
 
-def test_details_are_cut_to_200_characters(in_flight: Any) -> None:
+def test_details_are_truncated_to_200_characters(in_flight: Any) -> None:
     rules = SourceRules(license_allow=["x"], license_column="license")
     table = apply_rules(in_flight([{"license": "ä" * 1000}]), Step.CAPTION, rules)
     assert table["status_detail"].to_pylist() == ["ä" * 200]

@@ -1,4 +1,4 @@
-"""Clean captions: what goes, what stays, and how long it may take."""
+"""Clean captions: what is removed, what stays, and how long it may take."""
 
 import time
 import unicodedata

@@ -1,4 +1,4 @@
-"""What is wrong with rules is said before anything runs, with the field."""
+"""Problems with rules are reported before anything runs, with the field."""
 
 from pathlib import Path
 from typing import Any

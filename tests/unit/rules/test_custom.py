@@ -28,7 +28,7 @@ NUMBER = 3
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A user's folder; what is imported from it, always own_something, is forgotten afterwards."""
+    """A user's folder. Modules imported from it, always named own_something, are forgotten afterwards."""
     (tmp_path / "own_rules.py").write_text(RULE)
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("own_")]:

@@ -1,4 +1,4 @@
-"""What counts as a file name, a date, a hash, a URL or boilerplate, and what is a caption after all."""
+"""Which captions count as a file name, a date, a hash, a URL or boilerplate, and which are real captions."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""The preset files hold settings that exist, and mean what their papers say."""
+"""The preset files contain settings that exist, and match their papers."""
 
 from pathlib import Path
 from typing import Any, get_args

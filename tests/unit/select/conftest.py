@@ -36,7 +36,7 @@ def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_subset(dataset: Path, name: str, *steps: Step, **more: Any) -> Subset:
-    """Select with these steps, overwriting an older subset of the name."""
+    """Select with these steps, overwriting an older subset with the same name."""
     job = {"dataset": str(dataset), "name": name, "steps": list(steps), **more}
     return select(SelectJob.model_validate(job), overwrite=True)
 

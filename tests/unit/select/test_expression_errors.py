@@ -1,4 +1,4 @@
-"""A mistake in a `where` is shown where it is, with the form that is meant."""
+"""A mistake in a `where` is shown at its position, with the form that is probably meant."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from tests.unit.select.test_expressions import TABLE
 
 
 def refusal(text: str) -> tuple[str, str]:
-    """(the message, the part of the text that the carets are below)."""
+    """(message, part of the text above the carets)."""
     with pytest.raises(ExpressionError) as error:
         Expression(text).check(TABLE.schema, "boolean")
     message, shown, carets = str(error.value).split("\n")
@@ -62,7 +62,7 @@ def test_the_place_and_the_right_form_are_shown(text: str, message: str, place: 
     assert pointed == place
 
 
-def test_of_a_long_expression_what_is_around_the_place_is_shown() -> None:
+def test_only_the_part_of_a_long_expression_around_the_place_is_shown() -> None:
     many = " and ".join(["width > 1"] * 100)
     message, place = refusal(f"{many} and similarity > 'high' and {many}")
     assert (message, place) == ("similarity is a number, and 'high' is text", "'high'")
@@ -72,7 +72,7 @@ def test_of_a_long_expression_what_is_around_the_place_is_shown() -> None:
 
 
 @given(text=st.text(alphabet="ab1 =<>!&|'\"()+.ANDnullü\n\t", max_size=120))
-def test_any_text_is_an_expression_or_is_refused_with_a_place_inside_of_it(text: str) -> None:
+def test_any_text_is_an_expression_or_is_refused_with_a_place_inside_it(text: str) -> None:
     try:
         Expression(text).check(TABLE.schema, "boolean")
     except ExpressionError as error:
@@ -84,5 +84,5 @@ def test_any_text_is_an_expression_or_is_refused_with_a_place_inside_of_it(text:
 @pytest.mark.parametrize(
     "text", ["a >= 1 and b <= 2 or not c != 3 in [1] is d", "'a = b && c'", '"x <> NULL"', "True == None"]
 )
-def test_what_is_written_right_is_not_corrected(text: str) -> None:
+def test_correct_expressions_are_not_corrected(text: str) -> None:
     assert misspelt(text) is None

@@ -106,7 +106,7 @@ def test_torchs_loader_divides_the_rows_among_its_workers(small: Path, ranks: in
     assert sorted(seen) == sorted(row_ids(small, "some"))
 
 
-def test_each_epoch_and_seed_has_an_order_of_its_own(small: Path) -> None:
+def test_each_epoch_and_seed_has_its_own_order(small: Path) -> None:
     def order(seed: int, epoch: int) -> tuple[str, ...]:
         dataset = feed(small, seed=seed)
         dataset.set_epoch(epoch)
@@ -174,7 +174,7 @@ def test_a_checkpoint_stays_valid_after_the_dataset_grew(tmp_path: Path) -> None
     stopped = feed(tmp_path / "own")
     whole, samples = rows_of(feed(tmp_path / "own")), iter(stopped)
     seen = [next(samples)["row_id"] for _ in range(50)]
-    write_dataset(tmp_path / "own", 900, shard_rows=40)  # more shards, none of whose rows are selected
+    write_dataset(tmp_path / "own", 900, shard_rows=40)  # more shards without selected rows
     resumed = feed(tmp_path / "own")
     resumed.load_state_dict(stopped.state_dict())
     assert seen + rows_of(resumed) == whole
@@ -188,7 +188,7 @@ def test_all_kept_rows_of_a_dataset_that_grew_are_other_rows(tmp_path: Path) -> 
         feed(tmp_path / "own", None).load_state_dict(state)
 
 
-def test_a_checkpoint_loaded_outside_of_the_workers_is_refused(small: Path) -> None:
+def test_a_checkpoint_loaded_outside_the_workers_is_refused(small: Path) -> None:
     pairs = feed(small, batch_size=5)
     samples = iter(pairs)
     next(samples)
@@ -204,7 +204,7 @@ def test_anything_but_a_checkpoint_is_refused(small: Path, state: Any) -> None:
         feed(small).load_state_dict(state)
 
 
-def test_a_rank_outside_of_its_world_is_refused(small: Path) -> None:
+def test_a_rank_outside_its_world_is_refused(small: Path) -> None:
     with pytest.raises(FeedError, match="rank 3 does not exist in a world of 2"):
         feed(small, rank=3, world_size=2)
 

@@ -1,8 +1,8 @@
 """The law of numbers: `where`, `top`, `dedup` and `sample` answer what DuckDB answers, over generated tables.
 
-The intended differences are those of docs/guides/select.md, and stand in the SQL that is generated here: a comparison
-with NaN is null, `least` and `greatest` are null or NaN if one operand is, and integers are calculated with in 64 bits
-at least.
+The intended differences are those in docs/guides/select.md, and are written into the SQL that is generated here: a
+comparison with NaN is null, `least` and `greatest` are null or NaN if one operand is, and integers have at least 64
+bits.
 """
 
 import math
@@ -92,9 +92,9 @@ class Both:
     sql: str
     is_float: bool = False
     is_half: bool = False
-    """It is a column of float16 by itself."""
+    """Whether it is just a float16 column."""
     literal: str | None = None
-    """The decimal that it is by itself."""
+    """The decimal, if it is just a literal."""
 
 
 def _column(name: str) -> Both:
@@ -254,7 +254,7 @@ def _connection() -> duckdb.DuckDBPyConnection:
 
 
 OVERFLOWS = (duckdb.OutOfRangeException, duckdb.ConversionException, duckdb.BinderException)
-"""What DuckDB raises where a decimal or an integer has no room for a result, and the answer here may be exact."""
+"""DuckDB's errors if a result does not fit into a decimal or an integer; the answer here may be exact."""
 
 
 @st.composite
@@ -279,7 +279,7 @@ def test_law_numbers_a_where_keeps_the_rows_that_duckdb_keeps(case: tuple[pa.Tab
         expression.check(table.schema, "boolean")
         answer = expression.evaluate(table).to_pylist()
     except ExpressionError as error:
-        assert "64-bit" in str(error)  # DuckDB skips what cannot matter any more
+        assert "64-bit" in str(error)  # DuckDB skips operands that can no longer matter
         assume(False)
     assert answer == expected
 
@@ -303,7 +303,7 @@ class MemoryChunk:
 
 
 def _remaining(table: pa.Table, step: dict[str, Any]) -> list[int]:
-    """The rows that a step keeps, of a table that is read as two chunks."""
+    """The rows that a step keeps from a table that is read as two chunks."""
     uids = [f"{row * 0x9E3779B97F4A7C15 % 2**128:032x}" for row in range(table.num_rows)]
     table = table.append_column("uid", pa.array(uids, pa.string()))
     middle = table.num_rows // 2

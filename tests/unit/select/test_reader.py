@@ -1,4 +1,4 @@
-"""`pairmill.open` on made-up metadata: DuckDB says from the same files which rows and columns are meant."""
+"""`pairmill.open` on made-up metadata, compared with DuckDB's rows and columns from the same files."""
 
 import json
 from collections import Counter
@@ -44,7 +44,7 @@ def test_a_table_has_the_rows_of_all_shards_in_order_with_the_columns_as_asked(s
     assert dataset.table().schema.equals(dataset.schema)
 
 
-def test_columns_of_an_added_model_stand_beside_their_rows(small: Path) -> None:
+def test_columns_of_an_added_model_are_beside_their_rows(small: Path) -> None:
     table = pairmill.open(str(small)).table(["row_id", "similarity_extra"])
     added = duckdb.connect().execute(f"select row_id, similarity_extra from '{small}/columns/extra/*.parquet'")
     assert dict(zip(*(column.to_pylist() for column in table), strict=True)) == dict(added.fetchall())
@@ -97,7 +97,7 @@ def test_only_the_newest_generation_of_a_committed_shard_counts(tmp_path: Path) 
     files = {"pairs": {**manifest["files"]["pairs"], "path": "pairs/000000000.g1.parquet"}}
     newest = {**manifest, "generation": 1, "pairs": 40, "files": files}
     (tmp_path / "manifests/000000000.g1.json").write_text(json.dumps(newest))
-    (tmp_path / "manifests/000000002.json").unlink()  # its files are there, and count for nothing
+    (tmp_path / "manifests/000000002.json").unlink()  # its files exist, but do not count
     after = pairmill.open(tmp_path)
     assert len(after) == after.table("uid").num_rows == 40 + 100
     assert after.table("row_id")["row_id"].to_pylist()[:40] == newer["row_id"].to_pylist()
@@ -107,7 +107,7 @@ def test_only_the_newest_generation_of_a_committed_shard_counts(tmp_path: Path) 
         before.table("uid")
 
 
-def test_what_is_not_there_is_named_with_what_is_meant(small: Path, tmp_path: Path) -> None:
+def test_a_missing_column_subset_uid_or_dataset_is_named(small: Path, tmp_path: Path) -> None:
     dataset = pairmill.open(small)
     with pytest.raises(DatasetError, match="no column 'similarty'; did you mean 'similarity'"):
         dataset.table("similarty")

@@ -59,7 +59,7 @@ def test_a_count_with_few_distinct_scores_is_exact(dataset: Path, count: int) ->
 
 
 def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
-    """Of 4,000 rows the wide ones are there for their score, the rest won ties; a quarter of each is sampled."""
+    """Of 4,000 rows, the wide ones are kept for their score and the rest won ties; a quarter of each is sampled."""
     top = {"top": {"by": "greatest(width - 900, height - height)", "count": 4_000}}
     make_subset(dataset, "tied", top)
     make_subset(dataset, "sampled", top, {"sample": {"fraction": 0.25}})
@@ -178,7 +178,7 @@ def test_every_row_that_a_near_dedup_drops_is_near_a_kept_one_and_no_two_kept_on
         assert scores[near].max() >= (facts[row][1] or -1)
 
 
-def test_a_smaller_sample_is_part_of_a_larger_one_of_the_same_seed(dataset: Path) -> None:
+def test_a_smaller_sample_is_part_of_a_larger_one_with_the_same_seed(dataset: Path) -> None:
     make_subset(dataset, "small", {"sample": {"fraction": 0.1, "seed": 7}})
     make_subset(dataset, "large", {"sample": {"fraction": 0.4, "seed": 7}})
     make_subset(dataset, "other", {"sample": {"fraction": 0.1, "seed": 8}})
