@@ -1,0 +1,78 @@
+"""Law: nothing that strangers write decides anything. Words of machines in their texts change no verdict."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pairmill.pipeline.common.faults import Failure
+from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
+from pairmill.schemas.errors import FailureKind
+from pairmill.schemas.jobs import ImagesConfig
+from tests.unit.test_law_answer import verdicts
+
+WORDS = [
+    "Insufficient memory, No space left on device",
+    "[Errno 24] Too many open files",
+    "Failed to allocate 1000000 bytes, Killed",
+    "CUDA out of memory, MemoryError",
+    "Object store full, OutOfDiskError",
+    "timed out, connection refused, certificate",
+    "decompression bomb",
+]
+NEUTRAL = "x"
+
+ANSWERS = {
+    "reason": "HTTP/1.1 503 {}\r\nContent-Length: 0\r\n\r\n",
+    "reason of a picture": "HTTP/1.1 200 {}\r\nContent-Length: 9\r\n\r\nno pixels",
+    "field": "HTTP/1.1 404 no\r\nServer: {}\r\nX-Error: {}\r\nContent-Length: 0\r\n\r\n",
+    "body of an error": "HTTP/1.1 500 no\r\n\r\n{}",
+    "body in place of a picture": "HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n{}",
+    "size of a chunk": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{}\r\n",
+    "coding": "HTTP/1.1 200 OK\r\nContent-Encoding: {}\r\nContent-Length: 3\r\n\r\nabc",
+    "status line": "{}\r\n\r\n",
+    "place": "HTTP/1.1 302 Found\r\nLocation: http://{}/\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("part", ANSWERS)
+def test_law_faults_words_in_an_answer_change_no_status(part: str, words: str) -> None:
+    (spoken,) = verdicts(ANSWERS[part].replace("{}", words).encode(), [[]])
+    (neutral,) = verdicts(ANSWERS[part].replace("{}", NEUTRAL * len(words)).encode(), [[]])
+    if part == "place":  # words with blanks are no host name at all, in any language
+        (neutral,) = verdicts(ANSWERS[part].replace("{}", "a b, c").encode(), [[]])
+    assert (spoken.status, spoken.http_status) == (neutral.status, neutral.http_status)
+
+
+def jpeg(text: str) -> bytes:
+    body = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(body, "JPEG", comment=text.encode())
+    return body.getvalue()
+
+
+def png(text: str) -> bytes:
+    body, info = io.BytesIO(), PngInfo()
+    info.add_text("Comment", text)
+    Image.new("RGB", (40, 30), "red").save(body, "PNG", pnginfo=info)
+    return body.getvalue()
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("make", [jpeg, png])
+@pytest.mark.parametrize("kept", [1.0, 0.9, 0.5])
+def test_law_faults_words_in_a_picture_change_no_status(make: object, kept: float, words: str) -> None:
+    def processed(text: str) -> ProcessedImage:
+        body = make(text)  # type: ignore[operator]
+        found = ImageProcessor(ImagesConfig(size=20)).process(body[: int(kept * len(body))])
+        return replace(found, detail=None)
+
+    assert processed(words) == processed(NEUTRAL * len(words))
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, OSError, KeyError, ConnectionError])
+def test_law_faults_words_of_an_exception_blame_no_machine(kind: type[Exception], words: str) -> None:
+    assert Failure.of(kind(words)).kind is FailureKind.SHARD
