@@ -6,6 +6,7 @@ Formats: GIF89a (CompuServe, 1990), RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF's co
 
 import re
 import struct
+from itertools import islice
 
 from pairmill.pipeline.image.strip import strip_metadata, webp_chunks
 
@@ -13,6 +14,8 @@ _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x21, 0x2C, 0xF9
 
 _WEBP_PIXELS = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"})
 _WEBP_METADATA_FLAGS = 0x20 | 0x08 | 0x04  # profile, EXIF, XMP
+
+_MAX_CHUNKS = 10_000  # an animation has two or three for each of its frames
 
 _AVIF_METADATA = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))(Exif|mime)", re.DOTALL)
 """An item's entry: box type, version and flags, item number, protection, then the item's type."""
@@ -51,7 +54,7 @@ def _gif(body: bytes) -> bytes:
 def _webp(body: bytes) -> bytes:
     """Keep only the pixel chunks, and the header without the metadata flags."""
     kept = []
-    for kind, chunk in webp_chunks(body):
+    for kind, chunk in islice(webp_chunks(body), _MAX_CHUNKS):
         if kind == b"VP8X":
             chunk = chunk[:8] + bytes((chunk[8] & ~_WEBP_METADATA_FLAGS,)) + chunk[9:]
         if kind in _WEBP_PIXELS:
