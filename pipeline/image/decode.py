@@ -105,6 +105,8 @@ def open_image(
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
     """Open a picture; if that fails, try again without its metadata, which must not cost the picture."""
+    if found == "GIF":  # always: behind an empty extension, Pillow takes whatever follows for another one
+        body = without_metadata(body, found) or body
     try:
         return _open_as_is(body, found, allowed)
     except ImageError as error:

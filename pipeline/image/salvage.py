@@ -38,17 +38,17 @@ def without_metadata(body: bytes, format: str) -> bytes | None:
 
 
 def _gif(body: bytes) -> bytes:
-    """Remove the comments and extensions before the first picture, except the one with its transparent color."""
+    """Remove the comments and extensions before the first picture, except the last one with its transparent color."""
     start = 13 + (3 * (2 << (body[10] & 7)) if body[10] & 0x80 else 0)
-    kept, offset = [body[:start]], start
+    control, offset = b"", start
     while body[offset] == _GIF_EXTENSION:
         end = offset + 2
         while body[end]:  # sub-blocks, each preceded by its length
             end += body[end] + 1
         if body[offset + 1] == _GIF_CONTROL:
-            kept.append(body[offset : end + 1])
+            control = body[offset : end + 1]
         offset = end + 1
-    return b"".join(kept) + body[offset:]
+    return body[:start] + control + body[offset:]
 
 
 def _webp(body: bytes) -> bytes:
