@@ -136,6 +136,45 @@ def refused() -> Iterator[Hostile]:
     yield Hostile("tiff of 100 megapixels, cut off", tiff_header(10_000, 9_999), Status.IMAGE_CORRUPT)
 
 
+def metadata_without_end() -> Iterator[Hostile]:
+    """Small pictures with metadata whose number, or whose repetition, is the work."""
+    ok, bomb = Status.OK, Status.IMAGE_BOMB
+    large = saved(Image.new("RGB", (2_100, 2_000)), "JPEG")
+    yield Hostile("jpeg that ends in fill bytes", large[:-2] + b"\xff" * 200_000)
+    yield Hostile("jpeg of fill bytes and zeros", large[:-2] + (b"\xff" * 100_000 + b"\0") * 2 + b"\xff\xd9")
+    jpeg, gif = saved(photo(), "JPEG"), saved(Image.new("P", (8, 8)), "GIF")
+    yield Hostile("jpeg of comments", jpeg[:2] + b"\xff\xfe\0\2" * 4_500_000 + jpeg[2:], bomb)
+    yield Hostile("jpeg of fill bytes", jpeg[:2] + b"\xff" * 18_000_000 + jpeg[2:], bomb)
+    palette_end = 13 + (3 * (2 << (gif[10] & 7)) if gif[10] & 0x80 else 0)
+    yield Hostile("gif of comments", gif[:palette_end] + b"\x21\xfe\1a\0" * 3_600_000 + gif[palette_end:], ok)
+    yield Hostile("gif of one large comment", gif[:palette_end] + b"\x21\xfe" + (b"\xff" + bytes(255)) * 70_000 + b"\0"
+                  + gif[palette_end:], ok)  # fmt: skip
+    png, packed = saved(photo(), "PNG"), zlib.compress(bytes(3 << 20), 9)
+    for kind, head in ((b"zTXt", b"Raw profile type exif\0\0"), (b"iCCP", b"a\0\0"),
+                       (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0")):  # fmt: skip
+        part = chunk(kind, head + packed)
+        yield Hostile(f"png of {kind.decode()}", png[:33] + part * (18_000_000 // len(part)) + png[33:], ok)
+    webp = b"VP8X\n\0\0\0" + bytes(4) + b"\x07\0\0\x07\0\0" + b"ALPH\0\0\0\0" * 2_400_000
+    yield Hostile("webp of empty chunks", b"RIFF" + struct.pack("<I", 4 + len(webp)) + b"WEBP" + webp)
+    boxes = (
+        struct.pack(">I4sI4sI", 8_000_020, b"moov", 8_000_012, b"meta", 0) + struct.pack(">I4s", 8, b"free") * 1_000_000
+    )
+    yield Hostile("avif of empty boxes", saved(photo(), "AVIF") + boxes, ok)
+    for tag in (700, 34675, 274, 273):  # XMP, profile, orientation, offsets of strips
+        yield Hostile(f"tiff of one tag {tag} again and again", tiff_of_repeated(tag, 18_000_000), ok)
+
+
+def tiff_of_repeated(tag: int, num_bytes: int) -> bytes:
+    """60,000 entries of a tag, each with nearly all bytes of the file, behind the picture's own."""
+    body = saved(Image.new("L", (8, 8)), "TIFF")
+    (start,) = struct.unpack_from("<I", body, 4)
+    (count,) = struct.unpack_from("<H", body, start)
+    entries = body[start + 2 : start + 2 + 12 * count]
+    repeated = struct.pack("<HHII", tag, 7, num_bytes, 8) * 60_000
+    directory = struct.pack("<H", count + 60_000) + entries + repeated + bytes(4)
+    return (body[:4] + struct.pack("<I", len(body)) + body[8:] + directory).ljust(num_bytes + 8, b"\0")
+
+
 def png_header(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))

@@ -101,7 +101,6 @@ class _Engine:
     ) -> None:
         self._config = job.fetch
         self._on_hang = on_hang
-        self._decoding: dict[int, float] = {}  # thread -> when it started its picture
         self._redirect_rule = partial(refused_redirect, rules=SourceRules.of(job))
         self._processor = processor
         self._decoders = ThreadPoolExecutor(job.run.decode_threads, thread_name_prefix="decode")
@@ -141,8 +140,9 @@ class _Engine:
         try:
             async with Fetcher(self._config, self._budget, self._redirect_rule) as self._fetcher:
                 started.set_result(None)
-                if self._on_hang is not None:  # the task is kept, or it could be garbage-collected
-                    self._watching = asyncio.create_task(self._watch_decoders(self._on_hang))
+                if self._on_hang is not None and isinstance(self._processor, ImageProcessor):
+                    # the task is kept, or it could be garbage-collected
+                    self._watching = asyncio.create_task(self._watch_decoders(self._processor, self._on_hang))
                 await self._stop.wait()
                 await _cancel_others()
         except BaseException as error:
@@ -150,13 +150,12 @@ class _Engine:
                 raise
             started.set_exception(error)
 
-    async def _watch_decoders(self, on_hang: Callable[[], None]) -> None:
+    async def _watch_decoders(self, processor: ImageProcessor, on_hang: Callable[[], None]) -> None:
         """Call `on_hang` if a thread hangs in C code. Only exiting stops it; its shards are retried in isolation."""
         while True:
             await asyncio.sleep(HANG_CHECK_S)
-            since = min(self._decoding.values(), default=time.monotonic())
-            since = max(since, self._fetcher.last_stall_end)  # the decoders stalled too
-            if time.monotonic() - since > DECODE_TIMEOUT_S:
+            since = processor.oldest_start  # the decoders stalled too if the loop did
+            if since is not None and time.monotonic() - max(since, self._fetcher.last_stall_end) > DECODE_TIMEOUT_S:
                 on_hang()
 
     async def _download_all(
@@ -204,14 +203,10 @@ class _Engine:
 
     def _decode(self, fetched: FetchOutcome, body: bytes, expected_sha256: frozenset[str]) -> FetchOutcome:
         """On a decoding thread: checksums, then the picture, unless every row expects other bytes."""
-        self._decoding[threading.get_ident()] = time.monotonic()
-        try:
-            outcome = fetched.with_digests_of(body)
-            if expected_sha256 and outcome.sha256 not in expected_sha256:
-                return outcome.refused(Status.CONTENT_CHANGED)
-            return outcome.with_image(self._processor.process(body))
-        finally:
-            del self._decoding[threading.get_ident()]
+        outcome = fetched.with_digests_of(body)
+        if expected_sha256 and outcome.sha256 not in expected_sha256:
+            return outcome.refused(Status.CONTENT_CHANGED)
+        return outcome.with_image(self._processor.process(body))
 
 
 async def _cancel_others() -> None:

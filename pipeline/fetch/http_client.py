@@ -12,7 +12,7 @@ import asyncio
 import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
 
@@ -33,6 +33,7 @@ from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 2.0  # with thousands of hosts, idle sockets must not use up the limit of open files
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
+_MAX_ADDRESSES = 4  # of a name: attempts overlap, and a stranger's name may have thousands that do not answer
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
 
 
@@ -115,7 +116,7 @@ class HttpClient:
 
     async def _connect(self, url: HttpUrl) -> HttpConnection:
         name = url.host.removesuffix(".")
-        addresses = [name] if is_ipv4(name) or ":" in name else await self._resolve(name)
+        addresses = [name] if is_ipv4(name) or ":" in name else _to_try(await self._resolve(name))
         infos = [
             (
                 (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, url.port, 0, 0))
@@ -144,6 +145,16 @@ class HttpClient:
             if (fault := local_fault(error)) is not None:
                 raise fault from error
             raise FetchError(Status.DNS_ERROR, str(error)) from error
+
+
+def _to_try(addresses: Sequence[str]) -> list[str]:
+    """The first few addresses, in their order; of both families, if there are both."""
+    distinct = list(dict.fromkeys(addresses))
+    ipv6 = [address for address in distinct if ":" in address]
+    ipv4 = [address for address in distinct if ":" not in address]
+    half = _MAX_ADDRESSES // 2
+    kept = {*ipv6[: max(half, _MAX_ADDRESSES - len(ipv4))], *ipv4[: max(half, _MAX_ADDRESSES - len(ipv6))]}
+    return [address for address in distinct if address in kept]
 
 
 class _IdleConnections:
@@ -235,10 +246,16 @@ def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType
 
 
 def raise_file_limit(concurrency: int) -> None:
-    """Let this process open enough files for this many concurrent requests. Raises LocalFault if it may not."""
+    """Let this process open enough files for this many concurrent requests. Raises LocalFault if it may not.
+
+    Where the machine allows it, also for requests that connect to several addresses at once.
+    """
     required = 2 * concurrency + _OTHER_FILES  # half of the connections are idle, kept alive
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:
         raise LocalFault(f"at most {hard} open files are allowed here; fetch.concurrency needs {required}: lower it")
-    if soft != resource.RLIM_INFINITY and soft < required:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (required, hard))
+    wanted = (1 + _MAX_ADDRESSES) * concurrency + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -9,14 +9,17 @@ from pairmill.schemas.status import Status
 
 _BLOCK_BYTES = 64 << 10
 
+_MAX_CODINGS = 5
+"""As in curl (CVE-2023-23916): 36 kB of gzip in gzip took 1,500 decompressors, each of which may unpack that much."""
+
 
 class ResponseBody:
-    """Collects the chunks of one response; `add` and `finish` raise FetchError.
+    """Collects the chunks of one response; creating it, `add` and `finish` raise FetchError.
 
     We ask for `identity`, but some servers compress anyway: gzip and deflate are undone within the byte limit
-    (RFC 9110 section 8.4.1), once for each time that `codings` names one. Other codings are ignored: wrong labels
-    (`utf-8`, `aws-chunked`) are common, and the first bytes of a body that really is compressed are not those of a
-    picture.
+    (RFC 9110 section 8.4.1), once for each time that `codings` names one, and at most five times. Other codings are
+    ignored: wrong labels (`utf-8`, `aws-chunked`) are common, and the first bytes of a body that really is compressed
+    are not those of a picture.
 
     The body is checked in blocks that end at fixed positions, so it does not matter how the network splits it.
     """
@@ -25,6 +28,8 @@ class ResponseBody:
         self._max_bytes = max_bytes
         self._content_type = content_type
         self._codings = [coding for coding in codings if coding in Decompressor.CODINGS]
+        if len(self._codings) > _MAX_CODINGS:
+            raise FetchError(Status.PROTOCOL_ERROR, f"more than {_MAX_CODINGS} content codings")
         self._layers: list[Decompressor] = []
         self._pending = bytearray()  # the beginning of the next block
         self._wire_bytes = 0

@@ -46,9 +46,8 @@ def _frame_offsets(body: bytes, start: int, end: int) -> Iterator[int]:
     idat = 0
     for kind, content, stop in _boxes(body, start, end):
         if kind == b"meta":
-            boxes = list(_boxes(body, content + 4, stop))
-            idat = next((inner for name, inner, _ in boxes if name == b"idat"), 0)
-            for name, inner, _ in boxes:
+            idat = next((inner for name, inner, _ in _boxes(body, content + 4, stop) if name == b"idat"), 0)
+            for name, inner, _ in _boxes(body, content + 4, stop):
                 if name == b"iloc":
                     yield from _item_offsets(body, inner, idat)
         elif kind in _CONTAINERS:

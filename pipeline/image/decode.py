@@ -16,6 +16,7 @@ from PIL import Image, JpegImagePlugin
 
 from pairmill.pipeline.common.text import clean_text, describe
 from pairmill.pipeline.image import sniff
+from pairmill.pipeline.image.bounded_stream import BoundedStream, TooManyReads
 from pairmill.pipeline.image.color import color_space
 from pairmill.pipeline.image.cost import Cost, budget, decoding_cost, machine_has, picture_cost
 from pairmill.pipeline.image.orientation import UPRIGHT, apply_exif_orientation, read_exif_orientation, swaps_sides
@@ -83,7 +84,9 @@ def open_image(
     if found not in sniff.DECODED or found is None:
         raise ImageError(Status.IMAGE_UNSUPPORTED, (found or sniff.text_kind(body) or "no known format").lower())
     allowed = budget(max_pixels)
-    if found == "WEBP" and (size := webp_size(body)) is not None:  # its decoder allocates canvases while opening
+    if found == "WEBP":  # its decoder allocates canvases while opening
+        if (size := webp_size(body)) is None:
+            raise ImageError(Status.IMAGE_CORRUPT, "unreadable WEBP header")
         cost = decoding_cost("WEBP", "RGBA", size)
         _refuse_bomb(size, cost, max_pixels)
         reserve(cost.memory_bytes)
@@ -102,6 +105,8 @@ def open_image(
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
     """Open a picture; if that fails, try again without its metadata, which must not cost the picture."""
+    if found == "GIF":  # always: behind an empty extension, Pillow takes whatever follows for another one
+        body = without_metadata(body, found) or body
     try:
         return _open_as_is(body, found, allowed)
     except ImageError as error:
@@ -113,8 +118,11 @@ def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
 
 def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
     try:
-        return read_tiff(body) if found == "TIFF" else Image.open(BytesIO(body), formats=[found])
-    except Image.DecompressionBombError as error:
+        opened = read_tiff(body) if found == "TIFF" else Image.open(BoundedStream(body), formats=[found])
+        if isinstance(opened.fp, BoundedStream):
+            opened.fp.unbound()
+        return opened
+    except (Image.DecompressionBombError, TooManyReads) as error:
         raise ImageError(Status.IMAGE_BOMB, clean_text(str(error))) from error
     except UnsupportedMode as error:
         raise ImageError(Status.IMAGE_UNSUPPORTED, str(error)) from error

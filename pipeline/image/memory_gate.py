@@ -1,12 +1,16 @@
 """Limits how many pictures are decoded at the same time, so that they fit into memory together."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class MemoryGate:
-    """Allows pictures to be decoded at the same time as long as they fit into memory together. Thread-safe."""
+    """Allows pictures to be decoded at the same time as long as they fit into memory together. Thread-safe.
+
+    First come, first served: otherwise a large one would wait for as long as smaller ones keep coming.
+    """
 
     FREE_BYTES = 8 << 20
     """Pictures that take less do not wait."""
@@ -14,26 +18,44 @@ class MemoryGate:
     def __init__(self, total_bytes: float) -> None:
         self._total = self._left = total_bytes
         self._changed = threading.Condition()
+        self._queue: list[int] = []  # threads
+        self._working_since: dict[int, float] = {}  # thread -> time.monotonic(); not while it waits
+
+    @property
+    def oldest_start(self) -> float | None:
+        """Since when the picture that has been worked on longest is worked on (time.monotonic()); None: there is none.
+
+        Waiting at the gate does not count: sixty large pictures, one after the other, are no decoder that hangs.
+        """
+        return min(list(self._working_since.values()), default=None)
 
     @contextmanager
     def entry(self) -> Iterator[Callable[[float], None]]:
         """A function that waits until a number of bytes are free, and reserves them until the end of the block. Call it
         at most once: a caller that already has some and waits for more could wait forever."""
         held = 0.0
+        thread = threading.get_ident()
 
         def reserve(num_bytes: float) -> None:
             nonlocal held
             if num_bytes <= self.FREE_BYTES:
                 return
             wanted = min(num_bytes, self._total)
+            del self._working_since[thread]
             with self._changed:
-                self._changed.wait_for(lambda: wanted <= self._left)
+                self._queue.append(thread)
+                self._changed.wait_for(lambda: self._queue[0] == thread and wanted <= self._left)
+                self._queue.remove(thread)
                 self._left -= wanted
+                self._changed.notify_all()  # the next one may fit, too
             held = wanted
+            self._working_since[thread] = time.monotonic()
 
+        self._working_since[thread] = time.monotonic()
         try:
             yield reserve
         finally:
+            self._working_since.pop(thread, None)
             if held:
                 with self._changed:
                     self._left += held

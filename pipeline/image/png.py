@@ -23,7 +23,8 @@ _MAX_METADATA_BYTES = 2 << 20
 _GRAY, _RGB, _PALETTE = 0, 2, 3  # color types
 
 Info = dict[str, bytes | str | int | tuple[int, ...]]
-"""Metadata under Pillow's names."""
+"""Metadata under Pillow's names. The first of each kind counts, and is empty if it is broken: a file can have 100,000
+that each unpack to megabytes."""
 
 
 @dataclass(slots=True)
@@ -112,8 +113,8 @@ def _key_color(data: bytes, png: PngFile) -> tuple[int, ...] | None:
 
 def _profile(data: bytes, info: Info) -> None:
     _, _, compressed = data.partition(b"\0")  # the name
-    if compressed[:1] == b"\0" and (profile := _unzip(compressed[1:])):
-        info.setdefault("icc_profile", profile)
+    if "icc_profile" not in info:
+        info["icc_profile"] = _unzip(compressed[1:]) if compressed[:1] == b"\0" else b""
 
 
 def _exif(data: bytes, info: Info) -> None:
@@ -128,29 +129,28 @@ def _text(data: bytes, info: Info) -> None:
 
 def _compressed_text(data: bytes, info: Info) -> None:
     keyword, _, value = data.partition(b"\0")
-    if keyword == b"Raw profile type exif" and value[:1] == b"\0" and (text := _unzip(value[1:])):
-        _text(keyword + b"\0" + text, info)
+    if keyword == b"Raw profile type exif" and value[:1] == b"\0" and keyword.decode() not in info:
+        _text(keyword + b"\0" + _unzip(value[1:]), info)
 
 
 _ITXT = re.compile(rb"XML:com\.adobe\.xmp\0([\0\1])\0[^\0]*\0[^\0]*\0", re.DOTALL)
 
 
 def _international_text(data: bytes, info: Info) -> None:
-    if (found := _ITXT.match(data)) is None:
+    if "xmp" in info or (found := _ITXT.match(data)) is None:
         return
-    text = data[found.end() :] if found[1] == b"\0" else _unzip(data[found.end() :])
-    if text and len(text) <= _MAX_METADATA_BYTES:
-        info.setdefault("xmp", text)
+    text = data[found.end() :]
+    info["xmp"] = _unzip(text) if found[1] == b"\1" else text[:_MAX_METADATA_BYTES]
 
 
-def _unzip(compressed: bytes) -> bytes | None:
-    """Decompressed zlib data; None if it is broken or too large."""
+def _unzip(compressed: bytes) -> bytes:
+    """Decompressed zlib data; empty if it is broken or too large."""
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(compressed, _MAX_METADATA_BYTES)
     except zlib.error:
-        return None
-    return data if unpacker.eof else None
+        return b""
+    return data if unpacker.eof else b""
 
 
 _METADATA = {

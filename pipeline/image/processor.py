@@ -61,6 +61,11 @@ class ImageProcessor:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         cv2.setNumThreads(1)
 
+    @property
+    def oldest_start(self) -> float | None:
+        """Since when a picture is being processed (time.monotonic()), the oldest one if there are several."""
+        return self._gate.oldest_start
+
     def process(self, body: bytes) -> ProcessedImage:
         """Original bytes -> the stored picture, or the Status that says why not. Never raises because of the bytes."""
         header: ImageHeader | None = None

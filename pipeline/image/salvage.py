@@ -6,6 +6,7 @@ Formats: GIF89a (CompuServe, 1990), RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF's co
 
 import re
 import struct
+from itertools import islice
 
 from pairmill.pipeline.image.strip import strip_metadata, webp_chunks
 
@@ -13,6 +14,8 @@ _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x21, 0x2C, 0xF9
 
 _WEBP_PIXELS = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"})
 _WEBP_METADATA_FLAGS = 0x20 | 0x08 | 0x04  # profile, EXIF, XMP
+
+_MAX_CHUNKS = 10_000  # an animation has two or three for each of its frames
 
 _AVIF_METADATA = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))(Exif|mime)", re.DOTALL)
 """An item's entry: box type, version and flags, item number, protection, then the item's type."""
@@ -35,23 +38,23 @@ def without_metadata(body: bytes, format: str) -> bytes | None:
 
 
 def _gif(body: bytes) -> bytes:
-    """Remove the comments and extensions before the first picture, except the one with its transparent color."""
+    """Remove the comments and extensions before the first picture, except the last one with its transparent color."""
     start = 13 + (3 * (2 << (body[10] & 7)) if body[10] & 0x80 else 0)
-    kept, offset = [body[:start]], start
+    control, offset = b"", start
     while body[offset] == _GIF_EXTENSION:
         end = offset + 2
         while body[end]:  # sub-blocks, each preceded by its length
             end += body[end] + 1
         if body[offset + 1] == _GIF_CONTROL:
-            kept.append(body[offset : end + 1])
+            control = body[offset : end + 1]
         offset = end + 1
-    return b"".join(kept) + body[offset:]
+    return body[:start] + control + body[offset:]
 
 
 def _webp(body: bytes) -> bytes:
     """Keep only the pixel chunks, and the header without the metadata flags."""
     kept = []
-    for kind, chunk in webp_chunks(body):
+    for kind, chunk in islice(webp_chunks(body), _MAX_CHUNKS):
         if kind == b"VP8X":
             chunk = chunk[:8] + bytes((chunk[8] & ~_WEBP_METADATA_FLAGS,)) + chunk[9:]
         if kind in _WEBP_PIXELS:

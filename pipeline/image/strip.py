@@ -4,6 +4,7 @@ For `images.skip_reencode`. A file that is not as expected gives None, and is re
 Formats: ITU-T T.81 annex B (JPEG), the PNG specification (third edition), RFC 9649 (WebP).
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator
 
@@ -103,13 +104,14 @@ def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:
-    """(width, height) of the canvas, from the first chunk (RFC 9649, sections 2.5 to 2.7); None if it has none."""
-    kind = body[12:16]
-    if kind == b"VP8X" and len(body) >= 30:
-        return int.from_bytes(body[24:27], "little") + 1, int.from_bytes(body[27:30], "little") + 1
-    if kind == b"VP8L" and len(body) >= 25:
-        bits = int.from_bytes(body[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 " and len(body) >= 30:
-        return int.from_bytes(body[26:28], "little") & 0x3FFF, int.from_bytes(body[28:30], "little") & 0x3FFF
+    """(width, height) of the canvas (RFC 9649, sections 2.5 to 2.7), whatever is in front; None if there is none."""
+    with contextlib.suppress(struct.error):
+        for kind, chunk in webp_chunks(body):
+            if kind == b"VP8X" and len(chunk) >= 18:
+                return int.from_bytes(chunk[12:15], "little") + 1, int.from_bytes(chunk[15:18], "little") + 1
+            if kind == b"VP8L" and len(chunk) >= 13:
+                bits = int.from_bytes(chunk[9:13], "little")
+                return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+            if kind == b"VP8 " and len(chunk) >= 18:
+                return int.from_bytes(chunk[14:16], "little") & 0x3FFF, int.from_bytes(chunk[16:18], "little") & 0x3FFF
     return None

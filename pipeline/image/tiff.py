@@ -8,11 +8,11 @@ Source: TIFF 6.0 (Adobe, 1992), sections 3, 8 and 19.
 import contextlib
 import struct
 import sys
-from io import BytesIO
 from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
+from pairmill.pipeline.image.bounded_stream import BoundedStream
 from pairmill.pipeline.image.rgb import Samples, UnsupportedMode
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
@@ -31,6 +31,10 @@ _PIXEL_TAGS = frozenset(
     | {_EXTRA_SAMPLES, _STRIP_OFFSETS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES}
     | {_FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, *_YCBCR}
 )
+
+
+_MAX_ENTRIES = 0xFFFF
+"""Of a directory. BigTIFF has no limit of its own, but no file with more is a picture."""
 
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
@@ -61,13 +65,16 @@ def read_tiff(body: bytes) -> TiffFile:
     cleaned = bytearray(body)
     with contextlib.suppress(struct.error):  # truncated: left to Pillow
         _clean_directory(cleaned, metadata)
-    opened = TiffFile(BytesIO(cleaned))
+    opened = TiffFile(BoundedStream(cleaned))
     opened.info.update(metadata)
     return opened
 
 
 def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
-    """Rewrite the first directory in place: it can only become shorter, so nothing else moves."""
+    """Rewrite the first directory in place: it can only become shorter, so nothing else moves.
+
+    If a tag has several entries, the first counts, as in libtiff: each may point to the same 20 MB.
+    """
     order = ">" if body[:2] == b"MM" else "<"
     is_big = body[2] + body[3] == _BIG_TIFF
     start = struct.unpack_from(order + ("Q" if is_big else "I"), body, 8 if is_big else 4)[0]
@@ -75,11 +82,14 @@ def _clean_directory(body: bytearray, metadata: dict[str, Any]) -> None:
     first = start + struct.calcsize(count_format)
     (count,) = struct.unpack_from(order + count_format, body, start)
     entry_bytes = struct.calcsize(order + entry_format)
-    if first + count * entry_bytes > len(body):
+    if first + count * entry_bytes > len(body) or count > _MAX_ENTRIES:
         return
-    kept = []
+    kept, seen = [], set[int]()
     for at in range(first, first + count * entry_bytes, entry_bytes):
         tag, kind, values, _ = struct.unpack_from(order + entry_format, body, at)
+        if tag in seen:
+            continue
+        seen.add(tag)
         if tag in _PIXEL_TAGS:
             kept.append(body[at : at + entry_bytes])
         elif tag in (_ORIENTATION, _XMP, _ICC_PROFILE):

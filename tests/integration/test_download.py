@@ -252,11 +252,11 @@ def test_running_out_of_memory_or_files_while_decoding_loses_no_row(
 HANGING_WORKER = """
 import os, sys, time
 from pairmill.pipeline.fetch import downloader
-from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.pipeline.image import processor
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.test_download import shard
 
-ImageProcessor.process = lambda self, body: time.sleep(600)
+processor.open_image = lambda *_: time.sleep(600)
 downloader.DECODE_TIMEOUT_S, downloader.HANG_CHECK_S = 1.0, 0.2
 fetch = {"allow_networks": ["127.0.0.0/8"]}
 job = BuildJob.model_validate({"source": {"paths": ["x"]}, "output": "unused", "fetch": fetch})

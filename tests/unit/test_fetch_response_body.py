@@ -28,6 +28,19 @@ def failure(*chunks: bytes, **options: object) -> tuple[Status, str | None]:
     return caught.value.status, caught.value.detail
 
 
+def test_codings_are_few() -> None:
+    """Each one is a decompressor, and a frame or more of the stack."""
+    packed = JPEG
+    for _ in range(5):
+        packed = gzip.compress(packed)
+    body = ResponseBody(10_000, None, ["gzip", "identity"] * 5)
+    body.add(packed)
+    assert body.finish() == JPEG
+    for number in (6, 1_500):
+        with pytest.raises(FetchError, match=r"protocol_error.*more than 5 content codings"):
+            ResponseBody(10_000, None, ["gzip"] * number)
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_chunks_are_joined(size: int) -> None:
     assert collect(*(JPEG[start : start + size] for start in range(0, len(JPEG), size))) == JPEG

@@ -90,6 +90,31 @@ def test_an_orientation_that_only_xmp_has_is_applied() -> None:
     assert np.array_equal(stored(body), np.rot90(PHOTO, -1))
 
 
+GIF_EXTENSIONS = {
+    "empty": b"\x21\x01\0",
+    "of an application, empty": b"\x21\xff\0",
+    "comment, empty": b"\x21\xfe\0",
+    "empty, and a comment that looks like a large picture": b"\x21\x07\0\x21\xfe\x40"
+    + (b"a" * 31 + b"\0," + b"\xff" * 9).ljust(64, b"a")
+    + b"\0",
+    "unknown": b"\x21\x07\x03abc\x02\x2c\0\0",
+    "comments": b"\x21\xfe\x02hi\0" * 3,
+    "another control first": b"\x21\xf9\x04\x01\0\0\x05\0",
+}
+
+
+@pytest.mark.parametrize("extensions", GIF_EXTENSIONS.values(), ids=GIF_EXTENSIONS.keys())
+def test_extensions_of_a_gif_do_not_change_it(extensions: bytes) -> None:
+    picture = Image.frombytes("P", (20, 10), bytes(range(200)))
+    picture.putpalette([level for level in range(256) for _ in range(3)])
+    body = save(picture, "GIF", transparency=3)
+    at = 13 + (3 * (2 << (body[10] & 7)) if body[10] & 0x80 else 0)
+    assert body[at : at + 2] == b"\x21\xf9"  # with the transparent color
+    processor = ImageProcessor(ImagesConfig())
+    expected = processor.pixels(body)
+    assert np.array_equal(processor.pixels(body[:at] + extensions + body[at:]), expected)
+
+
 @pytest.mark.parametrize("size", [(2600, 1800), (2100, 1400), (2500, 700), (1100, 1400), (1024, 768)])
 @pytest.mark.parametrize("mode", ["keep_ratio_largest", "keep_ratio", "center_crop", "border"])
 def test_scaled_decoding_looks_like_full_decoding(size: tuple[int, int], mode: str) -> None:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import re
+import struct
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,7 +19,15 @@ from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import FetchConfig, ImagesConfig
 from pairmill.schemas.status import Status
-from tests.hostile_pictures import Hostile, bmp_run_lengths, lossless_webp, paid_for, png_of_zeros, refused
+from tests.hostile_pictures import (
+    Hostile,
+    bmp_run_lengths,
+    lossless_webp,
+    metadata_without_end,
+    paid_for,
+    png_of_zeros,
+    refused,
+)
 from tests.picture_grid import photo, saved
 
 MAX_PEAK_BYTES = 1_000_000_000
@@ -67,6 +77,18 @@ def test_a_picture_that_costs_too_much_is_a_bomb_from_its_header(picture: Hostil
     if status == "image_bomb":
         assert peak - before < 100_000_000 + 10 * len(picture.body)  # nothing was decoded
     assert peak < MAX_PEAK_BYTES
+
+
+METADATA = list(metadata_without_end())
+
+
+@pytest.mark.parametrize("picture", METADATA, ids=lambda picture: picture.name)
+def test_metadata_costs_little_however_much_there_is(picture: Hostile, child: ProcessPoolExecutor) -> None:
+    _, status, peak, before, cpu_s = child.submit(measure, picture).result(60)
+    if picture.status is not None:
+        assert status == picture.status.value
+    assert cpu_s < MAX_CPU_S / 2
+    assert peak - before < 80_000_000 + 4 * len(picture.body)
 
 
 AWKWARD = Path(__file__).parents[2].parent / "shared" / "data" / "awkward"
@@ -130,6 +152,58 @@ def test_the_gate_lets_no_more_in_than_fits() -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(decode, [40e6] * 20 + [500e6] * 3))  # more than the whole budget: alone
     assert most == 2
+
+
+def test_the_gate_serves_in_the_order_of_arrival() -> None:
+    """Smaller pictures that keep coming do not hold up a large one."""
+    gate, entered = MemoryGate(100e6), list[int]()
+    started = threading.Barrier(2)
+
+    def hold(number: int, num_bytes: float, hold_s: float) -> None:
+        with gate.entry() as reserve:
+            reserve(num_bytes)
+            if number == 0:
+                started.wait()
+            entered.append(number)
+            time.sleep(hold_s)
+
+    with ThreadPoolExecutor(8) as threads:
+        threads.submit(hold, 0, 40e6, 0.3)
+        started.wait()
+        for number, num_bytes in enumerate((100e6, 40e6, 40e6), 1):
+            threads.submit(hold, number, num_bytes, 0.01)
+            time.sleep(0.05)
+    assert entered[:2] == [0, 1]
+    assert sorted(entered) == [0, 1, 2, 3]
+
+
+def test_waiting_at_the_gate_is_no_work_that_could_hang() -> None:
+    gate, work_s = MemoryGate(100e6), 0.1
+    longest = 0.0
+
+    def decode(_: int) -> None:
+        with gate.entry() as reserve:
+            reserve(100e6)
+            time.sleep(work_s)
+
+    with ThreadPoolExecutor(8) as threads:
+        pictures = [threads.submit(decode, number) for number in range(8)]
+        while not all(picture.done() for picture in pictures):
+            if (since := gate.oldest_start) is not None:
+                longest = max(longest, time.monotonic() - since)
+            time.sleep(0.005)
+    assert work_s / 2 < longest < 4 * work_s  # not 8 times as long
+    assert gate.oldest_start is None
+
+
+def test_chunks_in_front_of_a_webp_do_not_hide_its_cost() -> None:
+    """Pillow refuses such a file, but not what salvage.py makes of it."""
+    body, reserved = saved(Image.new("RGB", (1500, 1500)), "WEBP"), list[float]()
+    pixels = b"EXIF\2\0\0\0ab" + body[12:]
+    hidden = b"RIFF" + struct.pack("<I", 4 + len(pixels)) + b"WEBP" + pixels
+    header, opened = open_image(hidden, 100_000_000, reserved.append)
+    opened.close()
+    assert reserved == [cost.decoding_cost("WEBP", "RGBA", (header.width, header.height)).memory_bytes]
 
 
 def test_a_memory_error_is_the_pictures_if_the_machine_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:

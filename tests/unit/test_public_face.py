@@ -84,7 +84,7 @@ def test_all_errors_are_pairmills_and_those_about_input_stay_value_errors() -> N
 
 
 def test_every_error_class_is_pairmills_except_those_that_are_always_caught() -> None:
-    becomes_a_status = {"AddressRefused", "FetchError", "ImageError", "NoSuchHost", "UnreadableText"}
+    becomes_a_status = {"AddressRefused", "FetchError", "ImageError", "NoSuchHost", "TooManyReads", "UnreadableText"}
     tried_again = {"PayloadLost", "UnsupportedMode", "WorkerDied"}
     root = Path(pairmill.__file__ or "").parent.parent
     found = set()
