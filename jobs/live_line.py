@@ -148,6 +148,8 @@ class RunState:
         losses = Counter({name: count for name, count in self.statuses.items() if name != Status.OK})
         for number, (name, count) in enumerate(losses.most_common(TOP_REASONS)):
             yield f"{'' if number else 'lost: '}{name} {count:,}"
+        if others := sum(losses.values()) - sum(count for _, count in losses.most_common(TOP_REASONS)):
+            yield f"others {others:,}"
 
     def _rate(self, name: str) -> Rate:
         return self._rates.setdefault(name, Rate())

@@ -42,7 +42,7 @@ def print_private_addresses(result: "BuildResult") -> None:
 
     if refused := result.statuses.get("address_refused"):
         typer.echo(
-            f"{counted(refused, 'private address')} refused; to allow a network that you trust, use a new output "
-            "folder and, say, --set 'fetch.allow_networks=[127.0.0.0/8]'",
+            f"{counted(refused, 'private address')} refused: status_detail in rejects/ says which. To allow a network "
+            "that you trust, use a new output folder and --set 'fetch.allow_networks=[NETWORK]', such as [127.0.0.0/8]",
             err=True,
         )

@@ -69,14 +69,17 @@ def _print_report(report: "VerifyReport", output: str) -> None:
     counts = (("shard", report.shards), ("row", report.rows), ("pair", report.pairs), ("picture", report.pictures))
     typer.echo(", ".join(counted(number, noun) for noun, number in counts))
     if report.rescored:
-        most = f"off by {report.max_score_difference:.1e} at most"
-        typer.echo(f"{counted(report.rescored, 'score')} computed again, {most}")
+        most = f"difference at most {report.max_score_difference:.1e}"
+        typer.echo(f"{counted(report.rescored, 'score')} recomputed, {most}")
     if report.shards_missing:
         typer.echo(f"{counted(report.shards_missing, 'planned shard')} not done yet")
     for problem in report.problems:
         typer.echo(f"problem: {problem}", err=True)
     if report.damaged:
         names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
-        shards = counted(len(report.damaged), "damaged shard")
-        typer.echo(f"To rebuild {shards}, remove from {output}: {names}; then rerun the build", err=True)
+        manifests = sum(name.startswith("manifests/") for name in report.damaged)
+        typer.echo(
+            f"To rebuild {counted(manifests, 'damaged shard')}, remove from {output}: {names}; then rerun the build",
+            err=True,
+        )
     typer.echo("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

@@ -55,7 +55,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             *_check_shard(store, manifest, report),
         ]
         problems += [] if problems else check_columns(store, aliases, manifest)
-        _add_problems(report, manifest, problems)
+        _add_problems(store, report, manifest, problems)
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
     if not report.shards_missing and not report.damaged:  # otherwise a worker may be about to commit them
@@ -66,7 +66,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
         for manifest, problem in rescore_sample(store, plan, scored, rescore, report, on_step):
             report.problems.append(f"shard {manifest.shard:09d}: {problem}")
             if not is_corpus:  # rebuilding a shard does not repair a corpus that has changed
-                report.damaged.append(f"manifests/{manifest.name}")
+                report.damaged.extend(_to_delete(store, manifest))
     return report
 
 
@@ -102,11 +102,18 @@ def _is_ours(store: Store, path: str) -> bool:
         return False
 
 
-def _add_problems(report: VerifyReport, manifest: ShardManifest, problems: Sequence[str]) -> None:
+def _add_problems(store: Store, report: VerifyReport, manifest: ShardManifest, problems: Sequence[str]) -> None:
     named = [f"shard {manifest.shard:09d}: {problem}" for problem in problems]
     report.problems.extend(named[: MAX_PROBLEMS - len(report.problems)])
     if problems and len(report.damaged) < MAX_PROBLEMS:
-        report.damaged.append(f"manifests/{manifest.name}")
+        report.damaged.extend(_to_delete(store, manifest))
+
+
+def _to_delete(store: Store, manifest: ShardManifest) -> list[str]:
+    """What to delete before the shard is built again. That writes generation 0, so files of a later one would stay
+    beside it, and readers of the whole folder would take each row twice."""
+    files = [file.path for file in manifest.files.values()] if manifest.generation else []
+    return [f"manifests/{manifest.name}", *filter(store.exists, files)]
 
 
 def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerprint: str) -> Iterator[str]:

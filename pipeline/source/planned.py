@@ -190,8 +190,8 @@ def describe_uncaptioned(inputs: Sequence[PlannedInput]) -> list[str]:
         return []
     keys = dict.fromkeys(key for file in inputs for key in file.json_keys)
     return [
-        f"{counted(rows, 'row')} with JSON but without a caption; if a key has it, set source.caption_column to that "
-        f"key, one of {shown(list(keys))}"
+        f"{counted(rows, 'row')} with JSON but without a caption in the usual keys; to take it from another, set "
+        f"source.caption_column (keys there: {shown(list(keys))})"
     ]
 
 

@@ -91,6 +91,17 @@ def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
     order = [row_id for path in paths for row_id in pq.read_table(path)["row_id"].to_pylist()]
     assert order == sorted(order, key=lambda row_id: tuple(map(int, row_id.split(":"))))
 
+    recovered = rows_by_id(output)
+    victim = next(output.glob("pairs/*.g*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    report = verify(Store(str(output)))
+    assert str(victim.relative_to(output)) in report.damaged
+    for name in report.damaged:  # as the command advises
+        (output / name).unlink()
+    sequentially(build_job)
+    assert rows_by_id(output).keys() == recovered.keys()  # each row once
+    assert verify(Store(str(output))).problems == []
+
 
 def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
     ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path

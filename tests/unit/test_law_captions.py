@@ -200,8 +200,8 @@ def test_json_with_no_usual_key_is_reported_with_its_keys(tmp_path: Path) -> Non
     assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
     plan = load_plan(Store(str(tmp_path / "out")))
     told = (
-        "1 row with JSON but without a caption; if a key has it, set source.caption_column to that key, "
-        "one of 'motto', 'w'"
+        "1 row with JSON but without a caption in the usual keys; to take it from another, set "
+        "source.caption_column (keys there: 'motto', 'w')"
     )
     assert told in describe_plan(plan, plan.job)
 
