@@ -27,7 +27,8 @@ import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from pairmill.jobs.job_file import _JobLoader, load_job
+from pairmill.jobs.job_file import load_job
+from pairmill.jobs.yaml_loader import load_yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import cursor as cursor_module
 from pairmill.pipeline.source.cursor import Cursor, ReadError
@@ -357,15 +358,15 @@ def test_law_types_undeclared_latin_1_is_refused_by_name() -> None:
     ],
 )
 def test_law_types_a_word_of_a_job_file_is_that_of_yaml_1_2(text: str, value: object) -> None:
-    assert yaml.load(text, Loader=_JobLoader) == value
-    assert type(yaml.load(text, Loader=_JobLoader)) is type(value)
+    assert load_yaml(text) == value
+    assert type(load_yaml(text)) is type(value)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5))
 def test_law_types_a_job_file_reads_what_json_and_our_own_writer_wrote(value: object) -> None:
-    assert yaml.load(yaml.safe_dump([value]), Loader=_JobLoader) == [value]
+    assert load_yaml(yaml.safe_dump([value])) == [value]
     if json.dumps(value).isascii() and "\\ud" not in json.dumps(value) and "\\u" not in json.dumps(value):
-        assert yaml.load(json.dumps([value]), Loader=_JobLoader) == [value]
+        assert load_yaml(json.dumps([value])) == [value]
 
 
 @pytest.mark.parametrize("setting", [False, True])
