@@ -23,6 +23,7 @@ MAX_JSON_BYTES = 4 << 20
 Captions = tuple[bytes | None, ...]
 
 _SHOWN_KEYS = 20
+_MAX_PROBLEMS = 100
 _URL_NAMES = ("url",)
 _CAPTION_KEYS = (*CAPTION_NAMES, "description", "prompt")
 _IN_OBJECTS = ("caption", "text", "raw", "sentence")
@@ -131,11 +132,16 @@ class Texts:
                 elif self.plain is None or _is_blank(self.plain):
                     self.plain = captions
         except UnreadableText as error:
-            self.problems.append(f"{name}: {error}")
+            self.add_problem(f"{name}: {error}")
 
     def add_too_large(self, name: str, num_bytes: int) -> None:
         """Record a file that is not read."""
-        self.problems.append(f"{name}: too large: {num_bytes:,} bytes")
+        self.add_problem(f"{name}: too large: {num_bytes:,} bytes")
+
+    def add_problem(self, problem: str) -> None:
+        """Record why a text cannot be read. The row's problem has room for a few."""
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(problem)
 
     def captions(self) -> tuple[Captions | None, str | None]:
         """(captions, why there are none although some text might be one). The first that is not blank is used: the one

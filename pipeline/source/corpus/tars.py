@@ -57,7 +57,7 @@ class _TarIndexer:
                 self._tally.pass_over(reason)
                 continue
             key, ending = split_name(member.name)
-            if sample is not None and (member.is_gap or key != sample.key or member.name in sample.names):
+            if sample is not None and (member.is_gap or key != sample.key or hash(member.name) in sample.names):
                 yield self._finished(sample)
                 was_cut = member.is_gap and sample.problem is not None
                 sample = None
@@ -92,7 +92,7 @@ class _TarIndexer:
         return None if is_used else PassedOver.OTHER_KIND
 
     def _add(self, sample: Sample, member: Member, ending: str) -> None:
-        sample.names.add(member.name)
+        sample.names.add(hash(member.name))
         sample.num_files += 1
         if member.type in _LINKS:
             member = self._targets.resolve(member)
@@ -102,7 +102,7 @@ class _TarIndexer:
         elif member.offset + member.size > self._size:
             sample.problem = f"the tar is truncated within {readable_name(ending) or 'a file'} of this key"
         elif ending in PICTURE_ENDINGS:
-            sample.images.append(ImageRef(self._uri, member.offset, member.size))
+            sample.add_image(ImageRef(self._uri, member.offset, member.size))
         elif member.size > self._rules.max_bytes(ending):
             sample.texts.add_too_large(name, member.size)
         else:
@@ -112,6 +112,6 @@ class _TarIndexer:
     def _note(self, sample: Sample, ending: str, problem: str) -> None:
         """Record a member that cannot be read. Another picture or text file with its key may still do."""
         if ending in PICTURE_ENDINGS:
-            sample.lost_images.append(problem)
+            sample.add_lost_image(problem)
         else:
-            sample.texts.problems.append(problem)
+            sample.texts.add_problem(problem)
