@@ -127,7 +127,7 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
     """Raise SourceError for a file that has URLs but no pictures, unless the job names its caption column."""
     if config.caption_column is not None:
         return
-    url = _first(config.url_column, URL_NAMES, file.schema.names)
+    url = _first(config.url_column, URL_NAMES, file.own_names)
     if url is not None:
         raise SourceError(
             f"{file.uri}: is a list of URLs (column {url!r}), which pairmill build downloads. To embed only its "
@@ -203,9 +203,11 @@ def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str
 def _choose(
     setting: str, given: str | None, usual: Sequence[str], inputs: Sequence[InputFile], needed: bool = False
 ) -> str | None:
-    """The column that `source.SETTING` names, or the first usual one in the first file that has one."""
-    for file in inputs:
-        if (found := _first(given, usual, file.schema.names)) is not None:
+    """The column that `source.SETTING` names, or the first usual one in the first file that has one. A column in a file
+    itself comes before one in the path of any: `caption=blip/` rather describes the captions than is one."""
+    of_files = [file.own_names for file in inputs]
+    for names in [*of_files, *(file.partitions for file in inputs)]:
+        if (found := _first(given, usual, names)) is not None:
             return found
     first = inputs[0]
     if given is not None:
