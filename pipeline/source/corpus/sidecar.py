@@ -216,7 +216,7 @@ def _usual_captions(value: dict[str, Any], names: Names) -> Captions | None:
             continue
         if captions is not None and not _is_blank(captions):
             return captions
-        found = found if captions is None else found or captions
+        found = found if captions is None else captions
     if found is None and problem is not None:
         raise problem
     return found
