@@ -5,7 +5,7 @@ are matched. Columns that the job does not name are guessed: the first of URL_NA
 the first file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
