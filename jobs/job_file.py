@@ -5,16 +5,15 @@ Precedence: flags and `--set`, then the job file, then the preset, then the defa
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from importlib import resources
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pairmill.jobs.job_errors import explain
+from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
 from pairmill.pipeline.common.files import Files
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
@@ -22,66 +21,10 @@ from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob
 
-MAX_JOB_BYTES = 1 << 20
-
-_CORE_SCHEMA = (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^(?:[-+]?[0-9][0-9_]*|0x[0-9a-fA-F_]+)$", "-+0123456789"),
-    (
-        "float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        "-+.0123456789",
-    ),
-)
-"""(tag, pattern, first characters) of YAML 1.2's core schema, but for `1e3`, which could be a part of a digest."""
-
 Settings = Iterable[str] | Mapping[str, object]
 """Lines `a.b=c` as after `--set` (c is YAML), or dotted field -> value."""
 
 _Job = TypeVar("_Job", bound=BaseModel)
-
-_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError)
-"""What PyYAML raises: its own errors, and those that its number constructors let through."""
-
-
-class _JobLoader(yaml.SafeLoader):
-    """YAML's safe loader, with two differences.
-
-    Words and numbers mean what they mean in YAML 1.2 (https://yaml.org/spec/1.2.2/, "Core Schema") and JSON: `no` is a
-    word (a resize mode, or Norwegian), and so are `on`, `12:30:00` and `2026-01-01`. Underscores may group digits.
-    Duplicate keys are errors: the first value would be silently lost.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is not a name", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _use_core_schema() -> None:
-    tags = {"tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
-    usual = yaml.SafeLoader.yaml_implicit_resolvers
-    _JobLoader.yaml_implicit_resolvers = {
-        first: [each for each in resolvers if each[0] in tags] for first, resolvers in usual.items()
-    }
-    for tag, pattern, firsts in _CORE_SCHEMA:
-        _JobLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(firsts))
-    _JobLoader.add_constructor("tag:yaml.org,2002:int", _integer)
-
-
-def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    """In YAML 1.2 a leading zero does not mean octal."""
-    text = str(loader.construct_scalar(node)).replace("_", "")
-    return int(text, 16 if "x" in text else 10)
-
-
-_use_core_schema()
 
 
 def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> BuildJob:
@@ -128,7 +71,7 @@ def parse_settings(settings: Settings, values: dict[str, Any] | None = None) -> 
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise JobError(f"--set {setting!r}: write it as field=value, such as --set images.size=256")
-        _put(values, key, _parse_value(setting, value))
+        _put(values, key, _parse_value(key, value))
     return values
 
 
@@ -162,7 +105,7 @@ def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
 def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
     """Add the preset's rules to the values. Rules that were set explicitly override them."""
     name = job.rules.preset
-    preset = yaml.safe_load(resources.files("pairmill.jobs").joinpath("presets", f"{name}.yaml").read_text())
+    preset = load_yaml(resources.files("pairmill.jobs").joinpath("presets", f"{name}.yaml").read_text())
     if wanted := preset.get("requires_model"):
         models = [{"name": model.name, "pretrained": model.pretrained} for model in job.models]
         if wanted not in models:
@@ -180,9 +123,9 @@ def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
 def _read(job_file: str) -> str:
     try:
         with Files().open(job_file) as file:
-            data = file.read(MAX_JOB_BYTES + 1)
-        if len(data) > MAX_JOB_BYTES:
-            raise JobError(f"{job_file}: is larger than {MAX_JOB_BYTES:,} bytes; long lists belong in blocklist files")
+            data = file.read(MAX_YAML_BYTES + 1)
+        if len(data) > MAX_YAML_BYTES:
+            raise JobError(f"{job_file}: is larger than {MAX_YAML_BYTES:,} bytes; long lists belong in blocklist files")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -191,11 +134,10 @@ def _read(job_file: str) -> str:
 
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
-        values = yaml.load(text, Loader=_JobLoader) or {}
-    except _YAML_ERRORS as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise JobError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        values = load_yaml(text) or {}
+    except YamlError as error:
+        line = f":{error.line}" if error.line else ""
+        raise JobError(f"{name}{line}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise JobError(f"{name}:1: a job file consists of `field: value` lines, not a {type(values).__name__}")
     for record in ("fingerprint", "schema_version", "versions"):  # in the job.yaml of an output folder
@@ -203,11 +145,11 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     return values
 
 
-def _parse_value(setting: str, value: str) -> Any:
+def _parse_value(key: str, value: str) -> Any:
     try:
-        return yaml.load(value, Loader=_JobLoader)
-    except _YAML_ERRORS:
-        raise JobError(f"--set {setting!r}: the value is not valid YAML") from None
+        return load_yaml(value)
+    except YamlError as error:  # the value may be a secret
+        raise JobError(f"--set {key}: the value is not valid YAML: {error}") from None
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
-import yaml
-
 from pairmill.jobs.job_file import s3_of
+from pairmill.jobs.yaml_loader import YamlError, load_yaml
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import ModelConfig
 from pairmill.schemas.s3 import S3Config
@@ -87,8 +86,8 @@ def step_of(step: Step) -> object:
 def parse_step(text: str) -> object:
     """`where: ...`, `top: {...}` and the like, in YAML. Raises JobError."""
     try:
-        step = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        step = load_yaml(text)
+    except YamlError:
         step = None
     if not isinstance(step, dict):
         raise JobError(

@@ -92,7 +92,15 @@ def entries_in(folder: str, files: Files) -> Iterator[Entry]:
                 yield Entry(name, int(info["size"]), PassedOver.HIDDEN if name.startswith(".") else None)
         return
     with os.scandir(absolute(folder)) as found:
-        yield from (_entry(each) for each in found if not each.is_dir())
+        yield from (_entry(each) for each in found if not _is_folder(each))
+
+
+def _is_folder(found: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one. Python raises for links that lead in circles or through a file."""
+    try:
+        return found.is_dir()
+    except OSError:
+        return False
 
 
 def _entry(found: os.DirEntry[str]) -> Entry:
@@ -100,7 +108,7 @@ def _entry(found: os.DirEntry[str]) -> Entry:
         return Entry(found.name, 0, PassedOver.HIDDEN)
     try:
         info = found.stat()
-    except OSError:  # a link to nothing, or to itself
+    except OSError:  # a link to nothing, to itself, or through a file
         return Entry(found.name, 0, PassedOver.BROKEN_LINK)
     return Entry(found.name, info.st_size, None if stat.S_ISREG(info.st_mode) else PassedOver.SPECIAL)
 
@@ -148,13 +156,14 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
         folder, above = waiting.pop()
         try:
             with os.scandir(folder) as entries:
-                listed = list(entries)
+                # In the same order every time, since it decides which of a folder's many names are listed.
+                listed = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             found.passed_over[f"{folder}/"] = PassedOver.UNREADABLE
             continue
         for each in listed:
             path = os.path.join(folder, each.name)  # noqa: PTH118
-            if not each.is_dir():
+            if not _is_folder(each):
                 entry = _entry(each)
                 if entry.passed_over is None:
                     found.files.append(path)

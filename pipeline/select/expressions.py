@@ -222,8 +222,10 @@ def _column(node: ast.AST) -> str | None:
 
 
 def _as_time(text: Value, kind: pa.DataType) -> Value:
+    """With all its digits, whatever the column's unit: as in SQL, a date is midnight of its day."""
     moment = text.cast(pa.timestamp("us"))
-    return (pc.assume_timezone(moment, "UTC") if getattr(kind, "tz", None) else moment).cast(kind)
+    zone = getattr(kind, "tz", None)
+    return pc.assume_timezone(moment, "UTC").cast(pa.timestamp("us", zone)) if zone else moment
 
 
 def _matches(text: Value, regex: str) -> Value:

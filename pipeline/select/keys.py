@@ -61,6 +61,8 @@ def has_identity(kind: pa.DataType) -> bool:
 
 def is_comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """For each value, whether it can equal another one: null and NaN equal nothing."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     valid = column.is_valid()
     return pc.and_not(valid, pc.is_nan(column).fill_null(False)) if pa.types.is_floating(column.type) else valid
 

@@ -22,7 +22,10 @@ class ColumnType:
 
 def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
     """Widen the type of a column to fit this file's values. Raises SourceError that names both files."""
-    found = plain_type(file.schema.field(name).type)
+    kind = file.schema.field(name).type
+    if name in types and kind.equals(types[name].type):  # as in nearly all of perhaps a million files
+        return
+    found = plain_type(kind)
     known = types.setdefault(name, ColumnType(found, file.uri, found))
     common = common_type(known.type, found)
     if common is None:
@@ -37,7 +40,7 @@ def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> N
     """
     for file in inputs:
         for name in file.schema.names:
-            if name not in types:
+            if name not in types or file.schema.field(name).type.equals(types[name].type):
                 continue
             found = plain_type(file.schema.field(name).type)
             if fit(types[name].type, found) is Fit.DEPENDS and not values_fit(

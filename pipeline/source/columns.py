@@ -1,14 +1,11 @@
 """The meaning of a dataset's columns: decided once, over all its files, and stored in its plan.
 
-All workers therefore read the same columns with the same types, whatever is in their shards. Names are matched
-exactly, else ignoring case and outer blanks, else also treating blanks and hyphens as underscores (`Image Link` is
-`image_link`).
-Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in the first
-file.
+All workers therefore read the same columns with the same types, whatever is in their shards. `names.py` says how names
+are matched. Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in
+the first file.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,6 +13,7 @@ import pyarrow as pa
 from pairmill.pipeline.source.column_types import ColumnType, add_type, check_values
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, InputFile, SourceError, shown
 from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureSource
+from pairmill.pipeline.source.names import find_column
 from pairmill.pipeline.source.texts import plain_type
 from pairmill.pipeline.source.types import Fit, fit, values_fit
 from pairmill.schemas.jobs import SourceConfig
@@ -34,18 +32,6 @@ class FileColumns:
     caption: str | None
     uid: str | None
     extra: tuple[str, ...]
-
-
-def find_column(names: Iterable[str], name: str) -> str | None:
-    """The column called `name`: an exact match, else the only match after folding, else None."""
-    names = list(names)
-    if name in names:
-        return name
-    for folded in (_plain, _words):
-        close = [each for each in names if folded(each) == folded(name)]
-        if close:
-            return close[0] if len(close) == 1 else None
-    return None
 
 
 def has_needed_column(config: SourceConfig, names: Sequence[str]) -> bool:
@@ -127,7 +113,7 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
     """Raise SourceError for a file that has URLs but no pictures, unless the job names its caption column."""
     if config.caption_column is not None:
         return
-    url = _first(config.url_column, URL_NAMES, file.schema.names)
+    url = _first(config.url_column, URL_NAMES, file.own_names)
     if url is not None:
         raise SourceError(
             f"{file.uri}: is a list of URLs (column {url!r}), which pairmill build downloads. To embed only its "
@@ -179,15 +165,6 @@ def is_text_list(data_type: pa.DataType) -> bool:
     return any(is_kind(data_type) for is_kind in kinds) and is_text(data_type.value_type)
 
 
-def _plain(name: str) -> str:
-    return name.strip().lower()
-
-
-def _words(name: str) -> str:
-    """`image_link` for `Image Link`, `image-link` and the like."""
-    return re.sub(r"[\s_-]+", "_", _plain(name))
-
-
 def _split(names: Sequence[str], url: str, caption: str | None, uid: str | None) -> FileColumns:
     found = [None if role is None else find_column(names, role) for role in (url, caption, uid)]
     extra = tuple(name for name in names if name not in found and name != MALFORMED_COLUMN)
@@ -203,9 +180,11 @@ def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str
 def _choose(
     setting: str, given: str | None, usual: Sequence[str], inputs: Sequence[InputFile], needed: bool = False
 ) -> str | None:
-    """The column that `source.SETTING` names, or the first usual one in the first file that has one."""
-    for file in inputs:
-        if (found := _first(given, usual, file.schema.names)) is not None:
+    """The column that `source.SETTING` names, or the first usual one in the first file that has one. A column in a file
+    itself comes before one in the path of any: `caption=blip/` rather describes the captions than is one."""
+    of_files = [file.own_names for file in inputs]
+    for names in [*of_files, *(file.partitions for file in inputs)]:
+        if (found := _first(given, usual, names)) is not None:
             return found
     first = inputs[0]
     if given is not None:

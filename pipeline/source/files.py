@@ -118,6 +118,13 @@ class Inputs:
         listing.pass_over([uri for uri in listing.files if uri not in used], PassedOver.OTHER_KIND)
         self.passed_over.update(listing.passed_over)
 
+    def check_names(self) -> None:
+        """Raises SourceError for a name that is not UTF-8, and so cannot stand in a plan."""
+        for uri in self.files:
+            readable = uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            if readable != uri:
+                raise SourceError(f"source.paths: {readable}: the name is not UTF-8; rename it")
+
     def counts(self) -> Counter[str]:
         """Reason -> files and folders that are passed over."""
         used = set(self.files)  # perhaps under another path
@@ -146,6 +153,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
         found.add(uris, listing)
     if not found.files:
         raise SourceError(f"source.paths: contains nothing but the output folder {exclude}")
+    found.check_names()
     return found
 
 

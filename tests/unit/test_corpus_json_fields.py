@@ -102,3 +102,20 @@ def test_a_later_tar_with_values_that_do_not_fit_is_named_and_one_with_more_fiel
     assert [file.left_out_fields for file in plan.inputs] == [0, 1]
     with pytest.raises(PlanError, match=r"three\.tar: 'score' in the JSON is string, but int64 in this output's plan"):
         plan_of(tmp_path, three=[{"score": "high"}])
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        (b'"\\ud800": 1', ["?"]),
+        (b'"\xff": 1', ["\ufffd"]),
+        (b'"a\xff": 1, "a\xfe": 2, "b": 3', ["a\ufffd", "b"]),
+        (b'"\xc3\xa9": 1, "\xff": 2', ["é", "\ufffd"]),
+    ],
+)
+def test_a_key_that_is_not_utf8_becomes_a_readable_column(tmp_path: Path, fields: bytes, columns: list[str]) -> None:
+    """One such key in millions of JSONs must not stop an embed."""
+    (tmp_path / "in").mkdir()
+    text = b'{"caption": "c", ' + fields + b"}"
+    write_tar(tmp_path / "in/a.tar", [("0.jpg", b"\xff\xd8\xff picture"), ("0.json", text)])
+    assert list(plan_of(tmp_path).mapping.extra_columns) == ["key", *columns]

@@ -7,7 +7,10 @@ members into samples is compared with webdataset's in tests/integration/test_law
 import io
 import os
 import tarfile
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,10 @@ from hypothesis import strategies as st
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.listing import list_path
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.corpus.index import MAX_PICTURES
 from pairmill.pipeline.source.corpus.tar_members import members
 from pairmill.pipeline.source.corpus.tars import tar_rows
+from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.jobs import BuildJob
@@ -141,6 +146,53 @@ def test_links_that_multiply_each_other_are_bounded_and_counted(tmp_path: Path) 
     listing = list_path(str(tmp_path / "in"), Files())
     assert len(listing.files) == 16
     assert PassedOver.MANY_LINKS in listing.passed_over.values()
+
+
+@pytest.mark.parametrize("target", ["0.jpg", "1.jpg/x", "x" * 300], ids=["itself", "through a file", "too long"])
+def test_a_link_that_leads_nowhere_is_passed_over_however_the_system_says_so(tmp_path: Path, target: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.jpg").write_bytes(b"x")
+    (tmp_path / "in/0.jpg").symlink_to(target)
+    listing = list_path(str(tmp_path / "in"), Files())
+    assert listing.files == [str(tmp_path / "in/1.jpg")]
+    assert listing.passed_over == {str(tmp_path / "in/0.jpg"): PassedOver.BROKEN_LINK}
+    plan = planned(tmp_path / "out", tmp_path / "in")
+    assert (plan.num_rows, plan.passed_over) == (1, {PassedOver.BROKEN_LINK.value: 1})
+
+
+def test_the_listing_does_not_depend_on_the_order_in_which_the_system_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides under which names a folder with too many is listed, and a resume wants the same."""
+    (tmp_path / "in/z").mkdir(parents=True)
+    (tmp_path / "in/z/0.jpg").write_bytes(b"x")
+    for number in range(30):
+        (tmp_path / f"in/{number:02d}").symlink_to("z")
+    first = list_path(str(tmp_path / "in"), Files())
+    assert PassedOver.MANY_LINKS in first.passed_over.values()
+    scandir = os.scandir
+
+    @contextmanager
+    def reversed_scandir(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(folder) as entries:
+            yield iter(sorted(entries, key=lambda each: each.name, reverse=True))
+
+    listings = []
+    for order in (scandir, reversed_scandir):
+        monkeypatch.setattr("os.scandir", order)
+        listings.append(list_path(str(tmp_path / "in"), Files()))
+    assert listings == [first, first]
+
+
+@pytest.mark.parametrize("name", [b"lang=\xff/a.csv", b"\xff/a.csv", b"\xff.csv"])
+def test_a_list_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path: Path, name: bytes) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"in", name)  # noqa: PTH118
+    os.makedirs(os.path.dirname(path))  # noqa: PTH103, PTH120
+    with open(path, "wb") as file:
+        file.write(b"url\nhttp://e.org/1\n")
+    job = BuildJob.model_validate({"source": {"paths": [str(tmp_path / "in")]}, "output": str(tmp_path / "out")})
+    with pytest.raises(SourceError, match=r"in/.*\ufffd.*: the name is not UTF-8; rename it"):
+        make_plan(JobRecord(job, "f" * 32), Store(str(tmp_path / "out")))
 
 
 def test_the_output_folder_and_the_logs_of_tables_are_passed_over_under_any_name(tmp_path: Path) -> None:
@@ -292,6 +344,73 @@ def test_damage_costs_at_most_the_members_that_it_touches(
     after = list(members(io.BytesIO(bytes(damaged)), len(damaged)))
     assert [each for each in after if not each.is_gap] == [each for each in before if each is not before[hit]]
     assert sum(each.is_gap for each in after) == 1
+
+
+def _header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, link
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padded(body: bytes) -> bytes:
+    return body + bytes(-len(body) % tarfile.BLOCKSIZE)
+
+
+def test_a_size_in_a_pax_header_is_not_that_of_another_header_between_it_and_its_member() -> None:
+    size, name = b"13 size=1024\n", b"long.jpg\0"
+    data = _header("pax", len(size), tarfile.XHDTYPE) + _padded(size)
+    data += _header("name", len(name), tarfile.GNUTYPE_LONGNAME) + _padded(name)
+    data += _header("short.jpg", 1_024) + b"x" * 1_024 + _header("b.jpg", 3) + _padded(b"abc") + bytes(1_024)
+    found = [(each.name, each.offset, each.size) for each in members(io.BytesIO(data), len(data))]
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert found == [(each.name, each.offset_data, each.size) for each in tar.getmembers()]
+
+
+class _Counting(io.BytesIO):
+    num_bytes = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.num_bytes += len(data)
+        return data
+
+
+def test_a_tar_with_damage_everywhere_is_read_a_few_times_at_most() -> None:
+    data = (_header("a.jpg") + b"\1" * tarfile.BLOCKSIZE) * 2_000
+    file = _Counting(data)
+    found = list(members(file, len(data)))
+    assert (sum(not each.is_gap for each in found), sum(each.is_gap for each in found)) == (2_000, 2_000)
+    assert file.num_bytes < 10 * len(data)
+
+
+def test_links_to_a_name_that_many_members_have_are_resolved_in_no_time(tmp_path: Path) -> None:
+    """Hard links before 5,000 members of that name: one by one, these would be looked at 25,000,000 times."""
+    links = b"".join(_header(f"{number}.jpg", 0, tarfile.LNKTYPE, "z.jpg") for number in range(5_000))
+    bodies = b"".join(_header("z.jpg", 3) + _padded(b"%3d" % number) for number in range(3))
+    (tmp_path / "a.tar").write_bytes(bodies + links + _header("z.jpg") * 5_000 + bytes(1_024))
+    start = time.process_time()
+    rows = list(tar_rows(str(tmp_path / "a.tar"), Files()))
+    assert time.process_time() - start < 3
+    last = 2 * 1_024 + tarfile.BLOCKSIZE  # of the three before the links
+    assert {row.image.offset for row in rows[3:5_003] if row.image} == {last}
+
+
+def test_members_are_remembered_for_links_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pairmill.pipeline.source.corpus.tar_members._MAX_REMEMBERED_BYTES", 2_000)
+    data = b"".join(_header(name, 1) + _padded(b"x") for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
+    data += _header("e.jpg", 0, tarfile.SYMTYPE, "a.jpg") + _header("f.jpg", 0, tarfile.SYMTYPE, "d.jpg")
+    (tmp_path / "a.tar").write_bytes(data + bytes(1_024))
+    rows = {row.key: row for row in tar_rows(str(tmp_path / "a.tar"), Files())}
+    assert rows["e"].image == rows["a"].image
+    assert rows["f"].problem == "f.jpg: a link to d.jpg, which is not among the first 3 members of the tar"
+
+
+def test_a_key_with_many_pictures_is_one_row_with_as_many_as_may_be_tried(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"".join(_header(f"a.{number}.jpg") for number in range(1_000)) + bytes(1_024))
+    tally = Tally()
+    (row,) = tar_rows(str(tmp_path / "a.tar"), Files(), tally)
+    assert len(row.alternates) == MAX_PICTURES - 1
+    assert (tally.rows, tally.parts) == (1, 999)
 
 
 def test_a_build_counts_the_files_that_are_not_lists_of_urls(tmp_path: Path) -> None:

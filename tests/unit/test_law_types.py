@@ -27,7 +27,8 @@ import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from pairmill.jobs.job_file import _JobLoader, load_job
+from pairmill.jobs.job_file import load_job
+from pairmill.jobs.yaml_loader import load_yaml
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source import cursor as cursor_module
 from pairmill.pipeline.source.cursor import Cursor, ReadError
@@ -267,6 +268,30 @@ def test_law_types_a_column_of_the_file_takes_precedence_over_a_partition() -> N
         assert read_all(where)["lang"].to_pylist() == ["de"]
 
 
+def test_law_types_a_partition_with_a_usual_name_is_only_guessed_where_no_file_has_such_a_column() -> None:
+    with folder() as where:
+        inner = where / "in" / "caption=blip" / "url=cdn"
+        inner.mkdir(parents=True)
+        pq.write_table(pa.table({"image_url": ["http://a.org/1"], "text": ["a dog"]}), inner / "a.parquet")
+        found = read_all(where)
+        assert (found["url"].to_pylist(), found["caption"].to_pylist()) == (["http://a.org/1"], ["a dog"])
+        assert (found["source_url"].to_pylist(), found["source_caption"].to_pylist()) == (["cdn"], ["blip"])
+    with folder() as where:
+        (where / "in" / "caption=dog").mkdir()
+        pq.write_table(pa.table({"url": ["http://a.org/1"]}), where / "in" / "caption=dog" / "a.parquet")
+        assert read_all(where)["caption"].to_pylist() == ["dog"]
+
+
+def test_law_types_a_path_does_not_make_a_list_of_urls_of_captions() -> None:
+    with folder() as where:
+        (where / "in" / "url=cdn").mkdir()
+        pq.write_table(pa.table({"caption": ["a dog"]}), where / "in" / "url=cdn" / "a.parquet")
+        values = {"source": {"paths": [str(where / "in")], "kind": "corpus"}, "output": str(where / "out")}
+        job = BuildJob.model_validate({**values, "models": [{"name": "tiny"}]})
+        plan = make_plan(JobRecord(job, "0" * 32), Store(str(where / "out")))
+        assert (plan.num_rows, plan.mapping.caption_column) == (1, "caption")
+
+
 @pytest.mark.parametrize("is_old", [False, True])
 def test_law_types_a_new_partition_is_refused_unless_the_plan_is_older_than_partitions(
     is_old: bool, monkeypatch: pytest.MonkeyPatch
@@ -357,15 +382,15 @@ def test_law_types_undeclared_latin_1_is_refused_by_name() -> None:
     ],
 )
 def test_law_types_a_word_of_a_job_file_is_that_of_yaml_1_2(text: str, value: object) -> None:
-    assert yaml.load(text, Loader=_JobLoader) == value
-    assert type(yaml.load(text, Loader=_JobLoader)) is type(value)
+    assert load_yaml(text) == value
+    assert type(load_yaml(text)) is type(value)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5))
 def test_law_types_a_job_file_reads_what_json_and_our_own_writer_wrote(value: object) -> None:
-    assert yaml.load(yaml.safe_dump([value]), Loader=_JobLoader) == [value]
+    assert load_yaml(yaml.safe_dump([value])) == [value]
     if json.dumps(value).isascii() and "\\ud" not in json.dumps(value) and "\\u" not in json.dumps(value):
-        assert yaml.load(json.dumps([value]), Loader=_JobLoader) == [value]
+        assert load_yaml(json.dumps([value])) == [value]
 
 
 @pytest.mark.parametrize("setting", [False, True])

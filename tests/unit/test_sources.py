@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pairmill.pipeline.common.files import Files
-from pairmill.pipeline.source.columns import find_column, map_columns, misfit
+from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.names import find_column
 from pairmill.schemas.jobs import SourceConfig
 
 

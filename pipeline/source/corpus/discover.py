@@ -27,7 +27,7 @@ from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.source.columns import can_contain_pictures, carried_columns, map_columns, misfit, refuse_url_list
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus import folders
-from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table, readable_name
+from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table
 from pairmill.pipeline.source.corpus.json_fields import FIELDS_KEY, FieldNotes, column_names
 from pairmill.pipeline.source.corpus.sidecar import TextRules, TextUse
 from pairmill.pipeline.source.corpus.tars import tar_rows
@@ -87,9 +87,7 @@ class Corpus:
                 found.add(outputs, Listing())
             else:
                 self._add(found, path, exclude)
-        for uri in found.files:
-            if readable_name(uri) != uri:
-                raise SourceError(f"source.paths: {readable_name(uri)}: the name is not UTF-8; rename it")
+        found.check_names()
         kinds = {self.kind(uri) for uri in found.files}
         if len(kinds) > 1:
             raise SourceError(f"source.paths: cannot mix {' and '.join(sorted(kinds))}; make an output for each kind")

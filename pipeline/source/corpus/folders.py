@@ -68,7 +68,7 @@ def _ending(name: str) -> str:
 def _add(sample: Sample, folder: str, name: str, size: int, files: Files) -> None:
     ending, path = _ending(name), join(folder, name)
     if ending in PICTURE_ENDINGS:
-        sample.images.append(ImageRef(path, 0, size))
+        sample.add_image(ImageRef(path, 0, size))
     elif size > sample.rules.max_bytes(ending):
         sample.texts.add_too_large(name, size)
     elif leads_out(folder, name):  # a link could turn a secret file into a caption

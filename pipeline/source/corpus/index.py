@@ -21,6 +21,9 @@ from pairmill.schemas.pairs import STORED
 INDEX_LAYOUT = 3
 """Increase this whenever the content of an index changes."""
 
+MAX_PICTURES = 100
+"""Pictures of one key that may be tried until one decodes. Of a million, each try would cost a read."""
+
 _MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 
 INDEX_SCHEMA = pa.schema(
@@ -108,8 +111,9 @@ class Sample:
     key: str
     rules: TextRules
     images: list[ImageRef] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)
-    """Names of its files. A repeated name begins another sample, as in concatenated tars."""
+    names: set[int] = field(default_factory=set)
+    """Hashes of the names of its files, which may be long. A repeated name begins another sample, as in concatenated
+    tars."""
     num_files: int = 0
     lost_images: list[str] = field(default_factory=list)
     """Why pictures with this key cannot be read."""
@@ -118,6 +122,16 @@ class Sample:
 
     def __post_init__(self) -> None:
         self.texts = Texts(self.rules)
+
+    def add_image(self, image: ImageRef) -> None:
+        """Add a picture, unless there are enough."""
+        if len(self.images) < MAX_PICTURES:
+            self.images.append(image)
+
+    def add_lost_image(self, problem: str) -> None:
+        """Note why a picture cannot be read. The row's problem has room for a few."""
+        if len(self.lost_images) < MAX_PICTURES:
+            self.lost_images.append(problem)
 
     def row(self) -> IndexRow:
         """The row of this sample. The first picture that decodes will be used; the others are alternates."""

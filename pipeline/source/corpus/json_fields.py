@@ -35,15 +35,17 @@ class FieldNotes:
     own: set[str] = field(default_factory=set)
     """Names with values that are in no other column of the row."""
     left_out: int = 0
-    """Number of values left out: too large, or under one name too many."""
+    """Number of values left out: too large, under one name too many, or under a name that is not UTF-8 and reads like
+    another."""
 
     def keep(self, fields: Mapping[str, Any], repeated: Iterable[str | None]) -> str | None:
         """Record the fields of a row, and return those to keep as a JSON object. `repeated`: the row's own texts, which
         a field may repeat."""
         kept, size, own = {}, 0, set(repeated)
-        for name, value in fields.items():
-            text = _json(value)
-            if text is None or len(text) > min(MAX_FIELD_BYTES, MAX_ROW_BYTES - size) or not self._has_room(name):
+        for raw_name, value in fields.items():
+            name, text = _readable(raw_name), _json(value)
+            is_nameless = name in kept or not self._has_room(name)
+            if text is None or is_nameless or len(text) > min(MAX_FIELD_BYTES, MAX_ROW_BYTES - size):
                 self.left_out += 1
                 continue
             kept[name], size = value, size + len(text)
@@ -145,9 +147,13 @@ def _kind(value: Any) -> str:
 def _json(value: Any) -> str | None:
     """JSON in valid UTF-8; None if the value is nested too deeply to be written."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        return _readable(json.dumps(value, ensure_ascii=False))
     except (RecursionError, ValueError):  # numbers with thousands of digits cannot be written as text either
         return None
+
+
+def _readable(text: str) -> str:
+    """Text as valid UTF-8: bytes that were not, and lone surrogates, are replaced."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:

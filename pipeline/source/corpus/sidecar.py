@@ -6,12 +6,13 @@ refused.
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pairmill.pipeline.source.columns import CAPTION_NAMES, find_column
+from pairmill.pipeline.source.columns import CAPTION_NAMES
 from pairmill.pipeline.source.files import SourceError, shown
+from pairmill.pipeline.source.names import Names
 from pairmill.schemas.jobs import SourceConfig
 
 CAPTION_ENDINGS = ("txt", "caption", "text")
@@ -23,7 +24,7 @@ MAX_JSON_BYTES = 4 << 20
 Captions = tuple[bytes | None, ...]
 
 _SHOWN_KEYS = 20
-_URL_NAMES = ("url",)
+_MAX_PROBLEMS = 100
 _CAPTION_KEYS = (*CAPTION_NAMES, "description", "prompt")
 _IN_OBJECTS = ("caption", "text", "raw", "sentence")
 """Keys of the caption in each object of a list: COCO, Visual Genome, Karpathy's splits."""
@@ -131,11 +132,16 @@ class Texts:
                 elif self.plain is None or _is_blank(self.plain):
                     self.plain = captions
         except UnreadableText as error:
-            self.problems.append(f"{name}: {error}")
+            self.add_problem(f"{name}: {error}")
 
     def add_too_large(self, name: str, num_bytes: int) -> None:
         """Record a file that is not read."""
-        self.problems.append(f"{name}: too large: {num_bytes:,} bytes")
+        self.add_problem(f"{name}: too large: {num_bytes:,} bytes")
+
+    def add_problem(self, problem: str) -> None:
+        """Record why a text cannot be read. The row's problem has room for a few."""
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(problem)
 
     def captions(self) -> tuple[Captions | None, str | None]:
         """(captions, why there are none although some text might be one). The first that is not blank is used: the one
@@ -160,14 +166,15 @@ class Texts:
             return
         self.has_json = True
         self.fields = self.fields or value
-        self.url = self.url or _text_in(value, (self.rules.url,) if self.rules.url else _URL_NAMES)
-        uid = _text_in(value, (self.rules.uid or "uid",))
+        names = Names(value)
+        self.url = self.url or _text_in(value, names, self.rules.url or "url")
+        uid = _text_in(value, names, self.rules.uid or "uid")
         self.uid = self.uid or (uid.decode("utf-8", "replace") if uid else None)
-        name = find_column(value, self.rules.caption) if self.rules.caption else None
+        name = names.find(self.rules.caption) if self.rules.caption else None
         self._note(value, is_named=name is not None)
         if name is not None:
             self.named = self.named or _captions_in(value[name])
-        self.usual = self.usual or _usual_captions(value)
+        self.usual = self.usual or _usual_captions(value, names)
 
 
 def read_text(data: bytes, encoding: str | None = None) -> bytes:
@@ -196,19 +203,20 @@ def _parse(data: bytes, encoding: str | None) -> Any:
         raise UnreadableText("is not JSON") from error
 
 
-def _usual_captions(value: dict[str, Any]) -> Captions | None:
+def _usual_captions(value: dict[str, Any], names: Names) -> Captions | None:
     """The captions of the first usual key that has any. Raises UnreadableText if such keys have only other values."""
     problem: UnreadableText | None = None
     found: Captions | None = None
     for usual in _CAPTION_KEYS:
-        name = find_column(value, usual)
+        name = names.find(usual)
         try:
             captions = None if name is None else _captions_in(value[name])
         except UnreadableText as error:
             problem = problem or error
             continue
-        if captions is not None and (found is None or _is_blank(found)):
-            found = captions
+        if captions is not None and not _is_blank(captions):
+            return captions
+        found = found if captions is None else captions
     if found is None and problem is not None:
         raise problem
     return found
@@ -233,12 +241,9 @@ def _captions_in(value: Any, depth: int = 0) -> Captions | None:
 _KINDS = {bool: "a truth value", int: "a number", float: "a number", list: "a list in a list", dict: "an object"}
 
 
-def _text_in(value: dict[str, Any], names: Sequence[str]) -> bytes | None:
-    for usual in names:
-        name = find_column(value, usual)
-        if name is not None and isinstance(value[name], str):
-            return _raw(value[name])
-    return None
+def _text_in(value: dict[str, Any], names: Names, wanted: str) -> bytes | None:
+    name = names.find(wanted)
+    return _raw(value[name]) if name is not None and isinstance(value[name], str) else None
 
 
 def _raw(text: str) -> bytes:

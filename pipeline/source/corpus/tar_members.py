@@ -7,8 +7,10 @@ Formats: POSIX.1-2001 pax, ustar, GNU (https://www.gnu.org/software/tar/manual/h
 
 import posixpath
 import tarfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import IO
 
 BLOCK = tarfile.BLOCKSIZE
@@ -19,8 +21,10 @@ _MAX_ZEROS = 4 << 20
 mean the end."""
 _MAX_LINKS = 8
 """Maximum length of a chain of links."""
-_MAX_REMEMBERED = 1_000_000
-"""Maximum number of members whose positions are remembered for links to them."""
+_MAX_REMEMBERED_BYTES = 256 << 20
+"""Maximum memory for the positions of members that links may lead to."""
+_REMEMBERED_BYTES = 512
+"""Memory per remembered member, beside the text of its name and link."""
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE})
 _WITHOUT_DATA = frozenset(
     {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE}
@@ -29,7 +33,8 @@ _LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _PAX = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE})
 _NEEDED = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.realsize"})
 _SPARSE = "its bytes are not contiguous (a sparse file)"
-_CHUNK_BYTES = 1 << 20
+_FIRST_CHUNK_BYTES, _CHUNK_BYTES = 4 << 10, 1 << 20
+"""The next header is mostly near; if not, ever more is read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,8 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
         file.seek(position)
         try:
             header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
-            length = pending.size(header)
+            is_of_next = header.type in _LONG or header.type in _PAX  # so what was read before says nothing of its size
+            length = header.size if is_of_next else pending.size(header)
             if length < 0:
                 raise tarfile.InvalidHeaderError(f"a size of {length:,}")  # type: ignore[attr-defined]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -92,7 +98,7 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
         zeros, any_end = 0, False
         data = _after_sparse_map(file, size, position, header)
         after = data if header.type in _WITHOUT_DATA else data + -(-length // BLOCK) * BLOCK
-        if header.type in _LONG or header.type in _PAX:
+        if is_of_next:
             if data + length <= size:
                 _read_header(file, data, length, header.type, pending)
         elif header.type != tarfile.XGLTYPE:
@@ -118,9 +124,11 @@ def _gap(position: int, problem: str) -> Member:
 
 def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
     """Position of the next block with a correct checksum, where GNU tar would resume; None if there is none."""
+    chunk_bytes = _FIRST_CHUNK_BYTES
     while position + BLOCK <= size:
         file.seek(position)
-        chunk = file.read(min(_CHUNK_BYTES, size - position))
+        chunk = file.read(min(chunk_bytes, size - position))
+        chunk_bytes = min(2 * chunk_bytes, _CHUNK_BYTES)
         for start in range(0, len(chunk) - BLOCK + 1, BLOCK):
             block = chunk[start : start + BLOCK]
             if not any(block[148:155]):  # no checksum: zeros, mostly
@@ -181,6 +189,7 @@ class LinkTargets:
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size = file, size
         self._known: dict[str, list[Member]] | None = None
+        self._where = "in the tar"
 
     def resolve(self, link: Member) -> Member:
         """The regular file that a link leads to, under the link's own name; or the link, with a problem."""
@@ -188,7 +197,7 @@ class LinkTargets:
         while found.type in (tarfile.LNKTYPE, tarfile.SYMTYPE) and seen < _MAX_LINKS:
             target = self._target(found)
             if target is None:
-                return replace(link, problem=f"a link to {found.link[:200]}, which is not in the tar")
+                return replace(link, problem=f"a link to {found.link[:200]}, which is not {self._where}")
             found, seen = target, seen + 1
         if not found.is_file:
             return replace(link, problem=f"a link to {found.link[:200] or found.name[:200]}, which is not a file")
@@ -198,16 +207,19 @@ class LinkTargets:
         """A hard link leads to the last member of that name before it, a symbolic link to the last of all."""
         is_hard = link.type == tarfile.LNKTYPE
         name = link.link if is_hard else posixpath.join(posixpath.dirname(link.name), link.link)
-        for each in reversed(self._members().get(_plain(name), [])):
-            if not is_hard or each.position < link.position:
-                return each
-        return None
+        found = self._members().get(_plain(name), [])
+        end = bisect_left(found, link.position, key=attrgetter("position")) if is_hard else len(found)
+        return found[end - 1] if end else None
 
     def _members(self) -> dict[str, list[Member]]:
         if self._known is None:
-            self._known = {}
+            self._known, room = {}, _MAX_REMEMBERED_BYTES
             for number, member in enumerate(members(self._file, self._size)):
-                if number < _MAX_REMEMBERED and not member.is_gap:
+                room -= _REMEMBERED_BYTES + len(member.name) + len(member.link)
+                if room < 0:
+                    self._where = f"among the first {number:,} members of the tar"
+                    break
+                if not member.is_gap:
                     self._known.setdefault(_plain(member.name), []).append(member)
         return self._known
 

@@ -4,6 +4,7 @@ Consecutive files with the same key are a sample. A key is a name up to the firs
 WebDataset. Names that begin with a dot are hidden, and files of other kinds do not end a sample.
 """
 
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import IO
@@ -17,6 +18,8 @@ from pairmill.schemas.passed_over import PassedOver, Tally
 
 _SPECIAL = frozenset({tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE})
 _LINKS = frozenset({tarfile.LNKTYPE, tarfile.SYMTYPE})
+_HIDDEN = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
+"""A name, or that of a folder above it, which begins with a dot and is neither `.` nor `..`."""
 
 
 def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRules = USUAL_TEXTS) -> Iterator[IndexRow]:
@@ -53,11 +56,11 @@ class _TarIndexer:
         """A row per sample and per gap."""
         sample: Sample | None = None
         for member in members(self._file, self._size):
-            if not member.is_gap and (reason := self._passed_over(member)):
+            key, ending = split_name(member.name)
+            if not member.is_gap and (reason := self._passed_over(member, ending)):
                 self._tally.pass_over(reason)
                 continue
-            key, ending = split_name(member.name)
-            if sample is not None and (member.is_gap or key != sample.key or member.name in sample.names):
+            if sample is not None and (member.is_gap or key != sample.key or hash(member.name) in sample.names):
                 yield self._finished(sample)
                 was_cut = member.is_gap and sample.problem is not None
                 sample = None
@@ -76,10 +79,9 @@ class _TarIndexer:
         self._tally.add_row(sample.num_files)
         return sample.row()
 
-    def _passed_over(self, member: Member) -> PassedOver | None:
+    def _passed_over(self, member: Member, ending: str) -> PassedOver | None:
         """Why a member belongs to no sample; None if it belongs to one."""
-        names = member.name.split("/")
-        if any(name.startswith(".") and name not in (".", "..") for name in names):
+        if _HIDDEN.search(member.name):
             return PassedOver.HIDDEN
         if member.type == tarfile.DIRTYPE:
             return PassedOver.FOLDER
@@ -87,12 +89,11 @@ class _TarIndexer:
             return PassedOver.SPECIAL
         if not member.is_file and member.type not in _LINKS:
             return PassedOver.UNKNOWN_MEMBER
-        _, ending = split_name(member.name)
-        is_used = "." in names[-1] and (ending in PICTURE_ENDINGS or self._rules.is_text(ending))
+        is_used = ending in PICTURE_ENDINGS or self._rules.is_text(ending)
         return None if is_used else PassedOver.OTHER_KIND
 
     def _add(self, sample: Sample, member: Member, ending: str) -> None:
-        sample.names.add(member.name)
+        sample.names.add(hash(member.name))
         sample.num_files += 1
         if member.type in _LINKS:
             member = self._targets.resolve(member)
@@ -102,7 +103,7 @@ class _TarIndexer:
         elif member.offset + member.size > self._size:
             sample.problem = f"the tar is truncated within {readable_name(ending) or 'a file'} of this key"
         elif ending in PICTURE_ENDINGS:
-            sample.images.append(ImageRef(self._uri, member.offset, member.size))
+            sample.add_image(ImageRef(self._uri, member.offset, member.size))
         elif member.size > self._rules.max_bytes(ending):
             sample.texts.add_too_large(name, member.size)
         else:
@@ -112,6 +113,6 @@ class _TarIndexer:
     def _note(self, sample: Sample, ending: str, problem: str) -> None:
         """Record a member that cannot be read. Another picture or text file with its key may still do."""
         if ending in PICTURE_ENDINGS:
-            sample.lost_images.append(problem)
+            sample.add_lost_image(problem)
         else:
-            sample.texts.problems.append(problem)
+            sample.texts.add_problem(problem)

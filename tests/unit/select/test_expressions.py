@@ -2,6 +2,7 @@
 
 import datetime
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -107,3 +108,23 @@ def test_a_score_must_be_a_number(text: str) -> None:
 def test_an_expression_knows_its_columns() -> None:
     expression = Expression("contains(lower(caption), 'col') and col('source-id') > width")
     assert expression.columns == {"caption", "source-id", "width"}
+
+
+@pytest.mark.parametrize("operator", ["<", "<=", ">", ">=", "==", "!="])
+@pytest.mark.parametrize(
+    "written", ["2024-01-01", "2024-01-01 12:00", "2024-01-01 11:59:59.5", "1969-12-31 23:59:59.9"]
+)
+@pytest.mark.parametrize("name", ["day", "day64", "s", "ms", "us", "ns", "utc", "there"])
+def test_a_written_time_is_compared_with_all_its_digits_as_by_duckdb(name: str, operator: str, written: str) -> None:
+    """Of columns of dates and of seconds too, which the time that is written does not fit into."""
+    day, noon, early = (datetime.datetime(*each) for each in ((2024, 1, 1), (2024, 1, 1, 12), (1970, 1, 1)))
+    moments = [day, noon, early, None]
+    kinds = {"day": pa.date32(), "day64": pa.date64(), "utc": pa.timestamp("us", "UTC")}
+    kinds |= {unit: pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")} | {"there": pa.timestamp("s", "Asia/Tokyo")}
+    of_days = [None if moment is None else moment.date() for moment in moments]
+    table = pa.table({name: pa.array(of_days if name.startswith("day") else moments, kinds[name])})
+    sql = f"select (columns(*)::timestamp) {operator.replace('==', '=')} timestamp '{written}' from t"
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'").register("t", table)
+        expected = [row[0] for row in connection.execute(sql).fetchall()]
+    assert Expression(f"{name} {operator} '{written}'").evaluate(table).to_pylist() == expected

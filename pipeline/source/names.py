@@ -1,0 +1,60 @@
+"""Finds columns, and keys of JSON, by name.
+
+Names are matched exactly, else ignoring case and outer blanks, else treating blanks and hyphens as underscores too
+(`Image Link` is `image_link`).
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
+
+_SEPARATORS = re.compile(r"[\s_-]+")
+
+
+class Names:
+    """Some names, to look others up in. Each is folded once, and only if needed: a corpus has millions of JSONs."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
+
+    def find(self, name: str) -> str | None:
+        """The one called `name`: an exact match, else the only match after folding, else None."""
+        if name in self._names:
+            return name
+        plain, words = _wanted(name)
+        close = self._by_plain.get(plain) or self._by_words.get(words) or ()
+        return close[0] if len(close) == 1 else None
+
+    @cached_property
+    def _by_plain(self) -> dict[str, list[str]]:
+        return self._folded(_plain)
+
+    @cached_property
+    def _by_words(self) -> dict[str, list[str]]:
+        return self._folded(_words)
+
+    def _folded(self, fold: Callable[[str], str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self._names:
+            found.setdefault(fold(name), []).append(name)
+        return found
+
+
+def find_column(names: Iterable[str], name: str) -> str | None:
+    """The column called `name`, as `Names` finds it."""
+    return Names(names).find(name)
+
+
+@lru_cache
+def _wanted(name: str) -> tuple[str, str]:
+    """A name folded in both ways. Those that are looked for are few and the same for all files."""
+    return _plain(name), _words(name)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
+
+
+def _words(name: str) -> str:
+    """`image_link` for `Image Link`, `image-link` and the like."""
+    return _SEPARATORS.sub("_", _plain(name))

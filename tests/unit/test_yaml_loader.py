@@ -1,0 +1,119 @@
+"""YAML that stands for more than it says, or that PyYAML does not expect. test_law_types.py tests what words mean."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairmill.jobs.api.keywords import parse_step
+from pairmill.jobs.job_file import load_job, parse_settings
+from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
+from pairmill.schemas.errors import JobError
+
+LISTS = "x0: &x0 [a, a, a]\n" + "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 9))
+MERGED = "x0: &x0 {a: 1}\n" + "".join(f"x{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 9)}]}}\n" for n in range(1, 9))
+LONG = f"x: &x {'a' * 100_000}\ny: [{', '.join(['*x'] * 100)}]\n"
+BOMBS = {
+    "lists": LISTS,
+    "merged": MERGED,
+    "long text": LONG,
+    "itself": "x: &x [*x]\n",
+    "inside": "x: &x {y: {z: *x}}\n",
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
+def test_aliases_that_stand_for_too_much_are_refused_at_once(tmp_path: Path, text: str) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(JobError, match=r"job.yaml:\d+: not valid YAML: aliases stand for more than") as error:
+        load_job(str(tmp_path / "job.yaml"), {})
+    with pytest.raises(JobError, match="--set images: the value is not valid YAML: aliases stand for"):
+        parse_settings([f"images={text}"])
+    with pytest.raises(JobError, match="is not a step"):
+        parse_step(text)
+    assert time.monotonic() - start < 1
+    assert "\n" not in str(error.value)
+
+
+def test_aliases_of_a_reasonable_size_are_read() -> None:
+    assert load_yaml("x: &x [a, b]\ny: [*x, *x]\nz: &z {a: 1}\nw: {<<: *z, b: 2}") == {
+        "x": ["a", "b"],
+        "y": [["a", "b"], ["a", "b"]],
+        "z": {"a": 1},
+        "w": {"a": 1, "b": 2},
+    }
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("ab: -#'\"\n\té🙂", max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=4),
+)
+
+
+@given(st.lists(plain, min_size=1), st.booleans())
+def test_text_without_aliases_is_never_too_large(value: list[object], is_flow: bool) -> None:
+    """The size that is counted is at most twice that of the text."""
+    text = yaml.dump(value, Dumper=_NoAliases, default_flow_style=is_flow, allow_unicode=True)
+    loaded = load_yaml(text)
+    assert loaded == value
+    assert _size(loaded) <= 2 * len(text.encode())
+
+
+@pytest.mark.parametrize("text", [f"{'[0,' * 2}{'],' * 2}"[:-1], "{a,b,c}", "-\n-\n-", "[a,b,c]", "{a: {b,c}}"])
+def test_the_shortest_texts_are_counted_as_twice_their_length_at_most(text: str) -> None:
+    assert _size(load_yaml(text)) <= 2 * len(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!bool x",
+        "!!int x",
+        "!!int ''",
+        "!!float x",
+        "!!timestamp x",
+        "!!binary x",
+        "9" * 5_000,
+        "0x" + "f" * 5_000,
+        "[",
+    ],
+)
+def test_whatever_cannot_be_constructed_is_one_line(text: str) -> None:
+    with pytest.raises(YamlError) as error:
+        load_yaml(f"images: {text}")
+    assert len(str(error.value)) < 300
+
+
+def test_a_setting_that_is_not_yaml_is_not_repeated_because_it_may_be_a_secret() -> None:
+    with pytest.raises(JobError) as error:
+        parse_settings(["s3.secret_access_key=@hunter2"])
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_step_reads_words_as_a_job_file_does() -> None:
+    assert parse_step("dedup: {by: no, best: 012}") == {"dedup": {"by": "no", "best": 12}}
+    with pytest.raises(JobError, match="is not a step"):
+        parse_step("[" * 10_000)
+
+
+def test_a_job_file_may_be_as_long_as_promised() -> None:
+    text = f"[{'a,' * (MAX_YAML_BYTES // 40)}]"
+    assert len(load_yaml(text)) == MAX_YAML_BYTES // 40
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _size(value: object) -> int:
+    """Values, and characters of text at least, as the loader counts them."""
+    if isinstance(value, dict):
+        return 1 + sum(_size(key) + _size(item) for key, item in value.items())
+    if isinstance(value, list):
+        return 1 + sum(map(_size, value))
+    return 1 + (len(value) if isinstance(value, str) else len(str(value)) if isinstance(value, int) else 0)
