@@ -74,7 +74,7 @@ class _Pending:
 
 
 def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
-    """All members in order: links unresolved, and gaps where the tar is damaged or ends early. `size`: of the file."""
+    """All members in order: links unresolved, and gaps where the tar is damaged or ends early. `size`: in bytes."""
     position, zeros, any_end, pending = start, 0, False, _Pending()
     while position + BLOCK <= size and zeros < _MAX_ZEROS:
         file.seek(position)

@@ -111,7 +111,7 @@ class _TarIndexer:
             sample.texts.add(name, ending, self._file.read(member.size))
 
     def _note(self, sample: Sample, ending: str, problem: str) -> None:
-        """Record a member that cannot be read. Another picture or text file with its key may still do."""
+        """Record a member that cannot be read. Another picture or text file with its key may be used instead."""
         if ending in PICTURE_ENDINGS:
             sample.add_lost_image(problem)
         else:
