@@ -1,4 +1,4 @@
-"""Rereads a job's output and reports problems: with the plan, counts, checksums, keys, and a sample of the scores."""
+"""Rereads a job's output and reports problems with the plan, counts, checksums, keys and a sample of the scores."""
 
 import json
 import re

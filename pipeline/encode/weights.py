@@ -29,10 +29,10 @@ class ModelError(PairmillError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's weights file, and how open_clip is to load it."""
+    """A model's weights file, and how open_clip should load it."""
 
     name: str
-    """open_clip's name of the model: an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
+    """open_clip's name for the model: an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
     pretrained: str | None
     path: Path
 
