@@ -170,7 +170,7 @@ class _Commit:
         return {"images": tar}, self._with_columns(pairs, dict(zip(image_refs.column_names, image_refs, strict=True)))
 
     def _with_columns(self, pairs: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-        """The pairs with these columns. Datasets from before 0.2 have no CHECKSUM, or the user's column of that name."""
+        """The pairs with these columns. Datasets from before 0.2 have no CHECKSUM, or a user's column of that name."""
         for name, values in columns.items():
             if name == CHECKSUM.name and not self.writer.has_checksums:
                 continue

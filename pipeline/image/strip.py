@@ -104,7 +104,7 @@ def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:
-    """(width, height) of the canvas (RFC 9649, sections 2.5 to 2.7), whatever comes before it; None if there is none."""
+    """(width, height) of the canvas (RFC 9649, sections 2.5 to 2.7), whatever precedes it; None if there is none."""
     with contextlib.suppress(struct.error):
         for kind, chunk in webp_chunks(body):
             if kind == b"VP8X" and len(chunk) >= 18:
