@@ -120,7 +120,7 @@ def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerpr
     if planned is None:
         yield "is not in the plan"
     elif (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
-        yield "has other input rows than planned"
+        yield "has different input rows than planned"
     if manifest.job_fingerprint != job_fingerprint:
         yield "was made by a different job"
     if sum(manifest.statuses.values()) != manifest.rows_in:

@@ -23,7 +23,7 @@ class BoundedStream(BytesIO):
         if self._reads_left is not None:
             self._reads_left -= 1
             if self._reads_left < 0:
-                raise TooManyReads(f"a header of more than {MAX_READS:,} parts")
+                raise TooManyReads(f"more than {MAX_READS:,} parts in the header")
         return super().read(size)
 
     def unbound(self) -> None:

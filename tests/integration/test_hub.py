@@ -92,8 +92,8 @@ def test_offline_mode_says_where_the_weights_are_not(monkeypatch: pytest.MonkeyP
 def test_a_cache_that_nobody_may_write_to_is_named_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/sys/pairmill/hub")
     said = problem(monkeypatch, closed_port()) or ""
-    assert said.startswith("/sys/pairmill/hub cannot be written (")
-    assert said.endswith("); set HF_HOME to a folder that can")
+    assert said.startswith("/sys/pairmill/hub is not writable (")
+    assert said.endswith("); set HF_HOME to a folder that is")
 
 
 def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:
