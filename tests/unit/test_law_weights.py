@@ -1,4 +1,4 @@
-"""Weights that cannot be complete are refused before anything starts, with their path."""
+"""Weights files that cannot be complete are refused before anything starts, with their path."""
 
 import re
 import shutil
