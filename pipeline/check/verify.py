@@ -110,8 +110,8 @@ def _add_problems(store: Store, report: VerifyReport, manifest: ShardManifest, p
 
 
 def _to_delete(store: Store, manifest: ShardManifest) -> list[str]:
-    """What to delete before the shard is built again. That writes generation 0, so files of a later one would stay
-    beside it, and readers of the whole folder would take each row twice."""
+    """The files to delete before the shard is rebuilt. A rebuild writes generation 0, so files of a later generation
+    would stay beside it, and readers of the whole folder would read each row twice."""
     files = [file.path for file in manifest.files.values()] if manifest.generation else []
     return [f"manifests/{manifest.name}", *filter(store.exists, files)]
 

@@ -119,7 +119,7 @@ class Inputs:
         self.passed_over.update(listing.passed_over)
 
     def check_names(self) -> None:
-        """Raises SourceError for a name that is not UTF-8, and so cannot stand in a plan."""
+        """Raises SourceError for a name that is not UTF-8, and so cannot be stored in a plan."""
         for uri in self.files:
             readable = uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if readable != uri:

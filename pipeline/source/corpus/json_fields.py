@@ -153,7 +153,7 @@ def _json(value: Any) -> str | None:
 
 
 def _readable(text: str) -> str:
-    """Text as valid UTF-8: bytes that were not, and lone surrogates, are replaced."""
+    """Text as valid UTF-8: invalid bytes and lone surrogates are replaced."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:

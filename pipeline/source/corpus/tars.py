@@ -19,7 +19,7 @@ from pairmill.schemas.passed_over import PassedOver, Tally
 _SPECIAL = frozenset({tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE})
 _LINKS = frozenset({tarfile.LNKTYPE, tarfile.SYMTYPE})
 _HIDDEN = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
-"""A name, or that of a folder above it, which begins with a dot and is neither `.` nor `..`."""
+"""Matches a path with a part that begins with a dot and is neither `.` nor `..`."""
 
 
 def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRules = USUAL_TEXTS) -> Iterator[IndexRow]:
