@@ -135,7 +135,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
     """All input files.
 
     `exclude`: the output folder, which may be inside an input folder. The `.json` files of a folder count only if there
-    are no other formats: beside those, they are mostly descriptions. Raises SourceError.
+    are no other formats: beside those, they are usually descriptions. Raises SourceError.
     """
     found = Inputs()
     for path in paths:

@@ -131,7 +131,7 @@ def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
         chunk_bytes = min(2 * chunk_bytes, _CHUNK_BYTES)
         for start in range(0, len(chunk) - BLOCK + 1, BLOCK):
             block = chunk[start : start + BLOCK]
-            if not any(block[148:155]):  # no checksum: zeros, mostly
+            if not any(block[148:155]):  # no checksum: usually zeros
                 continue
             try:
                 tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
