@@ -24,7 +24,7 @@ class Hostile:
 
 
 def png_of_zeros(width: int, height: int, bits: int = 8, color_type: int = 0, interlaced: bool = False) -> bytes:
-    """All pixels are there, and zero."""
+    """All pixels are present, and zero."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
     if interlaced:
         passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -137,7 +137,7 @@ def refused() -> Iterator[Hostile]:
 
 
 def metadata_without_end() -> Iterator[Hostile]:
-    """Small pictures with metadata whose number, or whose repetition, is the work."""
+    """Small pictures whose metadata is costly because of its amount or repetition."""
     ok, bomb = Status.OK, Status.IMAGE_BOMB
     large = saved(Image.new("RGB", (2_100, 2_000)), "JPEG")
     yield Hostile("jpeg that ends in fill bytes", large[:-2] + b"\xff" * 200_000)
@@ -165,7 +165,7 @@ def metadata_without_end() -> Iterator[Hostile]:
 
 
 def tiff_of_repeated(tag: int, num_bytes: int) -> bytes:
-    """60,000 entries of a tag, each with nearly all bytes of the file, behind the picture's own."""
+    """60,000 entries of one tag after the picture's own, each with nearly all bytes of the file."""
     body = saved(Image.new("L", (8, 8)), "TIFF")
     (start,) = struct.unpack_from("<I", body, 4)
     (count,) = struct.unpack_from("<H", body, start)

@@ -121,6 +121,6 @@ def _hex_digits(words: U64) -> pa.Array:
 
 
 def _scrambled(numbers: U64) -> U64:
-    """Bits that look random, a function of each number. The multiplier is the one of Knuth's MMIX generator."""
+    """Bits that look random, a function of each number. The multiplier is that of Knuth's MMIX generator."""
     numbers = (numbers + np.uint64(1)) * np.uint64(6364136223846793005)
     return (numbers ^ (numbers >> np.uint64(29))) * np.uint64(6364136223846793005)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class VerifyReport:
-    """The numbers of checked items, and the problems found."""
+    """The number of items checked, and the problems found."""
 
     shards: int = 0
     rows: int = 0

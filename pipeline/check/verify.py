@@ -1,4 +1,4 @@
-"""Rereads a job's output and reports problems: with the plan, counts, checksums, keys, and a sample of the scores."""
+"""Rereads a job's output and reports problems with the plan, counts, checksums, keys and a sample of the scores."""
 
 import json
 import re
@@ -110,8 +110,8 @@ def _add_problems(store: Store, report: VerifyReport, manifest: ShardManifest, p
 
 
 def _to_delete(store: Store, manifest: ShardManifest) -> list[str]:
-    """What to delete before the shard is built again. That writes generation 0, so files of a later one would stay
-    beside it, and readers of the whole folder would take each row twice."""
+    """The files to delete before the shard is rebuilt. A rebuild writes generation 0, so files of a later generation
+    would stay beside it, and readers of the whole folder would read each row twice."""
     files = [file.path for file in manifest.files.values()] if manifest.generation else []
     return [f"manifests/{manifest.name}", *filter(store.exists, files)]
 
@@ -120,7 +120,7 @@ def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerpr
     if planned is None:
         yield "is not in the plan"
     elif (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
-        yield "has other input rows than planned"
+        yield "has different input rows than planned"
     if manifest.job_fingerprint != job_fingerprint:
         yield "was made by a different job"
     if sum(manifest.statuses.values()) != manifest.rows_in:

@@ -72,7 +72,7 @@ class Child:
 
 
 def _guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-    """(result, error): the function's errors must not look like the pool's.
+    """Return (result, error), because the function's errors must not look like the pool's.
 
     If a call hangs in C code and blocks all Python threads, the child exits some time after its parent gave up on it.
     """

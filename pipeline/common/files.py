@@ -34,7 +34,7 @@ def absolute(path: str) -> str:
     if ".." not in whole.parts:
         return str(whole)
     plain, real = os.path.normpath(whole), os.path.realpath(whole)
-    return plain if os.path.realpath(plain) == real else real  # below a link to a folder, `..` leads elsewhere
+    return plain if os.path.realpath(plain) == real else real  # below a linked folder, `..` leads elsewhere
 
 
 def is_inside(path: str, folder: str) -> bool:

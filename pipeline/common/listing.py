@@ -1,4 +1,4 @@
-"""Lists the files at a path, and those passed over, with the reason. Follows links to folders.
+"""Lists the files at a path, and those passed over, with reasons. Follows links to folders.
 
 Only names that begin with a dot are hidden. Folders in which Spark and Delta Lake keep their logs and unfinished files
 are passed over too, since their Parquet files are not part of the table.
@@ -18,7 +18,7 @@ from pairmill.schemas.passed_over import PassedOver
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
 
 MAX_VISITS = 16
-"""How often a folder is listed at most: links can give it several names, and links within it multiply these."""
+"""Maximum number of times a folder is listed: links can give it several names, and links inside it multiply them."""
 
 _FolderId = tuple[int, int]
 
@@ -29,7 +29,7 @@ class Entry:
 
     name: str
     size: int
-    """Bytes; for a link, of the file that it leads to."""
+    """In bytes; for a link, the size of its target."""
     passed_over: PassedOver | None = None
 
 
@@ -151,7 +151,7 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
     if root_id == output:
         found.passed_over[f"{root.rstrip('/')}/"] = PassedOver.OUTPUT
         return
-    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, ids of it and its parents
+    waiting: list[tuple[str, tuple[_FolderId, ...]]] = [(root, (root_id,))]  # folder, its id and those of its parents
     while waiting:
         folder, above = waiting.pop()
         try:

@@ -32,7 +32,7 @@ class WorkCounts:
         return WorkCounts(*(getattr(self, name) + getattr(other, name) for name in _NAMES))
 
     def retired(self) -> "WorkCounts":
-        """The counters to keep of a worker that is gone: its open shards will be repeated elsewhere."""
+        """The counters to keep when a worker is gone: its open shards will be repeated elsewhere."""
         return WorkCounts(self.finished_rows, 0, 0, self.items, self.good_items, self.num_bytes)
 
 

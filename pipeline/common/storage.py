@@ -47,7 +47,7 @@ class Store:
         self.remote = is_remote(root)
         if self.remote and not root.startswith(S3_SCHEMES):
             raise StorageError(
-                f"{root}: the output must be a local folder or s3://..., because only there are commits atomic"
+                f"{root}: the output must be a local folder or s3://..., because commits are atomic only there"
             )
 
     @property

@@ -31,8 +31,8 @@ def check_file(store: Store, name: str, blake2b: str) -> None:
     info = Path(path).stat()
     if _digest(path, info.st_size, info.st_mtime_ns, info.st_ino) != blake2b:
         raise DamagedFileError(
-            f"{path} has changed since it was committed: its checksum differs; `pairmill verify {store.root}` says "
-            "what else has, and what to do"
+            f"{path} has changed since it was committed: its checksum differs; run "
+            f"`pairmill verify {store.root}` to see what else has changed, and what to do"
         )
 
 

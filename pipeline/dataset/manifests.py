@@ -62,13 +62,13 @@ def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> Sh
 
 def committed(store: Store, folder: str = "manifests") -> dict[int, int]:
     """Shard -> highest generation, from the names of the manifests in the folder."""
-    return dict(sorted(_generations(store, folder)))  # of each shard, the last generation stays
+    return dict(sorted(_generations(store, folder)))  # the last generation of each shard wins
 
 
 def _generations(store: Store, folder: str) -> Iterator[tuple[int, int]]:
     """(shard, generation) of every manifest in the folder."""
     for name in store.list(folder):
-        with suppress(ValueError):  # not ours: a file browser's, perhaps
+        with suppress(ValueError):  # not ours; perhaps a file browser's
             yield parse_manifest_name(name)
 
 

@@ -1,8 +1,8 @@
 """Decides from one listing whether a job may write to an output folder.
 
 A folder is free if it is empty or has only hidden files (`.DS_Store`). It is a dataset if it has a plan, which is
-written before everything except `input/` and `tmp/`: with those alone, another driver may have just started. A
-dataset's folder may contain other files too. An export is recognized by its record.
+written before everything except `input/` and `tmp/`: if only those exist, another driver may have just started.
+A dataset's folder may contain other files too. An export is recognized by its record.
 """
 
 import re

@@ -34,7 +34,7 @@ def write_table(table: pa.Table, file: IO[bytes]) -> None:
 
 
 def read_table(store: Store, name: str, columns: Collection[str] | None = None) -> pa.Table:
-    """A whole Parquet file of the store with its schema's metadata, or only those of `columns` that it has.
+    """Read a Parquet file of the store, or only those of `columns` that it has, with its schema's metadata.
 
     Raises FileNotFoundError, and DamagedFileError if it is not a Parquet file, or a page differs from its checksum.
     """

@@ -1,4 +1,4 @@
-"""Commits a shard: writes `images/`, `pairs/`, `rejects/` and, last, the manifest.
+"""Commits a shard: writes its files in `images/`, `pairs/` and `rejects/`, in this order, and then the manifest.
 
 Manifests are create-only, so if two workers commit the same shard, one wins, and a shard exists if and only if its
 manifest does. Data files of a committed shard that are not in its manifest are garbage and may be deleted.
@@ -55,7 +55,7 @@ class ShardWriter:
     job_fingerprint: str
     versions: dict[str, str]
     rule_steps: Mapping[str, Step] = field(default_factory=dict)
-    """The user's own rules, and the step where each runs."""
+    """The user's custom rules, and the step at which each runs."""
     carried: Sequence[str] = ()
     """Columns of `extra` that go into the tars' .json."""
     has_checksums: bool = True
@@ -98,7 +98,7 @@ class ShardWriter:
         return publish(self.store, manifest)
 
     def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
-        """Number of rows by user rule; each rule's evidence starts with its name."""
+        """Number of rows for each custom rule, whose evidence starts with its name."""
         counts: Counter[str] = Counter()
         for table in tables:
             details = table["status_detail"].filter(pc.equal(table["status"], Status.CUSTOM_RULE.value)).to_pylist()
@@ -170,7 +170,7 @@ class _Commit:
         return {"images": tar}, self._with_columns(pairs, dict(zip(image_refs.column_names, image_refs, strict=True)))
 
     def _with_columns(self, pairs: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-        """The pairs with these checksums. Datasets from before 0.2 have no CHECKSUM, or a user's own column."""
+        """The pairs with these columns. Datasets from before 0.2 have no CHECKSUM, or a user's column of that name."""
         for name, values in columns.items():
             if name == CHECKSUM.name and not self.writer.has_checksums:
                 continue
@@ -179,7 +179,7 @@ class _Commit:
         return pairs
 
     def _checksums(self, table: pa.Table) -> pa.Array:
-        """CHECKSUM of the pairs among the rows of a corpus, whose pictures are in flight."""
+        """CHECKSUM of each pair of a corpus, whose pictures are in the in-flight table."""
         images = table["image"].filter(table["is_pair"])
         return pa.array([zlib.crc32(each.as_buffer()) if each.is_valid else None for each in images], CHECKSUM.type)
 
@@ -229,5 +229,5 @@ class _Commit:
         name = f"{folder}/{stem}.{suffix}"
         if not self.writer.store.create_from(name, file):
             name = f"{folder}/{stem}.{self.attempt}.{suffix}"
-            self.writer.store.create_from(name, file)  # if taken, then by us: the reply was lost
+            self.writer.store.create_from(name, file)  # if it is taken, it is ours: the reply was lost
         return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)

@@ -86,7 +86,7 @@ def to_json(values: dict[str, Any]) -> str:
     """JSON that every parser accepts (RFC 8259): no NaN, and bytes, times and decimals as text."""
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):  # rare, and a fifth as fast
+    except (TypeError, ValueError):  # rare, and only a fifth as fast
         return json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
-"""Default batch sizes. On a CPU larger batches gain nothing; on a GPU they are halved when memory runs out."""
+"""Default batch sizes. On a CPU, larger batches gain nothing; on a GPU, they are halved when memory runs out."""
 
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 

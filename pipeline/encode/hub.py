@@ -41,7 +41,7 @@ def _cache_problem() -> str | None:
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        return f"{folder} cannot be written ({error.strerror}); set HF_HOME to a folder that can"
+        return f"{folder} is not writable ({error.strerror}); set HF_HOME to a folder that is"
 
 
 def _hub_problem() -> str | None:

@@ -29,10 +29,10 @@ class ModelError(PairmillError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's weights file, and how open_clip is to load it."""
+    """A model's weights file, and how open_clip should load it."""
 
     name: str
-    """open_clip's name of the model: an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
+    """open_clip's name for the model: an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
     pretrained: str | None
     path: Path
 
@@ -48,11 +48,11 @@ class Weights:
                 with safetensors.safe_open(self.path, framework="numpy"):
                     return
             except safetensors.SafetensorError as error:
-                raise ModelError(f"{self.path}: not a complete file of weights (half-written?): {error}") from None
+                raise ModelError(f"{self.path}: not a complete weights file (half-written?): {error}") from None
         with self.path.open("rb") as file:
             is_old_pickle = file.read(1) == b"\x80"  # torch.save wrote these before 1.6, and zip archives since
         if not is_old_pickle and not zipfile.is_zipfile(self.path):
-            raise ModelError(f"{self.path}: not a complete file of weights (half-written?)")
+            raise ModelError(f"{self.path}: not a complete weights file (half-written?)")
 
 
 def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
@@ -104,7 +104,7 @@ def _of_architecture(config: ModelConfig) -> Weights:
         )
     tags = open_clip.list_pretrained_tags_by_model(config.name)
     if not config.pretrained:
-        raise ModelError(f"model {config.name!r} needs `pretrained`: one of {tags}, or a file of weights")
+        raise ModelError(f"model {config.name!r} needs `pretrained`: one of {tags}, or a weights file")
     if Path(config.pretrained).is_file():
         return Weights(config.name, config.pretrained, Path(config.pretrained))
     tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)

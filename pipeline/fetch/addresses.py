@@ -60,21 +60,21 @@ _IPV6_SPECIAL = """
     fc00::/7            unique local
     fe80::/10           link local
 """
-"""IANA's special-purpose address registries as of October 2025. `+`: globally reachable. The smallest block counts.
+"""IANA's special-purpose address registries as of October 2025. `+`: globally reachable. The smallest block decides.
 
 https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry
 """
 
 _ALSO_REFUSED = """
-    168.63.129.16/32    Azure's wire server: a public number, which the host machine answers
+    168.63.129.16/32    Azure's wire server: a public address that the host machine answers
     224.0.0.0/4         multicast
     2001:20::/28        ORCHIDv2: identifiers that no router forwards (RFC 7343 section 1)
-    2001:30::/28        drone remote ID: as ORCHIDv2 (RFC 9374)
+    2001:30::/28        drone remote ID: like ORCHIDv2 (RFC 9374)
 """
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 """All assigned global unicast space: https://www.iana.org/assignments/ipv6-address-space"""
 
-# IPv6 ranges that embed an IPv4 address: the check is on where the packet ends up.
+# IPv6 ranges that embed an IPv4 address: we check the address where the packet ends up.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291 section 2.5.5.1, deprecated
 _TEREDO = ipaddress.IPv6Network("2001::/32")  # RFC 4380
@@ -121,7 +121,7 @@ _NEVER = [network for network, _ in _parse_table(_ALSO_REFUSED)]
 
 
 def _is_public(address: Address) -> bool:
-    """Global unicast and globally reachable, by the tables alone: `ipaddress` differs between versions of Python."""
+    """Global unicast and globally reachable, by the tables alone: `ipaddress` differs between Python versions."""
     if any(_contains(network, address) for network in _NEVER):
         return False
     default = address.version == 4 or address in _GLOBAL_UNICAST or address in _NAT64

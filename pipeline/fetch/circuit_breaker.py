@@ -107,7 +107,7 @@ class CircuitBreaker:
         host.open_until = time.monotonic() + _OPEN_S
 
     def _forget(self, name: str, host: _Host) -> None:
-        """Keep only hosts that are in use or had timeouts, and not too many of these."""
+        """Keep only hosts that are in use or had timeouts, and not too many of the latter."""
         if not host.users and not host.timeouts:
             self._hosts.pop(name, None)
             return

@@ -32,7 +32,7 @@ class Decompressor:
             return cls(_GZIP, max_bytes)
         if coding != "deflate":
             return None
-        if head[0] & 0x0F == 8 and int.from_bytes(head[:2], "big") % 31 == 0:  # RFC 1950, with its check bits right
+        if head[0] & 0x0F == 8 and int.from_bytes(head[:2], "big") % 31 == 0:  # RFC 1950, with correct check bits
             return cls(_ZLIB, max_bytes)
         return cls(_BARE, max_bytes) if _is_deflate(head) else None
 

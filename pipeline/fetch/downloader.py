@@ -41,7 +41,7 @@ may still add to that: up to twice as much, plus one body and a chunk."""
 HANG_CHECK_S = 10.0
 
 _MAX_TASKS = 8192
-"""Maximum URLs of one shard with a task at the same time: bounds memory for very long shards."""
+"""Maximum number of URLs of one shard that have a task at the same time; bounds memory for very long shards."""
 
 
 class Downloader:
@@ -202,7 +202,7 @@ class _Engine:
             self._budget.release(len(fetched.body))
 
     def _decode(self, fetched: FetchOutcome, body: bytes, expected_sha256: frozenset[str]) -> FetchOutcome:
-        """On a decoding thread: checksums, then the picture, unless every row expects other bytes."""
+        """On a decoding thread: checksums, then the picture, unless every row expects different bytes."""
         outcome = fetched.with_digests_of(body)
         if expected_sha256 and outcome.sha256 not in expected_sha256:
             return outcome.refused(Status.CONTENT_CHANGED)

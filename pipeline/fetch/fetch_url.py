@@ -59,7 +59,7 @@ _MIN_TIMEOUTS = 4  # chances for a host even if only one or two requests may use
 _ROBOTS_REDIRECTS = 5
 
 _MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.BODY_TRUNCATED})
-"""Failures that may be due to a stall of this machine, when servers gave up on it. See Deadline for timeouts."""
+"""Failures that a stall of this machine may have caused, because servers gave up on it. See Deadline for timeouts."""
 
 _MAX_STALLS = 10
 
@@ -254,7 +254,7 @@ class Fetcher:
         if announced > self._config.max_bytes:
             raise FetchError(Status.BODY_TOO_LARGE, f"{announced} bytes announced")
         head = response.head
-        codings = [*head.elements("content-encoding"), *head.elements("transfer-encoding")]  # in the order of their use
+        codings = [*head.elements("content-encoding"), *head.elements("transfer-encoding")]  # in order of use
         body = ResponseBody(self._config.max_bytes, head.get("content-type"), codings)
         async for chunk in response.chunks():
             await reservation.resize(body.max_bytes_after(chunk))

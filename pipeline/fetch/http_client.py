@@ -33,7 +33,7 @@ from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 2.0  # with thousands of hosts, idle sockets must not use up the limit of open files
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
-_MAX_ADDRESSES = 4  # of a name: attempts overlap, and a stranger's name may have thousands that do not answer
+_MAX_ADDRESSES = 4  # per name: attempts overlap, and a stranger's name may have thousands that do not answer
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
 
 
@@ -133,7 +133,7 @@ class HttpClient:
                 return await HttpConnection.over(sock, self._tls if url.scheme == "https" else None, name)
         except TimeoutError as error:
             raise FetchError(Status.TIMEOUT, f"no connection within {self._connect_timeout_s:g} s") from error
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:  # includes ssl.SSLError
             raise _connect_error(error) from error
 
     async def _resolve(self, name: str) -> list[str]:
@@ -148,7 +148,7 @@ class HttpClient:
 
 
 def _to_try(addresses: Sequence[str]) -> list[str]:
-    """The first few addresses, in their order; of both families, if there are both."""
+    """The first few addresses, in order, from both families if there are both."""
     distinct = list(dict.fromkeys(addresses))
     ipv6 = [address for address in distinct if ":" in address]
     ipv4 = [address for address in distinct if ":" not in address]
@@ -214,7 +214,7 @@ async def _exchange(connection: HttpConnection, request: bytes) -> Response:
         while parser.head is None:
             parser.raise_failure()
             first = await connection.read_into(parser)
-    except BaseException:  # the deadline too
+    except BaseException:  # including the deadline
         connection.abort()
         raise
     return Response(parser.head, parser, connection, first)
@@ -248,7 +248,7 @@ def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType
 def raise_file_limit(concurrency: int) -> None:
     """Let this process open enough files for this many concurrent requests. Raises LocalFault if it may not.
 
-    Where the machine allows it, also for requests that connect to several addresses at once.
+    If the machine allows it, this includes requests that connect to several addresses at once.
     """
     required = 2 * concurrency + _OTHER_FILES  # half of the connections are idle, kept alive
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -62,7 +62,7 @@ class ResponseParser:
         """None until the fields of the final response are complete."""
         self.complete = False
         self.has_surplus = False
-        """Whether bytes follow after the end of the response."""
+        """Whether there are bytes after the end of the response."""
         self.content_length: int | None = None
         """The announced length; None if there is none, or if it does not count."""
         self._failure: FetchError | None = None

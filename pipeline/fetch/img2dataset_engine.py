@@ -126,7 +126,7 @@ class Img2datasetDownloader:
 
 
 class _Collector:
-    """img2dataset's sample writer, in memory. It calls `resize` and then `write` for one picture after the other."""
+    """img2dataset's sample writer, in memory. For each picture in turn, `resize` and then `write` is called."""
 
     def __init__(self, resizer: Callable[..., Any], opener: GuardedOpener) -> None:
         self._resizer = resizer
@@ -162,7 +162,7 @@ class _Collector:
 
 
 def _succeeded() -> FetchOutcome:
-    """The outcome of a successful download. img2dataset reports nothing more about it than the time."""
+    """The outcome of a successful download. img2dataset reports nothing about it except the time."""
     return FetchOutcome(Status.OK, http_status=200, fetch_attempts=1, fetch_s=0.0, fetched_at=datetime.now(UTC))
 
 

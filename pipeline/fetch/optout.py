@@ -25,7 +25,7 @@ def opt_out_directive(values: Iterable[str], token: str) -> str | None:
         is_for_us = True
         for part in value.lower().split(","):
             name, colon, rest = (piece.strip() for piece in part.partition(":"))
-            if colon and name not in _WITH_VALUE and " " not in name:  # the blank: a time of day inside a date
+            if colon and name not in _WITH_VALUE and " " not in name:  # with a space, it is a time of day inside a date
                 is_for_us = name in ("*", token)
                 name = rest
             if is_for_us and name in OPT_OUT_DIRECTIVES:

@@ -41,7 +41,7 @@ class FetchOutcome:
     fetched_at: datetime | None = None
     original_bytes: int | None = None
     sha256: str | None = None
-    """Digest of the original bytes, in hex, as is `md5`."""
+    """Digest of the original bytes, in hex, like `md5`."""
     md5: str | None = None
     image: ProcessedImage | None = None
     body: bytes | None = field(default=None, repr=False)
@@ -49,7 +49,7 @@ class FetchOutcome:
 
     @property
     def original_format(self) -> str | None:
-        """Pillow's name of the format (JPEG, PNG, ...)."""
+        """Pillow's name for the format (JPEG, PNG, ...)."""
         return None if self.image is None else self.image.original_format
 
     @property

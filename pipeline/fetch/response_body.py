@@ -10,7 +10,7 @@ from pairmill.schemas.status import Status
 _BLOCK_BYTES = 64 << 10
 
 _MAX_CODINGS = 5
-"""As in curl (CVE-2023-23916): 36 kB of gzip in gzip took 1,500 decompressors, each of which may unpack that much."""
+"""As in curl (CVE-2023-23916): 36 kB of nested gzip took 1,500 decompressors, each with its own byte limit."""
 
 
 class ResponseBody:

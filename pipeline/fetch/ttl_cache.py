@@ -11,7 +11,7 @@ V = TypeVar("V")
 class TtlCache(Generic[V]):
     """Caches the results of `load(key)`, which must not raise: failures are values too, with a lifetime of their own.
 
-    `ttl_s`: seconds for which a value is valid. When the total `size` exceeds `max_size`, the oldest values go.
+    `ttl_s`: seconds for which a value is valid. When the total `size` exceeds `max_size`, the oldest are dropped.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Converts pictures with ICC profiles to sRGB. Otherwise pictures from cameras and print shops would have wrong colors.
 
-Nearly all embedded profiles are sRGB under some name. Whether a profile changes anything is tested once and cached, so
-those pictures cost nothing.
+Nearly all embedded profiles are sRGB under some name. Each profile is tested once for whether it changes anything,
+and the answer is cached, so those pictures cost nothing.
 """
 
 from functools import lru_cache
@@ -69,7 +69,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
             "RGB",
             flags=ImageCms.Flags.NOCACHE,  # Little CMS's cache of one pixel is not thread-safe
         )
-    except (ImageCms.PyCMSError, OSError, ValueError):  # broken: the numbers are the best guess
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: the unconverted values are the best guess
         return None
     return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
 

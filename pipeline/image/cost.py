@@ -18,7 +18,7 @@ BYTES_PER_PIXEL = 8
 """Bytes of memory allowed per picture, for each pixel of `images.max_pixels`."""
 
 MIN_MEMORY_BYTES = 256 << 20
-"""Memory allowed per picture at least, even if the job allows only small ones."""
+"""Minimum memory allowed per picture, even if the job allows only small ones."""
 
 MAX_CPU_S = 5.0
 
@@ -29,8 +29,8 @@ _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;1
 """Bytes per pixel in Pillow, by mode; 4 for all others."""
 
 _LIBRARY_BYTES = {"WEBP": 20, "AVIF": 20}
-"""Total bytes per pixel if a library has its own copies beside Pillow's: libwebp two canvases and a frame, libavif the
-planes and the interleaved picture."""
+"""Total bytes per pixel of libraries with their own copies beside Pillow's: libwebp has two canvases and a frame,
+libavif the planes and the interleaved picture."""
 
 _ROW_BYTES = 64
 """Pillow keeps a pointer and at least four bytes per row."""
@@ -43,8 +43,8 @@ _NS_PER_ROW = 2_000
 _NS_PER_PNG_BYTE = 4.5  # unpacked
 _NS_PER_STRIP = 50_000
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_RUN_LENGTHS = (1, 2)  # compressions of BMP that Pillow reads in Python
-_SMALL_PIXELS = 4_000_000  # up to this, no JPEG of `MAX_SCANS` costs too much
+_RUN_LENGTHS = (1, 2)  # BMP compressions that Pillow decodes in Python
+_SMALL_PIXELS = 4_000_000  # up to this size, no JPEG with `MAX_SCANS` scans costs too much
 _START_OF_SCAN = b"\xff\xda"
 
 
@@ -55,7 +55,7 @@ class Cost:
     memory_bytes: float
     cpu_s: float
     is_bomb: str | None = None
-    """Why it is too much whatever the numbers say; None if it is not."""
+    """Why it is too much regardless of the numbers; None if only they decide."""
 
     def excess(self, budget: "Cost") -> str | None:
         """Why this is more than the budget; None if it is not."""
@@ -82,8 +82,8 @@ def decoding_cost(
     extra_ns: float = 0,
     is_bomb: str | None = None,
 ) -> Cost:
-    """The cost of a picture with this format, Pillow mode and size (pixels). `extra_bytes` and `extra_ns` are what
-    this file costs beyond that."""
+    """The cost of a picture with this format, Pillow mode and size (pixels). `extra_bytes` and `extra_ns`: the
+    additional cost of this file."""
     width, height = size
     pixel_bytes = _LIBRARY_BYTES.get(format) or _STORED_BYTES.get(mode, 4) + _RGB_BYTES
     memory_bytes = width * height * pixel_bytes + width * _COLUMN_BYTES + height * _ROW_BYTES + extra_bytes

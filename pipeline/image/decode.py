@@ -1,6 +1,6 @@
 """THE place where bytes become pixels: header first, bombs refused, then RGB with 8 bits per channel, upright.
 
-One parser sees the bytes: the one that their magic number names. JPEGs, nine pictures in ten, are decoded by
+Only one parser sees the bytes: the one that their magic number names. JPEGs, nine pictures in ten, are decoded by
 simplejpeg (libjpeg-turbo), at a half, a quarter or an eighth of their size if that leaves enough pixels. Files that it
 refuses, and all other formats, go to Pillow.
 """
@@ -58,7 +58,8 @@ class ImageHeader:
     """The most that decoding can take."""
     orientation: int = UPRIGHT
     chroma: str = "420"
-    """Resolution of color relative to brightness; halving it would smear the edges of a picture stored at full."""
+    """Resolution of color relative to brightness; halving it would smear the edges of a picture stored at full
+    color resolution."""
     samples: Samples = field(default_factory=Samples)
     """The meaning of a grayscale picture's values."""
     key: tuple[int, ...] | None = None
@@ -104,8 +105,8 @@ def open_image(
 
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
-    """Open a picture; if that fails, try again without its metadata, which must not cost the picture."""
-    if found == "GIF":  # always: behind an empty extension, Pillow takes whatever follows for another one
+    """Open a picture; if that fails, try again without its metadata: broken metadata must not cost the picture."""
+    if found == "GIF":  # always: after an empty extension, Pillow mistakes whatever follows for another one
         body = without_metadata(body, found) or body
     try:
         return _open_as_is(body, found, allowed)
@@ -181,7 +182,7 @@ def _set_key(header: ImageHeader, opened: Image.Image, png: PngFile) -> None:
 
 
 def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target: Target | None) -> Pixels:
-    """Bytes -> uint8 [height, width, 3], RGB, upright. A JPEG may come at reduced scale, if `target` is smaller.
+    """Bytes -> uint8 [height, width, 3], RGB, upright. A JPEG may be decoded at reduced scale if `target` is smaller.
 
     Frees Pillow's copy of the pixels. Raises ImageError.
     """

@@ -27,7 +27,7 @@ class IsolatedProcessor:
         return picture
 
     def close(self) -> None:
-        """End the child."""
+        """Stop the child."""
         self._child.close()
 
 

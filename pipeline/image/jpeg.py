@@ -1,4 +1,4 @@
-"""Reads from a JPEG's markers how much decoding it costs. Source: ITU-T T.81, annex B."""
+"""Reads the cost of decoding a JPEG from its markers. Source: ITU-T T.81, annex B."""
 
 import re
 
@@ -10,8 +10,8 @@ _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI
 _EOI, _SOS = 0xD9, 0xDA
 
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""Entropy-coded bytes escape 0xff with a zero, and contain no markers but RSTn. The fill bytes (0xff) in front of a
-marker are not in the pattern, which would take time quadratic in their number: 100 kB of them hung a worker."""
+"""Entropy-coded bytes escape 0xff with a zero, and contain no markers but RSTn. The pattern leaves out the fill bytes
+(0xff) in front of a marker, because matching them would take quadratic time: 100 kB of them hung a worker."""
 
 MAX_SCANS = 64
 """A progressive JPEG has about ten scans, and each costs a pass over all pixels: 160 of them in 600 kB took 33 s.

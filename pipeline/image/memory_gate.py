@@ -9,11 +9,11 @@ from contextlib import contextmanager
 class MemoryGate:
     """Allows pictures to be decoded at the same time as long as they fit into memory together. Thread-safe.
 
-    First come, first served: otherwise a large one would wait for as long as smaller ones keep coming.
+    First come, first served: otherwise a large picture would wait for as long as smaller ones keep coming.
     """
 
     FREE_BYTES = 8 << 20
-    """Pictures that take less do not wait."""
+    """Pictures that need no more than this do not wait."""
 
     def __init__(self, total_bytes: float) -> None:
         self._total = self._left = total_bytes
@@ -23,9 +23,9 @@ class MemoryGate:
 
     @property
     def oldest_start(self) -> float | None:
-        """Since when the picture that has been worked on longest is worked on (time.monotonic()); None: there is none.
+        """When the work on the oldest picture in progress began (time.monotonic()); None if there is none.
 
-        Waiting at the gate does not count: sixty large pictures, one after the other, are no decoder that hangs.
+        Waiting at the gate does not count: if sixty large pictures are decoded one by one, no decoder hangs.
         """
         return min(list(self._working_since.values()), default=None)
 

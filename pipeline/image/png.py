@@ -23,8 +23,8 @@ _MAX_METADATA_BYTES = 2 << 20
 _GRAY, _RGB, _PALETTE = 0, 2, 3  # color types
 
 Info = dict[str, bytes | str | int | tuple[int, ...]]
-"""Metadata under Pillow's names. The first of each kind counts, and is empty if it is broken: a file can have 100,000
-that each unpack to megabytes."""
+"""Metadata under Pillow's names. Only the first chunk of each kind counts, and it is empty if it is broken: a file can
+have 100,000 that each unpack to megabytes."""
 
 
 @dataclass(slots=True)

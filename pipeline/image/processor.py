@@ -63,7 +63,7 @@ class ImageProcessor:
 
     @property
     def oldest_start(self) -> float | None:
-        """Since when a picture is being processed (time.monotonic()), the oldest one if there are several."""
+        """When the work on the oldest picture in progress began (time.monotonic()); None if there is none."""
         return self._gate.oldest_start
 
     def process(self, body: bytes) -> ProcessedImage:
@@ -87,7 +87,7 @@ class ImageProcessor:
             return _refused(error, header)
 
     def header(self, body: bytes) -> tuple[str, tuple[int, int]]:
-        """(format, (width, height) upright) as the header says; decodes nothing. Raises ImageError."""
+        """(format, (width, height) upright) according to the header; decodes nothing. Raises ImageError."""
         with self._gate.entry() as reserve:
             header, opened = open_image(body, self._config.max_pixels, reserve)
             opened.close()
@@ -118,8 +118,8 @@ def is_one_color(pixels: Pixels) -> bool:
     """Whether no channel of uint8 [height, width, 3] varies by more than the tolerance."""
     sparse = pixels[:: max(1, pixels.shape[0] // 16), :: max(1, pixels.shape[1] // 16)]
     if int(sparse[..., 1].max()) - int(sparse[..., 1].min()) > _ONE_COLOR_TOLERANCE:
-        return False  # a few green pixels decide nearly every picture
-    rows = pixels.reshape(len(pixels), -1)  # whole rows first: this takes a tenth of the time of three columns
+        return False  # for nearly every picture, a few green pixels are enough
+    rows = pixels.reshape(len(pixels), -1)  # whole rows first: a tenth of the time that three columns would take
     highest, lowest = (each.reshape(-1, 3) for each in (rows.max(axis=0), rows.min(axis=0)))
     return not np.any(highest.max(axis=0) - lowest.min(axis=0) > _ONE_COLOR_TOLERANCE)
 

@@ -27,7 +27,7 @@ _LINEAR_AT_MOST = 1.5
 INTER_AREA; at 1.6, 1.5 dB for a total factor of 3.2; at 1.5, less than 1.2 dB, which a test checks."""
 
 _IN_STEPS_UP_TO = 16_000_000
-"""Pixels. The result of the first step may be larger than the picture; beyond this size, it takes too much memory."""
+"""In pixels. The result of the first step may be larger than the picture; above this size, it takes too much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def plan_resize(width: int, height: int, config: ImagesConfig) -> Target | None:
 
 
 def resize(pixels: Pixels, target: Target | None, config: ImagesConfig) -> Pixels:
-    """uint8 [height, width, 3] -> [target height, target width, 3], or [side, side, 3]. None returns the same array.
+    """uint8 [height, width, 3] -> [target height, target width, 3], or [side, side, 3]. None: the same array.
 
     Shrinks by averaging, enlarges with Lanczos."""
     if target is None:

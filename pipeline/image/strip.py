@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-_ADOBE_BYTES = 12  # of APP14, which says how colors are coded
+_ADOBE_BYTES = 12  # length of APP14, which says how colors are coded
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn
 _SOI, _EOI, _SOS, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
@@ -73,7 +73,7 @@ def _png_parts(body: bytes) -> Iterator[bytes]:
         length, kind = struct.unpack_from(">I4s", body, offset)
         chunk = body[offset : offset + 12 + length]
         if kind == b"IHDR" and chunk[16] > 8:
-            raise ValueError("16 bits a channel, which have to be stored as 8")
+            raise ValueError("16 bits per channel, which must be stored as 8")
         if kind in _PNG_KEPT:
             yield chunk
         if kind == b"IEND":
@@ -104,7 +104,7 @@ def webp_chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:
-    """(width, height) of the canvas (RFC 9649, sections 2.5 to 2.7), whatever is in front; None if there is none."""
+    """(width, height) of the canvas (RFC 9649, sections 2.5 to 2.7), whatever precedes it; None if there is none."""
     with contextlib.suppress(struct.error):
         for kind, chunk in webp_chunks(body):
             if kind == b"VP8X" and len(chunk) >= 18:

@@ -34,7 +34,7 @@ _PIXEL_TAGS = frozenset(
 
 
 _MAX_ENTRIES = 0xFFFF
-"""Of a directory. BigTIFF has no limit of its own, but no file with more is a picture."""
+"""Maximum entries of a directory. BigTIFF has no limit of its own, but no real picture has more."""
 
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
@@ -134,8 +134,8 @@ def _normalize(tags: Any) -> Samples:
     if sample_format != _FLOAT:
         tags[_SAMPLE_FORMAT] = _SIGNED if bits == 32 else _UNSIGNED  # at 32 bits, Pillow knows only signed ones
     if bits == 12 or (bits == 32 and compression not in (None, 1)):
-        # 12 bits are packed the same in both byte orders, of which Pillow knows one. libtiff returns 32-bit samples in
-        # the machine's order, which Pillow supports only for 16 bits.
+        # 12 bits are packed the same way in both byte orders, but Pillow knows only one. libtiff returns 32-bit samples
+        # in the machine's order, which Pillow supports only for 16 bits.
         tags._prefix = TiffImagePlugin.II if bits == 12 or sys.byteorder == "little" else TiffImagePlugin.MM
     return Samples(
         bits,

@@ -1,4 +1,4 @@
-"""Finds the row with a uid. There is no index, so uids are read shard by shard until it is found."""
+"""Finds the row with a given uid. There is no index, so uids are read shard by shard until it is found."""
 
 from collections.abc import Callable
 

@@ -126,7 +126,7 @@ def blocked_term_patterns(terms: tuple[str, ...]) -> tuple[str, ...]:
     for term in terms:
         clean = " ".join(unicodedata.normalize("NFC", term).split())
         if not clean:
-            raise ValueError("there is an empty term")
+            raise ValueError("a term is empty")
         edges = ("" if _starts_unspaced(clean) else _BEFORE, "" if _starts_unspaced(clean[::-1]) else _AFTER)
         by_edges.setdefault(edges, []).append(re.escape(clean))
     return tuple(

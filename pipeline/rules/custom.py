@@ -67,7 +67,7 @@ def load_custom_rule(name: str, search: Path | None = None) -> CustomRule:
     """Find `module:function`: a file or package in the folder `search`, or else an installed module.
 
     The module is registered in `sys.modules` under its own name. `search` does not stay in `sys.path`, so none of its
-    files can shadow our packages. Raises ValueError that says what is missing.
+    files can shadow our packages. Raises a ValueError that says what is missing.
     """
     module_name, _, function_name = name.partition(":")
     top = module_name.partition(".")[0]

@@ -146,7 +146,7 @@ def _parse(url: str) -> ParsedUrl:
     return ParsedUrl(url, scheme, name, None, HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target))
 
 
-_parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each URL rule asks again, and then the fetcher
+_parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each URL rule asks again, and so does the fetcher
 
 
 def _parse_authority(scheme: str, authority: str) -> URL:

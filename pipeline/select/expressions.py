@@ -222,7 +222,7 @@ def _column(node: ast.AST) -> str | None:
 
 
 def _as_time(text: Value, kind: pa.DataType) -> Value:
-    """With all its digits, whatever the column's unit: as in SQL, a date is midnight of its day."""
+    """The time with all its digits, whatever the column's unit. As in SQL, a date is midnight at its start."""
     moment = text.cast(pa.timestamp("us"))
     zone = getattr(kind, "tz", None)
     return pc.assume_timezone(moment, "UTC").cast(pa.timestamp("us", zone)) if zone else moment

@@ -85,7 +85,7 @@ def greedy_clusters(pairs: Array, groups: Array) -> tuple[RowIndices, Array]:
     """From the best row down, each row that has not been dropped drops the rows near it.
 
     Returns (rows to drop, sorted; DUPLICATE_GROUPs). A row is dropped only for a row that stays and is within the
-    distance, so a chain of near pictures does not become one cluster. `groups`: the exact duplicates, which are
+    distance, so a chain of similar pictures does not become one cluster. `groups`: the exact duplicates, which are
     already dropped but count towards the size of a cluster.
     """
     pairs = pairs[np.lexsort((pairs["worse"], pairs["better"], ~pairs["rest"], ~pairs["rank"]))]

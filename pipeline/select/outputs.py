@@ -44,7 +44,7 @@ class NoOutput:
     dtypes: Sequence[np.dtype[Any]] = ()
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
-        """No arrays."""
+        """Return no arrays."""
         return []
 
 
@@ -70,7 +70,7 @@ class SampledKeys:
 
 @dataclass(frozen=True)
 class KeysWithin:
-    """The keys of an order within [lowest, highest], and the number of keys above."""
+    """The keys of an order within [lowest, highest], and the number of keys above them."""
 
     order: Order
     lowest: OrderKey
@@ -83,7 +83,7 @@ class KeysWithin:
         return self.order.columns
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
-        """(keys within, [number of keys above])."""
+        """(keys within the bounds, [number of keys above them])."""
         keys = self.order.keys(table)
         above = ~below(keys, self.highest) & ~equal(keys, self.highest)
         return [keys[~below(keys, self.lowest) & ~above], np.array([above.sum()])]
@@ -93,7 +93,7 @@ class KeysWithin:
 class DedupKeys:
     """DEDUP_KEYs of a column, split by hash into `partitions`.
 
-    Collects the partitions from `first` up to, but not including, `last`.
+    Collects only the partitions `first` to `last - 1`.
     """
 
     by: str

@@ -43,7 +43,7 @@ def ignore_part(done: int, total: int) -> None:
 
 
 class LocalTasks:
-    """Runs every call at once, in this process."""
+    """Runs every call immediately, in this process."""
 
     memory_bytes = 1 << 30
 

@@ -181,7 +181,7 @@ def _choose(
     setting: str, given: str | None, usual: Sequence[str], inputs: Sequence[InputFile], needed: bool = False
 ) -> str | None:
     """The column that `source.SETTING` names, or the first usual one in the first file that has one. A column in a file
-    itself comes before one in the path of any: `caption=blip/` rather describes the captions than is one."""
+    itself takes precedence over one in a path: `caption=blip/` describes captions rather than being one."""
     of_files = [file.own_names for file in inputs]
     for names in [*of_files, *(file.partitions for file in inputs)]:
         if (found := _first(given, usual, names)) is not None:

@@ -156,8 +156,8 @@ class Cursor:
             raise pa.ArrowInvalid("it has fewer rows than its footer says")
         if self._finer is not None and (name := lost_nanoseconds(batch, next(self._finer_batches))):
             raise ReadError(
-                f"{self.path}: column {name!r} has nanoseconds in the old type INT96, which cannot be told from other "
-                "dates; write it as Parquet's TIMESTAMP"
+                f"{self.path}: column {name!r} has nanoseconds in the old type INT96, which cannot be told apart from "
+                "other dates; write it as Parquet's TIMESTAMP"
             )
         return batch
 

@@ -119,7 +119,7 @@ class Inputs:
         self.passed_over.update(listing.passed_over)
 
     def check_names(self) -> None:
-        """Raises SourceError for a name that is not UTF-8, and so cannot stand in a plan."""
+        """Raises SourceError for a name that is not UTF-8, and so cannot be stored in a plan."""
         for uri in self.files:
             readable = uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if readable != uri:
@@ -135,7 +135,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
     """All input files.
 
     `exclude`: the output folder, which may be inside an input folder. The `.json` files of a folder count only if there
-    are no other formats: beside those, they are mostly descriptions. Raises SourceError.
+    are no other formats: beside those, they are usually descriptions. Raises SourceError.
     """
     found = Inputs()
     for path in paths:

@@ -1,4 +1,4 @@
-"""The uids of a shard's rows: the row's own, or one that `uid.py` computes.
+"""The uids of a shard's rows: each row's own, or one that `uid.py` computes.
 
 Uids that depend on the picture stay empty until it is read: `corpus/load.py` fills them in.
 """
@@ -20,7 +20,7 @@ class FoundUids:
     uids: list[str]
     """Empty where they depend on the picture."""
     problems: pa.Array
-    """string: the row's own uid if it is not a valid one, else null."""
+    """string: the row's own uid if it is not valid, else null."""
 
 
 class Identities:

@@ -21,8 +21,8 @@ _WITHIN_ELEMENT = re.compile(rb'"' + _REST_OF_STRING + rb'|["\[\]{}]', re.DOTALL
 def split_json(uri: str, file: io.BufferedReader) -> Iterator[bytes]:
     """The elements of an array if the first character is `[`, else the lines.
 
-    Elements are truncated to MAX_RECORD_BYTES + 1. Raises SourceError for an array that does not end, or that
-    anything follows.
+    Elements are truncated to MAX_RECORD_BYTES + 1. Raises SourceError for an array that does not end, or for
+    text after it.
     """
     while (head := file.peek(1)) and head.isspace():
         file.read(len(head))

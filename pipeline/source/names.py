@@ -12,7 +12,7 @@ _SEPARATORS = re.compile(r"[\s_-]+")
 
 
 class Names:
-    """Some names, to look others up in. Each is folded once, and only if needed: a corpus has millions of JSONs."""
+    """Names that can be searched. Each is folded once, and only if needed: a corpus has millions of JSONs."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)
@@ -47,7 +47,7 @@ def find_column(names: Iterable[str], name: str) -> str | None:
 
 @lru_cache
 def _wanted(name: str) -> tuple[str, str]:
-    """A name folded in both ways. Those that are looked for are few and the same for all files."""
+    """A name folded in both ways. Only a few names are looked up, and they are the same for all files."""
     return _plain(name), _words(name)
 
 

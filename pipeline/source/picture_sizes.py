@@ -25,10 +25,10 @@ Struct: TypeAlias = dict[int, Any]
 
 
 def shard_ends(uri: str, files: Files, column: str, first_row: int, num_rows: int, shard_rows: int) -> list[int]:
-    """Cut `num_rows` rows from `first_row` on into shards of at most `shard_rows`: the row after each shard.
+    """Cut `num_rows` rows, starting at `first_row`, into shards of at most `shard_rows`. Returns the row after each.
 
-    Shards have at most MAX_SHARD_BYTES by the average of their pages. The pages that a shard touches have no more than
-    that in total either, unless it is within a single page.
+    Shards have at most MAX_SHARD_BYTES judging by the averages of their pages. In total, the pages that a shard touches
+    do not have more than that either, unless the shard is within a single page.
     """
     rows, num_bytes = _cumulative_bytes(uri, files, column)
     ends, start, end = [], first_row, first_row + num_rows

@@ -1,6 +1,7 @@
 """Splits the input into shards, once: `plan/0.parquet`, and another file for each later extension.
 
-Each row of a plan file is a shard; its metadata has the meaning of the columns, and the input files that it adds.
+Each row of a plan file is a shard. The file's metadata has the meaning of the columns, and the input files that it
+adds.
 Plan files are create-only: if two drivers plan at the same time, one wins and the other reads its plan.
 """
 
@@ -53,7 +54,7 @@ def load_plan(store: Store) -> Plan:
 def make_plan(record: JobRecord, store: Store) -> Plan:
     """Plan the job's input, or extend an existing plan with input added since.
 
-    `record` is stored in the plan, and so ties the output folder to this job. Text formats are converted. Rows beyond
+    `record` is stored in the plan, which ties the output folder to this job. Text formats are converted. Rows beyond
     `source.limit_rows` stay unplanned; lowering the limit later does not remove planned rows. Raises SourceError for
     unusable input, PlanError for a planned file that was changed or removed, and OtherJobError if the plan is another
     job's.
@@ -87,7 +88,7 @@ class _Slice:
 
 @dataclass
 class _Planner:
-    """The state of one call of `make_plan`; reused if another driver's plan comes first."""
+    """The state of one `make_plan` call; reused if another driver's plan comes first."""
 
     record: JobRecord
     store: Store
@@ -146,7 +147,7 @@ class _Planner:
         return self._to_bytes(slices, plan.mapping, plan.num_shards) if slices else None
 
     def _unfit_field(self, mapping: ColumnMapping, piece: _Slice) -> str | None:
-        """Why values of the JSON of a new file do not fit the columns of a plan, or None."""
+        """Why values in a new file's JSON do not fit the plan's columns; None if they all fit."""
         assert self.corpus is not None
         types = dict(zip(mapping.extra_columns, mapping.extra.types, strict=True))
         for name, kinds in self.corpus.fields(piece.uri, self.store).kinds.items():

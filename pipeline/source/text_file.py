@@ -31,7 +31,7 @@ _FEW_LINES = 3
 _BROKEN_SHARE = 1_000
 """One line in this many may be broken in a file that is otherwise ASCII."""
 _MANY_LINES = 10_000
-"""After every so many broken lines, decide without reading the rest of the file."""
+"""Each time this many more broken lines are read, check whether to refuse the file without reading the rest."""
 
 Split = Callable[[io.BufferedReader], Iterator[bytes]]
 """Splits a file into pieces, each with one record or a part of one."""

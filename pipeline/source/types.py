@@ -156,7 +156,7 @@ def _fit_nested(target: pa.DataType, source: pa.DataType) -> Fit:
         fits = [fit(target.key_type, source.key_type), fit(target.item_type, source.item_type)]
     elif all(hasattr(kind, "value_type") for kind in (target, source)):
         if pa.types.is_fixed_size_list(target):
-            return Fit.NEVER  # of another size
+            return Fit.NEVER  # a different size
         fits = [fit(target.value_type, source.value_type)]
     else:
         return Fit.NEVER

@@ -215,7 +215,7 @@ def test_verify_passes_after_a_build_and_names_damage_that_a_build_then_repairs(
     assert "shard 000000000: rejects/000000000.parquet is missing" in problems
     assert "shard 000000001: images/000000001.tar has changed since it was committed" in problems
     assert "shard 000000002: the statuses in the manifest and in the files differ" in problems
-    assert "shard 000000003: has other input rows than planned" in problems
+    assert "shard 000000003: has different input rows than planned" in problems
     assert report.damaged == [f"manifests/00000000{shard}.json" for shard in range(4)]
     for name in report.damaged:
         store.delete(name)

@@ -100,9 +100,7 @@ def test_a_signal_leaves_a_resumable_output_and_says_so(
     assert 0 < done["rows_in"] < len(rows)
 
 
-def test_a_folder_called_pipeline_beside_the_user_is_never_imported_and_own_rules_are(
-    web: PictureWeb, tmp_path: Path
-) -> None:
+def test_a_users_folder_called_pipeline_is_never_imported_but_custom_rules_are(web: PictureWeb, tmp_path: Path) -> None:
     for name in ("pipeline", "schemas", "jobs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")

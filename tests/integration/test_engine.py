@@ -150,7 +150,7 @@ def test_a_picture_that_kills_every_decoder_costs_its_row_and_no_other(web: Pict
     assert done.returncode == 0
 
 
-def test_a_rule_of_the_users_that_raises_stops_the_run_early_with_its_name(web: PictureWeb, tmp_path: Path) -> None:
+def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(web: PictureWeb, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def look(rows):\n    return rows['no_such_column']\n")
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(80)]
     source = write_input(tmp_path / "in.parquet", rows)

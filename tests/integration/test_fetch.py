@@ -278,7 +278,7 @@ def test_nothing_is_sent_to_a_refused_address(web: HostileWeb, forbidden: Hostil
 
 
 def test_addresses_are_checked_again_on_connecting(forbidden: HostileWeb, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding: even a resolver that lets a private address through does not get us there."""
+    """DNS rebinding: even if a resolver lets a private address through, we do not connect to it."""
 
     async def lies(self: Any, name: str) -> list[str]:
         return ["127.0.0.2"]
@@ -343,7 +343,7 @@ def test_a_server_that_does_not_accept_connections_times_out() -> None:
 
 
 def server_context(folder: Path, address: str = "127.0.0.1", days_left: int = 1) -> tuple[ssl.SSLContext, Path]:
-    """A TLS server's context with its own certificate, and the certificate for clients that are to trust it."""
+    """A TLS server's context with its own certificate, and that certificate for clients that should trust it."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

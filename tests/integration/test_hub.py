@@ -83,17 +83,17 @@ def test_a_hub_that_answers_may_be_asked_for_weights(monkeypatch: pytest.MonkeyP
         assert problem(monkeypatch, endpoint) is None
 
 
-def test_offline_mode_says_where_the_weights_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_mode_says_where_the_weights_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = problem(monkeypatch, closed_port())
     assert said == f"HF_HUB_OFFLINE is set and {tmp_path}/hub (HF_HOME) does not have them; {WITHOUT}"
 
 
-def test_a_cache_that_nobody_may_write_to_is_named_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_named_with_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/sys/pairmill/hub")
     said = problem(monkeypatch, closed_port()) or ""
-    assert said.startswith("/sys/pairmill/hub cannot be written (")
-    assert said.endswith("); set HF_HOME to a folder that can")
+    assert said.startswith("/sys/pairmill/hub is not writable (")
+    assert said.endswith("); set HF_HOME to a folder that is")
 
 
 def test_weights_in_the_cache_are_found_by_their_tag(tmp_path: Path) -> None:

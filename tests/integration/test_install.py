@@ -165,7 +165,7 @@ def test_every_name_of_the_docs_is_found_beside_modules_named_like_ours(installe
     assert Path(where.strip()).is_relative_to(ROOT if "editable" in installed.folder.name else installed.folder)
 
 
-def test_a_build_with_an_own_rule_works_beside_modules_named_like_ours(
+def test_a_build_with_a_custom_rule_works_beside_modules_named_like_ours(
     installed: Environment, project: Path, web: PictureWeb
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
@@ -181,7 +181,7 @@ def test_a_build_with_an_own_rule_works_beside_modules_named_like_ours(
     assert json.loads(told.splitlines()[-1])["rows_in"] == 20
 
 
-def test_an_own_rule_may_be_in_a_package_named_like_ours(installed: Environment, tmp_path: Path) -> None:
+def test_a_custom_rule_may_be_in_a_package_named_like_ours(installed: Environment, tmp_path: Path) -> None:
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "mine.py").write_text(RULE)
     code = (

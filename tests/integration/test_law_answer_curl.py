@@ -77,7 +77,7 @@ BREAKS: dict[str, bytes | None] = {
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_a_reused_connection_that_breaks_before_an_answer_is_asked_again_on_a_fresh_one(
+def test_a_request_is_repeated_on_a_fresh_connection_if_a_reused_one_breaks_before_an_answer(
     web: HostileWeb, how: str
 ) -> None:
     served: set[Any] = set()

@@ -40,7 +40,7 @@ def _open_files() -> int:
 
 
 def fetch(urls: list[str], addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[FetchOutcome], int]:
-    """(outcomes, open files beyond those before at the most), if every name has these addresses."""
+    """(outcomes, maximum number of files opened at once) if every name has these addresses."""
 
     async def look_up(self: GuardedResolver, name: str) -> list[str]:
         return addresses

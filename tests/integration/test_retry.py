@@ -119,7 +119,7 @@ def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
             assert manifest.files[name] == before[manifest.shard].files[name]  # type: ignore[index]
         assert not store.exists(before[manifest.shard].files["rejects"].path)
     assert verify(store).problems == []
-    assert retry(store.root, ["timeout"]).retried == 0  # nothing ended so: nothing is done
+    assert retry(store.root, ["timeout"]).retried == 0  # no row ended this way, so nothing is done
     assert {manifest.generation for manifest in read_manifests(store)} == {1}
     assert isinstance(dataset(tmp_path / "out", "rejects"), pa.Table)
 

@@ -27,7 +27,7 @@ VALUES = st.recursive(
 
 
 def as_text(value: Any) -> str:
-    """What a value is in a column of text."""
+    """The form of a value in a text column."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()

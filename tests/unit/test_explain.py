@@ -29,7 +29,7 @@ def pipeline(**run: Any) -> Pipeline:
     return build_pipeline(BuildJob.model_validate(values), mapping, "0" * 32)
 
 
-def test_machines_with_gpus_only_encode_where_there_are_others() -> None:
+def test_machines_with_gpus_only_encode_if_there_are_others() -> None:
     nodes = [Node(16), Node(16), Node(8, gpus=4, accelerator="A100"), Node(8, gpus=4, accelerator="H100")]
     pools = plan_pools(pipeline(), 10_000, nodes)
     assert pools["encode"].actors == 8
@@ -39,7 +39,7 @@ def test_machines_with_gpus_only_encode_where_there_are_others() -> None:
         assert pools[name].labels == {"ray.io/accelerator-type": "!in(A100, H100)"}  # type: ignore[index]
 
 
-def test_a_machine_with_gpus_does_everything_where_it_is_alone() -> None:
+def test_a_machine_with_gpus_does_everything_if_it_is_the_only_one() -> None:
     pools = plan_pools(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
     assert (pools["encode"].actors, pools["download"].actors) == (2, 7)
     assert not pools["download"].labels
@@ -67,7 +67,7 @@ def test_pools_fit_the_machines_or_are_refused(
     assert sum(pool.actors * pool.gpus for pool in pools.values()) <= gpus
 
 
-def test_a_cluster_that_grows_may_be_asked_for_more_than_there_is() -> None:
+def test_a_growing_cluster_may_be_asked_for_more_than_it_has() -> None:
     pools = plan_pools(pipeline(max_download_actors=64, max_encode_actors=8), 1_000, [Node(4)])
     assert (pools["download"].actors, pools["download"].max_actors) == (1, 64)
     assert (pools["encode"].actors, pools["encode"].max_actors) == (1, 8)

@@ -1,4 +1,4 @@
-"""A decoder that dies or hangs. No picture here does that to the real one, so the child is told to do it."""
+"""A decoder that dies or hangs. No picture here does that to the real one, so a stand-in does it."""
 
 import io
 import multiprocessing
@@ -28,7 +28,7 @@ def png(color: str) -> bytes:
 
 
 def fragile(body: bytes) -> ProcessedImage:
-    """Runs in the child, in place of isolate._process."""
+    """Runs in the child, in place of isolated._process."""
     if body == b"dies":
         os.abort()
     if body == b"hangs":

@@ -135,7 +135,7 @@ def test_only_what_changes_the_output_is_in_the_fingerprint() -> None:
     assert fingerprint(job, ["weights"]) != fingerprint(job)
 
 
-def test_the_funnel_lists_own_rules_by_name_at_the_step_where_they_ran() -> None:
+def test_the_funnel_lists_custom_rules_by_name_at_the_step_where_they_ran() -> None:
     own = {
         "mine:no_sevens": CustomRuleCount(step=Step.CAPTION, rows=3),
         "deep.rules:no_stock_photos_please": CustomRuleCount(step=Step.IMAGE, rows=2),

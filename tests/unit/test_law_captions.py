@@ -70,7 +70,7 @@ def texts_of(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value] if value.strip() else []
     parts = value if isinstance(value, list) else []
-    if isinstance(value, dict):  # a blank caption is one, whatever else the object says
+    if isinstance(value, dict):  # a blank caption counts as one, whatever else the object says
         named = [value[name] for name in ("caption", "text") if value.get(name) is not None]
         parts = named or list(value.values())
     return [text for part in parts for text in texts_of(part)]

@@ -51,7 +51,7 @@ def _forget_peak() -> None:
 
 
 def measure(picture: Hostile) -> tuple[str, str, int, int, float]:
-    """(name, status, bytes of memory at the peak, bytes before, CPU seconds), with the default settings."""
+    """(name, status, peak memory in bytes, memory before in bytes, CPU seconds), with the default settings."""
     processor = ImageProcessor(ImagesConfig())
     _forget_peak()
     before, started = _peak_bytes(), time.process_time()
@@ -127,7 +127,7 @@ def test_pictures_decoded_at_the_same_time_share_one_budget(child: ProcessPoolEx
 
 
 def _decode_together(body: bytes, max_pixels: int) -> tuple[int, int]:
-    """(bytes beyond before, bytes in all) at the peak of a process that decodes one picture on several threads."""
+    """(increase, total) of peak memory in bytes, in a process that decodes one picture on several threads."""
     cost.MIN_MEMORY_BYTES = 0
     processor = ImageProcessor(ImagesConfig(max_pixels=max_pixels))
     _forget_peak()
@@ -137,7 +137,7 @@ def _decode_together(body: bytes, max_pixels: int) -> tuple[int, int]:
     return _peak_bytes() - before, _peak_bytes()
 
 
-def test_the_gate_lets_no_more_in_than_fits() -> None:
+def test_the_gate_admits_no_more_than_fits() -> None:
     gate, inside, most = MemoryGate(100e6), 0, 0
 
     def decode(num_bytes: float) -> None:
@@ -177,7 +177,7 @@ def test_the_gate_serves_in_the_order_of_arrival() -> None:
     assert sorted(entered) == [0, 1, 2, 3]
 
 
-def test_waiting_at_the_gate_is_no_work_that_could_hang() -> None:
+def test_waiting_at_the_gate_does_not_count_as_hanging() -> None:
     gate, work_s = MemoryGate(100e6), 0.1
     longest = 0.0
 

@@ -1,4 +1,4 @@
-"""Law: nothing that strangers write decides anything. Words of machines in their texts change no verdict."""
+"""Law: text from strangers decides nothing. Words about machine faults in it change no verdict."""
 
 import io
 from dataclasses import replace
@@ -42,7 +42,7 @@ ANSWERS = {
 def test_law_faults_words_in_an_answer_change_no_status(part: str, words: str) -> None:
     (spoken,) = verdicts(ANSWERS[part].replace("{}", words).encode(), [[]])
     (neutral,) = verdicts(ANSWERS[part].replace("{}", NEUTRAL * len(words)).encode(), [[]])
-    if part == "place":  # words with blanks are no host name at all, in any language
+    if part == "place":  # words with spaces are not a host name in any language
         (neutral,) = verdicts(ANSWERS[part].replace("{}", "a b, c").encode(), [[]])
     assert (spoken.status, spoken.http_status) == (neutral.status, neutral.http_status)
 

@@ -163,7 +163,7 @@ def test_a_link_that_leads_nowhere_is_passed_over_however_the_system_says_so(tmp
 def test_the_listing_does_not_depend_on_the_order_in_which_the_system_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It decides under which names a folder with too many is listed, and a resume wants the same."""
+    """It decides under which names a folder with too many is listed, and a resumed run must use the same ones."""
     (tmp_path / "in/z").mkdir(parents=True)
     (tmp_path / "in/z/0.jpg").write_bytes(b"x")
     for number in range(30):

@@ -71,7 +71,7 @@ def folder() -> Iterator[Path]:
 
 
 def read_all(where: Path, **source: Any) -> pa.Table:
-    """Plan everything in `in`, and read it back."""
+    """Plan everything in the folder `in`, and read it back."""
     config = {"paths": [str(where / "in")], **source}
     job = BuildJob.model_validate({"source": config, "output": str(where / "out"), "shard_rows": 100})
     store = Store(job.output)

@@ -1,4 +1,4 @@
-"""Weights that cannot be complete are refused before anything starts, with their path."""
+"""Weights files that cannot be complete are refused before anything starts, with their path."""
 
 import re
 import shutil
@@ -24,5 +24,5 @@ def test_law_weights_that_are_truncated_are_one_clear_error(name: str, part: int
     (tmp_path / name).write_bytes(whole)
     assert resolve_weights([ModelConfig(name=str(tmp_path))])
     (tmp_path / name).write_bytes(whole[: part * len(whole) // len(SAFETENSORS)])
-    with pytest.raises(ModelError, match=re.escape(f"{tmp_path / name}: not a complete file of weights")):
+    with pytest.raises(ModelError, match=re.escape(f"{tmp_path / name}: not a complete weights file")):
         resolve_weights([ModelConfig(name=str(tmp_path))])

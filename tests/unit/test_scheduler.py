@@ -244,7 +244,7 @@ def test_among_equally_busy_workers_the_one_beside_the_data_gets_the_shard() -> 
     assert len(beside) == len(cluster.calls) - sum(encoders[worker] != "1" for worker in cluster.calls[:3])
 
 
-def test_a_run_in_which_nothing_ends_any_more_says_so() -> None:
+def test_a_run_in_which_nothing_finishes_any_more_says_so() -> None:
     class Stuck(Cluster):
         def wait(self, timeout_s: float) -> list[int]:
             return []

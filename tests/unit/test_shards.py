@@ -74,7 +74,7 @@ def test_every_row_comes_out_exactly_once(
     assert sum(manifest.statuses.values()) == len(rows)
 
 
-def test_own_rules_are_counted_by_name_and_only_written_if_there_are_any(tmp_path: Path) -> None:
+def test_custom_rules_are_counted_by_name_and_only_written_if_there_are_any(tmp_path: Path) -> None:
     statuses = ["ok", "custom_rule", "custom_rule", "custom_rule", "custom_rule"]
     batch = in_flight(statuses, [True, True, False, False, False])
     details = pa.array([None, "mine:strict", "mine:strict: too long", "mine:str", "gone:rule"])

@@ -138,7 +138,7 @@ HELD_OUT = frozenset(zip(COLORS, SHAPES, strict=True))
 
 
 def random_scene(rng: Random, held_out: bool = False) -> Scene:
-    """A scene of one (30 %) or two different things.
+    """A scene of one (30%) or two different things.
 
     Without `held_out` no thing is in HELD_OUT; with it the first is, and the second may be.
     """
@@ -197,7 +197,7 @@ def render(scene: Scene, rng: Random, width: int, height: int | None = None) -> 
 
 
 def _combinations(held_out: bool) -> list[tuple[str, str]]:
-    """The (color, shape) combinations of training, or all of them with `held_out`."""
+    """The (color, shape) combinations used in training, or with `held_out`, all of them."""
     return [(color, shape) for color in COLORS for shape in SHAPES if held_out or (color, shape) not in HELD_OUT]
 
 
@@ -249,7 +249,7 @@ def _tint(color: tuple[int, int, int], rng: Random) -> Pixels:
 
 
 def _light(rng: Random, width: int, height: int) -> Pixels:
-    """A factor near 1 that falls off by up to 10 % across the picture: (height, width, 1)."""
+    """A factor near 1 that falls off by up to 10% across the picture: (height, width, 1)."""
     across, down = rng.uniform(-0.05, 0.05), rng.uniform(-0.05, 0.05)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]

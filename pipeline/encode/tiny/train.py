@@ -189,10 +189,10 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 def main() -> None:
     """Train, calibrate and measure, as the command line asks."""
     parser = argparse.ArgumentParser(description="Train and measure the built-in model tiny.")
-    parser.add_argument("--out", type=Path, default=TINY, help="folder of config and weights")
+    parser.add_argument("--out", type=Path, default=TINY, help="folder for the config and the weights")
     parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=TRAIN_SEED)
-    parser.add_argument("--scenes", type=int, default=1_000, help="to measure on")
+    parser.add_argument("--scenes", type=int, default=1_000, help="number of scenes to measure on")
     parser.add_argument("--evaluate-only", action="store_true", help="measure the weights in --out")
     options = parser.parse_args()
     if not options.evaluate_only:

@@ -79,8 +79,8 @@ class Corpus:
         self._columns: dict[str, str | None] = {}  # Parquet file -> its picture column
 
     def inputs(self, exclude: str) -> Inputs:
-        """Planned files in order, outside the folder `exclude`, and everything else. Folders of pictures end in `/`.
-        Raises SourceError."""
+        """Planned files in order, and everything else that was found, without the folder `exclude`. Folders of pictures
+        end in `/`. Raises SourceError."""
         found = Inputs()
         for path in self._source.paths:
             if outputs := _outputs(path, self._files):

@@ -22,7 +22,7 @@ INDEX_LAYOUT = 3
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100
-"""Pictures of one key that may be tried until one decodes. Of a million, each try would cost a read."""
+"""Maximum number of pictures with one key: they are tried until one decodes, and each try costs a read."""
 
 _MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
 

@@ -1,8 +1,8 @@
 """The other fields of the JSON beside pictures: license, exif, scores and anything else besides captions.
 
 An index keeps them as text, and its footer says which there are, so that they become columns like those of Parquet,
-with types that hold all values. Fields that only repeat the row's own caption, URL, uid or key are left out. Large ones
-are too, since each is in every reader's way: annotations of a segmentation take a megabyte per picture.
+with types that hold all values. Fields that only repeat the row's own caption, URL, uid or key are left out. So are
+large ones, which would slow down every reader: segmentation annotations take a megabyte per picture.
 """
 
 import json
@@ -153,7 +153,7 @@ def _json(value: Any) -> str | None:
 
 
 def _readable(text: str) -> str:
-    """Text as valid UTF-8: bytes that were not, and lone surrogates, are replaced."""
+    """Text as valid UTF-8: invalid bytes and lone surrogates are replaced."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:

@@ -144,8 +144,8 @@ class Texts:
             self.problems.append(problem)
 
     def captions(self) -> tuple[Captions | None, str | None]:
-        """(captions, why there are none although some text might be one). The first that is not blank is used: the one
-        that the job names, then the text file's, then the JSON's."""
+        """(captions, or why there are none although some text might be one). The first that is not blank is used: the
+        one that the job names, then the text file's, then the JSON's."""
         found = [each for each in (self.named, self.plain, self.usual) if each is not None]
         best = next((each for each in found if not _is_blank(each)), None)
         if best is None and self.problems:

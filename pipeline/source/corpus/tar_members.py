@@ -24,7 +24,7 @@ _MAX_LINKS = 8
 _MAX_REMEMBERED_BYTES = 256 << 20
 """Maximum memory for the positions of members that links may lead to."""
 _REMEMBERED_BYTES = 512
-"""Memory per remembered member, beside the text of its name and link."""
+"""Memory per remembered member, in addition to the text of its name and link."""
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE})
 _WITHOUT_DATA = frozenset(
     {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE}
@@ -34,7 +34,7 @@ _PAX = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE})
 _NEEDED = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.realsize"})
 _SPARSE = "its bytes are not contiguous (a sparse file)"
 _FIRST_CHUNK_BYTES, _CHUNK_BYTES = 4 << 10, 1 << 20
-"""The next header is mostly near; if not, ever more is read at once."""
+"""The next header is usually near; if not, reads get larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class _Pending:
 
 
 def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
-    """All members in order: links unresolved, and gaps where the tar is damaged or ends early. `size`: of the file."""
+    """All members in order: links unresolved, and gaps where the tar is damaged or ends early. `size`: in bytes."""
     position, zeros, any_end, pending = start, 0, False, _Pending()
     while position + BLOCK <= size and zeros < _MAX_ZEROS:
         file.seek(position)
         try:
             header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
-            is_of_next = header.type in _LONG or header.type in _PAX  # so what was read before says nothing of its size
+            is_of_next = header.type in _LONG or header.type in _PAX  # so earlier headers do not give its size
             length = header.size if is_of_next else pending.size(header)
             if length < 0:
                 raise tarfile.InvalidHeaderError(f"a size of {length:,}")  # type: ignore[attr-defined]
@@ -131,7 +131,7 @@ def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
         chunk_bytes = min(2 * chunk_bytes, _CHUNK_BYTES)
         for start in range(0, len(chunk) - BLOCK + 1, BLOCK):
             block = chunk[start : start + BLOCK]
-            if not any(block[148:155]):  # no checksum: zeros, mostly
+            if not any(block[148:155]):  # no checksum: usually zeros
                 continue
             try:
                 tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")

@@ -19,7 +19,7 @@ from pairmill.schemas.passed_over import PassedOver, Tally
 _SPECIAL = frozenset({tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE})
 _LINKS = frozenset({tarfile.LNKTYPE, tarfile.SYMTYPE})
 _HIDDEN = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
-"""A name, or that of a folder above it, which begins with a dot and is neither `.` nor `..`."""
+"""Matches a path with a part that begins with a dot and is neither `.` nor `..`."""
 
 
 def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRules = USUAL_TEXTS) -> Iterator[IndexRow]:
@@ -111,7 +111,7 @@ class _TarIndexer:
             sample.texts.add(name, ending, self._file.read(member.size))
 
     def _note(self, sample: Sample, ending: str, problem: str) -> None:
-        """Record a member that cannot be read. Another picture or text file with its key may still do."""
+        """Record a member that cannot be read. Another picture or text file with its key may be used instead."""
         if ending in PICTURE_ENDINGS:
             sample.add_lost_image(problem)
         else:

@@ -26,7 +26,7 @@ def test_default_rules_and_valid_rules_pass(tmp_path: Path) -> None:
     ("settings", "says"),
     [
         ({"caption_languages": ["english"]}, "rules.caption_languages: 'english' is not the ISO 639-1 code"),
-        ({"caption_blocked_terms": ["a", " "]}, "rules.caption_blocked_terms: there is an empty term"),
+        ({"caption_blocked_terms": ["a", " "]}, "rules.caption_blocked_terms: a term is empty"),
         ({"url_block_hosts": ["http://a.example"]}, "rules.url_block_hosts: 'http://a.example' is not a host"),
         ({"url_allow_hosts": ["a.example/x"]}, "rules.url_allow_hosts: 'a.example/x' is not a host"),
         ({"url_blocklist": "no/such/file"}, "rules.url_blocklist: .*no/such/file"),

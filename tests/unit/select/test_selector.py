@@ -36,7 +36,7 @@ def test_rows_pairs_selects_from_dropped_rows_too(dataset: Path) -> None:
     assert row_ids(dataset, "all") == oracle(dataset, expected)
 
 
-def test_a_threshold_is_duckdbs(dataset: Path) -> None:
+def test_a_threshold_equals_duckdbs(dataset: Path) -> None:
     make_subset(dataset, "where", WHERE)
     assert row_ids(dataset, "where") == oracle(dataset, f"select * from rows where {IN_SQL}")
 
