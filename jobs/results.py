@@ -40,11 +40,11 @@ class BuildResult:
     stopped: str | None = None
     """Why the run stopped before it had tried all shards. None if it tried them all."""
     seen: int = 0
-    """Files, members and records that the input showed: rows, parts of rows, and what was passed over."""
+    """Number of files, members and records found in the input: rows, parts of rows, and those passed over."""
     parts: int = 0
-    """Of these, part of the row of another, such as the caption beside a picture."""
+    """How many of them belong to the row of another one, such as the caption beside a picture."""
     passed_over: dict[str, int] = field(default_factory=dict)
-    """Reason -> of these, not used."""
+    """Reason -> how many of them were not used."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""

@@ -20,7 +20,7 @@ class PassedOver(StrEnum):
     TABLE_LOG = "bookkeeping of Spark or Delta Lake"
     LOOP = "link to a folder above it"
     MANY_LINKS = "one more link to the same folder"
-    BROKEN_LINK = "link to nothing"
+    BROKEN_LINK = "broken link"
     SPECIAL = "device, pipe or socket"
     UNREADABLE = "folder that cannot be read"
     OTHER_KIND = "not of the kind that is read here"

@@ -166,7 +166,7 @@ def retry(
     settings: Settings | None = None,
     progress: Progress = True,
 ) -> RetryResult:
-    """Fetch rows again that failed on the network. Recovered rows go into new generations of their shards.
+    """Fetch again the rows that failed on the network. Recovered rows go into new generations of their shards.
 
     Args:
         output: The output folder of a build.

@@ -133,7 +133,7 @@ def retry(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch rows again that failed on the network.
+    """Retry rows that failed on the network.
 
     Recovered rows go into new generations of their shards; all other rows stay as they are.
     """

@@ -47,7 +47,7 @@ def verify(
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Read a dataset again and check it.
+    """Check that a dataset is intact.
 
     Checks counts, checksums, and keys in tars and Parquet files of every shard, and computes a sample of the scores
     again.

@@ -79,5 +79,6 @@ def _check_is_folder(store: Store) -> None:
 def _refusal(store: Store, foreign: list[str]) -> str:
     more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
     return (
-        f"output: {store.root} is not empty, and not pairmill's: it has {foreign[0]}{more}; give a new or empty folder"
+        f"output: {store.root} is not empty and is not pairmill's: it contains {foreign[0]}{more}; give a new or empty "
+        "folder"
     )

@@ -69,7 +69,7 @@ def of_syntax(text: str, error: Exception) -> ExpressionError:
     """An error from Python's parser, with the right form if another language's was used."""
     if found := misspelt(text):
         start, end, meant = found
-        return pointing(text, start, end, f"{text[start:end]!r} is written {meant!r} here")
+        return pointing(text, start, end, f"use {meant!r} instead of {text[start:end]!r}")
     message = f"cannot be parsed: {getattr(error, 'msg', error)}"
     if not isinstance(error, SyntaxError):
         return ExpressionError(f"{text[:SHOWN_CHARS]!r} {message}")

@@ -195,7 +195,7 @@ class Expression:
     def _unsupported(self, node: ast.expr) -> ExpressionError:
         if found := misspelt(self._stripped):
             start, end, meant = found
-            return pointing(self._stripped, start, end, f"{self._stripped[start:end]!r} is written {meant!r} here")
+            return pointing(self._stripped, start, end, f"use {meant!r} instead of {self._stripped[start:end]!r}")
         return at_node(self._stripped, node, f"{self._source(node)!r} is not supported; {_grammar()}")
 
     def _words(self, node: ast.expr, error: Exception, table: pa.Table) -> str:

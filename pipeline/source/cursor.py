@@ -96,7 +96,7 @@ class Cursor:
         return list(self._parquet.schema_arrow.names)
 
     def _batch_rows(self, group: int, num_rows: int) -> int:
-        """How many rows to read at once, from this row group on. No footer gives the sizes of single pictures."""
+        """How many rows to read at once, from this row group on. The footer gives no sizes of individual pictures."""
         metadata = self._parquet.metadata
         size = min(num_rows, _BATCH_ROWS)
         has_pictures = any(can_contain_pictures(field.type) for field in self._parquet.schema_arrow)

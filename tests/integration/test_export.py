@@ -191,7 +191,7 @@ def test_a_file_that_was_deleted_is_written_again(dataset: Path, tmp_path: Path)
 
 def test_an_export_refuses_a_folder_with_anything_in_it(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "00000.tar").write_bytes(b"mine")
-    with pytest.raises(JobError, match=r"is not empty, and not pairmill's: it has 00000\.tar"):
+    with pytest.raises(JobError, match=r"is not empty and is not pairmill's: it contains 00000\.tar"):
         export(job(dataset, tmp_path, "webdataset"))
     assert (tmp_path / "00000.tar").read_bytes() == b"mine"
 

@@ -60,7 +60,7 @@ def test_a_foreign_folder_is_refused_and_unchanged(
 ) -> None:
     fill(tmp_path / "out", names)
     before = contents(tmp_path / "out")
-    with pytest.raises(JobError, match=r"/out is not empty, and not pairmill's: it has .*; give a new or empty folder"):
+    with pytest.raises(JobError, match=r"/out is not empty and is not pairmill's: it contains .*; give a new"):
         start(job(tmp_path, tmp_path / "out", kind))
     assert contents(tmp_path / "out") == before
 
@@ -68,7 +68,7 @@ def test_a_foreign_folder_is_refused_and_unchanged(
 @pytest.mark.parametrize("names", [*FOREIGN, ["input/a.csv-0123456789abcdef.parquet"], ["plan/0.parquet"]])
 def test_an_export_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path, names)
-    with pytest.raises(JobError, match="is not empty, and not pairmill's"):
+    with pytest.raises(JobError, match="is not empty and is not pairmill's"):
         check_export_folder(Store(str(tmp_path)))
 
 

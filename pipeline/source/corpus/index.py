@@ -24,7 +24,7 @@ INDEX_LAYOUT = 3
 MAX_PICTURES = 100
 """Maximum number of pictures with one key: they are tried until one decodes, and each try costs a read."""
 
-_MAX_KEY_CHARS = 4_096  # Linux' PATH_MAX
+_MAX_KEY_CHARS = 4_096  # Linux's PATH_MAX
 
 INDEX_SCHEMA = pa.schema(
     [
