@@ -147,6 +147,8 @@ ANSWERS: dict[str, Answer] = {
     "deflate without its checksum": Answer(_coded(zlib.compress(PICTURE)[:-4], b"deflate")),
     "bare deflate": Answer(_coded(_bare_deflate(PICTURE), b"deflate")),
     "bare deflate, bytes behind": Answer(_coded(_bare_deflate(PICTURE) + b"more", b"deflate")),
+    "zlib labeled gzip": Answer(_coded(zlib.compress(PICTURE), b"gzip")),
+    "gzip labeled deflate": Answer(_coded(_ZIPPED, b"deflate"), Status.OK, "curl accepts the opposite mistake only"),
     "gzip twice": Answer(_coded(gzip.compress(_ZIPPED), b"gzip, gzip")),
     "deflate, then gzip": Answer(_coded(gzip.compress(zlib.compress(PICTURE)), b"deflate,gzip")),
     "gzip, then nothing": Answer(_coded(_ZIPPED, b"gzip, identity")),

@@ -28,8 +28,9 @@ class Case:
     name: str
     body: bytes
     tolerance: int = 2
-    gray: Values | None = None
-    """The pixels that its specification requires, where decoders disagree: uint8 [height, width]."""
+    right: Values | None = None
+    """The pixels that its specification requires (or browsers show) where decoders disagree: uint8 [height, width] or
+    [height, width, 3]."""
 
 
 def values(bits: int, channels: int, seed: int = 5) -> Values:
@@ -149,19 +150,23 @@ def tiff(
     tags: dict[int, Any] | None = None,
     deflate: bool = False,
     rows_per_strip: int = HEIGHT,
+    is_planar: bool = False,
 ) -> bytes:
     """A TIFF of unsigned `pixels` (their bits are written as they are) with these values of tags 258, 262 and 339."""
     per_pixel = pixels.shape[2]
     strips = []
-    for top in range(0, len(pixels), rows_per_strip):
-        rows = pixels[top : top + rows_per_strip].reshape(-1, pixels.shape[1] * per_pixel)
-        data = b"".join(packed(row, bits, order) for row in rows)
-        strips.append(zlib.compress(data) if deflate else data)
+    for plane in np.split(pixels, per_pixel, axis=2) if is_planar else [pixels]:
+        for top in range(0, len(plane), rows_per_strip):
+            rows = plane[top : top + rows_per_strip]
+            data = b"".join(packed(row, bits, order) for row in rows.reshape(len(rows), -1))
+            strips.append(zlib.compress(data) if deflate else data)
     offsets = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
     entries: dict[int, Any] = {
         256: [pixels.shape[1]], 257: [len(pixels)], 258: [bits] * per_pixel, 259: [8 if deflate else 1],
         273: offsets, 277: [per_pixel], 278: [rows_per_strip], 279: list(map(len, strips)),
     }  # fmt: skip
+    if is_planar:
+        entries[284] = [2]
     if sample_format != 1:
         entries[339] = [sample_format] * per_pixel
     if photometric is not None:
@@ -234,7 +239,7 @@ def tiff_cases() -> Iterator[Case]:
             values(bits, 1), bits=bits, photometric=photometric, order=order, sample_format=sample_format,
             deflate=deflate,
         )  # fmt: skip
-        yield Case(name + (" deflate" if deflate else ""), body, gray=shown(bits, photometric, sample_format))
+        yield Case(name + (" deflate" if deflate else ""), body, right=shown(bits, photometric, sample_format))
     for order, bits, deflate in itertools.product("<>", (8, 16), (False, True)):
         rest = f"{'MM' if order == '>' else 'II'} {bits} bits{' deflate' if deflate else ''}"
         common: dict[str, Any] = {"bits": bits, "order": order, "deflate": deflate}
@@ -264,9 +269,55 @@ def tiff_cases() -> Iterator[Case]:
         name = f"tiff float {'MM' if order == '>' else 'II'}{' deflate' if deflate else ''} photometric {photometric}"
         body = tiff(ramp, bits=32, photometric=photometric, sample_format=3, order=order, deflate=deflate)
         gray = np.rint(ramp[..., 0].astype("<u4").view("<f4") * 255).astype(np.uint8)
-        yield Case(name, body, gray=gray if photometric else 255 - gray)
+        yield Case(name, body, right=gray if photometric else 255 - gray)
+    yield from odd_tiff_cases()
     yield Case("tiff 16 bits dark", tiff(values(16, 1) // 328, bits=16, photometric=1))
-    yield Case("tiff without photometric", tiff(values(8, 1), bits=8, photometric=None), gray=shown(8, 1, 1))
+    yield Case("tiff without photometric", tiff(values(8, 1), bits=8, photometric=None), right=shown(8, 1, 1))
+
+
+def odd_tiff_cases() -> Iterator[Case]:
+    """Layouts for which Pillow's own reader, used without compression, differs from libtiff."""
+    for order, bits, deflate in itertools.product("<>", (8, 16), (False, True)):
+        rest = f"{'MM' if order == '>' else 'II'} {bits} bits{' deflate' if deflate else ''}"
+        for channels in (3, 4):
+            data = values(bits, channels)
+            body = tiff(
+                data, bits=bits, photometric=2, order=order, deflate=deflate, is_planar=True,
+                tags={338: [2]} if channels == 4 else {},
+            )  # fmt: skip
+            yield Case(f"tiff planar {channels} channels {rest}", body, right=over_white(data / ((1 << bits) - 1)))
+    for deflate, extra in itertools.product((False, True), (0, 1, 2)):
+        data = values(8, 2)
+        gray, alpha = data[..., :1] / 255, data[..., 1:] / 255 if extra else np.ones((HEIGHT, WIDTH, 1))
+        stored = np.concatenate([np.rint(gray * alpha * 255) if extra == 1 else data[..., :1], data[..., 1:]], axis=2)
+        body = tiff(stored.astype(np.uint32), bits=8, photometric=1, deflate=deflate, tags={338: [extra]})
+        right = over_white(np.concatenate([gray, gray, gray, alpha], axis=2))
+        yield Case(f"tiff gray and channel of kind {extra}{' deflate' if deflate else ''}", body, right=right)
+    colors = np.frombuffer(palette_colors(256), np.uint8).reshape(256, 3)
+    body = tiff(values(8, 1), bits=8, photometric=3, tags={320: colors.T.reshape(-1).astype(int).tolist()})
+    yield Case("tiff palette of 8 bits", body, right=colors[values(8, 1)[..., 0]])
+    for across, down in itertools.product((1, 2, 4), (1, 2)):
+        yield Case(f"tiff ycbcr {across} x {down}", ycbcr_tiff(across, down))
+
+
+def over_white(samples: Values) -> Values:
+    """Colors and perhaps alpha, 0 to 1 -> uint8 [height, width, 3]."""
+    alpha = samples[..., 3:] if samples.shape[2] == 4 else 1
+    return np.rint(255 * (samples[..., :3] * alpha + 1 - alpha)).astype(np.uint8)
+
+
+def ycbcr_tiff(across: int, down: int) -> bytes:
+    """Uncompressed YCbCr with this subsampling (TIFF 6.0, section 21): each block's brightness, then its color."""
+    data = values(8, 3)
+    blocks = [
+        np.concatenate([data[y : y + down, x : x + across, 0].ravel(), data[y, x, 1:]])
+        for y in range(0, HEIGHT, down)
+        for x in range(0, WIDTH, across)
+    ]
+    raw = np.concatenate(blocks).astype(np.uint8).tobytes()
+    tags = {258: [8, 8, 8], 262: [6], 277: [3], 530: [across, down]}
+    size = {256: [WIDTH], 257: [HEIGHT], 259: [1], 273: [8], 278: [HEIGHT], 279: [len(raw)]}
+    return _tiff_file(raw, size | tags, "<")
 
 
 def shown(bits: int, photometric: int, sample_format: int) -> Values:
@@ -297,10 +348,29 @@ def other_cases() -> Iterator[Case]:
                 f"{kind.lower()} {mode} {key}".strip(), saved(photo(mode), kind, **options, **extra), tolerance=6
             )
     for mode in ("RGB", "RGBA", "L", "P", "1"):
-        yield Case(f"bmp {mode}", saved(photo(mode), "BMP"))
+        body = saved(photo(mode), "BMP")
+        yield Case(f"bmp {mode}", body)
+        yield Case(f"bmp {mode} reserved fields", body[:6] + b"app\1" + body[10:])
     for mode in ("L", "P", "1"):
         yield Case(f"gif {mode}", saved(photo(mode), "GIF"))
     yield Case("gif transparent", saved(photo("P"), "GIF", transparency=3))
+    for background, options in itertools.product((0, 7), ({}, {"transparency": 3})):
+        yield offset_gif(background, options)
+
+
+def offset_gif(background: int, options: dict[str, Any]) -> Case:
+    """A frame that covers a part of the screen. Browsers show the page around it, whatever the background color."""
+    gray = photo("L").quantize(16)
+    body = bytearray(saved(gray, "GIF", **options))
+    frame = body.index(b"," + bytes(4) + struct.pack("<HH", *gray.size))
+    struct.pack_into("<HH", body, 6, gray.width + 20, gray.height + 10)
+    body[11] = background
+    struct.pack_into("<HH", body, frame + 1, 15, 4)
+    right = np.full((gray.height + 10, gray.width + 20), 255, np.uint8)
+    inside = np.asarray(gray.convert("L"))
+    key = options.get("transparency", -1)
+    right[4:-6, 15:-5] = np.where(np.asarray(gray) == key, 255, inside)
+    return Case(f"gif with a small frame on {background} {options or 'opaque'}", bytes(body), right=right)
 
 
 def profile_name(data: bytes) -> str:

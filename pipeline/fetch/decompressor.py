@@ -30,11 +30,9 @@ class Decompressor:
         """A decompressor for a coding; None if the first bytes contradict the label, which is then ignored."""
         if head.startswith(_GZIP_MAGIC):  # RFC 1952; some servers label it as deflate
             return cls(_GZIP, max_bytes)
-        if coding != "deflate":
-            return None
         if head[0] & 0x0F == 8 and int.from_bytes(head[:2], "big") % 31 == 0:  # RFC 1950, with correct check bits
-            return cls(_ZLIB, max_bytes)
-        return cls(_BARE, max_bytes) if _is_deflate(head) else None
+            return cls(_ZLIB, max_bytes) if coding == "deflate" or _inflates(head, _ZLIB) else None
+        return cls(_BARE, max_bytes) if coding == "deflate" and _inflates(head, _BARE) else None
 
     @property
     def ended(self) -> bool:
@@ -90,10 +88,10 @@ class Decompressor:
         return False
 
 
-def _is_deflate(head: bytes) -> bool:
-    """Whether the bytes can begin a bare deflate stream (RFC 1951), as Microsoft's servers once sent."""
+def _inflates(head: bytes, wbits: int) -> bool:
+    """Whether the bytes can begin a stream of this kind. Microsoft's servers once sent bare deflate (RFC 1951)."""
     try:
-        zlib.decompressobj(_BARE).decompress(head)
+        zlib.decompressobj(wbits).decompress(head)
     except zlib.error:
         return False
     return True

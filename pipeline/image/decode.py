@@ -12,7 +12,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, JpegImagePlugin
+from PIL import GifImagePlugin, Image, JpegImagePlugin
 
 from pairmill.pipeline.common.text import clean_text, describe
 from pairmill.pipeline.image import sniff
@@ -154,9 +154,7 @@ def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -
     header = ImageHeader(
         found, *opened.size, cost=picture_cost(body, found, opened, png), chroma=_chroma(found, opened)
     )
-    header.space = {"CMYK": "CMYK", "L": "GRAY", "LA": "GRAY", "1": "GRAY", "F": "GRAY"}.get(opened.mode, "RGB ")
-    if opened.mode.startswith("I"):
-        header.space = "GRAY"
+    header.space = _SPACES.get(opened.mode[:2], "RGB ")
     if isinstance(opened, TiffFile):
         header.samples = opened.samples
     if png is not None:
@@ -256,6 +254,8 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
         opened.load()
         pixels = to_rgb(opened, header.samples, _profile(header, opened))
         opened.close()
+        if isinstance(opened, GifImagePlugin.GifImageFile) and opened.dispose_extent:
+            _clear_around(pixels, opened.dispose_extent)
         if header.key is not None:
             over_white_by_key(pixels, _low_bytes(body), header.key)
         return pixels
@@ -267,6 +267,14 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
         raise _out_of_memory(header.cost) from error
     except Exception as error:  # as in open_image
         raise ImageError(Status.IMAGE_CORRUPT, describe(error)) from error
+
+
+def _clear_around(pixels: Pixels, frame: tuple[int, int, int, int]) -> None:
+    """Make white, in place, what a GIF's frame (left, top, right, bottom) does not cover. GIF89a wants the background
+    color there, but browsers show the page, and only Pillow's transparent frames do (Pillow#5548)."""
+    left, top, right, bottom = frame
+    pixels[:top] = pixels[bottom:] = 255
+    pixels[:, :left] = pixels[:, right:] = 255
 
 
 def _low_bytes(body: bytes) -> Pixels:

@@ -106,6 +106,8 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
 
 
 def _over_white(band: Image.Image, profile: bytes | None) -> Any:
+    if band.mode == "La":  # Pillow converts premultiplied gray to nothing else
+        band = band.convert("LA")
     band = band.convert("RGBA")
     if profile and (converted := to_srgb(band.convert("L" if is_for_gray(profile) else "RGB"), profile)):
         converted.putalpha(band.getchannel("A"))

@@ -32,6 +32,9 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "PSD"),
     (b"qoif", "QOI"),
 )
+_BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
+"""Sizes of the second header, from OS/2 1 to Windows 5: unlike the reserved fields before it, these have few values."""
+
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"})
 _HEIF_CONTAINERS = frozenset({b"mif1", b"msf1"})
@@ -46,7 +49,7 @@ def image_format(head: bytes) -> str | None:
         return "WEBP"
     if head[4:8] == b"ftyp":
         return _heif_format(head)
-    if head[:2] == b"BM" and head[6:10] == b"\x00\x00\x00\x00":  # reserved fields: "BM" alone begins many texts
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:  # "BM" alone begins many texts
         return "BMP"
     return None
 

@@ -15,7 +15,8 @@ from PIL import Image, TiffImagePlugin
 from pairmill.pipeline.image.bounded_stream import BoundedStream
 from pairmill.pipeline.image.rgb import Samples, UnsupportedMode
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
+_UNCOMPRESSED, _LZW = 1, 5
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _FAX = frozenset({2, 3, 4, 32771})  # fax compressions, in which paper is zero
 
@@ -24,12 +25,12 @@ _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _SAMPLE_FORMAT, _EXTRA_SAMPLES = 277, 278, 
 _STRIP_OFFSETS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 273, 322, 323, 324
 _FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, _ICC_PROFILE = 266, 284, 317, 320, 347, 34675
 _ORIENTATION, _XMP, _BIG_TIFF = 274, 700, 43
-_STRIP_BYTES, _TILE_BYTES, _YCBCR = 279, 325, (529, 530, 531, 532)
+_STRIP_BYTES, _TILE_BYTES, _YCBCR_TAGS = 279, 325, (529, 530, 531, 532)
 
 _PIXEL_TAGS = frozenset(
     {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _SAMPLE_FORMAT}
     | {_EXTRA_SAMPLES, _STRIP_OFFSETS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES}
-    | {_FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, *_YCBCR}
+    | {_FILL_ORDER, _PLANAR, _PREDICTOR, _COLOR_MAP, _JPEG_TABLES, *_YCBCR_TAGS}
 )
 
 
@@ -47,6 +48,8 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
     """Number of strips or tiles."""
 
     def _setup(self) -> None:
+        _leave_to_libtiff(self.tag_v2)
+        _widen_palette(self.tag_v2)
         self.samples = _normalize(self.tag_v2)
         self.num_parts, self.buffer_bytes = _parts(self.tag_v2)
         try:
@@ -119,6 +122,23 @@ def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, Any]) 
         metadata["xmp"] = data
     elif tag == _ICC_PROFILE and data:
         metadata["icc_profile"] = data
+
+
+def _leave_to_libtiff(tags: Any) -> None:
+    """Pillow unpacks uncompressed files itself, but mistakes planes of 16 bits for planes of 8 (Pillow#4621), and does
+    not know YCbCr with fewer samples of color than of brightness. If a file claims to be compressed, Pillow leaves it to
+    libtiff, which reads the tag in the file."""
+    is_planar = _first(tags, _PLANAR) == 2 and (_first(tags, _SAMPLES_PER_PIXEL) or 1) > 1
+    is_misread = (is_planar and (_first(tags, _BITS) or 1) > 8) or _first(tags, _PHOTOMETRIC) == _YCBCR
+    if is_misread and _first(tags, _COMPRESSION) in (None, _UNCOMPRESSED):
+        tags[_COMPRESSION] = _LZW
+
+
+def _widen_palette(tags: Any) -> None:
+    """Colors have 16 bits. Some writers store 8, and libtiff takes a palette without larger values for one of those."""
+    colors = tags.get(_COLOR_MAP)
+    if colors and max(colors) < 256:  # Pillow would show black (Pillow#2157)
+        tags[_COLOR_MAP] = tuple(color * 257 for color in colors)
 
 
 def _normalize(tags: Any) -> Samples:

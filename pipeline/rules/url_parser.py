@@ -19,8 +19,11 @@ HTTP_SCHEMES = frozenset({"http", "https"})
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,31}):")  # RFC 3986, section 3.1
 
-# C0, DEL, C1 and every kind of white space. Clients disagree on them: some cut, some quote, some drop them.
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+# C0, blank and DEL. Clients disagree on them: some cut, some quote, some drop them. Other white space is quoted by all.
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f]")
+
+# In a host also C1 and every other kind of white space, which IDNA would map to blanks or drop.
+_FORBIDDEN_IN_HOSTS = re.compile(r"[\x80-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 # After IDNA. RFC 1123 allows no underscores in host names, but DNS has them.
 _NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
@@ -132,6 +135,8 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme, problem=f"longer than {MAX_URL_BYTES} bytes")
     parts = _COMPONENTS.match(url)
     assert parts is not None
+    if _FORBIDDEN_IN_HOSTS.search(parts["authority"] or ""):
+        return ParsedUrl(url, scheme, problem="white space or a control character")
     try:
         parsed = _parse_authority(scheme, parts["authority"] or "")
     except ValueError as error:  # UnicodeError is one too

@@ -166,7 +166,7 @@ def is_text_list(data_type: pa.DataType) -> bool:
 
 
 def _split(names: Sequence[str], url: str, caption: str | None, uid: str | None) -> FileColumns:
-    found = [None if role is None else find_column(names, role) for role in (url, caption, uid)]
+    found = [find_column(names, role) if role else None for role in (url, caption, uid)]  # a column may be called ""
     extra = tuple(name for name in names if name not in found and name != MALFORMED_COLUMN)
     return FileColumns(found[0], found[1], found[2], extra)
 

@@ -189,7 +189,7 @@ def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
         captions=captions,
         own_uids=None if mapping.uid_column is None else repeated(uid_texts(table, columns.uid)),
         problems=repeated(problems),
-        caption_problems=repeated(_strings(table, CAPTION_PROBLEM_COLUMN if is_index else "")),
+        caption_problems=repeated(_strings(table, CAPTION_PROBLEM_COLUMN if is_index else None)),
         parents=parents,
         indexes=pa.array(indexes, pa.int32()),
         has_lists=has_lists,
@@ -197,9 +197,9 @@ def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
     )
 
 
-def _strings(table: pa.Table, name: str) -> pa.Array:
+def _strings(table: pa.Table, name: str | None) -> pa.Array:
     """A text column that pairmill wrote; null if the file has none."""
-    if name not in table.schema.names:
+    if name is None or name not in table.schema.names:
         return pa.nulls(table.num_rows, pa.string())
     return table[name].combine_chunks().cast(pa.string())
 

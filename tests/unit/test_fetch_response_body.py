@@ -148,7 +148,7 @@ def test_unknown_compression_is_not_an_image() -> None:
         (b"\x89PNG\r\n\x1a\n", "PNG"),
         (b"GIF87a", "GIF"),
         (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "WEBP"),
-        (b"BM\x36\x00\x0c\x00\x00\x00\x00\x00", "BMP"),
+        (b"BM\x36\x00\x0c\x00\x00\x00\x00\x00\x36\x00\x00\x00\x28", "BMP"),
         (b"II*\x00", "TIFF"),
         (b"MM\x00*", "TIFF"),
         (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00mif1miaf", "AVIF"),

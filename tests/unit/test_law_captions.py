@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.corpus.index import IndexRow
-from pairmill.pipeline.source.corpus.sidecar import TextRules
+from pairmill.pipeline.source.corpus.sidecar import TextRules, TextUse
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.files import SourceError
@@ -90,6 +90,30 @@ def test_a_caption_of_any_json_is_read_or_its_row_is_refused(
         assert not texts_of(value)
     if isinstance(value, (bool, int, float)):
         assert "the caption is a" in str(row.caption_problem)
+
+
+def is_named_or_text(item: Any) -> bool:
+    """Whether an item of JSON without an object around it is a caption, whatever the others are."""
+    if isinstance(item, dict):
+        return any(isinstance(item.get(name), str) and item[name].strip() for name in ("caption", "text"))
+    return isinstance(item, str) and bool(item.strip())
+
+
+@given(json_values.filter(lambda value: not isinstance(value, dict)))
+@example([{"caption": "a dog"}, {"caption": "a cat"}])
+@example(["a dog", {"box": [1, 2]}])
+@example([{"box": [1, 2]}])
+def test_captions_without_an_object_around_them_are_read_or_their_row_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, value: Any
+) -> None:
+    use = TextUse()
+    row = indexed(tmp_path_factory.mktemp("json"), ("0.json", json.dumps(value).encode()), use=use)
+    found = [caption.decode() for caption in row.captions or () if caption]
+    assert set(found) - {""} - {" "} <= set(texts_of(value))
+    if row.caption_problem is None and not any(caption.strip() for caption in found):
+        assert not any(map(is_named_or_text, value if isinstance(value, list) else [value]))
+    if row.caption_problem is None and row.captions is None:
+        assert use.uncaptioned == 1
 
 
 @given(st.text(st.characters(codec="cp1252", exclude_categories=["Cc"]), min_size=1), st.sampled_from(ENCODINGS))

@@ -49,6 +49,18 @@ DISAGREEMENTS = {
         "Without a profile, ink has no defined color: Pillow and OpenCV multiply, and libvips assumes a press of its "
         "own. OpenCV reads no 16 bits.",
     ),
+    r"tiff planar . channels .. 16 bits$": (
+        ("specification", "libvips"),
+        "Uncompressed planes of 16 bits are bytes to Pillow, and OpenCV reads no planes.",
+    ),
+    r"tiff gray and channel of kind 1": (
+        ("specification", "libvips"),
+        "Pillow cannot convert gray with premultiplied alpha, and OpenCV drops the alpha.",
+    ),
+    r"gif with a small frame on . opaque": (
+        ("specification",),
+        "Browsers show the page around it. Pillow and OpenCV take some color of the palette, and libvips black.",
+    ),
     r"avif L icc_profile GRAY": (("pillow",), "OpenCV applies no profiles, and libvips none of grayscale AVIFs."),
 }
 """Cases where fewer than two decoders agree with the stored pixels: who is right, and why."""
@@ -78,8 +90,8 @@ def agrees(one: Pixels | None, other: Pixels, tolerance: int) -> bool:
 
 def agreeing(case: Case, pixels: Pixels) -> set[str]:
     shown = {name: getattr(other_decoders, name)(case.body) for name in DECODERS}
-    if case.gray is not None:
-        shown["specification"] = np.repeat(case.gray[..., None], 3, axis=2)
+    if case.right is not None:
+        shown["specification"] = case.right if case.right.ndim == 3 else np.repeat(case.right[..., None], 3, axis=2)
     return {name for name, other in shown.items() if agrees(other, pixels, case.tolerance)}
 
 

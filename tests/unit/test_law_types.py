@@ -73,7 +73,9 @@ def folder() -> Iterator[Path]:
 def read_all(where: Path, **source: Any) -> pa.Table:
     """Plan everything in the folder `in`, and read it back."""
     config = {"paths": [str(where / "in")], **source}
-    job = BuildJob.model_validate({"source": config, "output": str(where / "out"), "shard_rows": 100})
+    models = [{"name": "tiny"}] if source.get("kind") == "corpus" else []
+    values = {"source": config, "output": str(where / "out"), "shard_rows": 100, "models": models}
+    job = BuildJob.model_validate(values)
     store = Store(job.output)
     plan = make_plan(JobRecord(job, "job"), store)
     reader = ShardReader(store, plan.mapping)
@@ -223,6 +225,21 @@ def test_law_types_int96_arrives_in_microseconds_or_is_refused(
                 read_all(where)
         else:
             assert exact(read_all(where)["at"]) == exact(values)
+
+
+@pytest.mark.parametrize("kind", ["urls", "corpus"])
+@given(name=st.sampled_from(["", " ", "_", "-", "a.b", "x\ny", "uid", "status", "source_"]) | st.text(max_size=3))
+@example(name="")
+@FEW
+def test_law_types_a_carried_column_of_any_name_arrives_and_costs_no_row(kind: str, name: str) -> None:
+    assume(name not in ("uri", "alt"))
+    key = "url" if kind == "urls" else "caption"
+    settings_ = {} if kind == "urls" else {"kind": "corpus"}
+    with folder() as where:
+        pq.write_table(pa.table({key: ["http://a.org/1", "http://a.org/2"], name: [71, 72]}), where / "in" / "a.parquet")
+        found = read_all(where, **settings_)
+    assert found["status"].to_pylist() == ["ok", "ok"]
+    assert [71, 72] in [column.to_pylist() for column in found.columns]
 
 
 FOLDER_NAMES = st.text("aZ0é .=/%+_-", min_size=1, max_size=4)

@@ -160,11 +160,12 @@ class Texts:
 
     def _add_json(self, data: bytes) -> None:
         value = _parse(data, self.rules.encoding)
-        if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+        if isinstance(value, str) or (isinstance(value, list) and any(map(_is_caption, value))):
             self.usual = self.usual or _captions_in(value)
-        if not isinstance(value, dict):
             return
         self.has_json = True
+        if not isinstance(value, dict):
+            return
         self.fields = self.fields or value
         names = Names(value)
         self.url = self.url or _text_in(value, names, self.rules.url or "url")
@@ -236,6 +237,11 @@ def _captions_in(value: Any, depth: int = 0) -> Captions | None:
         if any(text.strip() for text in texts) or (found and texts == found):
             return (_raw(next((text for text in texts if text.strip()), texts[0])),)
     raise UnreadableText(f"the caption is {_KINDS.get(type(value), 'not text')}")
+
+
+def _is_caption(item: Any) -> bool:
+    """Whether an item of a list without a name is a caption, and the list not, say, one of boxes."""
+    return isinstance(item, str) or (isinstance(item, dict) and any(item.get(name) is not None for name in _IN_OBJECTS))
 
 
 _KINDS = {bool: "a truth value", int: "a number", float: "a number", list: "a list in a list", dict: "an object"}
