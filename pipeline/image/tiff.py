@@ -126,8 +126,8 @@ def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, Any]) 
 
 def _leave_to_libtiff(tags: Any) -> None:
     """Pillow unpacks uncompressed files itself, but mistakes planes of 16 bits for planes of 8 (Pillow#4621), and does
-    not know YCbCr with fewer samples of color than of brightness. If a file claims to be compressed, Pillow leaves it to
-    libtiff, which reads the tag in the file."""
+    not know YCbCr with fewer samples of color than of brightness. It leaves to libtiff what seems to be compressed, and
+    libtiff reads the true tag from the file."""
     is_planar = _first(tags, _PLANAR) == 2 and (_first(tags, _SAMPLES_PER_PIXEL) or 1) > 1
     is_misread = (is_planar and (_first(tags, _BITS) or 1) > 8) or _first(tags, _PHOTOMETRIC) == _YCBCR
     if is_misread and _first(tags, _COMPRESSION) in (None, _UNCOMPRESSED):

@@ -236,7 +236,9 @@ def test_law_types_a_carried_column_of_any_name_arrives_and_costs_no_row(kind: s
     key = "url" if kind == "urls" else "caption"
     settings_ = {} if kind == "urls" else {"kind": "corpus"}
     with folder() as where:
-        pq.write_table(pa.table({key: ["http://a.org/1", "http://a.org/2"], name: [71, 72]}), where / "in" / "a.parquet")
+        pq.write_table(
+            pa.table({key: ["http://a.org/1", "http://a.org/2"], name: [71, 72]}), where / "in" / "a.parquet"
+        )
         found = read_all(where, **settings_)
     assert found["status"].to_pylist() == ["ok", "ok"]
     assert [71, 72] in [column.to_pylist() for column in found.columns]
