@@ -20,7 +20,7 @@ from pairmill.schemas.jobs import SourceConfig
 from pairmill.schemas.pairs import source_column_name
 
 URL_NAMES = ("url", "image_url", "img_url", "imageurl", "image_link", "uri", "link")
-CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "captions", "texts", "title")
+CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "captions", "texts", "title", "txt")
 LICENSE_NAMES = ("license", "licence")
 
 

@@ -60,7 +60,7 @@ def _describe_columns(mapping: ColumnMapping) -> str:
         "checksums": mapping.sha256_column,
         "licenses": mapping.license_column,
     }
-    used = [f"{role} from column {name!r}" for role, name in names.items() if name is not None]
+    used = [f"{role} from column {name!r}" for role, name in names.items() if name]
     carried = len(mapping.extra_columns)
     return ", ".join([*used, *([] if mapping.has_captions else ["no captions"]), f"{carried} more carried through"])
 

@@ -7,6 +7,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -216,6 +218,18 @@ def test_a_setting_that_a_tar_cannot_follow_is_an_error(tmp_path: Path, settings
     source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"caption": "a", "w": 1}'), ("0.txt", b"b"))
     with pytest.raises(SourceError, match=message):
         shard_rows(tmp_path / "out", source, **settings)
+
+
+def test_captions_of_a_webdataset_that_became_parquet_are_found(tmp_path: Path) -> None:
+    """Hugging Face names the columns after the endings of the tar's members."""
+    (tmp_path / "in").mkdir()
+    columns = {"jpg": [{"bytes": b"x", "path": "0.jpg"}], "txt": ["a dog"], "__key__": ["0"], "": [7]}
+    pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
+    (row,) = shard_rows(tmp_path / "out", tmp_path / "in")
+    assert (row["caption"], row["status"], row["url"]) == ("a dog", "ok", None)
+    values = {"source": {"paths": ["in"], "kind": "corpus"}, "output": "out", "models": [{"name": "tiny"}]}
+    told = describe_plan(load_plan(Store(str(tmp_path / "out"))), BuildJob.model_validate(values))
+    assert "pictures from column 'jpg'; captions from column 'txt'" in told
 
 
 def test_json_with_no_usual_key_is_reported_with_its_keys(tmp_path: Path) -> None:
