@@ -26,6 +26,7 @@ _BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, because its mark starts with that
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_GZIP_MAGIC = b"\x1f\x8b"  # of RFC 1952; no text starts with it
 _FEW_LINES = 3
 """In a file this short, one line that is not UTF-8 is enough to refuse it."""
 _BROKEN_SHARE = 1_000
@@ -99,7 +100,10 @@ def marked_encoding(uri: str, files: Files) -> str | None:
 def _decompressed(uri: str, files: Files) -> Iterator[Any]:
     try:
         with files.open(uri) as file:
-            yield gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
+            head = _first_bytes(file)
+            whole = _Rejoined(head, file)
+            is_gzip = uri.lower().endswith(".gz") or head.startswith(_GZIP_MAGIC)
+            yield gzip.GzipFile(fileobj=whole) if is_gzip else whole
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
 

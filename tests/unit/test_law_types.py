@@ -6,6 +6,7 @@ tables of YAML 1.2 for job files.
 
 import csv
 import datetime
+import gzip
 import io
 import json
 import math
@@ -278,6 +279,24 @@ def test_law_types_a_partition_of_a_text_file_is_a_column(name: str, text: str) 
             (where / "in" / f"lang={lang}").mkdir()
             (where / "in" / f"lang={lang}" / name).write_text(text)
         assert set(read_all(where)["lang"].to_pylist()) == {"en", None}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "url,caption\nhttp://a.org/1,\u00e9\n"),
+        ("a.jsonl", '{"url": "http://a.org/1", "caption": "\u00e9"}\n'),
+        ("a.json", '[{"url": "http://a.org/1", "caption": "\u00e9"}]'),
+        ("a.txt", "http://a.org/1\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_law_types_a_gzipped_file_is_read_whatever_its_name(name: str, text: str, encoding: str) -> None:
+    with folder() as where:
+        (where / "in" / name).write_bytes(gzip.compress(text.encode(encoding)))
+        (row,) = read_all(where).to_pylist()
+    assert row["url"] == "http://a.org/1"
+    assert row["caption"] == ("\u00e9" if "caption" in text else None)
 
 
 def test_law_types_a_column_of_the_file_takes_precedence_over_a_partition() -> None:
