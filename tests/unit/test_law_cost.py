@@ -32,7 +32,7 @@ from tests.picture_grid import photo, saved
 
 MAX_PEAK_BYTES = 1_000_000_000
 START_BYTES = 160_000_000
-"""Of a process with Ray and the downloader, before its first picture. That of the tests also has their pictures."""
+"""Memory of a process with Ray and the downloader before its first picture. The test process also has its pictures."""
 MAX_CPU_S = 5.0
 
 IS_LONG_RUN = settings.default.max_examples > 100
@@ -123,20 +123,20 @@ def test_the_most_expensive_pictures_that_are_not_refused_stay_within_their_cost
 
 def test_pictures_decoded_at_the_same_time_share_one_budget(child: ProcessPoolExecutor) -> None:
     side = int((max(MEGAPIXELS, 12.0) * 1e6) ** 0.5)
-    extra, _ = child.submit(_decode_together, png_of_zeros(side, side), side * side).result()
+    extra = child.submit(_decode_together, png_of_zeros(side, side), side * side).result()
     assert extra < cost.BYTES_PER_PIXEL * side * side + THREADS * 30_000_000  # which malloc keeps for each thread
     assert START_BYTES + extra < MAX_PEAK_BYTES
 
 
-def _decode_together(body: bytes, max_pixels: int) -> tuple[int, int]:
-    """(increase, total) of peak memory in bytes, in a process that decodes one picture on several threads."""
+def _decode_together(body: bytes, max_pixels: int) -> int:
+    """Increase of peak memory in bytes, in a process that decodes one picture on several threads."""
     cost.MIN_MEMORY_BYTES = 0
     processor = ImageProcessor(ImagesConfig(max_pixels=max_pixels))
     _forget_peak()
     before = _peak_bytes()
     with ThreadPoolExecutor(THREADS) as threads:
         assert {picture.status for picture in threads.map(processor.process, [body] * THREADS)} == {Status.OK}
-    return _peak_bytes() - before, _peak_bytes()
+    return _peak_bytes() - before
 
 
 def test_the_gate_admits_no_more_than_fits() -> None:

@@ -159,6 +159,12 @@ def two_columns(draw: st.DrawFn) -> tuple[pa.Array, pa.Array]:
     return _array(lists[0], kinds[0]), _array(lists[1], kinds[1])
 
 
+def write_values(where: Path, name: str, values: pa.Array) -> None:
+    """A list of URLs of its own, with the values beside them."""
+    urls = [f"http://{name}.org/{row}" for row in range(len(values))]
+    pq.write_table(pa.table({"url": urls, "value": values}), where / "in" / f"{name}.parquet")
+
+
 @given(columns=two_columns())
 @example(columns=(pa.array([2**64 - 1], pa.uint64()), pa.array([-1], pa.int64())))
 @example(columns=(pa.array([1, 2**63 - 1], pa.uint64()), pa.array([-1], pa.int64())))
@@ -168,8 +174,7 @@ def two_columns(draw: st.DrawFn) -> tuple[pa.Array, pa.Array]:
 def test_law_types_a_value_arrives_or_both_files_are_named(columns: tuple[pa.Array, pa.Array]) -> None:
     with folder() as where:
         for name, values in zip("ab", columns, strict=True):
-            urls = [f"http://{name}.org/{row}" for row in range(len(values))]
-            pq.write_table(pa.table({"url": urls, "value": values}), where / "in" / f"{name}.parquet")
+            write_values(where, name, values)
         try:
             answer = read_all(where)
         except SourceError as error:
@@ -184,8 +189,7 @@ def test_law_types_a_value_arrives_or_both_files_are_named(columns: tuple[pa.Arr
 def test_law_types_a_new_file_of_another_type_arrives_or_is_refused_by_name(columns: tuple[pa.Array, pa.Array]) -> None:
     with folder() as where:
         for name, values in zip("ab", columns, strict=True):
-            urls = [f"http://{name}.org/{row}" for row in range(len(values))]
-            pq.write_table(pa.table({"url": urls, "value": values}), where / "in" / f"{name}.parquet")
+            write_values(where, name, values)
             try:
                 answer = read_all(where)
             except PlanError as error:

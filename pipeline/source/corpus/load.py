@@ -5,8 +5,9 @@ stage refuses damaged ones.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import IO, Any
 
@@ -159,14 +160,8 @@ class Loader:
 
     def _check_decodes(self, row: _Row) -> None:
         """Decode a picture whose header is sound. Usually the encoder does this."""
-        try:
+        with _costing_one(row):
             self._processor.pixels(bytes(row.image))
-        except ImageError as error:
-            row.refuse(error.status, error.detail)
-        except Exception as error:  # costs one row, not the shard
-            if (fault := local_fault(error)) is not None:
-                raise fault from error
-            row.refuse(Status.ROW_ERROR, describe(error))
 
     def _is_in_picture_folder(self, file: str) -> bool:
         return not file.lower().endswith(".tar") and self._files.is_folder(file.rpartition("/")[0])
@@ -180,18 +175,25 @@ class Loader:
         row.original_bytes = len(body)
         row.sha256 = hashlib.sha256(body).hexdigest()
         row.md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        try:
+        with _costing_one(row):
             if not body:
                 raise ImageError(Status.EMPTY_BODY, None)
             row.original_format, (row.original_width, row.original_height) = self._processor.header(body)
             if self._isolated and (picture := self._isolated.process(body)).status is not Status.OK:
                 raise ImageError(picture.status, picture.detail)
-        except ImageError as error:
-            row.refuse(error.status, error.detail)
-        except Exception as error:  # costs one row, not the shard
-            if (fault := local_fault(error)) is not None:
-                raise fault from error
-            row.refuse(Status.ROW_ERROR, describe(error))
+
+
+@contextmanager
+def _costing_one(row: _Row) -> Iterator[None]:
+    """The border of a row: an error costs this row and not the shard, unless the machine is at fault."""
+    try:
+        yield
+    except ImageError as error:
+        row.refuse(error.status, error.detail)
+    except Exception as error:
+        if (fault := local_fault(error)) is not None:
+            raise fault from error
+        row.refuse(Status.ROW_ERROR, describe(error))
 
 
 def _alternates(table: pa.Table) -> dict[int, list[_Ref]]:
