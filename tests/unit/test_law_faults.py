@@ -1,17 +1,20 @@
 """Law: text from strangers decides nothing. Words about machine faults in it change no verdict."""
 
+import errno
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pairmill.pipeline.common.faults import Failure
+from pairmill.pipeline.common.faults import Failure, LocalFault
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
 from pairmill.schemas.errors import FailureKind
 from pairmill.schemas.jobs import ImagesConfig
 from tests.unit.test_law_answer import verdicts
+from tests.unit.test_law_identity import uids, write_tar
 
 WORDS = [
     "Insufficient memory, No space left on device",
@@ -76,3 +79,21 @@ def test_law_faults_words_in_a_picture_change_no_status(make: object, kept: floa
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, OSError, KeyError, ConnectionError])
 def test_law_faults_words_of_an_exception_blame_no_machine(kind: type[Exception], words: str) -> None:
     assert Failure.of(kind(words)).kind is FailureKind.SHARD
+
+
+def test_law_faults_of_the_machine_fail_a_corpus_shard_and_others_cost_their_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "a.tar", [(None, "a photo", 0), (None, "a dog", 1)])
+
+    def fail_with(error: Exception) -> None:
+        def header(self: ImageProcessor, body: bytes) -> None:
+            raise error
+
+        monkeypatch.setattr(ImageProcessor, "header", header)
+
+    fail_with(ValueError("a bug that one picture meets"))
+    assert [status for _, status in uids(tmp_path / "rows", tmp_path / "a.tar", 10)] == ["row_error"] * 2
+    fail_with(OSError(errno.EMFILE, "Too many open files"))
+    with pytest.raises(LocalFault):
+        uids(tmp_path / "shard", tmp_path / "a.tar", 10)
