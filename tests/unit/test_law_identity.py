@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,10 +62,8 @@ def uids(output: Path, source: Path, shard_rows: int) -> list[tuple[str, str]]:
     store = Store(str(output))
     make_plan(JobRecord(BuildJob.model_validate({**values, "models": [{"name": "tiny"}]}), "f" * 32), store)
     plan = load_plan(store)
-    reader, loader = ShardReader(store, plan.mapping), Loader(ImagesConfig(), Files())
-    tables = [loader(reader.read(shard), has_pictures=True) for shard in shards_from_table(plan.shards)]
-    reader.close()
-    loader.close()
+    with closing(ShardReader(store, plan.mapping)) as reader, closing(Loader(ImagesConfig(), Files())) as loader:
+        tables = [loader(reader.read(shard), has_pictures=True) for shard in shards_from_table(plan.shards)]
     rows = pa.concat_tables(tables).to_pylist()
     return [(row["uid"], row["status"]) for row in rows]
 
