@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 
 SIZES = ((640, 480), (1024, 768), (3000, 2000))
 SIDE, QUALITY, SOURCE_QUALITY = 512, 95, 85

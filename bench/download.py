@@ -26,7 +26,8 @@ from bench.web import serving
 from pairmill.jobs.build import build
 from pairmill.jobs.cluster.session import ray_session
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import BuildJob, ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
 
 SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] + [(3000, 2000)]
@@ -86,7 +87,7 @@ def main() -> None:
     print(f"{len(pictures)} pictures, {sum(map(len, pictures)) / len(pictures) / 1000:.0f} kB on average")
     print(f"{'round':<8}{'pipeline/s':>12}{'codec/s':>12}{'ratio':>8}")
     ratios = []
-    from pairmill.schemas.jobs import RunConfig
+    from pairmill.schemas.job.run import RunConfig
 
     with serving(pictures) as bases, ray_session(RunConfig()):
         urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(options.rows)]

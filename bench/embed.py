@@ -108,7 +108,8 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
     import torch
 
     from pairmill.pipeline.encode.clip_model import load_model
-    from pairmill.schemas.jobs import ModelConfig, RunConfig
+    from pairmill.schemas.job.models import ModelConfig
+    from pairmill.schemas.job.run import RunConfig
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = load_model(ModelConfig(name=model_folder, alias="m"), RunConfig(device="cpu", batch_size=BATCH_SIZE))

@@ -36,7 +36,7 @@ from bench import name_server
 from bench.decode import draw
 from bench.nginx import delayed, nginx, silence
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 
 PEERS = Path(".venv-peers/bin/python")
 FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
-from pairmill.schemas.jobs import BuildJob, SourceConfig
+from pairmill.schemas.job.source import SourceConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.record import JobRecord
 

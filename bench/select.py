@@ -49,7 +49,7 @@ def pairmill(dataset: str) -> dict[str, float]:
     """Seconds once Ray is up, and selected rows."""
     from pairmill.jobs.cluster import session
     from pairmill.jobs.select import select
-    from pairmill.schemas.jobs import RunConfig
+    from pairmill.schemas.job.run import RunConfig
     from pairmill.schemas.subset import SelectJob
 
     with session.ray_session(RunConfig(), spare_cpus=0):

@@ -29,7 +29,7 @@ from pairmill.pipeline.source.mapping import IndexedPictures, NoPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import LAYOUT, ExportedPart, ExportJob, ExportRecord
-from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.subset import Subset
 

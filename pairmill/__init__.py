@@ -30,15 +30,13 @@ if TYPE_CHECKING:
     from pairmill.pipeline.rules.custom import at, rule
     from pairmill.schemas.errors import JobError, PairmillError
     from pairmill.schemas.export import ExportJob
-    from pairmill.schemas.jobs import (
-        BuildJob,
-        FetchConfig,
-        ImagesConfig,
-        ModelConfig,
-        RulesConfig,
-        RunConfig,
-        SourceConfig,
-    )
+    from pairmill.schemas.job.fetch import FetchConfig
+    from pairmill.schemas.job.images import ImagesConfig
+    from pairmill.schemas.job.models import ModelConfig
+    from pairmill.schemas.job.rules import RulesConfig
+    from pairmill.schemas.job.run import RunConfig
+    from pairmill.schemas.job.source import SourceConfig
+    from pairmill.schemas.jobs import BuildJob
     from pairmill.schemas.s3 import S3Access, S3Config
     from pairmill.schemas.status import Status
     from pairmill.schemas.subset import Dedup, Sample, SelectJob, SelectStep, StepReport, Subset, Top
@@ -104,15 +102,13 @@ _MODULES = {
     "pipeline.rules.custom": ("at", "rule"),
     "schemas.errors": ("JobError", "PairmillError"),
     "schemas.export": ("ExportJob",),
-    "schemas.jobs": (
-        "BuildJob",
-        "FetchConfig",
-        "ImagesConfig",
-        "ModelConfig",
-        "RulesConfig",
-        "RunConfig",
-        "SourceConfig",
-    ),
+    "schemas.job.fetch": ("FetchConfig",),
+    "schemas.job.images": ("ImagesConfig",),
+    "schemas.job.models": ("ModelConfig",),
+    "schemas.job.rules": ("RulesConfig",),
+    "schemas.job.run": ("RunConfig",),
+    "schemas.job.source": ("SourceConfig",),
+    "schemas.jobs": ("BuildJob",),
     "schemas.s3": ("S3Access", "S3Config"),
     "schemas.status": ("Status",),
     "schemas.subset": ("Dedup", "Sample", "SelectJob", "SelectStep", "StepReport", "Subset", "Top"),

@@ -2,21 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pairmill.schemas.jobs import CONFIG_VERSION, RunConfig, Uri
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.settings import Settings, Uri
 from pairmill.schemas.subset import SUBSET_NAME
 
 ExportFormat = Literal["webdataset", "parquet", "clip-retrieval", "datacomp"]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ExportJob(_Settings):
+class ExportJob(Settings):
     """`pairmill export`: writes the rows of a subset in a fixed order, in files of `samples_per_file` samples."""
 
     config_version: Literal[1] = CONFIG_VERSION
@@ -45,7 +43,7 @@ LAYOUT = 2
 """Of the files of an export. 1, before 0.2: pictures as they were in the corpus, DataComp's names from aliases."""
 
 
-class ExportRecord(_Settings):
+class ExportRecord(Settings):
     """`.pairmill/export.json` in the output: the export that the folder belongs to. No other export may use it."""
 
     schema_version: int = SCHEMA_VERSION
@@ -62,7 +60,7 @@ class ExportRecord(_Settings):
     layout: int = 1
 
 
-class ExportedPart(_Settings):
+class ExportedPart(Settings):
     """`.pairmill/manifests/K.json`: marks part K as complete. The format determines how many files a part has."""
 
     number: int

@@ -3,11 +3,13 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from pairmill.schemas.jobs import CONFIG_VERSION, RunConfig, Uri
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.settings import Settings, Uri
 
 SUBSET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
@@ -15,11 +17,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Share(_Settings):
+class _Share(Settings):
     """How many rows a step keeps: a fraction of its input rows, or a count."""
 
     fraction: Fraction | None = None
@@ -54,7 +52,7 @@ class Sample(_Share):
     """Seed of the sample."""
 
 
-class Dedup(_Settings):
+class Dedup(Settings):
     """Keep one row of each group of duplicates. Null and NaN are duplicates of nothing."""
 
     by: str
@@ -72,7 +70,7 @@ class Dedup(_Settings):
         return self
 
 
-class SelectStep(_Settings):
+class SelectStep(Settings):
     """One step of a select job; exactly one of the fields is set."""
 
     where: str | None = None
@@ -105,7 +103,7 @@ class SelectStep(_Settings):
         return f"{self.kind}: " + ", ".join(f"{name} {value}" for name, value in (by | options).items())
 
 
-class SelectJob(_Settings):
+class SelectJob(Settings):
     """`pairmill select`: which rows of a finished dataset belong to a subset."""
 
     config_version: Literal[1] = CONFIG_VERSION
@@ -125,7 +123,7 @@ class SelectJob(_Settings):
     run: RunConfig = RunConfig()
 
 
-class Cluster(_Settings):
+class Cluster(Settings):
     """A group of duplicates, identified by the row that is kept."""
 
     rows: int
@@ -134,7 +132,7 @@ class Cluster(_Settings):
     url: str | None
 
 
-class StepReport(_Settings):
+class StepReport(Settings):
     """What one step did."""
 
     step: str
@@ -146,7 +144,7 @@ class StepReport(_Settings):
     """`dedup` only: the groups with the most rows."""
 
 
-class SubsetFiles(_Settings):
+class SubsetFiles(Settings):
     """The files of a subset that cover one chunk of shards."""
 
     rows: DataFile
@@ -155,7 +153,7 @@ class SubsetFiles(_Settings):
     """For each shard, its generation and the step that dropped each row."""
 
 
-class Subset(_Settings):
+class Subset(Settings):
     """`subsets/NAME/selection.json`, written last: the subset exists if and only if this file does."""
 
     schema_version: int = SCHEMA_VERSION

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 
 SEED_BYTES = 200_000
 

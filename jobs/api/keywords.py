@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 from pairmill.jobs.job_file import s3_of
 from pairmill.jobs.yaml_loader import YamlError, load_yaml
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectStep
 

@@ -18,7 +18,8 @@ from pairmill.jobs.cli.options import (
 from pairmill.jobs.cluster.job_bundle import Command
 from pairmill.jobs.job_file import parse_settings, s3_of
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.jobs import BuildJob, RulesConfig
+from pairmill.schemas.job.rules import RulesConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.s3 import secret_in
 
 COMMANDS: dict[str, type[Options]] = {

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.files import is_remote
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.jobs import RulesConfig
+from pairmill.schemas.job.rules import RulesConfig
 
 BLOCKLISTS = ("url_blocklist", "md5_blocklist", "sha256_blocklist")
 """Settings under `rules` that name a file."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
-from pairmill.schemas.jobs import RunConfig
+from pairmill.schemas.job.run import RunConfig
 
 
 @contextmanager

@@ -22,7 +22,9 @@ from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.batch import ScoreContract
-from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.manifest import ShardManifest, manifest_name, shards_from_table
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-3}

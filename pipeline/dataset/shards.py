@@ -24,7 +24,7 @@ from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, so
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
 from pairmill.schemas.batch import ScoreContract, ShardBatch
 from pairmill.schemas.errors import FailureKind, PairmillError
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.manifest import (
     SCHEMA_VERSION,
     CustomRuleCount,

@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 
 from pairmill.pipeline.encode.weights import input_side, is_on_disk
-from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.job.models import ModelConfig
 
 _MAX_COUNTED = 40
 

@@ -19,7 +19,8 @@ from pairmill.pipeline.encode.device import dtype_on, resolve_device
 from pairmill.pipeline.encode.tokenizer import CaptionTokenizer
 from pairmill.pipeline.encode.weights import ModelError, Weights, find_weights
 from pairmill.schemas.batch import ScoreContract
-from pairmill.schemas.jobs import ModelConfig, RunConfig
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.run import RunConfig
 
 if TYPE_CHECKING:
     import torch

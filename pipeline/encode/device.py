@@ -3,7 +3,8 @@
 from typing import Literal
 
 from pairmill.pipeline.encode.weights import ModelError
-from pairmill.schemas.jobs import ModelConfig, RunConfig
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.run import RunConfig
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]

@@ -29,7 +29,9 @@ from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import ImageProcessor, is_one_color
 from pairmill.pipeline.image.resize import Pixels
-from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24

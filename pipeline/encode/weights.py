@@ -13,7 +13,7 @@ import safetensors
 
 from pairmill.pipeline.encode import hub
 from pairmill.schemas.errors import PairmillError
-from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.job.models import ModelConfig
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 

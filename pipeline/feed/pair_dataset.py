@@ -20,7 +20,7 @@ from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder, Window
 from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.pipeline.feed.shared_epoch import SharedEpoch
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
 _UNBATCHED_ROWS = 256

@@ -51,7 +51,7 @@ from pairmill.pipeline.fetch.robots import RobotsTxtCache
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.pipeline.rules.url_parser import HttpUrl, ParsedUrl, parse_url
-from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
 _CONTENT_TYPE_CHARS = 100

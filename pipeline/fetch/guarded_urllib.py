@@ -27,7 +27,7 @@ from pairmill.pipeline.fetch.urls import redirect_target, request_url
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
 from pairmill.pipeline.rules.url_parser import parse_url
-from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
 _CHUNK_BYTES = 1 << 16

@@ -28,7 +28,7 @@ from pairmill.pipeline.fetch.outcome import FetchError
 from pairmill.pipeline.fetch.resolver import GuardedResolver
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.pipeline.rules.url_parser import HttpUrl
-from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 2.0  # with thousands of hosts, idle sockets must not use up the limit of open files

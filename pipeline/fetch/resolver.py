@@ -8,7 +8,7 @@ import aiodns
 from pairmill.pipeline.fetch.addresses import AddressGuard
 from pairmill.pipeline.fetch.dns import DnsCache, NoSuchHost
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
-from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.job.fetch import FetchConfig
 
 _TRIES = 3  # whatever the job says about retries: UDP loses packets, especially if many are sent at once
 _TIMEOUT_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, twice, per server) take half a URL's time

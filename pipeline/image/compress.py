@@ -7,7 +7,7 @@ import simplejpeg
 from pairmill.pipeline.image.decode import ImageError, ImageHeader
 from pairmill.pipeline.image.resize import Pixels
 from pairmill.pipeline.image.strip import strip_metadata
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 _PNG_LEVEL = 6  # zlib's own default

@@ -2,7 +2,7 @@
 
 from pairmill.pipeline.common.child import Child, ChildDied
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 DECODE_TIMEOUT_S = 120.0

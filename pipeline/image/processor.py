@@ -23,7 +23,7 @@ from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.orientation import UPRIGHT
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.resize import Pixels, Target, plan_resize, resize
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 _ONE_COLOR_TOLERANCE = 8

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""

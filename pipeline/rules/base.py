@@ -26,7 +26,8 @@ from pairmill.pipeline.common.text import DETAIL_CHARS
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError
 from pairmill.pipeline.rules.isolated import IsolatedRule
 from pairmill.pipeline.source.mapping import ColumnMapping
-from pairmill.schemas.jobs import BuildJob, RulesConfig
+from pairmill.schemas.job.rules import RulesConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.pairs import IMAGE_COLUMN
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 from pairmill.schemas.status import Status, Step

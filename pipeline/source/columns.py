@@ -16,7 +16,7 @@ from pairmill.pipeline.source.mapping import ON_THE_WEB, ColumnMapping, PictureS
 from pairmill.pipeline.source.names import find_column
 from pairmill.pipeline.source.texts import plain_type
 from pairmill.pipeline.source.types import Fit, fit, values_fit
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.pairs import source_column_name
 
 URL_NAMES = ("url", "image_url", "img_url", "imageurl", "image_link", "uri", "link")

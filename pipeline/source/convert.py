@@ -38,7 +38,7 @@ from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.records import Record, csv_header, csv_records, json_objects, json_records, url_records
 from pairmill.pipeline.source.text_file import Split, lines_of, marked_encoding, split_any_lines, split_lines
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 
 MAX_COLUMNS = 1_000
 

@@ -5,7 +5,8 @@ import os
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
 from pairmill.pipeline.source.planned import Plan, describe_formats, describe_left_out, describe_uncaptioned
-from pairmill.schemas.jobs import BuildJob, RunConfig
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.passed_over import describe_passed_over
 
 _MAX_OBJECTS = 200_000

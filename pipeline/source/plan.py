@@ -26,7 +26,8 @@ from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, Inde
 from pairmill.pipeline.source.picture_sizes import shard_ends
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.pipeline.source.shared_urls import note_shared_urls
-from pairmill.schemas.jobs import BuildJob, SourceConfig
+from pairmill.schemas.job.source import SourceConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA
 from pairmill.schemas.passed_over import Tally
 from pairmill.schemas.record import JobRecord

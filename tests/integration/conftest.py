@@ -13,7 +13,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     from pairmill.jobs.cluster.session import ray_session as start
-    from pairmill.schemas.jobs import RunConfig
+    from pairmill.schemas.job.run import RunConfig
 
     with start(RunConfig()):
         yield

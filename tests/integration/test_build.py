@@ -25,7 +25,9 @@ from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.rules import blocklists
 from pairmill.pipeline.stages.pipelines import build_pipeline, open_stages, process_shard
 from pairmill.schemas.errors import FailureKind, JobError
-from pairmill.schemas.jobs import BuildJob, ImagesConfig, ModelConfig
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest, shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 

@@ -20,7 +20,9 @@ from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.encode.clip_model import ClipModel, load_model
 from pairmill.pipeline.encode.encoder import Encoder
 from pairmill.pipeline.encode.weights import TINY_FOLDER, ModelError, resolve_weights
-from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.pairs import in_flight_schema
 from tests.integration.test_build import picture
 

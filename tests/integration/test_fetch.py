@@ -20,7 +20,7 @@ from pairmill.pipeline.fetch.fetch_url import Fetcher
 from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
-from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 from tests.integration.web import HostileWeb, Request, redirect, reset, response
 

@@ -27,7 +27,7 @@ from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
@@ -309,7 +309,7 @@ def test_an_export_of_an_earlier_version_is_left_as_it_is_and_opens_by_its_folde
 
 def test_datacomps_names_are_those_that_its_scripts_look_for(tmp_path: Path) -> None:
     from pairmill.pipeline.export.arrays import datacomp_names
-    from pairmill.schemas.jobs import ModelConfig
+    from pairmill.schemas.job.models import ModelConfig
 
     def names(*models: tuple[str, str | None, str]) -> list[str]:
         return datacomp_names([ModelConfig(name=name, pretrained=tag, alias=alias) for name, tag, alias in models])

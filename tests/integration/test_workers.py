@@ -14,7 +14,7 @@ SELECT = """
 import json, os, sys
 import pairmill.jobs.select
 from pairmill.jobs.cluster import session
-from pairmill.schemas.jobs import RunConfig
+from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.subset import SelectJob
 
 dataset, cpus = sys.argv[1], int(sys.argv[2])

@@ -17,7 +17,7 @@ from pairmill.pipeline.encode.tiny.draw import caption, random_scene, render
 from pairmill.pipeline.report import contact_sheet
 from pairmill.pipeline.report.contact_sheet import PAIRS_PER_SECTION, THUMBNAIL_SIDE, write_contact_sheet
 from pairmill.schemas.batch import BatchInfo, ScoreContract, ShardBatch
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.manifest import Shard
 from pairmill.schemas.pairs import in_flight_schema, score_columns
 

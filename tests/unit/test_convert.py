@@ -20,7 +20,7 @@ from pairmill.pipeline.source import records, text_file
 from pairmill.pipeline.source.columns import map_columns
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, kind_of
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 
 
 @pytest.fixture(scope="module")

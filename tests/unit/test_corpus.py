@@ -21,7 +21,7 @@ from pairmill.pipeline.source.corpus.sidecar import TextUse
 from pairmill.pipeline.source.corpus.tars import tar_rows
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.mapping import ColumnPictures, NoPictures
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.passed_over import PassedOver, Tally
 
 Member = tuple[str, bytes]

@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 Pixels = npt.NDArray[np.uint8]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "awkward"

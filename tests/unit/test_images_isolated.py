@@ -17,7 +17,7 @@ from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.image import isolated as isolate
 from pairmill.pipeline.image.isolated import IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 

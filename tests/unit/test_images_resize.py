@@ -14,7 +14,7 @@ from PIL import Image
 
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.image.resize import plan_resize, resize
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.image.strip import strip_metadata
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 
 SECRET = b"SECRET-PLACE-52.5163N"

@@ -13,7 +13,7 @@ from pairmill.pipeline.fetch.fetch_url import Fetcher
 from pairmill.pipeline.fetch.http_connection import HttpConnection
 from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.pipeline.rules.url_parser import HttpUrl
-from pairmill.schemas.jobs import FetchConfig
+from pairmill.schemas.job.fetch import FetchConfig
 from tests.http_answers import ANSWERS, PICTURE
 
 

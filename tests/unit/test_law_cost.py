@@ -17,7 +17,8 @@ from pairmill.pipeline.image import cost
 from pairmill.pipeline.image.decode import open_image
 from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import FetchConfig, ImagesConfig
+from pairmill.schemas.job.fetch import FetchConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 from tests.hostile_pictures import (
     Hostile,

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from pairmill.pipeline.common.faults import Failure, LocalFault
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
 from pairmill.schemas.errors import FailureKind
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from tests.unit.test_law_answer import verdicts
 from tests.unit.test_law_identity import uids, write_tar
 

@@ -24,7 +24,8 @@ from pairmill.pipeline.source.corpus.load import Loader
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.source.uid import pair_uid
-from pairmill.schemas.jobs import BuildJob, ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.record import JobRecord
 

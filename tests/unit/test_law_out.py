@@ -28,7 +28,7 @@ from pairmill.pipeline.export.hf_features import expressible, features, yaml_fea
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.plain import plain_picture
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import embedding_type
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

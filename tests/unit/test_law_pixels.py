@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
 from tests import other_decoders, picture_grid
 from tests.picture_grid import Case, chunk, exif, png, saved, tiff, values, xmp

@@ -21,7 +21,9 @@ from pairmill.pipeline.encode.clip_model import ClipModel
 from pairmill.pipeline.encode.encoder import Encoder
 from pairmill.pipeline.encode.weights import TINY_FOLDER, ModelError
 from pairmill.pipeline.export.formats import FormatError, check_scores
-from pairmill.schemas.jobs import ImagesConfig, ModelConfig, RunConfig
+from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.pairs import embedding_type, in_flight_schema
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "cases"

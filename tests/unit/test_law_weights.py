@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pairmill.pipeline.encode.weights import TINY_FOLDER, ModelError, resolve_weights
-from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.job.models import ModelConfig
 
 SAFETENSORS = next(TINY_FOLDER.glob("*.safetensors")).read_bytes()
 

@@ -21,7 +21,7 @@ from pairmill.pipeline.source.files import MALFORMED_COLUMN, SourceError, inspec
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.source.uid import caption_uid, own_uid, pair_uid
 from pairmill.schemas.errors import FailureKind
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.manifest import Shard
 from pairmill.schemas.pairs import FETCHED, PICTURE, in_flight_schema
 

@@ -26,7 +26,7 @@ from pairmill.pipeline.dataset.shards import ShardWriter
 from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.pipeline.dataset.webdataset_tar import read_range, read_tar
 from pairmill.schemas.batch import BatchInfo, ShardBatch
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.manifest import Shard, ShardManifest
 from pairmill.schemas.pairs import in_flight_schema
 from pairmill.schemas.status import Step

@@ -13,7 +13,7 @@ from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.names import find_column
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 
 
 def parquet(path: Path, **columns: object) -> InputFile:

@@ -26,7 +26,8 @@ from pairmill.pipeline.source.files import SourceError, kind_of
 from pairmill.pipeline.source.json_array import split_json
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
-from pairmill.schemas.jobs import BuildJob, SourceConfig, fingerprint_fields
+from pairmill.schemas.job.source import SourceConfig
+from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.record import JobRecord
 from tests.unit.test_convert import column, converted, problems

@@ -53,7 +53,7 @@ from pairmill.pipeline.source.mapping import (
 )
 from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.planned import load
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.pairs import OWN_COLUMNS
 from pairmill.schemas.passed_over import Tally
 

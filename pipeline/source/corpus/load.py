@@ -25,7 +25,7 @@ from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
 from pairmill.pipeline.source.uid import picture_uid
-from pairmill.schemas.jobs import ImagesConfig
+from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import IMAGE_COLUMN, KEPT_STATUS, STORED
 from pairmill.schemas.status import Status
 

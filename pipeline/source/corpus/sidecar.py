@@ -13,7 +13,7 @@ from typing import Any
 from pairmill.pipeline.source.columns import CAPTION_NAMES
 from pairmill.pipeline.source.files import SourceError, shown
 from pairmill.pipeline.source.names import Names
-from pairmill.schemas.jobs import SourceConfig
+from pairmill.schemas.job.source import SourceConfig
 
 CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_TEXT_BYTES = 1 << 20

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pairmill.pipeline.rules import SourceRules, apply_rules, check_rules
-from pairmill.schemas.jobs import ModelConfig
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.status import Step
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "presets"

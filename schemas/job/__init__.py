@@ -1,0 +1,1 @@
+"""The sections of a build job: source, fetch, images, models, rules and run."""

@@ -1,0 +1,34 @@
+"""The section `images`: what happens to a picture between download and storage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pairmill.schemas.settings import Settings
+
+
+class ImagesConfig(Settings):
+    """What happens to a picture between download and storage. Sizes and modes mean the same as in img2dataset."""
+
+    size: Annotated[int, Field(ge=1, le=16_384)] = 512
+    """Target side in pixels, interpreted by `resize_mode`."""
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio_largest"
+    """How `size` is applied. `keep_ratio_largest` bounds the longer side, `keep_ratio` the shorter one; `center_crop`
+    and `border` give squares, cut or padded with white; `no` keeps the size."""
+    resize_only_if_bigger: bool = True
+    """Leave pictures no larger than `size` as they are."""
+    format: Literal["jpg", "png", "webp"] = "jpg"
+    """Format of the stored pictures."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG and WebP quality. PNG ignores it: it is lossless."""
+    skip_reencode: bool = False
+    """Keep the original compressed pixels, without metadata, if size, format, orientation and colors do not change."""
+    store: Literal["pairs", "kept", "none"] = "pairs"
+    """Which pictures to store: those of all `pairs`, only those of `kept` pairs, or `none`. With `pairs`, thresholds
+    can change later without downloading again."""
+    carry: list[str] | Literal["all"] = []
+    """Input columns to carry into the tars' `.json` (license, artist, ...), or `all`; also for exports of the dataset.
+    Bytes become base64, times ISO 8601, decimals text."""
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
+    """Pictures whose header announces more pixels are refused before any memory is allocated. Eight bytes for each of
+    these pixels (at least 256 MiB) are the memory that decoding may take, in all threads together."""

@@ -1,0 +1,48 @@
+"""The section `models`: the models that score and embed the pairs."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pairmill.schemas.pairs import OWN_COLUMNS
+from pairmill.schemas.settings import Settings, Uri
+
+_ALIAS = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+RESERVED_ALIASES = frozenset(name.rpartition("_")[2] for name in OWN_COLUMNS if "_" in name)
+"""Suffixes of pairmill's own columns: `SELECT COLUMNS('.*_id$')` must not match a model's columns."""
+
+
+class ModelConfig(Settings):
+    """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's, `hf-hub:ORG/REPO`, or a folder
+    with open_clip_config.json and weights."""
+
+    name: Uri
+    """`tiny`, a model that open_clip knows, `hf-hub:ORG/REPO`, or a folder with open_clip_config.json and weights."""
+    pretrained: Uri | None = None
+    """open_clip's tag of the weights, or a local file. None for `tiny`, `hf-hub:` names and folders."""
+    alias: str = ""
+    """Suffix of this model's columns. Empty: derived from the name."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision that the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are always
+    float32."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Expected SHA-256 of the weights file; the job stops if it differs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_alias(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("name"), str) and not values.get("alias"):
+            alias = re.sub(r"[^a-z0-9]+", "_", values["name"].lower()).strip("_")
+            values = {**values, "alias": (alias if alias[:1].isalpha() else f"m_{alias}")[:40]}
+        return values
+
+    @field_validator("alias")
+    @classmethod
+    def _is_column_suffix(cls, alias: str) -> str:
+        if not _ALIAS.fullmatch(alias):
+            raise ValueError("an alias is a lower-case letter, then lower-case letters, digits or _ (40 at most)")
+        if alias in RESERVED_ALIASES:
+            raise ValueError(f"other column names end in {alias!r}; use another alias, such as m_{alias}")
+        return alias

@@ -1,0 +1,96 @@
+"""The section `rules`: which rows to keep."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from pairmill.schemas.settings import Settings, Uri
+
+_CUSTOM_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+
+
+class RulesConfig(Settings):
+    """Which rows to keep. A rule whose setting is None, empty or False is off."""
+
+    preset: Literal["none", "datacomp-basic", "laion2b"] = "none"
+    """Named set of rules; the settings below override it."""
+
+    require_caption: bool = True
+    """Drop null and empty captions. Has no effect if the source has no caption column."""
+    caption_min_chars: Annotated[int, Field(ge=0)] | None = None
+    """Drop shorter captions, counted in Unicode characters."""
+    caption_max_chars: Annotated[int, Field(ge=1)] | None = None
+    """Drop longer captions, counted in Unicode characters."""
+    caption_min_words: Annotated[int, Field(ge=0)] | None = None
+    """Drop captions of fewer words, separated by spaces."""
+    caption_max_words: Annotated[int, Field(ge=1)] | None = None
+    """Drop captions of more words, separated by spaces."""
+    caption_drop_file_names: bool = False
+    """Drop captions that are only a file name, such as IMG_1234.JPG."""
+    caption_drop_dates: bool = False
+    """Drop captions that are only a date, a time or a year."""
+    caption_drop_hashes: bool = False
+    """Drop captions that are only a hash, a UUID or base64."""
+    caption_drop_urls: bool = False
+    """Drop captions that are only a URL or a host name."""
+    caption_boilerplate: list[str] = []
+    """Drop captions that equal one of these, ignoring case and outer punctuation. `default`: a built-in list."""
+    caption_blocked_terms: list[str] = []
+    """Drop captions that contain one of these as whole words, ignoring case."""
+    caption_languages: list[str] = []
+    """ISO 639-1 codes. Drop captions in other languages."""
+    caption_min_language_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Minimum confidence in the detected language, for `caption_languages`."""
+    license_allow: list[str] = []
+    """Drop rows whose `source.license_column` is not one of these, ignoring case."""
+
+    url_schemes: list[str] = ["http", "https"]
+    """Schemes to accept: http, https or both. Nothing else is ever fetched."""
+    url_block_hosts: list[str] = []
+    """Hosts not to fetch from, including their subdomains."""
+    url_allow_hosts: list[str] = []
+    """If set, fetch only from these hosts and their subdomains."""
+    url_blocklist: Uri | None = None
+    """Text file of URLs not to fetch, or of their SHA-256 in hex, one per line."""
+
+    image_min_side: Annotated[int, Field(ge=1)] | None = None
+    """Minimum shorter side of the original picture, in pixels."""
+    image_max_aspect: Annotated[float, Field(ge=1)] | None = None
+    """Maximum ratio of the longer to the shorter side of the original picture."""
+    image_min_area: Annotated[int, Field(ge=1)] | None = None
+    """Minimum area of the original picture, in pixels."""
+    image_max_area: Annotated[int, Field(ge=1)] | None = None
+    """Maximum area of the original picture, in pixels."""
+    image_min_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Minimum size of the original file, in bytes."""
+    image_max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Maximum size of the original file, in bytes."""
+    image_drop_one_color: bool = False
+    """Drop pictures of a single color."""
+    md5_blocklist: Uri | None = None
+    """Text file of MD5 digests of original files to drop, in hex, one per line."""
+    sha256_blocklist: Uri | None = None
+    """Text file of SHA-256 digests of original files to drop, in hex, one per line."""
+
+    min_similarity: Cosine | dict[str, Cosine] | None = None
+    """Minimum cosine similarity of picture and caption: one number for every model, or one per alias."""
+    custom: list[str] = []
+    """Your own rules as `module:function`, shipped to the workers."""
+
+    @field_validator("url_schemes")
+    @classmethod
+    def _only_http(cls, schemes: list[str]) -> list[str]:
+        if not set(schemes) <= {"http", "https"} or not schemes:
+            raise ValueError("url_schemes is a subset of http and https")
+        return schemes
+
+    @field_validator("custom")
+    @classmethod
+    def _are_functions(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not _CUSTOM_RULE.fullmatch(name):
+                raise ValueError(f"a custom rule is named module:function, not {name!r}")
+        return names

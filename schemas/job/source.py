@@ -1,0 +1,88 @@
+"""The section `source`: where the pairs come from."""
+
+import codecs
+import os
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from pairmill.schemas.settings import Settings, Uri
+
+
+def _as_list(paths: object) -> object:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
+
+
+def _text_encoding(name: str) -> str:
+    """Python's canonical name of a text encoding."""
+    try:
+        with suppress(UnicodeError):
+            b"a".decode(name)
+    except LookupError:  # also for codecs that are not text, such as base64
+        raise ValueError(
+            "no such text encoding; common ones are utf-8, latin-1, cp1252, utf-16, gb18030, shift_jis"
+        ) from None
+    return codecs.lookup(name).name.removesuffix("-sig")
+
+
+def _field_delimiter(value: str) -> str:
+    value = {"tab": "\t", "\\t": "\t"}.get(value, value)
+    if len(value) != 1 or not value.isascii() or value.isalnum() or value in '"\r\n\0':
+        raise ValueError("a delimiter is one ASCII character such as `;` or `|`, or the word tab")
+    return value
+
+
+class SourceConfig(Settings):
+    """Where the pairs come from."""
+
+    paths: Annotated[list[Uri], BeforeValidator(_as_list), Field(min_length=1)]
+    """Files, folders, globs or fsspec URLs: Parquet, CSV, TSV, JSON (lines or an array), or text with one URL per line.
+    All but Parquet may be gzipped. A single path needs no list."""
+    url_column: str | None = None
+    """Column of picture URLs. None: guessed from common names (url, image_url, ...)."""
+    caption_column: str | None = None
+    """Column of captions. None: guessed (caption, text, alt, ...). A column of lists gives one row per caption. In tars
+    and folders of pictures: a key of the .json files, or the ending of the text files."""
+    uid_column: str | None = None
+    """Column of your own ids: 32 hex characters, hyphens allowed. None: a hash of url and caption."""
+    sha256_column: str | None = None
+    """Column of the expected SHA-256, in hex, of each picture's original bytes. Pictures that do not match get the
+    status `content_changed`."""
+    encoding: Annotated[str, AfterValidator(_text_encoding)] | None = None
+    """Encoding of text files: utf-8, latin-1, cp1252, utf-16, ... A byte order mark in a file overrides it. None:
+    UTF-8; files that are clearly in another encoding are refused."""
+    delimiter: Annotated[str, AfterValidator(_field_delimiter)] | None = None
+    """Character between the fields of CSV and TSV files, or `tab`. None: detected from the header: comma, tab,
+    semicolon or `|`."""
+    license_column: str | None = None
+    """Column that `rules.license_allow` reads. None: guessed (license, licence) when that rule is on."""
+    kind: Literal["urls", "corpus"] = "urls"
+    """Where the pictures are: on the web (`urls`, for `pairmill build`), or in the input (`corpus`, for
+    `pairmill embed`). A corpus may also consist of captions only."""
+    image_column: str | None = None
+    """Column of pictures in Parquet, for `pairmill embed`: bytes, or structs with `bytes`. None: guessed (image, jpg,
+    ...)."""
+    caption_from_name: bool = False
+    """In a folder of pictures, use the file name as the caption if no .txt or .json file has one."""
+    limit_rows: Annotated[int, Field(ge=1)] | None = None
+    """Plan only this many input rows. Raising or removing the limit later extends the plan."""
+
+    @property
+    def is_corpus(self) -> bool:
+        """Whether the input is a corpus, so nothing is downloaded."""
+        return self.kind == "corpus"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_was_once_a_flag(cls, values: Any) -> Any:
+        """Outputs from before 0.2 say `held: true` for a corpus."""
+        if isinstance(values, dict) and "held" in values:
+            held, values = values["held"], {name: value for name, value in values.items() if name != "held"}
+            values.setdefault("kind", "corpus" if held else "urls")
+        return values
+
+
+def names_a_corpus(source: object) -> bool:
+    """Whether the source is a corpus, even before validation. Outputs from before 0.2 say `held`."""
+    return isinstance(source, dict) and (source.get("kind") == "corpus" or bool(source.get("held")))
