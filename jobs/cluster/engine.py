@@ -27,15 +27,9 @@ from pairmill.jobs.cluster.pools import (
     shards_in_flight,
 )
 from pairmill.jobs.cluster.ray_backend import RayBackend
-from pairmill.jobs.cluster.scheduler import (
-    LOOKAHEAD,
-    Admission,
-    PooledStage,
-    Report,
-    Scheduler,
-    SchedulerError,
-)
+from pairmill.jobs.cluster.scheduler import LOOKAHEAD, Admission, PooledStage, Scheduler, SchedulerError
 from pairmill.jobs.cluster.session import cluster_nodes, ray_session
+from pairmill.jobs.cluster.worker_backend import Report
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.text import counted, last_line
 from pairmill.pipeline.stages.pipelines import Pipeline

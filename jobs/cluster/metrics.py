@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pairmill.jobs.cluster.scheduler import Report
+from pairmill.jobs.cluster.worker_backend import Report
 from pairmill.schemas.batch import ShardBatch
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]

@@ -18,7 +18,7 @@ from pairmill.jobs.cluster.arrow_ipc import pack, unpack
 from pairmill.jobs.cluster.live import INTERVAL_S, LiveWorkers
 from pairmill.jobs.cluster.metrics import StageMetrics
 from pairmill.jobs.cluster.pools import Pool
-from pairmill.jobs.cluster.scheduler import PayloadLost, Report, WorkerDied
+from pairmill.jobs.cluster.worker_backend import PayloadLost, Report, WorkerDied
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkCounts, WorkProgress

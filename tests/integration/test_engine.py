@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, ObjectStoreFullError
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.cluster.ray_backend import RayBackend
-from pairmill.jobs.cluster.scheduler import PayloadLost, WorkerDied
+from pairmill.jobs.cluster.worker_backend import PayloadLost, WorkerDied
 from pairmill.jobs.progress import ProgressListener
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.progress import WorkCounts

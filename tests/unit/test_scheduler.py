@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 
 from pairmill.jobs.cluster import scheduler as scheduler_module
 from pairmill.jobs.cluster.pools import Pool
-from pairmill.jobs.cluster.scheduler import (
-    Admission,
-    PayloadLost,
-    PooledStage,
-    Report,
-    Scheduler,
-    SchedulerError,
-    WorkerDied,
-)
+from pairmill.jobs.cluster.scheduler import Admission, PooledStage, Scheduler, SchedulerError
+from pairmill.jobs.cluster.worker_backend import PayloadLost, Report, WorkerDied
 from pairmill.pipeline.common.faults import Failure
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import FailureKind
