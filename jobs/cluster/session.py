@@ -7,9 +7,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, nullcontext, redirect_stdout
+from contextlib import chdir, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
+import psutil
 import ray
 
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
@@ -35,6 +36,8 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
                 _init(run, modules, spare_cpus)
             yield
         finally:
+            if not run.address:
+                _kill_autoscaler_monitor()
             ray.shutdown()
 
 
@@ -46,6 +49,14 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     with _held_back_stderr(), _unchanged_sigterm():
         address = run.address or "local"  # by default, Ray would join any cluster that was started on this machine
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
+
+
+def _kill_autoscaler_monitor() -> None:
+    """Kill a process of the local Ray that ignores SIGTERM: `ray.shutdown` would wait a second for it."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(part.endswith("autoscaler/_private/monitor.py") for part in child.cmdline()):
+                child.kill()
 
 
 def _has_working_dir() -> bool:
