@@ -1,5 +1,6 @@
 """Decides on which device and in which number format a model computes."""
 
+from pathlib import Path
 from typing import Literal
 
 from pairmill.pipeline.encode.weights import ModelError
@@ -10,15 +11,25 @@ Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
 
 
+_GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
+"""Files in /dev of the drivers that torch.cuda can use: NVIDIA's, Jetson's, AMD's and Windows' for Linux guests."""
+
+
 def resolve_device(run: RunConfig) -> Device:
     """The job's device, or what `auto` means on this machine. Raises ModelError if there is no such GPU."""
-    import torch
+    if run.device == "cpu" or (run.device == "auto" and not _has_gpu_driver()):
+        return "cpu"
+    import torch  # takes over a second, so only machines with a driver import it
 
-    if run.device == "cuda" and not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return "cuda"
+    if run.device == "cuda":
         raise ModelError("run.device is cuda, but this machine has no CUDA device; use run.device=cpu")
-    if run.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return run.device
+    return "cpu"
+
+
+def _has_gpu_driver() -> bool:
+    return any(any(Path("/dev").glob(pattern)) for pattern in _GPU_DEVICES)
 
 
 def check_device(run: RunConfig) -> None:
