@@ -26,8 +26,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/pairmill demo --out demo-out
 
+# Four processes on two cores: integration tests often wait.
+PARALLEL = -n 4 --dist loadfile --no-loadscope-reorder
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile tests
+	$(BIN)/python -m pytest -q $(PARALLEL) tests
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest -q -n 2 tests/unit
@@ -46,7 +48,7 @@ test-unit-all: test-unit
 	done
 
 test-integration: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile tests/integration
+	$(BIN)/python -m pytest -q $(PARALLEL) tests/integration
 
 check: $(READY)
 	$(BIN)/ruff check .

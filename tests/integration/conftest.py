@@ -9,6 +9,13 @@ import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
+LONGEST = [f"test_{name}" for name in ("submit", "cluster", "command", "readme", "workers", "engine", "s3_faults")]
+"""Files that take longest, or whose single tests do. They run first: at the end, they would run alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:

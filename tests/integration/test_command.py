@@ -50,7 +50,7 @@ def files(output: Path) -> set[str]:
 
 @pytest.mark.timeout(600)
 def test_after_kill_9_the_same_command_gives_what_an_uninterrupted_run_gives(web: PictureWeb, tmp_path: Path) -> None:
-    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(400)]
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(240)]
     rows[7]["url"] += ".gone"
     source = write_input(tmp_path / "in.parquet", rows, 100)
     whole = run(build_arguments(source, tmp_path / "whole"), tmp_path)

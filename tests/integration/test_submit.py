@@ -200,7 +200,8 @@ def test_build_then_embed_run_on_the_cluster_and_no_secret_is_visible(
 def test_the_same_command_continues_a_stopped_job(cluster: str, project: Path, web: PictureWeb, s3: FaultyS3) -> None:
     source, output = put_input(web, mill(s3), project, "c.parquet", 120), "s3://mill/c"
     slow = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.2"]
-    submitted = pairmill(project, "submit", "--address", cluster, "build", "--job", "job.yaml", source, output, *slow)
+    build = ["build", "--job", "job.yaml", source, output, "--set", "models=[]"]
+    submitted = pairmill(project, "submit", "--address", cluster, *build, *slow)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     job_id = re.match(r"(raysubmit_\w+): submitted", submitted.stdout)[1]  # type: ignore[index]
     store = mill(s3, "c")
@@ -212,7 +213,7 @@ def test_the_same_command_continues_a_stopped_job(cluster: str, project: Path, w
     assert stopped.stdout == f"{job_id}: STOPPED\n"
     before = len(store.list("manifests"))
     assert 0 < before < 12
-    again = pairmill(project, "submit", "--address", cluster, "--wait", "build", "--job", "job.yaml", source, output)
+    again = pairmill(project, "submit", "--address", cluster, "--wait", *build)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "rows done already" in again.stdout
     assert sum(manifest.rows_in for manifest in read_manifests(store)) == 120
