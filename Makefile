@@ -26,8 +26,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/pairmill demo --out demo-out
 
-# Four processes on two cores: integration tests often wait.
-PARALLEL = -n 4 --dist loadfile --no-loadscope-reorder
+# Three processes on two cores: integration tests often wait.
+PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PARALLEL) tests
 

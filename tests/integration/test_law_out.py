@@ -103,7 +103,7 @@ def test_each_reader_sees_the_scored_pixels_of_every_awkward_picture(
     elif reader == "hf parquet":
         found = {row["uid"]: row["image"] for row in load_dataset(folder, tmp_path)}
     elif reader == "duckdb":
-        rows = duckdb.sql(f"select uid, image.bytes from read_parquet('{folder}/*.parquet')").fetchall()  # noqa: S608
+        rows = duckdb.connect().sql(f"select uid, image.bytes from read_parquet('{folder}/*.parquet')").fetchall()  # noqa: S608
         found = {uid: Image.open(io.BytesIO(body)) for uid, body in rows}
     elif reader == "polars":
         rows = polars.scan_parquet(folder / "*.parquet").select("uid", "image").collect().rows()
