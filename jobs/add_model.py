@@ -1,7 +1,7 @@
 """`pairmill embed OUT --add-model M`: adds one more model's columns to a finished dataset, in `columns/ALIAS/`.
 
-Existing files do not change. Rerun the same command to resume, or after a retry or with new shards, to process only
-what is new.
+Existing files do not change. Rerun the same command to resume, or to process only what is new after a retry or when
+there are new shards.
 """
 
 import json

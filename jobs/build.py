@@ -1,4 +1,4 @@
-"""`pairmill build`: URLs and captions in, scored Parquet shards out.
+"""`pairmill build`: turns URLs and captions into scored Parquet shards.
 
 Every mistake in a job is found before Ray starts. A run processes the planned shards that are not committed yet, so
 after a failure or Ctrl-C, the same command continues where the last run stopped.

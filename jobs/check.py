@@ -27,7 +27,7 @@ def check(job: BuildJob) -> tuple[BuildJob, str]:
 
 
 def open_output(job: BuildJob) -> Store:
-    """Open the job's output folder, which must be empty or a dataset, and check that all of the job's buckets answer.
+    """Open the job's output folder, which must be empty or a dataset, and check that all of the job's buckets respond.
 
     Raises JobError if the folder contains anything else, or S3AccessError.
     """
@@ -90,7 +90,7 @@ def _check_models(job: BuildJob) -> list[str]:
 
 
 def _own_contents(job: BuildJob) -> list[str]:
-    """Checksums of the user's rules and blocklists: their content affects the output like any setting."""
+    """Checksums of the user's rules and blocklists, whose content affects the output like any setting."""
     lists = {name: path for name in BLOCKLISTS if (path := getattr(job.rules, name))}
     tops = {name.partition(":")[0].partition(".")[0] for name in job.rules.custom}
     modules = [str(path) for top in tops for path in (Path(f"{top}.py"), *Path(top).rglob("*.py")) if path.is_file()]
@@ -102,19 +102,21 @@ def _own_contents(job: BuildJob) -> list[str]:
 
 
 def warnings_of(job: BuildJob) -> list[str]:
-    """Warnings about settings that are valid but probably a mistake."""
+    """Warnings about settings that are valid but probably mistaken."""
     from pairmill.pipeline.encode.weights import input_side
 
     lines = []
     if any(model.name == "tiny" for model in job.models):
-        lines.append("warning: `tiny` only knows drawn shapes; its scores mean nothing on photographs")
+        lines.append(
+            "warning: `tiny` only knows synthetic pictures of simple shapes; its scores mean nothing on photographs"
+        )
     for model in job.models:
         if (
             not job.source.is_corpus
             and job.images.resize_mode != "no"
             and (side := input_side(model)) > job.images.size
         ):
-            lines.append(f"warning: images.size is {job.images.size} px, but {model.name} looks at {side} px")
+            lines.append(f"warning: images.size is {job.images.size} px, but {model.name} reads {side} px")
     return lines
 
 

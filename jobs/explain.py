@@ -46,7 +46,7 @@ class Explanation:
     plan: str
     pools: Mapping[StageName, Pool]
     memory_bytes: int
-    """Memory of all workers and of the pictures between them, on all machines together."""
+    """Memory of all workers and of the pictures that pass between them, on all machines together."""
     machines: int
     rows_per_s: float | None
     """Measured on the finished shards. None if there are none."""

@@ -34,7 +34,7 @@ from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.subset import Subset
 
 ROWS_FOR_RAY = 20_000
-"""With fewer rows to write, this process finishes before a local Ray would have started."""
+"""With fewer rows to write, this process alone finishes before a local Ray would have started."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ExportResult:
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
-    """Write the subset's rows to `output`. Run the same job again to continue after a stop.
+    """Write the subset's rows to `output`. If interrupted, run the same job again to resume.
 
     Raises JobError, before anything is written, if the job cannot run as written.
     """
@@ -71,7 +71,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
         left = [number for number in range(len(parts)) if not is_written(output, books, number)]
         if left and claimed.layout != record.layout:
             raise JobError(
-                f"{output.root} was begun by an earlier pairmill, which wrote other files; give another folder"
+                f"{output.root} was begun by an earlier version of pairmill, in another layout; give another folder"
             )
         local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
         with open_tasks(job, local, steps) as tasks:
@@ -164,7 +164,9 @@ def _record(
 
 @contextmanager
 def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[ExportRecord]:
-    """Mark the folder as this export's. An error or Ctrl-C before the first part is done undoes it. Raises JobError."""
+    """Mark the folder as this export's. An error or Ctrl-C before the first part is done removes the mark. Raises
+    JobError.
+    """
     try:
         yield _claim_output(writer.output, writer.books, record)
     except BaseException:
@@ -199,7 +201,7 @@ def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
 
 
 def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput, subset: Subset) -> None:
-    """Write the files that describe all others, in formats that have some."""
+    """Write the files that describe all others, in formats that have such files."""
     output, sample, endings = writer.output, None, set[str]()
     if record.format == "webdataset":
         sizes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The funnel: how many rows were lost at each step, and why."""
+"""Formats the funnel: how many rows were rejected at each step, and why."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,7 +11,7 @@ _MIN_WIDTH = 23
 
 
 def funnel(rows_in: int, statuses: Mapping[str, int], custom_rules: Mapping[str, CustomRuleCount] = _NO_RULES) -> str:
-    """How many rows were lost at each step and why, as a plain-text table. Custom rules are listed by name."""
+    """How many rows were rejected at each step and why, as a plain-text table. Custom rules are listed by name."""
     losses = list(_losses(statuses, custom_rules))
     width = max([_MIN_WIDTH, *(len(reason) for _, reason, _ in losses)])
     lines = [f"{'rows in':<{width + 11}}{rows_in:>12,}"]
@@ -27,7 +27,7 @@ def funnel(rows_in: int, statuses: Mapping[str, int], custom_rules: Mapping[str,
 def _losses(
     statuses: Mapping[str, int], custom_rules: Mapping[str, CustomRuleCount]
 ) -> Iterator[tuple[Step, str, int]]:
-    """(step, reason, rows) in the order in which rows are lost. In each step, custom rules come last."""
+    """(step, reason, rows) in the order in which rows are rejected. In each step, custom rules come last."""
     unnamed = statuses.get(Status.CUSTOM_RULE, 0) - sum(count.rows for count in custom_rules.values())
     for step in Step:
         for status in Status:

@@ -1,4 +1,4 @@
-"""Composes the live line: rows, rate, time left, requests, kept and lost rows, as far as there is room."""
+"""Composes the live line: rows, rate, time left, requests, kept and lost rows, as far as they fit."""
 
 import time
 from collections import Counter, deque

@@ -29,7 +29,7 @@ WARN_INTERVAL_S = 60.0
 
 
 class ProgressListener(Protocol):
-    """Receives the progress of a build, embed, retry or added model, in the thread that called it.
+    """Receives the progress of a build, an embed, a retry or an added model, in the thread that started it.
 
     Derive from it to write your own. Methods that you leave out do nothing.
     """
@@ -67,7 +67,7 @@ class ConsoleProgress(ProgressListener):
         self.state.rows_left, self.state.shards_left = rows_left, shards_left
         self.say(description)
         if rows_done:
-            self.say(f"{counted(rows_done, 'row')} done already; {rows_left:,} to go")
+            self.say(f"{counted(rows_done, 'row')} already done; {rows_left:,} to go")
         if shards_left:
             self.say("starting workers, which takes about 15 seconds ...")
 
@@ -83,7 +83,7 @@ class ConsoleProgress(ProgressListener):
             self._show(self.state.line(self._width()))
 
     def committed(self, manifest: ShardManifest) -> None:
-        """Show the new totals, and warn if the network fails."""
+        """Show the new totals, and warn if the network seems to be failing."""
         self._warn_of_failures(manifest)
         self.state.commit(manifest)
         self._show(self.state.line(self._width()), is_last=self.state.shards == self.state.shards_left)

@@ -1,4 +1,4 @@
-"""`pairmill retry`: fetches rows again that failed on the network, and commits new generations of their shards.
+"""`pairmill retry`: fetches rows again that failed because of the network, and commits new generations of their shards.
 
 Only rows with the given statuses change; all other rows stay as they are. If a shard recovers nothing,
 its new pairs file equals the old one byte for byte.
@@ -46,7 +46,7 @@ def retry(
     settings: Mapping[str, object] | None = None,
     listener: ProgressListener | None = None,
 ) -> RetryResult:
-    """Fetch rows again that ended with one of `statuses` (by default, all that a retry may change).
+    """Fetch rows again that have one of `statuses` (by default, all that a retry might fix).
 
     `settings`: parts of the job that may change between runs, such as {"fetch": {"timeout_s": 60}}. Raises JobError.
     """

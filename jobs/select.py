@@ -1,4 +1,4 @@
-"""`pairmill select`: selects a subset of a finished dataset, in steps that read only narrow columns."""
+"""`pairmill select`: selects a subset of a finished dataset, in steps that read only a few narrow columns."""
 
 import math
 from bisect import bisect_right
@@ -35,7 +35,7 @@ from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles
 
 ROWS_FOR_RAY = 2_000_000
-"""With fewer rows, this process finishes before a local Ray would have started."""
+"""With fewer rows, this process alone finishes before a local Ray would have started."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _clusters(selector: Selector, step: int) -> list[Cluster]:
 
 def _nothing_left(reports: Sequence[StepReport]) -> str:
     last = next(report for report in reports if not report.rows_out)
-    return f"nothing is left: {last.step!r} dropped all of {counted(last.rows_in, 'row')}; nothing was written"
+    return f"nothing is left: {last.step!r} dropped all {counted(last.rows_in, 'row')}; nothing was written"
 
 
 @contextmanager

@@ -30,13 +30,14 @@ _CORE_SCHEMA = (
         "-+.0123456789",
     ),
 )
-"""(tag, pattern, first characters) of YAML 1.2's core schema, but for `1e3`, which could be a part of a digest."""
+"""(tag, pattern, first characters) of YAML 1.2's core schema, except for `1e3`, which could be a part of a digest."""
 
 _MAX_DIGITS = 1_000
-"""Of an integer. No field takes one of this length, and Python does not print those of more than 4,300."""
+"""Maximum digits of an integer. No field takes one of this length, and Python does not print those of more than
+4,300."""
 
 _ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What PyYAML raises: its own errors, and those that its constructors let through, for `!!bool x` and the like."""
+"""What PyYAML raises: its own errors, and those that its constructors do not catch, for `!!bool x` and the like."""
 
 
 class YamlError(JobError):

@@ -1,4 +1,4 @@
-"""The batch that stages pass on: a shard's rows, plus information about the whole shard."""
+"""Defines the batch that stages pass on: a shard's rows, plus information about the whole shard."""
 
 import json
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class BatchInfo:
     def base_manifest(self) -> str:
         """File name of the manifest that a retry or an added model builds on."""
         if self.generation is None:
-            raise ValueError(f"shard {self.shard.shard} builds on no committed generation")
+            raise ValueError(f"shard {self.shard.shard} does not build on a committed generation")
         return manifest_name(self.shard.shard, self.generation)
 
     def to_json(self) -> str:

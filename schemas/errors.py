@@ -1,4 +1,4 @@
-"""`PairmillError` is the base of every error that a user may see. Each class says where the fault is.
+"""Defines `PairmillError`, the base of every error that a user may see. Each class says where the fault is.
 
     PairmillError
     ├── JobError, ModelError, CustomRuleError, ...    JOB      the job cannot run as written
@@ -32,7 +32,7 @@ class FailureKind(StrEnum):
 
 
 class PairmillError(Exception):
-    """Base of all errors that tell users what to do. The message has at most a few plain lines."""
+    """Base of all errors that tell users what to do. The message is at most a few plain lines."""
 
     kind: ClassVar[FailureKind] = FailureKind.JOB
 

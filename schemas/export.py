@@ -28,7 +28,7 @@ class ExportJob(Settings):
     format: ExportFormat = "webdataset"
     """File format and layout."""
     samples_per_file: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Samples per tar or Parquet file; the last file has the rest."""
+    """Samples per tar or Parquet file; the last file holds the remainder."""
     shuffle_seed: int | None = 0
     """Seed of the shuffle across shards. None: dataset order, which `clip-retrieval` and `datacomp` always use."""
     models: list[str] | None = None
@@ -40,7 +40,8 @@ class ExportJob(Settings):
 
 
 LAYOUT = 2
-"""Of the files of an export. 1, before 0.2: pictures as they were in the corpus, DataComp's names from aliases."""
+"""Version of the layout of exported files. Version 1 (before pairmill 0.2) stored pictures as they were in the corpus
+and took DataComp column names from the model aliases."""
 
 
 class ExportRecord(Settings):

@@ -112,5 +112,5 @@ def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, o
 
     fields = flatten(job.model_dump(mode="json", exclude_defaults=not with_defaults), "")
     if fields.pop("source.kind", None) == "corpus":
-        fields["source.held"] = True  # as before 0.2, so that older outputs can still resume
+        fields["source.held"] = True  # written as before 0.2, so that older outputs can still be resumed
     return fields

@@ -87,7 +87,8 @@ class ShardManifest(BaseModel):
     shard: int
     generation: int = 0
     attempt: str
-    """Random id of the attempt that wrote it: tells "we won, but the reply was lost" from "another worker won"."""
+    """Random id of the attempt that wrote it. It distinguishes "we won, but the reply was lost" from "another worker
+    won"."""
     uri: str
     first_row: int
     num_rows: int

@@ -18,7 +18,7 @@ IDENTITY = pa.schema(
         pa.field("uid", TEXT, nullable=False),  # 32 hex characters; computed if the row's own uid is invalid
         pa.field("url", TEXT),
         pa.field("caption", TEXT),  # raw
-        pa.field("caption_clean", TEXT),  # entities, white space, NFC: what rules, models and .txt use
+        pa.field("caption_clean", TEXT),  # entities decoded, white space collapsed, NFC; rules, models and .txt use it
         pa.field("caption_index", pa.int32()),  # index in the row's list of captions; 0 if it is not a list
     ]
 )
@@ -65,7 +65,7 @@ STORED = pa.schema(
 )
 
 CHECKSUM = pa.field("image_crc32", pa.uint32())
-"""CRC-32 (ISO 3309, as in zlib and gzip) of the bytes at `image_offset`, null where there are none. Datasets that were
+"""CRC-32 (ISO 3309, as in zlib and gzip) of the bytes at `image_offset`; null if there are none. Datasets that were
 planned before 0.2 have no such column."""
 
 IMAGE_COLUMN = pa.field("image", pa.large_binary())

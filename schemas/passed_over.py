@@ -1,6 +1,6 @@
-"""Why something that a listing shows is neither a row nor a part of one.
+"""Reasons why something that a listing shows becomes neither a row nor a part of one.
 
-Plans, commands and `status` count these, so that whatever was seen is accounted for:
+Plans, commands and `status` count these, so that everything listed is accounted for:
 seen = rows + parts + passed over.
 """
 
@@ -39,9 +39,9 @@ class Tally:
     passed_over: Counter[str] = field(default_factory=Counter)
     """Reason -> entries."""
     uncaptioned: int = 0
-    """Of the rows: those without a caption although there is JSON, whose keys may be unusual."""
+    """How many of the rows have JSON but no caption; its keys may be unusual."""
     json_keys: tuple[str, ...] = ()
-    """Some keys of the JSON, if there are such rows."""
+    """Some of the JSON's keys, if there are such rows."""
 
     def pass_over(self, reason: PassedOver) -> None:
         """Count one entry that is not used."""

@@ -1,6 +1,6 @@
-"""The complete list of outcomes of a pair.
+"""Defines the complete list of outcomes of a pair.
 
-Every input row of a job ends with exactly one Status, whose value is in the `status` column of `pairs/` or `rejects/`.
+Every input row of a job gets exactly one Status, whose value is in the `status` column of `pairs/` or `rejects/`.
 Statuses are listed in the order in which the checks run.
 """
 

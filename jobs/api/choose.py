@@ -83,14 +83,14 @@ def export(
     job_file: StrPath | None = None,
     settings: Settings | None = None,
 ) -> ExportResult:
-    """Write the rows of a subset as files that other tools read. The same call continues after a stop.
+    """Write the rows of a subset as files that other tools read. If interrupted, make the same call again to resume.
 
     Args:
         dataset: The output folder of a build or embed, or a complete ExportJob.
         subset: The name of a subset that `select` made.
         output: A new folder, local or `s3://`.
         format: `webdataset` (the default), `parquet`, `clip-retrieval` or `datacomp`.
-        samples_per_file: 10,000 by default; the last file has the rest.
+        samples_per_file: 10,000 by default; the last file holds the remainder.
         models: Aliases whose embeddings are written; for `clip-retrieval` and `datacomp`.
         in_order: Keep the dataset's order instead of shuffling across shards.
         job_file: A job file (YAML); keywords override it.

@@ -1,4 +1,4 @@
-"""Keywords of the public functions: their types, and their conversion to fields of a job."""
+"""Defines the types of the public functions' keywords, and converts them to fields of a job."""
 
 import difflib
 import functools

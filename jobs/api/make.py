@@ -43,7 +43,7 @@ def build(
     settings: Settings | None = None,
     progress: Progress = True,
 ) -> BuildResult:
-    """Download, check, score and filter pairs into Parquet shards. The same call continues after a stop.
+    """Download, check, score and filter pairs into Parquet shards. If interrupted, make the same call again to resume.
 
     Args:
         source: Files, folders or globs of URLs and captions, local or `s3://`; or a complete BuildJob, without other
@@ -52,7 +52,7 @@ def build(
         job_file: A job file (YAML); keywords override it.
         models: `tiny`, `ViT-B-32:openai`, ... Without models, pairs get no scores.
         preset: A set of rules: `none`, `datacomp-basic` or `laion2b`.
-        min_similarity: Keep pairs with at least this cosine: one number, or one per model alias.
+        min_similarity: Keep pairs with at least this cosine similarity: one number, or one per model alias.
         limit: Process only this many rows of the input.
         url_column: Column of URLs. None: guessed from common names.
         caption_column: Column of captions. None: guessed from common names.
@@ -93,7 +93,7 @@ def embed(
     settings: Settings | None = None,
     progress: Progress = True,
 ) -> BuildResult:
-    """Embed pictures and captions that you already have. The same call continues after a stop.
+    """Embed pictures and captions that you already have. If interrupted, make the same call again to resume.
 
     Args:
         source: WebDataset tars, folders of pictures, Parquet with pictures or captions, outputs of pairmill; local or
@@ -137,8 +137,8 @@ def add_model(
     settings: Settings | None = None,
     progress: Progress = True,
 ) -> ColumnsResult:
-    """Add the columns of one more model to a finished dataset, in `columns/ALIAS/`. The same call continues after a
-    stop, and covers new shards.
+    """Add the columns of one more model to a finished dataset, in `columns/ALIAS/`. Make the same call again to resume
+    after an interruption, or to cover new shards.
 
     Args:
         output: The output folder of a build or embed.
@@ -166,11 +166,11 @@ def retry(
     settings: Settings | None = None,
     progress: Progress = True,
 ) -> RetryResult:
-    """Fetch again the rows that failed on the network. Recovered rows go into new generations of their shards.
+    """Fetch rows again that failed because of the network. Recovered rows go into new generations of their shards.
 
     Args:
         output: The output folder of a build.
-        statuses: Which rows to fetch: `["timeout", Status.DNS_ERROR]`. By default, all that a retry may change.
+        statuses: Which rows to fetch: `["timeout", Status.DNS_ERROR]`. By default, all that a retry might fix.
         settings: How to run: `{"fetch.timeout_s": 60}`.
         progress: See `Progress`.
 

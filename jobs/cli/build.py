@@ -46,8 +46,8 @@ def build(
 ) -> None:
     """Turn lists of URLs into a dataset.
 
-    Downloads, checks, scores and filters pairs into Parquet shards. Run the same command again to continue after a
-    stop.
+    Downloads, checks, scores and filters pairs into Parquet shards. If it is interrupted, run the same command again to
+    resume.
     """
     options = BuildOptions(
         source=source,
@@ -84,7 +84,7 @@ def embed(
         str | None, typer.Option(metavar="NAME", help="cuda or cpu; if not given, a GPU if there is one.")
     ] = None,
     caption_from_name: Annotated[
-        bool, typer.Option("--caption-from-name", help="Use file names as captions if there is no text.")
+        bool, typer.Option("--caption-from-name", help="Use file names as captions where there are no caption files.")
     ] = False,
     add_model: Annotated[
         str | None, typer.Option(metavar="NAME[:WEIGHTS]", help="Add one more model to the finished dataset OUT.")
@@ -95,7 +95,7 @@ def embed(
 ) -> None:
     """Embed pictures and captions that you have.
 
-    Run the same command again to continue after a stop. --add-model adds one more model's columns to a finished
+    If it is interrupted, run the same command again to resume. --add-model adds one more model's columns to a finished
     dataset.
     """
     options = EmbedOptions(
@@ -124,7 +124,7 @@ def retry(
     status: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="Rows to fetch: timeout,dns_error,...; by default, all that may succeed."
+            metavar="NAME,...", help="Rows to fetch: timeout,dns_error,...; by default, all that a retry might fix."
         ),
     ] = None,
     settings: Annotated[
@@ -133,7 +133,7 @@ def retry(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Retry rows that failed on the network.
+    """Retry rows that failed because of the network.
 
     Recovered rows go into new generations of their shards; all other rows stay as they are.
     """
@@ -143,7 +143,7 @@ def retry(
         from pairmill.jobs.retry import retry as run_retry
 
         statuses = [name for name in (options.status or "").split(",") if name]
-        after_stop = f"Recovered rows stay in {output}; run the same command to try the rest again."
+        after_stop = f"Recovered rows stay in {output}; run the same command again to retry the rest."
         with progress(after_stop) as listener:
             result = run_retry(output, statuses, parse_settings(options.settings or []), listener)
     from pairmill.pipeline.common.text import counted
@@ -165,7 +165,7 @@ def _run(job: "BuildJob", explain: bool, as_json: bool) -> None:
         return
     from pairmill.jobs.build import build as run_build
 
-    after_stop = f"Finished shards stay in {job.output}; run the same command to continue."
+    after_stop = f"Finished shards stay in {job.output}; run the same command again to resume."
     with progress(after_stop) as listener:
         result = run_build(job, listener)
     print_funnel(result)
@@ -208,7 +208,7 @@ def _add_model(options: EmbedOptions, as_json: bool) -> None:
     model = added_model(options)
     (output,) = options.source or []
     device = {"run": {"device": options.device}} if options.device else {}
-    with progress("Run the same command to continue.") as listener:
+    with progress("Run the same command again to resume.") as listener:
         result = add_model(output, model, parse_settings(options.settings or [], device), listener)
     print_failures(result.build)
     print_stopped(result.build)
@@ -216,7 +216,7 @@ def _add_model(options: EmbedOptions, as_json: bool) -> None:
         missing = counted(len(result.shards_missing), "shard")
         typer.echo(f"{missing} without the new columns: run the same command again", err=True)
     else:
-        typer.echo(f"columns/{result.alias} has the new columns, row for row as in pairs/")
+        typer.echo(f"columns/{result.alias} has the new columns, in the same row order as in pairs/")
     if as_json:
         print_json(result.as_dict())
     if result.shards_missing:

@@ -29,7 +29,7 @@ COMMANDS: dict[str, type[Options]] = {
     "select": SelectOptions,
     "export": ExportOptions,
 }
-"""Commands that can be submitted: those that take long."""
+"""Commands that can be submitted: those that take a long time."""
 
 
 def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:

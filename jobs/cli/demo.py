@@ -10,14 +10,14 @@ from pairmill.jobs.cli.terminal import errors, exit_status, say_stopped
 
 def demo(
     out: Annotated[str, typer.Option("--out", metavar="PATH", help="Where the demo writes.")] = "demo-out",
-    pairs: Annotated[int, typer.Option(metavar="N", help="Pairs that the demo's web serves.", min=200)] = 2400,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything that is drawn.")] = 2026,
+    pairs: Annotated[int, typer.Option(metavar="N", help="Number of pairs to generate and serve.", min=200)] = 2400,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all pictures, captions and faults.")] = 2026,
     as_json: Json = False,
 ) -> None:
-    """Build a dataset from a small web of drawings.
+    """Build a dataset from a small simulated web.
 
-    Serves pictures with known truth on loopback addresses, runs the real build, and compares the result with the
-    truth.
+    Serves synthetic pictures with known ground truth on loopback addresses, runs the real build, and compares the
+    result with the ground truth.
     """
     from pairmill.jobs.demo.demo import run_demo
 

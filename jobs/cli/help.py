@@ -33,7 +33,7 @@ class Command(TyperCommand):
         return list(_usage(super().collect_usage_pieces(ctx)))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """List arguments by name only: their help says what they take."""
+        """List arguments by name only; their help says what they accept."""
         arguments = [each for each in self.get_params(ctx) if isinstance(each, TyperArgument)]
         if arguments:
             with formatter.section("Arguments"):

@@ -24,7 +24,7 @@ def pairmill(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """From lists of web pictures and captions to scored, filtered training data for CLIP-like models."""
+    """Turn lists of web pictures and captions into scored, filtered training data for CLIP-like models."""
 
 
 app.command(

@@ -1,4 +1,4 @@
-"""The typed options of each command, filled in by its function or, for `submit`, from a whole command line."""
+"""Defines the typed options of each command, filled in by its function or, for `submit`, from a whole command line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

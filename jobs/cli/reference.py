@@ -24,7 +24,7 @@ def models(
 ) -> None:
     """List the models that open_clip knows.
 
-    Shows the sizes of embeddings and pictures, parameters and weights, and which weights are on disk.
+    Shows each model's embedding size, picture size, number of parameters and weights, and which weights are on disk.
     """
     from dataclasses import asdict
 
@@ -56,7 +56,7 @@ def models(
 def fields(
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Beginning of a field's name, such as fetch.")] = "",
     command: Annotated[
-        str, typer.Option("--of", metavar="COMMAND", help="Whose job: build (also embed's), select or export.")
+        str, typer.Option("--of", metavar="COMMAND", help="The fields of which job: build (and embed), select, export.")
     ] = "build",
     as_json: Json = False,
 ) -> None:

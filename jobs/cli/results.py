@@ -1,4 +1,4 @@
-"""What commands print about an output folder: the funnel, the failures, and why a run stopped."""
+"""Formats what commands print about an output folder: the funnel, the failures, and why a run stopped."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def print_funnel(result: "BuildResult") -> None:
-    """How many rows were lost at each step, and why."""
+    """How many rows were rejected at each step, and why."""
     from pairmill.jobs.funnel import funnel
     from pairmill.schemas.passed_over import describe_passed_over
 

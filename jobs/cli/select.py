@@ -47,7 +47,7 @@ def select(
 ) -> None:
     """Select a subset of a finished dataset.
 
-    Downloads and embeds nothing again, so you can try other steps at any time.
+    Nothing is downloaded or embedded again, so you can try other steps at any time.
     """
     options = SelectOptions(
         dataset=dataset,
@@ -62,7 +62,7 @@ def select(
     )
     with errors():
         if refresh and (steps or job_file or all_pairs or overwrite):
-            raise typer.BadParameter("--refresh repeats the steps of the subset and takes no others")
+            raise typer.BadParameter("--refresh repeats the steps of the subset, so give it no others")
         if not compare:
             _select(options, as_json)
             return
@@ -80,7 +80,7 @@ def export(
         typer.Option("--format", metavar="NAME", help="webdataset, parquet, clip-retrieval or datacomp."),
     ] = None,
     samples_per_file: Annotated[
-        int | None, typer.Option(metavar="N", help="10,000 by default; the last file has the rest.")
+        int | None, typer.Option(metavar="N", help="10,000 by default; the last file holds the remainder.")
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -95,7 +95,7 @@ def export(
 ) -> None:
     """Write a subset as files that other tools read.
 
-    Run the same command again to continue after a stop.
+    If it is interrupted, run the same command again to resume.
     """
     options = ExportOptions(
         dataset=dataset,
@@ -113,13 +113,13 @@ def export(
         from pairmill.jobs.export import export as run_export
 
         job = export_job(options)
-        with progress(f"Finished files stay in {output}; run the same command to continue.") as listener:
+        with progress(f"Finished files stay in {output}; run the same command again to resume.") as listener:
             result = run_export(job, listener.step)
     from pairmill.pipeline.common.text import counted
 
     record = result.record
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
-    typer.echo(f"{rows} in {files} under {result.output}; {result.written:,} written now")
+    typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
     if as_json:
         print_json({"output": result.output, "written": result.written, **record.model_dump(mode="json")})
 
@@ -163,9 +163,9 @@ def _print(subset: "Subset") -> None:
         share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
         line = f"{report.step:<{width}} {report.rows_in:>13,} -> {report.rows_out:>13,} {share}"
         if report.threshold is not None:
-            line += f"  from {report.threshold:.6g} up"
+            line += f"  threshold {report.threshold:.6g}"
         typer.echo(line)
         for cluster in report.largest_clusters:
             typer.echo(f"    {counted(cluster.rows, 'duplicate')}: {cluster.row_id} {cluster.url or ''}")
         if report.rows_in and not report.rows_out:
-            typer.echo(f"pairmill: {report.step!r} dropped all of {counted(report.rows_in, 'row')}", err=True)
+            typer.echo(f"pairmill: {report.step!r} dropped all {counted(report.rows_in, 'row')}", err=True)

@@ -49,8 +49,7 @@ def verify(
 ) -> None:
     """Check that a dataset is intact.
 
-    Checks counts, checksums, and keys in tars and Parquet files of every shard, and computes a sample of the scores
-    again.
+    Checks the counts, checksums, and tar and Parquet keys of every shard, and recomputes a sample of the scores.
     """
     from pairmill.pipeline.check.verify import verify as run_verify
 

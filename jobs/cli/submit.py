@@ -93,7 +93,7 @@ def logs(
 def stop(job_id: JobId, address: Address) -> None:
     """Stop a job.
 
-    Finished shards stay; submit the same command to continue.
+    Finished shards are kept; submit the same command again to resume.
     """
     with errors():
         cluster = _cluster(address)
@@ -154,7 +154,7 @@ def _follow(cluster: "Cluster", job_id: str) -> int:
     try:
         job = cluster.follow(job_id, show)
     except KeyboardInterrupt as stop:
-        say_stopped(f"\nThe job continues: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}")
+        say_stopped(f"\nThe job is still running: pairmill jobs logs --follow {job_id}, or pairmill jobs stop {job_id}")
         return exit_status(stop)
     if job.status != "SUCCEEDED":
         code = "" if job.exit_code is None else f" (exit status {job.exit_code})"

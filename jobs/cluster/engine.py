@@ -3,7 +3,7 @@
 Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). Ray (`ray_backend.py`)
 starts processes, reports their deaths, and moves tables between them without going through the driver. A stage that
 raises fails only its shard. Shards lost with a worker run once more. If they are lost again, each runs alone and
-isolated: a child process decodes the pictures and calls the user's rules, so a crash costs only one row.
+isolated: a child process decodes the pictures and calls the user's rules, so a crash loses only one row.
 """
 
 import logging

@@ -1,4 +1,6 @@
-"""Prometheus metrics of a worker. Ray's node agents export them under names that begin with `ray_pairmill_`."""
+"""Records the Prometheus metrics of a worker. Ray's node agents export them under names that begin with
+`ray_pairmill_`.
+"""
 
 import threading
 import time
@@ -23,11 +25,15 @@ class StageMetrics:
         self._shards = metrics.Counter("pairmill_shards", "Shards that passed through a stage", ("stage", "outcome"))
         self._idle = metrics.Counter("pairmill_idle_seconds", "Seconds that a worker was idle", ("stage",))
         self._histograms = {
-            "shard": metrics.Histogram("pairmill_shard_seconds", "One shard in a stage", SECONDS, ("stage",)),
-            "fetch": metrics.Histogram("pairmill_fetch_seconds", "One URL, including redirects and retries", SECONDS),
-            "encode_batch": metrics.Histogram("pairmill_encode_batch_seconds", "One batch through a model", SECONDS),
+            "shard": metrics.Histogram("pairmill_shard_seconds", "Time of one shard in a stage", SECONDS, ("stage",)),
+            "fetch": metrics.Histogram(
+                "pairmill_fetch_seconds", "Time of one URL, including redirects and retries", SECONDS
+            ),
+            "encode_batch": metrics.Histogram(
+                "pairmill_encode_batch_seconds", "Time of one batch through a model", SECONDS
+            ),
             "encode_wait": metrics.Histogram(
-                "pairmill_encode_wait_seconds", "Wait of the model for the next decoded batch", SECONDS
+                "pairmill_encode_wait_seconds", "Time that the model waits for the next decoded batch", SECONDS
             ),
         }
         self._lock, self._running, self._since = threading.Lock(), 0, time.monotonic()

@@ -44,7 +44,7 @@ class _StageActor:
         self.broken: Failure | None = None
         try:
             self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
-        except Exception as error:  # no weights here, no GPU: `ready` says so; Ray would print 200 lines
+        except Exception as error:  # no weights here, or no GPU: `ready` reports it; Ray would print 200 lines
             self.broken = Failure.of(error)
 
     def ready(self) -> Report:

@@ -215,7 +215,7 @@ class Scheduler:
         others_work = any(other.node is not None and not other.failures for other in self.workers[worker.stage])
         if worker.failures >= _MAX_FAILURES and others_work:
             log.warning(
-                "a worker of the stage %r is replaced: %s", self.stages[worker.stage].name, report.failure.message
+                "replacing a worker of the stage %r: %s", self.stages[worker.stage].name, report.failure.message
             )
             self._bury(worker, report.failure.message)
 
@@ -252,10 +252,10 @@ class Scheduler:
         self._broken[worker.stage] += 1
         if not workers:
             raise SchedulerError(f"no worker of the stage {name!r} could start: {failure.message}")
-        log.warning("the stage %r runs with one worker fewer: %s", name, failure.message)
+        log.warning("the stage %r continues with one worker fewer: %s", name, failure.message)
 
     def _bury(self, worker: _Worker, why: str, failed_starts: int = 0) -> None:
-        """Replace a dead worker: once, however many calls were lost with it."""
+        """Replace a dead worker once, however many calls were lost with it."""
         if worker not in self.workers[worker.stage]:
             return
         self.workers[worker.stage].remove(worker)

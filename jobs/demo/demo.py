@@ -1,7 +1,7 @@
-"""`pairmill demo`: serve a small web, build a dataset from it, and compare it with the known truth.
+"""`pairmill demo`: serves a small simulated web, builds a dataset from it, and compares it with the ground truth.
 
 The build is an ordinary one: it reads a list, fetches over HTTP, scores with `tiny` and writes shards. Each row's kind,
-expected Status and truth are extra columns, so the comparison only needs the output.
+expected Status and ground truth are extra columns, so the comparison only needs the output.
 """
 
 import json
@@ -59,7 +59,7 @@ _ROW_SCHEMA = pa.schema(
         pa.field("caption", pa.string()),
         pa.field("kind", pa.string()),
         pa.field("expected", pa.string()),  # statuses, comma-separated
-        pa.field("truth", pa.bool_()),  # whether it should be kept; null: not judged
+        pa.field("truth", pa.bool_()),  # whether it should be kept; null: either is fine
     ]
 )
 
@@ -156,7 +156,7 @@ def _job(store: Store, threshold: float) -> BuildJob:
             "fetch": {
                 "timeout_s": FETCH_TIMEOUT_S,
                 "retries": 1,
-                "concurrency": 16,  # few, because the web draws each picture on request, on the same cores
+                "concurrency": 16,  # few, because the servers draw each picture on request, on the same cores
                 "allow_networks": ["127.0.0.0/8"],
             },
             "images": {"size": 256},
@@ -187,7 +187,7 @@ def _say(text: str) -> None:
 
 def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
     counts = Counter(row.kind for row in rows)
-    lines = [f"Serving a web of {len(rows):,} pairs on {len(web.hosts)} loopback hosts, port {web.port} (seed {seed}):"]
+    lines = [f"Serving {len(rows):,} pairs on {len(web.hosts)} loopback hosts, port {web.port} (seed {seed}):"]
     lines += [f"{counts[kind.name]:>7,}  {_plain(kind.name):<14} {kind.about}" for kind in KINDS]
     return "\n".join(lines)
 
@@ -240,7 +240,7 @@ def _verdict(comparison: Comparison, threshold: float) -> str:
             f"precision   {_share(comparison.precision)} of the kept rows are right (similarity >= {threshold:.3f})",
             f"recall      {_share(comparison.recall)} of the right rows were kept",
             f"near misses {sum(o.kept for o in near):,} of {sum(o.rows for o in near):,} with one wrong word were kept",
-            f"swapped     {swapped.kept:,} of {swapped.rows:,} with two things swapped were kept; not counted above",
+            f"swapped     {swapped.kept:,} of {swapped.rows:,} with two objects swapped were kept; not counted above",
         ]
     )
 

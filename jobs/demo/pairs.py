@@ -1,4 +1,5 @@
-"""The rows of the demo, with known truth: drawn scenes, right and wrong captions, and everything that can fail.
+"""Generates the rows of the demo, with known ground truth: synthetic scenes, right and wrong captions, and everything
+that can fail.
 
     web = Web(port=8080, dead_port=8081, hosts=("127.0.0.1",))
     rows = demo_pairs(seed=2026, pairs=2400, web=web)
@@ -39,7 +40,7 @@ class Web:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of row. `expected`: the correct statuses. `truth`: whether to keep it (None: not judged)."""
+    """One kind of row. `expected`: the correct statuses. `truth`: whether to keep it (None: either is fine)."""
 
     name: str
     per_mille: int
@@ -49,7 +50,7 @@ class Kind:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the model decides: it is then judged by precision and recall, not by its status."""
+        """Whether the model decides; such rows are then measured by precision and recall, not by their status."""
         return self.expected == _SCORED
 
 
@@ -59,13 +60,13 @@ KINDS = (
     Kind("webp", 20, _SCORED, True, "a WebP, right caption"),
     Kind("gif", 10, _SCORED, True, "a GIF, right caption"),
     Kind("cmyk", 10, _SCORED, True, "a CMYK JPEG, right caption"),
-    Kind("exif_turned", 20, _SCORED, True, "stored sideways with an EXIF turn, right caption"),
+    Kind("exif_turned", 20, _SCORED, True, "stored sideways with an EXIF rotation, right caption"),
     Kind("redirect", 25, _SCORED, True, "302 to another host, right caption"),
     Kind("flaky", 10, _SCORED, True, "503 on the first try, right caption"),
     Kind("wrong_caption", 100, _SCORED, False, "the caption of another scene"),
     Kind("wrong_color", 85, _SCORED, False, "near miss: one color is wrong"),
     Kind("wrong_shape", 70, _SCORED, False, "near miss: one shape is wrong"),
-    Kind("swapped_order", 45, _SCORED, None, "near miss: two things are swapped"),
+    Kind("swapped_order", 45, _SCORED, None, "near miss: two objects are swapped"),
     Kind("duplicate", 30, (Status.DUPLICATE_IN_SHARD,), False, "URL and caption of a previous row"),
     Kind("long_caption", 12, (Status.CAPTION_TOO_LONG,), False, f"more than {CAPTION_MAX_CHARS} characters"),
     Kind("no_caption", 12, (Status.CAPTION_MISSING,), False, "null, empty or blank"),
@@ -104,7 +105,7 @@ class DemoRow:
 
     @property
     def truth(self) -> bool | None:
-        """Whether it should be kept; None if that is not judged."""
+        """Whether it should be kept; None if either is fine."""
         return KIND[self.kind].truth
 
     def rng(self, seed: int, purpose: str) -> Random:
@@ -249,7 +250,7 @@ def _caption(kind: str, scene: Scene, index: int, rng: Random) -> str | None:
 
 
 def _another_scene(scene: Scene, rng: Random) -> Scene:
-    """A scene with none of the same things, so that its caption is wrong, not just incomplete."""
+    """A scene with none of the same objects, so that its caption is wrong, not just incomplete."""
     looks = {(thing.color, thing.shape) for thing in scene.things}
     while True:
         other = random_scene(rng)

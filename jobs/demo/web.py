@@ -1,4 +1,4 @@
-"""The demo's web server: draws pictures on request, or fails in many ways, on many loopback addresses.
+"""Runs the demo's web server, which draws pictures on request, or fails in many ways, on many loopback addresses.
 
     with demo_web(seed=2026, pairs=2400) as web:
         ...                                     # a separate process serves until the end of the block

@@ -30,5 +30,5 @@ class ImagesConfig(Settings):
     """Input columns to carry into the tars' `.json` (license, artist, ...), or `all`; also for exports of the dataset.
     Bytes become base64, times ISO 8601, decimals text."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
-    """Pictures whose header announces more pixels are refused before any memory is allocated. Eight bytes for each of
-    these pixels (at least 256 MiB) are the memory that decoding may take, in all threads together."""
+    """Pictures whose header announces more pixels are refused before any memory is allocated. All decoding threads
+    together may use 8 bytes x this number of memory, or 256 MiB if that is more."""

@@ -43,7 +43,7 @@ class SourceConfig(Settings):
     """Column of picture URLs. None: guessed from common names (url, image_url, ...)."""
     caption_column: str | None = None
     """Column of captions. None: guessed (caption, text, alt, ...). A column of lists gives one row per caption. In tars
-    and folders of pictures: a key of the .json files, or the ending of the text files."""
+    and folders of pictures: a key of the .json files, or the extension of the text files."""
     uid_column: str | None = None
     """Column of your own ids: 32 hex characters, hyphens allowed. None: a hash of url and caption."""
     sha256_column: str | None = None
