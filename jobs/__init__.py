@@ -1,4 +1,4 @@
-"""What users run: commands, and the cluster they run on.
+"""Contains what users run: commands, and the cluster they run on.
 
 Takes job models or command lines and returns results and exit statuses. Imports pipeline and schemas.
 """

@@ -1,1 +1,1 @@
-"""Schemas of rows, shards and jobs. Imports only pyarrow and pydantic."""
+"""Defines the schemas of rows, shards and jobs. Imports only pyarrow and pydantic."""

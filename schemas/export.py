@@ -1,4 +1,4 @@
-"""Schemas of exports: subsets written as files for other tools."""
+"""Defines the schemas of exports: subsets written as files for other tools."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""The job file: every setting, checked before anything starts.
+"""Defines the job file: every setting, checked before anything starts.
 
 Unknown keys are errors, and names include their units. `fingerprint_fields()` lists the settings that change the
 output, which must stay the same between two runs into the same output folder. The sections are in `job/`.

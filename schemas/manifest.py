@@ -1,4 +1,4 @@
-"""Shard, plan and manifest: how a job is split into units of work, and how a finished unit is recorded.
+"""Defines shard, plan and manifest: how a job is split into units of work, and how a finished unit is recorded.
 
 A shard exists if and only if its manifest does. Readers trust only manifests.
 """

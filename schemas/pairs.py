@@ -1,4 +1,4 @@
-"""Arrow schemas of pairs: in flight between stages, and in the two Parquet files of a shard.
+"""Defines the Arrow schemas of pairs: in flight between stages, and in the two Parquet files of a shard.
 
 In flight, a shard is one table, and the number and order of its rows never change. A rejected row stays in the table
 with its Status set. Only the commit stage splits the table into `pairs/` and `rejects/`.

@@ -1,4 +1,4 @@
-"""Reasons why something that a listing shows becomes neither a row nor a part of one.
+"""Defines the reasons why something that a listing shows becomes neither a row nor a part of one.
 
 Plans, commands and `status` count these, so that everything listed is accounted for:
 seen = rows + parts + passed over.

@@ -1,4 +1,4 @@
-"""The record of the job that made an output folder: in every plan file, and in `job.yaml` for human readers."""
+"""Defines the record of the job that made an output folder. It is in every plan file, and in `job.yaml` for people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""How to reach buckets. Contains no secrets: keys come from the environment, a profile or the machine's role."""
+"""Defines how to reach buckets, without secrets: keys come from the environment, a profile or the machine's role."""
 
 from typing import Any, Self
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""Subsets of a finished dataset: the steps that select rows, and the record of what each step did."""
+"""Defines subsets of a finished dataset: the steps that select rows, and the record of what each step did."""
 
 import math
 from typing import Annotated, Literal, Self

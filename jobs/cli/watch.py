@@ -61,8 +61,8 @@ class CommitClock:
         self.said += 1
         usual = f"one {'came every' if self.commits > 1 else 'takes'} {duration(self.usual_s)}"
         return (
-            f"no shard for {duration(silent_s)}, where {usual}: the job has ended or hangs; run its command again to "
-            "continue"
+            f"no shard for {duration(silent_s)}, although {usual}: the job has ended or hangs; run its command again "
+            "to resume"
         )
 
 

@@ -1,6 +1,4 @@
-"""Records the Prometheus metrics of a worker. Ray's node agents export them under names that begin with
-`ray_pairmill_`.
-"""
+"""Records a worker's Prometheus metrics. Ray's node agents export them under names that begin with `ray_pairmill_`."""
 
 import threading
 import time

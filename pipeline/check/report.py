@@ -1,4 +1,4 @@
-"""The result of `verify`."""
+"""Defines the result of `verify`."""
 
 from dataclasses import asdict, dataclass, field
 

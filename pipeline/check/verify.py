@@ -82,10 +82,10 @@ def strangers(store: Store, named: set[str]) -> list[str]:
             if path in named or path == SIZES_NAME or name.startswith((".", "_")):  # Arrow, Spark and others skip these
                 continue
             if DATA_NAME.fullmatch(name) and _is_ours(store, path):
-                problems.append(f"{path} is not in any manifest: a crashed run left it; delete it")
+                problems.append(f"{path} is not in any manifest: a crashed run left it behind; delete it")
             else:
                 problems.append(
-                    f"{path} is not pairmill's, but readers of the folder would take it for data; move it elsewhere"
+                    f"{path} is not pairmill's, but readers of the folder would mistake it for data; move it elsewhere"
                 )
     return problems[:MAX_PROBLEMS]
 

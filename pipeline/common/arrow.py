@@ -1,4 +1,4 @@
-"""Arrow arrays, built with as few copies as the format allows."""
+"""Builds Arrow arrays with as few copies as the format allows."""
 
 from collections.abc import Sequence
 from itertools import accumulate

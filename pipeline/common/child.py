@@ -1,4 +1,4 @@
-"""A child process that may die or hang, for work that killed a worker: its death costs one row."""
+"""Runs work that has killed a worker in a child process, which may die or hang: its death loses only one row."""
 
 import faulthandler
 import multiprocessing

@@ -1,6 +1,6 @@
-"""Who caused a failure: this machine (out of files, memory or disk), or the row, shard or job.
+"""Decides who caused a failure: this machine (out of files, memory or disk), or the row, shard or job.
 
-A fault of the machine must not cost any rows: the shard fails, and a later run repeats it.
+A fault of the machine must not lose any rows: the shard fails, and a later run repeats it.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Reading files and objects anywhere: local paths and `s3://` behave the same to callers."""
+"""Reads files and objects anywhere: local paths and `s3://` behave the same to callers."""
 
 import contextlib
 import gzip

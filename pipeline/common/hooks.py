@@ -1,4 +1,4 @@
-"""Hooks from a process into the stages it runs: sinks for durations and progress, and an escape from hung decoders."""
+"""Connects stages to the process that runs them: sinks for durations and progress, an escape from hung decoders."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""One small request to each bucket before work begins, so that a wrong endpoint, key or name is reported at once.
+"""Sends a small request to each bucket before work begins, so that a wrong endpoint, key or name is reported at once.
 
 s3fs and botocore retry for minutes, which is right during the work but wrong for a typo. Temporary problems (5xx,
 throttling, a lost connection) are ignored here, because the work itself retries them.

@@ -1,4 +1,4 @@
-"""An output folder, local or on S3: create-only writes, reads, lists.
+"""Reads, lists and writes an output folder, local or on S3. Commits use create-only writes.
 
 Every commit relies on create-only writes. Locally: write a temporary file, fsync, then `os.link`, which refuses an
 existing name (a rename would overwrite it). On S3: a PUT or multipart completion with `If-None-Match: *` (s3fs

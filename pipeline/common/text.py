@@ -1,4 +1,4 @@
-"""Text for people: numbers with nouns, and untrusted text cleaned up for evidence columns."""
+"""Formats text for people: numbers with nouns, and untrusted text cleaned up for evidence columns."""
 
 import re
 import traceback

@@ -1,4 +1,4 @@
-"""Shards on disk: write, commit, read back, generations, subsets.
+"""Stores shards on disk: writes, commits and reads them back, with their generations and subsets.
 
 Finished tables enter; Parquet, tars and manifests leave, and come back as tables.
 """

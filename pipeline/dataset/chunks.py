@@ -1,4 +1,4 @@
-"""The unit of work of a select job: a few narrow columns of dozens of shards of a finished dataset."""
+"""Defines the unit of work of a select job: a few narrow columns of dozens of shards of a finished dataset."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

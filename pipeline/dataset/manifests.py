@@ -1,4 +1,4 @@
-"""Manifests on disk. A manifest is written last and create-only; it makes its shard exist."""
+"""Reads and writes manifests. A manifest is written last and create-only; it makes its shard exist."""
 
 import json
 import logging

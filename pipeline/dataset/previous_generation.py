@@ -1,4 +1,4 @@
-"""The generation of a shard that a retry builds on: its rows, and those to fetch again."""
+"""Reads the generation of a shard that a retry builds on: its rows, and those to fetch again."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def read_previous(store: Store, manifest: ShardManifest) -> PreviousGeneration:
 
 
 def failed_row_ids(store: Store, manifest: ShardManifest, statuses: Collection[str]) -> pa.ChunkedArray:
-    """The rejected rows that ended with one of these statuses. Pairs are never among them."""
+    """The rejected rows that have one of these statuses. Pairs are never among them."""
     rejects = _read(store, manifest.files["rejects"], ["row_id", "status"])
     return rejects["row_id"].filter(pc.is_in(rejects["status"], value_set=pa.array(sorted(statuses), pa.string())))
 

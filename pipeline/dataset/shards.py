@@ -1,4 +1,4 @@
-"""Commits a shard: writes its files in `images/`, `pairs/` and `rejects/`, in this order, and then the manifest.
+"""THE place where a shard is committed: first its files in `images/`, `pairs/` and `rejects/`, then its manifest.
 
 Manifests are create-only, so if two workers commit the same shard, one wins, and a shard exists if and only if its
 manifest does. Data files of a committed shard that are not in its manifest are garbage and may be deleted.

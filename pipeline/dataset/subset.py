@@ -1,4 +1,4 @@
-"""Subsets on disk, in `subsets/NAME/`:
+"""Reads and writes subsets, which are in `subsets/NAME/`:
 
 selection.json           the record, written last and create-only; names the other files
 rows/00000.parquet       shard, row and uid of the selected rows of one chunk of shards, in dataset order

@@ -148,7 +148,7 @@ class Encoder:
             raise
 
     def _decode_safely(self, body: pa.Buffer) -> DecodedImage:
-        """An unexpected error costs only its own row, unless this machine is at fault."""
+        """An unexpected error loses only its own row, unless this machine is at fault."""
         try:
             return self._decode(self._processor.pixels(bytes(body)))
         except ImageError as error:

@@ -1,7 +1,10 @@
 """THE place where captions are truncated to the model's context, of 77 tokens or so.
 
-Only the model's input is truncated; the columns `caption` and `caption_clean` stay whole. Tokenizers read whole texts
-and then discard what does not fit, so a text far longer than the context is first cut to a beginning that fills it.
+Only the model's input is truncated here. The columns `caption` and `caption_clean` stay whole, except that a caption
+that is rejected for its length is cut to 8,192 bytes (`source/rows.py`).
+
+Tokenizers read whole texts and then discard what does not fit, so a text far longer than the context is first cut to a
+beginning that fills it.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The export formats of embeddings: arrays row for row with metadata, in the layouts of clip-retrieval and DataComp."""
+"""Defines the export formats of embeddings: arrays and metadata in the layouts of clip-retrieval and DataComp."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ _DATACOMP_NAMES = {"vit-b-32": "clip_b32", "vit-l-14": "clip_l14"}
 
 @dataclass(frozen=True)
 class ClipRetrieval:
-    """`img_emb/img_emb_0000.npy`, `text_emb/...` and `metadata/metadata_0000.parquet`, row for row, float16.
+    """`img_emb/img_emb_0000.npy`, `text_emb/...` and `metadata/metadata_0000.parquet`, in the same row order;
+    embeddings are float16.
 
     Read by autofaiss, embedding-reader and clip-retrieval: https://github.com/rom1504/clip-retrieval, "inference".
     """

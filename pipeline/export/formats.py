@@ -1,4 +1,4 @@
-"""The export formats of pictures: which columns each one reads, and which files it writes for one part of the rows.
+"""Defines the export formats of pictures: which columns each reads, and which files it writes for a part of the rows.
 
 Pictures come in bytes that every reader shows alike (image/plain.py).
 """

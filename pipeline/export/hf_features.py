@@ -1,4 +1,4 @@
-"""Column types as Hugging Face `datasets` names them: as JSON in a Parquet file's metadata, as YAML in a README."""
+"""Converts column types to those of Hugging Face `datasets`: JSON in a Parquet file's metadata, YAML in a README."""
 
 from typing import Any, TypeAlias
 

@@ -1,4 +1,4 @@
-"""The order of an export: random groups of shards, with all rows of each group shuffled.
+"""Defines the order of an export: random groups of shards, with all rows of each group shuffled.
 
 Any part of that order needs only the few shards of a group or two, so it can be written alone, anywhere, and again.
 """

@@ -1,4 +1,4 @@
-"""`README.md` of an export: tells Hugging Face `datasets` which files are data, and their types.
+"""Writes the `README.md` of an export, which tells Hugging Face `datasets` which files are data, and their types.
 
 https://huggingface.co/docs/datasets/repository_structure . Exports of Parquet have none: `datasets` finds their files
 without, and Arrow, pandas and Polars would take a README in the folder for data.
@@ -16,7 +16,7 @@ DATA_FILES = {"webdataset": "*.tar", "parquet": "*.parquet"}
 
 
 def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str]) -> str:
-    """The text. `sample`: the columns in a tar's .json; `endings`: of the pictures in the tars."""
+    """The text. `sample`: the columns in a tar's .json; `endings`: the extensions of the pictures in the tars."""
     config = {"config_name": "default", "data_files": DATA_FILES.get(form, "metadata/*.parquet")}
     header: dict[str, object] = {"configs": [config]}
     if sample is not None:

@@ -1,4 +1,4 @@
-"""A torch dataset over finished shards: each pair once per epoch.
+"""Provides a torch dataset over finished shards, which serves each pair once per epoch.
 
 An output folder and a subset enter, batches leave.
 """

@@ -1,4 +1,4 @@
-"""The settings of a PairDataset, and the contents of its checkpoints."""
+"""Defines the settings of a PairDataset, and the contents of its checkpoints."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The order of the rows in an epoch, and which rows each consumer gets."""
+"""Decides the order of the rows in an epoch, and which rows each consumer gets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

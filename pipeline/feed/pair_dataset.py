@@ -1,4 +1,4 @@
-"""A torch dataset over the shards: every pair once per epoch, over all ranks and workers, resumable anywhere."""
+"""Defines a torch dataset over the shards: every pair once per epoch over all ranks and workers, resumable."""
 
 import os
 from collections import deque
@@ -165,8 +165,8 @@ class PairDataset(IterableDataset[Sample]):
         if (fewest := self._batches.count(least)) != (highest := self._batches.count(most)):
             unit = "rows" if config.batch_size is None else "batches"
             raise FeedError(
-                f"ranks would have {fewest:,} or {highest:,} {unit}, and those with more would wait for the others for "
-                "ever: set even=True (for an evaluation without collective calls: allow_uneven=True)"
+                f"ranks would have {fewest:,} or {highest:,} {unit}, and those with more would wait for the others "
+                "forever: set even=True (for an evaluation without collective calls: allow_uneven=True)"
             )
 
     def _count_for_this_consumer(self) -> None:

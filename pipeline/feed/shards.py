@@ -1,4 +1,4 @@
-"""The shards that a PairDataset reads: their selected rows, columns and pictures."""
+"""Reads the shards of a PairDataset: their selected rows, columns and pictures."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

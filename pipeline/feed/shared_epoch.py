@@ -1,4 +1,4 @@
-"""The epoch that `set_epoch` asks for, in memory that a loader's living workers see too."""
+"""Shares the epoch that `set_epoch` asks for with a loader's running workers."""
 
 import torch
 

@@ -181,7 +181,7 @@ class _Engine:
         return outcomes
 
     async def _download_safely(self, url: str, expected_sha256: frozenset[str]) -> FetchOutcome:
-        """An unexpected error costs only its own row, unless this machine is at fault."""
+        """An unexpected error loses only its own row, unless this machine is at fault."""
         try:
             return await self._download(url, expected_sha256)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""urllib with our limits, for img2dataset: only allowed addresses, bounded bodies, the job's user agent.
+"""Wraps urllib with our limits, for img2dataset: only allowed addresses, bounded bodies, the job's user agent.
 
 When a download fails, img2dataset keeps only the exception's text. So the exceptions that leave this opener have a
 random ticket as their text, and `failures` maps it to the real outcome: no text from a server is ever interpreted.

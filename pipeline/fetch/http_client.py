@@ -1,4 +1,4 @@
-"""GET over HTTP/1.1, on connections to allowed addresses that are kept alive for a while, one response at a time.
+"""Sends GET requests over HTTP/1.1, on connections to allowed addresses that are kept alive for a while.
 
     async with client.get(url) as response:
         response.head.status, response.head.get("location")

@@ -1,4 +1,4 @@
-"""One connection: sends requests, receives bytes, and expects nothing while it is idle."""
+"""Wraps one connection: sends requests, receives bytes, and expects nothing while it is idle."""
 
 import asyncio
 import select

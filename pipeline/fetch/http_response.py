@@ -1,7 +1,8 @@
 """Parses the bytes of a connection, in any pieces, into one HTTP/1 response (RFC 9112). Uses no sockets.
 
-It accepts what curl and browsers accept: bare line feeds, folded lines, lines without a colon, equal Content-Lengths,
-Content-Length beside chunked, bytes after the end. Everything except the body itself is bounded.
+It accepts what curl and browsers accept: bare line feeds, folded lines, lines without a colon, repeated equal
+Content-Lengths, Content-Length together with chunked, bytes after the end. Everything except the body itself is
+bounded.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The second download engine: img2dataset's own Downloader and Resizer (1.47), in our pipeline.
+"""Runs the second download engine: img2dataset's own Downloader and Resizer (1.47), in our pipeline.
 
 It exists to compare the two engines on the same rows, rules and outputs. Requests keep our limits: `guarded_urllib`
 connects only to allowed addresses, bounds bodies, and sends the job's user agent. The pictures are as img2dataset

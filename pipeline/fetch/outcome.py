@@ -1,4 +1,4 @@
-"""What a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
+"""Defines what a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
 
 Inside this room a FetchError ends a download; outside there are only outcomes. `outcome_columns.py` writes them into
 the shard's table.

@@ -1,4 +1,4 @@
-"""DNS look-ups for the HTTP client by c-ares, which reads /etc/hosts and resolv.conf."""
+"""Looks up names for the HTTP client, using c-ares, which reads /etc/hosts and resolv.conf."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Whether a host's robots.txt allows a URL (RFC 9309): fetched once per origin and cached.
+"""Decides whether a host's robots.txt allows a URL (RFC 9309). The file is fetched once per origin and cached.
 
 `fetch_url.py` passes in the function that fetches the file. `Crawl-delay` is not part of the standard and is ignored;
 `fetch.per_host_interval_s` spaces requests.

@@ -1,4 +1,4 @@
-"""A file with a limited number of reads: Pillow parses headers in Python, a few bytes at a time."""
+"""Limits the number of reads of a file, because Pillow parses headers in Python, a few bytes at a time."""
 
 from io import BytesIO
 

@@ -1,4 +1,4 @@
-"""Decoding in a child process, for shards that killed their worker: a picture that kills a decoder costs one row."""
+"""Decodes in a child process, for shards that killed their worker, so that only the row of such a picture is lost."""
 
 from pairmill.pipeline.common.child import Child, ChildDied
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage

@@ -15,7 +15,7 @@ _TRANSVERSE = 7
 
 
 def read_exif_orientation(opened: Image.Image) -> int:
-    """EXIF or XMP orientation, 1 to 8; 1 if the metadata is broken, which must not cost the picture."""
+    """EXIF or XMP orientation, 1 to 8; 1 if the metadata is broken, which must not lose the picture."""
     try:
         # Pillow's method for PNG decodes the pixels to read the chunks after them; png.py has already read those
         exif = Image.Image.getexif(opened) if isinstance(opened, PngImagePlugin.PngImageFile) else opened.getexif()

@@ -1,8 +1,8 @@
-"""A 64-bit perceptual hash: similar pictures differ in few bits.
+"""Computes a 64-bit perceptual hash: similar pictures differ in few bits.
 
-The algorithm of `imagehash.phash` 4.3 (https://github.com/JohannesBuchner/imagehash, BSD-2), after Neal Krawetz, "Looks
-Like It" (hackerfactor.com, 2011): grayscale, 32 x 32, two-dimensional DCT-II, the 8 x 8 lowest frequencies, one bit
-each for being above their median.
+The algorithm is that of `imagehash.phash` 4.3 (https://github.com/JohannesBuchner/imagehash, BSD-2), after Neal
+Krawetz, "Looks Like It" (hackerfactor.com, 2011): grayscale, 32 x 32, two-dimensional DCT-II, the 8 x 8 lowest
+frequencies, one bit each for being above their median.
 """
 
 import cv2

@@ -1,4 +1,4 @@
-"""Pictures that look the same in every reader: upright, opaque, RGB or gray with 8 bits per channel, no profile.
+"""Makes pictures look the same in every reader: upright, opaque, RGB or gray with 8 bits per channel, no profile.
 
 Readers of exports differ in what they make of a file: most ignore the orientation, drop the alpha channel instead of
 compositing it, clip 16 bits, and know no color profiles. So an exported picture must not depend on any of that.

@@ -1,7 +1,8 @@
-"""Reads a PNG's metadata, so that Pillow gets a file with nothing but pixels.
+"""Reads a PNG's metadata, so that Pillow gets a file that contains only pixels.
 
-Pillow refuses a whole picture for one ancillary chunk that is too large or broken, or has a wrong checksum; browsers
-(libpng) drop the chunk. Source: PNG specification, third edition (https://www.w3.org/TR/png-3/), sections 5 and 11.
+Pillow rejects a whole picture because of one ancillary chunk that is too large or broken, or has a wrong checksum;
+browsers (libpng) drop the chunk. Source: PNG specification, third edition (https://www.w3.org/TR/png-3/), sections 5
+and 11.
 """
 
 import re

@@ -62,8 +62,8 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
 
 
 def read_tiff(body: bytes) -> TiffFile:
-    """Open a TIFF with only the pixel tags in its directory, because libtiff refuses a picture for any broken tag.
-    Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
+    """Open a TIFF with only the pixel tags in its directory, because libtiff rejects a picture because of any broken
+    tag. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
     metadata: dict[str, Any] = {}
     cleaned = bytearray(body)
     with contextlib.suppress(struct.error):  # truncated: left to Pillow

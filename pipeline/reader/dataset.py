@@ -1,4 +1,4 @@
-"""`pairmill.open`: the pairs of an output folder as one table, and each row with its picture."""
+"""`pairmill.open`: reads the pairs of an output folder as one table, and each row with its picture."""
 
 import difflib
 from collections import Counter

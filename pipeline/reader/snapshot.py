@@ -1,4 +1,4 @@
-"""The state of an output folder when it was opened: committed shards, each in its newest generation."""
+"""Captures the state of an output folder when it was opened: committed shards, each in its newest generation."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence

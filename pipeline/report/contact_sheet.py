@@ -1,4 +1,4 @@
-"""The contact sheet: the best, borderline and worst pairs of an output folder, as one HTML file.
+"""Makes the contact sheet: the best, borderline and worst pairs of an output folder, as one HTML file.
 
 Shards are read batch by batch, narrow columns only, and a section keeps no more rows than it shows, so memory does not
 grow with the dataset. Each picture takes one range read, and becomes a thumbnail inside the page.

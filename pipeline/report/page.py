@@ -1,4 +1,4 @@
-"""The contact sheet as HTML: one file that runs no scripts and loads nothing.
+"""Renders the contact sheet as HTML: one file that runs no scripts and loads nothing.
 
 Captions and URLs come from strangers. All text goes through `_text`; should anything slip through, a
 Content-Security-Policy forbids everything but inline styles and data: pictures.

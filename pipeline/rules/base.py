@@ -70,7 +70,7 @@ def rule(status: Status) -> Callable[[RuleFunction], RuleFunction]:
 
     def register(function: RuleFunction) -> RuleFunction:
         if status in _REGISTRY:
-            raise ValueError(f"{status.name} has a rule already: {_REGISTRY[status].__name__}")
+            raise ValueError(f"{status.name} already has a rule: {_REGISTRY[status].__name__}")
         _REGISTRY[status] = function
         return function
 

@@ -1,4 +1,4 @@
-"""Blocklists: text files of digests (or URLs), one per line, kept as sorted arrays and searched by bisection.
+"""Searches blocklists: text files of digests (or URLs), one per line, kept as sorted arrays.
 
 Ten million SHA-256 digests take 320 MB in each process that reads them. Empty lines and lines that start with # are
 skipped.

@@ -1,4 +1,7 @@
-"""Caption rules that count characters and words, search for terms, detect languages, or read the license."""
+"""Defines the caption rules that count characters and words, search for terms, detect languages, or read the license.
+
+Rules see whole captions: `encode/tokenizer.py` is THE place where captions are truncated, for the models alone.
+"""
 
 import functools
 import re

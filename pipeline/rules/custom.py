@@ -1,4 +1,4 @@
-"""Custom rules: a function in your own module, named `module:function` in the job file.
+"""Loads custom rules. Each is a function in your own module, named `module:function` in the job file.
 
     import pairmill
     import pyarrow as pa, pyarrow.compute as pc

@@ -1,4 +1,4 @@
-"""Image rules, based on the original file and its size. A row is dropped if the rule's column is null."""
+"""Defines the image rules, which use the original file and its size. A row is dropped if the rule's column is null."""
 
 import pyarrow as pa
 import pyarrow.compute as pc

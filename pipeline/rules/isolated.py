@@ -1,4 +1,4 @@
-"""Custom rules in a child process, for shards that killed their worker: only the rows that kill a rule are lost."""
+"""Runs custom rules in a child process, for shards that killed their worker: only rows that kill a rule are lost."""
 
 import atexit
 from functools import cache

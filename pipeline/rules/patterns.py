@@ -1,4 +1,4 @@
-"""Caption rules for captions that name or number a picture instead of describing it.
+"""Defines the rules for captions that name or number a picture instead of describing it.
 
 Each pattern matches the whole caption, so "photo of IMG_1234.JPG on a wall" is kept. All run in RE2, whose time is
 linear in the length of any caption. A null caption matches none of them and is kept.

@@ -1,4 +1,4 @@
-"""URL rules: keep or drop by URL, before anything is fetched."""
+"""Defines the URL rules, which keep or drop rows by their URL, before anything is fetched."""
 
 from functools import lru_cache
 

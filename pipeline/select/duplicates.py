@@ -1,4 +1,4 @@
-"""Exact duplicates in one partition of the keys: the best row of each group stays, the others are dropped."""
+"""Finds exact duplicates in one partition of the keys: the best row of each group stays, the others are dropped."""
 
 from collections.abc import Sequence
 

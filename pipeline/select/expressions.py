@@ -1,4 +1,4 @@
-"""Expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
+"""Evaluates expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
 
 The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
 null, and a row stays only if the whole expression is true. `numbers.py` defines the types of calculations.
@@ -79,9 +79,9 @@ class Expression:
         if not self.columns:
             raise ExpressionError(f"{self.text!r} uses no column")
         if expected == "boolean" and not pa.types.is_boolean(value.type):
-            raise ExpressionError(f"{self.text!r} is not true or false, but a {value.type}")
+            raise ExpressionError(f"{self.text!r} does not evaluate to true or false, but to a {value.type}")
         if expected == "number" and not numbers.is_number(value.type):
-            raise ExpressionError(f"{self.text!r} is not a number, but a {value.type}")
+            raise ExpressionError(f"{self.text!r} does not evaluate to a number, but to a {value.type}")
 
     def evaluate(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
         """One value per row of the table; nulls follow SQL. Raises ExpressionError."""
@@ -201,7 +201,7 @@ class Expression:
     def _words(self, node: ast.expr, error: Exception, table: pa.Table) -> str:
         """Reword an Arrow error, which names kernels and types, in terms of the user's columns and operators."""
         if str(error) == "overflow":
-            return f"{self._source(node)!r} leaves the range of 64-bit integers in some row"
+            return f"{self._source(node)!r} exceeds the range of 64-bit integers in some row"
         if not isinstance(error, pa.ArrowNotImplementedError):
             return str(error).partition("\n")[0]
         operands = [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]

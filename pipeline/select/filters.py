@@ -1,4 +1,4 @@
-"""Filters decide about each row by itself, during a scan."""
+"""Defines filters, which decide about each row by itself during a scan."""
 
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Columns as fixed-size numbers: 128-bit identities, hashes of uids, and scores that sort as integers."""
+"""Converts columns to fixed-size numbers: 128-bit identities, hashes of uids, and scores that sort as integers."""
 
 import hashlib
 

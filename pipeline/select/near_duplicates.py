@@ -1,4 +1,4 @@
-"""Near duplicates by 64-bit perceptual hash: finds exactly the pairs within a distance, without comparing all pairs.
+"""Finds near duplicates by 64-bit perceptual hash: exactly the pairs within a distance, without comparing all pairs.
 
 Cut two hashes into d + 2 bands: if they differ in at most d bits, at least two bands are equal (the pigeonhole
 principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So for every two bands,

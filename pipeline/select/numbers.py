@@ -1,4 +1,4 @@
-"""Arithmetic and comparisons of numbers of any Arrow type, by DuckDB's rules.
+"""Calculates with numbers of any Arrow type and compares them, by DuckDB's rules.
 
 The types of two numbers decide their common type:
 

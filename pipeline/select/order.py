@@ -1,4 +1,4 @@
-"""A total order of rows that does not depend on where a row is read."""
+"""Defines a total order of rows that does not depend on where a row is read."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Scan outputs: the data that a scan collects about the remaining rows, so that the next step can decide."""
+"""Defines scan outputs: the data that a scan collects about the remaining rows, so that the next step can decide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

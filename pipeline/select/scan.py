@@ -1,4 +1,4 @@
-"""One pass over a chunk: apply filters, and collect what the next step needs from the remaining rows."""
+"""Makes one pass over a chunk: applies filters, and collects what the next step needs from the remaining rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Any input becomes planned rows.
+"""Turns any input into planned rows.
 
 Files, folders, tars and lists of URLs enter; the plan and the rows of each shard leave.
 """

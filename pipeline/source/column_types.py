@@ -1,4 +1,4 @@
-"""The types of the carried columns of a dataset, over all its files."""
+"""Finds the types of a dataset's carried columns, over all its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

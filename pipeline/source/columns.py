@@ -1,4 +1,4 @@
-"""The meaning of a dataset's columns: decided once, over all its files, and stored in its plan.
+"""Decides the meaning of a dataset's columns: once, over all its files. It is stored in the plan.
 
 All workers therefore read the same columns with the same types, whatever is in their shards. `names.py` says how names
 are matched. Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in
@@ -35,7 +35,7 @@ class FileColumns:
 
 
 def has_needed_column(config: SourceConfig, names: Sequence[str]) -> bool:
-    """Whether these columns include a URL column, or for a corpus, a caption column."""
+    """Whether these columns include a URL column or, for a corpus, a caption column."""
     given, usual = (config.caption_column, CAPTION_NAMES) if config.is_corpus else (config.url_column, URL_NAMES)
     return _first(given, usual, names) is not None
 

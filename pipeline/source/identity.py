@@ -1,4 +1,4 @@
-"""The uids of a shard's rows: each row's own, or one that `uid.py` computes.
+"""Determines the uids of a shard's rows: each row's own, or one that `uid.py` computes.
 
 Uids that depend on the picture stay empty until it is read: `corpus/load.py` fills them in.
 """

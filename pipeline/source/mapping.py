@@ -1,4 +1,4 @@
-"""The meaning of the input's columns, and the source of its pictures: decided once, when a dataset is first planned."""
+"""Defines the meaning of the input's columns, and the source of its pictures: decided once, when first planned."""
 
 import base64
 from collections.abc import Mapping, Sequence

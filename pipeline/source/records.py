@@ -49,7 +49,7 @@ def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int) -> Ite
     """Records with quotes as in RFC 4180. `lines` starts after the header.
 
     If the quotes do not match, or the number of fields is wrong, the record's first line becomes a record by itself,
-    and parsing continues with the next line. So a stray quote costs one row, not everything up to the next quote. In
+    and parsing continues with the next line. So a stray quote loses one row, not everything up to the next quote. In
     TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields.
     """
     physical = _PhysicalLines(lines)

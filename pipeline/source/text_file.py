@@ -1,7 +1,7 @@
 """Reads a text file, plain or .gz and in any encoding, as lines of UTF-8, streaming.
 
 A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise. The mark wins, as in browsers
-(https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 pass unchanged, so that each costs only its own
+(https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 pass unchanged, so that each affects only its own
 row. A file is refused if most of its non-ASCII lines are not UTF-8.
 """
 

@@ -1,4 +1,4 @@
-"""The common type of a column that several files have, if there is one that can store all their values.
+"""Finds the common type of a column that several files have, if there is one that can store all their values.
 
 No value changes silently. The common type of integers is a wider integer, or a float whose mantissa is wide enough.
 64-bit integers become doubles (as pandas writes integers with gaps), and uint64 becomes int64, only if the values are

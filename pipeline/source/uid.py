@@ -1,4 +1,4 @@
-"""The identity of a pair: 128 bits, as 32 hex characters. It depends only on the pair, not on its position.
+"""THE place where a pair gets its identity: 128 bits, as 32 hex characters. It does not depend on the pair's position.
 
 uid = BLAKE2b-128(part(url) + part(caption))
 part(null) = 00        part(bytes) = 01, then the length as 8 bytes little-endian, then the bytes

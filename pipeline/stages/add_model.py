@@ -1,4 +1,4 @@
-"""The stages of `embed --add-model` that differ from a build's: they read committed pairs and write added columns."""
+"""Defines the stages that only `embed --add-model` has: they read committed pairs and write added columns."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The stages of `build` and `embed`: read, then download or load, then encode, then commit."""
+"""Defines the stages of `build` and `embed`: read, then download or load, then encode, then commit."""
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -143,7 +143,7 @@ def _with_pairs(batch: ShardBatch) -> ShardBatch:
 class Encode(JobStage):
     """Adds the embeddings and similarities of every model to pairs.
 
-    Returns only the columns it sets, without pictures: the committer joins them to the stage's input, row by row.
+    Returns only the columns that it sets, without pictures: the committer joins them to the stage's input, row by row.
     """
 
     name: ClassVar[StageName] = "encode"
@@ -170,7 +170,7 @@ class OpenEncode:
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """The score columns of every model, and for a corpus the columns that need pixels."""
-        pixels = "original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
+        pixels = "the original picture, upright, in sRGB" if self.spec.job.source.is_corpus else "stored picture"
         contracts = tuple(replace(model.contract, pixels=pixels) for model in self.encoder.models)
         scores = [name for model in self.encoder.models for name in score_column_names(model.alias)]
         with self.progress.shard(batch.info.shard.num_rows) as progress:

@@ -1,4 +1,4 @@
-"""The ordered list of stages of each command, and `process_shard()`: the plain loop over them."""
+"""Defines the ordered list of stages of each command, and `process_shard()`, the plain loop over them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class Pipeline:
         return any(spec.isolated for spec in self.stages)
 
     def isolated(self) -> Self:
-        """The same pipeline for shards that killed a worker: a child process that dies costs one row."""
+        """The same pipeline for shards that killed a worker: a child process that dies loses only one row."""
         return replace(self, stages=tuple(stage.isolate() for stage in self.stages))
 
 
@@ -54,7 +54,7 @@ def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) 
 
 
 def retry_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str, statuses: Iterable[str]) -> Pipeline:
-    """`retry`: fetch again the rows of committed shards that ended with one of `statuses`."""
+    """`retry`: fetch rows of committed shards again that have one of `statuses`."""
     read = ReadFailedRows(job, mapping, statuses=frozenset(statuses))
     commit = CommitNextGeneration(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (read, *_download_and_encode(job, mapping), commit))

@@ -1,4 +1,4 @@
-"""The stages of `retry` that differ from a build's: it reads some rows of a shard and writes its next generation."""
+"""Defines the stages that only `retry` has: they read some rows of a shard and write its next generation."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from pairmill.schemas.manifest import ShardManifest
 
 @dataclass(frozen=True)
 class ReadFailedRows(ReadRows):
-    """Reads the rows of a committed shard that ended with one of `statuses`, as they were before the download."""
+    """Reads the rows of a committed shard that have one of `statuses`, as they were before the download."""
 
     statuses: frozenset[str] = frozenset()
 

@@ -1,4 +1,4 @@
-"""The interface of a stage: built once per worker, called once per shard."""
+"""Defines the interface of a stage, which is built once per worker and called once per shard."""
 
 import time
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class StageSpec(Protocol):
 
     @property
     def isolated(self) -> bool:
-        """Whether it decodes and runs custom rules in a child process, so that a crash costs one row."""
+        """Whether it decodes and runs custom rules in a child process, so that a crash loses only one row."""
 
     @property
     def returns_changes(self) -> bool:

@@ -1,1 +1,1 @@
-"""The built-in model `tiny`: its weights, its training pictures, and its training."""
+"""Contains the built-in model `tiny`: its weights, its training pictures, and its training."""

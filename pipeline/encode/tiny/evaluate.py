@@ -1,4 +1,4 @@
-"""Measures the built-in model `tiny` on drawn pictures that it never saw, as any user of open_clip would.
+"""Measures the built-in model `tiny` on synthetic pictures that it never saw, as any user of open_clip would.
 
     python -m pairmill.pipeline.encode.tiny.train --evaluate-only
 

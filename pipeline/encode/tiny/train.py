@@ -5,8 +5,8 @@
 
 A batch consists of families: a scene and three near misses of it (one wrong color, one wrong shape, swapped order),
 each as a picture and as a caption, so every member is a hard negative of the other three. The loss is the sum of two:
-CLIP's softmax loss ranks, and learns fast; SigLIP's sigmoid loss judges each pair alone, so that one threshold on the
-cosine similarity means the same for every caption.
+CLIP's softmax loss ranks, and learns fast; SigLIP's sigmoid loss scores each pair by itself, so that one threshold on
+the cosine similarity means the same for every caption.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def train(folder: Path, steps: int, seed: int) -> None:
     model = open_clip.create_model(f"local-dir:{TINY}", load_weights=False).to(memory_format=torch.channels_last)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     pairs = draw_pairs(open_clip.get_tokenizer(f"local-dir:{TINY}"), seed, FAMILIES)
-    print(f"{len(pairs.meanings)} pictures drawn in {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"{len(pairs.meanings)} pictures generated in {time.perf_counter() - started:.0f} s", flush=True)
 
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(schedule, steps=steps))

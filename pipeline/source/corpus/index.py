@@ -1,4 +1,4 @@
-"""The index of a corpus: one row per sample, written once to `input/`, like converted text formats.
+"""Defines the index of a corpus: one row per sample, written once to `input/`, like converted text formats.
 
 A row has the byte range of the picture and its captions. Samples that cannot be used are rows too, with the reason in
 MALFORMED_COLUMN or CAPTION_PROBLEM_COLUMN: nothing is silently dropped.
@@ -22,7 +22,7 @@ INDEX_LAYOUT = 3
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100
-"""Maximum number of pictures with one key: they are tried until one decodes, and each try costs a read."""
+"""Maximum number of pictures with one key. They are tried until one decodes, and each try takes a read."""
 
 _MAX_KEY_CHARS = 4_096  # Linux's PATH_MAX
 

@@ -1,4 +1,4 @@
-"""The other fields of the JSON beside pictures: license, exif, scores and anything else besides captions.
+"""Collects the other fields of the JSON beside pictures: license, exif, scores and anything else except captions.
 
 An index keeps them as text, and its footer says which there are, so that they become columns like those of Parquet,
 with types that hold all values. Fields that only repeat the row's own caption, URL, uid or key are left out. So are

@@ -1,4 +1,4 @@
-"""The load stage of a corpus: reads a shard's pictures from the input, by range.
+"""Implements the load stage of a corpus, which reads a shard's pictures from the input, by range.
 
 It adds checksums, format and size, which need no decoding. Files that cannot be pictures are refused here; the encode
 stage refuses damaged ones.
@@ -42,7 +42,7 @@ _Ref = tuple[str | None, int | None, int | None]
 
 @dataclass(slots=True)
 class _Row:
-    """One row: its picture so far, and why it is refused, if it is."""
+    """One row: what is known of its picture so far and, if it is refused, why."""
 
     status: str
     detail: str | None
@@ -65,7 +65,7 @@ class Loader:
     """Reads the pictures of shards. Thread-safe."""
 
     def __init__(self, images: ImagesConfig, files: Files, isolated: bool = False) -> None:
-        """`isolated`: decode every picture in a child process, so that a crash costs one row."""
+        """`isolated`: decode every picture in a child process, so that a crash loses only one row."""
         self._files = files
         self._processor = ImageProcessor(images)
         self._isolated = IsolatedProcessor(images) if isolated else None
@@ -159,7 +159,7 @@ class Loader:
         progress.done(good_items=row.status == KEPT_STATUS, num_bytes=row.original_bytes or 0)
 
     def _check_decodes(self, row: _Row) -> None:
-        """Decode a picture whose header is sound. Usually the encoder does this."""
+        """Decode a picture whose header is valid. Usually the encoder does this."""
         with _costing_one(row):
             self._processor.pixels(bytes(row.image))
 
@@ -185,7 +185,7 @@ class Loader:
 
 @contextmanager
 def _costing_one(row: _Row) -> Iterator[None]:
-    """The border of a row: an error costs this row and not the shard, unless the machine is at fault."""
+    """The error boundary of a row: an error loses only this row, not the shard, unless the machine is at fault."""
     try:
         yield
     except ImageError as error:

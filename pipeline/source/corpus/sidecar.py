@@ -58,7 +58,7 @@ class TextUse:
             return
         known = f"the keys there are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
         raise SourceError(
-            f"{uri}: no key {self.column!r} in the .json beside a picture, and no file that ends in it "
+            f"{uri}: no .json beside a picture has the key {self.column!r}, and no file has it as its extension "
             f"(source.caption_column); {known}"
         )
 
@@ -68,7 +68,7 @@ class TextRules:
     """Where a job finds the captions, URLs and uids of tars and folders. None: the usual places."""
 
     caption: str | None = None
-    """A key of the JSON, or the ending of a text file."""
+    """A key of the JSON, or the extension of a text file."""
     url: str | None = None
     """A key of the JSON."""
     uid: str | None = None
@@ -85,12 +85,12 @@ class TextRules:
 
     @property
     def text_endings(self) -> tuple[str, ...]:
-        """Endings of caption files, in lower case."""
+        """Extensions of caption files, in lower case."""
         own = () if self.caption is None else (self.caption.lower().removeprefix("."),)
         return tuple(dict.fromkeys([*CAPTION_ENDINGS, *(each for each in own if each.isalnum() and each != "json")]))
 
     def is_text(self, ending: str) -> bool:
-        """Whether a file with this ending is text beside a picture."""
+        """Whether a file with this extension is text beside a picture."""
         return ending == "json" or ending in self.text_endings
 
     def max_bytes(self, ending: str) -> int:
@@ -107,11 +107,11 @@ class Texts:
 
     rules: TextRules
     named: Captions | None = None
-    """From the place that the job names."""
+    """Captions from the place that the job names."""
     plain: Captions | None = None
-    """From a text file."""
+    """Captions from a text file."""
     usual: Captions | None = None
-    """From a usual key of the JSON."""
+    """Captions from a usual key of the JSON."""
     url: bytes | None = None
     uid: str | None = None
     problems: list[str] = field(default_factory=list)
