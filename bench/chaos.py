@@ -2,11 +2,11 @@
 
     python -m bench.chaos [--runs 30] [--seed 1]
 
-Uses a Ray cluster of three nodes (`ray.cluster_utils`, on one machine), a slow loopback web, and S3 (moto's server
-behind a proxy). Each run builds 240 pairs in 20 shards with `tiny` onto S3 and kills one thing at a random moment: the
-driver, a download actor, an encode actor, a node, or S3 for ten seconds; or 5 % of all S3 requests fail throughout.
-Every run must end with exactly the rows of the calm run (row_id and status), none twice, and `verify` must find no
-problems.
+Uses a Ray cluster of three nodes (`ray.cluster_utils`, on one machine), a slow loopback web server, and S3 (moto's
+server behind a proxy). Each run builds 240 pairs in 20 shards with `tiny` onto S3 and kills one thing at a random
+moment: the driver, a download actor, an encode actor, a node, or S3 for ten seconds; or 5% of all S3 requests fail
+throughout. Every run must end with exactly the rows of the undisturbed run (row_id and status), none twice, and
+`verify` must find no problems.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from pairmill.schemas.s3 import S3Config
 ROWS, SHARD_ROWS = 240, 12
 DELAY_S = 0.4
 WORK_S = 6.0
-"""Approximate time of a calm run, from its first download actor to the end."""
+"""Approximate time of an undisturbed run, from its first download actor to the end."""
 S3_DOWN_S = 10.0
 MAX_RESUMES = 5
 PAIRMILL = [sys.executable, "-m", "pairmill"]
@@ -49,7 +49,7 @@ PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 @dataclass
 class World:
-    """The cluster, the web and the bucket that all runs share."""
+    """The cluster, the web server and the bucket that all runs share."""
 
     cluster: Any
     s3: FaultyS3
@@ -116,7 +116,7 @@ KILLS: dict[str, Callable[[World, Driver, random.Random], bool]] = {
     "encode actor": kill_encode_actor,
     "node": kill_node,
     "S3 for 10 s": stop_s3,
-    "5 % of S3 requests": nothing,
+    "5% of S3 requests": nothing,
 }
 
 
@@ -141,7 +141,7 @@ def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
     """Run a build until it succeeds, with one fault within WORK_S of the first download actor."""
     output = f"s3://mill/{name}"
     world.s3.faults = (
-        Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if killed == "5 % of S3 requests" else Faults()
+        Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if killed == "5% of S3 requests" else Faults()
     )
     started, resumed = time.perf_counter(), 0
     driver = _start(world, output)
@@ -252,7 +252,7 @@ def main() -> None:
         calm = [run(made, f"calm{number}", None, rng) for number in range(3)]
         times = [each.seconds for each in calm]
         calm_s = statistics.median(times)
-        print(f"calm: {calm_s:.1f} s ({min(times):.1f} to {max(times):.1f})", flush=True)
+        print(f"undisturbed: {calm_s:.1f} s ({min(times):.1f} to {max(times):.1f})", flush=True)
         runs = []
         for number in range(options.runs):
             killed = list(KILLS)[number % len(KILLS)]
@@ -263,11 +263,11 @@ def main() -> None:
             runs.append((each, as_calm))
     _print_table(runs, calm_s)
     if not all(good for _, good in runs):
-        raise SystemExit("not all runs ended like the calm run")
+        raise SystemExit("not all runs ended like the undisturbed run")
 
 
 def _print_table(runs: list[tuple[Run, bool]], calm_s: float) -> None:
-    print("\n| killed | runs | same rows as the calm run | resumed by hand | extra seconds, median (range) |")
+    print("\n| fault | runs | same rows as undisturbed | resumed by hand | extra seconds, median (range) |")
     print("|---|---|---|---|---|")
     for killed in KILLS:
         some = [(each, good) for each, good in runs if each.killed == killed and each.hit]

@@ -1,6 +1,6 @@
 """Measures how fast pictures are turned into stored pictures, per core: `python -m bench.decode`.
 
-Decodes, resizes (longer side 512, area averaging, only if bigger) and encodes (JPEG, quality 95, 4:2:0) with Pillow,
+Decodes, resizes (longer side 512, area averaging, only if larger) and encodes (JPEG, quality 95, 4:2:0) with Pillow,
 OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, detects pictures of a single color
 and computes the perceptual hash. Uses one thread and counts CPU seconds, which other work on the machine affects less.
 Rounds are interleaved, and each figure is the median of the rounds.
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="per method, size and round")
     options = parser.parse_args()
-    table = Table(title="pictures per second and core")
+    table = Table(title="pictures per second per core")
     table.add_column("method")
     for width, height in SIZES:
         table.add_column(f"{width} x {height}", justify="right")

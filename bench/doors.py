@@ -1,10 +1,10 @@
-"""Tries the laws of what comes in and goes out on many more generated inputs than the tests do.
+"""Checks the input and output invariants on many more generated inputs than the tests do.
 
     python -m bench.doors --minutes 30
 
-A law is a `test_law_*` of `tests`, with an outside oracle. Each round runs all of them with another random seed, and
-with the hypothesis profile `doors` of `tests/conftest.py`. Prints examples and failures by file. A failure is printed
-whole, with what reproduces it.
+An invariant ("law") is a `test_law_*` of `tests`, with an independent oracle. Each round runs all of them with another
+random seed, and with the hypothesis profile `doors` of `tests/conftest.py`. Prints examples and failures by file. A
+failure is printed in full, with what reproduces it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ EXAMPLES = re.compile(r"(\d+) passing, (\d+) failing")
 
 
 class Counts:
-    """A pytest plugin that adds up what the laws tried."""
+    """A pytest plugin that adds up what the invariants tried."""
 
     def __init__(self) -> None:
         self.cases: Counter[str] = Counter()
@@ -47,8 +47,8 @@ class Counts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30, help="no round starts after this time")
-    parser.add_argument("--examples", type=int, default=1_000, help="generated inputs per law and round")
-    parser.add_argument("--only", default="law", help="pytest's -k: which laws")
+    parser.add_argument("--examples", type=int, default=1_000, help="generated inputs per invariant and round")
+    parser.add_argument("--only", default="law", help="pytest's -k: which invariants")
     arguments = parser.parse_args()
     os.environ["DOORS_EXAMPLES"] = str(arguments.examples)
     counts, rounds, started = Counts(), 0, time.monotonic()

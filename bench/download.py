@@ -1,8 +1,8 @@
-"""Steady download rate of the whole pipeline on loopback, compared with decode + resize + encode on the same cores.
+"""Measures the pipeline's steady download rate on loopback, compared with decode + resize + encode on the same cores.
 
     python -m bench.download [--rows 6000] [--rounds 5]
 
-Both sides of a round process the same pictures with the same settings (512 px, keep_ratio_largest, only if bigger, JPEG
+Both sides of a round process the same pictures with the same settings (512 px, keep_ratio_largest, only if larger, JPEG
 quality 95, no model). `pipeline` is the slope of rows over time, shard by shard: it excludes Ray's start-up and
 includes Ray, the HTTP client, the web server (a separate process on the same cores) and the commits. `codec` is
 `ImageProcessor.process` on the bytes in memory, one thread per core. Rounds are interleaved; the table gives the median

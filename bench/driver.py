@@ -1,4 +1,4 @@
-"""What a shard costs the driver, measured with the real engine and stages that do nothing.
+"""Measures what a shard costs the driver, with the real engine and stages that do nothing.
 
     python -m bench.driver [--shards 10000]
 

@@ -1,11 +1,11 @@
-"""Embedding tars on the CPU: pairmill compared with the model alone on tensors in memory, and with clip-retrieval.
+"""Embeds tars on the CPU: compares pairmill with the model alone on tensors in memory, and with clip-retrieval.
 
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 
 ViT-B-32 with random weights, float32, all cores. `forward` runs the two towers on tensors in memory, with
 captions trimmed as in pairmill: the upper limit. `pairmill` is the plain loop over a shard's stages (read, load,
 encode, commit) on tars of 512 px JPEGs; `clip-retrieval` is its reader, mapper and writer on the same tars and weights,
-in the better of two configurations. Models are loaded before the clock starts. Each side is a separate process; rounds
+in the faster of two configurations. Models are loaded before the clock starts. Each side is a separate process; rounds
 are interleaved, and ratios are medians over the rounds.
 """
 
@@ -46,7 +46,7 @@ WORDS = (
 
 
 def caption(rng: random.Random) -> str:
-    """3 to 40 words, 10 in the middle: about what web alt texts have."""
+    """3 to 40 words, with a median of 10, about as in the alt texts of the web."""
     return " ".join(rng.choices(WORDS, k=min(40, max(3, round(rng.lognormvariate(2.3, 0.5))))))
 
 
@@ -200,7 +200,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         ratios = [ours["rows_per_s"] / other["rows_per_s"] for ours, other in pairs]
         print(f"pairmill / {name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     cut = [each["padded_s"] / each["text_s"] for each in found["forward"]]
-    print(f"text tower, padded / cut: median {statistics.median(cut):.2f}, {min(cut):.2f} to {max(cut):.2f}")
+    print(f"text tower, padded / trimmed: median {statistics.median(cut):.2f}, {min(cut):.2f} to {max(cut):.2f}")
 
 
 if __name__ == "__main__":

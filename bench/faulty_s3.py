@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP (moto's, in its own process), behind a proxy that counts requests and injects faults."""
+"""Runs a real S3 server (moto's, in its own process), behind a proxy that counts requests and injects faults."""
 
 import asyncio
 import io

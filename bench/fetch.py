@@ -1,16 +1,16 @@
-"""Downloads a web-like corpus from nginx with pairmill, its img2dataset engine, img2dataset itself, and Daft.
+"""Downloads pictures from an nginx that imitates the web with pairmill, its img2dataset engine, img2dataset, and Daft.
 
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
 
-`--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3 % of the names, and 5 % of hosts
+`--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3% of the names, and 5% of hosts
 that never answer. Failed rows count as done.
 
-All tools store pictures with 512 px on the longer side, resized only if bigger, at JPEG quality 95, and download from
-the same nginx on the same cores. Each
-run is a separate process. `steady` is the slope of rows over time, shard by shard (for Daft: rows over its query's
-time), so it excludes start-up; `wall` is the whole process. `codec` is decode + resize + encode on the same bytes in
-memory, one thread per core: the upper limit. Rounds are interleaved; ratios are medians over the rounds.
+All tools store pictures with 512 px on the longer side, resized only if larger, at JPEG quality 95, and download from
+the same nginx on the same cores. Each run is a separate process. `steady` is the slope of rows over time, shard by
+shard (for Daft: rows over its query's time), so it excludes start-up; `wall` is the whole process. `codec` is decode +
+resize + encode on the same bytes in memory, one thread per core: the upper limit. Rounds are interleaved; ratios are
+medians over the rounds.
 """
 
 import argparse
@@ -42,8 +42,8 @@ PEERS = Path(".venv-peers/bin/python")
 FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
 """Shares of the formats on the web, roughly: https://almanac.httparchive.org/en/2024/media"""
 MEDIAN_PX, SPREAD = 340, 0.72
-"""Log-normal distribution of the longer side. In LAION-400M, 65 % have 256 px or more, 27 % 512 and 6.3 % 1,024. This
-gives 65, 28 and 6.3 %. https://laion.ai/blog/laion-400-open-dataset/"""
+"""Log-normal distribution of the longer side. In LAION-400M, 65% have 256 px or more, 27% 512 and 6.3% 1,024. This
+gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
 SHARD_ROWS = 500
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
@@ -176,7 +176,7 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
     """Run all sides in turns and print the tables."""
     print(f"{len(bodies)} pictures, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} kB on average", flush=True)
     found: dict[str, list[Figures]] = {}
-    with tempfile.TemporaryDirectory() as out:  # find the better of two configurations of img2dataset
+    with tempfile.TemporaryDirectory() as out:  # find the faster of two configurations of img2dataset
         tried = {
             threads: measured(sides(folder / "urls.parquet", Path(out, str(threads)), threads, options)["img2dataset"])
             for threads in (64, 256)

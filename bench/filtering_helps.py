@@ -1,13 +1,13 @@
-"""Does filtering improve training? The whole pipeline in miniature: build, select, export, and open_clip's trainer.
+"""Measures whether filtering improves training, with the whole pipeline on a small scale: build, select, export, train.
 
     python -m bench.filtering_helps [--pool 4000] [--samples 40000] [--seeds 1 2 3]
 
-The pool consists of drawn pictures. Half of the captions are wrong (they describe another scene, or get one color or
-shape wrong), and there are copies under other URLs with other captions, and junk (noise, plain colors). Half of the
-right pairs show combinations of color and shape that `tiny`, which scores the pool, never saw. There are three training
-sets: the whole pool, a random half, and what select keeps. For each seed, every set trains the same small CLIP from the
-same random weights on the same number of samples. Measures retrieval (R@1, both ways) on 500 new scenes, and zero-shot
-accuracy over 64 kinds of colored shapes.
+The pool consists of synthetic (rendered) pictures. Half of the captions are wrong: they describe another scene, or get
+one color or shape wrong. The pool also has copies of pictures under other URLs with other captions, and junk (noise,
+plain colors). Half of the correctly captioned pairs show combinations of color and shape that `tiny`, which scores the
+pool, never saw. There are three training sets: the whole pool, a random half, and what select keeps. For each seed, the
+same small CLIP is trained on each set, from the same random weights and for the same number of samples. Measures
+retrieval (R@1, both ways) on 500 new scenes, and zero-shot accuracy over 64 kinds of colored shapes.
 """
 
 import argparse
@@ -171,7 +171,7 @@ def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=4_000)
-    parser.add_argument("--samples", type=int, default=40_000, help="samples seen per training")
+    parser.add_argument("--samples", type=int, default=40_000, help="samples seen per training run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

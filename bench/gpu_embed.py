@@ -1,4 +1,4 @@
-"""How close embedding JPEG bytes on one GPU comes to the model's own speed. Needs torch, torchvision and open_clip.
+"""Measures how close embedding JPEG bytes on a GPU comes to the model's own speed. Needs torch, torchvision, open_clip.
 
     python bench/gpu_embed.py                              # ViT-B-32, ViT-L-14 and SigLIP-SO400M in bfloat16
     python bench/gpu_embed.py --models ViT-B-32 --decode cpu --threads 16 --compile

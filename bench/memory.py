@@ -1,4 +1,4 @@
-"""How the peak memory of a job depends on its number of shards.
+"""Measures how the peak memory of a job depends on its number of shards.
 
     python -m bench.memory [--embed] [--shards 10 40 160] [--shard-rows 200] [--width 640]
 

@@ -1,4 +1,5 @@
-"""Runs nginx as a web for benchmarks: static files on many loopback addresses, with optional latency and dead hosts.
+"""Runs nginx as a stand-in for the web in benchmarks: static files on many loopback addresses, with optional latency
+and dead hosts.
 
 Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept but never respond.
 """
@@ -82,7 +83,7 @@ def silence(num_hosts: int) -> Iterator[list[str]]:
 
 @contextmanager
 def delayed(bases: Sequence[str], delays_s: Sequence[float]) -> Iterator[list[str]]:
-    """Run a proxy for each base, which delays every request. Yields the base URLs of the proxies."""
+    """For each base URL, run a proxy that delays every request. Yields the base URLs of the proxies."""
     import asyncio
     import multiprocessing
 

@@ -1,10 +1,10 @@
-"""Do twice as many nodes do twice as much? Runs a build that mostly waits on 1, 2, 4 and 8 simulated nodes.
+"""Measures whether twice as many nodes do twice as much: runs a build that mostly waits on 1, 2, 4 and 8 nodes.
 
     python -m bench.nodes [--rounds 3]
 
-Uses `ray.cluster_utils.Cluster` on one machine, with three CPUs and one download actor per node. A loopback web serves
-small pictures after two seconds, and each node has 16 requests in flight. The rate is measured over the middle three
-fifths of the shards, when every node has work.
+Uses `ray.cluster_utils.Cluster` on one machine, with three CPUs and one download actor per simulated node. A loopback
+server answers with small pictures after two seconds, and each node has 16 requests in flight. The rate is measured over
+the middle three fifths of the shards, when every node has work.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> None:
             for nodes in NODES:
                 found[nodes].append(rate(nodes, Path(folder), web))
                 print(f"{nodes} nodes: {found[nodes][-1]:.1f} rows/s", file=sys.stderr, flush=True)
-    print("| nodes | rows/s, median (range) | of linear, median (range) |\n|---|---|---|")
+    print("| nodes | rows/s, median (range) | share of linear scaling, median (range) |\n|---|---|---|")
     for nodes in NODES:
         shares = [many / one / nodes for many, one in zip(found[nodes], found[1], strict=True)]
         spread = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"

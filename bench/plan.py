@@ -1,4 +1,4 @@
-"""How long planning takes, how fast shards are read, and how much memory both need.
+"""Measures how long planning takes, how fast shards are read, and how much memory both need.
 
     python -m bench.plan [--rows 10000000] [--files 8] [--shard-rows 4096]
 
@@ -141,7 +141,7 @@ def main() -> None:
         print(f"{'':24} {'rows':>11} {'shards':>8} {'wall':>10} {'CPU':>10} {'':>19} {'peak':>9}")
         show("plan", measure("plan", source, output, arguments.shard_rows))
         show("plan again (resume)", measure("plan", source, output, arguments.shard_rows))
-        show("plan, 40 rows a shard", measure("plan", source, folder / "small", 40))
+        show("plan, 40 rows per shard", measure("plan", source, folder / "small", 40))
         show("read in order", measure("read", source, output, arguments.shard_rows))
         in_own_process(make_texts, folder / "texts", arguments.rows // _TEXT_SHARE)
         for text in ("rows.csv", "rows.jsonl"):

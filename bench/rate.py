@@ -1,4 +1,4 @@
-"""The steady rate of a run with parallel shards. No dependencies, because the peers' runners import it too."""
+"""Computes the steady rate of a run with parallel shards. No dependencies: the peers' runners import it too."""
 
 from collections.abc import Iterable
 from itertools import accumulate

@@ -2,7 +2,7 @@
 
     python -m bench.select --rows 10000000 --rounds 5
 
-The steps: one row per uid, similarity >= 0.2, the top 30 % by similarity, one row per sha256. Both write the selected
+The steps: one row per uid, similarity >= 0.2, the top 30% by similarity, one row per sha256. Both write the selected
 rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its own process. The
 clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's workers together.
 """

@@ -1,4 +1,4 @@
-"""How long it takes to start on an output with many finished shards, until the first shard can start.
+"""Measures how long it takes on an output with many finished shards until the first shard can start.
 
     python -m bench.startup [--shards 100000]
 

@@ -1,4 +1,4 @@
-"""A fast static web for benchmarks: one process, keep-alive, bodies from memory."""
+"""Runs a fast static web server for benchmarks: one process, keep-alive, bodies from memory."""
 
 import asyncio
 import multiprocessing

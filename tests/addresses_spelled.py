@@ -1,4 +1,4 @@
-"""One IPv4 address as URLs may spell it: what inet_aton(3), browsers, IDNA and IPv6 understand."""
+"""Spells one IPv4 address in all the ways that URLs may: as inet_aton(3), browsers, IDNA and IPv6 understand it."""
 
 import ipaddress
 from collections.abc import Callable, Iterator

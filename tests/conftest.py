@@ -1,10 +1,10 @@
-"""Settings for all tests."""
+"""Configures all tests."""
 
 import os
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("pairmill", deadline=None)  # a slow machine is not a wrong answer
+settings.register_profile("pairmill", deadline=None)  # a slow machine must not fail a test
 settings.register_profile(  # for bench.doors
     "doors",
     deadline=None,

@@ -1,4 +1,4 @@
-"""Pictures that announce, or hide, far more work than their bytes: one of each kind, per format."""
+"""Generates pictures that announce, or hide, far more work than their size suggests: one of each kind, per format."""
 
 import io
 import struct

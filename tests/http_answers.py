@@ -1,4 +1,4 @@
-"""Answers to one request as servers send them: valid, odd and broken ones."""
+"""Lists responses to one request as servers send them: valid, odd and broken ones."""
 
 import gzip
 import zlib

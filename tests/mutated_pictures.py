@@ -1,4 +1,4 @@
-"""Mutated pictures, and the statuses that decoding them gives."""
+"""Generates mutated pictures, and counts the statuses that decoding them gives."""
 
 import io
 import random
@@ -71,7 +71,7 @@ def mutations(seeds: Sequence[bytes], rng: random.Random) -> Iterator[bytes]:
 
 
 def seeds_from(folder: Path | None) -> list[bytes]:
-    """The drawn pictures, and the files in a folder that are small enough to decode many times."""
+    """The synthetic pictures, and the files in a folder that are small enough to decode many times."""
     files = sorted(folder.rglob("*.*")) if folder else []
     return drawn() + [body for path in files if len(body := path.read_bytes()) <= SEED_BYTES]
 

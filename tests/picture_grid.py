@@ -1,4 +1,4 @@
-"""Small pictures of every kind that a header can announce, written byte by byte if no library writes them.
+"""Generates small pictures of every kind that a header can announce, byte by byte if no library writes them.
 
 Sources: PNG specification (third edition), TIFF 6.0, EXIF 2.3.
 """

@@ -1,4 +1,4 @@
-"""A finished dataset of generated metadata, of any size: the real files of a build, without pictures.
+"""Writes a finished dataset of generated metadata, of any size: the real files of a build, without pictures.
 
 One row in ten repeats the uid of an earlier row. One in five repeats an earlier sha256 and has a phash that differs
 from that row's in at most two bits.

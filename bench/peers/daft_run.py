@@ -15,7 +15,7 @@ def main() -> None:
     began = time.perf_counter()
     frame = daft.read_parquet(urls).limit(limit)
     body = col("url").download(on_error="null", max_connections=64)
-    image = body.decode_image(on_error="null", mode="RGB").resize(512, 384)  # Daft has no mode that keeps the ratio
+    image = body.decode_image(on_error="null", mode="RGB").resize(512, 384)  # Daft has no mode that keeps aspect ratios
     frame = frame.with_column("jpeg", image.encode_image("JPEG"))
     frame.write_parquet(output)
     ended = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Counts the progress of the work: items in a worker's shards, cheap to update and safe to read, and parts of a step."""
+"""Counts the progress of the work: items in a worker's shards, cheap to update and safe to read; parts of a step."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -105,7 +105,7 @@ def open_image(
 
 
 def _open(body: bytes, found: str, allowed: Cost) -> Image.Image:
-    """Open a picture; if that fails, try again without its metadata, since broken metadata must not lose the picture."""
+    """Open a picture; if that fails, try again without metadata, since broken metadata must not lose the picture."""
     if found == "GIF":  # always: after an empty extension, Pillow mistakes whatever follows for another one
         body = without_metadata(body, found) or body
     try:

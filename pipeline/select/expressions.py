@@ -79,9 +79,9 @@ class Expression:
         if not self.columns:
             raise ExpressionError(f"{self.text!r} uses no column")
         if expected == "boolean" and not pa.types.is_boolean(value.type):
-            raise ExpressionError(f"{self.text!r} does not evaluate to true or false, but to a {value.type}")
+            raise ExpressionError(f"{self.text!r} is not true or false, but a {value.type}")
         if expected == "number" and not numbers.is_number(value.type):
-            raise ExpressionError(f"{self.text!r} does not evaluate to a number, but to a {value.type}")
+            raise ExpressionError(f"{self.text!r} is not a number, but a {value.type}")
 
     def evaluate(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
         """One value per row of the table; nulls follow SQL. Raises ExpressionError."""

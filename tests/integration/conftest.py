@@ -1,4 +1,4 @@
-"""One Ray for the whole session, and a plain web of pictures on loopback addresses."""
+"""Provides one Ray for the whole test session, and a plain web server for pictures on loopback addresses."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Hosts that keep a client busy, in a separate process, so that their own cost is not on the client's loop.
+"""Runs hosts that keep a client busy, in a separate process, so that they do not slow down the client's event loop.
 
 with flooding(range(8)) as flood:
     flood.url("interim", row=17)
@@ -101,7 +101,7 @@ class Flood:
 
 @contextmanager
 def flooding(hosts: range) -> Iterator[Flood]:
-    """Hosts with these numbers, on loopback addresses, that serve every kind of answer."""
+    """Hosts with these numbers, on loopback addresses, that serve every kind of response."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(hosts, there), daemon=True)

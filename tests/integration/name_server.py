@@ -1,4 +1,4 @@
-"""A name server on loopback, over UDP, whose responses a test chooses."""
+"""Runs a name server on loopback, over UDP, whose responses a test chooses."""
 
 import socket
 import threading

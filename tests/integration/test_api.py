@@ -1,4 +1,4 @@
-"""The whole path in Python: `import pairmill`, a loopback web, the model `tiny`."""
+"""Tests the whole path in Python: `import pairmill`, a loopback web server, the model `tiny`."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Whole builds on a real Ray and a real loopback web."""
+"""Tests whole builds on a real Ray with a real loopback web server."""
 
 import io
 import json

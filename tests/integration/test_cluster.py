@@ -1,4 +1,4 @@
-"""Three simulated nodes: a death in the middle of a build costs time but no row; GPU nodes only encode."""
+"""Tests three simulated nodes: a death in the middle of a build costs time, but loses no row; GPU nodes only encode."""
 
 import json
 import random

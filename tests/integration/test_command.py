@@ -1,4 +1,4 @@
-"""The `pairmill` command as a separate process: killed, interrupted, run from hostile folders."""
+"""Tests the `pairmill` command as a separate process: killed, interrupted, run from hostile folders."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def build_arguments(source: Path, output: Path, *more: str) -> list[str]:
 
 
 def identities(output: Path) -> list[tuple[str, str]]:
-    """(row_id, uid) of every row, by a plain glob, which must be exact after a finished run."""
+    """(row_id, uid) of every row, read by a plain glob, which must be exact after a finished run."""
     paths = [path for folder in ("pairs", "rejects") for path in (output / folder).iterdir()]
     tables = [pq.read_table(path, columns=["row_id", "uid"]) for path in paths]
     return sorted((row["row_id"], row["uid"]) for table in tables for row in table.to_pylist())
@@ -94,7 +94,7 @@ def test_a_signal_leaves_a_resumable_output_and_says_so(
     send(process.pid, ending)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + ending, err
-    assert err.endswith(f"Stopped. Finished shards stay in {output}; run the same command to continue.\n")
+    assert err.endswith(f"Stopped. Finished shards stay in {output}; run the same command again to resume.\n")
     assert "Traceback" not in out + err
     done = json.loads(run(["status", str(output), "--json"], tmp_path).stdout.splitlines()[-1])
     assert 0 < done["rows_in"] < len(rows)

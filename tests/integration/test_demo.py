@@ -1,4 +1,4 @@
-"""The demo, as a user runs it, on a smaller web."""
+"""Tests the demo as a user runs it, with fewer pairs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The download stage from rows to rows, against a real server on loopback."""
+"""Tests the download stage from rows to rows, against a real server on loopback."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""`pairmill embed` on every kind of corpus."""
+"""Tests `pairmill embed` on every kind of corpus."""
 
 import io
 import json

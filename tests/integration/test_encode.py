@@ -1,4 +1,4 @@
-"""Embeddings and similarities against plain open_clip, with random weights of real architectures."""
+"""Compares embeddings and similarities with plain open_clip, with random weights of real architectures."""
 
 import io
 import json

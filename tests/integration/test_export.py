@@ -1,4 +1,4 @@
-"""Exports as other tools read them: webdataset, datasets, embedding-reader, open_clip_train, DataComp's formats."""
+"""Reads exports with other tools: webdataset, datasets, embedding-reader, open_clip_train, DataComp's scripts."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A failed, stopped or refused export leaves nothing behind that blocks the next one, whatever its settings."""
+"""Tests that a failed, stopped or refused export leaves nothing behind that blocks the next one."""
 
 import os
 import resource

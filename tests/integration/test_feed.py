@@ -1,4 +1,4 @@
-"""Pictures, tokens and embeddings of the feed belong to the rows that they come with; a few steps of training."""
+"""Tests that pictures, tokens and embeddings of the feed belong to their rows, and a few steps of training."""
 
 import io
 import json

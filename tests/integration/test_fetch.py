@@ -1,4 +1,4 @@
-"""Fetcher against a hostile web: each misbehavior has its Status, and none takes long."""
+"""Tests Fetcher against hostile servers: each misbehavior has its Status, and none takes long."""
 
 import asyncio
 import datetime

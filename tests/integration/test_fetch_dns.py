@@ -1,4 +1,4 @@
-"""Host names: our own name servers, their allowed answers, and that answers are checked when we connect."""
+"""Tests host names: custom name servers, the answers they may give, and that addresses are checked on connecting."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Being a good guest: robots.txt, spacing, and hosts that never answer."""
+"""Tests politeness to hosts: robots.txt, spacing, and hosts that never answer."""
 
 import asyncio
 import time

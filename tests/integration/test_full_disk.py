@@ -1,4 +1,4 @@
-"""A disk that fills up during a build: one clear error, no half-written files, and the build can resume."""
+"""Tests a disk that fills up during a build: one clear error, no half-written files, and the build can resume."""
 
 import subprocess
 from collections.abc import Iterator

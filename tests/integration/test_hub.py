@@ -1,4 +1,4 @@
-"""Weights that the hub does not provide: one line with the remedy within 10 s, and none of the hub's own retries."""
+"""Tests weights that the hub does not provide: one line with the remedy within 10 s, and no retries by its client."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""pairmill as users install it: the contents of wheel and sdist, and work beside folders named like ours."""
+"""Tests pairmill as users install it: the contents of wheel and sdist, and use beside folders named like ours."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Law: however a list or a redirect spells a private address, nothing connects to it."""
+"""Invariant: however a list or a redirect spells a private address, nothing connects to it."""
 
 from pairmill.schemas.status import Status
 from tests.addresses_spelled import spellings

@@ -1,4 +1,4 @@
-"""Law: answers that curl accepts are accepted, with the same bytes; and no bytes after one answer cost the next row."""
+"""Invariant: we accept the responses that curl accepts, with the same bytes; stray bytes never lose the next row."""
 
 import subprocess
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Law: whatever some hosts send before an answer, the rows of other hosts are fetched in about the usual time."""
+"""Invariant: whatever some hosts send before a response, rows of other hosts are fetched in about the usual time."""
 
 import asyncio
 import time

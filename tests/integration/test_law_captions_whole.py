@@ -1,4 +1,4 @@
-"""Law: the whole caption is encoded, up to the model's context: cuts are counted in the model's tokens.
+"""Invariant: the whole caption is encoded, up to the model's context, which is counted in the model's tokens.
 
 Oracle: open_clip's own tokenizer on the whole text.
 """

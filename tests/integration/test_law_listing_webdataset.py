@@ -1,4 +1,4 @@
-"""Law: members of a tar are grouped as webdataset groups them, and the public cases go through the real command."""
+"""Invariant: members of a tar are grouped as webdataset does it, and the real command handles the public cases."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The law of what goes out, part two: whole exports in the readers that people use, by their folder alone."""
+"""Output invariant, part two: the readers that people use open whole exports, given only the folder."""
 
 import csv
 import hashlib
@@ -303,7 +303,7 @@ def test_an_export_of_an_earlier_version_is_left_as_it_is_and_opens_by_its_folde
     assert (folder / "00000.parquet").read_bytes() == before
     assert len(load_dataset(folder, tmp_path)) == 6
     (folder / "00000.parquet").unlink()
-    with pytest.raises(JobError, match="was begun by an earlier pairmill"):
+    with pytest.raises(JobError, match="was begun by an earlier version of pairmill"):
         export(ExportJob.model_validate(values))
 
 

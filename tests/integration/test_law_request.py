@@ -1,4 +1,4 @@
-"""Law: a request's target is sent byte for byte as in the list or the Location header. Oracle: what curl sends."""
+"""Invariant: a request's target is sent byte for byte as in the list or the Location header. Oracle: curl."""
 
 import subprocess
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Law: a request holds few sockets, however many addresses a name has, and none afterwards."""
+"""Invariant: a request holds few sockets, however many addresses a name has, and none afterwards."""
 
 import asyncio
 import socket

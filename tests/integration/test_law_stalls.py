@@ -1,4 +1,4 @@
-"""Law: a machine that stalls never makes a row `timeout`, nor blames servers for anything else."""
+"""Invariant: if this machine stalls, no row becomes `timeout`, and servers are blamed for nothing else either."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The Python in README runs as written, from top to bottom."""
+"""Tests that the Python in README runs as written, from top to bottom."""
 
 import os
 import re

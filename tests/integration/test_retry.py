@@ -1,4 +1,4 @@
-"""Retries on a web that recovers."""
+"""Tests retries against web servers that recover."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,7 @@ MOVED = ("image_tar", "image_offset", "image_length")
 
 
 def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
-    """Every row of a finished output, by a plain glob, with the picture's bytes instead of its position."""
+    """Every row of a finished output, read by listing the folders, with the picture's bytes instead of its position."""
     rows = {}
     for folder in ("pairs", "rejects"):
         for path in (output / folder).iterdir():
@@ -65,7 +65,7 @@ def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
     assert first.statuses == {"ok": 16, "http_5xx": 8, "http_4xx": 8, "dns_error": 8}
     before = rows_by_id(output)
 
-    for n in range(1, 21, 5):  # the first two shards of four recover
+    for n in range(1, 21, 5):  # the first two of the four shards recover
         web.pages[f"/{n}.jpg"] = (200, {}, picture(n))
     asked = len(web.log)
     healed = retry(str(output), ["http_5xx"])
@@ -74,7 +74,7 @@ def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
     assert sorted(web.log[asked:]) == sorted(f"/{n}.jpg" for n in range(1, 40, 5))
 
     server.addresses["pictures.example"] = [["127.0.0.1"]]
-    again = retry(str(output))  # whatever a later try may change
+    again = retry(str(output))  # every status that a later attempt might change
     assert (again.retried, again.recovered) == (12, 8)
     assert again.build.statuses == {"ok": 28, "http_5xx": 4, "http_4xx": 8}
 

@@ -1,4 +1,4 @@
-"""Jobs on S3, against moto's server."""
+"""Tests jobs on S3, against moto's server."""
 
 import json
 import os

@@ -1,5 +1,6 @@
-"""A wrong endpoint, key or bucket is one line with the remedy within 10 s, for every command; and folders on S3 that
-are not pairmill's are refused."""
+"""Tests that every command reports a wrong endpoint, key or bucket in one line with the remedy, within 10 s, and that
+it refuses folders on S3 that are not pairmill's.
+"""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""S3 with faults: throttling, lost connections, lost replies, no permission; and the number of requests at startup."""
+"""Tests S3 with faults (throttling, lost connections and replies, no permission), and counts requests at startup."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`pairmill submit` to real Ray heads, on S3, from a folder with packages named like ours."""
+"""Tests `pairmill submit` to real Ray heads, on S3, from a folder with packages named like ours."""
 
 import gzip
 import json
@@ -215,7 +215,7 @@ def test_the_same_command_continues_a_stopped_job(cluster: str, project: Path, w
     assert 0 < before < 12
     again = pairmill(project, "submit", "--address", cluster, "--wait", *build)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "rows done already" in again.stdout
+    assert "rows already done" in again.stdout
     assert sum(manifest.rows_in for manifest in read_manifests(store)) == 120
     assert verify(store, rescore=0).problems == []
     status = pairmill(project, "jobs", "status", job_id, "--address", cluster)

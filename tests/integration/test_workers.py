@@ -1,4 +1,4 @@
-"""A subset is the same on any number of workers."""
+"""Tests that a subset is the same on any number of workers."""
 
 import json
 import subprocess

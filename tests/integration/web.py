@@ -1,4 +1,4 @@
-"""A hostile web on loopback: raw asyncio sockets, so that it can break every rule of HTTP.
+"""Runs a hostile web server on loopback: raw asyncio sockets, so that it can break every rule of HTTP.
 
     with HostileWeb() as web:
         web.serve("/a.jpg", b"...")                      # a well-behaved response

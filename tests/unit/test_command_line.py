@@ -1,4 +1,4 @@
-"""The command line itself: help that fits, examples that are true, options that become a job."""
+"""Tests the command line itself: help fits the terminal, examples are valid, and options become a job."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""The contact sheet of small output folders committed by hand, without any web or model."""
+"""Tests the contact sheet of small output folders committed by hand, without a server or a model."""
 
 import re
 from base64 import b64decode

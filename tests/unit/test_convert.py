@@ -1,4 +1,4 @@
-"""Text formats become Parquet: every record, every byte."""
+"""Tests that text formats become Parquet with every record and every byte."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Indexing a corpus: tars and folders, including awkward ones."""
+"""Tests the indexing of a corpus: tars and folders, including awkward ones."""
 
 import io
 import json

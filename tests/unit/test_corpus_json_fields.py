@@ -1,4 +1,4 @@
-"""Fields of the JSON beside pictures as columns: nothing is changed, nothing large is carried, nothing is silent."""
+"""Tests fields of the JSON beside pictures as columns: none is changed, none that is large is carried, all count."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The demo's rows: equal seeds give equal rows, kinds and truths are correct, and so is the comparison."""
+"""Tests the demo's rows: equal seeds give equal rows, and kinds, ground truth and the comparison are correct."""
 
 from collections import Counter
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""Everything that README and the docs name exists: commands and options, job fields, columns, statuses and links."""
+"""Tests that everything that README and the docs name exists: commands, options, job fields, columns, statuses."""
 
 import ast
 import importlib

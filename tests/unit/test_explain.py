@@ -1,4 +1,4 @@
-"""Explains what a job would do before it runs: nothing is written, and the pools are those of the actual run."""
+"""Tests `--explain`: nothing is written, and the pools are those of the actual run."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Faults of this machine are recognized by type and code, never by text, which may come from a server."""
+"""Tests that faults of this machine are recognized by type and code, never by text, which may come from a server."""
 
 import errno
 

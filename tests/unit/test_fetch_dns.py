@@ -1,4 +1,4 @@
-"""The cache of DNS look-ups."""
+"""Tests the cache of DNS look-ups."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Limits of the fetcher: requests per host, deadlines, bytes in memory."""
+"""Tests the fetcher's limits: requests per host, deadlines, bytes in memory."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The X-Robots-Tag header."""
+"""Tests the X-Robots-Tag header."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Bodies as they arrive: limits, first bytes, content codings."""
+"""Tests bodies as they arrive: limits, first bytes, content codings."""
 
 import gzip
 import zlib

@@ -1,4 +1,4 @@
-"""HTTP status codes, Retry-After, and the delay before another attempt."""
+"""Tests HTTP status codes, Retry-After, and the delay before another attempt."""
 
 import pytest
 

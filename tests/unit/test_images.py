@@ -1,4 +1,4 @@
-"""From bytes to the stored picture, with pictures drawn here."""
+"""Tests the path from bytes to the stored picture, with synthetic pictures."""
 
 import io
 import threading

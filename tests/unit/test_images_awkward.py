@@ -1,4 +1,4 @@
-"""Real files: awkward ones from other projects' test suites each get a Status, and photographs keep their quality."""
+"""Tests real files: awkward ones from other projects' tests each get a Status, and photographs keep their quality."""
 
 import contextlib
 import csv

@@ -1,4 +1,4 @@
-"""Whatever the bytes of a picture, decoding it gives a Status. The long run is `python -m bench.fuzz`."""
+"""Tests that decoding any bytes gives a Status. The long run is `python -m bench.fuzz`."""
 
 import pytest
 

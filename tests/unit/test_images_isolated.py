@@ -1,4 +1,4 @@
-"""A decoder that dies or hangs. No picture here does that to the real one, so a stand-in does it."""
+"""Tests a decoder that dies or hangs. No picture here does that to the real one, so a stand-in does it."""
 
 import io
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The perceptual hash, against the algorithm as imagehash writes it."""
+"""Compares the perceptual hash with the algorithm as imagehash implements it."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Sizes and modes, against img2dataset's own Resizer."""
+"""Compares sizes and modes with img2dataset's own Resizer."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""skip_reencode: the original's own pixels, and nothing else from the file."""
+"""Tests skip_reencode: it keeps the original's own pixels, and nothing else from the file."""
 
 import io
 import random

@@ -1,4 +1,4 @@
-"""The Python interpreters that `make setup` chooses from."""
+"""Tests how `make setup` chooses a Python interpreter."""
 
 import os
 import subprocess

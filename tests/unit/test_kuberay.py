@@ -1,4 +1,4 @@
-"""The RayJob for Kubernetes: the command, its files, and pools that the engine will find."""
+"""Tests the RayJob for Kubernetes: the command, its files, and pools that the engine will find."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Law: the guard equals IANA's special-purpose registries, however an address is spelled."""
+"""Invariant: the guard agrees with IANA's special-purpose registries, however an address is spelled."""
 
 import ipaddress
 import socket

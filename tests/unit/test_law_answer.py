@@ -1,4 +1,4 @@
-"""Law: the verdict on an answer depends on its bytes, not on how the network splits them."""
+"""Invariant: the verdict on a response depends on its bytes, not on how the network splits them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tests.http_answers import ANSWERS, PICTURE
 
 
 class _Server(asyncio.Transport):
-    """Answers the request with some pieces, one per turn of the event loop, and closes the connection."""
+    """Responds to the request with some pieces, one per turn of the event loop, and closes the connection."""
 
     def __init__(self, connection: HttpConnection, pieces: Sequence[bytes]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Server(asyncio.Transport):
 
 
 def verdicts(answer: bytes, cuts: Sequence[Sequence[int]], max_bytes: int = 1_000_000) -> list[FetchOutcome]:
-    """The outcomes of an answer that is split at these positions: one for each way to split it."""
+    """The outcomes of a response that is split at these positions: one for each way to split it."""
 
     async def main() -> list[FetchOutcome]:
         config = FetchConfig(retries=0, timeout_s=60, max_bytes=max_bytes)
@@ -95,7 +95,7 @@ def test_one_cut_at_every_position_changes_nothing(name: str) -> None:
 @settings(max_examples=max(settings.default.max_examples // 4, 1))
 @given(st.data())
 def test_cuts_and_broken_bytes_change_nothing_either(data: st.DataObject) -> None:
-    """Answers with a byte changed, or a part removed or doubled: the verdict never depends on how they are split."""
+    """Responses with a byte changed, or a part removed or doubled: the verdict never depends on how they are split."""
     answer = bytearray(data.draw(st.sampled_from([each.bytes[:2_000] for each in ANSWERS.values() if each.bytes])))
     start = data.draw(st.integers(0, len(answer) - 1))
     end = data.draw(st.integers(start, min(start + 20, len(answer))))

@@ -1,4 +1,4 @@
-"""Law: text beside pictures is read in any usual shape, or its row is refused; it is never null and `ok`."""
+"""Invariant: text beside pictures is read in any usual form, or its row is rejected; it is never null with `ok`."""
 
 import codecs
 import io
@@ -209,7 +209,7 @@ def test_the_named_caption_column_of_a_tar_is_a_key_of_its_json_or_an_ending(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"caption_column": "wrong"}, r"no key 'wrong' in the \.json .*the keys there are 'caption', 'w'"),
+        ({"caption_column": "wrong"}, r"no \.json beside a picture has the key 'wrong' .*the keys there are 'caption', 'w'"),
         ({"license_column": "w"}, r"source\.license_column: tars and folders have no columns"),
         ({"image_column": "jpg"}, r"source\.image_column: tars and folders have no columns"),
     ],
@@ -221,7 +221,7 @@ def test_a_setting_that_a_tar_cannot_follow_is_an_error(tmp_path: Path, settings
 
 
 def test_captions_of_a_webdataset_that_became_parquet_are_found(tmp_path: Path) -> None:
-    """Hugging Face names the columns after the endings of the tar's members."""
+    """Hugging Face names the columns after the extensions of the tar's members."""
     (tmp_path / "in").mkdir()
     columns = {"jpg": [{"bytes": b"x", "path": "0.jpg"}], "txt": ["a dog"], "__key__": ["0"], "": [7]}
     pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")

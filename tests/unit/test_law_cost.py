@@ -1,4 +1,4 @@
-"""Law: pictures are limited by their cost: 8 bytes of memory for each of `images.max_pixels`, and 5 s of CPU."""
+"""Invariant: a picture's cost is limited to 8 bytes x `images.max_pixels` of memory, and 5 s of CPU."""
 
 import multiprocessing
 import re

@@ -1,4 +1,4 @@
-"""Law: text from strangers decides nothing. Words about machine faults in it change no verdict."""
+"""Invariant: untrusted text decides nothing. Words about machine faults in it change no verdict."""
 
 import errno
 import io

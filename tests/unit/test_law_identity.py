@@ -1,4 +1,4 @@
-"""Law: the uid of a picture in the input includes its digest if the URL is missing, empty or shared.
+"""Invariant: the uid of a picture in the input includes its digest if the URL is missing, empty or shared.
 
 Uids that were already unique do not change: those of a URL and caption that no other row has.
 """

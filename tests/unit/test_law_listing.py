@@ -1,4 +1,4 @@
-"""Law: everything that a listing shows becomes a row or part of a row, or counts as "passed over" with a reason.
+"""Invariant: everything listed becomes a row or part of a row, or counts as "passed over" with a reason.
 
 Oracles: `os.walk(followlinks=True)` for folders, `tarfile` for the members of a tar and their bytes. The grouping of
 members into samples is compared with webdataset's in tests/integration/test_law_listing_webdataset.py.

@@ -1,5 +1,6 @@
-"""The law of what goes out, part one: every reader sees in an exported picture what was scored, the tars' JSON is
-JSON, and no reader takes a changed byte for data."""
+"""Output invariant, part one: in an exported picture, every reader sees what was scored; the tars' JSON is valid; and
+no reader accepts a changed byte as data.
+"""
 
 import io
 import json

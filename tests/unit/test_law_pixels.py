@@ -1,4 +1,4 @@
-"""Law: metadata never loses or changes a picture, and stored pixels agree with two of three independent decoders."""
+"""Invariant: metadata never loses or changes a picture, and stored pixels agree with two of three other decoders."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""The presets make the same decisions as the filters that they are named after, as far as they claim to."""
+"""Invariant: presets make the same decisions as the filters that they are named after, as far as they claim to."""
 
 from pathlib import Path
 

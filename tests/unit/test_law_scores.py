@@ -1,4 +1,4 @@
-"""The law of scores: no NaN or infinity is kept, chosen or exported, and a model that gives nothing else stops the run.
+"""Invariant of scores: no NaN or infinity is kept, chosen or exported; a model that gives only those stops the run.
 
 The oracle is plain numpy over what the model returned.
 """

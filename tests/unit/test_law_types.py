@@ -1,4 +1,4 @@
-"""The law of types: an input value arrives unchanged, or the job stops and names the files.
+"""Invariant of types: an input value arrives unchanged, or the job stops and names the files.
 
 Oracles: Python's own exact comparisons of what went in and came out, DuckDB for folders, pandas for text, JSON and the
 tables of YAML 1.2 for job files.

@@ -1,4 +1,4 @@
-"""Weights files that cannot be complete are refused before anything starts, with their path."""
+"""Invariant: weights files that cannot be complete are refused before anything starts, with their path."""
 
 import re
 import shutil

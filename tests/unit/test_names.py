@@ -1,4 +1,4 @@
-"""Names of columns and keys are found as the loop over all of them finds them, which is slower."""
+"""Tests that names of columns and keys are found exactly as a slower loop over all of them would find them."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Outputs that an earlier pairmill planned still resume: their records are read, and fingerprints stay the same."""
+"""Tests that outputs planned by earlier versions can be resumed: records are read, and fingerprints stay the same."""
 
 import pyarrow as pa
 import pytest

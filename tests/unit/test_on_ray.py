@@ -1,4 +1,4 @@
-"""The shell script that starts a submitted job: it finds the Python of the raylet above it."""
+"""Tests the shell script that starts a submitted job: it finds the Python of the raylet above it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A foreign folder is refused before anything is written there, and its files are never deleted."""
+"""Tests that a foreign folder is refused before anything is written there, and its files are never deleted."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The plan covers every input row once, never changes, and grows only at its end."""
+"""Tests that the plan covers every input row once, never changes, and grows only at its end."""
 
 import io
 import os

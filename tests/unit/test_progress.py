@@ -1,4 +1,4 @@
-"""Progress inside shards: workers count, the driver sums, and a line shows it on a terminal, in a log or a notebook."""
+"""Tests progress inside shards: workers count, the driver sums, and a line shows it in a terminal, log or notebook."""
 
 import io
 import re

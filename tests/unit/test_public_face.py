@@ -1,4 +1,4 @@
-"""`import pairmill`: its cost, its public names, and the meaning of its keywords."""
+"""Tests `import pairmill`: its cost, its public names, and the meaning of its keywords."""
 
 import ast
 import builtins

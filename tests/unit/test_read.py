@@ -1,4 +1,4 @@
-"""A shard's rows: identity, problems, and slices of large files."""
+"""Tests the rows of a shard: identity, problems, and slices of large files."""
 
 import hashlib
 import uuid

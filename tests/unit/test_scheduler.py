@@ -1,4 +1,4 @@
-"""Where shards go when workers die: whatever happens, every shard ends once, and waiting payloads are bounded."""
+"""Tests where shards go when workers die: in any case, every shard ends once, and waiting payloads are bounded."""
 
 import itertools
 import random
@@ -33,7 +33,7 @@ DONE = ShardManifest.model_validate(
 
 
 class Cluster:
-    """A backend whose calls end in random order, with deaths and losses as drawn. Payload: (shard, stages done)."""
+    """A backend whose calls end in random order, with random deaths and losses. Payload: (shard, stages done)."""
 
     def __init__(self, seed: int, death: float = 0.0, loss: float = 0.0, failure: float = 0.0) -> None:
         self.rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Commits of handmade tables through ShardWriter."""
+"""Tests commits of handmade tables through ShardWriter."""
 
 import json
 from dataclasses import replace

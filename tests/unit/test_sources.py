@@ -1,4 +1,4 @@
-"""Listing of input files, and the meaning of their columns."""
+"""Tests the listing of input files, and the meaning of their columns."""
 
 import pickle
 import uuid
@@ -88,7 +88,7 @@ def test_json_is_input_only_without_other_formats(tmp_path: Path) -> None:
     assert [Path(file).name for file in list_inputs([str(tmp_path)], "/elsewhere", Files()).files] == ["c.jsonl"]
     assert (
         len(list_inputs([str(tmp_path / "*.json*")], "/elsewhere", Files()).files) == 2
-    )  # a glob means what it matches
+    )  # a glob selects exactly what it matches
 
 
 @pytest.mark.parametrize(

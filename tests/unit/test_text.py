@@ -1,4 +1,4 @@
-"""Untrusted text, cleaned up for evidence columns."""
+"""Tests the cleaning of untrusted text for evidence columns."""
 
 from pairmill.pipeline.common.text import clean_text
 

@@ -1,4 +1,4 @@
-"""Delimiters, encodings and JSON arrays, compared with pandas, polars and Python's own readers."""
+"""Tests delimiters, encodings and JSON arrays, compared with pandas, polars and Python's own readers."""
 
 import csv
 import gzip

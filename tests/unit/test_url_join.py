@@ -1,4 +1,4 @@
-"""From rows to the URLs to fetch."""
+"""Tests how rows become the URLs to fetch."""
 
 from collections import Counter
 from urllib.parse import urlsplit

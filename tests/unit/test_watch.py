@@ -1,4 +1,4 @@
-"""A job watched from elsewhere: every new shard is reported once, and the end is noticed."""
+"""Tests watching a job from elsewhere: every new shard is reported once, and the end is noticed."""
 
 import shutil
 import threading
@@ -94,7 +94,7 @@ def test_ten_intervals_without_a_commit_are_reported_and_again_when_that_time_ha
         if text := commits.silence:
             said.append((second, text))
     assert [second for second, _ in said] == [89, 178, 356]
-    assert said[0][1].startswith("no shard for 89 s, where one came every 9 s: the job has ended or hangs;")
+    assert said[0][1].startswith("no shard for 89 s, although one came every 9 s: the job has ended or hangs;")
     commits.tick(1)
     assert commits.silence is None
 
@@ -104,9 +104,9 @@ def test_before_the_first_commit_the_time_of_a_shard_decides(time_of_day: Clock,
     unknown = CommitClock.of([])
     time_of_day.now += 10 * FIRST_SHARD_S
     assert slow.silence is None
-    assert "no shard for 10 min, where one takes 60 s" in (unknown.silence or "")
+    assert "no shard for 10 min, although one takes 60 s" in (unknown.silence or "")
     time_of_day.now += 10 * 60
-    assert "no shard for 20 min, where one takes 2 min" in (slow.silence or "")
+    assert "no shard for 20 min, although one takes 2 min" in (slow.silence or "")
 
 
 def test_a_fast_job_may_pause_for_half_a_minute(time_of_day: Clock) -> None:

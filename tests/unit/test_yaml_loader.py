@@ -1,4 +1,4 @@
-"""YAML that expands to more than it says, or that PyYAML does not expect. test_law_types.py tests what words mean."""
+"""Tests YAML with alias bombs, or that PyYAML does not expect. test_law_types.py tests what words mean."""
 
 import time
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Captioned pictures: equal seeds draw equal pictures, near misses are wrong in just one way, and held-out
-combinations stay out of training."""
+"""Tests synthetic captioned pictures: equal seeds give equal pictures, near misses are wrong in just one way, and
+held-out combinations stay out of training.
+"""
 
 from random import Random
 

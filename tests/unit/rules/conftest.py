@@ -1,4 +1,4 @@
-"""An in-flight table from a few columns; everything else is filled in."""
+"""Makes an in-flight table from a few columns; everything else is filled in."""
 
 from collections.abc import Callable
 from typing import Any

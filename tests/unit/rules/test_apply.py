@@ -1,4 +1,4 @@
-"""The accounting law of rules: rows stay, each gets one verdict, and a broken rule fails loudly."""
+"""The accounting invariant for rules: no row disappears, each gets exactly one verdict, and a broken rule raises."""
 
 from typing import Any
 
@@ -168,5 +168,5 @@ def test_a_built_in_rule_that_returns_too_few_values_is_an_error(
 
 
 def test_a_status_has_one_rule() -> None:
-    with pytest.raises(ValueError, match="LOW_SIMILARITY has a rule already: low_similarity"):
+    with pytest.raises(ValueError, match="LOW_SIMILARITY already has a rule: low_similarity"):
         rule(Status.LOW_SIMILARITY)(lambda rows, rules: None)

@@ -1,4 +1,4 @@
-"""Files of digests and URLs: what counts as an entry, and what is found."""
+"""Tests files of digests and URLs: what counts as an entry, and what is found."""
 
 import hashlib
 from pathlib import Path

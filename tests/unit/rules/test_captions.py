@@ -1,4 +1,4 @@
-"""Clean captions: what is removed, what stays, and how long it may take."""
+"""Tests the cleaning of captions: what is removed, what stays, and how long it may take."""
 
 import time
 import unicodedata
@@ -90,7 +90,7 @@ def test_hostile_captions_take_linear_time(unit: str) -> None:
     started = time.perf_counter()
     clean(unit * (1_000_000 // len(unit)) + "!")
     clean("&#" + unit * (1_000_000 // len(unit)) + ";")
-    assert time.perf_counter() - started < 40  # half a second at most; quadratic time would be minutes
+    assert time.perf_counter() - started < 40  # half a second at most; quadratic time would take minutes
 
 
 def test_plain_captions_are_not_copied_individually() -> None:

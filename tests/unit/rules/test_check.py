@@ -1,4 +1,4 @@
-"""Problems with rules are reported before anything runs, with the field."""
+"""Tests that problems with rules are reported before anything runs, with the field."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Finding `module:function`, without letting a user's folder get in the way of our packages."""
+"""Tests finding `module:function`, without letting a user's folder get in the way of our packages."""
 
 import subprocess
 import sys
@@ -99,7 +99,7 @@ def test_errors_name_what_is_missing(folder: Path, name: str, says: str) -> None
     (folder / "json.py").write_text("def loads(rows): ...")
     (folder / "pipeline").mkdir()
     (folder / "pipeline" / "__init__.py").write_text("raise RuntimeError('shadowed')")
-    for _ in range(2):  # and a module that failed leaves nothing behind that would change the answer
+    for _ in range(2):  # and a module that failed leaves nothing behind that would change the result
         with pytest.raises(ValueError, match=says):
             load_custom_rule(name, folder)
     assert str(folder) not in sys.path

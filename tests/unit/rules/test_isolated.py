@@ -1,4 +1,4 @@
-"""A custom rule that ends its process costs the rows that do it, and no others."""
+"""Tests that if a custom rule ends its process, only the rows that make it do so are lost."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which captions count as a file name, a date, a hash, a URL or boilerplate, and which are real captions."""
+"""Tests which captions count as a file name, a date, a hash, a URL or boilerplate, and which are real captions."""
 
 import time
 from typing import Any
@@ -115,4 +115,4 @@ def test_hostile_captions_take_linear_time(in_flight: Any, unit: str) -> None:
     rules = RULES.model_copy(update={"caption_blocked_terms": ["a b", "1-"], "caption_languages": ["en"]})
     started = time.perf_counter()
     apply_rules(in_flight([{"caption_clean": caption}]), Step.CAPTION, rules)
-    assert time.perf_counter() - started < 40  # it takes about 0.1 s; quadratic time would be hours
+    assert time.perf_counter() - started < 40  # it takes about 0.1 s; quadratic time would take hours

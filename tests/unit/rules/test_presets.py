@@ -1,4 +1,4 @@
-"""The preset files contain settings that exist, and match their papers."""
+"""Preset files use only existing settings, and agree with the papers they come from."""
 
 from pathlib import Path
 from typing import Any, get_args

@@ -1,4 +1,4 @@
-"""The host of a URL by the client's own parser, and the hosts that lists name."""
+"""Tests the host of a URL, as the client's own parser finds it, and the hosts that lists name."""
 
 from pathlib import Path
 from typing import Any

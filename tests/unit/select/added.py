@@ -1,4 +1,4 @@
-"""The columns of an added model, as `embed --add-model` writes them."""
+"""Writes the columns of an added model as `embed --add-model` does."""
 
 import hashlib
 from collections.abc import Iterable

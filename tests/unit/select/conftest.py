@@ -1,4 +1,4 @@
-"""A dataset of generated metadata, large enough for several chunks, with DuckDB as the oracle."""
+"""Provides a dataset of generated metadata, large enough for several chunks, with DuckDB as the oracle."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,7 +42,7 @@ def make_subset(dataset: Path, name: str, *steps: Step, **more: Any) -> Subset:
 
 
 def row_ids(dataset: Path, name: str) -> list[str]:
-    """row_id of the selected rows, in order, by DuckDB from the written files."""
+    """row_id of the selected rows, in order, as DuckDB reads them from the written files."""
     store = Store(str(dataset))
     selected = pa.concat_tables(read_rows(store, read_subset(store, name)))
     query = f"""

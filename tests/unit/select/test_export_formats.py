@@ -1,4 +1,4 @@
-"""Which columns the export formats read: a model's columns are known by their declared names, not by how they look."""
+"""Tests which columns the export formats read: a model's columns are found by their declared names, not by pattern."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""What a `where` can express, how it treats nulls, and that it never executes anything."""
+"""Tests what a `where` can express, how it treats nulls, and that it never executes anything."""
 
 import datetime
 

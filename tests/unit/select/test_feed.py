@@ -1,4 +1,4 @@
-"""Every pair once per epoch: over ranks, workers, epochs, and wherever a run was stopped."""
+"""Tests that every pair is served once per epoch, over ranks, workers and epochs, and wherever a run was stopped."""
 
 import json
 from pathlib import Path

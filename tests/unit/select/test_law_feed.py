@@ -1,5 +1,6 @@
-"""The law of the feed: each epoch has every pair once and an order of its own, whatever loader feeds it, wherever the
-last loop was left; `len()` is true, and ranks never wait for each other in vain."""
+"""Invariant of the feed: each epoch has every pair once and its own order, with any loader, and wherever the last loop
+was left; `len()` is correct, and ranks never wait for each other in vain.
+"""
 
 import pickle
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The law of numbers: `where`, `top`, `dedup` and `sample` answer what DuckDB answers, over generated tables.
+"""Invariant of numbers: `where`, `top`, `dedup` and `sample` give the same results as DuckDB, on generated tables.
 
 The intended differences are those in docs/guides/select.md, and are written into the SQL that is generated here: a
 comparison with NaN is null, `least` and `greatest` are null or NaN if one operand is, and integers have at least 64
@@ -372,7 +372,7 @@ def test_law_numbers_a_sample_has_as_many_rows_as_duckdb_rounds_to(rows: int, fr
 @pytest.mark.parametrize("text", ["int64 * int64", "-int64", "abs(int64)", "int64 - 1"])
 def test_law_numbers_an_integer_beyond_64_bits_stops_as_in_duckdb(text: str) -> None:
     table = pa.table({"int64": pa.array([-(2**63)], pa.int64())})
-    with pytest.raises(ExpressionError, match="leaves the range of 64-bit integers"):
+    with pytest.raises(ExpressionError, match="exceeds the range of 64-bit integers"):
         Expression(text).evaluate(table)
     with pytest.raises(duckdb.Error):
         _duckdb_answer(table, text)

@@ -1,4 +1,4 @@
-"""`pairmill.open` on made-up metadata, compared with DuckDB's rows and columns from the same files."""
+"""Tests `pairmill.open` on generated metadata, compared with DuckDB's rows and columns from the same files."""
 
 import json
 from collections import Counter

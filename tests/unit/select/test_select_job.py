@@ -1,4 +1,4 @@
-"""Select as users meet it: what is refused and how, and what happens to subsets when the dataset changes."""
+"""Tests select as users see it: what is refused and how, and what happens to subsets when the dataset changes."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_a_name_cannot_be_a_path(name: str) -> None:
 
 def test_selecting_nothing_names_the_step_that_dropped_the_last_rows(own: Path) -> None:
     message = refused(own, {"where": "similarity > 0"}, {"where": "similarity > 5"}, {"dedup": {"by": "url"}})
-    assert "'where: similarity > 5' dropped all of" in message
+    assert "'where: similarity > 5' dropped all " in message
 
 
 def test_an_unfinished_dataset_is_refused_unless_partial_is_set(own: Path) -> None:

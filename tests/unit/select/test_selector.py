@@ -1,4 +1,4 @@
-"""Subsets against DuckDB's answers on the same files, and against brute force."""
+"""Compares subsets with DuckDB's results on the same files, and with brute force."""
 
 from pathlib import Path
 from typing import Any
