@@ -61,7 +61,7 @@ def main() -> None:
     for law, cases in sorted(counts.cases.items()):
         print(f"{law:<40}{cases:>8,} tests{counts.examples[law]:>12,} inputs{counts.failed[law]:>6} failed")
     minutes = (time.monotonic() - started) / 60
-    print(f"{counts.examples.total():,} inputs in {rounds} rounds, {minutes:.0f} min: {len(counts.names)} laws broken")
+    print(f"{counts.examples.total():,} inputs in {rounds} rounds, {minutes:.0f} min: {len(counts.names)} laws failed")
     for name in sorted(counts.names):
         print(name)
 

@@ -1,4 +1,4 @@
-"""The base of all jobs and records, and the type of paths."""
+"""Defines the base of all jobs and records, and the type of paths."""
 
 import os
 from typing import Annotated

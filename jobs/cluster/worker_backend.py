@@ -1,4 +1,4 @@
-"""What the scheduler needs of the system that runs its workers: start, call and stop them, and report their deaths."""
+"""Defines what the scheduler needs from the system that runs its workers: start, call and stop them, report deaths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

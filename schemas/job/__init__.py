@@ -1,1 +1,1 @@
-"""The sections of a build job: source, fetch, images, models, rules and run."""
+"""Defines the sections of a build job: source, fetch, images, models, rules and run."""

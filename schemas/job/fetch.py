@@ -1,4 +1,4 @@
-"""The section `fetch`: how URLs are downloaded."""
+"""Defines the section `fetch`: how URLs are downloaded."""
 
 import ipaddress
 import re

@@ -1,4 +1,4 @@
-"""The section `images`: what happens to a picture between download and storage."""
+"""Defines the section `images`: what happens to a picture between download and storage."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""The section `models`: the models that score and embed the pairs."""
+"""Defines the section `models`: the models that score and embed the pairs."""
 
 import re
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""The section `rules`: which rows to keep."""
+"""Defines the section `rules`: which rows to keep."""
 
 import re
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""The section `run`: how to distribute the work."""
+"""Defines the section `run`: how to distribute the work."""
 
 from typing import Annotated, Literal
 

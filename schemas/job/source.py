@@ -1,4 +1,4 @@
-"""The section `source`: where the pairs come from."""
+"""Defines the section `source`: where the pairs come from."""
 
 import codecs
 import os
