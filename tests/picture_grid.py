@@ -301,7 +301,7 @@ def odd_tiff_cases() -> Iterator[Case]:
 
 
 def over_white(samples: Values) -> Values:
-    """Colors and perhaps alpha, 0 to 1 -> uint8 [height, width, 3]."""
+    """Colors, with or without alpha, 0 to 1 -> uint8 [height, width, 3]."""
     alpha = samples[..., 3:] if samples.shape[2] == 4 else 1
     return np.rint(255 * (samples[..., :3] * alpha + 1 - alpha)).astype(np.uint8)
 

@@ -39,7 +39,7 @@ def rescore_sample(
     report: VerifyReport,
     on_step: OnStep = ignore_step,
 ) -> Iterator[tuple[ShardManifest, str]]:
-    """Recompute `num_pairs` pairs, evenly spread over the `scored` shards. Yields (manifest, problem)."""
+    """Recompute the scores of `num_pairs` pairs, evenly spread over the `scored` shards. Yields (manifest, problem)."""
     num_shards = min(num_pairs, len(scored))
     job = plan.job
     newest = committed(store)

@@ -26,7 +26,7 @@ def is_remote(path: str) -> bool:
 def absolute(path: str) -> str:
     """The absolute form of a local path, without `.`, `..` and a trailing slash, so that equal paths compare equal.
 
-    URLs only lose a trailing slash, and only on S3, where `..` is an ordinary name.
+    From URLs, only a trailing slash is removed, and only on S3, where `..` is an ordinary name.
     """
     if is_remote(path):
         return path.rstrip("/") if path.startswith(S3_SCHEMES) else path

@@ -24,7 +24,7 @@ class FeedState(TypedDict):
     consumer: int
     consumers: int
     choice: str
-    """FeedShards.fingerprint. The key is older than the word subset."""
+    """FeedShards.fingerprint. The key's name dates from before the term "subset"."""
     rows: int
     seed: int
     shuffle: bool
@@ -42,7 +42,7 @@ class FeedConfig:
     dataset: str | os.PathLike[str]
     """Output folder of a build or embed, local or s3://."""
     subset: str | None = None
-    """None: all kept rows."""
+    """Name of a subset. None: all kept rows."""
     columns: Sequence[str] = (IMAGE, "caption_clean")
     """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no picture is read."""
     shuffle: bool = True

@@ -15,7 +15,7 @@ _STALL_S = 1.0
 
 
 class StallMonitor:
-    """Beats on the running event loop. `stalled_since` may be called before or after other timers of the loop."""
+    """Measures stalls with a timer on the running event loop. Its methods notice a stall even before the timer does."""
 
     def __init__(self) -> None:
         self._last_beat = self._last_stall_end = time.monotonic()

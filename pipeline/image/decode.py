@@ -135,7 +135,9 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
 
 
 def _out_of_memory(cost: Cost) -> Exception:
-    """The error for a MemoryError: it refuses the picture if that was at fault, or else fails the shard."""
+    """The error to raise after a MemoryError: it rejects the picture if that is to blame, otherwise it fails the
+    shard.
+    """
     if machine_has(cost):
         return ImageError(Status.IMAGE_BOMB, "takes more memory than its header announces")
     return MemoryError(f"{cost.memory_bytes / 1e6:,.0f} MB for a picture")
@@ -199,7 +201,7 @@ def color_profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
 
 
 def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
-    """The picture's ICC profile. As in browsers, a profile for another color space than the pixels' is ignored."""
+    """The picture's ICC profile. As in browsers, one for a color space other than that of the pixels is ignored."""
     profile = opened.info.get("icc_profile")
     return profile if isinstance(profile, bytes) and color_space(profile) == header.space else None
 
@@ -270,8 +272,9 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
 
 
 def _clear_around(pixels: Pixels, frame: tuple[int, int, int, int]) -> None:
-    """Make white, in place, what a GIF's frame (left, top, right, bottom) does not cover. GIF89a wants the background
-    color there, but browsers show the page, and only Pillow's transparent frames do (Pillow#5548)."""
+    """Make the area that a GIF's frame (left, top, right, bottom) does not cover white, in place. GIF89a asks for the
+    background color there, but browsers show the page. Pillow does so only if the frame is transparent (Pillow#5548).
+    """
     left, top, right, bottom = frame
     pixels[:top] = pixels[bottom:] = 255
     pixels[:, :left] = pixels[:, right:] = 255

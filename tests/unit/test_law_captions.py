@@ -209,7 +209,7 @@ def test_the_named_caption_column_of_a_tar_is_a_key_of_its_json_or_an_ending(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"caption_column": "wrong"}, r"no \.json beside a picture has the key 'wrong', .*the keys there are 'cap"),
+        ({"caption_column": "wrong"}, r"no \.json beside a picture has the key 'wrong', .*there are 'caption', 'w'"),
         ({"license_column": "w"}, r"source\.license_column: tars and folders have no columns"),
         ({"image_column": "jpg"}, r"source\.image_column: tars and folders have no columns"),
     ],

@@ -1,6 +1,6 @@
 """Draws captioned pictures of colored shapes from a seed.
 
-A `Scene` is one object, or two objects with a spatial relation, on a plain background:
+A `Scene` is one thing, or two things with a spatial relation, on a plain background:
 
     rng = random.Random(7)
     scene = random_scene(rng)

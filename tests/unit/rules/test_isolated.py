@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop("own_fatal", None)
 
 
-def test_rows_that_kill_the_rules_process_are_dropped_and_the_rule_judges_the_others(
+def test_rows_that_kill_the_rules_process_are_dropped_and_the_rule_checks_the_others(
     folder: Path, in_flight: Any
 ) -> None:
     captions = [f"number {n}" for n in range(20)]
