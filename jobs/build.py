@@ -59,6 +59,7 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
         raise JobError(difference(store, other.record.job, job)) from None
     if not store.exists("job.yaml"):
         store.create("job.yaml", yaml.safe_dump(plan.record.to_json(), sort_keys=False, allow_unicode=True).encode())
+    job = job.model_copy(update={"images": plan.record.job.images})  # an output begun before 0.2 is continued as it was
     return build_pipeline(job, plan.mapping, job_fingerprint), plan
 
 

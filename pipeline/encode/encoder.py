@@ -26,8 +26,9 @@ from pairmill.pipeline.encode.clip_model import ClipModel, Floats, is_unit, load
 from pairmill.pipeline.encode.embedding_columns import Indices, append_scores
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
+from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.phash import phash
-from pairmill.pipeline.image.processor import ImageProcessor, is_one_color
+from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.image.resize import Pixels
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.job.models import ModelConfig

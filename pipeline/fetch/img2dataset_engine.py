@@ -30,8 +30,9 @@ from pairmill.pipeline.fetch.guarded_urllib import GuardedOpener
 from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.pipeline.fetch.outcome_columns import with_outcomes
 from pairmill.pipeline.fetch.url_join import urls_to_fetch
+from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.phash import phash
-from pairmill.pipeline.image.processor import ProcessedImage, is_one_color
+from pairmill.pipeline.image.processor import ProcessedImage
 from pairmill.pipeline.rules import SourceRules
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status
@@ -73,7 +74,7 @@ class Img2datasetDownloader:
             resize_only_if_bigger=images.resize_only_if_bigger,
             encode_quality=_PNG_LEVEL if images.format == "png" else images.quality,
             encode_format=images.format,
-            skip_reencode=images.skip_reencode,
+            skip_reencode=False,  # it would keep the metadata too
         )
         self._collector = _Collector(resizer, self._opener)
         self._downloader = Downloader(

@@ -47,6 +47,13 @@ def pixels_to_srgb(pixels: npt.NDArray[np.uint8], profile: bytes | None) -> npt.
     return converted
 
 
+def changes_nothing(profile: bytes | None) -> bool:
+    """Whether pixels stay the same with this profile, because it is missing, broken or sRGB under some name."""
+    if not profile or len(profile) > _MAX_PROFILE_BYTES:
+        return True
+    return _transform(profile, "L" if is_for_gray(profile) else "RGB") is None
+
+
 def is_for_gray(profile: bytes) -> bool:
     """Whether the profile describes grayscale."""
     return color_space(profile) == "GRAY"

@@ -36,7 +36,7 @@ def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
 
 
 def original_without_metadata(body: bytes, header: ImageHeader, config: ImagesConfig) -> bytes | None:
-    """The original's compressed pixels, if the job asks for them; None if the picture has to be re-encoded."""
-    if not config.skip_reencode or header.format != _PILLOW_NAMES[config.format]:
+    """An unchanged PNG or WebP without metadata; None if it has to be encoded again. For JPEG, see passthrough.py."""
+    if config.reencode == "always" or header.format == "JPEG" or header.format != _PILLOW_NAMES[config.format]:
         return None
     return strip_metadata(body, header.format)

@@ -1,14 +1,24 @@
-"""Computes a 64-bit perceptual hash: similar pictures differ in few bits.
+"""A 64-bit perceptual hash: similar pictures differ in few bits. Version 2.
 
-The algorithm is that of `imagehash.phash` 4.3 (https://github.com/JohannesBuchner/imagehash, BSD-2), after Neal
-Krawetz, "Looks Like It" (hackerfactor.com, 2011): grayscale, 32 x 32, two-dimensional DCT-II, the 8 x 8 lowest
-frequencies, one bit each for being above their median.
+The algorithm of `imagehash.phash` 4.3 (https://github.com/JohannesBuchner/imagehash, BSD-2), after Neal Krawetz, "Looks
+Like It" (hackerfactor.com, 2011): brightness, 32 x 32, two-dimensional DCT-II, the 8 x 8 lowest frequencies, one bit
+each for being above their median.
+
+Version 2 begins with the means of 8 x 8 blocks, which a JPEG stores as such: decoded at an eighth of its size, it has
+the same hash as when decoded whole, give or take two bits. Of 600 photographs, 594 have the hash of version 1 within
+two bits, and all within four.
 """
+
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+VERSION = "2"
+
+_MIN_SIDE = 256
+"""Pictures with a shorter side than this are hashed from their pixels: their blocks would be too few."""
 
 _SIDE = 32
 _LOW = 8
@@ -22,13 +32,34 @@ _DCT: npt.NDArray[np.float64] = 2 * np.cos(
 )
 
 
+def block_side(width: int, height: int) -> int:
+    """Pixels per side of the blocks whose means a picture of this size, in pixels, is hashed from: 8 or 1."""
+    return 8 if min(width, height) >= _MIN_SIDE else 1
+
+
 def phash(pixels: npt.NDArray[np.uint8]) -> str:
     """16 hex characters for uint8 [height, width, 3], RGB; the first bit is the lowest frequency."""
-    gray = Image.fromarray(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)))
-    # Two steps (box, then Lanczos) instead of one: 0.3 ms instead of 0.75. Of 306 photographs, 288 get the same hash,
-    # and the others differ in two bits.
-    small = gray.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    low = np.round(_DCT @ np.asarray(small, np.float64) @ _DCT.T, _DECIMALS)
+    gray = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+    height, width = gray.shape
+    block = block_side(width, height)
+    whole = cv2.copyMakeBorder(gray, 0, -height % block, 0, -width % block, cv2.BORDER_REPLICATE)  # as JPEG encoders do
+    size = (whole.shape[1] // block, whole.shape[0] // block)
+    return phash_of_blocks(np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8), width, height)
+
+
+def phash_of_blocks(means: npt.NDArray[np.uint8], width: int, height: int) -> str:
+    """16 hex characters for the mean brightness of each block, uint8 [ceil(height / side), ceil(width / side)]."""
+    block = block_side(width, height)
+    low = np.round(_basis(height, block) @ means.astype(np.float64) @ _basis(width, block).T, _DECIMALS)  # [8, 8]
     ordered = np.sort(low, axis=None)
     bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)  # ten times as fast as np.median
     return bits.tobytes().hex()
+
+
+@lru_cache(maxsize=1024)
+def _basis(length: int, block: int) -> npt.NDArray[np.float64]:
+    """Averages `length` pixels in blocks over 32 areas of equal size, then transforms: float64 [8, blocks]."""
+    blocks = np.minimum(np.arange(-(-length // block) + 1) * block, length)
+    areas = np.arange(_SIDE + 1) * length / _SIDE
+    shared = np.minimum(areas[1:, None], blocks[1:]) - np.maximum(areas[:-1, None], blocks[:-1])  # [32, blocks], pixels
+    return np.asarray(_DCT @ (shared.clip(0) / (length / _SIDE)), np.float64)

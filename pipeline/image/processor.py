@@ -1,6 +1,7 @@
 """Turns the bytes of one picture into the bytes to store.
 
     bytes -> format by magic number -> size from the header, bombs refused      decode.py
+          -> a JPEG that needs no change is checked, and passed through         passthrough.py
           -> RGB 8-bit, upright                                                 decode.py, rgb.py, orientation.py
           -> resized -> sRGB                                                    resize.py, color.py
           -> the stored picture, and its perceptual hash                        compress.py, strip.py, phash.py
@@ -12,22 +13,20 @@ import warnings
 from dataclasses import dataclass
 
 import cv2
-import numpy as np
 from PIL import Image
 
-from pairmill.pipeline.image.color import pixels_to_srgb
+from pairmill.pipeline.image.color import changes_nothing, pixels_to_srgb
 from pairmill.pipeline.image.compress import compress, original_without_metadata
 from pairmill.pipeline.image.cost import budget
 from pairmill.pipeline.image.decode import ImageError, ImageHeader, color_profile, decode_pixels, open_image
 from pairmill.pipeline.image.memory_gate import MemoryGate
+from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.orientation import UPRIGHT
+from pairmill.pipeline.image.passthrough import PassedPicture, pass_jpeg
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.resize import Pixels, Target, plan_resize, resize
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
-
-_ONE_COLOR_TOLERANCE = 8
-"""How much the pixels of a single-color picture may differ, out of 255 levels; JPEG ringing stays below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +73,13 @@ class ImageProcessor:
                 header, opened = open_image(body, self._config.max_pixels, reserve)
                 with opened:
                     target = self._plan(header)
-                    is_plain = opened.mode in ("RGB", "L", "P") and not _is_transparent(header, opened)
                     profile = color_profile(header, opened)
+                    is_unchanged = target is None and _is_plain(header, opened) and changes_nothing(profile)
+                    if is_unchanged and (passed := self._pass(body, header)) is not None:
+                        return _passed(passed, header)
                     pixels = decode_pixels(body, header, opened, target)  # [height, width, 3]
                 resized = resize(pixels, target, self._config)  # [target height, target width, 3]
                 stored = pixels_to_srgb(resized, profile)  # after resizing there are fewer pixels to convert
-                is_unchanged = is_plain and target is None and header.orientation == UPRIGHT and stored is resized
                 image = original_without_metadata(body, header, self._config) if is_unchanged else None
                 image = image or compress(stored, self._config, header.chroma)
                 return _processed(stored, image, header, one_color=is_one_color(pixels))
@@ -102,6 +102,12 @@ class ImageProcessor:
                 pixels = decode_pixels(body, header, opened, None)
             return pixels_to_srgb(pixels, profile)
 
+    def _pass(self, body: bytes, header: ImageHeader) -> PassedPicture | None:
+        """An unchanged JPEG with its own compressed pixels, if it is to be stored as JPEG."""
+        if self._config.reencode == "always" or (header.format, self._config.format) != ("JPEG", "jpg"):
+            return None
+        return pass_jpeg(body, header.width, header.height)
+
     def _plan(self, header: ImageHeader) -> Target | None:
         """How to resize. Refuses a long, thin picture that enlarging its short side would turn into a bomb."""
         target = plan_resize(*header.upright_size, self._config)
@@ -110,18 +116,15 @@ class ImageProcessor:
         return target
 
 
-def _is_transparent(header: ImageHeader, opened: Image.Image) -> bool:
-    return header.key is not None or header.samples.key is not None or "transparency" in opened.info
+def _is_plain(header: ImageHeader, opened: Image.Image) -> bool:
+    """Whether the picture is stored upright, in gray or RGB, and opaque."""
+    has_key = header.key is not None or header.samples.key is not None or "transparency" in opened.info
+    return header.orientation == UPRIGHT and opened.mode in ("RGB", "L", "P") and not has_key
 
 
-def is_one_color(pixels: Pixels) -> bool:
-    """Whether no channel of uint8 [height, width, 3] varies by more than the tolerance."""
-    sparse = pixels[:: max(1, pixels.shape[0] // 16), :: max(1, pixels.shape[1] // 16)]
-    if int(sparse[..., 1].max()) - int(sparse[..., 1].min()) > _ONE_COLOR_TOLERANCE:
-        return False  # for nearly every picture, a few green pixels are enough
-    rows = pixels.reshape(len(pixels), -1)  # whole rows first: a tenth of the time that three columns would take
-    highest, lowest = (each.reshape(-1, 3) for each in (rows.max(axis=0), rows.min(axis=0)))
-    return not np.any(highest.max(axis=0) - lowest.min(axis=0) > _ONE_COLOR_TOLERANCE)
+def _passed(picture: PassedPicture, header: ImageHeader) -> ProcessedImage:
+    size = header.upright_size
+    return ProcessedImage(Status.OK, None, header.format, *size, picture.image, *size, picture.phash, picture.one_color)
 
 
 def _processed(pixels: Pixels, image: bytes, header: ImageHeader, one_color: bool) -> ProcessedImage:

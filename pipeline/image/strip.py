@@ -1,17 +1,19 @@
 """Strip metadata from a file: the compressed pixels stay as they are, everything else goes (EXIF, GPS, thumbnails).
 
-For `images.skip_reencode`. A file that is not as expected gives None, and is re-encoded.
+A file that is not as expected gives None, and is encoded again.
 Formats: ITU-T T.81 annex B (JPEG), the PNG specification (third edition), RFC 9649 (WebP).
 """
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
 
-_JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _ADOBE_BYTES = 12  # length of APP14, which says how colors are coded
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn
 _SOI, _EOI, _SOS, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
@@ -19,7 +21,7 @@ def strip_metadata(body: bytes, format: str) -> bytes | None:
     """The file (Pillow's format names) with nothing but its pixels; None if that requires re-encoding."""
     try:
         if format == "JPEG":
-            return b"".join(_jpeg_parts(body))
+            return b"".join(part for _, part in jpeg_parts(body))
         if format == "PNG":
             return b"".join(_png_parts(body))
         if format == "WEBP":
@@ -29,8 +31,12 @@ def strip_metadata(body: bytes, format: str) -> bytes | None:
     return None
 
 
-def _jpeg_parts(body: bytes) -> Iterator[bytes]:
-    yield b"\xff\xd8"
+def jpeg_parts(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, bytes) of all that decoding a JPEG needs, in order. A scan's entropy-coded bytes follow its header.
+
+    Raises ValueError, IndexError or struct.error for a file that is not as expected.
+    """
+    yield _SOI, b"\xff\xd8"
     offset = 2
     while True:
         while body[offset + 1] == 0xFF:  # fill bytes
@@ -39,31 +45,30 @@ def _jpeg_parts(body: bytes) -> Iterator[bytes]:
             raise ValueError("marker expected")
         marker = body[offset + 1]
         if marker == _EOI:
-            yield b"\xff\xd9"  # what follows is not part of the picture
+            yield _EOI, b"\xff\xd9"  # what follows is not part of the picture
             return
         if marker in _STANDALONE or marker == _SOI:
             raise ValueError("misplaced marker")
         end = offset + 2 + struct.unpack_from(">H", body, offset + 2)[0]
         segment = body[offset:end]
         if marker == _APP0 and segment[4:9] == b"JFIF\x00":
-            yield _JFIF  # without its thumbnail
+            yield _APP0, JFIF  # without its thumbnail
         elif marker == _APP14 and segment[4:9] == b"Adobe":
-            yield b"\xff\xee" + struct.pack(">H", 2 + _ADOBE_BYTES) + segment[4 : 4 + _ADOBE_BYTES]
+            yield _APP14, b"\xff\xee" + struct.pack(">H", 2 + _ADOBE_BYTES) + segment[4 : 4 + _ADOBE_BYTES]
         elif not (_APP0 <= marker <= 0xEF or marker == _COM):
-            yield segment
+            yield marker, segment
         offset = end
         if marker == _SOS:
             offset = _end_of_scan(body, end)
-            yield body[end:offset]
+            yield marker, body[end:offset]
 
 
 def _end_of_scan(body: bytes, offset: int) -> int:
     """Offset where the entropy-coded bytes end: the first marker that is neither a stuffed zero nor a restart."""
-    while True:
-        offset = body.index(b"\xff", offset)
-        if body[offset + 1] != 0x00 and body[offset + 1] not in _STANDALONE:
-            return offset
-        offset += 2
+    found = _END_OF_SCAN.search(body, offset)
+    if found is None:
+        raise ValueError("a scan without an end")
+    return found.start()
 
 
 def _png_parts(body: bytes) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.dataset.shards import AccountingError, ShardWriter
+from pairmill.pipeline.image import phash
 from pairmill.pipeline.source.mapping import NoPictures
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.stages.stage import JobStage, Stage, StageName
@@ -232,4 +233,5 @@ class OpenCommit:
 
 def versions() -> dict[str, str]:
     """Versions of the software that shapes the output."""
-    return {"pairmill": VERSION} | {name: version(name) for name in ("pyarrow", "pillow", "open_clip_torch", "torch")}
+    own = {"pairmill": VERSION, "phash": phash.VERSION}
+    return own | {name: version(name) for name in ("pyarrow", "pillow", "open_clip_torch", "torch")}

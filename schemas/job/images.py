@@ -1,8 +1,8 @@
 """Defines the section `images`: what happens to a picture between download and storage."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pairmill.schemas.settings import Settings
 
@@ -21,8 +21,9 @@ class ImagesConfig(Settings):
     """Format of the stored pictures."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG and WebP quality. PNG ignores it: it is lossless."""
-    skip_reencode: bool = False
-    """Keep the original compressed pixels, without metadata, if size, format, orientation and colors do not change."""
+    reencode: Literal["auto", "always"] = "auto"
+    """`auto`: a picture that needs no change of size, format, orientation or colors keeps its own compressed pixels,
+    without metadata, once all of them have been decoded. `always`: every picture is encoded again."""
     store: Literal["pairs", "kept", "none"] = "pairs"
     """Which pictures to store: those of all `pairs`, only those of `kept` pairs, or `none`. With `pairs`, thresholds
     can change later without downloading again."""
@@ -32,3 +33,13 @@ class ImagesConfig(Settings):
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
     """Pictures whose header announces more pixels are refused before any memory is allocated. All decoding threads
     together may use 8 bytes x this number of memory, or 256 MiB if that is more."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _skip_reencode_is_gone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "skip_reencode" in values:
+            raise ValueError(
+                "skip_reencode is gone: pictures that need no change now keep their compressed pixels by default; "
+                "to encode every picture again, set reencode: always"
+            )
+        return values

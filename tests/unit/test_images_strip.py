@@ -1,4 +1,4 @@
-"""Tests skip_reencode: it keeps the original's own pixels, and nothing else from the file."""
+"""Pictures that need no change keep their own compressed pixels, and nothing else from the file."""
 
 import io
 import random
@@ -34,7 +34,7 @@ def pixels(body: bytes) -> np.ndarray:
 
 
 def processor(format: str, **settings: object) -> ImageProcessor:
-    return ImageProcessor(ImagesConfig(format=format, skip_reencode=True, **settings))  # type: ignore[arg-type]
+    return ImageProcessor(ImagesConfig(format=format, **settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""THE place where a picture keeps its own compressed pixels instead of being encoded again (docs/decisions/012).
+
+That loses no quality, and saves encoding and most of decoding. Which JPEGs pass, if neither size, orientation nor
+colors change:
+
+    frame         baseline, extended with 8 bits, progressive   no: 12 bits, lossless, hierarchical, arithmetic coding
+    components    one (gray), or three as Y, Cb, Cr             no: RGB, CMYK, and what only a guess would call YCbCr
+    sampling      4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1             no: others, which some decoders do not know
+    restarts      any
+    profile       none, or one that changes nothing             no: others; pixels are stored in sRGB
+    other parts   tables and scans are kept; EXIF, XMP, ICC, comments, thumbnails and all after the picture are not
+
+All entropy-coded bytes of the result are decoded once, so it is as sound as a picture that was encoded again.
+"""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from pairmill.pipeline.image.one_color import TOLERANCE, is_one_color
+from pairmill.pipeline.image.phash import block_side, phash_of_blocks
+from pairmill.pipeline.image.strip import JFIF, jpeg_parts
+
+_SOF0, _SOF1, _SOF2 = 0xC0, 0xC1, 0xC2  # ITU-T T.81, table B.1: baseline, extended, progressive
+_SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xE0, 0xEE
+_FRAMES = frozenset({_SOF0, _SOF1, _SOF2})
+_KEPT = _FRAMES | {_SOI, _EOI, _SOS, _DHT, _DQT, _DRI}
+
+_SAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1"}
+"""Sampling factors of Y, horizontal and vertical, where those of Cb and Cr are 1."""
+
+_YCBCR_TRANSFORM = 1
+"""Of Adobe's APP14 segment (Adobe Technical Note 5116, section 18)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedPicture:
+    """A picture that keeps its compressed pixels."""
+
+    image: bytes
+    """The file, without metadata."""
+    phash: str
+    one_color: bool
+
+
+def pass_jpeg(body: bytes, width: int, height: int) -> PassedPicture | None:
+    """A JPEG with its own compressed pixels and nothing else; None if it has to be encoded again.
+
+    `width` and `height`: as in its header, in pixels.
+    """
+    try:
+        image = _own_pixels(body)
+        return None if image is None else _verified(image, width, height)
+    except (ValueError, IndexError, struct.error):  # not as expected, or simplejpeg's decoder warns
+        return None
+
+
+def _own_pixels(body: bytes) -> bytes | None:
+    kept, frames, has_jfif, transform = [], [], False, None
+    for marker, part in jpeg_parts(body):
+        if marker == _APP0:
+            has_jfif = True
+        elif marker == _APP14:
+            transform = part[15]
+        elif marker not in _KEPT:
+            return None
+        else:
+            kept.append(part)
+            frames += [part] if marker in _FRAMES else []
+    if len(frames) != 1 or not _passes(frames[0], has_jfif, transform):
+        return None
+    return b"".join([kept[0], JFIF, *kept[1:]])  # which says that three components are Y, Cb, Cr
+
+
+def _passes(frame: bytes, has_jfif: bool, transform: int | None) -> bool:
+    """Whether the rules allow this frame header (T.81, B.2.2)."""
+    precision, num_components = frame[4], frame[9]
+    components = [tuple(frame[offset : offset + 2]) for offset in range(10, 10 + 3 * num_components, 3)]
+    if precision != 8 or num_components not in (1, 3):
+        return False
+    if num_components == 1:
+        return True
+    factors = [(factor >> 4, factor & 15) for _, factor in components]
+    is_ycbcr = has_jfif or transform is not None or [name for name, _ in components] == [1, 2, 3]
+    is_clear = is_ycbcr and transform in (None, _YCBCR_TRANSFORM)
+    return is_clear and factors[0] in _SAMPLINGS and factors[1:] == [(1, 1), (1, 1)]
+
+
+def _verified(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
+    """Decode everything, but no more of it than needed. Raises ValueError if the decoder warns."""
+    side = block_side(width, height)
+    columns, rows = -(-width // side), -(-height // side)
+    means = simplejpeg.decode_jpeg(jpeg, "GRAY", min_width=columns, min_height=rows, min_factor=8.0)[..., 0]
+    if means.shape != (rows, columns):
+        return None
+    is_varied = int(np.max(means)) - int(np.min(means)) > TOLERANCE  # then so are its pixels
+    one_color = not is_varied and is_one_color(simplejpeg.decode_jpeg(jpeg, "RGB"))
+    return PassedPicture(jpeg, phash_of_blocks(means, width, height), one_color)
