@@ -81,7 +81,8 @@ class ImageProcessor:
                 resized = resize(pixels, target, self._config)  # [target height, target width, 3]
                 stored = pixels_to_srgb(resized, profile)  # after resizing there are fewer pixels to convert
                 image = original_without_metadata(body, header, self._config) if is_unchanged else None
-                image = image or compress(stored, self._config, header.chroma)
+                chroma = header.chroma if self._config.chroma == "source" else self._config.chroma
+                image = image or compress(stored, self._config, chroma)
                 return _processed(stored, image, header, one_color=is_one_color(pixels))
         except ImageError as error:
             return _refused(error, header)

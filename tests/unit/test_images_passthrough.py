@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, JpegImagePlugin
 
 from pairmill.pipeline.image.passthrough import PassedPicture, pass_jpeg
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
@@ -223,3 +223,14 @@ def test_a_picture_that_passes_is_as_complete_a_result_as_one_that_is_encoded_ag
 def test_skip_reencode_is_answered_with_what_to_write_instead() -> None:
     with pytest.raises(ValueError, match=r"skip_reencode is gone.*reencode: always"):
         ImagesConfig.model_validate({"skip_reencode": False})
+
+
+@pytest.mark.parametrize(
+    ("chroma", "source", "stored"), [("source", "444", 0), ("source", "420", 2), ("420", "444", 2)]
+)
+def test_a_picture_that_is_encoded_again_has_the_color_resolution_that_the_job_says(
+    chroma: str, source: str, stored: int
+) -> None:
+    found = ImageProcessor(ImagesConfig.model_validate({"size": 100, "chroma": chroma})).process(with_sampling(source))
+    with Image.open(io.BytesIO(found.image or b"")) as opened:
+        assert JpegImagePlugin.get_sampling(opened) == stored
