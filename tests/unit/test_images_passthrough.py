@@ -27,7 +27,7 @@ METADATA = (b"Exif\0", b"ICC_PROFILE", b"ns.adobe.com", b"Photoshop", b"Ducky", 
 
 
 def jpegs() -> Iterator[tuple[Path, bytes]]:
-    for path in sorted([*SHARED.glob("pairs/**/*.jpg"), *SHARED.glob("awkward/**/*")]):
+    for path in [*sorted(SHARED.glob("pairs/**/*.jpg"))[::2], *SHARED.glob("awkward/**/*")]:
         if path.is_file() and (body := path.read_bytes())[:3] == b"\xff\xd8\xff":
             yield path, body
 
@@ -75,8 +75,8 @@ def test_real_pictures_that_pass_have_exactly_their_pixels_and_no_metadata() -> 
         assert not {"exif", "icc_profile", "xmp", "comment", "mp"} & set(opened.info), path
         assert not opened.getexif(), path
         assert cv2.imdecode(np.frombuffer(found.image, np.uint8), cv2.IMREAD_COLOR) is not None, path
-    assert count > 800
-    assert smaller > 150
+    assert count > 300
+    assert smaller > 60
 
 
 @needs_pictures
@@ -90,7 +90,7 @@ def test_the_hash_and_the_verdict_on_color_are_those_of_all_pixels() -> None:
         if kept.phash and whole.phash:
             far += kept.phash != whole.phash
             assert distance(kept.phash, whole.phash) <= 2, path
-    assert far < 30
+    assert far < 15
 
 
 def drawn(side: int = 320) -> Image.Image:
