@@ -4,18 +4,32 @@ Nearly all embedded profiles are sRGB under some name. Each profile is tested on
 and the answer is cached, so those pictures cost nothing.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from io import BytesIO
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
+
+from pairmill.pipeline.image.matrix_profile import matrix_conversion
 
 _MAX_PROFILE_BYTES = 2 << 20
 _SAME_LEVELS = 2
 """A profile that shifts no color by more than this (out of 255) counts as sRGB."""
 
+_FAST_LEVELS = 1
+"""A faster way of converting is used if it is within this many levels of Little CMS."""
+
 _BAND_PIXELS = 1 << 20
+
+Pixels = npt.NDArray[np.uint8]
+
+_LEVELS: Pixels = np.arange(256, dtype=np.uint8)[None]
+_STEPS = np.linspace(0, 255, 18).astype(np.uint8)
+_GRID: Pixels = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), -1).reshape(18, -1, 3)
+"""Colors of all kinds: [18, 324, 3]."""
 
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -26,14 +40,13 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
     return None if transform is None else ImageCms.applyTransform(image, transform)
 
 
-def pixels_to_srgb(pixels: npt.NDArray[np.uint8], profile: bytes | None) -> npt.NDArray[np.uint8]:
+def pixels_to_srgb(pixels: Pixels, profile: bytes | None) -> Pixels:
     """uint8 [height, width, 3] in sRGB; the same array if nothing changes. The profile must be for these pixels: a
     grayscale profile applies to the one channel that all three repeat."""
     if not profile:
         return pixels
-    is_gray = is_for_gray(profile)
-    transform = _transform(profile, "L" if is_gray else "RGB") if len(profile) <= _MAX_PROFILE_BYTES else None
-    if transform is None:
+    convert = _conversion(profile) if len(profile) <= _MAX_PROFILE_BYTES else None
+    if convert is None:
         return pixels
     converted = np.empty_like(pixels)
     height, width = pixels.shape[:2]
@@ -42,8 +55,7 @@ def pixels_to_srgb(pixels: npt.NDArray[np.uint8], profile: bytes | None) -> npt.
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             band = np.s_[top : top + rows, left : left + columns]
-            image = Image.fromarray(np.ascontiguousarray(pixels[band][..., 0] if is_gray else pixels[band]))
-            converted[band] = np.asarray(ImageCms.applyTransform(image, transform))
+            converted[band] = convert(np.ascontiguousarray(pixels[band]))
     return converted
 
 
@@ -51,7 +63,7 @@ def changes_nothing(profile: bytes | None) -> bool:
     """Whether pixels stay the same with this profile, because it is missing, broken or sRGB under some name."""
     if not profile or len(profile) > _MAX_PROFILE_BYTES:
         return True
-    return _transform(profile, "L" if is_for_gray(profile) else "RGB") is None
+    return _conversion(profile) is None
 
 
 def is_for_gray(profile: bytes) -> bool:
@@ -81,9 +93,28 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
 
 
+@lru_cache(maxsize=16)
+def _conversion(profile: bytes) -> Callable[[Pixels], Pixels] | None:
+    """Converts uint8 [height, width, 3] to sRGB; None if the profile changes nothing or cannot be used."""
+    is_gray = is_for_gray(profile)
+    transform = _transform(profile, "L" if is_gray else "RGB")
+    if transform is None:
+        return None
+    if is_gray:
+        table = np.asarray(ImageCms.applyTransform(Image.fromarray(_LEVELS), transform))  # [1, 256, 3]
+        return lambda pixels: np.asarray(cv2.LUT(pixels, table), np.uint8)
+    exact = partial(_with_little_cms, transform)
+    fast = matrix_conversion(profile, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if fast is None or np.abs(fast(_GRID).astype(int) - exact(_GRID)).max() > _FAST_LEVELS:
+        return exact
+    return fast
+
+
+def _with_little_cms(transform: ImageCms.ImageCmsTransform, pixels: Pixels) -> Pixels:
+    return np.asarray(ImageCms.applyTransform(Image.fromarray(pixels), transform), np.uint8)
+
+
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    levels = np.linspace(0, 255, 18).astype(np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(18, -1, 3)  # [18, 324, RGB]
-    before = Image.fromarray(grid if mode == "RGB" else grid[..., 0])
+    before = Image.fromarray(_GRID if mode == "RGB" else _GRID[..., 0])
     after = np.asarray(ImageCms.applyTransform(before, transform)).astype(int)
     return bool(np.abs(after - np.asarray(before.convert("RGB"))).max() <= _SAME_LEVELS)
