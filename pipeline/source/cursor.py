@@ -18,14 +18,18 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.columns import can_contain_pictures
 from pairmill.pipeline.source.files import INT96_UNIT
+from pairmill.pipeline.source.row_budget import RowBudget
+from pairmill.pipeline.source.row_group_cost import CostError, batch_rows
 from pairmill.pipeline.source.types import int96_columns, lost_nanoseconds
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
-"""Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once. A hard limit for pictures,
-since averages say nothing about a single one; an estimate for other columns."""
+"""Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once."""
+_MAX_SHARD_BYTES, _MAX_PICTURE_SHARD_BYTES = 1 << 30, 2 << 30
+"""Maximum bytes of the rows of a shard, without and with columns of bytes. Shards of pictures are planned in about a
+gigabyte, judging by averages."""
 
 
 class ReadError(PairmillError, RuntimeError):
@@ -75,8 +79,7 @@ class Cursor:
         metadata = self._parquet.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(sizes)]
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._finer_batches: Iterator[pa.RecordBatch] = iter(())
+        self._batches: Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]] = iter(())
         self._rest: pa.RecordBatch | None = None  # the unread part of the last batch
         self._next_row = -1  # in the file; -1: unknown
 
@@ -95,47 +98,47 @@ class Cursor:
         """Column names of the file."""
         return list(self._parquet.schema_arrow.names)
 
-    def _batch_rows(self, group: int, num_rows: int) -> int:
-        """How many rows to read at once, from this row group on. The footer gives no sizes of individual pictures."""
-        metadata = self._parquet.metadata
-        size = min(num_rows, _BATCH_ROWS)
-        has_pictures = any(can_contain_pictures(field.type) for field in self._parquet.schema_arrow)
-        for number in range(group, metadata.num_row_groups):
-            of_group = metadata.row_group(number)
-            # No picture is larger than its row group: a dictionary may store it once for many rows.
-            row_bytes = of_group.total_byte_size // (1 if has_pictures else max(of_group.num_rows, 1)) + 1
-            size = min(size, max(1, _BATCH_BYTES // row_bytes))
-        return size
+    def _decoded(self, first_group: int, max_rows: int) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]:
+        """All batches from a row group on, each with its INT96 columns in nanoseconds."""
+        for group in range(first_group, self._parquet.num_row_groups):
+            size = batch_rows(self._file, self._parquet, group, min(max_rows, _BATCH_ROWS), _BATCH_BYTES)
+            reading: dict[str, Any] = {"row_groups": [group], "use_threads": False}
+            finer = self._finer and self._finer.iter_batches(size, columns=self._int96, **reading)
+            for batch in self._parquet.iter_batches(size, **reading):
+                yield batch, next(finer) if finer else None
 
     def rows(self, first_row: int, num_rows: int) -> pa.Table:
-        """Rows [first_row, first_row + num_rows), all columns. Raises ReadError."""
+        """Rows [first_row, first_row + num_rows), all columns. Raises ReadError.
+
+        Rows that are too large are null, and MALFORMED_COLUMN says so.
+        """
         if first_row + num_rows > self._group_starts[-1]:
             present = counted(self._group_starts[-1], "row")
             raise ReadError(f"{self.path}: has {present}, but rows up to {first_row + num_rows} are planned")
         try:
             self._seek(first_row, num_rows)
-            pieces = list(self._take(num_rows))
-            return pa.Table.from_batches(pieces, self._parquet.schema_arrow)
-        except (pa.ArrowException, OSError, StopIteration) as error:
+            schema = self._parquet.schema_arrow
+            has_bytes = any(can_contain_pictures(field.type) for field in schema)
+            budget = RowBudget(num_rows, _MAX_PICTURE_SHARD_BYTES if has_bytes else _MAX_SHARD_BYTES)
+            pieces = [budget.within(piece) for piece in self._take(num_rows)]
+            return budget.noted(pa.Table.from_batches(pieces, schema))
+        except (pa.ArrowException, OSError, StopIteration, ValueError) as error:
             self._next_row = -1
             rows = f"rows {first_row} to {first_row + num_rows}"
+            if isinstance(error, CostError):
+                raise ReadError(f"{self.path}: {rows} take too much memory: {error}") from error
             raise ReadError(f"{self.path}: {rows} cannot be read (damaged or half-written?): {error}") from error
 
     def close(self) -> None:
         """Close the file."""
-        self._batches, self._finer_batches, self._rest = iter(()), iter(()), None
+        self._batches, self._rest = iter(()), None
         self._parquet.close(force=True)
         self._file.close()
 
     def _seek(self, row: int, num_rows: int) -> None:
         group = bisect_right(self._group_starts, row) - 1
         if row < self._next_row or self._group_starts[group] > self._next_row:
-            groups = range(group, len(self._group_starts) - 1)
-            reading: dict[str, Any] = {"row_groups": list(groups), "use_threads": False}
-            size = self._batch_rows(group, num_rows)
-            self._batches = self._parquet.iter_batches(size, **reading)
-            if self._finer is not None:
-                self._finer_batches = self._finer.iter_batches(size, columns=self._int96, **reading)
+            self._batches = self._decoded(group, num_rows)
             self._rest = None
             self._next_row = self._group_starts[group]
         for _ in self._take(row - self._next_row):
@@ -151,10 +154,10 @@ class Cursor:
             yield piece
 
     def _next_batch(self) -> pa.RecordBatch:
-        batch = next(self._batches, None)
+        batch, finer = next(self._batches, (None, None))
         if batch is None:
             raise pa.ArrowInvalid("it has fewer rows than its footer says")
-        if self._finer is not None and (name := lost_nanoseconds(batch, next(self._finer_batches))):
+        if finer is not None and (name := lost_nanoseconds(batch, finer)):
             raise ReadError(
                 f"{self.path}: column {name!r} has nanoseconds in the old type INT96, which cannot be told apart from "
                 "other dates; write it as Parquet's TIMESTAMP"

@@ -21,12 +21,12 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.cursor import resolve
 from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, NoPictures, PairsPictures, WebPictures
+from pairmill.pipeline.source.row_group_cost import bounded_batches
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes
 from pairmill.pipeline.source.uid import is_blank, pair_uid
 
 _PREFIX_CHARS = 16
 """Hex digits of a uid, 64 bits. Two unique pairs that agree in them also get uids with the picture: harmless."""
-_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _tables(store: Store, uri: str, mapping: ColumnMapping) -> Iterator[pa.Table
         names = [name for name in (columns.url, columns.caption, columns.uid) if name is not None]
         if columns.url is None:
             return
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
+        for batch in bounded_batches(uri, file, parquet, names, range(parquet.num_row_groups)):
             yield pa.Table.from_batches([batch])
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.files import INT96_UNIT
+from pairmill.pipeline.source.row_group_cost import bounded_batches
 from pairmill.pipeline.source.texts import plain_type
 
 _MANTISSA_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
@@ -72,8 +73,7 @@ def values_fit(uri: str, files: Files, column: str, target: pa.DataType) -> bool
                 to_read.append(group)
             elif not _casts(pa.array([bounds.min, bounds.max], kind), target):
                 return False
-        batches = parquet.iter_batches(columns=[column], row_groups=to_read, use_threads=False) if to_read else ()
-        return all(_casts(batch.column(0), target) for batch in batches)
+        return all(_casts(batch.column(0), target) for batch in bounded_batches(uri, file, parquet, [column], to_read))
 
 
 def int96_columns(parquet: pq.ParquetFile) -> list[str]:

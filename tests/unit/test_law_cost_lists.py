@@ -1,0 +1,252 @@
+"""Law: a list or table costs bounded memory, however few bytes stand for however much; a row that costs too much is
+`row_malformed`, and costs no other row.
+
+Oracles: the peak memory of a process; Python's own lengths of the values; pyarrow for the rows of lists.
+"""
+
+import ctypes
+import gzip
+import io
+import multiprocessing
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.files import MALFORMED_COLUMN
+from pairmill.pipeline.source.page_levels import longest_entry, longest_row
+from pairmill.pipeline.source.pages import DICTIONARY, pages_of
+from pairmill.pipeline.source.plan import make_plan
+from pairmill.pipeline.source.row_budget import RowBudget, row_sizes
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import shards_from_table
+from pairmill.schemas.record import JobRecord
+
+MIB = 1 << 20
+SCALE = 8 if settings.default.max_examples > 100 else 128
+"""The limits are this much smaller than in a real run."""
+BUDGET = (1 << 30) // SCALE
+LIMITS = {
+    "cursor._BATCH_BYTES": (256 << 20) // SCALE,
+    "cursor._MAX_SHARD_BYTES": BUDGET,
+    "cursor._MAX_PICTURE_SHARD_BYTES": BUDGET,
+    "row_group_cost._BATCH_BYTES": (256 << 20) // SCALE,
+    "row_group_cost.MAX_ROW_BYTES": BUDGET,
+    "row_group_cost.MAX_PAGE_BYTES": (64 << 20) // SCALE,
+    "convert._BATCH_BYTES": (32 << 20) // SCALE,
+    "text_file.MAX_RECORD_BYTES": (16 << 20) // SCALE,
+}
+ROWS = 4_096
+HUGE = 16 * BUDGET
+"""What each bomb unpacks to: sixteen times the budget."""
+SLACK_BYTES = 40 << 20
+"""Modules that are imported on the way, and buffers of a fixed size."""
+
+Bomb = Callable[[Path], None]
+
+
+def _table(values: Callable[[], pa.Array], **options: Any) -> Bomb:
+    """A table of URLs, captions and a column of these values."""
+
+    def write(path: Path) -> None:
+        big = values()
+        urls = [f"http://a/{row}" for row in range(len(big))]
+        table = pa.table({"url": urls, "caption": ["a"] * len(big), "big": big})
+        pq.write_table(table, path, compression="zstd", **options)
+
+    return write
+
+
+def _repeated(text: Any, rows: int = ROWS) -> pa.Array:
+    """One value in all rows, which takes no room here either."""
+    return pa.DictionaryArray.from_arrays(pa.repeat(0, rows).cast(pa.int32()), pa.array([text]))
+
+
+def _shared_prefixes(path: Path) -> None:
+    half = ["a" * (HUGE // 1_000)] * 1_000
+    table = pa.table({"url": [f"http://a/{row}" for row in range(1_000)], "caption": ["a"] * 1_000, "big": half})
+    encoding = {"big": "DELTA_BYTE_ARRAY"}
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, column_encoding=encoding)
+
+
+def _gzipped(head: bytes, body: bytes, tail: bytes) -> Bomb:
+    def write(path: Path) -> None:
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(head)
+            for _ in range(HUGE // 2 // len(body)):
+                file.write(body)
+            file.write(tail)
+
+    return write
+
+
+BLOCK = b"a" * (1 << 18)
+LONG_LINE = b"a" * (LIMITS["text_file.MAX_RECORD_BYTES"] - 100)
+BOMBS: dict[str, tuple[str, Bomb]] = {
+    "a dictionary": ("a.parquet", _table(lambda: _repeated("a" * (HUGE // ROWS)), store_schema=False)),
+    "an Arrow dictionary": ("a.parquet", _table(lambda: _repeated("a" * (HUGE // ROWS)))),
+    "a dictionary of bytes": ("a.parquet", _table(lambda: _repeated(b"a" * (HUGE // ROWS)), store_schema=False)),
+    "one long caption repeated": (
+        "a.parquet",
+        lambda path: pq.write_table(
+            pa.table({"url": _repeated("http://a"), "caption": _repeated("a" * (HUGE // ROWS))}),
+            path,
+            compression="zstd",
+            store_schema=False,
+        ),
+    ),
+    "shared prefixes": ("a.parquet", _shared_prefixes),
+    "a run in one list": ("a.parquet", _table(lambda: pa.array([[7] * (HUGE // 8)]))),
+    "runs in lists": ("a.parquet", _table(lambda: pa.array([[7] * (HUGE // 8 // 64)] * 64))),
+    "a list of a long text": ("a.parquet", _table(lambda: pa.array([["a" * (HUGE // 512)] * 512]))),
+    "a page": ("a.parquet", _table(lambda: pa.array(["a" * (HUGE // 4)] * 4), use_dictionary=False)),
+    "a dictionary page": ("a.parquet", _table(lambda: pa.array(["a" * HUGE]), dictionary_pagesize_limit=1 << 30)),
+    "CSV without a line end": ("a.csv.gz", _gzipped(b"url,caption\nhttp://a,", BLOCK, b"")),
+    "CSV with a quote": ("a.csv.gz", _gzipped(b'url,caption\nhttp://a,"', BLOCK + b"\n", b"")),
+    "CSV with long lines": ("a.csv.gz", _gzipped(b"url,caption\n", b"http://a," + LONG_LINE + b"\n", b"")),
+    "JSON lines without a line end": ("a.jsonl.gz", _gzipped(b'{"url": "u"}\n{"url": "', BLOCK, b'"}')),
+    "JSON with one long element": ("a.json.gz", _gzipped(b'[{"url": "u"}, {"url": "', BLOCK, b'"}]')),
+    "JSON lines with long values": (
+        "a.jsonl.gz",
+        _gzipped(b"", b'{"url": "u", "caption": "c", "big": "' + LONG_LINE[100:] + b'"}\n', b""),
+    ),
+    "a list of URLs without a line end": ("a.txt.gz", _gzipped(b"http://a\nhttp://", BLOCK, b"")),
+}
+
+
+def measure(name: str) -> tuple[int, int, list[str]]:
+    """(increase of peak memory, number of rows, problems) of planning and reading a bomb."""
+    file_name, write = BOMBS[name]
+    with ExitStack() as stack:
+        for limit, value in LIMITS.items():
+            stack.enter_context(patch(f"pairmill.pipeline.source.{limit}", value))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "in").mkdir()
+        write(folder / "in" / file_name)
+        job = BuildJob.model_validate({"source": {"paths": [str(folder / "in")]}, "output": str(folder / "out")})
+        store = Store(job.output)
+        pa.default_memory_pool().release_unused()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before, num_rows, problems = _peak_bytes(), 0, []
+        try:
+            plan = make_plan(JobRecord(job, "job"), store)
+            reader = ShardReader(store, plan.mapping)
+            for shard in shards_from_table(plan.shards):
+                table = reader.read(shard)
+                num_rows += table.num_rows
+                problems += [detail for detail in table["status_detail"].to_pylist() if detail]
+            reader.close()
+        except PairmillError as error:
+            problems.append(str(error))
+        return _peak_bytes() - before, num_rows, problems
+
+
+def _peak_bytes() -> int:
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_list_costs_bounded_memory(name: str, child: ProcessPoolExecutor) -> None:
+    peak, num_rows, problems = child.submit(measure, name).result(120)
+    assert problems
+    assert peak < 10 * BUDGET + SLACK_BYTES, (name, peak // MIB, num_rows, problems[:2])
+
+
+LEAVES = st.none() | st.text("aé🙂", max_size=5)
+ARRAYS = st.one_of(
+    st.lists(LEAVES, max_size=9).map(pa.array),
+    *(st.lists(LEAVES, max_size=9).map(lambda v, k=k: pa.array(v, k)) for k in (pa.string_view(), pa.large_string())),
+    st.lists(LEAVES, max_size=9).map(lambda values: pa.array(values, pa.string()).dictionary_encode()),
+    st.lists(st.none() | st.lists(LEAVES, max_size=4), max_size=9).map(lambda v: pa.array(v, pa.list_(pa.string()))),
+    st.lists(st.none() | st.lists(LEAVES, max_size=4), max_size=9).map(
+        lambda values: pa.array(values, pa.large_list_view(pa.string()))
+    ),
+    st.lists(st.none() | st.lists(st.none() | st.lists(LEAVES, max_size=2), max_size=3), max_size=9).map(
+        lambda values: pa.array(values, pa.list_(pa.list_(pa.string())))
+    ),
+    st.lists(st.none() | st.lists(st.tuples(st.text(max_size=2), LEAVES), max_size=3), max_size=9).map(
+        lambda values: pa.array(values, pa.map_(pa.string(), pa.string()))
+    ),
+    st.lists(st.none() | st.fixed_dictionaries({"a": LEAVES, "b": LEAVES}), max_size=9).map(
+        lambda values: pa.array(values, pa.struct({"a": pa.string(), "b": pa.string()}))
+    ),
+)
+
+
+def _bytes_in(value: Any) -> int:
+    """Bytes of the text in a value."""
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_bytes_in, value)) if isinstance(value, (list, tuple)) else 0
+
+
+@given(ARRAYS, st.integers(0, 3))
+def test_the_size_of_a_row_is_that_of_its_values(values: pa.Array, start: int) -> None:
+    values = values.slice(start)
+    assert row_sizes(pa.record_batch({"a": values})).tolist() == [_bytes_in(value) for value in values.to_pylist()]
+
+
+@given(ARRAYS, st.integers(0, 40), st.data())
+def test_rows_that_fit_stay_and_others_are_null(values: pa.Array, max_bytes: int, data: st.DataObject) -> None:
+    batch = pa.record_batch({"a": values})
+    budget, sizes = RowBudget(len(values), max_bytes), [_bytes_in(value) for value in values.to_pylist()]
+    cut = data.draw(st.integers(0, len(values)))
+    pieces = [budget.within(batch.slice(0, cut)), budget.within(batch.slice(cut))]
+    found = budget.noted(pa.Table.from_batches(pieces))
+    problems = found[MALFORMED_COLUMN].to_pylist() if MALFORMED_COLUMN in found.column_names else [None] * len(values)
+    kept = [row for row, problem in enumerate(problems) if problem is None]
+    assert sum(sizes[row] for row in kept) <= max_bytes
+    for row, value in enumerate(values.to_pylist()):
+        assert found["a"][row].as_py() == (value if row in kept else None)
+        if sizes[row] <= max_bytes // 2 // len(values):
+            assert row in kept
+
+
+@given(
+    st.lists(st.none() | st.lists(st.integers(0, 40).map("a".__mul__), max_size=20), min_size=1, max_size=40),
+    st.sampled_from(["1.0", "2.0"]),
+    st.sampled_from(["none", "snappy", "zstd", "gzip", "brotli"]),
+    st.booleans(),
+)
+def test_a_few_bytes_of_a_page_tell_what_they_stand_for(
+    rows: list[list[str] | None], version: str, codec: str, is_dictionary: bool
+) -> None:
+    file = io.BytesIO()
+    options = {"data_page_version": version, "compression": codec, "use_dictionary": is_dictionary}
+    lists = pa.array(rows, pa.list_(pa.string()))
+    pq.write_table(pa.table({"a": lists}), file, data_page_size=50, write_batch_size=3, **options)
+    parquet = pq.ParquetFile(file)
+    chunk = parquet.metadata.row_group(0).column(0)
+    pages = list(pages_of(file, chunk))
+    data = [page for page in pages if page.is_data]
+    lengths = [len(row or [None]) or 1 for row in rows]  # a null or empty list takes a place, too
+    assert sum(page.num_values for page in data) == sum(lengths)
+    assert longest_row(file, data, chunk.compression, 1) == max(lengths)
+    for page in pages:
+        if page.kind == DICTIONARY:
+            longest = max((len(text) for row in rows for text in row or []), default=0)
+            assert longest_entry(file, page, chunk.compression) == longest
