@@ -4,7 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -122,12 +122,29 @@ class Files:
         return digest.hexdigest(), num_bytes
 
 
-def leads_out(folder: str, name: str) -> bool:
-    """Whether a file in a local folder is a link to somewhere outside it."""
+def trusted_folders(folder: str, sources: Iterable[str]) -> tuple[Path, ...]:
+    """Real paths of the folders that links in a local folder may lead to: itself, the sources that it is in, and in a
+    Hugging Face cache, its repository's `blobs` (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    Empty for a remote folder, which has no links.
+    """
     if is_remote(folder):
+        return ()
+    path = Path(absolute(folder))
+    above = [Path(source) for source in map(absolute, sources) if not is_remote(source)]
+    roots = [path, *(each for each in above if path.is_relative_to(each))]
+    # Not resolved as a whole: a dataset may itself contain a link called `blobs`.
+    blobs = [
+        each.parent.parent.resolve() / "blobs" for each in (path, *path.parents) if each.parent.name == "snapshots"
+    ]
+    return (*(root.resolve() for root in roots), *blobs)
+
+
+def leads_out(path: str, folders: Sequence[Path]) -> bool:
+    """Whether a local file is a link to somewhere outside these real folders. Raises OSError for a loop."""
+    if is_remote(path):
         return False
-    root = Path(absolute(folder)).resolve()
-    return not (root / name).resolve().is_relative_to(root)
+    target = Path(path).resolve()
+    return not any(target.is_relative_to(folder) for folder in folders)
 
 
 def file_checksum(file: IO[bytes]) -> tuple[str, int]:

@@ -194,7 +194,7 @@ def test_a_text_that_links_to_outside_its_folder_is_not_read(tmp_path: Path) -> 
     (tmp_path / "in" / "0.jpg").write_bytes(b"x")
     (tmp_path / "in" / "0.txt").symlink_to(tmp_path / "secret")
     (row,) = folder_rows(str(tmp_path / "in"), [("0.jpg", 1), ("0.txt", 6)], False, Files())
-    assert (row.caption, row.problem) == (None, "0.txt is a link to outside its folder")
+    assert (row.caption, row.problem) == (None, "0.txt is a link to outside its folder and the source")
 
 
 def test_empty_tars_have_no_rows_and_other_files_raise_a_clear_error(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.listing import list_path
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.corpus.folders import folder_rows
 from pairmill.pipeline.source.corpus.index import MAX_PICTURES
 from pairmill.pipeline.source.corpus.tar_members import members
 from pairmill.pipeline.source.corpus.tars import tar_rows
@@ -134,6 +135,39 @@ def test_each_entry_of_a_folder_of_pictures_is_a_row_a_part_or_passed_over(
     stems = {path.rpartition(".")[0] for path in files if path.lower().endswith((".jpg", ".heic", ".png"))}
     assert plan.num_rows == len(stems)
     assert set(plan.passed_over) <= {reason.value for reason in PassedOver}
+
+
+LINKED = {
+    "Hugging Face's cache": ("snapshots/rev", "blobs", True),
+    "a folder of it": ("snapshots/rev/train/0", "blobs", True),
+    "another folder of the source": ("source/a", "source/.git/annex", True),
+    "its own folder": ("source", "source/sub", True),
+    "outside the source": ("source/a", "other", False),
+    "blobs that are not of this repository": ("other/a", "blobs", False),
+    "blobs that are themselves a link": ("snapshots/rev", "blobs", False),
+}
+
+
+@pytest.mark.parametrize("kind", LINKED)
+def test_a_caption_is_read_through_a_link_within_the_source_or_the_cache_only(tmp_path: Path, kind: str) -> None:
+    """A picture's link may lead anywhere: it has to decode. Any file is a caption, including a private key."""
+    folder, target, is_read = LINKED[kind]
+    (tmp_path / folder).mkdir(parents=True)
+    if "themselves a link" in kind:
+        (tmp_path / "secret").mkdir()
+        (tmp_path / target).symlink_to(tmp_path / "secret")
+    else:
+        (tmp_path / target).mkdir(parents=True)
+    for name, text in (("0.jpg", "x"), ("0.txt", "a cat")):
+        (tmp_path / target / f"hash-{name[-3:]}").write_text(text)
+        (tmp_path / folder / name).symlink_to(
+            os.path.relpath(tmp_path / target / f"hash-{name[-3:]}", tmp_path / folder)
+        )
+    source = tmp_path / "source" if folder.startswith("source") else tmp_path / folder
+    names = [("0.jpg", 1), ("0.txt", 5)]
+    (row,) = folder_rows(str(tmp_path / folder), names, False, Files(), sources=[str(source), "s3://a/b"])
+    assert row.image is not None
+    assert (row.caption == b"a cat", row.problem is None) == (is_read, is_read)
 
 
 def test_links_that_multiply_each_other_are_bounded_and_counted(tmp_path: Path) -> None:

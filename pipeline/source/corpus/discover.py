@@ -244,7 +244,10 @@ class Corpus:
         if self.kind(uri) == "tars":
             return tar_rows(uri, self._files, tally, rules)
         names = self._files_of(uri, tally)
-        return folders.folder_rows(uri.rstrip("/"), names, self._source.caption_from_name, self._files, tally, rules)
+        source = self._source
+        return folders.folder_rows(
+            uri.rstrip("/"), names, source.caption_from_name, self._files, tally, rules, source.paths
+        )
 
     def _image_column(self, schema: pa.Schema) -> str | None:
         given = self._source.image_column

@@ -4,9 +4,9 @@ is the file name."""
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from pairmill.pipeline.common.files import Files, join, leads_out
+from pairmill.pipeline.common.files import Files, join, leads_out, trusted_folders
 from pairmill.pipeline.common.listing import Entry
 from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
@@ -35,10 +35,12 @@ def folder_rows(
     files: Files,
     tally: Tally | None = None,
     rules: TextRules = USUAL_TEXTS,
+    sources: Sequence[str] = (),
 ) -> Iterator[IndexRow]:
     """Rows of INDEX_SCHEMA from the (name, size in bytes) of a folder's files. Texts without a picture, such as
-    readmes, are passed over. `tally` counts what became of each file."""
-    tally = tally or Tally()
+    readmes, are passed over. `tally` counts what became of each file. `sources`: the paths that the job names; texts
+    may be links to anywhere in them."""
+    tally, trusted = tally or Tally(), trusted_folders(folder, sources)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):
         members = list(group)
@@ -48,7 +50,7 @@ def folder_rows(
             continue
         sample = Sample(stem, rules)
         for name, size in members:
-            _add(sample, folder, name, size, files)
+            _add(sample, join(folder, name), size, files, trusted)
         row = sample.row()
         if caption_from_name and row.caption is None and row.caption_problem is None:
             row = replace(row, captions=(words_of(stem).encode("utf-8", "surrogateescape"),))
@@ -65,14 +67,15 @@ def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _add(sample: Sample, folder: str, name: str, size: int, files: Files) -> None:
-    ending, path = _ending(name), join(folder, name)
+def _add(sample: Sample, path: str, size: int, files: Files, trusted: Sequence[Path]) -> None:
+    name = path.rpartition("/")[2]
+    ending = _ending(name)
     if ending in PICTURE_ENDINGS:
         sample.add_image(ImageRef(path, 0, size))
     elif size > sample.rules.max_bytes(ending):
         sample.texts.add_too_large(name, size)
-    elif leads_out(folder, name):  # a link could turn a secret file into a caption
-        sample.problem = f"{name} is a link to outside its folder"
+    elif leads_out(path, trusted):  # a link could turn a secret file into a caption
+        sample.problem = f"{name} is a link to outside its folder and the source"
     else:
         with files.open(path) as file:
             data = file.read(sample.rules.max_bytes(ending))
