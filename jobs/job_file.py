@@ -5,14 +5,17 @@ Precedence: flags and `--set`, then the job file, then the preset, then the defa
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pairmill.jobs.job_errors import explain
+from pairmill.jobs.job_fields import job_fields
 from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
 from pairmill.pipeline.common.files import Files
 from pairmill.schemas.errors import JobError
@@ -22,7 +25,10 @@ from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob
 
 Settings = Iterable[str] | Mapping[str, object]
-"""Lines `a.b=c` as after `--set` (c is YAML), or dotted field -> value."""
+"""Lines `a.b=c` as after `--set`, or dotted field -> value. c is YAML; in a field of text it is the text itself, unless
+it is quoted, empty or `null`."""
+
+_NULL = ("", "null", "Null", "NULL")
 
 _Job = TypeVar("_Job", bound=BaseModel)
 
@@ -146,10 +152,27 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 
 
 def _parse_value(key: str, value: str) -> Any:
+    text = value.strip() or value  # a delimiter may be a tab
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if _is_text(key) and not is_quoted and text not in _NULL:
+        return text
     try:
         return load_yaml(value)
     except YamlError as error:  # the value may be a secret
         raise JobError(f"--set {key}: the value is not valid YAML: {error}") from None
+
+
+def _is_text(key: str) -> bool:
+    """Whether a dotted field takes only text, in every kind of job that has it."""
+    name = re.sub(r"\.\d+(?=\.|$)", "[]", key)
+    return name in _text_fields() or re.sub(r"^s3\.buckets\..+\.", "s3.buckets.NAME.", name) in _text_fields()
+
+
+@cache
+def _text_fields() -> frozenset[str]:
+    fields = [field for job in (BuildJob, SelectJob, ExportJob) for field in job_fields("", job)]
+    text = {field.name for field in fields if field.type in ("str", "str | null")}
+    return frozenset(text - {field.name for field in fields if field.type not in ("str", "str | null")})
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
