@@ -1,13 +1,15 @@
 """Prepares Arrow tables for a trainer: reads one ahead, cuts them into batches, turns them into tensors."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+
+from pairmill.pipeline.feed.config import FeedError
 
 
 def read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -70,3 +72,15 @@ def stack(values: Any) -> Any:
     if isinstance(values, list) and values and all(isinstance(value, torch.Tensor) for value in values):
         return torch.stack(values)
     return values
+
+
+def texts_of(column: str, values: Sequence[str | None]) -> list[str]:
+    """The captions for a tokenizer. Raises FeedError if one is null or blank: as in an export, a trainer must not learn
+    from an empty text without being told."""
+    texts = [text for text in values if text is not None and text.strip()]
+    if missing := len(values) - len(texts):
+        raise FeedError(
+            f"{missing:,} of {len(values):,} rows have no text in {column!r}: "
+            "feed a subset that was selected with `where: caption_clean is not None`"
+        )
+    return texts

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.feed.batches import item, read_ahead, rebatch, stack, values_of
+from pairmill.pipeline.feed.batches import item, read_ahead, rebatch, stack, texts_of, values_of
 from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedState
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder, Window
 from pairmill.pipeline.feed.shards import FeedShards
@@ -45,7 +45,7 @@ class PairDataset(IterableDataset[Sample]):
     With `batch_size`, numbers and embeddings are tensors (rows, ...), everything else lists. Null is NaN in numbers and
     embeddings (a batch of integers with a null becomes float), otherwise None. `image` is the stored bytes; `transform`
     turns each picture, as a PIL image, into something else. Captions are strings; `tokenizer`, such as open_clip's,
-    turns a list of them into a tensor (rows, length).
+    turns a list of them into a tensor (rows, length), and none may be missing.
 
     A new loop continues where the last one stopped, or in loader workers, which read ahead, from the first pair.
     `set_epoch` starts over, also in workers that are alive (`persistent_workers`). `len()` is the number of items of
@@ -255,7 +255,7 @@ class PairDataset(IterableDataset[Sample]):
             if name == IMAGE:
                 found[name] = [picture.result() for picture in pictures]
             elif name in ("caption", "caption_clean") and self._tokenizer is not None:
-                found[name] = self._tokenizer([text or "" for text in table[name].to_pylist()])
+                found[name] = self._tokenizer(texts_of(name, table[name].to_pylist()))
             else:
                 found[name] = values_of(table[name].combine_chunks())
         return found

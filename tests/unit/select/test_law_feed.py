@@ -17,6 +17,7 @@ from torch import distributed
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from pairmill.pipeline.feed.batches import texts_of
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from tests.synthetic_dataset import write_dataset
@@ -230,3 +231,24 @@ def test_a_batch_is_the_same_tensors_whatever_the_loader(dataset: Path) -> None:
     plain = list(feed(dataset, columns=("similarity",)))
     loaded = list(DataLoader(feed(dataset, columns=("similarity",)), batch_size=None, num_workers=1))
     assert all(torch.equal(one["similarity"], two["similarity"]) for one, two in zip(plain, loaded, strict=True))
+
+
+@given(st.lists(st.none() | st.text(" \t\u00a0aé", max_size=3), max_size=5))
+def test_a_tokenizer_gets_every_caption_as_it_is_or_none_at_all(captions: list[str | None]) -> None:
+    if all(caption and not caption.isspace() for caption in captions):
+        assert texts_of("caption", captions) == captions
+    else:
+        with pytest.raises(FeedError, match="no text in 'caption': feed a subset"):
+            texts_of("caption", captions)
+
+
+def test_a_tokenizer_is_never_given_a_caption_that_an_export_would_refuse(dataset: Path) -> None:
+    def fed(column: str) -> list[str]:
+        given: list[str] = []
+        config = FeedConfig(str(dataset), "some", columns=(column,), batch_size=8)
+        list(PairDataset(config, tokenizer=lambda texts: given.extend(texts) or torch.zeros(len(texts))))
+        return given
+
+    assert len(fed("caption")) == ROWS
+    with pytest.raises(FeedError, match="8 of 8 rows have no text in 'caption_clean'"):
+        fed("caption_clean")
