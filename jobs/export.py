@@ -184,9 +184,11 @@ def _claim_output(output: Store, books: str, record: ExportRecord) -> ExportReco
     of_version = {"layout", "columns"} if existing.layout < record.layout else set()
     for name, value in record:
         if name not in of_version and getattr(existing, name) != value:
+            difference = f"{name} {getattr(existing, name)!r}, not {value!r}"
+            if name == "subset_attempt":
+                difference = f"of the subset {record.subset!r} before it was selected again"
             raise JobError(
-                f"{output.root} has another export in it ({name} {getattr(existing, name)!r}, not {value!r}); "
-                "give another folder, or delete that one"
+                f"{output.root} has another export in it ({difference}); give another folder, or delete that one"
             )
     return existing
 

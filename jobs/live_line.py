@@ -132,7 +132,8 @@ class RunState:
         if (bytes_per_s := self._rate(f"{name} bytes").per_s) > 0:
             yield f"{size(bytes_per_s)}/s"
         if self._last_stage() != name:
-            yield f"{'fetched' if name == 'download' else 'read'} {counts.rows:,}"
+            rows = max(counts.rows, self.input_rows)  # workers report less often than shards are committed
+            yield f"{'fetched' if name == 'download' else 'read'} {rows:,}"
 
     def _shares(self) -> Iterator[str]:
         """Shares of the committed rows or, before the first commit, of the pictures so far."""

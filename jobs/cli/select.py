@@ -165,7 +165,9 @@ def _print(subset: "Subset") -> None:
         if report.threshold is not None:
             line += f"  threshold {report.threshold:.6g}"
         typer.echo(line)
+        if report.largest_clusters:
+            typer.echo("    the rows with the most duplicates, which were dropped:")
         for cluster in report.largest_clusters:
-            typer.echo(f"    {counted(cluster.rows, 'duplicate')}: {cluster.row_id} {cluster.url or ''}")
+            typer.echo(f"    {counted(cluster.rows - 1, 'duplicate')} of {cluster.row_id} {cluster.url or ''}".rstrip())
         if report.rows_in and not report.rows_out:
             typer.echo(f"pairmill: {report.step!r} dropped all {counted(report.rows_in, 'row')}", err=True)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,11 +13,13 @@ import pytest
 from pairmill.jobs.build import prepare
 from pairmill.jobs.demo.demo import run_demo
 from pairmill.jobs.explain import explain
+from pairmill.jobs.export import _claim_output
 from pairmill.pipeline.check.verify import strangers
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder, check_export_folder
 from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.export import ExportRecord
 from pairmill.schemas.jobs import BuildJob
 from tests.unit.test_shards import in_flight, writer
 
@@ -151,3 +154,20 @@ def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
     fill(tmp_path, ["pairs/7.parquet", "pairs/00007.parquet", "images/7.tar", "pairs/7.g0.parquet"])
     assert StrayFiles(store).remove(manifest) == ["pairs/000000007.parquet"]
     assert store.exists("pairs/00007.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"subset_attempt": "b"}, r"another export in it \(of the subset 'some' before it was selected again\)"),
+        ({"samples_per_file": 5}, r"another export in it \(samples_per_file 10, not 5\)"),
+    ],
+)
+def test_a_folder_with_another_export_says_how_that_one_differs(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    values = {"dataset": "d", "subset": "some", "subset_attempt": "a", "format": "webdataset", "samples_per_file": 10}
+    record = ExportRecord(**values, shuffle_seed=0, columns=[], rows=1, num_files=1)
+    _claim_output(Store(str(tmp_path)), ".pairmill", record)
+    with pytest.raises(JobError, match=says):
+        _claim_output(Store(str(tmp_path)), ".pairmill", record.model_copy(update=change))

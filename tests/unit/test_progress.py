@@ -209,6 +209,14 @@ def test_the_slowest_stage_decides_the_time_left(clock: Clock) -> None:
     assert state.line(200).startswith("100/1,000 rows  10/s  2 min left  5 in flight  fetched 1,000")
 
 
+@pytest.mark.parametrize("reported", [10, 90, 100])
+def test_no_fewer_rows_are_shown_as_fetched_than_are_committed(clock: Clock, reported: int) -> None:
+    state = RunState(rows_left=100, shards_left=1)
+    state.update({**downloading(reported, in_flight=1), "encode": WorkCounts(0, reported, 0, reported)})
+    state.commit(manifest(0, ok=60, timeout=40))
+    assert "fetched 100" in state.line(200)
+
+
 def test_rates_are_of_the_last_seconds_only(clock: Clock) -> None:
     state = RunState(rows_left=100_000, shards_left=1)
     for second in range(100):

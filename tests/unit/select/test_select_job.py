@@ -229,7 +229,10 @@ def test_the_command_prints_what_each_step_left_and_one_json_line(own: Path) -> 
     steps = ["--step", "where: similarity >= 0.2", "--step", "top: {by: similarity, count: 100}"]
     done = run(str(own), "mine", *steps, "--json")
     assert done.exit_code == 0, done.output
-    lines = [line for line in done.stdout.splitlines() if "duplicates:" not in line]
+    everything = done.stdout.splitlines()
+    largest = everything.index("    the rows with the most duplicates, which were dropped:")
+    assert everything[largest + 1].startswith("    ") and "duplicates of 00000" in everything[largest + 1]
+    lines = [line for line in everything if not line.startswith("    ")]
     assert [line.split("  ")[0] for line in lines[:4]] == [
         "rows: kept", "dedup: by uid", "where: similarity >= 0.2", "top: by similarity, count 100",
     ]  # fmt: skip
