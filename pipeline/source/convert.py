@@ -96,7 +96,7 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
     lists = frozenset(field.name for field in schema if pa.types.is_list(field.type))
     with store.new_file() as file:
         with (
-            records_of(source, lists) as records,
+            records_of(source, lists, columns_of(mapping, source.schema.names).caption) as records,
             pq.ParquetWriter(file, whole, compression="zstd", write_page_checksum=True) as writer,
         ):
             for batch in _batches(records, shard_rows):
@@ -105,14 +105,17 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
 
 
 @contextmanager
-def records_of(source: InputFile, list_names: frozenset[str] = frozenset()) -> Iterator[Iterator[Record]]:
-    """All records of a text file. Values of the columns `list_names` are lists, all others bytes."""
+def records_of(
+    source: InputFile, list_names: frozenset[str] = frozenset(), caption: str | None = None
+) -> Iterator[Iterator[Record]]:
+    """All records of a text file. Values of the columns `list_names` are lists, all others bytes. `caption`: the column
+    of captions, which may not be objects."""
     names = source.own_names
     with _open_records(source) as lines:
         if source.kind == "text":
             yield url_records(lines)
         elif source.kind in ("json", "jsonl"):
-            yield json_records(lines, names, list_names)
+            yield json_records(lines, names, list_names, caption)
         else:
             assert source.delimiter is not None
             csv_header(lines, source.delimiter)

@@ -134,11 +134,17 @@ def _parse(line: bytes) -> Any:
     return value
 
 
-def json_records(lines: Iterator[bytes], names: list[str], list_names: frozenset[str]) -> Iterator[Record]:
-    """The values of `names`; those in `list_names` as lists. Values other than text and null become JSON text."""
+def json_records(
+    lines: Iterator[bytes], names: list[str], list_names: frozenset[str], caption: str | None = None
+) -> Iterator[Record]:
+    """The values of `names`; those in `list_names` as lists. Values other than text and null become JSON text, except
+    objects and lists in lists as the `caption`: their row is malformed, as nobody would train on JSON."""
     for value, line in json_objects(lines):
         if value is None:
             yield _problem("not a JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)
+            continue
+        if (kind := _not_a_caption(value.get(caption) if caption is not None else None)) is not None:
+            yield _problem(f"the caption is {kind}", line)
             continue
         try:
             values = [(_as_list if name in list_names else _raw_or_null)(value.get(name)) for name in names]
@@ -146,6 +152,14 @@ def json_records(lines: Iterator[bytes], names: list[str], list_names: frozenset
             yield _problem("nested too deeply", line)
             continue
         yield Record(values, None, len(line))
+
+
+def _not_a_caption(value: Any) -> str | None:
+    """What the value of a caption is if it is neither text nor a list of texts."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, dict) for item in items):
+        return "an object"
+    return "a list in a list" if any(isinstance(item, list) for item in items) else None
 
 
 def _as_list(value: Any) -> list[bytes | None] | None:

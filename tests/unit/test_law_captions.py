@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
@@ -140,6 +140,25 @@ def test_text_of_any_encoding_arrives_if_it_is_named_and_is_refused_if_it_is_not
         assert plain.caption == (text.encode() if encoding == "utf-16" else body)
     else:
         assert b"\0" in body
+
+
+@settings(max_examples=max(settings.default.max_examples // 4, 1))  # each makes a plan
+@given(st.lists(json_values, min_size=1, max_size=4), st.booleans())
+def test_a_caption_in_a_list_is_text_or_its_row_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], is_array: bool
+) -> None:
+    """The oracle: which values are text, scalars, or lists of such."""
+    folder = tmp_path_factory.mktemp("list")
+    objects = [{"uid": f"{number:032x}", "caption": value} for number, value in enumerate(values)]
+    text = json.dumps(objects) if is_array else "\n".join(map(json.dumps, objects))
+    (folder / ("a.json" if is_array else "a.jsonl")).write_text(text)
+    rows = shard_rows(folder / "out", folder / ("a.json" if is_array else "a.jsonl"), caption_column="caption")
+    refused = [row["status_detail"] for row in rows if row["status"] == "row_malformed"]
+    parts = [value if isinstance(value, list) else [value] for value in values]
+    structured = [part for part in parts if any(isinstance(each, (dict, list)) for each in part)]
+    assert len(refused) == len(structured)
+    assert all(detail.startswith("the caption is a") for detail in refused)
+    assert not any(row["caption"] and row["caption"].startswith(("{", "[")) for row in rows)
 
 
 SHAPES: list[tuple[list[tuple[str, bytes]], list[str] | None]] = [
