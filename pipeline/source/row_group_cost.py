@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.page_levels import longest_entry, longest_row
 from pairmill.pipeline.source.pages import DICTIONARY, Page, pages_of
+from pairmill.schemas.errors import FailureKind, PairmillError
 
 MAX_ROW_BYTES = 1 << 30
 """Maximum bytes of one row's values in a nested column."""
@@ -25,8 +26,10 @@ _DELTA_BYTE_ARRAY = 7
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 
-class CostError(ValueError):
+class CostError(PairmillError, ValueError):
     """A row group that would take too much memory; the message says which column, and why."""
+
+    kind = FailureKind.INPUT
 
 
 def bounded_batches(
