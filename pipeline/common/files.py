@@ -58,9 +58,17 @@ class Files:
         return hash(self.s3.model_dump_json())
 
     def file_system(self, uri: str) -> tuple[Any, str]:
-        """(fsspec file system, path in it). s3fs caches one per process and set of options."""
-        options = self.s3.options(uri) if uri.startswith(S3_SCHEMES) else {}
-        fs, inside = fsspec.core.url_to_fs(uri, **options)
+        """(fsspec file system, path in it). s3fs caches one per process and set of options.
+
+        In names of local files and objects `::` is part of the name. fsspec takes it for a chain of file systems.
+        """
+        if is_remote(uri) and not uri.startswith(S3_SCHEMES):
+            fs, inside = fsspec.core.url_to_fs(uri)
+        elif is_remote(uri):
+            fs = fsspec.filesystem("s3", **self.s3.options(uri))
+            inside = fs._strip_protocol(uri)
+        else:
+            fs, inside = fsspec.filesystem("file"), absolute(uri)
         return fs, inside
 
     def open(self, uri: str) -> IO[bytes]:

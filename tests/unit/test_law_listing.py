@@ -229,6 +229,24 @@ def test_a_list_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path: Path, na
         make_plan(JobRecord(job, "f" * 32), Store(str(tmp_path / "out")))
 
 
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(["a::b", "zip::b", "s3:x", "a[1]", "[", "a#b?c", "a%20b", "~", "*", "a=b", " a "])
+    | st.text("a:.[]*?#%~= é", min_size=1, max_size=6).filter(lambda name: not name.startswith("."))
+)
+def test_a_file_or_folder_of_any_name_is_found_locally_and_its_name_is_whole_on_s3(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    """fsspec takes `::` for a chain of file systems, and brackets for a pattern (filesystem_spec#838)."""
+    root = tmp_path_factory.mktemp("names")
+    (root / name).mkdir()
+    (root / name / f"{name}.csv").touch()
+    for path in (root / name, root / name / f"{name}.csv"):
+        assert list_path(str(path), Files()).files == [str(root / name / f"{name}.csv")]
+    assert Store(str(root / name)).create("x", b"x")
+    assert Files().file_system(f"s3://bucket/{name}/x")[1] == f"bucket/{name}/x"
+
+
 def test_the_output_folder_and_the_logs_of_tables_are_passed_over_under_any_name(tmp_path: Path) -> None:
     for name in ("in/a.parquet", "in/_b.parquet", "in/_delta_log/0.parquet", "out/pairs/0.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
