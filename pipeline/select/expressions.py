@@ -105,6 +105,9 @@ class Expression:
             raise of_syntax(self._stripped, error) from None
         if _depth(tree) > _MAX_DEPTH:
             raise ExpressionError(f"{self.text[:60]!r} ... is nested too deeply")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                node.id = self._source(node)  # Python normalizes names (NFKC): it would take µm for another column, μm
         return tree
 
     def _value(self, node: ast.expr, table: pa.Table) -> Value:

@@ -414,3 +414,16 @@ def test_law_numbers_nan_duplicates_nothing_in_a_dictionary_either(kind: pa.Data
     coded = pa.DictionaryArray.from_arrays(indices, numbers.take(pa.array([0, 1, 3])))
     for column in (numbers, coded):
         assert _remaining(pa.table({"x": column}), {"dedup": {"by": "x"}}) == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize(("name", "other"), [("µm", "μm"), ("ﬁ", "fi"), ("Å", "Å"), ("ªb", "ab"), ("x²", "x2")])
+def test_law_numbers_a_column_is_the_one_that_is_written(name: str, other: str) -> None:
+    """Python normalizes names to NFKC, DuckDB does not: µm (U+00B5) and μm (U+03BC) are two columns."""
+    table = pa.table({name: [1, 2, 3], other: [3, 2, 1], "uid": ["a", "b", "c"]})
+    for written in (name, other):
+        if not written.isidentifier():
+            continue
+        expression = Expression(f"{written} > 1 and {written} * 2 > {written}")
+        expression.check(table.schema, "boolean")
+        (expected,) = zip(*duckdb.sql(f'select "{written}" > 1 from "table"').fetchall(), strict=True)  # noqa: S608
+        assert expression.evaluate(table).to_pylist() == list(expected)
