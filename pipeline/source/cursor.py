@@ -105,7 +105,8 @@ class Cursor:
             reading: dict[str, Any] = {"row_groups": [group], "use_threads": False}
             finer = self._finer and self._finer.iter_batches(size, columns=self._int96, **reading)
             for batch in self._parquet.iter_batches(size, **reading):
-                yield batch, next(finer) if finer else None
+                # Arrow also reads the field `b` of a column `a` if it is asked for a column that is called `a.b`.
+                yield batch, next(finer).select(self._int96) if finer else None
 
     def rows(self, first_row: int, num_rows: int) -> pa.Table:
         """Rows [first_row, first_row + num_rows), all columns. Raises ReadError.

@@ -41,7 +41,8 @@ def bounded_batches(
             size = batch_rows(file, parquet, group, _BATCH_ROWS, _BATCH_BYTES)
         except ValueError as error:
             raise SourceError(f"{uri}: cannot be read: {error}") from error
-        yield from parquet.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False)
+        for batch in parquet.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
+            yield batch.select(list(columns))  # Arrow takes `a.b` also for a field of a column `a`
 
 
 def batch_rows(file: IO[bytes], parquet: pq.ParquetFile, group: int, max_rows: int, max_bytes: int) -> int:

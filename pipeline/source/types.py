@@ -63,12 +63,12 @@ def values_fit(uri: str, files: Files, column: str, target: pa.DataType) -> bool
         pq.ParquetFile(file, coerce_int96_timestamp_unit=INT96_UNIT, pre_buffer=False) as parquet,
     ):
         kind = plain_type(parquet.schema_arrow.field(column).type)
-        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+        leaf = first_leaf(parquet, column)
         to_read = []
         for group in range(parquet.num_row_groups):
             bounds = None
             if pa.types.is_integer(kind):
-                bounds = parquet.metadata.row_group(group).column(leaves.index(column)).statistics
+                bounds = parquet.metadata.row_group(group).column(leaf).statistics
             if bounds is None or not bounds.has_min_max:
                 to_read.append(group)
             elif not _casts(pa.array([bounds.min, bounds.max], kind), target):
@@ -78,8 +78,20 @@ def values_fit(uri: str, files: Files, column: str, target: pa.DataType) -> bool
 
 def int96_columns(parquet: pq.ParquetFile) -> list[str]:
     """Names of the top-level columns that contain INT96, Parquet's old type for timestamps."""
-    leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
-    return sorted({leaf.path.partition(".")[0] for leaf in leaves if leaf.physical_type == "INT96"})
+    names = parquet.schema_arrow.names
+    starts = [*(first_leaf(parquet, name) for name in names), len(parquet.schema)]
+    leaves = [parquet.schema.column(index).physical_type for index in range(len(parquet.schema))]
+    spans = zip(names, starts, starts[1:], strict=False)
+    return sorted(name for name, start, end in spans if "INT96" in leaves[start:end])
+
+
+def first_leaf(parquet: pq.ParquetFile, column: str) -> int:
+    """The index of the first leaf of a top-level column among all leaves of the file.
+
+    Leaves are counted, not found by their path: `a.b` may be a column of that name or the field `b` of a struct `a`.
+    """
+    schema = parquet.schema_arrow
+    return sum(map(_num_leaves, schema.types[: schema.names.index(column)]))
 
 
 def lost_nanoseconds(batch: pa.RecordBatch, finer: pa.RecordBatch) -> str | None:
@@ -91,6 +103,13 @@ def lost_nanoseconds(batch: pa.RecordBatch, finer: pa.RecordBatch) -> str | None
         if not batch.column(name).cast(finer.schema.field(name).type, safe=False).equals(finer.column(name)):
             return str(name)
     return None
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    """How many columns a Parquet file has for a top-level column of this type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _num_leaves(kind.storage_type)
+    return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields)) or 1
 
 
 def _casts(values: pa.Array, target: pa.DataType) -> bool:

@@ -232,6 +232,38 @@ def test_law_types_int96_arrives_in_microseconds_or_is_refused(
             assert exact(read_all(where)["at"]) == exact(values)
 
 
+def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[Any] | str:
+    """What becomes of files with these values in a column called `name`, beside a struct `a` with a field `b`."""
+    with folder() as where:
+        for number, values in enumerate(columns):
+            urls = [f"http://a.org/{number}/{row}" for row in range(len(values))]
+            structs = pa.array([{"b": 2**40, "c": 0}] * len(urls), pa.struct({"b": pa.int64(), "c": pa.int8()}))
+            table = pa.table({"url": urls, "a": structs, name: values})
+            pq.write_table(table, where / "in" / f"{number}.parquet", **options)
+        try:
+            return exact(read_all(where)[name])
+        except (SourceError, ReadError) as error:
+            return str(error).replace(str(where), "").replace(repr(name), "")
+
+
+@given(columns=two_columns())
+@example(columns=(pa.array([2**60 + 1]), pa.array([0.5])))
+@example(columns=(pa.array([1]), pa.array([0.5])))
+@example(columns=(pa.array([1], pa.timestamp("us")), pa.array([1], pa.timestamp("ns"))))
+@FEW
+def test_law_types_a_dot_in_a_name_means_nothing(columns: tuple[pa.Array, pa.Array]) -> None:
+    """Parquet joins names with dots: `a.b` is also what it calls the field `b` of a struct `a` (arrow#11347)."""
+    assert outcome(columns, "a.b") == outcome(columns, "value")
+
+
+@pytest.mark.parametrize("nanoseconds", [0, 1])
+def test_law_types_a_dot_in_the_name_of_an_int96_hides_no_nanoseconds(nanoseconds: int) -> None:
+    values = (pa.array([1_600_000_000_000_000_000 + nanoseconds], pa.timestamp("ns")),)
+    answers = [outcome(values, name, use_deprecated_int96_timestamps=True) for name in ("value", "a.b", "a.c.d", ".a")]
+    assert answers == [answers[0]] * 4
+    assert isinstance(answers[0], str) == bool(nanoseconds)
+
+
 @pytest.mark.parametrize("kind", ["urls", "corpus"])
 @given(name=st.sampled_from(["", " ", "_", "-", "a.b", "x\ny", "uid", "status", "source_"]) | st.text(max_size=3))
 @example(name="")
