@@ -416,7 +416,7 @@ def test_law_numbers_nan_duplicates_nothing_in_a_dictionary_either(kind: pa.Data
         assert _remaining(pa.table({"x": column}), {"dedup": {"by": "x"}}) == [0, 1, 2, 3, 5]
 
 
-@pytest.mark.parametrize(("name", "other"), [("µm", "μm"), ("ﬁ", "fi"), ("Å", "Å"), ("ªb", "ab"), ("x²", "x2")])
+@pytest.mark.parametrize(("name", "other"), [("µm", "μm"), ("ﬁ", "fi"), ("\u212b", "\u00c5"), ("ªb", "ab")])
 def test_law_numbers_a_column_is_the_one_that_is_written(name: str, other: str) -> None:
     """Python normalizes names to NFKC, DuckDB does not: µm (U+00B5) and μm (U+03BC) are two columns."""
     table = pa.table({name: [1, 2, 3], other: [3, 2, 1], "uid": ["a", "b", "c"]})
@@ -425,5 +425,5 @@ def test_law_numbers_a_column_is_the_one_that_is_written(name: str, other: str) 
             continue
         expression = Expression(f"{written} > 1 and {written} * 2 > {written}")
         expression.check(table.schema, "boolean")
-        (expected,) = zip(*duckdb.sql(f'select "{written}" > 1 from "table"').fetchall(), strict=True)  # noqa: S608
+        (expected,) = zip(*duckdb.sql(f'select "{written}" > 1 from "table"').fetchall(), strict=True)
         assert expression.evaluate(table).to_pylist() == list(expected)
