@@ -1,7 +1,8 @@
-"""Builds Arrow arrays with as few copies as the format allows."""
+"""Builds Arrow arrays with as few copies as the format allows, and turns them into Python objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,3 +15,44 @@ def binary_column(values: Sequence[bytes | None]) -> pa.Array:
     data = b"".join(value for value in values if value is not None)
     buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(data)]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers)
+
+
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """`to_pylist`, for values of any type.
+
+    If some dates or times do not fit into Python's types (years after 9999, nanoseconds of a time of day), all in the
+    column are text, as Arrow writes them.
+    """
+    kind = column.type
+    try:
+        in_microseconds = _with_leaves(kind, lambda leaf: pa.time64("us") if pa.types.is_time64(leaf) else leaf)
+        return list((column if in_microseconds == kind else column.cast(in_microseconds)).to_pylist())
+    except (pa.ArrowInvalid, OverflowError, ValueError):
+        as_text = _with_leaves(kind, lambda leaf: pa.string() if pa.types.is_temporal(leaf) else leaf)
+        return list(column.cast(as_text).to_pylist())
+
+
+def stay_exact(integers: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether NumPy can represent the integers exactly: with a null among them, they become float64."""
+    if not integers.null_count:
+        return True
+    try:
+        integers.cast(pa.float64())  # raises beyond 2^53
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """The type with `change` applied to the types in it that are not nested."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_leaves(field.type, change)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_with_leaves(kind.key_type, change), _with_leaves(kind.item_type, change))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_with_leaves(kind.value_type, change), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_with_leaves(kind.value_type, change))
+    if pa.types.is_list(kind):
+        return pa.list_(_with_leaves(kind.value_type, change))
+    return change(kind)

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.image import sniff
 
 MEMBER_COLUMNS = ("uid", "url", "caption", "status", "sha256", "width", "height", "original_width", "original_height")
@@ -62,24 +63,26 @@ def _details(pairs: pa.Table, carried: Sequence[str]) -> list[dict[str, Any]]:
     table = pairs.select([*MEMBER_COLUMNS, *_similarity_columns(pairs, carried)])
     for name in carried:
         table = table.append_column(name, _as_json(pairs[name]))
-    return table.to_pylist()  # type: ignore[no-any-return]
+    values = [python_values(column) for column in table.columns]
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Values whose types JSON lacks, as text."""
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         return column.cast(pa.string())  # Python's own times have no nanoseconds and no years beyond 9999
-    if _has_map(column.type):
+    if has_map(column.type):
         texts = [
-            None if value is None else to_json({"map": value})[len('{"map": ') : -1] for value in column.to_pylist()
+            None if value is None else to_json({"map": value})[len('{"map": ') : -1] for value in python_values(column)
         ]
         return pa.chunked_array([texts], pa.string())
     return column
 
 
-def _has_map(kind: pa.DataType) -> bool:
+def has_map(kind: pa.DataType) -> bool:
+    """Whether the type is a map or contains one: such values are text in uid.json."""
     fields = (kind.field(index) for index in range(kind.num_fields))
-    return pa.types.is_map(kind) or any(_has_map(field.type) for field in fields)
+    return pa.types.is_map(kind) or any(has_map(field.type) for field in fields)
 
 
 def to_json(values: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from pairmill.pipeline.dataset.webdataset_tar import has_map
+
 Feature: TypeAlias = "dict[str, str | Feature]"
 
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
@@ -17,7 +19,10 @@ def features(rows: pa.Schema) -> Feature:
 
 
 def expressible(rows: pa.Table) -> pa.Table:
-    """The same values in types that `datasets` can express: dictionaries decoded, maps as lists of key and value."""
+    """The same values in types that `datasets` can express.
+
+    Dictionaries are decoded, maps are lists of key and value, UUIDs are bytes, and JSON is text.
+    """
     for index, field in enumerate(rows.schema):
         if (kind := _expressible(field.type)) != field.type:
             rows = rows.set_column(index, field.name, _cast(rows[field.name], kind))
@@ -55,7 +60,11 @@ def _expressible(kind: pa.DataType) -> pa.DataType:
         return pa.list_(kind.value_field.with_type(_expressible(kind.value_type)))
     if pa.types.is_fixed_size_binary(kind):
         return pa.binary()
-    return kind
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return pa.decimal128(kind.precision, kind.scale)
+    if isinstance(kind, pa.Bool8Type):
+        return pa.bool_()
+    return _expressible(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -81,6 +90,10 @@ def _yaml_feature(kind: pa.DataType) -> dict[str, Any]:
     """The type of a value once it has been through JSON (`to_json` in webdataset_tar.py)."""
     if pa.types.is_dictionary(kind):
         return _yaml_feature(kind.value_type)
+    if has_map(kind):
+        return {"dtype": "string"}
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return _yaml_feature(kind.storage_type)
     if pa.types.is_struct(kind):
         return {"struct": yaml_features(pa.schema(list(kind)))}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -88,7 +101,7 @@ def _yaml_feature(kind: pa.DataType) -> dict[str, Any]:
         return {"list": inner["dtype"] if set(inner) == {"dtype"} else inner}
     if pa.types.is_null(kind):
         return {"dtype": "null"}
-    if pa.types.is_boolean(kind):
+    if pa.types.is_boolean(kind) or isinstance(kind, pa.Bool8Type):
         return {"dtype": "bool"}
     if pa.types.is_integer(kind):
         return {"dtype": "uint64" if pa.types.is_uint64(kind) else "int64"}

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,9 @@ JSON_TYPES += [pa.bool_(), pa.binary(), pa.binary(3), pa.date32(), pa.timestamp(
 JSON_TYPES += [pa.duration("s"), pa.decimal128(12, 2), pa.null(), pa.list_(pa.float32()), pa.list_(pa.int8(), 2)]
 JSON_TYPES += [pa.struct([("a b", pa.float64()), ("c", pa.list_(pa.string()))]), pa.map_(pa.string(), pa.int32())]
 JSON_TYPES += [pa.dictionary(pa.int32(), pa.string()), pa.large_list(pa.struct([("x", pa.int16())]))]
+JSON_TYPES += [pa.time64("ns"), pa.list_(pa.timestamp("s")), pa.struct([("t", pa.time64("ns")), ("d", pa.date32())])]
+JSON_TYPES += [pa.map_(pa.string(), pa.timestamp("ms")), pa.list_(pa.map_(pa.string(), pa.int8())), pa.decimal32(6, 2)]
+JSON_TYPES += [pa.uuid(), pa.json_(), pa.bool8(), pa.fixed_shape_tensor(pa.float32(), [2])]
 
 
 def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # one line per type
@@ -182,7 +186,7 @@ def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # on
     if pa.types.is_dictionary(kind):
         return values_of(kind.value_type, rng)
     if pa.types.is_map(kind):
-        return [(rng.choice("ab") + str(n), n) for n in range(rng.randrange(3))]
+        return [(rng.choice("ab") + str(n), values_of(kind.item_type, rng)) for n in range(rng.randrange(3))]
     if pa.types.is_struct(kind):
         return {field.name: values_of(field.type, rng) for field in kind}
     if pa.types.is_fixed_size_list(kind):
@@ -196,13 +200,15 @@ def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # on
     if pa.types.is_boolean(kind):
         return rng.random() < 0.5
     if pa.types.is_fixed_size_binary(kind):
-        return b"\x00\xff\x01"
+        return b"\x00\xff\x01" + bytes(kind.byte_width - 3)
     if pa.types.is_binary(kind):
         return rng.choice([b"", b"\xff\x00"])
     if pa.types.is_decimal(kind):
         from decimal import Decimal
 
         return Decimal("-12.30")
+    if pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.unit != "ns"):
+        return rng.choice([1, 5_000_000, 2_000_000_000])  # not only years that Python knows
     return rng.choice([0, 1, 127]) if pa.types.is_integer(kind) else 1
 
 
@@ -212,11 +218,18 @@ def table_of(names: list[str], seed: int, rows: int = 6) -> pa.Table:
     columns = {}
     for name in names:
         kind = rng.choice(JSON_TYPES)
-        values = [values_of(kind, rng) for _ in range(rows)]
-        columns[name] = pa.array(
-            [np.float16(v) if v is not None else None for v in values] if kind == pa.float16() else values, kind
+        stored = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        values = [values_of(stored, rng) for _ in range(rows)]
+        array = pa.array(
+            [np.float16(v) if v is not None else None for v in values] if kind == pa.float16() else values, stored
         )
+        columns[name] = pa.ExtensionArray.from_storage(kind, array) if stored != kind else array
     return pa.table(columns)
+
+
+def has_times_or_maps(kind: pa.DataType) -> bool:
+    inner = (kind.field(index).type for index in range(kind.num_fields))
+    return pa.types.is_temporal(kind) or pa.types.is_map(kind) or any(has_times_or_maps(each) for each in inner)
 
 
 NAMES = st.lists(
@@ -275,10 +288,49 @@ def test_hugging_face_reads_columns_of_any_name_and_type_with_the_features_that_
     assert datasets.table.table_cast(plain, parsed.arrow_schema).num_rows == table.num_rows
     assert datasets.Features._from_yaml_list(yaml_features(table.schema)).keys() == parsed.keys()
     for name in table.column_names:
-        if not pa.types.is_temporal(table.schema.field(name).type) and not pa.types.is_map(
-            table.schema.field(name).type
-        ):
+        kind = table.schema.field(name).type
+        if isinstance(kind, pa.BaseExtensionType):
+            assert plain[name].equals(table[name].cast(kind.storage_type).cast(plain[name].type))
+        elif not has_times_or_maps(kind):
             assert repr(plain[name].to_pylist()) == repr(table[name].to_pylist())  # NaN is not equal to itself
+
+
+@pytest.mark.parametrize("kind", JSON_TYPES, ids=str)
+def test_values_in_json_have_the_types_that_the_readme_of_an_export_states(kind: pa.DataType) -> None:
+    """The oracle: `datasets` parses the types, and Arrow converts the values to these."""
+    import datasets
+
+    rng = random.Random(0)
+    stored = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    own = {name: pa.array([f"{n:032x}" for n in range(9)]) for name in (*MEMBER_COLUMNS, "caption_clean")}
+    values = [np.float16(1) if kind == pa.float16() else values_of(stored, rng) for _ in range(9)]
+    array = pa.array(values, stored)
+    pairs = pa.table({**own, "x": pa.ExtensionArray.from_storage(kind, array) if stored != kind else array})
+    file = io.BytesIO()
+    write_tar(file, pairs, [b"\xff\xd8\xff"] * 9, carried=["x"])
+    found = [
+        json.loads(file.getvalue()[offset : offset + length])["x"]
+        for name, offset, length in read_tar(io.BytesIO(file.getvalue()))
+        if name.endswith(".json")
+    ]
+    stated = datasets.Features._from_yaml_list(yaml_features(pairs.schema)).arrow_schema.field("x").type
+    read = pa.array(found, stated)
+    if not pa.types.is_floating(kind):  # NaN and infinity are null in JSON
+        assert read.is_valid().equals(array.is_valid())
+    for beyond_python in (r"\d\d\.\d{8}[1-9]", r"\d{5,}-\d\d-\d\d"):  # nanoseconds, and years after 9999
+        text = str(array.cast(text_of(stored)).to_pylist())
+        assert re.findall(beyond_python, text) == re.findall(beyond_python, str(found))
+
+
+def text_of(kind: pa.DataType) -> pa.DataType:
+    """The type with times as text."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(text_of(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, text_of(kind.item_type))
+    if pa.types.is_list(kind):
+        return pa.list_(text_of(kind.value_type))
+    return pa.string() if pa.types.is_temporal(kind) else kind
 
 
 def committed_file(folder: Path) -> tuple[Store, str, str]:
