@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pairmill.pipeline.common.arrow import python_values, stay_exact
 from pairmill.pipeline.feed.config import FeedError
 
 
@@ -42,14 +43,15 @@ def rebatch(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
 def values_of(array: pa.Array) -> torch.Tensor | list[Any]:
     """Numbers as a tensor (rows,), embeddings as a tensor (rows, dim), anything else as a list.
 
-    Null becomes NaN in a tensor (integers with a null become floats), and None in a list.
+    Null becomes NaN in a tensor, and None in a list. Integers with a null become floats, or a list if a float64 cannot
+    represent all of them.
     """
     kind = array.type
     if pa.types.is_fixed_size_list(kind):
         return _vectors(array)
-    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+    if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and stay_exact(array)):
         return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())
-    return list(array.to_pylist())
+    return python_values(array)
 
 
 def _vectors(array: pa.FixedSizeListArray) -> torch.Tensor:

@@ -43,9 +43,9 @@ class PairDataset(IterableDataset[Sample]):
     """Yields dicts of `uid` and each column: strings, numbers, embeddings as float16 tensors (dim,).
 
     With `batch_size`, numbers and embeddings are tensors (rows, ...), everything else lists. Null is NaN in numbers and
-    embeddings (a batch of integers with a null becomes float), otherwise None. `image` is the stored bytes; `transform`
-    turns each picture, as a PIL image, into something else. Captions are strings; `tokenizer`, such as open_clip's,
-    turns a list of them into a tensor (rows, length), and none may be missing.
+    embeddings (a batch of integers with a null becomes float, or a list if some exceed 2^53), otherwise None. `image`
+    is the stored bytes; `transform` turns each picture, as a PIL image, into something else. Captions are strings;
+    `tokenizer`, such as open_clip's, turns a list of them into a tensor (rows, length), and none may be missing.
 
     A new loop continues where the last one stopped, or in loader workers, which read ahead, from the first pair.
     `set_epoch` starts over, also in workers that are alive (`persistent_workers`). `len()` is the number of items of

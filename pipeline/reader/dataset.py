@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from pairmill.pipeline.common.arrow import python_values, stay_exact
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_names
 from pairmill.pipeline.reader.pictures import Pictures
@@ -123,8 +124,16 @@ class Dataset:
         return pa.concat_tables([self._snapshot.schema_of(names).empty_table(), *self._tables(names)])
 
     def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
-        """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays."""
-        return self.table(columns).to_pandas()
+        """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays.
+
+        Integers with nulls stay Python integers if some exceed 2^53.
+        """
+        table = self.table(columns)
+        frame = table.to_pandas()
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if pa.types.is_integer(column.type) and not stay_exact(column):
+                frame[name] = column.to_pandas(integer_object_nulls=True)
+        return frame
 
     def to_polars(self, columns: str | Sequence[str] | None = None) -> "polars.DataFrame":
         """`table(columns)` for polars, which uses Arrow's columns as they are."""
@@ -215,5 +224,5 @@ class Dataset:
 def _python(column: pa.ChunkedArray) -> Sequence[Any]:
     """The values as Python objects; embeddings as arrays that share Arrow's memory."""
     if not pa.types.is_fixed_size_list(column.type):
-        return column.to_pylist()  # type: ignore[no-any-return]
+        return python_values(column)
     return [None if not value.is_valid else value.values.to_numpy() for value in column]

@@ -2,6 +2,7 @@
 was left; `len()` is correct, and ranks never wait for each other in vain.
 """
 
+import math
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,7 @@ from torch import distributed
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from pairmill.pipeline.feed.batches import texts_of
+from pairmill.pipeline.feed.batches import item, texts_of, values_of
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from tests.synthetic_dataset import write_dataset
@@ -252,3 +254,35 @@ def test_a_tokenizer_is_never_given_a_caption_that_an_export_would_refuse(datase
     assert len(fed("caption")) == ROWS
     with pytest.raises(FeedError, match="8 of 8 rows have no text in 'caption_clean'"):
         fed("caption_clean")
+
+
+INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+
+
+@given(st.data())
+def test_integers_arrive_exactly_with_and_without_nulls(data: st.DataObject) -> None:
+    """As float64, 2^53 + 1 would be 2^53 (pandas#56678, datasets#8365)."""
+    kind = data.draw(st.sampled_from(INTEGERS))
+    signed, bits = pa.types.is_signed_integer(kind), kind.bit_width
+    least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    values = data.draw(st.lists(st.none() | st.integers(least, most) | st.sampled_from([least, most]), max_size=5))
+    found = values_of(pa.array(values, kind))
+    rows = [item(found, row) for row in range(len(values))]
+    assert len(rows) == len(found)
+    for value, row in zip(values, rows, strict=True):
+        assert row == value if value is not None else row is None or math.isnan(row)
+
+
+@given(st.lists(st.none() | st.integers(-(1 << 31), (1 << 31) - 1), min_size=1, max_size=4))
+def test_dates_and_times_arrive_whatever_their_year_and_unit(numbers: list[int | None]) -> None:
+    """Python has no years after 9999 and no nanoseconds: such values are text, as DuckDB or Arrow write them."""
+    nanoseconds = pa.array([None if each is None else abs(each) for each in numbers], pa.time64("ns"))
+    for array in (pa.array(numbers, pa.date32()), pa.array(numbers, pa.timestamp("s")), nanoseconds):
+        plain = list(values_of(array))
+        text = [value if value is None or isinstance(value, str) else str(value) for value in plain]
+        if any(isinstance(value, str) for value in plain):
+            assert text == array.cast(pa.string()).to_pylist()
+        else:
+            assert pa.array(plain, array.type).equals(array)
+        for nested in (pa.ListArray.from_arrays(list(range(len(numbers) + 1)), array),):
+            assert [value[0] for value in values_of(nested)] == plain

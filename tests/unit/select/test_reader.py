@@ -66,6 +66,20 @@ def test_statuses_are_counted_over_all_rows(small: Path) -> None:
     assert pairmill.open(small).statuses == Counter(row[0] for row in query(small, "status"))
 
 
+def test_pandas_gets_integers_beyond_2_to_the_53_exactly_with_and_without_nulls(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pandas#56678: as float64, 2^53 + 1 is 2^53."""
+    columns = {"few": [1, None], "large": [2**53 + 1, None], "whole": [2**53 + 1, 2]}
+    dataset = pairmill.open(small)
+    monkeypatch.setattr(type(dataset), "table", lambda *_: pa.table(columns))
+    frame = dataset.to_pandas()
+    assert list(frame.columns) == list(columns)
+    assert frame["few"].dtype == "float64"
+    assert frame["large"].tolist() == columns["large"]
+    assert frame["whole"].dtype == "int64"
+
+
 def test_pandas_and_polars_get_the_same_values(small: Path) -> None:
     dataset = pairmill.open(small)
     names = ["uid", "width", "similarity"]
