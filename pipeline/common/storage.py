@@ -27,6 +27,8 @@ from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config, secret_in
 _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
 _NO_RIGHT_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LINKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
+"""What CIFS, FUSE and a folder on another disk answer to `link`; FAT answers EPERM."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -109,17 +111,11 @@ class Store:
         os.fsync(file.fileno())
         target = Path(self.path(name))
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(file.name, target)
+            with _explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file.name, target)
         except FileExistsError:
             return False
-        except OSError as error:
-            if error.errno not in _NO_RIGHT_TO_WRITE:
-                raise
-            raise StorageError(
-                f"{target}: cannot be created ({error.strerror}); check its folder's permissions, and "
-                "that its file system has hard links"
-            ) from None
         _fsync_folder(target.parent)
         return True
 
@@ -212,10 +208,11 @@ class Store:
             file.write(data)
             file.flush()
             aside = f"{file.name}.{uuid4().hex}"
-            os.link(file.name, aside)
             target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Path(aside).replace(target)
+            with _explained(target):
+                os.link(file.name, aside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Path(aside).replace(target)
 
     def remove_temporary(self) -> None:
         """Delete files that killed processes on this machine left in `tmp/`."""
@@ -226,6 +223,20 @@ class Store:
         if not self.remote:
             with contextlib.suppress(OSError):  # not empty, or does not exist
                 Path(self.root, "tmp").rmdir()
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Raise StorageError with a remedy if a file may not or cannot be linked to its final name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_NO_RIGHT_TO_WRITE, *_NO_LINKS):
+            raise
+        raise StorageError(
+            f"{target}: cannot be created ({error.strerror}); check its folder's permissions, that its file system has "
+            "hard links, and that the whole output is on one disk"
+        ) from None
 
 
 def _new_file_in(folder: str) -> Any:

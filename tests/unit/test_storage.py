@@ -149,11 +149,18 @@ def test_an_output_inside_its_input_is_found_in_either_spelling_of_s3() -> None:
     assert not is_inside("s3://b/data/output/0.parquet", "s3a://b/data/out")
 
 
-def test_a_file_system_that_refuses_to_publish_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", ["EPERM", "EACCES", "EROFS", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EXDEV"])
+def test_a_file_system_that_refuses_to_publish_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """FAT refuses hard links with EPERM, CIFS with EOPNOTSUPP (ansible#76351), FUSE with ENOSYS (multipass#144)."""
+
     def no_links(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
     monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(StorageError, match=r"cannot be created \(Operation not permitted\)") as raised:
-        Store(str(tmp_path)).create("pairs/0.parquet", b"x")
-    assert Failure.of(raised.value).kind is FailureKind.STORAGE
+    store = Store(str(tmp_path))
+    for write in (store.create, store.replace):
+        with pytest.raises(StorageError, match=r"pairs/0.parquet: cannot be created \(.+hard links") as raised:
+            write("pairs/0.parquet", b"x")
+        assert Failure.of(raised.value).kind is FailureKind.STORAGE
