@@ -5,7 +5,11 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+
+MAX_ARRAY_BYTES = (1 << 31) - 1
+"""Of strings, bytes or lists in one array with 32-bit offsets."""
 
 
 def binary_column(values: Sequence[bytes | None]) -> pa.Array:
@@ -15,6 +19,26 @@ def binary_column(values: Sequence[bytes | None]) -> pa.Array:
     data = b"".join(value for value in values if value is not None)
     buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(data)]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers)
+
+
+def take_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """`Table.take`, also for columns of 2 GiB or more, which Arrow cannot concatenate (arrow#25822)."""
+    if all(column.nbytes < MAX_ARRAY_BYTES for column in table.columns) or not len(rows):
+        return table.take(pa.array(rows))
+    if len(rows) == 1:
+        return table.slice(int(rows[0]), 1)
+    parts = np.array_split(rows, 2)
+    return pa.concat_tables([take_rows(_sorted_rows(table, part), np.argsort(np.argsort(part))) for part in parts])
+
+
+def _sorted_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """The rows in ascending order, taken from each chunk by itself."""
+    ascending, start, found = np.sort(rows), 0, []
+    for batch in table.to_batches():
+        first, end = np.searchsorted(ascending, [start, start + batch.num_rows])
+        found.append(batch.take(pa.array(ascending[first:end] - start)))
+        start += batch.num_rows
+    return pa.Table.from_batches(found, table.schema)
 
 
 def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:

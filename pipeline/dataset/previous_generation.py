@@ -4,9 +4,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import repeat
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.parquet import read_table
@@ -65,7 +67,7 @@ def sort_by_row_id(table: pa.Table) -> pa.Table:
     """The rows in input order: by `SHARD:ROW` or `SHARD:ROW:CAPTION`, as numbers."""
     keys = [tuple(int(part) for part in row_id.split(":")) for row_id in table["row_id"].to_pylist()]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return table.take(pa.array(order, pa.int64()))
+    return take_rows(table, np.array(order, np.int64))
 
 
 def _read(store: Store, file: DataFile, columns: list[str] | None = None) -> pa.Table:

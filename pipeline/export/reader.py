@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.pipeline.columns.added_model import PairsReader
+from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, describe
 from pairmill.pipeline.dataset.manifests import read_manifest
@@ -59,9 +60,9 @@ class SubsetRows:
         """Number of rows in each of the tables."""
         return int(self.table.num_rows)
 
-    def take(self, indices: npt.NDArray[np.integer[Any]]) -> "SubsetRows":
+    def take(self, indices: npt.NDArray[np.int64]) -> "SubsetRows":
         """The rows with these indices, in this order."""
-        return SubsetRows(self.table.take(pa.array(indices)), self.origins.take(pa.array(indices)))
+        return SubsetRows(take_rows(self.table, indices), self.origins.take(pa.array(indices)))
 
     @classmethod
     def concatenated(cls, parts: Sequence["SubsetRows"]) -> "SubsetRows":
@@ -150,7 +151,7 @@ class SubsetReader:
         chunk = self._chunk(shard)
         chunk.check(chunk.shards[0])
         rows = read_shard(self._source.store, shard.path, shard.shard).rows
-        table = chunk.read(chunk.shards[0], columns).select(sorted(columns)).take(pa.array(rows))
+        table = take_rows(chunk.read(chunk.shards[0], columns).select(sorted(columns)), rows)
         shards, generations = (np.full(len(rows), value, np.int64) for value in (shard.shard, shard.generation))
         origins = pa.table({"shard": shards, "generation": generations, "row": rows})
         return SubsetRows(table.replace_schema_metadata(None), origins)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.batches import item, read_ahead, rebatch, stack, texts_of, values_of
 from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedState
@@ -219,7 +220,7 @@ class PairDataset(IterableDataset[Sample]):
                 rows.append(selected + start)
                 start += table.num_rows
         order = self._order.shuffled(self.epoch, window, np.concatenate(rows))[window.rows]
-        return pa.concat_tables(tables).take(pa.array(order))  # a single copy of the selected rows, in order
+        return take_rows(pa.concat_tables(tables), order)  # a single copy of the selected rows, in order
 
     def _with_pictures(
         self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]

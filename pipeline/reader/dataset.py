@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from pairmill.pipeline.common.arrow import python_values, stay_exact
+from pairmill.pipeline.common.arrow import python_values, stay_exact, take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_names
 from pairmill.pipeline.reader.pictures import Pictures
@@ -202,7 +202,7 @@ class Dataset:
         table = self._snapshot.read(shard, columns)
         if self._subset is None:
             return table
-        return table.take(pa.array(np.flatnonzero(np.unpackbits(self._chosen[position], count=shard.num_rows))))
+        return take_rows(table, np.flatnonzero(np.unpackbits(self._chosen[position], count=shard.num_rows)))
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows, shard by shard."""
