@@ -42,7 +42,8 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
         # Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts
         # down aborts the process. So only this thread decodes; the requests still run in parallel.
-        return parquet.read(columns=names, use_threads=not store.remote)
+        table = parquet.read(columns=names, use_threads=not store.remote)
+        return table if names is None else table.select(names)  # Arrow takes `a.b` also for a field of a column `a`
 
 
 def read_schema(store: Store, name: str) -> pa.Schema:

@@ -42,7 +42,7 @@ def bounded_batches(
         except ValueError as error:
             raise SourceError(f"{uri}: cannot be read: {error}") from error
         for batch in parquet.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
-            yield batch.select(list(columns))  # Arrow takes `a.b` also for a field of a column `a`
+            yield batch.select(list(dict.fromkeys(columns)))  # Arrow takes `a.b` also for a field of a column `a`
 
 
 def batch_rows(file: IO[bytes], parquet: pq.ParquetFile, group: int, max_rows: int, max_bytes: int) -> int:

@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from pairmill.jobs.job_file import load_job
 from pairmill.jobs.yaml_loader import load_yaml
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.source import cursor as cursor_module
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import SourceError
@@ -254,6 +255,17 @@ def outcome(columns: tuple[pa.Array, ...], name: str, **options: Any) -> list[An
 def test_law_types_a_dot_in_a_name_means_nothing(columns: tuple[pa.Array, pa.Array]) -> None:
     """Parquet joins names with dots: `a.b` is also what it calls the field `b` of a struct `a` (arrow#11347)."""
     assert outcome(columns, "a.b") == outcome(columns, "value")
+
+
+@pytest.mark.parametrize("asked", [["a.b"], ["a"], ["a.b", "a"], ["a.c", "a.b"], ["b"], []])
+def test_law_types_a_column_of_a_dataset_is_the_one_of_that_name_alone(tmp_path: Path, asked: list[str]) -> None:
+    table = pa.table({"b": [0, 1], "a": [{"b": 2, "c": 3}, None], "a.b": [4, 5], "a.c": [[{"b": 6}], []]})
+    store = Store(str(tmp_path))
+    with store.new_file() as file:
+        write_table(table, file)
+        store.create_from("x.parquet", file)
+    found = read_table(store, "x.parquet", asked)
+    assert found.equals(table.select([name for name in table.column_names if name in asked]))
 
 
 @pytest.mark.parametrize("nanoseconds", [0, 1])
