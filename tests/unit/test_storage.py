@@ -149,6 +149,16 @@ def test_an_output_inside_its_input_is_found_in_either_spelling_of_s3() -> None:
     assert not is_inside("s3://b/data/output/0.parquet", "s3a://b/data/out")
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", b"a\xed\xa0\x80"])
+def test_an_output_whose_name_is_not_utf8_is_refused_before_anything_is_written(tmp_path: Path, name: bytes) -> None:
+    """Python passes such names on as lone surrogates (PEP 383, click#35), which Arrow and JSON cannot store."""
+    root = f"{tmp_path}/{os.fsdecode(name)}/out"
+    with pytest.raises(StorageError, match="the name is not UTF-8; rename it") as raised:
+        Store(root)
+    assert str(raised.value).encode().isascii()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("code", ["EPERM", "EACCES", "EROFS", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EXDEV"])
 def test_a_file_system_that_refuses_to_publish_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
