@@ -8,6 +8,7 @@ colors change:
     sampling      4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1             no: others, which some decoders do not know
     restarts      any
     profile       none, or one that changes nothing             no: others; pixels are stored in sRGB
+    bytes         at most four per pixel, and 8 KiB             no: more, such as thousands of tables
     other parts   tables and scans are kept; EXIF, XMP, ICC, comments, thumbnails and all after the picture are not
 
 All entropy-coded bytes of the result are decoded once, so it is as sound as a picture that was encoded again.
@@ -31,6 +32,9 @@ _KEPT = _FRAMES | {_SOI, _EOI, _SOS, _DHT, _DQT, _DRI}
 _SAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1"}
 """Sampling factors of Y, horizontal and vertical, where those of Cb and Cr are 1."""
 
+_BYTES_PER_PIXEL, _TABLES_BYTES = 4, 8_192
+"""Noise at quality 100 and 4:4:4 takes about three bytes per pixel."""
+
 _YCBCR_TRANSFORM = 1
 """Of Adobe's APP14 segment (Adobe Technical Note 5116, section 18)."""
 
@@ -51,13 +55,15 @@ def pass_jpeg(body: bytes, width: int, height: int) -> PassedPicture | None:
     `width` and `height`: as in its header, in pixels.
     """
     try:
-        image = _own_pixels(body)
-        return None if image is None else _verified(image, width, height)
+        image = _own_pixels(body, width, height)
+        if image is None or len(image) > width * height * _BYTES_PER_PIXEL + _TABLES_BYTES:
+            return None
+        return _verified(image, width, height)
     except (ValueError, IndexError, struct.error):  # not as expected, or simplejpeg's decoder warns
         return None
 
 
-def _own_pixels(body: bytes) -> bytes | None:
+def _own_pixels(body: bytes, width: int, height: int) -> bytes | None:
     kept, frames, has_jfif, transform = [], [], False, None
     for marker, part in jpeg_parts(body):
         if marker == _APP0:
@@ -69,7 +75,9 @@ def _own_pixels(body: bytes) -> bytes | None:
         else:
             kept.append(part)
             frames += [part] if marker in _FRAMES else []
-    if len(frames) != 1 or not _passes(frames[0], has_jfif, transform):
+    if len(frames) != 1 or struct.unpack_from(">HH", frames[0], 5) != (height, width):
+        return None
+    if not _passes(frames[0], has_jfif, transform):
         return None
     return b"".join([kept[0], JFIF, *kept[1:]])  # which says that three components are Y, Cb, Cr
 

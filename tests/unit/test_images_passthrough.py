@@ -157,6 +157,7 @@ ENCODED_AGAIN = {
     "bytes behind the last block": jpeg()[:-2] + b"hidden" * 9 + b"\xff\xd9",
     "no end": jpeg()[:-2],
     "half": jpeg()[:-3000],
+    "thousands of tables": jpeg()[:20] + b"\xff\xdd\0\4\0\0" * 80_000 + jpeg()[20:],
     "arithmetic coding": patched(jpeg(), SOF, 1, 0xC9),
 }
 REFUSED = {"12 bits": patched(jpeg(), SOF, 4, 12)}
