@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pyarrow as pa
-import yaml
 
 from pairmill.jobs.check import check, difference, open_output, warnings_of
 from pairmill.jobs.cluster.job_bundle import custom_modules
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, failure_name, finish
+from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed
@@ -58,7 +58,7 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     except OtherJobError as other:
         raise JobError(difference(store, other.record.job, job)) from None
     if not store.exists("job.yaml"):
-        store.create("job.yaml", yaml.safe_dump(plan.record.to_json(), sort_keys=False, allow_unicode=True).encode())
+        store.create("job.yaml", dump_yaml(plan.record.to_json()).encode())
     job = job.model_copy(update={"images": plan.record.job.images})  # an output begun before 0.2 is continued as it was
     return build_pipeline(job, plan.mapping, job_fingerprint), plan
 

@@ -2,7 +2,8 @@
 
 Words and numbers mean what they mean in YAML 1.2 (https://yaml.org/spec/1.2.2/, "Core Schema") and JSON: `no` is a word
 (a resize mode, or Norwegian), and so are `on`, `12:30:00` and `2026-01-01`. Underscores may group digits. Duplicate
-keys are errors: the first value would be silently lost.
+keys are errors: the first value would be silently lost. So are the line breaks of YAML 1.1 that are no longer ones in
+YAML 1.2 (section 5.4), because PyYAML would end a comment at them, and read the rest of the line as fields.
 
 Aliases (`*name`) are bounded by what they stand for: nine lines of nine aliases each are a billion values, which later
 steps would copy and print one by one (https://en.wikipedia.org/wiki/Billion_laughs_attack).
@@ -36,6 +37,10 @@ _MAX_DIGITS = 1_000
 """Maximum digits of an integer. No field takes one of this length, and Python does not print those of more than
 4,300."""
 
+_LINE = re.compile(r"\r\n?|\n")
+_OLD_LINE_BREAK = re.compile("[\x85\u2028\u2029]")
+"""Line breaks in YAML 1.1 alone. In double quotes they can be written as escapes, which mean the same in both."""
+
 _ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 """What PyYAML raises: its own errors, and those that its constructors do not catch, for `!!bool x` and the like."""
 
@@ -50,11 +55,25 @@ class YamlError(JobError):
 
 def load_yaml(text: str) -> Any:
     """The value of the only document, of plain Python types; None for empty text. Raises YamlError."""
+    if found := _OLD_LINE_BREAK.search(text):
+        name = f"U+{ord(found[0]):04X}"
+        message = (
+            f'{name} is an invisible line break in old YAML only; remove it, or write "\\u{name[2:]}" in double quotes'
+        )
+        raise YamlError(message, 1 + len(_LINE.findall(text, 0, found.start())))
     try:
         return yaml.load(text, Loader=_Loader)
     except _ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         raise YamlError(str(getattr(error, "problem", error)), mark.line + 1 if mark else None) from None
+
+
+def dump_yaml(value: object) -> str:
+    """Text that `load_yaml` reads as the same value, of plain Python types, with keys in their order."""
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    if _OLD_LINE_BREAK.search(text):
+        text = yaml.safe_dump(value, sort_keys=False)  # escapes everything that is not ASCII
+    return text
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
 """Tests YAML with alias bombs, or that PyYAML does not expect. test_law_types.py tests what words mean."""
 
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pairmill.jobs.api.keywords import parse_step
 from pairmill.jobs.job_file import load_job, parse_settings
-from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
+from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, dump_yaml, load_yaml
 from pairmill.schemas.errors import JobError
 
 LISTS = "x0: &x0 [a, a, a]\n" + "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 9))
@@ -103,6 +104,35 @@ def test_a_step_reads_words_as_a_job_file_does() -> None:
 def test_a_job_file_may_be_as_long_as_promised() -> None:
     text = f"[{'a,' * (MAX_YAML_BYTES // 40)}]"
     assert len(load_yaml(text)) == MAX_YAML_BYTES // 40
+
+
+CONTROLS_AND_SEPARATORS = [
+    chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) in ("Cc", "Zl", "Zp", "Zs", "Cf")
+]
+
+
+@pytest.mark.parametrize("shape", ["a: 1 # x{}b: 2", "a: 1 #{}b: 2", "# x\r\n#{}b: 2", "a: 'x{}b: 2'", "a: x{}b"])
+def test_only_carriage_return_and_line_feed_end_a_line(shape: str) -> None:
+    """YAML 1.2.2, section 5.4: every other character is refused, or means what it means without being a break."""
+    for mark in set(CONTROLS_AND_SEPARATORS) - {"\r", "\n"}:
+        try:
+            loaded = load_yaml(shape.format(mark))
+        except YamlError as error:
+            assert error.line is None or error.line == 1 + shape.count("\n")
+            continue
+        text = shape.partition("'")[2][:-1] if "'" in shape else "x{}b"
+        assert loaded in (None, {"a": 1}, {"a": text.format(mark)}), f"U+{ord(mark):04X}"
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029"])
+def test_a_line_break_of_old_yaml_is_refused_with_its_line(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "job.yaml").write_text(f"# one\r\n# two{mark}fetch: {{retries: 9}}\n", newline="")
+    with pytest.raises(JobError, match=rf"job.yaml:2: not valid YAML: U\+{ord(mark):04X} is"):
+        load_job(str(tmp_path / "job.yaml"), {})
+    with pytest.raises(JobError, match="--set fetch: the value is not valid YAML: U"):
+        parse_settings([f"fetch={{}} #{mark}"])
+    assert load_yaml(f'"\\u{ord(mark):04X}"') == mark
+    assert load_yaml(dump_yaml({"b": f"é{mark} x", "a": mark})) == {"b": f"é{mark} x", "a": mark}
 
 
 class _NoAliases(yaml.SafeDumper):
