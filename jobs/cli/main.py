@@ -6,6 +6,7 @@ import typer
 
 from pairmill.jobs.cli import build, demo, reference, select, status, submit
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
+from pairmill.jobs.cli.terminal import stdout_errors
 
 app = typer.Typer(
     name="pairmill",
@@ -84,4 +85,5 @@ app.command(cls=Command, epilog=examples("pairmill demo", "pairmill demo --out s
 
 def main() -> None:
     """Entry point of the `pairmill` command."""
-    app(prog_name="pairmill")
+    with stdout_errors():
+        app(prog_name="pairmill")

@@ -1,7 +1,9 @@
 """Turns errors into messages, and prints what all commands have in common."""
 
 import json
+import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -40,13 +42,47 @@ def errors() -> Iterator[None]:
         with _interrupted_by_signals():
             yield
     except Exception as error:
-        if not _is_expected(error):
+        if not _is_expected(error) or (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
         typer.echo(f"pairmill: {_CONTROLS.sub('?', str(error))}", err=True)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         say_stopped("Stopped.")
         sys.exit(exit_status(stop))
+
+
+@contextmanager
+def stdout_errors() -> Iterator[None]:
+    """Print one clear message, with exit status 1, if stdout cannot be written to, as on a full disk.
+
+    A closed pipe (`| head`) is no error: click ends the command without a message. Outside `errors`, commands only
+    print, so an error of the system that names no file is stdout's.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.strerror is None:  # one of ours has only a message
+            raise
+        say_stopped(f"pairmill: stdout cannot be written to: {error.strerror}")
+        sys.exit(1)
+    finally:
+        _drop_unwritable()
+
+
+def _drop_unwritable() -> None:
+    """Drop what stdout does not take. Python would write it again when it exits, and print that error too."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextmanager

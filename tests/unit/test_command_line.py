@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from unittest.mock import patch
@@ -132,3 +134,42 @@ def test_a_field_that_does_not_exist_is_one_clear_line(arguments: list[str], mes
     status, text = run("fields", *arguments)
     assert (status, len(text.splitlines())) == (1, 1)
     assert message in text
+
+
+PRINTING = [("fields fetch", ""), ("--version", "1"), ("build --help", ""), ("OWN", ""), ("OWN", "1")]
+"""(arguments, PYTHONUNBUFFERED). `OWN` prints while errors become messages, as `build` does."""
+_MAIN = """
+import sys
+from pairmill.jobs.cli import main, terminal
+@main.app.command("OWN")
+def own():
+    with terminal.errors():
+        print("x" * 100_000, flush=True)
+main.main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "unbuffered"), PRINTING)
+def test_a_full_disk_behind_stdout_is_one_clear_line(arguments: str, unbuffered: str) -> None:
+    """Linux's /dev/full refuses every write. Nothing is left for Python to write, in vain, when it exits."""
+    with open("/dev/full", "w") as full:
+        ended = _main(arguments, full.fileno(), unbuffered)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert re.fullmatch("pairmill: .*No space left on device\n", ended.stderr)
+
+
+@pytest.mark.parametrize(("arguments", "unbuffered"), PRINTING)
+def test_a_closed_pipe_is_quiet(arguments: str, unbuffered: str) -> None:
+    reader, pipe = os.pipe()
+    os.close(reader)
+    try:
+        ended = _main(arguments, pipe, unbuffered)
+    finally:
+        os.close(pipe)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def _main(arguments: str, stdout: int, unbuffered: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-c", _MAIN, *arguments.split()]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, check=False)
