@@ -1,9 +1,10 @@
 """THE place where a URL is parsed, and refused if it cannot be fetched.
 
-The target (path and query) of a request is exactly what the list or the Location header says, byte for byte: decoding
-a `%2F` would invalidate a signed URL. As in curl, dot segments are resolved, the fragment is dropped, and blanks and
-non-ASCII letters are percent-encoded. The host is parsed by yarl, which applies IDNA (UTS 46). The rules see the same
-host that the client connects to, whatever user names, ports, backslashes or exotic letters the URL contains.
+The target (path and query) of a request is exactly what the list or the Location header says, byte for byte: decoding a
+`%2F` would invalidate a signed URL. As in curl, dot segments are resolved, the fragment is dropped, and blanks and non-
+ASCII letters are percent-encoded. As in browsers, slashes before the host may be missing or too many. The host is
+parsed by yarl, which applies IDNA (UTS 46). The rules see the same host that the client connects to, whatever user
+names, ports, backslashes or exotic letters the URL contains.
 """
 
 import re
@@ -91,6 +92,9 @@ def parse_url(url: str) -> ParsedUrl:
 def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
     """The URL that a reference (a Location header) leads to from `base`: RFC 3986, section 5.2.2. Never raises.
 
+    As in browsers, `http:/x` is a path on the same host if `base` is also http (the rule that section 5.4.2 allows for
+    old references), and otherwise a host without a slash.
+
     `reference` may have surrogates for bytes that are not UTF-8 (PEP 383). User name, password and fragment are
     dropped, because no client forwards them to a redirect's target.
     """
@@ -99,6 +103,8 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
     scheme, authority, path, query = parts.group("scheme", "authority", "path", "query")
     if scheme is not None and scheme.lower() not in HTTP_SCHEMES:
         return ParsedUrl(reference, scheme.lower())
+    if authority is None and scheme is not None and scheme.lower() == base.scheme:
+        scheme = None
     if scheme is None and authority is None:
         base_path, _, base_query = base.target.partition("?")
         if not path:
@@ -107,7 +113,9 @@ def resolve_url(base: HttpUrl, reference: str) -> ParsedUrl:
         elif not path.startswith("/"):
             path = base_path[: base_path.rindex("/") + 1] + path
         authority = base.authority
-    url = f"{scheme or base.scheme}://{authority or ''}{_encode(path, ' ', '%20')}{_encode(query or '', ' ', '+')}"
+    else:
+        authority, path = _authority_and_path(parts)
+    url = f"{scheme or base.scheme}://{authority}{_encode(path, ' ', '%20')}{_encode(query or '', ' ', '+')}"
     return _parse(url)
 
 
@@ -135,10 +143,11 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme, problem=f"longer than {MAX_URL_BYTES} bytes")
     parts = _COMPONENTS.match(url)
     assert parts is not None
-    if _FORBIDDEN_IN_HOSTS.search(parts["authority"] or ""):
+    authority, path = _authority_and_path(parts)
+    if _FORBIDDEN_IN_HOSTS.search(authority):
         return ParsedUrl(url, scheme, problem="white space or a control character")
     try:
-        parsed = _parse_authority(scheme, parts["authority"] or "")
+        parsed = _parse_authority(scheme, authority)
     except ValueError as error:  # UnicodeError is one too
         return ParsedUrl(url, scheme, problem=str(error))
     if not parsed.host:
@@ -147,11 +156,22 @@ def _parse(url: str) -> ParsedUrl:
     name = host.removesuffix(".")
     if (problem := _host_problem(name, parsed.port)) is not None:
         return ParsedUrl(url, scheme, name, problem)
-    target = _remove_dot_segments(_encode(parts["path"]) or "/") + _encode(parts["query"] or "")
+    target = _remove_dot_segments(_encode(path) or "/") + _encode(parts["query"] or "")
     return ParsedUrl(url, scheme, name, None, HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target))
 
 
 _parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each URL rule asks again, and so does the fetcher
+
+
+def _authority_and_path(parts: re.Match[str]) -> tuple[str, str]:
+    """Of the _COMPONENTS of an http URL, in which any number of slashes may precede the authority.
+
+    https://url.spec.whatwg.org/#special-authority-ignore-slashes-state
+    """
+    if parts["authority"]:
+        return parts["authority"], parts["path"]
+    authority, slash, path = parts["path"].lstrip("/").partition("/")
+    return authority, slash + path
 
 
 def _parse_authority(scheme: str, authority: str) -> URL:
