@@ -26,7 +26,7 @@ _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar
 
 @rule(Status.CAPTION_MISSING)
 def caption_missing(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The caption is null, or nothing but white space."""
+    """The caption is null, or has no visible character."""
     if not rules.require_caption:
         return None
     return pc.greater(pc.utf8_length(rows["caption_clean"]), 0)

@@ -23,6 +23,15 @@ _REMOVED = r"[\x00-\x08\x0e-\x1b\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200e}\x{200f}\x
 # The white space of `str.isspace`, plus zero-width space, word joiner and byte order mark.
 _WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ\x{200b}\x{2060}\x{feff}]+"
 
+# Characters that show nothing by themselves: Default_Ignorable_Code_Point of Unicode 17 (DerivedCoreProperties.txt),
+# such as the Hangul fillers, zero-width joiners, variation selectors and tags; interlinear annotation marks; and two
+# blank symbols, of Braille and of music. White space is one space by now.
+_INVISIBLE = (
+    r"[ \x{ad}\x{34f}\x{61c}\x{115f}\x{1160}\x{17b4}\x{17b5}\x{180b}-\x{180f}\x{200b}-\x{200f}\x{202a}-\x{202e}"
+    r"\x{2060}-\x{206f}\x{2800}\x{3164}\x{fe00}-\x{fe0f}\x{feff}\x{ffa0}\x{fff0}-\x{fffb}\x{1bca0}-\x{1bca3}"
+    r"\x{1d159}\x{1d173}-\x{1d17a}\x{e0000}-\x{e0fff}]"
+)
+
 # At most 30 combining marks in a row, as in the Stream-Safe Text Format (Unicode annex 15, section 13): normalizing
 # takes quadratic time in the length of such a run (200,000 marks: 30 s), and no language has longer ones.
 _MARKS, _FIRST_MARKS = r"(\pM{30})\pM+", r"\1"
@@ -35,6 +44,7 @@ def clean_captions(raw: pa.Array) -> pa.Array:
 
     HTML entities are decoded (at most twice, for pages that escape twice), control characters are removed, every run of
     white space (including no-break and zero-width spaces) becomes one space, ends are trimmed, and the result is NFC.
+    Nothing is left of a caption without any visible character; in others, joiners and variation selectors stay.
     """
     captions = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
     captions = _change_where(captions.cast(pa.string()), "&", _unescape)
@@ -75,4 +85,5 @@ def _compose(captions: pa.Array) -> pa.Array:
     captions = pc.replace_substring_regex(captions, _MARKS, _FIRST_MARKS)
     composed = [unicodedata.normalize("NFC", caption) for caption in captions.to_pylist()]
     # Again, because NFC splits some marks in two, and cleaning a clean caption must not change it.
-    return pc.replace_substring_regex(pa.array(composed, pa.string()), _MARKS, _FIRST_MARKS)
+    captions = pc.replace_substring_regex(pa.array(composed, pa.string()), _MARKS, _FIRST_MARKS)
+    return pc.replace_substring_regex(captions, f"^{_INVISIBLE}+$", "")

@@ -6,6 +6,7 @@ import unicodedata
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -50,6 +51,27 @@ def clean(caption: str | None) -> str | None:
 )
 def test_a_caption_is_cleaned(raw: str | None, cleaned: str | None) -> None:
     assert clean(raw) == cleaned
+
+
+EVERY_CHARACTER = [char for char in map(chr, range(0x110000)) if unicodedata.category(char) not in ("Cn", "Co", "Cs")]
+BLANK = {char for char in EVERY_CHARACTER if regex.match(r"\p{Default_Ignorable_Code_Point}|\s|\p{Cc}", char)}
+BLANK |= set("\u2800\U0001d159\ufff9\ufffa\ufffb")
+
+
+def test_a_caption_without_a_visible_character_is_empty_and_no_other() -> None:
+    """Every character of Python's Unicode; the `regex` module says which ones are ignorable."""
+    cleaned = clean_captions(pa.array([f" {char}" for char in EVERY_CHARACTER]))
+    assert {char for char, text in zip(EVERY_CHARACTER, cleaned.to_pylist(), strict=True) if not text} == BLANK
+
+
+@given(st.text(st.sampled_from(sorted(BLANK))), st.sampled_from(["", "x", "&#x3164;", "é", "🏴"]))
+def test_blank_characters_are_nothing_together_but_stay_beside_visible_ones(blanks: str, visible: str) -> None:
+    cleaned = clean(blanks + visible + blanks)
+    assert cleaned is not None
+    assert bool(cleaned) == (visible not in ("", "&#x3164;"))
+    assert clean(cleaned) == cleaned
+    if cleaned:
+        assert cleaned.count("\u3164") == 2 * blanks.count("\u3164")
 
 
 def test_rows_keep_their_order() -> None:
