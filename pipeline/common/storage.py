@@ -44,9 +44,10 @@ class Store:
     def __init__(self, root: str, s3: S3Config = FROM_ENVIRONMENT) -> None:
         if wrong := secret_in(root):
             raise StorageError(f"the output folder: {wrong}")
-        if (readable := root.encode(errors="replace").decode()) != root:  # names of pictures in Parquet begin with it
-            raise StorageError(f"the output folder: {readable}: the name is not UTF-8; rename it")
         self.root = absolute(root)
+        readable = self.root.encode(errors="replace").decode()
+        if readable != self.root:  # names of pictures in Parquet begin with it
+            raise StorageError(f"the output folder: {readable}: the name is not UTF-8; rename it")
         self.files = Files(s3)
         self.remote = is_remote(root)
         if self.remote and not root.startswith(S3_SCHEMES):

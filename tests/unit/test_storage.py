@@ -159,6 +159,17 @@ def test_an_output_whose_name_is_not_utf8_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_relative_output_below_a_folder_whose_name_is_not_utf8_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = os.fsdecode(bytes(tmp_path) + b"/caf\xe9")
+    os.mkdir(folder)  # noqa: PTH102
+    monkeypatch.chdir(folder)
+    with pytest.raises(StorageError, match=r"/caf\?/out: the name is not UTF-8; rename it"):
+        Store("out")
+    assert os.listdir(folder) == []  # noqa: PTH208
+
+
 @pytest.mark.parametrize("code", ["EPERM", "EACCES", "EROFS", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EXDEV"])
 def test_a_file_system_that_refuses_to_publish_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
