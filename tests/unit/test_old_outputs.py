@@ -1,9 +1,14 @@
 """Tests that outputs planned by earlier versions can be resumed: records are read, and fingerprints stay the same."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
+from pairmill.jobs.build import prepare
+from pairmill.jobs.check import check
 from pairmill.jobs.job_file import fingerprint, load_job
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.source.mapping import (
     ON_THE_WEB,
     ColumnMapping,
@@ -13,6 +18,7 @@ from pairmill.pipeline.source.mapping import (
     PairsPictures,
     PictureSource,
 )
+from pairmill.pipeline.source.plan import make_plan
 from pairmill.schemas.record import JobRecord
 
 EMBED = {"source.kind": "corpus", "source.paths": ["/c"], "output": "/o", "models": [{"name": "tiny"}]}
@@ -35,6 +41,25 @@ def test_a_record_that_says_held_is_a_corpus_and_unknown_top_level_fields_are_ig
     old = {**values, "source": {**source, "held": True}, "dropped_since": 1}
     assert JobRecord.from_json(old) == record
     assert JobRecord.from_json(old).job.source.is_corpus
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, "always"), (True, "auto")])
+def test_an_output_that_was_begun_with_skip_reencode_is_continued_as_it_was(before: bool, now: str) -> None:
+    record = JobRecord(load_job(None, BUILD), "f" * 32)
+    values = record.to_json()
+    images = {name: value for name, value in dict(values["images"]).items() if name not in ("reencode", "chroma")}  # type: ignore[call-overload]
+    old = JobRecord.from_json({**values, "images": {**images, "skip_reencode": before}})
+    assert old.job.images == record.job.images.model_copy(update={"reencode": now})
+
+
+def test_a_build_takes_what_becomes_of_pictures_from_the_record_of_its_output(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://a.invalid/1.jpg,a picture\n")
+    job = load_job(None, {"source.paths": [str(tmp_path / "in.csv")], "output": str(tmp_path / "out")})
+    _, fingerprint = check(job)
+    old = job.model_copy(update={"images": job.images.model_copy(update={"reencode": "always"})})
+    make_plan(JobRecord(old, fingerprint), Store(job.output))
+    pipeline, _ = prepare(job)
+    assert pipeline.job.images.reencode == "always"
 
 
 @pytest.mark.parametrize(
