@@ -85,7 +85,8 @@ def _sizes(values: pa.Array) -> npt.NDArray[np.int64]:
     if pa.types.is_fixed_size_list(kind):
         first, size = values.offset * kind.list_size, len(values) * kind.list_size
         of_items = _sizes(values.values.slice(first, size)).reshape(len(values), kind.list_size)
-        return of_items.sum(axis=1)  # type: ignore[no-any-return]
+        of_lists: npt.NDArray[np.int64] = of_items.sum(axis=1)
+        return of_lists
     if pa.types.is_map(kind):
         items = pa.StructArray.from_arrays([values.keys, values.items], ["key", "item"])
         lengths = np.diff(values.offsets.to_numpy(zero_copy_only=False))
