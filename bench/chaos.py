@@ -189,7 +189,7 @@ def _wait_for_work(world: World, driver: Driver) -> None:
 def _rows(store: Store) -> Iterator[str]:
     for manifest in read_manifests(store):
         for part in ("pairs", "rejects"):
-            with store.open(manifest.files[part].path) as file:  # type: ignore[index]
+            with store.open(manifest.files[part].path) as file:
                 rows = pq.ParquetFile(file).read(columns=["row_id", "status"])
                 yield from (f"{row['row_id']} {row['status']}" for row in rows.to_pylist())
 

@@ -25,6 +25,7 @@ from bench.rate import steady_rate
 from bench.web import serving
 from pairmill.jobs.build import build
 from pairmill.jobs.cluster.session import ray_session
+from pairmill.jobs.progress import ProgressListener
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.jobs import BuildJob
@@ -34,13 +35,11 @@ SIZES = [(640, 480)] * 6 + [(800, 600)] * 6 + [(1024, 768)] * 6 + [(400, 300)] +
 """The median is half a megapixel. One in twenty is small, and one in twenty is large."""
 
 
-class Clock:
+class Clock(ProgressListener):
     """Records (time, rows) of each commit."""
 
     def __init__(self) -> None:
         self.commits: list[tuple[float, int]] = []
-
-    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None: ...
 
     def committed(self, manifest: ShardManifest) -> None:
         self.commits.append((time.perf_counter(), manifest.rows_in))

@@ -121,7 +121,7 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
     tokens = model._tokenizer(captions)
     lengths = model._text.lengths(tokens)
     order = lengths.argsort()
-    cut = [tokens[part][:, : int(lengths[part].max())] for part in order.split(BATCH_SIZE)]
+    cut = [tokens[part][:, : int(lengths[part].max())] for part in torch.split(order, BATCH_SIZE)]
     with torch.inference_mode():
         started = time.perf_counter()
         for batch in cut:
@@ -132,7 +132,7 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
             model._text(batch)
         text_s = time.perf_counter() - started
         started = time.perf_counter()
-        for part in order.split(BATCH_SIZE):
+        for part in torch.split(order, BATCH_SIZE):
             model._model.encode_text(tokens[part])
         padded_s = time.perf_counter() - started
     rows = len(captions)

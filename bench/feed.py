@@ -31,7 +31,8 @@ from pairmill.jobs.build import build
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
 from pairmill.pipeline.dataset.parquet import write_table
-from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+from pairmill.pipeline.feed.config import FeedConfig
+from pairmill.pipeline.feed.pair_dataset import PairDataset
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
@@ -127,7 +128,8 @@ def measure(side: str, folder: Path) -> float:
     """The rate of the faster configuration, in its own process."""
     command = [sys.executable, "-W", "ignore", "-m", "bench.feed", "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return max(json.loads(done.stdout.splitlines()[-1]))
+    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return max(rates)
 
 
 def main() -> None:

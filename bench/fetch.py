@@ -2,9 +2,11 @@
 
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
+    .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only ""
 
 `--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3% of the names, and 5% of hosts
-that never answer. Failed rows count as done.
+that never answer. Failed rows count as done. `--photos` serves
+real photographs instead of synthetic pictures.
 
 All tools store pictures with 512 px on the longer side, resized only if larger, at JPEG quality 95, and download from
 the same nginx on the same cores. Each run is a separate process. `steady` is the slope of rows over time, shard by
@@ -45,6 +47,7 @@ MEDIAN_PX, SPREAD = 340, 0.72
 """Log-normal distribution of the longer side. In LAION-400M, 65% have 256 px or more, 27% 512 and 6.3% 1,024. This
 gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
 SHARD_ROWS = 500
+THUMBNAIL_PX = 200
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
 DEAD_SHARE, NO_NAME_SHARE = 0.05, 0.03
@@ -69,6 +72,24 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
         files.append(f"{number}.{format.lower().replace('jpeg', 'jpg')}")
         (folder / files[-1]).write_bytes(body)
     return files
+
+
+def photos(folder: Path, web: Path) -> list[str]:
+    """Link to 310 photographs of ../shared/data/pairs. Returns the names of the links.
+
+    They are the pictures of Flickr8k that are no thumbnails (500 px, 4:2:0), and those of COCO with a color profile
+    (most have 640 px and 4:4:4): 31% have more than 512 px and 34% a profile.
+    """
+    chosen = [
+        path
+        for path in sorted(folder.resolve().rglob("*.jpg"))
+        for image in [Image.open(path)]
+        if ("flickr8k" in path.parts and max(image.size) > THUMBNAIL_PX)
+        or ("coco" in path.parts and "icc_profile" in image.info)
+    ]
+    for number, index in enumerate(np.random.default_rng(11).permutation(len(chosen))):
+        (web / f"{number}.jpg").symlink_to(chosen[index])
+    return [f"{number}.jpg" for number in range(len(chosen))]
 
 
 def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
@@ -137,6 +158,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="median of the pictures' longer sides")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="../shared/data/pairs: serve real photographs")
     parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
     parser.add_argument("--only", help="comma-separated sides in addition to pairmill and img2dataset")
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "URLS", "OUT"), help=argparse.SUPPRESS)
@@ -149,7 +171,8 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)  # if root starts nginx, its worker is another user
         (folder / "web").mkdir()
-        files = corpus(folder / "web", options.pictures, options.median_px)
+        web = folder / "web"
+        files = photos(options.photos, web) if options.photos else corpus(web, options.pictures, options.median_px)
         bases = stack.enter_context(nginx(folder / "web"))
         if options.slow:
             bases = slow_web(stack, bases)

@@ -150,7 +150,9 @@ def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
     rng = Random("filtering helps, measured")
 
     def image_features(scenes: list[Scene]) -> torch.Tensor:
-        return model.encode_image(torch.stack([preprocess(render(s, rng, 128)) for s in scenes]), normalize=True)
+        pictures = torch.stack([preprocess(render(scene, rng, 128)) for scene in scenes])
+        features: torch.Tensor = model.encode_image(pictures, normalize=True)
+        return features
 
     scenes = distinct_scenes(rng, EVALUATED // 2, False) + distinct_scenes(rng, EVALUATED // 2, True)
     texts = model.encode_text(tokenize([caption(scene, rng) for scene in scenes]), normalize=True)
@@ -186,8 +188,8 @@ def main() -> None:
                 results[name].append(found)
                 print(f"seed {seed} {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
         print(f"\n| set | pairs | {' | '.join(next(iter(results.values()))[0])} |\n|---|---|---|---|---|")
-        for name, found in results.items():
-            cells = [", ".join(f"{each[measure]:.3f}" for each in found) for measure in found[0]]
+        for name, of_seeds in results.items():
+            cells = [", ".join(f"{each[measure]:.3f}" for each in of_seeds) for measure in of_seeds[0]]
             print(f"| {name} | {sets[name][1]:,} | {' | '.join(cells)} |")
         for measure in results["raw"][0]:
             worst = min(each[measure] for each in results["selected"])

@@ -96,7 +96,7 @@ class Bench:
 
 def seconds(device: torch.device, work: Callable[[], Any]) -> float:
     """Wall seconds of the work, with the device synchronized before and after."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronize()
     started = time.perf_counter()
     work()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 _CONFIG = """
@@ -112,7 +113,7 @@ def delayed(bases: Sequence[str], delays_s: Sequence[float]) -> Iterator[list[st
             ports = []
             for number, (base, delay_s) in enumerate(zip(bases, delays_s, strict=True)):
                 server = await asyncio.start_server(
-                    lambda reader, writer, d=delay_s, b=base: handle(d, b, reader, writer),
+                    partial(handle, delay_s, base),
                     f"127.0.{20 + number // 200}.{1 + number % 200}",
                     0,
                     backlog=4096,

@@ -31,20 +31,25 @@ WARN_INTERVAL_S = 60.0
 class ProgressListener(Protocol):
     """Receives the progress of a build, an embed, a retry or an added model, in the thread that started it.
 
-    Derive from it to write your own. Methods that you leave out do nothing.
+    Derive from it to write your own. Methods that you leave out do nothing. (Each has a `return`, because type checkers
+    consider methods of a Protocol without any statement abstract.)
     """
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
         """The job is planned. Rows are input rows; `rows_done` were done by earlier runs."""
+        return
 
     def working(self, work: Mapping[str, WorkCounts]) -> None:
         """Called about once a second: stage -> what its workers have done so far, even inside shards."""
+        return
 
     def committed(self, manifest: ShardManifest) -> None:
         """A shard was committed."""
+        return
 
     def failed(self, shard: int, error: str) -> None:
         """A shard failed in this run. `error`: the last line of its traceback."""
+        return
 
 
 class ConsoleProgress(ProgressListener):
