@@ -48,6 +48,11 @@ class BuildJob(Settings):
             values = {"shard_rows": 1_024, **values}  # original pictures are larger than stored ones
         return values
 
+    @property
+    def computes_md5(self) -> bool:
+        """Whether somebody reads the MD5 of original bytes."""
+        return self.images.md5 or self.rules.md5_blocklist is not None
+
     def _refuse_settings_without_effect_on_a_corpus(self) -> None:
         """Refuse settings that would otherwise be silently ignored."""
         rules = self.rules

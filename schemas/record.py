@@ -29,7 +29,7 @@ class JobRecord:
         known = {name: value for name, value in values.items() if name in BuildJob.model_fields}
         if "skip_reencode" in (images := dict(known.get("images") or {})):  # before 0.2
             images["reencode"] = "auto" if images.pop("skip_reencode") else "always"
-            known["images"] = images
+            known["images"] = {"md5": True, **images}
         try:
             job = BuildJob.model_validate(known)
         except ValidationError as error:

@@ -80,7 +80,7 @@ class PairsReader:
         self._store = store
         self._mapping = mapping
         self._reader = ShardReader(store, mapping)
-        self._loader = Loader(job.images, store.files)
+        self._loader = Loader(job, store.files)
 
     @property
     def checksum(self) -> tuple[str, ...]:

@@ -100,6 +100,7 @@ class _Engine:
         self, job: BuildJob, processor: ImageProcessor | IsolatedProcessor, on_hang: Callable[[], None] | None
     ) -> None:
         self._config = job.fetch
+        self._md5 = job.computes_md5
         self._on_hang = on_hang
         self._redirect_rule = partial(refused_redirect, rules=SourceRules.of(job))
         self._processor = processor
@@ -203,7 +204,7 @@ class _Engine:
 
     def _decode(self, fetched: FetchOutcome, body: bytes, expected_sha256: frozenset[str]) -> FetchOutcome:
         """On a decoding thread: checksums, then the picture, unless every row expects different bytes."""
-        outcome = fetched.with_digests_of(body)
+        outcome = fetched.with_digests_of(body, self._md5)
         if expected_sha256 and outcome.sha256 not in expected_sha256:
             return outcome.refused(Status.CONTENT_CHANGED)
         return outcome.with_image(self._processor.process(body))

@@ -76,7 +76,7 @@ class Img2datasetDownloader:
             encode_format=images.format,
             skip_reencode=False,  # it would keep the metadata too
         )
-        self._collector = _Collector(resizer, self._opener)
+        self._collector = _Collector(resizer, self._opener, job.computes_md5)
         self._downloader = Downloader(
             sample_writer_class=lambda *_: self._collector,
             resizer=self._collector.resize,
@@ -129,8 +129,9 @@ class Img2datasetDownloader:
 class _Collector:
     """img2dataset's sample writer, in memory. For each picture in turn, `resize` and then `write` is called."""
 
-    def __init__(self, resizer: Callable[..., Any], opener: GuardedOpener) -> None:
+    def __init__(self, resizer: Callable[..., Any], opener: GuardedOpener, md5: bool) -> None:
         self._resizer = resizer
+        self._md5 = md5
         self._opener = opener
         self._original = b""
         self.progress = unwatched()
@@ -148,7 +149,7 @@ class _Collector:
             processed = ProcessedImage(Status.IMAGE_CORRUPT, clean_text(meta["error_message"]))
             if image is not None:
                 processed = _processed(image, meta)
-            self.outcomes[meta["url"]] = _succeeded().with_digests_of(body).with_image(processed)
+            self.outcomes[meta["url"]] = _succeeded().with_digests_of(body, self._md5).with_image(processed)
         outcome = self.outcomes[meta["url"]]
         self.progress.done(good_items=outcome.status is Status.OK, num_bytes=outcome.original_bytes or 0)
 

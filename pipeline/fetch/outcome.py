@@ -43,6 +43,7 @@ class FetchOutcome:
     sha256: str | None = None
     """Digest of the original bytes, in hex, like `md5`."""
     md5: str | None = None
+    """None unless the job asks for it."""
     image: ProcessedImage | None = None
     body: bytes | None = field(default=None, repr=False)
     """The original bytes, until they are decoded."""
@@ -62,14 +63,17 @@ class FetchOutcome:
         """Pixels, upright."""
         return None if self.image is None else self.image.original_height
 
-    def with_digests_of(self, body: bytes) -> "FetchOutcome":
-        """The outcome with the size and digests of the body instead of the body, so that its memory can be freed."""
+    def with_digests_of(self, body: bytes, md5: bool) -> "FetchOutcome":
+        """The outcome with the size and digests of the body instead of the body, so that its memory can be freed.
+
+        `md5`: compute that one too.
+        """
         return replace(
             self,
             body=None,
             original_bytes=len(body),
             sha256=hashlib.sha256(body).hexdigest(),
-            md5=hashlib.md5(body, usedforsecurity=False).hexdigest(),
+            md5=hashlib.md5(body, usedforsecurity=False).hexdigest() if md5 else None,
         )
 
     def with_image(self, image: ProcessedImage) -> "FetchOutcome":

@@ -109,7 +109,7 @@ class Load(JobStage):
         """Start the reading threads."""
         from pairmill.pipeline.source.corpus.load import Loader
 
-        return OpenLoad(self, Loader(self.job.images, self.store.files, self.isolated), hooks.progress)
+        return OpenLoad(self, Loader(self.job, self.store.files, self.isolated), hooks.progress)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def test_both_engines_give_the_same_rows_and_statuses(web: PictureWeb, tmp_path:
     source = write_input(tmp_path / "in.parquet", mixed_rows(web))
     for engine in ("aiohttp", "img2dataset"):
         fetch = {"engine": engine, "timeout_s": 5, "retries": 0, "allow_networks": ["127.0.0.0/8"]}
-        sequentially(job(source, tmp_path / engine, fetch=fetch))
+        sequentially(job(source, tmp_path / engine, fetch=fetch, images={"md5": True}))
     ours, theirs = ([m.statuses for m in read_manifests(Store(str(tmp_path / e)))] for e in ("aiohttp", "img2dataset"))
     assert ours == theirs
     one, other = (dataset(tmp_path / engine, "pairs") for engine in ("aiohttp", "img2dataset"))

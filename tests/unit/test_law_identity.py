@@ -24,7 +24,6 @@ from pairmill.pipeline.source.corpus.load import Loader
 from pairmill.pipeline.source.plan import load_plan, make_plan
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.source.uid import pair_uid
-from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.record import JobRecord
@@ -61,9 +60,10 @@ def uids(output: Path, source: Path, shard_rows: int) -> list[tuple[str, str]]:
     """(uid, status) of each row, in order."""
     values = {"source": {"paths": [str(source)], "kind": "corpus"}, "output": str(output), "shard_rows": shard_rows}
     store = Store(str(output))
-    make_plan(JobRecord(BuildJob.model_validate({**values, "models": [{"name": "tiny"}]}), "f" * 32), store)
+    job = BuildJob.model_validate({**values, "models": [{"name": "tiny"}]})
+    make_plan(JobRecord(job, "f" * 32), store)
     plan = load_plan(store)
-    with closing(ShardReader(store, plan.mapping)) as reader, closing(Loader(ImagesConfig(), Files())) as loader:
+    with closing(ShardReader(store, plan.mapping)) as reader, closing(Loader(job, Files())) as loader:
         tables = [loader(reader.read(shard), has_pictures=True) for shard in shards_from_table(plan.shards)]
     rows = pa.concat_tables(tables).to_pylist()
     return [(row["uid"], row["status"]) for row in rows]

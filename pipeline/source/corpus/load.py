@@ -25,7 +25,7 @@ from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
 from pairmill.pipeline.source.uid import picture_uid
-from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.pairs import IMAGE_COLUMN, KEPT_STATUS, STORED
 from pairmill.schemas.status import Status
 
@@ -64,11 +64,12 @@ class _Row:
 class Loader:
     """Reads the pictures of shards. Thread-safe."""
 
-    def __init__(self, images: ImagesConfig, files: Files, isolated: bool = False) -> None:
+    def __init__(self, job: BuildJob, files: Files, isolated: bool = False) -> None:
         """`isolated`: decode every picture in a child process, so that a crash loses only one row."""
         self._files = files
-        self._processor = ImageProcessor(images)
-        self._isolated = IsolatedProcessor(images) if isolated else None
+        self._processor = ImageProcessor(job.images)
+        self._isolated = IsolatedProcessor(job.images) if isolated else None
+        self._md5 = job.computes_md5
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="load")
 
     def close(self) -> None:
@@ -174,7 +175,7 @@ class Loader:
     def _examine_body(self, row: _Row, body: bytes) -> None:
         row.original_bytes = len(body)
         row.sha256 = hashlib.sha256(body).hexdigest()
-        row.md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        row.md5 = hashlib.md5(body, usedforsecurity=False).hexdigest() if self._md5 else None
         with _costing_one(row):
             if not body:
                 raise ImageError(Status.EMPTY_BODY, None)
