@@ -44,8 +44,6 @@ _NS_PER_PNG_BYTE = 4.5  # unpacked
 _NS_PER_STRIP = 50_000
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _RUN_LENGTHS = (1, 2)  # BMP compressions that Pillow decodes in Python
-_SMALL_PIXELS = 4_000_000  # up to this size, no JPEG with `MAX_SCANS` scans costs too much
-_START_OF_SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +95,7 @@ def picture_cost(body: bytes, format: str, opened: Image.Image, png: PngFile | N
     extra_bytes = extra_ns = 0.0
     is_bomb = None
     if format == "JPEG" and isinstance(opened, JpegImagePlugin.JpegImageFile):
-        scans = body.count(_START_OF_SCAN)  # also those of thumbnails and videos, which does not matter here
-        frame = jpeg.PROGRESSIVE if "progressive" in opened.info else None
-        if scans > jpeg.MAX_SCANS or pixels > _SMALL_PIXELS:
-            scans, frame = jpeg.count_scans(body)
+        scans, frame = jpeg.count_scans(body)
         is_bomb = f"{scans} scans" if scans > jpeg.MAX_SCANS else None
         extra_bytes, extra_ns = jpeg.extra_cost(opened.size, opened.layer, scans, frame)
     elif png is not None:

@@ -3,8 +3,8 @@
 import re
 
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # the others are DHT, JPG and DAC
-PROGRESSIVE = 0xC2
-_PROGRESSIVE = frozenset({PROGRESSIVE, 0xC6, 0xCA, 0xCE})
+_BASELINE = frozenset({0xC0, 0xC1})
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI
 _EOI, _SOS = 0xD9, 0xDA
@@ -24,8 +24,12 @@ _NS_ARITHMETIC = 60  # more per pixel than Huffman codes
 
 def count_scans(body: bytes) -> tuple[int, int | None]:
     """(scans, frame type: the number of its SOF marker) of the first picture alone: a phone's motion photo has a video
-    after it, and a camera's thumbnail is inside a segment."""
+    after it, and a camera's thumbnail is inside a segment.
+
+    If the first scan of a baseline picture has all components, libjpeg reads no other, and the rest is not searched.
+    """
     scans, frame, offset = 0, None, 2
+    components = b""
     while (found := _MARKER.search(body, offset)) is not None:
         marker, offset = found[1][0], found.end()
         if marker == _EOI:
@@ -33,9 +37,11 @@ def count_scans(body: bytes) -> tuple[int, int | None]:
         if marker in _STANDALONE:
             continue
         if marker in _SOF and frame is None:
-            frame = marker
+            frame, components = marker, body[offset + 7 : offset + 8]
         if marker == _SOS:
             scans += 1
+            if frame in _BASELINE and body[offset + 2 : offset + 3] == components:
+                break
         offset += int.from_bytes(body[offset : offset + 2], "big")
     return scans, frame
 
