@@ -1,7 +1,8 @@
-"""THE place where a shard is committed: first its files in `images/`, `pairs/` and `rejects/`, then its manifest.
+"""THE place where a shard is committed: writes its data files, then its manifest by `manifests.publish`.
 
-Manifests are create-only, so if two workers commit the same shard, one wins, and a shard exists if and only if its
-manifest does. Data files of a committed shard that are not in its manifest are garbage and may be deleted.
+The data files are in `images/`, `pairs/` and `rejects/`. Manifests are create-only, so if two workers commit the same
+shard, one wins, and a shard exists if and only if its manifest does. Data files of a committed shard that are not in
+its manifest are garbage and may be deleted.
 """
 
 import json
