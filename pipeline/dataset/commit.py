@@ -99,7 +99,7 @@ class ShardWriter:
         return publish(self.store, manifest)
 
     def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
-        """Number of rows for each custom rule, whose evidence starts with its name."""
+        """Number of rows dropped by each custom rule. Their `status_detail` starts with the rule's name."""
         counts: Counter[str] = Counter()
         for table in tables:
             details = table["status_detail"].filter(pc.equal(table["status"], Status.CUSTOM_RULE.value)).to_pylist()

@@ -71,7 +71,7 @@ def _table(values: Callable[[], pa.Array], **options: Any) -> Bomb:
 
 
 def _repeated(text: Any, rows: int = ROWS) -> pa.Array:
-    """One value in all rows, which takes no room here either."""
+    """One value in all rows, which takes no memory here either."""
     return pa.DictionaryArray.from_arrays(pa.repeat(0, rows).cast(pa.int32()), pa.array([text]))
 
 
