@@ -5,8 +5,8 @@ Like It" (hackerfactor.com, 2011): brightness, 32 x 32, two-dimensional DCT-II, 
 each for being above their median.
 
 Version 2 begins with the means of 8 x 8 blocks, which a JPEG stores as such: decoded at an eighth of its size, it has
-the same hash as when decoded whole, give or take two bits. Of 600 photographs, 594 have the hash of version 1 within
-two bits, and all within four.
+the same hash as when decoded whole, give or take two bits. For 594 of 600 photographs, it is within two bits of version
+1, and for all of them within four.
 """
 
 from functools import lru_cache

@@ -1,5 +1,5 @@
-"""Law: a list or table costs bounded memory, however few bytes stand for however much; a row that costs too much is
-`row_malformed`, and costs no other row.
+"""Invariant: reading a list or table takes bounded memory, however much a few bytes stand for; a row that takes too much
+is `row_malformed`, and affects no other row.
 
 Oracles: the peak memory of a process; Python's own lengths of the values; pyarrow for the rows of lists.
 """
