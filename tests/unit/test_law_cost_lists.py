@@ -1,4 +1,4 @@
-"""Invariant: reading a list or table takes bounded memory, however much a few bytes stand for; a row that takes too much
+"""Invariant: reading a list or table takes bounded memory, however much a few bytes stand for. A row that is too large
 is `row_malformed`, and affects no other row.
 
 Oracles: the peak memory of a process; Python's own lengths of the values; pyarrow for the rows of lists.
