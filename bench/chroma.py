@@ -1,11 +1,11 @@
-"""Measures what halving the resolution of color saves in stored JPEGs, and what it costs a model.
+"""Measures what 4:2:0 chroma subsampling saves in stored JPEGs, and what it costs a model.
 
     python -m bench.chroma ../shared/data/pairs/coco
 
-Resizes the pictures of a folder that are larger than 512 px, and stores them at quality 95 with full and with halved
-color. Prints bytes, CPU time, PSNR after the model's own resizing, and the distance of the embeddings from those of the
-pixels before storing, as 1 - cosine. The model is a ViT-B-32 with random weights, so this shows how much of the change
-arrives, not how much a trained model would mind.
+Resizes the pictures of a folder that are larger than 512 px, and stores them at quality 95 without and with
+subsampling. Prints bytes, CPU time, PSNR after the model's own resizing, and the distance of the embeddings from those
+of the pixels before storing, as 1 - cosine. The model is a ViT-B-32 with random weights, so this shows how much of the
+change reaches the embeddings, not how much it affects a trained model.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measures what a shard costs the driver, with the real engine and stages that do nothing.
+"""Measures what a shard costs the driver, with the real `run_shards` and stages that do nothing.
 
     python -m bench.driver [--shards 10000]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pairmill.jobs.cluster import engine
+from pairmill.jobs.cluster.run_shards import Outcome, run_shards
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
@@ -85,14 +85,14 @@ def main() -> None:
         done = 0
         first = (0.0, 0.0)
 
-        def on_outcome(outcome: engine.Outcome) -> None:
+        def on_outcome(outcome: Outcome) -> None:
             nonlocal done, first
             assert isinstance(outcome.result, ShardManifest), outcome.result
             done += 1
             if done == 1:
                 first = (time.perf_counter(), cpu_s())
 
-        engine.run_shards(shards, pipeline, on_outcome)
+        run_shards(shards, pipeline, on_outcome)
     wall_s, used_s = time.perf_counter() - first[0], cpu_s() - first[1]
     assert done == options.shards
     print(f"{done:,} shards: {used_s / done * 1e3:.2f} ms of driver CPU each, {done / wall_s:,.0f} shards/s")

@@ -5,8 +5,7 @@
     .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only ""
 
 `--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3% of the names, and 5% of hosts
-that never answer. Failed rows count as done. `--photos` serves
-real photographs instead of synthetic pictures.
+that never answer. Failed rows count as done. `--photos` serves real photographs instead of synthetic pictures.
 
 All tools store pictures with 512 px on the longer side, resized only if larger, at JPEG quality 95, and download from
 the same nginx on the same cores. Each run is a separate process. `steady` is the slope of rows over time, shard by
@@ -77,8 +76,8 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
 def photos(folder: Path, web: Path) -> list[str]:
     """Link to 310 photographs of ../shared/data/pairs. Returns the names of the links.
 
-    They are the pictures of Flickr8k that are no thumbnails (500 px, 4:2:0), and those of COCO with a color profile
-    (most have 640 px and 4:4:4): 31% have more than 512 px and 34% a profile.
+    These are the pictures of Flickr8k that are not thumbnails (500 px, 4:2:0), and those of COCO with a color profile
+    (mostly 640 px, 4:4:4). 31% are larger than 512 px, and 34% have a profile.
     """
     chosen = [
         path

@@ -1,4 +1,4 @@
-"""Feeds mutated pictures to the decoder, which must not crash, hang or raise anything but a Status.
+"""Feeds mutated pictures to the decoder, which must not crash or hang, and must give each of them a Status.
 
     python -m bench.fuzz --decodes 100000 --folder ../shared/data/awkward
 

@@ -63,7 +63,7 @@ def job_fields_page() -> str:
             names = tuple(field.name for field in fields)
             heading = f"`{section}`" if section else ""
             if section in ("s3", "run") and names in seen:
-                lines += [f"{heading} as [above](#{section}).", ""]
+                lines += [f"{heading} has the same fields as [above](#{section}).", ""]
                 continue
             if heading:
                 lines += [f"### {heading} {{ #{section} }}" if names not in seen else f"### {heading}", ""]

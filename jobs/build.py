@@ -67,9 +67,10 @@ def run_shards_of(
     pipeline: Pipeline, shards: pa.Table, listener: ProgressListener | None, failures: dict[int, str]
 ) -> str | None:
     """Run some of the plan's shards on Ray, and record failures. Returns why the run stopped early, or None."""
-    from pairmill.jobs.cluster import engine  # importing ray takes a second, so only runs with work import it
+    # Importing ray takes a second, so only runs with work import it.
+    from pairmill.jobs.cluster.run_shards import EngineError, Outcome, run_shards
 
-    def on_outcome(outcome: engine.Outcome) -> None:
+    def on_outcome(outcome: Outcome) -> None:
         result = outcome.result
         if isinstance(result, ShardManifest):
             failures.pop(outcome.shard, None)
@@ -79,11 +80,11 @@ def run_shards_of(
         failures[outcome.shard] = last_line(result.traceback)
         if result.kind is FailureKind.STORAGE:
             where = "" if pipeline.store.root in result.message else f"{pipeline.store.root}: "
-            raise engine.EngineError(f"{where}{result.message}; fix this and rerun the command")
+            raise EngineError(f"{where}{result.message}; fix this and rerun the command")
         try:
             pipeline.store.replace(failure_name(outcome.shard), result.traceback.encode())
         except (OSError, PairmillError) as error:
-            raise engine.EngineError(f"{pipeline.store.root}: a failed shard could not be recorded: {error}") from error
+            raise EngineError(f"{pipeline.store.root}: a failed shard could not be recorded: {error}") from error
         if listener:
             listener.failed(outcome.shard, failures[outcome.shard])
 
@@ -93,7 +94,7 @@ def run_shards_of(
 
     try:
         with custom_modules(pipeline.job.rules.custom) as modules:
-            engine.run_shards(shards, pipeline, on_outcome, on_work, modules)
-    except engine.EngineError as error:
+            run_shards(shards, pipeline, on_outcome, on_work, modules)
+    except EngineError as error:
         return str(error)
     return None

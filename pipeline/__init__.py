@@ -1,4 +1,4 @@
 """Does the work itself, without Ray: a shard's rows pass through the stages of `stages/pipelines.py`.
 
-Planned rows enter; committed shards, subsets, exports and training batches leave. Imports only `schemas`.
+Input: planned rows. Output: committed shards, subsets, exports and training batches. Imports only `schemas`.
 """

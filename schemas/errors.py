@@ -4,7 +4,7 @@
     ├── JobError, ModelError, CustomRuleError, ...    JOB      the job cannot run as written
     ├── SourceError, PlanError, ReadError             INPUT    an input file is damaged, missing or changed
     ├── StorageError                                  STORAGE  the output is full or denies access
-    ├── LocalFault                                    MACHINE  this machine is out of memory, files or processes
+    ├── LocalFault                                    MACHINE  this machine is out of memory, file descriptors, ...
     └── AccountingError, ManifestError, ...           SHARD    this shard alone
 
 A bad row is not an error: it gets a Status.

@@ -26,7 +26,7 @@ IDENTITY = pa.schema(
 VERDICT = pa.schema(
     [
         pa.field("status", TEXT, nullable=False),
-        pa.field("status_detail", TEXT),  # evidence; null if there is none
+        pa.field("status_detail", TEXT),  # the reason in detail; null if there is none
     ]
 )
 
@@ -138,7 +138,7 @@ def pairs_schema(extra: pa.Schema, scores: list[pa.Schema], has_checksums: bool 
 
 
 def rejects_schema(extra: pa.Schema) -> pa.Schema:
-    """Schema of `rejects/*.parquet`: the rows that were not scored, with the evidence."""
+    """Schema of `rejects/*.parquet`: the rows that were not scored, with the reason."""
     return pa.schema([*IDENTITY, *VERDICT, *FETCHED, *extra])
 
 

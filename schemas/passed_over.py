@@ -1,7 +1,7 @@
 """Defines the reasons why something that a listing shows becomes neither a row nor a part of one.
 
 Plans, commands and `status` count these, so that everything listed is accounted for:
-seen = rows + parts + passed over.
+seen = rows + parts + passed over (skipped, with a reason).
 """
 
 from collections import Counter

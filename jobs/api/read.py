@@ -41,7 +41,7 @@ def status(output: StrPath, *, s3: S3 | None = None) -> BuildResult:
 
 @suggests_keywords
 def verify(output: StrPath, *, rescore: int = 64, s3: S3 | None = None) -> VerifyReport:
-    """Read every committed shard again: counts, checksums, keys in tar and Parquet, and a sample of the scores.
+    """Read every committed shard again, and check counts, checksums, tar and Parquet keys, and a sample of the scores.
 
     Args:
         output: The output folder, local or `s3://`.

@@ -145,7 +145,7 @@ def _select(options: SelectOptions, as_json: bool) -> None:
 
 
 def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
-    from pairmill.pipeline.select.compare import compare as run_compare
+    from pairmill.pipeline.select.subset_diff import compare as run_compare
 
     comparison = run_compare(store, one, other)
     for line in comparison.lines():

@@ -77,7 +77,7 @@ class _StageActor:
 
 
 def _end_process() -> None:
-    """Exit because a decoder hangs. Another worker starts, and engine.py retries the shard."""
+    """Exit because a decoder hangs. Another worker starts, and run_shards.py retries the shard."""
     os._exit(1)
 
 

@@ -1,7 +1,7 @@
 """Moves shards through pools of workers, stage by stage, and handles the death of workers.
 
-Lost shards are reported to engine.py, which tries them again. This file does not depend on Ray: it only needs a
-WorkerBackend (`worker_backend.py`).
+What becomes of a shard that failed or lost its worker is decided in `run_shards.py`: this file only reports it. It does
+not depend on Ray either, and only needs a WorkerBackend (`worker_backend.py`).
 """
 
 import logging

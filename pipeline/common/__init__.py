@@ -1,4 +1,4 @@
-"""Provides what every other room builds on: storage, child processes, text, faults, hooks.
+"""Provides what every other module of `pipeline` builds on: storage, child processes, text, faults, hooks.
 
-The only room that opens files and S3 objects. Imports only `schemas`.
+The only module that opens files and S3 objects. Imports only `schemas`.
 """

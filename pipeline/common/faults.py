@@ -1,4 +1,4 @@
-"""Decides who caused a failure: this machine (out of files, memory or disk), or the row, shard or job.
+"""Decides who caused a failure: this machine (out of file descriptors, memory or disk space), or the row, shard or job.
 
 A fault of the machine must not lose any rows: the shard fails, and a later run repeats it.
 """

@@ -1,4 +1,4 @@
-"""Formats text for people: numbers with nouns, and untrusted text cleaned up for evidence columns."""
+"""Formats text for people: numbers with nouns, and untrusted text cleaned up for columns such as `status_detail`."""
 
 import re
 import traceback
@@ -34,5 +34,5 @@ def last_line(error: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """`Type: message` of an exception, for an evidence column."""
+    """`Type: message` of an exception, for `status_detail`."""
     return clean_text(f"{type(error).__name__}: {error}") or type(error).__name__

@@ -1,5 +1,5 @@
 """THE place where pixels and captions become vectors: clip_model.py, called by encoder.py.
 
-Decoded pixels and captions enter; float16 embeddings and float32 similarities leave.
-Imports `image`, `common` and `schemas`. Only this room imports open_clip.
+Input: decoded pixels and captions. Output: float16 embeddings and float32 similarities.
+Imports `image`, `common` and `schemas`. Only this module imports open_clip.
 """

@@ -1,4 +1,4 @@
 """Provides a torch dataset over finished shards, which serves each pair once per epoch.
 
-An output folder and a subset enter, batches leave.
+Input: an output folder and a subset. Output: batches.
 """

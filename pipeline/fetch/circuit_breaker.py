@@ -44,7 +44,7 @@ class CircuitBreaker:
     chances it has left.
 
     `max_timeouts`: this many in a row open the circuit. `min_wait_s`: a request that had less time does not count,
-    because other hosts used up the URL's time; neither does one during which this machine stalled.
+    because other hosts took most of the URL's time; neither does one during which this machine stalled.
     """
 
     def __init__(self, max_timeouts: int, min_wait_s: float, stalled_since: Callable[[float], bool]) -> None:

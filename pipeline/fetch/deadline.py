@@ -1,4 +1,4 @@
-"""Provides a timeout whose clock can be paused: waiting for our own limits must not use up a URL's time."""
+"""Provides a timeout whose clock can be paused: waiting for our own limits must not consume a URL's time."""
 
 import asyncio
 from types import TracebackType

@@ -69,7 +69,7 @@ RedirectRule = Callable[[ParsedUrl], tuple[Status, str] | None]
 
 @dataclass(slots=True)
 class _Download:
-    """One URL while it is being fetched: the evidence so far, and the bytes it has reserved."""
+    """One URL while it is being fetched: what is known about the response so far, and the bytes it has reserved."""
 
     deadline: Deadline
     reservation: Reservation

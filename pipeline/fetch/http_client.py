@@ -31,7 +31,7 @@ from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
-_KEEP_ALIVE_S = 2.0  # with thousands of hosts, idle sockets must not use up the limit of open files
+_KEEP_ALIVE_S = 2.0  # with thousands of hosts, idle sockets must not exhaust the file descriptors
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
 _MAX_ADDRESSES = 4  # per name: attempts overlap, and a stranger's name may have thousands that do not answer
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's

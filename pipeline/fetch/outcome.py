@@ -1,6 +1,6 @@
 """Defines what a URL becomes: one FetchOutcome, from the request to the row in `pairs/` or `rejects/`.
 
-Inside this room a FetchError ends a download; outside there are only outcomes. `outcome_columns.py` writes them into
+Inside `fetch`, a FetchError ends a download; outside, there are only outcomes. `outcome_columns.py` writes them into
 the shard's table.
 """
 
@@ -24,9 +24,10 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FetchOutcome:
-    """One URL's Status with its evidence, and the stored image if there is one. None: unknown, or not applicable.
+    """One URL's Status, what is known about the response, and the stored image if there is one.
 
-    Fields and properties are named after the columns of `pairmill.schemas.pairs.FETCHED`.
+    None: unknown, or not applicable. Fields and properties are named after the columns of
+    `pairmill.schemas.pairs.FETCHED`.
     """
 
     status: Status
@@ -81,5 +82,5 @@ class FetchOutcome:
         return replace(self, status=image.status, detail=image.detail, image=image)
 
     def refused(self, status: Status, detail: str | None = None) -> "FetchOutcome":
-        """The same evidence with another Status."""
+        """The same outcome with another Status."""
         return replace(self, status=status, detail=detail)

@@ -1,5 +1,5 @@
 """THE place where bytes become pixels (decode.py), and pixels become the stored picture (compress.py).
 
-Bytes of any kind enter; upright 8-bit RGB pixels, or a stored picture with its hash, leave.
+Input: bytes of any kind. Output: upright 8-bit RGB pixels, or a stored picture with its hash.
 Imports `common` and `schemas` only.
 """

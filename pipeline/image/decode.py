@@ -58,8 +58,7 @@ class ImageHeader:
     """The most that decoding can take."""
     orientation: int = UPRIGHT
     chroma: str = "420"
-    """Resolution of color relative to brightness; halving it would smear the edges of a picture stored at full
-    color resolution."""
+    """Chroma subsampling; 4:2:0 would smear the edges of a picture that was stored as 4:4:4."""
     samples: Samples = field(default_factory=Samples)
     """The meaning of a grayscale picture's values."""
     key: tuple[int, ...] | None = None
@@ -207,7 +206,7 @@ def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
 
 
 def _chroma(format: str, opened: Image.Image) -> str:
-    """The color resolution to store: the source's. If it was halved (4:2:0), it stays halved."""
+    """The chroma subsampling to store: that of the source. 4:2:0 stays 4:2:0."""
     if format == "WEBP":
         return "420"  # lossy WebP has no other
     if format != "JPEG" or opened.mode == "CMYK":

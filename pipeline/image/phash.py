@@ -1,12 +1,12 @@
 """A 64-bit perceptual hash: similar pictures differ in few bits. Version 2.
 
 The algorithm of `imagehash.phash` 4.3 (https://github.com/JohannesBuchner/imagehash, BSD-2), after Neal Krawetz, "Looks
-Like It" (hackerfactor.com, 2011): brightness, 32 x 32, two-dimensional DCT-II, the 8 x 8 lowest frequencies, one bit
-each for being above their median.
+Like It" (hackerfactor.com, 2011): reduce the brightness to 32 x 32, apply a two-dimensional DCT-II, and for each of the
+8 x 8 lowest frequencies, store whether it is above their median.
 
 Version 2 begins with the means of 8 x 8 blocks, which a JPEG stores as such: decoded at an eighth of its size, it has
-the same hash as when decoded whole, give or take two bits. Of 600 photographs, 594 have the hash of version 1 within
-two bits, and all within four.
+the same hash as when decoded whole, give or take two bits. For 594 of 600 photographs, it is within two bits of version
+1, and for all of them within four.
 """
 
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Strip metadata from a file: the compressed pixels stay as they are, everything else goes (EXIF, GPS, thumbnails).
+"""Strips metadata (EXIF, GPS positions, thumbnails) from a file, and keeps its compressed pixels as they are.
 
 A file that is not as expected gives None, and is encoded again.
 Formats: ITU-T T.81 annex B (JPEG), the PNG specification (third edition), RFC 9649 (WebP).

@@ -126,7 +126,7 @@ def _keep_metadata(tag: int, data: bytes, order: str, metadata: dict[str, Any]) 
 
 def _leave_to_libtiff(tags: Any) -> None:
     """Have libtiff unpack what Pillow gets wrong in uncompressed files: planes of 16 bits, which it mistakes for planes
-    of 8 (Pillow#4621), and YCbCr with subsampled color. Pillow leaves files that claim to be compressed to libtiff,
+    of 8 (Pillow#4621), and YCbCr with subsampled chroma. Pillow leaves files that claim to be compressed to libtiff,
     which reads the tag in the file."""
     is_planar = _first(tags, _PLANAR) == 2 and (_first(tags, _SAMPLES_PER_PIXEL) or 1) > 1
     is_misread = (is_planar and (_first(tags, _BITS) or 1) > 8) or _first(tags, _PHOTOMETRIC) == _YCBCR

@@ -19,7 +19,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_names
 from pairmill.pipeline.reader.pictures import Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
-from pairmill.pipeline.reader.uids import UidFinder
+from pairmill.pipeline.reader.uid_finder import UidFinder
 from pairmill.pipeline.source.uid import own_uid
 
 if TYPE_CHECKING:

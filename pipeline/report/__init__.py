@@ -1,4 +1,4 @@
 """Makes pages with pictures and plots, for people who choose thresholds by eye.
 
-A finished output folder enters, one HTML file leaves.
+Input: a finished output folder. Output: one HTML file.
 """

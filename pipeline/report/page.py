@@ -118,7 +118,7 @@ def render(page: Page) -> str:
 
 
 def _text(text: str | None, max_chars: int) -> str:
-    """Untrusted text as HTML: truncated, escaped, deceiving characters shown as U+FFFD."""
+    """Untrusted text as HTML: truncated and escaped, with deceptive characters shown as U+FFFD."""
     short = (text or "")[: max_chars + 1]
     if len(short) > max_chars:
         short = short[: max_chars - 1] + "…"

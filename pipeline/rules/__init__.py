@@ -1,6 +1,7 @@
 """Keeps or drops rows: each rule is one small pure function, applied at the step where its columns are known.
 
-In-flight rows enter; the same rows leave, with a Status on those that a rule drops. Imports `source` and rooms below.
+Input: in-flight rows. Output: the same rows, with a Status on those that a rule drops.
+Imports `source` and the modules below it.
 base.py: defines rules. caption.py, patterns.py, url.py, image.py, similarity.py: the rules. custom.py: the user's own.
 """
 

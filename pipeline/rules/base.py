@@ -8,7 +8,7 @@ A rule is one pure function over Arrow columns, registered with the Status that 
             return None
         return pc.greater_equal(pc.utf8_length(rows["caption_clean"]), rules.caption_min_chars)
 
-It returns a boolean column (true: keep, false or null: drop), a tuple of that column and a string column of evidence,
+It returns a boolean column (true: keep, false or null: drop), a tuple of that column and a string column of reasons,
 or None if its setting is off. It sees the rows that all earlier rules kept, without their pictures.
 """
 

@@ -1,4 +1,7 @@
-"""THE place where `rules.min_similarity` is compared with the similarity of picture and caption."""
+"""THE place where `rules.min_similarity` is compared with the similarity of picture and caption.
+
+Thresholds of `select` are compared in `select/comparisons.py`.
+"""
 
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -1,4 +1,4 @@
 """Selects rows over the whole dataset: thresholds, top fractions, duplicates and samples.
 
-Narrow columns of finished shards enter; for each row, the step that dropped it leaves.
+Input: narrow columns of finished shards. Output: for each row, the step that dropped it, if any.
 """

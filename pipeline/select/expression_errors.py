@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pairmill.pipeline.select.numbers import is_number
+from pairmill.pipeline.select.comparisons import is_number
 from pairmill.schemas.errors import PairmillError
 
 SHOWN_CHARS = 70

@@ -1,7 +1,7 @@
 """Evaluates expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
 
 The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
-null, and a row stays only if the whole expression is true. `numbers.py` defines the types of calculations.
+null, and a row stays only if the whole expression is true. `comparisons.py` calculates and compares numbers.
 """
 
 import ast
@@ -14,7 +14,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.select import numbers
+from pairmill.pipeline.select import comparisons
+from pairmill.pipeline.select.comparisons import Value
 from pairmill.pipeline.select.expression_errors import (
     ExpressionError,
     at_node,
@@ -24,7 +25,6 @@ from pairmill.pipeline.select.expression_errors import (
     of_syntax,
     pointing,
 )
-from pairmill.pipeline.select.numbers import Value
 
 MAX_CHARS = 10_000
 _MAX_DEPTH = 100
@@ -38,10 +38,10 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
     ast.NotEq: pc.not_equal,
 }
 _ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
-    ast.Add: numbers.add,
-    ast.Sub: numbers.subtract,
-    ast.Mult: numbers.multiply,
-    ast.Div: numbers.divide,
+    ast.Add: comparisons.add,
+    ast.Sub: comparisons.subtract,
+    ast.Mult: comparisons.multiply,
+    ast.Div: comparisons.divide,
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "length": pc.utf8_length,
@@ -50,9 +50,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "starts_with": lambda text, part: pc.starts_with(text, _text(part)),
     "ends_with": lambda text, part: pc.ends_with(text, _text(part)),
     "matches": lambda text, regex: _matches(text, _text(regex)),
-    "least": numbers.least,
-    "greatest": numbers.greatest,
-    "abs": numbers.absolute,
+    "least": comparisons.least,
+    "greatest": comparisons.greatest,
+    "abs": comparisons.absolute,
 }
 
 
@@ -80,7 +80,7 @@ class Expression:
             raise ExpressionError(f"{self.text!r} uses no column")
         if expected == "boolean" and not pa.types.is_boolean(value.type):
             raise ExpressionError(f"{self.text!r} is not true or false, but a {value.type}")
-        if expected == "number" and not numbers.is_number(value.type):
+        if expected == "number" and not comparisons.is_number(value.type):
             raise ExpressionError(f"{self.text!r} is not a number, but a {value.type}")
 
     def evaluate(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
@@ -124,9 +124,9 @@ class Expression:
             case ast.Constant(value=bool() | str() as value):
                 return pa.scalar(value)
             case ast.Constant(value=int() as value):
-                return numbers.integer_literal(value)
+                return comparisons.integer_literal(value)
             case ast.Constant(value=float()):
-                return numbers.decimal_literal(self._source(node))
+                return comparisons.decimal_literal(self._source(node))
             case ast.BoolOp():
                 combine = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
                 result = self._value(node.values[0], table)
@@ -136,7 +136,7 @@ class Expression:
             case ast.UnaryOp(op=ast.Not()):
                 return pc.invert(self._value(node.operand, table))
             case ast.UnaryOp(op=ast.USub()):
-                return numbers.negate(*self._values([node.operand], table))
+                return comparisons.negate(*self._values([node.operand], table))
             case ast.BinOp() if type(node.op) in _ARITHMETIC:
                 return _ARITHMETIC[type(node.op)](*self._values([node.left, node.right], table))
             case ast.Compare():
@@ -243,8 +243,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _compared(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
-    if numbers.is_number(left.type):
-        return numbers.compare(function, left, right)
+    if comparisons.is_number(left.type):
+        return comparisons.compare(function, left, right)
     return function(left, right)
 
 

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.select.comparisons import as_doubles, is_number
 from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.numbers import as_doubles, is_number
 
 U64 = npt.NDArray[np.uint64]
 

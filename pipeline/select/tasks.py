@@ -1,4 +1,4 @@
-"""Decides how the functions of a select job run: in a plain loop here, or distributed over a cluster by the engine."""
+"""Decides how the functions of a select job run: in a plain loop here, or distributed over a Ray cluster."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast

@@ -1,4 +1,4 @@
 """Turns any input into planned rows.
 
-Files, folders, tars and lists of URLs enter; the plan and the rows of each shard leave.
+Input: files, folders, tars and lists of URLs. Output: the plan, and the rows of each shard.
 """

@@ -25,7 +25,7 @@ _WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ\x{200b}\x{2060}\x{feff}]+"
 
 # Characters that show nothing by themselves: Default_Ignorable_Code_Point of Unicode 17 (DerivedCoreProperties.txt),
 # such as the Hangul fillers, zero-width joiners, variation selectors and tags; interlinear annotation marks; and two
-# blank symbols, of Braille and of music. White space is one space by now.
+# blank symbols, of Braille and of music. By this point, every run of white space has been collapsed to one space.
 _INVISIBLE = (
     r"[ \x{ad}\x{34f}\x{61c}\x{115f}\x{1160}\x{17b4}\x{17b5}\x{180b}-\x{180f}\x{200b}-\x{200f}\x{202a}-\x{202e}"
     r"\x{2060}-\x{206f}\x{2800}\x{3164}\x{fe00}-\x{fe0f}\x{feff}\x{ffa0}\x{fff0}-\x{fffb}\x{1bca0}-\x{1bca3}"

@@ -239,7 +239,7 @@ def _check_roles(file: InputFile, columns: FileColumns, url: str, caption: str |
 
 
 def _missing_checksums(file: InputFile, column: str) -> str | None:
-    """The problem of a file without this exact column name, or None: its pictures would go unchecked."""
+    """The error for a file without this exact column, whose pictures would go unchecked; None if it has the column."""
     if column in file.schema.names:
         return None
     return f"{file.uri}: no column {column!r} (source.sha256_column); it has {shown(file.schema.names)}"

@@ -28,8 +28,8 @@ _BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 << 20
 """Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once."""
 _MAX_SHARD_BYTES, _MAX_PICTURE_SHARD_BYTES = 1 << 30, 2 << 30
-"""Maximum bytes of the rows of a shard, without and with columns of bytes. Shards of pictures are planned in about a
-gigabyte, judging by averages."""
+"""Maximum bytes of the rows of a shard, without and with columns of bytes. Shards of pictures are planned to have
+about a gigabyte, judging by averages."""
 
 
 class ReadError(PairmillError, RuntimeError):

@@ -1,6 +1,6 @@
-"""What a few bytes of a Parquet page stand for: values of one row (repetition levels), and the longest of a dictionary.
+"""Finds how much a few bytes of a Parquet page stand for: the most values of a row, and the longest dictionary entry.
 
-Both are decoded by https://parquet.apache.org/docs/file-format/data-pages/encodings.
+Repetition levels and dictionaries are decoded as in https://parquet.apache.org/docs/file-format/data-pages/encodings.
 """
 
 import struct

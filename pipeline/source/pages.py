@@ -1,4 +1,4 @@
-"""The pages of a Parquet column chunk, from their headers alone: what they hold, and how large they are unpacked."""
+"""Reads the headers of the pages of a Parquet column chunk: what the pages contain, and how large they are unpacked."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Bounds the memory of a shard's rows: rows that are too large become null, and the others stay.
 
-Half of the budget is shared out evenly, so that no row can take the room of others. The rest goes to larger rows, in
+Half of the budget is shared out evenly, so that no row can take the memory of others. The rest goes to larger rows, in
 order.
 """
 

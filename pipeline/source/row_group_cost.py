@@ -1,4 +1,4 @@
-"""What rows of a Parquet row group cost in memory, from its page headers: a few bytes may stand for gigabytes.
+"""Computes how much memory rows of a Parquet row group take, from page headers: a few bytes may stand for gigabytes.
 
 A dictionary or a shared prefix repeats a long text for every row, a run repeats a value millions of times in one row,
 and a page of zeros unpacks to a thousand times its size. The sizes in the footer are only claims.

@@ -33,7 +33,7 @@ MAX_CAPTIONS_PER_ROW = 1_000
 MAX_REPEATED_BYTES = 1 << 30
 """Maximum bytes of a shard's rows that have several captions, once each is repeated for every caption."""
 _CUT_BYTES = 8_192
-"""Longer URLs and captions are truncated to this, and kept as evidence."""
+"""URLs and captions that are rejected as too long are kept in their rows, cut to this length."""
 
 
 class ShardReader:
@@ -141,7 +141,7 @@ class _Rows:
 
 @dataclass
 class _Verdicts:
-    """Status and evidence of every row. The first refusal of a row counts."""
+    """Status and `status_detail` of every row. The first rejection of a row counts."""
 
     num_rows: int
     refused: dict[int, tuple[Status, str | None]] = field(default_factory=dict)
@@ -289,7 +289,7 @@ def _url_texts(raw: pa.Array, verdicts: _Verdicts) -> pa.Array:
 
 
 def _texts(raw: pa.Array, status: Status, max_bytes: int, verdicts: _Verdicts) -> pa.Array:
-    """Raw text as strings. Text that is too long or not UTF-8 is refused, and kept truncated, with U+FFFD."""
+    """Raw text as strings. Text that is too long or not UTF-8 is rejected, and kept truncated, with U+FFFD."""
     too_long = pc.greater(pc.binary_length(raw), max_bytes).fill_null(False)
     if too_long.true_count:
         verdicts.refuse(status, _detail_where(too_long, f"longer than {max_bytes:,} bytes"))

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkProgress
-from pairmill.pipeline.dataset.shards import AccountingError, ShardWriter
+from pairmill.pipeline.dataset.commit import AccountingError, ShardWriter
 from pairmill.pipeline.image import phash
 from pairmill.pipeline.source.mapping import NoPictures
 from pairmill.pipeline.source.rows import ShardReader

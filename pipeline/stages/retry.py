@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
-from pairmill.pipeline.dataset.shards import ShardWriter
 from pairmill.pipeline.stages.build import Commit, OpenReader, ReadRows
 from pairmill.pipeline.stages.stage import Stage
 from pairmill.schemas.batch import ShardBatch

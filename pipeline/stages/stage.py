@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol, Self
 from pairmill.pipeline import rules
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import AccountingError
+from pairmill.pipeline.dataset.commit import AccountingError
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.jobs import BuildJob

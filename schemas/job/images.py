@@ -22,11 +22,11 @@ class ImagesConfig(Settings):
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG and WebP quality. PNG ignores it: it is lossless."""
     chroma: Literal["source", "420"] = "source"
-    """Resolution of color in JPEGs that are encoded again. `source`: the original's, or full for other formats. `420`:
-    half in both directions, as img2dataset stores it, in a quarter fewer bytes."""
+    """Chroma subsampling of JPEGs that are encoded again. `source`: that of the original, or none (4:4:4) for other
+    formats. `420`: chroma at half the resolution in both directions, as in img2dataset, in a quarter fewer bytes."""
     reencode: Literal["auto", "always"] = "auto"
     """`auto`: a picture that needs no change of size, format, orientation or colors keeps its own compressed pixels,
-    without metadata, once all of them have been decoded. `always`: every picture is encoded again."""
+    without metadata, after a check that all of them decode. `always`: every picture is encoded again."""
     store: Literal["pairs", "kept", "none"] = "pairs"
     """Which pictures to store: those of all `pairs`, only those of `kept` pairs, or `none`. With `pairs`, thresholds
     can change later without downloading again."""

@@ -135,7 +135,7 @@ def test_rows_keep_their_order_whatever_order_the_responses_arrive_in(web: Hosti
     assert [row["final_url"] for row in result] == urls
 
 
-def test_failures_have_their_evidence_and_no_picture(web: HostileWeb, open_downloader: Open) -> None:
+def test_failures_have_a_reason_and_no_picture(web: HostileWeb, open_downloader: Open) -> None:
     truncated = jpeg(1)[:-300]
     urls = [
         web.serve("/page", b"<html>" + b" " * 2000, "text/html"),

@@ -16,7 +16,7 @@ from pairmill.jobs.select import refresh, select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import SubsetError, read_subset
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
-from pairmill.pipeline.select.compare import compare
+from pairmill.pipeline.select.subset_diff import compare
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob

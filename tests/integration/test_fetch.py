@@ -52,7 +52,7 @@ def fetch(url: str, **settings: Any) -> FetchOutcome:
     return fetched
 
 
-def test_a_picture_is_fetched_with_its_evidence(web: HostileWeb) -> None:
+def test_a_picture_is_fetched_with_what_is_known_about_its_response(web: HostileWeb) -> None:
     before = datetime.datetime.now(datetime.UTC)
     fetched = fetch(web.serve("/a.jpg", JPEG))
     assert (fetched.status, fetched.detail, fetched.body) == (Status.OK, None, JPEG)

@@ -51,7 +51,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
     assert not list((output / "tmp").glob("*"))
 
 
-def test_law_signals_a_full_disk_in_select_is_one_line_with_the_path(small_disk: Path) -> None:
+def test_law_signals_a_full_disk_in_select_is_reported_in_one_line_with_the_path(small_disk: Path) -> None:
     write_dataset(small_disk / "out", 2_000)
     with open(small_disk / "filler", "wb", buffering=0) as filler, suppress(OSError):
         while filler.write(bytes(4_096)):

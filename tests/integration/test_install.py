@@ -20,7 +20,7 @@ from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("jobs", "pipeline", "schemas")
+FOLDERS = ("jobs", "pipeline", "schemas")
 WRONG_MODULE = "raise SystemExit('the wrong module was imported')\n"
 RULE = """
 import pyarrow.compute as pc
@@ -94,7 +94,7 @@ def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyt
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A user's folder: a rule, and modules with the names of our rooms that must never be imported."""
+    """A user's folder: a rule, and modules with the names of our folders that must never be imported."""
     for name in ("pipeline", "schemas"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(WRONG_MODULE)
@@ -103,9 +103,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def files_of_the_rooms() -> Iterator[str]:
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*"):
+def files_of_the_code() -> Iterator[str]:
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield f"pairmill/{path.relative_to(ROOT)}"
 
@@ -115,7 +115,7 @@ def test_the_wheel_contains_the_package_with_its_data_and_nothing_else(wheel: Pa
         names = set(archive.namelist())
         links = [entry.filename for entry in archive.infolist() if (entry.external_attr >> 28) == 0o12]
     ours = {name for name in names if name.startswith("pairmill/")}
-    assert ours == {*files_of_the_rooms(), "pairmill/__init__.py", "pairmill/__main__.py", "pairmill/py.typed"}
+    assert ours == {*files_of_the_code(), "pairmill/__init__.py", "pairmill/__main__.py", "pairmill/py.typed"}
     assert {name.partition("/")[0].rpartition(".")[2] for name in names - ours} == {"dist-info"}
     assert links == []
     assert ours >= {
@@ -159,8 +159,8 @@ def test_every_name_of_the_docs_is_found_beside_modules_named_like_ours(installe
     names = {name for block in blocks for name in re.findall(r"\bpairmill(?:\.\w+)+", block)}
     assert "import pairmill" in statements
     assert "pairmill.build" in names
-    rooms = [f"import pairmill.{room}" for room in ("jobs.cli.main", "pipeline.stages", "schemas.jobs")]
-    code = "\n".join([*sorted(statements), *rooms, *sorted(names), "print(pairmill.__file__)"])
+    modules = [f"import pairmill.{name}" for name in ("jobs.cli.main", "pipeline.stages", "schemas.jobs")]
+    code = "\n".join([*sorted(statements), *modules, *sorted(names), "print(pairmill.__file__)"])
     where = run(installed.python, "-c", code, cwd=project)
     assert Path(where.strip()).is_relative_to(ROOT if "editable" in installed.folder.name else installed.folder)
 
@@ -203,13 +203,13 @@ def test_installing_and_removing_a_package_with_folders_named_like_ours_harms_no
     installed: Environment, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
-    for room in ROOMS:
-        (other / room).mkdir(parents=True)
-        (other / room / "__init__.py").write_text("NAME = 'theirs'\n")
+    for folder in FOLDERS:
+        (other / folder).mkdir(parents=True)
+        (other / folder / "__init__.py").write_text("NAME = 'theirs'\n")
     (other / "pyproject.toml").write_text(
         "[build-system]\nrequires = ['hatchling']\nbuild-backend = 'hatchling.build'\n"
         "[project]\nname = 'other'\nversion = '1'\n"
-        f"[tool.hatch.build.targets.wheel]\npackages = {list(ROOMS)}\n"
+        f"[tool.hatch.build.targets.wheel]\npackages = {list(FOLDERS)}\n"
     )
     before = digests(installed.site_packages)
     installed.install(build_package(other, "wheel", tmp_path / "wheel"))

@@ -26,7 +26,7 @@ from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.s3_probe import S3AccessError, check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
-from pairmill.pipeline.select.compare import compare
+from pairmill.pipeline.select.subset_diff import compare
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob

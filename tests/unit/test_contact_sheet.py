@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.shards import ShardWriter
+from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.encode.tiny.draw import caption, random_scene, render
 from pairmill.pipeline.report import contact_sheet
 from pairmill.pipeline.report.contact_sheet import PAIRS_PER_SECTION, THUMBNAIL_SIDE, write_contact_sheet

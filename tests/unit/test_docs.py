@@ -119,14 +119,14 @@ def test_the_page_of_the_output_has_each_column_in_order() -> None:
     assert sorted(named) == sorted(expected)
 
 
-def test_every_room_of_the_import_contract_is_on_the_page_of_the_architecture_in_its_order() -> None:
+def test_every_module_of_the_import_contract_is_on_the_page_of_the_architecture_in_its_order() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     floors = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    rooms = [name.strip().replace(".", "/") for floor in floors for name in floor.split("|")]
+    modules = [name.strip().replace(".", "/") for floor in floors for name in floor.split("|")]
     listed = re.findall(
         r"^\| (?:`([a-z/]+)`|\*\*(schemas)\*\*) \|", (DOCS / "architecture.md").read_text(), re.MULTILINE
     )
-    folders = [room for room in rooms if (ROOT / room).is_dir()]
+    folders = [module for module in modules if (ROOT / module).is_dir()]
     assert [name or other for name, other in listed] == folders
 
 

@@ -1,4 +1,4 @@
-"""Tests the RayJob for Kubernetes: the command, its files, and pools that the engine will find."""
+"""Tests the RayJob for Kubernetes: the command, its files, and pools that the scheduler will find."""
 
 import os
 import shlex

@@ -1,5 +1,5 @@
-"""Law: a list or table costs bounded memory, however few bytes stand for however much; a row that costs too much is
-`row_malformed`, and costs no other row.
+"""Invariant: reading a list or table takes bounded memory, however much a few bytes stand for. A row that is too large
+is `row_malformed`, and affects no other row.
 
 Oracles: the peak memory of a process; Python's own lengths of the values; pyarrow for the rows of lists.
 """
@@ -71,7 +71,7 @@ def _table(values: Callable[[], pa.Array], **options: Any) -> Bomb:
 
 
 def _repeated(text: Any, rows: int = ROWS) -> pa.Array:
-    """One value in all rows, which takes no room here either."""
+    """One value in all rows, which takes no memory here either."""
     return pa.DictionaryArray.from_arrays(pa.repeat(0, rows).cast(pa.int32()), pa.array([text]))
 
 

@@ -219,7 +219,7 @@ def test_the_listing_does_not_depend_on_the_order_in_which_the_system_lists(
 
 
 @pytest.mark.parametrize("name", [b"lang=\xff/a.csv", b"\xff/a.csv", b"\xff.csv"])
-def test_a_list_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path: Path, name: bytes) -> None:
+def test_a_list_whose_name_is_not_utf8_is_rejected_with_a_one_line_message(tmp_path: Path, name: bytes) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"in", name)  # noqa: PTH118
     os.makedirs(os.path.dirname(path))  # noqa: PTH103, PTH120
     with open(path, "wb") as file:

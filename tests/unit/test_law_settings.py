@@ -1,4 +1,4 @@
-"""Law: `--set` gives a field of text the characters that were typed, whatever they mean in YAML."""
+"""Invariant: `--set` gives a field of text the characters that were typed, whatever they mean in YAML."""
 
 import json
 

@@ -21,7 +21,7 @@ from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportRecord
 from pairmill.schemas.jobs import BuildJob
-from tests.unit.test_shards import in_flight, writer
+from tests.unit.test_commit import in_flight, writer
 
 FOREIGN = [
     ["thesis.docx"],

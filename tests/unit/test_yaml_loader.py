@@ -83,7 +83,7 @@ def test_the_shortest_texts_are_counted_as_twice_their_length_at_most(text: str)
         "[",
     ],
 )
-def test_whatever_cannot_be_constructed_is_one_line(text: str) -> None:
+def test_whatever_cannot_be_constructed_is_reported_in_one_line(text: str) -> None:
     with pytest.raises(YamlError) as error:
         load_yaml(f"images: {text}")
     assert len(str(error.value)) < 300

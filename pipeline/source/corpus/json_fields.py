@@ -35,8 +35,8 @@ class FieldNotes:
     own: set[str] = field(default_factory=set)
     """Names with values that are in no other column of the row."""
     left_out: int = 0
-    """Number of values left out: too large, under one name too many, or under a name that is not UTF-8 and reads like
-    another."""
+    """Number of values left out because they are too large, because there are too many names, or because their name is
+    not UTF-8 and reads like another."""
 
     def keep(self, fields: Mapping[str, Any], repeated: Iterable[str | None]) -> str | None:
         """Record the fields of a row, and return those to keep as a JSON object. `repeated`: the row's own texts, which

@@ -1,4 +1,4 @@
-"""Tests each rule with a row that it drops, the evidence, and a row that it keeps."""
+"""Tests each rule with a row that it drops, the `status_detail`, and a row that it keeps."""
 
 import hashlib
 from pathlib import Path

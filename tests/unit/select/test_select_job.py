@@ -15,7 +15,7 @@ from pairmill.jobs.select import refresh, select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ColumnsError
 from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_subset
-from pairmill.pipeline.select.compare import NOT_SEEN, REBUILT, compare
+from pairmill.pipeline.select.subset_diff import NOT_SEEN, REBUILT, compare
 from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import ShardManifest

@@ -11,9 +11,9 @@ import pytest
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.select import selector
-from pairmill.pipeline.select.compare import compare
 from pairmill.pipeline.select.near_duplicates import band_masks, near_pairs
 from pairmill.pipeline.select.outputs import DEDUP_KEY
+from pairmill.pipeline.select.subset_diff import compare
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.conftest import ROWS, make_subset, oracle, row_ids
 

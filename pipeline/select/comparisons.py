@@ -1,4 +1,4 @@
-"""Calculates with numbers of any Arrow type and compares them, by DuckDB's rules.
+"""THE place where a threshold of a `where` is compared with a column. Calculates with numbers too, by DuckDB's rules.
 
 The types of two numbers decide their common type:
 

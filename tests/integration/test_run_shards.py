@@ -1,4 +1,4 @@
-"""Tests the engine on Ray: it overlaps shards, survives a worker's death, and loses only what cannot be saved."""
+"""Tests `run_shards` on Ray: it overlaps shards, survives a worker's death, and loses only what cannot be saved."""
 
 import json
 import threading

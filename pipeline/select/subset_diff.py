@@ -1,4 +1,4 @@
-"""Compares two subsets: how they differ, and which steps dropped the rows that only one of them has."""
+"""Compares two subsets: which rows only one of them has, and which steps of the other dropped them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

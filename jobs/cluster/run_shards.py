@@ -1,4 +1,4 @@
-"""Runs shards through a pipeline on Ray, and retries those that are lost.
+"""Runs shards through a pipeline on Ray. THE place that decides what becomes of a shard that failed or lost its worker.
 
 Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). Ray (`ray_backend.py`)
 starts processes, reports their deaths, and moves tables between them without going through the driver. A stage that

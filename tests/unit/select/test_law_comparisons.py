@@ -268,7 +268,7 @@ def cases(draw: st.DrawFn) -> tuple[pa.Table, Both]:
 
 @given(case=cases())
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=settings.default.max_examples // 2)
-def test_law_numbers_a_where_keeps_the_rows_that_duckdb_keeps(case: tuple[pa.Table, Both]) -> None:
+def test_law_comparisons_a_where_keeps_the_rows_that_duckdb_keeps(case: tuple[pa.Table, Both]) -> None:
     table, condition = case
     expression = Expression(condition.ours)
     try:
@@ -324,7 +324,7 @@ def _score(name: str) -> str:
 
 @given(table=st.sampled_from(sorted(NUMBERS)).flatmap(lambda name: tables([name], max_rows=12)), data=st.data())
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=settings.default.max_examples // 4)
-def test_law_numbers_top_keeps_the_rows_that_duckdb_puts_first(table: pa.Table, data: st.DataObject) -> None:
+def test_law_comparisons_top_keeps_the_rows_that_duckdb_puts_first(table: pa.Table, data: st.DataObject) -> None:
     name = table.column_names[0]
     share = data.draw(
         st.integers(1, 12).map(lambda n: {"count": n}) | st.sampled_from([{"fraction": 0.5}, {"fraction": 0.3}])
@@ -348,7 +348,7 @@ def test_law_numbers_top_keeps_the_rows_that_duckdb_puts_first(table: pa.Table, 
     with_best=st.booleans(),
 )
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=settings.default.max_examples // 4)
-def test_law_numbers_dedup_keeps_the_row_that_duckdb_puts_first_in_each_group(
+def test_law_comparisons_dedup_keeps_the_row_that_duckdb_puts_first_in_each_group(
     table: tuple[pa.Table, str, str], with_best: bool
 ) -> None:
     rows, by, best = table
@@ -361,7 +361,7 @@ def test_law_numbers_dedup_keeps_the_row_that_duckdb_puts_first_in_each_group(
 
 @given(rows=st.integers(1, 60), fraction=st.floats(0.01, 1), seed=st.integers(0, 2**32))
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
-def test_law_numbers_a_sample_has_as_many_rows_as_duckdb_rounds_to(rows: int, fraction: float, seed: int) -> None:
+def test_law_comparisons_a_sample_has_as_many_rows_as_duckdb_rounds_to(rows: int, fraction: float, seed: int) -> None:
     table = pa.table({"f32": pa.array(range(rows), pa.float32())})
     kept = _remaining(table, {"sample": {"fraction": fraction, "seed": seed}})
     assert len(kept) == _duckdb_answer(table, f"round({fraction!r}::double * {rows})::int")[0]
@@ -370,7 +370,7 @@ def test_law_numbers_a_sample_has_as_many_rows_as_duckdb_rounds_to(rows: int, fr
 
 
 @pytest.mark.parametrize("text", ["int64 * int64", "-int64", "abs(int64)", "int64 - 1"])
-def test_law_numbers_an_integer_beyond_64_bits_stops_as_in_duckdb(text: str) -> None:
+def test_law_comparisons_an_integer_beyond_64_bits_stops_as_in_duckdb(text: str) -> None:
     table = pa.table({"int64": pa.array([-(2**63)], pa.int64())})
     with pytest.raises(ExpressionError, match="exceeds the range of 64-bit integers"):
         Expression(text).evaluate(table)
@@ -398,7 +398,7 @@ def test_law_numbers_an_integer_beyond_64_bits_stops_as_in_duckdb(text: str) -> 
         ("f16 > 0.5 and tags is not None", "f16 > 0.5 and tags is not null"),
     ],
 )
-def test_law_numbers_holds_for_the_table_of_reported_types(condition: str, sql: str) -> None:
+def test_law_comparisons_holds_for_the_table_of_reported_types(condition: str, sql: str) -> None:
     table = pq.read_table(CASES / "select_numbers.parquet").drop_columns("image")
     expression = Expression(condition)
     expression.check(table.schema, "boolean")
@@ -407,7 +407,7 @@ def test_law_numbers_holds_for_the_table_of_reported_types(condition: str, sql: 
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
-def test_law_numbers_nan_duplicates_nothing_in_a_dictionary_either(kind: pa.DataType) -> None:
+def test_law_comparisons_nan_duplicates_nothing_in_a_dictionary_either(kind: pa.DataType) -> None:
     """Outputs of earlier versions carry dictionaries."""
     numbers = _array([math.nan, 1.0, math.nan, None, 1.0, None], kind)
     indices = pa.array([0, 1, 0, 2, 1, 2], pa.int8())
@@ -417,7 +417,7 @@ def test_law_numbers_nan_duplicates_nothing_in_a_dictionary_either(kind: pa.Data
 
 
 @pytest.mark.parametrize(("name", "other"), [("µm", "μm"), ("ﬁ", "fi"), ("\u212b", "\u00c5"), ("ªb", "ab")])
-def test_law_numbers_a_column_is_the_one_that_is_written(name: str, other: str) -> None:
+def test_law_comparisons_a_column_is_the_one_that_is_written(name: str, other: str) -> None:
     """Python normalizes names to NFKC, DuckDB does not: µm (U+00B5) and μm (U+03BC) are two columns."""
     table = pa.table({name: [1, 2, 3], other: [3, 2, 1], "uid": ["a", "b", "c"]})
     for written in (name, other):

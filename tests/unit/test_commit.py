@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pairmill.jobs.results import Totals
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.dataset.manifests import (
     ManifestError,
     committed,
@@ -22,7 +23,6 @@ from pairmill.pipeline.dataset.manifests import (
     read_manifests,
 )
 from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
-from pairmill.pipeline.dataset.shards import ShardWriter
 from pairmill.pipeline.dataset.strays import StrayFiles
 from pairmill.pipeline.dataset.webdataset_tar import read_range, read_tar
 from pairmill.schemas.batch import BatchInfo, ShardBatch

@@ -1,7 +1,8 @@
-"""THE place where a shard is committed: first its files in `images/`, `pairs/` and `rejects/`, then its manifest.
+"""THE place where a shard is committed: writes its data files, then its manifest by `manifests.publish`.
 
-Manifests are create-only, so if two workers commit the same shard, one wins, and a shard exists if and only if its
-manifest does. Data files of a committed shard that are not in its manifest are garbage and may be deleted.
+The data files are in `images/`, `pairs/` and `rejects/`. Manifests are create-only, so if two workers commit the same
+shard, one wins, and a shard exists if and only if its manifest does. Data files of a committed shard that are not in
+its manifest are garbage and may be deleted.
 """
 
 import json
@@ -98,7 +99,7 @@ class ShardWriter:
         return publish(self.store, manifest)
 
     def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
-        """Number of rows for each custom rule, whose evidence starts with its name."""
+        """Number of rows dropped by each custom rule. Their `status_detail` starts with the rule's name."""
         counts: Counter[str] = Counter()
         for table in tables:
             details = table["status_detail"].filter(pc.equal(table["status"], Status.CUSTOM_RULE.value)).to_pylist()
