@@ -27,7 +27,7 @@ SIZES = ((640, 480), (1024, 768), (3000, 2000))
 SIDE, QUALITY, SOURCE_QUALITY = 512, 95, 85
 
 
-def draw(width: int, height: int, seed: int) -> bytes:
+def draw(width: int, height: int, seed: int, chroma: str = "420") -> bytes:
     """A JPEG with the spectrum of a photograph: noise at every scale, stronger at coarser scales, plus sensor noise."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.float32)
@@ -36,7 +36,7 @@ def draw(width: int, height: int, seed: int) -> bytes:
         picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     picture += rng.normal(0, 3, (height, width, 1))
     pixels = picture.clip(0, 255).astype(np.uint8)
-    jpeg: bytes = simplejpeg.encode_jpeg(pixels, SOURCE_QUALITY, "RGB", "420")
+    jpeg: bytes = simplejpeg.encode_jpeg(pixels, SOURCE_QUALITY, "RGB", chroma)
     return jpeg
 
 

@@ -4,6 +4,7 @@
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
     .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only ""
 
+`--https` (as root) downloads over TLS from named hosts with 1 to 30 pictures each, in random order.
 `--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3% of the names, and 5% of hosts
 that never answer. Failed rows count as done. `--photos` serves real photographs instead of synthetic pictures.
 
@@ -31,11 +32,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import trustme
 from PIL import Image
 
 from bench import name_server
 from bench.decode import draw
 from bench.nginx import delayed, nginx, silence
+from bench.profiles import srgb, wide, with_profile
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 
@@ -45,7 +48,12 @@ FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
 MEDIAN_PX, SPREAD = 340, 0.72
 """Log-normal distribution of the longer side. In LAION-400M, 65% have 256 px or more, 27% 512 and 6.3% 1,024. This
 gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
+FULL_CHROMA_SHARE, SRGB_SHARE, WIDE_SHARE = 0.24, 0.08, 0.035
+"""Of the 918 photographs in ../shared/data/pairs (COCO, Flickr8k, Conceptual Captions), 219 are 4:4:4 and the others
+4:2:0; 72 have an sRGB profile and 32 another one, mostly Adobe RGB. None is progressive or has EXIF data."""
 SHARD_ROWS = 500
+PICTURES_PER_HOST = 30
+"""With `--https`, a host has between one and this many."""
 THUMBNAIL_PX = 200
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
@@ -63,7 +71,11 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
         longer = int(np.clip(rng.lognormal(np.log(median_px), SPREAD), 100, 4000))
         format = FORMATS[number % len(FORMATS)]
         longer = min(longer, 1200) if format in ("PNG", "GIF") else longer
-        body = draw(longer, int(longer / rng.uniform(1.0, 1.8)), seed=number)
+        chroma = "444" if rng.random() < FULL_CHROMA_SHARE else "420"
+        body = draw(longer, int(longer / rng.uniform(1.0, 1.8)), seed=number, chroma=chroma)
+        kind = rng.random()
+        if kind < SRGB_SHARE + WIDE_SHARE:
+            body = with_profile(body, srgb() if kind < SRGB_SHARE else wide())
         if format != "JPEG":
             file = io.BytesIO()
             Image.open(io.BytesIO(body)).save(file, format)
@@ -146,7 +158,7 @@ def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -
     }
     return (
         {name: name_server.command(urls.parent, words) for name, words in commands.items()}
-        if options.slow
+        if options.slow or options.https
         else commands
     )
 
@@ -158,6 +170,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="median of the pictures' longer sides")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="../shared/data/pairs: serve real photographs")
+    parser.add_argument("--https", action="store_true", help="TLS, with thousands of host names; as root")
     parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
     parser.add_argument("--only", help="comma-separated sides in addition to pairmill and img2dataset")
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "URLS", "OUT"), help=argparse.SUPPRESS)
@@ -172,14 +185,34 @@ def main() -> None:
         (folder / "web").mkdir()
         web = folder / "web"
         files = photos(options.photos, web) if options.photos else corpus(web, options.pictures, options.median_px)
-        bases = stack.enter_context(nginx(folder / "web"))
-        if options.slow:
-            bases = slow_web(stack, bases)
-        urls = [f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}" for n in range(options.rows)]
-        pq.write_table(
-            pa.table({"url": urls, "caption": [f"n {n}" for n in range(len(urls))]}), folder / "urls.parquet"
-        )
+        if options.https:
+            hosts = named_hosts(stack, folder, options.rows)
+        else:
+            bases = stack.enter_context(nginx(web))
+            bases = slow_web(stack, bases) if options.slow else bases
+            hosts = [bases[n % len(bases)] for n in range(options.rows)]
+        urls = [f"{host}/{files[n % len(files)]}?{n}" for n, host in enumerate(hosts)]
+        captions = [f"n {n}" for n in range(len(urls))]
+        pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "urls.parquet")
         compare(options, folder, [(folder / "web" / name).read_bytes() for name in files])
+
+
+def named_hosts(stack: ExitStack, folder: Path, rows: int) -> list[str]:
+    """Serve over TLS, with a certificate of our own authority for all hosts. Returns the base URL for each row."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    authority.issue_cert("*.bench.example").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    os.environ["SSL_CERT_FILE"] = str(folder / "ca.pem")
+    bases = [urlsplit(base) for base in stack.enter_context(nginx(folder / "web", certificate=folder / "server.pem"))]
+    rng = np.random.default_rng(7)
+    counts: list[int] = []
+    while sum(counts) < rows:
+        counts.append(int(rng.integers(1, PICTURES_PER_HOST + 1)))
+    addresses = {f"host{n}.bench.example": bases[n % len(bases)].hostname or "" for n in range(len(counts))}
+    stack.enter_context(name_server.name_server(addresses, frozenset(), 0.0))
+    origins = [f"https://{name}:{bases[0].port}" for name in addresses]
+    hosts = [origin for origin, count in zip(origins, counts, strict=True) for _ in range(count)]
+    return [hosts[index] for index in rng.permutation(len(hosts))[:rows]]
 
 
 def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:

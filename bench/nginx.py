@@ -22,25 +22,31 @@ http {{
   types {{ image/jpeg jpg; image/png png; image/webp webp; image/gif gif; }}
   client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
   uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  server {{ {listen} root {root}; }}
+  server {{ {listen} {tls} root {root}; }}
 }}
 """
 
 
 @contextmanager
-def nginx(root: Path, num_hosts: int = 200) -> Iterator[list[str]]:
-    """Serve the files of a folder on `num_hosts` loopback addresses. Yields their base URLs."""
+def nginx(root: Path, num_hosts: int = 200, certificate: Path | None = None) -> Iterator[list[str]]:
+    """Serve the files of a folder on `num_hosts` loopback addresses. Yields their base URLs.
+
+    `certificate`: a PEM file with key and chain; over TLS, with tickets to resume sessions, as nginx does by default.
+    """
     hosts = [f"127.0.{2 + n // 200}.{1 + n % 200}" for n in range(num_hosts)]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        listen = " ".join(f"listen {host}:{port} backlog=4096;" for host in hosts)
+        ssl = " ssl" if certificate else ""
+        listen = " ".join(f"listen {host}:{port} backlog=4096{ssl};" for host in hosts)
+        tls = f"ssl_certificate {certificate}; ssl_certificate_key {certificate};" if certificate else ""
         config = Path(folder, "nginx.conf")
-        config.write_text(_CONFIG.format(folder=folder, listen=listen, root=root))
+        config.write_text(_CONFIG.format(folder=folder, listen=listen, tls=tls, root=root))
         process = subprocess.Popen(["nginx", "-p", folder, "-c", str(config)], stderr=subprocess.DEVNULL)
         try:
             _wait_for(hosts[-1], port)
-            yield [f"http://{host}:{port}" for host in hosts]
+            scheme = "https" if certificate else "http"
+            yield [f"{scheme}://{host}:{port}" for host in hosts]
         finally:
             process.terminate()
             process.wait()

@@ -31,7 +31,7 @@ from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
-_KEEP_ALIVE_S = 2.0  # with thousands of hosts, idle sockets must not exhaust the file descriptors
+_KEEP_ALIVE_S = 15.0  # servers close sooner or later: the default of nginx is 75, that of Apache 5
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
 _MAX_ADDRESSES = 4  # per name: attempts overlap, and a stranger's name may have thousands that do not answer
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
@@ -93,7 +93,7 @@ class HttpClient:
         try:
             yield response
         finally:
-            if response.parser.reusable and connection.is_quiet:
+            if response.parser.reusable and connection.is_open:  # whatever arrives from now on closes it
                 self._idle.keep(url.origin, connection)
             else:
                 connection.abort()
@@ -158,28 +158,29 @@ def _to_try(addresses: Sequence[str]) -> list[str]:
 
 
 class _IdleConnections:
-    """Keeps at most `limit` connections without a request, each for at most `_KEEP_ALIVE_S`."""
+    """Keeps at most `limit` connections without a request, each for at most `_KEEP_ALIVE_S`, preferring recent ones."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._count = 0
+        self._since: dict[HttpConnection, tuple[float, str]] = {}  # oldest first: (loop's time, origin)
         self._by_origin: dict[str, list[HttpConnection]] = {}
+        self._sweep_timer: asyncio.TimerHandle | None = None
 
     def keep(self, origin: str, connection: HttpConnection) -> None:
-        """Keep a connection, or close it if there are too many."""
-        if self._count >= self._limit:
-            connection.abort()
-            return
+        """Keep a connection. If there are too many, the oldest is closed."""
+        if len(self._since) >= self._limit:
+            self._remove(next(iter(self._since))).abort()
         connection.idle()
-        self._count += 1
+        loop = asyncio.get_running_loop()
+        self._since[connection] = loop.time(), origin
         self._by_origin.setdefault(origin, []).append(connection)
-        asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._expire, origin, connection)
+        if self._sweep_timer is None:
+            self._sweep_timer = loop.call_later(_KEEP_ALIVE_S, self._sweep, loop)
 
     def take(self, origin: str) -> HttpConnection | None:
         """Take the most recent connection that is still open, if any."""
         while kept := self._by_origin.get(origin):
-            connection = kept[-1]
-            self._remove(origin, connection)
+            connection = self._remove(kept[-1])
             if connection.is_quiet:
                 return connection
             connection.abort()
@@ -187,23 +188,28 @@ class _IdleConnections:
 
     def close(self) -> None:
         """Close all."""
-        for kept in self._by_origin.values():
-            for connection in kept:
-                connection.abort()
-        self._by_origin.clear()
-        self._count = 0
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for connection in list(self._since):
+            self._remove(connection).abort()
 
-    def _expire(self, origin: str, connection: HttpConnection) -> None:
-        if connection in self._by_origin.get(origin, ()):
-            self._remove(origin, connection)
-            connection.abort()
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the connections whose time is up, and come back when that of the next one is."""
+        self._sweep_timer = None
+        while self._since:
+            connection, (since, _) = next(iter(self._since.items()))
+            if since + _KEEP_ALIVE_S > loop.time():
+                self._sweep_timer = loop.call_at(since + _KEEP_ALIVE_S, self._sweep, loop)
+                return
+            self._remove(connection).abort()
 
-    def _remove(self, origin: str, connection: HttpConnection) -> None:
+    def _remove(self, connection: HttpConnection) -> HttpConnection:
+        _, origin = self._since.pop(connection)
         kept = self._by_origin[origin]
         kept.remove(connection)
-        self._count -= 1
         if not kept:
             del self._by_origin[origin]
+        return connection
 
 
 async def _exchange(connection: HttpConnection, request: bytes) -> Response:

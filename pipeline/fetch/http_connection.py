@@ -36,12 +36,17 @@ class HttpConnection(asyncio.Protocol):
         return protocol
 
     @property
+    def is_open(self) -> bool:
+        """True while it is open and there are no unread bytes, as far as the event loop knows."""
+        transport = self._transport
+        return transport is not None and not (self._ended or self._received or transport.is_closing())
+
+    @property
     def is_quiet(self) -> bool:
         """True while it is open and there are no unread bytes, not even in the socket's buffer."""
-        transport = self._transport
-        if transport is None or self._ended or self._received or transport.is_closing():
+        if self._transport is None or not self.is_open:
             return False
-        sock = transport.get_extra_info("socket")
+        sock = self._transport.get_extra_info("socket")
         return sock is None or not _is_readable(sock.fileno())
 
     def send(self, request: bytes) -> None:
