@@ -8,9 +8,10 @@ Equal pictures and equal captions in a shard are encoded only once.
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -55,9 +56,13 @@ class DecodedImage:
     width: int | None = None
     height: int | None = None
     phash: str | None = None
+    """None if an earlier stage computed it, like `one_color`."""
     one_color: bool | None = None
     inputs: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     """By `ModelInput.key`: uint8 [3, side, side]; empty if the picture did not decode."""
+
+
+Decode = Callable[[pa.Buffer], DecodedImage]
 
 
 class Encoder:
@@ -90,7 +95,9 @@ class Encoder:
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
         first, image_of = _distinct(keys.take(rows))
         bodies = [table["image"][rows[pair]].as_buffer() for pair in first]
-        decoded, embeddings = self._encode_images(bodies, progress or unwatched())
+        is_first = table["phash"].null_count == table.num_rows  # nobody has decoded the pictures of a corpus yet
+        decode = partial(self._decode_safely, is_first=is_first)
+        decoded, embeddings = self._encode_images(bodies, decode, progress or unwatched())
         of_pair = [None if index < 0 else decoded[index] for index in image_of]
         is_good = np.array([image is None or image.status is Status.OK for image in of_pair], bool)
         if not is_good.all():
@@ -98,7 +105,8 @@ class Encoder:
             table = _with_failures(table, rows[~is_good], failed)
             rows, image_of = rows[is_good], image_of[is_good]
             of_pair = [image for image, good in zip(of_pair, is_good, strict=True) if good]
-        table = _with_image_columns(table, rows, of_pair)
+        if is_first and any(of_pair):
+            table = _with_image_columns(table, rows, of_pair)
         first, caption_of = _distinct(table["caption_clean"].take(rows))
         captions = [table["caption_clean"][rows[pair]].as_py() for pair in first]
         for model, images in zip(self.models, embeddings, strict=True):
@@ -109,13 +117,13 @@ class Encoder:
         return table
 
     def _encode_images(
-        self, bodies: Sequence[pa.Buffer], progress: ShardProgress
+        self, bodies: Sequence[pa.Buffer], decode: Decode, progress: ShardProgress
     ) -> tuple[list[DecodedImage], list[Floats]]:
         """Results of decoding, without the inputs, and float32 [bodies, dim] per model; zeros where decoding failed."""
         decoded: list[DecodedImage] = []
         embeddings = [np.zeros((len(bodies), model.embedding_dim), np.float32) for model in self.models]
         progress.expect(len(bodies))
-        for batch in self._micro_batches(bodies):
+        for batch in self._micro_batches(bodies, decode):
             progress.done(len(batch), sum(image.status is Status.OK for image in batch))
             good = len(decoded) + np.flatnonzero([image.status is Status.OK for image in batch])
             decoded.extend(replace(image, inputs={}) for image in batch)
@@ -128,12 +136,12 @@ class Encoder:
                 found[good] = model.encode_images(stacked[model.input.key])
         return decoded, embeddings
 
-    def _micro_batches(self, bodies: Sequence[pa.Buffer]) -> Iterator[list[DecodedImage]]:
+    def _micro_batches(self, bodies: Sequence[pa.Buffer], decode: Decode) -> Iterator[list[DecodedImage]]:
         """The pictures in order, a batch at a time, while the next batches are being decoded."""
         size = min(model.batch_size for model in self.models)
         pending: deque[list[Future[DecodedImage]]] = deque()
         for start in range(0, len(bodies), size):
-            pending.append([self._decoders.submit(self._decode_safely, body) for body in bodies[start : start + size]])
+            pending.append([self._decoders.submit(decode, body) for body in bodies[start : start + size]])
             if len(pending) > _BATCHES_AHEAD:
                 yield self._results(pending.popleft())
         for batch in pending:
@@ -148,10 +156,10 @@ class Encoder:
                 self._hooks.on_hang()
             raise
 
-    def _decode_safely(self, body: pa.Buffer) -> DecodedImage:
+    def _decode_safely(self, body: pa.Buffer, is_first: bool) -> DecodedImage:
         """An unexpected error loses only its own row, unless this machine is at fault."""
         try:
-            return self._decode(self._processor.pixels(bytes(body)))
+            return self._decode(self._processor.pixels(bytes(body)), is_first)
         except ImageError as error:
             return DecodedImage(error.status, error.detail)
         except Exception as error:
@@ -159,7 +167,8 @@ class Encoder:
                 raise fault from error
             return DecodedImage(Status.ROW_ERROR, describe(error))
 
-    def _decode(self, pixels: Pixels) -> DecodedImage:
+    def _decode(self, pixels: Pixels, is_first: bool) -> DecodedImage:
+        """`is_first`: the hash and the color are not known yet."""
         height, width = pixels.shape[:2]
         for model_input in self._inputs.values():
             if (resized := model_input.resized_pixels(width, height)) > MAX_RESIZED_PIXELS:
@@ -167,8 +176,8 @@ class Encoder:
         return DecodedImage(
             width=width,
             height=height,
-            phash=phash(pixels),
-            one_color=is_one_color(pixels),
+            phash=phash(pixels) if is_first else None,
+            one_color=is_one_color(pixels) if is_first else None,
             inputs={key: model_input.prepare(pixels) for key, model_input in self._inputs.items()},
         )
 
@@ -223,9 +232,7 @@ def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage
 
 
 def _with_image_columns(table: pa.Table, rows: Indices, images: Sequence[DecodedImage | None]) -> pa.Table:
-    """Set the size and hash of pictures, unless an earlier stage did, as for stored pictures."""
-    if table["phash"].null_count < table.num_rows or not any(images):
-        return table
+    """Set the size and hash of pictures."""
     columns: dict[str, list[object]] = {
         name: [None] * table.num_rows for name in ("width", "height", "phash", "one_color")
     }
