@@ -1,6 +1,7 @@
 """Defines filters, which decide about each row by itself during a scan."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -8,8 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.order import Order, OrderKey, below
+from pairmill.pipeline.select.order import Order, OrderKey
 from pairmill.schemas.pairs import KEPT_STATUS
 
 RowMask = npt.NDArray[np.bool_]
@@ -77,20 +79,28 @@ class AtLeast:
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
         """Compare each row's key with the limit."""
-        return ~below(self.order.keys(table), self.key)
+        return self.order.compare(table, self.key) >= 0
 
 
 @dataclass(frozen=True)
 class NotDuplicate:
-    """Keeps all rows but those that a dedup step dropped. `scan` fills in which of them are in its chunk."""
+    """Keeps all rows but those that a dedup step dropped. `scan` fills in which rows of its chunk are duplicates."""
 
     step: int
-    duplicates: RowIndices = field(default_factory=lambda: np.zeros(0, np.int64))
+    is_duplicate: RowMask = field(default_factory=lambda: np.zeros(0, np.bool_))
+    first_row_index: int = 0
     columns: frozenset[str] = frozenset()
+
+    def of_chunk(self, chunk: Chunk, duplicates: Sequence[RowIndices]) -> "NotDuplicate":
+        """The filter for one chunk, whose `duplicates` are in any number of arrays."""
+        is_duplicate = np.zeros(chunk.num_rows, np.bool_)
+        for rows in duplicates:
+            is_duplicate[rows - chunk.first_row_index] = True
+        return replace(self, is_duplicate=is_duplicate, first_row_index=chunk.first_row_index)
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
         """Look up the row indices."""
-        return ~np.isin(row_indices, self.duplicates)
+        return ~self.is_duplicate[row_indices - self.first_row_index]
 
 
 def to_mask(column: pa.ChunkedArray | pa.Array) -> RowMask:

@@ -1,14 +1,14 @@
 """Defines a total order of rows that does not depend on where a row is read."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.keys import RANK, SAMPLE, TIES, fill_ranks, ranks, uid_hashes
+from pairmill.pipeline.select.keys import RANK, SAMPLE, TIES, U64, Ranks, fill_ranks, ranks, uid_hashes
 
 ORDER_KEY = np.dtype([*RANK.descr, ("tie", "<u8")])
 """An OrderKey in an array."""
@@ -45,24 +45,31 @@ class Order:
     def keys(self, table: pa.Table) -> OrderKeys:
         """The key of each row."""
         keys = np.empty(table.num_rows, ORDER_KEY)
-        fill_ranks(keys, ranks(table, self.by) if self.by else np.zeros(len(keys), RANK))
-        keys["tie"] = uid_hashes(table["uid"], TIES if self.by else SAMPLE, self.seed)
+        fill_ranks(keys, self._ranks(table))
+        keys["tie"] = self._ties(table)
         return keys
 
+    def compare(self, table: pa.Table, key: OrderKey) -> npt.NDArray[np.int8]:
+        """For each row, whether its key is lower than `key` (-1), equal to it (0) or higher (1).
 
-def below(keys: OrderKeys, limit: OrderKey) -> npt.NDArray[np.bool_]:
-    """For each key, whether it is lower than `limit`."""
-    result = np.zeros(len(keys), np.bool_)
-    for name, value in zip(reversed(OrderKey._fields), reversed(limit), strict=True):
-        column = keys[name]
-        number = column.dtype.type(value)
-        result = (column < number) | ((column == number) & result)
-    return result
+        Hashes only the uids of rows with the same score.
+        """
+        found = self._ranks(table)
+        result = _compared(found["rank"], key.rank)
+        same = np.flatnonzero(result == 0)
+        result[same] = _compared(found["rest"][same], key.rest)
+        same = same[result[same] == 0]
+        result[same] = _compared(self._ties(table.take(pa.array(same))), key.tie)
+        return result
+
+    def _ranks(self, table: pa.Table) -> Ranks:
+        return ranks(table, self.by) if self.by else np.zeros(table.num_rows, RANK)
+
+    def _ties(self, table: pa.Table) -> U64:
+        return uid_hashes(table["uid"], TIES if self.by else SAMPLE, self.seed)
 
 
-def equal(keys: OrderKeys, key: OrderKey) -> npt.NDArray[np.bool_]:
-    """For each key, whether it equals `key`."""
-    result = np.ones(len(keys), np.bool_)
-    for name, value in zip(OrderKey._fields, key, strict=True):
-        result &= keys[name] == keys.dtype[name].type(value)
+def _compared(values: npt.NDArray[Any], limit: int) -> npt.NDArray[np.int8]:
+    number = values.dtype.type(limit)
+    result: npt.NDArray[np.int8] = (values > number).astype(np.int8) - (values < number).astype(np.int8)
     return result

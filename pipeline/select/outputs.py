@@ -11,7 +11,7 @@ import pyarrow as pa
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices, to_mask
 from pairmill.pipeline.select.keys import RANK, U64, fill_ranks, identities, is_comparable, mix, ranks
-from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey, below, equal
+from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +50,7 @@ class NoOutput:
 
 @dataclass(frozen=True)
 class SampledKeys:
-    """A random sample of an order's keys. Which rows are sampled does not depend on the chunks."""
+    """A random sample of an order's keys. A hash of its index decides about each row, whatever its chunk."""
 
     order: Order
     fraction: float
@@ -63,9 +63,9 @@ class SampledKeys:
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
         """Keys of the rows whose hash is below the fraction."""
-        keys = self.order.keys(table)
         limit = np.uint64(min(self.fraction, 1.0) * (2**64 - 2**11))
-        return [keys[mix(keys["tie"] ^ _SAMPLE_SALT) <= limit]]
+        is_sampled = mix(row_indices.astype(np.uint64) ^ _SAMPLE_SALT) <= limit
+        return [self.order.keys(table.filter(pa.array(is_sampled)))]
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class KeysWithin:
 
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
         """(keys within the bounds, [number of keys above them])."""
-        keys = self.order.keys(table)
-        above = ~below(keys, self.highest) & ~equal(keys, self.highest)
-        return [keys[~below(keys, self.lowest) & ~above], np.array([above.sum()])]
+        from_highest = self.order.compare(table, self.highest)
+        is_within = (self.order.compare(table, self.lowest) >= 0) & (from_highest <= 0)
+        return [self.order.keys(table.filter(pa.array(is_within))), np.array([(from_highest > 0).sum()])]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Makes one pass over a chunk: applies filters, and collects what the next step needs from the remaining rows."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +28,7 @@ def scan(
     number of arrays. The counts are a dict from the number of a step, or NOT_DROPPED, to rows.
     """
     drop_step = np.full(chunk.num_rows, NOT_DROPPED, np.int8) if drop_step is None else drop_step.copy()
-    filters = [
-        replace(each, duplicates=np.concatenate(duplicates)) if isinstance(each, NotDuplicate) else each
-        for each in filters
-    ]
+    filters = [each.of_chunk(chunk, duplicates) if isinstance(each, NotDuplicate) else each for each in filters]
     columns = output.columns.union(*(each.columns for each in filters))
     parts = [[np.zeros(0, dtype)] for dtype in output.dtypes]
     for shard, span in chunk.spans():
