@@ -1,5 +1,6 @@
 """Workers on Ray: each worker is an actor, and each payload is an object that stays on the node that made it."""
 
+import gc
 import os
 import warnings
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ class _StageActor:
             self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
         except Exception as error:  # no weights here, or no GPU: `ready` reports it; Ray would print 200 lines
             self.broken = Failure.of(error)
+        _collect_garbage_less_often()
 
     def ready(self) -> Report:
         """Report whether the stage could be built. Ray answers only after the constructor has ended."""
@@ -74,6 +76,15 @@ class _StageActor:
         except Exception as error:  # this shard fails alone, with its traceback
             return Report(failure=Failure.of(error)), None
         return (Report(manifest=result), None) if isinstance(result, ShardManifest) else (Report(), result)
+
+
+def _collect_garbage_less_often() -> None:
+    """Leave what is loaded by now out of later collections, and collect less often than after 700 new objects.
+
+    Walking the modules of torch and pyarrow took 0.1 ms of the 0.33 ms that a request takes.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _end_process() -> None:
