@@ -30,6 +30,7 @@ from bench.embed import write_tars
 from pairmill.jobs.build import build
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.feed.config import FeedConfig
 from pairmill.pipeline.feed.pair_dataset import PairDataset
@@ -113,12 +114,13 @@ def add_vectors(dataset: Path) -> None:
         path = f"columns/clip/{manifest.shard:09d}.parquet"
         with (dataset / path).open("wb") as file:
             write_table(pa.table(columns), file)
+        digest, num_bytes = Store(str(dataset)).checksum(path)
         record = ColumnsManifest(
             shard=manifest.shard,
             generation=0,
             pairs_blake2b=manifest.files["pairs"].blake2b,
             rows=manifest.pairs,
-            file=DataFile(path=path, num_bytes=0, blake2b=""),
+            file=DataFile(path=path, num_bytes=num_bytes, blake2b=digest),
             job_fingerprint="",
         )
         (dataset / f"columns/clip/manifests/{manifest.name}").write_text(record.model_dump_json())

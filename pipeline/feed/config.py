@@ -58,6 +58,9 @@ class FeedConfig:
     """Give every rank the same number of rows; the remainder is left out of the epoch."""
     allow_uneven: bool = False
     """Allow ranks of torch.distributed to have different numbers of batches, for evaluation or with torch's Join."""
+    tensor_transforms: bool = True
+    """Resize, crop and flip on 8-bit tensors instead of PIL images if `transform` is torchvision's: four times as fast.
+    1 or 2% of the values differ, nearly always by one of 255 levels."""
     threads: int = 4
     """Threads per worker that read and decode pictures ahead."""
     rank: int = 0

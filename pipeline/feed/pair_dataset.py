@@ -20,6 +20,7 @@ from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedStat
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder, Window
 from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.pipeline.feed.shared_epoch import SharedEpoch
+from pairmill.pipeline.feed.transforms import on_tensors
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import STORED
@@ -45,7 +46,8 @@ class PairDataset(IterableDataset[Sample]):
 
     With `batch_size`, numbers and embeddings are tensors (rows, ...), everything else lists. Null is NaN in numbers and
     embeddings (a batch of integers with a null becomes float, or a list if some exceed 2^53), otherwise None. `image`
-    is the stored bytes; `transform` turns each picture, as a PIL image, into something else. Captions are strings;
+    is the stored bytes; `transform` turns each picture, as a PIL image, into something else (see
+    `FeedConfig.tensor_transforms`). Captions are strings;
     `tokenizer`, such as open_clip's, turns a list of them into a tensor (rows, length), and none may be missing.
 
     A new loop continues where the last one stopped, or in loader workers, which read ahead, from the first pair.
@@ -68,6 +70,7 @@ class PairDataset(IterableDataset[Sample]):
         self.config = config
         self.epoch = 0
         self._transform = transform
+        self._transform_pixels = on_tensors(transform) if transform and config.tensor_transforms else None
         self._tokenizer = tokenizer
         self._rows_done = 0
         self._counted_for = _Consumer(0, 1)
@@ -247,7 +250,10 @@ class PairDataset(IterableDataset[Sample]):
         body = self._shards.picture(tar, offset, length, check)
         if self._transform is None:
             return body
-        return self._transform(Image.fromarray(_processor(self._shards.max_pixels).pixels(body)))
+        pixels = _processor(self._shards.max_pixels).pixels(body)  # uint8 [height, width, 3]
+        if self._transform_pixels is not None:
+            return self._transform_pixels(pixels)
+        return self._transform(Image.fromarray(pixels))
 
     def _columns(self, table: pa.Table, pictures: Sequence[Future[Any]]) -> Sample:
         """The values of some rows by column: a tensor (rows, ...) or a list."""
