@@ -20,24 +20,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from bench.pictures import draw
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 
 SIZES = ((640, 480), (1024, 768), (3000, 2000))
-SIDE, QUALITY, SOURCE_QUALITY = 512, 95, 85
-
-
-def draw(width: int, height: int, seed: int, chroma: str = "420") -> bytes:
-    """A JPEG with the spectrum of a photograph: noise at every scale, stronger at coarser scales, plus sensor noise."""
-    rng = np.random.default_rng(seed)
-    picture = np.full((height, width, 3), 128, np.float32)
-    for cell in (256, 64, 16, 4):
-        coarse = rng.normal(0, 6 * cell**0.5, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    picture += rng.normal(0, 3, (height, width, 1))
-    pixels = picture.clip(0, 255).astype(np.uint8)
-    jpeg: bytes = simplejpeg.encode_jpeg(pixels, SOURCE_QUALITY, "RGB", chroma)
-    return jpeg
+SIDE, QUALITY = 512, 95
 
 
 def _fit(width: int, height: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.decode import draw
+from bench.pictures import draw
 from bench.rate import steady_rate
 from bench.web import serving
 from pairmill.jobs.build import build

@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.decode import draw
+from bench.pictures import draw
 
 PEER = Path(".venv-clip-retrieval/bin/python")
 TAR_ROWS = 80

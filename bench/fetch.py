@@ -36,9 +36,8 @@ import trustme
 from PIL import Image
 
 from bench import name_server
-from bench.decode import draw
 from bench.nginx import delayed, nginx, silence
-from bench.profiles import srgb, wide, with_profile
+from bench.pictures import draw, srgb, wide, with_profile
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 

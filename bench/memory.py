@@ -23,8 +23,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.decode import draw
 from bench.embed import write_tars
+from bench.pictures import draw
 from bench.web import serving
 from pairmill.jobs.build import build
 from pairmill.schemas.jobs import BuildJob

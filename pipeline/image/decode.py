@@ -5,6 +5,7 @@ simplejpeg (libjpeg-turbo), at a half, a quarter or an eighth of their size if t
 refuses, and all other formats, go to Pillow.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -28,8 +29,9 @@ from pairmill.pipeline.image.strip import webp_size
 from pairmill.pipeline.image.tiff import TiffFile, read_tiff
 from pairmill.schemas.status import Status
 
-_OVERSAMPLING = 3
+_OVERSAMPLING = 2.8
 """A JPEG decoded at reduced scale keeps this many pixels per target pixel on each side; area averaging does the rest.
+With 3, pictures of 3,000 px would just miss half their size on the way to 512, and take 1.3 times as long.
 Compared with full decoding of 444 web photographs shrunk to 64 px, 2 gives a median PSNR of 38 dB (32 at the 5th
 percentile), and 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
 
@@ -222,7 +224,7 @@ def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pix
     """The fast path; None if Pillow has to decode."""
     min_width = min_height = 0  # full size
     if target is not None:
-        min_width, min_height = _OVERSAMPLING * target.width, _OVERSAMPLING * target.height
+        min_width, min_height = math.ceil(_OVERSAMPLING * target.width), math.ceil(_OVERSAMPLING * target.height)
         if swaps_sides(header.orientation):
             min_width, min_height = min_height, min_width
     try:

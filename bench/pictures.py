@@ -1,15 +1,33 @@
-"""Color profiles for synthetic pictures: sRGB, and the wider one that most cameras offer."""
+"""Draws synthetic pictures, with the color profiles of real ones: sRGB, and the wider one that most cameras offer."""
 
 import struct
 from functools import cache
 
+import cv2
+import numpy as np
+import simplejpeg
 from PIL import ImageCms
+
+SOURCE_QUALITY = 85
 
 _ADOBE_RGB = {  # primaries adapted to D50: Adobe RGB (1998) Color Image Encoding, version 2005-05, annex B
     b"rXYZ": (0.60974, 0.31111, 0.01947),
     b"gXYZ": (0.20528, 0.62567, 0.06087),
     b"bXYZ": (0.14919, 0.06322, 0.74457),
 }
+
+
+def draw(width: int, height: int, seed: int, chroma: str = "420") -> bytes:
+    """A JPEG with the spectrum of a photograph: noise at every scale, stronger at coarser scales, plus sensor noise."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((height, width, 3), 128, np.float32)
+    for cell in (256, 64, 16, 4):
+        coarse = rng.normal(0, 6 * cell**0.5, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture += rng.normal(0, 3, (height, width, 1))
+    pixels = picture.clip(0, 255).astype(np.uint8)
+    jpeg: bytes = simplejpeg.encode_jpeg(pixels, SOURCE_QUALITY, "RGB", chroma)
+    return jpeg
 
 
 @cache

@@ -1,0 +1,33 @@
+"""Runs a benchmark with an earlier version of pairmill, for ratios of before and after."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BEFORE = "e8ea3ac^"
+"""The last commit before pictures were passed through; each version of the benchmarks must still run with it."""
+
+
+@contextmanager
+def earlier_version(commit: str = BEFORE) -> Iterator[dict[str, str]]:
+    """The environment variables with which Python imports pairmill as it was at a commit. Needs git and its history."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(["git", "-C", ROOT, "archive", commit], capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder, "--exclude=bench"], input=archive, check=True)
+        yield {**os.environ, "PYTHONPATH": f"{folder}/.editable:{ROOT}"}
+
+
+def run(module: str, arguments: list[str], environment: dict[str, str] | None = None) -> str:
+    """What a module prints on stdout, as its last line."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    environment = environment or {**os.environ, "PYTHONPATH": str(ROOT)}
+    elsewhere = tempfile.gettempdir()  # or the folder pairmill/ here would come before PYTHONPATH
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=elsewhere)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return done.stdout.splitlines()[-1]

@@ -1,0 +1,113 @@
+"""Measures the CPU time per picture of `ImageProcessor.process`, compared with OpenCV and with an earlier version.
+
+    python -m bench.process ../shared/data/pairs --rounds 5
+
+`process` turns a file into the stored picture with its hash and checks. OpenCV's steps are img2dataset's: decode,
+resize with area averaging to 512 px if larger, encode at quality 95, with 4:2:0. Real photographs; none of them has
+1,600 px, so the large pictures are synthetic. One thread, rounds interleaved, in a process of its own for each side.
+Ratios above one mean that `process` is faster. Also with `images.chroma: 420`, which is what OpenCV stores.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from bench.before import earlier_version, run
+from bench.pictures import draw
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.jobs import BuildJob
+
+SMALL, MEDIUM, LARGE = "<= 512 px", "640 -> 512 px", ">= 1600 px"
+SIDE, QUALITY = 512, 95
+REPEATS = 3
+
+
+def pictures(folder: Path) -> dict[str, list[bytes]]:
+    """Files by class of size."""
+    found: dict[str, list[bytes]] = {SMALL: [], MEDIUM: [], LARGE: []}
+    for path in sorted(folder.rglob("*.jpg")):
+        body = path.read_bytes()
+        longer = max(Image.open(io.BytesIO(body)).size)
+        if longer <= SIDE or longer == 640:
+            found[SMALL if longer <= SIDE else MEDIUM].append(body)
+    found[LARGE] = [draw(*size, seed) for seed, size in enumerate([(1600, 1200), (2400, 1600), (3000, 2000)] * 2)]
+    return found
+
+
+def with_opencv(body: bytes) -> None:
+    pixels = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    height, width = pixels.shape[:2]
+    if (scale := SIDE / max(height, width)) < 1:
+        size = (round(width * scale), round(height * scale))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+
+
+def processor(**images: str) -> Callable[[bytes], object]:
+    job = {"source": {"paths": ["in.parquet"]}, "output": "out", "images": images}
+    return ImageProcessor(BuildJob.model_validate(job).images).process
+
+
+SIDES: dict[str, Callable[[], Callable[[bytes], object]]] = {
+    "process": processor,
+    "process, chroma 420": lambda: processor(chroma="420"),
+    "OpenCV": lambda: with_opencv,
+}
+
+
+def milliseconds(side: str, folder: Path) -> dict[str, float]:
+    """CPU time per picture: the best of three passes over each class."""
+    cv2.setNumThreads(1)
+    work, found = SIDES[side](), {}
+    for name, bodies in pictures(folder).items():
+        passes = []
+        for _ in range(REPEATS):
+            started = time.thread_time()
+            for body in bodies:
+                work(body)
+            passes.append((time.thread_time() - started) / len(bodies) * 1e3)
+        found[name] = min(passes)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    if options.side:
+        print(json.dumps(milliseconds(options.side, folder)))
+        return
+    found: dict[str, list[dict[str, float]]] = {}
+    with earlier_version() as before:
+        for _ in range(options.rounds):
+            for side in SIDES:
+                found.setdefault(side, []).append(json.loads(run("bench.process", [str(folder), "--side", side])))
+            earlier = json.loads(run("bench.process", [str(folder), "--side", "process"], before))
+            found.setdefault("process before", []).append(earlier)
+    for side, rounds in found.items():
+        medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+        print(f"{side:<24}" + "  ".join(f"{name} {value:.2f} ms" for name, value in medians.items()))
+    for name in (SMALL, MEDIUM, LARGE):
+        for side in ("process", "process, chroma 420"):
+            for other in ("OpenCV", "process before"):
+                ratios = [theirs[name] / ours[name] for ours, theirs in zip(found[side], found[other], strict=True)]
+                print(
+                    f"{side} / {other}, {name}: median {statistics.median(ratios):.2f}, "
+                    f"{min(ratios):.2f} to {max(ratios):.2f}"
+                )
+
+
+if __name__ == "__main__":
+    main()
