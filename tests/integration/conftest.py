@@ -1,10 +1,11 @@
 """Provides one Ray for the whole test session, and a plain web server for pictures on loopback addresses."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -24,6 +25,23 @@ def ray_session() -> Iterator[None]:
 
     with start(RunConfig()):
         yield
+
+
+@pytest.fixture
+def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run their shards in this process. On Ray they give equal tables, but each job starts workers of its own."""
+    from pairmill.jobs.cluster.engine import Outcome
+    from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
+    from pairmill.schemas.batch import planned_batches
+
+    def run_shards(shards: pa.Table, pipeline: Pipeline, on_outcome: Callable[[Outcome], None], *_: object) -> None:
+        stages = open_stages(pipeline)
+        for batch in planned_batches(shards):
+            on_outcome(Outcome(batch.info.shard.shard, process_batch(batch, stages)))
+        for _spec, stage in stages:
+            stage.close()
+
+    monkeypatch.setattr("pairmill.jobs.cluster.engine.run_shards", run_shards)
 
 
 class PictureWeb:

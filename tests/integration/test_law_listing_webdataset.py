@@ -98,6 +98,7 @@ def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_ea
     assert line in printed
     assert line in command("status", output)
     found = by_key(output)
+    assert result["kept"] == sum(status == "ok" for rows in found.values() for _, status in rows)
     assert found["a"] == [("first", "ok"), ("from a mac", "ok")]
     assert found["b"] == [("black", "row_malformed")]
     assert found["c"] == [("last", "ok")]
