@@ -27,6 +27,14 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def on_this_ray(ray_session: None) -> list[str]:
+    """Flags that let a command join the session's Ray: starting another takes longer than most jobs."""
+    import ray
+
+    return ["--set", f"run.address={ray.get_runtime_context().gcs_address}"]
+
+
 @pytest.fixture
 def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run their shards in this process. On Ray they give equal tables, but each job starts workers of its own."""

@@ -138,11 +138,13 @@ def keep_all(rows):
 """
 
 
-def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(web: PictureWeb, tmp_path: Path) -> None:
+def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(
+    web: PictureWeb, on_this_ray: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "broken.py").write_text("def look(rows):\n    return rows['no_such_column']\n")
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(80)]
     source = write_input(tmp_path / "in.parquet", rows)
-    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]"), tmp_path)
+    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]", *on_this_ray), tmp_path)
     assert done.stdout, (done.returncode, done.stderr)
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1
@@ -152,7 +154,7 @@ def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(web: Pictur
 
 
 def test_rows_that_kill_every_worker_cost_themselves_and_a_death_that_does_not_come_back_costs_nothing(
-    web: PictureWeb, tmp_path: Path
+    web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
     """Number 5 kills every rule, the decoder aborts on picture 11, as with a bug in a codec, in the worker and then in
     its child, and number 21 kills its worker once. Each is in a shard of its own."""
@@ -164,7 +166,7 @@ def test_rows_that_kill_every_worker_cost_themselves_and_a_death_that_does_not_c
     rows[11]["url"] = web.add("/11.jpg", picture(11) + b"poison")
     source, output = write_input(tmp_path / "in.parquet", rows), tmp_path / "out"
     rules = "rules.custom=[fatal:deadly, once:deadly, poisoned:keep_all]"
-    done = run(build_arguments(source, output, "--set", rules), tmp_path)
+    done = run(build_arguments(source, output, "--set", rules, *on_this_ray), tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 38, "rule_crashed": 1, "decoder_crashed": 1}
     rejected = {row["caption"]: row["status"] for row in dataset(output, "rejects").to_pylist()}
