@@ -10,7 +10,21 @@ import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
-LONGEST = [f"test_{name}" for name in ("submit", "cluster", "command", "readme", "workers", "engine", "s3_faults")]
+LONGEST = [
+    f"test_{name}"
+    for name in (
+        "submit",
+        "cluster",
+        "command",
+        "encode",
+        "run_shards",
+        "api",
+        "build",
+        "embed",
+        "s3_faults",
+        "install",
+    )
+]
 """Files that take longest, or whose single tests do. They run first: at the end, they would run alone."""
 
 
@@ -38,7 +52,7 @@ def on_this_ray(ray_session: None) -> list[str]:
 @pytest.fixture
 def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run their shards in this process. On Ray they give equal tables, but each job starts workers of its own."""
-    from pairmill.jobs.cluster.engine import Outcome
+    from pairmill.jobs.cluster.run_shards import Outcome
     from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
     from pairmill.schemas.batch import planned_batches
 
@@ -49,7 +63,7 @@ def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         for _spec, stage in stages:
             stage.close()
 
-    monkeypatch.setattr("pairmill.jobs.cluster.engine.run_shards", run_shards)
+    monkeypatch.setattr("pairmill.jobs.cluster.run_shards.run_shards", run_shards)
 
 
 class PictureWeb:
