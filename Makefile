@@ -26,10 +26,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/pairmill demo --out demo-out
 
-# Three processes on two cores: integration tests often wait.
-PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
-test: $(READY)
-	$(BIN)/python -m pytest -q $(PARALLEL) tests
+# Unit and integration tests run in processes of their own: torch's DataLoader forks, which Ray's threads do not survive.
+test: test-unit test-integration
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest -q -n 2 tests/unit
@@ -47,8 +45,9 @@ test-unit-all: test-unit
 		$$venv/bin/python -m pytest -q -n 2 tests/unit; \
 	done
 
+# Three processes on two cores: integration tests often wait.
 test-integration: $(READY)
-	$(BIN)/python -m pytest -q $(PARALLEL) tests/integration
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/integration
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,7 +68,7 @@ class Run:
 
     killed: str
     hit: bool
-    """Whether the run was still going and had the thing to kill."""
+    """Whether the run was still going and had the thing to kill, each time."""
     seconds: float
     resumed: int
     rows: list[str]
@@ -137,19 +137,25 @@ def _processes(world: World, title: str) -> list[psutil.Process]:
     return found
 
 
-def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
-    """Run a build until it succeeds, with one fault within WORK_S of the first download actor."""
+def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Run:
+    """Run a build until it succeeds, with these faults one after another: all of them within WORK_S of work."""
     output = f"s3://mill/{name}"
     world.s3.faults = (
-        Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if killed == "5% of S3 requests" else Faults()
+        Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if "5% of S3 requests" in kills else Faults()
     )
-    started, resumed = time.perf_counter(), 0
+    started, resumed, hit = time.perf_counter(), 0, True
     driver = _start(world, output)
-    hit = killed is None
-    if killed:
+    for killed in kills:
+        if driver.poll():
+            driver.communicate()
+            resumed, driver = resumed + 1, _start(world, output)
         _wait_for_work(world, driver)
-        time.sleep(rng.uniform(0, WORK_S))
-        hit = driver.poll() is None and KILLS[killed](world, driver, rng)
+        time.sleep(rng.uniform(0, WORK_S / len(kills)))
+        hit = driver.poll() is None and KILLS[killed](world, driver, rng) and hit
+        if killed == "driver":
+            driver.wait()
+            while _processes(world, "DownloadActor"):  # until Ray ends those of the dead driver
+                time.sleep(0.1)
     said = driver.communicate(timeout=300)
     while driver.returncode != 0:
         if resumed == MAX_RESUMES:
@@ -160,7 +166,9 @@ def run(world: World, name: str, killed: str | None, rng: random.Random) -> Run:
     seconds = time.perf_counter() - started
     world.s3.faults = Faults()
     store = Store(output, S3Config(endpoint=world.s3.url))
-    return Run(killed or "nothing", hit, seconds, resumed, sorted(_rows(store)), verify(store, rescore=0).problems)
+    return Run(
+        " and ".join(kills) or "nothing", hit, seconds, resumed, sorted(_rows(store)), verify(store, rescore=0).problems
+    )
 
 
 def _start(world: World, output: str) -> Driver:
@@ -249,14 +257,14 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder, world(Path(folder)) as made:
-        calm = [run(made, f"calm{number}", None, rng) for number in range(3)]
+        calm = [run(made, f"calm{number}", [], rng) for number in range(3)]
         times = [each.seconds for each in calm]
         calm_s = statistics.median(times)
         print(f"undisturbed: {calm_s:.1f} s ({min(times):.1f} to {max(times):.1f})", flush=True)
         runs = []
         for number in range(options.runs):
             killed = list(KILLS)[number % len(KILLS)]
-            each = run(made, f"run{number}", killed, rng)
+            each = run(made, f"run{number}", [killed], rng)
             as_calm = each.rows == calm[0].rows and not each.problems
             said = ("ok" if as_calm else str(each)) + ("" if each.hit else ", but the fault came too late")
             print(f"{number + 1:>3} {killed:<20}{each.seconds:7.1f} s, resumed {each.resumed}: {said}", flush=True)

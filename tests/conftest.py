@@ -1,8 +1,11 @@
 """Configures all tests."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 settings.register_profile("pairmill", deadline=None)  # a slow machine must not fail a test
 settings.register_profile(  # for bench.doors
@@ -12,3 +15,13 @@ settings.register_profile(  # for bench.doors
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("pairmill")
+
+MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS
+"""Pillow's own limit."""
+
+
+@pytest.fixture(autouse=True)
+def pillow_limit() -> Iterator[None]:
+    """Undo what an ImageProcessor does to all of Pillow: with its limit, plain Pillow warns of large pictures."""
+    yield
+    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS

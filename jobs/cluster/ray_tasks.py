@@ -8,6 +8,9 @@ from ray.exceptions import RayTaskError
 
 from pairmill.pipeline.select.tasks import OnPart, ignore_part
 
+CALL_CPUS = 1.0
+"""Logical CPUs of one call: as many calls run at once as Ray's CPUs hold."""
+
 
 class RayTasks:
     """`pairmill.pipeline.select.tasks.Tasks` on Ray. Results stay in the object store until they are fetched.
@@ -21,12 +24,12 @@ class RayTasks:
 
     def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]]) -> list[Any]:
         """References; see Tasks."""
-        remote = ray.remote(num_cpus=1)(function)
+        remote = ray.remote(num_cpus=CALL_CPUS)(function)
         return [remote.remote(*call) for call in calls]
 
     def map_split(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int) -> list[list[Any]]:
         """References; see Tasks."""
-        remote = ray.remote(num_cpus=1, num_returns=outputs)(function)
+        remote = ray.remote(num_cpus=CALL_CPUS, num_returns=outputs)(function)
         return [remote.remote(*call) for call in calls]
 
     def get(self, handles: Sequence[Any]) -> Iterator[Any]:

@@ -74,7 +74,11 @@ def _download_and_encode(job: BuildJob, mapping: ColumnMapping) -> tuple[StageSp
 
 def process_shard(shard: Shard, stages: Sequence[tuple[StageSpec, Stage]]) -> ShardManifest:
     """Process one shard from plan to commit, in this process. `stages`: the result of `open_stages`."""
-    batch = ShardBatch(BatchInfo(shard), pa.table({}))
+    return process_batch(ShardBatch(BatchInfo(shard), pa.table({})), stages)
+
+
+def process_batch(batch: ShardBatch, stages: Sequence[tuple[StageSpec, Stage]]) -> ShardManifest:
+    """Like `process_shard`, from what `planned_batches` yields for the shard."""
     for spec, stage in stages:
         result = run_stage(spec.name, stage, batch)
         if isinstance(result, ShardManifest):

@@ -1,15 +1,30 @@
 """Provides one Ray for the whole test session, and a plain web server for pictures on loopback addresses."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
-LONGEST = [f"test_{name}" for name in ("submit", "cluster", "command", "readme", "workers", "engine", "s3_faults")]
+LONGEST = [
+    f"test_{name}"
+    for name in (
+        "submit",
+        "cluster",
+        "command",
+        "encode",
+        "run_shards",
+        "api",
+        "build",
+        "embed",
+        "s3_faults",
+        "install",
+    )
+]
 """Files that take longest, or whose single tests do. They run first: at the end, they would run alone."""
 
 
@@ -24,6 +39,31 @@ def ray_session() -> Iterator[None]:
 
     with start(RunConfig()):
         yield
+
+
+@pytest.fixture(scope="session")
+def on_this_ray(ray_session: None) -> list[str]:
+    """Flags that let a command join the session's Ray: starting another takes longer than most jobs."""
+    import ray
+
+    return ["--set", f"run.address={ray.get_runtime_context().gcs_address}"]
+
+
+@pytest.fixture
+def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run their shards in this process. On Ray they give equal tables, but each job starts workers of its own."""
+    from pairmill.jobs.cluster.run_shards import Outcome
+    from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
+    from pairmill.schemas.batch import planned_batches
+
+    def run_shards(shards: pa.Table, pipeline: Pipeline, on_outcome: Callable[[Outcome], None], *_: object) -> None:
+        stages = open_stages(pipeline)
+        for batch in planned_batches(shards):
+            on_outcome(Outcome(batch.info.shard.shard, process_batch(batch, stages)))
+        for _spec, stage in stages:
+            stage.close()
+
+    monkeypatch.setattr("pairmill.jobs.cluster.run_shards.run_shards", run_shards)
 
 
 class PictureWeb:

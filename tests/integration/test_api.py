@@ -125,7 +125,7 @@ def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
     assert sum(1 for _ in dataset.rows(pictures=False)) == 6
 
 
-def test_pictures_inside_parquet_are_opened_too(ray_session: None, tmp_path: Path) -> None:
+def test_pictures_inside_parquet_are_opened_too(plain_loop: None, tmp_path: Path) -> None:
     rows = pa.table({"image": [picture(n) for n in range(3)], "caption": ["one", "two", "three"], "n": [0, 1, 2]})
     pq.write_table(rows, tmp_path / "in.parquet")
     pairmill.embed(tmp_path / "in.parquet", tmp_path / "emb", models="tiny", device="cpu", progress=False)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.conftest import PictureWeb
-from tests.integration.test_build import picture, write_input
+from tests.integration.test_build import job, picture, sequentially, write_input
 from tests.synthetic_dataset import write_dataset
 
 PAIRMILL = [sys.executable, "-m", "pairmill"]
@@ -48,28 +48,35 @@ def files(output: Path) -> set[str]:
     return {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_after_kill_9_the_same_command_gives_what_an_uninterrupted_run_gives(web: PictureWeb, tmp_path: Path) -> None:
-    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(240)]
+    """It is killed in its first run, and again while it continues."""
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(120)]
     rows[7]["url"] += ".gone"
     source = write_input(tmp_path / "in.parquet", rows, 100)
-    whole = run(build_arguments(source, tmp_path / "whole"), tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    rng = random.Random(os.urandom(4))
-    for attempt in range(2):
-        output = tmp_path / f"out{attempt}"
-        delay_s = rng.uniform(0.0, 2.5)
-        process = start(build_arguments(source, output), tmp_path)
-        while not list(output.glob("pairs/*")) and process.poll() is None:
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    sequentially(job(source, whole, shard_rows=8))
+    rng, delays_s = random.Random(os.urandom(4)), []
+    slowly = ["--set", "fetch.per_host_concurrency=1", "--set", "fetch.per_host_interval_s=0.02"]
+    for _ in range(2):
+        before = manifests(output)
+        process = start(build_arguments(source, output, *slowly), tmp_path)
+        while manifests(output) == before and process.poll() is None:
             time.sleep(0.02)
-        time.sleep(delay_s)
+        delays_s.append(rng.uniform(0.0, 0.8))
+        time.sleep(delays_s[-1])
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        again = run(build_arguments(source, output), tmp_path)
-        assert again.returncode == 0, (delay_s, again.stderr)
-        assert json.loads(again.stdout.splitlines()[-1])["rows_in"] == len(rows)
-        assert identities(output) == identities(tmp_path / "whole"), delay_s
-        assert without_attempts(files(output)) == without_attempts(files(tmp_path / "whole")), delay_s
+        assert process.returncode == -signal.SIGKILL, "it ended by itself"
+    again = run(build_arguments(source, output), tmp_path)
+    assert again.returncode == 0, (delays_s, again.stderr)
+    assert json.loads(again.stdout.splitlines()[-1])["rows_in"] == len(rows)
+    assert identities(output) == identities(whole), delays_s
+    assert without_attempts(files(output)) == without_attempts(files(whole)), delays_s
+
+
+def manifests(output: Path) -> set[Path]:
+    return set(output.glob("manifests/*"))
 
 
 def without_attempts(names: set[str]) -> list[str]:

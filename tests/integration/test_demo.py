@@ -7,16 +7,16 @@ from tests.integration.test_command import run
 
 
 def test_the_demo_accounts_for_every_row_and_keeps_right_pairs(tmp_path: Path) -> None:
-    done = run(["demo", "--out", "demo", "--pairs", "800", "--json"], tmp_path)
+    done = run(["demo", "--out", "demo", "--pairs", "400", "--json"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["rows_in"] == 800 == summary["pairs"] + summary["rejects"]
+    assert summary["rows_in"] == 400 == summary["pairs"] + summary["rejects"]
     assert summary["status_mismatches"] == 0
     assert summary["precision"] >= 0.97
     assert summary["recall"] >= 0.95
     sheet = (tmp_path / "demo" / "dataset" / "contact_sheet.html").read_text()
     assert sheet.count("data:image/") >= 20
     assert "<script" not in sheet
-    again = run(["demo", "--out", ".", "--pairs", "800"], tmp_path)
+    again = run(["demo", "--out", ".", "--pairs", "400"], tmp_path)
     assert again.returncode == 1
     assert "the folder is not a demo's: it has " in again.stderr

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -234,7 +232,7 @@ def test_rows_of_another_output_cannot_refer_to_arbitrary_files(tmp_path: Path) 
     assert [row["uid"] for row in rows_in(tmp_path / "out")] == [rows[3]["uid"]]
 
 
-def test_a_missing_tar_fails_its_shards_until_it_is_back(ray_session: None, tmp_path: Path) -> None:
+def test_a_missing_tar_fails_its_shards_until_it_is_back(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples(4))
     pipeline, _ = prepare(embed_job(tmp_path / "out", path))
     path.rename(tmp_path / "away")
@@ -245,7 +243,7 @@ def test_a_missing_tar_fails_its_shards_until_it_is_back(ray_session: None, tmp_
     for _, stage in stages:
         stage.close()
     (tmp_path / "away").rename(path)
-    assert build(embed_job(tmp_path / "out", path)).kept == 4
+    assert sequentially(embed_job(tmp_path / "out", path)).kept == 4
 
 
 def test_lists_of_captions_share_their_picture(tmp_path: Path) -> None:
@@ -328,18 +326,9 @@ def test_the_real_tars_and_pictures_of_clip_retrieval_are_embedded(tmp_path: Pat
     holds(tmp_path / "images")
 
 
-def test_the_embed_command_works(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", samples(6))
-    command = [sys.executable, "-m", "pairmill", "embed", str(tmp_path / "a.tar"), str(tmp_path / "out")]
-    done = subprocess.run([*command, "--model", "tiny", "--json"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["kept"] == 6
-    holds(tmp_path / "out")
-
-
 @pytest.mark.parametrize("kind", ["build", "tars", "parquet"])
 def test_adding_a_model_later_equals_one_pass_with_both(
-    ray_session: None, web: PictureWeb, tmp_path: Path, kind: str
+    plain_loop: None, web: PictureWeb, tmp_path: Path, kind: str
 ) -> None:
     first, second = {"name": "tiny", "alias": "first"}, {"name": "tiny", "alias": "second"}
     if kind == "build":
@@ -374,7 +363,7 @@ def test_adding_a_model_later_equals_one_pass_with_both(
     assert any("columns/second" in problem for problem in verify(Store(str(later)), rescore=0).problems)
 
 
-def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(ray_session: None, tmp_path: Path) -> None:
+def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(plain_loop: None, tmp_path: Path) -> None:
     sequentially(embed_job(tmp_path / "out", write_tar(tmp_path / "a.tar", samples(9))))
     with pytest.raises(JobError, match="already has a model with the alias 'tiny'"):
         add_model(str(tmp_path / "out"), {"name": "tiny"})

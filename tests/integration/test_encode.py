@@ -61,6 +61,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         if name != "ViT-B-32":
             config["text_cfg"]["layers"] = 3
             config["vision_cfg"]["layers"] = [1, 1, 1, 1] if name == "RN50" else 3
+        if "EVA02" in name:
+            config["vision_cfg"]["timm_model_name"] = "eva02_tiny_patch14_224"  # timm's models have all their layers
         preprocess = {"interpolation": "bicubic", "resize_mode": "squash" if "SigLIP" in name else "shortest"}
         made[name].joinpath("open_clip_config.json").write_text(
             json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})

@@ -175,7 +175,7 @@ def test_an_export_that_lost_its_record_to_a_failed_run_of_the_same_kind_has_it_
 
 
 def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(
-    ray_session: None, web: PictureWeb, tmp_path: Path
+    plain_loop: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
     for n in range(5):

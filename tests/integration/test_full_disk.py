@@ -31,11 +31,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
-    small_disk: Path, web: PictureWeb, tmp_path: Path
+    small_disk: Path, web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(160)]
     source, output = write_input(tmp_path / "in.parquet", rows), small_disk / "out"
-    full = run(build_arguments(source, output), tmp_path)
+    full = run(build_arguments(source, output, *on_this_ray), tmp_path)
     assert full.returncode == 1
     assert f"{output}: No space left on device" in full.stderr
     assert "Traceback" not in full.stderr
@@ -44,7 +44,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
     assert 0 < len(before) < 20
     assert verify(store, rescore=0).problems == []
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
-    done = run(build_arguments(source, output), tmp_path)
+    done = run(build_arguments(source, output, *on_this_ray), tmp_path)
     assert done.returncode == 0, done.stderr
     assert sum(manifest.rows_in for manifest in read_manifests(store)) == 160
     assert verify(store, rescore=0).problems == []

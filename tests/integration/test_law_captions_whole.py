@@ -34,7 +34,7 @@ def test_tokens_are_those_of_the_whole_caption(caption: str, repeats: int, conte
     assert found.tolist() == oracle([whole, "short", caption]).tolist()
 
 
-@given(st.text(st.sampled_from("aeilnorst'") | st.characters(codec="utf-8"), min_size=2, max_size=300))
+@given(st.text(st.sampled_from("aeilnorst'") | st.characters(exclude_categories=["Cs"]), min_size=2, max_size=300))
 @settings(max_examples=settings.default.max_examples * 2)
 def test_long_words_are_merged_as_open_clip_merges_them(text: str) -> None:
     word = "".join(CLIP.byte_encoder[byte] for byte in text.replace(" ", "").encode())

@@ -83,10 +83,12 @@ def by_key(output: Path) -> dict[str, list[tuple[str | None, str]]]:
     return {key: sorted(rows, key=str) for key, rows in found.items()}
 
 
-def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_each_member(tmp_path: Path) -> None:
+def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_each_member(
+    on_this_ray: list[str], tmp_path: Path
+) -> None:
     tars = [CASES / f"{name}.tar" for name in ("appledouble", "hardlinks", "big_json", "sparse", "json_caption_list")]
     output = tmp_path / "out"
-    printed = command("embed", *tars, output, "--model", "tiny", "--set", "shard_rows=4", "--json")
+    printed = command("embed", *tars, output, "--model", "tiny", "--set", "shard_rows=4", "--json", *on_this_ray)
     result: dict[str, Any] = json.loads(printed.splitlines()[-1])
     members = 0
     for path in tars:
@@ -98,6 +100,7 @@ def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_ea
     assert line in printed
     assert line in command("status", output)
     found = by_key(output)
+    assert result["kept"] == sum(status == "ok" for rows in found.values() for _, status in rows)
     assert found["a"] == [("first", "ok"), ("from a mac", "ok")]
     assert found["b"] == [("black", "row_malformed")]
     assert found["c"] == [("last", "ok")]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import PictureWeb
-from tests.integration.test_build import picture, write_input
-from tests.integration.test_embed import CAPTION, samples, write_tar
+from tests.integration.test_build import picture, sequentially, write_input
+from tests.integration.test_embed import CAPTION, embed_job, samples, write_tar
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -46,10 +46,10 @@ def test_the_python_in_readme_runs(web: PictureWeb, tmp_path: Path) -> None:
     (builds,) = [block for block in blocks if "pairmill.build(" in block]
     others = [block for block in blocks if block not in (rules, builds)]
     assert len(others) == 4
-    embed = 'import pairmill\npairmill.embed("tars", "emb", models="tiny", device="cpu", progress=False)\n'
+    sequentially(embed_job(tmp_path / "emb", tmp_path / "tars"))
     check = "from pairmill.pipeline.rules.custom import load_custom_rule\nimport pathlib\n"
     check += "print(load_custom_rule('my_rules:no_stock_photos', pathlib.Path.cwd()).step)\nprint('to the end')\n"
-    (tmp_path / "readme.py").write_text("\n".join([builds, embed, *others, check]))
+    (tmp_path / "readme.py").write_text("\n".join([builds, *others, check]))
     done = subprocess.run(
         [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

@@ -1,4 +1,4 @@
-"""Tests retries against web servers that recover."""
+"""Tests retries against web servers that recover. test_api has one on Ray."""
 
 import io
 from pathlib import Path
@@ -57,7 +57,7 @@ def ailing(web: PictureWeb, tmp_path: Path) -> tuple[BuildJob, NameServer]:
 
 
 def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
-    ray_session: None, web: PictureWeb, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+    plain_loop: None, web: PictureWeb, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, server = ailing
     output = tmp_path / "out"
@@ -104,7 +104,7 @@ def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
 
 
 def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
-    ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+    plain_loop: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, _ = ailing
     sequentially(build_job)
@@ -125,7 +125,7 @@ def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
 
 
 def test_a_retry_may_change_only_run_settings(
-    ray_session: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+    plain_loop: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
     build_job, _ = ailing
     sequentially(build_job)

@@ -22,7 +22,7 @@ from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.manifest import ShardManifest
 from tests.integration.conftest import PictureWeb
-from tests.integration.test_build import job, picture, write_input
+from tests.integration.test_build import dataset, job, picture, write_input
 from tests.integration.test_command import build_arguments, run
 
 
@@ -103,7 +103,7 @@ from pairmill.pipeline.rules import at
 @at("image")
 def deadly(rows):
     marker = pathlib.Path({marker!r})
-    if any(caption == "number 5" for caption in rows["caption"].to_pylist()) and {condition}:
+    if any(caption == "number {number}" for caption in rows["caption"].to_pylist()) and {condition}:
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return pa.repeat(True, rows.num_rows)
@@ -138,23 +138,13 @@ def keep_all(rows):
 """
 
 
-def test_a_picture_that_kills_every_decoder_costs_its_row_and_no_other(web: PictureWeb, tmp_path: Path) -> None:
-    """The user's module makes the decoder abort, as a bug in a codec would: in the worker, and then in its child."""
-    (tmp_path / "poisoned.py").write_text(POISONED_DECODER)
-    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(16)]
-    rows[11]["url"] = web.add("/11.jpg", picture(11) + b"poison")
-    source = write_input(tmp_path / "in.parquet", rows)
-    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[poisoned:keep_all]"), tmp_path)
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["statuses"] == {"ok": 15, "decoder_crashed": 1}, done.stderr
-    assert done.returncode == 0
-
-
-def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(web: PictureWeb, tmp_path: Path) -> None:
+def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(
+    web: PictureWeb, on_this_ray: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "broken.py").write_text("def look(rows):\n    return rows['no_such_column']\n")
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(80)]
     source = write_input(tmp_path / "in.parquet", rows)
-    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]"), tmp_path)
+    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[broken:look]", *on_this_ray), tmp_path)
     assert done.stdout, (done.returncode, done.stderr)
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1
@@ -163,18 +153,26 @@ def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(web: Pictur
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("condition", "crashed"), [("not marker.exists()", 0), ("True", 1)])
-def test_a_row_that_kills_its_worker_is_tried_again_and_costs_no_other_row(
-    web: PictureWeb, tmp_path: Path, condition: str, crashed: int
+def test_rows_that_kill_every_worker_cost_themselves_and_a_death_that_does_not_come_back_costs_nothing(
+    web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "fatal.py").write_text(FATAL_RULE.format(marker=str(tmp_path / "marker"), condition=condition))
+    """Number 5 kills every rule, the decoder aborts on picture 11, as with a bug in a codec, in the worker and then in
+    its child, and number 21 kills its worker once. Each is in a shard of its own."""
+    marker = str(tmp_path / "marker")
+    (tmp_path / "fatal.py").write_text(FATAL_RULE.format(marker=f"{marker}5", number=5, condition="True"))
+    (tmp_path / "once.py").write_text(FATAL_RULE.format(marker=marker, number=21, condition="not marker.exists()"))
+    (tmp_path / "poisoned.py").write_text(POISONED_DECODER)
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(40)]
-    source = write_input(tmp_path / "in.parquet", rows)
-    done = run(build_arguments(source, tmp_path / "out", "--set", "rules.custom=[fatal:deadly]"), tmp_path)
-    result = json.loads(done.stdout.splitlines()[-1])
+    rows[11]["url"] = web.add("/11.jpg", picture(11) + b"poison")
+    source, output = write_input(tmp_path / "in.parquet", rows), tmp_path / "out"
+    rules = "rules.custom=[fatal:deadly, once:deadly, poisoned:keep_all]"
+    done = run(build_arguments(source, output, "--set", rules, *on_this_ray), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert result["statuses"] == {"ok": 40 - crashed, **({"rule_crashed": 1} if crashed else {})}
-    assert verify(Store(str(tmp_path / "out")), rescore=0).problems == []
+    assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 38, "rule_crashed": 1, "decoder_crashed": 1}
+    rejected = {row["caption"]: row["status"] for row in dataset(output, "rejects").to_pylist()}
+    assert rejected == {"number 5": "rule_crashed", "number 11": "decoder_crashed"}
+    assert (tmp_path / "marker").exists()
+    assert verify(Store(str(output)), rescore=0).problems == []
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def test_create_only_holds_for_files_uploaded_in_parts(bucket: str) -> None:
 
 
 def test_two_rival_commands_give_one_complete_output(bucket: str, web: PictureWeb, tmp_path: Path) -> None:
-    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(40)]
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(20)]
     source, output = write_input(tmp_path / "in.parquet", rows), f"{bucket}/rivals"
-    arguments = ["build", str(source), output, "--set", "fetch.allow_networks=[127.0.0.0/8]", "--set", "shard_rows=4"]
+    arguments = ["build", str(source), output, "--set", "fetch.allow_networks=[127.0.0.0/8]", "--set", "shard_rows=2"]
     rivals = [start([*arguments, "--json"], tmp_path) for _ in range(2)]
     for rival in rivals:
         out, err = rival.communicate(timeout=240)

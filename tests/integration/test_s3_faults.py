@@ -87,10 +87,10 @@ def test_a_start_with_many_manifests_lists_them_without_reading_any(tmp_path: Pa
 def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_granted(
     faulty: FaultyS3, web: PictureWeb, tmp_path: Path
 ) -> None:
-    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(60)]
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(32)]
     source, output = write_input(tmp_path / "in.parquet", rows), "s3://mill/denied"
     settings = [f"s3.endpoint={faulty.url}", "fetch.allow_networks=[127.0.0.0/8]", "shard_rows=4"]
-    slowly = ["fetch.per_host_concurrency=1", "fetch.per_host_interval_s=0.3"]
+    slowly = ["fetch.per_host_concurrency=1", "fetch.per_host_interval_s=0.15"]
     command = ["build", str(source), output, *(part for each in settings + slowly for part in ("--set", each))]
     faulty.faults = Faults(deny_writes=True)
     refused = run(command, tmp_path)
@@ -110,4 +110,4 @@ def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_gr
     done = run(command[: -2 * len(slowly)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert verify(store, rescore=0).problems == []
-    assert sum(manifest.rows_in for manifest in read_manifests(store)) == 60
+    assert sum(manifest.rows_in for manifest in read_manifests(store)) == 32

@@ -106,14 +106,22 @@ def test_prose_with_many_semicolons_is_not_split(tmp_path: Path) -> None:
     assert detected(tmp_path, "a.csv", f"url,caption\n{rows}") == ","
 
 
-ENCODINGS = ["latin-1", "cp1252", "utf-8", "utf-16", "utf-16-le", "utf-32", "big5", "gbk", "gb18030", "koi8-r"]
+UNICODE = ["utf-8", "utf-16", "utf-16-le", "utf-32", "gb18030"]
+ENCODINGS = ["latin-1", "cp1252", "big5", "gbk", "koi8-r", *UNICODE]
+
+
+def texts(encoding: str) -> st.SearchStrategy[str]:
+    """Texts that the encoding has. Hypothesis's own `codec` spends a second per encoding on finding its characters."""
+    if encoding in UNICODE:
+        return st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
+    return st.binary(max_size=16).map(lambda raw: raw.decode(encoding, "ignore").translate({0: None, 13: None}))
 
 
 @given(st.data(), st.sampled_from(ENCODINGS), st.sampled_from(["a.csv", "a.tsv", "a.csv.gz"]))
 def test_a_declared_encoding_gives_the_same_rows_as_utf_8_and_pandas(
     scratch: Path, data: st.DataObject, encoding: str, name: str
 ) -> None:
-    field = st.text(st.characters(codec=encoding, exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
+    field = texts(encoding)
     rows = data.draw(st.lists(st.tuples(field, field, field), max_size=6))
     text = csv_text(rows, "\t" if name == "a.tsv" else ",")
     raw, plain = text.encode(encoding), text.encode()
