@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: setup demo test test-unit test-unit-all test-integration check docs format wheel bench \
-	bench-peers lock upgrade clean
+	bench-table bench-peers lock upgrade clean
 
 setup: $(READY)
 
@@ -69,6 +69,10 @@ format: $(READY)
 
 wheel: $(READY)
 	$(BIN)/python -m hatchling build --target wheel
+
+# The table in docs/benchmarks.md, in about 40 minutes. As root; see bench-peers.
+bench-table: $(READY)
+	$(BIN)/python -m bench.table
 
 bench: $(READY)
 	$(BIN)/python -m bench.decode
