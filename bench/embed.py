@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.pictures import draw
@@ -152,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peer", action="store_true", help="only pairmill and the model alone")
     parser.add_argument("--run", nargs=4, metavar=("SIDE", "TARS", "MODEL", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -167,6 +169,15 @@ def main() -> None:
         compare(options, Path(folder))
 
 
+def fastest(peer: Callable[[int, str], list[str]]) -> int:
+    """The better of two batch sizes for clip-retrieval."""
+    with tempfile.TemporaryDirectory() as out:
+        tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
+    best = max(tried, key=lambda size: tried[size])
+    print(f"clip-retrieval: {tried} -> batches of {best}", flush=True)
+    return best
+
+
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Run all sides in turns and print the table."""
     tars = ",".join(write_tars(folder / "tars", options.rows))
@@ -177,10 +188,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         words = ["-m", "bench.peers.clip_retrieval_run", tars, weights, output, str(batch_size), "2", threads]
         return [str(PEER), *words]
 
-    with tempfile.TemporaryDirectory() as out:
-        tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
-    best = max(tried, key=lambda size: tried[size])
-    print(f"clip-retrieval: {tried} -> batches of {best}", flush=True)
+    peers = {} if options.no_peer else {"clip-retrieval": fastest(peer)}
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as out:
@@ -188,14 +196,14 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             for name, command in {
                 "forward": [*ours, "forward", tars, model, out],
                 "pairmill": [*ours, "pairmill", tars, model, f"{out}/ours"],
-                "clip-retrieval": peer(best, f"{out}/theirs"),
+                **{name: peer(best, f"{out}/theirs") for name, best in peers.items()},
             }.items():
                 found.setdefault(name, []).append(measured(command))
         print(number + 1, {name: round(each[-1]["rows_per_s"], 1) for name, each in found.items()}, flush=True)
     print()
     for name, rounds in found.items():
         print(f"{name:<16}{statistics.median(each['rows_per_s'] for each in rounds):>8.1f} pairs/s")
-    for name in ("forward", "clip-retrieval"):
+    for name in ("forward", *peers):
         pairs = zip(found["pairmill"], found[name], strict=True)
         ratios = [ours["rows_per_s"] / other["rows_per_s"] for ours, other in pairs]
         print(f"pairmill / {name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")

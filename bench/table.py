@@ -47,10 +47,12 @@ BENCHES = {
     "https": Bench(
         f"bench.fetch --rows 4000 --only= --https --photos {PHOTOS}", {STEADY: ("download / img2dataset, HTTPS", 1.7)}
     ),
-    "slow": Bench("bench.fetch --rows 3000 --only= --slow", {STEADY: ("slow web / img2dataset", 4.0)}),
+    "slow": Bench("bench.fetch --rows 2000 --only= --slow", {STEADY: ("slow web / img2dataset", 4.0)}),
     "select": Bench("bench.select", {"pairmill / duckdb": ("select / DuckDB", 1 / 1.2)}, is_seconds=True),
     "feed": Bench("bench.feed --rows 1000", {"feed / webdataset": ("feed / webdataset", 1.3)}),
-    "embed": Bench("bench.embed --rows 320", {"pairmill / forward": ("embed on the CPU / forward alone", 0.95)}),
+    "embed": Bench(
+        "bench.embed --rows 320 --no-peer", {"pairmill / forward": ("embed on the CPU / forward alone", 0.95)}
+    ),
     "model": Bench(
         f"bench.model_cost {PHOTOS}",
         {"before / now": ("CPU outside the model: before / now", 1 / 0.6)},
