@@ -51,7 +51,7 @@ BENCHES = {
     "select": Bench("bench.select", {"pairmill / duckdb": ("select / DuckDB", 1 / 1.2)}, is_seconds=True),
     "feed": Bench("bench.feed --rows 1000", {"feed / webdataset": ("feed / webdataset", 1.3)}),
     "embed": Bench(
-        "bench.embed --rows 320 --no-peer", {"pairmill / forward": ("embed on the CPU / forward alone", 0.95)}
+        "bench.embed --rows 320 --no-peer", {"pairmill / forward": ("embed on the CPU / model alone", 0.95)}
     ),
     "model": Bench(
         f"bench.model_cost {PHOTOS}",
