@@ -51,6 +51,7 @@ class SelectInput:
     unfinished_models: list[str]
     """Aliases of the added models that only some shards have."""
     schema: pa.Schema
+    has_md5: bool
 
 
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_step: OnStep = ignore_step) -> Subset:
@@ -128,7 +129,8 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
     unfinished = sorted(set(store.folders("columns")) - set(added))
     first = min(done)
     schema = describe(store, [(first, done[first])], added).schema()
-    return SelectInput(store, sorted(done.items()), plan.num_rows, added, unfinished, schema)
+    has_md5 = plan.record.job.computes_md5
+    return SelectInput(store, sorted(done.items()), plan.num_rows, added, unfinished, schema, has_md5)
 
 
 def _check_steps(job: SelectJob, source: SelectInput) -> None:
@@ -149,6 +151,8 @@ def _check_step(step: SelectStep, source: SelectInput) -> None:
     for alias in source.unfinished_models:
         if used & set(score_column_names(alias)) - set(source.schema.names):
             raise ExpressionError(f"some shards lack the model {alias!r}: run embed --add-model again")
+    if "md5" in used and not source.has_md5:
+        raise ExpressionError("md5 is null in all rows, because the dataset was made without images.md5; use sha256")
     for expression, expected in expressions:
         expression.check(source.schema, expected)
     if step.dedup:

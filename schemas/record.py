@@ -27,9 +27,11 @@ class JobRecord:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Parse the result of `to_json`. Raises KeyError or ValueError if the job cannot be read."""
         known = {name: value for name, value in values.items() if name in BuildJob.model_fields}
-        if "skip_reencode" in (images := dict(known.get("images") or {})):  # before 0.2
+        if "md5" not in (images := dict(known.get("images") or {})):  # before 0.2, it was always computed
+            images["md5"] = True
+        if "skip_reencode" in images:  # before 0.2
             images["reencode"] = "auto" if images.pop("skip_reencode") else "always"
-            known["images"] = {"md5": True, **images}
+        known["images"] = images
         try:
             job = BuildJob.model_validate(known)
         except ValidationError as error:

@@ -76,7 +76,7 @@ def _write_plan(store: Store, folder: Path, shards: list[Shard], num_rows: int) 
     table = pa.concat_tables([shard.to_table() for shard in shards[num_planned:]])
     mapping = ColumnMapping("url", "caption", None, None, None, pa.schema([]), ())
     inputs = [] if plans else [PlannedInput("in.parquet", "in.parquet", "blake2b:0:0", num_rows)]
-    values = {"source": {"paths": ["in.parquet"]}, "output": str(folder), "images": {"store": "none"}}
+    values = {"source": {"paths": ["in.parquet"]}, "output": str(folder), "images": {"store": "none", "md5": True}}
     record = JobRecord(BuildJob.model_validate(values), "0" * 32)
     store.create(f"plan/{len(plans)}.parquet", to_bytes(table, mapping, inputs, record))
 

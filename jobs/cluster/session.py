@@ -6,15 +6,22 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import ray
 
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
+from pairmill.pipeline.common.text import describe
+from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.run import RunConfig
+
+
+class SessionError(PairmillError, RuntimeError):
+    """A local Ray does not start."""
 
 
 @contextmanager
@@ -46,9 +53,32 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or the user sees messages about Ray's internals
     environment = {"working_dir": str(modules)} if modules and not _has_working_dir() else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
+    address = run.address or "local"  # by default, Ray would join any cluster that was started on this machine
+    start = partial(
+        ray.init, address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local
+    )
     with _held_back_stderr(), _unchanged_sigterm():
-        address = run.address or "local"  # by default, Ray would join any cluster that was started on this machine
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **local)
+        if run.address:
+            start()
+        else:
+            _twice(start)
+
+
+def _twice(start: Callable[[], object]) -> None:
+    """Start a local Ray, and again if that fails: on a busy machine it may time out, with a plain Exception.
+
+    Raises SessionError.
+    """
+    try:
+        start()
+    except Exception:
+        ray.shutdown()
+        try:
+            start()
+        except Exception as error:
+            raise SessionError(
+                f"Ray did not start here, twice: {describe(error)}; is the machine overloaded?"
+            ) from error
 
 
 def _kill_autoscaler_monitor() -> None:

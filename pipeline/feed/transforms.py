@@ -15,7 +15,6 @@ Transform = Callable[[Pixels], Any]
 
 _SAME_ON_TENSORS = (
     transforms.CenterCrop,
-    transforms.RandomCrop,
     transforms.RandomHorizontalFlip,
     transforms.RandomVerticalFlip,
 )
@@ -33,7 +32,7 @@ def on_tensors(transform: Callable[..., Any]) -> Transform | None:
     if not isinstance(transform, transforms.Compose) or type(transform) is not transforms.Compose:
         return None
     steps = list(transform.transforms)
-    until = next((number for number, step in enumerate(steps) if isinstance(step, transforms.ToTensor)), None)
+    until = next((number for number, step in enumerate(steps) if _is_to_tensor(step)), None)
     if until is None:
         return None
     on_pixels = [_on_tensor(step) for step in steps[:until] if not _makes_rgb(step)]
@@ -69,9 +68,16 @@ def _makes_rgb(step: Any) -> bool:
     )
 
 
+def _is_to_tensor(step: Any) -> bool:
+    """Whether it is ToTensor itself, or open_clip's, which leaves tensors as they are: others may do anything."""
+    kind = type(step)
+    is_open_clips = kind.__name__ == "MaybeToTensor" and kind.__module__.startswith("open_clip.")
+    return kind is transforms.ToTensor or is_open_clips
+
+
 def _on_tensor(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The same step for uint8 [3, height, width]; None if there is none."""
-    if type(step) in _SAME_ON_TENSORS:
+    if type(step) in _SAME_ON_TENSORS or (type(step) is transforms.RandomCrop and not _pads(step)):
         return step  # type: ignore[no-any-return]
     if type(step) not in (transforms.Resize, transforms.RandomResizedCrop):
         return None
@@ -79,6 +85,11 @@ def _on_tensor(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
         return None
 
     return partial(_resize if type(step) is transforms.Resize else _crop_and_resize, step)
+
+
+def _pads(step: transforms.RandomCrop) -> bool:
+    """Whether it may add pixels, which tensors allow with fewer fills, and less of a reflection."""
+    return bool(step.padding is not None or step.pad_if_needed)
 
 
 def _resize(step: transforms.Resize, picture: torch.Tensor) -> torch.Tensor:

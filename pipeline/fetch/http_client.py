@@ -32,6 +32,8 @@ from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
 _KEEP_ALIVE_S = 15.0  # servers close sooner or later: the default of nginx is 75, that of Apache 5
+_PER_IDLE = 4
+"""One connection may be idle for this many concurrent requests: with TLS, each has a buffer of 256 kB."""
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
 _MAX_ADDRESSES = 4  # per name: attempts overlap, and a stranger's name may have thousands that do not answer
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
@@ -75,7 +77,7 @@ class HttpClient:
     ) -> None:
         self._stalls = stalls
         self._connect_timeout_s = config.connect_timeout_s
-        self._idle = _IdleConnections(config.concurrency)
+        self._idle = _IdleConnections(max(1, config.concurrency // _PER_IDLE))
         self._socket_factory = partial(open_allowed_socket, guard)
         self._resolver = resolver
         self._tls = tls_context()
@@ -190,6 +192,7 @@ class _IdleConnections:
         """Close all."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+            self._sweep_timer = None
         for connection in list(self._since):
             self._remove(connection).abort()
 
@@ -256,7 +259,7 @@ def raise_file_limit(concurrency: int) -> None:
 
     If the machine allows it, this includes requests that connect to several addresses at once.
     """
-    required = 2 * concurrency + _OTHER_FILES  # half of the connections are idle, kept alive
+    required = concurrency + concurrency // _PER_IDLE + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < required:
         raise LocalFault(f"at most {hard} open files are allowed here; fetch.concurrency needs {required}: lower it")

@@ -96,7 +96,7 @@ def picture_cost(body: bytes, format: str, opened: Image.Image, png: PngFile | N
     is_bomb = None
     if format == "JPEG" and isinstance(opened, JpegImagePlugin.JpegImageFile):
         scans, frame = jpeg.count_scans(body)
-        is_bomb = f"{scans} scans" if scans > jpeg.MAX_SCANS else None
+        is_bomb = f"more than {jpeg.MAX_SCANS} scans" if scans > jpeg.MAX_SCANS else None
         extra_bytes, extra_ns = jpeg.extra_cost(opened.size, opened.layer, scans, frame)
     elif png is not None:
         is_bomb = f"more than {MAX_CHUNKS:,} chunks" if png.num_chunks > MAX_CHUNKS else None

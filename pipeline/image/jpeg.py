@@ -6,7 +6,9 @@ _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # the others are DH
 _BASELINE = frozenset({0xC0, 0xC1})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
-_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI
+_STANDALONE = frozenset({*range(0x01, 0xC0), *range(0xD0, 0xD9)})
+"""TEM, RSTn, SOI, and those that are reserved: libjpeg skips them as two bytes where it expects a restart marker, so a
+length behind them could hide scans."""
 _EOI, _SOS = 0xD9, 0xDA
 
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
@@ -17,6 +19,9 @@ MAX_SCANS = 64
 """A progressive JPEG has about ten scans, and each costs a pass over all pixels: 160 of them in 600 kB took 33 s.
 https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf , issue 1."""
 
+_MAX_MARKERS = 10_000
+"""After the first scan. Real pictures have a few hundred, and each takes half a microsecond."""
+
 _NS_PER_SCAN = 1.5  # and per pixel; flat pictures, whose scans are nearly empty, take 0.7
 _COEFFICIENT_BYTES = 2
 _NS_ARITHMETIC = 60  # more per pixel than Huffman codes
@@ -24,23 +29,26 @@ _NS_ARITHMETIC = 60  # more per pixel than Huffman codes
 
 def count_scans(body: bytes) -> tuple[int, int | None]:
     """(scans, frame type: the number of its SOF marker) of the first picture alone: a phone's motion photo has a video
-    after it, and a camera's thumbnail is inside a segment.
+    after it, and a camera's thumbnail is inside a segment. Above `MAX_SCANS`, the exact number does not matter.
 
     If the first scan of a baseline picture has all components, libjpeg reads no other, and the rest is not searched.
     """
-    scans, frame, offset = 0, None, 2
-    components = b""
+    scans, frame, components, offset, since_scan = 0, None, b"", 2, 0
     while (found := _MARKER.search(body, offset)) is not None:
         marker, offset = found[1][0], found.end()
+        since_scan += scans > 0
         if marker == _EOI:
             break
+        if since_scan > _MAX_MARKERS:
+            return MAX_SCANS + 1, frame
         if marker in _STANDALONE:
             continue
         if marker in _SOF and frame is None:
             frame, components = marker, body[offset + 7 : offset + 8]
         if marker == _SOS:
             scans += 1
-            if frame in _BASELINE and body[offset + 2 : offset + 3] == components:
+            is_only_one = scans == 1 and frame in _BASELINE and body[offset + 2 : offset + 3] == components
+            if is_only_one or scans > MAX_SCANS:
                 break
         offset += int.from_bytes(body[offset : offset + 2], "big")
     return scans, frame

@@ -59,7 +59,7 @@ class Order:
         same = np.flatnonzero(result == 0)
         result[same] = _compared(found["rest"][same], key.rest)
         same = same[result[same] == 0]
-        result[same] = _compared(self._ties(table.take(pa.array(same))), key.tie)
+        result[same] = _compared(self._ties(table.select(["uid"]).take(pa.array(same))), key.tie)
         return result
 
     def _ranks(self, table: pa.Table) -> Ranks:

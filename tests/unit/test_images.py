@@ -13,6 +13,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
+from pairmill.pipeline.image.jpeg import MAX_SCANS, count_scans
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.status import Status
@@ -231,7 +232,32 @@ def test_a_progressive_jpeg_with_too_many_scans_is_a_bomb() -> None:
     last_scan = body[body.rindex(b"\xff\xda") : -2]
     assert process(body[:-2] + 30 * last_scan + body[-2:]).status is Status.OK
     picture = process(body[:-2] + 100 * last_scan + body[-2:])
-    assert (picture.status, picture.detail) == (Status.IMAGE_BOMB, "110 scans")
+    assert (picture.status, picture.detail) == (Status.IMAGE_BOMB, "more than 64 scans")
+
+
+def segment(marker: int, payload: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (2 + len(payload)).to_bytes(2, "big") + payload
+
+
+FRAME_OF_THREE = bytes((8, 12, 0, 12, 0, 3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0))
+SCAN_OF_ONE = segment(0xDA, bytes((1, 1, 0, 0, 63, 0)))
+SCAN_OF_THREE = segment(0xDA, bytes((3, 1, 0, 2, 0, 3, 0, 0, 63, 0)))
+
+
+@pytest.mark.parametrize(
+    ("frame", "scans"),
+    [
+        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # only a first scan of all components is the only one
+        (0xC0, SCAN_OF_THREE),
+        (0xC2, SCAN_OF_ONE + b"\0\xff\x02\xff\xff" + 100 * SCAN_OF_ONE),  # libjpeg skips two bytes, not 65,535 more
+        (0xC2, SCAN_OF_ONE + 20_000 * b"\xff\x01"),
+    ],
+)
+def test_no_scan_is_hidden_from_the_count(frame: int, scans: bytes) -> None:
+    body = b"\xff\xd8" + segment(frame, FRAME_OF_THREE) + scans + b"\xff\xd9"
+    found, kind = count_scans(body)
+    assert kind == frame
+    assert (found > MAX_SCANS) == (scans != SCAN_OF_THREE)
 
 
 def test_the_job_sets_the_limit_of_pixels() -> None:

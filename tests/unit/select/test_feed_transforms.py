@@ -99,6 +99,11 @@ def test_it_can_be_sent_to_loader_workers(transform: transforms.Compose) -> None
     assert torch.equal(pickle.loads(pickle.dumps(fast))(pixels), expected)  # noqa: S301
 
 
+class _OwnToTensor(transforms.ToTensor):
+    def __call__(self, pic: Any) -> Any:
+        return super().__call__(pic) * 2 - 1
+
+
 class _OwnCompose(transforms.Compose):
     def __call__(self, img: Any) -> Any:
         return super().__call__(img.rotate(90))
@@ -110,6 +115,9 @@ class _OwnCompose(transforms.Compose):
         lambda image: image.size,
         _OwnCompose([transforms.Resize(64), transforms.ToTensor()]),
         transforms.Compose([transforms.Resize(64)]),
+        transforms.Compose([transforms.RandomCrop(64, padding=4, fill=(1, 2, 3)), transforms.ToTensor()]),
+        transforms.Compose([transforms.RandomCrop(64, pad_if_needed=True), transforms.ToTensor()]),
+        transforms.Compose([transforms.Resize(64), _OwnToTensor()]),
         transforms.Compose([transforms.ColorJitter(0.5), transforms.ToTensor()]),
         transforms.Compose([transforms.Resize(64, transforms.InterpolationMode.LANCZOS), transforms.ToTensor()]),
         transforms.Compose([transforms.Resize(64, transforms.InterpolationMode.NEAREST), transforms.ToTensor()]),
