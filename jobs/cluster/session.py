@@ -76,9 +76,7 @@ def _twice(start: Callable[[], object]) -> None:
         try:
             start()
         except Exception as error:
-            raise SessionError(
-                f"Ray did not start here, twice: {describe(error)}; is the machine overloaded?"
-            ) from error
+            raise SessionError(f"Ray did not start, twice: {describe(error)}; is the machine overloaded?") from error
 
 
 def _kill_autoscaler_monitor() -> None:
