@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 VERSION = "2"
 
+Floats = npt.NDArray[np.float64]
+
 _MIN_SIDE = 256
 """Pictures with a shorter side than this are hashed from their pixels: their blocks would be too few."""
 
@@ -50,16 +52,24 @@ def phash(pixels: npt.NDArray[np.uint8]) -> str:
 def phash_of_blocks(means: npt.NDArray[np.uint8], width: int, height: int) -> str:
     """16 hex characters for the mean brightness of each block, uint8 [ceil(height / side), ceil(width / side)]."""
     block = block_side(width, height)
-    low = np.round(_basis(height, block) @ means.astype(np.float64) @ _basis(width, block).T, _DECIMALS)  # [8, 8]
+    by_row = _product(_basis(height, block), means.astype(np.float64))  # [8, columns]
+    low = np.round(_product(by_row, _basis(width, block).T), _DECIMALS)  # [8, 8]
     ordered = np.sort(low, axis=None)
     bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)  # ten times as fast as np.median
     return bits.tobytes().hex()
 
 
 @lru_cache(maxsize=1024)
-def _basis(length: int, block: int) -> npt.NDArray[np.float64]:
+def _basis(length: int, block: int) -> Floats:
     """Averages `length` pixels in blocks over 32 areas of equal size, then transforms: float64 [8, blocks]."""
     blocks = np.minimum(np.arange(-(-length // block) + 1) * block, length)
     areas = np.arange(_SIDE + 1) * length / _SIDE
     shared = np.minimum(areas[1:, None], blocks[1:]) - np.maximum(areas[:-1, None], blocks[:-1])  # [32, blocks], pixels
-    return np.asarray(_DCT @ (shared.clip(0) / (length / _SIDE)), np.float64)
+    return _product(_DCT, shared.clip(0) / (length / _SIDE))
+
+
+def _product(one: Floats, other: Floats) -> Floats:
+    """The matrix product without BLAS, whose threads wait for more work by spinning: two threads with pictures processed
+    1,100 per second instead of 1,500."""
+    product: Floats = np.einsum("ij,jk->ik", one, other)
+    return product

@@ -1,6 +1,8 @@
 """Tests the path from bytes to the stored picture, with synthetic pictures."""
 
 import io
+import subprocess
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -233,6 +235,27 @@ def test_a_progressive_jpeg_with_too_many_scans_is_a_bomb() -> None:
     assert process(body[:-2] + 30 * last_scan + body[-2:]).status is Status.OK
     picture = process(body[:-2] + 100 * last_scan + body[-2:])
     assert (picture.status, picture.detail) == (Status.IMAGE_BOMB, "more than 64 scans")
+
+
+_ONE_THREAD = """
+import io, time
+from PIL import Image
+from pairmill.pipeline.image.processor import ImageProcessor
+from pairmill.schemas.job.images import ImagesConfig
+noise = io.BytesIO()
+Image.effect_noise((600, 450), 60).convert("RGB").save(noise, "JPEG")
+processors = [ImageProcessor(ImagesConfig(size=size)).process for size in (400, 600)]
+[process(noise.getvalue()) for process in processors]
+time.sleep(0.3)
+whole, own = time.process_time(), time.thread_time()
+[process(noise.getvalue()) for _ in range(100) for process in processors]
+print((time.process_time() - whole) / (time.thread_time() - own))
+"""
+
+
+def test_a_picture_takes_the_time_of_one_thread_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", _ONE_THREAD], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.1
 
 
 def segment(marker: int, payload: bytes) -> bytes:
