@@ -86,7 +86,7 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
 
 
 def photos(folder: Path, web: Path) -> list[str]:
-    """Link to 310 photographs of ../shared/data/pairs. Returns the names of the links.
+    """Link to 308 photographs of ../shared/data/pairs. Returns the names of the links.
 
     These are the pictures of Flickr8k that are not thumbnails (500 px, 4:2:0), and those of COCO with a color profile
     (mostly 640 px, 4:4:4). 31% are larger than 512 px, and 34% have a profile.
