@@ -79,12 +79,14 @@ bench: $(READY)
 	$(BIN)/python -m bench.plan
 	$(BIN)/python -m bench.download
 
-# The tools that bench.fetch compares with, in environments of their own, on the oldest Python: they follow new ones late. Needs nginx too: apt-get install nginx-light
+# The tools that benchmarks compare with, in environments of their own, on the oldest Python: they follow new ones late. Needs nginx too: apt-get install nginx-light
 bench-peers: $(READY)
 	test -x .venv-peers/bin/python || $(OLDEST) -m venv .venv-peers
 	$(BIN)/uv pip install -q --python .venv-peers/bin/python -r bench/peers/requirements.txt
 	test -x .venv-clip-retrieval/bin/python || $(OLDEST) -m venv .venv-clip-retrieval
 	$(BIN)/uv pip install -q --python .venv-clip-retrieval/bin/python -r bench/peers/requirements-clip-retrieval.txt
+	test -x .venv-datacomp/bin/python || $(OLDEST) -m venv .venv-datacomp
+	$(BIN)/uv pip install -q --python .venv-datacomp/bin/python -r bench/peers/requirements-datacomp.txt
 
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --all-extras \
 	pyproject.toml -o constraints.txt
@@ -98,5 +100,5 @@ upgrade: $(READY)
 	$(LOCK) --upgrade
 
 clean:
-	rm -rf $(VENV) .venv-py3.* .venv-peers .venv-clip-retrieval demo-out bench-out dist \
+	rm -rf $(VENV) .venv-py3.* .venv-peers .venv-clip-retrieval .venv-datacomp demo-out bench-out dist \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

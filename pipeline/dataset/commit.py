@@ -1,4 +1,4 @@
-"""THE place where a shard is committed: writes its data files, then its manifest by `manifests.publish`.
+"""THE place where a shard is committed: writes its data files, and last of all its manifest.
 
 The data files are in `images/`, `pairs/` and `rejects/`. Manifests are create-only, so if two workers commit the same
 shard, one wins, and a shard exists if and only if its manifest does. Data files of a committed shard that are not in
@@ -6,6 +6,7 @@ its manifest are garbage and may be deleted.
 """
 
 import json
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.manifests import publish
+from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.parquet import write_table
 from pairmill.pipeline.dataset.previous_generation import PreviousGeneration, sort_by_row_id
 from pairmill.pipeline.dataset.webdataset_tar import write_tar
@@ -33,9 +34,12 @@ from pairmill.schemas.manifest import (
     Shard,
     ShardManifest,
     manifest_name,
+    shard_name,
 )
 from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
 from pairmill.schemas.status import Status, Step
+
+log = logging.getLogger(__name__)
 
 
 class AccountingError(PairmillError, RuntimeError):
@@ -96,7 +100,7 @@ class ShardWriter:
             versions=self.versions,
             custom_rules=self._custom_rules(pairs, rejects),
         )
-        return publish(self.store, manifest)
+        return publish_manifest(self.store, manifest)
 
     def _custom_rules(self, *tables: pa.Table) -> dict[str, CustomRuleCount]:
         """Number of rows dropped by each custom rule. Their `status_detail` starts with the rule's name."""
@@ -106,6 +110,22 @@ class ShardWriter:
             names = Counter((detail or "").partition(": ")[0] for detail in details)
             counts.update({name: names[name] for name in self.rule_steps if names[name]})
         return {name: CustomRuleCount(step=self.rule_steps[name], rows=count) for name, count in counts.items()}
+
+
+def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
+    """Create the manifest, the last file of a commit, or yield to an existing one. Returns the one that is valid."""
+    name = f"manifests/{manifest.name}"
+    if store.create(name, manifest.model_dump_json(indent=1).encode()):
+        return manifest
+    existing = read_manifest(store, manifest.name)
+    if existing.attempt == manifest.attempt:  # it is ours: the reply was lost
+        return existing
+    named = {file.path for file in existing.files.values()}
+    for file in manifest.files.values():
+        if file.path not in named:
+            store.delete(file.path)
+    log.info("shard %s was committed by another worker", shard_name(manifest.shard))
+    return existing
 
 
 def _bytes_fetched(table: pa.Table) -> int:

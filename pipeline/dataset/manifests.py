@@ -1,7 +1,6 @@
-"""Reads and writes manifests. A manifest is written last and create-only; it makes its shard exist."""
+"""Reads, lists and deletes manifests. `commit.py` writes them."""
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,33 +10,15 @@ from pydantic import ValidationError
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import FailureKind, PairmillError
-from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest, manifest_name, parse_manifest_name, shard_name
+from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest, manifest_name, parse_manifest_name
 
 _READERS, _READ_AHEAD = 32, 256
-
-log = logging.getLogger(__name__)
 
 
 class ManifestError(PairmillError, RuntimeError):
     """A manifest cannot be read; the message names it and says what to do."""
 
     kind = FailureKind.SHARD
-
-
-def publish(store: Store, manifest: ShardManifest) -> ShardManifest:
-    """Create the manifest, or yield to an existing one. Returns the one that is valid."""
-    name = f"manifests/{manifest.name}"
-    if store.create(name, manifest.model_dump_json(indent=1).encode()):
-        return manifest
-    existing = read_manifest(store, manifest.name)
-    if existing.attempt == manifest.attempt:  # it is ours: the reply was lost
-        return existing
-    named = {file.path for file in existing.files.values()}
-    for file in manifest.files.values():
-        if file.path not in named:
-            store.delete(file.path)
-    log.info("shard %s was committed by another worker", shard_name(manifest.shard))
-    return existing
 
 
 def read_manifest(store: Store, name: str) -> ShardManifest:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.encode.device import dtype_on, resolve_device
-from pairmill.pipeline.encode.tokenizer import CaptionTokenizer
+from pairmill.pipeline.encode.truncate_caption import CaptionTokenizer
 from pairmill.pipeline.encode.weights import ModelError, Weights, find_weights
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.job.models import ModelConfig

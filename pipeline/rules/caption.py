@@ -1,6 +1,6 @@
 """Defines the caption rules that count characters and words, search for terms, detect languages, or read the license.
 
-Rules see whole captions: `encode/tokenizer.py` is THE place where captions are truncated, for the models alone.
+Rules see whole captions: `encode/truncate_caption.py` is THE place where captions are truncated, for the models alone.
 """
 
 import functools

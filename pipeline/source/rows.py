@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text
-from pairmill.pipeline.source.captions import clean_captions
+from pairmill.pipeline.source.clean_captions import clean_captions
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.corpus.image_refs import with_image_refs
 from pairmill.pipeline.source.corpus.json_fields import append_fields
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN, decode_lossy
-from pairmill.pipeline.source.identity import Identities, uid_texts
 from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, WebPictures
 from pairmill.pipeline.source.partitions import append_partitions
+from pairmill.pipeline.source.row_uids import Identities, uid_texts
 from pairmill.pipeline.source.shared_urls import SharedUrls
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
 from pairmill.schemas.limits import MAX_CAPTION_BYTES, MAX_URL_BYTES

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.encode.byte_pairs import merged
-from pairmill.pipeline.encode.tokenizer import CaptionTokenizer, beginning
+from pairmill.pipeline.encode.truncate_caption import CaptionTokenizer, beginning
 from tests.integration.conftest import SHARED_DATA
 
 CLIP = open_clip.get_tokenizer("ViT-B-32")

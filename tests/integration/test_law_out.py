@@ -68,24 +68,42 @@ def load_dataset(folder: Path, cache: Path) -> Any:
     return datasets.load_dataset(str(folder), cache_dir=str(cache / folder.name))["train"]
 
 
-@pytest.fixture(scope="module")
-def awkward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All awkward pictures in one tar, embedded, and exported in all formats."""
+@pytest.fixture(scope="module", params=["embed", "build"])
+def awkward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All awkward pictures, from a tar or from the web, exported in all formats."""
     folder = tmp_path_factory.mktemp("awkward")
-    members = []
-    for number, path in enumerate(PATHS):
-        members += [(f"{number:04d}{path.suffix}", path.read_bytes()), (f"{number:04d}.txt", path.stem.encode())]
-    sequentially(embed_job(folder / "out", write_tar(folder / "0.tar", members), shard_rows=100))
+    if request.param == "embed":
+        members = []
+        for number, path in enumerate(PATHS):
+            members += [(f"{number:04d}{path.suffix}", path.read_bytes()), (f"{number:04d}.txt", path.stem.encode())]
+        sequentially(embed_job(folder / "out", write_tar(folder / "0.tar", members), shard_rows=100))
+    else:
+        build_awkward(folder)
     export_all(folder / "out", folder, *FORMATS)
     return folder
+
+
+def build_awkward(folder: Path) -> None:
+    web = PictureWeb()
+    rows = [
+        {"url": web.add(f"/{number:04d}", path.read_bytes()), "caption": path.stem} for number, path in enumerate(PATHS)
+    ]
+    source = write_input(folder / "list.parquet", rows)
+    sequentially(job(source, folder / "out", shard_rows=100, models=[{"name": "tiny"}]))
+    web.close()
 
 
 @pytest.fixture(scope="module")
 def scored(awkward: Path) -> dict[str, Pixels]:
     """uid -> the pixels that the model saw."""
-    rows = rows_in(awkward / "out")
-    assert {row["sha256"] for row in rows} >= {row["sha256"] for row in LISTED if row["expect"] == "decode"}
-    return {row["uid"]: PROCESSOR.pixels(PATHS[int(row["key"])].read_bytes()) for row in rows}
+    rows, is_build = rows_in(awkward / "out"), (awkward / "list.parquet").exists()
+    numbers = {row["uid"]: int(row["url"].rpartition("/")[2] if is_build else row["key"]) for row in rows}
+    decoded = {row["sha256"] for row in LISTED if row["expect"] == "decode"}
+    assert {LISTED[number]["sha256"] for number in numbers.values()} >= decoded
+    bodies = {uid: PATHS[number].read_bytes() for uid, number in numbers.items()}
+    if is_build:
+        bodies = {uid: PROCESSOR.process(body).image or b"" for uid, body in bodies.items()}
+    return {uid: PROCESSOR.pixels(body) for uid, body in bodies.items()}
 
 
 @pytest.mark.parametrize("reader", ["webdataset", "hf webdataset", "hf parquet", "duckdb", "polars", "pyarrow"])

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from pairmill.jobs.results import Totals
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.commit import ShardWriter
+from pairmill.pipeline.dataset.commit import ShardWriter, publish_manifest
 from pairmill.pipeline.dataset.manifests import (
     ManifestError,
     committed,
     drop_superseded,
-    publish,
     read_manifest,
     read_manifests,
 )
@@ -136,7 +135,7 @@ def test_a_crashed_attempt_does_not_block_the_next_and_its_files_are_deleted(tmp
 
 def test_a_lost_reply_is_recognized_as_our_own_commit(tmp_path: Path) -> None:
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
-    assert publish(Store(str(tmp_path)), manifest) == manifest
+    assert publish_manifest(Store(str(tmp_path)), manifest) == manifest
     assert Store(str(tmp_path)).exists(manifest.files["pairs"].path)
 
 

@@ -10,7 +10,7 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pairmill.pipeline.source.captions import clean_captions
+from pairmill.pipeline.source.clean_captions import clean_captions
 
 
 def clean(caption: str | None) -> str | None:
