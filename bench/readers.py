@@ -71,7 +71,7 @@ def _add(tar: tarfile.TarFile, name: str, body: bytes) -> None:
 
 def export(dataset: Path, folder: Path) -> int:
     """Every kept pair, in every format, in several files each. Returns the number of pairs."""
-    pairmill("select", str(dataset), "everything", "--where", "caption_clean is not None")
+    pairmill("select", str(dataset), "everything", "--step", "where: caption_clean is not None")
     for form in ("webdataset", "parquet", "clip-retrieval", "datacomp"):
         options = ["--format", form, "--samples-per-file", "500"]
         pairmill("export", str(dataset), "everything", str(folder / form), *options)

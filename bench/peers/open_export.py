@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 
@@ -106,14 +107,21 @@ def embedding_reader(folder: Path, _: Path) -> int:
 
 def datacomp_baselines(folder: Path, scratch: Path) -> int:
     """`baselines.py` of DataComp, whose sources are the working directory: all uids, and the better half by score."""
-    script, metadata = [sys.executable, "baselines.py"], ["--metadata_dir", str(folder / "metadata")]
-    subprocess.run([*script, *metadata, "--name", "no_filter", "--save_path", str(scratch / "all.npy")], check=True)
-    half = ["--name", "clip_score", "--arch", "l14", "--fraction", "0.5", "--save_path", str(scratch / "half.npy")]
-    subprocess.run([*script, *metadata, *half], check=True)
-    every, better = np.load(scratch / "all.npy"), np.load(scratch / "half.npy")
-    assert abs(2 * len(better) - len(every)) <= 2, (len(every), len(better))
+    metadata = folder / "metadata"
+    every = _filtered(metadata, scratch / "all.npy", "no_filter")
     assert (every == np.load(folder / "subset.npy")).all()
+    if "clip_l14_similarity_score" in pd.read_parquet(next(metadata.glob("*.parquet"))).columns:
+        half = _filtered(metadata, scratch / "half.npy", "clip_score", "--arch", "l14", "--fraction", "0.5")
+        assert abs(2 * len(half) - len(every)) <= 2, (len(every), len(half))
     return len(every)
+
+
+def _filtered(metadata: Path, path: Path, name: str, *options: str) -> npt.NDArray[np.void]:
+    """The uids that one of DataComp's filters keeps."""
+    command = [sys.executable, "baselines.py", "--name", name, *options]
+    subprocess.run([*command, "--metadata_dir", str(metadata), "--save_path", str(path)], check=True)
+    uids: npt.NDArray[np.void] = np.load(path)
+    return uids
 
 
 def datacomp_resharder(folder: Path, scratch: Path) -> int:
