@@ -107,26 +107,6 @@ def test_a_signal_leaves_a_resumable_output_and_says_so(
     assert 0 < done["rows_in"] < len(rows)
 
 
-def test_a_users_folder_called_pipeline_is_never_imported_but_custom_rules_are(web: PictureWeb, tmp_path: Path) -> None:
-    for name in ("pipeline", "schemas", "jobs"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
-    (tmp_path / "mine.py").write_text(
-        "import pyarrow.compute as pc\nfrom helper import WORD\nfrom pairmill.pipeline.rules import at\n\n"
-        "@at('caption')\ndef no_cats(rows):\n    return pc.invert(pc.match_substring(rows['caption_clean'], WORD))\n"
-    )
-    (tmp_path / "helper.py").write_text("WORD = 'cat'\n")
-    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"a {('cat', 'dog')[n % 2]} {n}"} for n in range(10)]
-    source = write_input(tmp_path / "in.parquet", rows)
-    done = run(build_arguments(source, Path("out"), "--set", "rules.custom=[mine:no_cats]"), tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["statuses"] == {"custom_rule": 5, "ok": 5}
-    assert result["custom_rules"] == {"mine:no_cats": {"step": "caption", "rows": 5}}
-    assert "  caption  custom_rule: mine:no_cats " in done.stdout
-    assert sorted(web.log) == [f"/{n}.jpg" for n in range(1, 10, 2)]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

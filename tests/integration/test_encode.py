@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +111,7 @@ def test_scores_equal_those_of_plain_open_clip(name: str, folders: dict[str, Pat
     expected = (image * text).sum(axis=1)
     straight, mixed = [0, 1, 2, 3, 4, 5], [3, 0, 5, 1, 4, 2]
     ways = [("float32", 4, mixed, 1e-3), ("bfloat16", 4, mixed, 5e-3)]
-    if name in ("tiny", "ViT-B-32"):
+    if name == "tiny":
         ways += [("float32", 1, straight, 1e-3), ("float32", 32, straight, 1e-3)]
     for dtype, batch_size, order, tolerance in ways:
         run = RunConfig(device="cpu", batch_size=batch_size)
@@ -204,27 +201,6 @@ def test_a_model_may_be_a_folder_whose_checksum_is_verified(tmp_path: Path) -> N
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="contains no weights"):
         resolve_weights([config])
-
-
-@pytest.mark.parametrize("name", ["ViT-B-32:openai", "hf-hub:nobody/nothing"])
-def test_weights_that_cannot_be_fetched_are_a_clear_error(name: str, tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(photographs()[0])
-    command = [
-        sys.executable,
-        "-m",
-        "pairmill",
-        "embed",
-        str(tmp_path),
-        str(tmp_path / "out"),
-        "--model",
-        name,
-    ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 1
-    assert "cannot be fetched" in done.stderr
-    assert "local file" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_model_name_suggests_similar_ones() -> None:

@@ -24,11 +24,12 @@ FOLDERS = ("jobs", "pipeline", "schemas")
 WRONG_MODULE = "raise SystemExit('the wrong module was imported')\n"
 RULE = """
 import pyarrow.compute as pc
+from beside import SEVEN
 from pairmill.pipeline.rules import at
 
 @at("caption")
 def no_sevens(rows):
-    return pc.invert(pc.match_substring(rows["caption_clean"], "7"))
+    return pc.invert(pc.match_substring(rows["caption_clean"], SEVEN))
 """
 
 
@@ -100,6 +101,7 @@ def project(tmp_path: Path) -> Path:
         (tmp_path / name / "__init__.py").write_text(WRONG_MODULE)
     (tmp_path / "jobs.py").write_text(WRONG_MODULE)
     (tmp_path / "mine.py").write_text(RULE)
+    (tmp_path / "beside.py").write_text("SEVEN = '7'")
     return tmp_path
 
 
@@ -177,7 +179,11 @@ def test_a_build_with_a_custom_rule_works_beside_modules_named_like_ours(
         arguments += ["--model", "tiny"]
     arguments += ["--set", "rules.custom=[mine:no_sevens]", "--set", "shard_rows=10", "--json"]
     built = run(installed.folder / "bin" / "pairmill", *arguments, cwd=project)
-    assert json.loads(built.splitlines()[-1])["statuses"] == {"ok": 18, "custom_rule": 2}
+    result = json.loads(built.splitlines()[-1])
+    assert result["statuses"] == {"ok": 18, "custom_rule": 2}
+    assert result["custom_rules"] == {"mine:no_sevens": {"step": "caption", "rows": 2}}
+    assert "  caption  custom_rule: mine:no_sevens " in built
+    assert sorted(web.log) == sorted(f"/{n}.jpg" for n in range(20) if n % 10 != 7)
     (project / "secrets.py").unlink()
     told = run(installed.python, "-m", "pairmill", "status", "out", "--json", cwd=project)
     assert json.loads(told.splitlines()[-1])["rows_in"] == 20
@@ -186,6 +192,7 @@ def test_a_build_with_a_custom_rule_works_beside_modules_named_like_ours(
 def test_a_custom_rule_may_be_in_a_package_named_like_ours(installed: Environment, tmp_path: Path) -> None:
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "mine.py").write_text(RULE)
+    (tmp_path / "beside.py").write_text("SEVEN = '7'")
     code = (
         "from pathlib import Path\nfrom pairmill.pipeline.rules import load_custom_rule\n"
         "print(load_custom_rule('pipeline.mine:no_sevens', Path.cwd()).name)"
