@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ print(json.dumps([each.status.value for each in found]))
 """
 
 
-@pytest.mark.parametrize("stop_s", [5.0])
+@pytest.mark.parametrize("stop_s", [30.0 if "DOORS_EXAMPLES" in os.environ else 5.0])
 def test_a_process_that_is_stopped_loses_no_row(web: HostileWeb, stop_s: float) -> None:
     """SIGSTOP and SIGCONT, as a frozen container or a paused virtual machine."""
     urls = [web.send(f"/{n}.jpg", n / 10, response(JPEG)) for n in range(20)]
