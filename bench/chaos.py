@@ -275,7 +275,7 @@ def main() -> None:
 
 
 def _print_table(runs: list[tuple[Run, bool]], calm_s: float) -> None:
-    print("\n| fault | runs | same rows as undisturbed | resumed by hand | extra seconds, median (range) |")
+    print("\n| fault | runs | same rows as undisturbed | had to be rerun | extra seconds, median (range) |")
     print("|---|---|---|---|---|")
     for killed in KILLS:
         some = [(each, good) for each, good in runs if each.killed == killed and each.hit]

@@ -1,18 +1,18 @@
-"""Downloads pictures from an nginx that imitates the web with pairmill, its img2dataset engine, img2dataset, and Daft.
+"""Compares downloads with pairmill, its img2dataset engine, img2dataset and Daft, from an nginx that imitates the web.
 
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
     .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only ""
 
-`--https` (as root) downloads over TLS from named hosts with 1 to 30 pictures each, in random order.
-`--slow` adds latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3% of the names, and 5% of hosts
-that never answer. Failed rows count as done. `--photos` serves real photographs instead of synthetic pictures.
+`--https` (as root) downloads over TLS from named hosts with 1 to 30 pictures each, in random order. `--slow` (as root)
+adds a latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3% of the names, and 5% of hosts that
+never answer; failed rows count as done. `--photos` serves real photographs instead of synthetic pictures.
 
-All tools store pictures with 512 px on the longer side, resized only if larger, at JPEG quality 95, and download from
-the same nginx on the same cores. Each run is a separate process. `steady` is the slope of rows over time, shard by
-shard (for Daft: rows over its query's time), so it excludes start-up; `wall` is the whole process. `codec` is decode +
-resize + encode on the same bytes in memory, one thread per core: the upper limit. Rounds are interleaved; ratios are
-medians over the rounds.
+All tools download from the same nginx on the same cores, resize pictures whose longer side exceeds 512 px, and store
+JPEGs at quality 95. Each run is a separate process. `steady` is the slope of rows over time, shard by shard (for Daft:
+rows over the time of its query), so it excludes start-up; `wall` is the wall-clock time of the whole process. `codec in
+memory` is the upper limit: decode + resize + encode on the same bytes in memory, one thread per core. Rounds are
+interleaved; ratios are medians over the rounds.
 """
 
 import argparse
@@ -52,8 +52,8 @@ FULL_CHROMA_SHARE, SRGB_SHARE, WIDE_SHARE = 0.24, 0.08, 0.035
 4:2:0; 72 have an sRGB profile and 32 another one, mostly Adobe RGB. None is progressive or has EXIF data."""
 SHARD_ROWS = 500
 TRIAL_ROWS = 3_000
-PICTURES_PER_HOST = 30
-"""With `--https`, a host has between one and this many."""
+MAX_PICTURES_PER_HOST = 30
+"""Maximum number of pictures of a host with `--https`; the minimum is one."""
 THUMBNAIL_PX = 200
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
@@ -86,10 +86,10 @@ def corpus(folder: Path, count: int, median_px: int) -> list[str]:
 
 
 def photos(folder: Path, web: Path) -> list[str]:
-    """Link to 308 photographs of ../shared/data/pairs. Returns the names of the links.
+    """Link to 308 photographs from ../shared/data/pairs. Returns the names of the links.
 
-    These are the pictures of Flickr8k that are not thumbnails (500 px, 4:2:0), and those of COCO with a color profile
-    (mostly 640 px, 4:4:4). 31% are larger than 512 px, and 34% have a profile.
+    These are the pictures from Flickr8k that are not thumbnails (500 px, 4:2:0), and those from COCO with a color
+    profile (mostly 640 px, 4:4:4). 31% of all are larger than 512 px, and 34% have a profile.
     """
     chosen = [
         path
@@ -104,7 +104,7 @@ def photos(folder: Path, web: Path) -> list[str]:
 
 
 def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
-    """Figures of a build in this process. `--run` calls this in a separate process."""
+    """Run a build in this process, which is a separate one with `--run`, and return its figures."""
     from bench.download import Clock
     from pairmill.jobs.build import build
     from pairmill.schemas.jobs import BuildJob
@@ -132,7 +132,7 @@ def codec(bodies: list[bytes], rows: int) -> Figures:
 
 
 def measured(command: list[str]) -> Figures:
-    """Run one side, which prints its figures as its last line. The wall time is that of the whole process."""
+    """Run a command that prints its figures as its last line. The wall-clock time is that of the whole process."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -145,7 +145,7 @@ def measured(command: list[str]) -> Figures:
 
 
 def sides(urls: Path, folder: Path, threads: int, options: argparse.Namespace) -> dict[str, list[str]]:
-    """Name -> command."""
+    """Name of a tool -> the command that runs it."""
     ours = [sys.executable, "-m", "bench.fetch", "--run"]
     commands = {
         "pairmill": [*ours, "aiohttp", str(urls), str(folder / "ours")],
@@ -168,11 +168,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=6_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="median of the pictures' longer sides")
+    parser.add_argument("--median-px", type=int, default=MEDIAN_PX, help="median length of the longer side")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="../shared/data/pairs: serve real photographs")
     parser.add_argument("--https", action="store_true", help="TLS, with thousands of host names; as root")
     parser.add_argument("--slow", action="store_true", help="latency, slow and failing DNS, dead hosts; as root")
-    parser.add_argument("--only", help="comma-separated sides in addition to pairmill and img2dataset")
+    parser.add_argument("--only", help="comma-separated tools to run besides pairmill and img2dataset")
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "URLS", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -198,7 +198,7 @@ def main() -> None:
 
 
 def named_hosts(stack: ExitStack, folder: Path, rows: int) -> list[str]:
-    """Serve over TLS, with a certificate of our own authority for all hosts. Returns the base URL for each row."""
+    """Serve over TLS, with one certificate from our own authority for all hosts. Returns a base URL for each row."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
     authority.issue_cert("*.bench.example").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
@@ -207,7 +207,7 @@ def named_hosts(stack: ExitStack, folder: Path, rows: int) -> list[str]:
     rng = np.random.default_rng(7)
     counts: list[int] = []
     while sum(counts) < rows:
-        counts.append(int(rng.integers(1, PICTURES_PER_HOST + 1)))
+        counts.append(int(rng.integers(1, MAX_PICTURES_PER_HOST + 1)))
     addresses = {f"host{n}.bench.example": bases[n % len(bases)].hostname or "" for n in range(len(counts))}
     stack.enter_context(name_server.name_server(addresses, frozenset(), 0.0))
     origins = [f"https://{name}:{bases[0].port}" for name in addresses]
@@ -216,7 +216,8 @@ def named_hosts(stack: ExitStack, folder: Path, rows: int) -> list[str]:
 
 
 def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
-    """Add latency and slow names to the hosts. Some hosts never answer, and some names fail."""
+    """Add latency to the hosts and to name look-ups; some hosts never answer, and some look-ups fail. Returns base
+    URLs."""
     delays = np.random.default_rng(5).uniform(*LATENCY_S, len(bases)).tolist()
     dead = stack.enter_context(silence(round(DEAD_SHARE * len(bases))))
     hosts = [*stack.enter_context(delayed(bases, delays))[: len(bases) - len(dead)], *dead]
@@ -228,7 +229,7 @@ def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
 
 
 def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> None:
-    """Run all sides in turns and print the tables."""
+    """Run all tools in turns and print the tables."""
     print(f"{len(bodies)} pictures, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} kB on average", flush=True)
     found: dict[str, list[Figures]] = {}
     few = folder / "few.parquet"
@@ -256,13 +257,13 @@ def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> N
 
 
 def print_tables(found: dict[str, list[Figures]]) -> None:
-    """Print the medians of every side, then the ratios with their ranges."""
-    print(f"\n{'':<30}{'steady rows/s':>15}{'wall s':>9}{'good':>8}")
+    """Print the medians for every tool, then the ratios with their ranges."""
+    print(f"\n{'':<30}{'steady rows/s':>15}{'wall s':>9}{'success':>9}")
     for name, rounds in found.items():
         steady, wall, good = (
             statistics.median(each[key] for each in rounds) for key in ("rows_per_s", "wall_s", "good")
         )
-        print(f"{name:<30}{steady:>15.0f}{wall:>9.1f}{good:>8.0f}")
+        print(f"{name:<30}{steady:>15.0f}{wall:>9.1f}{good:>9.0f}")
     print()
     for name in list(found)[1:]:
         ratios = [

@@ -2,12 +2,15 @@
 
     python -m bench.filtering_helps [--pool 4000] [--samples 40000] [--seeds 1 2 3]
 
-The pool consists of synthetic (rendered) pictures. Half of the captions are wrong: they describe another scene, or get
-one color or shape wrong. The pool also has copies of pictures under other URLs with other captions, and junk (noise,
-plain colors). Half of the correctly captioned pairs show combinations of color and shape that `tiny`, which scores the
-pool, never saw. There are three training sets: the whole pool, a random half, and what select keeps. For each seed, the
-same small CLIP is trained on each set, from the same random weights and for the same number of samples. Measures
-retrieval (R@1, both ways) on 500 new scenes, and zero-shot accuracy over 64 kinds of colored shapes.
+The pool consists of synthetic (rendered) pictures. On average, 40% of its pairs have a correct caption. 40% have a
+wrong one: it describes another scene (20%), or gets one color (12%) or one shape (8%) wrong. 10% repeat the previous
+picture, under another URL and with the caption of another scene, and 10% are junk (noise or a plain color). Half of the
+scenes have combinations of color and shape that `tiny`, which scores the pool, never saw.
+
+The three training sets are the whole pool, a random half of it, and the rows that `select` keeps. For each seed, the
+same small CLIP is trained on each set, from the same random weights and with the same number of samples. Then its
+retrieval (R@1, in both directions) is measured on 500 new scenes, and its zero-shot accuracy over 64 kinds of colored
+shapes.
 """
 
 import argparse
@@ -60,7 +63,10 @@ SUBSETS = {
     ],
 }
 BATCH_SIZE = 128
-EVALUATED = 500
+NUM_TEST_SCENES = 500
+PAIR_KINDS = {"right": 40, "other scene": 20, "wrong color": 12, "wrong shape": 8, "copy": 10, "junk": 10}
+"""Kind of pair -> its average percentage of the pool."""
+CHANGE_SCENE = {"wrong color": wrong_color, "wrong shape": wrong_shape}
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -71,18 +77,15 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def pool(count: int, seed: int) -> Iterator[tuple[bytes, str, str]]:
-    """(picture, caption, kind of pair)"""
+    """Yield (picture, caption, kind of pair) for `count` pairs."""
     rng, last = Random(f"filtering helps {seed}"), b""
     for number in range(count):
         scene = random_scene(rng, held_out=number % 2 == 0)
-        kind = rng.choices(
-            ["right", "other scene", "wrong color", "wrong shape", "copy", "junk"], [40, 20, 12, 8, 10, 10]
-        )[0]
-        described = {"wrong color": wrong_color, "wrong shape": wrong_shape}
-        if kind in ("right", *described):
+        kind = rng.choices(list(PAIR_KINDS), list(PAIR_KINDS.values()))[0]
+        if kind in ("right", *CHANGE_SCENE):
             last = jpeg(render(scene, rng, 128))
-            shown = described[kind](scene, rng) if kind in described else scene
-            yield last, caption(shown, rng), kind
+            caption_scene = CHANGE_SCENE[kind](scene, rng) if kind in CHANGE_SCENE else scene
+            yield last, caption(caption_scene, rng), kind
         elif kind == "junk" or not last:
             noise = np.random.default_rng(number).integers(0, 256, (128, 128, 3), dtype=np.uint8)
             plain = Image.new("RGB", (128, 128), rng.choice(list(COLORS.values())))
@@ -93,7 +96,7 @@ def pool(count: int, seed: int) -> Iterator[tuple[bytes, str, str]]:
 
 
 def make_sets(folder: Path, count: int) -> dict[str, tuple[str, int]]:
-    """Build the pool, select and export three subsets; name -> (tars in open_clip's notation, number of pairs)."""
+    """Build the pool, and select and export three subsets. Name -> (tars in open_clip's notation, number of pairs)."""
     pairs = list(pool(count, seed=1))
     with serving([picture for picture, _, _ in pairs]) as bases:
         urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(count)]
@@ -118,7 +121,7 @@ def make_sets(folder: Path, count: int) -> dict[str, tuple[str, int]]:
 
 
 def random_weights(folder: Path, seed: int) -> Path:
-    """The architecture of `tiny` with random weights."""
+    """Write a model with the architecture of `tiny` and random weights. Returns its folder."""
     folder.mkdir()
     config = json.loads((TINY_FOLDER / "open_clip_config.json").read_text())
     torch.manual_seed(seed)
@@ -129,7 +132,7 @@ def random_weights(folder: Path, seed: int) -> Path:
 
 
 def train(tars: str, model: Path, samples: int, seed: int, logs: Path) -> Path:
-    """Run open_clip's trainer as its users do; returns the checkpoint."""
+    """Train with open_clip's command-line trainer. Returns the path of the checkpoint."""
     command = [sys.executable, "-m", "open_clip_train.main", "--dataset-type", "webdataset", "--dataset-resampled"]
     command += ["--train-data", tars, "--train-num-samples", str(samples), "--model", f"local-dir:{model}"]
     command += ["--batch-size", str(BATCH_SIZE), "--epochs", "1", "--warmup", "40", "--lr", "2e-3", "--workers", "1"]
@@ -154,17 +157,17 @@ def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
         features: torch.Tensor = model.encode_image(pictures, normalize=True)
         return features
 
-    scenes = distinct_scenes(rng, EVALUATED // 2, False) + distinct_scenes(rng, EVALUATED // 2, True)
+    scenes = distinct_scenes(rng, NUM_TEST_SCENES // 2, False) + distinct_scenes(rng, NUM_TEST_SCENES // 2, True)
     texts = model.encode_text(tokenize([caption(scene, rng) for scene in scenes]), normalize=True)
     scores = image_features(scenes) @ texts.T
     things = [Thing(color, shape) for color in COLORS for shape in SHAPES]
-    labels = [rng.randrange(len(things)) for _ in range(EVALUATED)]
-    shown = image_features([Scene(rng.choice(list(BACKGROUNDS)), things[label]) for label in labels])
+    labels = [rng.randrange(len(things)) for _ in range(NUM_TEST_SCENES)]
+    pictures = image_features([Scene(rng.choice(list(BACKGROUNDS)), things[label]) for label in labels])
     prompts = [[f"{thing.words} on a {background} background" for background in BACKGROUNDS] for thing in things]
-    classes = torch.stack([model.encode_text(tokenize(four), normalize=True).mean(0) for four in prompts])
-    right = (shown @ classes.T).argmax(1) == torch.tensor(labels)
+    classes = torch.stack([model.encode_text(tokenize(texts), normalize=True).mean(0) for texts in prompts])
+    is_correct = (pictures @ classes.T).argmax(1) == torch.tensor(labels)
     return {
-        "zero-shot": float(right.float().mean()),
+        "zero-shot": float(is_correct.float().mean()),
         "text to image R@1": recall_at_1(scores.T),
         "image to text R@1": recall_at_1(scores),
     }
@@ -173,7 +176,7 @@ def evaluate(checkpoint: Path, model_folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=4_000)
-    parser.add_argument("--samples", type=int, default=40_000, help="samples seen per training run")
+    parser.add_argument("--samples", type=int, default=40_000, help="samples per training run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -188,8 +191,8 @@ def main() -> None:
                 results[name].append(found)
                 print(f"seed {seed} {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
         print(f"\n| set | pairs | {' | '.join(next(iter(results.values()))[0])} |\n|---|---|---|---|---|")
-        for name, of_seeds in results.items():
-            cells = [", ".join(f"{each[measure]:.3f}" for each in of_seeds) for measure in of_seeds[0]]
+        for name, per_seed in results.items():
+            cells = [", ".join(f"{each[measure]:.3f}" for each in per_seed) for measure in per_seed[0]]
             print(f"| {name} | {sets[name][1]:,} | {' | '.join(cells)} |")
         for measure in results["raw"][0]:
             worst = min(each[measure] for each in results["selected"])

@@ -1,12 +1,13 @@
-"""Measures how close embedding JPEG bytes on a GPU comes to the model's own speed. Needs torch, torchvision, open_clip.
+"""Measures how close a GPU comes to the model's own speed when it embeds JPEGs. Needs torch, torchvision and open_clip.
 
     python bench/gpu_embed.py                              # ViT-B-32, ViT-L-14 and SigLIP-SO400M in bfloat16
     python bench/gpu_embed.py --models ViT-B-32 --decode cpu --threads 16 --compile
 
-`forward` runs batches that are already on the device: the limit. `from jpeg` starts from bytes in memory, which are
-decoded on the device (nvJPEG, through torchvision) or by threads on the CPU, resized, cropped, normalized and encoded.
-The next batches are decoded while one is in the model. The last columns show the time of each step for one batch, alone
-and synchronized. Weights are random, because speed does not depend on them. `--device cpu` only shows that it runs.
+`forward/s` is the upper limit: the rate for batches that are already on the device. `from jpeg/s` starts from JPEG
+bytes in memory. They are decoded on the device (by nvJPEG, through torchvision) or by threads on the CPU, then resized,
+cropped, normalized and encoded. While one batch is in the model, the next ones are decoded. The last two columns show
+how long decoding and embedding take for one batch when nothing else runs. Weights are random, because speed does not
+depend on them. `--device cpu` only shows that the script runs.
 """
 
 import argparse
@@ -23,20 +24,20 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 MODELS = ("ViT-B-32", "ViT-L-14", "ViT-SO400M-14-SigLIP")
-AHEAD = 3
+BATCHES_AHEAD = 3
 
 
 def draw(count: int, width: int, height: int) -> list[torch.Tensor]:
-    """JPEGs of smooth noise with grain, quality 90, as uint8 tensors of their bytes."""
-    generator, bodies = torch.Generator().manual_seed(3), []
+    """JPEG files of smooth noise with grain, at quality 90: the bytes of each as a uint8 tensor [num_bytes]."""
+    generator, jpegs = torch.Generator().manual_seed(3), []
     for _ in range(count):
         coarse = torch.rand(3, 12, 16, generator=generator)
         picture = functional.resize(coarse, [height, width], antialias=True)
         picture = (picture + 0.03 * torch.randn(3, height, width, generator=generator)).clamp(0, 1)
         file = io.BytesIO()
         Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
-        bodies.append(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
-    return bodies
+        jpegs.append(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
+    return jpegs
 
 
 class Bench:
@@ -55,47 +56,49 @@ class Bench:
         self.pool = ThreadPoolExecutor(1 if self.on_device else options.threads)
         self.batch_size = options.batch_size
 
-    def decoded(self, bodies: list[torch.Tensor]) -> Any:
-        """Start decoding. Returns what `ready` takes: a future for all pictures, or one per picture on the CPU."""
+    def start_decoding(self, jpegs: list[torch.Tensor]) -> Any:
+        """Start to decode a batch. Returns the argument of `wait_for_batch`: one future for the whole batch if the
+        device decodes, or one for each picture if the CPU does."""
         if self.on_device:
-            return self.pool.submit(decode_jpeg, bodies, ImageReadMode.RGB, self.device)
-        return [self.pool.submit(self._on_cpu, body) for body in bodies]
+            return self.pool.submit(decode_jpeg, jpegs, ImageReadMode.RGB, self.device)
+        return [self.pool.submit(self._on_cpu, jpeg_bytes) for jpeg_bytes in jpegs]
 
-    def _on_cpu(self, body: torch.Tensor) -> torch.Tensor:
-        picture = functional.resize(decode_jpeg(body, ImageReadMode.RGB), [self.side], antialias=True)
+    def _on_cpu(self, jpeg_bytes: torch.Tensor) -> torch.Tensor:
+        picture = functional.resize(decode_jpeg(jpeg_bytes, ImageReadMode.RGB), [self.side], antialias=True)
         return functional.center_crop(picture, [self.side])  # type: ignore[no-any-return]
 
-    def ready(self, decoded: Any) -> torch.Tensor:
-        """uint8 [b, 3, side, side] on the device."""
-        if isinstance(decoded, Future):
+    def wait_for_batch(self, pending: Any) -> torch.Tensor:
+        """Wait until the pictures are decoded. Returns uint8 [b, 3, side, side] on the device."""
+        if isinstance(pending, Future):
             pictures = [
                 functional.center_crop(functional.resize(each.float(), [self.side], antialias=True), [self.side])
-                for each in decoded.result()
+                for each in pending.result()
             ]
             return torch.stack(pictures)
-        batch = torch.stack([future.result() for future in decoded])
+        batch = torch.stack([future.result() for future in pending])
         return (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device, non_blocking=True)
 
     def embed(self, pictures: torch.Tensor) -> torch.Tensor:
-        """[b, dim], L2-normalized."""
-        found = self.encode((pictures.float() / 127.5 - 1).to(self.dtype))
-        return torch.nn.functional.normalize(found.float(), dim=-1)
+        """Embeddings [b, dim] of uint8 [b, 3, side, side], L2-normalized."""
+        embeddings = self.encode((pictures.float() / 127.5 - 1).to(self.dtype))
+        return torch.nn.functional.normalize(embeddings.float(), dim=-1)
 
-    def stream(self, bodies: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Embeddings of all bodies. Batches are decoded ahead."""
-        batches = [bodies[start : start + self.batch_size] for start in range(0, len(bodies), self.batch_size)]
-        pending = [self.decoded(batch) for batch in batches[:AHEAD]]
-        for following in [*batches[AHEAD:], *[None] * AHEAD]:
+    def stream(self, jpegs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the embeddings of all pictures, batch by batch. The next BATCHES_AHEAD batches are decoded
+        meanwhile."""
+        batches = [jpegs[start : start + self.batch_size] for start in range(0, len(jpegs), self.batch_size)]
+        pending = [self.start_decoding(batch) for batch in batches[:BATCHES_AHEAD]]
+        for following in [*batches[BATCHES_AHEAD:], *[None] * BATCHES_AHEAD]:
             if not pending:
                 return
-            pictures = self.ready(pending.pop(0))
+            pictures = self.wait_for_batch(pending.pop(0))
             if following is not None:
-                pending.append(self.decoded(following))
+                pending.append(self.start_decoding(following))
             yield self.embed(pictures)
 
 
 def seconds(device: torch.device, work: Callable[[], Any]) -> float:
-    """Wall seconds of the work, with the device synchronized before and after."""
+    """Wall-clock seconds of the work, with the device synchronized before and after."""
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronize()
     started = time.perf_counter()
@@ -104,24 +107,24 @@ def seconds(device: torch.device, work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def measure(name: str, bodies: list[torch.Tensor], options: argparse.Namespace) -> None:
+def measure(name: str, jpegs: list[torch.Tensor], options: argparse.Namespace) -> None:
     """Measure one model and print its line of the table."""
     bench = Bench(name, options)
-    first, count = bodies[: bench.batch_size], len(bodies)
+    first, count = jpegs[: bench.batch_size], len(jpegs)
     pictures = torch.randint(0, 256, (len(first), 3, bench.side, bench.side), dtype=torch.uint8, device=bench.device)
-    ready = (pictures.float() / 127.5 - 1).to(bench.dtype)
+    inputs = (pictures.float() / 127.5 - 1).to(bench.dtype)
     for _ in range(3):  # autotuning, lazy loading
-        bench.encode(ready)
+        bench.encode(inputs)
         list(bench.stream(first))
     repeats = max(1, count // len(first))
     rounds = []
     for _ in range(options.rounds):
-        forward = seconds(bench.device, lambda: [bench.encode(ready) for _ in range(repeats)])
-        jpeg = seconds(bench.device, lambda: list(bench.stream(bodies)))
-        rounds.append((repeats * len(first) / forward, count / jpeg))
+        forward = seconds(bench.device, lambda: [bench.encode(inputs) for _ in range(repeats)])
+        from_jpeg = seconds(bench.device, lambda: list(bench.stream(jpegs)))
+        rounds.append((repeats * len(first) / forward, count / from_jpeg))
     rounds.sort(key=lambda each: each[1] / each[0])
     forward_rate, jpeg_rate = rounds[len(rounds) // 2]
-    decode_s = seconds(bench.device, lambda: bench.ready(bench.decoded(first)))
+    decode_s = seconds(bench.device, lambda: bench.wait_for_batch(bench.start_decoding(first)))
     embed_s = seconds(bench.device, lambda: bench.embed(pictures))
     print(
         f"{name:<24}{bench.parameters / 1e6:>7.0f} M{forward_rate:>12.0f}{jpeg_rate:>12.0f}"
@@ -143,16 +146,16 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device here; --device cpu only shows that the script runs")
-    drawn = draw(min(options.distinct, options.pictures), 512, 384)
-    bodies = [drawn[n % len(drawn)] for n in range(options.pictures)]
-    kilobytes = sum(map(len, drawn)) / len(drawn) / 1000
-    print(f"{len(drawn)} JPEGs of 512 x 384, {kilobytes:.0f} kB; batches of {options.batch_size}")
+        raise SystemExit("no CUDA device found; --device cpu only shows that the script runs")
+    distinct = draw(min(options.distinct, options.pictures), 512, 384)
+    jpegs = [distinct[n % len(distinct)] for n in range(options.pictures)]
+    kilobytes = sum(map(len, distinct)) / len(distinct) / 1000
+    print(f"{len(distinct)} JPEGs of 512 x 384, {kilobytes:.0f} kB; batches of {options.batch_size}")
     headings = f"{'forward/s':>12}{'from jpeg/s':>12}{'ratio':>8}{'decode ms':>12}{'embed ms':>10}"
     print(f"{'model':<24}{'visual':>9}{headings}")
     with torch.inference_mode():
         for name in options.models:
-            measure(name, bodies, options)
+            measure(name, jpegs, options)
 
 
 if __name__ == "__main__":

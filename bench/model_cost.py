@@ -1,9 +1,10 @@
-"""Measures the CPU time of a build with a model outside of that model, compared with an earlier version.
+"""Measures the CPU time that a build spends outside its model, compared with an earlier version.
 
     python -m bench.model_cost ../shared/data/pairs --rounds 5
 
-Builds the 308 photographs of `bench.fetch --photos` from nginx, ten rows each, with `tiny`, on a Ray that is already
-up. Adds up the CPU time of all processes but nginx, and subtracts that of the model on as many inputs in memory.
+Builds a dataset from the 308 photographs of `bench.fetch --photos`, ten rows for each, with `tiny`. nginx serves them,
+and a Ray instance is already running. Adds up the CPU time of all processes but nginx, and subtracts the CPU time that
+the model alone takes for the same number of inputs in memory.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.before import earlier_version, run
+from bench.earlier_version import earlier_version, run
 from bench.fetch import photos
 from bench.nginx import nginx
 
@@ -115,7 +116,7 @@ def main() -> None:
     if options.run:
         print("\n" + json.dumps(build_seconds(Path(options.run[0]), Path(options.run[1]))))
         return
-    with tempfile.TemporaryDirectory() as name, earlier_version() as before:
+    with tempfile.TemporaryDirectory() as name, earlier_version() as environment:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "web").mkdir()
@@ -125,24 +126,24 @@ def main() -> None:
             urls = [f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}" for n in range(rows)]
             captions = [f"picture number {n}" for n in range(rows)]
             pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "urls.parquet")
-            compare(options, folder, before)
+            compare(options, folder, environment)
 
 
-def compare(options: argparse.Namespace, folder: Path, before: dict[str, str]) -> None:
-    """Run both versions in turns and print the table."""
-    found: dict[str, list[float]] = {"now": [], "before": []}
+def compare(options: argparse.Namespace, folder: Path, earlier: dict[str, str]) -> None:
+    """Run both versions in turns and print the results."""
+    found: dict[str, list[float]] = {"now": [], "earlier version": []}
     model_s = model_seconds()
     print(f"the model alone: {model_s:.2f} CPU s per 1,000 pairs", flush=True)
     for number in range(options.rounds):
-        for side, environment in (("now", None), ("before", before)):
+        for side, environment in (("now", None), ("earlier version", earlier)):
             with tempfile.TemporaryDirectory() as out:
                 arguments = [str(options.folder.resolve()), "--run", str(folder / "urls.parquet"), f"{out}/out"]
                 found[side].append(json.loads(run("bench.model_cost", arguments, environment)) - model_s)
         print(number + 1, {side: round(values[-1], 2) for side, values in found.items()}, flush=True)
     for side, values in found.items():
         print(f"{side}: {statistics.median(values):.2f} CPU s outside the model per 1,000 pairs")
-    ratios = [old / new for old, new in zip(found["before"], found["now"], strict=True)]
-    print(f"before / now: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    ratios = [old / new for old, new in zip(found["earlier version"], found["now"], strict=True)]
+    print(f"earlier version / now: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python -m bench.process ../shared/data/pairs --rounds 5
 
-`process` turns a file into the stored picture with its hash and checks. OpenCV's steps are img2dataset's: decode,
-resize with area averaging to 512 px if larger, encode at quality 95, with 4:2:0. Real photographs; none of them has
-1,600 px, so the large pictures are synthetic. One thread, rounds interleaved, in a process of its own for each side.
-Ratios above one mean that `process` is faster. Also with `images.chroma: 420`, which is what OpenCV stores.
+`process` turns a file into the stored picture, computes its hash and checks it. It runs with its defaults, and with
+`images.chroma: 420`, which is what OpenCV stores. OpenCV takes the same steps as in img2dataset: decode, resize with
+area averaging to 512 px if larger, encode at quality 95 with 4:2:0. The pictures are real photographs, except those of
+1,600 px and more, which are synthetic because the photographs are smaller. Each side runs in its own process, on one
+thread, and rounds are interleaved. A ratio above 1 means that `process` is faster.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from bench.before import earlier_version, run
+from bench.earlier_version import earlier_version, run
 from bench.pictures import draw
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.jobs import BuildJob
@@ -31,7 +32,7 @@ REPEATS = 3
 
 
 def pictures(folder: Path) -> dict[str, list[bytes]]:
-    """Files by class of size."""
+    """Class of size -> JPEG files."""
     found: dict[str, list[bytes]] = {SMALL: [], MEDIUM: [], LARGE: []}
     for path in sorted(folder.rglob("*.jpg")):
         body = path.read_bytes()
@@ -65,7 +66,7 @@ SIDES: dict[str, Callable[[], Callable[[bytes], object]]] = {
 
 
 def milliseconds(side: str, folder: Path) -> dict[str, float]:
-    """CPU time per picture: the best of three passes over each class."""
+    """Class of size -> CPU milliseconds per picture, in the best of three passes over the class."""
     cv2.setNumThreads(1)
     work, found = SIDES[side](), {}
     for name, bodies in pictures(folder).items():
@@ -90,18 +91,18 @@ def main() -> None:
         print(json.dumps(milliseconds(options.side, folder)))
         return
     found: dict[str, list[dict[str, float]]] = {}
-    with earlier_version() as before:
+    with earlier_version() as environment:
         for _ in range(options.rounds):
             for side in SIDES:
                 found.setdefault(side, []).append(json.loads(run("bench.process", [str(folder), "--side", side])))
-            earlier = json.loads(run("bench.process", [str(folder), "--side", "process"], before))
-            found.setdefault("process before", []).append(earlier)
+            earlier = json.loads(run("bench.process", [str(folder), "--side", "process"], environment))
+            found.setdefault("earlier version", []).append(earlier)
     for side, rounds in found.items():
         medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
         print(f"{side:<24}" + "  ".join(f"{name} {value:.2f} ms" for name, value in medians.items()))
     for name in (SMALL, MEDIUM, LARGE):
         for side in ("process", "process, chroma 420"):
-            for other in ("OpenCV", "process before"):
+            for other in ("OpenCV", "earlier version"):
                 ratios = [theirs[name] / ours[name] for ours, theirs in zip(found[side], found[other], strict=True)]
                 print(
                     f"{side} / {other}, {name}: median {statistics.median(ratios):.2f}, "

@@ -1,4 +1,4 @@
-"""Runs a benchmark with an earlier version of pairmill, for ratios of before and after."""
+"""Runs a benchmark with an earlier version of pairmill, to compare the current version with it."""
 
 import os
 import subprocess
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BEFORE = "e8ea3ac^"
-"""The last commit before pictures were passed through; each version of the benchmarks must still run with it."""
+EARLIER_COMMIT = "e8ea3ac^"
+"""The last commit at which every JPEG was encoded again (docs/decisions/012). The benchmarks must still run with it."""
 
 
 @contextmanager
-def earlier_version(commit: str = BEFORE) -> Iterator[dict[str, str]]:
-    """The environment variables with which Python imports pairmill as it was at a commit. Needs git and its history."""
+def earlier_version(commit: str = EARLIER_COMMIT) -> Iterator[dict[str, str]]:
+    """Environment variables with which Python imports pairmill as it was at a commit. Needs git and a full clone."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "-C", ROOT, "archive", commit], capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", folder, "--exclude=bench"], input=archive, check=True)
@@ -23,7 +23,7 @@ def earlier_version(commit: str = BEFORE) -> Iterator[dict[str, str]]:
 
 
 def run(module: str, arguments: list[str], environment: dict[str, str] | None = None) -> str:
-    """What a module prints on stdout, as its last line."""
+    """The last line that a module prints on stdout."""
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     environment = environment or {**os.environ, "PYTHONPATH": str(ROOT)}
     elsewhere = tempfile.gettempdir()  # or the folder pairmill/ here would come before PYTHONPATH
