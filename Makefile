@@ -26,13 +26,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/pairmill demo --out demo-out
 
-# Unit and integration tests run in processes of their own: torch's DataLoader forks, which Ray's threads do not survive.
+# Unit and integration tests run in separate processes, because torch's DataLoader forks, which Ray's threads do not survive.
 test: test-unit test-integration
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest -q -n 2 tests/unit
 
-# The unit tests on every supported Python that is found here, each in an environment of its own.
+# Runs the unit tests on every supported Python that is installed, each in an environment of its own.
 VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 test-unit-all: test-unit
 	set -e; for python in $(PYTHONS); do \
@@ -45,7 +45,7 @@ test-unit-all: test-unit
 		$$venv/bin/python -m pytest -q -n 2 tests/unit; \
 	done
 
-# Three processes on two cores: integration tests often wait.
+# Three processes even on two cores, because integration tests often wait.
 test-integration: $(READY)
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/integration
 
@@ -56,7 +56,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(MAKE) docs
 
-# The site, in site/. Fails on a broken link, also in a Markdown file that is no page, and on anything loaded from elsewhere.
+# Builds the site in site/. Fails on a broken link in any Markdown file, and on anything that a page loads from other servers.
 docs: $(READY)
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m docs.links
@@ -70,7 +70,7 @@ format: $(READY)
 wheel: $(READY)
 	$(BIN)/python -m hatchling build --target wheel
 
-# The table in docs/benchmarks.md, in about 40 minutes. As root; see bench-peers.
+# Prints the table in docs/benchmarks.md, in about 40 minutes. Needs root and bench-peers.
 bench-table: $(READY)
 	$(BIN)/python -m bench.table
 
@@ -79,7 +79,8 @@ bench: $(READY)
 	$(BIN)/python -m bench.plan
 	$(BIN)/python -m bench.download
 
-# The tools that benchmarks compare with, in environments of their own, on the oldest Python: they follow new ones late. Needs nginx too: apt-get install nginx-light
+# Installs the tools that benchmarks compare with, each in an environment of its own, on the oldest Python, because they support
+# new ones late. The benchmarks also need nginx: apt-get install nginx-light
 bench-peers: $(READY)
 	test -x .venv-peers/bin/python || $(OLDEST) -m venv .venv-peers
 	$(BIN)/uv pip install -q --python .venv-peers/bin/python -r bench/peers/requirements.txt
@@ -91,11 +92,11 @@ bench-peers: $(READY)
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --all-extras \
 	pyproject.toml -o constraints.txt
 
-# What pyproject.toml asks for now, in the versions that are locked already: names, versions and markers for all Pythons.
+# Pins what pyproject.toml asks for now, for all Pythons, keeping the versions that are already pinned.
 lock: $(READY)
 	$(LOCK)
 
-# New versions of everything.
+# Pins the newest versions of all dependencies.
 upgrade: $(READY)
 	$(LOCK) --upgrade
 

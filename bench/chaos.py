@@ -64,11 +64,11 @@ class World:
 
 @dataclass(frozen=True)
 class Run:
-    """The outcome of a run, including its resumptions."""
+    """The outcome of a build, including the reruns that it needed."""
 
     killed: str
     hit: bool
-    """Whether the run was still going and had the thing to kill, each time."""
+    """Whether every fault hit: the run had not ended, and had a process of the kind to kill."""
     seconds: float
     resumed: int
     rows: list[str]
@@ -80,7 +80,7 @@ Driver = subprocess.Popen[str]
 
 
 def kill_driver(world: World, driver: Driver, rng: random.Random) -> bool:
-    """Returns whether there was something to kill, like all of these functions."""
+    """Kill the driver. Like all functions of KILLS, returns whether there was something to kill."""
     os.killpg(driver.pid, signal.SIGKILL)
     return True
 
@@ -106,7 +106,7 @@ def stop_s3(world: World, driver: Driver, rng: random.Random) -> bool:
     return True
 
 
-def nothing(world: World, driver: Driver, rng: random.Random) -> bool:
+def kill_nothing(world: World, driver: Driver, rng: random.Random) -> bool:
     return True
 
 
@@ -116,7 +116,7 @@ KILLS: dict[str, Callable[[World, Driver, random.Random], bool]] = {
     "encode actor": kill_encode_actor,
     "node": kill_node,
     "S3 for 10 s": stop_s3,
-    "5% of S3 requests": nothing,
+    "5% of S3 requests": kill_nothing,
 }
 
 
@@ -138,7 +138,7 @@ def _processes(world: World, title: str) -> list[psutil.Process]:
 
 
 def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Run:
-    """Run a build until it succeeds, with these faults one after another: all of them within WORK_S of work."""
+    """Run a build until it succeeds, and inject these faults one after another, within the first WORK_S of its work."""
     output = f"s3://mill/{name}"
     world.s3.faults = (
         Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if "5% of S3 requests" in kills else Faults()

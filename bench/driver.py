@@ -1,4 +1,4 @@
-"""Measures what a shard costs the driver, with the real `run_shards` and stages that do nothing.
+"""Measures how much CPU time a shard costs the driver, with the real `run_shards` and stages that do nothing.
 
     python -m bench.driver [--shards 10000]
 
@@ -25,17 +25,17 @@ from pairmill.schemas.manifest import PLAN_SCHEMA, ShardManifest
 
 
 @dataclass(frozen=True)
-class Nothing:
-    """A stage that returns its input. Also its own spec."""
+class NoOpStage:
+    """A stage that returns its input unchanged. It is its own StageSpec."""
 
     name: StageName
     isolated: bool = False
     returns_changes: bool = False
 
-    def isolate(self) -> "Nothing":
+    def isolate(self) -> "NoOpStage":
         return self
 
-    def open(self, hooks: WorkerHooks) -> "Nothing":
+    def open(self, hooks: WorkerHooks) -> "NoOpStage":
         return self
 
     def __call__(self, batch: ShardBatch) -> ShardBatch | ShardManifest:
@@ -44,8 +44,8 @@ class Nothing:
     def close(self) -> None: ...
 
 
-class Committed(Nothing):
-    """The last stage: returns a manifest without files."""
+class LastStage(NoOpStage):
+    """The last stage, which returns a manifest without files."""
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
         return ShardManifest(
@@ -81,7 +81,7 @@ def main() -> None:
     shards = pa.Table.from_arrays([pa.array(column) for column in columns], schema=PLAN_SCHEMA)
     with tempfile.TemporaryDirectory() as folder:
         job = BuildJob.model_validate({"source": {"paths": ["in.parquet"]}, "output": str(Path(folder, "out"))})
-        pipeline = Pipeline(job, (Nothing("read"), Nothing("download"), Committed("commit")))
+        pipeline = Pipeline(job, (NoOpStage("read"), NoOpStage("download"), LastStage("commit")))
         done = 0
         first = (0.0, 0.0)
 

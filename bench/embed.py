@@ -1,12 +1,12 @@
-"""Embeds tars on the CPU: compares pairmill with the model alone on tensors in memory, and with clip-retrieval.
+"""Compares embedding tars on the CPU with the model alone, and with clip-retrieval.
 
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 
-ViT-B-32 with random weights, float32, all cores. `forward` runs the two towers on tensors in memory, with
-captions trimmed as in pairmill: the upper limit. `pairmill` is the plain loop over a shard's stages (read, load,
-encode, commit) on tars of 512 px JPEGs; `clip-retrieval` is its reader, mapper and writer on the same tars and weights,
-in the faster of two configurations. Models are loaded before the clock starts. Each side is a separate process; rounds
-are interleaved, and ratios are medians over the rounds.
+All sides run a ViT-B-32 with random weights, in float32, on all cores. `forward` is the upper limit: it runs the two
+towers alone, on tensors in memory, with captions trimmed as in pairmill. `pairmill` is the plain loop over a shard's
+stages (read, load, encode, commit) on tars of 512 px JPEGs. `clip-retrieval` runs its own reader, mapper and writer on
+the same tars and weights, in the faster of two configurations. Models are loaded before the clock starts. Each side is
+a separate process; rounds are interleaved, and ratios are medians over the rounds.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run one side, which prints its figures as its last line."""
+    """Run a command that prints its figures as its last line, and return these."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
@@ -170,7 +170,8 @@ def main() -> None:
 
 
 def fastest(peer: Callable[[int, str], list[str]]) -> int:
-    """The better of two batch sizes for clip-retrieval."""
+    """The batch size, of two, with which clip-retrieval is faster. `peer`: its command, given a batch size and an
+    output."""
     with tempfile.TemporaryDirectory() as out:
         tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
     best = max(tried, key=lambda size: tried[size])
@@ -204,8 +205,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     for name, rounds in found.items():
         print(f"{name:<16}{statistics.median(each['rows_per_s'] for each in rounds):>8.1f} pairs/s")
     for name in ("forward", *peers):
-        pairs = zip(found["pairmill"], found[name], strict=True)
-        ratios = [ours["rows_per_s"] / other["rows_per_s"] for ours, other in pairs]
+        both = zip(found["pairmill"], found[name], strict=True)
+        ratios = [ours["rows_per_s"] / other["rows_per_s"] for ours, other in both]
         print(f"pairmill / {name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     cut = [each["padded_s"] / each["text_s"] for each in found["forward"]]
     print(f"text tower, padded / trimmed: median {statistics.median(cut):.2f}, {min(cut):.2f} to {max(cut):.2f}")

@@ -36,7 +36,7 @@ import trustme
 from PIL import Image
 
 from bench import name_server
-from bench.nginx import delayed, nginx, silence
+from bench.nginx import delaying_proxies, nginx, silent_hosts
 from bench.pictures import draw, srgb, wide, with_profile
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
@@ -219,8 +219,8 @@ def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
     """Add latency to the hosts and to name look-ups; some hosts never answer, and some look-ups fail. Returns base
     URLs."""
     delays = np.random.default_rng(5).uniform(*LATENCY_S, len(bases)).tolist()
-    dead = stack.enter_context(silence(round(DEAD_SHARE * len(bases))))
-    hosts = [*stack.enter_context(delayed(bases, delays))[: len(bases) - len(dead)], *dead]
+    dead = stack.enter_context(silent_hosts(round(DEAD_SHARE * len(bases))))
+    hosts = [*stack.enter_context(delaying_proxies(bases, delays))[: len(bases) - len(dead)], *dead]
     urls = {f"host{number}.bench.example": urlsplit(base) for number, base in enumerate(hosts)}
     broken = frozenset(list(urls)[: round(NO_NAME_SHARE * len(bases))])
     addresses = {name: url.hostname or "" for name, url in urls.items()}

@@ -2,10 +2,10 @@
 
     python -m bench.memory [--embed] [--shards 10 40 160] [--shard-rows 200] [--width 640]
 
-The job builds from URLs without a model, or with --embed embeds tars with `tiny`. Each job runs in its own process with
-its own local Ray. The resident memory of the driver and of each stage's actor is sampled twice a second, without the
-shared memory of the object store, which is counted separately. The table gives the peaks and what the object store
-spilled to disk. Its last line says how the largest actor's peak grows with the number of rows.
+The job builds from URLs without a model, or with --embed embeds tars with `tiny`. Each job runs in its own process,
+with a local Ray instance of its own. The resident memory of the driver and of each stage's actor is sampled twice a
+second, without the shared memory of the object store, which is counted separately. The table gives the peaks and what
+the object store spilled to disk. Its last line says how the largest actor's peak grows with the number of rows.
 """
 
 import argparse
@@ -42,15 +42,15 @@ def run_job(values: Job, rows: int) -> None:
     assert result.kept == rows, result.statuses
 
 
-def fetching(bases: list[str], folder: Path, rows: int) -> Job:
-    """The job that builds from `rows` URLs, without a model."""
+def url_job(bases: list[str], folder: Path, rows: int) -> Job:
+    """A job that builds a dataset from `rows` URLs, without a model."""
     urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(rows)]
     pq.write_table(pa.table({"url": urls, "caption": [f"number {n}" for n in range(rows)]}), folder / "in.parquet")
     return {"source": {"paths": [f"{folder}/in.parquet"]}, "fetch": {"allow_networks": ["127.0.0.0/8"]}}
 
 
-def embedding(folder: Path, rows: int) -> Job:
-    """The job that embeds `rows` pairs in tars."""
+def corpus_job(folder: Path, rows: int) -> Job:
+    """A job that embeds `rows` pairs from tars."""
     (folder / "tars").mkdir()
     write_tars(folder / "tars", rows)
     return {"source": {"paths": [f"{folder}/tars"], "kind": "corpus"}, "models": [{"name": "tiny"}]}
@@ -120,7 +120,7 @@ def main() -> None:
             rows = shards * options.shard_rows
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                job = embedding(folder, rows) if options.embed else fetching(bases, folder, rows)
+                job = corpus_job(folder, rows) if options.embed else url_job(bases, folder, rows)
                 job |= {"output": f"{folder}/out", "shard_rows": options.shard_rows}
                 peaks, seconds = measure(job, rows, folder)
             actors.append((rows, peaks["largest actor"] / 1e6))

@@ -1,4 +1,4 @@
-"""Writes a dataset of generated metadata, for benchmarks of select and the feed.
+"""Writes a dataset of generated metadata, for benchmarks of `select` and `PairDataset`.
 
 python -m bench.metadata OUT --rows 10000000 --seed 1
 """

@@ -1,4 +1,4 @@
-"""Runs nginx as a stand-in for the web in benchmarks: static files on many loopback addresses, with optional latency
+"""Runs nginx in place of the web for benchmarks: static files on many loopback addresses, with optional latency
 and dead hosts.
 
 Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept but never respond.
@@ -59,12 +59,12 @@ def _wait_for(host: str, port: int) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError("nginx did not start: is it installed?")
+    raise RuntimeError("nginx did not start; is it installed?")
 
 
 @contextmanager
-def silence(num_hosts: int) -> Iterator[list[str]]:
-    """Hosts that accept connections but never answer. Yields their base URLs."""
+def silent_hosts(num_hosts: int) -> Iterator[list[str]]:
+    """Run hosts that accept connections but never answer. Yields their base URLs."""
     listeners = [socket.create_server((f"127.0.9.{1 + n}", 0), backlog=4096) for n in range(num_hosts)]
     held: list[socket.socket] = []
 
@@ -89,7 +89,7 @@ def silence(num_hosts: int) -> Iterator[list[str]]:
 
 
 @contextmanager
-def delayed(bases: Sequence[str], delays_s: Sequence[float]) -> Iterator[list[str]]:
+def delaying_proxies(bases: Sequence[str], delays_s: Sequence[float]) -> Iterator[list[str]]:
     """For each base URL, run a proxy that delays every request. Yields the base URLs of the proxies."""
     import asyncio
     import multiprocessing

@@ -1,4 +1,4 @@
-"""Measures whether twice as many nodes do twice as much: runs a build that mostly waits on 1, 2, 4 and 8 nodes.
+"""Measures whether throughput grows in proportion to the number of nodes: runs the same build on 1, 2, 4 and 8 of them.
 
     python -m bench.nodes [--rounds 3]
 

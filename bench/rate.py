@@ -1,4 +1,7 @@
-"""Computes the steady rate of a run with parallel shards. No dependencies: the peers' runners import it too."""
+"""Computes the steady rate of a run with parallel shards.
+
+It has no dependencies, because scripts in the environments of the other tools import it too.
+"""
 
 from collections.abc import Iterable
 from itertools import accumulate
@@ -7,8 +10,9 @@ from itertools import accumulate
 def steady_rate(ends: Iterable[tuple[float, int]]) -> float:
     """Rows per second from (time, rows) of every finished shard: the slope of rows over time, by least squares.
 
-    Dividing rows by the time between the first and the last end would also count shards already in flight at the first:
-    half as much again if four shards end in two pairs. Returns 0.0 if there are fewer than two different times.
+    Dividing the rows of all shards but the first by the time between the first and the last end would give too much,
+    because shards that are in flight at the first end count as a whole: half as much again if four shards end two at a
+    time. Returns 0.0 if there are fewer than two different times.
     """
     points = sorted(ends)
     times = [time for time, _ in points]

@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def run(reader: Reader, exports: Path, scratch: Path, datacomp: Path) -> str:
-    """The number of pairs that the reader found, or its last words."""
+    """The number of pairs that the reader found or, if it failed, the last line of its error output."""
     command = [str(reader.python), str(SCRIPT.absolute()), reader.name, str(exports / reader.form), str(scratch)]
     ended = subprocess.run(command, cwd=datacomp, capture_output=True, text=True)
     words = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()

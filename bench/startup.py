@@ -1,9 +1,9 @@
-"""Measures how long it takes on an output with many finished shards until the first shard can start.
+"""Measures how long a run takes to start its first shard if the output already has many finished shards.
 
     python -m bench.startup [--shards 100000]
 
-The plan has one more shard than there are manifests. Prints seconds on a local disk, and seconds and requests on S3
-(moto's server).
+The plan has one more shard than there are manifests. Prints the seconds on a local disk, and the seconds and requests
+on S3 (moto's server).
 """
 
 import argparse
@@ -28,15 +28,15 @@ from pairmill.schemas.record import JobRecord
 from pairmill.schemas.s3 import S3Config
 
 
-class Planned(Exception):
-    """Raised when the first shard would start."""
+class FirstShardReady(Exception):
+    """Ends a run at the moment when its first shard would start."""
 
 
-class Until(ProgressListener):
-    """A listener that ends the run once it is planned."""
+class StopWhenPlanned(ProgressListener):
+    """A listener that stops the run once it is planned."""
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
-        raise Planned(f"{shards_left:,} shards left, {rows_done:,} rows done")
+        raise FirstShardReady(f"{shards_left:,} shards left, {rows_done:,} rows done")
 
 
 def job(source: str, output: str, endpoint: str | None = None) -> BuildJob:
@@ -53,7 +53,7 @@ def write_source(path: Path, rows: int) -> bytes:
 
 
 def plan(what: BuildJob) -> None:
-    """Plan an output that already has manifests, which a build would refuse as not its own."""
+    """Plan into an output that has manifests but no plan. A build would refuse it, because it is not one of its own."""
     checked, fingerprint = check(what)
     make_plan(JobRecord(checked, fingerprint), Store(checked.output, checked.s3))
 
@@ -62,9 +62,9 @@ def start(what: BuildJob) -> float:
     """Seconds until the first shard can start."""
     started = time.perf_counter()
     try:
-        build(what, Until())
-    except Planned as planned:
-        print(f"  {planned}", file=sys.stderr)
+        build(what, StopWhenPlanned())
+    except FirstShardReady as ready:
+        print(f"  {ready}", file=sys.stderr)
     return time.perf_counter() - started
 
 

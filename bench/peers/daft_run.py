@@ -1,4 +1,4 @@
-"""Runs Daft's download + decode + resize + encode in the peers' environment. Prints one JSON line."""
+"""Runs Daft's download + decode + resize + encode in the environment of the other tools. Prints one JSON line."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Runs img2dataset alone in the peers' environment. Prints one JSON line. Called by bench.fetch."""
+"""Runs img2dataset alone in the environment of the other tools. Prints one JSON line. Called by bench.fetch."""
 
 import json
 import os

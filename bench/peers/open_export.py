@@ -14,7 +14,7 @@ import pandas as pd
 
 
 def hugging_face_datasets(folder: Path, scratch: Path) -> int:
-    """`load_dataset` of the folder alone; every value is decoded."""
+    """Load the folder with `load_dataset`, and decode every value."""
     import datasets
 
     rows = datasets.load_dataset(str(folder), cache_dir=str(scratch))["train"]
@@ -33,7 +33,7 @@ def webdataset(folder: Path, _: Path) -> int:
 
 
 def open_clip_train(folder: Path, _: Path) -> int:
-    """The validation loader, which takes each sample once."""
+    """Read with open_clip's validation loader, which yields each sample once."""
     from argparse import Namespace
 
     from open_clip_train.data import get_wds_dataset
@@ -66,7 +66,7 @@ def polars(folder: Path, _: Path) -> int:
 
 
 def lance(folder: Path, scratch: Path) -> int:
-    """The Parquet files copied into a Lance dataset, and read back."""
+    """Copy the Parquet files into a Lance dataset, and read it back."""
     import lance as engine
     import pyarrow.dataset as pads
 
@@ -76,7 +76,7 @@ def lance(folder: Path, scratch: Path) -> int:
 
 
 def clip_retrieval_index(folder: Path, scratch: Path) -> int:
-    """`clip-retrieval index` of the folder: both indices and the copied metadata."""
+    """Run `clip-retrieval index` on the folder, and count both indices and the copied metadata."""
     import faiss
     from clip_retrieval.clip_index import clip_index
 
@@ -93,7 +93,7 @@ def autofaiss(folder: Path, _: Path) -> int:
 
 
 def embedding_reader(folder: Path, _: Path) -> int:
-    """Embeddings together with their metadata."""
+    """Read the embeddings together with their metadata."""
     from embedding_reader import EmbeddingReader
 
     reader = EmbeddingReader(
@@ -106,18 +106,19 @@ def embedding_reader(folder: Path, _: Path) -> int:
 
 
 def datacomp_baselines(folder: Path, scratch: Path) -> int:
-    """`baselines.py` of DataComp, whose sources are the working directory: all uids, and the better half by score."""
+    """Run DataComp's `baselines.py`, which is in the working directory, for all uids and for the better half by
+    score."""
     metadata = folder / "metadata"
-    every = _filtered(metadata, scratch / "all.npy", "no_filter")
+    every = _run_filter(metadata, scratch / "all.npy", "no_filter")
     assert (every == np.load(folder / "subset.npy")).all()
     if "clip_l14_similarity_score" in pd.read_parquet(next(metadata.glob("*.parquet"))).columns:
-        half = _filtered(metadata, scratch / "half.npy", "clip_score", "--arch", "l14", "--fraction", "0.5")
+        half = _run_filter(metadata, scratch / "half.npy", "clip_score", "--arch", "l14", "--fraction", "0.5")
         assert abs(2 * len(half) - len(every)) <= 2, (len(every), len(half))
     return len(every)
 
 
-def _filtered(metadata: Path, path: Path, name: str, *options: str) -> npt.NDArray[np.void]:
-    """The uids that one of DataComp's filters keeps."""
+def _run_filter(metadata: Path, path: Path, name: str, *options: str) -> npt.NDArray[np.void]:
+    """The sorted uids that one of DataComp's filters keeps, as written to `path`."""
     command = [sys.executable, "baselines.py", "--name", name, *options]
     subprocess.run([*command, "--metadata_dir", str(metadata), "--save_path", str(path)], check=True)
     uids: npt.NDArray[np.void] = np.load(path)
@@ -125,14 +126,14 @@ def _filtered(metadata: Path, path: Path, name: str, *options: str) -> npt.NDArr
 
 
 def datacomp_resharder(folder: Path, scratch: Path) -> int:
-    """`resharder.py` of DataComp, whose sources are the working directory, on the folder's tars and subset.npy."""
+    """Run DataComp's `resharder.py`, which is in the working directory, on the folder's tars and subset.npy."""
     paths = ["-i", str(folder), "-o", str(scratch), "-s", str(folder / "subset.npy")]
     subprocess.run([sys.executable, "resharder.py", *paths, "--shard-format", "{:05d}.tar", "-j", "1"], check=True)
     return webdataset(scratch, scratch)
 
 
 def _one(counts: Iterable[int]) -> int:
-    """The count that all of these are."""
+    """The only value among the counts. Raises ValueError if they differ."""
     (count,) = set(counts)
     return count
 
