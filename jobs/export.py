@@ -24,7 +24,7 @@ from pairmill.pipeline.export.order import SubsetShard, cut_into_parts, group_sh
 from pairmill.pipeline.export.reader import ExportSource
 from pairmill.pipeline.export.readme import readme
 from pairmill.pipeline.export.write import PartWriter, is_written, manifest_name, release_output, write_part
-from pairmill.pipeline.select.keys import identities
+from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.source.mapping import IndexedPictures, NoPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
@@ -231,7 +231,7 @@ def sorted_uids(store: Store, subset: Subset) -> npt.NDArray[np.void]:
     parts = []
     for table in read_rows(store, subset):
         part = np.empty(table.num_rows, np.dtype("u8,u8"))
-        part["f0"], part["f1"] = identities(table["uid"], "uid")
+        part["f0"], part["f1"] = key_halves(table["uid"], "uid")
         parts.append(part)
     uids = np.concatenate(parts)
     return uids[np.lexsort((uids["f1"], uids["f0"]))]

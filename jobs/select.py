@@ -22,7 +22,7 @@ from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, publish, read_subset, subset_names, write_chunk
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.keys import has_identity
+from pairmill.pipeline.select.keys import can_be_key
 from pairmill.pipeline.select.scan import MAX_STEPS
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
@@ -172,7 +172,7 @@ def _expressions(step: SelectStep) -> Iterator[tuple[Expression, Literal["boolea
 def _check_dedup_column(name: str, schema: pa.Schema) -> None:
     if name not in schema.names:
         raise ExpressionError(f"there is no column {name!r}")
-    if not has_identity(kind := schema.field(name).type):
+    if not can_be_key(kind := schema.field(name).type):
         raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
 
 

@@ -1,4 +1,4 @@
-"""Reads files and objects anywhere: local paths and `s3://` behave the same to callers."""
+"""Reads files and objects anywhere: local paths and `s3://` URLs behave the same for callers."""
 
 import contextlib
 import gzip
@@ -24,9 +24,9 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The absolute form of a local path, without `.`, `..` and a trailing slash, so that equal paths compare equal.
+    """The absolute form of a local path, with no `.`, `..` or trailing slash, so that equal paths compare equal.
 
-    From URLs, only a trailing slash is removed, and only on S3, where `..` is an ordinary name.
+    Leaves URLs unchanged, except that it strips trailing slashes from S3 URLs. On S3, `..` is an ordinary name.
     """
     if is_remote(path):
         return path.rstrip("/") if path.startswith(S3_SCHEMES) else path
@@ -34,11 +34,12 @@ def absolute(path: str) -> str:
     if ".." not in whole.parts:
         return str(whole)
     plain, real = os.path.normpath(whole), os.path.realpath(whole)
-    return plain if os.path.realpath(plain) == real else real  # below a linked folder, `..` leads elsewhere
+    return plain if os.path.realpath(plain) == real else real  # `..` of a symlinked directory is its target's parent
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Whether the absolute path or URL is below the folder. S3 listings say `s3://` even if `s3a://` was requested."""
+    """Whether an absolute path or URL is below a folder. Treats `s3a://` as `s3://`, which S3 listings always
+    return."""
     path, folder = (name.replace("s3a://", "s3://", 1) for name in (path, folder.rstrip("/")))
     return path.startswith(f"{folder}/")
 
@@ -50,7 +51,7 @@ def join(root: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Opens inputs wherever fsspec can. Picklable: contains settings, not connections."""
+    """Opens inputs from any location that fsspec supports. Picklable, because it contains settings, not connections."""
 
     s3: S3Config = FROM_ENVIRONMENT
 
@@ -58,9 +59,9 @@ class Files:
         return hash(self.s3.model_dump_json())
 
     def file_system(self, uri: str) -> tuple[Any, str]:
-        """(fsspec file system, path in it). s3fs caches one per process and set of options.
+        """(fsspec file system, path in it). s3fs caches one file system per process and set of options.
 
-        In names of local files and objects `::` is part of the name. fsspec takes it for a chain of file systems.
+        Bypasses fsspec's URL chaining for local files and S3 objects, whose names may contain `::`.
         """
         if is_remote(uri) and not uri.startswith(S3_SCHEMES):
             fs, inside = fsspec.core.url_to_fs(uri)
@@ -80,7 +81,7 @@ class Files:
 
     @contextlib.contextmanager
     def open_decompressed(self, uri: str) -> Iterator[IO[bytes]]:
-        """Open for one sequential pass; `.gz` is decompressed."""
+        """Open for one sequential pass, decompressing `.gz` files."""
         with self.open(uri) as file:
             if uri.endswith(".gz"):
                 with gzip.open(file) as unzipped:
@@ -89,7 +90,7 @@ class Files:
                 yield file
 
     def read_text_lines(self, uri: str) -> Iterator[str]:
-        """Lines of a UTF-8 text file (also .gz), without line ends; undecodable bytes become U+FFFD."""
+        """Lines of a UTF-8 text file (also .gz), without line endings; undecodable bytes become U+FFFD."""
         with self.open_decompressed(uri) as file:
             for line in file:
                 yield line.decode("utf-8", errors="replace").rstrip("\r\n")
@@ -111,7 +112,10 @@ class Files:
         return bool(fs.isdir(inside))
 
     def fingerprint(self, uri: str) -> str:
-        """Identifies the content of an input file: its ETag on S3, else size and BLAKE2b-128. Never a timestamp."""
+        """Identifies the content of an input file: its ETag on S3, otherwise its size and BLAKE2b-128.
+
+        Does not use timestamps, which change when a file is copied.
+        """
         if is_remote(uri):
             fs, inside = self.file_system(uri)
             info = fs.info(inside)
@@ -131,24 +135,26 @@ class Files:
 
 
 def trusted_folders(folder: str, sources: Iterable[str]) -> tuple[Path, ...]:
-    """Real paths of the folders that links in a local folder may lead to: itself, the sources that it is in, and in a
-    Hugging Face cache, its repository's `blobs` (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
-    Empty for a remote folder, which has no links.
+    """Real paths of the folders that the symlinks in a local folder may point into.
+
+    These are the folder itself, the sources that contain it and, if it is in a Hugging Face cache, the `blobs` of its
+    repository (https://huggingface.co/docs/huggingface_hub/guides/manage-cache). A remote folder has no symlinks, so
+    the result is empty.
     """
     if is_remote(folder):
         return ()
     path = Path(absolute(folder))
     above = [Path(source) for source in map(absolute, sources) if not is_remote(source)]
     roots = [path, *(each for each in above if path.is_relative_to(each))]
-    # Not resolved as a whole: a dataset may itself contain a link called `blobs`.
+    # Resolve only the repository's folder, because a dataset may itself contain a symlink called `blobs`.
     blobs = [
         each.parent.parent.resolve() / "blobs" for each in (path, *path.parents) if each.parent.name == "snapshots"
     ]
     return (*(root.resolve() for root in roots), *blobs)
 
 
-def leads_out(path: str, folders: Sequence[Path]) -> bool:
-    """Whether a local file is a link to somewhere outside these real folders. Raises OSError for a loop."""
+def links_outside(path: str, folders: Sequence[Path]) -> bool:
+    """Whether a local file is a symlink to a target outside these real folders. Raises OSError for a symlink loop."""
     if is_remote(path):
         return False
     target = Path(path).resolve()

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pairmill.pipeline.select.keys import identities
+from pairmill.pipeline.select.keys import key_halves
 
 
 class UidFinder:
@@ -30,6 +30,6 @@ class UidFinder:
     def _half(self, position: int) -> npt.NDArray[np.uint64]:
         known = self._halves[position]
         if known is None:
-            known, _ = identities(self._read(position), "uid")
+            known, _ = key_halves(self._read(position), "uid")
             self._halves[position] = known
         return known

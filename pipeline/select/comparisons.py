@@ -1,4 +1,4 @@
-"""THE place where a threshold of a `where` is compared with a column. Calculates with numbers too, by DuckDB's rules.
+"""THE place where a threshold of a `where` is compared with a column. Also does the arithmetic, by DuckDB's rules.
 
 The types of two numbers decide their common type:
 

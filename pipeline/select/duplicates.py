@@ -1,4 +1,4 @@
-"""Finds exact duplicates in one partition of the keys: the best row of each group stays, the others are dropped."""
+"""Finds exact duplicates in one partition of the keys. The best row of each group stays, and the others are dropped."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,13 @@ DUPLICATE_GROUP = np.dtype([("row_index", "<i8"), ("rows", "<i8")])
 
 
 def merge_duplicates(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]:
-    """From DEDUP_KEYs: (groups of two or more rows, then for each chunk the rows to drop, sorted).
+    """Returns the groups of two or more equal DEDUP_KEYs, and for each chunk the rows to drop, sorted.
 
-    The best row of a group has the highest rank; of equal ranks, the lowest row index.
+    The best row of a group has the highest rank or, if ranks are equal, the lowest row index.
     """
     keys = np.concatenate(parts)
     keys = keys[_is_repeated(keys["high"])]  # a row whose high half is unique has no duplicate
-    keys = keys[np.lexsort((keys["row_index"], ~keys["rest"], ~keys["rank"], keys["low"], keys["high"]))]
+    keys = keys[np.lexsort((keys["row_index"], ~keys["low_bits"], ~keys["rank"], keys["low"], keys["high"]))]
     same = np.zeros(len(keys), np.bool_)  # whether a key equals the one before it
     same[1:] = (keys["high"][1:] == keys["high"][:-1]) & (keys["low"][1:] == keys["low"][:-1])
     firsts = np.flatnonzero(~same)

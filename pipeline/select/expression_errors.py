@@ -1,4 +1,4 @@
-"""Explains errors in expressions: a message, a caret below the position, and the form that is probably meant."""
+"""Explains errors in expressions: with a message, a caret below the position, and the form that was probably meant."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ _MEANT = {
     "like": "contains(column, 'text')",
     "between": "1 <= column <= 2",
 }
-"""Operators of SQL and other languages, and words in any case -> how to write them here."""
+"""Operators and words of SQL and other languages, ignoring the case of words -> how to write them here."""
 
 _TOKEN = re.compile(
     r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(?P<operator>[=!<>&|]+(?:\s+=(?!=))?)|(?P<word>[^\W\d]\w*)"""
@@ -66,7 +66,7 @@ def at_node(text: str, node: ast.AST, message: str) -> ExpressionError:
 
 
 def of_syntax(text: str, error: Exception) -> ExpressionError:
-    """An error from Python's parser, with the right form if another language's was used."""
+    """Convert an error from Python's parser. Suggests the right form if that of another language was used."""
     if found := misspelt(text):
         start, end, meant = found
         return pointing(text, start, end, f"use {meant!r} instead of {text[start:end]!r}")
@@ -79,7 +79,7 @@ def of_syntax(text: str, error: Exception) -> ExpressionError:
 
 
 def misspelt(text: str) -> tuple[int, int, str] | None:
-    """(start, end, form that is meant) of the first operator or word that is written differently here."""
+    """(start, end, form that was probably meant) of the first operator or word that belongs to another language."""
     for token in _TOKEN.finditer(text):
         written = re.sub(r"\s", "", token.group())
         meant = None if token["text"] else _meant(written)

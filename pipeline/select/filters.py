@@ -15,9 +15,9 @@ from pairmill.pipeline.select.order import Order, OrderKey
 from pairmill.schemas.pairs import KEPT_STATUS
 
 RowMask = npt.NDArray[np.bool_]
-"""(rows,)"""
+"""For each row of a table, whether it stays; shape (rows,)."""
 RowIndices = npt.NDArray[np.int64]
-"""(rows,): indices over the whole dataset; see Chunk."""
+"""Indices of rows in the whole dataset (see Chunk); shape (rows,)."""
 
 
 class Filter(Protocol):
@@ -92,7 +92,7 @@ class NotDuplicate:
     columns: frozenset[str] = frozenset()
 
     def of_chunk(self, chunk: Chunk, duplicates: Sequence[RowIndices]) -> "NotDuplicate":
-        """The filter for one chunk, whose `duplicates` are in any number of arrays."""
+        """This filter for one chunk. `duplicates`: the rows to drop, in any number of arrays."""
         is_duplicate = np.zeros(chunk.num_rows, np.bool_)
         for rows in duplicates:
             is_duplicate[rows - chunk.first_row_index] = True

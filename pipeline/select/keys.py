@@ -1,4 +1,4 @@
-"""Converts columns to fixed-size numbers: 128-bit identities, hashes of uids, and scores that sort as integers."""
+"""Converts columns to fixed-size numbers: 128-bit dedup keys, hashes of uids, and scores that sort as integers."""
 
 import hashlib
 
@@ -12,16 +12,18 @@ from pairmill.pipeline.select.expressions import Expression
 
 U64 = npt.NDArray[np.uint64]
 
-RANK = np.dtype([("rank", "<u8"), ("rest", "<u2")])
-"""A score: the reordered bits of a float64, and the part of a 64-bit integer that it cannot represent."""
+RANK = np.dtype([("rank", "<u8"), ("low_bits", "<u2")])
+"""A score as two integers that sort like it. `rank`: the bits of a float64, reordered. `low_bits`: the lowest 11 bits
+of an integer score, which are not in that float64, because a float64 cannot represent all 64 bits; 0 for other
+scores."""
 
 Ranks = npt.NDArray[np.void]
-"""(rows,) of RANK."""
+"""An array of shape (rows,) and dtype RANK."""
 
-_REST = 0x7FF
+_LOW_BITS_MASK = 0x7FF
 
 HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
-"""pairmill's own columns of hex digits."""
+"""The columns in which pairmill stores hex digits."""
 
 TIES, SAMPLE, SHUFFLE = 1, 2, 3
 """Purposes of uid hashes. Each has its own hash: a row that wins ties must not be more likely to be sampled."""
@@ -30,12 +32,12 @@ _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
-def identities(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
-    """128 bits per value of the column `name`, as (high, low), each (rows,).
+def key_halves(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
+    """The 128-bit dedup keys of the values of the column `name`, as (high, low), each of shape (rows,).
 
-    These are the first 32 digits of HEX_COLUMNS, and the BLAKE2b-128 of the value as text for all other columns. Equal
-    values have equal identities; different values have different ones, except for collisions of a 128-bit hash. The
-    identity of null is undefined. Raises ValueError if a hex column contains anything else.
+    The key of a value in HEX_COLUMNS is its first 32 digits. The key of any other value is the BLAKE2b-128 of its text.
+    Equal values have equal keys; different values have different ones, except for collisions of a 128-bit hash. The key
+    of null is undefined. Raises ValueError if a column of HEX_COLUMNS contains anything but hex digits.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if name in HEX_COLUMNS:
@@ -51,10 +53,10 @@ def identities(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
     return words[:, 0], words[:, 1]
 
 
-def has_identity(kind: pa.DataType) -> bool:
-    """Whether `identities` can compare values of this type."""
+def can_be_key(kind: pa.DataType) -> bool:
+    """Whether `key_halves` supports values of this type."""
     if pa.types.is_dictionary(kind):
-        return has_identity(kind.value_type)
+        return can_be_key(kind.value_type)
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return is_text or is_number(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_temporal(kind))
 
@@ -68,7 +70,7 @@ def is_comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
-    """(high, low) from strings of 16, 32 or 64 hex digits, all of one length. With 16 digits, low is zero."""
+    """(high, low) from strings of 16, 32 or 64 hex digits, all of the same length. With 16 digits, low is zero."""
     present = array.drop_null()
     if not len(present):
         return np.zeros(len(array), np.uint64), np.zeros(len(array), np.uint64)
@@ -88,10 +90,12 @@ def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
 
 
 def uid_hashes(column: pa.ChunkedArray, purpose: int, seed: int) -> U64:
-    """64 pseudo-random bits per uid, (rows,), to break ties, sample and shuffle. They depend on nothing but the uid,
-    the purpose and the seed. Uids may be consecutive numbers, so their bits are mixed first.
+    """64 pseudo-random bits per uid, of shape (rows,), to break ties, sample and shuffle.
+
+    They depend only on the uid, the purpose and the seed. Uids may be consecutive numbers, so their bits are mixed
+    first.
     """
-    high, low = identities(column, "uid")
+    high, low = key_halves(column, "uid")
     start = mix(mix(np.array([seed % (1 << 64)], np.uint64)) ^ np.uint64(purpose))
     return mix(high ^ mix(low ^ start))
 
@@ -105,7 +109,8 @@ def mix(values: U64) -> U64:
 
 
 def ranks(table: pa.Table, by: str) -> Ranks:
-    """Scores as pairs of integers that sort like the numbers, (rows,). Null and NaN rank below every number.
+    """Scores as two integers each (RANK), which sort like the numbers; shape (rows,). Null and NaN sort below all
+    numbers.
 
     Integers sort exactly, decimals as the nearest float64.
     """
@@ -115,9 +120,9 @@ def ranks(table: pa.Table, by: str) -> Ranks:
     if pa.types.is_integer(array.type):
         wide = pc.cast(array, pa.uint64() if array.type == pa.uint64() else pa.int64())
         integers = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False)
-        rest = integers & integers.dtype.type(_REST)
-        found["rest"] = rest
-        numbers = (integers - rest).astype(np.float64)  # exact: eleven bits less than 64 fit into a float64
+        low_bits = integers & integers.dtype.type(_LOW_BITS_MASK)
+        found["low_bits"] = low_bits
+        numbers = (integers - low_bits).astype(np.float64)  # exact: eleven bits less than 64 fit into a float64
         is_missing = array.is_null().to_numpy(zero_copy_only=False)
     else:
         numbers = as_doubles(array).to_numpy(zero_copy_only=False) + 0.0  # null is NaN here, and -0.0 becomes 0.0
@@ -130,13 +135,13 @@ def ranks(table: pa.Table, by: str) -> Ranks:
 
 
 def fill_ranks(keys: npt.NDArray[np.void], found: Ranks) -> None:
-    """Set the fields of RANK in an array that has others too, (rows,)."""
-    keys["rank"], keys["rest"] = found["rank"], found["rest"]
+    """Set the fields of RANK in an array of shape (rows,) whose dtype has them among others."""
+    keys["rank"], keys["low_bits"] = found["rank"], found["low_bits"]
 
 
-def score_of(rank: int, rest: int) -> float | None:
+def score_of(rank: int, low_bits: int) -> float | None:
     """The inverse of `ranks`; None for (0, 0)."""
     if rank == 0:
         return None
     bits = rank ^ (1 << 63) if rank >> 63 else rank ^ ((1 << 64) - 1)
-    return float(np.uint64(bits).view(np.float64)) + rest
+    return float(np.uint64(bits).view(np.float64)) + low_bits

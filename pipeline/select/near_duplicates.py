@@ -1,8 +1,8 @@
 """Finds near duplicates by 64-bit perceptual hash: exactly the pairs within a distance, without comparing all pairs.
 
-Cut two hashes into d + 2 bands: if they differ in at most d bits, at least two bands are equal (the pigeonhole
-principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So for every two bands,
-only rows that agree in both are compared.
+If two hashes differ in at most d bits and are cut into d + 2 bands, at least two of their bands are equal (the
+pigeonhole principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So for every
+combination of two bands, only rows that agree in both are compared.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from pairmill.pipeline.select.keys import RANK, U64, mix
 from pairmill.pipeline.select.outputs import Array, DedupKeys
 
 NEAR_PAIR = np.dtype([*RANK.descr, ("better", "<i8"), ("worse", "<i8")])
-"""Indices of two rows within the distance, and the rank of `better`: the row with the higher rank or, of equal ranks,
-the lower index."""
+"""Indices of two rows within the distance, and the rank of `better`. `better` is the row with the higher rank or, if
+the ranks are equal, with the lower index."""
 
 HASH_BITS = 64
 
 
 def band_masks(distance: int) -> list[int]:
-    """One bit mask for every two of the d + 2 bands."""
+    """One bit mask for every combination of two of the d + 2 bands."""
     edges = np.linspace(0, HASH_BITS, distance + 3).round().astype(int)
     bands = [sum(1 << int(bit) for bit in range(start, end)) for start, end in pairwise(edges)]
     return [one | other for one, other in combinations(bands, 2)]
@@ -35,7 +35,7 @@ def band_masks(distance: int) -> list[int]:
 
 @dataclass(frozen=True)
 class BandKeys:
-    """DEDUP_KEYs for `near_pairs`: `high` is the hash under the mask, `low` the whole hash."""
+    """Collects DEDUP_KEYs for `near_pairs`: `high` is the masked hash, `low` the whole hash."""
 
     keys: DedupKeys
     mask: int
@@ -59,9 +59,10 @@ class BandKeys:
 
 
 def near_pairs(distance: int, mask: int, *parts: Array) -> Array:
-    """The NEAR_PAIRs of one partition that agree under the mask and differ in 1 to `distance` bits.
+    """The NEAR_PAIRs of one partition whose masked hashes are equal and whose hashes differ in 1 to `distance` bits.
 
-    A pair that agrees under several masks is reported only for the first of them.
+    If the masked hashes of a pair are equal under several masks, the pair is reported only for the first of these
+    masks.
     """
     rows = np.concatenate(parts)
     rows = rows[np.argsort(rows["high"], kind="stable")]
@@ -82,13 +83,13 @@ def near_pairs(distance: int, mask: int, *parts: Array) -> Array:
 
 
 def greedy_clusters(pairs: Array, groups: Array) -> tuple[RowIndices, Array]:
-    """From the best row down, each row that has not been dropped drops the rows near it.
+    """Visit the rows from the best down; each row that has not been dropped drops the rows near it.
 
     Returns (rows to drop, sorted; DUPLICATE_GROUPs). A row is dropped only for a row that stays and is within the
     distance, so a chain of similar pictures does not become one cluster. `groups`: the exact duplicates, which are
     already dropped but count towards the size of a cluster.
     """
-    pairs = pairs[np.lexsort((pairs["worse"], pairs["better"], ~pairs["rest"], ~pairs["rank"]))]
+    pairs = pairs[np.lexsort((pairs["worse"], pairs["better"], ~pairs["low_bits"], ~pairs["rank"]))]
     copies = dict(zip(groups["row_index"].tolist(), groups["rows"].tolist(), strict=True))
     dropped: set[int] = set()
     clusters: dict[int, int] = {}
@@ -103,19 +104,19 @@ def greedy_clusters(pairs: Array, groups: Array) -> tuple[RowIndices, Array]:
 
 
 def _first_mask(differing: U64, distance: int) -> npt.NDArray[np.intp]:
-    """For each pair, the index of the first mask under which it agrees."""
+    """For each pair, the index of the first mask under which its hashes are equal."""
     agrees = np.stack([differing & np.uint64(mask) == 0 for mask in band_masks(distance)])  # (masks, pairs)
     first: npt.NDArray[np.intp] = np.argmax(agrees, axis=0)
     return first
 
 
 def _better_first(one: Array, other: Array) -> Array:
-    rank, rest = (one[name] == other[name] for name in ("rank", "rest"))  # whether they are equal
-    swap = (other["row_index"] < one["row_index"]) & rank & rest
-    swap |= (other["rest"] > one["rest"]) & rank
+    rank, low_bits = (one[name] == other[name] for name in ("rank", "low_bits"))  # whether they are equal
+    swap = (other["row_index"] < one["row_index"]) & rank & low_bits
+    swap |= (other["low_bits"] > one["low_bits"]) & rank
     swap |= other["rank"] > one["rank"]
     pairs = np.empty(len(one), NEAR_PAIR)
-    for name in ("rank", "rest"):
+    for name in ("rank", "low_bits"):
         pairs[name] = np.where(swap, other[name], one[name])
     pairs["better"] = np.where(swap, other["row_index"], one["row_index"])
     pairs["worse"] = np.where(swap, one["row_index"], other["row_index"])

@@ -11,28 +11,31 @@ from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.keys import RANK, SAMPLE, TIES, U64, Ranks, fill_ranks, ranks, uid_hashes
 
 ORDER_KEY = np.dtype([*RANK.descr, ("tie", "<u8")])
-"""An OrderKey in an array."""
+"""The dtype of an OrderKey in an array."""
 
 OrderKeys = npt.NDArray[np.void]
-"""(rows,) of ORDER_KEY."""
+"""An array of shape (rows,) and dtype `ORDER_KEY`."""
 
 
 class OrderKey(NamedTuple):
-    """One position in an order. Rows compare by `rank`, then `rest`, then `tie`. Higher is better."""
+    """The position of one row in an order. Keys compare by `rank`, then `low_bits`, then `tie`; the best row has the
+    highest key."""
 
     rank: int
-    rest: int
+    """The score, as in `keys.RANK`, like `low_bits`."""
+    low_bits: int
     tie: int
+    """Hash of the uid."""
 
 
 LOWEST = OrderKey(0, 0, 0)
 HIGHEST = OrderKey(2**64 - 1, 2**16 - 1, 2**64 - 1)
-"""Above every row: no number has this rank."""
+"""Above the key of every row, because no number has this rank."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Orders rows by score, with ties broken by a hash of the uid. Without a score, by that hash alone."""
+    """Orders rows by score and breaks ties by a hash of the uid. Without a score, orders them by that hash alone."""
 
     by: str | None
     seed: int = 0
@@ -43,7 +46,7 @@ class Order:
         return frozenset({"uid"}) | (Expression(self.by).columns if self.by else frozenset())
 
     def keys(self, table: pa.Table) -> OrderKeys:
-        """The key of each row."""
+        """The key of each row, of shape (rows,)."""
         keys = np.empty(table.num_rows, ORDER_KEY)
         fill_ranks(keys, self._ranks(table))
         keys["tie"] = self._ties(table)
@@ -55,11 +58,11 @@ class Order:
         Hashes only the uids of rows with the same score.
         """
         found = self._ranks(table)
-        result = _compared(found["rank"], key.rank)
+        result = _compare(found["rank"], key.rank)
         same = np.flatnonzero(result == 0)
-        result[same] = _compared(found["rest"][same], key.rest)
+        result[same] = _compare(found["low_bits"][same], key.low_bits)
         same = same[result[same] == 0]
-        result[same] = _compared(self._ties(table.select(["uid"]).take(pa.array(same))), key.tie)
+        result[same] = _compare(self._ties(table.select(["uid"]).take(pa.array(same))), key.tie)
         return result
 
     def _ranks(self, table: pa.Table) -> Ranks:
@@ -69,7 +72,7 @@ class Order:
         return uid_hashes(table["uid"], TIES if self.by else SAMPLE, self.seed)
 
 
-def _compared(values: npt.NDArray[Any], limit: int) -> npt.NDArray[np.int8]:
+def _compare(values: npt.NDArray[Any], limit: int) -> npt.NDArray[np.int8]:
     number = values.dtype.type(limit)
     result: npt.NDArray[np.int8] = (values > number).astype(np.int8) - (values < number).astype(np.int8)
     return result

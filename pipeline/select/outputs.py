@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices, to_mask
-from pairmill.pipeline.select.keys import RANK, U64, fill_ranks, identities, is_comparable, mix, ranks
+from pairmill.pipeline.select.keys import RANK, U64, fill_ranks, is_comparable, key_halves, mix, ranks
 from pairmill.pipeline.select.order import ORDER_KEY, Order, OrderKey
 
 Array = npt.NDArray[Any]
 
 DEDUP_KEY = np.dtype([("high", "<u8"), ("low", "<u8"), *RANK.descr, ("row_index", "<i8")])
-"""128 bits that duplicates share, the rank of the row's score (0 if it has none), and the row's index."""
+"""The 128-bit key that duplicates share, the rank of the row's score (0 if it has none), and the row's index."""
 
 _SAMPLE_SALT = np.uint64(0x9A1B)
 
@@ -50,7 +50,8 @@ class NoOutput:
 
 @dataclass(frozen=True)
 class SampledKeys:
-    """A random sample of an order's keys. A hash of its index decides about each row, whatever its chunk."""
+    """Collects a random sample of an order's keys. Whether a row is sampled depends on a hash of its index alone, not
+    on how the rows are divided into chunks."""
 
     order: Order
     fraction: float
@@ -70,7 +71,7 @@ class SampledKeys:
 
 @dataclass(frozen=True)
 class KeysWithin:
-    """The keys of an order within [lowest, highest], and the number of keys above them."""
+    """Collects the keys of an order within [lowest, highest], and the number of keys above them."""
 
     order: Order
     lowest: OrderKey
@@ -91,7 +92,7 @@ class KeysWithin:
 
 @dataclass(frozen=True)
 class DedupKeys:
-    """DEDUP_KEYs of a column, split by hash into `partitions`.
+    """Collects the DEDUP_KEYs of a column, split by hash into `partitions` partitions.
 
     Collects only the partitions `first` to `last - 1`.
     """
@@ -121,7 +122,7 @@ class DedupKeys:
         """The DEDUP_KEYs of a table. Rows with a null or NaN are left out, since they have no duplicates."""
         valid = to_mask(is_comparable(table[self.by]))
         keys = np.empty(int(valid.sum()), DEDUP_KEY)
-        high, low = identities(table[self.by], self.by)
+        high, low = key_halves(table[self.by], self.by)
         keys["high"], keys["low"], keys["row_index"] = high[valid], low[valid], row_indices[valid]
         fill_ranks(keys, ranks(table, self.best)[valid] if self.best else np.zeros(len(keys), RANK))
         return keys

@@ -24,10 +24,11 @@ PARTITION_ROWS = 2_000_000
 SAMPLED_ROWS = 200_000
 """With this many sampled keys, the window around a quantile has less than two percent of the rows."""
 WINDOW_SIGMAS = 5.0
-"""Half width of that window, in standard errors."""
+"""Half the width of that window, in standard errors."""
 
 KEPT_STEP, UID_STEP = 0, 1
-"""Numbers of the steps that every job begins with: only kept rows, then one row per uid. The job's own start at 2."""
+"""Numbers of the two steps that every job begins with: keep only kept rows, then one row per uid. The job's own steps
+start at 2."""
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Selector:
             sigmas *= 4  # about once in a million jobs
         last = OrderKey(*within[-from_window].item())
         self.filters.append(AtLeast(step, order, last))
-        self.thresholds[step] = score_of(last.rank, last.rest) if order.by else None
+        self.thresholds[step] = score_of(last.rank, last.low_bits) if order.by else None
 
     def _dedup(self, number: int, step: Dedup) -> None:
         groups = self._exact_duplicates(number, step)

@@ -1,4 +1,4 @@
-"""Compares two subsets: which rows only one of them has, and which steps of the other dropped them."""
+"""Compares two subsets: finds the rows that only one of them has, and the steps with which the other dropped them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ from pairmill.pipeline.dataset.subset import (
 from pairmill.schemas.subset import Subset
 
 NOT_SEEN = -2
-"""In place of a step: the other subset was selected without this shard."""
+"""Stands for a step if the other subset was selected without this shard."""
 REBUILT = -3
-"""In place of a step: the other subset was selected from another generation of the shard and lacks the uid."""
+"""Stands for a step if the other subset was selected from another generation of the shard, which lacks the uid."""
 
 
 class ComparisonDict(TypedDict):

@@ -1,4 +1,4 @@
-"""Decides how the functions of a select job run: in a plain loop here, or distributed over a Ray cluster."""
+"""Decides how the functions of a select job run: in a plain loop in this process, or distributed over a Ray cluster."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -14,7 +14,7 @@ class Handle(Generic[T]):
 
 
 class Tasks(Protocol):
-    """Runs pure functions, perhaps each call on another machine, and passes their results to later calls.
+    """Runs pure functions, possibly each call on another machine, and passes their results to later calls.
 
     A handle that is itself an argument of a call (not inside one) is replaced by its result.
     """

@@ -18,13 +18,13 @@ class FoundUids:
     """Uids of rows, in order."""
 
     uids: list[str]
-    """Empty where they depend on the picture."""
+    """The uid of each row; empty if it depends on the picture."""
     problems: pa.Array
-    """string: the row's own uid if it is not valid, else null."""
+    """For each row, its own uid if that is invalid, otherwise null (string)."""
 
 
-class Identities:
-    """Computes uids by the rules of one dataset."""
+class UidRules:
+    """Determines uids by the rules of one dataset."""
 
     def __init__(self, mapping: ColumnMapping, shared: SharedUrls) -> None:
         self._mapping = mapping

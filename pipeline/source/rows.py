@@ -21,7 +21,7 @@ from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN, decode_lossy
 from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, WebPictures
 from pairmill.pipeline.source.partitions import append_partitions
-from pairmill.pipeline.source.row_uids import Identities, uid_texts
+from pairmill.pipeline.source.row_uids import UidRules, uid_texts
 from pairmill.pipeline.source.shared_urls import SharedUrls
 from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes, readable
 from pairmill.schemas.limits import MAX_CAPTION_BYTES, MAX_URL_BYTES
@@ -65,7 +65,7 @@ class ShardReader:
             index = self._mapping.extra_columns.index(self._mapping.sha256_column)
             verdicts.refuse(Status.ROW_MALFORMED, _bad_digests(rows.extra[index]))
         verdicts.refuse(Status.CAPTION_INVALID, rows.caption_problems)
-        found = Identities(self._mapping, self._shared_urls()).of(rows.urls, rows.captions, rows.own_uids, rows.indexes)
+        found = UidRules(self._mapping, self._shared_urls()).of(rows.urls, rows.captions, rows.own_uids, rows.indexes)
         verdicts.refuse(Status.UID_INVALID, found.problems)
         _refuse_repeats(found.uids, verdicts)
         captions = _caption_texts(rows.captions, verdicts)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from pairmill.pipeline.common.files import Files, join, leads_out, trusted_folders
+from pairmill.pipeline.common.files import Files, join, links_outside, trusted_folders
 from pairmill.pipeline.common.listing import Entry
 from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
@@ -74,7 +74,7 @@ def _add(sample: Sample, path: str, size: int, files: Files, trusted: Sequence[P
         sample.add_image(ImageRef(path, 0, size))
     elif size > sample.rules.max_bytes(ending):
         sample.texts.add_too_large(name, size)
-    elif leads_out(path, trusted):  # a link could turn a secret file into a caption
+    elif links_outside(path, trusted):  # a symlink could turn a secret file into a caption
         sample.problem = f"{name} is a link to outside its folder and the source"
     else:
         with files.open(path) as file:
