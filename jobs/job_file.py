@@ -45,13 +45,13 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Setti
 def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> SelectJob:
     """The job of a select, from the same inputs as `load_job`."""
     values, text = _values(job_file, overrides, settings)
-    return _validated(SelectJob, values, text, job_file)
+    return _validate(SelectJob, values, text, job_file)
 
 
 def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> ExportJob:
     """The job of an export, from the same inputs as `load_job`."""
     values, text = _values(job_file, overrides, settings)
-    return _validated(ExportJob, values, text, job_file)
+    return _validate(ExportJob, values, text, job_file)
 
 
 def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], str]:
@@ -83,16 +83,16 @@ def parse_settings(settings: Settings, values: dict[str, Any] | None = None) -> 
 
 def s3_of(settings: Mapping[str, Any]) -> S3Config:
     """The S3 settings from `--set s3.*`, for commands that take an output folder and no job. Raises JobError."""
-    return _validated(S3Config, settings.get("s3") or {}, "", None)
+    return _validate(S3Config, settings.get("s3") or {}, "", None)
 
 
 def resolve(values: Mapping[str, Any], text: str = "", job_file: str | None = None) -> BuildJob:
     """Check the values and expand the preset. `text` and `job_file` are only for the error's line number."""
-    job = _validated(BuildJob, values, text, job_file)
-    return _validated(BuildJob, _with_preset(job, values), text, job_file)
+    job = _validate(BuildJob, values, text, job_file)
+    return _validate(BuildJob, _with_preset(job, values), text, job_file)
 
 
-def _validated(model: type[_Job], values: Mapping[str, Any], text: str, job_file: str | None) -> _Job:
+def _validate(model: type[_Job], values: Mapping[str, Any], text: str, job_file: str | None) -> _Job:
     try:
         return model.model_validate(values)
     except ValidationError as error:

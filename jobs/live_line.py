@@ -14,7 +14,7 @@ WINDOW_S = 30.0
 """Rates are averages over this time."""
 TOP_REASONS = 3
 _SOURCES = ("download", "load")
-_COUNTING = ("encode", *_SOURCES)
+_COUNTING_STAGES = ("encode", *_SOURCES)
 """Stages that count inside shards, last stage first."""
 _GAP = "  "
 
@@ -104,11 +104,11 @@ class RunState:
         return min(max(done, self.input_rows), max(self.rows_left, self.input_rows))
 
     def _last_stage(self) -> str | None:
-        return next((name for name in _COUNTING if name in self.work), None)
+        return next((name for name in _COUNTING_STAGES if name in self.work), None)
 
     def _speed(self, rows: int) -> Iterator[str]:
         """Rows per second and the time left. Time before the workers have started does not count."""
-        names = [name for name in _COUNTING if name in self.work] or ["commit"]
+        names = [name for name in _COUNTING_STAGES if name in self.work] or ["commit"]
         speeds = {name: speed for name in names if (speed := self._rate(name).per_s) > 0}
         if not speeds:
             return

@@ -51,7 +51,7 @@ def retry(
     `settings`: parts of the job that may change between runs, such as {"fetch": {"timeout_s": 60}}. Raises JobError.
     """
     started = time.perf_counter()
-    wanted = _checked(statuses)
+    wanted = _check_statuses(statuses)
     store = Store(output, s3_of(settings or {}))
     store.check_access()
     plan = load_plan(store)
@@ -73,7 +73,7 @@ def retry(
     return RetryResult(result, before, before - after)
 
 
-def _checked(statuses: Collection[str]) -> set[str]:
+def _check_statuses(statuses: Collection[str]) -> set[str]:
     possible = {status.value for status in Status if status.step in (Step.FETCH, Step.IMAGE)}
     if unknown := sorted(set(statuses) - possible):
         raise JobError(f"--status {', '.join(unknown)}: retry accepts only {', '.join(sorted(possible))}")

@@ -13,7 +13,7 @@ _RETRIES = {"mode": "standard", "max_attempts": 9}
 """botocore retries 500, 502, 503, 504, SlowDown and lost connections after up to 1, 2, 4 ... 20 s."""
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
-_SIGNED = ("x-amz-signature=", "x-amz-credential=", "signature=", "x-goog-signature=", "sig=")
+_SIGNATURE_PARAMETERS = ("x-amz-signature=", "x-amz-credential=", "signature=", "x-goog-signature=", "sig=")
 
 
 class S3Access(BaseModel):
@@ -95,7 +95,7 @@ def secret_in(url: str) -> str | None:
     if separator and "@" in rest.partition("/")[0]:
         return "this URL contains a user name or password; use environment variables for credentials"
     query = rest.partition("?")[2].lower()
-    if separator and any(part.startswith(_SIGNED) for part in query.split("&")):
+    if separator and any(part.startswith(_SIGNATURE_PARAMETERS) for part in query.split("&")):
         return "this URL is signed, which makes it a secret; give the object as s3://..."
     return None
 

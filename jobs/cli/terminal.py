@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pairmill.jobs.progress import ConsoleProgress
     from pairmill.pipeline.common.storage import Store
 
-_ENDING = [signal.SIGTERM, signal.SIGHUP]
+_END_SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 """Signals that end a command like Ctrl-C does. `kill`, schedulers and a closed terminal send them."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -87,7 +87,7 @@ def _reader_is_gone() -> bool:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let the signals of `_ENDING` interrupt the block. One that is ignored stays ignored, as under nohup."""
+    """Let the signals of `_END_SIGNALS` interrupt the block. One that is ignored stays ignored, as under nohup."""
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return
@@ -95,7 +95,7 @@ def _interrupted_by_signals() -> Iterator[None]:
     def interrupt(number: int, _: FrameType | None) -> None:
         raise _Signalled(number)
 
-    before = {number: signal.getsignal(number) for number in _ENDING}
+    before = {number: signal.getsignal(number) for number in _END_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)

@@ -43,7 +43,7 @@ def manifest(command: Command, image: str) -> str:
     if sum(map(len, files.values())) > MAX_CONFIG_MAP_BYTES:
         raise JobError("the job's blocklists are too large for a ConfigMap: name them as s3://...")
     name = f"pairmill-{hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=4).hexdigest()}"
-    return "---\n".join(_dumped(part) for part in (_config_map(name, files), _ray_job(name, image, bundle.has_models)))
+    return "---\n".join(_to_yaml(part) for part in (_config_map(name, files), _ray_job(name, image, bundle.has_models)))
 
 
 def _script(bundle: JobBundle) -> str:
@@ -96,5 +96,5 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
-def _dumped(part: Yaml) -> str:
+def _to_yaml(part: Yaml) -> str:
     return yaml.dump(part, Dumper=_NoAliases, sort_keys=False, width=200)

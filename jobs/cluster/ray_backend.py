@@ -112,14 +112,14 @@ class RayBackend:
         kind = type(f"{name.title()}Actor", (_StageActor,), {})  # the name in ps and Ray's dashboard
         actor = ray.remote(concurrency_groups={_WATCH: 1})(kind).options(**options).remote(self._specs[name])
         self._live.add(actor, name, lambda: actor.counts.options(concurrency_group=_WATCH).remote().future())
-        return actor, self._watched(actor.ready.remote())
+        return actor, self._notify_when_done(actor.ready.remote())
 
     def call(self, worker: Any, payloads: Sequence[Any]) -> tuple[Any, Any]:
         """Send a shard's payloads. Returns a token for the call and a reference to its result."""
         report, result = worker.run.options(num_returns=2).remote(*payloads)
-        return self._watched(report), result
+        return self._notify_when_done(report), result
 
-    def _watched(self, token: Any) -> Any:
+    def _notify_when_done(self, token: Any) -> Any:
         """Let Ray notify us when the token is done: polling thousands of tokens would cost milliseconds each time."""
         self._futures[token] = future = token.future()
         future.add_done_callback(lambda _: self._done.put(token))

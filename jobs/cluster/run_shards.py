@@ -47,7 +47,9 @@ OBJECT_STORE_SHARE = 0.4
 _FIRST_FAILURES = 3
 """If a rule or a model fails this many shards before any shard succeeds, it would fail all others too: stop."""
 
-_DIED = Failure(FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times")
+_WORKER_DIED = Failure(
+    FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times"
+)
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def run_shards(
             lost = []
             for shard, report in _pass(shards, pipeline.isolated() if isolated else pipeline, live):
                 if report is None and isolated:
-                    report = Report(failure=_DIED)
+                    report = Report(failure=_WORKER_DIED)
                 if report is None:
                     lost.append(shard)
                     continue

@@ -80,12 +80,12 @@ class Cluster:
         """pairmill's jobs, newest first."""
         with _clearly(self.address):
             details = [job for job in self._client.list_jobs() if _METADATA in (job.metadata or {})]
-        return [_described(job) for job in sorted(details, key=lambda job: -(job.start_time or 0))]
+        return [_to_submitted_job(job) for job in sorted(details, key=lambda job: -(job.start_time or 0))]
 
     def job(self, job_id: str) -> SubmittedJob:
         """One job, by its id."""
         with _clearly(self.address):
-            return _described(self._client.get_job_info(job_id))
+            return _to_submitted_job(self._client.get_job_info(job_id))
 
     def logs(self, job_id: str) -> str:
         """Everything that the job has printed."""
@@ -194,7 +194,7 @@ def _first_line(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
-def _described(job: JobDetails) -> SubmittedJob:
+def _to_submitted_job(job: JobDetails) -> SubmittedJob:
     end = (job.end_time or time.time() * 1e3) if job.start_time else 0
     return SubmittedJob(
         job_id=job.submission_id or "",

@@ -26,7 +26,7 @@ SIZES = ((256, 256), (288, 224), (224, 304), (320, 240), (256, 256), (272, 256),
 LARGE_SIZES = ((512, 384), (640, 480))
 """Sizes of one picture in twenty: resized for storage, and five times slower to draw."""
 
-_SCORED = (Status.OK, Status.LOW_SIMILARITY)
+_SCORED_STATUSES = (Status.OK, Status.LOW_SIMILARITY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +51,22 @@ class Kind:
     @property
     def is_scored(self) -> bool:
         """Whether the model decides; such rows are then measured by precision and recall, not by their status."""
-        return self.expected == _SCORED
+        return self.expected == _SCORED_STATUSES
 
 
 KINDS = (
-    Kind("right_caption", 0, _SCORED, True, "a JPEG, right caption"),  # 0: all remaining rows
-    Kind("png", 20, _SCORED, True, "a PNG, right caption"),
-    Kind("webp", 20, _SCORED, True, "a WebP, right caption"),
-    Kind("gif", 10, _SCORED, True, "a GIF, right caption"),
-    Kind("cmyk", 10, _SCORED, True, "a CMYK JPEG, right caption"),
-    Kind("exif_turned", 20, _SCORED, True, "stored sideways with an EXIF rotation, right caption"),
-    Kind("redirect", 25, _SCORED, True, "302 to another host, right caption"),
-    Kind("flaky", 10, _SCORED, True, "503 on the first try, right caption"),
-    Kind("wrong_caption", 100, _SCORED, False, "the caption of another scene"),
-    Kind("wrong_color", 85, _SCORED, False, "near miss: one color is wrong"),
-    Kind("wrong_shape", 70, _SCORED, False, "near miss: one shape is wrong"),
-    Kind("swapped_order", 45, _SCORED, None, "near miss: two objects are swapped"),
+    Kind("right_caption", 0, _SCORED_STATUSES, True, "a JPEG, right caption"),  # 0: all remaining rows
+    Kind("png", 20, _SCORED_STATUSES, True, "a PNG, right caption"),
+    Kind("webp", 20, _SCORED_STATUSES, True, "a WebP, right caption"),
+    Kind("gif", 10, _SCORED_STATUSES, True, "a GIF, right caption"),
+    Kind("cmyk", 10, _SCORED_STATUSES, True, "a CMYK JPEG, right caption"),
+    Kind("exif_turned", 20, _SCORED_STATUSES, True, "stored sideways with an EXIF rotation, right caption"),
+    Kind("redirect", 25, _SCORED_STATUSES, True, "302 to another host, right caption"),
+    Kind("flaky", 10, _SCORED_STATUSES, True, "503 on the first try, right caption"),
+    Kind("wrong_caption", 100, _SCORED_STATUSES, False, "the caption of another scene"),
+    Kind("wrong_color", 85, _SCORED_STATUSES, False, "near miss: one color is wrong"),
+    Kind("wrong_shape", 70, _SCORED_STATUSES, False, "near miss: one shape is wrong"),
+    Kind("swapped_order", 45, _SCORED_STATUSES, None, "near miss: two objects are swapped"),
     Kind("duplicate", 30, (Status.DUPLICATE_IN_SHARD,), False, "URL and caption of a previous row"),
     Kind("long_caption", 12, (Status.CAPTION_TOO_LONG,), False, f"more than {CAPTION_MAX_CHARS} characters"),
     Kind("no_caption", 12, (Status.CAPTION_MISSING,), False, "null, empty or blank"),

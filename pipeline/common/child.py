@@ -36,7 +36,7 @@ class Child:
         with self._one_at_a_time:
             pool = self._pool = self._pool or self._open()
             try:
-                result, error = pool.submit(_guarded, timeout_s, function, *arguments).result(timeout_s)
+                result, error = pool.submit(_call_guarded, timeout_s, function, *arguments).result(timeout_s)
             except BrokenProcessPool:
                 self._kill()
                 raise ChildDied("its process died") from None
@@ -71,7 +71,7 @@ class Child:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
+def _call_guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
     """Return (result, error), because the function's errors must not look like the pool's.
 
     If a call hangs in C code and blocks all Python threads, the child exits some time after its parent gave up on it.

@@ -114,7 +114,7 @@ class Store:
         os.fsync(file.fileno())
         target = Path(self.path(name))
         try:
-            with _explained(target):
+            with _explain_link_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(file.name, target)
         except FileExistsError:
@@ -212,7 +212,7 @@ class Store:
             file.flush()
             aside = f"{file.name}.{uuid4().hex}"
             target = Path(self.path(name))
-            with _explained(target):
+            with _explain_link_errors(target):
                 os.link(file.name, aside)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Path(aside).replace(target)
@@ -229,7 +229,7 @@ class Store:
 
 
 @contextlib.contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def _explain_link_errors(target: Path) -> Iterator[None]:
     """Raise StorageError with a remedy if a file may not or cannot be linked to its final name."""
     try:
         yield

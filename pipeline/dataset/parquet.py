@@ -38,7 +38,7 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
 
     Raises FileNotFoundError, and DamagedFileError if it is not a Parquet file, or a page differs from its checksum.
     """
-    with _damage_named(store, name), _open(store, name) as parquet:
+    with _name_damaged_file(store, name), _open(store, name) as parquet:
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
         # Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts
         # down aborts the process. So only this thread decodes; the requests still run in parallel.
@@ -48,7 +48,7 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
 
 def read_schema(store: Store, name: str) -> pa.Schema:
     """The schema of a Parquet file of the store, with its metadata. Raises the same errors as `read_table`."""
-    with _damage_named(store, name), _open(store, name) as parquet:
+    with _name_damaged_file(store, name), _open(store, name) as parquet:
         return parquet.schema_arrow
 
 
@@ -62,7 +62,7 @@ def _open(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 
 @contextmanager
-def _damage_named(store: Store, name: str) -> Iterator[None]:
+def _name_damaged_file(store: Store, name: str) -> Iterator[None]:
     """Turn Arrow's errors about a damaged file into a DamagedFileError with its name. Arrow also raises OSError for
     damage, but without the errno that the machine's own errors have."""
     try:

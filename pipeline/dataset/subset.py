@@ -174,7 +174,7 @@ def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
     for selection in read_shards(chunk.store, read_subset(chunk.store, name)):
         shard = shards.get(selection.shard)
         if shard is None or shard.pairs_blake2b != selection.pairs_blake2b:
-            raise _outdated(chunk.store, name, selection.shard)
+            raise _outdated_error(chunk.store, name, selection.shard)
         found[shard.shard] = np.packbits(selection.drop_step == NOT_DROPPED)
     return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]
 
@@ -191,11 +191,11 @@ def current_generations(store: Store, subset: Subset) -> dict[int, int]:
         if generation == shard.generation:
             continue
         if generation is None or _pairs_digest(store, shard.shard, generation) != shard.pairs_blake2b:
-            raise _outdated(store, subset.name, shard.shard)
+            raise _outdated_error(store, subset.name, shard.shard)
     return newest
 
 
-def _outdated(store: Store, name: str, shard: int) -> SubsetError:
+def _outdated_error(store: Store, name: str, shard: int) -> SubsetError:
     again = f"pairmill select {store.root} --refresh {name}"
     return SubsetError(f"shard {shard:09d} was rebuilt since {name!r} was made; select again: {again}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pairmill.pipeline.encode.weights import input_side, is_on_disk
 from pairmill.schemas.job.models import ModelConfig
 
-_MAX_COUNTED = 40
+_MAX_MODELS_TO_COUNT = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def known_models(pattern: str = "") -> list[KnownModel]:
 
     logging.getLogger().setLevel(logging.ERROR)  # open_clip logs on the root logger that there are no weights
     names = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
-    found = [_describe(name, count=len(names) <= _MAX_COUNTED) for name in names]
+    found = [_describe(name, count=len(names) <= _MAX_MODELS_TO_COUNT) for name in names]
     return [_TINY, *found] if pattern.lower() in _TINY.name else found
 
 

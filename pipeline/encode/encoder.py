@@ -218,7 +218,7 @@ def _with_invalid(
             columns["status"][row] = Status.EMBEDDING_INVALID.value
             what = " and ".join(name for name, bad in (("picture", of_picture), ("caption", of_caption)) if bad)
             columns["status_detail"][row] = f"{model.alias}: of the {what}"
-    return _replaced(table, columns)
+    return _set_columns(table, columns)
 
 
 def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage]) -> pa.Table:
@@ -228,7 +228,7 @@ def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage
         columns["status"][row] = image.status.value
         columns["status_detail"][row] = image.detail
         columns["is_pair"][row] = False
-    return _replaced(table, columns)
+    return _set_columns(table, columns)
 
 
 def _with_image_columns(table: pa.Table, rows: Indices, images: Sequence[DecodedImage | None]) -> pa.Table:
@@ -242,10 +242,10 @@ def _with_image_columns(table: pa.Table, rows: Indices, images: Sequence[Decoded
     for name in ("width", "height"):  # the orientation of a PNG or WebP is known only once it is decoded
         known = zip(table[f"original_{name}"].to_pylist(), columns[name], strict=True)
         columns[f"original_{name}"] = [old if new is None else new for old, new in known]
-    return _replaced(table, columns)
+    return _set_columns(table, columns)
 
 
-def _replaced(table: pa.Table, columns: dict[str, list[object]]) -> pa.Table:
+def _set_columns(table: pa.Table, columns: dict[str, list[object]]) -> pa.Table:
     for name, values in columns.items():
         index = table.schema.get_field_index(name)
         table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))

@@ -76,7 +76,7 @@ def find_weights(config: ModelConfig) -> Weights:
     if folder := _local_folder(config):
         return _in_folder(folder)
     if config.name.startswith("hf-hub:"):
-        return Weights(config.name, None, _downloaded(config, {"hf_hub": f"{config.name.removeprefix('hf-hub:')}/"}))
+        return Weights(config.name, None, _download(config, {"hf_hub": f"{config.name.removeprefix('hf-hub:')}/"}))
     return _of_architecture(config)
 
 
@@ -110,7 +110,7 @@ def _of_architecture(config: ModelConfig) -> Weights:
     tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
     if not tag:
         raise ModelError(f"{config.pretrained!r} is neither a file nor a tag of {config.name!r}; its tags are {tags}")
-    return Weights(config.name, config.pretrained, _downloaded(config, tag))
+    return Weights(config.name, config.pretrained, _download(config, tag))
 
 
 def is_on_disk(tag: Mapping[str, str]) -> bool:
@@ -126,7 +126,7 @@ def is_on_disk(tag: Mapping[str, str]) -> bool:
     return bool(url_name) and (Path.home() / ".cache" / "clip" / url_name).is_file()  # open_clip's own cache
 
 
-def _downloaded(config: ModelConfig, tag: dict[str, str]) -> Path:
+def _download(config: ModelConfig, tag: dict[str, str]) -> Path:
     """Path of weights in a local cache, downloaded first if they are missing. Raises ModelError."""
     import open_clip
 

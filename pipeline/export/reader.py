@@ -127,7 +127,7 @@ class SubsetReader:
 
     def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> SubsetRows:
         """The order needs only the group's uids; other columns are read only from shards with rows in the slice."""
-        in_slice = self._shuffled(part.group)[part.start : part.end]
+        in_slice = self._shuffled_rows(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
         needed, parts = columns | _PICTURE_COLUMNS | frozenset(self._reader.checksum), []
         for shard, start, end in zip(part.group.shards, starts, starts[1:], strict=False):
@@ -138,7 +138,7 @@ class SubsetReader:
         position[np.argsort(in_slice)] = np.arange(len(in_slice))
         return SubsetRows.concatenated(parts).take(position)
 
-    def _shuffled(self, group: ShardGroup) -> npt.NDArray[np.int64]:
+    def _shuffled_rows(self, group: ShardGroup) -> npt.NDArray[np.int64]:
         """(rows,): indices of the group's rows in the order of the export."""
         rows = np.arange(group.num_rows)
         if self._seed is None:

@@ -58,7 +58,7 @@ def pass_jpeg(body: bytes, width: int, height: int) -> PassedPicture | None:
         image = _own_pixels(body, width, height)
         if image is None or len(image) > width * height * _BYTES_PER_PIXEL + _TABLES_BYTES:
             return None
-        return _verified(image, width, height)
+        return _verify(image, width, height)
     except (ValueError, IndexError, struct.error):  # not as expected, or simplejpeg's decoder warns
         return None
 
@@ -96,7 +96,7 @@ def _passes(frame: bytes, has_jfif: bool, transform: int | None) -> bool:
     return is_clear and factors[0] in _SAMPLINGS and factors[1:] == [(1, 1), (1, 1)]
 
 
-def _verified(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
+def _verify(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
     """Decode everything, but no more of it than needed. Raises ValueError if the decoder warns."""
     side = block_side(width, height)
     columns, rows = -(-width // side), -(-height // side)

@@ -76,16 +76,16 @@ class ImageProcessor:
                     profile = color_profile(header, opened)
                     is_unchanged = target is None and _is_plain(header, opened) and changes_nothing(profile)
                     if is_unchanged and (passed := self._pass(body, header)) is not None:
-                        return _passed(passed, header)
+                        return _passed_image(passed, header)
                     pixels = decode_pixels(body, header, opened, target)  # [height, width, 3]
                 resized = resize(pixels, target, self._config)  # [target height, target width, 3]
                 stored = pixels_to_srgb(resized, profile)  # after resizing there are fewer pixels to convert
                 image = original_without_metadata(body, header, self._config) if is_unchanged else None
                 chroma = header.chroma if self._config.chroma == "source" else self._config.chroma
                 image = image or compress(stored, self._config, chroma)
-                return _processed(stored, image, header, one_color=is_one_color(pixels))
+                return _processed_image(stored, image, header, one_color=is_one_color(pixels))
         except ImageError as error:
-            return _refused(error, header)
+            return _refused_image(error, header)
 
     def header(self, body: bytes) -> tuple[str, tuple[int, int]]:
         """(format, (width, height) upright) according to the header; decodes nothing. Raises ImageError."""
@@ -123,12 +123,12 @@ def _is_plain(header: ImageHeader, opened: Image.Image) -> bool:
     return header.orientation == UPRIGHT and opened.mode in ("RGB", "L", "P") and not has_key
 
 
-def _passed(picture: PassedPicture, header: ImageHeader) -> ProcessedImage:
+def _passed_image(picture: PassedPicture, header: ImageHeader) -> ProcessedImage:
     size = header.upright_size
     return ProcessedImage(Status.OK, None, header.format, *size, picture.image, *size, picture.phash, picture.one_color)
 
 
-def _processed(pixels: Pixels, image: bytes, header: ImageHeader, one_color: bool) -> ProcessedImage:
+def _processed_image(pixels: Pixels, image: bytes, header: ImageHeader, one_color: bool) -> ProcessedImage:
     width, height = header.upright_size
     return ProcessedImage(
         status=Status.OK,
@@ -143,7 +143,7 @@ def _processed(pixels: Pixels, image: bytes, header: ImageHeader, one_color: boo
     )
 
 
-def _refused(error: ImageError, header: ImageHeader | None) -> ProcessedImage:
+def _refused_image(error: ImageError, header: ImageHeader | None) -> ProcessedImage:
     if header is None:
         return ProcessedImage(error.status, error.detail)
     return ProcessedImage(error.status, error.detail, header.format, *header.upright_size)

@@ -86,7 +86,7 @@ def _converter(image: Image.Image, samples: Samples, profile: bytes | None) -> C
         return lambda band: samples.to_gray(np.asarray(band).view(np.uint32).astype(np.int64))[..., None]
     if mode == "F":
         low, high = _range(image)
-        return lambda band: _scaled(band, low, high, samples.is_inverted)
+        return lambda band: _scale(band, low, high, samples.is_inverted)
     raise UnsupportedMode(f"pixel mode {mode}")
 
 
@@ -144,7 +144,7 @@ def _range(image: Image.Image) -> tuple[float, float]:
     return low, high
 
 
-def _scaled(band: Image.Image, low: float, high: float, is_inverted: bool) -> Any:
+def _scale(band: Image.Image, low: float, high: float, is_inverted: bool) -> Any:
     values = (_finite(band) - low) * (255.0 / max(high - low, 1e-12))
     gray = np.rint(values).clip(0, 255).astype(np.uint8)[..., None]
     return 255 - gray if is_inverted else gray

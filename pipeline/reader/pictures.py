@@ -10,7 +10,7 @@ from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.schemas.pairs import STORED
 
-_NEEDED = ("row_id", "sha256", *STORED.names)
+_NEEDED_COLUMNS = ("row_id", "sha256", *STORED.names)
 
 _ROWS_AT_ONCE = 256
 
@@ -26,7 +26,7 @@ class Pictures:
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns needed to find a picture and to check it."""
-        return (*_NEEDED, *self._reader.checksum)
+        return (*_NEEDED_COLUMNS, *self._reader.checksum)
 
     def close(self) -> None:
         """Close files and stop threads."""
@@ -47,9 +47,9 @@ class Pictures:
                 bodies = self._reader.pictures(self._snapshot.planned(shard), manifest, some)
             facts = zip(*(some[name].to_pylist() for name in ("row_id", "image_tar", "image_length")), strict=True)
             for body, (row_id, file, length) in zip(bodies, facts, strict=True):
-                yield None if file is None else self._decoded(body, row_id, file, length)
+                yield None if file is None else self._decode(body, row_id, file, length)
 
-    def _decoded(self, body: bytes | None, row_id: str, file: str, length: int | None) -> Image.Image:
+    def _decode(self, body: bytes | None, row_id: str, file: str, length: int | None) -> Image.Image:
         if body is None or (length is not None and len(body) != length):
             raise DatasetError(f"the picture of row {row_id} has moved or changed: {file}")
         try:

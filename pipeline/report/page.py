@@ -19,7 +19,7 @@ CAPTION_CHARS = 180
 URL_CHARS = 120
 
 # Control, direction, invisible and private-use characters: they can reverse or hide the text after them.
-_DECEIVING = re.compile(
+_DECEPTIVE_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ue000-\uf8ff\U000e0000-\U000e0fff]"
 )
@@ -122,7 +122,7 @@ def _text(text: str | None, max_chars: int) -> str:
     short = (text or "")[: max_chars + 1]
     if len(short) > max_chars:
         short = short[: max_chars - 1] + "…"
-    return html.escape(_DECEIVING.sub("\ufffd", short))
+    return html.escape(_DECEPTIVE_CHARACTERS.sub("\ufffd", short))
 
 
 def _section(section: Section) -> str:

@@ -123,7 +123,7 @@ class _StatusColumns:
         if details is None:
             details = pa.nulls(len(indices), self._detail.type)
         self._status = pc.replace_with_mask(self._status, mask, pa.scalar(status.value, self._status.type))
-        self._detail = pc.replace_with_mask(self._detail, mask, _truncated(details).cast(self._detail.type))
+        self._detail = pc.replace_with_mask(self._detail, mask, _truncate(details).cast(self._detail.type))
         self._changed = True
 
     def applied_to(self, table: pa.Table) -> pa.Table:
@@ -148,12 +148,12 @@ def _active_rules(step: Step, rules: SourceRules, custom: Sequence[CustomRule]) 
 
 def _apply_builtin(function: RuleFunction, rules: SourceRules, rows: pa.Table) -> _CheckedVerdict | None:
     verdict = function(rows, rules)
-    return None if verdict is None else _checked(verdict, rows.num_rows)
+    return None if verdict is None else _check_verdict(verdict, rows.num_rows)
 
 
 def _apply_custom(own: CustomRule, rows: pa.Table) -> _CheckedVerdict:
     try:
-        keep, reasons = _checked(own.function(rows), rows.num_rows)
+        keep, reasons = _check_verdict(own.function(rows), rows.num_rows)
     except Exception as error:
         raise CustomRuleError(f"custom rule {own.name} failed: {type(error).__name__}: {error}") from error
     names = pa.repeat(pa.scalar(own.name), len(keep))
@@ -167,7 +167,7 @@ def _apply_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _Check
     return function.survives(rows), pa.repeat(pa.scalar(f"{name}: its process died"), rows.num_rows)
 
 
-def _checked(verdict: Any, num_rows: int) -> _CheckedVerdict:
+def _check_verdict(verdict: Any, num_rows: int) -> _CheckedVerdict:
     """The verdict as (mask [num_rows], string array or None). Raises TypeError if it does not fit `num_rows` rows."""
     keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
     if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):
@@ -187,7 +187,7 @@ def _flat(column: Any) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _truncated(details: pa.Array) -> pa.Array:
+def _truncate(details: pa.Array) -> pa.Array:
     return pc.utf8_slice_codeunits(details, 0, DETAIL_CHARS)
 
 

@@ -58,7 +58,7 @@ def _load(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bytes_]:
         if entry and not entry.startswith("#"):
             digest = _digest(kind, entry)
             if digest is None:
-                raise ValueError(f"{path}, line {number}: {entry[:80]!r} is not a {_expected(kind)}")
+                raise ValueError(f"{path}, line {number}: {entry[:80]!r} is not a {_line_format(kind)}")
             digests += digest
     # numpy's `S` drops trailing zero bytes when comparing; with one length for all, equal still means equal.
     entries = np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES[kind]}")
@@ -72,6 +72,6 @@ def _digest(kind: DigestKind, entry: str) -> bytes | None:
     return url_digest(entry) if kind == "url" and "://" in entry and "\ufffd" not in entry else None
 
 
-def _expected(kind: DigestKind) -> str:
+def _line_format(kind: DigestKind) -> str:
     hex_digits = f"hash of {2 * _DIGEST_BYTES[kind]} hex digits"
     return f"URL or {hex_digits}" if kind == "url" else hex_digits

@@ -56,9 +56,9 @@ def _start_idle() -> None: ...
 
 
 @cache
-def _loaded(name: str, search: str) -> CustomRule:
+def _load(name: str, search: str) -> CustomRule:
     return load_custom_rule(name, Path(search))
 
 
 def _run(name: str, search: str, rows: pa.Table) -> Any:
-    return _loaded(name, search).function(rows)
+    return _load(name, search).function(rows)

@@ -35,14 +35,14 @@ def url_missing(rows: pa.Table, rules: SourceRules) -> Verdict:
 @rule(Status.URL_INVALID)
 def url_invalid(rows: pa.Table, rules: SourceRules) -> Verdict:
     """The URL is relative, cannot be parsed, has no valid host, or is too long. Detail: why."""
-    problems = pa.array([url.problem for url in _parsed(rows)], pa.string())
+    problems = pa.array([url.problem for url in _parse_urls(rows)], pa.string())
     return pc.is_null(problems), problems
 
 
 @rule(Status.URL_SCHEME)
 def url_scheme(rows: pa.Table, rules: SourceRules) -> Verdict:
     """The scheme is not in `url_schemes`: file, ftp, data and so on. Detail: the scheme."""
-    schemes = pa.array([url.scheme for url in _parsed(rows)], pa.string())
+    schemes = pa.array([url.scheme for url in _parse_urls(rows)], pa.string())
     return pc.is_in(schemes, pa.array(rules.url_schemes, pa.string())), schemes
 
 
@@ -52,7 +52,7 @@ def url_host_blocked(rows: pa.Table, rules: SourceRules) -> Verdict:
     if not rules.url_block_hosts:
         return None
     blocked = host_set(tuple(rules.url_block_hosts))
-    entries = pa.array([_entry_for(url.host, blocked) for url in _parsed(rows)], pa.string())
+    entries = pa.array([_entry_for(url.host, blocked) for url in _parse_urls(rows)], pa.string())
     return pc.is_null(entries), entries
 
 
@@ -62,7 +62,7 @@ def url_host_not_allowed(rows: pa.Table, rules: SourceRules) -> Verdict:
     if not rules.url_allow_hosts:
         return None
     allowed = host_set(tuple(rules.url_allow_hosts))
-    hosts = [url.host for url in _parsed(rows)]
+    hosts = [url.host for url in _parse_urls(rows)]
     return pa.array([_entry_for(host, allowed) is not None for host in hosts], pa.bool_()), pa.array(hosts, pa.string())
 
 
@@ -81,7 +81,7 @@ def host_set(entries: tuple[str, ...]) -> frozenset[str]:
     return frozenset(parse_host(entry) for entry in entries)
 
 
-def _parsed(rows: pa.Table) -> list[ParsedUrl]:
+def _parse_urls(rows: pa.Table) -> list[ParsedUrl]:
     return [parse_url(url) for url in rows["url"].to_pylist()]
 
 

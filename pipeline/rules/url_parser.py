@@ -21,7 +21,7 @@ HTTP_SCHEMES = frozenset({"http", "https"})
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,31}):")  # RFC 3986, section 3.1
 
 # C0, blank and DEL. Clients disagree on them: some cut, some quote, some drop them. Other white space is quoted by all.
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f]")
+_FORBIDDEN_CHARACTERS = re.compile(r"[\x00-\x20\x7f]")
 
 # In a host also C1 and every other kind of white space, which IDNA would map to blanks or drop.
 _FORBIDDEN_IN_HOSTS = re.compile(r"[\x80-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
@@ -137,7 +137,7 @@ def _parse(url: str) -> ParsedUrl:
     scheme = match[1].lower()
     if scheme not in HTTP_SCHEMES:
         return ParsedUrl(url, scheme)
-    if _FORBIDDEN.search(url):
+    if _FORBIDDEN_CHARACTERS.search(url):
         return ParsedUrl(url, scheme, problem="white space or a control character")
     if len(url.encode("utf-8", "surrogatepass")) > MAX_URL_BYTES:
         return ParsedUrl(url, scheme, problem=f"longer than {MAX_URL_BYTES} bytes")

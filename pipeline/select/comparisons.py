@@ -98,12 +98,12 @@ def divide(left: Value, right: Value) -> Value:
 
 def negate(value: Value) -> Value:
     """The number with the other sign. Raises ArrowInvalid for -2^63."""
-    return pc.negate_checked(_widened(value))
+    return pc.negate_checked(_widen(value))
 
 
 def absolute(value: Value) -> Value:
     """The number without its sign. Raises ArrowInvalid for -2^63."""
-    return pc.abs_checked(_widened(value))
+    return pc.abs_checked(_widen(value))
 
 
 def least(*values: Value) -> Value:
@@ -184,7 +184,7 @@ def _float_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return pa.float32() if pa.types.is_floating(one) or pa.types.is_floating(other) else None
 
 
-def _widened(value: Value) -> Value:
+def _widen(value: Value) -> Value:
     """Integers as int64, or as decimals if int64 is too small; halves as floats."""
     if value.type == pa.uint64():
         return _cast(value, pa.decimal128(_digits(value.type), 0))

@@ -144,7 +144,7 @@ class Expression:
             case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
                 return _FUNCTIONS[name](*self._values(node.args, table))
             case _:
-                raise self._unsupported(node)
+                raise self._unsupported_error(node)
 
     def _values(self, nodes: Sequence[ast.expr], table: pa.Table) -> list[Value]:
         return [self._value(node, table) for node in nodes]
@@ -170,17 +170,17 @@ class Expression:
             case ast.NotIn(), ast.List(elts=items) | ast.Tuple(elts=items):
                 return pc.invert(self._is_in(left, items, table))
         if type(operator) not in _COMPARE:
-            raise self._unsupported(right)
+            raise self._unsupported_error(right)
         if _is_null(left) or _is_null(right):
             node = right if _is_null(right) else left
             raise at_node(self._stripped, node, "compare with null by `is None` or `is not None`")
-        return _compared(_COMPARE[type(operator)], *self._comparable(left, right, table))
+        return _compare(_COMPARE[type(operator)], *self._comparable(left, right, table))
 
     def _is_in(self, value: ast.expr, items: Sequence[ast.expr], table: pa.Table) -> Value:
         """Whether each value is among the items; null if the value is null, as in SQL."""
         if not items:
             raise at_node(self._stripped, value, "is compared with an empty list")
-        return reduce(pc.or_kleene, (_compared(pc.equal, *self._comparable(value, item, table)) for item in items))
+        return reduce(pc.or_kleene, (_compare(pc.equal, *self._comparable(value, item, table)) for item in items))
 
     def _comparable(self, left: ast.expr, right: ast.expr, table: pa.Table) -> tuple[Value, Value]:
         """The operands as values of one kind. Users write dates and times as strings, with times in UTC."""
@@ -195,7 +195,7 @@ class Expression:
     def _source(self, node: ast.expr) -> str:
         return ast.get_source_segment(self._stripped, node) or type(node).__name__
 
-    def _unsupported(self, node: ast.expr) -> ExpressionError:
+    def _unsupported_error(self, node: ast.expr) -> ExpressionError:
         if found := misspelt(self._stripped):
             start, end, meant = found
             return pointing(self._stripped, start, end, f"use {meant!r} instead of {self._stripped[start:end]!r}")
@@ -242,7 +242,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _compared(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
+def _compare(function: Callable[[Value, Value], Value], left: Value, right: Value) -> Value:
     if comparisons.is_number(left.type):
         return comparisons.compare(function, left, right)
     return function(left, right)

@@ -18,7 +18,9 @@ _NOT_PLAIN = r"[^ -~]|  |^ | $"
 
 # Invisible and meaningless to readers: control characters other than white space (C0, DEL, C1), soft hyphens and
 # direction marks. ZWJ and ZWNJ stay, because emoji sequences and Persian spelling need them.
-_REMOVED = r"[\x00-\x08\x0e-\x1b\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
+_REMOVED_CHARACTERS = (
+    r"[\x00-\x08\x0e-\x1b\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
+)
 
 # The white space of `str.isspace`, plus zero-width space, word joiner and byte order mark.
 _WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ\x{200b}\x{2060}\x{feff}]+"
@@ -75,7 +77,7 @@ def _shorten_number(reference: re.Match[str]) -> str:
 
 
 def _normalize(captions: pa.Array) -> pa.Array:
-    captions = pc.replace_substring_regex(captions, _REMOVED, "")
+    captions = pc.replace_substring_regex(captions, _REMOVED_CHARACTERS, "")
     captions = pc.replace_substring_regex(captions, _WHITE_SPACE, " ")
     captions = pc.utf8_trim(captions, " ")
     return _change_where(captions, r"[^\x00-\x7f]", _compose)

@@ -98,7 +98,7 @@ class Cursor:
         """Column names of the file."""
         return list(self._parquet.schema_arrow.names)
 
-    def _decoded(self, first_group: int, max_rows: int) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]:
+    def _decode(self, first_group: int, max_rows: int) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]:
         """All batches from a row group on, each with its INT96 columns in nanoseconds."""
         for group in range(first_group, self._parquet.num_row_groups):
             size = batch_rows(self._file, self._parquet, group, min(max_rows, _BATCH_ROWS), _BATCH_BYTES)
@@ -139,7 +139,7 @@ class Cursor:
     def _seek(self, row: int, num_rows: int) -> None:
         group = bisect_right(self._group_starts, row) - 1
         if row < self._next_row or self._group_starts[group] > self._next_row:
-            self._batches = self._decoded(group, num_rows)
+            self._batches = self._decode(group, num_rows)
             self._rest = None
             self._next_row = self._group_starts[group]
         for _ in self._take(row - self._next_row):

@@ -42,7 +42,7 @@ def longest_entry(file: IO[bytes], page: Page, codec: str) -> int:
     if page.num_bytes > _MAX_DICTIONARY_BYTES:
         return page.num_bytes
     try:
-        data = _unpacked(_body(file, page), page.num_bytes, codec)
+        data = _unpack(_body(file, page), page.num_bytes, codec)
         longest = position = 0
         for _ in range(page.num_values):
             (length,) = struct.unpack_from("<I", data, position)
@@ -58,7 +58,7 @@ def _row_starts(file: IO[bytes], page: Page, codec: str, width: int) -> Iterator
     if page.kind == DATA_V2:
         levels = body[: page.levels_bytes]
     else:
-        data = _unpacked(body, page.num_bytes, codec)
+        data = _unpack(body, page.num_bytes, codec)
         (length,) = struct.unpack_from("<I", data)
         levels = data[4 : 4 + length]
     position = 0
@@ -79,11 +79,11 @@ def _row_starts(file: IO[bytes], page: Page, codec: str, width: int) -> Iterator
         count, level_bytes = min(header >> 1, left), -(-width // 8)
         is_zero = not any(levels[position : position + level_bytes])
         position, left = position + level_bytes, left - count
-        yield from _repeated(is_zero, count)
+        yield from _repeat(is_zero, count)
     raise ValueError("too many runs")
 
 
-def _repeated(is_start: bool, count: int) -> Iterator[npt.NDArray[np.bool_]]:
+def _repeat(is_start: bool, count: int) -> Iterator[npt.NDArray[np.bool_]]:
     """A run of equal levels, in pieces of a megabyte: the header of a run may say two billion."""
     for start in range(0, count, 1 << 20):
         yield np.full(min(count - start, 1 << 20), is_start)
@@ -94,7 +94,7 @@ def _body(file: IO[bytes], page: Page) -> bytes:
     return file.read(page.packed_bytes)
 
 
-def _unpacked(data: bytes, num_bytes: int, codec: str) -> bytes:
+def _unpack(data: bytes, num_bytes: int, codec: str) -> bytes:
     if codec == "UNCOMPRESSED":
         return data
     return pa.decompress(data, num_bytes, codec=codec.lower(), asbytes=True)  # type: ignore[no-any-return]

@@ -35,7 +35,7 @@ class UidRules:
         """Uids from large_binary arrays of URLs, captions and own uids, and int32 caption indexes; all may be null."""
         pairs = list(zip(urls.to_pylist(), captions.to_pylist(), strict=True))
         if own is None:
-            return FoundUids([self._computed(*pair) for pair in pairs], pa.nulls(len(pairs), pa.string()))
+            return FoundUids([self._compute(*pair) for pair in pairs], pa.nulls(len(pairs), pa.string()))
         uids: list[str] = []
         problems: list[str | None] = [None] * len(pairs)
         for row, (given, index) in enumerate(zip(own.to_pylist(), indexes.to_pylist(), strict=True)):
@@ -46,10 +46,10 @@ class UidRules:
                 continue
             if not isinstance(self._mapping.pictures, IndexedPictures):  # whose index has valid uids or null
                 problems[row] = text
-            uids.append(self._computed(*pairs[row]))
+            uids.append(self._compute(*pairs[row]))
         return FoundUids(uids, pa.array(problems, pa.string()))
 
-    def _computed(self, url: bytes | None, caption: bytes | None) -> str:
+    def _compute(self, url: bytes | None, caption: bytes | None) -> str:
         if self._has_pictures and is_blank(url):
             return ""
         if url is None and isinstance(self._mapping.pictures, NoPictures):

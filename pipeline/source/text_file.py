@@ -80,24 +80,24 @@ def lines_of(
     truncated to MAX_RECORD_BYTES + 1. Bytes that are invalid in the encoding become 0xFF, which is never valid UTF-8.
     Raises SourceError for a .gz that ends early, and if `encoding` is None, for a file that is not UTF-8.
     """
-    with _decompressed(uri, files) as file:
+    with _open_decompressed(uri, files) as file:
         head = _first_bytes(file)
         mark, marked = _byte_order_mark(head)
         plain, encoding = _Rejoined(head.removeprefix(mark), file), marked or encoding
         raw: Any = plain if encoding in (None, "utf-8") else _AsUtf8(plain, encoding)
         with io.BufferedReader(raw, _BUFFER_BYTES) as buffered:
             lines = split(buffered)
-            yield lines if encoding else _checked(uri, lines)
+            yield lines if encoding else _check_encoding(uri, lines)
 
 
 def marked_encoding(uri: str, files: Files) -> str | None:
     """The encoding of the file's byte order mark; None without one."""
-    with _decompressed(uri, files) as file:
+    with _open_decompressed(uri, files) as file:
         return _byte_order_mark(_first_bytes(file))[1]
 
 
 @contextmanager
-def _decompressed(uri: str, files: Files) -> Iterator[Any]:
+def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
     try:
         with files.open(uri) as file:
             head = _first_bytes(file)
@@ -121,7 +121,7 @@ def _byte_order_mark(head: bytes) -> tuple[bytes, str | None]:
     return next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), (b"", None))
 
 
-def _checked(uri: str, lines: Iterator[bytes]) -> Iterator[bytes]:
+def _check_encoding(uri: str, lines: Iterator[bytes]) -> Iterator[bytes]:
     """Pass the lines through. Raises SourceError, at the latest at the end, if the file is in another encoding.
 
     Non-ASCII lines in Latin-1 and the like are hardly ever valid UTF-8. In a UTF-8 file with a few broken lines, most

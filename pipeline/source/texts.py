@@ -34,7 +34,7 @@ def readable(column: pa.Array) -> pa.Array:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             return decode_lossy(column.cast(pa.large_binary())).cast(column.type)
         raw = column.cast(_with_bytes(column.type))
-        return pa.array([_decoded(value, column.type) for value in raw.to_pylist()], column.type)
+        return pa.array([_decode(value, column.type) for value in raw.to_pylist()], column.type)
     return column
 
 
@@ -76,18 +76,18 @@ def _map_children(data_type: pa.DataType, change: Any) -> pa.DataType:
     return data_type
 
 
-def _decoded(value: Any, data_type: pa.DataType) -> Any:
+def _decode(value: Any, data_type: pa.DataType) -> Any:
     """Convert a Python value of `_with_bytes(data_type)` to `data_type`."""
     if value is None:
         return None
     if pa.types.is_string(data_type) or pa.types.is_large_string(data_type):
         return value.decode("utf-8", "replace")
     if pa.types.is_dictionary(data_type):
-        return _decoded(value, data_type.value_type)
+        return _decode(value, data_type.value_type)
     if pa.types.is_struct(data_type):
-        return {field.name: _decoded(value[field.name], field.type) for field in data_type}
+        return {field.name: _decode(value[field.name], field.type) for field in data_type}
     if pa.types.is_map(data_type):
-        return [(_decoded(key, data_type.key_type), _decoded(item, data_type.item_type)) for key, item in value]
+        return [(_decode(key, data_type.key_type), _decode(item, data_type.item_type)) for key, item in value]
     if pa.types.is_nested(data_type):
-        return [_decoded(item, data_type.value_type) for item in value]
+        return [_decode(item, data_type.value_type) for item in value]
     return value

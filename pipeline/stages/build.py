@@ -157,7 +157,7 @@ class Encode(JobStage):
         return OpenEncode(self, Encoder(self.job.models, self.job.run, self.job.images, hooks), hooks.progress)
 
 
-_DECODED = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
+_COLUMNS_OF_DECODING = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
 """Columns that an encoder may set, because it is the first to decode the pictures of a corpus."""
 
 
@@ -176,7 +176,9 @@ class OpenEncode:
         scores = [name for model in self.encoder.models for name in score_column_names(model.alias)]
         with self.progress.shard(batch.info.shard.num_rows) as progress:
             table = self.encoder(batch.table, progress)
-        decoded = [name for name in _DECODED if name in batch.table.column_names]  # committed pairs have only some
+        decoded = [
+            name for name in _COLUMNS_OF_DECODING if name in batch.table.column_names
+        ]  # committed pairs have only some
         return batch.with_table(table.select([*decoded, *scores])).with_info(contracts=contracts)
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_b
 _PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
 TALLY_KEY = "pairmill_tally"
 """Key of the Tally in the footer of an index."""
-_PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
+_COMPRESSED_EXTENSIONS = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _PICTURE_SUFFIXES = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
 _BATCH_BYTES = 32 << 20
@@ -101,7 +101,7 @@ class Corpus:
                     f"source.paths: {path} contains tars, and pictures such as {pictures[0]}; select one kind"
                 )
             found.add(tars, listing)
-        elif packed := _of(listing, _PACKED):
+        elif packed := _of(listing, _COMPRESSED_EXTENSIONS):
             raise SourceError(f"source.paths: {packed[0]}: pictures are read from tars by range, so unpack it to .tar")
         else:
             self._add_others(found, path, listing, exclude)
@@ -153,7 +153,7 @@ class Corpus:
         if kind == "folders":
             listing = "\0".join(f"{name}:{size}" for name, size in self._files_of(uri, Tally()))
             return f"listing:{hashlib.blake2b(listing.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
-        return _sampled(uri, self._files) if kind == "tars" else self._files.fingerprint(uri)
+        return _sampled_digest(uri, self._files) if kind == "tars" else self._files.fingerprint(uri)
 
     def mapping(self, files: Sequence[InputFile], needs_license: bool) -> ColumnMapping:
         """The meaning of the columns. Raises SourceError."""
@@ -337,7 +337,7 @@ def _is_own_column(name: str) -> bool:
     return name not in ("uid", "url", "caption") and (name in OWN_COLUMNS or name.startswith(scores))
 
 
-def _sampled(uri: str, files: Files) -> str:
+def _sampled_digest(uri: str, files: Files) -> str:
     digest = hashlib.blake2b(digest_size=16)
     with files.open(uri) as file:
         size = file.seek(0, 2)

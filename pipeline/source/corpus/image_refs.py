@@ -32,7 +32,7 @@ def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, ur
     if isinstance(pictures, (IndexedPictures, PairsPictures)):
         image_refs = [table[name].combine_chunks().cast(STORED.field(name).type) for name in STORED.names]
     if isinstance(pictures, PairsPictures):
-        image_refs[0] = _resolved(image_refs[0], uri.rpartition("/pairs/")[0], files)
+        image_refs[0] = _resolve(image_refs[0], uri.rpartition("/pairs/")[0], files)
     if isinstance(pictures, ColumnPictures):
         image = _bytes_of(table[pictures.column])
         rows = rows.set_column(rows.schema.get_field_index(IMAGE_COLUMN.name), IMAGE_COLUMN, image)
@@ -45,7 +45,7 @@ def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, ur
     return rows
 
 
-def _resolved(names: pa.Array, root: str, files: Files) -> pa.Array:
+def _resolve(names: pa.Array, root: str, files: Files) -> pa.Array:
     """Resolve the files that another output's rows name. Files that do not belong to that output become null."""
     known = {name: picture_file(name, root, files) for name in names.unique().drop_null().to_pylist()}
     return pa.array([None if name is None else known[name] for name in names.to_pylist()], pa.string())
@@ -58,7 +58,7 @@ def picture_file(name: str, root: str, files: Files) -> str | None:
     """
     if _OWN_TAR.fullmatch(name):
         return join(root, name)
-    planned = _planned(root, files)
+    planned = _planned_sources(root, files)
     if name in planned or f"{name.rpartition('/')[0]}/" in planned:
         return name
     origin, _, tar = name.rpartition("/images/")  # a tar of the output that this one was embedded from
@@ -66,12 +66,12 @@ def picture_file(name: str, root: str, files: Files) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _planned(root: str, files: Files, generations: int = 8) -> frozenset[str]:
+def _planned_sources(root: str, files: Files, generations: int = 8) -> frozenset[str]:
     """Files and folders that an output was planned from. If they are outputs too, also what those were planned from."""
     plan = load(Store(root, files.s3)) if generations else None
     found = {file.source for file in plan.inputs} if plan else set()
     for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:
-        found |= {f"{origin}/pairs/", *_planned(origin, files, generations - 1)}
+        found |= {f"{origin}/pairs/", *_planned_sources(origin, files, generations - 1)}
     return frozenset(found)
 
 

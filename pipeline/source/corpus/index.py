@@ -92,7 +92,7 @@ def index_table(rows: Sequence[IndexRow], notes: FieldNotes | None = None) -> pa
         "image_tar": [image and image.uri for image in images],
         "image_offset": [None if image is None else image.offset for image in images],
         "image_length": [None if image is None else image.length for image in images],
-        ALTERNATES_COLUMN: [[_stored(image) for image in row.alternates] or None for row in rows],
+        ALTERNATES_COLUMN: [[_as_struct(image) for image in row.alternates] or None for row in rows],
         MALFORMED_COLUMN: [row.problem for row in rows],
         CAPTION_PROBLEM_COLUMN: [row.caption_problem for row in rows],
         FIELDS_COLUMN: [notes.keep(row.fields, row.repeated()) if row.fields else None for row in rows],
@@ -100,7 +100,7 @@ def index_table(rows: Sequence[IndexRow], notes: FieldNotes | None = None) -> pa
     return pa.table(columns, schema=INDEX_SCHEMA)
 
 
-def _stored(image: ImageRef) -> dict[str, object]:
+def _as_struct(image: ImageRef) -> dict[str, object]:
     return dict(zip(STORED.names, (image.uri, image.offset, image.length), strict=True))
 
 

@@ -33,7 +33,7 @@ MAX_BYTES = 64 << 20
 """Larger picture files are refused unread."""
 
 _READERS = 8
-_FILLED = ("original_bytes", "sha256", "md5", "original_format", "original_width", "original_height")
+_FILLED_COLUMNS = ("original_bytes", "sha256", "md5", "original_format", "original_width", "original_height")
 
 
 _Ref = tuple[str | None, int | None, int | None]
@@ -93,7 +93,7 @@ class Loader:
                 row.refuse(Status.CAPTION_MISSING, None)
             row.uid = row.uid or picture_uid(url, caption, row.sha256)
         _refuse_repeats(rows)
-        return _without_empty_captions(_filled(table, rows))
+        return _without_empty_captions(_fill_columns(table, rows))
 
     def _load(self, table: pa.Table, rows: Sequence[_Row], progress: ShardProgress) -> None:
         by_file: dict[str, list[tuple[int, int, _Row]]] = {}
@@ -239,7 +239,7 @@ def _without_empty_captions(table: pa.Table) -> pa.Table:
     return table.set_column(index, table.schema.field(index), pc.if_else(pc.equal(texts, ""), None, texts))
 
 
-def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
+def _fill_columns(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
     columns: dict[str, pa.Array] = {
         "uid": pa.array([row.uid for row in rows], pa.string()),
         "status": pa.array([row.status for row in rows], pa.string()),
@@ -253,7 +253,7 @@ def _filled(table: pa.Table, rows: Sequence[_Row]) -> pa.Table:
             before = table[name].to_pylist()
             values = [old if row.stored is None else row.stored[place] for row, old in zip(rows, before, strict=True)]
             columns[name] = pa.array(values, STORED.field(name).type)
-    for name in _FILLED:
+    for name in _FILLED_COLUMNS:
         columns[name] = pa.array([getattr(row, name) for row in rows], table.schema.field(name).type)
     for name, values in columns.items():
         index = table.schema.get_field_index(name)

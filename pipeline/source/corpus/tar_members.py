@@ -31,7 +31,7 @@ _WITHOUT_DATA = frozenset(
 )
 _LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _PAX = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE})
-_NEEDED = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.realsize"})
+_NEEDED_KEYS = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.realsize"})
 _SPARSE = "its bytes are not contiguous (a sparse file)"
 _FIRST_CHUNK_BYTES, _CHUNK_BYTES = 4 << 10, 1 << 20
 """The next header is usually near; if not, reads get larger."""
@@ -177,7 +177,7 @@ def _read_pax(file: IO[bytes], position: int, end: int, pending: _Pending) -> No
         key = rest.partition(b"=")[0].decode("utf-8", "replace")
         start = len(digits) + 1 + len(key.encode()) + 1
         pending.is_sparse |= key.startswith("GNU.sparse.")
-        if key in _NEEDED and start < length <= min(_MAX_NAME_BYTES, end - position):
+        if key in _NEEDED_KEYS and start < length <= min(_MAX_NAME_BYTES, end - position):
             file.seek(position + start)
             pending.values[key] = file.read(length - start - 1).decode("utf-8", "surrogateescape")
         position += length

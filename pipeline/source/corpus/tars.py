@@ -18,7 +18,7 @@ from pairmill.schemas.passed_over import PassedOver, Tally
 
 _SPECIAL = frozenset({tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE})
 _LINKS = frozenset({tarfile.LNKTYPE, tarfile.SYMTYPE})
-_HIDDEN = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
+_HIDDEN_PATH = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
 """Matches a path with a part that begins with a dot and is neither `.` nor `..`."""
 
 
@@ -61,7 +61,7 @@ class _TarIndexer:
                 self._tally.pass_over(reason)
                 continue
             if sample is not None and (member.is_gap or key != sample.key or hash(member.name) in sample.names):
-                yield self._finished(sample)
+                yield self._finish(sample)
                 was_cut = member.is_gap and sample.problem is not None
                 sample = None
                 if was_cut:  # the sample's row already says so
@@ -73,15 +73,15 @@ class _TarIndexer:
             sample = sample or Sample(key, self._rules)
             self._add(sample, member, ending)
         if sample is not None:
-            yield self._finished(sample)
+            yield self._finish(sample)
 
-    def _finished(self, sample: Sample) -> IndexRow:
+    def _finish(self, sample: Sample) -> IndexRow:
         self._tally.add_row(sample.num_files)
         return sample.row()
 
     def _passed_over(self, member: Member, ending: str) -> PassedOver | None:
         """Why a member belongs to no sample; None if it belongs to one."""
-        if _HIDDEN.search(member.name):
+        if _HIDDEN_PATH.search(member.name):
             return PassedOver.HIDDEN
         if member.type == tarfile.DIRTYPE:
             return PassedOver.FOLDER
