@@ -15,7 +15,7 @@ from pairmill.jobs.select import SelectInput, open_input, open_tasks
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.output_folder import EXPORT_BOOKS, books_of, check_export_folder
+from pairmill.pipeline.dataset.output_folder import EXPORT_RECORDS, check_export_folder, records_folder
 from pairmill.pipeline.dataset.subset import current_generations, read_rows, read_shards, read_subset
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.export.arrays import ClipRetrieval, DataComp, array_prefix, datacomp_names
@@ -65,10 +65,10 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     columns = output_format.columns(dataset.schema)
     record = _record(job, subset, dataset, seed, len(parts), columns)
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
-    books = books_of(output)
-    writer = PartWriter(source, output, output_format, seed, tuple(columns), digits, books)
+    records = records_folder(output)
+    writer = PartWriter(source, output, output_format, seed, tuple(columns), digits, records)
     with _claimed_output(writer, record) as claimed:
-        left = [number for number in range(len(parts)) if not is_written(output, books, number)]
+        left = [number for number in range(len(parts)) if not is_written(output, records, number)]
         if left and claimed.layout != record.layout:
             raise JobError(
                 f"{output.root} was begun by an earlier version of pairmill, in another layout; give another folder"
@@ -77,7 +77,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
         with open_tasks(job, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
-    _claim_output(output, books, record)  # again, because another run of this export may have failed and released it
+    _claim_output(output, records, record)  # again, because another run of this export may have failed and released it
     _write_index(writer, record, dataset, subset)
     output.remove_temporary()
     return ExportResult(output.root, record, len(left))
@@ -168,19 +168,19 @@ def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[Export
     JobError.
     """
     try:
-        yield _claim_output(writer.output, writer.books, record)
+        yield _claim_output(writer.output, writer.records, record)
     except BaseException:
         with suppress(Exception):
             release_output(writer, record)
         raise
 
 
-def _claim_output(output: Store, books: str, record: ExportRecord) -> ExportRecord:
+def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRecord:
     """Mark the folder as this export's. Returns the mark, which may be of an earlier version. Raises JobError if it is
     another export's."""
-    if output.create(f"{books}/export.json", record.model_dump_json(indent=1).encode()):
+    if output.create(f"{records}/export.json", record.model_dump_json(indent=1).encode()):
         return record
-    existing = ExportRecord.model_validate_json(output.read(f"{books}/export.json"))
+    existing = ExportRecord.model_validate_json(output.read(f"{records}/export.json"))
     of_version = {"layout", "columns"} if existing.layout < record.layout else set()
     for name, value in record:
         if name not in of_version and getattr(existing, name) != value:
@@ -208,7 +208,7 @@ def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput,
     if record.format == "webdataset":
         sizes: dict[str, int] = {}
         for number in range(record.num_files):
-            part = ExportedPart.model_validate_json(output.read(manifest_name(writer.books, number)))
+            part = ExportedPart.model_validate_json(output.read(manifest_name(writer.records, number)))
             sizes |= dict.fromkeys(part.files, part.rows)
             endings |= set(part.image_endings)
         output.replace("sizes.json", sizes_table(sizes))
@@ -219,7 +219,7 @@ def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput,
         data = io.BytesIO()
         np.save(data, sorted_uids(dataset.store, subset))
         output.replace("subset.npy", data.getvalue())
-    if record.format != "parquet" or writer.books != EXPORT_BOOKS:  # earlier versions' records look like data
+    if record.format != "parquet" or writer.records != EXPORT_RECORDS:  # earlier versions' records look like data
         output.replace("README.md", readme(record.format, record.rows, sample, sorted(endings)).encode())
 
 

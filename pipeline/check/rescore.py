@@ -68,7 +68,7 @@ def rescore_sample(
 
 
 def _sample(store: Store, manifest: ShardManifest, num_rows: int) -> tuple[pa.Table, list[ScoreContract]]:
-    """The first `num_rows` pairs by uid, so that they are the same every time."""
+    """The `num_rows` pairs with the lowest uids, so that every run checks the same ones."""
     pairs = read_table(store, manifest.files["pairs"].path)
     models = json.loads(pairs.schema.metadata[b"pairmill"])["models"]
     contracts = [ScoreContract(**model) for model in models]

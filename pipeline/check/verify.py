@@ -59,7 +59,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
     if not report.shards_missing and not report.damaged:  # otherwise a worker may be about to commit them
-        report.problems.extend(strangers(store, named))
+        report.problems.extend(foreign_files(store, named))
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
 
@@ -70,10 +70,11 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
     return report
 
 
-def strangers(store: Store, named: set[str]) -> list[str]:
-    """Problems in the data folders of a finished output: files that a reader of a whole folder would mistake for data.
+def foreign_files(store: Store, named: set[str]) -> list[str]:
+    """Files in the data folders of a finished output that are in no manifest, but that readers of a whole folder would
+    mistake for data. Returns one problem per file.
 
-    `named`: paths of all files in manifests. Tells users to delete only files that are certainly pairmill's.
+    `named`: paths of all files in manifests. A problem says to delete a file only if pairmill certainly wrote it.
     """
     problems = []
     for folder in DATA_FOLDERS:
@@ -91,7 +92,7 @@ def strangers(store: Store, named: set[str]) -> list[str]:
 
 
 def _is_ours(store: Store, path: str) -> bool:
-    """Whether the content of a file also shows that pairmill wrote it."""
+    """Whether pairmill wrote a file, judging by its content."""
     try:
         if not path.endswith(".tar"):
             return b"pairmill" in (read_schema(store, path).metadata or {})

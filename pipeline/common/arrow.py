@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 MAX_ARRAY_BYTES = (1 << 31) - 1
-"""Of strings, bytes or lists in one array with 32-bit offsets."""
+"""Maximum size of the strings, bytes or lists in one array with 32-bit offsets."""
 
 
 def binary_column(values: Sequence[bytes | None]) -> pa.Array:
@@ -32,7 +32,7 @@ def take_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
 
 
 def _sorted_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
-    """The rows in ascending order, taken from each chunk by itself."""
+    """The rows, which must be in ascending order, taken from each chunk separately."""
     ascending, start, found = np.sort(rows), 0, []
     for batch in table.to_batches():
         first, end = np.searchsorted(ascending, [start, start + batch.num_rows])
@@ -44,8 +44,8 @@ def _sorted_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
 def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """`to_pylist`, for values of any type.
 
-    If some dates or times do not fit into Python's types (years after 9999, nanoseconds of a time of day), all in the
-    column are text, as Arrow writes them.
+    If some dates or times do not fit into Python's types (years after 9999, nanoseconds of a time of day), all values
+    of the column become text, in Arrow's format.
     """
     kind = column.type
     try:

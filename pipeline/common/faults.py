@@ -1,4 +1,5 @@
-"""Decides who caused a failure: this machine (out of file descriptors, memory or disk space), or the row, shard or job.
+"""Decides what caused a failure: this machine (out of file descriptors, memory or disk space), or the row, shard or
+job.
 
 A fault of the machine must not lose any rows: the shard fails, and a later run repeats it.
 """
@@ -51,7 +52,7 @@ def _is_opencv_out_of_memory(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a shard failed: who caused it, one line for people, and the full traceback."""
+    """Why a shard failed: what caused it, one line for people, and the full traceback."""
 
     kind: FailureKind
     message: str

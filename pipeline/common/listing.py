@@ -1,7 +1,7 @@
-"""Lists the files at a path, and those passed over, with reasons. Follows links to folders.
+"""Lists the files at a path, and those that are skipped ("passed over"), with the reason. Follows symlinks to folders.
 
 Only names that begin with a dot are hidden. Folders in which Spark and Delta Lake keep their logs and unfinished files
-are passed over too, since their Parquet files are not part of the table.
+are passed over too, because their Parquet files are not part of the table.
 """
 
 import os
@@ -18,7 +18,8 @@ from pairmill.schemas.passed_over import PassedOver
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
 
 MAX_VISITS = 16
-"""Maximum number of times a folder is listed: links can give it several names, and links inside it multiply them."""
+"""Maximum number of times that a folder is listed. Symlinks can give it several names, and symlinks inside it multiply
+these."""
 
 _FolderId = tuple[int, int]
 
@@ -29,7 +30,7 @@ class Entry:
 
     name: str
     size: int
-    """In bytes; for a link, the size of its target."""
+    """In bytes; for a symlink, the size of its target."""
     passed_over: PassedOver | None = None
 
 
@@ -96,7 +97,8 @@ def entries_in(folder: str, files: Files) -> Iterator[Entry]:
 
 
 def _is_folder(found: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one. Python raises for links that lead in circles or through a file."""
+    """Whether it is a folder or a symlink to one. Python raises for symlinks that loop or whose path goes through a
+    file."""
     try:
         return found.is_dir()
     except OSError:
@@ -108,7 +110,7 @@ def _entry(found: os.DirEntry[str]) -> Entry:
         return Entry(found.name, 0, PassedOver.HIDDEN)
     try:
         info = found.stat()
-    except OSError:  # a link to nothing, to itself, or through a file
+    except OSError:  # a broken symlink, a loop, or a path through a file
         return Entry(found.name, 0, PassedOver.BROKEN_LINK)
     return Entry(found.name, info.st_size, None if stat.S_ISREG(info.st_mode) else PassedOver.SPECIAL)
 
@@ -141,7 +143,7 @@ def _hides(name: str) -> PassedOver | None:
 
 
 def _list_local(root: str, exclude: str | None, found: Listing) -> None:
-    """`os.walk(root, followlinks=True)`, without going in circles."""
+    """Like `os.walk(root, followlinks=True)`, but does not loop."""
     output = _folder_id(exclude) if exclude is not None and not is_remote(exclude) else None
     visits: Counter[_FolderId] = Counter()
     root_id = _folder_id(root)
@@ -156,7 +158,7 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
         folder, above = waiting.pop()
         try:
             with os.scandir(folder) as entries:
-                # In the same order every time, since it decides which of a folder's many names are listed.
+                # The order must be the same every time, because it decides which of a folder's many names are listed.
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             found.passed_over[f"{folder}/"] = PassedOver.UNREADABLE

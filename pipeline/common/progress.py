@@ -1,4 +1,5 @@
-"""Counts the progress of the work: items in a worker's shards, cheap to update and safe to read; parts of a step."""
+"""Counts progress: the items in a worker's shards, and the parts of a step. Counters are cheap to update and
+thread-safe."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,12 +9,13 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class WorkCounts:
-    """One worker's counters, or the sum of several workers'. All except the open ones only grow."""
+    """One worker's counters, or the sum of several workers'. All of them only grow, except `open_rows` and
+    `in_flight`."""
 
     finished_rows: int = 0
     """Input rows of the shards that have left the stage."""
     open_rows: int = 0
-    """Input rows done in shards that are still in the stage, estimated from finished items."""
+    """Input rows that are done in shards still in the stage, estimated from finished items."""
     in_flight: int = 0
     """Requests that are waiting for a server."""
     items: int = 0
@@ -32,7 +34,8 @@ class WorkCounts:
         return WorkCounts(*(getattr(self, name) + getattr(other, name) for name in _NAMES))
 
     def retired(self) -> "WorkCounts":
-        """The counters to keep when a worker is gone: its open shards will be repeated elsewhere."""
+        """The counters to keep when a worker is gone. They exclude its open shards, which another worker will
+        repeat."""
         return WorkCounts(self.finished_rows, 0, 0, self.items, self.good_items, self.num_bytes)
 
 
@@ -102,7 +105,8 @@ class ShardProgress:
 
 
 OnStep = Callable[[str, int, int], None]
-"""Receives the name of a step, the number of its equal parts that are done, and their total number."""
+"""Receives the name of a step, the number of its parts that are done, and their total number. Parts are of equal
+size."""
 
 
 def ignore_step(name: str, done: int, total: int) -> None:

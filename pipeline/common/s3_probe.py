@@ -60,7 +60,7 @@ def check_buckets(urls: Iterable[str], s3: S3Config) -> None:
 
 @dataclass(frozen=True)
 class _Question:
-    """Can we list this key in this bucket? Hashable, so that the answer can be cached."""
+    """A check to make: can we list this key in this bucket? Hashable, so that the result can be cached."""
 
     bucket: str
     key: str
@@ -120,7 +120,7 @@ def _client(options: Mapping[str, Any]) -> Any:
 
 
 def _ask(client: Any, question: _Question) -> None:
-    """List a key. If that is forbidden, request the object itself: reading it may be all that is permitted."""
+    """List a key. If that is forbidden, request the object itself, because credentials may permit only reading it."""
     from botocore.exceptions import ClientError
     from botocore.parsers import ResponseParserError
 

@@ -28,7 +28,7 @@ _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
 _NO_RIGHT_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LINKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
-"""What CIFS, FUSE and a folder on another disk answer to `link`; FAT answers EPERM."""
+"""Errors of `link` on CIFS and FUSE, and between disks. On FAT, the error is EPERM."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

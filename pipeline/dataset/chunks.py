@@ -42,7 +42,7 @@ class ShardFiles:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive shards. Row indices count the rows of all pairs files of the dataset, in shard order."""
+    """Consecutive shards. A row index counts the rows of all pairs files of the dataset, in shard order."""
 
     store: Store
     shards: tuple[ShardFiles, ...]

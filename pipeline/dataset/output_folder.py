@@ -11,9 +11,10 @@ from pathlib import Path
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 
-EXPORT_BOOKS = ".pairmill"
-"""Folder of an export's own records. It is hidden, so that readers of a whole export do not mistake it for data."""
-_OLD_EXPORT_BOOKS = "export"
+EXPORT_RECORDS = ".pairmill"
+"""Folder of an export's own records. Its name is hidden, so that readers of a whole export do not mistake it for
+data."""
+_OLD_EXPORT_RECORDS = "export"
 """The same folder in exports from before 0.2."""
 
 _PLAN_FILE = re.compile(r"\d+\.parquet")
@@ -44,12 +45,13 @@ def check_export_folder(store: Store) -> None:
 
 def is_export(store: Store) -> bool:
     """Whether the folder has the record of an export."""
-    return store.exists(f"{books_of(store)}/export.json")
+    return store.exists(f"{records_folder(store)}/export.json")
 
 
-def books_of(store: Store) -> str:
-    """The folder of an export's records: the one that has some, else the one for new exports."""
-    return _OLD_EXPORT_BOOKS if store.exists(f"{_OLD_EXPORT_BOOKS}/export.json") else EXPORT_BOOKS
+def records_folder(store: Store) -> str:
+    """The folder of an export's records: the one that contains records, or the one for new exports if there are none
+    yet."""
+    return _OLD_EXPORT_RECORDS if store.exists(f"{_OLD_EXPORT_RECORDS}/export.json") else EXPORT_RECORDS
 
 
 def names_in(store: Store) -> list[str]:

@@ -26,7 +26,7 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, manifest_name
 from pairmill.schemas.subset import Subset, SubsetFiles
 
 DropStep = npt.NDArray[np.int8]
-"""(rows,): the index of the step that dropped each row, or NOT_DROPPED."""
+"""For each row, the number of the step that dropped it, or NOT_DROPPED; shape (rows,)."""
 NOT_DROPPED = -1
 
 ROWS_SCHEMA = pa.schema(
@@ -67,7 +67,7 @@ class ShardSelection:
 
     @property
     def rows(self) -> npt.NDArray[np.intp]:
-        """(num_selected,): indices into the pairs file, ascending."""
+        """Indices into the pairs file, ascending; shape (num_selected,)."""
         return np.flatnonzero(self.drop_step == NOT_DROPPED)
 
 

@@ -1,4 +1,4 @@
-"""Stores the pictures of a shard in a WebDataset tar: `uid.jpg`, `uid.txt`, `uid.json` per pair.
+"""Stores the pictures of a shard in a WebDataset tar, with `uid.jpg`, `uid.txt` and `uid.json` for each pair.
 
 The format: https://github.com/webdataset/webdataset (the members of a sample are consecutive and share a stem).
 Uids are 32 hex characters, so member names never come from the web.

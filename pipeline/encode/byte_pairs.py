@@ -1,6 +1,5 @@
 """Computes the byte-pair encoding of a word (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) in n log n steps.
-
-open_clip's version takes n² steps, or seconds for a caption with one long word. The result is the same.
+The result is the same as that of open_clip, which takes n² steps: seconds for a caption with one long word.
 """
 
 import heapq

@@ -35,7 +35,7 @@ def known_models(pattern: str = "") -> list[KnownModel]:
     """
     import open_clip
 
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs on the root logger that there are no weights
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs to the root logger that no weights were loaded
     names = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
     found = [_describe(name, count=len(names) <= _MAX_MODELS_TO_COUNT) for name in names]
     return [_TINY, *found] if pattern.lower() in _TINY.name else found

@@ -31,7 +31,7 @@ _BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 _PROBES = ("", "a photo", "red", "42")
-"""Captions that a new model embeds first."""
+"""Captions that each model embeds when it is loaded, to check that its embeddings are valid."""
 
 _UNIT_TOLERANCE = 0.01
 

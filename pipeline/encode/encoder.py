@@ -37,7 +37,8 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.status import Status
 
 MAX_RESIZED_PIXELS = 1 << 24
-"""CLIP's recipe resizes by the shorter side, then crops: in between, a 1 x 1,000,000 pixel strip would be huge."""
+"""Maximum size between CLIP's two steps, which resize by the shorter side and then crop: a strip of 1 x 1,000,000
+pixels would be huge in between."""
 
 _MANY = 32
 """If all pictures or all captions of a shard get invalid embeddings, and at least this many are distinct, the model is
@@ -49,7 +50,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """Result of decoding one picture. Sizes in pixels, upright."""
+    """Result of decoding one picture. Sizes are in pixels, with the EXIF orientation applied."""
 
     status: Status = Status.OK
     detail: str | None = None
@@ -88,8 +89,9 @@ class Encoder:
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
         """Append each model's `score_columns`; null where there is no picture or caption. Row count and order stay.
 
-        A pair whose picture does not decode stops being a pair, with a Status that says why. An embedding that is NaN,
-        infinite or zero becomes null, with a Status. Raises ModelError if a shard has many and all are invalid.
+        A row whose picture does not decode is no longer a pair, and gets a Status that says why. An embedding that is
+        NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many and all are
+        invalid.
         """
         rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
@@ -197,7 +199,8 @@ def _distinct(values: pa.ChunkedArray) -> tuple[Indices, Indices]:
 
 
 def _valid(model: ClipModel, embeddings: Floats, indices: Indices, kind: str) -> Indices:
-    """`indices` with -1 for embeddings that are NaN, infinite or zero. Raises ModelError if all of a shard's are."""
+    """`indices` with -1 for embeddings that are NaN, infinite or zero. Raises ModelError if all embeddings of a shard
+    are."""
     is_valid = is_unit(embeddings)
     used = np.unique(indices[indices >= 0])
     if len(used) >= _MANY and not is_valid[used].any():
@@ -208,7 +211,8 @@ def _valid(model: ClipModel, embeddings: Floats, indices: Indices, kind: str) ->
 def _with_invalid(
     table: pa.Table, model: ClipModel, rows: Indices, invalid: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
 ) -> pa.Table:
-    """Set the Status of pairs whose picture or caption has an invalid embedding, both [pairs]. They stay pairs."""
+    """Set the Status of pairs whose picture or caption has an invalid embedding (`invalid`, each of shape [pairs]).
+    They remain pairs."""
     picture, caption = invalid
     if not (picture | caption).any():
         return table
@@ -222,7 +226,7 @@ def _with_invalid(
 
 
 def _with_failures(table: pa.Table, rows: Indices, images: Sequence[DecodedImage]) -> pa.Table:
-    """Set the Status of pictures that did not decode; their rows stop being pairs."""
+    """Set the Status of pictures that did not decode; their rows are no longer pairs."""
     columns = {name: table[name].to_pylist() for name in ("status", "status_detail", "is_pair")}
     for row, image in zip(rows, images, strict=True):
         columns["status"][row] = image.status.value
@@ -239,7 +243,7 @@ def _with_image_columns(table: pa.Table, rows: Indices, images: Sequence[Decoded
     for row, image in zip(rows, images, strict=True):
         for name, values in columns.items():
             values[row] = image and getattr(image, name)
-    for name in ("width", "height"):  # the orientation of a PNG or WebP is known only once it is decoded
+    for name in ("width", "height"):  # the orientation of a PNG or WebP is known only after decoding
         known = zip(table[f"original_{name}"].to_pylist(), columns[name], strict=True)
         columns[f"original_{name}"] = [old if new is None else new for old, new in known]
     return _set_columns(table, columns)

@@ -1,5 +1,5 @@
-"""Checks within 10 s whether Hugging Face's hub can be reached and its cache written to. The hub's own client would
-retry for a minute."""
+"""Checks within 10 s whether the Hugging Face hub can be reached, and whether its cache can be written to. The hub's
+own client would retry for a minute."""
 
 import tempfile
 import urllib.error

@@ -1,4 +1,4 @@
-"""Passes captions through a text tower, without their padding if that changes nothing.
+"""Runs captions through a text tower, without their padding if that does not change the result.
 
 CLIP pads every caption to 77 tokens, and web captions have about 15. If attention is causal and the embedding is read
 at the last real token, the padding after it cannot matter, so a batch is trimmed to its longest caption. This holds

@@ -17,7 +17,7 @@ from pairmill.schemas.job.models import ModelConfig
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
-_WEIGHT_NAMES = (  # in open_clip's order of preference (open_clip/factory.py 3.3)
+_WEIGHT_NAMES = (  # in open_clip's order of preference (open_clip 3.3, factory.py)
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )

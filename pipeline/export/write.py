@@ -26,7 +26,7 @@ class PartWriter:
     columns: tuple[str, ...]
     digits: int
     """Width of a part's number in file names."""
-    books: str
+    records: str
     """Folder of the records, in the output."""
 
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
@@ -39,7 +39,7 @@ class PartWriter:
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}
             endings = sorted({image_ending(picture) for picture in part.heads()})
         record = ExportedPart(number=number, rows=rows.num_rows, files=files, image_endings=endings)
-        self.output.create(manifest_name(self.books, number), record.model_dump_json(indent=1).encode())
+        self.output.create(manifest_name(self.records, number), record.model_dump_json(indent=1).encode())
         return record
 
     def names(self, number: int) -> list[str]:
@@ -71,7 +71,7 @@ def release_output(writer: PartWriter, record: ExportRecord) -> None:
     """
     output = writer.output
     output.remove_temporary()
-    manifests, record_name = f"{writer.books}/manifests", f"{writer.books}/export.json"
+    manifests, record_name = f"{writer.records}/manifests", f"{writer.records}/export.json"
     if output.list(manifests):
         return
     expected = {name for number in range(record.num_files) for name in writer.names(number)}
@@ -84,19 +84,19 @@ def release_output(writer: PartWriter, record: ExportRecord) -> None:
                 output.delete(name)
         output.delete(record_name)
     if not output.remote:
-        for folder in (*(folders - {""}), manifests, writer.books):
+        for folder in (*(folders - {""}), manifests, writer.records):
             with suppress(OSError):  # not there, or not empty
                 Path(output.path(folder)).rmdir()
 
 
-def manifest_name(books: str, number: int) -> str:
+def manifest_name(records: str, number: int) -> str:
     """File name of the record of a part."""
-    return f"{books}/manifests/{number:05d}.json"
+    return f"{records}/manifests/{number:05d}.json"
 
 
-def is_written(output: Store, books: str, number: int) -> bool:
+def is_written(output: Store, records: str, number: int) -> bool:
     """Whether a part has a record and all its files exist. A record whose files are missing is deleted."""
-    name = manifest_name(books, number)
+    name = manifest_name(records, number)
     if not output.exists(name):
         return False
     files = ExportedPart.model_validate_json(output.read(name)).files.values()

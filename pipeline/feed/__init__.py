@@ -1,4 +1,4 @@
-"""Provides a torch dataset over finished shards, which serves each pair once per epoch.
+"""Provides `PairDataset`, a PyTorch dataset over finished shards, which yields each pair once per epoch.
 
 Input: an output folder and a subset. Output: batches.
 """

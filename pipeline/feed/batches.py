@@ -1,4 +1,5 @@
-"""Prepares Arrow tables for a trainer: reads one ahead, cuts them into batches, turns them into tensors."""
+"""Prepares Arrow tables for a trainer: reads one table ahead, cuts tables into batches, and converts them to
+tensors."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,8 @@ def stack(values: Any) -> Any:
 
 
 def texts_of(column: str, values: Sequence[str | None]) -> list[str]:
-    """The captions for a tokenizer. Raises FeedError if one is null or blank: as in an export, a trainer must not learn
-    from an empty text without being told."""
+    """The captions for a tokenizer. Raises FeedError if one is null or blank because, as in an export, a trainer must
+    not silently learn from empty text."""
     texts = [text for text in values if text is not None and text.strip()]
     if missing := len(values) - len(texts):
         raise FeedError(

@@ -13,7 +13,7 @@ IMAGE = "image"
 
 
 class FeedError(PairmillError, ValueError):
-    """The dataset cannot be fed as asked, or a checkpoint belongs to another run; the message says why."""
+    """The dataset cannot be read as requested, or a checkpoint belongs to another run; the message says why."""
 
 
 class FeedState(TypedDict):
@@ -37,7 +37,7 @@ class FeedState(TypedDict):
 
 @dataclass(frozen=True)
 class FeedConfig:
-    """Which rows and columns to feed, and in which order."""
+    """Which rows and columns a PairDataset yields, and in which order."""
 
     dataset: str | os.PathLike[str]
     """Output folder of a build or embed, local or s3://."""
@@ -59,8 +59,8 @@ class FeedConfig:
     allow_uneven: bool = False
     """Allow ranks of torch.distributed to have different numbers of batches, for evaluation or with torch's Join."""
     tensor_transforms: bool = True
-    """Resize, crop and flip on 8-bit tensors instead of PIL images if `transform` is torchvision's: four times as fast.
-    1 or 2% of the values differ, nearly always by one of 255 levels."""
+    """If `transform` is torchvision's, resize, crop and flip 8-bit tensors instead of PIL images, which is four times
+    as fast. 1 or 2% of the values differ, nearly always by one of 255 levels."""
     threads: int = 4
     """Threads per worker that read and decode pictures ahead."""
     rank: int = 0

@@ -67,7 +67,7 @@ class EpochOrder:
         return rank[first * batches.size : last * batches.size]
 
     def windows(self, epoch: int, share: range) -> Iterator[Window]:
-        """The windows with rows of the share, in order."""
+        """The windows that contain rows of the share, in order."""
         shards = np.flatnonzero(self.counts)  # so that shards newer than a subset do not change its order
         if self.shuffle:
             shards = self._generator(epoch, _SHARD_ORDER).permutation(shards)

@@ -1,4 +1,5 @@
-"""Defines a torch dataset over the shards: every pair once per epoch over all ranks and workers, resumable."""
+"""Defines a PyTorch dataset over the shards. It yields every pair once per epoch over all ranks and workers, and can
+resume."""
 
 import os
 from collections import deque
@@ -26,7 +27,7 @@ from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
 _UNBATCHED_ROWS = 256
-"""Rows that are read and decoded together when each item is one row."""
+"""Number of rows that are read and decoded together if each item is a single row."""
 _LOCAL_READERS = 2
 """Arrow has its own threads; more threads here would only wait for each other."""
 
@@ -50,9 +51,9 @@ class PairDataset(IterableDataset[Sample]):
     `FeedConfig.tensor_transforms`). Captions are strings;
     `tokenizer`, such as open_clip's, turns a list of them into a tensor (rows, length), and none may be missing.
 
-    A new loop continues where the last one stopped, or in loader workers, which read ahead, from the first pair.
-    `set_epoch` starts over, also in workers that are alive (`persistent_workers`). `len()` is the number of items of
-    this rank per epoch. Raises FeedError, SubsetError, and DamagedFileError for files that have changed.
+    A new loop continues where the last one stopped. In loader workers, which read ahead, it starts from the first pair.
+    `set_epoch` starts over, also in persistent workers. `len()` is the number of items of this rank per epoch. Raises
+    FeedError, SubsetError, and DamagedFileError for files that have changed.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class PairDataset(IterableDataset[Sample]):
         return self._batches.count(self.num_rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, which has its own order, with the next loop. Call it in the trainer's process."""
+        """Make the next loop start an epoch, which has its own order. Call it in the trainer's process."""
         self._check_ranks()
         self._requested.set(epoch)
         self._follow_set_epoch()

@@ -69,7 +69,7 @@ class FeedShards:
     def picture(self, tar: str, offset: int, length: int, check: int | str | None = None) -> bytes:
         """The stored picture. `tar` is a name from its row, `check` its value in the column of that name.
 
-        Raises OSError, also for a file foreign to the dataset, and DamagedFileError.
+        Raises DamagedFileError, and OSError, also for a file that does not belong to the dataset.
         """
         store = self.chunk.store
         if (path := picture_file(tar, store.root, store.files)) is None:

@@ -4,7 +4,7 @@ import torch
 
 
 class SharedEpoch:
-    """Set in the trainer's process, read by loader workers, which have copies of the dataset.
+    """The trainer's process sets the epoch; loader workers, which have copies of the dataset, read it.
 
     Shared with workers however they are started. A copy made by plain pickling, such as on another machine, shares
     nothing with the original, but can be shared with workers there.

@@ -69,7 +69,8 @@ def _makes_rgb(step: Any) -> bool:
 
 
 def _is_to_tensor(step: Any) -> bool:
-    """Whether it is ToTensor itself, or open_clip's, which leaves tensors as they are: others may do anything."""
+    """Whether it is ToTensor itself or open_clip's variant, which leaves tensors as they are. Other subclasses may do
+    anything."""
     kind = type(step)
     is_open_clips = kind.__name__ == "MaybeToTensor" and kind.__module__.startswith("open_clip.")
     return kind is transforms.ToTensor or is_open_clips
@@ -88,7 +89,8 @@ def _on_tensor(step: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
 
 
 def _pads(step: transforms.RandomCrop) -> bool:
-    """Whether it may add pixels, which tensors allow with fewer fills, and less of a reflection."""
+    """Whether it may pad. torchvision supports fewer fill values for tensors than for PIL images, and limits reflection
+    more."""
     return bool(step.padding is not None or step.pad_if_needed)
 
 

@@ -19,7 +19,8 @@ _PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 def compress(pixels: Pixels, config: ImagesConfig, chroma: str) -> bytes:
-    """uint8 [height, width, 3] -> an encoded file. It gets only pixels, so no EXIF, XMP, GPS or ICC can slip through.
+    """uint8 [height, width, 3] -> an encoded file. Because it gets only pixels, no EXIF, XMP, GPS or ICC can slip
+    through.
 
     Raises ImageError if the format does not support that size.
     """

@@ -1,4 +1,4 @@
-"""Estimates the memory and CPU time of decoding a picture from its header. A picture that costs too much is a bomb.
+"""Estimates, from a picture's header, the memory and CPU time to decode it. A picture that costs too much is a bomb.
 
 The numbers were measured per decoder with 20-megapixel pictures: noise, flat color and drawings (docs/decisions/010).
 """
@@ -53,10 +53,10 @@ class Cost:
     memory_bytes: float
     cpu_s: float
     is_bomb: str | None = None
-    """Why it is too much regardless of the numbers; None if only they decide."""
+    """Why the picture is too expensive regardless of these numbers; None if only they decide."""
 
     def excess(self, budget: "Cost") -> str | None:
-        """Why this is more than the budget; None if it is not."""
+        """Why the cost exceeds the budget; None if it does not."""
         if self.is_bomb is not None:
             return self.is_bomb
         if self.memory_bytes > budget.memory_bytes:

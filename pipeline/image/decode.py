@@ -1,8 +1,9 @@
-"""THE place where bytes become pixels: header first, bombs refused, then RGB with 8 bits per channel, upright.
+"""THE place where bytes become pixels: reads the header, refuses bombs, then decodes to RGB with 8 bits per channel, as
+shown.
 
-Only one parser sees the bytes: the one that their magic number names. JPEGs, nine pictures in ten, are decoded by
-simplejpeg (libjpeg-turbo), at a half, a quarter or an eighth of their size if that leaves enough pixels. Files that it
-refuses, and all other formats, go to Pillow.
+Only one parser sees the bytes: the one for their magic number. JPEGs, nine pictures in ten, are decoded by simplejpeg
+(libjpeg-turbo), at a half, a quarter or an eighth of their size if that leaves enough pixels. Pillow decodes the files
+that simplejpeg refuses, and all other formats.
 """
 
 import math
@@ -50,7 +51,7 @@ class ImageError(Exception):
 
 @dataclass(slots=True)
 class ImageHeader:
-    """The facts known before any pixel is decoded. Size in pixels as stored, before the orientation is applied."""
+    """What is known before any pixel is decoded. The size is in pixels as stored, before the orientation is applied."""
 
     format: str
     """Pillow's name: JPEG, PNG, ..."""
@@ -183,7 +184,8 @@ def _set_key(header: ImageHeader, opened: Image.Image, png: PngFile) -> None:
 
 
 def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target: Target | None) -> Pixels:
-    """Bytes -> uint8 [height, width, 3], RGB, upright. A JPEG may be decoded at reduced scale if `target` is smaller.
+    """Bytes -> uint8 [height, width, 3], RGB, with the EXIF orientation applied. A JPEG may be decoded at reduced scale
+    if `target` is smaller.
 
     Frees Pillow's copy of the pixels. Raises ImageError.
     """

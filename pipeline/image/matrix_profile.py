@@ -38,7 +38,7 @@ class MatrixConversion:
 
 
 def matrix_conversion(profile: bytes, srgb: bytes) -> MatrixConversion | None:
-    """How to convert from `profile` to the ICC profile of sRGB; None if one is no valid matrix profile.
+    """How to convert from `profile` to `srgb`; None if one of the two is not a valid matrix profile.
 
     The result has to be compared with Little CMS before it is used: a profile may contain more than a matrix.
     """

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class MemoryGate:
-    """Allows pictures to be decoded at the same time as long as they fit into memory together. Thread-safe.
+    """Lets pictures be decoded at the same time as long as they fit into memory together. Thread-safe.
 
-    First come, first served: otherwise a large picture would wait for as long as smaller ones keep coming.
+    Pictures are served in order of arrival; otherwise a large one would wait for as long as smaller ones keep coming.
     """
 
     FREE_BYTES = 8 << 20

@@ -1,4 +1,4 @@
-"""THE place where the EXIF orientation is read and applied: cameras store pictures as the sensor is oriented."""
+"""THE place where the EXIF orientation is read and applied. Cameras store pictures in the orientation of the sensor."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from pairmill.pipeline.image.resize import Pixels
 
 UPRIGHT = 1
-"""The orientation (EXIF 2.3, tag 0x0112, values 1 to 8) of a picture that is stored upright."""
+"""The orientation (EXIF 2.3, tag 0x0112, values 1 to 8) of a picture that is shown as it is stored."""
 
 _ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
 _FLIPS = {2: 1, 4: 0}  # orientation -> OpenCV's flip code: around the vertical axis, around the horizontal axis

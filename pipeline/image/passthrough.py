@@ -44,7 +44,7 @@ class PassedPicture:
     """A picture that keeps its compressed pixels."""
 
     image: bytes
-    """The file, without metadata."""
+    """The file without metadata."""
     phash: str
     one_color: bool
 

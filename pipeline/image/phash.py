@@ -4,9 +4,9 @@ The algorithm of `imagehash.phash` 4.3 (https://github.com/JohannesBuchner/image
 Like It" (hackerfactor.com, 2011): reduce the brightness to 32 x 32, apply a two-dimensional DCT-II, and for each of the
 8 x 8 lowest frequencies, store whether it is above their median.
 
-Version 2 begins with the means of 8 x 8 blocks, which a JPEG stores as such: decoded at an eighth of its size, it has
-the same hash as when decoded whole, give or take two bits. For 594 of 600 photographs, it is within two bits of version
-1, and for all of them within four.
+Version 2 begins with the means of 8 x 8 blocks, which a JPEG stores as such. So the hash of a JPEG decoded at an eighth
+of its size differs in at most two bits from that of the JPEG decoded at full size. For 594 of 600 photographs, it is
+within two bits of version 1, and for all of them within four.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ VERSION = "2"
 Floats = npt.NDArray[np.float64]
 
 _MIN_SIDE = 256
-"""Pictures with a shorter side than this are hashed from their pixels: their blocks would be too few."""
+"""Pictures whose shorter side is below this are hashed from their pixels, because they would have too few blocks."""
 
 _SIDE = 32
 _LOW = 8

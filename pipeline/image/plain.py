@@ -1,4 +1,5 @@
-"""Makes pictures look the same in every reader: upright, opaque, RGB or gray with 8 bits per channel, no profile.
+"""Makes pictures look the same in every reader: without EXIF rotation, alpha or color profile, in RGB or gray with 8
+bits per channel.
 
 Readers of exports differ in what they make of a file: most ignore the orientation, drop the alpha channel instead of
 compositing it, clip 16 bits, and know no color profiles. So an exported picture must not depend on any of that.
@@ -55,7 +56,8 @@ def _has_plain_header(body: bytes, found: str) -> bool:
 
 
 def _is_plain_jpeg(body: bytes) -> bool:
-    """RGB or gray, upright, without a profile. Damage in the compressed pixels is the same for every reader."""
+    """Whether a JPEG is RGB or gray, without rotation and profile. Damage in its compressed pixels looks the same in
+    every reader."""
     try:
         with Image.open(BytesIO(body), formats=["JPEG"]) as opened:
             return (

@@ -1,10 +1,10 @@
 """Turns the bytes of one picture into the bytes to store.
 
     bytes -> format by magic number -> size from the header, bombs refused      decode.py
-          -> a JPEG that needs no change is checked, and passed through         passthrough.py
-          -> RGB 8-bit, upright                                                 decode.py, rgb.py, orientation.py
-          -> resized -> sRGB                                                    resize.py, color.py
-          -> the stored picture, and its perceptual hash                        compress.py, strip.py, phash.py
+          -> a JPEG that needs no change is checked, and keeps its own pixels   passthrough.py -> RGB 8-bit, upright
+          decode.py, rgb.py, orientation.py -> resized -> sRGB
+          resize.py, color.py -> the stored picture, and its perceptual hash                        compress.py,
+          strip.py, phash.py
 
 All heavy calls release the GIL, so threads scale.
 """
@@ -31,7 +31,8 @@ from pairmill.schemas.status import Status
 
 @dataclass(frozen=True, slots=True)
 class ProcessedImage:
-    """Result of processing one body: OK with the stored picture, or an image_* status. Sizes in pixels, upright."""
+    """Result of processing one picture: OK with the stored picture, or an image_* status. Sizes are in pixels, with the
+    EXIF orientation applied."""
 
     status: Status
     detail: str | None = None
@@ -88,14 +89,16 @@ class ImageProcessor:
             return _refused_image(error, header)
 
     def header(self, body: bytes) -> tuple[str, tuple[int, int]]:
-        """(format, (width, height) upright) according to the header; decodes nothing. Raises ImageError."""
+        """(format, (width, height) with the EXIF orientation applied), from the header, without decoding. Raises
+        ImageError."""
         with self._gate.entry() as reserve:
             header, opened = open_image(body, self._config.max_pixels, reserve)
             opened.close()
         return header.format, header.upright_size
 
     def pixels(self, body: bytes) -> Pixels:
-        """The whole picture at its own size: uint8 [height, width, 3], upright, in sRGB. Raises ImageError."""
+        """The whole picture at its own size: uint8 [height, width, 3], with the EXIF orientation applied, in sRGB.
+        Raises ImageError."""
         with self._gate.entry() as reserve:
             header, opened = open_image(body, self._config.max_pixels, reserve)
             with opened:
@@ -118,7 +121,7 @@ class ImageProcessor:
 
 
 def _is_plain(header: ImageHeader, opened: Image.Image) -> bool:
-    """Whether the picture is stored upright, in gray or RGB, and opaque."""
+    """Whether the picture is gray or RGB, opaque, and stored in the orientation in which it is shown."""
     has_key = header.key is not None or header.samples.key is not None or "transparency" in opened.info
     return header.orientation == UPRIGHT and opened.mode in ("RGB", "L", "P") and not has_key
 

@@ -40,7 +40,7 @@ class Target:
 
 
 def plan_resize(width: int, height: int, config: ImagesConfig) -> Target | None:
-    """How to resize a picture of this size (pixels, upright); None: leave it as it is."""
+    """How to resize a picture of this size (in pixels, with the orientation applied); None: leave it as it is."""
     mode = config.resize_mode
     if mode == "no":
         return None

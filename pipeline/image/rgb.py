@@ -1,4 +1,4 @@
-"""Converts any Pillow picture to RGB with 8 bits per channel, as a person would see it on a white page.
+"""Converts any Pillow picture to RGB with 8 bits per channel, as it looks on a white page.
 
 Works in bands of rows, so that only the picture and the result are in memory: 100 megapixels with alpha would
 otherwise take four copies.

@@ -1,4 +1,4 @@
-"""Removes metadata from files that a decoder refuses, in case the metadata alone was the problem.
+"""Removes metadata from files that a decoder refuses, in case only the metadata is the problem.
 
 PNG and TIFF have their own modules (png.py, tiff.py), because their metadata is always removed first.
 Formats: GIF89a (CompuServe, 1990), RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF's container).

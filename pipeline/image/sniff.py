@@ -1,8 +1,8 @@
 """Detects the format of a file from its first bytes alone: no parser, no extension, no Content-Type.
 
-Used twice: a download stops early if its bytes are not a picture, and the decoder hands a file to the one parser
-that its magic number names. Signatures: WHATWG MIME Sniffing (https://mimesniff.spec.whatwg.org), section 6.1, and
-the formats' own specifications for those that browsers do not know.
+It is used twice: a download stops early if its bytes are not a picture, and the decoder passes a file only to the
+parser for its magic number. Signatures: WHATWG MIME Sniffing (https://mimesniff.spec.whatwg.org), section 6.1, and the
+formats' own specifications for those that browsers do not know.
 """
 
 FORMAT_HEAD_BYTES = 32

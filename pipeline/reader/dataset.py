@@ -34,7 +34,7 @@ class Row:
     values: Mapping[str, Any]
     """Column -> Python value; embeddings are float16 arrays (dim,). Null is None."""
     picture: Image.Image | None
-    """RGB, upright. None if no picture is stored, or none was requested."""
+    """RGB, with the EXIF orientation applied. None if no picture is stored, or none was requested."""
 
     def __getitem__(self, column: str) -> Any:
         return self.values[column]
@@ -164,8 +164,8 @@ class Dataset:
                     yield Row({name: column[row] for name, column in values.items()}, image)
 
     def picture(self, uid: str) -> Image.Image:
-        """The picture of the row with this uid (32 hex characters, or a UUID): RGB, upright. Reads the uids up to that
-        row, once.
+        """The picture of the row with this uid (32 hex characters, or a UUID), in RGB, with the EXIF orientation
+        applied. Reads the uids up to that row, once.
 
         Raises DatasetError if no row has this uid, or if its picture is not stored, missing, or a different one.
         """

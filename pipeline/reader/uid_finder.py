@@ -1,4 +1,5 @@
-"""Finds the row with a given uid. There is no index, so uids are read shard by shard until it is found."""
+"""Finds the row with a given uid. Datasets have no index of uids, so they are read shard by shard until the uid is
+found."""
 
 from collections.abc import Callable
 

@@ -79,7 +79,7 @@ def write_contact_sheet(store: Store, name: str, threshold: float | None) -> Non
 
 
 class _TopRows:
-    """The first rows in the order of one column, out of all rows added. The uid breaks ties, so results repeat."""
+    """The first of all added rows, in the order of one column. The uid breaks ties, so results are reproducible."""
 
     def __init__(self, column: str, direction: Direction, size: int = PAIRS_PER_SECTION) -> None:
         self.keys = [(column, direction)] if column == "uid" else [(column, direction), ("uid", "ascending")]
@@ -105,7 +105,7 @@ class _OnePerBin:
         self.rows = pool.take(first[::-1]).combine_chunks()
 
     def spread(self) -> pa.Table:
-        """PAIRS_PER_SECTION of these pairs, evenly spread from the highest bin to the lowest."""
+        """PAIRS_PER_SECTION of these pairs, spread evenly from the highest bin to the lowest."""
         assert self.rows is not None
         bins = self.rows.num_rows
         return self.rows.take(np.unique(np.linspace(0, bins - 1, min(bins, PAIRS_PER_SECTION)).astype(int)))
@@ -167,7 +167,7 @@ class _Summary:
 
 
 def _bins(pairs: pa.Table) -> npt.NDArray[np.int64]:
-    """(pairs,): the histogram bin of each pair."""
+    """The histogram bin of each pair; shape (pairs,)."""
     similarity = np.asarray(pairs["similarity"], np.float64)
     return np.clip((similarity + 1) * BINS / 2, 0, BINS - 1).astype(np.int64)
 

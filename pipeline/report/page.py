@@ -1,7 +1,7 @@
 """Renders the contact sheet as HTML: one file that runs no scripts and loads nothing.
 
-Captions and URLs come from strangers. All text goes through `_text`; should anything slip through, a
-Content-Security-Policy forbids everything but inline styles and data: pictures.
+Captions and URLs are untrusted. All text goes through `_text`; should anything slip through, a Content-Security-Policy
+forbids everything but inline styles and data: pictures.
 """
 
 import html
@@ -209,7 +209,7 @@ def _threshold_line(x: float, threshold: float) -> str:
 
 
 def _funnel(statuses: Mapping[str, int], rows: int) -> str:
-    """One line per Status that removed rows, in the order of the checks, with the rows that remained after it."""
+    """One line per Status that rejected rows, in the order of the checks, with the number of rows left after it."""
     lines = [_funnel_line("rows in", "", rows, rows, "all")]
     left = rows
     for status in Status:

@@ -121,7 +121,7 @@ def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
 ) -> None:
     """As soon as the record exists, and before any part is checked."""
 
-    def interrupted(output: Store, books: str, number: int) -> bool:
+    def interrupted(output: Store, records: str, number: int) -> bool:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pairmill.jobs.export.is_written", interrupted)
@@ -164,7 +164,7 @@ def test_an_export_that_lost_its_record_to_a_failed_run_of_the_same_kind_has_it_
 
     rivals = iter([True])
 
-    def is_written(output: Store, books: str, number: int) -> bool:
+    def is_written(output: Store, records: str, number: int) -> bool:
         if next(rivals, False):
             (tmp_path / "export/.pairmill/export.json").unlink()
         return False

@@ -14,7 +14,7 @@ from pairmill.jobs.build import prepare
 from pairmill.jobs.demo.demo import run_demo
 from pairmill.jobs.explain import explain
 from pairmill.jobs.export import _claim_output
-from pairmill.pipeline.check.verify import strangers
+from pairmill.pipeline.check.verify import foreign_files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder, check_export_folder
 from pairmill.pipeline.dataset.strays import StrayFiles
@@ -137,7 +137,7 @@ def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path)
         "rejects/000000011.parquet",
     ]
     fill(tmp_path, [*foreign, "pairs/.DS_Store", "pairs/_SUCCESS"])
-    found = dict(problem.split(" ", 1) for problem in strangers(Store(str(tmp_path)), named))
+    found = dict(problem.split(" ", 1) for problem in foreign_files(Store(str(tmp_path)), named))
     assert {name for name, text in found.items() if "delete" in text} == set(ours)
     assert {name for name, text in found.items() if "is not pairmill's" in text} == {
         *foreign,

@@ -51,14 +51,14 @@ WORDINGS = ("{}", "{}", "a picture of {}", "a drawing of {}", "a photo of {}", "
 
 
 def _polar(radii: list[float], corners: int, start: float = -math.pi / 2) -> Points:
-    """`corners` points (x, y) around the origin, using the radii in turn."""
+    """`corners` points (x, y) around the origin, whose distances from it are the radii in turn."""
     angles = start + 2 * math.pi * np.arange(corners) / corners
     length = np.resize(np.array(radii), corners)
     return np.stack([length * np.cos(angles), length * np.sin(angles)], axis=1)
 
 
 def _cross() -> Points:
-    """A plus sign: one arm's three corners, turned four times."""
+    """The outline of a plus sign: the three corners of one arm, in four rotations."""
     arm = np.array([(0.33, -0.33), (1.0, -0.33), (1.0, 0.33)])
     quarter = np.array([(0.0, 1.0), (-1.0, 0.0)])
     return np.concatenate([arm @ np.linalg.matrix_power(quarter, turns) for turns in range(4)])
@@ -232,7 +232,7 @@ def _layout(scene: Scene, rng: Random) -> list[tuple[Thing, tuple[float, float],
 
 def _mask(outline: Points, center: tuple[float, float], radius: float, degrees: float, size: tuple[int, int]) -> Pixels:
     """The fraction of each pixel that the rotated outline covers: (height, width) in 0..1."""
-    finer = 4 if max(size) <= 256 else 2  # drawn larger and averaged down: smooth edges
+    finer = 4 if max(size) <= 256 else 2  # drawn larger and averaged down, for smooth edges
     turn = math.radians(degrees)
     rotation = np.array([(math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))])
     points = (radius * outline @ rotation + center) * min(size) + np.array(size) / 2

@@ -129,14 +129,14 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, m
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices only."""
+    """Parameter groups, with weight decay only for matrices."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
 
 
 def schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to zero: the factor on the learning rate."""
+    """The factor on the learning rate: a linear warm-up, then a cosine down to zero."""
     return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
