@@ -59,7 +59,8 @@ class _Steps:
 
 
 def _makes_rgb(step: Any) -> bool:
-    """Whether it is open_clip's step that converts PIL images to RGB, once a function. Our pixels are RGB already."""
+    """Whether it is open_clip's step that converts PIL images to RGB (a function in older versions). Our pixels are RGB
+    already."""
     kind = step if hasattr(step, "__name__") else type(step)
     is_open_clips = str(kind.__module__).startswith("open_clip.")
     return is_open_clips and (

@@ -78,7 +78,7 @@ def rule(status: Status) -> Callable[[RuleFunction], RuleFunction]:
 
 
 def rules_at(step: Step) -> list[tuple[Status, RuleFunction]]:
-    """The built-in rules of a step in the order in which they run, that of the Status enum."""
+    """The built-in rules of a step, in the order in which they run, which is that of the Status enum."""
     return [(status, _REGISTRY[status]) for status in Status if status.step is step and status in _REGISTRY]
 
 
@@ -168,7 +168,8 @@ def _apply_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _Check
 
 
 def _check_verdict(verdict: Any, num_rows: int) -> _CheckedVerdict:
-    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it does not fit `num_rows` rows."""
+    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it is not one verdict for `num_rows`
+    rows."""
     keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
     if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):
         kind = keep.type if isinstance(keep, Column) else type(keep).__name__

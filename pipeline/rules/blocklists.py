@@ -1,4 +1,4 @@
-"""Searches blocklists: text files of digests (or URLs), one per line, kept as sorted arrays.
+"""Searches blocklists: text files of digests (or URLs), one per line, which are kept in memory as sorted arrays.
 
 Ten million SHA-256 digests take 320 MB in each process that reads them. Empty lines and lines that start with # are
 skipped.
@@ -46,7 +46,7 @@ def load_blocklist(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.
 
     Raises ValueError, with the line, if one is malformed, and OSError if the file cannot be read.
     """
-    with _loading:  # otherwise two threads could read it at the same time, and use twice the memory meanwhile
+    with _loading:  # otherwise two threads could read it at the same time, with twice the memory
         return _load(kind, path, files)
 
 

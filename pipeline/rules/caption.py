@@ -18,8 +18,8 @@ from pairmill.schemas.status import Status
 _TERMS_PER_REGEX = 1_000
 """Measured on 4,096 captions of 10 words and 5,000 terms: 221 ms as one regex, 43 ms as five, 58 ms as ten."""
 
-# A term is a whole word if no letter, mark, digit or underscore touches it. In scripts without spaces between words,
-# which have no such edges, a term matches anywhere.
+# A term is a whole word if no letter, mark, digit or underscore is next to it. In scripts without spaces between words,
+# word boundaries cannot be detected, so a term matches anywhere.
 _BEFORE, _AFTER = r"(?:^|[^\pL\pM\pN_])", r"(?:$|[^\pL\pM\pN_])"
 _UNSPACED_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 

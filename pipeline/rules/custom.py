@@ -134,7 +134,7 @@ def _register(top: str, path: Path, search: Path) -> None:
     assert spec.loader is not None  # every .py has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[top] = module
-    # While it loads, it may import files beside it. They are last in the path, so they shadow nothing.
+    # While the module loads, it may import files beside it. They come last in the path, so they shadow nothing.
     sys.path.append(str(search.absolute()))
     try:
         spec.loader.exec_module(module)

@@ -1,4 +1,5 @@
-"""Runs custom rules in a child process, for shards that killed their worker: only rows that kill a rule are lost."""
+"""Runs custom rules in a child process, for shards that killed their worker, so that only rows that crash a rule are
+lost."""
 
 import atexit
 from functools import cache
@@ -29,7 +30,7 @@ class IsolatedRule:
         return self._child.call(_run, self._name, self._search, rows, timeout_s=self._timeout_s)
 
     def survives(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
-        """bool [rows]: False for each row on which the rule kills its process, found by bisection."""
+        """bool [rows]: False for each row on which the rule crashes its process. These rows are found by bisection."""
         alive = np.ones(rows.num_rows, dtype=bool)
         suspects = [(0, rows.num_rows)]
         while suspects:

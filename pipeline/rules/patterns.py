@@ -19,7 +19,7 @@ _CAMERA = (
     r"_?(?:img|imag|image|dsc|dscn|dscf|dcp|dcim|pict|picture|pic|pxl|mvi|gopr|imgp|cimg|hpim|scan|photo|foto|bild|"
     r"imagen|imagem|immagine|file|unnamed|untitled|unbenannt|download|thumb|thumbnail|slide|page|fb[ _-]img|received)"
 )
-# These can also be words or names ("MG 1100", "GP 2019"), so they need three digits with no space before them.
+# These can also be words or names ("MG 1100", "GP 2019"), so three digits must follow without a space.
 _CAMERA_OR_WORD = r"(?:_mg|sam|sdc|kif|dji|gp|wp|cam|vid|snapchat|signal)[_-]?\d\d"
 
 _FILE_NAMES = (
@@ -73,7 +73,7 @@ _URLS = (
     r"^(?:data|mailto|javascript|blob):[^ ]+$",
     r"^www\d?\.[^ ]+\.[^ ]+$",
     r"^//[^ /]+\.[^ /]+/[^ ]*$",
-    # A bare host under a common ending, with or without a path: example.com, img.example.co.uk/a/b.
+    # A bare host name under a common top-level domain, with or without a path: example.com, img.example.co.uk/a/b.
     r"^(?:[\pL\pN](?:[\pL\pN-]*[\pL\pN])?\.)+"
     r"(?:com|net|org|info|biz|edu|gov|io|co|me|tv|us|uk|ca|au|de|fr|es|it|nl|be|ch|at|pl|cz|ru|ua|jp|cn|kr|in|br|mx|eu)"
     r"(?::\d+)?(?:[/?#][^ ]*)?$",
@@ -88,7 +88,7 @@ def caption_is_file_name(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.CAPTION_IS_DATE)
 def caption_is_date(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """Nothing but a date, a time or a year; knows months in six languages."""
+    """Nothing but a date, a time or a year. Month names are recognized in six languages."""
     return _unless_any(rows, _DATES) if rules.caption_drop_dates else None
 
 

@@ -20,7 +20,8 @@ HTTP_SCHEMES = frozenset({"http", "https"})
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,31}):")  # RFC 3986, section 3.1
 
-# C0, blank and DEL. Clients disagree on them: some cut, some quote, some drop them. Other white space is quoted by all.
+# C0, blank and DEL. Clients disagree on them: some cut the URL there, some percent-encode them, some drop them. All
+# percent-encode other white space.
 _FORBIDDEN_CHARACTERS = re.compile(r"[\x00-\x20\x7f]")
 
 # In a host also C1 and every other kind of white space, which IDNA would map to blanks or drop.
@@ -160,11 +161,12 @@ def _parse(url: str) -> ParsedUrl:
     return ParsedUrl(url, scheme, name, None, HttpUrl(scheme, host, parsed.port or _DEFAULT_PORT[scheme], target))
 
 
-_parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each URL rule asks again, and so does the fetcher
+_parse_cached = lru_cache(maxsize=16_384)(_parse)  # four shards: each rule and the fetcher parse again
 
 
 def _authority_and_path(parts: re.Match[str]) -> tuple[str, str]:
-    """Of the _COMPONENTS of an http URL, in which any number of slashes may precede the authority.
+    """The authority and the path of an http URL, given its _COMPONENTS. Any number of slashes may precede the
+    authority.
 
     https://url.spec.whatwg.org/#special-authority-ignore-slashes-state
     """

@@ -1,8 +1,8 @@
-"""Decides the meaning of a dataset's columns: once, over all its files. It is stored in the plan.
+"""Decides the meaning of a dataset's columns, once for all its files. The result is stored in the plan.
 
-All workers therefore read the same columns with the same types, whatever is in their shards. `names.py` says how names
-are matched. Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in
-the first file.
+So all workers read the same columns with the same types, whatever is in their shards. `names.py` says how names are
+matched. Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in the
+first file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def columns_of(mapping: ColumnMapping, names: Sequence[str]) -> FileColumns:
 def map_columns(
     config: SourceConfig, inputs: Sequence[InputFile], needs_license: bool, pictures: PictureSource = ON_THE_WEB
 ) -> ColumnMapping:
-    """Decide what the columns mean, over all files that have rows.
+    """Decide what the columns mean in all files that have rows.
 
     `needs_license`: a rule needs a license column, so guess it. Raises SourceError if a column is missing, or if its
     type is unusable or differs incompatibly between files.
@@ -180,8 +180,9 @@ def _first(given: str | None, usual: Sequence[str], names: Sequence[str]) -> str
 def _choose(
     setting: str, given: str | None, usual: Sequence[str], inputs: Sequence[InputFile], needed: bool = False
 ) -> str | None:
-    """The column that `source.SETTING` names, or the first usual one in the first file that has one. A column in a file
-    itself takes precedence over one in a path: `caption=blip/` describes captions rather than being one."""
+    """The column that `source.SETTING` names, or the first usual one in the first file that has one. A column in the
+    file itself takes precedence over one in its path, because `caption=blip/` describes captions rather than being
+    one."""
     of_files = [file.own_names for file in inputs]
     for names in [*of_files, *(file.partitions for file in inputs)]:
         if (found := _first(given, usual, names)) is not None:

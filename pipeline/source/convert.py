@@ -1,4 +1,4 @@
-"""Converts text formats to OUT/input/*.parquet: once, streaming, in bounded memory.
+"""Converts text formats to OUT/input/*.parquet: once, as a stream, in bounded memory.
 
 A converted file has one row per record of its source, in order. URL and caption are `binary`, with the exact bytes of
 the source, since the uid is a hash of them. All other columns are strings, with U+FFFD for invalid UTF-8. A record that
@@ -77,7 +77,7 @@ def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, 
     identity: list[Any] = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
     unusual = [source.unusual_encoding, source.unusual_delimiter]
     if any(unusual):
-        identity += unusual  # only then, so that other names stay as in previous versions
+        identity += unusual  # only if there are any, so that other names stay as in previous versions
     if source.partitions:
         identity += source.partitions
     digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()

@@ -39,8 +39,8 @@ class ReadError(PairmillError, RuntimeError):
 
 
 class UnreachableInput(ReadError):
-    """The file may be sound, but its storage denies access or does not answer. The next file will probably fail too, so
-    such failures count towards `run.max_failed_shards_in_a_row`."""
+    """The file may be intact, but its storage denies access or does not respond. The next file will probably fail too,
+    so such failures count towards `run.max_failed_shards_in_a_row`."""
 
     kind = FailureKind.MACHINE
 

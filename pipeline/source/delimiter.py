@@ -1,7 +1,7 @@
 """Detects the delimiter of a CSV file from its header and first records.
 
-`csv.Sniffer` counts characters and finds delimiters in prose. Here, a delimiter must give a header that has the column
-the job needs.
+`csv.Sniffer` counts characters and finds delimiters in prose. Here, a delimiter must yield a header that contains the
+column that the job needs.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Describes a plan for people: shards, files, memory, columns, and a better `shard_rows` if there is one."""
+"""Describes a plan for people: shards, files, memory and columns. Suggests a better `shard_rows` if there is one."""
 
 import os
 
@@ -39,7 +39,7 @@ def _describe_shards(plan: Plan, job: BuildJob) -> str:
 
 
 def _describe_pictures(mapping: ColumnMapping) -> str:
-    """Where the pictures of a corpus come from."""
+    """Say where the pictures of a corpus come from."""
     match mapping.pictures:
         case IndexedPictures():
             return "pictures from files, captions from the files beside them"

@@ -1,7 +1,7 @@
 """Splits `.json` into the text of its objects (the elements of an array, or JSON lines), streaming in bounded memory.
 
-Only quotes, brackets and the commas between elements matter here. The elements are parsed by the code for JSON lines,
-so a broken element, or one that is not UTF-8, affects only its own row.
+The splitter looks only at quotes, brackets and the commas between elements. The elements are parsed by the code for
+JSON lines, so a broken element, or one that is not UTF-8, affects only its own row.
 """
 
 import io

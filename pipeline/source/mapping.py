@@ -1,4 +1,5 @@
-"""Defines the meaning of the input's columns, and the source of its pictures: decided once, when first planned."""
+"""Defines the meaning of the input's columns, and the source of its pictures. Both are decided once, when the input is
+first planned."""
 
 import base64
 from collections.abc import Mapping, Sequence

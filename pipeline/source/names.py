@@ -12,7 +12,8 @@ _SEPARATORS = re.compile(r"[\s_-]+")
 
 
 class Names:
-    """Names that can be searched. Each is folded once, and only if needed: a corpus has millions of JSONs."""
+    """Names that can be searched. Each is folded once, and only if needed, because a corpus may have millions of JSON
+    files."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)

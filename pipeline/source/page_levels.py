@@ -1,4 +1,4 @@
-"""Finds how much a few bytes of a Parquet page stand for: the most values of a row, and the longest dictionary entry.
+"""Finds how much data a few bytes of a Parquet page may stand for: the longest row, and the longest dictionary entry.
 
 Repetition levels and dictionaries are decoded as in https://parquet.apache.org/docs/file-format/data-pages/encodings.
 """

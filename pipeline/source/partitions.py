@@ -1,4 +1,5 @@
-"""Finds columns whose values are in folder names: `lang=en/part-0.parquet`, as Hive, Spark and pyarrow write them.
+"""Finds columns whose values are in folder names, such as `lang=en/part-0.parquet`, as Hive, Spark and pyarrow write
+them.
 
 Values are text, with percent-encoding undone; Hive's name for null is null.
 """

@@ -1,4 +1,4 @@
-"""Splits the input into shards, once: `plan/0.parquet`, and another file for each later extension.
+"""Splits the input into shards, once. Writes `plan/0.parquet`, and another file for each later extension.
 
 Each row of a plan file is a shard. The file's metadata has the meaning of the columns, and the input files that it
 adds.

@@ -1,4 +1,4 @@
-"""Parses lines of text into records, streaming: URLs, CSV and TSV records, JSON objects.
+"""Parses a stream of text lines into records: URLs, CSV and TSV records, JSON objects.
 
 No line raises an error: an unreadable record carries the reason. Bytes are passed on unchanged, valid UTF-8 or
 not.
@@ -14,8 +14,8 @@ from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text
 from pairmill.pipeline.source import text_file
 
 _MAX_READINGS = 4
-"""A line that was read this often as part of other records must be a record by itself. Otherwise, hostile quotes make
-every record read to the end of the file, and a megabyte takes an hour."""
+"""A line that was read this often as part of other records must be a record by itself. Otherwise, hostile quotes could
+make every record read to the end of the file, and a megabyte would take an hour."""
 
 _from_json = json.JSONDecoder().decode
 _to_json = json.JSONEncoder(ensure_ascii=False).encode

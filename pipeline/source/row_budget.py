@@ -15,7 +15,7 @@ from pairmill.pipeline.source.files import MALFORMED_COLUMN
 
 
 class RowBudget:
-    """What is left of a shard's memory."""
+    """The memory that is left for the rows of a shard."""
 
     def __init__(self, num_rows: int, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -25,7 +25,7 @@ class RowBudget:
         self._problems: dict[int, str] = {}
 
     def within(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The next rows of the shard, with those null that do not fit."""
+        """The next rows of the shard, in which rows that do not fit are null."""
         sizes = row_sizes(batch)
         refused = [row for row in np.flatnonzero(sizes > self._share) if not self._fits(int(row), int(sizes[row]))]
         self._num_seen += batch.num_rows

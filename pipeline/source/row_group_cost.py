@@ -1,4 +1,5 @@
-"""Computes how much memory rows of a Parquet row group take, from page headers: a few bytes may stand for gigabytes.
+"""Computes from page headers how much memory the rows of a Parquet row group take, because a few bytes may stand for
+gigabytes.
 
 A dictionary or a shared prefix repeats a long text for every row, a run repeats a value millions of times in one row,
 and a page of zeros unpacks to a thousand times its size. The sizes in the footer are only claims.

@@ -33,7 +33,7 @@ MAX_CAPTIONS_PER_ROW = 1_000
 MAX_REPEATED_BYTES = 1 << 30
 """Maximum bytes of a shard's rows that have several captions, once each is repeated for every caption."""
 _CUT_BYTES = 8_192
-"""URLs and captions that are rejected as too long are kept in their rows, cut to this length."""
+"""URLs and captions that are rejected as too long stay in their rows, cut to this length."""
 
 
 class ShardReader:
@@ -215,7 +215,8 @@ def _with_plain_captions(table: pa.Table, mapping: ColumnMapping) -> pa.Table:
 
 
 def _bounded_lists(lists: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """(lists, null where there are too many captions; the problems of those). No row may fill a shard by itself.
+    """Returns (the lists, null where there are too many captions; the problems of these rows). No row may fill a shard
+    alone.
 
     URL and carried columns are repeated for every caption, so their bytes count once per caption.
     """

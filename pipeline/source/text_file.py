@@ -1,4 +1,4 @@
-"""Reads a text file, plain or .gz and in any encoding, as lines of UTF-8, streaming.
+"""Reads a text file, plain or .gz and in any encoding, as a stream of lines in UTF-8.
 
 A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise. The mark wins, as in browsers
 (https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 pass unchanged, so that each affects only its own
@@ -161,7 +161,8 @@ def _is_utf8(line: bytes) -> bool:
 
 
 class _Rejoined(io.RawIOBase):
-    """A file whose first bytes were already read: those, then the rest. Not every file read by HTTP can be rewound."""
+    """A file whose first bytes were already read: yields these, then the rest. It exists because not every file read
+    over HTTP can be rewound."""
 
     def __init__(self, head: bytes, file: Any) -> None:
         self._head = head

@@ -23,9 +23,8 @@ def raw_byte_lists(column: pa.ChunkedArray) -> pa.Array:
 
 
 def readable(column: pa.Array) -> pa.Array:
-    """The same values, as `plain_type`, with U+FFFD for invalid UTF-8 at any depth.
-
-    Readers would fail on invalid UTF-8.
+    """The same values in the type `plain_type`, with U+FFFD in place of invalid UTF-8 at any depth, because readers
+    would fail on it.
     """
     column = column.cast(plain_type(column.type))
     try:

@@ -26,7 +26,7 @@ class Fit(Enum):
 
     NEVER = 0
     DEPENDS = 1
-    """It depends on the values."""
+    """Only the values themselves decide."""
     ALWAYS = 2
 
 
@@ -146,7 +146,7 @@ def _fit_number(target: pa.DataType, source: pa.DataType) -> Fit | None:
 
 
 def _fit_time(target: pa.DataType, source: pa.DataType) -> Fit | None:
-    """Times of the same kind and zone. Times of day fit into any unit."""
+    """Whether times fit: only into times of the same kind and time zone. Times of day fit into any unit."""
     if pa.types.is_timestamp(target) and pa.types.is_timestamp(source) and target.tz != source.tz:
         return Fit.NEVER
     for is_kind in (pa.types.is_timestamp, pa.types.is_duration, pa.types.is_time):

@@ -1,4 +1,4 @@
-"""THE place where a pair gets its identity: 128 bits, as 32 hex characters. It does not depend on the pair's position.
+"""THE place where a pair gets its uid: 128 bits, as 32 hex characters. It does not depend on the pair's position.
 
 uid = BLAKE2b-128(part(url) + part(caption))
 part(null) = 00        part(bytes) = 01, then the length as 8 bytes little-endian, then the bytes
@@ -21,7 +21,7 @@ def pair_uid(url: bytes | None, caption: bytes | None) -> str:
 
 
 def picture_uid(url: bytes | None, caption: bytes | None, sha256: str | None) -> str:
-    """The uid of an input picture that its URL does not identify. `sha256`: in hex; None if unread."""
+    """The uid of a corpus picture whose URL does not identify it. `sha256`: in hex; None if unread."""
     digest = sha256.encode() if sha256 else None
     if is_blank(url) or digest is None:
         return pair_uid(digest or url, caption)
@@ -29,7 +29,7 @@ def picture_uid(url: bytes | None, caption: bytes | None, sha256: str | None) ->
 
 
 def is_blank(url: bytes | None) -> bool:
-    """Whether there is no URL: null, empty, or white space."""
+    """Whether the URL is missing: null, empty, or only white space."""
     return not (url and url.strip())
 
 

@@ -89,7 +89,7 @@ class OpenDownload:
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """Fetch and decode the rows that are still `ok`."""
-        self.spec.custom_rules()  # first, so that a broken rule costs no requests
+        self.spec.custom_rules()  # before any download, so that a broken rule costs no requests
         with self.progress.shard(batch.info.shard.num_rows) as progress:
             table = self.downloader(batch.table, progress)
         return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
@@ -234,6 +234,6 @@ class OpenCommit:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the software that shapes the output."""
+    """Versions of the software that affects the output."""
     own = {"pairmill": VERSION, "phash": phash.VERSION}
     return own | {name: version(name) for name in ("pyarrow", "pillow", "open_clip_torch", "torch")}

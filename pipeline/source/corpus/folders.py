@@ -1,5 +1,5 @@
-"""Indexes folders of picture files. The caption is in a .txt or .json file of the same name or, if the job says so, it
-is the file name."""
+"""Indexes folders of picture files. The caption is in a .txt or .json file with the same name. If there is none and the
+job says so, the file name is the caption."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ def folder_rows(
 ) -> Iterator[IndexRow]:
     """Rows of INDEX_SCHEMA from the (name, size in bytes) of a folder's files. Texts without a picture, such as
     readmes, are passed over. `tally` counts what became of each file. `sources`: the paths that the job names; texts
-    may be links to anywhere in them."""
+    may be symlinks to any file in them."""
     tally, trusted = tally or Tally(), trusted_folders(folder, sources)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
     for stem, group in groupby(ordered, key=lambda file: file[0].rpartition(".")[0]):

@@ -1,4 +1,4 @@
-"""Adds image references to a shard's rows, or for Parquet with pictures, the pictures themselves."""
+"""Adds image references to a shard's rows, or the pictures themselves if they are in Parquet."""
 
 import re
 from functools import lru_cache
@@ -26,7 +26,7 @@ def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, ur
     """`rows` (in_flight_schema) with the columns of STORED, and ALTERNATES_COLUMN if an index has it. `table` has the
     input's columns, for the same rows.
 
-    References to pictures in Parquet have a file but no offset: the row number says which picture it is.
+    References to pictures in Parquet have a file but no offset; the picture is identified by its row.
     """
     image_refs = [pa.nulls(rows.num_rows, field.type) for field in STORED]
     if isinstance(pictures, (IndexedPictures, PairsPictures)):

@@ -22,7 +22,7 @@ INDEX_LAYOUT = 3
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100
-"""Maximum number of pictures with one key. They are tried until one decodes, and each try takes a read."""
+"""Maximum number of pictures with the same key. They are tried until one decodes, and each attempt takes a read."""
 
 _MAX_KEY_CHARS = 4_096  # Linux's PATH_MAX
 
@@ -112,7 +112,7 @@ class Sample:
     rules: TextRules
     images: list[ImageRef] = field(default_factory=list)
     names: set[int] = field(default_factory=set)
-    """Hashes of the names of its files, which may be long. A repeated name begins another sample, as in concatenated
+    """Hashes of its files' names, because names may be long. A repeated name begins another sample, as in concatenated
     tars."""
     num_files: int = 0
     lost_images: list[str] = field(default_factory=list)

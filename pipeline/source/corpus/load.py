@@ -1,7 +1,7 @@
 """Implements the load stage of a corpus, which reads a shard's pictures from the input, by range.
 
-It adds checksums, format and size, which need no decoding. Files that cannot be pictures are refused here; the encode
-stage refuses damaged ones.
+It adds checksums, format and size, which need no decoding. It refuses files that cannot be pictures; the encode stage
+refuses damaged ones.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ _Ref = tuple[str | None, int | None, int | None]
 
 @dataclass(slots=True)
 class _Row:
-    """One row: what is known of its picture so far and, if it is refused, why."""
+    """What is known about the picture of one row so far and, if the row is refused, why."""
 
     status: str
     detail: str | None
@@ -186,7 +186,8 @@ class Loader:
 
 @contextmanager
 def _costing_one(row: _Row) -> Iterator[None]:
-    """The error boundary of a row: an error loses only this row, not the shard, unless the machine is at fault."""
+    """The error boundary of a row: an error in this block loses only the row, not the shard, unless the machine is at
+    fault."""
     try:
         yield
     except ImageError as error:

@@ -37,7 +37,7 @@ class UnreadableText(Exception):
 
 @dataclass(slots=True)
 class TextUse:
-    """Whether any text of a tar or folder has what `source.caption_column` names."""
+    """Whether any text of a tar or folder has the key or extension that `source.caption_column` names."""
 
     column: str | None = None
     was_found: bool = False
@@ -53,7 +53,7 @@ class TextUse:
             self.keys.update(dict.fromkeys(list(keys)[:_SHOWN_KEYS]))
 
     def check(self, uri: str) -> None:
-        """Raise SourceError if no text has it: all captions would be missing."""
+        """Raise SourceError if no text has it, because all captions would be missing."""
         if self.column is None or self.was_found:
             return
         known = f"the keys there are {shown(list(self.keys))}" if self.keys else "there is no .json beside a picture"
@@ -144,8 +144,9 @@ class Texts:
             self.problems.append(problem)
 
     def captions(self) -> tuple[Captions | None, str | None]:
-        """(captions, or why there are none although some text might be one). The first that is not blank is used: the
-        one that the job names, then the text file's, then the JSON's."""
+        """Returns (captions, None), or (None, the reason) if there are no captions although some text might be one. The
+        first caption that is not blank is used, looking first where the job says, then in the text file, then in the
+        JSON."""
         found = [each for each in (self.named, self.plain, self.usual) if each is not None]
         best = next((each for each in found if not _is_blank(each)), None)
         if best is None and self.problems:

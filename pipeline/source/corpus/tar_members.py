@@ -1,8 +1,8 @@
 """Walks the headers of a tar to find where each member's bytes are, without reading them.
 
 `tarfile` reads whole headers into memory, follows them recursively, and gives up at the first one that it does not
-understand. Here one odd member never ends the walk: it is returned with the reason why it cannot be read.
-Formats: POSIX.1-2001 pax, ustar, GNU (https://www.gnu.org/software/tar/manual/html_node/Standard.html), old V7.
+understand. Here, an odd member never ends the walk; it is returned with the reason why it cannot be read. Formats:
+POSIX.1-2001 pax, ustar, GNU (https://www.gnu.org/software/tar/manual/html_node/Standard.html), old V7.
 """
 
 import posixpath

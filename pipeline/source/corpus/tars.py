@@ -1,4 +1,5 @@
-"""Indexes WebDataset tars by walking their headers: where each picture's bytes are, and what its text files say.
+"""Indexes WebDataset tars by walking their headers: records where each picture's bytes are, and what its text files
+contain.
 
 Consecutive files with the same key are a sample. A key is a name up to the first dot after its last slash, as in
 WebDataset. Names that begin with a dot are hidden, and files of other kinds do not end a sample.
