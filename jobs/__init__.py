@@ -1,4 +1,4 @@
-"""Contains what users run: commands, and the cluster they run on.
+"""Contains the commands that users run, and what runs them on a cluster.
 
 Takes job models or command lines and returns results and exit statuses. Imports pipeline and schemas.
 """

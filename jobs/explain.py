@@ -31,9 +31,10 @@ from pairmill.schemas.manifest import ShardManifest, manifest_name
 from pairmill.schemas.record import JobRecord
 
 DOWNLOAD_ACTOR_BYTES = 900_000_000
-"""A download actor at work: 230 MB of libraries, and four shards of bodies and stored pictures (docs/scale.md)."""
+"""Memory of a download actor: 230 MB of libraries, and the downloaded and stored pictures of four shards
+(docs/scale.md)."""
 ENCODE_ACTOR_BYTES = 1_200_000_000
-"""An encoder without its weights: PyTorch, and a few batches of decoded pictures."""
+"""Memory of an encoder without its weights: PyTorch, and a few batches of decoded pictures."""
 SMALL_ACTOR_BYTES = 300_000_000
 _SAMPLE = 64
 """Number of manifests that the rate is computed from."""
@@ -128,7 +129,7 @@ def _nodes(job: BuildJob) -> list[Node]:
 
 
 def local_node(job: BuildJob) -> Node:
-    """This machine, as a local Ray would see it."""
+    """This machine, as a local Ray instance would see it."""
     gpus = 0
     if job.models and job.run.device != "cpu":
         import torch

@@ -34,7 +34,7 @@ from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.subset import Subset
 
 ROWS_FOR_RAY = 20_000
-"""With fewer rows to write, this process alone finishes before a local Ray would have started."""
+"""With fewer rows to write, this process alone finishes before a local Ray instance would have started."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _webdataset(job: ExportJob, source: ExportSource, models: Sequence[str]) -> 
 
 
 def _image_path(source: ExportSource) -> Literal["file", "key", "uid"]:
-    """What identifies a picture outside of the dataset."""
+    """The column that identifies a picture outside the dataset."""
     if not isinstance(source.mapping.pictures, IndexedPictures):
         return "uid"  # also the key of its sample in the tars of a build
     is_tar = any(planned.source.lower().endswith(".tar") for planned in load_plan(source.store).inputs)

@@ -49,7 +49,8 @@ class _Mistake:
 
 
 def _mistakes(job: type[BaseModel], error: ValidationError) -> Iterator[_Mistake]:
-    """If a value may be of several kinds, pydantic complains once per kind. Keep only the kind that was meant."""
+    """If a value may be of several kinds, pydantic reports an error for each. Keep only those for the kind that was
+    meant."""
     found = [_mistake(job, problem) for problem in error.errors(include_url=False)]
     for number, mistake in enumerate(found):
         others = [other for other in found if other.union == mistake.union and other is not mistake]

@@ -1,4 +1,4 @@
-"""Turns a job file and flags into a checked job, or an error that names the line and the field.
+"""Turns a job file and flags into a checked job, or raises an error that names the line and the field.
 
 Precedence: flags and `--set`, then the job file, then the preset, then the defaults.
 """

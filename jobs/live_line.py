@@ -1,4 +1,4 @@
-"""Composes the live line: rows, rate, time left, requests, kept and lost rows, as far as they fit."""
+"""Composes the live progress line: rows, rate, time left, requests, kept and lost rows, as many of these as fit."""
 
 import time
 from collections import Counter, deque

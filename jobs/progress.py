@@ -31,8 +31,8 @@ WARN_INTERVAL_S = 60.0
 class ProgressListener(Protocol):
     """Receives the progress of a build, an embed, a retry or an added model, in the thread that started it.
 
-    Derive from it to write your own. Methods that you leave out do nothing. (Each has a `return`, because type checkers
-    consider methods of a Protocol without any statement abstract.)
+    Subclass it to write your own. Methods that you do not override do nothing. (Each has a `return`, because type
+    checkers consider methods of a Protocol without any statement abstract.)
     """
 
     def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
@@ -144,7 +144,7 @@ class ConsoleProgress(ProgressListener):
         return shutil.get_terminal_size().columns - 1 if self.live else PLAIN_WIDTH
 
     def _warn_of_failures(self, manifest: ShardManifest) -> None:
-        """A DNS outage shows as a jump in one shard, long before it shows in the totals."""
+        """Warn if many rows of a shard failed: a DNS outage shows in one shard long before it shows in the totals."""
         failures = Counter({name: manifest.statuses.get(name, 0) for name in NETWORK_FAILURES})
         share = failures.total() / max(manifest.rows_in, 1)
         before = sum(self.state.statuses[name] for name in NETWORK_FAILURES) / max(self.state.rows, 1)

@@ -33,7 +33,7 @@ class RetryResult:
     retried: int
     """Rows that were fetched again."""
     recovered: int
-    """Of these, rows that now have another status: pairs, or rejected for a permanent reason."""
+    """How many of these now have another status: they are pairs, or were rejected for a permanent reason."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""

@@ -35,7 +35,7 @@ from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles
 
 ROWS_FOR_RAY = 2_000_000
-"""With fewer rows, this process alone finishes before a local Ray would have started."""
+"""With fewer rows, this process alone finishes before a local Ray instance would have started."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SelectInput:
 
     store: Store
     shards: list[tuple[int, int]]
-    """(shard, generation), in order."""
+    """(shard, generation) of each shard, in order."""
     num_rows: int
     added_models: list[str]
     """Aliases of the added models that every shard has."""

@@ -18,7 +18,8 @@ from pairmill.schemas.errors import JobError
 
 MAX_YAML_BYTES = 1 << 20
 _MAX_EXPANDED = 2 * MAX_YAML_BYTES
-"""Values and characters with every alias written out. Text of MAX_YAML_BYTES without aliases never has more."""
+"""Maximum number of values and characters with every alias expanded. Text of MAX_YAML_BYTES without aliases never has
+more."""
 _TOO_MANY_ALIASES = f"aliases stand for more than {_MAX_EXPANDED:,} values and characters, or for themselves"
 
 _CORE_SCHEMA = (

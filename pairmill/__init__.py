@@ -113,7 +113,7 @@ _MODULES = {
     "schemas.status": ("Status",),
     "schemas.subset": ("Dedup", "Sample", "SelectJob", "SelectStep", "StepReport", "Subset", "Top"),
 }
-"""The module of each public name: the imports above, at run time."""
+"""The module of each public name, for the imports above at run time."""
 
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

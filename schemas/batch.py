@@ -33,7 +33,7 @@ class BatchInfo:
 
     shard: Shard
     generation: int | None = None
-    """Generation that a retry or an added model builds on. None: the shard is built for the first time."""
+    """Generation that a retry or an added model is based on. None: the shard is built for the first time."""
     rows_in: int = 0
     """Number of rows that the read stage returned. Later stages must not change it."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class BatchInfo:
 
     @property
     def base_manifest(self) -> str:
-        """File name of the manifest that a retry or an added model builds on."""
+        """File name of the manifest that a retry or an added model is based on."""
         if self.generation is None:
             raise ValueError(f"shard {self.shard.shard} does not build on a committed generation")
         return manifest_name(self.shard.shard, self.generation)

@@ -34,7 +34,8 @@ class ExportJob(Settings):
     models: list[str] | None = None
     """Aliases of the models whose embeddings are written. None: all. Only for `clip-retrieval` and `datacomp`."""
     carry: list[str] | Literal["all"] | None = None
-    """Input columns that go into the `.json` of `webdataset`, or `all`. None: those of the dataset's `images.carry`."""
+    """Input columns that go into the `.json` of `webdataset`, or `all`. None: those named by the dataset's
+    `images.carry`."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 

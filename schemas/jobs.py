@@ -50,7 +50,7 @@ class BuildJob(Settings):
 
     @property
     def computes_md5(self) -> bool:
-        """Whether somebody reads the MD5 of original bytes."""
+        """Whether the MD5 of the original bytes is needed."""
         return self.images.md5 or self.rules.md5_blocklist is not None
 
     def _refuse_settings_without_effect_on_a_corpus(self) -> None:

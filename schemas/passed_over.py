@@ -1,4 +1,5 @@
-"""Defines the reasons why something that a listing shows becomes neither a row nor a part of one.
+"""Defines the reasons why an entry of a listing is skipped ("passed over"): why it becomes neither a row nor a part of
+one.
 
 Plans, commands and `status` count these, so that everything listed is accounted for:
 seen = rows + parts + passed over (skipped, with a reason).

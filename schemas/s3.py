@@ -1,4 +1,5 @@
-"""Defines how to reach buckets, without secrets: keys come from the environment, a profile or the machine's role."""
+"""Defines how to reach buckets, without secrets: keys come from the environment, a profile or the instance's IAM
+role."""
 
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ class S3Access(BaseModel):
     endpoint: str | None = None
     """URL of an S3-compatible server, as http(s)://host:port."""
     profile: str | None = None
-    """Name of a profile in ~/.aws/config, which must exist on every machine."""
+    """An AWS profile (`~/.aws/config`), which must exist on every node."""
     region: str | None = None
     """Region of the bucket."""
     anonymous: bool | None = None
@@ -90,7 +91,8 @@ def _given(access: S3Access) -> dict[str, Any]:
 
 
 def secret_in(url: str) -> str | None:
-    """Why a URL with a password or signature is refused: URLs appear in plans and messages. None: it is fine."""
+    """Why a URL is refused for a password or signature in it, which would appear in plans and messages. None: it has no
+    secret."""
     _, separator, rest = url.partition("://")
     if separator and "@" in rest.partition("/")[0]:
         return "this URL contains a user name or password; use environment variables for credentials"

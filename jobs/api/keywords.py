@@ -48,7 +48,7 @@ def suggests_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def refuse_beside_job(keywords: Mapping[str, object]) -> None:
-    """Raises JobError if keywords are given together with a job model, which is complete."""
+    """Raise JobError if keywords are given together with a job object, which is complete by itself."""
     if given := [name for name, value in keywords.items() if value is not None]:
         raise JobError(f"{', '.join(given)}: give a job or keywords, not both")
 

@@ -33,7 +33,7 @@ class Command(TyperCommand):
         return list(_usage(super().collect_usage_pieces(ctx)))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """List arguments by name only; their help says what they accept."""
+        """List arguments by name only, because their help text says what they accept."""
         arguments = [each for each in self.get_params(ctx) if isinstance(each, TyperArgument)]
         if arguments:
             with formatter.section("Arguments"):
@@ -43,7 +43,7 @@ class Command(TyperCommand):
             formatter.write_dl([record for each in options if (record := each.get_help_record(ctx))])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples as they are: a wrapped command line could not be copied."""
+        """Print the examples unwrapped, because a wrapped command line could not be copied."""
         _write_examples(self.epilog, formatter)
 
 

@@ -37,7 +37,7 @@ def print_stopped(result: "BuildResult") -> None:
 
 
 def print_private_addresses(result: "BuildResult") -> None:
-    """If private addresses were refused, say how to allow them."""
+    """If private addresses were refused, say so, and how to allow them."""
     from pairmill.pipeline.common.text import counted
 
     if refused := result.statuses.get("address_refused"):

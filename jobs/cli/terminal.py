@@ -70,7 +70,8 @@ def stdout_errors() -> Iterator[None]:
 
 
 def _drop_unwritable() -> None:
-    """Drop what stdout does not take. Python would write it again when it exits, and print that error too."""
+    """Drop what stdout does not accept. Otherwise, Python would try to write it again on exit, and print that error
+    too."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -79,7 +80,7 @@ def _drop_unwritable() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether stdout is a pipe that nobody reads any more."""
+    """Whether stdout is a pipe whose reader has closed it."""
     poll = select.poll()
     poll.register(1, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -148,5 +149,6 @@ def open_store(output: str, settings: list[str] | None) -> "Store":
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether the error is ours, the file system's or S3's. Anything else is a bug and keeps its traceback."""
+    """Whether the error comes from pairmill, the file system or S3. Anything else is a bug, whose traceback is
+    shown."""
     return isinstance(error, (PairmillError, OSError)) or type(error).__module__.partition(".")[0] == "botocore"

@@ -14,7 +14,7 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import ShardManifest, manifest_name
 
 QUIET_INTERVALS = 10
-"""After this many usual intervals without a commit, the job has most likely ended."""
+"""If this many usual intervals pass without a commit, the job has most likely ended."""
 MIN_QUIET_S = 30.0
 FIRST_SHARD_S = 60.0
 """Assumed time per shard until one is done."""

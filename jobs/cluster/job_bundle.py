@@ -1,4 +1,4 @@
-"""Bundles what a command needs on another machine: our code, the job file, custom rules and blocklists."""
+"""Bundles what a command needs on another machine: pairmill's code, the job file, custom rules and blocklists."""
 
 import shutil
 import sys
@@ -128,7 +128,7 @@ def custom_modules(names: Sequence[str]) -> Iterator[Path | None]:
 
 
 def _is_loaded_from(top: str, path: Path) -> bool:
-    """Whether the module `top` was loaded from this file or folder in the current directory."""
+    """Whether the top-level module `top` was loaded from this file or folder in the current directory."""
     module = sys.modules.get(top)
     origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
     return (

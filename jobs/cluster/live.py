@@ -1,4 +1,4 @@
-"""Polls workers for their progress inside shards, without waiting for answers."""
+"""Polls workers for their progress inside shards, without waiting for the replies."""
 
 import time
 from collections import deque
@@ -13,7 +13,8 @@ INTERVAL_S = 1.0
 """Time between two rounds of polling."""
 
 MAX_QUESTIONS = 50
-"""Workers polled per round. Each costs the driver 0.15 ms, so a thousand workers take turns, each every 20 s."""
+"""Number of workers polled per round. Each poll costs the driver 0.15 ms, so a thousand workers take turns: each is
+polled every 20 s."""
 
 OnWork = Callable[[Mapping[str, WorkCounts]], None]
 """Called with the sums per stage."""

@@ -12,14 +12,14 @@ DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
 
 DOWNLOAD_CALLS = 4
-"""Shards that a download actor works on at once. Nearly every shard has a row that takes the whole timeout, so with
-fewer shards the cores would wait for the slowest rows."""
+"""Number of shards that a download actor works on at a time. Nearly every shard has a row that takes the whole timeout,
+so with fewer shards, the cores would wait for the slowest rows."""
 
 SMALL_CPUS = 0.2
 """Logical CPUs of an actor that may run anywhere. Ray only uses CPUs to place actors; it does not limit threads."""
 
 SPARE_CPUS = 2
-"""Extra logical CPUs for a local Ray, whose actors mostly wait."""
+"""Extra logical CPUs for a local Ray instance, whose actors mostly wait."""
 
 SOURCES: tuple[StageName, ...] = ("download", "load")
 
@@ -30,7 +30,7 @@ STORED_PICTURE_BYTES = 40_000
 """Typical size of a stored picture: 512 px at quality 95."""
 
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
-"""Label that Ray sets on every node with accelerators."""
+"""The label that Ray sets on every node with an accelerator."""
 
 
 class PoolError(PairmillError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Runs shards through a pipeline on Ray. THE place that decides what becomes of a shard that failed or lost its worker.
+"""Runs shards through a pipeline on Ray. THE place that decides what happens to a shard that failed or lost its worker.
 
 Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). Ray (`ray_backend.py`)
 starts processes, reports their deaths, and moves tables between them without going through the driver. A stage that
@@ -45,7 +45,7 @@ OBJECT_STORE_SHARE = 0.4
 """Share of the object stores for shards in flight. Payloads sent between machines exist twice; Ray spills at 0.8."""
 
 _FIRST_FAILURES = 3
-"""If a rule or a model fails this many shards before any shard succeeds, it would fail all others too: stop."""
+"""Stop if a rule or a model fails this many shards before any shard succeeds, because it would fail all others too."""
 
 _WORKER_DIED = Failure(
     FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times"

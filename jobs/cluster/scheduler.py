@@ -1,7 +1,7 @@
 """Moves shards through pools of workers, stage by stage, and handles the death of workers.
 
-What becomes of a shard that failed or lost its worker is decided in `run_shards.py`: this file only reports it. It does
-not depend on Ray either, and only needs a WorkerBackend (`worker_backend.py`).
+`run_shards.py` decides what happens to a shard that failed or lost its worker; this file only reports it. It does not
+depend on Ray either, and only needs a WorkerBackend (`worker_backend.py`).
 """
 
 import logging
@@ -33,7 +33,8 @@ IDLE_S = 60.0
 """Workers above the pool's minimum stop after this idle time."""
 _MAX_FAILED_STARTS = 3
 _MAX_FAILURES = 3
-"""Replace a worker after this many consecutive failures if others of its stage succeed: its machine is to blame."""
+"""Replace a worker after this many consecutive failures if others of its stage succeed, because its machine must be the
+cause."""
 _SAY_AFTER_S = 60.0
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster or starts a local Ray: the session that everything else in this folder runs in."""
+"""Joins a Ray cluster or starts a local Ray instance: the session in which everything else in this folder runs."""
 
 import json
 import os
@@ -21,15 +21,15 @@ from pairmill.schemas.job.run import RunConfig
 
 
 class SessionError(PairmillError, RuntimeError):
-    """A local Ray does not start."""
+    """A local Ray instance could not be started."""
 
 
 @contextmanager
 def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = SPARE_CPUS) -> Iterator[None]:
-    """Join the cluster of `run.address`, or start a local Ray for the duration of the block.
+    """Join the cluster at `run.address`, or start a local Ray instance for the duration of the block.
 
     `modules`: a folder with the user's rule modules, shipped to the workers. `spare_cpus`: extra logical CPUs for a
-    local Ray, whose actors mostly wait.
+    local instance, whose actors mostly wait.
     """
     if ray.is_initialized():
         yield
@@ -65,7 +65,8 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
 
 
 def _twice(start: Callable[[], object]) -> None:
-    """Start a local Ray, and again if that fails: on a busy machine it may time out, with a plain Exception.
+    """Start a local Ray instance, with a second attempt, because on a busy machine it may time out with a plain
+    Exception.
 
     Raises SessionError.
     """
@@ -80,7 +81,8 @@ def _twice(start: Callable[[], object]) -> None:
 
 
 def _kill_autoscaler_monitor() -> None:
-    """Kill a process of the local Ray that ignores SIGTERM: `ray.shutdown` would wait a second for it."""
+    """Kill a process of the local Ray instance that ignores SIGTERM; otherwise `ray.shutdown` would wait a second for
+    it."""
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if any(part.endswith("autoscaler/_private/monitor.py") for part in child.cmdline()):
@@ -95,7 +97,7 @@ def _has_working_dir() -> bool:
 
 @contextmanager
 def _unchanged_sigterm() -> Iterator[None]:
-    """Keep the caller's handler for SIGTERM, if there is one: Ray replaces it with its own, which raises SystemExit."""
+    """Keep the caller's handler for SIGTERM, if there is one. Ray replaces it with its own, which raises SystemExit."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -53,11 +53,12 @@ class Cluster:
         with _clearly(address), _without(*_OVERRIDES):
             self._client = _client(address)
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they report every uploaded package
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # these loggers report every uploaded package
         self.address = address
 
     def submit(self, command: Command) -> str:
-        """Ship our code and start the command. Returns the job's id. Raises JobError if it cannot start."""
+        """Upload pairmill's code and start the command. Returns the job's id. Raises JobError if the job cannot
+        start."""
         with bundled(command) as bundle, _clearly(self.address):
             shutil.copy(Path(__file__).with_name(_ENTRYPOINT), bundle.folder)
             return self._submit(
@@ -115,7 +116,7 @@ class Cluster:
         return job
 
     def _patiently(self, job_id: str) -> SubmittedJob:
-        """The job; keeps trying for a while if the dashboard cannot be reached."""
+        """The job. Retries for a while if the dashboard cannot be reached."""
         deadline = time.monotonic() + _AWAY_S
         while True:
             try:

@@ -48,7 +48,7 @@ from pairmill.schemas.jobs import BuildJob
 
 INPUT, DATASET, CONTACT_SHEET = "input.parquet", "dataset", "contact_sheet.html"
 MARKER = "demo.json"
-"""Marks the folder as a demo's, so that the next demo may replace it."""
+"""File that marks a folder as a demo's, so that the next demo may replace it."""
 
 FETCH_TIMEOUT_S = 5.0
 """Each shard waits this long for servers that never respond. On a busy machine, 3 s was too short for slow ones."""
@@ -59,7 +59,7 @@ _ROW_SCHEMA = pa.schema(
         pa.field("caption", pa.string()),
         pa.field("kind", pa.string()),
         pa.field("expected", pa.string()),  # statuses, comma-separated
-        pa.field("truth", pa.bool_()),  # whether it should be kept; null: either is fine
+        pa.field("truth", pa.bool_()),  # whether the row should be kept; null: both outcomes are fine
     ]
 )
 

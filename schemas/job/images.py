@@ -34,8 +34,8 @@ class ImagesConfig(Settings):
     """Input columns to carry into the tars' `.json` (license, artist, ...), or `all`; also for exports of the dataset.
     Bytes become base64, times ISO 8601, decimals text."""
     md5: bool = False
-    """Also compute the MD5 of the original bytes, for lists of other tools. It takes longer than the SHA-256, which is
-    always there. `rules.md5_blocklist` computes it too."""
+    """Also compute the MD5 of the original bytes, to match lists of other tools. It takes longer than the SHA-256,
+    which is always computed. `rules.md5_blocklist` computes it too."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 100_000_000
     """Pictures whose header announces more pixels are refused before any memory is allocated. All decoding threads
     together may use 8 bytes x this number of memory, or 256 MiB if that is more."""

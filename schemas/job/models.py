@@ -11,7 +11,8 @@ from pairmill.schemas.settings import Settings, Uri
 _ALIAS = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 RESERVED_ALIASES = frozenset(name.rpartition("_")[2] for name in OWN_COLUMNS if "_" in name)
-"""Suffixes of pairmill's own columns: `SELECT COLUMNS('.*_id$')` must not match a model's columns."""
+"""Suffixes of pairmill's own columns, which an alias must not be: `SELECT COLUMNS('.*_id$')` must not match a model's
+columns."""
 
 
 class ModelConfig(Settings):

@@ -11,7 +11,7 @@ class RunConfig(Settings):
     """How to distribute the work. Nothing here changes the output."""
 
     address: str | None = None
-    """Ray cluster to join (`auto` or ray://...). None: a local Ray for this run."""
+    """Ray cluster to join (`auto` or ray://...). None: a local Ray instance for this run."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
     """Number of download actors. None: one for every two of Ray's CPUs."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
