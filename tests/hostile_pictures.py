@@ -188,7 +188,7 @@ def gif_header(width: int, height: int) -> bytes:
     return bytes(body)
 
 
-def paid_for(megapixels: float) -> Iterator[Hostile]:
+def most_expensive_accepted(megapixels: float) -> Iterator[Hostile]:
     """The most expensive pictures that are not refused: at 100 megapixels, just within the allowed cost."""
     side = int((megapixels * 1e6) ** 0.5)
     for color_type, bits in ((0, 1), (0, 16), (2, 8), (2, 16), (6, 8), (6, 16), (3, 8)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pairmill.schemas.status import Status
 
 PICTURE = b"\xff\xd8\xff\xe0" + bytes(range(48, 128))
-"""The body of the good ones."""
+"""The body of the valid responses."""
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -17,7 +17,7 @@ _HEX = b"%x" % len(PICTURE)
 
 @dataclass(frozen=True)
 class Answer:
-    """Bytes after which the server closes the connection."""
+    """The bytes that the server sends before it closes the connection."""
 
     bytes: bytes
     status: Status = Status.OK

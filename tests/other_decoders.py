@@ -1,4 +1,5 @@
-"""Decodes a file with three independent decoders: RGB, 8 bits, upright, over white, in sRGB; None if one refuses it.
+"""Decodes a file with three independent decoders, to sRGB with 8 bits, rotated as shown, over white; None if one
+refuses it.
 
 Each does as much as it can by itself. OpenCV does not support profiles, so only the other two decode those pictures.
 """
@@ -67,7 +68,7 @@ def opencv(body: bytes) -> Pixels | None:
     try:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if image is not None and image.dtype in (np.uint8, np.uint16) and (image.ndim == 2 or image.shape[2] != 4):
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # which also turns it upright
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # which also applies the orientation
     except cv2.error:
         return None
     if image is None:

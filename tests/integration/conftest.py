@@ -1,4 +1,4 @@
-"""Provides one Ray for the whole test session, and a plain web server for pictures on loopback addresses."""
+"""Provides one Ray instance for the whole test session, and a plain web server for pictures on loopback addresses."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +25,8 @@ LONGEST = [
         "install",
     )
 ]
-"""Files that take longest, or whose single tests do. They run first: at the end, they would run alone."""
+"""The test files that take longest as a whole or in a single test. They run first, because at the end they would run
+alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,7 +44,8 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def on_this_ray(ray_session: None) -> list[str]:
-    """Flags that let a command join the session's Ray: starting another takes longer than most jobs."""
+    """Flags that let a command join the session's Ray instance, because starting another takes longer than most
+    jobs."""
     import ray
 
     return ["--set", f"run.address={ray.get_runtime_context().gcs_address}"]
@@ -51,7 +53,8 @@ def on_this_ray(ray_session: None) -> list[str]:
 
 @pytest.fixture
 def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs run their shards in this process. On Ray they give equal tables, but each job starts workers of its own."""
+    """Make jobs run their shards in this process. They yield the same tables as on Ray, where each job would start its
+    own workers."""
     from pairmill.jobs.cluster.run_shards import Outcome
     from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
     from pairmill.schemas.batch import planned_batches

@@ -1,4 +1,4 @@
-"""Tests the whole path in Python: `import pairmill`, a loopback web server, the model `tiny`."""
+"""Tests the Python API from URLs to training, with a loopback web server and the model `tiny`."""
 
 import io
 import os
@@ -23,15 +23,15 @@ REPOSITORY = Path(__file__).parents[2]
 LOOPBACK = {"fetch.allow_networks": ["127.0.0.0/8"], "shard_rows": 8}
 
 
-def near(one: Image.Image, other: Image.Image) -> bool:
-    """Whether it is the same picture, as far as JPEG and two decoders allow."""
+def looks_like(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two pictures are the same, apart from small differences due to JPEG compression and decoders."""
     pixels = [np.asarray(each.convert("RGB"), np.int16) for each in (one, other)]
     return pixels[0].shape == pixels[1].shape and float(np.abs(pixels[0] - pixels[1]).mean()) < 3
 
 
 @pytest.fixture
 def source(web: PictureWeb, tmp_path: Path) -> Path:
-    """Twenty pairs, four of them with missing pictures."""
+    """A list of twenty pairs; the pictures of four of them are missing."""
     rows = [
         {
             "url": web.add(f"/{n}.jpg", picture(n)) + (".gone" if n % 5 == 4 else ""),
@@ -63,8 +63,8 @@ def test_the_whole_path_from_urls_to_training(
     for row in dataset:
         original = Image.open(io.BytesIO(picture(row["n"])))
         assert row.picture is not None
-        assert near(row.picture, original)
-        assert near(dataset.picture(row["uid"]), original)
+        assert looks_like(row.picture, original)
+        assert looks_like(dataset.picture(row["uid"]), original)
         image, text = (row[f"{side}_embedding_tiny"].astype(np.float32) for side in ("image", "text"))
         assert abs(float(image @ text) - row["similarity"]) < 2e-3
         seen += 1
@@ -118,7 +118,7 @@ def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
     assert table["similarity_tiny"].equals(table["similarity_again"])
     for row in dataset.rows(["uid", "key"]):
         assert row.picture is not None
-        assert near(row.picture, Image.open(io.BytesIO(picture(int(row["key"])))))
+        assert looks_like(row.picture, Image.open(io.BytesIO(picture(int(row["key"])))))
     corpus.write_bytes(corpus.read_bytes()[:3_000])
     with pytest.raises(pairmill.PairmillError, match=r"00000\.tar"):
         list(dataset)
@@ -131,10 +131,12 @@ def test_pictures_inside_parquet_are_opened_too(plain_loop: None, tmp_path: Path
     pairmill.embed(tmp_path / "in.parquet", tmp_path / "emb", models="tiny", device="cpu", progress=False)
     dataset = pairmill.open(tmp_path / "emb")
     for row in dataset:
-        assert near(dataset.picture(row["uid"]), Image.open(io.BytesIO(picture(row["n"]))))
+        assert looks_like(dataset.picture(row["uid"]), Image.open(io.BytesIO(picture(row["n"]))))
 
 
-def test_a_dataset_on_s3_is_opened_by_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_on_s3_is_opened_with_the_settings_that_are_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from moto.server import ThreadedMotoServer
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -150,7 +152,9 @@ def test_a_dataset_on_s3_is_opened_by_its_own_settings(tmp_path: Path, monkeypat
         fields = embed_job(tmp_path / "out", tmp_path).model_dump(exclude_unset=True)
         sequentially(pairmill.BuildJob.model_validate({**fields, "output": "s3://shelf/out", "s3": s3}))
         dataset = pairmill.open("s3://shelf/out", s3=s3)
-        assert [near(row.picture, Image.open(io.BytesIO(picture(int(row["key"]))))) for row in dataset] == [True] * 5
+        assert [looks_like(row.picture, Image.open(io.BytesIO(picture(int(row["key"]))))) for row in dataset] == [
+            True
+        ] * 5
         assert pairmill.status("s3://shelf/out", s3=s3).kept == len(dataset) == 5
         assert pairmill.verify("s3://shelf/out", s3=pairmill.S3Config.model_validate(s3)).holds
     finally:
@@ -174,7 +178,9 @@ def no_fives(rows):
 """
 
 
-def test_a_script_and_a_session_work_beside_folders_with_the_names_of_ours(source: Path, tmp_path: Path) -> None:
+def test_scripts_and_interactive_sessions_work_beside_folders_named_like_pairmills(
+    source: Path, tmp_path: Path
+) -> None:
     for name in ("pipeline", "schemas"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder was imported')")
@@ -183,13 +189,13 @@ def test_a_script_and_a_session_work_beside_folders_with_the_names_of_ours(sourc
     expected = "[('custom_rule', 2), ('http_4xx', 4), ('ok', 14)] 14\n"
     (tmp_path / "script.py").write_text(SCRIPT.replace("OUTPUT", "'by_script'"))
     cell = SCRIPT.replace("OUTPUT", "'by_session'")
-    # As in a notebook: the code comes from no file, and an event loop is running.
-    typed = f"import asyncio\nasync def run(): exec({cell!r})\n\nasyncio.run(run())\n"
+    # As in a notebook: the code is not in a file, and an event loop is running.
+    session = f"import asyncio\nasync def run(): exec({cell!r})\n\nasyncio.run(run())\n"
     for arguments in ([str(tmp_path / "script.py")], ["-i"]):
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=tmp_path,
-            input=typed if arguments == ["-i"] else "",
+            input=session if arguments == ["-i"] else "",
             capture_output=True,
             text=True,
             timeout=240,
@@ -198,7 +204,7 @@ def test_a_script_and_a_session_work_beside_folders_with_the_names_of_ours(sourc
         assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
-TYPED = """
+USER_CODE = """
 from pathlib import Path
 from typing import assert_type
 
@@ -224,8 +230,8 @@ pairmill.bulid
 """
 
 
-def test_mypy_sees_the_types_of_the_whole_face(tmp_path: Path) -> None:
-    (tmp_path / "user.py").write_text(TYPED)
+def test_mypy_sees_the_types_of_the_public_api(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER_CODE)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context"]
     done = subprocess.run(
         [*command, "--cache-dir", str(REPOSITORY / ".mypy_cache" / "user"), "user.py"], cwd=tmp_path,

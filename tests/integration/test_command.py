@@ -37,7 +37,7 @@ def build_arguments(source: Path, output: Path, *more: str) -> list[str]:
     return ["build", str(source), str(output), "--set", loopback, "--set", "shard_rows=8", "--json", *more]
 
 
-def identities(output: Path) -> list[tuple[str, str]]:
+def row_ids_and_uids(output: Path) -> list[tuple[str, str]]:
     """(row_id, uid) of every row, read by a plain glob, which must be exact after a finished run."""
     paths = [path for folder in ("pairs", "rejects") for path in (output / folder).iterdir()]
     tables = [pq.read_table(path, columns=["row_id", "uid"]) for path in paths]
@@ -71,7 +71,7 @@ def test_after_kill_9_the_same_command_gives_what_an_uninterrupted_run_gives(web
     again = run(build_arguments(source, output), tmp_path)
     assert again.returncode == 0, (delays_s, again.stderr)
     assert json.loads(again.stdout.splitlines()[-1])["rows_in"] == len(rows)
-    assert identities(output) == identities(whole), delays_s
+    assert row_ids_and_uids(output) == row_ids_and_uids(whole), delays_s
     assert without_attempts(files(output)) == without_attempts(files(whole)), delays_s
 
 

@@ -1,4 +1,4 @@
-"""Tests that pictures, tokens and embeddings of the feed belong to their rows, and a few steps of training."""
+"""Tests that the pictures, tokens and embeddings of PairDataset belong to their rows, and a few steps of training."""
 
 import io
 import json
@@ -58,13 +58,13 @@ def test_each_picture_comes_with_its_own_caption_and_embeddings(dataset: Path) -
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "http://127.0.0.1:9/a.tar", "file:///etc/hostname", "../a.tar"])
-def test_a_row_cannot_make_the_feed_open_a_file_that_is_foreign_to_the_dataset(dataset: Path, name: str) -> None:
+def test_a_row_cannot_make_pair_dataset_open_a_file_outside_the_dataset(dataset: Path, name: str) -> None:
     shards = FeedShards.open(Store(str(dataset)), "most")
     with pytest.raises(OSError, match="neither a tar of"):
         shards.picture(name, 0, 5)
 
 
-def test_a_transform_gets_the_upright_picture_and_a_tokenizer_all_captions_of_a_batch(dataset: Path) -> None:
+def test_a_transform_gets_the_picture_as_it_is_shown_and_a_tokenizer_all_captions_of_a_batch(dataset: Path) -> None:
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     sizes: set[Any] = set()
 
@@ -99,7 +99,7 @@ def test_without_the_image_column_no_picture_is_read(dataset: Path, tmp_path: Pa
     assert batch["image_embedding_tiny"].shape == batch["text_embedding_tiny"].shape == (20, 128)
 
 
-def test_pictures_inside_parquet_cannot_be_fed(tmp_path: Path) -> None:
+def test_pictures_inside_parquet_are_not_supported(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,7 +138,7 @@ def test_two_datasets_on_two_s3_servers_are_read_side_by_side_in_one_process(tmp
         assert all(row["image"] == picture(int(row["key"])) for row in rows)
 
 
-def test_a_plain_contrastive_loop_learns_from_the_feed(dataset: Path) -> None:
+def test_a_plain_contrastive_loop_learns_from_pair_dataset(dataset: Path) -> None:
     from pairmill.pipeline.encode.weights import TINY_FOLDER
 
     config = json.loads((TINY_FOLDER / "open_clip_config.json").read_text())["model_cfg"]

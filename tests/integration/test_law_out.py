@@ -1,4 +1,4 @@
-"""Output invariant, part two: the readers that people use open whole exports, given only the folder."""
+"""Output invariant, part two: common readers can open a whole export, given only its folder."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Invariant: if this machine stalls, no row becomes `timeout`, and servers are blamed for nothing else either."""
+"""Invariant: if this machine stalls, no row gets the status `timeout`, nor any other status that blames the server."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Tests that the Python in README runs as written, from top to bottom."""
+"""Tests that the Python code in the README runs as written, from top to bottom."""
 
 import os
 import re
@@ -14,28 +14,28 @@ from tests.integration.test_embed import CAPTION, embed_job, samples, write_tar
 
 REPOSITORY = Path(__file__).parents[2]
 
-ADAPTED = {
+REPLACEMENTS = {
     '"urls.parquet", "out",': '"urls.parquet", "out", settings={"fetch.allow_networks": ["127.0.0.0/8"]},',
-    "ViT-B-32:openai": "tiny",  # because its weights are available here
-    "min_similarity=0.28": "min_similarity=-1.0",  # because the pictures show nothing
+    "ViT-B-32:openai": "tiny",  # because its weights are bundled
+    "min_similarity=0.28": "min_similarity=-1.0",  # because the captions do not describe the pictures
     "image_embedding_vit_b_32": "image_embedding_tiny",
     "range(10)": "range(1)",
     "num_workers=4": "num_workers=1",
 }
-"""Replacements: here there is no internet, few pairs and little time."""
+"""Original text -> what the test runs instead, because it has no internet access, few pairs and little time."""
 
 
 def python_blocks() -> list[str]:
-    """The Python in README, adapted."""
+    """The Python blocks of the README, with the replacements."""
     text = (REPOSITORY / "README.md").read_text()
-    for there, here in ADAPTED.items():
-        assert there in text, there
-        text = text.replace(there, here)
+    for original, replacement in REPLACEMENTS.items():
+        assert original in text, original
+        text = text.replace(original, replacement)
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.timeout(600)
-def test_the_python_in_readme_runs(web: PictureWeb, tmp_path: Path) -> None:
+def test_the_python_code_in_the_readme_runs(web: PictureWeb, tmp_path: Path) -> None:
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": CAPTION.format(n)} for n in range(40)]
     write_input(tmp_path / "urls.parquet", rows)
     (tmp_path / "tars").mkdir()
@@ -48,13 +48,13 @@ def test_the_python_in_readme_runs(web: PictureWeb, tmp_path: Path) -> None:
     assert len(others) == 4
     sequentially(embed_job(tmp_path / "emb", tmp_path / "tars"))
     check = "from pairmill.pipeline.rules.custom import load_custom_rule\nimport pathlib\n"
-    check += "print(load_custom_rule('my_rules:no_stock_photos', pathlib.Path.cwd()).step)\nprint('to the end')\n"
+    check += "print(load_custom_rule('my_rules:no_stock_photos', pathlib.Path.cwd()).step)\nprint('reached the end')\n"
     (tmp_path / "readme.py").write_text("\n".join([builds, *others, check]))
     done = subprocess.run(
         [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["caption", "to the end"]
+    assert done.stdout.splitlines()[-2:] == ["caption", "reached the end"]
     assert (tmp_path / "best.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "train").glob("*.tar"))

@@ -38,8 +38,8 @@ def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def ailing(web: PictureWeb, tmp_path: Path) -> tuple[BuildJob, NameServer]:
-    """Of 40 rows, 8 get a 503, 8 have an unknown host name, 8 get a 404; the rest are fine."""
+def failing_rows(web: PictureWeb, tmp_path: Path) -> tuple[BuildJob, NameServer]:
+    """A list of 40 rows: 8 get a 503, 8 have an unknown host name, 8 get a 404, and the others are fine."""
     with NameServer({}) as server:
         rows = []
         for n in range(40):
@@ -57,9 +57,9 @@ def ailing(web: PictureWeb, tmp_path: Path) -> tuple[BuildJob, NameServer]:
 
 
 def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
-    plain_loop: None, web: PictureWeb, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+    plain_loop: None, web: PictureWeb, failing_rows: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
-    build_job, server = ailing
+    build_job, server = failing_rows
     output = tmp_path / "out"
     first = sequentially(build_job)
     assert first.statuses == {"ok": 16, "http_5xx": 8, "http_4xx": 8, "dns_error": 8}
@@ -104,9 +104,9 @@ def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
 
 
 def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
-    plain_loop: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+    plain_loop: None, failing_rows: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
-    build_job, _ = ailing
+    build_job, _ = failing_rows
     sequentially(build_job)
     store = Store(str(tmp_path / "out"))
     before = {manifest.shard: manifest for manifest in read_manifests(store)}
@@ -125,9 +125,9 @@ def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
 
 
 def test_a_retry_may_change_only_run_settings(
-    plain_loop: None, ailing: tuple[BuildJob, NameServer], tmp_path: Path
+    plain_loop: None, failing_rows: tuple[BuildJob, NameServer], tmp_path: Path
 ) -> None:
-    build_job, _ = ailing
+    build_job, _ = failing_rows
     sequentially(build_job)
     output = str(tmp_path / "out")
     with pytest.raises(JobError, match="a retry may change only how it is run"):

@@ -1,4 +1,4 @@
-"""Tests `run_shards` on Ray: it overlaps shards, survives a worker's death, and loses only what cannot be saved."""
+"""Tests `run_shards` on Ray: shards overlap, a worker's death is survived, and only rows that always crash are lost."""
 
 import json
 import threading

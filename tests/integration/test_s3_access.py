@@ -38,8 +38,8 @@ LIMIT_S = 10.0
 
 
 @pytest.fixture(autouse=True)
-def as_a_stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No credentials except those that a test sets."""
+def without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Remove all credentials except those that a test sets."""
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", *CREDENTIALS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

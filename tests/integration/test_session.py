@@ -1,4 +1,4 @@
-"""Tests what becomes of a local Ray that does not start."""
+"""Tests what happens if a local Ray instance does not start."""
 
 import pytest
 

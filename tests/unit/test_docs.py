@@ -1,4 +1,5 @@
-"""Tests that everything that README and the docs name exists: commands, options, job fields, columns, statuses."""
+"""Tests that everything that the README and the docs mention exists: commands, options, job fields, columns,
+statuses."""
 
 import ast
 import importlib

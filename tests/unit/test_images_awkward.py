@@ -44,7 +44,8 @@ def test_awkward_files_get_the_status_that_their_manifest_expects(name: str, exp
 
 
 def reference(body: bytes) -> npt.NDArray[np.uint8]:
-    """The picture as a person should see it, by Pillow alone, at full size: upright, 8 bits, alpha over white, sRGB."""
+    """What the picture should look like, decoded by Pillow alone at full size: rotated as shown, 8 bits, alpha over
+    white, sRGB."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
@@ -69,7 +70,7 @@ def likeness(body: bytes, images_format: str = "jpg") -> float | None:
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the awkward pictures are not at {FOLDER}")
 @pytest.mark.parametrize("name", [name for name, _ in _manifest()])
-def test_awkward_pictures_are_stored_upright_and_in_the_right_colors(name: str) -> None:
+def test_awkward_pictures_are_stored_in_the_right_orientation_and_colors(name: str) -> None:
     body = (FOLDER / name).read_bytes()
     seen = likeness(body)
     assert seen is None or seen >= 28

@@ -1,4 +1,4 @@
-"""Tests a decoder that dies or hangs. No picture here does that to the real one, so a stand-in does it."""
+"""Tests a decoder that dies or hangs. No test picture makes the real one do so, so the tests use a stand-in."""
 
 import io
 import multiprocessing

@@ -1,4 +1,4 @@
-"""JPEGs that need no change are passed through: which ones, with exactly their pixels, and nothing else."""
+"""Tests which JPEGs keep their own compressed pixels, and that they keep exactly these and nothing else."""
 
 import io
 import random

@@ -34,7 +34,7 @@ def resizer() -> Any:
 
 
 def expected_size(width: int, height: int, size: int, mode: str, only_if_bigger: bool) -> tuple[int, int]:
-    """img2dataset's README, as arithmetic."""
+    """The size according to img2dataset's README."""
     if mode == "no":
         return width, height
     side = min(width, height) if mode in ("keep_ratio", "center_crop") else max(width, height)

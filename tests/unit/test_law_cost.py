@@ -25,7 +25,7 @@ from tests.hostile_pictures import (
     bmp_run_lengths,
     lossless_webp,
     metadata_without_end,
-    paid_for,
+    most_expensive_accepted,
     png_of_zeros,
     refused,
 )
@@ -107,7 +107,7 @@ def test_no_awkward_picture_costs_too_much(child: ProcessPoolExecutor) -> None:
 
 def test_the_most_expensive_pictures_that_are_not_refused_stay_within_their_cost(child: ProcessPoolExecutor) -> None:
     ImageProcessor(ImagesConfig())  # sets Pillow's own limit
-    for picture in paid_for(MEGAPIXELS):
+    for picture in most_expensive_accepted(MEGAPIXELS):
         if len(picture.body) > FetchConfig().max_bytes:
             continue
         name, status, peak, before, cpu_s = child.submit(measure, picture).result()

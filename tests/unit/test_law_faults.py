@@ -1,4 +1,5 @@
-"""Invariant: untrusted text decides nothing. Words about machine faults in it change no verdict."""
+"""Invariant: untrusted text decides nothing. If it contains words about machine faults, they do not change a row's
+status."""
 
 import errno
 import io

@@ -47,7 +47,7 @@ def pillow(body: bytes) -> Pixels:
 
 
 def hugging_face(body: bytes) -> Pixels:
-    """As `datasets.Image` does: it turns pictures upright."""
+    """Decode as `datasets.Image` does, which applies the EXIF orientation."""
     with Image.open(io.BytesIO(body)) as opened:
         return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
 

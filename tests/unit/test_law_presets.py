@@ -1,4 +1,5 @@
-"""Invariant: presets make the same decisions as the filters that they are named after, as far as they claim to."""
+"""Invariant: presets make the same decisions as the filters that they are named after, in the respects that they
+claim."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Tests progress inside shards: workers count, the driver sums, and a line shows it in a terminal, log or notebook."""
+"""Tests progress inside shards: workers count, the driver adds up, and a line in a terminal, log or notebook shows
+it."""
 
 import io
 import re

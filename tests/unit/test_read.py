@@ -1,4 +1,4 @@
-"""Tests the rows of a shard: identity, problems, and slices of large files."""
+"""Tests the rows of a shard: their uids and problems, and slices of large files."""
 
 import hashlib
 import uuid

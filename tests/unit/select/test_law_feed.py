@@ -1,5 +1,5 @@
-"""Invariant of the feed: each epoch has every pair once and its own order, with any loader, and wherever the last loop
-was left; `len()` is correct, and ranks never wait for each other in vain.
+"""Invariant of PairDataset: each epoch has every pair once and its own order, with any loader, and wherever the last
+loop was left; `len()` is correct, and ranks never wait for each other forever.
 """
 
 import math
@@ -80,7 +80,7 @@ def test_workers_get_whole_batches_and_all_ranks_together_every_row_once(
 
 
 @pytest.mark.parametrize("loader_of", [DataLoader, StatefulDataLoader])
-def test_set_epoch_reaches_living_workers_and_a_loop_left_early_takes_nothing_from_the_next(
+def test_set_epoch_takes_effect_in_persistent_workers_and_a_loop_left_early_takes_nothing_from_the_next(
     dataset: Path, loader_of: Any
 ) -> None:
     pairs = feed(dataset)

@@ -59,7 +59,8 @@ def test_a_count_with_few_distinct_scores_is_exact(dataset: Path, count: int) ->
 
 
 def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
-    """Of 4,000 rows, the wide ones are kept for their score and the rest won ties; a quarter of each is sampled."""
+    """Of 4,000 rows, the wide ones are kept for their score and the others because they won ties. About a quarter of
+    each must be in the sample."""
     top = {"top": {"by": "greatest(width - 900, height - height)", "count": 4_000}}
     make_subset(dataset, "tied", top)
     make_subset(dataset, "sampled", top, {"sample": {"fraction": 0.25}})

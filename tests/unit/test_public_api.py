@@ -22,7 +22,7 @@ FUNCTIONS = ("add_model", "build", "embed", "export", "open", "retry", "select",
 HEAVY = ("ray", "torch", "pyarrow", "pandas", "numpy", "PIL", "pydantic", "yaml", "aiohttp", "fsspec")
 
 
-def test_the_import_loads_nothing_heavy_and_takes_a_blink() -> None:
+def test_the_import_loads_nothing_heavy_and_is_fast() -> None:
     code = f"import sys, pairmill; print([name for name in {HEAVY} if name in sys.modules], pairmill.__version__)"
     seconds = []
     for _ in range(5):
@@ -204,7 +204,7 @@ def test_a_mistake_is_a_job_error_before_anything_starts(
         pairmill.build(*arguments, **keywords)  # type: ignore[arg-type]
 
 
-def test_a_job_model_works_alone_and_fits_its_function() -> None:
+def test_a_job_object_works_alone_and_fits_its_function() -> None:
     job = pairmill.BuildJob.model_validate({"source": {"paths": "in.csv"}, "output": "out"})
     with pytest.raises(pairmill.JobError, match=r"source\.limit_rows, settings: give a job or keywords, not both"):
         pairmill.build(job, limit=5, settings={"images.size": 3})
