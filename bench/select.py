@@ -1,10 +1,11 @@
-"""Selects from ten million rows of metadata: pairmill on Ray compared with DuckDB, on the same files.
+"""Compares `select` on Ray with DuckDB, on ten million rows of metadata in the same files.
 
     python -m bench.select --rows 10000000 --rounds 5
 
-The steps: one row per uid, similarity >= 0.2, the top 30% by similarity, one row per sha256. Both write the selected
-rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its own process. The
-clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's workers together.
+The steps are one row per uid, similarity >= 0.2, the top 30% by similarity, and one row per sha256. Both write the
+selected rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its own
+process. The clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's workers
+together.
 """
 
 import argparse
@@ -46,7 +47,7 @@ copy (
 
 
 def pairmill(dataset: str) -> dict[str, float]:
-    """Seconds once Ray is up, and selected rows."""
+    """Select with pairmill. Returns the seconds without the start of Ray, and the number of selected rows."""
     from pairmill.jobs.cluster import session
     from pairmill.jobs.select import select
     from pairmill.schemas.job.run import RunConfig
@@ -60,7 +61,7 @@ def pairmill(dataset: str) -> dict[str, float]:
 
 
 def duckdb(dataset: str) -> dict[str, float]:
-    """Seconds of the query, and selected rows."""
+    """Select with DuckDB. Returns the seconds of the query, and the number of selected rows."""
     import duckdb as database
 
     with tempfile.TemporaryDirectory() as folder:

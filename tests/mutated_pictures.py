@@ -1,4 +1,4 @@
-"""Generates mutated pictures, and counts the statuses that decoding them gives."""
+"""Generates mutated pictures, decodes them and counts the resulting statuses."""
 
 import io
 import random
@@ -16,7 +16,7 @@ from pairmill.schemas.job.images import ImagesConfig
 SEED_BYTES = 200_000
 
 
-def drawn() -> list[bytes]:
+def draw_seeds() -> list[bytes]:
     """One small picture in every format and pixel mode that Pillow writes."""
     small = np.random.default_rng(7).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     picture = Image.fromarray(small)
@@ -73,7 +73,7 @@ def mutations(seeds: Sequence[bytes], rng: random.Random) -> Iterator[bytes]:
 def seeds_from(folder: Path | None) -> list[bytes]:
     """The synthetic pictures, and the files in a folder that are small enough to decode many times."""
     files = sorted(folder.rglob("*.*")) if folder else []
-    return drawn() + [body for path in files if len(body := path.read_bytes()) <= SEED_BYTES]
+    return draw_seeds() + [body for path in files if len(body := path.read_bytes()) <= SEED_BYTES]
 
 
 def decode_mutations(

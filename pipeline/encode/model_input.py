@@ -40,7 +40,7 @@ class ModelInput:
             for step in self._steps:
                 image = step(image)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        if not pixels.flags.writeable:  # it is Pillow's own memory; torch would warn
+        if not pixels.flags.writeable:  # because it is Pillow's own memory, torch would warn
             pixels = pixels.copy()
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view of [3, height, width]
         for step in self._steps:

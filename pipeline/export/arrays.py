@@ -15,13 +15,13 @@ from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
 
 _DATACOMP_NAMES = {"vit-b-32": "clip_b32", "vit-l-14": "clip_l14"}
-"""open_clip's names for the architectures that DataComp's scripts know (`--arch b32`, `--arch l14`)."""
+"""open_clip's name of an architecture that DataComp's scripts know (`--arch b32`, `--arch l14`) -> its name there."""
 
 
 @dataclass(frozen=True)
 class ClipRetrieval:
-    """`img_emb/img_emb_0000.npy`, `text_emb/...` and `metadata/metadata_0000.parquet`, in the same row order;
-    embeddings are float16.
+    """Writes `img_emb/img_emb_0000.npy`, `text_emb/...` and `metadata/metadata_0000.parquet`, in the same row order.
+    Embeddings are float16.
 
     Read by autofaiss, embedding-reader and clip-retrieval: https://github.com/rom1504/clip-retrieval, "inference".
     """
@@ -29,10 +29,10 @@ class ClipRetrieval:
     model: str
     """Alias of the model whose embeddings are written."""
     models: Sequence[str]
-    """Aliases of all models of the dataset, since embeddings are not metadata."""
+    """Aliases of all models of the dataset, whose embeddings are left out of the metadata."""
     has_captions: bool
     image_path: Literal["file", "key", "uid"] = "uid"
-    """The source of the metadata's `image_path`: the picture's own file, or the key of its sample in a tar."""
+    """What `image_path` in the metadata is: the picture's file, the key of its sample in a tar, or its uid."""
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
@@ -56,7 +56,8 @@ class ClipRetrieval:
         return dict(zip(self.names(part.stem), [_parquet(metadata), *arrays], strict=True))
 
     def _metadata(self, rows: pa.Table) -> pa.Table:
-        """With `image_path`, which clip-retrieval opens or copies, unless the user has a column of that name."""
+        """Add the column `image_path`, which clip-retrieval opens or copies, unless the user has a column of that
+        name."""
         if "image_path" in rows.column_names:
             return rows
         paths = rows[self._path_column]
@@ -74,16 +75,17 @@ class ClipRetrieval:
 
 @dataclass(frozen=True)
 class DataComp:
-    """`metadata/00000.parquet` and `metadata/00000.npz`, named as in DataComp's pools. `subset.npy` is written last.
+    """Writes `metadata/00000.parquet` and `metadata/00000.npz`, named as in DataComp's pools, and at the end
+    `subset.npy`.
 
-    https://github.com/mlfoundations/datacomp, "Filtering". A model with the name `clip_b32` there has similarities
-    called `clip_b32_similarity_score`, and arrays called `b32_img` and `b32_txt`.
+    https://github.com/mlfoundations/datacomp, "Filtering". The similarities of a model called `clip_b32` are in
+    `clip_b32_similarity_score`, and its embeddings in the arrays `b32_img` and `b32_txt`.
     """
 
     models: Sequence[str]
     """Aliases of the models whose similarities and embeddings are written."""
     model_names: Sequence[str]
-    """The name of each in DataComp's files."""
+    """The name of each of these models in DataComp's files."""
     has_captions: bool
     needs_pictures: bool = False
 
@@ -132,7 +134,8 @@ def datacomp_names(models: Sequence[ModelConfig]) -> list[str]:
     """Names of the models in DataComp's files, in order.
 
     Its scripts know two architectures by fixed names, whatever their aliases are: `clip_b32` is a ViT-B/32, `clip_l14`
-    a ViT-L/14. OpenAI's weights come first, since DataComp's own scores are theirs. Other models keep their aliases.
+    a ViT-L/14. If several models have the same architecture, OpenAI's weights get the name, because DataComp's own
+    scores come from them. Other models keep their aliases.
     """
     names = {model.alias: model.alias for model in models}
     for model in sorted(models, key=lambda model: model.pretrained != "openai"):
@@ -152,7 +155,8 @@ class EmbeddingArray:
     """A narrow column that is null in the same rows."""
 
     def read(self, rows: pa.Table) -> npt.NDArray[np.float16]:
-        """(rows, dim) float16. Raises FormatError for a null, which an array cannot represent."""
+        """The embeddings, float16 of shape (rows, dim). Raises FormatError for a null, which an array cannot
+        represent."""
         array = rows[self.column].combine_chunks()
         if array.null_count:
             raise FormatError(
@@ -163,7 +167,7 @@ class EmbeddingArray:
 
 
 def embedding_arrays(alias: str, has_captions: bool, image_name: str, text_name: str) -> list[EmbeddingArray]:
-    """The arrays of one model; without captions, only that of the pictures."""
+    """The arrays of one model; without captions, only the array of the pictures."""
     columns = score_column_names(alias)
     arrays = [EmbeddingArray(columns.image_embedding, image_name, columns.similarity if has_captions else "sha256")]
     if has_captions:

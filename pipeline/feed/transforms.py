@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 from pairmill.pipeline.image.resize import Pixels
 
 Transform = Callable[[Pixels], Any]
-"""From uint8 [height, width, 3], RGB."""
+"""A function of RGB pixels, uint8 [height, width, 3]."""
 
 _SAME_ON_TENSORS = (
     transforms.CenterCrop,
@@ -47,7 +47,7 @@ class _Steps:
         self._on_floats = on_floats
 
     def __call__(self, pixels: Pixels) -> Any:
-        if not pixels.flags.writeable:  # it is Pillow's own memory; torch would warn
+        if not pixels.flags.writeable:  # because it is Pillow's own memory, torch would warn
             pixels = pixels.copy()
         picture = torch.from_numpy(pixels).permute(2, 0, 1)  # uint8 [3, height, width]
         for step in self._on_pixels:

@@ -1,7 +1,8 @@
 """Decides which IP addresses a download may connect to.
 
-Strangers write URL lists, and workers run inside private networks: without this check, a list could reach cloud
-metadata (169.254.169.254), databases and the host itself (server-side request forgery, CWE-918).
+URL lists are untrusted, and workers run inside private networks. Without this check, a malicious list could make
+workers contact cloud metadata services (169.254.169.254), databases and the host itself (server-side request forgery,
+CWE-918).
 """
 
 import ipaddress
@@ -60,7 +61,8 @@ _IPV6_SPECIAL = """
     fc00::/7            unique local
     fe80::/10           link local
 """
-"""IANA's special-purpose address registries as of October 2025. `+`: globally reachable. The smallest block decides.
+"""IANA's special-purpose address registries as of October 2025. `+` marks blocks that are globally reachable. For an
+address in several blocks, the smallest block decides.
 
 https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry
 """
@@ -121,7 +123,8 @@ _NEVER = [network for network, _ in _parse_table(_ALSO_REFUSED)]
 
 
 def _is_public(address: Address) -> bool:
-    """Global unicast and globally reachable, by the tables alone: `ipaddress` differs between Python versions."""
+    """Whether an address is global unicast and globally reachable, judging only by the tables, because `ipaddress`
+    differs between Python versions."""
     if any(_contains(network, address) for network in _NEVER):
         return False
     default = address.version == 4 or address in _GLOBAL_UNICAST or address in _NAT64

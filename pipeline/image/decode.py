@@ -1,5 +1,4 @@
-"""THE place where bytes become pixels: reads the header, refuses bombs, then decodes to RGB with 8 bits per channel, as
-shown.
+"""THE place where bytes become pixels: refuses bombs by their header, then decodes to 8-bit RGB, rotated as shown.
 
 Only one parser sees the bytes: the one for their magic number. JPEGs, nine pictures in ten, are decoded by simplejpeg
 (libjpeg-turbo), at a half, a quarter or an eighth of their size if that leaves enough pixels. Pillow decodes the files
@@ -21,7 +20,12 @@ from pairmill.pipeline.image import sniff
 from pairmill.pipeline.image.bounded_stream import BoundedStream, TooManyReads
 from pairmill.pipeline.image.color import color_space
 from pairmill.pipeline.image.cost import Cost, budget, decoding_cost, machine_has, picture_cost
-from pairmill.pipeline.image.orientation import UPRIGHT, apply_exif_orientation, read_exif_orientation, swaps_sides
+from pairmill.pipeline.image.orientation import (
+    NORMAL_ORIENTATION,
+    apply_exif_orientation,
+    read_exif_orientation,
+    swaps_sides,
+)
 from pairmill.pipeline.image.png import PngFile, read_png
 from pairmill.pipeline.image.resize import Pixels, Target
 from pairmill.pipeline.image.rgb import Samples, UnsupportedMode, has_alpha, over_white_by_key, to_rgb
@@ -59,7 +63,7 @@ class ImageHeader:
     height: int
     cost: Cost
     """The most that decoding can take."""
-    orientation: int = UPRIGHT
+    orientation: int = NORMAL_ORIENTATION
     chroma: str = "420"
     """Chroma subsampling; 4:2:0 would smear the edges of a picture that was stored as 4:4:4."""
     samples: Samples = field(default_factory=Samples)
@@ -70,7 +74,7 @@ class ImageHeader:
     """Color space of the pixels, as ICC profiles name it."""
 
     @property
-    def upright_size(self) -> tuple[int, int]:
+    def displayed_size(self) -> tuple[int, int]:
         """(width, height) once the orientation is applied."""
         return (self.height, self.width) if swaps_sides(self.orientation) else (self.width, self.height)
 

@@ -6,7 +6,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from pairmill.pipeline.image.resize import Pixels
 
-UPRIGHT = 1
+NORMAL_ORIENTATION = 1
 """The orientation (EXIF 2.3, tag 0x0112, values 1 to 8) of a picture that is shown as it is stored."""
 
 _ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -19,10 +19,10 @@ def read_exif_orientation(opened: Image.Image) -> int:
     try:
         # Pillow's method for PNG decodes the pixels to read the chunks after them; png.py has already read those
         exif = Image.Image.getexif(opened) if isinstance(opened, PngImagePlugin.PngImageFile) else opened.getexif()
-        value = exif.get(ExifTags.Base.Orientation, UPRIGHT)
+        value = exif.get(ExifTags.Base.Orientation, NORMAL_ORIENTATION)
     except Exception:  # parsers of hostile bytes raise anything
-        return UPRIGHT
-    return value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT
+        return NORMAL_ORIENTATION
+    return value if isinstance(value, int) and 1 <= value <= 8 else NORMAL_ORIENTATION
 
 
 def swaps_sides(orientation: int) -> bool:
@@ -32,7 +32,7 @@ def swaps_sides(orientation: int) -> bool:
 
 def apply_exif_orientation(pixels: Pixels, orientation: int) -> Pixels:
     """Pixels as a viewer shows them: uint8 [height, width, 3] -> [width, height, 3] for orientations 5 to 8."""
-    if orientation == UPRIGHT:
+    if orientation == NORMAL_ORIENTATION:
         return pixels
     if orientation in _ROTATIONS:
         upright = cv2.rotate(pixels, _ROTATIONS[orientation])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from pairmill.pipeline.image import sniff
-from pairmill.pipeline.image.orientation import UPRIGHT
+from pairmill.pipeline.image.orientation import NORMAL_ORIENTATION
 from pairmill.pipeline.image.processor import ImageProcessor
 
 TRAINER_FORMATS = frozenset({"JPEG", "PNG", "WEBP"})
@@ -61,7 +61,9 @@ def _is_plain_jpeg(body: bytes) -> bool:
     try:
         with Image.open(BytesIO(body), formats=["JPEG"]) as opened:
             return (
-                opened.mode in _PLAIN_MODES and not opened.info.get("icc_profile") and _orientation(opened) == UPRIGHT
+                opened.mode in _PLAIN_MODES
+                and not opened.info.get("icc_profile")
+                and _orientation(opened) == NORMAL_ORIENTATION
             )
     except Exception:  # as in decode.open_image
         return False
@@ -106,7 +108,7 @@ def _shows(body: bytes, pixels: npt.NDArray[np.uint8]) -> bool:
         with Image.open(BytesIO(body)) as opened:
             opened.load()
             is_plain = opened.mode in _PLAIN_MODES and getattr(opened, "n_frames", 1) == 1
-            is_plain = is_plain and "transparency" not in opened.info and _orientation(opened) == UPRIGHT
+            is_plain = is_plain and "transparency" not in opened.info and _orientation(opened) == NORMAL_ORIENTATION
             return is_plain and np.array_equal(np.asarray(opened.convert("RGB")), pixels)
     except Exception:  # as in decode.open_image; an unreadable file does not show the pixels
         return False
@@ -114,4 +116,4 @@ def _shows(body: bytes, pixels: npt.NDArray[np.uint8]) -> bool:
 
 def _orientation(opened: Image.Image) -> object:
     """EXIF or XMP orientation. Raises anything if the metadata is broken, as it does in readers."""
-    return opened.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    return opened.getexif().get(ExifTags.Base.Orientation, NORMAL_ORIENTATION)

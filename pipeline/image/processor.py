@@ -21,7 +21,7 @@ from pairmill.pipeline.image.cost import budget
 from pairmill.pipeline.image.decode import ImageError, ImageHeader, color_profile, decode_pixels, open_image
 from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.one_color import is_one_color
-from pairmill.pipeline.image.orientation import UPRIGHT
+from pairmill.pipeline.image.orientation import NORMAL_ORIENTATION
 from pairmill.pipeline.image.passthrough import PassedPicture, pass_jpeg
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.resize import Pixels, Target, plan_resize, resize
@@ -94,7 +94,7 @@ class ImageProcessor:
         with self._gate.entry() as reserve:
             header, opened = open_image(body, self._config.max_pixels, reserve)
             opened.close()
-        return header.format, header.upright_size
+        return header.format, header.displayed_size
 
     def pixels(self, body: bytes) -> Pixels:
         """The whole picture at its own size: uint8 [height, width, 3], with the EXIF orientation applied, in sRGB.
@@ -114,7 +114,7 @@ class ImageProcessor:
 
     def _plan(self, header: ImageHeader) -> Target | None:
         """How to resize. Refuses a long, thin picture that enlarging its short side would turn into a bomb."""
-        target = plan_resize(*header.upright_size, self._config)
+        target = plan_resize(*header.displayed_size, self._config)
         if target is not None and target.width * target.height > self._config.max_pixels:
             raise ImageError(Status.IMAGE_BOMB, f"would be {target.width} x {target.height} pixels once resized")
         return target
@@ -123,16 +123,16 @@ class ImageProcessor:
 def _is_plain(header: ImageHeader, opened: Image.Image) -> bool:
     """Whether the picture is gray or RGB, opaque, and stored in the orientation in which it is shown."""
     has_key = header.key is not None or header.samples.key is not None or "transparency" in opened.info
-    return header.orientation == UPRIGHT and opened.mode in ("RGB", "L", "P") and not has_key
+    return header.orientation == NORMAL_ORIENTATION and opened.mode in ("RGB", "L", "P") and not has_key
 
 
 def _passed_image(picture: PassedPicture, header: ImageHeader) -> ProcessedImage:
-    size = header.upright_size
+    size = header.displayed_size
     return ProcessedImage(Status.OK, None, header.format, *size, picture.image, *size, picture.phash, picture.one_color)
 
 
 def _processed_image(pixels: Pixels, image: bytes, header: ImageHeader, one_color: bool) -> ProcessedImage:
-    width, height = header.upright_size
+    width, height = header.displayed_size
     return ProcessedImage(
         status=Status.OK,
         original_format=header.format,
@@ -149,4 +149,4 @@ def _processed_image(pixels: Pixels, image: bytes, header: ImageHeader, one_colo
 def _refused_image(error: ImageError, header: ImageHeader | None) -> ProcessedImage:
     if header is None:
         return ProcessedImage(error.status, error.detail)
-    return ProcessedImage(error.status, error.detail, header.format, *header.upright_size)
+    return ProcessedImage(error.status, error.detail, header.format, *header.displayed_size)

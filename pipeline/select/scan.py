@@ -12,7 +12,7 @@ from pairmill.pipeline.select.filters import Filter, NotDuplicate, RowIndices
 from pairmill.pipeline.select.outputs import ScanOutput
 
 MAX_STEPS = 100
-"""Step numbers are stored as int8."""
+"""Maximum number of steps, because step numbers are stored as int8."""
 
 
 def scan(
@@ -24,8 +24,8 @@ def scan(
 ) -> tuple[Any, ...]:
     """Returns (drop_step, rows per drop step, then the arrays of the output).
 
-    `drop_step` None: no row was dropped yet. `duplicates`: this chunk's rows that the NotDuplicate filter drops, in any
-    number of arrays. The counts are a dict from the number of a step, or NOT_DROPPED, to rows.
+    `drop_step`: None if no row has been dropped yet. `duplicates`: this chunk's rows that the NotDuplicate filter
+    drops, in any number of arrays. The counts are a dict from the number of a step, or NOT_DROPPED, to rows.
     """
     drop_step = np.full(chunk.num_rows, NOT_DROPPED, np.int8) if drop_step is None else drop_step.copy()
     filters = [each.of_chunk(chunk, duplicates) if isinstance(each, NotDuplicate) else each for each in filters]

@@ -1,4 +1,5 @@
-"""Runs the steps of a select job: scans collect what a step needs to know about all rows, and it merges the results."""
+"""Runs the steps of a select job. For each step, scans collect what must be known about all rows, and Selector merges
+it."""
 
 import math
 from collections import Counter
@@ -50,7 +51,7 @@ class Selector:
     thresholds: dict[int, float | None] = field(default_factory=dict)
     """Step -> the lowest score that stays."""
     clusters: dict[int, Array] = field(default_factory=dict)
-    """Step -> its largest groups, (groups,) of DUPLICATE_GROUP."""
+    """Step -> its largest groups, an array of shape (groups,) and dtype DUPLICATE_GROUP."""
 
     @classmethod
     def start(

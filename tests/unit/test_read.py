@@ -385,7 +385,7 @@ def test_a_file_that_changed_after_planning_is_an_error_that_names_it(tmp_path: 
 
 
 def test_storage_that_does_not_answer_is_not_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").mkdir()  # opening a folder fails for every user, where permissions do not stop root
+    (tmp_path / "a.parquet").mkdir()  # opening a folder fails for every user, whereas permissions do not stop root
     with pytest.raises(UnreachableInput, match=r"a\.parquet: cannot be opened") as raised:
         Cursor(Store("/nowhere"), str(tmp_path / "a.parquet"), "blake2b:1:x")
     assert Failure.of(raised.value).kind is FailureKind.MACHINE
