@@ -53,7 +53,8 @@ def write_source(path: Path, rows: int) -> bytes:
 
 
 def plan(what: BuildJob) -> None:
-    """Plan into an output that has manifests but no plan. A build would refuse it, because it is not one of its own."""
+    """Plan into an output that has manifests but no plan. A build would refuse it, because it does not look like an
+    output of pairmill."""
     checked, fingerprint = check(what)
     make_plan(JobRecord(checked, fingerprint), Store(checked.output, checked.s3))
 

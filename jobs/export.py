@@ -91,7 +91,7 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Forma
     models = [*(model.alias for model in built.models), *source.added_models]
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
-            raise JobError(f"models: {job.format} has no embeddings; use clip-retrieval, datacomp or the feed")
+            raise JobError(f"models: {job.format} has no embeddings; use clip-retrieval, datacomp or PairDataset")
         if built.images.store == "none" and not built.source.is_corpus:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} needs")
         return ParquetFiles(models) if job.format == "parquet" else _webdataset(job, source, models)

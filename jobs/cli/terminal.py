@@ -61,7 +61,7 @@ def stdout_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.strerror is None:  # one of ours has only a message
+        if error.filename is not None or error.strerror is None:  # pairmill's own errors have only a message
             raise
         say_stopped(f"pairmill: stdout cannot be written to: {error.strerror}")
         sys.exit(1)

@@ -1,7 +1,8 @@
 """Detects files that have changed since they were committed: bad disks, broken copies, edits by hand.
 
-Parquet pages carry checksums, which every read verifies. Footers and page headers have none, so export and the feed
-compare a local file with the checksum in its manifest when they first read it. Objects on S3 have their own checksums.
+Parquet pages carry checksums, which every read verifies. Footers and page headers have none, so `export` and
+PairDataset compare a local file with the checksum in its manifest when they first read it. Objects on S3 have their own
+checksums.
 """
 
 import zlib

@@ -97,7 +97,7 @@ class Encoder:
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
         first, image_of = _distinct(keys.take(rows))
         bodies = [table["image"][rows[pair]].as_buffer() for pair in first]
-        is_first = table["phash"].null_count == table.num_rows  # nobody has decoded the pictures of a corpus yet
+        is_first = table["phash"].null_count == table.num_rows  # pictures of a corpus are not decoded before
         decode = partial(self._decode_safely, is_first=is_first)
         decoded, embeddings = self._encode_images(bodies, decode, progress or unwatched())
         of_pair = [None if index < 0 else decoded[index] for index in image_of]

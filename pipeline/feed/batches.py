@@ -84,6 +84,6 @@ def texts_of(column: str, values: Sequence[str | None]) -> list[str]:
     if missing := len(values) - len(texts):
         raise FeedError(
             f"{missing:,} of {len(values):,} rows have no text in {column!r}: "
-            "feed a subset that was selected with `where: caption_clean is not None`"
+            "use a subset that was selected with `where: caption_clean is not None`"
         )
     return texts

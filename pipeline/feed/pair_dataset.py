@@ -133,7 +133,7 @@ class PairDataset(IterableDataset[Sample]):
                 f"not to {current['consumer']} of {current['consumers']}: use as many ranks and workers as before"
             )
         free = {"epoch", "rows_done"}
-        if current["consumers"] == self.config.world_size:  # one worker per rank: batches change nobody's share
+        if current["consumers"] == self.config.world_size:  # one worker per rank, so batches change no share
             free |= {"batch_size", "drop_last"}
         for name, value in current.items():
             if name not in free and state.get(name, value) != value:
@@ -246,7 +246,7 @@ class PairDataset(IterableDataset[Sample]):
     def _picture(self, tar: str | None, offset: int, length: int, check: int | str | None = None) -> Any:
         if tar is None:
             raise FeedError(
-                "a selected row has no stored picture (images.store): select without such rows, or feed no `image`"
+                "a selected row has no stored picture (images.store): select without such rows, or leave `image` out of the columns"
             )
         body = self._shards.picture(tar, offset, length, check)
         if self._transform is None:

@@ -141,8 +141,8 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
 
 
 def _out_of_memory(cost: Cost) -> Exception:
-    """The error to raise after a MemoryError: it rejects the picture if that is to blame, otherwise it fails the
-    shard.
+    """The error to raise after a MemoryError: one that rejects the picture if it is the cause, otherwise one that fails
+    the shard.
     """
     if machine_has(cost):
         return ImageError(Status.IMAGE_BOMB, "takes more memory than its header announces")

@@ -22,7 +22,7 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import Shard, ShardManifest, manifest_name, shards_from_table
 
 _REMOTE_READERS, _LOCAL_READERS = 16, 2
-"""Arrow has its own threads; for local files, more of ours would only wait for each other."""
+"""Arrow has its own threads; for local files, additional threads would only wait for each other."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

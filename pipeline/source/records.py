@@ -138,7 +138,7 @@ def json_records(
     lines: Iterator[bytes], names: list[str], list_names: frozenset[str], caption: str | None = None
 ) -> Iterator[Record]:
     """The values of `names`; those in `list_names` as lists. Values other than text and null become JSON text, except
-    objects and lists in lists as the `caption`: their row is malformed, as nobody would train on JSON."""
+    objects and lists in lists as the `caption`: their row is malformed, because JSON is not useful as a caption."""
     for value, line in json_objects(lines):
         if value is None:
             yield _problem("not a JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)

@@ -351,7 +351,7 @@ def committed_file(folder: Path) -> tuple[Store, str, str]:
 
 
 def test_no_changed_byte_of_a_parquet_file_is_read_as_data(tmp_path: Path) -> None:
-    """Every reader notices changes in pages; export and the feed notice any change."""
+    """Every reader notices changes in pages; export and PairDataset notice any change."""
     store, name, digest = committed_file(tmp_path)
     path, good = tmp_path / name, read_table(store, name)
     body = path.read_bytes()

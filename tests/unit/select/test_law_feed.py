@@ -240,7 +240,7 @@ def test_a_tokenizer_gets_every_caption_as_it_is_or_none_at_all(captions: list[s
     if all(caption and not caption.isspace() for caption in captions):
         assert texts_of("caption", captions) == captions
     else:
-        with pytest.raises(FeedError, match="no text in 'caption': feed a subset"):
+        with pytest.raises(FeedError, match="no text in 'caption': use a subset"):
             texts_of("caption", captions)
 
 
