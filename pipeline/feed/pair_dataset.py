@@ -246,7 +246,8 @@ class PairDataset(IterableDataset[Sample]):
     def _picture(self, tar: str | None, offset: int, length: int, check: int | str | None = None) -> Any:
         if tar is None:
             raise FeedError(
-                "a selected row has no stored picture (images.store): select without such rows, or leave `image` out of the columns"
+                "a selected row has no stored picture (images.store): select without such rows, or leave out "
+                "the column `image`"
             )
         body = self._shards.picture(tar, offset, length, check)
         if self._transform is None:
