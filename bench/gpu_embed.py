@@ -1,7 +1,7 @@
 """Measures how close a GPU comes to the model's own speed when it embeds JPEGs. Needs torch, torchvision and open_clip.
 
-    python bench/gpu_embed.py                              # ViT-B-32, ViT-L-14 and SigLIP-SO400M in bfloat16
-    python bench/gpu_embed.py --models ViT-B-32 --decode cpu --threads 16 --compile
+    python -m bench.gpu_embed                              # ViT-B-32, ViT-L-14 and SigLIP-SO400M in bfloat16
+    python -m bench.gpu_embed --models ViT-B-32 --decode cpu --threads 16 --compile
 
 `forward/s` is the upper limit: the rate for batches that are already on the device. `from jpeg/s` starts from JPEG
 bytes in memory. They are decoded on the device (by nvJPEG, through torchvision) or by threads on the CPU, then resized,
