@@ -20,7 +20,7 @@ class StageMetrics:
         self.stage = {"stage": stage}
         self._pairs = metrics.Counter("pairmill_pairs", "Committed rows, by Status", ("status",))
         self._bytes = metrics.Counter("pairmill_fetched_bytes", "Bytes downloaded")
-        self._shards = metrics.Counter("pairmill_shards", "Shards that passed through a stage", ("stage", "outcome"))
+        self._shards = metrics.Counter("pairmill_shards", "Shards that went through a stage", ("stage", "outcome"))
         self._idle = metrics.Counter("pairmill_idle_seconds", "Seconds that a worker was idle", ("stage",))
         self._histograms = {
             "shard": metrics.Histogram("pairmill_shard_seconds", "Time of one shard in a stage", SECONDS, ("stage",)),
