@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
-from pairmill.schemas.job.run import RunConfig
 
 DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
@@ -14,6 +13,10 @@ DOWNLOAD_CPUS = 2
 DOWNLOAD_CALLS = 4
 """Number of shards that a download actor works on at a time. Nearly every shard has a row that takes the whole timeout,
 so with fewer shards, the cores would wait for the slowest rows."""
+
+ENCODE_CALLS = 2
+"""Number of shards that an encoder on a GPU works on at a time. While one of them is unpacked, or waits for its first
+pictures or for its columns, the model encodes the other."""
 
 SMALL_CPUS = 0.2
 """Logical CPUs of an actor that may run anywhere. Ray only uses CPUs to place actors; it does not limit threads."""
@@ -102,7 +105,7 @@ def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> di
     Raises PoolError if the pools do not fit.
     """
     run, machines = pipeline.job.run, _Machines.of(pipeline, nodes)
-    encode = _encode_pool(run, machines, num_shards)
+    encode = _encode_pool(pipeline, machines, num_shards)
     downloads = run.download_actors or max(1, int(machines.cpus - DOWNLOAD_CPUS) // DOWNLOAD_CPUS)
     small = -(-max(downloads, run.max_download_actors or 0) // SMALL_PER_DOWNLOADS)
     pools: dict[StageName, Pool] = {
@@ -122,8 +125,9 @@ def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> di
     }
 
 
-def _encode_pool(run: RunConfig, machines: _Machines, num_shards: int) -> Pool:
+def _encode_pool(pipeline: Pipeline, machines: _Machines, num_shards: int) -> Pool:
     """One encoder per GPU or fraction of a GPU, or one on the CPU. It requests the CPUs that its threads keep busy."""
+    run = pipeline.job.run
     most_actors, largest = run.max_encode_actors or 0, max(node.cpus for node in machines.encoding)
     if (run.encode_threads or 0) > largest:
         raise PoolError(f"run.encode_threads is {run.encode_threads}, but no machine has more than {largest:g} CPUs")
@@ -138,10 +142,11 @@ def _encode_pool(run: RunConfig, machines: _Machines, num_shards: int) -> Pool:
     if actors > there and not most_actors:
         gpus = sum(node.gpus for node in machines.encoding)
         raise PoolError(f"run.encode_actors is {actors}, but Ray has {gpus:g} GPUs, and each encoder takes {share:g}")
+    calls = 1 if pipeline.is_isolated else ENCODE_CALLS
     cpus = float(run.encode_threads or SMALL_CPUS)
     if machines.apart and not run.encode_threads:  # nothing else runs there, so all cores decode
         cpus = min(int(10 * node.cpus / max(int(node.gpus / share), 1)) / 10 for node in machines.encoding)
-    return Pool(actors, cpus, gpus=share, max_actors=most_actors)
+    return Pool(actors, cpus, gpus=share, calls=calls, max_actors=most_actors)
 
 
 def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pools: Mapping[StageName, Pool]) -> Pool:

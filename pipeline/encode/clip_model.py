@@ -5,6 +5,7 @@ https://arxiv.org/abs/2103.00020); `embedding_columns.py` computes it.
 """
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pickle import UnpicklingError
@@ -39,7 +40,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class ClipModel:
-    """One open_clip model, ready to encode on one device. Not thread-safe."""
+    """One open_clip model, ready to encode on one device. Thread-safe: one batch is in the model at a time."""
 
     def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> None:
         """Raises ModelError if the model does not load."""
@@ -50,6 +51,7 @@ class ClipModel:
         from pairmill.pipeline.encode.text_tower import TextTower
 
         self._torch, self._hooks = torch, hooks
+        self._model_lock, self._tokenizer_lock = threading.Lock(), threading.Lock()
         self.alias = config.alias
         self.device = resolve_device(run)
         self.batch_size = run.batch_size or _BATCH_SIZES[self.device]
@@ -100,7 +102,8 @@ class ClipModel:
         """Captions, truncated to the model's context -> float32 [n, dim], L2-normalized."""
         if not captions:
             return np.empty((0, self.embedding_dim), np.float32)
-        tokens = self._tokenizer(captions)  # [n, context_length]
+        with self._tokenizer_lock:  # those of Hugging Face refuse a second thread
+            tokens = self._tokenizer(captions)  # [n, context_length]
         lengths = self._text.lengths(tokens)  # [n]
         order = lengths.argsort()  # a batch takes as long as its longest caption
         tokens, lengths = tokens[order], lengths[order]
@@ -125,7 +128,7 @@ class ClipModel:
             while start < len(inputs):
                 part = inputs[start : start + self.batch_size]
                 try:
-                    with self._hooks.timed("encode_batch"):
+                    with self._model_lock, self._hooks.timed("encode_batch"):
                         found = torch.nn.functional.normalize(embed(part).float(), dim=-1)  # float32 [b, dim]
                         parts.append(found.cpu())
                 except torch.OutOfMemoryError:

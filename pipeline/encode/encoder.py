@@ -67,7 +67,8 @@ Decode = Callable[[pa.Buffer], DecodedImage]
 
 
 class Encoder:
-    """Adds the score columns of every model to a shard's table. Not thread-safe."""
+    """Adds the score columns of every model to a shard's table. Thread-safe, so that while one shard is prepared or
+    finished, the models encode another."""
 
     def __init__(
         self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig, hooks: WorkerHooks = NO_HOOKS

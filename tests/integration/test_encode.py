@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from pairmill.jobs.cluster.pools import ENCODE_CALLS
 from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.encode.clip_model import ClipModel, load_model
 from pairmill.pipeline.encode.encoder import Encoder
@@ -146,6 +148,21 @@ def test_two_models_in_one_pass_give_the_same_scores_as_each_alone(folders: dict
         alone = Encoder([config], run, ImagesConfig())(table)
         for name in (f"similarity_{config.alias}", f"image_embedding_{config.alias}"):
             assert both[name].equals(alone[name])
+
+
+def test_two_shards_at_a_time_give_the_scores_of_one_after_the_other(folders: dict[str, Path]) -> None:
+    """As an actor on a GPU works."""
+    pictures = photographs()
+    shards = [table_of(pictures[n:] + pictures[:n], CAPTIONS[n:] + CAPTIONS[:n]) for n in range(6)]
+    run = RunConfig(device="cpu", batch_size=2)
+    encoder = Encoder(
+        [config_of("tiny", folders, alias="a"), config_of("RN50", folders, alias="b")], run, ImagesConfig()
+    )
+    expected = [encoder(table) for table in shards]
+    with ThreadPoolExecutor(ENCODE_CALLS) as pool:
+        found = list(pool.map(encoder, shards))
+    for name in ("similarity_a", "similarity_b", "image_embedding_b", "text_embedding_b"):
+        assert all(one[name].equals(other[name]) for one, other in zip(found, expected, strict=True))
 
 
 def test_a_picture_that_does_not_decode_costs_only_its_row() -> None:
