@@ -33,7 +33,7 @@ def test_machines_with_gpus_only_encode_if_there_are_others() -> None:
     nodes = [Node(16), Node(16), Node(8, gpus=4, accelerator="A100"), Node(8, gpus=4, accelerator="H100")]
     pools = plan_pools(pipeline(), 10_000, nodes)
     assert pools["encode"].actors == 8
-    assert (pools["encode"].gpus, pools["encode"].labels) == (1.0, {})
+    assert (pools["encode"].gpus, pools["encode"].calls, pools["encode"].labels) == (1.0, 2, {})
     assert pools["download"].actors == 15
     for name in ("read", "download", "commit"):
         assert pools[name].labels == {"ray.io/accelerator-type": "!in(A100, H100)"}  # type: ignore[index]
@@ -43,6 +43,9 @@ def test_a_machine_with_gpus_does_everything_if_it_is_the_only_one() -> None:
     pools = plan_pools(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
     assert (pools["encode"].actors, pools["download"].actors) == (2, 7)
     assert not pools["download"].labels
+    assert (
+        plan_pools(pipeline(), 10_000, [Node(16)])["encode"].calls == 1
+    )  # a model on the CPU has no idle time to fill
 
 
 @given(
