@@ -56,14 +56,14 @@ def photographs(folder: Path, pairs: Path) -> Path:
         for number, line in enumerate((pairs / "pairs.jsonl").read_text().splitlines()):
             pair = json.loads(line)
             picture = Path(pair["file"])
-            _add(tar, f"{number:06d}{picture.suffix}", (pairs / picture).read_bytes())
-            _add(tar, f"{number:06d}.txt", pair["captions"][0].encode())
+            add_member(tar, f"{number:06d}{picture.suffix}", (pairs / picture).read_bytes())
+            add_member(tar, f"{number:06d}.txt", pair["captions"][0].encode())
     out = folder / "photographs"
     pairmill("embed", str(folder / "photographs.tar"), str(out), "--set", f"models=[{{name: tiny, alias: {MODEL}}}]")
     return out
 
 
-def _add(tar: tarfile.TarFile, name: str, body: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, body: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(body)
     tar.addfile(member, BytesIO(body))
