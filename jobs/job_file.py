@@ -3,8 +3,10 @@
 Precedence: flags and `--set`, then the job file, then the preset, then the defaults.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -18,6 +20,7 @@ from pairmill.jobs.job_errors import explain
 from pairmill.jobs.job_fields import job_fields
 from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
@@ -56,7 +59,8 @@ def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings
 
 def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], str]:
     """The merged values of the file, the flags and `--set`, and the file's text."""
-    text = _read(job_file) if job_file else ""
+    settings = settings if isinstance(settings, Mapping) else list(settings)
+    text = _read(job_file, s3_of(parse_settings(settings))) if job_file else ""
     values = _parse(text, job_file or "the job")
     for key, value in overrides.items():
         if value is not None:
@@ -126,15 +130,21 @@ def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "rules": {**rules, **(values.get("rules") or {})}}
 
 
-def _read(job_file: str) -> str:
+def _read(job_file: str, s3: S3Config) -> str:
+    """The file's text. Only `--set s3.*` can say how to reach it, because its own `s3` is not known yet.
+
+    Raises JobError, or S3AccessError within 10 s.
+    """
+    check_buckets([job_file], s3)
     try:
-        with Files().open(job_file) as file:
+        with Files(s3).open(job_file) as file:
             data = file.read(MAX_YAML_BYTES + 1)
         if len(data) > MAX_YAML_BYTES:
             raise JobError(f"{job_file}: is larger than {MAX_YAML_BYTES:,} bytes; long lists belong in blocklist files")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        missing = os.strerror(errno.ENOENT) if isinstance(error, FileNotFoundError) else None  # s3fs has only the name
+        reason = getattr(error, "strerror", None) or missing or error
         raise JobError(f"{job_file}: cannot be read: {reason}") from None
 
 

@@ -6,6 +6,7 @@ throttling, a lost connection) are ignored here, because the work itself retries
 
 import functools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,9 +25,9 @@ _DEADLINE_S = 8.0
 
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or s3.profile"
 _CHECK_ENDPOINT = "check s3.endpoint (or AWS_ENDPOINT_URL) and the network"
+_NOT_S3 = f"the response is not from an S3 server: {_CHECK_ENDPOINT}"
 _REMEDIES = {
     "NoSuchBucket": "create the bucket, or correct its name or s3.endpoint",
-    "HTTP 404": "this is not an S3 server; correct s3.endpoint",
     "AccessDenied": f"grant s3:ListBucket, or use other credentials: {_KEYS}",
     "InvalidAccessKeyId": f"correct the credentials: {_KEYS}",
     "SignatureDoesNotMatch": f"correct the credentials: {_KEYS}",
@@ -83,11 +84,11 @@ def _check(question: _Question) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    where = [f"s3://{question.bucket}"]
+    endpoints = [_endpoint(question.options)]
 
     def ask() -> None:
         with closing(_client(question.options)) as client:
-            where.append(f"at {client.meta.endpoint_url}")
+            endpoints.append(client.meta.endpoint_url)
             _ask(client, question)
 
     try:
@@ -99,7 +100,14 @@ def _check(question: _Question) -> None:
     else:
         return
     if problem:
-        raise S3AccessError(f"{' '.join(where)}: {problem}")
+        raise S3AccessError(f"s3://{question.bucket} at {endpoints[-1]}: {problem}")
+
+
+def _endpoint(options: Mapping[str, Any]) -> str:
+    """The endpoint as far as it is known without a client, which cannot be made from a wrong profile."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    given = [options.get("endpoint_url"), *map(os.environ.get, names), "https://s3.amazonaws.com"]
+    return next(str(each) for each in given if each)
 
 
 def _client(options: Mapping[str, Any]) -> Any:
@@ -140,10 +148,14 @@ def _ask(client: Any, question: _Question) -> None:
 def _refusal(response: Mapping[str, Any]) -> str | None:
     """Explain an error response; None if a retry may succeed."""
     code = str(response.get("Error", {}).get("Code", ""))
-    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400))
+    http = response.get("ResponseMetadata", {})
+    status = int(http.get("HTTPStatusCode", 400))
+    if status == 500 and "html" in http.get("HTTPHeaders", {}).get("content-type", ""):
+        return _NOT_S3  # botocore makes a 500 of a 200 that is not XML
     if status >= 500 or status == 429:
         return None
-    code = code or f"HTTP {status}"
+    if not code or code.isdigit():  # botocore's, if the response has no code; S3 servers send one with every error
+        return f"HTTP {status}: {_NOT_S3}"
     return f"{code}: {_REMEDIES.get(code, 'check the credentials, the permissions on the bucket, and s3.endpoint')}"
 
 
@@ -166,7 +178,7 @@ def _failure(error: Exception) -> str | None:
             return "not a valid bucket name"
         case exceptions.BotoCoreError():
             return f"{' '.join(str(error).split())}: check s3.* and ~/.aws"
-    return f"the response is not from an S3 server: {_CHECK_ENDPOINT}"
+    return _NOT_S3
 
 
 def _split(url: str) -> tuple[str, str]:

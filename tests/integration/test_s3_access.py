@@ -19,6 +19,7 @@ from pairmill.jobs.add_model import add_model
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.explain import explain
 from pairmill.jobs.export import export
+from pairmill.jobs.job_file import load_export_job, load_job, load_select_job
 from pairmill.jobs.results import current
 from pairmill.jobs.retry import retry
 from pairmill.jobs.select import select
@@ -75,6 +76,7 @@ def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
     """All operations that access a bucket first."""
     (folder / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     here, there, settings = str(folder / "in.csv"), "s3://mill/out", {"s3": s3.model_dump()}
+    job_file = "s3://mill/job.yaml"
     select_job = SelectJob.model_validate({"dataset": there, "name": "some", "s3": settings["s3"]})
     exports = {
         name: ExportJob.model_validate({"dataset": dataset, "subset": "some", "output": output, "s3": settings["s3"]})
@@ -94,6 +96,9 @@ def commands(s3: S3Config, folder: Path) -> dict[str, Callable[[], object]]:
         "compare": lambda: compare(Store(there, s3), "one", "other"),
         "export from": lambda: export(exports["from"]),
         "export to": lambda: export(exports["to"]),
+        "build --job": lambda: load_job(job_file, {}, settings),
+        "select --job": lambda: load_select_job(job_file, {}, settings),
+        "export --job": lambda: load_export_job(job_file, {}, settings),
         "feed": lambda: PairDataset(FeedConfig(there, s3=s3)),
     }
 
@@ -138,7 +143,7 @@ def test_a_closed_port_is_reported_with_the_remedy(tmp_path: Path) -> None:
 
 
 def test_an_unresponsive_host_is_reported_with_the_remedy(tmp_path: Path) -> None:
-    few = ("build from", "embed", "verify", "feed")
+    few = ("build from", "build --job", "verify", "feed")
     with silent_server() as endpoint, credentials():
         check_that_all_refuse(S3Config(endpoint=endpoint), tmp_path, "no response within 5 s: check s3.endpoint", *few)
 
@@ -185,8 +190,8 @@ def test_commands_report_s3_problems_on_one_line(server: str, tmp_path: Path) ->
                 f"s3://mill at {nowhere}: cannot connect",
             ),
             (
-                ["status", "s3://mill/out", "--set", "s3.profile=nobody"],
-                "s3://mill: The config profile (nobody) could not",
+                ["status", "s3://mill/out", "--set", "s3.profile=nobody", *at],
+                f"s3://mill at {server}: The config profile (nobody) could not",
             ),
         ):
             done = run(arguments, tmp_path)
@@ -194,6 +199,16 @@ def test_commands_report_s3_problems_on_one_line(server: str, tmp_path: Path) ->
             (line,) = done.stderr.splitlines()
             assert line.startswith(f"pairmill: {message}"), line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv"]
+
+
+def test_a_job_file_on_s3_is_read_with_the_settings_beside_it(server: str, tmp_path: Path) -> None:
+    with credentials():
+        Store("s3://mill/jobs", S3Config(endpoint=server)).create("a.yaml", b"output: out\nimages: {size: 99}\n")
+        settings = [f"s3.endpoint={server}", "source.paths=[in.csv]"]
+        job = load_job("s3://mill/jobs/a.yaml", {}, settings)
+        assert (job.images.size, job.s3.endpoint) == (99, server)
+        with pytest.raises(JobError, match=r"^s3://mill/jobs/b.yaml: cannot be read: No such file"):
+            load_job("s3://mill/jobs/b.yaml", {}, settings)
 
 
 def test_temporary_problems_pass_the_check(server: str) -> None:
