@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pairmill.jobs.check import check, difference, open_output, warnings_of
 from pairmill.jobs.cluster.job_bundle import custom_modules
+from pairmill.jobs.cluster.ray_token import check_token_folder
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, failure_name, finish
 from pairmill.jobs.yaml_loader import dump_yaml
@@ -53,6 +54,8 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     """Check the job, its inputs and its output folder, and plan it. Does not start Ray."""
     store = open_output(job)
     job, job_fingerprint = check(job)
+    if job.run.address is None and not committed(store):
+        check_token_folder()  # before anything is written
     try:
         plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)
     except OtherJobError as other:

@@ -53,7 +53,8 @@ def errors() -> Iterator[None]:
 
 @contextmanager
 def stdout_errors() -> Iterator[None]:
-    """Print one clear message, with exit status 1, if stdout cannot be written to, as on a full disk.
+    """Print one clear message, with exit status 1, if stdout cannot be written to, as on a full disk, or if a file of
+    the shell cannot, in which --install-completion writes.
 
     A closed pipe (`| head`) is no error: click ends the command without a message. Outside `errors`, commands only
     print, so an error of the system that names no file is stdout's.
@@ -61,6 +62,10 @@ def stdout_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is not None and "--install-completion" in sys.argv:
+            remedy = "set HOME to a folder that you can write to, or use --show-completion"
+            say_stopped(f"pairmill: {error.filename}: cannot be written to ({error.strerror}); {remedy}")
+            sys.exit(1)
         if error.filename is not None or error.strerror is None:  # pairmill's own errors have only a message
             raise
         say_stopped(f"pairmill: stdout cannot be written to: {error.strerror}")

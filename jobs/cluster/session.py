@@ -15,13 +15,9 @@ import psutil
 import ray
 
 from pairmill.jobs.cluster.pools import ACCELERATOR_LABEL, SPARE_CPUS, Node
+from pairmill.jobs.cluster.ray_token import SessionError, check_token_folder
 from pairmill.pipeline.common.text import describe
-from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.run import RunConfig
-
-
-class SessionError(PairmillError, RuntimeError):
-    """A local Ray instance could not be started."""
 
 
 @contextmanager
@@ -61,6 +57,7 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
         if run.address:
             start()
         else:
+            check_token_folder()
             _twice(start)
 
 
@@ -68,16 +65,28 @@ def _twice(start: Callable[[], object]) -> None:
     """Start a local Ray instance, with a second attempt, because on a busy machine it may time out with a plain
     Exception.
 
-    Raises SessionError.
+    A file that cannot be written is no reason to try again. Raises SessionError.
     """
     try:
-        start()
-    except Exception:
-        ray.shutdown()
         try:
             start()
         except Exception as error:
-            raise SessionError(f"Ray did not start, twice: {describe(error)}; is the machine overloaded?") from error
+            if _names_a_file(error):
+                raise
+            ray.shutdown()
+            start()
+    except Exception as error:
+        ray.shutdown()
+        if isinstance(error, OSError) and _names_a_file(error):
+            cause = f"{error.filename}: {error.strerror}"
+            raise SessionError(
+                f"Ray did not start: {cause}; set RAY_TMPDIR to a folder that you can write to"
+            ) from error
+        raise SessionError(f"Ray did not start, twice: {describe(error)}; is the machine overloaded?") from error
+
+
+def _names_a_file(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.filename is not None
 
 
 def _kill_autoscaler_monitor() -> None:

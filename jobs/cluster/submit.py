@@ -16,6 +16,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pairmill.jobs.cluster.job_bundle import Command, bundled
+from pairmill.jobs.cluster.ray_token import user_token
 from pairmill.schemas.errors import JobError
 
 _POLL_S = 1.0
@@ -147,21 +148,10 @@ def _client(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:
-        token = _token()
+        token = user_token()
         if token is None:
             raise
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
-
-
-def _token() -> str | None:
-    """This user's token, looked up where Ray looks, in the same order."""
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    try:
-        return (Path(path) if path else Path.home() / ".ray" / "auth_token").read_text().strip() or None
-    except (OSError, RuntimeError):  # no such file, or no home
-        return None
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import read_manifests
-from pairmill.pipeline.dataset.output_folder import names_in
+from pairmill.pipeline.dataset.output_folder import names_in_output
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.report.contact_sheet import write_contact_sheet
 from pairmill.schemas.errors import JobError
@@ -124,16 +124,14 @@ def _prepare_folder(out: str, seed: int, pairs: int) -> Store:
     """Prepare an empty folder. Deletes only what a previous demo wrote."""
     if is_remote(out):
         raise JobError(f"--out {out}: the demo writes to a local folder")
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise JobError(f"--out {out}: this is a file, not a folder")
+    folder, store = Path(out), Store(out)
+    names = names_in_output(store)
     if _is_demo(folder):
         if (folder / DATASET).is_dir():
             shutil.rmtree(folder / DATASET)
         (folder / INPUT).unlink(missing_ok=True)
-    elif foreign := names_in(Store(out)):
-        raise JobError(f"--out {out}: the folder is not a demo's: it has {foreign[0]}; give a new or empty one")
-    store = Store(out)
+    elif names:
+        raise JobError(f"--out {out}: the folder is not a demo's: it has {names[0]}; give a new or empty one")
     store.replace(MARKER, json.dumps({"made_by": "pairmill demo", "seed": seed, "pairs": pairs}).encode())
     store.remove_temporary()
     return store

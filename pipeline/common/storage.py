@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from pairmill.pipeline.common.faults import LOCAL_ERRNOS
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, absolute, is_remote, join
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -29,6 +30,7 @@ _CONFLICT_WAIT_S = 0.5
 _NO_RIGHT_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LINKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 """Errors of `link` on CIFS and FUSE, and between disks. On FAT, the error is EPERM."""
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -97,14 +99,14 @@ class Store:
 
     def _opened_in(self, folder: str) -> Any:
         try:
-            return _new_file_in(folder)
-        except FileNotFoundError:  # another run has just ended and removed the empty folder
+            with contextlib.suppress(FileNotFoundError):  # another run has just ended and removed the empty folder
+                return _new_file_in(folder)
             return _new_file_in(folder)
         except OSError as error:
-            if error.errno not in _NO_RIGHT_TO_WRITE:
+            if error.errno in LOCAL_ERRNOS:  # such as too many open files
                 raise
             remedy = "set TMPDIR to another folder" if self.remote else "give another output, or make it writable"
-            raise StorageError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from None
+            raise StorageError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from error
 
     def create_from(self, name: str, file: IO[bytes]) -> bool:
         """Publish a `new_file` under a new name, durably. Returns False if the name exists."""
@@ -113,12 +115,12 @@ class Store:
             return self._create_remote(name, file.name)
         os.fsync(file.fileno())
         target = Path(self.path(name))
-        try:
-            with _explain_link_errors(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
+        with _explain_link_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
                 os.link(file.name, target)
-        except FileExistsError:
-            return False
+            except FileExistsError:
+                return False
         _fsync_folder(target.parent)
         return True
 
@@ -234,7 +236,7 @@ def _explain_link_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (*_NO_RIGHT_TO_WRITE, *_NO_LINKS):
+        if error.errno not in (*_NO_RIGHT_TO_WRITE, *_NO_LINKS, *_NO_FOLDER):
             raise
         raise StorageError(
             f"{target}: cannot be created ({error.strerror}); check its folder's permissions, that its file system has "

@@ -23,8 +23,7 @@ _CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
 
 def check_dataset_folder(store: Store) -> None:
     """Raise JobError for a folder that is neither free nor a dataset, or if part of the path is a file."""
-    _check_is_folder(store)
-    names = names_in(store)
+    names = names_in_output(store)
     if is_export(store):
         raise JobError(f"output: {store.root} is an export; give another folder")
     foreign = [name for name in names if name not in ("input/", "tmp/")]
@@ -37,8 +36,7 @@ def check_dataset_folder(store: Store) -> None:
 
 def check_export_folder(store: Store) -> None:
     """Raise JobError for a folder that is neither free nor an export, or if part of the path is a file."""
-    _check_is_folder(store)
-    foreign = [name for name in names_in(store) if name != "tmp/"]
+    foreign = [name for name in names_in_output(store) if name != "tmp/"]
     if foreign and not is_export(store):
         raise JobError(_refusal(store, foreign))
 
@@ -70,12 +68,17 @@ def names_in(store: Store) -> list[str]:
     return sorted(found)
 
 
-def _check_is_folder(store: Store) -> None:
+def names_in_output(store: Store) -> list[str]:
+    """As `names_in`. Raises JobError if there can be no folder at this path."""
     if store.remote:
-        return
-    for path in (Path(store.root), *Path(store.root).parents):
-        if path.is_file():
-            raise JobError(f"output: {path} is a file, not a folder")
+        return names_in(store)
+    try:
+        for path in (Path(store.root), *Path(store.root).parents):
+            if path.exists() and not path.is_dir():
+                raise JobError(f"output: {path} is a file, not a folder")
+        return names_in(store)
+    except OSError as error:
+        raise JobError(f"output: {store.root}: cannot be a folder ({error.strerror}); give another output") from None
 
 
 def _refusal(store: Store, foreign: list[str]) -> str:

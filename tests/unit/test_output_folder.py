@@ -1,7 +1,11 @@
 """Tests that a foreign folder is refused before anything is written there, and its files are never deleted."""
 
+import errno
+import os
+import re
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,11 @@ from pairmill.jobs.demo.demo import run_demo
 from pairmill.jobs.explain import explain
 from pairmill.jobs.export import _claim_output
 from pairmill.pipeline.check.verify import foreign_files
-from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.faults import LOCAL_ERRNOS, Failure
+from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder, check_export_folder
 from pairmill.pipeline.dataset.strays import StrayFiles
-from pairmill.schemas.errors import JobError
+from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.export import ExportRecord
 from pairmill.schemas.jobs import BuildJob
 from tests.unit.test_commit import in_flight, writer
@@ -103,6 +108,61 @@ def test_a_path_with_a_file_in_it_is_refused(tmp_path: Path) -> None:
         for check in (check_dataset_folder, check_export_folder):
             with pytest.raises(JobError, match=r"/file is a file, not a folder"):
                 check(Store(str(output)))
+
+
+def awkward(folder: Path) -> Iterator[str]:
+    """Outputs of which no user, not even root, can make a folder, and why not."""
+    (folder / "loop").symlink_to("loop")
+    (folder / "file").touch()
+    yield f"{folder}/loop"
+    yield f"{folder}/loop/out"
+    yield f"{folder}/file/out"
+    yield f"{folder}/{'x' * 300}"
+    yield "/dev/null/out"
+    yield "/proc/pairmill"
+    yield "/proc/pairmill/out"
+    yield "/sys/pairmill"
+
+
+def test_an_output_that_cannot_be_a_folder_is_one_line_with_its_path_and_the_remedy(tmp_path: Path) -> None:
+    for output in awkward(tmp_path):
+        starts = [
+            lambda output=output: prepare(job(tmp_path, Path(output))),
+            lambda output=output: prepare(job(tmp_path, Path(output), "corpus")),
+            lambda output=output: run_demo(output, 8, 0, False),
+            lambda output=output: (check_export_folder(Store(output)), Store(output).create("a", b"")),
+        ]
+        for start in starts:
+            with pytest.raises(PairmillError) as caught:
+                start()
+            text = str(caught.value)
+            assert text.count("\n") == 0
+            assert re.search(r"is a file, not a folder|give another output", text), text
+            assert output in text or "is a file" in text
+
+
+@pytest.mark.parametrize("name", ["file/a", "file/deep/a", f"{'x' * 300}"])
+def test_a_file_where_an_output_needs_a_folder_is_one_line_with_its_path(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    store = Store(str(tmp_path))
+    for write in (store.create, store.replace):
+        with pytest.raises(StorageError, match=r"cannot be created \(.+\); check its folder") as raised:
+            write(name, b"x")
+        assert Failure.of(raised.value).kind is FailureKind.STORAGE
+
+
+@pytest.mark.parametrize("code", sorted(LOCAL_ERRNOS | {errno.ENOSPC, errno.EIO, errno.ESTALE}))
+def test_what_is_at_fault_when_a_file_cannot_be_opened_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fails(**_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", fails)
+    with pytest.raises(OSError, match=r"\S") as raised:
+        Store(str(tmp_path)).create("a", b"")
+    expected = FailureKind.MACHINE if code in LOCAL_ERRNOS else FailureKind.STORAGE
+    assert Failure.of(raised.value).kind is expected
 
 
 def test_drivers_that_start_at_once_are_all_accepted(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Tests a home folder that cannot be written to: one line says what to set, before anything is written or retried."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.cli.terminal import stdout_errors
+from pairmill.jobs.cluster.ray_token import SessionError, check_token_folder, user_token
+
+REMEDY = "set HOME to a folder that you can write to"
+HOMES = ["/sys/home", "/proc/home", "/dev/null"]
+"""No user, not even root, can write there."""
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_a_build_says_so_before_it_writes_anything(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    (tmp_path / "in.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
+    done = CliRunner().invoke(app, ["build", str(tmp_path / "in.csv"), str(tmp_path / "out")])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert done.output.startswith(f"pairmill: {home}")
+    assert done.output.endswith(f"{REMEDY}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_ray_that_has_to_store_a_token_needs_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    monkeypatch.setenv("HOME", "/sys/home")
+    for name, value in (
+        ("RAY_AUTH_MODE", "disabled"),
+        ("RAY_AUTH_TOKEN", "abc"),
+        ("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token")),
+    ):
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            check_token_folder()
+    with pytest.raises(SessionError, match=rf"^/sys/home: .*; {REMEDY}$"):
+        check_token_folder()
+    monkeypatch.setenv("HOME", str(tmp_path / "new"))
+    check_token_folder()
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/.ray"]
+    assert user_token() is None
+    (tmp_path / "new/.ray/auth_token").write_text("mine\n")
+    assert user_token() == "mine"
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_completion_that_cannot_be_installed_is_one_line(
+    flag: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pairmill", *(["--install-completion"] if flag else [])])
+    with pytest.raises(SystemExit if flag else FileNotFoundError), stdout_errors():
+        os.mkdir("/proc/home")  # noqa: PTH102
+    assert capfd.readouterr().err.count("\n") == (1 if flag else 0)
