@@ -16,7 +16,7 @@ from pairmill.jobs.check import check
 from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, finish
-from pairmill.pipeline.columns.added_model import columns_done
+from pairmill.pipeline.columns.added_model import columns_done, read_card
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed
@@ -90,7 +90,7 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
         raise JobError(f"{store.root} already has a model with the alias {added.alias!r}; choose another with --alias")
     card = json.dumps({**added.model_dump(), "fingerprint": fingerprint}, indent=1).encode()
     name = f"columns/{added.alias}/model.json"
-    if not store.create(name, card) and json.loads(store.read(name))["fingerprint"] != fingerprint:
+    if not store.create(name, card) and read_card(store, added.alias).fingerprint != fingerprint:
         raise JobError(
             f"{store.path(name)}: this alias belongs to another model or other weights; choose another alias"
         )

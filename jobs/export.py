@@ -1,7 +1,6 @@
 """`pairmill export`: writes a subset as WebDataset tars, as Parquet, or in the layout of clip-retrieval or DataComp."""
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
+from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORDS, check_export_folder, records_folder
 from pairmill.pipeline.dataset.subset import current_generations, read_rows, read_shards, read_subset
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
@@ -23,7 +24,14 @@ from pairmill.pipeline.export.formats import Format, ParquetFiles, WebDataset
 from pairmill.pipeline.export.order import SubsetShard, cut_into_parts, group_shards
 from pairmill.pipeline.export.reader import ExportSource
 from pairmill.pipeline.export.readme import readme
-from pairmill.pipeline.export.write import PartWriter, is_written, manifest_name, release_output, write_part
+from pairmill.pipeline.export.write import (
+    OTHER_OUTPUT,
+    PartWriter,
+    is_written,
+    manifest_name,
+    release_output,
+    write_part,
+)
 from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.source.mapping import IndexedPictures, NoPictures
 from pairmill.pipeline.source.plan import load_plan
@@ -127,8 +135,7 @@ def _model(source: ExportSource, alias: str) -> ModelConfig:
     for model in source.job.models:
         if model.alias == alias:
             return model
-    card = json.loads(source.store.read(f"columns/{alias}/model.json"))
-    return ModelConfig.model_validate({name: value for name, value in card.items() if name != "fingerprint"})
+    return read_card(source.store, alias)
 
 
 def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInput) -> list[str]:
@@ -180,7 +187,7 @@ def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRe
     another export's."""
     if output.create(f"{records}/export.json", record.model_dump_json(indent=1).encode()):
         return record
-    existing = ExportRecord.model_validate_json(output.read(f"{records}/export.json"))
+    existing = read_record(output, f"{records}/export.json", ExportRecord, OTHER_OUTPUT)
     of_version = {"layout", "columns"} if existing.layout < record.layout else set()
     for name, value in record:
         if name not in of_version and getattr(existing, name) != value:
@@ -208,7 +215,7 @@ def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput,
     if record.format == "webdataset":
         sizes: dict[str, int] = {}
         for number in range(record.num_files):
-            part = ExportedPart.model_validate_json(output.read(manifest_name(writer.records, number)))
+            part = read_record(output, manifest_name(writer.records, number), ExportedPart, OTHER_OUTPUT)
             sizes |= dict.fromkeys(part.files, part.rows)
             endings |= set(part.image_endings)
         output.replace("sizes.json", sizes_table(sizes))

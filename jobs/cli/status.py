@@ -78,7 +78,7 @@ def _print_report(report: "VerifyReport", output: str) -> None:
         names = " ".join(report.damaged[:20]) + (" ..." if len(report.damaged) > 20 else "")
         manifests = sum(name.startswith("manifests/") for name in report.damaged)
         typer.echo(
-            f"To rebuild {counted(manifests, 'damaged shard')}, remove from {output}: {names}; then rerun the build",
+            f"To rebuild {counted(manifests, 'damaged shard')}, move out of {output}: {names}; then rerun the build",
             err=True,
         )
     typer.echo("everything committed is intact" if report.holds else counted(len(report.problems), "problem"))

@@ -16,7 +16,7 @@ class VerifyReport:
     shards_missing: int = 0
     problems: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
-    """Files of the damaged shards, manifests first: once they are deleted, the next build rebuilds these shards."""
+    """Files of the damaged shards, manifests first: once they are gone, the next build rebuilds these shards."""
 
     @property
     def holds(self) -> bool:

@@ -14,7 +14,7 @@ from pairmill.pipeline.columns.added_model import check_columns
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_manifest
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, ManifestError, committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
@@ -24,6 +24,7 @@ from pairmill.schemas.pairs import KEPT_STATUS
 
 MAX_PROBLEMS = 1_000
 
+_NOT_PLANNED = "the plan has no such shard"
 _UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 
@@ -36,29 +37,30 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
     aliases = store.folders("columns")
     is_corpus = plan.job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
-    named: set[str] = set()
+    named, all_read = set[str](), True
     present = sorted(committed(store).items())
     for number, (shard, generation) in enumerate(present):
         on_step("reading shards", number, len(present))
-        report.shards += 1
-        try:
-            manifest = read_manifest(store, manifest_name(shard, generation))
-        except ManifestError as error:
-            report.problems.append(str(error))
-            report.damaged.append(f"manifests/{manifest_name(shard, generation)}")
+        manifest = _read_manifest(store, manifest_name(shard, generation), shard < plan.num_shards, report)
+        if manifest is None:
+            all_read = False
             continue
         named.update(file.path for file in manifest.files.values())
-        is_planned = manifest.shard < plan.num_shards
-        planned = shards_from_table(plan.shards.slice(manifest.shard, 1))[0] if is_planned else None
+        if shard >= plan.num_shards:
+            continue
+        (planned,) = shards_from_table(plan.shards.slice(manifest.shard, 1))
         problems = [
             *_check_manifest(manifest, planned, plan.record.fingerprint),
             *_check_shard(store, manifest, report),
         ]
-        problems += [] if problems else check_columns(store, aliases, manifest)
-        _add_problems(store, report, manifest, problems)
+        if not problems:  # rebuilding the shard would not repair its added columns
+            _add_problems(report, manifest, list(check_columns(store, aliases, manifest)))
+        elif len(report.damaged) < MAX_PROBLEMS:
+            report.damaged.extend(_to_delete(store, manifest))
+        _add_problems(report, manifest, problems)
         if not problems and manifest.pairs and (is_corpus or "images" in manifest.files):
             scored.append(manifest.shard)
-    if not report.shards_missing and not report.damaged:  # otherwise a worker may be about to commit them
+    if all_read and not report.shards_missing and not report.damaged:  # otherwise they may belong to a shard
         report.problems.extend(foreign_files(store, named))
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
@@ -103,11 +105,29 @@ def _is_ours(store: Store, path: str) -> bool:
         return False
 
 
-def _add_problems(store: Store, report: VerifyReport, manifest: ShardManifest, problems: Sequence[str]) -> None:
+def _read_manifest(store: Store, name: str, is_planned: bool, report: VerifyReport) -> ShardManifest | None:
+    """The manifest; None, and a problem in the report, if it cannot be read."""
+    report.shards += is_planned
+    try:
+        manifest = read_manifest(store, name)
+    except ManifestError as error:
+        is_damaged = isinstance(error, DamagedManifestError)
+        if is_planned or not is_damaged:
+            report.problems.append(str(error))
+        else:
+            report.problems.append(f"manifests/{name} is not pairmill's: {_NOT_PLANNED}; move it elsewhere")
+        if is_planned and is_damaged:
+            report.damaged.append(f"manifests/{name}")
+        return None
+    if not is_planned:
+        problem = f"manifests/{name} is another dataset's: {_NOT_PLANNED}; move it and its files elsewhere"
+        report.problems.append(problem)
+    return manifest
+
+
+def _add_problems(report: VerifyReport, manifest: ShardManifest, problems: Sequence[str]) -> None:
     named = [f"shard {manifest.shard:09d}: {problem}" for problem in problems]
     report.problems.extend(named[: MAX_PROBLEMS - len(report.problems)])
-    if problems and len(report.damaged) < MAX_PROBLEMS:
-        report.damaged.extend(_to_delete(store, manifest))
 
 
 def _to_delete(store: Store, manifest: ShardManifest) -> list[str]:
@@ -117,10 +137,8 @@ def _to_delete(store: Store, manifest: ShardManifest) -> list[str]:
     return [f"manifests/{manifest.name}", *filter(store.exists, files)]
 
 
-def _check_manifest(manifest: ShardManifest, planned: Shard | None, job_fingerprint: str) -> Iterator[str]:
-    if planned is None:
-        yield "is not in the plan"
-    elif (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
+def _check_manifest(manifest: ShardManifest, planned: Shard, job_fingerprint: str) -> Iterator[str]:
+    if (manifest.uri, manifest.first_row, manifest.num_rows) != (planned.uri, planned.first_row, planned.num_rows):
         yield "has different input rows than planned"
     if manifest.job_fingerprint != job_fingerprint:
         yield "was made by a different job"

@@ -18,13 +18,14 @@ from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import is_intact
-from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_columns_manifest, read_record
 from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
 from pairmill.pipeline.source.corpus.load import Loader
 from pairmill.pipeline.source.mapping import ColumnMapping, NoPictures, WebPictures
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.batch import ShardBatch
+from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import (
     SCHEMA_VERSION,
@@ -50,23 +51,44 @@ def complete_models(store: Store, generations: Mapping[int, int]) -> list[str]:
     return [alias for alias in added if generations.items() <= columns_done(store, alias).items()]
 
 
+class AddedModel(ModelConfig):
+    """`columns/ALIAS/model.json`: the model, and the fingerprint of the job that added it."""
+
+    fingerprint: str
+
+
+def read_card(store: Store, alias: str) -> AddedModel:
+    """The added model with this alias. Raises ManifestError and FileNotFoundError."""
+    remedy = "move its folder elsewhere and run embed --add-model again"
+    return read_record(store, f"columns/{alias}/model.json", AddedModel, remedy)
+
+
 def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest) -> Iterator[str]:
-    """Problems with the columns that were added to a shard. Missing columns are not a problem."""
+    """Problems with the columns that were added to a shard, and the remedies. Missing columns are not a problem."""
     for alias in aliases:
-        name = f"columns/{alias}/manifests/{manifest.name}"
-        if not store.exists(name):
+        try:
+            record = read_columns_manifest(store, alias, manifest.name)
+        except FileNotFoundError:
             continue
-        record = ColumnsManifest.model_validate_json(store.read(name))
-        path = record.file.path
-        if record.pairs_blake2b != manifest.files["pairs"].blake2b:
-            where = store.path(name)
-            yield f"{path} belongs to another pairs file: delete {where} and run embed --add-model again"
-        elif not store.exists(path):
-            yield f"{path} is missing"
-        elif store.checksum(path)[0] != record.file.blake2b:
-            yield f"{path} has changed since it was committed: its checksum differs"
-        elif not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
-            yield f"the rows of {path} are not those of the pairs file"
+        except ManifestError as error:
+            yield str(error)
+            continue
+        if problem := _problem_with(store, record, manifest):
+            where = f"columns/{alias}/manifests/{manifest.name}"
+            yield f"{problem}; move {where} elsewhere and run embed --add-model again"
+
+
+def _problem_with(store: Store, record: ColumnsManifest, manifest: ShardManifest) -> str | None:
+    path = record.file.path
+    if record.pairs_blake2b != manifest.files["pairs"].blake2b:
+        return f"{path} belongs to another pairs file"
+    if not store.exists(path):
+        return f"{path} is missing"
+    if store.checksum(path)[0] != record.file.blake2b:
+        return f"{path} has changed since it was committed: its checksum differs"
+    if not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
+        return f"the rows of {path} are not those of the pairs file"
+    return None
 
 
 def _row_ids(store: Store, path: str) -> pa.ChunkedArray:

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.integrity import check_file
-from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_manifest
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.schemas.errors import PairmillError
-from pairmill.schemas.manifest import ColumnsManifest, manifest_name
+from pairmill.schemas.manifest import manifest_name
 
 CHUNK_ROWS = 250_000
 """Rows per task: enough to outweigh the overhead of a task, few enough for a worker's memory."""
@@ -104,7 +104,7 @@ def _shard_files(store: Store, shard: int, generation: int, aliases: Sequence[st
     pairs = manifest.files["pairs"]
     columns = []
     for alias in aliases:
-        record = ColumnsManifest.model_validate_json(store.read(f"columns/{alias}/manifests/{name}"))
+        record = read_columns_manifest(store, alias, name)
         if record.pairs_blake2b != pairs.blake2b:  # the shard was rebuilt under the same number
             where = store.path(f"columns/{alias}/manifests/{name}")
             raise ColumnsError(f"{where} belongs to another pairs file; delete it and run embed --add-model again")

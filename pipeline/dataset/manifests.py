@@ -5,12 +5,15 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import FailureKind, PairmillError
-from pairmill.schemas.manifest import SCHEMA_VERSION, ShardManifest, manifest_name, parse_manifest_name
+from pairmill.schemas.manifest import SCHEMA_VERSION, ColumnsManifest, ShardManifest, manifest_name, parse_manifest_name
+
+_Record = TypeVar("_Record", bound=BaseModel)
 
 _READERS, _READ_AHEAD = 32, 256
 
@@ -21,6 +24,28 @@ class ManifestError(PairmillError, RuntimeError):
     kind = FailureKind.SHARD
 
 
+class DamagedManifestError(ManifestError):
+    """A file with the name of a record has something else in it: it is damaged, a copy, or not pairmill's.
+
+    That cannot be told for certain, so users are told to move it, never to delete it.
+    """
+
+
+def read_record(store: Store, name: str, model: type[_Record], remedy: str) -> _Record:
+    """Read a file in which pairmill keeps records. Raises DamagedManifestError, which ends in `remedy`, and
+    FileNotFoundError."""
+    try:
+        return model.model_validate_json(store.read(name))
+    except ValidationError:
+        raise DamagedManifestError(f"{store.path(name)} is damaged or not pairmill's; {remedy}") from None
+
+
+def read_columns_manifest(store: Store, alias: str, name: str) -> ColumnsManifest:
+    """Read the record of an added model's columns for one shard. Raises ManifestError and FileNotFoundError."""
+    path = f"columns/{alias}/manifests/{name}"
+    return read_record(store, path, ColumnsManifest, "move it elsewhere and run embed --add-model again")
+
+
 def read_manifest(store: Store, name: str) -> ShardManifest:
     """Read a manifest by its file name. Raises ManifestError if it is damaged or of a newer schema version."""
     try:
@@ -28,7 +53,8 @@ def read_manifest(store: Store, name: str) -> ShardManifest:
         return _checked_manifest(store, name, data)
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         where = store.path(f"manifests/{name}")
-        raise ManifestError(f"{where} is damaged; delete it, and the next build rebuilds its shard") from None
+        remedy = "move it elsewhere, and the next build rebuilds its shard"
+        raise DamagedManifestError(f"{where} is damaged or not pairmill's; {remedy}") from None
 
 
 def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> ShardManifest:
@@ -37,7 +63,8 @@ def _checked_manifest(store: Store, name: str, data: Mapping[str, object]) -> Sh
         raise ManifestError(f"{store.path(f'manifests/{name}')} was written by a newer pairmill; update to read it")
     manifest = ShardManifest.model_validate(data)
     if manifest.name != name:  # otherwise another shard's files would be deleted
-        raise ManifestError(f"{store.path(f'manifests/{name}')} is the manifest {manifest.name}; delete the copy")
+        where = store.path(f"manifests/{name}")
+        raise DamagedManifestError(f"{where} is the manifest {manifest.name}; move the copy elsewhere")
     return manifest
 
 

@@ -126,7 +126,7 @@ def read_subset(store: Store, name: str) -> Subset:
         raise SubsetError(f"{store.root} has no subset {name!r}; it has: {names}") from None
     except ValidationError as error:
         raise SubsetError(
-            f"{store.path(f'subsets/{name}')}/selection.json is damaged ({error.errors()[0]['msg']}): delete it"
+            f"{store.path(f'subsets/{name}')}/selection.json is damaged ({error.errors()[0]['msg']}): move it elsewhere"
         ) from None
     if subset.schema_version > SCHEMA_VERSION:
         raise SubsetError(f"subset {name!r} was written by a newer pairmill; update to read it")

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
 from pairmill.pipeline.export.reader import ExportSource, SubsetReader
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
+
+OTHER_OUTPUT = "export to another folder"
+"""The remedy for a damaged record of an export."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def release_output(writer: PartWriter, record: ExportRecord) -> None:
     expected = {name for number in range(record.num_files) for name in writer.names(number)}
     folders = {name.rpartition("/")[0] for name in expected}
     if output.exists(record_name):
-        if ExportRecord.model_validate_json(output.read(record_name)) != record:
+        if read_record(output, record_name, ExportRecord, OTHER_OUTPUT) != record:
             return
         for name in (f"{folder}/{name}".lstrip("/") for folder in folders for name in output.list(folder)):
             if name in expected:
@@ -99,7 +103,7 @@ def is_written(output: Store, records: str, number: int) -> bool:
     name = manifest_name(records, number)
     if not output.exists(name):
         return False
-    files = ExportedPart.model_validate_json(output.read(name)).files.values()
+    files = read_record(output, name, ExportedPart, OTHER_OUTPUT).files.values()
     if all(output.exists(file.path) for file in files):
         return True
     output.delete(name)

@@ -1,0 +1,129 @@
+"""Tests what verify advises: nothing that pairmill may not have written is to be deleted, and each remedy works."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from pairmill.jobs.cli.main import app
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.columns.added_model import read_card
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import describe
+from pairmill.pipeline.dataset.manifests import DamagedManifestError
+from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.manifest import Shard
+from tests.synthetic_dataset import _write_plan
+from tests.unit.select.added import add_columns
+from tests.unit.test_commit import in_flight, writer
+
+NUM_SHARDS = 2
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A finished dataset of two shards, with an added model."""
+    folder = tmp_path / "out"
+    shards = [Shard(number, "in.parquet", 2 * number, 2, "f") for number in range(NUM_SHARDS)]
+    for shard in shards:
+        batch = in_flight(["ok", "timeout"], [True, False])
+        row_ids = pa.array([f"{shard.shard}:{row}" for row in range(2)])
+        at = batch.table.schema.get_field_index("row_id")
+        table = batch.table.set_column(at, batch.table.schema.field("row_id"), row_ids)
+        writer(folder).commit(replace(batch, info=replace(batch.info, shard=shard), table=table))
+    _write_plan(Store(str(folder)), folder, shards, 2 * NUM_SHARDS)
+    add_columns(folder, "other", range(NUM_SHARDS))
+    assert verify(Store(str(folder)), rescore=0).problems == []
+    return folder
+
+
+FOREIGN = [
+    b"",
+    b"{",
+    b"\xff",
+    b"[]",
+    b"null",
+    b'"text"',
+    b'{"name": "somebody else\'s"}',
+    b'{"shard": 5, "schema_version": 1}',
+]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("name", ["000000001.json", "000000005.json", "000000001.g3.json"])
+def test_a_foreign_manifest_is_to_be_moved_never_deleted(dataset: Path, name: str, content: bytes) -> None:
+    (dataset / "manifests" / name).write_bytes(content)
+    done = CliRunner().invoke(app, ["verify", str(dataset), "--rescore", "0"])
+    assert done.exit_code == 1
+    (problem,) = [line for line in done.stderr.splitlines() if line.startswith("problem:")]
+    assert f"manifests/{name} is" in problem
+    assert "not pairmill's" in problem
+    assert "move it elsewhere" in problem
+    assert "delete" not in done.output
+    assert "remove" not in done.output
+    is_planned = not name.startswith("000000005")
+    assert ("move out of" in done.stderr) == is_planned  # only for a shard that a build would rebuild
+
+
+def test_a_manifest_of_a_shard_beyond_the_plan_is_another_dataset_s(dataset: Path) -> None:
+    text = (dataset / "manifests/000000001.json").read_text().replace('"shard": 1', '"shard": 5')
+    (dataset / "manifests/000000005.json").write_text(text)
+    report = verify(Store(str(dataset)), rescore=0)
+    assert report.problems == [
+        "manifests/000000005.json is another dataset's: the plan has no such shard; move it and its files elsewhere"
+    ]
+    assert (report.damaged, report.shards) == ([], NUM_SHARDS)
+
+
+def test_an_output_of_a_newer_pairmill_is_not_to_be_rebuilt(dataset: Path) -> None:
+    path = dataset / "manifests/000000001.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    report = verify(Store(str(dataset)), rescore=0)
+    assert [problem.partition("was written")[2] for problem in report.problems] == [
+        " by a newer pairmill; update to read it"
+    ]
+    assert report.damaged == []
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("manifests/000000001.json", lambda path, content=content: path.write_bytes(content)) for content in FOREIGN),
+        ("manifests/000000001.json", cut),
+        ("000000001.parquet", Path.unlink),
+        ("000000001.parquet", cut),
+        ("000000001.parquet", lambda path: shutil.copy(path.with_name("000000000.parquet"), path)),
+    ],
+)
+def test_damaged_columns_are_one_problem_whose_remedy_works(
+    dataset: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    damage(dataset / "columns/other" / name)
+    report = verify(Store(str(dataset)), rescore=0)
+    (problem,) = report.problems
+    assert f"columns/other/{name}" in problem
+    assert problem.endswith("elsewhere and run embed --add-model again")
+    assert report.damaged == []  # rebuilding the shard would not help
+    (dataset / "columns/other/manifests/000000001.json").unlink()
+    add_columns(dataset, "other", [1])
+    assert verify(Store(str(dataset)), rescore=0).holds
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_every_reader_of_added_columns_names_the_damaged_record(dataset: Path, content: bytes) -> None:
+    (dataset / "columns/other/manifests/000000001.json").write_bytes(content)
+    (dataset / "columns/other/model.json").write_bytes(content)
+    store = Store(str(dataset))
+    with pytest.raises(DamagedManifestError, match=r"manifests/000000001.json is damaged .* embed --add-model again$"):
+        describe(store, [(1, 0)], ["other"])
+    with pytest.raises(PairmillError, match=r"other/model.json is damaged .* embed --add-model again$"):
+        read_card(store, "other")
