@@ -17,6 +17,8 @@ _SOURCES = ("download", "load")
 _COUNTING_STAGES = ("encode", *_SOURCES)
 """Stages that count inside shards, last stage first."""
 _GAP = "  "
+_IMPORTANCE = ("rows", "kept", "in flight", "bytes", "time left", "rate", "pairs", "fetched", "shards")
+"""Parts of the line, the most important first; losses come last."""
 
 
 class Rate:
@@ -78,24 +80,29 @@ class RunState:
             self._rate(f"{name} bytes").add(counts.num_bytes)
 
     def line(self, width: int) -> str:
-        """As many parts as fit, most important first."""
-        line = ""
-        for part in self._parts():
-            longer = f"{line}{_GAP}{part}" if line else part
-            if len(longer) > width:
+        """As many parts as fit, most important first, in an order that does not depend on the width."""
+        parts, shown, room = dict(self._parts()), set(), width + len(_GAP)
+        for name in _IMPORTANCE:
+            if name in parts and len(parts[name]) + len(_GAP) <= room:
+                shown.add(name)
+                room -= len(parts[name]) + len(_GAP)
+        texts = [text for name, text in parts.items() if name in shown]
+        for loss in self._losses():
+            room -= len(loss) + len(_GAP)
+            if room < 0:
                 break
-            line = longer
-        return line
+            texts.append(loss)
+        return _GAP.join(texts)
 
-    def _parts(self) -> Iterator[str]:
+    def _parts(self) -> Iterator[tuple[str, str]]:
+        """(name in _IMPORTANCE, text), in the order in which they are shown."""
         rows = self._rows_done()
-        yield f"{rows:,}/{counted(self.rows_left, 'row')}"
+        yield "rows", f"{rows:,}/{counted(self.rows_left, 'row')}"
         yield from self._speed(rows)
         yield from self._source(is_done=rows >= self.rows_left)
         yield from self._shares()
         if self.shards:
-            yield f"{self.shards:,}/{counted(self.shards_left, 'shard')}"
-        yield from self._losses()
+            yield "shards", f"{self.shards:,}/{counted(self.shards_left, 'shard')}"
 
     def _rows_done(self) -> int:
         """Rows through the last stage that counts them: at least the committed rows, at most all rows."""
@@ -106,44 +113,44 @@ class RunState:
     def _last_stage(self) -> str | None:
         return next((name for name in _COUNTING_STAGES if name in self.work), None)
 
-    def _speed(self, rows: int) -> Iterator[str]:
+    def _speed(self, rows: int) -> Iterator[tuple[str, str]]:
         """Rows per second and the time left. Time before the workers have started does not count."""
         names = [name for name in _COUNTING_STAGES if name in self.work] or ["commit"]
         speeds = {name: speed for name in names if (speed := self._rate(name).per_s) > 0}
         if not speeds:
             return
-        yield f"{next(iter(speeds.values())):,.0f}/s"
+        yield "rate", f"{next(iter(speeds.values())):,.0f}/s"
         if self.rows_left > rows:
             slowest_s = max(self._remaining(name) / speed for name, speed in speeds.items())
-            yield f"{duration(slowest_s)} left"
+            yield "time left", f"{duration(slowest_s)} left"
 
     def _remaining(self, stage: str) -> int:
         done = self.work[stage].rows if stage in self.work else self.input_rows
         return max(self.rows_left - done, 0)
 
-    def _source(self, is_done: bool) -> Iterator[str]:
+    def _source(self, is_done: bool) -> Iterator[tuple[str, str]]:
         """What the download or load stage is doing."""
         name = next((name for name in _SOURCES if name in self.work), None)
         if name is None:
             return
         counts = self.work[name]
         if name == "download" and not is_done:
-            yield f"{counts.in_flight:,} in flight"
+            yield "in flight", f"{counts.in_flight:,} in flight"
         if (bytes_per_s := self._rate(f"{name} bytes").per_s) > 0:
-            yield f"{size(bytes_per_s)}/s"
+            yield "bytes", f"{size(bytes_per_s)}/s"
         if self._last_stage() != name:
             rows = max(counts.rows, self.input_rows)  # workers report less often than shards are committed
-            yield f"{'fetched' if name == 'download' else 'read'} {rows:,}"
+            yield "fetched", f"{'fetched' if name == 'download' else 'read'} {rows:,}"
 
-    def _shares(self) -> Iterator[str]:
+    def _shares(self) -> Iterator[tuple[str, str]]:
         """Shares of the committed rows or, before the first commit, of the pictures so far."""
         if self.rows:
-            yield f"pairs {self.pairs / self.rows:.0%}"
-            yield f"kept {self.kept / self.rows:.0%}"
+            yield "pairs", f"pairs {self.pairs / self.rows:.0%}"
+            yield "kept", f"kept {self.kept / self.rows:.0%}"
             return
         counts = next((self.work[name] for name in _SOURCES if name in self.work), None)
         if counts and counts.items:
-            yield f"pictures {counts.good_items / counts.items:.0%}"
+            yield "kept", f"pictures {counts.good_items / counts.items:.0%}"
 
     def _losses(self) -> Iterator[str]:
         losses = Counter({name: count for name, count in self.statuses.items() if name != Status.OK})

@@ -185,7 +185,8 @@ def _say(text: str) -> None:
 
 def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
     counts = Counter(row.kind for row in rows)
-    lines = [f"Serving {len(rows):,} pairs on {len(web.hosts)} loopback hosts, port {web.port} (seed {seed}):"]
+    pairs, hosts = counted(len(rows), "pair"), counted(len(web.hosts), "loopback host")
+    lines = [f"Serving {pairs} on {hosts}, port {web.port} (seed {seed}):"]
     lines += [f"{counts[kind.name]:>7,}  {_plain(kind.name):<14} {kind.about}" for kind in KINDS]
     return "\n".join(lines)
 

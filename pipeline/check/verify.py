@@ -181,7 +181,8 @@ def _check_file(store: Store, file: DataFile) -> str | None:
     except FileNotFoundError:
         return f"{file.path} is missing"
     if num_bytes != file.num_bytes:
-        return f"{file.path} has changed since it was committed: {num_bytes:,} bytes instead of {file.num_bytes:,}"
+        size = f"{counted(num_bytes, 'byte')} instead of {file.num_bytes:,}"
+        return f"{file.path} has changed since it was committed: {size}"
     if digest != file.blake2b:
         return f"{file.path} has changed since it was committed: its checksum differs"
     return None

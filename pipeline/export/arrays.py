@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.export.formats import FormatError, Part, Write, embedding_columns
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
@@ -160,7 +161,7 @@ class EmbeddingArray:
         array = rows[self.column].combine_chunks()
         if array.null_count:
             raise FormatError(
-                f"{self.column} is null in {array.null_count:,} selected rows: "
+                f"{self.column} is null in {counted(array.null_count, 'selected row')}: "
                 f"add `where: {self.null_with} is not None`"
             )
         return np.asarray(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1), np.float16)

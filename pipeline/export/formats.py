@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.webdataset_tar import MEMBER_COLUMNS, read_range, write_tar
 from pairmill.pipeline.export.hf_features import expressible, features
 from pairmill.pipeline.image.sniff import FORMAT_HEAD_BYTES
@@ -95,7 +96,8 @@ class WebDataset:
     def files(self, part: Part) -> dict[str, Write]:
         """The tar. A missing caption is an error, because trainers would learn from an empty text."""
         if self.has_captions and (missing := part.rows["caption_clean"].null_count):
-            raise FormatError(f"{missing:,} selected rows have no caption: add `where: caption_clean is not None`")
+            rows = counted(missing, "selected row")
+            raise FormatError(f"{rows} without a caption: add `where: caption_clean is not None`")
         write: Write = lambda file: write_tar(file, part.rows, part.pictures(), carried=self.carried)  # noqa: E731
         return dict.fromkeys(self.names(part.stem), write)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import yaml
 
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.export.hf_features import yaml_features
 
 DATA_FILES = {"webdataset": "*.tar", "parquet": "*.parquet"}
@@ -25,4 +26,5 @@ def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str
         fields = [*image, strings[0], {"name": "json", "struct": yaml_features(sample)}, *strings[1:]]
         header["dataset_info"] = {"config_name": "default", "features": fields}
     front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{rows:,} pairs of pictures and captions, exported by pairmill in the format {form}.\n"
+    pairs = f"{counted(rows, 'pair')} of pictures and captions"
+    return f"---\n{front}---\n\n{pairs}, exported by pairmill in the format {form}.\n"

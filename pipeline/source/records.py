@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text
+from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text, counted
 from pairmill.pipeline.source import text_file
 
 _MAX_READINGS = 4
@@ -61,7 +61,7 @@ def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int) -> Ite
         if fields == []:
             continue
         if fields is None or len(fields) != num_columns:
-            problem = problem or f"{len(fields or [])} fields, not {num_columns}"
+            problem = problem or f"{counted(len(fields or []), 'field')}, not {num_columns}"
             line = physical.put_back()
             fields = line.rstrip("\r\n").split("\t") if delimiter == "\t" else None
             if fields is None or len(fields) != num_columns:

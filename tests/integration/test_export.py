@@ -177,7 +177,7 @@ def test_a_missing_caption_is_refused_by_webdataset(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [*samples(4), ("alone.jpg", picture(9))])
     sequentially(embed_job(tmp_path / "out", tmp_path))
     make_subset(tmp_path / "out", "most")
-    with pytest.raises(FormatError, match="1 selected rows have no caption: add `where: caption_clean is not None`"):
+    with pytest.raises(FormatError, match="1 selected row without a caption: add `where: caption_clean is not None`"):
         export(job(tmp_path / "out", tmp_path / "export", "webdataset"))
 
 
@@ -372,7 +372,7 @@ def test_rows_without_a_caption_cannot_become_an_array_of_text_embeddings(tmp_pa
     sequentially(embed_job(tmp_path / "out", tmp_path))
     make_subset(tmp_path / "out", "most")
     with pytest.raises(
-        ValueError, match="text_embedding_tiny is null in 1 selected rows: add `where: similarity_tiny is"
+        ValueError, match="text_embedding_tiny is null in 1 selected row: add `where: similarity_tiny is"
     ):
         export(job(tmp_path / "out", tmp_path / "export", "clip-retrieval"))
 

@@ -133,7 +133,7 @@ def test_json_of_any_depth_is_a_row(scratch: Path, depth: int) -> None:
 
 def test_a_csv_row_with_too_many_or_too_few_fields_is_malformed(scratch: Path) -> None:
     table = converted(scratch, "a.csv", b"url,caption\r\nu,c\r\n\r\nu,c,d\r\nalone\r\n,\r\n")
-    assert problems(table) == [None, "3 fields, not 2: u,c,d", "1 fields, not 2: alone", None]
+    assert problems(table) == [None, "3 fields, not 2: u,c,d", "1 field, not 2: alone", None]
     assert column(table, "url") == [b"u", None, None, b""]
 
 

@@ -244,10 +244,37 @@ def test_only_whole_parts_are_shown(width: int, clock: Clock) -> None:
     state.update(downloading(3_000_000, num_bytes=10**9))
     whole, part = state.line(1_000), state.line(width)
     assert len(part) <= width
-    assert whole.startswith(part)
-    assert part == "" or whole[len(part) :].startswith("  ") or part == whole
+    left = iter(whole.split("  "))
+    assert part == "" or all(each in left for each in part.split("  "))  # whole parts, in the same order
     if width >= 59:
         assert "in flight" in part
+        assert "kept" in part
+
+
+def test_at_60_columns_the_line_has_what_is_kept_and_what_happens_inside_a_shard(clock: Clock) -> None:
+    state = RunState(rows_left=40_960, shards_left=10)
+    state.update(downloading(0))
+    clock.now += 10
+    state.update(downloading(2_000, in_flight=256, num_bytes=123_000_000, good=1_500))
+    assert state.line(59) == "2,000/40,960 rows  256 in flight  12.3 MB/s  pictures 75%"
+    state.commit(manifest(ok=3_000, timeout=1_096))
+    state.update({**downloading(6_000, in_flight=256, num_bytes=246_000_000), "encode": WorkCounts(0, 5_000, 0, 5_000)})
+    line = state.line(59)
+    assert line == "5,000/40,960 rows  256 in flight  24.6 MB/s  kept 73%"
+    assert state.line(10_000).startswith("5,000/40,960 rows  ")
+    assert {*line.split("  ")} < {*state.line(10_000).split("  ")}
+
+
+def test_with_room_for_more_the_time_left_comes_before_the_rate_and_losses_come_last(clock: Clock) -> None:
+    state = RunState(rows_left=400, shards_left=4)
+    state.commit(manifest(ok=60, timeout=30, http_4xx=10))
+    clock.now += 10
+    state.commit(manifest(ok=80, timeout=20))
+    seen = {state.line(width) for width in range(20, 200)}
+    assert "200/400 rows  20 s left  kept 70%" in seen
+    assert "200/400 rows  10/s  20 s left  kept 70%" in seen
+    assert "200/400 rows  10/s  20 s left  pairs 70%  kept 70%  2/4 shards  lost: timeout 50" in seen
+    assert not any("timeout" in line and "2/4 shards" not in line for line in seen)
 
 
 def test_rows_that_were_fetched_twice_are_not_counted_twice(clock: Clock) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import IO
 
+from pairmill.pipeline.common.text import counted
+
 BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME_BYTES = 64 << 10
 """Maximum size of a long name; Linux allows 4 KB."""
@@ -217,7 +219,7 @@ class LinkTargets:
             for number, member in enumerate(members(self._file, self._size)):
                 room -= _REMEMBERED_BYTES + len(member.name) + len(member.link)
                 if room < 0:
-                    self._where = f"among the first {number:,} members of the tar"
+                    self._where = f"among the first {counted(number, 'member')} of the tar"
                     break
                 if not member.is_gap:
                     self._known.setdefault(_plain(member.name), []).append(member)
