@@ -36,7 +36,7 @@ def write_dataset(folder: Path, num_rows: int, seed: int = 1, shard_rows: int = 
         shards.append(shard)
         if not (folder / f"pairs/{number:09d}.parquet").exists():
             _write_shard(store, folder, shard, seed)
-    _write_plan(store, folder, shards, num_rows)
+    write_plan(store, shards, num_rows)
 
 
 def _write_shard(store: Store, folder: Path, shard: Shard, seed: int) -> None:
@@ -67,16 +67,16 @@ def _write_shard(store: Store, folder: Path, shard: Shard, seed: int) -> None:
     store.create(f"manifests/{manifest.name}", manifest.model_dump_json().encode())
 
 
-def _write_plan(store: Store, folder: Path, shards: list[Shard], num_rows: int) -> None:
-    """Plan the shards that no earlier call planned."""
+def write_plan(store: Store, shards: list[Shard], num_rows: int, pictures: str = "none") -> None:
+    """Plan the shards that no earlier call planned. `pictures`: the job's images.store."""
     plans = store.list("plan")
-    num_planned = sum(pq.read_metadata(folder / "plan" / name).num_rows for name in plans)
+    num_planned = sum(pq.read_metadata(store.path(f"plan/{name}")).num_rows for name in plans)
     if num_planned == len(shards):
         return
     table = pa.concat_tables([shard.to_table() for shard in shards[num_planned:]])
     mapping = ColumnMapping("url", "caption", None, None, None, pa.schema([]), ())
     inputs = [] if plans else [PlannedInput("in.parquet", "in.parquet", "blake2b:0:0", num_rows)]
-    values = {"source": {"paths": ["in.parquet"]}, "output": str(folder), "images": {"store": "none", "md5": True}}
+    values = {"source": {"paths": ["in.parquet"]}, "output": store.root, "images": {"store": pictures, "md5": True}}
     record = JobRecord(BuildJob.model_validate(values), "0" * 32)
     store.create(f"plan/{len(plans)}.parquet", to_bytes(table, mapping, inputs, record))
 

@@ -171,10 +171,12 @@ def test_a_missing_bucket_is_reported_with_the_remedy(server: str, tmp_path: Pat
     with credentials():
         s3 = S3Config(endpoint=server)
         message = "NoSuchBucket: create the bucket, or correct its name or s3.endpoint"
+        started = time.monotonic()
         with pytest.raises(S3AccessError, match=rf"^s3://mole at {server}: {message}$"):
             build(s3_job(str(tmp_path / "in.csv"), "s3://mole/out", s3))
         with pytest.raises(S3AccessError, match=rf"^s3://mole at {server}: {message}$"):
             current(Store("s3://mole/out", s3))
+        assert time.monotonic() - started < LIMIT_S
 
 
 def test_commands_report_s3_problems_on_one_line(server: str, tmp_path: Path) -> None:

@@ -20,9 +20,12 @@ from pairmill.jobs.explain import explain
 from pairmill.jobs.export import _claim_output
 from pairmill.pipeline.check.verify import foreign_files
 from pairmill.pipeline.common.faults import LOCAL_ERRNOS, Failure
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.listing import list_path
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder, check_export_folder
 from pairmill.pipeline.dataset.strays import StrayFiles
+from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.export import ExportRecord
 from pairmill.schemas.jobs import BuildJob
@@ -180,6 +183,34 @@ def test_drivers_that_start_at_once_are_all_accepted(tmp_path: Path) -> None:
         with ThreadPoolExecutor(drivers) as pool:
             plans = [each.result() for each in [pool.submit(run) for _ in range(drivers)]]
         assert all(plan == plans[0] for plan in plans)
+
+
+SPELLINGS = ["in", "./in", "in/", "deep/../in", ".//in/.", "{cwd}/in", "file://{cwd}/in/", "file://{cwd}/deep/../in"]
+
+
+@pytest.mark.parametrize("path", ["in", "in/list.csv"])
+def test_a_source_is_the_same_in_every_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """A run resumes whichever is used, from whatever folder, and all of them together are one source."""
+    for name in ("in", "deep"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in/list.csv").write_text("url,caption\n" + "".join(f"http://e.org/{n},a\n" for n in range(9)))
+    monkeypatch.chdir(tmp_path)
+    spelled = [spelling.format(cwd=tmp_path).rstrip("/.") + path.removeprefix("in") for spelling in SPELLINGS]
+    spelled += [spelling.format(cwd=tmp_path) for spelling in SPELLINGS if path == "in"]
+
+    def planned(paths: list[str], output: str) -> Plan:
+        made = BuildJob.model_validate({"source": {"paths": paths}, "output": output})
+        plan = prepare(made)[1]
+        assert plan.job.source.paths == [str(tmp_path / path)] * len(paths)
+        return plan
+
+    plans = [planned([each], "out") for each in spelled]
+    assert all(plan == plans[0] for plan in plans)
+    assert planned(spelled, "all").num_rows == plans[0].num_rows == 9
+    for each in spelled:
+        assert list_path(each, Files()).files == [str(tmp_path / "in/list.csv")]
+        with pytest.raises(FileNotFoundError, match=rf"no input found at {tmp_path}/in(/list.csv)?x$"):
+            list_path(f"{each.rstrip('/.')}x", Files())
 
 
 def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path) -> None:

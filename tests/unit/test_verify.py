@@ -1,5 +1,6 @@
 """Tests what verify advises: nothing that pairmill may not have written is to be deleted, and each remedy works."""
 
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pairmill.jobs.cli.main import app
@@ -18,26 +20,36 @@ from pairmill.pipeline.dataset.chunks import describe
 from pairmill.pipeline.dataset.manifests import DamagedManifestError
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import Shard
-from tests.synthetic_dataset import _write_plan
+from tests.synthetic_dataset import write_plan
 from tests.unit.select.added import add_columns
 from tests.unit.test_commit import in_flight, writer
 
 NUM_SHARDS = 2
+Image.new("RGB", (8, 8)).save(file := io.BytesIO(), "PNG")
+PNG = file.getvalue()
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    """A finished dataset of two shards, with an added model."""
-    folder = tmp_path / "out"
+def write_with_pictures(folder: Path) -> None:
+    """A finished dataset of two shards, with one pair and one reject each, and with an added model."""
     shards = [Shard(number, "in.parquet", 2 * number, 2, "f") for number in range(NUM_SHARDS)]
     for shard in shards:
         batch = in_flight(["ok", "timeout"], [True, False])
         row_ids = pa.array([f"{shard.shard}:{row}" for row in range(2)])
         at = batch.table.schema.get_field_index("row_id")
         table = batch.table.set_column(at, batch.table.schema.field("row_id"), row_ids)
+        at = table.schema.get_field_index("image")
+        table = table.set_column(
+            at, table.schema.field("image"), pa.array([PNG, None], table.schema.field("image").type)
+        )
         writer(folder).commit(replace(batch, info=replace(batch.info, shard=shard), table=table))
-    _write_plan(Store(str(folder)), folder, shards, 2 * NUM_SHARDS)
+    write_plan(Store(str(folder)), shards, 2 * NUM_SHARDS, "pairs")
     add_columns(folder, "other", range(NUM_SHARDS))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    write_with_pictures(folder)
     assert verify(Store(str(folder)), rescore=0).problems == []
     return folder
 

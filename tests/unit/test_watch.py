@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,39 @@ def test_ten_intervals_without_a_commit_are_reported_and_again_when_that_time_ha
     assert said[0][1].startswith("no shard for 89 s, although one came every 9 s: the job has ended or hangs;")
     commits.tick(1)
     assert commits.silence is None
+
+
+class Sleeping(Clock):
+    """A clock that only `sleep` moves; each time, something happens elsewhere."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self.happens = happens
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.happens()
+
+
+def test_watching_says_that_no_more_shards_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, growing = tmp_path / "whole", tmp_path / "growing"
+    write_dataset(whole, 1_000, shard_rows=100)
+    shutil.copytree(whole, growing)
+    names = [path.name for path in sorted((growing / "manifests").iterdir())]
+    for name in names:
+        (growing / "manifests" / name).unlink()
+
+    def commit() -> None:
+        """A shard every 20 s; after five of them, nothing for a while."""
+        at = clock.now - Clock.now
+        if (at % 20 == 0 and at <= 100) or at > 1_000:
+            shutil.copy(whole / "manifests" / names.pop(0), growing / "manifests")
+
+    clock = Sleeping(commit)
+    monkeypatch.setattr(watch_module, "time", clock)
+    watch(Store(str(growing)), told := Told(), 10.0)
+    usual = "one came every 20 s: the job has ended or hangs; run its command again to resume"
+    silences = [text for text in told.said if text.startswith("no shard for ")]
+    assert silences == [f"no shard for {silent}, although {usual}" for silent in ("3 min", "7 min", "13 min")]
 
 
 def test_before_the_first_commit_the_time_of_a_shard_decides(time_of_day: Clock, tmp_path: Path) -> None:
