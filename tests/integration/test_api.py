@@ -17,7 +17,8 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.reader.snapshot import DatasetError
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, sequentially, write_input
-from tests.integration.test_embed import CAPTION, embed_job, samples, write_tar
+from tests.integration.test_embed import CAPTION, embed_job, samples
+from tests.tars import write_tar
 
 REPOSITORY = Path(__file__).parents[2]
 LOOPBACK = {"fetch.allow_networks": ["127.0.0.0/8"], "shard_rows": 8}

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
+from tests.tars import write_tar
 
 CAPTION = "a red circle above a blue square, number {}"
 
@@ -48,15 +48,6 @@ def rows_in(output: Path, folder: str = "pairs") -> list[dict[str, Any]]:
         for manifest in read_manifests(Store(str(output)))
     ]
     return pa.concat_tables(tables).to_pylist() if tables else []  # type: ignore[no-any-return]
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 def samples(count: int, start: int = 0) -> list[tuple[str, bytes]]:

@@ -25,7 +25,8 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.subset import SelectJob
 from tests.integration.test_build import picture, sequentially
-from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
+from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples
+from tests.tars import write_tar
 
 Row: TypeAlias = dict[str, Any]
 

@@ -24,7 +24,8 @@ from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
 from tests.integration.test_command import PAIRMILL, run, start
-from tests.integration.test_embed import embed_job, samples, write_tar
+from tests.integration.test_embed import embed_job, samples
+from tests.tars import write_tar
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob
 from tests.integration.test_build import picture, sequentially
-from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples, write_tar
+from tests.integration.test_embed import CAPTION, embed_job, rows_in, samples
+from tests.tars import write_tar
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import SHARED_DATA, PictureWeb
 from tests.integration.test_build import job, picture, sequentially, write_input
-from tests.integration.test_embed import embed_job, rows_in, samples, write_tar
+from tests.integration.test_embed import embed_job, rows_in, samples
+from tests.tars import write_tar
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, sequentially, write_input
-from tests.integration.test_embed import CAPTION, embed_job, samples, write_tar
+from tests.integration.test_embed import CAPTION, embed_job, samples
+from tests.tars import write_tar
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -23,6 +24,23 @@ REPLACEMENTS = {
     "num_workers=4": "num_workers=1",
 }
 """Original text -> what the test runs instead, because it has no internet access, few pairs and little time."""
+
+
+SHAPES = r"# \(256, (\d+, \d+, \d+)\), \(256, (\d+)\)"
+"""What README says of a batch of 256: the pictures' shape and the texts'."""
+
+STATED = """
+of_subset = pairmill.open("out").subset("clean").table(["row_id", "image_embedding_tiny"])
+num_rows = of_subset.num_rows
+assert num_rows > 1
+assert sorted(row for row, in clean.project("row_id").fetchall()) == sorted(of_subset["row_id"].to_pylist())
+assert (tuple(images.shape), tuple(texts.shape)) == ((num_rows, {pictures}), (num_rows, {texts}))
+names = ("image_embedding_tiny", "text_embedding_tiny")
+(batch,) = pairmill.PairDataset(pairmill.FeedConfig("out", "clean", batch_size=256, columns=names))
+dim = len(of_subset["image_embedding_tiny"][0])
+assert [tuple(batch[name].shape) for name in names] == 2 * [(num_rows, dim)]
+"""
+"""What README says of batches and of the join in SQL, run after its Python; its one batch has fewer than 256 rows."""
 
 
 def python_blocks() -> list[str]:
@@ -49,6 +67,8 @@ def test_the_python_code_in_the_readme_runs(web: PictureWeb, tmp_path: Path) -> 
     sequentially(embed_job(tmp_path / "emb", tmp_path / "tars"))
     check = "from pairmill.pipeline.rules.custom import load_custom_rule\nimport pathlib\n"
     check += "print(load_custom_rule('my_rules:no_stock_photos', pathlib.Path.cwd()).step)\nprint('reached the end')\n"
+    (stated,) = re.findall(SHAPES, "\n".join(others))
+    check = STATED.format(pictures=stated[0], texts=stated[1]) + check
     (tmp_path / "readme.py").write_text("\n".join([builds, *others, check]))
     done = subprocess.run(
         [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500,

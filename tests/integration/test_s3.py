@@ -24,7 +24,8 @@ from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, mixed_rows, picture, sequentially, write_input
 from tests.integration.test_command import start
-from tests.integration.test_embed import samples, write_tar
+from tests.integration.test_embed import samples
+from tests.tars import write_tar
 
 
 @pytest.fixture(scope="module")

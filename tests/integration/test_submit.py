@@ -234,6 +234,31 @@ def test_a_job_runs_on_rays_own_python_and_a_token_is_found_where_a_local_build_
     job_id = re.search(r"raysubmit_\w+", built.stderr)[0]  # type: ignore[index]
     listed = pairmill(project, "jobs", "list", "--address", bare_cluster, HOME=str(home))
     assert listed.stdout.startswith(f"{job_id}  SUCCEEDED")
+    asked = _asked_in_one_process(bare_cluster, job_id, home)
+    assert asked["status"].startswith(f"{job_id}: SUCCEEDED, exit status 0")
+    assert asked["logs"] == asked["logs --follow"] == built.stdout
+    assert asked["stop"] == f"{job_id}: had already ended: SUCCEEDED\n"
+
+
+def _asked_in_one_process(address: str, job_id: str, home: Path) -> dict[str, str]:
+    """What each command of `pairmill jobs` prints about a job; loading Ray takes longer than asking."""
+    code = """
+import contextlib, io, json, sys
+from pairmill.jobs.cli.main import app
+said = {}
+for command in ("status", "logs", "logs --follow", "stop"):
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+        app(["jobs", *command.split(), *sys.argv[1:]])
+    said[command] = output.getvalue()
+print(json.dumps(said))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", code, job_id, "--address", address]
+    done = subprocess.run(
+        command, env={**environment, "HOME": str(home)}, capture_output=True, text=True, timeout=60, check=True
+    )
+    said: dict[str, str] = json.loads(done.stdout)
+    return said
 
 
 @pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_TOKEN": "wrong" * 8}, {"RAY_AUTH_MODE": "token"}])

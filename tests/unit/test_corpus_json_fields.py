@@ -17,7 +17,7 @@ from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.planned import Plan, PlanError
 from pairmill.schemas.record import JobRecord
-from tests.integration.test_embed import write_tar
+from tests.tars import write_tar
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),

@@ -1,0 +1,34 @@
+"""Tests the rules for unit tests: they stand on nothing that is measured or slow, and a slow machine fails none."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+TESTS = Path(__file__).parents[1]
+FILES = sorted([*(TESTS / "unit").rglob("*.py"), *TESTS.glob("*.py")])
+"""The unit tests, and what all tests share."""
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield f"{'.' * node.level}{node.module or ''}"
+
+
+def test_unit_tests_import_neither_benchmarks_nor_integration_tests() -> None:
+    names = {(name, path) for path in FILES for name in imported(path)}
+    assert ("pytest", Path(__file__)) in names
+    wrong = [(name, path) for name, path in names if f"{name}.".startswith(("bench.", "tests.integration."))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("profile", ["pairmill", "doors"])
+def test_hypothesis_has_no_deadline(profile: str) -> None:
+    assert settings.get_profile(profile).deadline is None
+    assert settings().deadline is None
+    assert settings(max_examples=3).deadline is None  # what a test sets leaves the rest
