@@ -46,12 +46,18 @@ def write_with_pictures(folder: Path) -> None:
     add_columns(folder, "other", range(NUM_SHARDS))
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
     write_with_pictures(folder)
     assert verify(Store(str(folder)), rescore=0).problems == []
     return folder
+
+
+@pytest.fixture
+def dataset(whole: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(whole, tmp_path / "out")
 
 
 FOREIGN = [
