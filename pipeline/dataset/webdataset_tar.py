@@ -5,7 +5,6 @@ Uids are 32 hex characters, so member names never come from the web.
 """
 
 import base64
-import io
 import json
 import math
 import tarfile
@@ -34,16 +33,20 @@ def write_tar(
     `image_format`: the file name extension of the pictures. None: detected from the first bytes of each.
     `carried`: columns of the input that go into uid.json too.
     """
-    offsets, lengths = [], []
+    offsets, lengths, end = [], [], file.tell()
     details = _details(pairs, carried)
     captions = pairs["caption_clean"].to_pylist()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for picture, caption, detail in zip(pictures, captions, details, strict=True):
-            name = f"{detail['uid']}.{image_format or image_ending(picture)}"
-            offsets.append(_add(tar, name, memoryview(picture)))
-            lengths.append(len(picture))
-            _add(tar, f"{detail['uid']}.txt", (caption or "").encode())
-            _add(tar, f"{detail['uid']}.json", to_json(detail).encode())
+    for picture, caption, detail in zip(pictures, captions, details, strict=True):
+        uid = detail["uid"]
+        header = _header(f"{uid}.{image_format or image_ending(picture)}", len(picture))
+        offsets.append(end + len(header))
+        lengths.append(len(picture))
+        file.write(header)
+        file.write(picture)
+        texts = (f"{uid}.txt", (caption or "").encode()), (f"{uid}.json", to_json(detail).encode())
+        rest = b"".join((_header(name, len(data)) + data + _padding(len(data))) for name, data in texts)
+        end += len(header) + len(picture) + file.write(_padding(len(picture)) + rest)
+    file.write(bytes(2 * tarfile.BLOCKSIZE + -(end + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
     return offsets, lengths
 
 
@@ -112,13 +115,33 @@ def _similarity_columns(pairs: pa.Table, carried: Sequence[str]) -> list[str]:
     return [name for name in pairs.column_names if name.startswith("similarity_") and name not in carried]
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes | memoryview) -> int:
-    """Add a member with a fixed owner and time, so that equal pairs give equal tars. Returns the offset of its data."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    offset = tar.offset + tarfile.BLOCKSIZE  # a USTAR header is one block
-    tar.addfile(member, io.BytesIO(data))
-    return offset
+_EMPTY_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
+"""Fields of a USTAR header (POSIX.1-1988, as in `man 5 tar`)."""
+_BASE_CHECKSUM = sum(_EMPTY_HEADER) - sum(_EMPTY_HEADER[_SIZE]) - sum(_EMPTY_HEADER[_CHECKSUM]) + 8 * ord(" ")
+
+
+def _header(name: str, size: int) -> bytes:
+    """A member's header, with a fixed owner and time, so that equal pairs give equal tars.
+
+    The same bytes as those of `tarfile`, with which a sample took 0.12 ms instead of 0.04. It still writes the headers
+    of unusual members.
+    """
+    raw = name.encode(errors="surrogateescape")
+    if len(raw) > _NAME.stop or size >= 8**11:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        return member.tobuf(tarfile.USTAR_FORMAT)
+    header = bytearray(_EMPTY_HEADER)
+    header[: len(raw)] = raw
+    header[_SIZE] = b"%011o\0" % size
+    header[_CHECKSUM] = b"%06o\0 " % (_BASE_CHECKSUM + sum(raw) + sum(header[_SIZE]))
+    return bytes(header)
+
+
+def _padding(size: int) -> bytes:
+    """What follows `size` bytes of data up to the end of their last block."""
+    return bytes(-size % tarfile.BLOCKSIZE)
 
 
 def read_tar(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from pairmill.pipeline.image import sniff
+from pairmill.pipeline.image.color import changes_nothing, color_space
 from pairmill.pipeline.image.orientation import NORMAL_ORIENTATION
 from pairmill.pipeline.image.processor import ImageProcessor
 
@@ -23,10 +24,15 @@ TRAINER_FORMATS = frozenset({"JPEG", "PNG", "WEBP"})
 """The formats that trainers look for in a tar."""
 
 _PLAIN_MODES = frozenset({"RGB", "L"})
+_SPACES = {"RGB": "RGB ", "L": "GRAY"}
+"""ICC's name for the color space of a mode."""
 _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"PLTE", b"pHYs", b"sRGB", b"tIME", b"bKGD"})
 """PNG chunks that change no pixels in any reader, in 8-bit files without transparency."""
 _GRAY, _RGB, _PALETTE = 0, 2, 3
-_PNG_LEVEL = 6  # zlib's own default
+_GRAPHICS_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 6]  # zlib's own default
+_PHOTO_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+"""Photographs hardly repeat. For 32 of them, with profiles, this takes 14 ms and 499 kB each, and the other 43 ms and
+492 kB."""
 
 
 def plain_picture(body: bytes, processor: ImageProcessor) -> bytes:
@@ -40,9 +46,8 @@ def plain_picture(body: bytes, processor: ImageProcessor) -> bytes:
     pixels = processor.pixels(body)  # uint8 [height, width, 3]
     if found in TRAINER_FORMATS and not _is_deep(body, found) and _shows(body, pixels):
         return body
-    _, encoded = cv2.imencode(
-        ".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL]
-    )
+    options = _PHOTO_PNG if found == "JPEG" else _GRAPHICS_PNG
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     return encoded.tobytes()
 
 
@@ -56,17 +61,24 @@ def _has_plain_header(body: bytes, found: str) -> bool:
 
 
 def _is_plain_jpeg(body: bytes) -> bool:
-    """Whether a JPEG is RGB or gray, without rotation and profile. Damage in its compressed pixels looks the same in
-    every reader."""
+    """Whether a JPEG is RGB or gray, without rotation, and without a profile that changes its pixels. Damage in its
+    compressed pixels looks the same in every reader."""
     try:
         with Image.open(BytesIO(body), formats=["JPEG"]) as opened:
             return (
                 opened.mode in _PLAIN_MODES
-                and not opened.info.get("icc_profile")
+                and not _has_effect(opened.info.get("icc_profile"), opened.mode)
                 and _orientation(opened) == NORMAL_ORIENTATION
             )
     except Exception:  # as in decode.open_image
         return False
+
+
+def _has_effect(profile: object, mode: str) -> bool:
+    """Whether the pixels that were scored differ because of this profile. One for another color space is ignored."""
+    if not isinstance(profile, bytes) or color_space(profile) != _SPACES[mode]:
+        return False
+    return not changes_nothing(profile)
 
 
 def _is_plain_png(body: bytes) -> bool:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -380,3 +381,45 @@ def test_parquet_pages_have_checksums_that_others_verify_too(tmp_path: Path) -> 
     with pytest.raises(OSError, match="CRC checksum verification failed"):
         pq.read_table(pa.BufferReader(bytes(body)), page_checksum_verification=True)
     assert store.exists(name)
+
+
+def with_tarfile(members: list[tuple[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=60),
+            st.binary(max_size=1_100),
+            st.none() | st.text(max_size=20),
+        ),
+        max_size=12,
+        unique_by=lambda sample: sample[0],
+    )
+)
+def test_tars_have_the_bytes_of_tarfile(samples: list[tuple[str, bytes, str | None]]) -> None:
+    texts = {name: [sample[index] for sample in samples] for index, name in ((0, "uid"), (2, "caption_clean"))}
+    nulls = {name: [None] * len(samples) for name in MEMBER_COLUMNS if name != "uid"}
+    table, file, pictures = pa.table({**nulls, **texts}), io.BytesIO(), [sample[1] for sample in samples]
+    members = []
+    for uid, picture, caption in samples:
+        detail = json.dumps({**dict.fromkeys(MEMBER_COLUMNS), "uid": uid}, ensure_ascii=False)
+        members += [(f"{uid}.jpg", picture), (f"{uid}.txt", (caption or "").encode())]
+        members += [(f"{uid}.json", detail.encode())]
+    try:
+        expected = with_tarfile(members)
+    except ValueError:
+        with pytest.raises(ValueError, match="name is too long"):
+            write_tar(file, table, pictures, "jpg")
+        return
+    offsets, lengths = write_tar(file, table, pictures, "jpg")
+    assert file.getvalue() == expected
+    found = [file.getvalue()[offset : offset + length] for offset, length in zip(offsets, lengths, strict=True)]
+    assert found == pictures
