@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pairmill.jobs.cluster.run_shards import Outcome, run_shards
+from pairmill.jobs.cluster.lost_shards import Outcome
+from pairmill.jobs.cluster.run_shards import run_shards
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName

@@ -88,7 +88,7 @@ def main() -> None:
             for nodes in NODES:
                 found[nodes].append(rate(nodes, Path(folder), web))
                 print(f"{nodes} nodes: {found[nodes][-1]:.1f} rows/s", file=sys.stderr, flush=True)
-    print("| nodes | rows/s, median (range) | share of linear scaling, median (range) |\n|---|---|---|")
+    print("| nodes | rows/s, median (range) | scaling efficiency, median (range) |\n|---|---|---|")
     for nodes in NODES:
         shares = [many / one / nodes for many, one in zip(found[nodes], found[1], strict=True)]
         spread = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"

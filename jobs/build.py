@@ -71,7 +71,8 @@ def run_shards_of(
 ) -> str | None:
     """Run some of the plan's shards on Ray, and record failures. Returns why the run stopped early, or None."""
     # Importing ray takes a second, so only runs with work import it.
-    from pairmill.jobs.cluster.run_shards import EngineError, Outcome, run_shards
+    from pairmill.jobs.cluster.lost_shards import EngineError, Outcome
+    from pairmill.jobs.cluster.run_shards import run_shards
 
     def on_outcome(outcome: Outcome) -> None:
         result = outcome.result

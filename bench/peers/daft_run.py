@@ -1,4 +1,4 @@
-"""Runs Daft's download + decode + resize + encode in the environment of the other tools. Prints one JSON line."""
+"""Runs Daft: download, decode, resize and encode. Prints one JSON line. Called by bench.fetch, in `.venv-peers`."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Runs img2dataset alone in the environment of the other tools. Prints one JSON line. Called by bench.fetch."""
+"""Runs img2dataset. Prints one JSON line. Called by bench.fetch, in `.venv-peers`."""
 
 import json
 import os

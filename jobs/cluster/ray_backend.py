@@ -90,7 +90,7 @@ def _collect_garbage_less_often() -> None:
 
 
 def _end_process() -> None:
-    """Exit because a decoder hangs. Another worker starts, and run_shards.py retries the shard."""
+    """Exit because a decoder hangs. Another worker starts, and lost_shards.py retries the shard."""
     os._exit(1)
 
 

@@ -1,23 +1,20 @@
-"""Runs shards through a pipeline on Ray. THE place that decides what happens to a shard that failed or lost its worker.
+"""Runs shards through a pipeline on Ray.
 
 Our own code handles shard boundaries, accounting, back-pressure and resume (`scheduler.py`). Ray (`ray_backend.py`)
-starts processes, reports their deaths, and moves tables between them without going through the driver. A stage that
-raises fails only its shard. Shards lost with a worker run once more. If they are lost again, each runs alone and
-isolated: a child process decodes the pictures and calls the user's rules, so a crash loses only one row.
+starts processes, reports their deaths, and moves tables between them without going through the driver. `lost_shards.py`
+decides what happens to a shard that failed, or was lost when its worker died.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from pairmill.jobs.cluster.arrow_ipc import pack
 from pairmill.jobs.cluster.live import LiveWorkers, OnWork
+from pairmill.jobs.cluster.lost_shards import Ended, EngineError, Outcome, outcomes
 from pairmill.jobs.cluster.pools import (
     DOWNLOAD_CALLS,
     STORED_PICTURE_BYTES,
@@ -29,41 +26,15 @@ from pairmill.jobs.cluster.pools import (
 from pairmill.jobs.cluster.ray_backend import RayBackend
 from pairmill.jobs.cluster.scheduler import LOOKAHEAD, Admission, PooledStage, Scheduler, SchedulerError
 from pairmill.jobs.cluster.session import cluster_nodes, ray_session
-from pairmill.jobs.cluster.worker_backend import Report
-from pairmill.pipeline.common.faults import Failure
-from pairmill.pipeline.common.text import counted, last_line
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.batch import planned_batches
-from pairmill.schemas.errors import FailureKind, PairmillError
-from pairmill.schemas.manifest import ShardManifest
 
 SLACK_S = 3_600
 """Grace period on top of the slowest shard that the job allows. After that, the run counts as stuck and stops."""
 
 OBJECT_STORE_SHARE = 0.4
 """Share of the object stores for shards in flight. Payloads sent between machines exist twice; Ray spills at 0.8."""
-
-_FIRST_FAILURES = 3
-"""Stop if a rule or a model fails this many shards before any shard succeeds, because it would fail all others too."""
-
-_WORKER_DIED = Failure(
-    FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times"
-)
-
-log = logging.getLogger(__name__)
-
-
-class EngineError(PairmillError, RuntimeError):
-    """The run cannot start or continue; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a shard ended: with a manifest or a failure."""
-
-    shard: int
-    result: ShardManifest | Failure
 
 
 def run_shards(
@@ -80,51 +51,17 @@ def run_shards(
     EngineError after `run.max_failed_shards_in_a_row` consecutive failures (fewer until the first shard succeeds), if
     the cluster has too few CPUs or GPUs, and if no shard advances any more.
     """
-    verdict = _Verdict(pipeline.job.run.max_failed_shards_in_a_row)
     live = LiveWorkers(on_work)
     with ray_session(pipeline.job.run, modules):
-        for isolated in (False, False, True):
-            lost = []
-            for shard, report in _pass(shards, pipeline.isolated() if isolated else pipeline, live):
-                if report is None and isolated:
-                    report = Report(failure=_WORKER_DIED)
-                if report is None:
-                    lost.append(shard)
-                    continue
-                result = report.failure or report.manifest
-                assert result is not None  # the scheduler reports a shard only once it has one of the two
-                outcome = Outcome(shard, result)
-                on_outcome(outcome)
-                verdict.add(outcome)
-            if not lost:
-                return
-            shards = shards.filter(pc.is_in(shards["shard"], value_set=pa.array(sorted(lost))))
-            log.warning("%s lost when a worker died; running again", counted(len(lost), "shard"))
+
+        def run(left: pa.Table, isolated: bool) -> Iterator[Ended]:
+            return _pass(left, pipeline.isolated() if isolated else pipeline, live)
+
+        for outcome in outcomes(shards, run, pipeline.job.run.max_failed_shards_in_a_row):
+            on_outcome(outcome)
 
 
-@dataclass
-class _Verdict:
-    """Decides whether the run continues: raises EngineError after too many consecutive failures."""
-
-    limit: int
-    in_a_row: int = 0
-    any_good: bool = False
-
-    def add(self, outcome: Outcome) -> None:
-        """Count one finished shard."""
-        failure = outcome.result
-        if isinstance(failure, ShardManifest):
-            self.in_a_row, self.any_good = 0, True
-            return
-        # A damaged input file says nothing about the other files, so it never stops the run.
-        self.in_a_row += failure.kind is not FailureKind.INPUT
-        will_fail_all = failure.kind is FailureKind.JOB and not self.any_good
-        if self.in_a_row >= (_FIRST_FAILURES if will_fail_all else self.limit):
-            line = last_line(failure.traceback)
-            raise EngineError(f"{counted(self.in_a_row, 'shard')} in a row failed, the last one with: {line}")
-
-
-def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[tuple[int, Report | None]]:
+def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[Ended]:
     """Yield (shard, report) as shards end. The report is None if the shard was lost with its worker."""
     fetch, run = pipeline.job.fetch, pipeline.job.run
     # The slowest case: all rows are from one host that never answers or needs pauses, in the actor's other shards too.

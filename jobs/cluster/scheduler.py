@@ -1,7 +1,7 @@
-"""Moves shards through pools of workers, stage by stage, and handles the death of workers.
+"""Moves shards through pools of workers, stage by stage, and replaces workers that died.
 
-`run_shards.py` decides what happens to a shard that failed or lost its worker; this file only reports it. It does not
-depend on Ray either, and only needs a WorkerBackend (`worker_backend.py`).
+`lost_shards.py` decides what happens to a shard that failed or was lost with its worker; this file only reports it. It
+does not depend on Ray either, and only needs a WorkerBackend (`worker_backend.py`).
 """
 
 import logging

@@ -169,7 +169,10 @@ class Store:
         """Names of the files directly in `folder`, sorted; empty if it does not exist."""
         if not self.remote:
             path = Path(self.path(folder))
-            return sorted(entry.name for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else []
+            if not path.is_dir():
+                return []
+            with os.scandir(path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
         try:
             entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:

@@ -1,6 +1,6 @@
 """THE place where `rules.min_similarity` is compared with the similarity of picture and caption.
 
-Thresholds of `select` are compared in `select/comparisons.py`.
+`select` applies its thresholds in `select/comparisons.py`.
 """
 
 import pyarrow as pa
@@ -14,7 +14,8 @@ _PREFIX = "similarity_"
 
 @rule(Status.LOW_SIMILARITY)
 def low_similarity(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """A cosine similarity below `min_similarity`, or null. Detail: "tiny 0.213", from the first model that is below.
+    """A cosine similarity below `min_similarity`, or null. The detail, such as "tiny 0.213", has the
+    first score that is below its threshold.
 
     A number applies to every `similarity_ALIAS` column, a dict to the aliases that it names. Raises ValueError if
     there is no such column.
@@ -37,7 +38,7 @@ def _thresholds(rows: pa.Table, min_similarity: float | dict[str, float]) -> dic
     aliases = [name.removeprefix(_PREFIX) for name in rows.column_names if name.startswith(_PREFIX)]
     thresholds = min_similarity if isinstance(min_similarity, dict) else dict.fromkeys(aliases, min_similarity)
     if unknown := sorted(set(thresholds) - set(aliases)):
-        raise ValueError(f"rules.min_similarity names {unknown}, but there are scores of {aliases}")
+        raise ValueError(f"rules.min_similarity names {unknown}, but only {aliases} have scores")
     if not thresholds and not isinstance(min_similarity, dict):
         raise ValueError("rules.min_similarity needs a model: there are no columns with scores")
     return thresholds

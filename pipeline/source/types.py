@@ -1,8 +1,9 @@
 """Finds the common type of a column that several files have, if there is one that can store all their values.
 
 No value changes silently. The common type of integers is a wider integer, or a float whose mantissa is wide enough.
-64-bit integers become doubles (as pandas writes integers with gaps), and uint64 becomes int64, only if the values are
-small enough, which `values_fit` checks. Times of different units get the finer unit, by the same rule.
+64-bit integers become doubles (as pandas writes integers with missing values), and uint64 becomes int64, only if the
+values are small enough, which `values_fit` checks. Times in different units get the finer unit, again only if the
+values fit.
 """
 
 from enum import Enum
@@ -26,7 +27,7 @@ class Fit(Enum):
 
     NEVER = 0
     DEPENDS = 1
-    """Only the values themselves decide."""
+    """It depends on the values."""
     ALWAYS = 2
 
 
@@ -146,7 +147,8 @@ def _fit_number(target: pa.DataType, source: pa.DataType) -> Fit | None:
 
 
 def _fit_time(target: pa.DataType, source: pa.DataType) -> Fit | None:
-    """Whether times fit: only into times of the same kind and time zone. Times of day fit into any unit."""
+    """Times fit only into times of the same kind and time zone, in the same or a finer unit. Times of day always fit
+    into a finer one; timestamps and durations may overflow."""
     if pa.types.is_timestamp(target) and pa.types.is_timestamp(source) and target.tz != source.tz:
         return Fit.NEVER
     for is_kind in (pa.types.is_timestamp, pa.types.is_duration, pa.types.is_time):

@@ -55,7 +55,7 @@ def on_this_ray(ray_session: None) -> list[str]:
 def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make jobs run their shards in this process. They yield the same tables as on Ray, where each job would start its
     own workers."""
-    from pairmill.jobs.cluster.run_shards import Outcome
+    from pairmill.jobs.cluster.lost_shards import Outcome
     from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
     from pairmill.schemas.batch import planned_batches
 

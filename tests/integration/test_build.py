@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pairmill.jobs.build import build, prepare, run_shards_of
-from pairmill.jobs.cluster.run_shards import EngineError, Outcome, run_shards
+from pairmill.jobs.cluster.lost_shards import EngineError, Outcome
+from pairmill.jobs.cluster.run_shards import run_shards
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.check.verify import verify

@@ -1,4 +1,4 @@
-"""Invariant: members of a tar are grouped as webdataset does it, and the real command handles the public cases."""
+"""Invariant: tar members are grouped as webdataset groups them, and the command reads the tars of shared/data/cases."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def test_samples_are_webdataset_s(tmp_path_factory: pytest.TempPathFactory, foun
         members = [{**member, "__url__": ""} for member in webdataset.tar_file_iterator(file)]
     try:
         samples = list(webdataset.group_by_keys(iter(members)))
-    except ValueError:  # the same key and ending, in other cases
+    except ValueError:  # the same key and extension, in upper and lower case
         return
     expected = []
     for sample in samples:

@@ -36,7 +36,7 @@ def three_rows_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
         on_work: Callable[[Mapping[str, WorkCounts]], None],
         modules: object,
     ) -> None:
-        from pairmill.jobs.cluster.run_shards import Outcome
+        from pairmill.jobs.cluster.lost_shards import Outcome
 
         on_work({"load": WorkCounts(0, 3, 0, 3, 3, 1_000)})
         on_outcome(Outcome(shards["shard"][0].as_py(), Failure(FailureKind.SHARD, "boom", "boom")))
