@@ -60,6 +60,7 @@ class RunState:
     shards: int = 0
     work: Mapping[str, WorkCounts] = field(default_factory=dict)
     """Stage -> what its workers have done."""
+    _most_rows: int = 0
     _rates: dict[str, Rate] = field(default_factory=dict)
 
     def commit(self, manifest: ShardManifest) -> None:
@@ -105,10 +106,14 @@ class RunState:
             yield "shards", f"{self.shards:,}/{counted(self.shards_left, 'shard')}"
 
     def _rows_done(self) -> int:
-        """Rows through the last stage that counts them: at least the committed rows, at most all rows."""
+        """Rows through the last stage that counts them: at least the committed rows, at most all rows.
+
+        Never fewer than before, although the last stage begins to count after the first one.
+        """
         last = self._last_stage()
         done = self.work[last].rows if last else 0
-        return min(max(done, self.input_rows), max(self.rows_left, self.input_rows))
+        self._most_rows = max(self._most_rows, min(max(done, self.input_rows), max(self.rows_left, self.input_rows)))
+        return self._most_rows
 
     def _last_stage(self) -> str | None:
         return next((name for name in _COUNTING_STAGES if name in self.work), None)

@@ -210,6 +210,16 @@ def test_the_slowest_stage_decides_the_time_left(clock: Clock) -> None:
     assert state.line(200).startswith("100/1,000 rows  10/s  2 min left  5 in flight  fetched 1,000")
 
 
+def test_rows_never_become_fewer_when_a_later_stage_begins_to_count(clock: Clock) -> None:
+    state = RunState(rows_left=1_000, shards_left=2)
+    state.update(downloading(680))
+    assert state.line(200).startswith("680/1,000 rows")
+    state.update({**downloading(700), "encode": WorkCounts(0, 20, 0, 20)})
+    assert state.line(200).startswith("680/1,000 rows")
+    state.update({**downloading(1_000), "encode": WorkCounts(0, 800, 0, 800)})
+    assert state.line(200).startswith("800/1,000 rows")
+
+
 @pytest.mark.parametrize("reported", [10, 90, 100])
 def test_no_fewer_rows_are_shown_as_fetched_than_are_committed(clock: Clock, reported: int) -> None:
     state = RunState(rows_left=100, shards_left=1)
