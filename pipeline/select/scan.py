@@ -1,12 +1,16 @@
-"""Makes one pass over a chunk: applies filters, and collects what the next step needs from the remaining rows."""
+"""Makes one pass over a chunk: applies filters, and collects what the next step needs from the remaining rows.
 
-from collections.abc import Sequence
+`peek` does the same for some of the shards, and changes nothing.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep
 from pairmill.pipeline.select.filters import Filter, NotDuplicate, RowIndices
 from pairmill.pipeline.select.outputs import ScanOutput
@@ -28,10 +32,42 @@ def scan(
     drops, in any number of arrays. The counts are a dict from the number of a step, or NOT_DROPPED, to rows.
     """
     drop_step = np.full(chunk.num_rows, NOT_DROPPED, np.int8) if drop_step is None else drop_step.copy()
+    arrays = _collect(chunk, list(chunk.spans()), drop_step, filters, output, duplicates)
+    return (drop_step, _counts(drop_step), *arrays)
+
+
+def peek(
+    chunk: Chunk,
+    drop_step: DropStep | None,
+    filters: Sequence[Filter],
+    output: ScanOutput,
+    every: int,
+    *duplicates: RowIndices,
+) -> tuple[Any, ...]:
+    """Like `scan`, but only for the shards whose number is a multiple of `every`.
+
+    Returns (number of their rows, how many of these remain, then the arrays of the output).
+    """
+    drop_step = np.full(chunk.num_rows, NOT_DROPPED, np.int8) if drop_step is None else drop_step.copy()
+    spans = [(shard, span) for shard, span in chunk.spans() if shard.shard % every == 0]
+    arrays = _collect(chunk, spans, drop_step, filters, output, duplicates)
+    seen = np.concatenate([np.zeros(0, np.int8), *(drop_step[span] for _, span in spans)])
+    return (len(seen), int((seen == NOT_DROPPED).sum()), *arrays)
+
+
+def _collect(
+    chunk: Chunk,
+    spans: Sequence[tuple[ShardFiles, slice]],
+    drop_step: DropStep,
+    filters: Sequence[Filter],
+    output: ScanOutput,
+    duplicates: Sequence[RowIndices],
+) -> Iterator[npt.NDArray[Any]]:
+    """Apply the filters to some shards of a chunk, by changing `drop_step`. Returns the output's arrays."""
     filters = [each.of_chunk(chunk, duplicates) if isinstance(each, NotDuplicate) else each for each in filters]
     columns = output.columns.union(*(each.columns for each in filters))
     parts = [[np.zeros(0, dtype)] for dtype in output.dtypes]
-    for shard, span in chunk.spans():
+    for shard, span in spans:
         of_shard = drop_step[span]
         if not (of_shard == NOT_DROPPED).any():
             continue
@@ -44,7 +80,7 @@ def scan(
             arrays = output.collect(table.filter(pa.array(remaining)), row_indices[remaining])
             for part, array in zip(parts, arrays, strict=True):
                 part.append(array)
-    return (drop_step, _counts(drop_step), *map(np.concatenate, parts))
+    return map(np.concatenate, parts)
 
 
 def _counts(drop_step: DropStep) -> dict[int, int]:

@@ -15,17 +15,20 @@ from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import AtLeast, Filter, IsKept, NotDuplicate, RowIndices, Where
 from pairmill.pipeline.select.keys import score_of
 from pairmill.pipeline.select.near_duplicates import BandKeys, band_masks, greedy_clusters, near_pairs
-from pairmill.pipeline.select.order import HIGHEST, LOWEST, Order, OrderKey, OrderKeys
+from pairmill.pipeline.select.order import HIGHEST, LOWEST, ORDER_KEY, Order, OrderKey, OrderKeys
 from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys, KeysWithin, NoOutput, SampledKeys, ScanOutput
-from pairmill.pipeline.select.scan import scan
+from pairmill.pipeline.select.scan import peek, scan
 from pairmill.pipeline.select.tasks import Handle, Tasks
 from pairmill.schemas.subset import Dedup, Sample, SelectStep, Top
 
 PARTITION_ROWS = 2_000_000
+SAMPLED_SHARDS = 64
+"""Keys are sampled from at least this many shards, which are spread evenly, if there are so many."""
 SAMPLED_ROWS = 200_000
-"""With this many sampled keys, the window around a quantile has less than two percent of the rows."""
-WINDOW_SIGMAS = 5.0
-"""Half the width of that window, in standard errors."""
+"""With this many sampled keys, the window around a quantile has a few percent of the rows."""
+WINDOW_SIGMAS = 20.0
+"""Half the width of that window, in standard errors of a random sample. Rows of a shard may resemble each other, so the
+sample is worth less than a random one of its size."""
 
 KEPT_STEP, UID_STEP = 0, 1
 """Numbers of the two steps that every job begins with: keep only kept rows, then one row per uid. The job's own steps
@@ -110,20 +113,20 @@ class Selector:
         ]
 
     def _top(self, step: int, order: Order, share: Top | Sample) -> None:
-        """Find the key of the last row to keep. A random sample of the keys gives a window that almost surely contains
-        it; all keys within the window then determine it exactly (Floyd and Rivest 1975, "Expected time bounds for
+        """Find the key of the last row to keep. A sample of the keys gives a window that almost surely contains it; all
+        keys within the window then determine it exactly (Floyd and Rivest 1975, "Expected time bounds for
         selection")."""
-        sampled = self._scan_sorted(SampledKeys(order, SAMPLED_ROWS / max(1, self.num_rows)))[0]
-        remaining = self.counts[NOT_DROPPED]
-        to_keep = share.rows_to_keep(remaining)
-        if to_keep == remaining:
-            return
-        if not to_keep:
-            self.filters.append(AtLeast(step, order, HIGHEST))
-            return
-        sigmas = WINDOW_SIGMAS
+        sampled, remaining = self._sample(order)
+        to_keep, sigmas = share.rows_to_keep(remaining), WINDOW_SIGMAS
         while True:
-            within, above = self._scan_sorted(_window(order, sampled, to_keep / remaining, sigmas))
+            within, above = self._scan_sorted(_window(order, sampled, to_keep / max(1, remaining), sigmas))
+            remaining = self.counts[NOT_DROPPED]  # exactly, from now on
+            to_keep = share.rows_to_keep(remaining)
+            if to_keep == remaining:
+                return
+            if not to_keep:
+                self.filters.append(AtLeast(step, order, HIGHEST))
+                return
             from_window = to_keep - int(above.sum())
             if 0 < from_window <= len(within):
                 break
@@ -131,6 +134,22 @@ class Selector:
         last = OrderKey(*within[-from_window].item())
         self.filters.append(AtLeast(step, order, last))
         self.thresholds[step] = score_of(last.rank, last.low_bits) if order.by else None
+
+    def _sample(self, order: Order) -> tuple[Array, int]:
+        """(sorted keys of a sample of the remaining rows, the estimated number of remaining rows)."""
+        shards = sum(len(chunk.shards) for chunk in self.chunks)
+        for every in (max(1, shards // SAMPLED_SHARDS), 1):
+            output = SampledKeys(order, SAMPLED_ROWS * every / max(1, self.num_rows))
+            calls = [
+                (chunk, drop_step, self.filters, output, every, *duplicates)
+                for chunk, drop_step, duplicates in zip(self.chunks, self.drop_step, self.duplicates, strict=True)
+            ]
+            results = self.tasks.map_split(peek, calls, outputs=3)
+            seen, remaining = (sum(self.tasks.get([result[index] for result in results])) for index in (0, 1))
+            keys = np.concatenate([np.zeros(0, ORDER_KEY), *self.tasks.get([result[2] for result in results])])
+            if len(keys):
+                break  # otherwise, all the remaining rows may be in other shards
+        return np.sort(keys), round(remaining * self.num_rows / max(1, seen))
 
     def _dedup(self, number: int, step: Dedup) -> None:
         groups = self._exact_duplicates(number, step)

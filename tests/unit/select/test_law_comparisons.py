@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from pairmill.pipeline.dataset.chunks import ShardFiles
 from pairmill.pipeline.dataset.subset import NOT_DROPPED
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
@@ -295,10 +296,14 @@ class MemoryChunk:
     def num_rows(self) -> int:
         return int(self.table.num_rows)
 
-    def spans(self) -> Iterator[tuple[None, slice]]:
-        yield None, slice(0, self.num_rows)
+    @property
+    def shards(self) -> tuple[ShardFiles]:
+        return (ShardFiles(0, 0, self.num_rows, "", ""),)
 
-    def read(self, shard: None, columns: frozenset[str]) -> pa.Table:
+    def spans(self) -> Iterator[tuple[ShardFiles, slice]]:
+        yield self.shards[0], slice(0, self.num_rows)
+
+    def read(self, shard: ShardFiles, columns: frozenset[str]) -> pa.Table:
         return self.table.select(sorted(columns))
 
 

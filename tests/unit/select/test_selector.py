@@ -100,6 +100,27 @@ def test_the_top_is_exact_however_few_keys_are_sampled(
     assert row_ids(dataset, "guessed") == row_ids(dataset, "exact")
 
 
+@pytest.mark.parametrize("where", ["width >= 0", "width == 3", "width in (3, 4, 5, 8)"])
+@pytest.mark.parametrize("share", [{"fraction": 0.3}, {"count": 17}, {"fraction": 1.0}, {"count": 10**6}])
+def test_the_top_is_exact_if_keys_are_sampled_from_few_shards_and_each_shard_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, share: dict[str, float]
+) -> None:
+    """The width is the number of the shard, so some of the conditions keep no row of the sampled shards."""
+    write_dataset(tmp_path / "own", 240, shard_rows=20)
+    for shard in range(12):
+        path = tmp_path / f"own/pairs/{shard:09d}.parquet"
+        table = pq.ParquetFile(path).read()
+        for name, values in (("width", [shard] * table.num_rows), ("similarity", [shard / 50] * table.num_rows)):
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+        pq.write_table(table, path)
+    steps: Any = [{"where": where}, {"top": {"by": "similarity * similarity", **share}}, {"sample": {"fraction": 0.5}}]
+    make_subset(tmp_path / "own", "all", *steps)
+    monkeypatch.setattr(selector, "SAMPLED_SHARDS", 2)
+    make_subset(tmp_path / "own", "few", *steps)
+    assert row_ids(tmp_path / "own", "few") == row_ids(tmp_path / "own", "all")
+
+
 @pytest.mark.parametrize("by", ["sha256", "url", "phash", "width", "caption"])
 def test_exact_dedup_keeps_the_first_of_each_group(dataset: Path, by: str) -> None:
     make_subset(dataset, "dedup", {"dedup": {"by": by}})
