@@ -159,9 +159,7 @@ def _refuse_bomb(size: tuple[int, int], cost: Cost, max_pixels: int) -> None:
 
 def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -> ImageHeader:
     """The header of an opened picture."""
-    header = ImageHeader(
-        found, *opened.size, cost=picture_cost(body, found, opened, png), chroma=_chroma(found, opened)
-    )
+    header = ImageHeader(found, *opened.size, cost=picture_cost(body, found, opened, png))
     header.space = _SPACES.get(opened.mode[:2], "RGB ")
     if isinstance(opened, TiffFile):
         header.samples = opened.samples
@@ -170,6 +168,7 @@ def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -
         header.space = "GRAY" if png.is_gray else "RGB "
         _set_key(header, opened, png)
     header.orientation = read_exif_orientation(opened)
+    header.chroma = _chroma(found, opened, swaps_sides(header.orientation))
     return header
 
 
@@ -213,17 +212,25 @@ def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
     return profile if isinstance(profile, bytes) and color_space(profile) == header.space else None
 
 
-def _chroma(format: str, opened: Image.Image) -> str:
-    """The chroma subsampling to store: that of the source. 4:2:0 stays 4:2:0."""
+def _chroma(format: str, opened: Image.Image, is_turned: bool) -> str:
+    """The chroma subsampling to store: that of the source, once it is upright. 4:2:0 stays 4:2:0."""
     if format == "WEBP":
         return "420"  # lossy WebP has no other
-    if format != "JPEG" or opened.mode == "CMYK":
+    if not isinstance(opened, JpegImagePlugin.JpegImageFile) or opened.mode == "CMYK":
         return "444"
-    try:
-        sampling = JpegImagePlugin.get_sampling(opened)
-    except IndexError:  # several frame headers, with different numbers of components
+    layers = [(across, down) for _, across, down, _ in opened.layer[:3]]
+    if len(layers) < 3:  # gray
         return "420"
-    return {0: "444", 1: "422"}.get(sampling, "420")
+    across, down = (min(layers[0][side] / max(layer[side], 1) for layer in layers[1:]) for side in (0, 1))
+    return chroma_of(down, across) if is_turned else chroma_of(across, down)
+
+
+def chroma_of(across: float, down: float) -> str:
+    """The usual subsampling that keeps at least the resolution of a chroma that is this many times coarser than the
+    brightness, in each direction. Sampling factors need not be usual: 1x2, 1x2, 1x2 is 4:4:4 too."""
+    if down >= 2:
+        return "420" if across >= 2 else "440"
+    return "411" if across >= 4 else "422" if across >= 2 else "444"
 
 
 def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pixels | None:
