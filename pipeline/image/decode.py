@@ -32,6 +32,7 @@ from pairmill.pipeline.image.rgb import Samples, UnsupportedMode, has_alpha, ove
 from pairmill.pipeline.image.salvage import without_metadata
 from pairmill.pipeline.image.strip import webp_size
 from pairmill.pipeline.image.tiff import TiffFile, read_tiff
+from pairmill.pipeline.image.unsupported import unsupported_kind
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
@@ -136,6 +137,8 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
     except MemoryError as error:
         raise _out_of_memory(allowed) from error
     except Exception as error:  # parsers of hostile bytes raise anything: struct.error, IndexError, ...
+        if (kind := unsupported_kind(body, found)) is not None:
+            raise ImageError(Status.IMAGE_UNSUPPORTED, kind) from error
         detail = f"unreadable {found} header" if isinstance(error, OSError) else describe(error)
         raise ImageError(Status.IMAGE_CORRUPT, detail) from error
 
@@ -282,6 +285,8 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
     except MemoryError as error:
         raise _out_of_memory(header.cost) from error
     except Exception as error:  # as in open_image
+        if header.format == "JPEG" and (kind := unsupported_kind(body, "JPEG")) is not None:  # BMP was refused earlier
+            raise ImageError(Status.IMAGE_UNSUPPORTED, kind) from error
         raise ImageError(Status.IMAGE_CORRUPT, describe(error)) from error
 
 
