@@ -55,4 +55,7 @@ def _bmp(body: bytes) -> str | None:
     bits, compression = struct.unpack_from("<HI", body, 28)
     if bits not in _BMP_BITS or compression > _BMP_BITFIELDS:
         return f"BMP with {bits} bits and compression {compression}"
-    return "BMP with unusual bit fields" if compression == _BMP_BITFIELDS else None
+    if compression != _BMP_BITFIELDS:
+        return None
+    struct.unpack_from("<III", body, 54)  # raises if they are missing
+    return "BMP with unusual bit fields"
