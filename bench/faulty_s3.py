@@ -50,6 +50,8 @@ class Faults:
     """Answer writes with 403 AccessDenied."""
     deny_lists: bool = False
     """Answer listings with 403 AccessDenied."""
+    deny_reads_of: str | None = None
+    """Answer reads of objects with this in their path with 403 AccessDenied."""
 
 
 @dataclass
@@ -101,6 +103,8 @@ class FaultyS3:
         if request.method == "POST" and f"POST {request.raw_path}" in self._done:  # not all servers remember
             return web.Response(status=404, text=NO_UPLOAD, content_type="application/xml")
         is_denied = request.method in ("PUT", "POST") if faults.deny_writes else False
+        if faults.deny_reads_of and _kind(request) in ("GET", "HEAD"):
+            is_denied = faults.deny_reads_of in request.raw_path
         if is_denied or (faults.deny_lists and _kind(request) == "LIST"):
             return web.Response(status=403, text=DENIED, content_type="application/xml")
         headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}

@@ -1,6 +1,7 @@
 """Reads files and objects anywhere: local paths and `s3://` URLs behave the same for callers."""
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -77,7 +78,8 @@ class Files:
         if not is_remote(uri):
             return open(absolute(uri), "rb")
         fs, inside = self.file_system(uri)
-        return fs.open(inside, "rb")  # type: ignore[no-any-return]
+        with _naming(uri):
+            return fs.open(inside, "rb")  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def open_decompressed(self, uri: str) -> Iterator[IO[bytes]]:
@@ -104,7 +106,8 @@ class Files:
             finally:
                 os.close(descriptor)
         fs, inside = self.file_system(uri)
-        return bytes(fs.cat_file(inside, start=offset, end=offset + length))
+        with _naming(uri):
+            return bytes(fs.cat_file(inside, start=offset, end=offset + length))
 
     def is_folder(self, path: str) -> bool:
         """Whether a path or URL is a folder."""
@@ -118,7 +121,8 @@ class Files:
         """
         if is_remote(uri):
             fs, inside = self.file_system(uri)
-            info = fs.info(inside)
+            with _naming(uri):
+                info = fs.info(inside)
             if etag := info.get("ETag"):
                 return f"etag:{str(etag).strip(chr(34))}"
         digest, num_bytes = self.checksum(uri)
@@ -132,6 +136,21 @@ class Files:
                 digest.update(chunk)
                 num_bytes += len(chunk)
         return digest.hexdigest(), num_bytes
+
+
+@contextlib.contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Make errors about an object name it, as those about local files do. s3fs says only `Forbidden`, or the key."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
+    except PermissionError as error:
+        raise PermissionError(errno.EACCES, str(error), uri) from error
+    except OSError as error:
+        if type(error) is not OSError:  # a timeout, say
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), uri) from error
 
 
 def trusted_folders(folder: str, sources: Iterable[str]) -> tuple[Path, ...]:

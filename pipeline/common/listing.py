@@ -86,14 +86,25 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
 def entries_in(folder: str, files: Files) -> Iterator[Entry]:
     """The direct entries of a folder, except folders, unordered."""
     if is_remote(folder):
-        fs, inside = files.file_system(folder.rstrip("/"))
-        for info in fs.ls(inside, detail=True):
-            if info["type"] == "file" and not _is_folder_marker(info, inside):
-                name = PurePosixPath(info["name"]).name
-                yield Entry(name, int(info["size"]), PassedOver.HIDDEN if name.startswith(".") else None)
+        yield from _remote_entries(folder, files)
         return
     with os.scandir(absolute(folder)) as found:
         yield from (_entry(each) for each in found if not _is_folder(each))
+
+
+def _remote_entries(folder: str, files: Files) -> Iterator[Entry]:
+    """Like `entries_in`. In keys, unlike in paths, `a/` and `a//` are two folders, but s3fs lists `a/` for both
+    (s3fs#770). So a folder without a name is picked out of everything below the one that it is in."""
+    fs, inside = files.file_system(folder)
+    prefix = inside + (folder[len(folder.rstrip("/")) :] or "/")
+    if prefix.endswith("//"):
+        listed = [info for name, info in fs.find(inside, detail=True).items() if name.rpartition("/")[0] == prefix[:-1]]
+    else:
+        listed = fs.ls(inside, detail=True)
+    for info in listed:
+        if info["type"] == "file" and not _is_folder_marker(info, inside):
+            name = str(info["name"]).rpartition("/")[2]
+            yield Entry(name, int(info["size"]), PassedOver.HIDDEN if name.startswith(".") else None)
 
 
 def _is_folder(found: os.DirEntry[str]) -> bool:
@@ -117,9 +128,11 @@ def _entry(found: os.DirEntry[str]) -> Entry:
 
 def _list_remote(fs: Any, root: str, exclude: str | None, found: Listing) -> None:
     for name, info in fs.find(root, detail=True).items():
-        if _is_folder_marker(info, root):
-            continue
         uri = str(fs.unstrip_protocol(name))
+        if _is_folder_marker(info, root):
+            if info["size"]:  # an object with a name that no folder can have
+                found.passed_over[uri] = PassedOver.OTHER_KIND
+            continue
         parts = PurePosixPath(str(name).removeprefix(root)).parts
         reason = next((each for part in parts if (each := _hides(part))), None)
         if exclude is not None and is_inside(uri, exclude):
@@ -131,7 +144,7 @@ def _list_remote(fs: Any, root: str, exclude: str | None, found: Listing) -> Non
 
 
 def _is_folder_marker(info: Any, folder: str) -> bool:
-    """Whether this is an empty object that only makes a folder appear in consoles."""
+    """Whether this is named like a folder. Usually such an object is empty, and makes a folder appear in consoles."""
     return str(info["name"]).endswith("/") or str(info["name"]) == folder
 
 

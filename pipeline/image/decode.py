@@ -32,6 +32,7 @@ from pairmill.pipeline.image.rgb import Samples, UnsupportedMode, has_alpha, ove
 from pairmill.pipeline.image.salvage import without_metadata
 from pairmill.pipeline.image.strip import webp_size
 from pairmill.pipeline.image.tiff import TiffFile, read_tiff
+from pairmill.pipeline.image.unsupported import unsupported_kind
 from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
@@ -136,6 +137,8 @@ def _open_as_is(body: bytes, found: str, allowed: Cost) -> Image.Image:
     except MemoryError as error:
         raise _out_of_memory(allowed) from error
     except Exception as error:  # parsers of hostile bytes raise anything: struct.error, IndexError, ...
+        if (kind := unsupported_kind(body, found)) is not None:
+            raise ImageError(Status.IMAGE_UNSUPPORTED, kind) from error
         detail = f"unreadable {found} header" if isinstance(error, OSError) else describe(error)
         raise ImageError(Status.IMAGE_CORRUPT, detail) from error
 
@@ -159,9 +162,7 @@ def _refuse_bomb(size: tuple[int, int], cost: Cost, max_pixels: int) -> None:
 
 def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -> ImageHeader:
     """The header of an opened picture."""
-    header = ImageHeader(
-        found, *opened.size, cost=picture_cost(body, found, opened, png), chroma=_chroma(found, opened)
-    )
+    header = ImageHeader(found, *opened.size, cost=picture_cost(body, found, opened, png))
     header.space = _SPACES.get(opened.mode[:2], "RGB ")
     if isinstance(opened, TiffFile):
         header.samples = opened.samples
@@ -170,6 +171,7 @@ def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -
         header.space = "GRAY" if png.is_gray else "RGB "
         _set_key(header, opened, png)
     header.orientation = read_exif_orientation(opened)
+    header.chroma = _chroma(found, opened, swaps_sides(header.orientation))
     return header
 
 
@@ -213,17 +215,25 @@ def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
     return profile if isinstance(profile, bytes) and color_space(profile) == header.space else None
 
 
-def _chroma(format: str, opened: Image.Image) -> str:
-    """The chroma subsampling to store: that of the source. 4:2:0 stays 4:2:0."""
+def _chroma(format: str, opened: Image.Image, is_turned: bool) -> str:
+    """The chroma subsampling to store: that of the source, once it is upright. 4:2:0 stays 4:2:0."""
     if format == "WEBP":
         return "420"  # lossy WebP has no other
-    if format != "JPEG" or opened.mode == "CMYK":
+    if not isinstance(opened, JpegImagePlugin.JpegImageFile) or opened.mode == "CMYK":
         return "444"
-    try:
-        sampling = JpegImagePlugin.get_sampling(opened)
-    except IndexError:  # several frame headers, with different numbers of components
+    layers = [(across, down) for _, across, down, _ in opened.layer[:3]]
+    if len(layers) < 3:  # gray
         return "420"
-    return {0: "444", 1: "422"}.get(sampling, "420")
+    across, down = (min(layers[0][side] / max(layer[side], 1) for layer in layers[1:]) for side in (0, 1))
+    return chroma_of(down, across) if is_turned else chroma_of(across, down)
+
+
+def chroma_of(across: float, down: float) -> str:
+    """The usual subsampling that keeps at least the resolution of a chroma that is this many times coarser than the
+    brightness, in each direction. Sampling factors need not be usual: 1x2, 1x2, 1x2 is 4:4:4 too."""
+    if down >= 2:
+        return "420" if across >= 2 else "440"
+    return "411" if across >= 4 else "422" if across >= 2 else "444"
 
 
 def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pixels | None:
@@ -275,6 +285,8 @@ def _decode_with_pillow(body: bytes, header: ImageHeader, opened: Image.Image) -
     except MemoryError as error:
         raise _out_of_memory(header.cost) from error
     except Exception as error:  # as in open_image
+        if header.format == "JPEG" and (kind := unsupported_kind(body, "JPEG")) is not None:  # BMP was refused earlier
+            raise ImageError(Status.IMAGE_UNSUPPORTED, kind) from error
         raise ImageError(Status.IMAGE_CORRUPT, describe(error)) from error
 
 

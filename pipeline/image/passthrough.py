@@ -9,7 +9,8 @@ colors change:
     restarts      any
     profile       none, or one that changes nothing             no: others; pixels are stored in sRGB
     bytes         at most four per pixel, and 8 KiB             no: more, such as thousands of tables
-    other parts   tables and scans are kept; EXIF, XMP, ICC, comments, thumbnails and all after the picture are not
+    other parts   scans, and the tables that they use, are kept; other tables, EXIF, XMP, ICC, comments, thumbnails
+                  and all after the picture are not
 
 All entropy-coded bytes of the result are decoded once, so it is as sound as a picture that was encoded again.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from pairmill.pipeline.image.jpeg_tables import without_unused_tables
 from pairmill.pipeline.image.one_color import TOLERANCE, is_one_color
 from pairmill.pipeline.image.phash import block_side, phash_of_blocks
 from pairmill.pipeline.image.strip import JFIF, jpeg_parts
@@ -73,13 +75,14 @@ def _own_pixels(body: bytes, width: int, height: int) -> bytes | None:
         elif marker not in _KEPT:
             return None
         else:
-            kept.append(part)
+            kept.append((marker, part))
             frames += [part] if marker in _FRAMES else []
     if len(frames) != 1 or struct.unpack_from(">HH", frames[0], 5) != (height, width):
         return None
     if not _passes(frames[0], has_jfif, transform):
         return None
-    return b"".join([kept[0], JFIF, *kept[1:]])  # which says that three components are Y, Cb, Cr
+    start, *rest = without_unused_tables(kept, _FRAMES)
+    return b"".join([start, JFIF, *rest])  # which says that three components are Y, Cb, Cr
 
 
 def _passes(frame: bytes, has_jfif: bool, transform: int | None) -> bool:

@@ -1,12 +1,14 @@
 """Strips metadata (EXIF, GPS positions, thumbnails) from a file, and keeps its compressed pixels as they are.
 
-A file that is not as expected gives None, and is encoded again.
+A file that is not as expected gives None, and is encoded again. So is a PNG with bytes behind its pixels, in whatever
+chunk. In a WebP, only its decoder knows where the pixels end, so bytes behind them in the same chunk stay.
 Formats: ITU-T T.81 annex B (JPEG), the PNG specification (third edition), RFC 9649 (WebP).
 """
 
 import contextlib
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 
 JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
@@ -14,7 +16,12 @@ _ADOBE_BYTES = 12  # length of APP14, which says how colors are coded
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn
 _SOI, _EOI, _SOS, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
-_PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_PNG_PALETTE = 3
+_PNG_CHANNELS = {0: 1, 2: 3, _PNG_PALETTE: 1, 4: 2, 6: 4}
+_PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column, first row, and steps of each pass (section 8.1)."""
+_UNPACK_BYTES = 1 << 20
 
 
 def strip_metadata(body: bytes, format: str) -> bytes | None:
@@ -26,7 +33,7 @@ def strip_metadata(body: bytes, format: str) -> bytes | None:
             return b"".join(_png_parts(body))
         if format == "WEBP":
             return _webp(body)
-    except (ValueError, IndexError, struct.error):
+    except (ValueError, KeyError, IndexError, struct.error):
         return None
     return None
 
@@ -72,20 +79,54 @@ def _end_of_scan(body: bytes, offset: int) -> int:
 
 
 def _png_parts(body: bytes) -> Iterator[bytes]:
+    """The chunks of pixels. Raises ValueError if more than pixels is in them."""
     yield body[:8]
     offset = 8
+    compressed = list[bytes]()
+    header = struct.unpack_from(">IIBBxxB", body, 16)
     while True:
         length, kind = struct.unpack_from(">I4s", body, offset)
         chunk = body[offset : offset + 12 + length]
         if kind == b"IHDR" and chunk[16] > 8:
             raise ValueError("16 bits per channel, which must be stored as 8")
-        if kind in _PNG_KEPT:
-            yield chunk
         if kind == b"IEND":
-            return
+            break
+        if kind == b"IDAT":
+            compressed.append(chunk[8:-4])
+        if kind in (b"IHDR", b"IDAT") or (kind == b"PLTE" and header[3] == _PNG_PALETTE):
+            yield chunk
         offset += len(chunk)
         if len(chunk) < 12 + length:
             raise ValueError("truncated")
+    if not _is_filled_exactly(b"".join(compressed), _png_bytes(*header)):
+        raise ValueError("bytes behind the pixels")
+    yield _PNG_END
+
+
+def _png_bytes(width: int, height: int, bits: int, color_type: int, interlaced: int) -> int:
+    """Bytes of the unpacked rows, each with its filter type (sections 7.2 and 8)."""
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, step_x, step_y in passes:
+        columns, rows = -(-max(width - left, 0) // step_x), -(-max(height - top, 0) // step_y)
+        total += rows * (1 + -(-columns * bits * _PNG_CHANNELS[color_type] // 8)) if columns else 0
+    return total
+
+
+def _is_filled_exactly(compressed: bytes, num_bytes: int) -> bool:
+    """Whether zlib data ends where it should, and unpacks to this many bytes."""
+    unpacker = zlib.decompressobj()
+    found = 0
+    try:
+        while not unpacker.eof and found <= num_bytes:
+            data = unpacker.decompress(compressed, _UNPACK_BYTES)
+            compressed = unpacker.unconsumed_tail
+            found += len(data)
+            if not data and not compressed:
+                break
+    except zlib.error:
+        return False
+    return unpacker.eof and found == num_bytes and not unpacker.unused_data
 
 
 def _webp(body: bytes) -> bytes | None:

@@ -48,6 +48,9 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
     """Number of strips or tiles."""
 
     def _setup(self) -> None:
+        compression = _first(self.tag_v2, _COMPRESSION)
+        if compression is not None and compression not in TiffImagePlugin.COMPRESSION_INFO:
+            raise UnsupportedMode(f"TIFF compression {compression}")
         _leave_to_libtiff(self.tag_v2)
         _widen_palette(self.tag_v2)
         self.samples = _normalize(self.tag_v2)

@@ -146,6 +146,8 @@ def json_records(
         if (kind := _not_a_caption(value.get(caption) if caption is not None else None)) is not None:
             yield _problem(f"the caption is {kind}", line)
             continue
+        if caption is not None and isinstance(value.get(caption), (float, list)):
+            value[caption] = _nan_to_null(value[caption])
         try:
             values = [(_as_list if name in list_names else _raw_or_null)(value.get(name)) for name in names]
         except RecursionError:  # nesting that can be parsed, but is too deep to serialize
@@ -160,6 +162,17 @@ def _not_a_caption(value: Any) -> str | None:
     if any(isinstance(item, dict) for item in items):
         return "an object"
     return "a list in a list" if any(isinstance(item, list) for item in items) else None
+
+
+def is_nan(value: Any) -> bool:
+    """Whether this is NaN, which is how pandas and Python write a missing caption (img2dataset#46)."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _nan_to_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_nan_to_null(item) for item in value]
+    return None if is_nan(value) else value
 
 
 def _as_list(value: Any) -> list[bytes | None] | None:

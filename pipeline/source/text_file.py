@@ -27,6 +27,14 @@ _BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, because its mark starts with that
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _GZIP_MAGIC = b"\x1f\x8b"  # of RFC 1952; no text starts with it
+_NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
+    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard"),
+    (b"\xfd7zX", "is compressed with xz"),
+    (tuple(b"BZh%d" % level for level in range(1, 10)), "is compressed with bzip2"),
+    (b"PK\x03\x04", "is a ZIP archive"),
+    (b"PAR1", "is a Parquet file; give it the extension .parquet"),
+)
+"""First bytes of files that often have a wrong extension. In some encoding they would be text, but no useful one."""
 _FEW_LINES = 3
 """In a file this short, one line that is not UTF-8 is enough to refuse it."""
 _BROKEN_SHARE = 1_000
@@ -101,11 +109,20 @@ def _open_decompressed(uri: str, files: Files) -> Iterator[Any]:
     try:
         with files.open(uri) as file:
             head = _first_bytes(file)
+            _refuse_other_kinds(uri, head)
             whole = _Rejoined(head, file)
             is_gzip = uri.lower().endswith(".gz") or head.startswith(_GZIP_MAGIC)
             yield gzip.GzipFile(fileobj=whole) if is_gzip else whole
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{uri}: cannot be fully decompressed (half-written or damaged?): {error}") from error
+
+
+def _refuse_other_kinds(uri: str, head: bytes) -> None:
+    """Raise SourceError, with what to do, for a file that is not text."""
+    for start, kind in _NOT_TEXT:
+        if head.startswith(start):
+            remedy = "" if ";" in kind else "; unpack it, or compress it with gzip"
+            raise SourceError(f"{uri}: {kind}{remedy}")
 
 
 def _first_bytes(file: IO[bytes]) -> bytes:

@@ -28,6 +28,7 @@ from pairmill.pipeline.common.s3_probe import S3AccessError, check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.pipeline.select.subset_diff import compare
+from pairmill.pipeline.source.files import SourceError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
@@ -240,6 +241,29 @@ def test_an_object_that_is_readable_but_not_listable_passes_the_check(server: st
         proxy = FaultyS3(server, faults=Faults(deny_lists=True))
         with pytest.raises(S3AccessError, match="AccessDenied: grant s3:ListBucket"):
             check_buckets(["s3://mill/read/*.csv"], S3Config(endpoint=proxy.url))
+        proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "denied"),
+    [
+        ("lists", ["a.csv", "b.csv"], "b.csv"),
+        ("tables", ["a.parquet"], "a.parquet"),
+        ("tars", ["a.tar"], "a.tar"),
+        ("pictures", ["a.jpg", "a.txt"], "a.txt"),
+    ],
+)
+def test_one_unreadable_object_is_named(
+    server: str, tmp_path: Path, folder: str, names: list[str], denied: str
+) -> None:
+    with credentials():
+        for name in names:
+            Store("s3://mill/denied", S3Config(endpoint=server)).create(f"{folder}/{name}", b"url\nhttp://a.invalid/\n")
+        proxy = FaultyS3(server, faults=Faults(deny_reads_of=denied))
+        uri, kind = f"s3://mill/denied/{folder}", "urls" if folder == "lists" else "corpus"
+        values = {"source": {"paths": [uri], "kind": kind}, "output": str(tmp_path), "s3": {"endpoint": proxy.url}}
+        with pytest.raises((OSError, SourceError), match=f"{uri}/{denied}"):
+            prepare(BuildJob.model_validate({**values, "models": [{"name": "tiny"}]}))
         proxy.close()
 
 

@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import math
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -165,6 +166,24 @@ def test_a_caption_in_a_list_is_text_or_its_row_is_refused(
     assert not any(row["caption"] and row["caption"].startswith(("{", "[")) for row in rows)
 
 
+@pytest.mark.parametrize("caption", [math.nan, [math.nan], ["a dog", math.nan]])
+@pytest.mark.parametrize("is_corpus", [False, True])
+def test_nan_is_a_missing_caption_wherever_null_is(tmp_path: Path, is_corpus: bool, caption: Any) -> None:
+    """As `pandas.read_json` and `datasets` read it."""
+    written = json.dumps({"uid": "0" * 32, "caption": caption})
+    found = []
+    for number, text in enumerate((written, written.replace("NaN", "null"))):
+        if is_corpus:
+            row = indexed(tmp_path, ("0.json", text.encode()))
+            found.append([row.captions, row.caption_problem])
+        else:
+            (tmp_path / f"{number}.jsonl").write_text(text)
+            rows = shard_rows(tmp_path / f"out{number}", tmp_path / f"{number}.jsonl", caption_column="caption")
+            found.append([(row["caption"], row["status"]) for row in rows])
+    assert "NaN" not in str(found)
+    assert found[0] == found[1]
+
+
 SHAPES: list[tuple[list[tuple[str, bytes]], list[str] | None]] = [
     ([("0.txt", b"a dog")], ["a dog"]),
     ([("0.json", b'{"caption": ["a", "b"]}')], ["a", "b"]),
@@ -174,6 +193,7 @@ SHAPES: list[tuple[list[tuple[str, bytes]], list[str] | None]] = [
     ([("0.json", b'{"caption": {"text": "a"}}')], ["a"]),
     ([("0.json", b'{"caption": {"caption": "", "text": "a"}}')], ["a"]),
     ([("0.json", b'{"caption": null, "text": "a"}')], ["a"]),
+    ([("0.json", b'{"caption": NaN, "text": "a"}')], ["a"]),
     ([("0.txt", b" \n"), ("0.json", b'{"caption": "a"}')], ["a"]),
     ([("0.txt", b"a dog"), ("0.json", b"{")], ["a dog"]),
     ([("0.json", b"{"), ("0.txt", b"a dog")], ["a dog"]),

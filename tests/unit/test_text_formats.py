@@ -1,10 +1,13 @@
 """Tests delimiters, encodings and JSON arrays, compared with pandas, polars and Python's own readers."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import tracemalloc
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +180,28 @@ def test_a_file_in_another_encoding_is_refused_with_the_setting_to_use(tmp_path:
     assert converted(tmp_path, name, data, encoding="latin-1").num_rows > 0
     kept = converted(tmp_path, name, data, encoding="utf-8")
     assert kept.num_rows == converted(tmp_path, name, data, encoding="latin-1").num_rows
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
+@pytest.mark.parametrize("codec", ["zstd", "bz2", "xz", "zip", "parquet"])
+def test_a_file_that_is_not_text_is_called_what_it_is(tmp_path: Path, name: str, codec: str) -> None:
+    """The remedy for other encodings would make rows of garbage."""
+    rows = pa.table({"url": ["http://a.invalid/1.jpg"] * 500})
+    packed, text = io.BytesIO(), rows["url"][0].as_py().encode() * 500
+    match codec:
+        case "parquet":
+            pq.write_table(rows, packed)
+        case "zip":
+            with zipfile.ZipFile(packed, "w") as archive:
+                archive.writestr("a.csv", text)
+        case "xz":
+            packed.write(lzma.compress(text))
+        case _:
+            packed.write(bytes(pa.compress(text, codec=codec, asbytes=True) if codec == "zstd" else bz2.compress(text)))
+    (tmp_path / name).write_bytes(packed.getvalue())
+    said = {"zstd": "with Zstandard", "bz2": "with bzip2", "xz": "with xz", "zip": "a ZIP", "parquet": "a Parquet"}
+    with pytest.raises(SourceError, match=f"is (compressed )?{said[codec]}"):
+        inspect_text(str(tmp_path / name), kind_of(name), Files(), SourceConfig(paths=[str(tmp_path)]))
 
 
 def test_utf_16_without_a_mark_is_refused_with_the_setting_to_use(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ class Corpus:
         names = self._files_of(uri, tally)
         source = self._source
         return folders.folder_rows(
-            uri.rstrip("/"), names, source.caption_from_name, self._files, tally, rules, source.paths
+            uri.removesuffix("/"), names, source.caption_from_name, self._files, tally, rules, source.paths
         )
 
     def _image_column(self, schema: pa.Schema) -> str | None:

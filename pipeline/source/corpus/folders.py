@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from pairmill.pipeline.common.files import Files, join, links_outside, trusted_folders
+from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
 from pairmill.pipeline.common.listing import Entry
 from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
@@ -50,7 +50,7 @@ def folder_rows(
             continue
         sample = Sample(stem, rules)
         for name, size in members:
-            _add(sample, join(folder, name), size, files, trusted)
+            _add(sample, f"{folder}/{name}", size, files, trusted)  # in keys, `a//b` is not `a/b`
         row = sample.row()
         if caption_from_name and row.caption is None and row.caption_problem is None:
             row = replace(row, captions=(words_of(stem).encode("utf-8", "surrogateescape"),))

@@ -13,6 +13,7 @@ from typing import Any
 from pairmill.pipeline.source.columns import CAPTION_NAMES
 from pairmill.pipeline.source.files import SourceError, shown
 from pairmill.pipeline.source.names import Names
+from pairmill.pipeline.source.records import is_nan
 from pairmill.schemas.job.source import SourceConfig
 
 CAPTION_ENDINGS = ("txt", "caption", "text")
@@ -225,10 +226,12 @@ def _usual_captions(value: dict[str, Any], names: Names) -> Captions | None:
 
 
 def _captions_in(value: Any, depth: int = 0) -> Captions | None:
-    """The captions in a text, a list of texts, or a list of objects with a text. None for null and empty lists. Raises
-    UnreadableText."""
-    if value is None or isinstance(value, str):
-        return None if value is None else (_raw(value),)
+    """The captions in a text, a list of texts, or a list of objects with a text. None for null, NaN and empty lists.
+    Raises UnreadableText."""
+    if value is None or is_nan(value):
+        return None
+    if isinstance(value, str):
+        return (_raw(value),)
     if isinstance(value, list) and depth < 2:
         parts = [_captions_in(item, depth + 1) or (None,) for item in value]
         return tuple(caption for part in parts for caption in part) or None

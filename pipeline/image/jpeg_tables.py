@@ -1,0 +1,95 @@
+"""Drops the tables of a JPEG that no scan uses, since they can hold anything: a comment, a position, a thumbnail.
+
+Source: ITU-T T.81, B.2.4 (tables), B.2.3 (scan header), G.1 (which tables progressive scans use).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+_DQT, _DHT, _SOS, _SOF2 = 0xDB, 0xC4, 0xDA, 0xC2
+_HEADER_BYTES = 4  # marker and length
+
+_Key = tuple[int, int]
+"""Marker, and where the table goes: its number; for Huffman tables, 16 more if it is for AC coefficients."""
+
+
+@dataclass(slots=True)
+class _Table:
+    data: bytes
+    is_used: bool = False
+
+
+@dataclass(slots=True)
+class _Usage:
+    """The tables that are in force while a file is read."""
+
+    current: dict[_Key, _Table] = field(default_factory=dict)
+    quantization: dict[int, int] = field(default_factory=dict)
+    """Component -> number of its table, until its first scan."""
+    is_progressive: bool = False
+
+    def begin_frame(self, marker: int, header: bytes) -> None:
+        """Read a frame header."""
+        self.is_progressive = marker == _SOF2
+        self.quantization = {header[at]: header[at + 2] for at in range(10, 10 + 3 * header[9], 3)}
+
+    def begin_scan(self, header: bytes) -> None:
+        """Mark the tables that a scan uses."""
+        count = header[4]
+        first, _, approximation = header[5 + 2 * count : 8 + 2 * count]
+        for component, tables in zip(header[5 : 5 + 2 * count : 2], header[6 : 6 + 2 * count : 2], strict=True):
+            if (number := self.quantization.pop(component, None)) is not None:
+                self._use(_DQT, number)
+            if not self.is_progressive or (first == 0 and approximation >> 4 == 0):
+                self._use(_DHT, tables >> 4)
+            if not self.is_progressive or first > 0:
+                self._use(_DHT, 16 | tables & 15)
+
+    def _use(self, marker: int, number: int) -> None:
+        if (table := self.current.get((marker, number))) is None:
+            raise ValueError("a scan without its tables, which not all decoders read")
+        table.is_used = True
+
+
+def without_unused_tables(parts: Iterable[tuple[int, bytes]], frames: frozenset[int]) -> list[bytes]:
+    """The parts of a JPEG, as (marker, bytes), without the tables that no scan uses.
+
+    `frames`: markers of frame headers. Raises ValueError or IndexError for tables and headers that are too short, and
+    for missing tables.
+    """
+    usage = _Usage()
+    kept: list[bytes | tuple[bytes, list[_Table]]] = []
+    for marker, part in parts:
+        if marker in (_DQT, _DHT):
+            tables = list(_tables(marker, part))
+            usage.current.update(tables)
+            kept.append((part, [table for _, table in tables]))
+            continue
+        if marker in frames:
+            usage.begin_frame(marker, part)
+        elif marker == _SOS and part.startswith(b"\xff\xda"):  # the header, not the bytes after it
+            usage.begin_scan(part)
+        kept.append(part)
+    return [part if isinstance(part, bytes) else _used(*part) for part in kept]
+
+
+def _tables(marker: int, segment: bytes) -> Iterator[tuple[_Key, _Table]]:
+    at = _HEADER_BYTES
+    while at < len(segment):
+        if marker == _DQT:
+            number, size = segment[at] & 15, 129 if segment[at] >> 4 else 65
+        else:
+            number, size = segment[at], 17 + sum(segment[at + 1 : at + 17])
+        data = segment[at : at + size]
+        if len(data) < size:
+            raise ValueError("a table that is too short")
+        yield (marker, number), _Table(data)
+        at += size
+
+
+def _used(segment: bytes, tables: list[_Table]) -> bytes:
+    """A segment with its used tables; empty without any."""
+    if all(table.is_used for table in tables):
+        return segment if tables else b""
+    data = b"".join(table.data for table in tables if table.is_used)
+    return segment[:2] + (2 + len(data)).to_bytes(2, "big") + data if data else b""
