@@ -20,6 +20,7 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import drop_superseded, read_manifests
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
+from pairmill.pipeline.source.unchanged import check_lists
 from pairmill.pipeline.stages.pipelines import Pipeline, retry_pipeline
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.status import Status, Step, retryable
@@ -48,7 +49,8 @@ def retry(
 ) -> RetryResult:
     """Fetch rows again that have one of `statuses` (by default, all that a retry might fix).
 
-    `settings`: parts of the job that may change between runs, such as {"fetch": {"timeout_s": 60}}. Raises JobError.
+    `settings`: parts of the job that may change between runs, such as {"fetch": {"timeout_s": 60}}. Raises JobError,
+    and PlanError for a list that has changed since it was planned.
     """
     started = time.perf_counter()
     wanted = _check_statuses(statuses)
@@ -61,6 +63,7 @@ def retry(
     before, generations = _lost(store, wanted)
     column = pa.array([generations.get(shard) for shard in plan.shards["shard"].to_pylist()], pa.int64())
     shards = plan.shards.append_column("generation", column).filter(column.is_valid())
+    check_lists(plan, set(shards["uri"].to_pylist()), store)
     failures: dict[int, str] = {}
     if listener:
         rows_left = sum(shards["num_rows"].to_pylist())

@@ -26,13 +26,13 @@ from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, Inde
 from pairmill.pipeline.source.picture_sizes import shard_ends
 from pairmill.pipeline.source.planned import Plan, PlanError, PlannedInput, load, to_bytes
 from pairmill.pipeline.source.shared_urls import note_shared_urls
+from pairmill.pipeline.source.unchanged import READERS, changed
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA
 from pairmill.schemas.passed_over import Tally
 from pairmill.schemas.record import JobRecord
 
-_READERS = 8
 _TRIES = 20
 
 
@@ -168,16 +168,13 @@ class _Planner:
         self._hash(known.source for known in plan.inputs)
         for known in plan.inputs:
             if self.fingerprints[known.source] != known.fingerprint:
-                raise PlanError(
-                    f"{known.source}: has changed since it was planned into {root}; restore it and add new rows as "
-                    f"a new {'folder' if known.source.endswith('/') else 'file'}, or use another output"
-                )
+                raise changed(known, self.store)
             if known.uri != known.source and not self.store.exists(known.uri):
                 raise PlanError(f"{root}/{known.uri}: is missing; it was made from {known.source}. Use another output")
 
     def _inspect(self, sources: Sequence[str]) -> list[InputFile]:
         unseen = [source for source in sources if source not in self.inspected]
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             files, config = self.store.files, self.job.source
             inspect = self.corpus.inspect if self.corpus else partial(_inspect, files=files, config=config)
             self.inspected.update(zip(unseen, pool.map(inspect, unseen), strict=True))
@@ -186,7 +183,7 @@ class _Planner:
     def _hash(self, sources: Iterable[str]) -> None:
         """Compute the missing fingerprints. Hashing releases the GIL, so threads help."""
         missing = [source for source in sources if source not in self.fingerprints]
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             self.fingerprints.update(zip(missing, pool.map(self._fingerprint, missing), strict=True))
 
     def _fingerprint(self, source: str) -> str:
@@ -217,7 +214,7 @@ class _Planner:
         """Convert several files concurrently: indexing tars on S3 is mostly waiting for headers."""
         to_convert = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
         self._hash(file.uri for file in to_convert)
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             results = pool.map(lambda file: self._convert(file, mapping), to_convert)
             return {file.uri: result for file, result in zip(to_convert, results, strict=True)}
 

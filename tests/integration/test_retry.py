@@ -13,6 +13,7 @@ from pairmill.jobs.retry import retry
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
@@ -135,3 +136,28 @@ def test_a_retry_may_change_only_run_settings(
     with pytest.raises(JobError, match="retry accepts only "):
         retry(output, ["low_similarity"])
     assert retry(output, ["http_4xx"], settings={"fetch": {"timeout_s": 3, "concurrency": 2}}).retried == 8
+
+
+@pytest.mark.parametrize("change", ["sorted otherwise", "another column", "gone"])
+def test_law_lists_a_retry_refuses_a_list_that_is_not_the_planned_one(
+    plain_loop: None, failing_rows: tuple[BuildJob, NameServer], tmp_path: Path, change: str
+) -> None:
+    """Even if it has the same size: its rows would get the numbers of others, which would be lost."""
+    build_job, _ = failing_rows
+    source = tmp_path / "in.parquet"
+    rows = pq.read_table(source)
+    pq.write_table(rows, source, compression="none", use_dictionary=False)
+    size = source.stat().st_size
+    sequentially(build_job)
+    before = rows_by_id(tmp_path / "out")
+    if change == "gone":
+        source.unlink()
+    else:
+        other = rows.take(list(range(rows.num_rows))[::-1])
+        if change == "another column":
+            other = rows.set_column(2, "n", other["n"])
+        pq.write_table(other, source, compression="none", use_dictionary=False)
+        assert source.stat().st_size == size
+    with pytest.raises(PlanError, match=r"in\.parquet: (has changed since it was planned|.* is missing)"):
+        retry(str(tmp_path / "out"))
+    assert rows_by_id(tmp_path / "out") == before
