@@ -152,7 +152,9 @@ class PairDataset(IterableDataset[Sample]):
             tables = rebatch(read_ahead(self._tables()), self.config.batch_size or _UNBATCHED_ROWS)
             for table, pictures in self._with_pictures(pool, tables):
                 yield from self._samples(self._columns(table, pictures), table.num_rows)
-        self._rows_done, self._is_old_checkpoint = 0, False
+        self._is_old_checkpoint = False
+        # A loader may save its checkpoint when only some of its workers are at the end: they must not start over.
+        self._rows_done = 0 if get_worker_info() is None else len(self._share())
 
     def _follow_set_epoch(self) -> None:
         """Start over if `set_epoch` was called, perhaps in another process."""

@@ -15,6 +15,7 @@ from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows
+from pairmill.pipeline.feed.config import FeedError
 from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
@@ -60,11 +61,15 @@ class FeedShards:
         return cls(chunk, tuple(selected), counts, chunk.schema(), *pictures, fingerprint)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-        """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError."""
+        """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and FeedError
+        if the shard was rebuilt since."""
         shard = self.chunk.shards[index]
-        self.chunk.check(shard)
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
-        return self.chunk.read(shard, columns).replace_schema_metadata(None), selected
+        try:
+            self.chunk.check(shard)
+            return self.chunk.read(shard, columns).replace_schema_metadata(None), selected
+        except FileNotFoundError as error:
+            raise _gone(error, self.chunk.store.path(shard.pairs)) from error
 
     def picture(self, tar: str, offset: int, length: int, check: int | str | None = None) -> bytes:
         """The stored picture. `tar` is a name from its row, `check` its value in the column of that name.
@@ -74,13 +79,22 @@ class FeedShards:
         store = self.chunk.store
         if (path := picture_file(tar, store.root, store.files)) is None:
             raise OSError(f"{tar}: neither a tar of {store.root} nor one that it was made from")
-        picture = store.files.read_range(path, offset, length)
+        try:
+            picture = store.files.read_range(path, offset, length)
+        except FileNotFoundError as error:
+            raise _gone(error, path) from error
         if len(picture) != length:
-            raise OSError(f"{path} ends in the middle of a picture")
+            raise DamagedFileError(f"{path} has changed: it ends in the middle of a picture")
         is_same = is_intact(picture, check) if not isinstance(check, str) else sha256(picture).hexdigest() == check
         if not is_same:
             raise DamagedFileError(f"{path} has changed: the picture at byte {offset:,} is not the one that was scored")
         return picture
+
+
+def _gone(error: FileNotFoundError, path: str) -> FeedError:
+    return FeedError(
+        f"{error.filename or path} is missing; if a retry has rebuilt its shard, create the PairDataset again"
+    )
 
 
 def _check_column(plan: Plan) -> str | None:

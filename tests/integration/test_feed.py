@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from bench.faulty_s3 import credentials, s3_server
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.schemas.jobs import BuildJob
@@ -56,6 +57,20 @@ def test_each_picture_comes_with_its_own_caption_and_embeddings(dataset: Path) -
             vector = sample[f"{side}_embedding_tiny"]
             assert vector.dtype == torch.float16
             assert np.array_equal(vector.numpy(), np.asarray(row[f"{side}_embedding_tiny"], np.float16))
+
+
+def test_a_tar_that_was_truncated_or_deleted_is_an_error_of_the_feed_with_its_name(dataset: Path) -> None:
+    tar = dataset.parent / "00001.tar"
+    whole = tar.read_bytes()
+    try:
+        tar.write_bytes(whole[:600])
+        with pytest.raises(DamagedFileError, match=r"00001\.tar has changed: it ends in the middle of a picture"):
+            list(feed(dataset, "image"))
+        tar.unlink()
+        with pytest.raises(FeedError, match=r"00001\.tar is missing"):
+            list(feed(dataset, "image"))
+    finally:
+        tar.write_bytes(whole)
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "http://127.0.0.1:9/a.tar", "file:///etc/hostname", "../a.tar"])

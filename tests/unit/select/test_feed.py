@@ -236,6 +236,15 @@ def test_a_subset_of_a_shard_that_was_rebuilt_is_refused(tmp_path: Path) -> None
         feed(tmp_path / "own", "some")
 
 
+def test_a_shard_that_is_rebuilt_while_it_is_fed_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "own", 200, shard_rows=40)
+    make_subset(tmp_path / "own", "some")
+    opened = feed(tmp_path / "own", "some")
+    (tmp_path / "own/pairs/000000001.parquet").unlink()  # as a retry does with superseded files
+    with pytest.raises(FeedError, match=r"000000001\.parquet is missing; if a retry has rebuilt its shard"):
+        rows_of(opened)
+
+
 def test_shards_newer_than_the_subset_are_not_fed(tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", 200, shard_rows=40)
     make_subset(tmp_path / "own", "some")

@@ -36,11 +36,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("feed") / "small"
     write_dataset(folder, 300, shard_rows=40)
     make_subset(folder, "some", {"top": {"by": "similarity", "count": ROWS}})
+    make_subset(folder, "many", {"top": {"by": "similarity", "count": 128}})
     return folder
 
 
 def feed(folder: Path, **more: Any) -> PairDataset:
-    return PairDataset(FeedConfig(str(folder), "some", **{"columns": ("row_id",), "batch_size": 8, **more}))
+    return PairDataset(FeedConfig(str(folder), **{"subset": "some", "columns": ("row_id",), "batch_size": 8, **more}))
 
 
 def rows_in(batches: Any) -> list[str]:
@@ -161,6 +162,33 @@ def test_a_checkpoint_survives_the_set_epoch_of_its_own_epoch_with_a_stateful_lo
     assert sorted(seen + rows_in(second)) == sorted(row_ids(dataset, "some"))
     pairs.set_epoch(6)
     assert sorted(rows_in(second)) == sorted(row_ids(dataset, "some"))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("batch_size", [8, None])
+@pytest.mark.parametrize("stop", [15, 16])
+def test_a_checkpoint_repeats_nothing_of_workers_that_were_at_the_end(
+    dataset: Path, stop: int, batch_size: int | None
+) -> None:
+    """16 batches for three workers: 5, 5 and 6. The loader knows that a worker is at the end while others still have
+    batches."""
+
+    def loader() -> Any:
+        return StatefulDataLoader(feed(dataset, batch_size=batch_size, subset="many"), batch_size=None, num_workers=3)
+
+    def rows(batches: Any) -> list[str]:
+        return [str(batch["row_id"]) for batch in batches]
+
+    whole, stop = rows(loader()), stop if batch_size else stop + 128 - 16
+    first = loader()
+    batches = iter(first)
+    seen = rows(islice(batches, stop))
+    state = first.state_dict()
+    del batches
+    second = loader()
+    second.load_state_dict(state)
+    assert seen + rows(second) == whole
+    assert rows(second) == whole  # and the next loop has all of it again
 
 
 def test_a_checkpoint_of_an_earlier_version_resumes_with_the_shares_of_that_version(
