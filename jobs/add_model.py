@@ -7,7 +7,7 @@ there are new shards.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ from pairmill.jobs.check import check
 from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, finish
-from pairmill.pipeline.columns.added_model import columns_done, read_card
+from pairmill.pipeline.columns.added_model import columns_done, pictures_left_out, read_card
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed
@@ -34,10 +34,14 @@ class ColumnsResult:
     alias: str
     shards_missing: list[int]
     """Committed shards that lack the model's columns."""
+    pictures_left_out: dict[str, int] = field(default_factory=dict)
+    """Manifest in `columns/ALIAS/manifests/` -> pictures without an embedding, because they are missing or have changed
+    since the dataset was made."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
-        return {"output": self.build.output, "alias": self.alias, "shards_missing": self.shards_missing}
+        names = ("alias", "shards_missing", "pictures_left_out")
+        return {"output": self.build.output, **{name: getattr(self, name) for name in names}}
 
 
 def add_model(
@@ -68,7 +72,8 @@ def add_model(
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     done = columns_done(store, alias)
     lacking = [shard for shard, generation in sorted(generations.items()) if done.get(shard) != generation]
-    return ColumnsResult(replace(finish(store, plan, failures, started), stopped=stopped), alias, lacking)
+    built = replace(finish(store, plan, failures, started), stopped=stopped)
+    return ColumnsResult(built, alias, lacking, pictures_left_out(store, alias))
 
 
 def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: Mapping[str, object]) -> Pipeline:

@@ -135,6 +135,8 @@ class ColumnsManifest(BaseModel):
     rows: int
     file: DataFile
     job_fingerprint: str
+    pictures_left_out: int = 0
+    """Pictures without an embedding: missing, changed since the dataset was made, or beyond what the model can do."""
 
     @property
     def name(self) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pairmill.jobs.results import BuildResult
     from pairmill.schemas.jobs import BuildJob
 
+_SHOWN_MANIFESTS = 5
+
 
 def build(
     source: Annotated[
@@ -217,6 +219,14 @@ def _add_model(options: EmbedOptions, as_json: bool) -> None:
         typer.echo(f"{missing} without the new columns: run the same command again", err=True)
     else:
         typer.echo(f"columns/{result.alias} has the new columns, in the same row order as in pairs/")
+    if left_out := result.pictures_left_out:
+        names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
+        typer.echo(
+            f"{counted(sum(left_out.values()), 'picture')} without an embedding: missing, or changed since the dataset "
+            f"was made. Restore them, delete these files in columns/{result.alias}/manifests, and run the same command "
+            f"again: {names}",
+            err=True,
+        )
     if as_json:
         print_json(result.as_dict())
     if result.shards_missing:

@@ -7,7 +7,9 @@ columns/clip_l14/model.json                    the model; a different one under 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import repeat
 from uuid import uuid4
 
@@ -17,7 +19,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.integrity import is_intact
+from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.manifests import ManifestError, committed, read_columns_manifest, read_record
 from pairmill.pipeline.dataset.parquet import read_table, write_table
 from pairmill.pipeline.dataset.webdataset_tar import read_range
@@ -38,6 +40,8 @@ from pairmill.schemas.manifest import (
 from pairmill.schemas.pairs import CHECKSUM, IMAGE_COLUMN, IS_PAIR_COLUMN, STORED, score_column_names
 
 _READ = ("row_id", "caption_clean", "sha256", "status", "status_detail", "width", "height", "phash", "one_color")
+_READERS = 32
+_NAMED = ("image_tar", "row_id")
 
 
 def columns_done(store: Store, alias: str) -> dict[int, int]:
@@ -61,6 +65,15 @@ def read_card(store: Store, alias: str) -> AddedModel:
     """The added model with this alias. Raises ManifestError and FileNotFoundError."""
     remedy = "move its folder elsewhere and run embed --add-model again"
     return read_record(store, f"columns/{alias}/model.json", AddedModel, remedy)
+
+
+def pictures_left_out(store: Store, alias: str) -> dict[str, int]:
+    """Name of a shard's newest manifest -> pictures without an embedding, for shards that have some. Raises
+    ManifestError."""
+    names = [manifest_name(*each) for each in sorted(columns_done(store, alias).items())]
+    with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
+        counts = [each.pictures_left_out for each in readers.map(partial(read_columns_manifest, store, alias), names)]
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
 def check_columns(store: Store, aliases: Sequence[str], manifest: ShardManifest) -> Iterator[str]:
@@ -115,10 +128,19 @@ class PairsReader:
         self._loader.close()
 
     def read(self, shard: Shard, manifest: ShardManifest) -> pa.Table:
-        """The rows of the pairs file, in its order, for the encode stage. A missing picture is null."""
+        """The rows of the pairs file, in its order, for the encode stage. A picture is null if it is missing from a
+        corpus or has changed there. Raises DamagedFileError if one in the dataset's own tar has changed."""
         pairs = read_table(self._store, manifest.files["pairs"].path, [*_READ, *STORED.names, *self.checksum])
         pairs = pairs.replace_schema_metadata(None)
-        table = pairs.append_column("image", binary_column(self.pictures(shard, manifest, pairs)))
+        pictures = self.pictures(shard, manifest, pairs)
+        if "images" in manifest.files:
+            for picture, name, row_id in zip(pictures, *(pairs[n].to_pylist() for n in _NAMED), strict=True):
+                if picture is None and name is not None:
+                    raise DamagedFileError(
+                        f"{self._store.path(name)} is damaged: the picture of row {row_id}; "
+                        f"run `pairmill verify {self._store.root}`"
+                    )
+        table = pairs.append_column("image", binary_column(pictures))
         return table.append_column(IS_PAIR_COLUMN, pa.repeat(True, pairs.num_rows))
 
     def pictures(self, shard: Shard, manifest: ShardManifest, rows: pa.Table) -> list[bytes | None]:
@@ -164,5 +186,12 @@ def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_
         rows=columns.num_rows,
         file=DataFile(path=path, num_bytes=num_bytes, blake2b=digest),
         job_fingerprint=job_fingerprint,
+        pictures_left_out=_left_out(batch.table, alias),
     )
     store.create(f"columns/{alias}/manifests/{record.name}", record.model_dump_json(indent=1).encode())
+
+
+def _left_out(table: pa.Table, alias: str) -> int:
+    """Number of pairs that have a picture, but no embedding of it."""
+    lacking = table[f"image_embedding_{alias}"].is_null()
+    return pc.sum(pc.and_(table["image_tar"].is_valid(), lacking)).as_py() or 0

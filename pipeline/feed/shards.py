@@ -61,8 +61,8 @@ class FeedShards:
         return cls(chunk, tuple(selected), counts, chunk.schema(), *pictures, fingerprint)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-        """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and FeedError
-        if the shard was rebuilt since."""
+        """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and
+        FeedError if the shard was rebuilt since."""
         shard = self.chunk.shards[index]
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
         try:

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import pairmill
 from pairmill.jobs.add_model import add_model
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.job_file import load_job
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.integrity import DamagedFileError
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.source.cursor import ReadError
 from pairmill.pipeline.source.files import SourceError
@@ -352,6 +354,39 @@ def test_adding_a_model_later_equals_one_pass_with_both(
     newest = max((later / "columns" / "second").glob("*.parquet"))
     newest.write_bytes(newest.read_bytes()[:-1])
     assert any("columns/second" in problem for problem in verify(Store(str(later)), rescore=0).problems)
+
+
+def test_adding_a_model_counts_pictures_that_are_missing_or_have_changed(plain_loop: None, tmp_path: Path) -> None:
+    """They have no scores, and a `where` on these counts null as false: nobody would notice."""
+    folder, more = tmp_path / "pictures", {"name": "tiny", "alias": "more"}
+    folder.mkdir()
+    for name, data in samples(9):
+        (folder / name).write_bytes(data)
+    sequentially(embed_job(tmp_path / "out", folder))
+    (folder / "0001.jpg").unlink()
+    (folder / "0002.jpg").write_bytes(picture(7))
+    result = add_model(str(tmp_path / "out"), more)
+    assert result.pictures_left_out == {"000000000.json": 2}
+    assert result.as_dict()["pictures_left_out"] == {"000000000.json": 2}
+    for name, data in samples(9):
+        (folder / name).write_bytes(data)
+    (tmp_path / "out/columns/more/manifests/000000000.json").unlink()  # as the command advises
+    assert add_model(str(tmp_path / "out"), more).pictures_left_out == {}
+    table = pairmill.open(tmp_path / "out").table(["similarity", "similarity_more"])
+    assert table["similarity"].equals(table["similarity_more"])
+
+
+def test_adding_a_model_to_a_damaged_tar_of_the_dataset_is_an_error_with_its_name(
+    plain_loop: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": CAPTION.format(n)} for n in range(3)]
+    sequentially(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out", models=[{"name": "tiny"}]))
+    (tar,) = (tmp_path / "out/images").glob("*.tar")
+    data = tar.read_bytes()
+    offset = rows_in(tmp_path / "out")[1]["image_offset"]
+    tar.write_bytes(data[: offset + 90] + bytes([data[offset + 90] ^ 1]) + data[offset + 91 :])
+    with pytest.raises(DamagedFileError, match=r"000000000\.tar is damaged: the picture of row 0:1"):
+        add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"})
 
 
 def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(plain_loop: None, tmp_path: Path) -> None:
