@@ -81,7 +81,8 @@ def test_keys_include_folders_and_end_at_the_first_dot(tmp_path: Path) -> None:
     members = [("a.b/c.d/0.left.jpg", b"x"), ("a.b/c.d/0.txt", b"l"), ("a.b/e/0.jpg", b"x"), ("./0.jpg", b"x")]
     rows = rows_of(tmp_path / "a.tar", members)
     assert [(row.key, row.caption) for row in rows] == [("a.b/c.d/0", b"l"), ("a.b/e/0", None), ("./0", None)]
-    assert split_name("a.b/0.JPG") == ("a.b/0", "jpg")
+    assert split_name("a.b/0.JPG") == ("a.b/0", "", "jpg")
+    assert split_name("a.b/0.x.Left.JPG") == ("a.b/0", "x.Left", "jpg")
 
 
 def test_a_caption_that_is_not_utf_8_is_unchanged(tmp_path: Path) -> None:

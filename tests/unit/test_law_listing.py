@@ -5,6 +5,7 @@ members into samples is compared with webdataset's in tests/integration/test_law
 """
 
 import io
+import json
 import os
 import tarfile
 import time
@@ -463,6 +464,48 @@ def test_a_key_with_many_pictures_is_one_row_with_as_many_as_may_be_tried(tmp_pa
     (row,) = tar_rows(str(tmp_path / "a.tar"), Files(), tally)
     assert len(row.alternates) == MAX_PICTURES - 1
     assert (tally.rows, tally.parts) == (1, 999)
+
+
+stems = st.from_regex(r"[a-z]{1,2}(\.[0-9a-z]{1,3}){0,2}", fullmatch=True)
+
+
+@given(st.lists(stems, min_size=1, max_size=12, unique=True), st.sampled_from(["txt", "json"]), st.booleans())
+def test_pairs_whose_names_contain_dots_keep_their_own_captions(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], ending: str, is_sorted: bool
+) -> None:
+    """WebDataset's key ends at the first dot, so all of `photo.1.jpg`, `photo.1.txt`, `photo.2.jpg`, ... would be one
+    sample (webdataset#237, datasets#6880). The oracle is what the names say, where each has a dot or none does."""
+    names = [name for name in names if ("." in name) == ("." in names[0])]
+    tar = b""
+    for name in sorted(names) if is_sorted else names:
+        text = json.dumps({"caption": name}) if ending == "json" else name
+        tar += _header(f"{name}.jpg", len(name)) + _padded(name.encode())
+        tar += _header(f"{name}.{ending}", len(text)) + _padded(text.encode())
+    path = tmp_path_factory.mktemp("dots") / "a.tar"
+    path.write_bytes(tar + bytes(1_024))
+    tally = Tally()
+    rows = list(tar_rows(str(path), Files(), tally))
+    data = path.read_bytes()
+    pictures = [data[row.image.offset :][: row.image.length].decode() for row in rows if row.image]
+    captions = [(row.caption or b"").decode() for row in rows]
+    assert sorted(captions) == sorted(pictures) == sorted(names)
+    assert pictures == captions
+    assert (tally.rows, tally.parts) == (len(names), len(names))
+    shared = Counter(name.partition(".")[0] for name in names)
+    assert all(row.key == name or shared[name.partition(".")[0]] == 1 for row, name in zip(rows, pictures, strict=True))
+
+
+def test_the_picture_and_the_text_that_are_called_like_the_key_come_first(tmp_path: Path) -> None:
+    """open_clip's trainer takes `jpg;png;jpeg;webp` and `txt` of a sample (open_clip_train/data.py)."""
+    names = ["a.depth.png", "a.first.txt", "a.jpg", "a.meta.json", "a.seg.png", "a.txt"]
+    texts = {"a.meta.json": b'{"caption": "json"}'}
+    bodies = {name: texts.get(name, name.encode()) for name in names}
+    tar = b"".join(_header(name, len(body)) + _padded(body) for name, body in bodies.items())
+    (tmp_path / "a.tar").write_bytes(tar + bytes(1_024))
+    (row,) = tar_rows(str(tmp_path / "a.tar"), Files())
+    assert row.image is not None
+    assert tar[row.image.offset :][: row.image.length] == b"a.jpg"
+    assert (row.key, row.caption, len(row.alternates)) == ("a", b"a.txt", 2)
 
 
 def test_a_build_counts_the_files_that_are_not_lists_of_urls(tmp_path: Path) -> None:

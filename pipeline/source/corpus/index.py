@@ -18,7 +18,7 @@ from pairmill.pipeline.source.mapping import ALTERNATES_COLUMN
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.pairs import STORED
 
-INDEX_LAYOUT = 3
+INDEX_LAYOUT = 4
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100
@@ -111,6 +111,9 @@ class Sample:
     key: str
     rules: TextRules
     images: list[ImageRef] = field(default_factory=list)
+    """Pictures called KEY.ENDING."""
+    dotted_images: list[tuple[str, ImageRef]] = field(default_factory=list)
+    """(INFIX, picture) of those called KEY.INFIX.ENDING, such as `a.seg.png`: used if no other decodes."""
     names: set[int] = field(default_factory=set)
     """Hashes of its files' names, because names may be long. A repeated name begins another sample, as in concatenated
     tars."""
@@ -119,14 +122,37 @@ class Sample:
     """Why pictures with this key cannot be read."""
     problem: str | None = None
     texts: Texts = field(init=False)
+    dotted_texts: Texts = field(init=False)
+    """Of files called KEY.INFIX.ENDING: used where `texts` has nothing."""
+    text_infixes: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.texts = Texts(self.rules)
+        self.texts, self.dotted_texts = Texts(self.rules), Texts(self.rules)
 
-    def add_image(self, image: ImageRef) -> None:
+    def add_image(self, image: ImageRef, infix: str = "") -> None:
         """Add a picture, unless there are enough."""
-        if len(self.images) < MAX_PICTURES:
+        if infix and len(self.dotted_images) < MAX_PICTURES:
+            self.dotted_images.append((infix, image))
+        elif not infix and len(self.images) < MAX_PICTURES:
             self.images.append(image)
+
+    def texts_of(self, infix: str) -> Texts:
+        """Where texts called KEY.INFIX.ENDING belong."""
+        if infix and len(self.text_infixes) < MAX_PICTURES:
+            self.text_infixes.add(infix)
+        return self.dotted_texts if infix else self.texts
+
+    @property
+    def own_infix(self) -> str | None:
+        """The infix of a picture with a text of its own, if no picture is called KEY.ENDING."""
+        with_text = (infix for infix, _ in self.dotted_images if infix in self.text_infixes)
+        return None if self.images else next(with_text, None)
+
+    def _images_in_order(self) -> list[ImageRef]:
+        """First what other readers of WebDataset take: open_clip's trainer asks for `jpg;png;jpeg;webp`."""
+        own = self.own_infix
+        dotted = sorted(self.dotted_images, key=lambda each: each[0] != own)
+        return [*self.images, *(image for _, image in dotted)][:MAX_PICTURES]
 
     def add_lost_image(self, problem: str) -> None:
         """Note why a picture cannot be read. The row's problem has room for a few."""
@@ -135,11 +161,13 @@ class Sample:
 
     def row(self) -> IndexRow:
         """The row of this sample. The first picture that decodes will be used; the others are alternates."""
+        self.texts.complete_with(self.dotted_texts)
         captions, caption_problem = self.texts.captions()
-        images = [image for image in self.images if readable_name(image.uri) == image.uri]  # columns are UTF-8
+        found = self._images_in_order()
+        images = [image for image in found if readable_name(image.uri) == image.uri]  # columns are UTF-8
         problem = self.problem
-        if not images and self.images:
-            problem = f"{readable_name(self.images[0].uri)}: the name is not UTF-8; rename it"
+        if not images and found:
+            problem = f"{readable_name(found[0].uri)}: the name is not UTF-8; rename it"
         elif not images:
             problem = problem or "; ".join(self.lost_images) or "no picture with this key"
         uid = own_uid(self.texts.uid or "")
@@ -163,11 +191,12 @@ def readable_name(name: str) -> str:
     return name[:_MAX_KEY_CHARS].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """(key, extension in lower case) of a WebDataset member: the key ends at the first dot of the base name.
+def split_name(name: str) -> tuple[str, str, str]:
+    """(key, infix, extension in lower case) of a WebDataset member: the key ends at the first dot of the base name.
 
     https://github.com/webdataset/webdataset, `base_plus_ext`.
     """
     folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return f"{folder}{slash}{stem}", ending.lower().rpartition(".")[2]
+    stem, _, endings = base.partition(".")
+    infix, _, ending = endings.rpartition(".")
+    return f"{folder}{slash}{stem}", infix, ending.lower()

@@ -144,6 +144,15 @@ class Texts:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(problem)
 
+    def complete_with(self, other: "Texts") -> None:
+        """Use another's texts for what is missing here."""
+        self.named, self.usual = self.named or other.named, self.usual or other.usual
+        if self.plain is None or (other.plain is not None and _is_blank(self.plain)):
+            self.plain = other.plain
+        self.url, self.uid = self.url or other.url, self.uid or other.uid
+        self.problems = [*self.problems, *other.problems][:_MAX_PROBLEMS]
+        self.has_json, self.fields = self.has_json or other.has_json, self.fields or other.fields
+
     def captions(self) -> tuple[Captions | None, str | None]:
         """Returns (captions, None), or (None, the reason) if there are no captions although some text might be one. The
         first caption that is not blank is used, looking first where the job says, then in the text file, then in the

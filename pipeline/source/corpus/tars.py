@@ -2,7 +2,8 @@
 contain.
 
 Consecutive files with the same key are a sample. A key is a name up to the first dot after its last slash, as in
-WebDataset. Names that begin with a dot are hidden, and files of other kinds do not end a sample.
+WebDataset. If `photo.1.jpg` has a caption `photo.1.txt`, and `photo.2.jpg` follows, the dots are part of the names, and
+these are two samples. Names that begin with a dot are hidden, and files of other kinds do not end a sample.
 """
 
 import re
@@ -52,16 +53,18 @@ class _TarIndexer:
         self._uri, self._file, self._size = uri, file, size
         self._rules, self._tally = rules, tally
         self._targets = LinkTargets(file, size)
+        self._dotted: str | None = None
+        """A key whose samples are told apart by what follows its dot."""
 
     def rows(self) -> Iterator[IndexRow]:
         """A row per sample and per gap."""
         sample: Sample | None = None
         for member in members(self._file, self._size):
-            key, ending = split_name(member.name)
+            key, infix, ending = split_name(member.name)
             if not member.is_gap and (reason := self._passed_over(member, ending)):
                 self._tally.pass_over(reason)
                 continue
-            if sample is not None and (member.is_gap or key != sample.key or hash(member.name) in sample.names):
+            if sample is not None and self._ends(sample, member, key, infix):
                 yield self._finish(sample)
                 was_cut = member.is_gap and sample.problem is not None
                 sample = None
@@ -71,10 +74,21 @@ class _TarIndexer:
                 self._tally.add_row()
                 yield IndexRow(problem=f"{self._uri.rpartition('/')[2]}: {member.problem}")
                 continue
-            sample = sample or Sample(key, self._rules)
-            self._add(sample, member, ending)
+            sample = sample or Sample(self._key(key, infix), self._rules)
+            self._add(sample, member, infix, ending)
         if sample is not None:
             yield self._finish(sample)
+
+    def _ends(self, sample: Sample, member: Member, key: str, infix: str) -> bool:
+        """Whether a member does not belong to the sample before it."""
+        if key != self._dotted:
+            own, self._dotted = sample.own_infix, None
+            if key == sample.key and own is not None and infix not in ("", own) and not member.is_gap:
+                self._dotted, sample.key = key, f"{key}.{own}"
+        return member.is_gap or self._key(key, infix) != sample.key or hash(member.name) in sample.names
+
+    def _key(self, key: str, infix: str) -> str:
+        return f"{key}.{infix}" if infix and key == self._dotted else key
 
     def _finish(self, sample: Sample) -> IndexRow:
         self._tally.add_row(sample.num_files)
@@ -93,7 +107,7 @@ class _TarIndexer:
         is_used = ending in PICTURE_ENDINGS or self._rules.is_text(ending)
         return None if is_used else PassedOver.OTHER_KIND
 
-    def _add(self, sample: Sample, member: Member, ending: str) -> None:
+    def _add(self, sample: Sample, member: Member, infix: str, ending: str) -> None:
         sample.names.add(hash(member.name))
         sample.num_files += 1
         if member.type in _LINKS:
@@ -104,12 +118,12 @@ class _TarIndexer:
         elif member.offset + member.size > self._size:
             sample.problem = f"the tar is truncated within {readable_name(ending) or 'a file'} of this key"
         elif ending in PICTURE_ENDINGS:
-            sample.add_image(ImageRef(self._uri, member.offset, member.size))
+            sample.add_image(ImageRef(self._uri, member.offset, member.size), infix)
         elif member.size > self._rules.max_bytes(ending):
-            sample.texts.add_too_large(name, member.size)
+            sample.texts_of(infix).add_too_large(name, member.size)
         else:
             self._file.seek(member.offset)
-            sample.texts.add(name, ending, self._file.read(member.size))
+            sample.texts_of(infix).add(name, ending, self._file.read(member.size))
 
     def _note(self, sample: Sample, ending: str, problem: str) -> None:
         """Record a member that cannot be read. Another picture or text file with its key may be used instead."""
