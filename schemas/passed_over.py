@@ -24,6 +24,8 @@ class PassedOver(StrEnum):
     BROKEN_LINK = "broken link"
     SPECIAL = "device, pipe or socket"
     UNREADABLE = "folder that cannot be read"
+    ARCHIVE = "packed or compressed archive"
+    TABLE = "table beside pictures, not read for captions"
     OTHER_KIND = "not of the kind that is read here"
     NO_PICTURE = "text without a picture"
     UNKNOWN_MEMBER = "tar member of another type"

@@ -23,6 +23,14 @@ URL_NAMES = ("url", "image_url", "img_url", "imageurl", "image_link", "uri", "li
 CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "captions", "texts", "title", "txt")
 LICENSE_NAMES = ("license", "licence")
 
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class FileColumns:
@@ -121,6 +129,31 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
         )
 
 
+def refuse_other_pictures(config: SourceConfig, file: InputFile, usual_names: Sequence[str]) -> None:
+    """Raise SourceError for a file whose pictures are not found, unless the job names its caption column: only captions
+    would be embedded. They may be lists of Hugging Face's Image, or have another name than `usual_names`."""
+    if config.caption_column is not None:
+        return
+    caption = _first(None, CAPTION_NAMES, file.own_names)
+    for column in file.schema:
+        is_named = column.name in usual_names and not is_text(column.type)
+        if column.name != caption and (is_named or _has_images(column.type)):
+            raise SourceError(
+                f"{file.uri}: column {column.name!r} ({str(column.type)[:200]}) seems to have pictures. They are read "
+                "from a column with the bytes of a picture, or an Image of Hugging Face's, in each row "
+                "(source.image_column); to embed only the captions, set source.caption_column"
+            )
+
+
+def _has_images(data_type: pa.DataType) -> bool:
+    """Whether the values are, or contain, structs like Hugging Face's Image or lists of bytes."""
+    if pa.types.is_struct(data_type):
+        return can_contain_pictures(data_type) or any(_has_images(each.type) for each in data_type)
+    if not any(is_kind(data_type) for is_kind in _LISTS):
+        return False
+    return can_contain_pictures(data_type.value_type) or _has_images(data_type.value_type)
+
+
 def carried_columns(types: Mapping[str, pa.DataType]) -> pa.Schema:
     """The schema of the output's columns for these columns of an index."""
     return _extra_schema({name: ColumnType(kind, "", kind) for name, kind in types.items()})
@@ -155,14 +188,7 @@ def is_text(data_type: pa.DataType) -> bool:
 
 def is_text_list(data_type: pa.DataType) -> bool:
     """Whether the values are lists of text."""
-    kinds = (
-        pa.types.is_list,
-        pa.types.is_large_list,
-        pa.types.is_fixed_size_list,
-        pa.types.is_list_view,
-        pa.types.is_large_list_view,
-    )
-    return any(is_kind(data_type) for is_kind in kinds) and is_text(data_type.value_type)
+    return any(is_kind(data_type) for is_kind in _LISTS) and is_text(data_type.value_type)
 
 
 def _split(names: Sequence[str], url: str, caption: str | None, uid: str | None) -> FileColumns:

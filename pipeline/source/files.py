@@ -37,6 +37,8 @@ PICTURE_ENDINGS = (
 )
 _PICTURES = (".tar", *(f".{ending}" for ending in PICTURE_ENDINGS))
 SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind != "parquet"))
+_PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".zip", ".7z", ".rar")
+_TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 
 USUAL_DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 
@@ -115,7 +117,9 @@ class Inputs:
         """Add the files of one path that are used, and pass over its others."""
         used = set(files)
         self.files = list(dict.fromkeys([*self.files, *files]))
-        listing.pass_over([uri for uri in listing.files if uri not in used], PassedOver.OTHER_KIND)
+        for uri in listing.files:
+            if uri not in used:
+                listing.passed_over[uri] = reason_unused(uri)
         self.passed_over.update(listing.passed_over)
 
     def check_names(self) -> None:
@@ -204,6 +208,13 @@ def with_partitions(file: InputFile) -> InputFile:
     names = tuple(name for name in partitions_of(file.uri) if name not in file.schema.names)
     schema = pa.schema([*file.schema, *(pa.field(name, pa.string()) for name in names)])
     return replace(file, schema=schema, partitions=names)
+
+
+def reason_unused(name: str) -> PassedOver:
+    """Why a file or tar member with this name is not used. Archives and tables may hold what the user is after."""
+    if name.lower().endswith(_PACKED):
+        return PassedOver.ARCHIVE
+    return PassedOver.TABLE if name.lower().endswith(_TABLES) else PassedOver.OTHER_KIND
 
 
 def decode_lossy(raw: pa.Array) -> pa.Array:

@@ -199,8 +199,6 @@ def test_a_text_that_links_to_outside_its_folder_is_not_read(tmp_path: Path) -> 
 
 
 def test_empty_tars_have_no_rows_and_other_files_raise_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "nothing.tar").write_bytes(b"")
-    assert list(tar_rows(str(tmp_path / "nothing.tar"), Files())) == []
     assert rows_of(tmp_path / "empty.tar", []) == []
     (tmp_path / "text.tar").write_bytes(b"this is no tar" * 100)
     with pytest.raises(SourceError, match="is not an uncompressed tar"):
@@ -323,3 +321,61 @@ def test_parquet_with_pictures_is_recognized_by_its_columns(tmp_path: Path) -> N
     assert (mapping.pictures, mapping.extra.names) == (ColumnPictures("photo"), ["source_image"])
     with pytest.raises(SourceError, match="no column 'text' of bytes"):
         corpus(tmp_path / "own.parquet", image_column="text").inputs("/nowhere")
+
+
+BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("name", "data_type"),
+    [
+        ("images", pa.list_(BYTES)),  # FAI-RL#81: these were dropped without a word
+        ("jpg", pa.large_list(pa.binary())),
+        ("photo", BYTES),
+        ("sample", pa.struct([("image", BYTES)])),
+        ("image", pa.list_(pa.uint8())),
+        ("image", pa.binary(9)),
+    ],
+)
+def test_pictures_that_are_not_found_are_refused_unless_the_job_wants_only_captions(
+    tmp_path: Path, name: str, data_type: pa.DataType
+) -> None:
+    table = pa.table({"caption": ["a dog"], name: pa.nulls(1, data_type)})
+    pq.write_table(table, tmp_path / "in.parquet")
+    refusing = corpus(tmp_path / "in.parquet")
+    files = [refusing.inspect(uri) for uri in refusing.inputs("/nowhere").files]
+    with pytest.raises(SourceError, match=rf"column '{name}' \(.* seems to have pictures"):
+        refusing.mapping(files, needs_license=False)
+    willing = corpus(tmp_path / "in.parquet", caption_column="caption")
+    assert willing.mapping([willing.inspect(files[0].uri)], needs_license=False).pictures == NoPictures()
+
+
+@pytest.mark.parametrize("caption", [pa.binary(), pa.list_(pa.binary()), pa.list_(pa.string())])
+def test_captions_and_other_columns_are_not_mistaken_for_pictures(tmp_path: Path, caption: pa.DataType) -> None:
+    others = {"id": pa.binary(), "boxes": pa.list_(pa.list_(pa.float32())), "img": pa.string()}
+    table = pa.table({name: pa.nulls(1, kind) for name, kind in {"caption": caption, **others}.items()})
+    pq.write_table(table, tmp_path / "in.parquet")
+    found = corpus(tmp_path / "in.parquet")
+    assert found.mapping([found.inspect(uri) for uri in found.inputs("/nowhere").files], False).pictures == NoPictures()
+
+
+def test_an_empty_tar_and_a_packed_one_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar", [("0.jpg", b"x"), ("1.zip", b"x")])
+    (tmp_path / "b.tar").write_bytes(b"")  # tarfile: ReadError, empty file
+    for name in ("c.tar.gz", "d.zip", "e.parquet", "f.md"):
+        (tmp_path / name).touch()
+    (row,) = tar_rows(str(tmp_path / "b.tar"), Files())
+    assert row.problem == "b.tar: the tar has no bytes: an interrupted copy?"
+    assert corpus(tmp_path).inputs("/nowhere").counts() == {
+        PassedOver.ARCHIVE: 2,
+        PassedOver.TABLE: 1,
+        PassedOver.OTHER_KIND: 1,
+    }
+    tally = Tally()
+    assert len(list(tar_rows(str(tmp_path / "a.tar"), Files(), tally))) == 1
+    assert tally.passed_over == {PassedOver.ARCHIVE: 1}
+
+
+def test_the_output_of_a_job_is_recognized_below_a_folder_of_any_name(tmp_path: Path) -> None:
+    name = str(tmp_path / "new\nline" / "pairs" / "000000000.parquet")
+    assert corpus(tmp_path).kind(name) == "pairs"

@@ -24,7 +24,14 @@ from pairmill.pipeline.common.listing import Listing, entries_in
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
-from pairmill.pipeline.source.columns import can_contain_pictures, carried_columns, map_columns, misfit, refuse_url_list
+from pairmill.pipeline.source.columns import (
+    can_contain_pictures,
+    carried_columns,
+    map_columns,
+    misfit,
+    refuse_other_pictures,
+    refuse_url_list,
+)
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus import folders
 from pairmill.pipeline.source.corpus.index import INDEX_LAYOUT, INDEX_SCHEMA, IndexRow, index_table
@@ -60,7 +67,7 @@ from pairmill.schemas.passed_over import Tally
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 """Usual names of picture columns, used if the job names none; `image` is Hugging Face's."""
 
-_PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet")
+_PAIRS_FILE = re.compile(r".*/pairs/\d{9}(\.g\d+)?(\.[0-9a-f]{32})?\.parquet", re.DOTALL)
 TALLY_KEY = "pairmill_tally"
 """Key of the Tally in the footer of an index."""
 _COMPRESSED_EXTENSIONS = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
@@ -177,6 +184,7 @@ class Corpus:
                 raise SourceError(f"{file.uri}: its pictures are not in a column {column!r}, as in {files[0].uri}")
         if column is None:
             refuse_url_list(source, files[0])
+            refuse_other_pictures(source, files[0], IMAGE_NAMES)
         return map_columns(source, files, needs_license, _pictures(column))
 
     def misfit(self, mapping: ColumnMapping, file: InputFile) -> str | None:

@@ -10,7 +10,7 @@ from pairmill.pipeline.common.files import Files, links_outside, trusted_folders
 from pairmill.pipeline.common.listing import Entry
 from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
-from pairmill.pipeline.source.files import PICTURE_ENDINGS
+from pairmill.pipeline.source.files import PICTURE_ENDINGS, reason_unused
 from pairmill.schemas.passed_over import PassedOver, Tally
 
 
@@ -24,7 +24,7 @@ def used_entries(entries: Iterable[Entry], rules: TextRules, tally: Tally) -> li
         elif ending in PICTURE_ENDINGS or rules.is_text(ending):
             used.append((entry.name, entry.size))
         else:
-            tally.pass_over(PassedOver.OTHER_KIND)
+            tally.pass_over(reason_unused(entry.name))
     return sorted(used)
 
 

@@ -15,7 +15,7 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.source.corpus.index import ImageRef, IndexRow, Sample, readable_name, split_name
 from pairmill.pipeline.source.corpus.sidecar import USUAL_TEXTS, TextRules
 from pairmill.pipeline.source.corpus.tar_members import BLOCK, LinkTargets, Member, members
-from pairmill.pipeline.source.files import PICTURE_ENDINGS, SourceError
+from pairmill.pipeline.source.files import PICTURE_ENDINGS, SourceError, reason_unused
 from pairmill.schemas.passed_over import PassedOver, Tally
 
 _SPECIAL = frozenset({tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE})
@@ -33,7 +33,8 @@ def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRule
         size = file.seek(0, 2)
         file.seek(0)
         head = file.read(BLOCK)
-        if not head:
+        if not head:  # tar always writes a block of zeros
+            yield from _empty_file(uri, tally or Tally())
             return
         try:
             tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
@@ -44,6 +45,11 @@ def tar_rows(uri: str, files: Files, tally: Tally | None = None, rules: TextRule
                 f"{uri}: is not an uncompressed tar ({error}); pictures are read by range, so unpack .tar.gz to .tar"
             ) from error
         yield from _TarIndexer(uri, file, size, rules, tally or Tally()).rows()
+
+
+def _empty_file(uri: str, tally: Tally) -> Iterator[IndexRow]:
+    tally.add_row()
+    yield IndexRow(problem=f"{uri.rpartition('/')[2]}: the tar has no bytes: an interrupted copy?")
 
 
 class _TarIndexer:
@@ -105,7 +111,7 @@ class _TarIndexer:
         if not member.is_file and member.type not in _LINKS:
             return PassedOver.UNKNOWN_MEMBER
         is_used = ending in PICTURE_ENDINGS or self._rules.is_text(ending)
-        return None if is_used else PassedOver.OTHER_KIND
+        return None if is_used else reason_unused(member.name)
 
     def _add(self, sample: Sample, member: Member, infix: str, ending: str) -> None:
         sample.names.add(hash(member.name))
