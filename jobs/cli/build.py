@@ -223,8 +223,8 @@ def _add_model(options: EmbedOptions, as_json: bool) -> None:
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
         typer.echo(
             f"{counted(sum(left_out.values()), 'picture')} without an embedding: missing, or changed since the dataset "
-            f"was made. Restore them, delete these files in columns/{result.alias}/manifests, and run the same command "
-            f"again: {names}",
+            f"was made. Restore them, move these files in columns/{result.alias}/manifests elsewhere, and run the same "
+            f"command again: {names}",
             err=True,
         )
     if as_json:

@@ -92,7 +92,7 @@ class Store:
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            raise StorageError(f"{folder if self.remote else self.root}: {error.strerror}") from error
+            raise self._no_room(error) from error
         finally:
             with contextlib.suppress(OSError):  # the data did not fit and was never published
                 file.close()
@@ -103,10 +103,15 @@ class Store:
                 return _new_file_in(folder)
             return _new_file_in(folder)
         except OSError as error:
+            if error.errno in _NO_ROOM:  # no inodes are left, for example
+                raise self._no_room(error) from error
             if error.errno in LOCAL_ERRNOS:  # such as too many open files
                 raise
             remedy = "set TMPDIR to another folder" if self.remote else "give another output, or make it writable"
             raise StorageError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from error
+
+    def _no_room(self, error: OSError) -> StorageError:
+        return StorageError(f"{tempfile.gettempdir() if self.remote else self.root}: {error.strerror}")
 
     def create_from(self, name: str, file: IO[bytes]) -> bool:
         """Publish a `new_file` under a new name, durably. Returns False if the name exists."""

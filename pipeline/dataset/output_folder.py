@@ -1,7 +1,8 @@
 """Decides from one listing whether a job may write to an output folder.
 
 A folder is free if it is empty or has only hidden files (`.DS_Store`). It is a dataset if it has a plan, which is
-written before everything except `input/` and `tmp/`: if only those exist, another driver may have just started.
+written before everything except `input/` and `tmp/`: if only those exist, another driver may have just started, or one
+was killed, or found the disk full, before it could write its plan.
 A dataset's folder may contain other files too. An export is recognized by its record.
 """
 
@@ -26,7 +27,8 @@ def check_dataset_folder(store: Store) -> None:
     names = names_in_output(store)
     if is_export(store):
         raise JobError(f"output: {store.root} is an export; give another folder")
-    foreign = [name for name in names if name not in ("input/", "tmp/")]
+    begun = ("input/", "tmp/", *([] if store.list("plan") or store.folders("plan") else ["plan/"]))
+    foreign = [name for name in names if name not in begun]
     if "input/" in names:
         foreign += [f"input/{name}" for name in store.list("input") if not _CONVERTED_FILE.fullmatch(name)]
     # Check for a plan last: another driver may be writing, and drivers write their plan first.

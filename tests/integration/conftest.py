@@ -61,10 +61,12 @@ def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run_shards(shards: pa.Table, pipeline: Pipeline, on_outcome: Callable[[Outcome], None], *_: object) -> None:
         stages = open_stages(pipeline)
-        for batch in planned_batches(shards):
-            on_outcome(Outcome(batch.info.shard.shard, process_batch(batch, stages)))
-        for _spec, stage in stages:
-            stage.close()
+        try:
+            for batch in planned_batches(shards):
+                on_outcome(Outcome(batch.info.shard.shard, process_batch(batch, stages)))
+        finally:
+            for _spec, stage in stages:
+                stage.close()
 
     monkeypatch.setattr("pairmill.jobs.cluster.run_shards.run_shards", run_shards)
 

@@ -1,5 +1,6 @@
 """Tests a disk that fills up during a build: one clear error, no half-written files, and the build can resume."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pairmill.jobs.build import build
 from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import StorageError, Store
@@ -15,6 +17,7 @@ from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import picture, write_input
 from tests.integration.test_command import build_arguments, run
+from tests.integration.test_embed import embed_job, samples, write_tar
 from tests.synthetic_dataset import write_dataset
 
 
@@ -49,6 +52,25 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
     assert sum(manifest.rows_in for manifest in read_manifests(store)) == 160
     assert verify(store, rescore=0).problems == []
     assert not list((output / "tmp").glob("*"))
+
+
+@pytest.mark.parametrize("left", range(16))
+def test_law_signals_a_disk_without_inodes_is_reported_like_a_full_one_and_the_run_resumes(
+    plain_loop: None, small_disk: Path, tmp_path: Path, left: int
+) -> None:
+    """A new file fails when it is opened, and a new folder when it is made; neither needs any bytes."""
+    job = embed_job(small_disk / "out", write_tar(tmp_path / "a.tar", samples(6)))
+    subprocess.run(["mount", "-o", "remount,size=50m,nr_inodes=100", str(small_disk)], check=True)
+    free = os.statvfs(small_disk).f_ffree
+    for number in range(free - left):
+        (small_disk / f"{number}").touch()
+    with pytest.raises(StorageError) as refused:
+        build(job)
+    assert str(refused.value) == f"{small_disk / 'out'}: No space left on device"
+    for number in range(free - left):
+        (small_disk / f"{number}").unlink()
+    assert build(job).kept == 6
+    assert verify(Store(str(small_disk / "out")), rescore=0).problems == []
 
 
 def test_law_signals_a_full_disk_in_select_is_reported_in_one_line_with_the_path(small_disk: Path) -> None:

@@ -262,3 +262,13 @@ def test_a_folder_with_another_export_says_how_that_one_differs(
     _claim_output(Store(str(tmp_path)), ".pairmill", record)
     with pytest.raises(JobError, match=says):
         _claim_output(Store(str(tmp_path)), ".pairmill", record.model_copy(update=change))
+
+
+def test_a_plan_folder_in_which_nothing_could_be_written_is_free(tmp_path: Path) -> None:
+    """Of a run that was killed, or found the disk full, between making the folder and writing the plan."""
+    (tmp_path / "out/plan").mkdir(parents=True)
+    (tmp_path / "out/tmp").mkdir()
+    check_dataset_folder(Store(str(tmp_path / "out")))
+    (tmp_path / "out/plan/mine").mkdir()
+    with pytest.raises(JobError, match="it contains plan/"):
+        check_dataset_folder(Store(str(tmp_path / "out")))
