@@ -107,7 +107,7 @@ def test_without_the_image_column_no_picture_is_read(dataset: Path, tmp_path: Pa
         source.rename(tmp_path / source.name)
     try:
         (batch,) = feed(dataset, "image_embedding_tiny", "text_embedding_tiny", batch_size=32)
-        with pytest.raises(FileNotFoundError, match=r"00000\.tar|00001\.tar"):
+        with pytest.raises(FeedError, match=r"0000[01]\.tar is missing"):
             list(feed(dataset, "image"))
     finally:
         for source in sources:
