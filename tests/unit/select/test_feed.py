@@ -46,7 +46,11 @@ def rows_of(dataset: PairDataset) -> list[str]:
     return [row for batch in found for row in batch] if dataset.config.batch_size else found
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.sampled_from(["some", "one", "two", None]),
     st.integers(1, 7),

@@ -1,0 +1,94 @@
+"""Draws a flame graph of one of the workloads whose targets are not met.
+
+    make bench-peers && .venv/bin/python -m bench.flame resize ../shared/data/pairs flame.svg
+
+The width of a box is its share of the samples, with the frames of C libraries where their names are known. `resize`:
+the photographs of 640 px through `ImageProcessor`; `large`: synthetic pictures of 1,600 px and more; `download`:
+photographs from nginx through the download stage, without Ray; `select`: the steps of bench.select on a million rows,
+in one process.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bench.fetch import photos
+from bench.nginx import nginx
+from bench.process import LARGE, MEDIUM, pictures, processor
+from bench.select import STEPS
+from tests.synthetic_dataset import write_dataset
+
+PY_SPY = Path(".venv-peers/bin/py-spy")
+SECONDS, RATE = 15, 200
+
+
+def for_a_while(work: Callable[[], object]) -> None:
+    """Repeat the work for SECONDS."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        work()
+
+
+def process(folder: Path, name: str) -> None:
+    work, bodies = processor(), pictures(folder)[name]
+    for_a_while(lambda: [work(body) for body in bodies])
+
+
+def download(folder: Path) -> None:
+    from pairmill.pipeline.common.progress import unwatched
+    from pairmill.pipeline.fetch.downloader import Downloader
+    from pairmill.schemas.jobs import BuildJob
+
+    fetch = {"allow_networks": ["127.0.0.0/8"], "retries": 0}
+    job = BuildJob.model_validate({"source": {"paths": ["in.parquet"]}, "output": "out", "fetch": fetch})
+    with tempfile.TemporaryDirectory() as name:
+        web = Path(name)
+        web.chmod(0o755)  # nginx's worker is another user
+        files = photos(folder, web)
+        with nginx(web) as bases, ThreadPoolExecutor(4) as shards:
+            urls = {f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}": frozenset[str]() for n in range(2_000)}
+            engine = Downloader(job)._start()
+            for_a_while(lambda: list(shards.map(lambda _: engine.run(urls, unwatched()), range(4))))
+            engine.close()
+
+
+def select(folder: Path) -> None:
+    from pairmill.jobs.select import select as run
+    from pairmill.schemas.subset import SelectJob
+
+    with tempfile.TemporaryDirectory() as dataset:
+        write_dataset(Path(dataset), 1_000_000)
+        job = SelectJob.model_validate({"dataset": dataset, "name": "flame", "steps": STEPS})
+        for_a_while(lambda: run(job, overwrite=True))
+
+
+WORKLOADS: dict[str, Callable[[Path], None]] = {
+    "resize": lambda folder: process(folder, MEDIUM),
+    "large": lambda folder: process(folder, LARGE),
+    "download": download,
+    "select": select,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=WORKLOADS)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("svg", nargs="?", type=Path, default=Path("flame.svg"))
+    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        WORKLOADS[options.name](options.photos)
+        return
+    work = [sys.executable, "-m", "bench.flame", options.name, str(options.photos), "--run"]
+    record = [str(PY_SPY), "record", "--native", "--rate", str(RATE), "--output", str(options.svg), "--", *work]
+    subprocess.run(record, check=True)
+
+
+if __name__ == "__main__":
+    main()
