@@ -9,6 +9,7 @@ in one process.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def main() -> None:
     if options.run:
         WORKLOADS[options.name](options.photos)
         return
-    work = [sys.executable, "-m", "bench.flame", options.name, str(options.photos), "--run"]
+    work = [os.path.relpath(sys.executable), "-m", "bench.flame", options.name, str(options.photos), "--run"]
     record = [str(PY_SPY), "record", "--native", "--rate", str(RATE), "--output", str(options.svg), "--", *work]
     subprocess.run(record, check=True)
 
