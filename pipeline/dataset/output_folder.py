@@ -27,7 +27,9 @@ def check_dataset_folder(store: Store) -> None:
     names = names_in_output(store)
     if is_export(store):
         raise JobError(f"output: {store.root} is an export; give another folder")
-    begun = ("input/", "tmp/", *([] if store.list("plan") or store.folders("plan") else ["plan/"]))
+    begun = {"input/", "tmp/"}
+    if "plan/" in names and not store.list("plan") and not store.folders("plan"):
+        begun.add("plan/")
     foreign = [name for name in names if name not in begun]
     if "input/" in names:
         foreign += [f"input/{name}" for name in store.list("input") if not _CONVERTED_FILE.fullmatch(name)]
