@@ -145,6 +145,7 @@ class _Summary:
         if self.threshold is None:
             self.range.add(scored)
             return
+        # as in rules/similarity.py
         is_above = pc.greater_equal(scored["similarity"], pa.scalar(self.threshold, pa.float32()))
         self.above.add(scored.filter(is_above))
         self.below.add(scored.filter(pc.invert(is_above)))
