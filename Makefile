@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	# An existing .venv keeps its Python.
 	test -x $(BIN)/python || { \
 		python="$(PYTHON)"; \
-		"$${python:?there is no Python 3.11 to 3.14 with venv here: make PYTHON=/path/to/one}" -m venv $(VENV); }
+		"$${python:?found no Python 3.11 to 3.14 with venv; run make PYTHON=/path/to/python}" -m venv $(VENV); }
 	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	# Ray takes three times as long to start workers from uncompiled sources. Some files are for other Python versions and

@@ -1,7 +1,8 @@
 """Runs nginx as a stand-in for the web in benchmarks: static files on many loopback addresses, with optional latency
 and dead hosts.
 
-Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept but never respond.
+Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept connections but never
+respond.
 """
 
 import socket
