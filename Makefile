@@ -1,4 +1,4 @@
-# Every target prepares .venv by itself. Needs make and Python 3.11 to 3.14.
+# Every target sets up .venv if needed. Requires Python 3.11 to 3.14.
 PYTHONS = $(shell .ci/interpreters)
 PYTHON ?= $(firstword $(PYTHONS))
 OLDEST = $(lastword $(PYTHONS))
@@ -13,26 +13,28 @@ READY := $(VENV)/.ready
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	# A .venv that is there keeps its Python.
+	# An existing .venv keeps its Python.
 	test -x $(BIN)/python || { \
 		python="$(PYTHON)"; \
-		"$${python:?there is no Python 3.11 to 3.14 with venv here: make PYTHON=/path/to/one}" -m venv $(VENV); }
+		"$${python:?found no Python 3.11 to 3.14 with venv; run make PYTHON=/path/to/python}" -m venv $(VENV); }
 	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
-	# Ray starts workers three times slower from uncompiled sources. Files for other Pythons do not compile: no matter.
+	# Ray takes three times as long to start workers from uncompiled sources. Some files are for other Python versions and
+	# fail to compile, which is harmless.
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib pairmill > /dev/null 2>&1 || true
 	touch $(READY)
 
 demo: $(READY)
 	$(BIN)/pairmill demo --out demo-out
 
-# Unit and integration tests run in separate processes, because torch's DataLoader forks, which Ray's threads do not survive.
+# Unit and integration tests run in separate processes, because torch's DataLoader forks, which is not safe in a process
+# that has Ray's threads.
 test: test-unit test-integration
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest -q -n 2 tests/unit
 
-# Runs the unit tests on every supported Python that is installed, each in an environment of its own.
+# Runs the unit tests on every supported Python that is installed, in a separate environment for each.
 VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 test-unit-all: test-unit
 	set -e; for python in $(PYTHONS); do \
@@ -45,7 +47,7 @@ test-unit-all: test-unit
 		$$venv/bin/python -m pytest -q -n 2 tests/unit; \
 	done
 
-# Three processes even on two cores, because integration tests often wait.
+# Uses three processes even on two cores, because integration tests spend much of their time waiting.
 test-integration: $(READY)
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/integration
 
@@ -56,7 +58,8 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(MAKE) docs
 
-# Builds the site in site/. Fails on a broken link in any Markdown file, and on anything that a page loads from other servers.
+# Builds the documentation in site/. Fails if a Markdown file has a broken link, or if a page loads anything from another
+# server.
 docs: $(READY)
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m docs.links
@@ -70,7 +73,7 @@ format: $(READY)
 wheel: $(READY)
 	$(BIN)/python -m hatchling build --target wheel
 
-# Prints the table in docs/benchmarks.md, in about 40 minutes. Needs root and bench-peers.
+# Prints the table in docs/benchmarks.md. Takes about 40 minutes; needs root, and `make bench-peers` first.
 bench-table: $(READY)
 	$(BIN)/python -m bench.table
 
@@ -79,8 +82,8 @@ bench: $(READY)
 	$(BIN)/python -m bench.plan
 	$(BIN)/python -m bench.download
 
-# Installs the tools that benchmarks compare with, each in an environment of its own, on the oldest Python, because they support
-# new ones late. The benchmarks also need nginx: apt-get install nginx-light
+# Installs the tools that the benchmarks compare pairmill with, in separate environments. These use the oldest supported
+# Python, because the tools are slow to support new versions. The benchmarks also need nginx: apt-get install nginx-light
 bench-peers: $(READY)
 	test -x .venv-peers/bin/python || $(OLDEST) -m venv .venv-peers
 	$(BIN)/uv pip install -q --python .venv-peers/bin/python -r bench/peers/requirements.txt
@@ -92,11 +95,11 @@ bench-peers: $(READY)
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header --all-extras \
 	pyproject.toml -o constraints.txt
 
-# Pins what pyproject.toml asks for now, for all Pythons, keeping the versions that are already pinned.
+# Pins the dependencies in pyproject.toml for all supported Python versions. Keeps the versions that are already pinned.
 lock: $(READY)
 	$(LOCK)
 
-# Pins the newest versions of all dependencies.
+# Pins the newest version of every dependency.
 upgrade: $(READY)
 	$(LOCK) --upgrade
 

@@ -1,13 +1,13 @@
-"""Measures how busy the encode stage keeps an accelerator, with a simulated one.
+"""Measures how busy the encode stage keeps a simulated accelerator.
 
     python -m bench.accelerator ../shared/data/pairs [--rate 250] [--shards 6]
 
-The accelerator embeds `--rate` pictures and eight times as many captions per second: instead of a model, the calling
-thread sleeps, without the interpreter's lock, as it would while it waits for a GPU. Everything else is the real stage:
-payloads are unpacked as in an actor, pictures are decoded and resized, and columns are packed. One GPU that embeds
-2,000 pictures per second beside 16 cores is simulated on two cores by a rate of 250.
+The accelerator embeds `--rate` pictures and eight times as many captions per second. Instead of running a model, the
+calling thread releases the GIL and sleeps, as it would while waiting for a GPU. Everything else is the real stage:
+payloads are unpacked as in an actor, pictures are decoded and resized, and columns are packed. On two cores, a rate of
+250 simulates one GPU that embeds 2,000 pictures per second next to 16 cores.
 
-Prints, for one and for several shards at a time, the share of the wall-clock time in which the accelerator was busy.
+Prints the fraction of the wall-clock time in which the accelerator was busy, for one and for several shards at a time.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Accelerator(torch.nn.Module):
         return self._work(len(inputs), self.rate)
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """As of `TextTower`, which this replaces too."""
+        """The same as in `TextTower`, which this class also replaces."""
         return torch.full((len(tokens),), tokens.shape[1])
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class Accelerator(torch.nn.Module):
 
 
 def payloads(folder: Path, shards: int, shard_rows: int) -> list[pa.Buffer]:
-    """Shards of photographs as a build stores them, each row with a picture of its own."""
+    """Shards of photographs as a build stores them. Every row has a different digest."""
     processor = ImageProcessor(ImagesConfig())
     files = [json.loads(line)["file"] for line in (folder / "pairs.jsonl").read_text().splitlines()]
     processed = [processor.process((folder / name).read_bytes()) for name in files]
@@ -78,7 +78,7 @@ def payloads(folder: Path, shards: int, shard_rows: int) -> list[pa.Buffer]:
         rows = []
         for row in range(shard_rows):
             result, row_id = images[row % len(images)], f"{shard}:{row}"
-            digest = hashlib.sha256(row_id.encode()).hexdigest()  # otherwise equal pictures would be encoded once
+            digest = hashlib.sha256(row_id.encode()).hexdigest()  # because equal pictures are encoded only once
             rows.append(
                 {"row_id": row_id, "uid": digest[:32], "status": "ok", "is_pair": True, "sha256": digest}
                 | {"image": result.image, "phash": result.phash, "width": result.width, "height": result.height}
@@ -90,7 +90,7 @@ def payloads(folder: Path, shards: int, shard_rows: int) -> list[pa.Buffer]:
 
 
 def utilization(shards: Sequence[pa.Buffer], calls: int, options: argparse.Namespace) -> float:
-    """Share of the time from the first batch to the last in which the accelerator was busy."""
+    """Fraction of the time from the first batch to the last in which the accelerator was busy."""
     run, config = RunConfig(device="cpu", batch_size=options.batch_size), ModelConfig(name="tiny")
     encoder = Encoder([config], run, ImagesConfig())
     (model,) = encoder.models

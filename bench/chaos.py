@@ -3,10 +3,10 @@
     python -m bench.chaos [--runs 30] [--seed 1]
 
 Uses a Ray cluster of three nodes (`ray.cluster_utils`, on one machine), a slow loopback web server, and S3 (moto's
-server behind a proxy). Each run builds 240 pairs in 20 shards with `tiny` onto S3 and kills one thing at a random
-moment: the driver, a download actor, an encode actor, a node, or S3 for ten seconds; or 5% of all S3 requests fail
-throughout. Every run must end with exactly the rows of the undisturbed run (row_id and status), none twice, and
-`verify` must find no problems.
+server behind a proxy). Each run builds a dataset of 240 pairs in 20 shards on S3, with `tiny`. At a random moment, it
+kills the driver, a download actor, an encode actor or a node, or stops S3 for ten seconds; or else 5% of all S3
+requests fail throughout the run. Every run must end with exactly the rows of the undisturbed run (row_id and status),
+none twice, and `verify` must find no problems.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Run:
 
     killed: str
     hit: bool
-    """Whether every fault hit: the run had not ended, and had a process of the kind to kill."""
+    """Whether every fault took effect: the run had not ended yet, and it had a process of the kind to kill."""
     seconds: float
     resumed: int
     rows: list[str]
@@ -80,7 +80,7 @@ Driver = subprocess.Popen[str]
 
 
 def kill_driver(world: World, driver: Driver, rng: random.Random) -> bool:
-    """Kill the driver. Like all functions of KILLS, returns whether there was something to kill."""
+    """Kill the driver. Like all functions in KILLS, returns whether there was something to kill."""
     os.killpg(driver.pid, signal.SIGKILL)
     return True
 
@@ -128,7 +128,7 @@ def _kill_actor(world: World, title: str, rng: random.Random) -> bool:
 
 
 def _processes(world: World, title: str) -> list[psutil.Process]:
-    """Actors of this cluster only: others may run on the machine."""
+    """Actors of this cluster only, because those of other clusters may run on the machine too."""
     raylets = {node.all_processes["raylet"][0].process.pid for node in [world.cluster.head_node, *world.nodes]}
     found = []
     for process in psutil.process_iter(["cmdline", "ppid"]):
@@ -138,7 +138,8 @@ def _processes(world: World, title: str) -> list[psutil.Process]:
 
 
 def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Run:
-    """Run a build until it succeeds, and inject these faults one after another, within the first WORK_S of its work."""
+    """Run a build until it succeeds. These faults are injected one after another, within the first WORK_S of its
+    work."""
     output = f"s3://mill/{name}"
     world.s3.faults = (
         Faults(slow_down=0.03, reset=0.015, lost_replies=0.005) if "5% of S3 requests" in kills else Faults()
@@ -154,7 +155,7 @@ def run(world: World, name: str, kills: Sequence[str], rng: random.Random) -> Ru
         hit = driver.poll() is None and KILLS[killed](world, driver, rng) and hit
         if killed == "driver":
             driver.wait()
-            while _processes(world, "DownloadActor"):  # until Ray ends those of the dead driver
+            while _processes(world, "DownloadActor"):  # until Ray ends the actors of the dead driver
                 time.sleep(0.1)
     said = driver.communicate(timeout=300)
     while driver.returncode != 0:

@@ -1,4 +1,4 @@
-"""Measures how fast pictures are turned into stored pictures, per core: `python -m bench.decode`.
+"""Measures how fast one core turns original pictures into stored pictures: `python -m bench.decode`.
 
 Decodes, resizes (longer side 512, area averaging, only if larger) and encodes (JPEG, quality 95, 4:2:0) with Pillow,
 OpenCV, simplejpeg and `image/processor.py`, which also reads the EXIF orientation, detects pictures of a single color
@@ -34,7 +34,7 @@ def _fit(width: int, height: int) -> tuple[int, int]:
 
 
 def with_pillow(jpeg: bytes) -> bytes:
-    """Pillow alone; BOX is its area averaging."""
+    """Pillow alone; BOX is its filter for area averaging."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     target = _fit(*image.size)
     stored = io.BytesIO()
@@ -70,7 +70,7 @@ def with_pipeline() -> Callable[[bytes], object]:
 
 
 def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Pictures per second: name of the method -> one figure for each of SIZES."""
+    """Name of the method -> pictures per second for each of SIZES."""
     ways: dict[str, Callable[[bytes], object]] = {
         "Pillow": with_pillow,
         "OpenCV": with_opencv,

@@ -2,9 +2,9 @@
 
     python -m bench.doors --minutes 30
 
-An invariant ("law") is a `test_law_*` of `tests`, with an independent oracle. Each round runs all of them with another
-random seed, and with the hypothesis profile `doors` of `tests/conftest.py`. Prints examples and failures by file. A
-failure is printed in full, with what reproduces it.
+An invariant ("law") is a `test_law_*` in `tests`, with an independent oracle. Each round runs all of them with a new
+random seed, and with the hypothesis profile `doors` from `tests/conftest.py`. Prints the number of examples and
+failures per file. Failures are printed in full, with what is needed to reproduce them.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = re.compile(r"(\d+) passing, (\d+) failing")
-"""In hypothesis' statistics, a line per phase."""
+"""Matches one line per phase in hypothesis's statistics."""
 
 
 class Counts:
@@ -39,7 +39,7 @@ class Counts:
         self.cases[law] += report.when == "call"
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
-        """Count its examples; a test that generates none is one."""
+        """Count the examples of a test; one that generates none counts as one example."""
         tried = EXAMPLES.findall(getattr(item, "hypothesis_statistics", ""))
         self.examples[item.path.stem] += sum(int(passing) + int(failing) for passing, failing in tried) or 1
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30, help="no round starts after this time")
     parser.add_argument("--examples", type=int, default=1_000, help="generated inputs per invariant and round")
-    parser.add_argument("--only", default="law", help="pytest's -k: which invariants")
+    parser.add_argument("--only", default="law", help="which invariants to run, as for pytest's -k")
     arguments = parser.parse_args()
     os.environ["DOORS_EXAMPLES"] = str(arguments.examples)
     counts, rounds, started = Counts(), 0, time.monotonic()
@@ -61,7 +61,8 @@ def main() -> None:
     for law, cases in sorted(counts.cases.items()):
         print(f"{law:<40}{cases:>8,} tests{counts.examples[law]:>12,} inputs{counts.failed[law]:>6} failed")
     minutes = (time.monotonic() - started) / 60
-    print(f"{counts.examples.total():,} inputs in {rounds} rounds, {minutes:.0f} min: {len(counts.names)} laws failed")
+    inputs, failed = counts.examples.total(), len(counts.names)
+    print(f"{inputs:,} inputs in {rounds} rounds, {minutes:.0f} min: {failed} invariants failed")
     for name in sorted(counts.names):
         print(name)
 

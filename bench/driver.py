@@ -2,7 +2,7 @@
 
     python -m bench.driver [--shards 10000]
 
-Prints CPU seconds of the driver's process (user and system, all threads) per shard, once the workers are up.
+Prints the CPU time of the driver's process (user and system, all threads) per shard, counted once the workers are up.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pairmill.schemas.manifest import PLAN_SCHEMA, ShardManifest
 
 @dataclass(frozen=True)
 class NoOpStage:
-    """A stage that returns its input unchanged. It is its own StageSpec."""
+    """A stage that returns its input unchanged. It also serves as its StageSpec."""
 
     name: StageName
     isolated: bool = False

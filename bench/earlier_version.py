@@ -1,4 +1,4 @@
-"""Runs a benchmark with an earlier version of pairmill, to compare the current version with it."""
+"""Runs a benchmark with an earlier version of pairmill, for comparison with the current version."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def run(module: str, arguments: list[str], environment: dict[str, str] | None = 
     """The last line that a module prints on stdout."""
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     environment = environment or {**os.environ, "PYTHONPATH": str(ROOT)}
-    elsewhere = tempfile.gettempdir()  # or the folder pairmill/ here would come before PYTHONPATH
+    elsewhere = tempfile.gettempdir()  # in ROOT, the folder pairmill/ would come before PYTHONPATH
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=elsewhere)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")

@@ -1,9 +1,9 @@
-"""Compares embedding tars on the CPU with the model alone, and with clip-retrieval.
+"""Compares how fast pairmill embeds tars on the CPU with the model alone and with clip-retrieval.
 
     make bench-peers && .venv/bin/python -m bench.embed --rows 960 --rounds 5
 
 All sides run a ViT-B-32 with random weights, in float32, on all cores. `forward` is the upper limit: it runs the two
-towers alone, on tensors in memory, with captions trimmed as in pairmill. `pairmill` is the plain loop over a shard's
+towers alone, on tensors in memory, with captions trimmed as in pairmill. `pairmill` runs a plain loop over a shard's
 stages (read, load, encode, commit) on tars of 512 px JPEGs. `clip-retrieval` runs its own reader, mapper and writer on
 the same tars and weights, in the faster of two configurations. Models are loaded before the clock starts. Each side is
 a separate process; rounds are interleaved, and ratios are medians over the rounds.
@@ -47,12 +47,12 @@ WORDS = (
 
 
 def caption(rng: random.Random) -> str:
-    """3 to 40 words, with a median of 10, about as in the alt texts of the web."""
+    """3 to 40 words, with a median of 10, roughly as in alt texts on the web."""
     return " ".join(rng.choices(WORDS, k=min(40, max(3, round(rng.lognormvariate(2.3, 0.5))))))
 
 
 def write_tars(folder: Path, rows: int) -> list[str]:
-    """Write tars of TAR_ROWS pictures of 512 x 384 with captions."""
+    """Write tars of TAR_ROWS captioned pictures each, of 512 x 384 pixels."""
     rng, pictures = random.Random(5), [draw(512, 384, seed=seed) for seed in range(64)]
     paths = []
     for start in range(0, rows, TAR_ROWS):
@@ -141,7 +141,7 @@ def run_forward(tars: list[str], model_folder: str) -> dict[str, float]:
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run a command that prints its figures as its last line, and return these."""
+    """Run a command that prints its figures as its last line, and return the figures."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
@@ -170,8 +170,7 @@ def main() -> None:
 
 
 def fastest(peer: Callable[[int, str], list[str]]) -> int:
-    """The batch size, of two, with which clip-retrieval is faster. `peer`: its command, given a batch size and an
-    output."""
+    """The faster of two batch sizes for clip-retrieval. `peer` gives its command for a batch size and an output."""
     with tempfile.TemporaryDirectory() as out:
         tried = {size: measured(peer(size, f"{out}/{size}"))["rows_per_s"] for size in (64, 256)}
     best = max(tried, key=lambda size: tried[size])
@@ -180,7 +179,7 @@ def fastest(peer: Callable[[int, str], list[str]]) -> int:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
-    """Run all sides in turns and print the table."""
+    """Run all sides in turn and print the table."""
     tars = ",".join(write_tars(folder / "tars", options.rows))
     model, weights = save_weights(folder / "model")
     threads = str(os.cpu_count())

@@ -1,11 +1,11 @@
-"""Compares the export of tars with rewriting the same tars by webdataset, and with copying them.
+"""Compares exporting tars with rewriting the same tars with webdataset, and with copying them.
 
     python -m bench.export ../shared/data/pairs [--rows 6000] [--rounds 5]
 
-The dataset is a corpus of real photographs in tars, embedded by `tiny`; rows repeat the photographs. All pictures are
-exported, as they are, to tars on the same disk. webdataset reads the corpus and writes its samples with `TarWriter`,
-which shuffles nothing and checks nothing; `copy` copies the files. pairmill is in one process, as for all exports of
-fewer than 20,000 rows. The sides alternate; ratios are medians of the rounds.
+The dataset is a corpus of real photographs in tars, embedded by `tiny`; its rows repeat the photographs. All pictures
+are exported unchanged to tars on the same disk. webdataset reads the corpus and writes its samples with `TarWriter`,
+which shuffles nothing and checks nothing; `copy` copies the files. pairmill runs in one process, as in all exports of
+fewer than 20,000 rows. The sides alternate; ratios are medians over the rounds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHARD_ROWS = 1_000
 
 
 def write_corpus(photos: Path, folder: Path, rows: int) -> None:
-    """Tars of SHARD_ROWS photographs, each with a caption of its own."""
+    """Write tars of SHARD_ROWS photographs, each with a different caption."""
     import tarfile
 
     folder.mkdir()

@@ -34,7 +34,7 @@ CREDENTIALS = {
 
 @dataclass
 class Faults:
-    """Faults to inject from now on. Each rate is a share of the requests."""
+    """Faults to inject from now on. Each rate is a fraction of the requests."""
 
     slow_down: float = 0.0
     """Requests answered with 503 SlowDown."""
@@ -43,7 +43,7 @@ class Faults:
     lost_replies: float = 0.0
     """Requests that the server executes, but whose connection is cut before the reply."""
     lose_reply_to: str | None = None
-    """The server executes the next request with this in its method, path and query, but the reply is lost."""
+    """The server executes the next request with this text in its method, path and query, but the reply is lost."""
     down: bool = False
     """Cut every connection immediately."""
     deny_writes: bool = False
@@ -51,12 +51,13 @@ class Faults:
     deny_lists: bool = False
     """Answer listings with 403 AccessDenied."""
     deny_reads_of: str | None = None
-    """Answer reads of objects with this in their path with 403 AccessDenied."""
+    """Answer reads of objects whose path contains this text with 403 AccessDenied."""
 
 
 @dataclass
 class FaultyS3:
-    """Proxy to `target`. Clients use `url`. `requests` counts by kind: LIST, GET, PUT, HEAD, POST, DELETE."""
+    """A proxy for `target`; clients use `url`. `requests` counts requests by kind: LIST, GET, PUT, HEAD, POST,
+    DELETE."""
 
     target: str
     seed: int = 0
@@ -100,7 +101,7 @@ class FaultyS3:
         body = await request.read()
         if drawn < faults.reset + faults.slow_down:
             return web.Response(status=503, text=SLOW_DOWN, content_type="application/xml")
-        if request.method == "POST" and f"POST {request.raw_path}" in self._done:  # not all servers remember
+        if request.method == "POST" and f"POST {request.raw_path}" in self._done:  # not all servers remember uploads
             return web.Response(status=404, text=NO_UPLOAD, content_type="application/xml")
         is_denied = request.method in ("PUT", "POST") if faults.deny_writes else False
         if faults.deny_reads_of and _kind(request) in ("GET", "HEAD"):
@@ -187,7 +188,7 @@ def s3_server(bucket: str, names: Sequence[str] = ()) -> Iterator[str]:
 
 @contextmanager
 def credentials(endpoint: str | None = None) -> Iterator[None]:
-    """Set credentials in the environment of this process, and so of its children."""
+    """Set credentials in the environment of this process, and therefore of its children."""
     wanted = {**CREDENTIALS, **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

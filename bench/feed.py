@@ -1,11 +1,11 @@
-"""Compares PairDataset with webdataset on the same pictures, and measures its rate on embeddings without pictures.
+"""Compares PairDataset with webdataset on the same pictures, and measures how fast PairDataset reads only embeddings.
 
     python -m bench.feed [--rows 2000] [--rounds 5]
 
 Pictures: 512 x 384 JPEGs in tars, embedded by `tiny` and exported as tars. Both sides decode, resize to 224 with
-open_clip's evaluation transform, and make batches of 64, without workers and with two; the higher rate counts.
-The two sides alternate, and the ratio is the median of the rounds. Embeddings: 64 shards of 4,096 rows with two float16
-vectors of 512, batches of 1,024, four epochs.
+open_clip's evaluation transform, and make batches of 64, without workers and with two; the higher rate counts. The two
+sides alternate, and the ratio is the median over the rounds. Embeddings: 64 shards of 4,096 rows with two
+512-dimensional float16 vectors each, in batches of 1,024, for four epochs.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def add_vectors(dataset: Path) -> None:
 
 
 def measure(side: str, folder: Path) -> float:
-    """The rate of the faster configuration, in its own process."""
+    """The rate of the faster configuration, measured in a separate process."""
     command = [sys.executable, "-W", "ignore", "-m", "bench.feed", "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rates: list[float] = json.loads(done.stdout.splitlines()[-1])

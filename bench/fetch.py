@@ -1,11 +1,11 @@
-"""Compares downloads with pairmill, its img2dataset engine, img2dataset and Daft, from an nginx that imitates the web.
+"""Compares the downloads of pairmill, its img2dataset engine, img2dataset and Daft from an nginx that imitates the web.
 
     make bench-peers && .venv/bin/python -m bench.fetch --rows 6000 --rounds 5
     .venv/bin/python -m bench.fetch --rows 6000 --rounds 5 --slow      # as root
     .venv/bin/python -m bench.fetch --rows 20000 --photos ../shared/data/pairs --only ""
 
 `--https` (as root) downloads over TLS from named hosts with 1 to 30 pictures each, in random order. `--slow` (as root)
-adds a latency of 300 ms to 2 s, a name server that takes 20 ms and fails for 3% of the names, and 5% of hosts that
+adds a latency of 300 ms to 2 s and a name server that takes 20 ms and fails for 3% of the names, and 5% of the hosts
 never answer; failed rows count as done. `--photos` serves real photographs instead of synthetic pictures.
 
 All tools download from the same nginx on the same cores, resize pictures whose longer side exceeds 512 px, and store
@@ -43,22 +43,22 @@ from pairmill.schemas.job.images import ImagesConfig
 
 PEERS = Path(".venv-peers/bin/python")
 FORMATS = ["JPEG"] * 17 + ["PNG", "WEBP", "GIF"]
-"""Shares of the formats on the web, roughly: https://almanac.httparchive.org/en/2024/media"""
+"""Roughly the mix of formats on the web: https://almanac.httparchive.org/en/2024/media"""
 MEDIAN_PX, SPREAD = 340, 0.72
 """Log-normal distribution of the longer side. In LAION-400M, 65% have 256 px or more, 27% 512 and 6.3% 1,024. This
-gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
+distribution gives 65%, 28% and 6.3%. https://laion.ai/blog/laion-400-open-dataset/"""
 FULL_CHROMA_SHARE, SRGB_SHARE, WIDE_SHARE = 0.24, 0.08, 0.035
 """Of the 918 photographs in ../shared/data/pairs (COCO, Flickr8k, Conceptual Captions), 219 are 4:4:4 and the others
 4:2:0; 72 have an sRGB profile and 32 another one, mostly Adobe RGB. None is progressive or has EXIF data."""
 SHARD_ROWS = 500
 TRIAL_ROWS = 3_000
 MAX_PICTURES_PER_HOST = 30
-"""Maximum number of pictures of a host with `--https`; the minimum is one."""
+"""Maximum number of pictures per host with `--https`; the minimum is one."""
 THUMBNAIL_PX = 200
 TIMEOUT_S = 10
 LATENCY_S = (0.3, 2.0)
 DEAD_SHARE, NO_NAME_SHARE = 0.05, 0.03
-"""Shares of hosts that accept connections but never answer, and of names that do not resolve."""
+"""Fractions of hosts that accept connections but never answer, and of names that do not resolve."""
 DNS_S = 0.020
 Figures = dict[str, float]
 
@@ -89,7 +89,7 @@ def photos(folder: Path, web: Path) -> list[str]:
     """Link to 308 photographs from ../shared/data/pairs. Returns the names of the links.
 
     These are the pictures from Flickr8k that are not thumbnails (500 px, 4:2:0), and those from COCO with a color
-    profile (mostly 640 px, 4:4:4). 31% of all are larger than 512 px, and 34% have a profile.
+    profile (mostly 640 px, 4:4:4). Of all of them, 31% are larger than 512 px, and 34% have a profile.
     """
     chosen = [
         path
@@ -104,7 +104,7 @@ def photos(folder: Path, web: Path) -> list[str]:
 
 
 def run_pairmill(urls: Path, output: Path, engine: str) -> Figures:
-    """Run a build in this process, which is a separate one with `--run`, and return its figures."""
+    """Run a build in this process, which `--run` makes a separate one, and return its figures."""
     from bench.download import Clock
     from pairmill.jobs.build import build
     from pairmill.schemas.jobs import BuildJob
@@ -181,7 +181,7 @@ def main() -> None:
         return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.chmod(0o755)  # if root starts nginx, its worker is another user
+        folder.chmod(0o755)  # if root starts nginx, its worker runs as another user
         (folder / "web").mkdir()
         web = folder / "web"
         files = photos(options.photos, web) if options.photos else corpus(web, options.pictures, options.median_px)
@@ -229,7 +229,7 @@ def slow_web(stack: ExitStack, bases: list[str]) -> list[str]:
 
 
 def compare(options: argparse.Namespace, folder: Path, bodies: list[bytes]) -> None:
-    """Run all tools in turns and print the tables."""
+    """Run all tools in turn and print the tables."""
     print(f"{len(bodies)} pictures, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} kB on average", flush=True)
     found: dict[str, list[Figures]] = {}
     few = folder / "few.parquet"

@@ -3,9 +3,9 @@
     python -m bench.filtering_helps [--pool 4000] [--samples 40000] [--seeds 1 2 3]
 
 The pool consists of synthetic (rendered) pictures. On average, 40% of its pairs have a correct caption. 40% have a
-wrong one: it describes another scene (20%), or gets one color (12%) or one shape (8%) wrong. 10% repeat the previous
-picture, under another URL and with the caption of another scene, and 10% are junk (noise or a plain color). Half of the
-scenes have combinations of color and shape that `tiny`, which scores the pool, never saw.
+wrong caption, which describes another scene (20%), or gets one color (12%) or one shape (8%) wrong. 10% repeat the
+previous picture, under another URL and with the caption of another scene, and 10% are junk (noise or a plain color).
+Half of the scenes have combinations of color and shape that `tiny`, which scores the pool, never saw.
 
 The three training sets are the whole pool, a random half of it, and the rows that `select` keeps. For each seed, the
 same small CLIP is trained on each set, from the same random weights and with the same number of samples. Then its

@@ -1,11 +1,11 @@
-"""Draws a flame graph of one of the workloads whose targets are not met.
+"""Draws a flame graph of one of the workloads that miss their targets.
 
     make bench-peers && .venv/bin/python -m bench.flame resize ../shared/data/pairs flame.svg
 
-The width of a box is its share of the samples, with the frames of C libraries where their names are known. `resize`:
-the photographs of 640 px through `ImageProcessor`; `large`: synthetic pictures of 1,600 px and more; `download`:
-photographs from nginx through the download stage, without Ray; `select`: the steps of bench.select on a million rows,
-in one process.
+The width of a box is the fraction of samples that contain its function. Frames of C libraries are shown where their
+names are known. `resize` puts the photographs of 640 px through `ImageProcessor`, and `large` synthetic pictures of
+1,600 px and more. `download` puts photographs from nginx through the download stage, without Ray. `select` runs the
+steps of bench.select on a million rows, in one process.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def download(folder: Path) -> None:
     job = BuildJob.model_validate({"source": {"paths": ["in.parquet"]}, "output": "out", "fetch": fetch})
     with tempfile.TemporaryDirectory() as name:
         web = Path(name)
-        web.chmod(0o755)  # nginx's worker is another user
+        web.chmod(0o755)  # nginx's worker runs as another user
         files = photos(folder, web)
         with nginx(web) as bases, ThreadPoolExecutor(4) as shards:
             urls = {f"{bases[n % len(bases)]}/{files[n % len(files)]}?{n}": frozenset[str]() for n in range(2_000)}

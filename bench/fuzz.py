@@ -2,7 +2,7 @@
 
     python -m bench.fuzz --decodes 100000 --folder ../shared/data/awkward
 
-Decodes in child processes, so that crashes can be counted. Pictures that raise an exception are kept in
+Decodes in child processes, so that crashes can be counted. Pictures for which decoding raises an exception are kept in
 `bench-out/fuzz`. The seeds are synthetic pictures in every format and, with `--folder`, real ones too.
 """
 

@@ -57,7 +57,7 @@ class Bench:
         self.batch_size = options.batch_size
 
     def start_decoding(self, jpegs: list[torch.Tensor]) -> Any:
-        """Start to decode a batch. Returns the argument of `wait_for_batch`: one future for the whole batch if the
+        """Start decoding a batch. Returns the argument for `wait_for_batch`: one future for the whole batch if the
         device decodes, or one for each picture if the CPU does."""
         if self.on_device:
             return self.pool.submit(decode_jpeg, jpegs, ImageReadMode.RGB, self.device)

@@ -3,8 +3,8 @@
     python -m bench.model_cost ../shared/data/pairs --rounds 5
 
 Builds a dataset from the 308 photographs of `bench.fetch --photos`, ten rows for each, with `tiny`. nginx serves them,
-and a Ray instance is already running. Adds up the CPU time of all processes but nginx, and subtracts the CPU time that
-the model alone takes for the same number of inputs in memory.
+and a Ray instance is already running. Adds up the CPU time of all processes except nginx, and subtracts the CPU time
+that the model alone takes for the same number of inputs in memory.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _POLL_S = 0.05
 
 
 class CpuTime:
-    """CPU seconds of this process and its descendants, including those that have ended, within the block."""
+    """CPU seconds that this process and its descendants, including those that have ended, use within the block."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
@@ -89,7 +89,7 @@ def build_seconds(urls: Path, output: Path) -> float:
 
 
 def model_seconds() -> float:
-    """CPU seconds of the model alone per 1,000 pairs, and of starting its worker."""
+    """CPU seconds of the model alone per 1,000 pairs, including the time to load it."""
     import torch
 
     from pairmill.pipeline.encode.clip_model import load_model
@@ -99,7 +99,7 @@ def model_seconds() -> float:
     started = time.process_time()
     model = load_model(ModelConfig(name="tiny"), RunConfig(device="cpu"))
     start_s = time.process_time() - started
-    inputs = torch.zeros((PHOTOS, 3, 64, 64), dtype=torch.uint8)  # equal pictures of a shard are encoded once
+    inputs = torch.zeros((PHOTOS, 3, 64, 64), dtype=torch.uint8)  # equal pictures in a shard are encoded only once
     captions = [f"picture number {number}" for number in range(SHARD_ROWS)]
     started = time.process_time()
     model.encode_images(inputs)
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path, earlier: dict[str, str]) -> None:
-    """Run both versions in turns and print the results."""
+    """Run both versions in turn and print the results."""
     found: dict[str, list[float]] = {"now": [], "earlier version": []}
     model_s = model_seconds()
     print(f"the model alone: {model_s:.2f} CPU s per 1,000 pairs", flush=True)

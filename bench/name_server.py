@@ -1,7 +1,7 @@
-"""Runs a slow name server for benchmarks, which resolves host names to loopback addresses, and fails for some of them.
+"""Runs a slow name server for benchmarks. It resolves host names to loopback addresses, and fails for some of them.
 
 A process started by `command` sees it as the machine's only name server: /etc/resolv.conf is replaced in a mount
-namespace of that process, which needs root and util-linux's `unshare`.
+namespace for that process, which requires root and util-linux's `unshare`.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
-"""Runs nginx in place of the web for benchmarks: static files on many loopback addresses, with optional latency
+"""Runs nginx as a stand-in for the web in benchmarks: static files on many loopback addresses, with optional latency
 and dead hosts.
 
-Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept but never respond.
+Needs Debian's `nginx` (`apt-get install nginx-light`). Silent hosts are sockets that accept connections but never
+respond.
 """
 
 import socket
@@ -31,7 +32,7 @@ http {{
 def nginx(root: Path, num_hosts: int = 200, certificate: Path | None = None) -> Iterator[list[str]]:
     """Serve the files of a folder on `num_hosts` loopback addresses. Yields their base URLs.
 
-    `certificate`: a PEM file with key and chain; over TLS, with tickets to resume sessions, as nginx does by default.
+    `certificate`: a PEM file with key and chain. With one, nginx serves over TLS, with session tickets, its default.
     """
     hosts = [f"127.0.{2 + n // 200}.{1 + n % 200}" for n in range(num_hosts)]
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -1,4 +1,5 @@
-"""Draws synthetic pictures, with the color profiles of real ones: sRGB, and the wider one that most cameras offer."""
+"""Draws synthetic pictures, with the color profiles of real ones: sRGB, and the wider Adobe RGB, which most cameras
+offer."""
 
 import struct
 from functools import cache

@@ -2,8 +2,8 @@
 
     python -m bench.plan [--rows 10000000] [--files 8] [--shard-rows 4096]
 
-Makes Parquet files of URLs and captions, plans them, plans them again, and reads shards, each in its own process. Then
-converts a tenth as many rows from CSV and JSON lines. Prints a table.
+Makes Parquet files of URLs and captions, plans them, plans them again, and reads shards, each in a separate process.
+Then converts a tenth as many rows from CSV and JSON lines. Prints a table.
 """
 
 import argparse
@@ -87,7 +87,8 @@ _TASKS: dict[str, Callable[[str, str, int], dict[str, Any]]] = {"plan": plan_and
 
 
 def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
-    """Keep this process small, because a child's peak memory is at least its parent's size at the start."""
+    """Run a function in a separate process. This process must stay small, because a child's peak memory is at least the
+    size of its parent when it starts."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()

@@ -3,10 +3,10 @@
     python -m bench.process ../shared/data/pairs --rounds 5
 
 `process` turns a file into the stored picture, computes its hash and checks it. It runs with its defaults, and with
-`images.chroma: 420`, which is what OpenCV stores. OpenCV takes the same steps as in img2dataset: decode, resize with
-area averaging to 512 px if larger, encode at quality 95 with 4:2:0. The pictures are real photographs, except those of
-1,600 px and more, which are synthetic because the photographs are smaller. Each side runs in its own process, on one
-thread, and rounds are interleaved. A ratio above 1 means that `process` is faster.
+`images.chroma: 420`, which is what OpenCV stores. OpenCV takes the same steps as img2dataset: decode, resize with area
+averaging to 512 px if larger, encode at quality 95 with 4:2:0. The pictures are real photographs, except those of 1,600
+px and more, which are synthetic because the photographs are smaller. Each side runs in its own process, on one thread,
+and rounds are interleaved. A ratio above 1 means that `process` is faster.
 """
 
 import argparse
@@ -32,7 +32,7 @@ REPEATS = 3
 
 
 def pictures(folder: Path) -> dict[str, list[bytes]]:
-    """Class of size -> JPEG files."""
+    """Size class -> JPEG files."""
     found: dict[str, list[bytes]] = {SMALL: [], MEDIUM: [], LARGE: []}
     for path in sorted(folder.rglob("*.jpg")):
         body = path.read_bytes()
@@ -66,7 +66,7 @@ SIDES: dict[str, Callable[[], Callable[[bytes], object]]] = {
 
 
 def milliseconds(side: str, folder: Path) -> dict[str, float]:
-    """Class of size -> CPU milliseconds per picture, in the best of three passes over the class."""
+    """Size class -> CPU milliseconds per picture, in the best of three passes over the class."""
     cv2.setNumThreads(1)
     work, found = SIDES[side](), {}
     for name, bodies in pictures(folder).items():

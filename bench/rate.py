@@ -1,6 +1,6 @@
 """Computes the steady rate of a run with parallel shards.
 
-It has no dependencies, because scripts in the environments of the other tools import it too.
+It has no dependencies, because scripts that run in the environments of the other tools import it too.
 """
 
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from itertools import accumulate
 
 
 def steady_rate(ends: Iterable[tuple[float, int]]) -> float:
-    """Rows per second from (time, rows) of every finished shard: the slope of rows over time, by least squares.
+    """Rows per second: the slope of rows over time, by least squares, given (time, rows) for every finished shard.
 
-    Dividing the rows of all shards but the first by the time between the first and the last end would give too much,
-    because shards that are in flight at the first end count as a whole: half as much again if four shards end two at a
-    time. Returns 0.0 if there are fewer than two different times.
+    Dividing the rows of all shards but the first by the time between the first and the last end would overestimate the
+    rate, because shards that are in flight at the first end count in full: by half, if four shards end two at a time.
+    Returns 0.0 if there are fewer than two different times.
     """
     points = sorted(ends)
     times = [time for time, _ in points]

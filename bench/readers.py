@@ -1,4 +1,4 @@
-"""Opens the exports of the demo and of the real photographs with the tools that people read them with.
+"""Opens exports of the demo and of real photographs with the tools that people use to read them.
 
     make bench-peers && .venv/bin/python -m bench.readers --photos ../shared/data/pairs --datacomp datacomp
 
@@ -20,7 +20,7 @@ import numpy as np
 
 PAIRMILL = [sys.executable, "-m", "pairmill"]
 MODEL = "clip_l14"
-"""Alias of `tiny` for the photographs: DataComp's scripts look for scores of this name."""
+"""Alias of `tiny` for the photographs, because DataComp's scripts look for scores with this name."""
 OURS, PEERS, CLIP_RETRIEVAL, DATACOMP = (Path(name).absolute() for name in (
     sys.executable, ".venv-peers/bin/python", ".venv-clip-retrieval/bin/python", ".venv-datacomp/bin/python",
 ))  # fmt: skip
@@ -51,7 +51,7 @@ def demo(folder: Path) -> Path:
 
 
 def photographs(folder: Path, pairs: Path) -> Path:
-    """All photographs, each with its first caption, as `embed` reads them from a tar."""
+    """Embed a tar of all photographs, each with its first caption. Returns the dataset."""
     with tarfile.open(folder / "photographs.tar", "w") as tar:
         for number, line in enumerate((pairs / "pairs.jsonl").read_text().splitlines()):
             pair = json.loads(line)
@@ -70,13 +70,13 @@ def add_member(tar: tarfile.TarFile, name: str, body: bytes) -> None:
 
 
 def export(dataset: Path, folder: Path) -> int:
-    """Every kept pair, in every format, in several files each. Returns the number of pairs."""
+    """Export every kept pair in every format, to several files each. Returns the number of pairs."""
     pairmill("select", str(dataset), "everything", "--step", "where: caption_clean is not None")
     for form in ("webdataset", "parquet", "clip-retrieval", "datacomp"):
         options = ["--format", form, "--samples-per-file", "500"]
         pairmill("export", str(dataset), "everything", str(folder / form), *options)
     uids = np.load(folder / "datacomp/subset.npy")
-    np.save(folder / "webdataset/subset.npy", uids)  # DataComp's resharder takes both from one place
+    np.save(folder / "webdataset/subset.npy", uids)  # DataComp's resharder reads both from one folder
     return len(uids)
 
 

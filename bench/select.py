@@ -2,10 +2,10 @@
 
     python -m bench.select --rows 10000000 --rounds 5
 
-The steps are one row per uid, similarity >= 0.2, the top 30% by similarity, and one row per sha256. Both write the
-selected rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its own
-process. The clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's workers
-together.
+The steps keep one row per uid, rows with similarity >= 0.2, the top 30% by similarity, and one row per sha256. Both
+write the selected rows as Parquet; DuckDB uses as many threads as there are cores. The two sides alternate, each in its
+own process. The clock for pairmill starts once Ray is up. MB is the peak private memory of the process and Ray's
+workers together.
 """
 
 import argparse
@@ -47,7 +47,7 @@ copy (
 
 
 def pairmill(dataset: str) -> dict[str, float]:
-    """Select with pairmill. Returns the seconds without the start of Ray, and the number of selected rows."""
+    """Select with pairmill. Returns the seconds, not counting Ray's start-up, and the number of selected rows."""
     from pairmill.jobs.cluster import session
     from pairmill.jobs.select import select
     from pairmill.schemas.job.run import RunConfig

@@ -29,7 +29,7 @@ from pairmill.schemas.s3 import S3Config
 
 
 class FirstShardReady(Exception):
-    """Ends a run at the moment when its first shard would start."""
+    """Raised to end a run when its first shard would start."""
 
 
 class StopWhenPlanned(ProgressListener):
@@ -53,8 +53,8 @@ def write_source(path: Path, rows: int) -> bytes:
 
 
 def plan(what: BuildJob) -> None:
-    """Plan into an output that has manifests but no plan. A build would refuse it, because it does not look like an
-    output of pairmill."""
+    """Write the plan of an output that has manifests but no plan. A build would refuse such an output, because it does
+    not look like pairmill's."""
     checked, fingerprint = check(what)
     make_plan(JobRecord(checked, fingerprint), Store(checked.output, checked.s3))
 

@@ -1,4 +1,4 @@
-"""Runs clip-retrieval's reader, mapper and writer in its own loop and environment. Prints one JSON line.
+"""Runs clip-retrieval's reader, mapper and writer in a plain loop, in `.venv-clip-retrieval`. Prints one JSON line.
 
 The clock starts after the first batch, so the rate excludes loading the model and starting the workers.
 """
