@@ -141,7 +141,7 @@ class SubsetReader:
             raise MissingDataError(f"{name}: the picture of row {row_id} cannot be decoded: {error}") from error
 
     def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> SubsetRows:
-        """The group's uids alone determine the order. Other columns are read only from shards with rows in it."""
+        """The group's uids alone determine the order. Other columns are read only from shards in the slice."""
         in_slice = self._shuffled_rows(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
         needed, parts = columns | _PICTURE_COLUMNS | frozenset(self._reader.checksum), []
