@@ -55,7 +55,7 @@ def test_samples_are_webdataset_s(tmp_path_factory: pytest.TempPathFactory, foun
         endings = [ending for ending in parts if ending.rpartition(".")[2] in PICTURE_ENDINGS]
         images = [
             parts[ending] for ending in sorted(endings, key=lambda ending: "." in ending)
-        ]  # as trainers take them
+        ]  # as trainers do
         expected.append((sample["__key__"], images, parts.get("txt", parts.get("caption"))))
     rows = [
         (
