@@ -142,9 +142,8 @@ class Cluster:
 def _client(address: str) -> JobSubmissionClient:
     """A client that sends this user's token only to clusters that ask for one.
 
-    Ray's own client sends it only if RAY_AUTH_MODE=token. But even
-    without that variable, `ray start --head` and `ray.init` require tokens if the machine has one, and a local build
-    leaves one behind.
+    Ray's own client sends it only if RAY_AUTH_MODE=token. But even without that variable, `ray start --head` and
+    `ray.init` require tokens if the machine has one, and a local build leaves one behind.
     """
     try:
         return JobSubmissionClient(address)

@@ -1,4 +1,4 @@
-"""Connects stages to the process that runs them: it reports durations and progress, and gets rid of hung decoders."""
+"""Connects stages to the process that runs them: reports durations and progress, and gets rid of hung decoders."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -120,7 +120,7 @@ class ClipModel:
         return embeddings  # [n, dim]
 
     def _in_batches(self, inputs: "torch.Tensor", embed: "Callable[[torch.Tensor], torch.Tensor]") -> Floats:
-        """Embed at most `batch_size` inputs at a time. When the device runs out of memory, it is halved for good."""
+        """Embed at most `batch_size` inputs at a time, and halve that for good when the device runs out of memory."""
         torch, parts, start = self._torch, [], 0
         is_reduced = self._dtype != torch.float32
         # Some of open_clip's masks stay float32 in any precision (CoCa's, in 3.3): autocast reconciles them.

@@ -88,8 +88,8 @@ class Encoder:
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
-        """Append each model's `score_columns`; null where there is no picture or caption. The rows
-        and their order do not change.
+        """Append each model's `score_columns`; null where there is no picture or caption. The rows and
+        their order do not change.
 
         A row whose picture does not decode is no longer a pair, and gets a Status that says why. An embedding that is
         NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many

@@ -16,7 +16,7 @@ from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
 
 _DATACOMP_NAMES = {"vit-b-32": "clip_b32", "vit-l-14": "clip_l14"}
-"""open_clip's name of an architecture that DataComp's scripts know (`--arch b32`, `--arch l14`) -> theirs."""
+"""open_clip's name of an architecture that DataComp's scripts know (`--arch b32`, `--arch l14`) -> DataComp's name."""
 
 
 @dataclass(frozen=True)

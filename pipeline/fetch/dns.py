@@ -1,5 +1,5 @@
-"""Turns host names into addresses: makes one look-up per name for all callers, caches
-failures, and refuses private addresses.
+"""Turns host names into addresses: makes one look-up per name for all callers, caches failures, and refuses
+private addresses.
 
 `resolver.py` passes in the function that makes a look-up.
 """

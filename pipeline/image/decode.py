@@ -37,8 +37,7 @@ from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
 """A JPEG decoded at reduced scale keeps this many pixels per target pixel on each side; area averaging does the rest.
-With 3, pictures of 3,000 px that are shrunk to 512 could just not be decoded at half size, and would take 1.3 times as
-long.
+With 3, pictures of 3,000 px to be shrunk to 512 would just miss being decoded at half size, and take 1.3 times as long.
 Compared with full decoding of 444 web photographs shrunk to 64 px, 2 gives a median PSNR of 38 dB (32 at the 5th
 percentile), and 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
 

@@ -107,7 +107,7 @@ class Expression:
             raise ExpressionError(f"{self.text[:60]!r} ... is nested too deeply")
         for node in ast.walk(tree):
             if isinstance(node, ast.Name):
-                node.id = self._source(node)  # Python normalizes names (NFKC): but µm and μm may be two columns
+                node.id = self._source(node)  # Python normalizes names (NFKC), but µm and μm may be two columns
         return tree
 
     def _value(self, node: ast.expr, table: pa.Table) -> Value:

@@ -1,9 +1,9 @@
 """Finds the URLs and captions that several pictures of a corpus share, so that their uids can include the picture.
 
 A URL may be a placeholder, or the page that several pictures were on. Different pictures, even in different shards,
-would then have the same uid, and all but one would be lost as duplicates. So the planner finds the
-uids of such rows in the whole input, and writes them to `input/` for all workers. Rows whose URL and caption are unique
-keep the uid that a build of the same list gives them.
+would then have the same uid, and all but one would be lost as duplicates. So the planner finds the uids of such rows in
+the whole input, and writes them to `input/` for all workers. Rows whose URL and caption are unique keep the uid that a
+build of the same list gives them.
 """
 
 import hashlib

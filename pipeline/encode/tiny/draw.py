@@ -133,7 +133,7 @@ class Scene:
         return self
 
 
-# Each color and each shape is in one of them: training has both, and only the combination is new.
+# Each color and each shape is in one combination: training has both, and only the combination is new.
 HELD_OUT = frozenset(zip(COLORS, SHAPES, strict=True))
 
 
