@@ -1,7 +1,7 @@
 """`pairmill embed OUT --add-model M`: adds one more model's columns to a finished dataset, in `columns/ALIAS/`.
 
-Existing files do not change. Rerun the same command to resume, or to process only what is new after a retry or when
-there are new shards.
+Existing files do not change. Rerun the same command to resume, or after a retry or when there are new shards; it then
+processes only what is new.
 """
 
 import json
@@ -35,8 +35,8 @@ class ColumnsResult:
     shards_missing: list[int]
     """Committed shards that lack the model's columns."""
     pictures_left_out: dict[str, int] = field(default_factory=dict)
-    """Manifest in `columns/ALIAS/manifests/` -> pictures without an embedding, because they are missing or have changed
-    since the dataset was made."""
+    """Manifest in `columns/ALIAS/manifests/` -> number of pictures without an embedding, because they are missing
+    or have changed since the dataset was made."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""

@@ -31,7 +31,7 @@ from pairmill.schemas.record import JobRecord
 
 
 def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResult:
-    """Run the job. Returns what the output contains afterwards, and what failed. A bad job raises JobError first."""
+    """Run the job. Returns what the output contains afterwards, and what failed. Raises JobError if the job is bad."""
     started = time.perf_counter()
     pipeline, plan = prepare(job)
     done = committed(pipeline.store)
@@ -62,7 +62,7 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
         raise JobError(difference(store, other.record.job, job)) from None
     if not store.exists("job.yaml"):
         store.create("job.yaml", dump_yaml(plan.record.to_json()).encode())
-    job = job.model_copy(update={"images": plan.record.job.images})  # an output begun before 0.2 is continued as it was
+    job = job.model_copy(update={"images": plan.record.job.images})  # an output from before 0.2 keeps its settings
     return build_pipeline(job, plan.mapping, job_fingerprint), plan
 
 

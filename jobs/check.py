@@ -16,7 +16,7 @@ from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 
 def check(job: BuildJob) -> tuple[BuildJob, str]:
     """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError."""
-    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may have come from Python
+    job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may be set from Python
     try:
         rules.check_rules(rules.SourceRules.of(job), Path.cwd())
     except (OSError, ValueError) as error:
@@ -64,8 +64,8 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
 
 
 def _with_dtypes(job: BuildJob) -> BuildJob:
-    """Replace `auto` by the dtype used here. It changes the output, so a run resumed elsewhere must use the same one.
-    On a cluster only the workers know the dtype, so it stays `auto`."""
+    """Replace `auto` by the dtype used here. The dtype changes the output, so a run resumed elsewhere must use the same
+    one. On a cluster, only the workers know the dtype, so it stays `auto`."""
     if job.run.address is not None or all(model.dtype != "auto" for model in job.models):
         return job
     from pairmill.pipeline.encode.device import resolved_dtype
@@ -121,7 +121,7 @@ def warnings_of(job: BuildJob) -> list[str]:
 
 
 def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
-    """Error message for an output folder of another job: lists the fields that differ."""
+    """Error message for an output folder of another job. It lists the fields that differ."""
     before, now = fingerprint_fields(planned), fingerprint_fields(job)
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]

@@ -50,7 +50,7 @@ class Explanation:
     """Memory of all workers and of the pictures that pass between them, on all machines together."""
     machines: int
     rows_per_s: float | None
-    """Measured on the finished shards. None if there are none."""
+    """Measured from the finished shards. None if there are none."""
     rows_left: int
 
     def as_dict(self) -> dict[str, object]:

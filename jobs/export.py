@@ -183,8 +183,8 @@ def _claimed_output(writer: PartWriter, record: ExportRecord) -> Iterator[Export
 
 
 def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRecord:
-    """Mark the folder as this export's. Returns the mark, which may be of an earlier version. Raises JobError if it is
-    another export's."""
+    """Mark the folder as this export's. Returns the mark, which an earlier version may have written. Raises JobError if
+    it is another export's."""
     if output.create(f"{records}/export.json", record.model_dump_json(indent=1).encode()):
         return record
     existing = read_record(output, f"{records}/export.json", ExportRecord, OTHER_OUTPUT)
@@ -201,7 +201,7 @@ def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRe
 
 
 def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
-    """Shards with selected rows, in order, as they are now. Raises SubsetError if one was rebuilt since."""
+    """Shards with selected rows, in order, as they are now. Raises SubsetError if one has been rebuilt since."""
     generations = current_generations(store, subset)
     for shard in read_shards(store, subset):
         if shard.num_selected:
@@ -210,7 +210,7 @@ def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
 
 
 def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput, subset: Subset) -> None:
-    """Write the files that describe all others, in formats that have such files."""
+    """Write the files that describe all the others, for formats that have them."""
     output, sample, endings = writer.output, None, set[str]()
     if record.format == "webdataset":
         sizes: dict[str, int] = {}

@@ -28,7 +28,7 @@ def explain(job: type[BaseModel], error: ValidationError, text: str, job_file: s
 
 
 def _field(path: Path) -> str:
-    """Dotted, as after `--set`, except that the steps of a select job are numbered from 1."""
+    """The dotted name, as after `--set`, except that the steps of a select job are numbered from 1."""
     match path:
         case ("steps", int(place), *inner):
             return ": ".join([f"step {place + 1}", ".".join(map(str, inner))]).removesuffix(": ")
@@ -44,7 +44,7 @@ class _Mistake:
 
     @property
     def is_wrong_kind(self) -> bool:
-        """Whether the value has another type than this problem is about. The user may have meant another kind."""
+        """Whether the value has a different type than the problem assumes. The user may have meant another kind."""
         return self.problem["type"].endswith("_type")
 
 

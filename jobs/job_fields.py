@@ -28,7 +28,7 @@ class JobField:
     """One field in the reference."""
 
     name: str
-    """Dotted, as `--set` takes it. `[]` is any item of a list, `NAME` any key of a mapping: `models[].alias`."""
+    """The dotted name, as for `--set`. `[]` is any item of a list, `NAME` any key of a mapping: `models[].alias`."""
     type: str
     """As written in YAML: `int 1..100`, `jpg | png | webp`, `list of str`, `str | null`."""
     default: str

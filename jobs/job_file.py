@@ -28,7 +28,7 @@ from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectJob
 
 Settings = Iterable[str] | Mapping[str, object]
-"""Lines `a.b=c` as after `--set`, or dotted field -> value. c is YAML; in a field of text it is the text itself, unless
+"""Lines `a.b=c` as after `--set`, or dotted field -> value. c is YAML; in a text field, it is the text itself, unless
 it is quoted, empty or `null`."""
 
 _NULL = ("", "null", "Null", "NULL")
@@ -124,14 +124,14 @@ def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
                 f"for {models or 'a job without models'}: add that model, or leave the preset out"
             )
     rules = dict(preset.get("rules") or {})
-    if wanted and "min_similarity" in rules:  # calibrated on that model, so it applies only to that model
+    if wanted and "min_similarity" in rules:  # calibrated for that model, so it applies to no other
         aliases = [model.alias for model in job.models if (model.name, model.pretrained) == tuple(wanted.values())]
         rules["min_similarity"] = dict.fromkeys(aliases, rules["min_similarity"])
     return {**values, "rules": {**rules, **(values.get("rules") or {})}}
 
 
 def _read(job_file: str, s3: S3Config) -> str:
-    """The file's text. Only `--set s3.*` can say how to reach it, because its own `s3` is not known yet.
+    """The file's text. Only `--set s3.*` can say how to reach the file, because its own `s3` is not known yet.
 
     Raises JobError, or S3AccessError within 10 s.
     """

@@ -18,11 +18,11 @@ _COUNTING_STAGES = ("encode", *_SOURCES)
 """Stages that count inside shards, last stage first."""
 _GAP = "  "
 _IMPORTANCE = ("rows", "kept", "in flight", "bytes", "time left", "rate", "pairs", "fetched", "shards")
-"""Parts of the line, the most important first; losses come last."""
+"""Parts of the line, most important first; losses come last."""
 
 
 class Rate:
-    """Growth per second of a counter, over the last WINDOW_S."""
+    """How much a counter grows per second, over the last WINDOW_S."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque()
@@ -108,7 +108,7 @@ class RunState:
     def _rows_done(self) -> int:
         """Rows through the last stage that counts them: at least the committed rows, at most all rows.
 
-        Never fewer than before, although the last stage begins to count after the first one.
+        Never fewer than before, although the last stage starts counting later than the first.
         """
         last = self._last_stage()
         done = self.work[last].rows if last else 0
@@ -119,7 +119,7 @@ class RunState:
         return next((name for name in _COUNTING_STAGES if name in self.work), None)
 
     def _speed(self, rows: int) -> Iterator[tuple[str, str]]:
-        """Rows per second and the time left. Time before the workers have started does not count."""
+        """Rows per second and the time left. The time before the workers have started does not count."""
         names = [name for name in _COUNTING_STAGES if name in self.work] or ["commit"]
         speeds = {name: speed for name in names if (speed := self._rate(name).per_s) > 0}
         if not speeds:

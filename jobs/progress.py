@@ -22,9 +22,9 @@ NOTEBOOK_WIDTH = 100
 
 NETWORK_FAILURES = (Status.DNS_ERROR, Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.TIMEOUT)
 WARN_SHARE = 0.4
-"""Warn if more of a shard's rows fail on the network. Old lists lose a quarter to dead hosts, which is normal."""
+"""Warn if more of a shard's rows than this fail on the network. Old lists normally lose a quarter to dead hosts."""
 WARN_JUMP = 2.0
-"""Warn only if the share is this many times that of all shards before."""
+"""Warn only if the share is this many times that of all earlier shards."""
 WARN_INTERVAL_S = 60.0
 
 

@@ -1,7 +1,7 @@
 """`pairmill retry`: fetches rows again that failed because of the network, and commits new generations of their shards.
 
-Only rows with the given statuses change; all other rows stay as they are. If a shard recovers nothing,
-its new pairs file equals the old one byte for byte.
+Only rows with the given statuses change; all other rows stay as they are. If nothing is recovered in a shard, its new
+pairs file equals the old one byte for byte.
 """
 
 import time

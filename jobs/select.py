@@ -57,7 +57,7 @@ class SelectInput:
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_step: OnStep = ignore_step) -> Subset:
     """Select the rows and write the subset to `subsets/NAME/`; with `dry_run`, only count.
 
-    Raises JobError before any work if the job cannot run as written, and afterwards if no row is left.
+    Raises JobError before any work if the job cannot run as written, or afterwards if no row is left.
     """
     source = open_input(job.dataset, job.s3, job.partial)
     _check_steps(job, source)
@@ -216,7 +216,7 @@ def _reports(job: SelectJob, selector: Selector) -> Iterator[StepReport]:
 
 
 def _clusters(selector: Selector, step: int) -> list[Cluster]:
-    """The largest groups of a dedup step, with what identifies the row that stays."""
+    """The largest groups of a dedup step, each with what identifies the row that stays."""
     clusters = []
     for row_index, rows in selector.clusters.get(step, ()):
         chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
@@ -233,7 +233,7 @@ def _nothing_left(reports: Sequence[StepReport]) -> str:
 
 @contextmanager
 def open_tasks(job: SelectJob | ExportJob, local: bool, steps: Steps) -> Iterator[Tasks]:
-    """Tasks on Ray, or, with `local` and unless the job names a cluster, in this process."""
+    """Tasks on Ray; or, with `local`, in this process, unless the job names a cluster."""
     if local and not job.run.address:
         yield LocalTasks(steps.part)
         return

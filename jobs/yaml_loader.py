@@ -2,11 +2,11 @@
 
 Words and numbers mean what they mean in YAML 1.2 (https://yaml.org/spec/1.2.2/, "Core Schema") and JSON: `no` is a word
 (a resize mode, or Norwegian), and so are `on`, `12:30:00` and `2026-01-01`. Underscores may group digits. Duplicate
-keys are errors: the first value would be silently lost. So are the line breaks of YAML 1.1 that are no longer ones in
-YAML 1.2 (section 5.4), because PyYAML would end a comment at them, and read the rest of the line as fields.
+keys are errors: the first value would be silently lost. So are the characters that are line breaks in YAML 1.1
+but not in YAML 1.2 (section 5.4), because PyYAML would end a comment there, and read the rest of the line as fields.
 
-Aliases (`*name`) are bounded by what they stand for: nine lines of nine aliases each are a billion values, which later
-steps would copy and print one by one (https://en.wikipedia.org/wiki/Billion_laughs_attack).
+Aliases (`*name`) are limited by the size of what they stand for: nine lines of nine aliases each make a billion values,
+which later steps would copy and print one by one (https://en.wikipedia.org/wiki/Billion_laughs_attack).
 """
 
 import re
@@ -35,15 +35,15 @@ _CORE_SCHEMA = (
 """(tag, pattern, first characters) of YAML 1.2's core schema, except for `1e3`, which could be a part of a digest."""
 
 _MAX_DIGITS = 1_000
-"""Maximum digits of an integer. No field takes one of this length, and Python does not print those of more than
-4,300."""
+"""Maximum digits of an integer. No field takes an integer of this length, and Python does not print one of more
+than 4,300."""
 
 _LINE = re.compile(r"\r\n?|\n")
 _OLD_LINE_BREAK = re.compile("[\x85\u2028\u2029]")
 """Line breaks in YAML 1.1 alone. In double quotes they can be written as escapes, which mean the same in both."""
 
 _ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What PyYAML raises: its own errors, and those that its constructors do not catch, for `!!bool x` and the like."""
+"""What PyYAML raises: its own errors, and those that its constructors do not catch, such as for `!!bool x`."""
 
 
 class YamlError(JobError):
@@ -78,7 +78,7 @@ def dump_yaml(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with the differences that the module describes."""
+    """PyYAML's safe loader, with the differences that the module's docstring describes."""
 
     def construct_document(self, node: yaml.Node) -> Any:
         _check_size(node)
@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Raises ConstructorError at a node that is too large, or part of itself, with aliases written out."""
+    """Raises ConstructorError for a node that contains itself, or that is too large with its aliases expanded."""
     sizes: dict[int, int | None] = {}  # id of a node -> values and characters; None while it is counted
 
     def size(node: yaml.Node) -> int:

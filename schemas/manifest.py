@@ -156,6 +156,6 @@ def parse_manifest_name(name: str) -> tuple[int, int]:
     if not dot_json or rest or not shard.isdigit() or (generation and not generation.isdigit()):
         raise ValueError(f"not the name of a manifest: {name!r}")
     parsed = int(shard), int(generation or 0)
-    if manifest_name(*parsed) != name:  # `7.json`, or digits of another script
+    if manifest_name(*parsed) != name:  # for `7.json`, or for digits of another script
         raise ValueError(f"not the name of a manifest: {name!r}")
     return parsed

@@ -33,7 +33,7 @@ VERDICT = pa.schema(
 FETCHED = pa.schema(
     [
         pa.field("http_status", pa.int32()),
-        pa.field("final_url", TEXT),  # null if no response came
+        pa.field("final_url", TEXT),  # null if there was no response
         pa.field("content_type", TEXT),
         pa.field("original_bytes", pa.int64()),
         pa.field("fetch_attempts", pa.int32()),
@@ -94,7 +94,7 @@ def source_column_name(name: str, taken: set[str]) -> str:
 
 
 def embedding_type(dim: int) -> pa.DataType:
-    """Type of an embedding column. Vectors may be null, but elements may not, which Arrow reads 1.5 times as fast."""
+    """Type of an embedding column. Vectors may be null, but elements may not, so Arrow reads 1.5 times as fast."""
     return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
 
 
@@ -138,7 +138,7 @@ def pairs_schema(extra: pa.Schema, scores: list[pa.Schema], has_checksums: bool 
 
 
 def rejects_schema(extra: pa.Schema) -> pa.Schema:
-    """Schema of `rejects/*.parquet`: the rows that were not scored, with the reason."""
+    """Schema of `rejects/*.parquet`: the rows that were not scored, with the reasons."""
     return pa.schema([*IDENTITY, *VERDICT, *FETCHED, *extra])
 
 

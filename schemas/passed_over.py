@@ -1,5 +1,5 @@
-"""Defines the reasons why an entry of a listing is skipped ("passed over"): why it becomes neither a row nor a part of
-one.
+"""Defines the reasons why an entry of a listing is skipped ("passed over"), that is, becomes neither a row nor a part
+of one.
 
 Plans, commands and `status` count these, so that everything listed is accounted for:
 seen = rows + parts + passed over (skipped, with a reason).
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 
 class PassedOver(StrEnum):
-    """The reason, as people read it."""
+    """The reason, in words for people."""
 
     HIDDEN = "name begins with a dot"
     FOLDER = "folder"
@@ -44,7 +44,7 @@ class Tally:
     uncaptioned: int = 0
     """How many of the rows have JSON but no caption; its keys may be unusual."""
     json_keys: tuple[str, ...] = ()
-    """Some of the JSON's keys, if there are such rows."""
+    """Some keys of their JSON, if there are such rows."""
 
     def pass_over(self, reason: PassedOver) -> None:
         """Count one entry that is not used."""

@@ -91,8 +91,8 @@ def _given(access: S3Access) -> dict[str, Any]:
 
 
 def secret_in(url: str) -> str | None:
-    """Why a URL is refused for a password or signature in it, which would appear in plans and messages. None: it has no
-    secret."""
+    """Why a URL is refused for containing a password or signature, which would appear in plans and messages. None if it
+    has no secret."""
     _, separator, rest = url.partition("://")
     if separator and "@" in rest.partition("/")[0]:
         return "this URL contains a user name or password; use environment variables for credentials"

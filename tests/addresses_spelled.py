@@ -1,4 +1,4 @@
-"""Spells one IPv4 address in all the ways that URLs may: as inet_aton(3), browsers, IDNA and IPv6 understand it."""
+"""Spells one IPv4 address in every way that URLs may: in the forms of inet_aton(3), browsers, IDNA and IPv6."""
 
 import ipaddress
 from collections.abc import Callable, Iterator

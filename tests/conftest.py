@@ -22,6 +22,6 @@ MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS
 
 @pytest.fixture(autouse=True)
 def pillow_limit() -> Iterator[None]:
-    """Undo what an ImageProcessor does to all of Pillow: with its limit, plain Pillow warns of large pictures."""
+    """Undo a process-wide change that ImageProcessor makes: with its limit, plain Pillow warns about large pictures."""
     yield
     Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS

@@ -15,7 +15,7 @@ from tests.picture_grid import chunk, photo, saved, tiff
 
 @dataclass(frozen=True)
 class Hostile:
-    """A picture that costs too much (`image_bomb`), or that must be decoded within its cost (any other status)."""
+    """A picture that costs too much (`image_bomb`), or that must be decoded within limits (any other status)."""
 
     name: str
     body: bytes
@@ -85,7 +85,7 @@ def motion_photo() -> bytes:
 
 
 def multi_picture() -> bytes:
-    """A camera's file: several pictures in a row, listed in the first one (CIPA DC-007)."""
+    """A camera's file: several consecutive pictures, listed in the first one (CIPA DC-007)."""
     stream = io.BytesIO()
     photo().save(stream, "MPO", save_all=True, append_images=[photo()] * 70)
     return stream.getvalue()

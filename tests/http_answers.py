@@ -1,4 +1,4 @@
-"""Lists responses to one request as servers send them: valid, odd and broken ones."""
+"""Lists responses that servers send to a request: valid, odd and broken ones."""
 
 import gzip
 import zlib
@@ -22,7 +22,7 @@ class Answer:
     bytes: bytes
     status: Status = Status.OK
     why_not_as_curl: str | None = None
-    """Why a picture that curl 7.88 refuses is accepted, or the other way round."""
+    """Why we accept a picture that curl 7.88 refuses, or the other way round."""
 
 
 def _length(body: bytes, fields: bytes = b"", line: bytes = _OK) -> bytes:

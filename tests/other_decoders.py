@@ -1,5 +1,5 @@
-"""Decodes a file with three independent decoders, to sRGB with 8 bits, rotated as shown, over white; None if one
-refuses it.
+"""Decodes a file with three independent decoders, to 8-bit sRGB, with the orientation applied, over white. The result
+of a decoder that refuses the file is None.
 
 Each does as much as it can by itself. OpenCV does not support profiles, so only the other two decode those pictures.
 """
@@ -18,7 +18,8 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def pillow(body: bytes) -> Pixels | None:
-    """With the conversions that Pillow leaves to its caller: tags 258, 262 and 339 of TIFF, tRNS, alpha, profiles."""
+    """Decode with Pillow, and make the conversions that it leaves to its caller: TIFF's tags 258, 262 and 339, tRNS,
+    alpha, profiles."""
     try:
         image = Image.open(io.BytesIO(body))
         tags, profile = dict(getattr(image, "tag_v2", {})), image.info.get("icc_profile")
@@ -68,12 +69,12 @@ def opencv(body: bytes) -> Pixels | None:
     try:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if image is not None and image.dtype in (np.uint8, np.uint16) and (image.ndim == 2 or image.shape[2] != 4):
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # which also applies the orientation
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # also applies the orientation
     except cv2.error:
         return None
     if image is None:
         return None
-    if image.dtype != np.uint8:  # it does not say what is white
+    if image.dtype != np.uint8:  # OpenCV does not say which value is white
         limits = (0, 1) if image.dtype.kind == "f" else (np.iinfo(image.dtype).min, np.iinfo(image.dtype).max)
         image = np.rint((image.astype(float) - limits[0]) * (255 / (limits[1] - limits[0])))
     if image.ndim == 2:
@@ -91,7 +92,7 @@ _RANGES["float"] = (0, 1)
 def libvips(body: bytes) -> Pixels | None:
     try:
         image = pyvips.Image.new_from_buffer(body, "").autorot()
-        if image.format in _RANGES:  # of which libvips does not say what is white
+        if image.format in _RANGES:  # for these, libvips does not say which value is white
             low, high = _RANGES[image.format]
             image = ((image - low) * (255 / (high - low))).rint().cast("uchar").copy(interpretation="b-w")
         if image.get_typeof("icc-profile-data"):

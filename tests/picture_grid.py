@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 24, 16
 
 @dataclass(frozen=True)
 class Case:
-    """One picture, described by `name`. `tolerance` in levels of 255, at any pixel."""
+    """One picture, described by `name`. `tolerance`: in levels of 255, for every pixel."""
 
     name: str
     body: bytes
@@ -34,7 +34,7 @@ class Case:
 
 
 def values(bits: int, channels: int, seed: int = 5) -> Values:
-    """Smooth values over the whole range of `bits` bits, with noise in the low ones: [height, width, channels]."""
+    """Smooth values over the whole range of `bits` bits, with noise in the low bits: [height, width, channels]."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     planes = [(x * (3 + seed + channel) + y * (7 - channel) + 11 * channel) % 64 / 63 for channel in range(channels)]
     exact = np.rint(np.stack(planes, -1) * ((1 << bits) - 1)).astype(np.uint64)
@@ -103,7 +103,7 @@ def profile(space: str) -> bytes:
 
 
 def _wide_rgb() -> bytes:
-    """sRGB with red and blue exchanged: it is obvious whether it was applied."""
+    """sRGB with red and blue exchanged, so that it is obvious whether the profile was applied."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for at in range(132, 132 + 12 * struct.unpack_from(">I", data, 128)[0], 12):
         name = bytes(data[at : at + 4])
@@ -201,7 +201,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def photo(mode: str = "RGB") -> Image.Image:
-    """Smooth, colored, and without symmetry."""
+    """A smooth, colored picture without symmetry."""
     y, x = np.mgrid[0 : HEIGHT * 4, 0 : WIDTH * 4] / 64
     planes = [128 + 100 * np.sin(2 * x + y), 128 + 100 * np.cos(3 * y - x), 255 * (x / 2 + y / 4).clip(0, 1)]
     image = Image.fromarray(np.stack(planes, -1).clip(0, 255).astype(np.uint8))
@@ -276,7 +276,7 @@ def tiff_cases() -> Iterator[Case]:
 
 
 def odd_tiff_cases() -> Iterator[Case]:
-    """Layouts for which Pillow's own reader, used without compression, differs from libtiff."""
+    """Layouts on which Pillow's own reader, which it uses for uncompressed files, differs from libtiff."""
     for order, bits, deflate in itertools.product("<>", (8, 16), (False, True)):
         rest = f"{'MM' if order == '>' else 'II'} {bits} bits{' deflate' if deflate else ''}"
         for channels in (3, 4):
@@ -359,7 +359,7 @@ def other_cases() -> Iterator[Case]:
 
 
 def offset_gif(background: int, options: dict[str, Any]) -> Case:
-    """A frame that covers a part of the screen. Browsers show the page around it, whatever the background color."""
+    """A frame that covers a part of the screen. Browsers show the page around it for any background color."""
     gray = photo("L").quantize(16)
     body = bytearray(saved(gray, "GIF", **options))
     frame = body.index(b"," + bytes(4) + struct.pack("<HH", *gray.size))

@@ -1,7 +1,7 @@
 """Writes a finished dataset of generated metadata, of any size: the real files of a build, without pictures.
 
-One row in ten repeats the uid of an earlier row. One in five repeats an earlier sha256 and has a phash that differs
-from that row's in at most two bits.
+One row in ten repeats the uid of an earlier row. One in five repeats the sha256 of an earlier row and has a phash that
+differs from that row's in at most two bits.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ def _columns(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array
     own = np.arange(first, first + rows)
 
     def repeating(share: float) -> U64:
-        """Row numbers; for a share of the rows, the number of an earlier row instead of their own."""
+        """Row numbers. A share of the rows have the number of an earlier row instead of their own."""
         return np.where(rng.random(rows) < share, rng.integers(0, first + rows, rows), own).astype(np.uint64)
 
     uid, sha256 = repeating(0.1), repeating(0.2)

@@ -1,4 +1,4 @@
-"""Parses and checks the command line that `submit` runs elsewhere, with the command's own parser."""
+"""Parses and checks the command line that `submit` will run elsewhere, using the command's own parser."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -29,7 +29,7 @@ class Command(TyperCommand):
     """A command whose epilog is its examples."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """`DATASET [NAME]`, as manual pages write it; Typer has `{DATASET} [NAME]`."""
+        """`DATASET [NAME]`, as in manual pages; Typer writes `{DATASET} [NAME]`."""
         return list(_usage(super().collect_usage_pieces(ctx)))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -51,7 +51,7 @@ class Group(TyperGroup):
     """A group of commands whose epilog is examples."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """As in Command."""
+        """Like Command.format_epilog."""
         _write_examples(self.epilog, formatter)
 
 

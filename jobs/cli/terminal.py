@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
 
 _END_SIGNALS = [signal.SIGTERM, signal.SIGHUP]
-"""Signals that end a command like Ctrl-C does. `kill`, schedulers and a closed terminal send them."""
+"""Signals that end a command as Ctrl-C does. They are sent by `kill`, by schedulers, and when a terminal is closed."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters. Messages contain file names and columns from outside, which must not control the terminal."""
+"""Control characters. Messages contain untrusted file names and columns, which must not control the terminal."""
 
 
 class _Signalled(KeyboardInterrupt):
-    """A signal that ends the command like Ctrl-C does."""
+    """A signal that ends the command as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -53,11 +53,11 @@ def errors() -> Iterator[None]:
 
 @contextmanager
 def stdout_errors() -> Iterator[None]:
-    """Print one clear message, with exit status 1, if stdout cannot be written to, as on a full disk, or if a file of
-    the shell cannot, in which --install-completion writes.
+    """Print one clear message, with exit status 1, if stdout cannot be written to, such as on a full disk, or if
+    --install-completion cannot write to a file of the shell.
 
-    A closed pipe (`| head`) is no error: click ends the command without a message. Outside `errors`, commands only
-    print, so an error of the system that names no file is stdout's.
+    A closed pipe (`| head`) is not an error: click ends the command without a message. Outside `errors`, commands only
+    print, so a system error that names no file comes from stdout.
     """
     try:
         yield
@@ -75,8 +75,7 @@ def stdout_errors() -> Iterator[None]:
 
 
 def _drop_unwritable() -> None:
-    """Drop what stdout does not accept. Otherwise, Python would try to write it again on exit, and print that error
-    too."""
+    """Drop what cannot be written to stdout. Otherwise, Python would try again on exit, and print that error too."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -93,7 +92,7 @@ def _reader_is_gone() -> bool:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let the signals of `_END_SIGNALS` interrupt the block. One that is ignored stays ignored, as under nohup."""
+    """Let the signals in `_END_SIGNALS` interrupt the block. An ignored signal, as under nohup, stays ignored."""
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return

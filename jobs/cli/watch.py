@@ -14,10 +14,10 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import ShardManifest, manifest_name
 
 QUIET_INTERVALS = 10
-"""If this many usual intervals pass without a commit, the job has most likely ended."""
+"""If no commit comes for this many usual intervals, the job has most likely ended."""
 MIN_QUIET_S = 30.0
 FIRST_SHARD_S = 60.0
-"""Assumed time per shard until one is done."""
+"""Assumed time per shard until the first one is done."""
 _SAMPLE = 64
 """Number of manifests that the time per shard is computed from."""
 
@@ -49,12 +49,12 @@ class CommitClock:
 
     @property
     def usual_s(self) -> float:
-        """Usual time between two commits. Until two were seen, the time of one shard."""
+        """Usual time between two commits. Until two have been seen, the time per shard."""
         return (self.last - self.first) / (self.commits - 1) if self.last > self.first else self.shard_s
 
     @property
     def silence(self) -> str | None:
-        """A message if the silence is too long, and again each time it has doubled."""
+        """A message if there has been no commit for too long, and another each time that period doubles."""
         silent_s = time.monotonic() - (self.last or self.started)
         if silent_s < max(QUIET_INTERVALS * self.usual_s, MIN_QUIET_S) * 2**self.said:
             return None
@@ -67,7 +67,7 @@ class CommitClock:
 
 
 def watch(store: Store, listener: ConsoleProgress, every_s: float) -> BuildResult:
-    """Report newly committed shards to `listener` until all are committed. Returns what the output contains then.
+    """Report newly committed shards to `listener` until all are committed. Then returns what the output contains.
 
     Also reports when the job seems to have ended. Each check lists the names of the manifests and reads the new ones.
     Raises PlanError if there is no plan.

@@ -1,7 +1,7 @@
 """Packs a shard's table into one buffer, to send it between Ray actors.
 
 The buffer is an Arrow IPC stream, because pickling a slice of a table would send the whole table. Ray transfers the
-buffer out of band and memory-maps it at the reader, so neither side makes another copy.
+buffer out of band and memory-maps it in the reader, so neither side makes another copy.
 """
 
 import pyarrow as pa

@@ -106,7 +106,7 @@ def _copied_blocklists(rules_of_job: RulesConfig, folder: Path) -> Iterator[tupl
 def custom_modules(names: Sequence[str]) -> Iterator[Path | None]:
     """A temporary folder with the user's rule modules, or None if no module comes from the current directory.
 
-    The folder also has the modules that they import from the current directory, and nothing else.
+    The folder also has the modules that those rules import from the current directory, and nothing else.
     """
     for name in names:
         try:

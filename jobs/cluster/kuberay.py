@@ -33,8 +33,8 @@ MAX_CONFIG_MAP_BYTES = 1_000_000
 def manifest(command: Command, image: str) -> str:
     """YAML for a ConfigMap with the command and its files, and for a RayJob that runs it. Raises JobError.
 
-    A ConfigMap has no folders, so custom rules that are packages belong in the image. Both objects are named by a hash
-    of their content, so two jobs never overwrite each other's objects.
+    A ConfigMap has no folders, so custom rules that are packages belong in the image. Both objects are named after a
+    hash of their content, so two jobs never overwrite each other's objects.
     """
     with bundled(command) as bundle:
         if local := [uri for uri in bundle.uris if not is_remote(uri)]:

@@ -2,7 +2,7 @@
 
 A stage that raises fails only its shard. Shards lost with a worker run once more. If they are lost again, each runs
 alone and isolated: a child process decodes the pictures and calls the user's rules, so a crash loses only one row. A
-shard that kills its worker even then has failed.
+shard that kills its worker even then counts as failed.
 """
 
 import logging
@@ -20,7 +20,7 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.manifest import ShardManifest
 
 _FIRST_FAILURES = 3
-"""Stop if a rule or a model fails this many shards before any shard succeeds, because it would fail all others too."""
+"""Stop if a rule or a model fails this many shards before any succeeds, because it would fail all the others too."""
 
 _WORKER_DIED = Failure(
     FailureKind.SHARD, "its worker process died, three times", "its worker process died, three times"

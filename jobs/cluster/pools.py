@@ -11,8 +11,8 @@ DOWNLOAD_CPUS = 2
 """One download actor keeps two cores busy: its event loop and its decoding threads."""
 
 DOWNLOAD_CALLS = 4
-"""Number of shards that a download actor works on at a time. Nearly every shard has a row that takes the whole timeout,
-so with fewer shards, the cores would wait for the slowest rows."""
+"""Number of shards that a download actor works on at a time. Nearly every shard has a row that takes the full timeout,
+so with fewer shards, the cores would sit idle until the slowest rows are done."""
 
 ENCODE_CALLS = 2
 """Number of shards that an encoder on a GPU works on at a time. While one of them is unpacked, or waits for its first
@@ -100,7 +100,7 @@ class _Machines:
 
 
 def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> dict[StageName, Pool]:
-    """Size the pools as the job says, otherwise by the machines. GPU machines only encode if there are other machines.
+    """Size the pools as the job says, or else by the machines. If other machines exist, those with GPUs only encode.
 
     Raises PoolError if the pools do not fit.
     """
@@ -144,7 +144,7 @@ def _encode_pool(pipeline: Pipeline, machines: _Machines, num_shards: int) -> Po
         raise PoolError(f"run.encode_actors is {actors}, but Ray has {gpus:g} GPUs, and each encoder takes {share:g}")
     calls = 1 if pipeline.is_isolated else ENCODE_CALLS
     cpus = float(run.encode_threads or SMALL_CPUS)
-    if machines.apart and not run.encode_threads:  # nothing else runs there, so all cores decode
+    if machines.apart and not run.encode_threads:  # nothing else runs there, so all cores can decode
         cpus = min(int(10 * node.cpus / max(int(node.gpus / share), 1)) / 10 for node in machines.encoding)
     return Pool(actors, cpus, gpus=share, calls=calls, max_actors=most_actors)
 
@@ -179,7 +179,7 @@ def source_of(names: Iterable[StageName]) -> StageName:
 
 
 def shards_in_flight(pipeline: Pipeline, pools: Mapping[StageName, Pool], sources: int) -> int:
-    """How many shards may be between read and commit, with `sources` workers in the source stage."""
+    """How many shards may be between read and commit with `sources` workers in the source stage."""
     if pipeline.is_isolated:
         return 1
     return pipeline.job.run.shards_in_flight or 2 * sources * pools[source_of(pools)].calls + 4

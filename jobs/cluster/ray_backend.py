@@ -45,7 +45,7 @@ class _StageActor:
         self.broken: Failure | None = None
         try:
             self.stage = spec.open(WorkerHooks(self.metrics.observe, self.progress, _end_process))
-        except Exception as error:  # no weights here, or no GPU: `ready` reports it; Ray would print 200 lines
+        except Exception as error:  # such as no weights, or no GPU: `ready` reports it; Ray would print 200 lines
             self.broken = Failure.of(error)
         _collect_garbage_less_often()
 
@@ -79,12 +79,12 @@ class _StageActor:
 
 
 def _collect_garbage_less_often() -> None:
-    """Exclude the objects that are loaded by now from garbage collection, and collect less often than after 700 new
-    objects.
+    """Exclude the objects loaded so far from garbage collection, and collect less often than Python's default, which is
+    after 700 new objects.
 
     Walking the modules of torch and pyarrow took 0.1 ms of the 0.33 ms that a request takes.
     """
-    gc.collect()  # otherwise garbage that holds a model's weights would stay
+    gc.collect()  # otherwise garbage that refers to a model's weights would stay
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
 
@@ -127,7 +127,7 @@ class RayBackend:
         return token
 
     def wait(self, timeout_s: float) -> list[Any]:
-        """The tokens that are done. Waits for the first one for up to `timeout_s`, but never more than a second."""
+        """The tokens that are done. Waits for the first one up to `timeout_s`, but never more than a second."""
         self._live.tick()
         done = []
         with suppress(Empty):
@@ -144,7 +144,7 @@ class RayBackend:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, (ObjectLostError, ObjectStoreFullError, OutOfDiskError)):
                 raise PayloadLost(last_line(str(cause))) from None
-            if isinstance(cause, RayError):  # also if it was killed for its memory, or never placed
+            if isinstance(cause, RayError):  # includes workers killed for their memory use, or never placed
                 raise WorkerDied(last_line(str(cause))) from None
             return Report(failure=Failure.of(cause))
         return report

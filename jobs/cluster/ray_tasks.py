@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 from pairmill.pipeline.select.tasks import OnPart, ignore_part
 
 CALL_CPUS = 1.0
-"""Logical CPUs of one call, which decide how many calls Ray runs at a time."""
+"""Logical CPUs of one call, which determine how many calls Ray runs at a time."""
 
 
 class RayTasks:

@@ -1,4 +1,4 @@
-"""Finds this user's token for Ray clusters, and checks that a local Ray can store one. Does not import ray."""
+"""Finds this user's token for Ray clusters, and checks that a local Ray instance can store one. Does not import ray."""
 
 import os
 import tempfile
@@ -23,7 +23,7 @@ def user_token() -> str | None:
 
 
 def check_token_folder() -> None:
-    """Raise SessionError if a local Ray would have to store a token, as it does when it first starts, but cannot."""
+    """Raise SessionError if a local Ray instance would have to store a token, as on its first start, but cannot."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or user_token():
         return
     try:

@@ -34,7 +34,7 @@ SLACK_S = 3_600
 """Grace period on top of the slowest shard that the job allows. After that, the run counts as stuck and stops."""
 
 OBJECT_STORE_SHARE = 0.4
-"""Share of the object stores for shards in flight. Payloads sent between machines exist twice; Ray spills at 0.8."""
+"""Share of the object stores for shards in flight. Payloads sent between machines exist twice. Ray spills at 0.8."""
 
 
 def run_shards(
@@ -49,7 +49,7 @@ def run_shards(
 
     Shards lost with their worker run again, and if they are lost again, once more: alone and isolated. Raises
     EngineError after `run.max_failed_shards_in_a_row` consecutive failures (fewer until the first shard succeeds), if
-    the cluster has too few CPUs or GPUs, and if no shard advances any more.
+    the cluster has too few CPUs or GPUs, and if no shard makes progress any more.
     """
     live = LiveWorkers(on_work)
     with ray_session(pipeline.job.run, modules):
@@ -64,7 +64,7 @@ def run_shards(
 def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[Ended]:
     """Yield (shard, report) as shards end. The report is None if the shard was lost with its worker."""
     fetch, run = pipeline.job.fetch, pipeline.job.run
-    # The slowest case: all rows are from one host that never answers or needs pauses, in the actor's other shards too.
+    # The slowest case: all rows, in the actor's other shards too, are from one host that never answers or needs pauses.
     row_s = max(fetch.timeout_s / fetch.per_host_concurrency, fetch.per_host_interval_s)
     downloads = any(spec.name == "download" for spec in pipeline.stages)
     slowest_s = pipeline.job.shard_rows * row_s * (DOWNLOAD_CALLS + LOOKAHEAD) if downloads else 0.0
@@ -86,7 +86,7 @@ def _pass(shards: pa.Table, pipeline: Pipeline, live: LiveWorkers) -> Iterator[E
 
 
 def _admission(pipeline: Pipeline, pools: Mapping[StageName, Pool]) -> Admission:
-    """Limit the number of shards in flight as the job says, and their bytes so that the object stores do not spill."""
+    """Limit the number of shards in flight as the job says, and their bytes, so that the object stores do not spill."""
     return Admission(
         max_shards=partial(shards_in_flight, pipeline, pools),
         max_bytes=int(ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE),

@@ -1,7 +1,7 @@
 """Moves shards through pools of workers, stage by stage, and replaces workers that died.
 
-`lost_shards.py` decides what happens to a shard that failed or was lost with its worker; this file only reports it. It
-does not depend on Ray either, and only needs a WorkerBackend (`worker_backend.py`).
+`lost_shards.py` decides what happens to a shard that failed or was lost with its worker; this file only reports it,
+and does not depend on Ray, only on a WorkerBackend (`worker_backend.py`).
 """
 
 import logging
@@ -26,22 +26,22 @@ from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import FailureKind, PairmillError
 
 LOOKAHEAD = 1
-"""Calls queued in a worker beyond those that run, so their data is already there when their turn comes."""
+"""Calls queued in a worker beyond those that are running, so that their data is already there when their turn comes."""
 
 TICK_S = 5.0
 IDLE_S = 60.0
 """Workers above the pool's minimum stop after this idle time."""
 _MAX_FAILED_STARTS = 3
 _MAX_FAILURES = 3
-"""Replace a worker after this many consecutive failures if others of its stage succeed, because its machine must be the
-cause."""
+"""Replace a worker after this many consecutive failures if others of its stage succeed, because then its machine must
+be the cause."""
 _SAY_AFTER_S = 60.0
 
 log = logging.getLogger(__name__)
 
 
 class SchedulerError(PairmillError, RuntimeError):
-    """No shard advances any more; the message says why."""
+    """No shard makes progress any more; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Worker:
     stage: int
     handle: WorkerHandle
     failed_starts: int = 0
-    """Failed starts of the workers that this one replaces, in a row."""
+    """How many workers in a row failed to start before this one, their replacement."""
     busy: int = 0
     failures: int = 0
     """Failed shards since its last success. Damaged input does not count."""
@@ -207,8 +207,8 @@ class Scheduler:
             self.waiting[worker.stage + 1].append(self._next_item(call, report))
 
     def _judge(self, worker: _Worker, report: Report) -> None:
-        """Replace a worker that keeps failing while others succeed. It fails faster than they succeed, so it would get
-        most of the shards. The shards that it has at that moment are lost with it, and are tried again."""
+        """Replace a worker that keeps failing while others succeed. It fails faster than they succeed, so otherwise it
+        would get most of the shards. The shards that it has at that moment are lost with it, and are tried again."""
         if report.failure is None:
             worker.failures = 0
             return
@@ -256,7 +256,7 @@ class Scheduler:
         log.warning("the stage %r continues with one worker fewer: %s", name, failure.message)
 
     def _bury(self, worker: _Worker, why: str, failed_starts: int = 0) -> None:
-        """Replace a dead worker once, however many calls were lost with it."""
+        """Replace a dead worker once, no matter how many calls were lost with it."""
         if worker not in self.workers[worker.stage]:
             return
         self.workers[worker.stage].remove(worker)

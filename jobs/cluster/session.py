@@ -46,7 +46,7 @@ def ray_session(run: RunConfig, modules: Path | None = None, spare_cpus: int = S
 
 def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # nobody reads the results of a dead worker
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or the user sees messages about Ray's internals
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise the user sees messages about Ray's internals
     environment = {"working_dir": str(modules)} if modules and not _has_working_dir() else None
     local = {"include_dashboard": False, "num_cpus": (os.cpu_count() or 1) + spare_cpus} if not run.address else {}
     address = run.address or "local"  # by default, Ray would join any cluster that was started on this machine
@@ -62,10 +62,10 @@ def _init(run: RunConfig, modules: Path | None, spare_cpus: int) -> None:
 
 
 def _twice(start: Callable[[], object]) -> None:
-    """Start a local Ray instance, with a second attempt, because on a busy machine it may time out with a plain
-    Exception.
+    """Start a local Ray instance. If that fails, try once more, because on a busy machine the start may time out with a
+    plain Exception.
 
-    A file that cannot be written is no reason to try again. Raises SessionError.
+    If a file cannot be written, there is no second attempt. Raises SessionError.
     """
     try:
         try:
@@ -99,7 +99,7 @@ def _kill_autoscaler_monitor() -> None:
 
 
 def _has_working_dir() -> bool:
-    """Whether this is a submitted job. It brought its modules along, and Ray accepts only one working_dir."""
+    """Whether this is a submitted job, which brought its modules along: Ray accepts only one working_dir."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     return "working_dir" in submitted
 

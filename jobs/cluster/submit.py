@@ -76,7 +76,7 @@ class Cluster:
             except RuntimeError as error:
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
-                time.sleep(_POLL_S)  # the cluster has only just started
+                time.sleep(_POLL_S)  # the cluster has just been started
 
     def jobs(self) -> list[SubmittedJob]:
         """pairmill's jobs, newest first."""
@@ -110,7 +110,7 @@ class Cluster:
                     show(new)
 
         while not (job := self._patiently(job_id)).is_over:
-            with suppress(Exception):  # from several libraries: the connection broke, or the job ended meanwhile
+            with suppress(Exception):  # several libraries raise: the connection broke, or the job has ended
                 asyncio.run(stream())
             time.sleep(_POLL_S)
         show(self.logs(job_id)[shown:])
@@ -142,8 +142,8 @@ class Cluster:
 def _client(address: str) -> JobSubmissionClient:
     """A client that sends this user's token only to clusters that ask for one.
 
-    Ray's own client sends it only if RAY_AUTH_MODE=token. But `ray start --head` and `ray.init` require tokens even
-    without that variable if the machine has a token, and a local build leaves one behind.
+    Ray's own client sends it only if RAY_AUTH_MODE=token. But even without that variable, `ray start --head` and
+    `ray.init` require tokens if the machine has one, and a local build leaves one behind.
     """
     try:
         return JobSubmissionClient(address)
@@ -156,7 +156,7 @@ def _client(address: str) -> JobSubmissionClient:
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Hide these environment variables: Ray's client prefers them to the address that it is given."""
+    """Hide these environment variables, because Ray's client prefers them to the address that it is given."""
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
@@ -166,7 +166,7 @@ def _without(*names: str) -> Iterator[None]:
 
 @contextmanager
 def _clearly(address: str) -> Iterator[None]:
-    """Turn the client's errors into JobErrors: RuntimeErrors with the server's traceback, and failed connections."""
+    """Turn the client's errors (RuntimeErrors with the server's traceback, and failed connections) into JobErrors."""
     try:
         yield
     except AuthenticationError:

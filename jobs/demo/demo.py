@@ -48,10 +48,10 @@ from pairmill.schemas.jobs import BuildJob
 
 INPUT, DATASET, CONTACT_SHEET = "input.parquet", "dataset", "contact_sheet.html"
 MARKER = "demo.json"
-"""File that marks a folder as a demo's, so that the next demo may replace it."""
+"""This file marks a folder as one that the demo wrote, so the next demo may replace it."""
 
 FETCH_TIMEOUT_S = 5.0
-"""Each shard waits this long for servers that never respond. On a busy machine, 3 s was too short for slow ones."""
+"""Each shard waits this long for servers that never respond. On a busy machine, 3 s was too short for slow servers."""
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -65,7 +65,7 @@ _ROW_SCHEMA = pa.schema(
 
 
 def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
-    """Run the demo in the folder `out` and print the results. Returns False if rows or shards are not as expected.
+    """Run the demo in the folder `out` and print the results. Returns False if any row or shard is not as expected.
 
     Raises JobError if it cannot start.
     """
@@ -154,7 +154,7 @@ def _job(store: Store, threshold: float) -> BuildJob:
             "fetch": {
                 "timeout_s": FETCH_TIMEOUT_S,
                 "retries": 1,
-                "concurrency": 16,  # few, because the servers draw each picture on request, on the same cores
+                "concurrency": 16,  # low, because the servers draw each picture on request, on the same cores
                 "allow_networks": ["127.0.0.0/8"],
             },
             "images": {"size": 256},

@@ -17,14 +17,14 @@ from pairmill.pipeline.encode.tiny.draw import Scene, caption, random_scene, swa
 from pairmill.schemas.status import Status
 
 SHARD_ROWS = 300
-"""Rows per shard. Duplicates are found within a shard, so they are placed accordingly."""
+"""Rows per shard. Duplicates are only found within a shard, so a row and its duplicate are placed in the same one."""
 
 CAPTION_MAX_CHARS = 160
 MIN_SIDE = 64
 
 SIZES = ((256, 256), (288, 224), (224, 304), (320, 240), (256, 256), (272, 256), (240, 320), (320, 320))
 LARGE_SIZES = ((512, 384), (640, 480))
-"""Sizes of one picture in twenty: resized for storage, and five times slower to draw."""
+"""Sizes of one picture in twenty. These are resized for storage, and take five times as long to draw."""
 
 _SCORED_STATUSES = (Status.OK, Status.LOW_SIMILARITY)
 
@@ -50,7 +50,7 @@ class Kind:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the model decides; such rows are then measured by precision and recall, not by their status."""
+        """Whether the outcome is up to the model; if so, rows are measured by precision and recall, not by status."""
         return self.expected == _SCORED_STATUSES
 
 
@@ -145,7 +145,7 @@ class Comparison:
 
     @property
     def recall(self) -> float | None:
-        """Share of the rows that should be kept that were kept."""
+        """Of the rows that should be kept, the share that was kept."""
         right = sum(outcome.rows for outcome in self.kinds if outcome.kind.truth)
         return self._correctly_kept / right if right else None
 
@@ -186,7 +186,7 @@ def compare(rows: Sequence[DemoRow], outcomes: Sequence[Mapping[str, str]]) -> C
 
 
 def _kinds(pairs: int, rng: Random) -> list[str]:
-    """Each kind by its share, at least once; the rest are right captions."""
+    """Each kind as often as its share requires, but at least once; the rest are right captions."""
     kinds = [kind.name for kind in KINDS for _ in range(max(1, round(pairs * kind.per_mille / 1000))) if kind.per_mille]
     kinds += [KINDS[0].name] * (pairs - len(kinds))
     rng.shuffle(kinds)
@@ -194,7 +194,7 @@ def _kinds(pairs: int, rng: Random) -> list[str]:
 
 
 def _place_duplicates(kinds: list[str], shard: range, rng: Random) -> dict[int, int]:
-    """Duplicate -> the row it repeats, an earlier one of the same shard. May swap the kinds of two rows for that."""
+    """Duplicate -> the earlier row of the same shard that it repeats. May swap the kinds of two rows to that end."""
     plain = [index for index in shard if kinds[index] == "right_caption"]
     rng.shuffle(plain)
     originals = {}
@@ -226,7 +226,7 @@ def _url(kind: str, url: str, index: int, web: Web) -> str:
     """The URL of a row: the picture's, or one that cannot be fetched."""
     path = f"/pictures/{index:06d}.jpg"
     elsewhere = {
-        "no_such_host": f"http://no-such-host-{index}.invalid{path}",  # RFC 2606: `.invalid` never exists
+        "no_such_host": f"http://no-such-host-{index}.invalid{path}",  # RFC 2606: names in `.invalid` never exist
         "refused": f"http://{web.hosts[0]}:{web.dead_port}{path}",
         "ftp_url": f"ftp://{web.hosts[0]}{path}",
         "data_url": "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7",

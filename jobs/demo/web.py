@@ -36,7 +36,7 @@ _FAILURES = {"not_found": 404, "gone": 410, "server_error": 500}
 @contextmanager
 def demo_web(seed: int, pairs: int) -> Iterator[Web]:
     """Run the server in a separate process during the block. Raises JobError if it cannot start."""
-    # -P: do not import, say, a random.py from the current directory; the `pairmill` command does not either.
+    # -P: do not import, for example, a random.py from the current directory. The `pairmill` command does not either.
     command = [sys.executable, "-P", "-m", "pairmill.jobs.demo.web", str(seed), str(pairs)]
     # In a new session, so that Ctrl-C stops only the build, which may still have requests in flight.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
@@ -147,7 +147,7 @@ def _answer(status: int, body: bytes, content_type: str, *headers: str) -> bytes
 
 
 def _hosts() -> list[str]:
-    """Loopback addresses to serve on. Only Linux accepts all of 127.0.0.0/8 without configuration."""
+    """Loopback addresses to serve on. Only Linux serves all of 127.0.0.0/8 without configuration."""
     hosts = [f"127.{20 + number // 8}.{number % 8}.10" for number in range(NUM_HOSTS)]
     with socket.socket() as probe:
         try:
@@ -183,7 +183,7 @@ async def _serve(seed: int, pairs: int) -> None:
         for opened in sockets:
             await asyncio.start_server(server.connected, sock=opened, backlog=256)
         print(json.dumps(asdict(web)), flush=True)
-        await asyncio.to_thread(sys.stdin.buffer.read)  # returns when the parent closes it or dies
+        await asyncio.to_thread(sys.stdin.buffer.read)  # returns when the parent closes its end or dies
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Recomputes the scores and embeddings of some pairs from their pictures.
 
-The sample is spread evenly over the shards. Pictures come from a build's tars or from the corpus.
+The sample is spread evenly over the shards. The pictures are read from a build's tars or from the corpus.
 """
 
 import json

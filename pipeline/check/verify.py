@@ -76,7 +76,7 @@ def foreign_files(store: Store, named: set[str]) -> list[str]:
     """Files in the data folders of a finished output that are in no manifest, but that readers of a whole folder would
     mistake for data. Returns one problem per file.
 
-    `named`: paths of all files in manifests. A problem says to delete a file only if pairmill certainly wrote it.
+    `named`: paths of all files in manifests. The message says to delete a file only if pairmill certainly wrote it.
     """
     problems = []
     for folder in DATA_FOLDERS:

@@ -68,8 +68,8 @@ def read_card(store: Store, alias: str) -> AddedModel:
 
 
 def pictures_left_out(store: Store, alias: str) -> dict[str, int]:
-    """Name of a shard's newest manifest -> pictures without an embedding, for shards that have some. Raises
-    ManifestError."""
+    """Name of a shard's newest manifest -> number of its pictures without an embedding. Omits shards without such
+    pictures. Raises ManifestError."""
     names = [manifest_name(*each) for each in sorted(columns_done(store, alias).items())]
     with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
         counts = [each.pictures_left_out for each in readers.map(partial(read_columns_manifest, store, alias), names)]
@@ -164,7 +164,7 @@ class PairsReader:
 
 
 def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_fingerprint: str) -> None:
-    """Commit one model's columns of a shard. If another worker was faster, its identical files stay."""
+    """Commit one model's columns of a shard. If another worker was faster, its files, which are identical, stay."""
     (contract,) = batch.info.contracts
     alias = contract.alias
     footer = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, "models": [asdict(contract)]}
@@ -177,7 +177,7 @@ def write_columns(store: Store, batch: ShardBatch, manifest: ShardManifest, job_
         write_table(columns, file)
         digest, num_bytes = file_checksum(file)
         if not store.create_from(path, file) and store.checksum(path)[0] != digest:
-            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # the shard was rebuilt since
+            path = f"columns/{alias}/{stem}.{uuid4().hex}.parquet"  # the shard has been rebuilt since
             store.create_from(path, file)
     record = ColumnsManifest(
         shard=manifest.shard,

@@ -1,4 +1,6 @@
-"""Runs work that has killed a worker in a child process, which may die or hang: its death loses only one row."""
+"""Runs work that has already killed a worker, this time in a child process. If the child dies or hangs, only one row is
+lost.
+"""
 
 import faulthandler
 import multiprocessing
@@ -72,7 +74,7 @@ class Child:
 
 
 def _call_guarded(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-    """Return (result, error), because the function's errors must not look like the pool's.
+    """Return (result, error), so that the function's errors cannot be mistaken for the pool's.
 
     If a call hangs in C code and blocks all Python threads, the child exits some time after its parent gave up on it.
     """
@@ -91,7 +93,7 @@ def _begin(parent: int, start: Callable[..., None], *arguments: Any) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """A worker that is killed cannot stop its child, so the child watches its parent."""
+    """Exit when the parent does. A worker that is killed cannot stop its child, so the child watches its parent."""
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_S)
     os._exit(1)

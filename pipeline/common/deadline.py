@@ -1,4 +1,4 @@
-"""Makes calls with a time limit that applies to every kind of waiting, even for a name server that does not respond."""
+"""Makes calls with a time limit that applies to any kind of wait, even for a name server that does not respond."""
 
 import queue
 import threading

@@ -39,8 +39,8 @@ def absolute(path: str) -> str:
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Whether an absolute path or URL is below a folder. Treats `s3a://` as `s3://`, which S3 listings always
-    return."""
+    """Whether an absolute path or URL is below a folder. Treats `s3a://` like `s3://`, because S3 listings always
+    return the latter."""
     path, folder = (name.replace("s3a://", "s3://", 1) for name in (path, folder.rstrip("/")))
     return path.startswith(f"{folder}/")
 
@@ -140,7 +140,7 @@ class Files:
 
 @contextlib.contextmanager
 def _naming(uri: str) -> Iterator[None]:
-    """Make errors about an object name it, as those about local files do. s3fs says only `Forbidden`, or the key."""
+    """Add an object's name to errors about it, because s3fs reports only `Forbidden`, or only the key."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Connects stages to the process that runs them: sinks for durations and progress, an escape from hung decoders."""
+"""Connects stages to the process that runs them: reports durations and progress, and gets rid of hung decoders."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ class WorkerHooks:
     progress: WorkProgress = field(default_factory=WorkProgress)
     """Counts the work that the stage has done inside its shards."""
     on_hang: Callable[[], None] | None = None
-    """Called when a decoder hangs in C code and only exiting the process frees its thread. None: keep waiting."""
+    """Called when a decoder hangs in C code, so that its thread ends only with the process. None: keep waiting."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

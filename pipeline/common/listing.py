@@ -1,7 +1,8 @@
-"""Lists the files at a path, and those that are skipped ("passed over"), with the reason. Follows symlinks to folders.
+"""Lists the files at a path, and separately those to skip ("passed over"), each with the reason. Follows symlinks to
+folders.
 
 Only names that begin with a dot are hidden. Folders in which Spark and Delta Lake keep their logs and unfinished files
-are passed over too, because their Parquet files are not part of the table.
+are skipped too, because the Parquet files in them are not part of the table.
 """
 
 import os
@@ -18,8 +19,8 @@ from pairmill.schemas.passed_over import PassedOver
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
 
 MAX_VISITS = 16
-"""Maximum number of times that a folder is listed. Symlinks can give it several names, and symlinks inside it multiply
-these."""
+"""Maximum number of times that a folder is listed. Symlinks can give a folder several names, and symlinks inside it
+multiply that number."""
 
 _FolderId = tuple[int, int]
 
@@ -93,8 +94,8 @@ def entries_in(folder: str, files: Files) -> Iterator[Entry]:
 
 
 def _remote_entries(folder: str, files: Files) -> Iterator[Entry]:
-    """Like `entries_in`. In keys, unlike in paths, `a/` and `a//` are two folders, but s3fs lists `a/` for both
-    (s3fs#770). So a folder without a name is picked out of everything below the one that it is in."""
+    """Like `entries_in`. In S3 keys, unlike in paths, `a/` and `a//` are two folders, but s3fs lists `a/` for both
+    (s3fs#770). To list a folder with an empty name, list everything below its parent and pick out what is in it."""
     fs, inside = files.file_system(folder)
     prefix = inside + (folder[len(folder.rstrip("/")) :] or "/")
     if prefix.endswith("//"):
@@ -171,7 +172,7 @@ def _list_local(root: str, exclude: str | None, found: Listing) -> None:
         folder, above = waiting.pop()
         try:
             with os.scandir(folder) as entries:
-                # The order must be the same every time, because it decides which of a folder's many names are listed.
+                # The order must be the same every time, because it determines which names of a folder are listed.
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             found.passed_over[f"{folder}/"] = PassedOver.UNREADABLE

@@ -19,7 +19,7 @@ class WorkCounts:
     in_flight: int = 0
     """Requests that are waiting for a server."""
     items: int = 0
-    """Pictures that the stage has finished: downloaded, read, encoded or given up."""
+    """Pictures that the stage has finished: downloaded, read, encoded or given up on."""
     good_items: int = 0
     """Finished pictures that were obtained."""
     num_bytes: int = 0
@@ -43,7 +43,7 @@ _NAMES = [field.name for field in fields(WorkCounts)]
 
 
 class WorkProgress:
-    """The counters of one worker. Several threads may add to them."""
+    """The counters of one worker. Several threads may update them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class WorkProgress:
 
     @contextmanager
     def shard(self, rows: int) -> Iterator["ShardProgress"]:
-        """Wraps the work on one shard with this many input rows. A shard that raises adds no rows."""
+        """Wraps the work on one shard with this many input rows. If the work raises, none of them are counted."""
         shard = ShardProgress(self._lock, rows)
         with self._lock:
             self._open.add(shard)

@@ -1,7 +1,7 @@
 """Sends a small request to each bucket before work begins, so that a wrong endpoint, key or name is reported at once.
 
-s3fs and botocore retry for minutes, which is right during the work but wrong for a typo. Temporary problems (5xx,
-throttling, a lost connection) are ignored here, because the work itself retries them.
+s3fs and botocore retry for minutes, which is right during the work, but wrong if a setting has a typo. Temporary
+problems (5xx, throttling, a lost connection) are ignored here, because the work itself retries after them.
 """
 
 import functools
@@ -74,7 +74,7 @@ class _Question:
 
     @property
     def prefix(self) -> str:
-        """Prefix that the work will list, since permissions may be limited to a prefix."""
+        """Prefix that the work will list, because permissions may be limited to a prefix."""
         plain = next((at for at, char in enumerate(self.key) if char in GLOB_CHARACTERS), None)
         return self.key[:plain] if plain is not None else f"{self.key}/" if self.key else ""
 
@@ -104,7 +104,7 @@ def _check(question: _Question) -> None:
 
 
 def _endpoint(options: Mapping[str, Any]) -> str:
-    """The endpoint as far as it is known without a client, which cannot be made from a wrong profile."""
+    """The endpoint, as far as it is known without a client, because a wrong profile prevents creating one."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     given = [options.get("endpoint_url"), *map(os.environ.get, names), "https://s3.amazonaws.com"]
     return next(str(each) for each in given if each)
@@ -151,10 +151,10 @@ def _refusal(response: Mapping[str, Any]) -> str | None:
     http = response.get("ResponseMetadata", {})
     status = int(http.get("HTTPStatusCode", 400))
     if status == 500 and "html" in http.get("HTTPHeaders", {}).get("content-type", ""):
-        return _NOT_S3  # botocore makes a 500 of a 200 that is not XML
+        return _NOT_S3  # botocore turns a 200 that is not XML into a 500
     if status >= 500 or status == 429:
         return None
-    if not code or code.isdigit():  # botocore's, if the response has no code; S3 servers send one with every error
+    if not code or code.isdigit():  # none, or botocore's own; S3 servers send a code with every error
         return f"HTTP {status}: {_NOT_S3}"
     return f"{code}: {_REMEDIES.get(code, 'check the credentials, the permissions on the bucket, and s3.endpoint')}"
 

@@ -1,4 +1,4 @@
-"""Reads, lists and writes an output folder, local or on S3. Commits use create-only writes.
+"""Reads, lists and writes an output folder, local or on S3.
 
 Every commit relies on create-only writes. Locally: write a temporary file, fsync, then `os.link`, which refuses an
 existing name (a rename would overwrite it). On S3: a PUT or multipart completion with `If-None-Match: *` (s3fs
@@ -29,7 +29,7 @@ _CONFLICT_TRIES = 5
 _CONFLICT_WAIT_S = 0.5
 _NO_RIGHT_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LINKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
-"""Errors of `link` on CIFS and FUSE, and between disks. On FAT, the error is EPERM."""
+"""Errors that `link` raises on CIFS and FUSE, and between disks. On FAT, it raises EPERM."""
 _NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -274,7 +274,7 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
-@functools.cache  # reading the umask means setting it, so do it once
+@functools.cache  # the umask can only be read by setting it, so read it once
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

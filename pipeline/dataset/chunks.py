@@ -15,7 +15,7 @@ from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import manifest_name
 
 CHUNK_ROWS = 250_000
-"""Rows per task: enough to outweigh the overhead of a task, few enough for a worker's memory."""
+"""Rows per task: enough to outweigh a task's overhead, and few enough to fit in a worker's memory."""
 MAX_CHUNKS = 512
 """Each dedup step creates chunks x partitions objects."""
 _READERS = 16
@@ -105,7 +105,7 @@ def _shard_files(store: Store, shard: int, generation: int, aliases: Sequence[st
     columns = []
     for alias in aliases:
         record = read_columns_manifest(store, alias, name)
-        if record.pairs_blake2b != pairs.blake2b:  # the shard was rebuilt under the same number
+        if record.pairs_blake2b != pairs.blake2b:  # the shard has been rebuilt under the same number
             where = store.path(f"columns/{alias}/manifests/{name}")
             raise ColumnsError(f"{where} belongs to another pairs file; delete it and run embed --add-model again")
         columns.append(record.file)

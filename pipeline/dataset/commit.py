@@ -1,4 +1,4 @@
-"""THE place where a shard is committed: writes its data files, and last of all its manifest.
+"""THE place where a shard is committed: writes its data files, and its manifest last.
 
 The data files are in `images/`, `pairs/` and `rejects/`. Manifests are create-only, so if two workers commit the same
 shard, one wins, and a shard exists if and only if its manifest does. Data files of a committed shard that are not in
@@ -67,7 +67,7 @@ class ShardWriter:
     """Whether the pairs have the column CHECKSUM."""
 
     def commit(self, batch: ShardBatch, previous: PreviousGeneration | None = None) -> ShardManifest:
-        """Write a finished batch. Returns the valid manifest: ours, or that of a faster worker.
+        """Write a finished batch. Returns the valid manifest: this worker's, or a faster worker's.
 
         The score contracts go into every Parquet footer, as JSON under the key `pairmill`. With `previous`, the batch
         has only some of the shard's rows, and the whole shard is written as its next generation.
@@ -191,7 +191,7 @@ class _Commit:
         return {"images": tar}, self._with_columns(pairs, dict(zip(image_refs.column_names, image_refs, strict=True)))
 
     def _with_columns(self, pairs: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-        """The pairs with these columns. Datasets from before 0.2 have no CHECKSUM, or a user's column of that name."""
+        """The pairs with these columns. Datasets from before 0.2 have no CHECKSUM, or one that is a user's column."""
         for name, values in columns.items():
             if name == CHECKSUM.name and not self.writer.has_checksums:
                 continue

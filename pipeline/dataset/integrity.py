@@ -37,7 +37,7 @@ def check_file(store: Store, name: str, blake2b: str) -> None:
 
 
 def is_intact(picture: bytes | pa.Buffer, crc32: int | None) -> bool:
-    """Whether a picture's bytes match this checksum (CHECKSUM in schemas/pairs.py). Without one, any bytes do."""
+    """Whether a picture's bytes match this checksum (CHECKSUM in schemas/pairs.py). True if there is no checksum."""
     return crc32 is None or zlib.crc32(picture) == crc32
 
 

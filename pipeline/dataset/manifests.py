@@ -25,9 +25,9 @@ class ManifestError(PairmillError, RuntimeError):
 
 
 class DamagedManifestError(ManifestError):
-    """A file with the name of a record has something else in it: it is damaged, a copy, or not pairmill's.
+    """A file has the name of a record but other content: it is damaged, a copy, or not pairmill's.
 
-    That cannot be told for certain, so users are told to move it, never to delete it.
+    Which of these is true cannot be told for certain, so users are told to move the file, never to delete it.
     """
 
 
@@ -76,7 +76,7 @@ def committed(store: Store, folder: str = "manifests") -> dict[int, int]:
 def _generations(store: Store, folder: str) -> Iterator[tuple[int, int]]:
     """(shard, generation) of every manifest in the folder."""
     for name in store.list(folder):
-        with suppress(ValueError):  # not ours; perhaps a file browser's
+        with suppress(ValueError):  # not a manifest; perhaps a file browser's own file
             yield parse_manifest_name(name)
 
 

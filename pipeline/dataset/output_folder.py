@@ -73,7 +73,7 @@ def names_in(store: Store) -> list[str]:
 
 
 def names_in_output(store: Store) -> list[str]:
-    """As `names_in`. Raises JobError if there can be no folder at this path."""
+    """Like `names_in`. Raises JobError if there can be no folder at this path."""
     if store.remote:
         return names_in(store)
     try:

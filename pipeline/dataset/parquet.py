@@ -43,7 +43,7 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
         # Objects are read through Python, and an Arrow thread that frees Python bytes while the interpreter shuts
         # down aborts the process. So only this thread decodes; the requests still run in parallel.
         table = parquet.read(columns=names, use_threads=not store.remote)
-        return table if names is None else table.select(names)  # Arrow takes `a.b` also for a field of a column `a`
+        return table if names is None else table.select(names)  # to Arrow, `a.b` is also field `b` of column `a`
 
 
 def read_schema(store: Store, name: str) -> pa.Schema:

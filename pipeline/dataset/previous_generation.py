@@ -1,4 +1,4 @@
-"""Reads the generation of a shard that a retry builds on: its rows, and those to fetch again."""
+"""Reads the generation of a shard that a retry builds on: all of its rows, and which of them to fetch again."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

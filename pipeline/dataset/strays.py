@@ -1,4 +1,4 @@
-"""Finds data files that are in no manifest, left by attempts that crashed or were too late."""
+"""Finds data files that are in no manifest, left by attempts that crashed or finished too late."""
 
 import re
 

@@ -167,7 +167,7 @@ def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
 def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
     """For each shard of the chunk, a packed bit mask of the rows of its pairs file that are in the subset.
 
-    Shards added after the subset was made have no rows in it. Raises SubsetError if a shard was rebuilt since.
+    Shards added after the subset was made have no rows in it. Raises SubsetError if a shard has been rebuilt since.
     """
     shards = {shard.shard: shard for shard in chunk.shards}
     found: dict[int, npt.NDArray[np.uint8]] = {}

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Mapping
 
 MAX_CACHED_CHARS = 64
-"""For words up to this length, open_clip's own merging is faster, because it caches them."""
+"""For words up to this length, open_clip's own merging is faster, because it caches the results."""
 
 _END = "</w>"
 

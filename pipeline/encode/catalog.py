@@ -31,7 +31,8 @@ _TINY = KnownModel("tiny", 128, 64, 3.8, ("built in",), ("built in",))
 def known_models(pattern: str = "") -> list[KnownModel]:
     """The architectures whose names contain the pattern, ignoring case.
 
-    If no more than 40 match, their parameters are counted, which takes a fifth of a second each; otherwise 0.
+    If no more than 40 match, their parameters are counted, which takes a fifth of a second each. Otherwise, the counts
+    are 0.
     """
     import open_clip
 

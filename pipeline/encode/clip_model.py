@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class ClipModel:
-    """One open_clip model, ready to encode on one device. Thread-safe: one batch is in the model at a time."""
+    """One open_clip model, ready to encode on one device. Thread-safe: the model processes one batch at a time."""
 
     def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> None:
         """Raises ModelError if the model does not load."""
@@ -102,7 +102,7 @@ class ClipModel:
         """Captions, truncated to the model's context -> float32 [n, dim], L2-normalized."""
         if not captions:
             return np.empty((0, self.embedding_dim), np.float32)
-        with self._tokenizer_lock:  # those of Hugging Face refuse a second thread
+        with self._tokenizer_lock:  # Hugging Face's tokenizers refuse a second thread
             tokens = self._tokenizer(captions)  # [n, context_length]
         lengths = self._text.lengths(tokens)  # [n]
         order = lengths.argsort()  # a batch takes as long as its longest caption
@@ -111,7 +111,7 @@ class ClipModel:
         def embed(part: "torch.Tensor") -> "torch.Tensor":
             return self._text(part.to(self.device))
 
-        parts, size = [], self.batch_size  # which may be halved on the way
+        parts, size = [], self.batch_size  # the size may be halved on the way
         for start in range(0, len(tokens), size):
             end = start + size
             parts.append(self._in_batches(tokens[start:end, : int(lengths[start:end].max())], embed))
@@ -120,7 +120,7 @@ class ClipModel:
         return embeddings  # [n, dim]
 
     def _in_batches(self, inputs: "torch.Tensor", embed: "Callable[[torch.Tensor], torch.Tensor]") -> Floats:
-        """Embed at most `batch_size` at a time. It is halved for good when the device runs out of memory."""
+        """Embed at most `batch_size` inputs at a time, and halve that for good when the device runs out of memory."""
         torch, parts, start = self._torch, [], 0
         is_reduced = self._dtype != torch.float32
         # Some of open_clip's masks stay float32 in any precision (CoCa's, in 3.3): autocast reconciles them.

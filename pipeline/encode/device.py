@@ -1,4 +1,4 @@
-"""Decides on which device and in which number format a model computes."""
+"""Decides which device a model runs on, and which number format it computes in."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 _GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
-"""Files in /dev of the drivers that torch.cuda can use: NVIDIA's, Jetson's, AMD's and Windows' for Linux guests."""
+"""Files in /dev of the drivers that torch.cuda can use: NVIDIA's, Jetson's, AMD's, and that of WSL."""
 
 
 def resolve_device(run: RunConfig) -> Device:

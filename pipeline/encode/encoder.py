@@ -57,7 +57,7 @@ class DecodedImage:
     width: int | None = None
     height: int | None = None
     phash: str | None = None
-    """None if an earlier stage computed it, like `one_color`."""
+    """None, like `one_color`, if an earlier stage computed it."""
     one_color: bool | None = None
     inputs: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     """By `ModelInput.key`: uint8 [3, side, side]; empty if the picture did not decode."""
@@ -67,8 +67,8 @@ Decode = Callable[[pa.Buffer], DecodedImage]
 
 
 class Encoder:
-    """Adds the score columns of every model to a shard's table. Thread-safe, so that while one shard is prepared or
-    finished, the models encode another."""
+    """Adds the score columns of every model to a shard's table. Thread-safe, so that the models can encode one shard
+    while another is prepared or finished."""
 
     def __init__(
         self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig, hooks: WorkerHooks = NO_HOOKS
@@ -88,17 +88,18 @@ class Encoder:
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
-        """Append each model's `score_columns`; null where there is no picture or caption. Row count and order stay.
+        """Append each model's `score_columns`; null where there is no picture or caption. The rows and
+        their order do not change.
 
         A row whose picture does not decode is no longer a pair, and gets a Status that says why. An embedding that is
-        NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many and all are
-        invalid.
+        NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many
+        embeddings and all of them are invalid.
         """
         rows = np.flatnonzero(table["is_pair"].to_numpy())  # [pairs]
         keys = pc.if_else(table["image"].is_valid(), table["sha256"], None)  # the bytes may be missing
         first, image_of = _distinct(keys.take(rows))
         bodies = [table["image"][rows[pair]].as_buffer() for pair in first]
-        is_first = table["phash"].null_count == table.num_rows  # pictures of a corpus are not decoded before
+        is_first = table["phash"].null_count == table.num_rows  # pictures of a corpus are first decoded here
         decode = partial(self._decode_safely, is_first=is_first)
         decoded, embeddings = self._encode_images(bodies, decode, progress or unwatched())
         of_pair = [None if index < 0 else decoded[index] for index in image_of]
@@ -160,7 +161,7 @@ class Encoder:
             raise
 
     def _decode_safely(self, body: pa.Buffer, is_first: bool) -> DecodedImage:
-        """An unexpected error loses only its own row, unless this machine is at fault."""
+        """An unexpected error costs only its own row, unless this machine is at fault."""
         try:
             return self._decode(self._processor.pixels(bytes(body)), is_first)
         except ImageError as error:

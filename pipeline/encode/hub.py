@@ -56,7 +56,7 @@ def _hub_problem() -> str | None:
     except urllib.error.HTTPError as answer:
         reason = f"HTTP {answer.code}" if answer.code >= 500 else None
         answer.close()
-    except OSError as error:  # URLError and TimeoutError are
+    except OSError as error:  # includes URLError and TimeoutError
         reason = str(getattr(error, "reason", error) or type(error).__name__)
     else:
         return None

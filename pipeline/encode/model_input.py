@@ -1,7 +1,7 @@
-"""Turns the pixels of a picture into the input of a model, by open_clip's own recipe for that model.
+"""Turns the pixels of a picture into the input of a model, following open_clip's own recipe for that model.
 
 The recipe is a torchvision Compose: steps that resize and crop, then "to RGB, to floats, normalize". The first part
-runs here, once per picture, on 8-bit pixels (torch's vector code rounds as Pillow does, within one level of 255); the
+runs here, once per picture, on 8-bit pixels (torch's vector code rounds like Pillow's, to within one level of 255); the
 second is arithmetic on whole batches, on the device.
 """
 
@@ -40,7 +40,7 @@ class ModelInput:
             for step in self._steps:
                 image = step(image)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        if not pixels.flags.writeable:  # because it is Pillow's own memory, torch would warn
+        if not pixels.flags.writeable:  # torch would warn, because the memory is Pillow's own
             pixels = pixels.copy()
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # a view of [3, height, width]
         for step in self._steps:

@@ -21,7 +21,7 @@ class TextTower:
         self.is_trimmed = _is_causal(self._tower)
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[n, context] -> [n]: the number of tokens of each caption that can matter."""
+        """[n, context] -> [n]: how many tokens of each caption can affect the result."""
         if not self.is_trimmed:
             return torch.full((len(tokens),), tokens.shape[1])
         eos = getattr(self._tower, "eos_id", getattr(self._tower, "text_eos_id", None))

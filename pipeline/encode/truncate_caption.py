@@ -3,8 +3,8 @@
 Only the model's input is truncated here. The columns `caption` and `caption_clean` stay whole, except that a caption
 that is rejected for its length is cut to 8,192 bytes (`source/rows.py`).
 
-Tokenizers read whole texts and then discard what does not fit, so a text far longer than the context is first cut to a
-beginning that fills it.
+Tokenizers process a whole text and then discard what does not fit. So a text far longer than the context is first cut
+to a prefix that still fills the context.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,8 +56,8 @@ def beginning(text: str, num_bytes: int) -> str:
 
 
 def _merge_long_words_fast(tokenize: Any) -> None:
-    """Replace the byte-pair merging of open_clip's own tokenizer for long words, which would take quadratic time and
-    stay in its cache forever."""
+    """Replace the byte-pair merging of open_clip's own tokenizer for long words, which would take quadratic time,
+    and whose results would stay in its cache forever."""
     short = tokenize.bpe
 
     def bpe(word: str) -> str:

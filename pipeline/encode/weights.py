@@ -50,7 +50,7 @@ class Weights:
             except safetensors.SafetensorError as error:
                 raise ModelError(f"{self.path}: not a complete weights file (half-written?): {error}") from None
         with self.path.open("rb") as file:
-            is_old_pickle = file.read(1) == b"\x80"  # torch.save wrote these before 1.6, and zip archives since
+            is_old_pickle = file.read(1) == b"\x80"  # what torch.save wrote before 1.6; now it writes zip archives
         if not is_old_pickle and not zipfile.is_zipfile(self.path):
             raise ModelError(f"{self.path}: not a complete weights file (half-written?)")
 

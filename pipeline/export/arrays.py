@@ -16,7 +16,7 @@ from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
 
 _DATACOMP_NAMES = {"vit-b-32": "clip_b32", "vit-l-14": "clip_l14"}
-"""open_clip's name of an architecture that DataComp's scripts know (`--arch b32`, `--arch l14`) -> its name there."""
+"""open_clip's name of an architecture that DataComp's scripts know (`--arch b32`, `--arch l14`) -> DataComp's name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ClipRetrieval:
     """Aliases of all models of the dataset, whose embeddings are left out of the metadata."""
     has_captions: bool
     image_path: Literal["file", "key", "uid"] = "uid"
-    """What `image_path` in the metadata is: the picture's file, the key of its sample in a tar, or its uid."""
+    """What `image_path` in the metadata contains: the picture's file, its sample's key in a tar, or its uid."""
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
@@ -51,7 +51,7 @@ class ClipRetrieval:
         ]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The metadata, and the arrays row for row."""
+        """The metadata, and the arrays with the same rows."""
         metadata = self._metadata(part.rows.drop_columns([array.column for array in self._arrays()]))
         arrays = [_npy(array.read(part.rows)) for array in self._arrays()]
         return dict(zip(self.names(part.stem), [_parquet(metadata), *arrays], strict=True))
@@ -101,7 +101,7 @@ class DataComp:
         return [f"metadata/{stem}.parquet", f"metadata/{stem}.npz"]
 
     def files(self, part: Part) -> dict[str, Write]:
-        """The metadata, and the arrays row for row."""
+        """The metadata, and the arrays with the same rows."""
         arrays = {array.name: array.read(part.rows) for array in self._arrays()}
         metadata = part.rows.drop_columns([array.column for array in self._arrays()])
         index = metadata.schema.get_field_index("caption")

@@ -1,6 +1,6 @@
 """Defines the export formats of pictures: which columns each reads, and which files it writes for a part of the rows.
 
-Pictures come in bytes that every reader shows alike (image/plain.py).
+Pictures are written as bytes that look the same in every reader (image/plain.py).
 """
 
 import json
@@ -25,7 +25,7 @@ Write = Callable[[IO[bytes]], object]
 
 _ROW_GROUP_ROWS = 512
 _ROW_GROUP_BYTES = 64 << 20
-"""Bytes of pictures that a reader needs in memory at once. Arrow cannot read a column of structs of 2 GiB or more."""
+"""A reader needs memory for this many bytes of pictures. Arrow cannot read a column of structs of 2 GiB or more."""
 
 
 class FormatError(PairmillError, ValueError):
@@ -48,7 +48,7 @@ class Part:
         return (read_range(self.picture_file, *picture_range) for picture_range in self.picture_ranges)
 
     def heads(self) -> Iterator[bytes]:
-        """The first bytes of the pictures, which show their formats."""
+        """The first bytes of the pictures, which tell their formats."""
         return (read_range(self.picture_file, offset, FORMAT_HEAD_BYTES) for offset, _ in self.picture_ranges)
 
 

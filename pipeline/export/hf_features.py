@@ -9,7 +9,7 @@ from pairmill.pipeline.dataset.webdataset_tar import has_map
 Feature: TypeAlias = "dict[str, str | Feature]"
 
 _NAMES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
-"""Types that have another name in Arrow."""
+"""Arrow's name of a type -> its name in `datasets`, where they differ."""
 
 
 def features(rows: pa.Schema) -> Feature:
@@ -70,7 +70,7 @@ def _expressible(kind: pa.DataType) -> pa.DataType:
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     try:
         return column.cast(kind)
-    except (pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowInvalid):  # maps, which Arrow casts to nothing
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowInvalid):  # maps, which Arrow cannot cast
         return pa.chunked_array([pa.array(_without_tuples(column.to_pylist(), kind), kind)])
 
 

@@ -1,6 +1,7 @@
 """Defines the order of an export: random groups of shards, with all rows of each group shuffled.
 
-Any part of that order needs only the few shards of a group or two, so it can be written alone, anywhere, and again.
+Any part of that order needs only the few shards of one or two groups, so it can be written by itself, on any machine,
+and written again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from pairmill.pipeline.select.keys import mix
 
 GROUP_SHARDS = 32
-"""Neighboring rows come from this many shards; the trainer's own shuffle buffer does the rest."""
+"""Neighboring rows come from this many shards; the trainer's own shuffle buffer takes care of the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class SubsetShard:
     generation: int
     pairs_blake2b: str
     num_rows: int
-    """Selected ones."""
+    """Number of selected rows."""
     path: str
     """The file of the subset that lists its selected rows."""
 
@@ -37,7 +38,7 @@ class ShardGroup:
 
     @property
     def num_rows(self) -> int:
-        """Selected ones."""
+        """Number of selected rows."""
         return sum(shard.num_rows for shard in self.shards)
 
     @property

@@ -29,14 +29,14 @@ from pairmill.schemas.manifest import manifest_name, shards_from_table
 from pairmill.schemas.pairs import STORED
 
 _CONVERTED_AHEAD = 256
-"""Number of pictures that are converted at a time; some grow to several times their size."""
+"""Number of pictures converted at a time; some grow to several times their size."""
 
 _PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
 """Columns needed to find the pictures."""
 
 
 class MissingDataError(PairmillError, ValueError):
-    """Selected rows or their pictures are gone or changed; the message says which, and what to do."""
+    """Selected rows or their pictures are missing or have changed; the message says which, and what to do."""
 
     kind = FailureKind.INPUT
 
@@ -124,7 +124,7 @@ class SubsetReader:
             yield from self._converters.map(self._plain, *(column[part] for column in columns), found[part])
 
     def _plain(self, row_id: str, name: str | None, length: int | None, picture: bytes | None) -> bytes:
-        """A row's picture in bytes that every reader shows alike. `name` and `length`: as recorded when it was scored.
+        """A row's picture as bytes that look the same in every reader. `name` and `length`: as recorded when scored.
 
         Raises MissingDataError.
         """
@@ -141,7 +141,7 @@ class SubsetReader:
             raise MissingDataError(f"{name}: the picture of row {row_id} cannot be decoded: {error}") from error
 
     def _read_slice(self, part: GroupSlice, columns: frozenset[str]) -> SubsetRows:
-        """The order needs only the group's uids; other columns are read only from shards with rows in the slice."""
+        """The group's uids alone determine the order. Other columns are read only from shards in the slice."""
         in_slice = self._shuffled_rows(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
         needed, parts = columns | _PICTURE_COLUMNS | frozenset(self._reader.checksum), []

@@ -1,7 +1,7 @@
 """Writes the `README.md` of an export, which tells Hugging Face `datasets` which files are data, and their types.
 
-https://huggingface.co/docs/datasets/repository_structure . Exports of Parquet have none: `datasets` finds their files
-without, and Arrow, pandas and Polars would take a README in the folder for data.
+https://huggingface.co/docs/datasets/repository_structure . Exports of Parquet have no README: `datasets` finds
+their files without one, and Arrow, pandas and Polars would mistake a README in the folder for data.
 """
 
 from collections.abc import Sequence

@@ -71,7 +71,7 @@ def write_part(writer: PartWriter, number: int, slices: Sequence[GroupSlice]) ->
 def release_output(writer: PartWriter, record: ExportRecord) -> None:
     """If no part is finished, restore the output to its state before this export, so that any other may use it.
 
-    Leaves a folder alone that another export has marked as its own.
+    Does not touch a folder that another export has marked as its own.
     """
     output = writer.output
     output.remove_temporary()
@@ -89,7 +89,7 @@ def release_output(writer: PartWriter, record: ExportRecord) -> None:
         output.delete(record_name)
     if not output.remote:
         for folder in (*(folders - {""}), manifests, writer.records):
-            with suppress(OSError):  # not there, or not empty
+            with suppress(OSError):  # missing, or not empty
                 Path(output.path(folder)).rmdir()
 
 

@@ -27,7 +27,7 @@ class Batches:
 
     size: int = 1
     drop_last: bool = False
-    """Leave out a last batch that is short."""
+    """Leave out the last batch if it is short."""
 
     def count(self, rows: int) -> int:
         """Number of batches for this many rows."""
@@ -55,7 +55,7 @@ class EpochOrder:
         return int(self.counts.sum())
 
     def share(self, consumer: int, consumers: int) -> range:
-        """A consumer's positions in the order. Lengths differ by at most one row; with `even`, by none."""
+        """A consumer's positions in the order. Lengths differ by at most one row; with `even`, they are equal."""
         if self.even:
             length = self.num_rows // consumers
             return range(consumer * length, (consumer + 1) * length)

@@ -1,5 +1,5 @@
-"""Defines a PyTorch dataset over the shards. It yields every pair once per epoch over all ranks and workers, and can
-resume."""
+"""Defines a PyTorch dataset over the shards. It yields every pair once per epoch across all ranks and workers, and
+can resume."""
 
 import os
 from collections import deque
@@ -79,7 +79,7 @@ class PairDataset(IterableDataset[Sample]):
         self._is_resumed = False
         self._is_old_checkpoint = False
         self._requested, self._times_seen = SharedEpoch(), 0
-        """The epoch that `set_epoch` asked for, and how many of its calls this copy of the dataset has followed."""
+        """The epoch that `set_epoch` asked for, and how many such calls this copy of the dataset has followed."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
         self._order = EpochOrder(self._shards.counts, config.shuffle, config.seed, config.mix_shards, config.even)
@@ -133,7 +133,7 @@ class PairDataset(IterableDataset[Sample]):
                 f"not to {current['consumer']} of {current['consumers']}: use as many ranks and workers as before"
             )
         free = {"epoch", "rows_done"}
-        if current["consumers"] == self.config.world_size:  # one worker per rank, so batches change no share
+        if current["consumers"] == self.config.world_size:  # one worker per rank, so batches do not affect the shares
             free |= {"batch_size", "drop_last"}
         for name, value in current.items():
             if name not in free and state.get(name, value) != value:
@@ -153,7 +153,7 @@ class PairDataset(IterableDataset[Sample]):
             for table, pictures in self._with_pictures(pool, tables):
                 yield from self._samples(self._columns(table, pictures), table.num_rows)
         self._is_old_checkpoint = False
-        # A loader may save its checkpoint when only some of its workers are at the end: they must not start over.
+        # A loader may save a checkpoint when only some of its workers are at the end: these must not start over.
         self._rows_done = 0 if get_worker_info() is None else len(self._share())
 
     def _follow_set_epoch(self) -> None:

@@ -30,7 +30,7 @@ PackedBits = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class FeedShards:
-    """All finished shards, in order. Takes one bit per row and a few hundred bytes per shard in memory."""
+    """All finished shards, in order. Takes one bit of memory per row, and a few hundred bytes per shard."""
 
     chunk: Chunk
     selected: tuple[PackedBits, ...]
@@ -40,7 +40,7 @@ class FeedShards:
     schema: pa.Schema
     """All columns, including those of added models."""
     has_pictures: bool
-    """Whether each picture takes a single range read, from the tar and offset in its row."""
+    """Whether each picture can be read with a single range read, from the tar and offset in its row."""
     check: str | None
     """The column with a checksum of each picture; None if there is none."""
     max_pixels: int
@@ -62,7 +62,7 @@ class FeedShards:
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and
-        FeedError if the shard was rebuilt since."""
+        FeedError if the shard has been rebuilt since."""
         shard = self.chunk.shards[index]
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
         try:

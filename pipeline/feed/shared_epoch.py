@@ -6,8 +6,8 @@ import torch
 class SharedEpoch:
     """The trainer's process sets the epoch; loader workers, which have copies of the dataset, read it.
 
-    Shared with workers however they are started. A copy made by plain pickling, such as on another machine, shares
-    nothing with the original, but can be shared with workers there.
+    It is shared with workers no matter how they are started. A copy made by plain pickling, for example on another
+    machine, shares nothing with the original, but can be shared with workers there.
     """
 
     def __init__(self) -> None:

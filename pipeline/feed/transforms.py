@@ -22,9 +22,9 @@ _INTERPOLATIONS = frozenset({transforms.InterpolationMode.BILINEAR, transforms.I
 
 
 def on_tensors(transform: Callable[..., Any]) -> Transform | None:
-    """The transform for pixels; None if it has to be given a PIL image.
+    """The transform for pixels; None if it requires a PIL image.
 
-    It must be a `Compose` of steps that resize, crop and flip, then `ToTensor`, then anything, such as
+    It must be a `Compose` of steps that resize, crop and flip, then `ToTensor`, then anything, as in what
     `open_clip.image_transform` returns. Random steps draw the same numbers. torch's vector code rounds almost as Pillow
     does: for 153 photographs, 98 to 99% of the values are equal, and all but 40 in a million of the others differ by
     one of 255 levels.
@@ -47,12 +47,12 @@ class _Steps:
         self._on_floats = on_floats
 
     def __call__(self, pixels: Pixels) -> Any:
-        if not pixels.flags.writeable:  # because it is Pillow's own memory, torch would warn
+        if not pixels.flags.writeable:  # torch would warn, because the memory is Pillow's own
             pixels = pixels.copy()
         picture = torch.from_numpy(pixels).permute(2, 0, 1)  # uint8 [3, height, width]
         for step in self._on_pixels:
             picture = step(picture)
-        result: Any = picture.contiguous().to(torch.get_default_dtype()).div(255)  # as ToTensor
+        result: Any = picture.contiguous().to(torch.get_default_dtype()).div(255)  # like ToTensor
         for step in self._on_floats:
             result = step(result)
         return result

@@ -1,6 +1,6 @@
-"""Stops requests to hosts that never answer: after several timeouts in a row, they fail immediately for a while.
+"""Stops requests to hosts that never answer: after several timeouts in a row, requests fail immediately for a while.
 
-Otherwise a shard of 4,096 rows from one dead host would take hours, eight at a time.
+Otherwise a shard of 4,096 rows from one dead host, eight at a time, would take hours.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class CircuitBreaker:
     chances it has left.
 
     `max_timeouts`: this many in a row open the circuit. `min_wait_s`: a request that had less time does not count,
-    because other hosts took most of the URL's time; neither does one during which this machine stalled.
+    because other hosts took most of the URL's time; nor does one during which this machine stalled.
     """
 
     def __init__(self, max_timeouts: int, min_wait_s: float, stalled_since: Callable[[float], bool]) -> None:
@@ -107,7 +107,7 @@ class CircuitBreaker:
         host.open_until = time.monotonic() + _OPEN_S
 
     def _forget(self, name: str, host: _Host) -> None:
-        """Keep only hosts that are in use or had timeouts, and not too many of the latter."""
+        """Keep only hosts that are in use or have had timeouts, and not too many of the latter."""
         if not host.users and not host.timeouts:
             self._hosts.pop(name, None)
             return

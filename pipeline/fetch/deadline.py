@@ -34,7 +34,7 @@ class Deadline:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the deadline, if the clock is not paused again."""
+        """Seconds until the deadline, provided that the clock is not paused again."""
         if self._resumed_at is None:
             return self._remaining_s
         return self._remaining_s - (self._loop.time() - self._resumed_at) + self._stalled_s() - self._stalled_before_s

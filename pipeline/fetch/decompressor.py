@@ -1,4 +1,4 @@
-"""Undoes one content coding: gzip with one or more members, zlib, or bare deflate."""
+"""Undoes one content coding: gzip with one or more members, zlib, or raw deflate."""
 
 import zlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _PIECE_BYTES = 64 << 10
 
 
 class Decompressor:
-    """A stream with one coding. Its own output is bounded, whatever later decompressors make of it."""
+    """A stream with one coding. Its own output is bounded, even if later decompressors shrink it again."""
 
     CODINGS: ClassVar = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -89,7 +89,7 @@ class Decompressor:
 
 
 def _inflates(head: bytes, wbits: int) -> bool:
-    """Whether the bytes can begin a stream of this kind. Microsoft's servers once sent bare deflate (RFC 1951)."""
+    """Whether the bytes can begin a stream of this kind. Microsoft's servers once sent raw deflate (RFC 1951)."""
     try:
         zlib.decompressobj(wbits).decompress(head)
     except zlib.error:

@@ -1,4 +1,5 @@
-"""Turns host names into addresses: one look-up per name for all callers, failures cached, private addresses refused.
+"""Turns host names into addresses: makes one look-up per name for all callers, caches failures, and refuses
+private addresses.
 
 `resolver.py` passes in the function that makes a look-up.
 """
@@ -12,9 +13,9 @@ from pairmill.pipeline.fetch.ttl_cache import TtlCache
 
 _TTL_S = 60.0
 _NO_SUCH_NAME_TTL_S = 60.0  # RFC 2308 section 5 allows up to three hours
-_NO_ANSWER_TTL_S = 15.0  # name servers that do not answer may be back soon (RFC 9520 section 3.2: 1 s to 5 min)
+_NO_ANSWER_TTL_S = 15.0  # name servers that do not answer may soon be back (RFC 9520 section 3.2: 1 s to 5 min)
 _MAX_NAMES = 20_000
-_MAX_CONCURRENT_LOOKUPS = 128  # two packets each; small resolvers drop more
+_MAX_CONCURRENT_LOOKUPS = 128  # each sends two packets, and small resolvers drop more than these
 
 
 class AddressRefused(OSError):

@@ -55,11 +55,11 @@ from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
 _CONTENT_TYPE_CHARS = 100
-_MIN_TIMEOUTS = 4  # chances for a host even if only one or two requests may use it at a time
+_MIN_TIMEOUTS = 4  # how many a host may have, even if only one or two requests may use it at a time
 _ROBOTS_REDIRECTS = 5
 
 _MAYBE_OUR_FAULT = frozenset({Status.CONNECT_ERROR, Status.CONNECTION_LOST, Status.BODY_TRUNCATED})
-"""Failures that a stall of this machine may have caused, because servers gave up on it. See Deadline for timeouts."""
+"""Failures that a stall of this machine may have caused, if servers gave up on us. See Deadline for timeouts."""
 
 _MAX_STALLS = 10
 

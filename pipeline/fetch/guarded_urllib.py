@@ -41,7 +41,7 @@ _STATUS_OF: tuple[tuple[type[BaseException], Status], ...] = (
     (socket.gaierror, Status.DNS_ERROR),
     (UnicodeError, Status.DNS_ERROR),  # a name that IDNA does not allow
     (TimeoutError, Status.TIMEOUT),
-    (ssl.SSLError, Status.TLS_ERROR),  # certificates too
+    (ssl.SSLError, Status.TLS_ERROR),  # includes bad certificates
     (http.client.RemoteDisconnected, Status.CONNECTION_LOST),
     (http.client.IncompleteRead, Status.BODY_TRUNCATED),
     (ConnectionRefusedError, Status.CONNECT_ERROR),
@@ -78,7 +78,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def open(self, fullurl: Any, data: Any = None, timeout: Any = socket._GLOBAL_DEFAULT_TIMEOUT) -> Any:  # type: ignore[attr-defined]
         """Like OpenerDirector.open, but raises tickets. Called again for each redirect, within the first call."""
         try:
-            fullurl.full_url = str(request_url(fullurl.full_url))  # it is a Request
+            fullurl.full_url = str(request_url(fullurl.full_url))  # `fullurl` is a Request
             response = super().open(fullurl, data, timeout)
             self._require_no_opt_out(response)
         except _Ticket:

@@ -41,8 +41,8 @@ class HostLimiter:
     async def acquire(self, host: str) -> AsyncIterator[None]:
         """Wait until a request to the host may start; it counts as running until the block ends.
 
-        The host's semaphore comes before the total, so a slow host's queue never exhausts the total. Everyone acquires
-        them in this order, so no two requests wait for each other.
+        The host's semaphore is acquired before the total one, so a slow host's queue never exhausts the total. All
+        requests acquire them in this order, so no two wait for each other.
         """
         known = self._hosts.setdefault(host, _Host(asyncio.Semaphore(self._per_host)))
         known.users += 1

@@ -4,7 +4,7 @@
         response.head.status, response.head.get("location")
         async for chunk in response.chunks(): ...
 
-Everything that a server can do wrong is a FetchError; resources that this machine lacks are a LocalFault. See
+Whatever a server does wrong raises a FetchError; if this machine lacks resources, that raises a LocalFault. See
 docs/decisions/011-http-client.md for why we have our own client.
 """
 
@@ -31,11 +31,11 @@ from pairmill.pipeline.rules.url_parser import HttpUrl
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.status import Status
 
-_KEEP_ALIVE_S = 15.0  # servers close sooner or later: the default of nginx is 75, that of Apache 5
+_KEEP_ALIVE_S = 15.0  # some servers close earlier, others later: nginx after 75 by default, Apache after 5
 _PER_IDLE = 4
-"""One connection may be idle for this many concurrent requests: with TLS, each has a buffer of 256 kB."""
+"""For each group of this many concurrent requests, one connection may be idle: with TLS, it has a buffer of 256 kB."""
 _HAPPY_EYEBALLS_DELAY_S = 0.25  # RFC 8305 section 8
-_MAX_ADDRESSES = 4  # per name: attempts overlap, and a stranger's name may have thousands that do not answer
+_MAX_ADDRESSES = 4  # per name: attempts overlap, and an untrusted name may have thousands that do not answer
 _OTHER_FILES = 256  # name look-ups, Python's own, Ray's
 
 
@@ -197,7 +197,7 @@ class _IdleConnections:
             self._remove(connection).abort()
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close the connections whose time is up, and come back when that of the next one is."""
+        """Close the connections whose time is up, and schedule the next sweep for the one that expires next."""
         self._sweep_timer = None
         while self._since:
             connection, (since, _) = next(iter(self._since.items()))
@@ -255,7 +255,7 @@ def open_allowed_socket(guard: AddressGuard, info: aiohappyeyeballs.AddrInfoType
 
 
 def raise_file_limit(concurrency: int) -> None:
-    """Let this process open enough files for this many concurrent requests. Raises LocalFault if it may not.
+    """Let this process open enough files for this many concurrent requests. Raises LocalFault if that is not allowed.
 
     If the machine allows it, this includes requests that connect to several addresses at once.
     """

@@ -65,7 +65,7 @@ class ResponseParser:
         self.has_surplus = False
         """Whether there are bytes after the end of the response."""
         self.content_length: int | None = None
-        """The announced length; None if there is none, or if it does not count."""
+        """The announced length; None if there is none, or if it must be ignored."""
         self._failure: FetchError | None = None
         self._step: Callable[[list[bytes]], bool] = self._read_head_line
         self._buffer = bytearray()

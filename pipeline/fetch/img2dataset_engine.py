@@ -2,7 +2,7 @@
 
 It exists to compare the two engines on the same rows, rules and outputs. Requests keep our limits: `guarded_urllib`
 connects only to allowed addresses, bounds bodies, and sends the job's user agent. The pictures are as img2dataset
-makes them: no orientation, no color profiles, 16 bits clipped.
+makes them: without applying orientation or color profiles, and with 16-bit values clipped.
 """
 
 import io
@@ -57,7 +57,7 @@ class Img2datasetDownloader:
 
     def __init__(self, job: BuildJob, sha256_column: str | None = None) -> None:
         self._sha256_column = sha256_column
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it looks for updates on the network
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # imghdr: deprecated, and a separate package since Python 3.13
             from img2dataset.downloader import Downloader
@@ -74,7 +74,7 @@ class Img2datasetDownloader:
             resize_only_if_bigger=images.resize_only_if_bigger,
             encode_quality=_PNG_LEVEL if images.format == "png" else images.quality,
             encode_format=images.format,
-            skip_reencode=False,  # it would keep the metadata too
+            skip_reencode=False,  # True would keep the metadata too
         )
         self._collector = _Collector(resizer, self._opener, job.computes_md5)
         self._downloader = Downloader(

@@ -1,7 +1,8 @@
 """Reads X-Robots-Tag, the header with which a server forbids the use of its pictures.
 
 Form: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag#xrobotstag . `noai` and `noimageai`
-come from DeviantArt, November 2022. img2dataset refuses the same four; `none` is short for noindex, nofollow.
+come from DeviantArt, November 2022. img2dataset refuses the same ones, except `none`, which is short for
+noindex, nofollow.
 """
 
 from collections.abc import Iterable

@@ -67,7 +67,7 @@ class FetchOutcome:
     def with_digests_of(self, body: bytes, md5: bool) -> "FetchOutcome":
         """The outcome with the size and digests of the body instead of the body, so that its memory can be freed.
 
-        `md5`: compute that one too.
+        `md5`: also compute the MD5.
         """
         return replace(
             self,

@@ -10,8 +10,8 @@ from pairmill.pipeline.fetch.dns import DnsCache, NoSuchHost
 from pairmill.pipeline.fetch.stall_monitor import StallMonitor
 from pairmill.schemas.job.fetch import FetchConfig
 
-_TRIES = 3  # whatever the job says about retries: UDP loses packets, especially if many are sent at once
-_TIMEOUT_S = 5.0  # for all tries of one look-up: resolv.conf's defaults (5 s, twice, per server) take half a URL's time
+_TRIES = 3  # regardless of the job's retries: UDP loses packets, especially if many are sent at once
+_TIMEOUT_S = 5.0  # for all tries of one look-up: the default (5 s, twice, per server) would take half a URL's time
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME})
 
 

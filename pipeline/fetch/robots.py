@@ -19,7 +19,7 @@ MAX_BYTES = 500 * 1024
 """The rest of a file is not read; RFC 9309 section 2.5 requires at least this."""
 
 _MAX_LINES = 10_000
-"""Matching a URL takes time for each rule, so a file with more lines refuses everything."""
+"""Matching a URL takes time for each rule, so a file with more lines counts as refusing everything."""
 
 _TTL_S = 86_400.0  # RFC 9309 section 2.4: no longer than a day
 _FAILURE_TTL_S = 300.0
@@ -48,7 +48,7 @@ class RobotsTxtCache:
             self._load,
             ttl_s=lambda file: _FAILURE_TTL_S if file.failure else _TTL_S,
             max_size=_MAX_CACHED_BYTES,
-            size=lambda file: 1_000 + 10 * file.num_bytes,  # parsed rules take several times their text
+            size=lambda file: 1_000 + 10 * file.num_bytes,  # parsed rules take several times the memory of their text
         )
 
     async def require_allowed(self, url: HttpUrl) -> None:

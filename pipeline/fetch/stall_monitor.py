@@ -15,7 +15,7 @@ _STALL_S = 1.0
 
 
 class StallMonitor:
-    """Measures stalls with a timer on the running event loop. Its methods notice a stall even before the timer does."""
+    """Measures stalls with a timer on the running event loop. Its methods notice a stall even before the timer."""
 
     def __init__(self) -> None:
         self._last_beat = self._last_stall_end = time.monotonic()
@@ -50,7 +50,7 @@ class StallMonitor:
                     raise
 
     def close(self) -> None:
-        """Stop beating."""
+        """Stop the timer."""
         self._task.cancel()
 
     async def _beat(self) -> None:

@@ -1,4 +1,4 @@
-"""Caches answers that each cost a request: the addresses of a name, the robots.txt of a host."""
+"""Caches answers that take a request to get: the addresses of a name, the robots.txt of a host."""
 
 import asyncio
 from collections import OrderedDict

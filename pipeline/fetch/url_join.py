@@ -19,7 +19,7 @@ class RowToFetch:
     """Index of the row in its shard."""
     url: str | None
     sha256: str | None
-    """Expected digest of the original bytes, in lower-case hex; None: any bytes will do."""
+    """Expected digest of the original bytes, in lower-case hex; None: any bytes are accepted."""
 
 
 def rows_to_fetch(table: pa.Table, sha256_column: str | None) -> Iterator[RowToFetch]:

@@ -40,7 +40,7 @@ _COLUMN_BYTES = 32
 
 _NS_PER_PIXEL = {"JPEG": 20, "PNG": 10, "GIF": 15, "BMP": 15, "TIFF": 40, "WEBP": 45, "AVIF": 110}
 _NS_PER_ROW = 2_000
-_NS_PER_PNG_BYTE = 4.5  # unpacked
+_NS_PER_PNG_BYTE = 4.5  # of unpacked data
 _NS_PER_STRIP = 50_000
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _RUN_LENGTHS = (1, 2)  # BMP compressions that Pillow decodes in Python
@@ -48,12 +48,12 @@ _RUN_LENGTHS = (1, 2)  # BMP compressions that Pillow decodes in Python
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The most that decoding can take."""
+    """The most memory and CPU time that decoding can take."""
 
     memory_bytes: float
     cpu_s: float
     is_bomb: str | None = None
-    """Why the picture is too expensive regardless of these numbers; None if only they decide."""
+    """Why the picture is too expensive regardless of these numbers; None if only the numbers count."""
 
     def excess(self, budget: "Cost") -> str | None:
         """Why the cost exceeds the budget; None if it does not."""

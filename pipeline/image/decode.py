@@ -37,7 +37,7 @@ from pairmill.schemas.status import Status
 
 _OVERSAMPLING = 2.8
 """A JPEG decoded at reduced scale keeps this many pixels per target pixel on each side; area averaging does the rest.
-With 3, pictures of 3,000 px would just miss half their size on the way to 512, and take 1.3 times as long.
+With 3, pictures of 3,000 px to be shrunk to 512 would just miss being decoded at half size, and take 1.3 times as long.
 Compared with full decoding of 444 web photographs shrunk to 64 px, 2 gives a median PSNR of 38 dB (32 at the 5th
 percentile), and 3 gives 42 (34); Pillow's Lanczos instead of area averaging gives 36 (33)."""
 
@@ -63,7 +63,7 @@ class ImageHeader:
     width: int
     height: int
     cost: Cost
-    """The most that decoding can take."""
+    """The most memory and CPU time that decoding can take."""
     orientation: int = NORMAL_ORIENTATION
     chroma: str = "420"
     """Chroma subsampling; 4:2:0 would smear the edges of a picture that was stored as 4:4:4."""
@@ -176,7 +176,7 @@ def _header(body: bytes, found: str, opened: Image.Image, png: PngFile | None) -
 
 
 def _set_key(header: ImageHeader, opened: Image.Image, png: PngFile) -> None:
-    """Set the transparent color: on Pillow's scale up to 8 bits, on the file's own at 16."""
+    """Set the transparent color: on Pillow's scale for up to 8 bits, on the file's own scale for 16."""
     if png.key is None:
         return
     if png.bit_depth == 16:
@@ -204,13 +204,13 @@ def decode_pixels(body: bytes, header: ImageHeader, opened: Image.Image, target:
 
 
 def color_profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
-    """The ICC profile to apply to the decoded pixels. That of CMYK, and of pictures with alpha, is applied while
+    """The ICC profile to apply to the decoded pixels. For CMYK, and for pictures with alpha, it is applied while
     decoding instead."""
     return None if opened.mode == "CMYK" or has_alpha(opened) else _profile(header, opened)
 
 
 def _profile(header: ImageHeader, opened: Image.Image) -> bytes | None:
-    """The picture's ICC profile. As in browsers, one for a color space other than that of the pixels is ignored."""
+    """The picture's ICC profile. As in browsers, it is ignored if it is for a color space other than the pixels'."""
     profile = opened.info.get("icc_profile")
     return profile if isinstance(profile, bytes) and color_space(profile) == header.space else None
 
@@ -249,7 +249,7 @@ def _decode_jpeg(body: bytes, header: ImageHeader, target: Target | None) -> Pix
             "RGB",
             min_width=min_width,
             min_height=min_height,
-            min_factor=2.0,  # 7/8 and the like take longer than full size
+            min_factor=2.0,  # scales such as 7/8 take longer than full size
         )
     except ValueError:  # truncated, corrupt, or rare
         return None

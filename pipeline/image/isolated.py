@@ -1,4 +1,5 @@
-"""Decodes in a child process, for shards that killed their worker, so that only the row of such a picture is lost."""
+"""Decodes in a child process, for shards that killed their worker, so that only the row of the fatal picture is
+lost."""
 
 from pairmill.pipeline.common.child import Child, ChildDied
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage

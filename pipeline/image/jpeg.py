@@ -20,18 +20,20 @@ MAX_SCANS = 64
 https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf , issue 1."""
 
 _MAX_MARKERS = 10_000
-"""After the first scan. Real pictures have a few hundred, and each takes half a microsecond."""
+"""Maximum number of markers after the first scan. Real pictures have a few hundred, each of which takes half a
+microsecond."""
 
-_NS_PER_SCAN = 1.5  # and per pixel; flat pictures, whose scans are nearly empty, take 0.7
+_NS_PER_SCAN = 1.5  # per scan and pixel; flat pictures, whose scans are nearly empty, take 0.7
 _COEFFICIENT_BYTES = 2
-_NS_ARITHMETIC = 60  # more per pixel than Huffman codes
+_NS_ARITHMETIC = 60  # per pixel, on top of what Huffman codes take
 
 
 def count_scans(body: bytes) -> tuple[int, int | None]:
-    """(scans, frame type: the number of its SOF marker) of the first picture alone: a phone's motion photo has a video
-    after it, and a camera's thumbnail is inside a segment. Above `MAX_SCANS`, the exact number does not matter.
+    """(scans, frame type: the number of its SOF marker) of the first picture alone: in a phone's motion photo, a video
+    follows it, and a camera's thumbnail is inside a segment. Above `MAX_SCANS`, the exact number does not matter.
 
-    If the first scan of a baseline picture has all components, libjpeg reads no other, and the rest is not searched.
+    If the first scan of a baseline picture has all components, libjpeg reads no other scan, so the rest is not
+    searched.
     """
     scans, frame, components, offset, since_scan = 0, None, b"", 2, 0
     while (found := _MARKER.search(body, offset)) is not None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 class MemoryGate:
     """Lets pictures be decoded at the same time as long as they fit into memory together. Thread-safe.
 
-    Pictures are served in order of arrival; otherwise a large one would wait for as long as smaller ones keep coming.
+    Pictures are served in order of arrival; otherwise a large one would wait as long as smaller ones keep arriving.
     """
 
     FREE_BYTES = 8 << 20
@@ -25,7 +25,7 @@ class MemoryGate:
     def oldest_start(self) -> float | None:
         """When the work on the oldest picture in progress began (time.monotonic()); None if there is none.
 
-        Waiting at the gate does not count: if sixty large pictures are decoded one by one, no decoder hangs.
+        Waiting at the gate does not count: if sixty large pictures are decoded one by one, no decoder is hung.
         """
         return min(list(self._working_since.values()), default=None)
 

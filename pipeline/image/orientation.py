@@ -20,7 +20,7 @@ def read_exif_orientation(opened: Image.Image) -> int:
         # Pillow's method for PNG decodes the pixels to read the chunks after them; png.py has already read those
         exif = Image.Image.getexif(opened) if isinstance(opened, PngImagePlugin.PngImageFile) else opened.getexif()
         value = exif.get(ExifTags.Base.Orientation, NORMAL_ORIENTATION)
-    except Exception:  # parsers of hostile bytes raise anything
+    except Exception:  # parsers raise anything on hostile bytes
         return NORMAL_ORIENTATION
     return value if isinstance(value, int) and 1 <= value <= 8 else NORMAL_ORIENTATION
 

@@ -1,7 +1,7 @@
 """THE place where a picture keeps its own compressed pixels instead of being encoded again (docs/decisions/012).
 
-That loses no quality, and saves encoding and most of decoding. Which JPEGs pass, if neither size, orientation nor
-colors change:
+That loses no quality, and saves encoding and most of decoding. If the size, orientation and colors do not change,
+these JPEGs pass:
 
     frame         baseline, extended with 8 bits, progressive   no: 12 bits, lossless, hierarchical, arithmetic coding
     components    one (gray), or three as Y, Cb, Cr             no: RGB, CMYK, and what only a guess would call YCbCr
@@ -38,7 +38,7 @@ _BYTES_PER_PIXEL, _TABLES_BYTES = 4, 8_192
 """Noise at quality 100 and 4:4:4 takes about three bytes per pixel."""
 
 _YCBCR_TRANSFORM = 1
-"""Of Adobe's APP14 segment (Adobe Technical Note 5116, section 18)."""
+"""The color transform in Adobe's APP14 segment (Adobe Technical Note 5116, section 18)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _own_pixels(body: bytes, width: int, height: int) -> bytes | None:
     if not _passes(frames[0], has_jfif, transform):
         return None
     start, *rest = without_unused_tables(kept, _FRAMES)
-    return b"".join([start, JFIF, *rest])  # which says that three components are Y, Cb, Cr
+    return b"".join([start, JFIF, *rest])  # JFIF means that three components are Y, Cb, Cr
 
 
 def _passes(frame: bytes, has_jfif: bool, transform: int | None) -> bool:
@@ -106,6 +106,6 @@ def _verify(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
     means = simplejpeg.decode_jpeg(jpeg, "GRAY", min_width=columns, min_height=rows, min_factor=8.0)[..., 0]
     if means.shape != (rows, columns):
         return None
-    is_varied = int(np.max(means)) - int(np.min(means)) > TOLERANCE  # then so are its pixels
+    is_varied = int(np.max(means)) - int(np.min(means)) > TOLERANCE  # if the means vary, so do the pixels
     one_color = not is_varied and is_one_color(simplejpeg.decode_jpeg(jpeg, "RGB"))
     return PassedPicture(jpeg, phash_of_blocks(means, width, height), one_color)

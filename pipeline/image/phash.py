@@ -5,8 +5,8 @@ Like It" (hackerfactor.com, 2011): reduce the brightness to 32 x 32, apply a two
 8 x 8 lowest frequencies, store whether it is above their median.
 
 Version 2 begins with the means of 8 x 8 blocks, which a JPEG stores as such. So the hash of a JPEG decoded at an eighth
-of its size differs in at most two bits from that of the JPEG decoded at full size. For 594 of 600 photographs, it is
-within two bits of version 1, and for all of them within four.
+of its size differs in at most two bits from that of the JPEG decoded at full size. For 594 of 600 photographs, it
+differs in at most two bits from version 1, and for all of them in at most four.
 """
 
 from functools import lru_cache
@@ -69,8 +69,8 @@ def _basis(length: int, block: int) -> Floats:
 
 
 def _product(one: Floats, other: Floats) -> Floats:
-    """The matrix product without BLAS. After a large one, as of a narrow picture, its threads spin for 0.1 s:
-    two threads processed 1,100 pictures per second instead of 1,500.
+    """The matrix product without BLAS. After a large product, such as for a narrow picture, BLAS's threads spin for
+    0.1 s, and two threads processed only 1,100 pictures per second instead of 1,500.
     """
     product: Floats = np.einsum("ij,jk->ik", one, other)
     return product

@@ -24,8 +24,8 @@ _MAX_METADATA_BYTES = 2 << 20
 _GRAY, _RGB, _PALETTE = 0, 2, 3  # color types
 
 Info = dict[str, bytes | str | int | tuple[int, ...]]
-"""Metadata under Pillow's names. Only the first chunk of each kind counts, and it is empty if it is broken: a file can
-have 100,000 that each unpack to megabytes."""
+"""Metadata under Pillow's names. Only the first chunk of each kind counts, and it is empty if it is broken, because a
+file can have 100,000 that each unpack to megabytes."""
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ def _is_intact(view: memoryview, start: int, end: int) -> bool:
 
 
 def _key_color(data: bytes, png: PngFile) -> tuple[int, ...] | None:
-    """tRNS of grayscale and RGB: 16 bits per value, of which only the picture's bit depth counts (section 11.3.1.1)."""
+    """tRNS of grayscale and RGB: 16 bits per value, of which only as many as the bit depth count (section 11.3.1.1)."""
     channels = {_GRAY: 1, _RGB: 3}.get(png.color_type)
     if channels is None or len(data) != 2 * channels:
         return None

@@ -1,10 +1,10 @@
 """Turns the bytes of one picture into the bytes to store.
 
     bytes -> format by magic number -> size from the header, bombs refused      decode.py
-          -> a JPEG that needs no change is checked, and keeps its own pixels   passthrough.py -> RGB 8-bit, upright
-          decode.py, rgb.py, orientation.py -> resized -> sRGB
-          resize.py, color.py -> the stored picture, and its perceptual hash                        compress.py,
-          strip.py, phash.py
+          -> a JPEG that needs no change is checked, and keeps its own pixels   passthrough.py
+          -> RGB 8-bit, upright                                                 decode.py, rgb.py, orientation.py
+          -> resized -> sRGB                                                    resize.py, color.py
+          -> the stored picture, and its perceptual hash                        compress.py, strip.py, phash.py
 
 All heavy calls release the GIL, so threads scale.
 """

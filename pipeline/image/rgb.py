@@ -21,7 +21,7 @@ _MAX_TABLE_BITS = 16
 
 
 class UnsupportedMode(Exception):
-    """Pillow has no mode for pixels of this kind, or cannot convert it to RGB (Lab, for one)."""
+    """Pillow has no mode for pixels of this kind, or cannot convert it to RGB (Lab, for example)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _finite(band: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """The values of black and white in floating-point grayscale. Files do not say, so the extremes decide:
+    """The values of black and white in floating-point grayscale. Files do not say, so guess from the extremes:
 
     0 to 1, 0 to 255 and 0 to 65,535 stay as they are; any other range is stretched from its smallest to largest value.
     """

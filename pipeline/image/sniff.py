@@ -49,7 +49,7 @@ def image_format(head: bytes) -> str | None:
         return "WEBP"
     if head[4:8] == b"ftyp":
         return _heif_format(head)
-    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:  # "BM" alone begins many texts
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:  # many texts begin with "BM"
         return "BMP"
     return None
 

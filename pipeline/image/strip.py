@@ -1,7 +1,8 @@
 """Strips metadata (EXIF, GPS positions, thumbnails) from a file, and keeps its compressed pixels as they are.
 
-A file that is not as expected gives None, and is encoded again. So is a PNG with bytes behind its pixels, in whatever
-chunk. In a WebP, only its decoder knows where the pixels end, so bytes behind them in the same chunk stay.
+For a file that is not as expected, the result is None, and the picture is encoded again. The same is true of a PNG with
+bytes after its pixels, in any chunk. In a WebP, only the decoder knows where the pixels end, so bytes after them in the
+same chunk stay.
 Formats: ITU-T T.81 annex B (JPEG), the PNG specification (third edition), RFC 9649 (WebP).
 """
 

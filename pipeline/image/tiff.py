@@ -43,7 +43,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
 
     samples: Samples
     buffer_bytes: int
-    """Bytes that decoding takes beside the picture: the largest strip or tile."""
+    """Bytes that decoding takes in addition to the picture: the largest strip or tile."""
     num_parts: int
     """Number of strips or tiles."""
 
@@ -65,8 +65,8 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
 
 
 def read_tiff(body: bytes) -> TiffFile:
-    """Open a TIFF with only the pixel tags in its directory, because libtiff rejects a picture because of any broken
-    tag. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
+    """Open a TIFF with only the pixel tags in its directory, because any broken tag makes libtiff reject the
+    picture. Profile and orientation are in `info`. Raises what Pillow raises, and UnsupportedMode."""
     metadata: dict[str, Any] = {}
     cleaned = bytearray(body)
     with contextlib.suppress(struct.error):  # truncated: left to Pillow
@@ -138,7 +138,7 @@ def _leave_to_libtiff(tags: Any) -> None:
 
 
 def _widen_palette(tags: Any) -> None:
-    """Colors have 16 bits. Some writers store 8, and libtiff takes a palette without larger values for one of those."""
+    """Colors have 16 bits, but some writers store 8. libtiff assumes the latter of a palette without larger values."""
     colors = tags.get(_COLOR_MAP)
     if colors and max(colors) < 256:  # Pillow would show black (Pillow#2157)
         tags[_COLOR_MAP] = tuple(color * 257 for color in colors)

@@ -1,4 +1,4 @@
-"""Recognizes sound pictures that their decoder does not support, from their header, after it has refused them."""
+"""Recognizes valid pictures that their decoder does not support, by their headers, after it has refused them."""
 
 import struct
 
@@ -13,7 +13,7 @@ _BMP_BITFIELDS = 3
 
 
 def unsupported_kind(body: bytes, format: str) -> str | None:
-    """What is unusual about the picture (Pillow's format names); None if it is usual, and so broken. Never raises."""
+    """What is unusual about the picture (Pillow's format names); None if nothing, so it is broken. Never raises."""
     try:
         if format == "JPEG":
             return _jpeg(body)

@@ -45,7 +45,7 @@ class Dataset:
     columns `status` and `kept`). `dataset.subset("clean")` has only the rows of a subset.
 
     The dataset stays as it was when it was opened: committed shards, each in its newest generation. An unfinished one
-    has the shards that are done. Nothing is read before it is needed. If a retry has replaced shards in the meantime,
+    has the shards that are done. Data is read only when needed. If a retry has replaced shards in the meantime,
     methods that read them raise DatasetError; open the dataset again.
     """
 
@@ -55,7 +55,7 @@ class Dataset:
 
     @classmethod
     def of(cls, store: Store) -> "Dataset":
-        """Open an output folder. Raises PlanError if it is not one, DatasetError if no shard is finished."""
+        """Open an output folder. Raises PlanError if it is not one, and DatasetError if no shard is finished."""
         store.check_access()
         return cls(Snapshot.of(store))
 
@@ -140,7 +140,7 @@ class Dataset:
         import polars
 
         frame = polars.from_arrow(self.table(columns))
-        assert isinstance(frame, polars.DataFrame)  # because it was made from a table
+        assert isinstance(frame, polars.DataFrame)  # always, if it is made from a table
         return frame
 
     def rows(self, columns: str | Sequence[str] | None = None, pictures: bool = True) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """Makes the contact sheet: the best, borderline and worst pairs of an output folder, as one HTML file.
 
-Shards are read batch by batch, narrow columns only, and a section keeps no more rows than it shows, so memory does not
-grow with the dataset. Each picture takes one range read, and becomes a thumbnail inside the page.
+Shards are read batch by batch, only the narrow columns, and a section keeps no more rows than it shows, so memory use
+does not grow with the dataset. Each picture takes one range read, and is embedded in the page as a thumbnail.
 """
 
 import json
@@ -58,7 +58,7 @@ _COLUMNS = [field.name for field in fields(_Pair)]
 def write_contact_sheet(store: Store, name: str, threshold: float | None) -> None:
     """Write the sheet of all committed shards to the file `name` of the store, overwriting an older one.
 
-    `threshold` is the job's minimum similarity, None if it has none.
+    `threshold`: the job's minimum similarity; None if it has none.
     """
     manifests = list(read_manifests(store))
     summary = _Summary(threshold)
@@ -79,7 +79,7 @@ def write_contact_sheet(store: Store, name: str, threshold: float | None) -> Non
 
 
 class _TopRows:
-    """The first of all added rows, in the order of one column. The uid breaks ties, so results are reproducible."""
+    """The first of all added rows in the order of one column. The uid breaks ties, so results are reproducible."""
 
     def __init__(self, column: str, direction: Direction, size: int = PAIRS_PER_SECTION) -> None:
         self.keys = [(column, direction)] if column == "uid" else [(column, direction), ("uid", "ascending")]

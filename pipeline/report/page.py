@@ -1,6 +1,6 @@
 """Renders the contact sheet as HTML: one file that runs no scripts and loads nothing.
 
-Captions and URLs are untrusted. All text goes through `_text`; should anything slip through, a Content-Security-Policy
+Captions and URLs are untrusted. All text goes through `_text`; if anything slips through, a Content-Security-Policy
 forbids everything but inline styles and data: pictures.
 """
 

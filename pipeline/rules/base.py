@@ -78,7 +78,7 @@ def rule(status: Status) -> Callable[[RuleFunction], RuleFunction]:
 
 
 def rules_at(step: Step) -> list[tuple[Status, RuleFunction]]:
-    """The built-in rules of a step, in the order in which they run, which is that of the Status enum."""
+    """The built-in rules of a step, in the order in which they run: the order of the Status enum."""
     return [(status, _REGISTRY[status]) for status in Status if status.step is step and status in _REGISTRY]
 
 
@@ -87,7 +87,7 @@ def apply_rules(table: pa.Table, step: Step, rules: SourceRules, custom: Sequenc
 
     Each rule in turn checks the rows that are still `ok`, so a row gets at most one status. The number and order of
     rows, all other columns and the metadata do not change. Custom rules of the step run last. Raises CustomRuleError
-    if one of them fails, so that its rows are not dropped silently.
+    if one of them fails, rather than silently dropping its rows.
     """
     is_ok = pc.equal(table["status"], Status.OK.value)
     indices = np.flatnonzero(is_ok.to_numpy())
@@ -168,7 +168,7 @@ def _apply_survival(name: str, function: IsolatedRule, rows: pa.Table) -> _Check
 
 
 def _check_verdict(verdict: Any, num_rows: int) -> _CheckedVerdict:
-    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it is not one verdict for `num_rows`
+    """The verdict as (mask [num_rows], string array or None). Raises TypeError if it is not a verdict on `num_rows`
     rows."""
     keep, details = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
     if not isinstance(keep, Column) or not pa.types.is_boolean(keep.type):

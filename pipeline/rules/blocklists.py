@@ -1,4 +1,4 @@
-"""Searches blocklists: text files of digests (or URLs), one per line, which are kept in memory as sorted arrays.
+"""Searches blocklists: text files of digests (or URLs), one per line, kept in memory as sorted arrays.
 
 Ten million SHA-256 digests take 320 MB in each process that reads them. Empty lines and lines that start with # are
 skipped.
@@ -37,7 +37,7 @@ def is_listed(digests: Sequence[bytes | None], kind: DigestKind, path: str, file
 
 
 def url_digest(url: str) -> bytes:
-    """The SHA-256 of a URL's UTF-8 bytes, exactly as given: its form in a blocklist."""
+    """The SHA-256 of a URL's UTF-8 bytes, exactly as given, which is its form in a blocklist."""
     return hashlib.sha256(url.encode()).digest()
 
 
@@ -46,7 +46,7 @@ def load_blocklist(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.
 
     Raises ValueError, with the line, if one is malformed, and OSError if the file cannot be read.
     """
-    with _loading:  # otherwise two threads could read it at the same time, with twice the memory
+    with _loading:  # otherwise two threads could read it at the same time, and take twice the memory
         return _load(kind, path, files)
 
 
@@ -60,7 +60,7 @@ def _load(kind: DigestKind, path: str, files: Files) -> npt.NDArray[np.bytes_]:
             if digest is None:
                 raise ValueError(f"{path}, line {number}: {entry[:80]!r} is not a {_line_format(kind)}")
             digests += digest
-    # numpy's `S` drops trailing zero bytes when comparing; with one length for all, equal still means equal.
+    # numpy's `S` ignores trailing zero bytes in comparisons, which is harmless because all digests have one length.
     entries = np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES[kind]}")
     entries.sort()
     return entries

@@ -34,7 +34,7 @@ _STEPS = (Step.CAPTION, Step.URL, Step.IMAGE, Step.SCORE)
 
 
 class CustomRuleError(PairmillError):
-    """A custom rule raised, or did not return a verdict. Its shard fails with this error."""
+    """A custom rule raised an exception, or did not return a verdict. The shard fails with this error."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class CustomRule:
 
 
 def rule(function: _Function) -> _Function:
-    """Decorator: marks a custom rule that runs after scoring. Optional; it changes nothing."""
+    """Decorator: marks a custom rule that runs after scoring. It is optional and changes nothing."""
     return at(Step.SCORE)(function)
 
 
@@ -134,7 +134,7 @@ def _register(top: str, path: Path, search: Path) -> None:
     assert spec.loader is not None  # every .py has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[top] = module
-    # While the module loads, it may import files beside it. They come last in the path, so they shadow nothing.
+    # While the module loads, it may import files beside it. They come last in the path, so that they shadow nothing.
     sys.path.append(str(search.absolute()))
     try:
         spec.loader.exec_module(module)

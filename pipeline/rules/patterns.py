@@ -1,7 +1,7 @@
 """Defines the rules for captions that name or number a picture instead of describing it.
 
-Each pattern matches the whole caption, so "photo of IMG_1234.JPG on a wall" is kept. All run in RE2, whose time is
-linear in the length of any caption. A null caption matches none of them and is kept.
+Each pattern matches the whole caption, so "photo of IMG_1234.JPG on a wall" is kept. All patterns run in RE2,
+whose time is linear in the caption's length. A null caption matches none of them and is kept.
 """
 
 import functools

@@ -25,7 +25,7 @@ def low_similarity(rows: pa.Table, rules: SourceRules) -> Verdict:
     keep, detail = pa.array([True] * rows.num_rows), pa.nulls(rows.num_rows, pa.string())
     for alias, threshold in _thresholds(rows, rules.min_similarity).items():
         scores = rows[_PREFIX + alias]
-        # Compared as float32, like the scores: otherwise a score of exactly 0.7 would be below 0.7.
+        # Compare as float32, like the scores: otherwise a score of exactly 0.7 would be below 0.7.
         passes = pc.greater_equal(scores, pa.scalar(threshold, pa.float32())).fill_null(False)
         rounded = pc.cast(pc.round(scores.cast(pa.float64()), 3), pa.string())
         score_text = pc.binary_join_element_wise(alias, pc.fill_null(rounded, "no score"), " ")

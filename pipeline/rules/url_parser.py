@@ -20,11 +20,11 @@ HTTP_SCHEMES = frozenset({"http", "https"})
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,31}):")  # RFC 3986, section 3.1
 
-# C0, blank and DEL. Clients disagree on them: some cut the URL there, some percent-encode them, some drop them. All
-# percent-encode other white space.
+# C0, blank and DEL. Clients disagree on them: some cut the URL there, some percent-encode them, some drop them. Other
+# white space is percent-encoded by all clients.
 _FORBIDDEN_CHARACTERS = re.compile(r"[\x00-\x20\x7f]")
 
-# In a host also C1 and every other kind of white space, which IDNA would map to blanks or drop.
+# Also forbidden in a host: C1 and every other kind of white space, which IDNA would map to blanks or drop.
 _FORBIDDEN_IN_HOSTS = re.compile(r"[\x80-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 # After IDNA. RFC 1123 allows no underscores in host names, but DNS has them.
@@ -149,7 +149,7 @@ def _parse(url: str) -> ParsedUrl:
         return ParsedUrl(url, scheme, problem="white space or a control character")
     try:
         parsed = _parse_authority(scheme, authority)
-    except ValueError as error:  # UnicodeError is one too
+    except ValueError as error:  # includes UnicodeError
         return ParsedUrl(url, scheme, problem=str(error))
     if not parsed.host:
         return ParsedUrl(url, scheme, problem="no host")
@@ -181,7 +181,7 @@ def _parse_authority(scheme: str, authority: str) -> URL:
     try:
         parsed = URL(f"{scheme}://{authority}/")
         _ = parsed.host, parsed.port  # decodes IDNA, which may fail
-    except IndexError as error:  # yarl 1.25 on http://[x]@, where a host is missing
+    except IndexError as error:  # yarl 1.25 raises it for http://[x]@, which has no host
         raise ValueError("no host") from error
     return parsed
 

@@ -1,14 +1,14 @@
-"""THE place where a threshold of a `where` is compared with a column. Also does the arithmetic, by DuckDB's rules.
+"""THE place where a threshold in a `where` is compared with a column. Also does the arithmetic, by DuckDB's rules.
 
-The types of two numbers decide their common type:
+The common type of two numbers depends on their types:
 
-    double with any              double
-    float or half with any       float: so 0.7 becomes a float32 when compared with a float32 column
-    decimal, integer             decimal, exact
-    uint64 with signed           decimal, exact
+    double and any               double
+    float or half and any        float, so 0.7 becomes a float32 when compared with a float32 column
+    decimal and integer          decimal, exact
+    uint64 and signed            decimal, exact
     other integers               int64
 
-A number that is written with a point, or has more than 64 bits, is a decimal. Nulls give null, and so does every
+A literal with a decimal point, or of more than 64 bits, is a decimal. Nulls give null, and so does every
 comparison with NaN: in DuckDB NaN is the largest number, but here it passes neither a threshold nor its opposite.
 """
 
@@ -25,7 +25,7 @@ Value: TypeAlias = Any
 """A pyarrow Array, ChunkedArray or Scalar."""
 
 MAX_LITERAL_DIGITS = 38
-"""As in DuckDB. Integers with more digits are refused; numbers with a point or exponent become doubles."""
+"""As in DuckDB. Integers with more digits are refused; numbers with a decimal point or an exponent become doubles."""
 
 _DECIMAL128_DIGITS, _DECIMAL256_DIGITS = 38, 76
 _MISSING = pa.scalar(None, pa.bool_())
@@ -89,7 +89,7 @@ def multiply(left: Value, right: Value) -> Value:
 
 
 def divide(left: Value, right: Value) -> Value:
-    """The quotient: a float if one operand is a float and none a double, else a double. By zero: infinity or NaN."""
+    """The quotient: a float if one operand is a float and neither a double, else a double. By zero: infinity or NaN."""
     if not _are_numbers(left, right):
         return pc.divide(left, right)
     kind = _float_type(left.type, right.type) or pa.float64()
@@ -107,12 +107,12 @@ def absolute(value: Value) -> Value:
 
 
 def least(*values: Value) -> Value:
-    """The smallest of the values in each row; null or NaN if one of them is."""
+    """The smallest value in each row; null or NaN if one of the values is."""
     return _extreme(pc.min_element_wise, values)
 
 
 def greatest(*values: Value) -> Value:
-    """The largest of the values in each row; null or NaN if one of them is."""
+    """The largest value in each row; null or NaN if one of the values is."""
     return _extreme(pc.max_element_wise, values)
 
 
@@ -133,7 +133,7 @@ def _extreme(function: Callable[..., Value], values: tuple[Value, ...]) -> Value
 
 
 def _comparable_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """A type in which the values of both have the same order as in their common type."""
+    """A type in which the values of both types have the same order as in their common type."""
     if (floating := _float_type(one, other)) is not None:
         return floating
     if pa.types.is_unsigned_integer(one) and pa.types.is_unsigned_integer(other):

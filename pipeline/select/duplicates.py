@@ -22,7 +22,7 @@ def merge_duplicates(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array,
     keys = np.concatenate(parts)
     keys = keys[_is_repeated(keys["high"])]  # a row whose high half is unique has no duplicate
     keys = keys[np.lexsort((keys["row_index"], ~keys["low_bits"], ~keys["rank"], keys["low"], keys["high"]))]
-    same = np.zeros(len(keys), np.bool_)  # whether a key equals the one before it
+    same = np.zeros(len(keys), np.bool_)  # whether each key equals the one before it
     same[1:] = (keys["high"][1:] == keys["high"][:-1]) & (keys["low"][1:] == keys["low"][:-1])
     firsts = np.flatnonzero(~same)
     sizes = np.diff(np.append(firsts, len(keys)))

@@ -1,4 +1,4 @@
-"""Explains errors in expressions: with a message, a caret below the position, and the form that was probably meant."""
+"""Explains errors in expressions, with a message, a caret below the position, and the form that was probably meant."""
 
 import ast
 import re
@@ -66,7 +66,7 @@ def at_node(text: str, node: ast.AST, message: str) -> ExpressionError:
 
 
 def of_syntax(text: str, error: Exception) -> ExpressionError:
-    """Convert an error from Python's parser. Suggests the right form if that of another language was used."""
+    """Convert an error from Python's parser. Suggests the right form if the text uses another language's."""
     if found := misspelt(text):
         start, end, meant = found
         return pointing(text, start, end, f"use {meant!r} instead of {text[start:end]!r}")

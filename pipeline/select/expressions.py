@@ -1,7 +1,7 @@
 """Evaluates expressions over columns, as users write them: `similarity >= 0.28 and width / height < 3`.
 
 The grammar is a subset of Python's; the text is parsed, never executed. Nulls follow SQL: a comparison with null is
-null, and a row stays only if the whole expression is true. `comparisons.py` calculates and compares numbers.
+null, and a row stays only if the whole expression is true. `comparisons.py` does the arithmetic and compares numbers.
 """
 
 import ast
@@ -99,7 +99,7 @@ class Expression:
             raise ExpressionError(f"expression longer than {MAX_CHARS:,} characters: {self.text[:60]!r} ...")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # for "\\d" and the like in regular expressions
+                warnings.simplefilter("ignore")  # about "\\d" and the like in regular expressions
                 tree = ast.parse(self._stripped, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise of_syntax(self._stripped, error) from None
@@ -107,7 +107,7 @@ class Expression:
             raise ExpressionError(f"{self.text[:60]!r} ... is nested too deeply")
         for node in ast.walk(tree):
             if isinstance(node, ast.Name):
-                node.id = self._source(node)  # Python normalizes names (NFKC): it would take µm for another column, μm
+                node.id = self._source(node)  # Python normalizes names (NFKC), but µm and μm may be two columns
         return tree
 
     def _value(self, node: ast.expr, table: pa.Table) -> Value:
@@ -233,7 +233,7 @@ def _as_time(text: Value, kind: pa.DataType) -> Value:
 
 def _matches(text: Value, regex: str) -> Value:
     """RE2 matches in linear time, whatever the regular expression."""
-    pc.match_substring_regex(pa.array([""]), regex)  # so that a bad expression fails on zero rows too
+    pc.match_substring_regex(pa.array([""]), regex)  # so that a bad regular expression fails on zero rows too
     return pc.match_substring_regex(text, regex)
 
 

@@ -84,7 +84,7 @@ class AtLeast:
 
 @dataclass(frozen=True)
 class NotDuplicate:
-    """Keeps all rows but those that a dedup step dropped. `scan` fills in which rows of its chunk are duplicates."""
+    """Keeps all rows except those that a dedup step dropped. `scan` fills in the duplicates in its chunk."""
 
     step: int
     is_duplicate: RowMask = field(default_factory=lambda: np.zeros(0, np.bool_))

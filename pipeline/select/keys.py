@@ -26,7 +26,7 @@ HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
 """The columns in which pairmill stores hex digits."""
 
 TIES, SAMPLE, SHUFFLE = 1, 2, 3
-"""Purposes of uid hashes. Each has its own hash: a row that wins ties must not be more likely to be sampled."""
+"""Purposes of uid hashes. Each has its own hash, so that a row that wins ties is no more likely to be sampled."""
 
 _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -36,7 +36,7 @@ def key_halves(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
     """The 128-bit dedup keys of the values of the column `name`, as (high, low), each of shape (rows,).
 
     The key of a value in HEX_COLUMNS is its first 32 digits. The key of any other value is the BLAKE2b-128 of its text.
-    Equal values have equal keys; different values have different ones, except for collisions of a 128-bit hash. The key
+    Equal values have equal keys; different values have different keys, except for collisions of a 128-bit hash. The key
     of null is undefined. Raises ValueError if a column of HEX_COLUMNS contains anything but hex digits.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -62,7 +62,7 @@ def can_be_key(kind: pa.DataType) -> bool:
 
 
 def is_comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """For each value, whether it can equal another one: null and NaN equal nothing."""
+    """For each value, whether it can equal another: null and NaN equal nothing."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     valid = column.is_valid()
@@ -92,8 +92,8 @@ def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
 def uid_hashes(column: pa.ChunkedArray, purpose: int, seed: int) -> U64:
     """64 pseudo-random bits per uid, of shape (rows,), to break ties, sample and shuffle.
 
-    They depend only on the uid, the purpose and the seed. Uids may be consecutive numbers, so their bits are mixed
-    first.
+    They depend only on the uid, the purpose and the seed. The bits of uids are mixed first, because uids may be
+    consecutive numbers.
     """
     high, low = key_halves(column, "uid")
     start = mix(mix(np.array([seed % (1 << 64)], np.uint64)) ^ np.uint64(purpose))

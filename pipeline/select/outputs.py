@@ -119,7 +119,7 @@ class DedupKeys:
         return self.split(keys, mix(keys["high"] ^ keys["low"]))
 
     def keys(self, table: pa.Table, row_indices: RowIndices) -> Array:
-        """The DEDUP_KEYs of a table. Rows with a null or NaN are left out, since they have no duplicates."""
+        """The DEDUP_KEYs of a table. Rows with null or NaN are left out, because they have no duplicates."""
         valid = to_mask(is_comparable(table[self.by]))
         keys = np.empty(int(valid.sum()), DEDUP_KEY)
         high, low = key_halves(table[self.by], self.by)

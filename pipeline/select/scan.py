@@ -1,6 +1,6 @@
 """Makes one pass over a chunk: applies filters, and collects what the next step needs from the remaining rows.
 
-`peek` does the same for some of the shards, and changes nothing.
+`peek` does the same for some of the shards, without changing anything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ def _collect(
     output: ScanOutput,
     duplicates: Sequence[RowIndices],
 ) -> Iterator[npt.NDArray[Any]]:
-    """Apply the filters to some shards of a chunk, by changing `drop_step`. Returns the output's arrays."""
+    """Apply the filters to some shards of a chunk, which changes `drop_step`. Returns the output's arrays."""
     filters = [each.of_chunk(chunk, duplicates) if isinstance(each, NotDuplicate) else each for each in filters]
     columns = output.columns.union(*(each.columns for each in filters))
     parts = [[np.zeros(0, dtype)] for dtype in output.dtypes]

@@ -1,5 +1,5 @@
 """Runs the steps of a select job. For each step, scans collect what must be known about all rows, and Selector merges
-it."""
+the results."""
 
 import math
 from collections import Counter
@@ -23,12 +23,12 @@ from pairmill.schemas.subset import Dedup, Sample, SelectStep, Top
 
 PARTITION_ROWS = 2_000_000
 SAMPLED_SHARDS = 64
-"""Keys are sampled from at least this many shards, which are spread evenly, if there are so many."""
+"""Keys are sampled from at least this many evenly spread shards, if there are that many."""
 SAMPLED_ROWS = 200_000
 """With this many sampled keys, the window around a quantile has a few percent of the rows."""
 WINDOW_SIGMAS = 20.0
 """Half the width of that window, in standard errors of a random sample. Rows of a shard may resemble each other, so the
-sample is worth less than a random one of its size."""
+sample tells less than a random one of the same size."""
 
 KEPT_STEP, UID_STEP = 0, 1
 """Numbers of the two steps that every job begins with: keep only kept rows, then one row per uid. The job's own steps
@@ -200,7 +200,7 @@ class Selector:
 
 
 def _window(order: Order, sampled: OrderKeys, fraction: float, sigmas: float) -> KeysWithin:
-    """The keys around the (1 - fraction) quantile; `sampled` is sorted, lowest first."""
+    """The keys around the (1 - fraction) quantile. `sampled` is in ascending order."""
     size = len(sampled)
     margin = sigmas * math.sqrt(size * fraction * (1 - fraction)) + 1
     low, high = math.floor(size * (1 - fraction) - margin), math.ceil(size * (1 - fraction) + margin)

@@ -1,4 +1,4 @@
-"""Compares two subsets: finds the rows that only one of them has, and the steps with which the other dropped them."""
+"""Compares two subsets: finds the rows that are in only one of them, and the steps that dropped them from the other."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class Comparison:
     only_other: Mapping[int, int]
     """The same with the roles reversed."""
     outdated: tuple[str, ...] = ()
-    """Names of the subsets whose shards were rebuilt since; they need to be selected again."""
+    """Names of the subsets whose shards have been rebuilt since; they need to be selected again."""
 
     def as_dict(self) -> ComparisonDict:
         """For `--json`."""
@@ -134,14 +134,14 @@ class _Tally:
     only_other: Counter[int] = field(default_factory=Counter)
 
     def add_rows(self, one: DropStep, other: DropStep) -> None:
-        """Compare row by row: both records are of the same pairs file."""
+        """Compare row by row, because both records are of the same pairs file."""
         in_one, in_other = one == NOT_DROPPED, other == NOT_DROPPED
         self.both += int((in_one & in_other).sum())
         self.only_one.update(other[in_one & ~in_other].tolist())
         self.only_other.update(one[in_other & ~in_one].tolist())
 
     def add_uids(self, one: set[str], other: set[str]) -> None:
-        """Compare by uid: the rows are in different files."""
+        """Compare by uid, because the rows are in different files."""
         self.both += len(one & other)
         for reasons, uids in ((self.only_one, one - other), (self.only_other, other - one)):
             if uids:

@@ -16,7 +16,7 @@ class Handle(Generic[T]):
 class Tasks(Protocol):
     """Runs pure functions, possibly each call on another machine, and passes their results to later calls.
 
-    A handle that is itself an argument of a call (not inside one) is replaced by its result.
+    A handle that is itself an argument of a call (not nested inside one) is replaced by its result.
     """
 
     memory_bytes: int

@@ -1,7 +1,7 @@
 """Cleans captions for rules, models and `.txt` members.
 
 Most web captions are plain ASCII and already clean. So each step first finds the few rows that it might change, with
-one linear-time regex (RE2), and processes only those. Nothing is truncated here: `encode/truncate_caption.py` is THE
+a linear-time regex (RE2), and processes only those. Nothing is truncated here: `encode/truncate_caption.py` is THE
 place where captions are truncated, for the models alone.
 """
 

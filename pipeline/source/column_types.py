@@ -23,7 +23,7 @@ class ColumnType:
 def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
     """Widen the type of a column to fit this file's values. Raises SourceError that names both files."""
     kind = file.schema.field(name).type
-    if name in types and kind.equals(types[name].type):  # as in nearly all of perhaps a million files
+    if name in types and kind.equals(types[name].type):  # true for nearly all files, of which there may be a million
         return
     found = plain_type(kind)
     known = types.setdefault(name, ColumnType(found, file.uri, found))
@@ -36,7 +36,7 @@ def add_type(types: dict[str, ColumnType], name: str, file: InputFile) -> None:
 def check_values(types: dict[str, ColumnType], inputs: Sequence[InputFile]) -> None:
     """Raise SourceError, naming both files, if a column's common type cannot store every value of some file.
 
-    Reads values only where the types alone do not decide.
+    Reads values only where the types alone do not settle it.
     """
     for file in inputs:
         for name in file.schema.names:

@@ -1,8 +1,8 @@
-"""Decides the meaning of a dataset's columns, once for all its files. The result is stored in the plan.
+"""Decides the meaning of a dataset's columns, once for all its files.
 
-So all workers read the same columns with the same types, whatever is in their shards. `names.py` says how names are
-matched. Columns that the job does not name are guessed: the first of URL_NAMES, CAPTION_NAMES or LICENSE_NAMES in the
-first file.
+The result is stored in the plan, so all workers read the same columns with the same types, whatever is in their shards.
+`names.py` says how names are matched. Columns that the job does not name are guessed: the first of URL_NAMES,
+CAPTION_NAMES or LICENSE_NAMES in the first file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,8 +130,9 @@ def refuse_url_list(config: SourceConfig, file: InputFile) -> None:
 
 
 def refuse_other_pictures(config: SourceConfig, file: InputFile, usual_names: Sequence[str]) -> None:
-    """Raise SourceError for a file whose pictures are not found, unless the job names its caption column: only captions
-    would be embedded. They may be lists of Hugging Face's Image, or have another name than `usual_names`."""
+    """Raise SourceError for a file whose pictures are not found, unless the job names its caption column, because only
+    captions would be embedded. The pictures may be lists of Hugging Face's Image, or in a column that is not in
+    `usual_names`."""
     if config.caption_column is not None:
         return
     caption = _first(None, CAPTION_NAMES, file.own_names)
@@ -155,7 +156,7 @@ def _has_images(data_type: pa.DataType) -> bool:
 
 
 def carried_columns(types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The schema of the output's columns for these columns of an index."""
+    """The schema of the output columns for these index columns."""
     return _extra_schema({name: ColumnType(kind, "", kind) for name, kind in types.items()})
 
 
@@ -207,8 +208,7 @@ def _choose(
     setting: str, given: str | None, usual: Sequence[str], inputs: Sequence[InputFile], needed: bool = False
 ) -> str | None:
     """The column that `source.SETTING` names, or the first usual one in the first file that has one. A column in the
-    file itself takes precedence over one in its path, because `caption=blip/` describes captions rather than being
-    one."""
+    file itself takes precedence over one in its path, because `caption=blip/` describes captions and is not one."""
     of_files = [file.own_names for file in inputs]
     for names in [*of_files, *(file.partitions for file in inputs)]:
         if (found := _first(given, usual, names)) is not None:

@@ -72,7 +72,7 @@ def inspect_text(uri: str, kind: Kind, files: Files, config: SourceConfig) -> In
 
 
 def converted_name(source: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
-    """Name of the converted file in the output folder. It changes whenever the content would."""
+    """Name of the converted file in the output folder. The name changes whenever the content would."""
     columns = columns_of(mapping, source.schema.names)
     identity: list[Any] = [_LAYOUT, source.uri, fingerprint, shard_rows, columns.url, columns.caption]
     unusual = [source.unusual_encoding, source.unusual_delimiter]
@@ -109,7 +109,7 @@ def records_of(
     source: InputFile, list_names: frozenset[str] = frozenset(), caption: str | None = None
 ) -> Iterator[Iterator[Record]]:
     """All records of a text file. Values of the columns `list_names` are lists, all others bytes. `caption`: the column
-    of captions, which may not be objects."""
+    of captions, which must not be objects."""
     names = source.own_names
     with _open_records(source) as lines:
         if source.kind == "text":
@@ -179,7 +179,7 @@ def _converted_schema(source: InputFile, mapping: ColumnMapping) -> pa.Schema:
 
 
 def _batches(records: Iterable[Record], shard_rows: int) -> Iterator[list[Record]]:
-    """Row groups: a multiple of `shard_rows` if that is small, or fewer rows if they are long."""
+    """Row groups of a multiple of `shard_rows` if that is small, or of fewer rows if the rows are long."""
     max_rows = shard_rows * -(-1_024 // shard_rows)
     batch: list[Record] = []
     num_bytes = 0

@@ -2,7 +2,7 @@
 
 Published lists have row groups of a million rows and more, each worth hundreds of shards. A cursor keeps its position
 between slices, so that reading all slices in order decodes every page once, with only a few pages in memory. Any other
-order works too, but decodes again from the start of the row group.
+order works too, but requires decoding again from the start of the row group.
 """
 
 from bisect import bisect_right
@@ -29,7 +29,7 @@ _BATCH_BYTES = 256 << 20
 """Bytes per batch: Arrow cannot read more than 2 GiB of structs (pictures, say) at once."""
 _MAX_SHARD_BYTES, _MAX_PICTURE_SHARD_BYTES = 1 << 30, 2 << 30
 """Maximum bytes of the rows of a shard, without and with columns of bytes. Shards of pictures are planned to have
-about a gigabyte, judging by averages."""
+about a gigabyte on average."""
 
 
 class ReadError(PairmillError, RuntimeError):
@@ -84,7 +84,7 @@ class Cursor:
         self._next_row = -1  # in the file; -1: unknown
 
     def _reader(self, int96_unit: str | None) -> pq.ParquetFile:
-        """With a buffer, Arrow reads a column chunk piece by piece, not as a whole."""
+        """Given a buffer, Arrow reads a column chunk piece by piece, not as a whole."""
         return pq.ParquetFile(
             self._file,
             buffer_size=_BUFFER_BYTES,
@@ -105,7 +105,7 @@ class Cursor:
             reading: dict[str, Any] = {"row_groups": [group], "use_threads": False}
             finer = self._finer and self._finer.iter_batches(size, columns=self._int96, **reading)
             for batch in self._parquet.iter_batches(size, **reading):
-                # Arrow also reads the field `b` of a column `a` if it is asked for a column that is called `a.b`.
+                # If asked for a column called `a.b`, Arrow also reads the field `b` of a column `a`.
                 yield batch, next(finer).select(self._int96) if finer else None
 
     def rows(self, first_row: int, num_rows: int) -> pa.Table:

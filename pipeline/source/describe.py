@@ -16,7 +16,7 @@ _SHARDS_PER_ACTOR = 4
 
 def describe_plan(plan: Plan, job: BuildJob) -> str:
     """Shards, output files, memory per download actor, columns, a better `shard_rows` if there is one, detected
-    formats, and files that are passed over."""
+    formats, and files that are skipped."""
     told = [*describe_formats(plan.inputs), *describe_uncaptioned(plan.inputs), *describe_left_out(plan.inputs)]
     seen = describe_passed_over(plan.seen, plan.rows_in_inputs, plan.parts, plan.passed_over)
     return "\n".join([_describe_shards(plan, job), *told, *([seen] if seen else [])])

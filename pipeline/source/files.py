@@ -33,7 +33,7 @@ _KINDS: dict[str, Kind] = {
 }
 PICTURE_ENDINGS = (
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "avifs"),
-    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # not decoded: each becomes a row that says so
+    *("heic", "heif", "svg", "jp2", "jxl", "qoi", "psd", "ico"),  # they are not decoded: their rows say so
 )
 _PICTURES = (".tar", *(f".{ending}" for ending in PICTURE_ENDINGS))
 SUFFIXES = (*_KINDS, *(f"{suffix}.gz" for suffix, kind in _KINDS.items() if kind != "parquet"))
@@ -114,7 +114,7 @@ class Inputs:
     """Everything else that was found at these paths."""
 
     def add(self, files: Iterable[str], listing: Listing) -> None:
-        """Add the files of one path that are used, and pass over its others."""
+        """Add the files of one path that are used, and record its other files as skipped."""
         used = set(files)
         self.files = list(dict.fromkeys([*self.files, *files]))
         for uri in listing.files:
@@ -130,7 +130,7 @@ class Inputs:
                 raise SourceError(f"source.paths: {readable}: the name is not UTF-8; rename it")
 
     def counts(self) -> Counter[str]:
-        """Reason -> files and folders that are passed over."""
+        """Reason -> number of files and folders that are skipped."""
         used = set(self.files)  # perhaps under another path
         return Counter(reason.value for uri, reason in self.passed_over.items() if uri not in used)
 
@@ -139,7 +139,7 @@ def list_inputs(paths: Iterable[str], exclude: str, files: Files) -> Inputs:
     """All input files.
 
     `exclude`: the output folder, which may be inside an input folder. The `.json` files of a folder count only if there
-    are no other formats: beside those, they are usually descriptions. Raises SourceError.
+    are no other formats, because beside other formats they are usually descriptions. Raises SourceError.
     """
     found = Inputs()
     for path in paths:
@@ -211,7 +211,7 @@ def with_partitions(file: InputFile) -> InputFile:
 
 
 def reason_unused(name: str) -> PassedOver:
-    """Why a file or tar member with this name is not used. Archives and tables may hold what the user is after."""
+    """Why a file or tar member with this name is not used. Archives and tables may contain what the user wants."""
     if name.lower().endswith(_PACKED):
         return PassedOver.ARCHIVE
     return PassedOver.TABLE if name.lower().endswith(_TABLES) else PassedOver.OTHER_KIND

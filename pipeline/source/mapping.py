@@ -86,7 +86,7 @@ class ColumnMapping:
         return self.caption_column is not None
 
     def output_name(self, column: str | None) -> str | None:
-        """Output name of a carried input column; None for None."""
+        """Output name of a carried input column; None if `column` is None."""
         return None if column is None else str(self.extra.names[self.extra_columns.index(column)])
 
     def carried(self, wanted: Sequence[str] | Literal["all"]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Finds columns, and keys of JSON, by name.
 
-Names are matched exactly, else ignoring case and outer blanks, else treating blanks and hyphens as underscores too
-(`Image Link` is `image_link`).
+Names are matched exactly; failing that, ignoring case and outer blanks; failing that, also with blanks and hyphens
+treated as underscores (`Image Link` is `image_link`).
 """
 
 import re
@@ -19,7 +19,7 @@ class Names:
         self._names = dict.fromkeys(names)
 
     def find(self, name: str) -> str | None:
-        """The one called `name`: an exact match, else the only match after folding, else None."""
+        """The stored name for `name`: an exact match, else the only match after folding, else None."""
         if name in self._names:
             return name
         plain, words = _wanted(name)

@@ -18,7 +18,7 @@ _MAX_DICTIONARY_BYTES = 16 << 20
 
 
 def longest_row(file: IO[bytes], pages: Iterable[Page], codec: str, max_level: int) -> int:
-    """The most values that one row of a nested column has. A row begins where the repetition level is 0.
+    """The maximum number of values in one row of a nested column. A row begins where the repetition level is 0.
 
     `pages`: the chunk's data pages. Levels that cannot be decoded count as a single row.
     """
@@ -84,7 +84,7 @@ def _row_starts(file: IO[bytes], page: Page, codec: str, width: int) -> Iterator
 
 
 def _repeat(is_start: bool, count: int) -> Iterator[npt.NDArray[np.bool_]]:
-    """A run of equal levels, in pieces of a megabyte: the header of a run may say two billion."""
+    """A run of equal levels, in pieces of a megabyte, because a run's header may announce two billion."""
     for start in range(0, count, 1 << 20):
         yield np.full(min(count - start, 1 << 20), is_start)
 

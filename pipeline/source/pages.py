@@ -8,7 +8,7 @@ DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 """Kinds of pages."""
 
 _HEADER_BYTES = (4_096, 1 << 16, 1 << 20, 16 << 20)
-"""Tried in this order: only headers with long statistics have more than 100 bytes. Arrow reads up to 16 MiB."""
+"""Bytes to read, tried in this order: only headers with long statistics exceed 100. Arrow reads up to 16 MiB."""
 _MAX_PAGES = 1 << 20
 _MAX_FIELDS, _MAX_DEPTH = 100, 4
 _DATA_HEADER, _DICTIONARY_HEADER, _DATA_V2_HEADER = 5, 7, 8
@@ -24,7 +24,7 @@ class Page:
 
     kind: int
     position: int
-    """Of its first byte after the header."""
+    """Position of the first byte after its header."""
     packed_bytes: int
     num_bytes: int
     """Unpacked."""
@@ -41,8 +41,8 @@ class Page:
 
 
 def pages_of(file: IO[bytes], chunk: Any) -> Iterator[Page]:
-    """The pages of a column chunk in order, until they have as many values as the footer says, which is where readers
-    stop. Raises ValueError if the headers cannot be read."""
+    """The pages of a column chunk in order, until they have as many values as the footer says, because readers
+    stop there. Raises ValueError if the headers cannot be read."""
     starts = [chunk.data_page_offset, chunk.dictionary_page_offset]
     position = min(start for start in starts if start)
     end = position + chunk.total_compressed_size

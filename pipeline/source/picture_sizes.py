@@ -20,8 +20,8 @@ MAX_SHARD_BYTES = 1 << 30
 def shard_ends(uri: str, files: Files, column: str, first_row: int, num_rows: int, shard_rows: int) -> list[int]:
     """Cut `num_rows` rows, starting at `first_row`, into shards of at most `shard_rows`. Returns the row after each.
 
-    Shards have at most MAX_SHARD_BYTES judging by the averages of their pages. In total, the pages that a shard touches
-    do not have more than that either, unless the shard is within a single page.
+    By the averages of their pages, shards have at most MAX_SHARD_BYTES. The pages that a shard touches do not have more
+    than that in total either, unless the shard is within a single page.
     """
     rows, num_bytes = _cumulative_bytes(uri, files, column)
     ends, start, end = [], first_row, first_row + num_rows

@@ -1,7 +1,7 @@
 """Splits the input into shards, once. Writes `plan/0.parquet`, and another file for each later extension.
 
-Each row of a plan file is a shard. The file's metadata has the meaning of the columns, and the input files that it
-adds.
+Each row of a plan file is a shard. The file's metadata has the meaning of the columns, and the input files that the
+plan file adds.
 Plan files are create-only: if two drivers plan at the same time, one wins and the other reads its plan.
 """
 
@@ -211,7 +211,7 @@ class _Planner:
         return slices
 
     def _convert_all(self, files: Sequence[InputFile], mapping: ColumnMapping) -> dict[str, tuple[str, int]]:
-        """Convert several files concurrently: indexing tars on S3 is mostly waiting for headers."""
+        """Convert several files concurrently: indexing tars on S3 mostly means waiting for headers."""
         to_convert = [file for file in files if file.kind != "parquet" and file.num_rows != 0]
         self._hash(file.uri for file in to_convert)
         with ThreadPoolExecutor(READERS) as pool:

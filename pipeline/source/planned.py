@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def seen(self) -> int:
-        """Files, members and records found in the input: rows, parts of rows, and those passed over."""
+        """Files, members and records found in the input: rows, parts of rows, and skipped ones."""
         return self.rows_in_inputs + self.parts + sum(self.passed_over.values())
 
     @property

@@ -1,7 +1,7 @@
 """Parses a stream of text lines into records: URLs, CSV and TSV records, JSON objects.
 
-No line raises an error: an unreadable record carries the reason. Bytes are passed on unchanged, valid UTF-8 or
-not.
+No line raises an error: an unreadable record carries the reason. Bytes are passed on unchanged, whether or not they
+are valid UTF-8.
 """
 
 import csv
@@ -14,8 +14,8 @@ from pairmill.pipeline.common.text import DETAIL_CHARS, clean_text, counted
 from pairmill.pipeline.source import text_file
 
 _MAX_READINGS = 4
-"""A line that was read this often as part of other records must be a record by itself. Otherwise, hostile quotes could
-make every record read to the end of the file, and a megabyte would take an hour."""
+"""A line that has been read this many times as part of other records must be a record by itself. Otherwise, hostile
+quotes could make every record extend to the end of the file, and a megabyte would take an hour."""
 
 _from_json = json.JSONDecoder().decode
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -138,7 +138,7 @@ def json_records(
     lines: Iterator[bytes], names: list[str], list_names: frozenset[str], caption: str | None = None
 ) -> Iterator[Record]:
     """The values of `names`; those in `list_names` as lists. Values other than text and null become JSON text, except
-    objects and lists in lists as the `caption`: their row is malformed, because JSON is not useful as a caption."""
+    objects and lists in lists as the `caption`: their row is malformed, because JSON is useless as a caption."""
     for value, line in json_objects(lines):
         if value is None:
             yield _problem("not a JSON object", line) if len(line) <= text_file.MAX_RECORD_BYTES else _too_long(line)

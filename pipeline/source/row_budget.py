@@ -1,6 +1,6 @@
 """Bounds the memory of a shard's rows: rows that are too large become null, and the others stay.
 
-Half of the budget is shared out evenly, so that no row can take the memory of others. The rest goes to larger rows, in
+Half of the budget is divided equally, so that no row can take the memory of others. The rest goes to larger rows, in
 order.
 """
 
@@ -62,7 +62,7 @@ class RowBudget:
 
 
 def row_sizes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Bytes of each row's values, [n]. A value from a dictionary counts wherever it is used."""
+    """Bytes of each row's values, [n]. A dictionary value counts each time it is used."""
     return _sum([_sizes(column) for column in batch.columns], batch.num_rows)
 
 

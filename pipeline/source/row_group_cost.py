@@ -19,8 +19,8 @@ from pairmill.schemas.errors import FailureKind, PairmillError
 MAX_ROW_BYTES = 1 << 30
 """Maximum bytes of one row's values in a nested column."""
 MAX_PAGE_BYTES, MAX_PAGE_RATIO = 64 << 20, 20
-"""A page with more bytes than this must have at least a 20th of them in the file. Writers aim at 1 MiB; pictures, which
-do not compress, may make pages larger."""
+"""A page with more bytes than this must have at least a 20th of them in the file. Writers aim for 1 MiB; pictures,
+which do not compress, may make pages larger."""
 
 _BATCH_ROWS, _BATCH_BYTES = 65_536, 256 << 20
 _DELTA_BYTE_ARRAY = 7
@@ -43,13 +43,13 @@ def bounded_batches(
         except ValueError as error:
             raise SourceError(f"{uri}: cannot be read: {error}") from error
         for batch in parquet.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False):
-            yield batch.select(list(dict.fromkeys(columns)))  # Arrow takes `a.b` also for a field of a column `a`
+            yield batch.select(list(dict.fromkeys(columns)))  # to Arrow, `a.b` is also field `b` of column `a`
 
 
 def batch_rows(file: IO[bytes], parquet: pq.ParquetFile, group: int, max_rows: int, max_bytes: int) -> int:
     """How many rows of a row group, at most `max_rows`, can be decoded at once in about `max_bytes` of memory.
 
-    Not counted: for each column, the two pages at the ends of the batch. Raises CostError, and ValueError if a page
+    The two pages of each column at the ends of the batch are not counted. Raises CostError, and ValueError if a page
     header cannot be read.
     """
     metadata = parquet.metadata.row_group(group)
@@ -94,7 +94,7 @@ def _value_bytes(file: IO[bytes], pages: list[Page], chunk: Any, leaf: Any) -> i
     for page in pages:
         if page.kind == DICTIONARY:
             num_bytes = longest_entry(file, page, chunk.compression)
-        elif page.encoding == _DELTA_BYTE_ARRAY or not is_text:  # perhaps one picture, which no average describes
+        elif page.encoding == _DELTA_BYTE_ARRAY or not is_text:  # perhaps a single picture: no average describes it
             num_bytes = page.num_bytes
         else:
             num_bytes = page.num_bytes // max(page.num_values, 1)

@@ -44,7 +44,7 @@ class UidRules:
             if uid is not None:
                 uids.append(caption_uid(uid, index))
                 continue
-            if not isinstance(self._mapping.pictures, IndexedPictures):  # whose index has valid uids or null
+            if not isinstance(self._mapping.pictures, IndexedPictures):  # an index has only valid uids or null
                 problems[row] = text
             uids.append(self._compute(*pairs[row]))
         return FoundUids(uids, pa.array(problems, pa.string()))

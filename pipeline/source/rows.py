@@ -31,7 +31,7 @@ from pairmill.schemas.status import Status
 
 MAX_CAPTIONS_PER_ROW = 1_000
 MAX_REPEATED_BYTES = 1 << 30
-"""Maximum bytes of a shard's rows that have several captions, once each is repeated for every caption."""
+"""Maximum bytes of a shard's rows with several captions, after each row is repeated for every caption."""
 _CUT_BYTES = 8_192
 """URLs and captions that are rejected as too long stay in their rows, cut to this length."""
 

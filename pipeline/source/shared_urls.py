@@ -1,9 +1,9 @@
 """Finds the URLs and captions that several pictures of a corpus share, so that their uids can include the picture.
 
 A URL may be a placeholder, or the page that several pictures were on. Different pictures, even in different shards,
-would then have the same uid of URL and caption, and all but one would be lost as duplicates. So the planner finds the
-uids of such rows in the whole input, and writes them to `input/` for all workers. Rows whose URL and caption are unique
-keep the uid that a build of the same list gives them.
+would then have the same uid, and all but one would be lost as duplicates. So the planner finds the uids of such rows in
+the whole input, and writes them to `input/` for all workers. Rows whose URL and caption are unique keep the uid that a
+build of the same list gives them.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from pairmill.pipeline.source.texts import raw_byte_lists, raw_bytes
 from pairmill.pipeline.source.uid import is_blank, pair_uid
 
 _PREFIX_CHARS = 16
-"""Hex digits of a uid, 64 bits. Two unique pairs that agree in them also get uids with the picture: harmless."""
+"""Hex digits of a uid, 64 bits. If two unique pairs agree in them, their uids include the picture too: harmless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def note_shared_urls(store: Store, uris: Iterable[str], mapping: ColumnMapping) 
     Reads the URL and caption columns, and keeps eight bytes per row in memory.
     """
     if isinstance(mapping.pictures, (WebPictures, NoPictures, PairsPictures)):
-        return None  # no pictures, or uids of their own
+        return None  # there are no pictures, or rows have their own uids
     if mapping.uid_column is not None and not isinstance(mapping.pictures, IndexedPictures):
         return None
     found = array("Q")

@@ -1,8 +1,8 @@
 """Reads a text file, plain or .gz and in any encoding, as a stream of lines in UTF-8.
 
-A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise. The mark wins, as in browsers
-(https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 pass unchanged, so that each affects only its own
-row. A file is refused if most of its non-ASCII lines are not UTF-8.
+A file is UTF-8 unless its byte order mark or `source.encoding` says otherwise. The mark has priority, as in browsers
+(https://encoding.spec.whatwg.org/#decode). Lines that are not UTF-8 are passed on unchanged, so that each affects
+only its own row. A file is refused if most of its non-ASCII lines are not UTF-8.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from pairmill.pipeline.source.files import SourceError
 MAX_RECORD_BYTES = 16 << 20
 
 _BUFFER_BYTES = 1 << 20
-_BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, because its mark starts with that of UTF-16
+_BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark starts with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -34,9 +34,9 @@ _NOT_TEXT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"PK\x03\x04", "is a ZIP archive"),
     (b"PAR1", "is a Parquet file; give it the extension .parquet"),
 )
-"""First bytes of files that often have a wrong extension. In some encoding they would be text, but no useful one."""
+"""First bytes of files that often have a wrong extension. In some encoding they would be text, but not useful text."""
 _FEW_LINES = 3
-"""In a file this short, one line that is not UTF-8 is enough to refuse it."""
+"""In a file with at most this many lines, one that is not UTF-8 is enough to refuse it."""
 _BROKEN_SHARE = 1_000
 """One line in this many may be broken in a file that is otherwise ASCII."""
 _MANY_LINES = 10_000

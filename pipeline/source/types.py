@@ -89,7 +89,7 @@ def int96_columns(parquet: pq.ParquetFile) -> list[str]:
 def first_leaf(parquet: pq.ParquetFile, column: str) -> int:
     """The index of the first leaf of a top-level column among all leaves of the file.
 
-    Leaves are counted, not found by their path: `a.b` may be a column of that name or the field `b` of a struct `a`.
+    Leaves are counted rather than found by path: `a.b` may be a column of that name, or the field `b` of a struct `a`.
     """
     schema = parquet.schema_arrow
     return sum(map(_num_leaves, schema.types[: schema.names.index(column)]))

@@ -3,7 +3,7 @@
 uid = BLAKE2b-128(part(url) + part(caption))
 part(null) = 00        part(bytes) = 01, then the length as 8 bytes little-endian, then the bytes
 
-If the picture is in the input, and not on the web:
+If the picture is in the input rather than on the web:
 
     no URL, or a blank one                              its SHA-256, in hex, replaces the URL
     a URL and caption that several input rows share     BLAKE2b-128(part(url) + part(caption) + part(SHA-256))

@@ -1,6 +1,7 @@
-"""Tells whether input files are still those that were planned.
+"""Checks that the input files are still the ones that were planned.
 
-Row numbers in a plan mean nothing in another file: a list that was sorted since would lose rows and repeat others.
+Row numbers in a plan mean nothing in another file: if a list had been sorted since, some rows would be lost and others
+repeated.
 """
 
 from collections.abc import Collection
@@ -14,7 +15,7 @@ READERS = 8
 
 
 def check_lists(plan: Plan, uris: Collection[str], store: Store) -> None:
-    """Compare the content of these Parquet lists with the plan. Files in `input/` are the output's own, so they pass.
+    """Compare the content of these Parquet lists with the plan. Files in `input/` are the output's own and always pass.
 
     Raises PlanError, which names the file.
     """

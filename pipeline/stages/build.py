@@ -178,7 +178,7 @@ class OpenEncode:
             table = self.encoder(batch.table, progress)
         decoded = [
             name for name in _COLUMNS_OF_DECODING if name in batch.table.column_names
-        ]  # committed pairs have only some
+        ]  # committed pairs have only some of these columns
         return batch.with_table(table.select([*decoded, *scores])).with_info(contracts=contracts)
 
     def close(self) -> None:

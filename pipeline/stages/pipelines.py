@@ -54,7 +54,7 @@ def build_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str) 
 
 
 def retry_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: str, statuses: Iterable[str]) -> Pipeline:
-    """`retry`: fetch rows of committed shards again that have one of `statuses`."""
+    """`retry`: fetch again the rows of committed shards that have one of `statuses`."""
     read = ReadFailedRows(job, mapping, statuses=frozenset(statuses))
     commit = CommitNextGeneration(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (read, *_download_and_encode(job, mapping), commit))
@@ -78,7 +78,7 @@ def process_shard(shard: Shard, stages: Sequence[tuple[StageSpec, Stage]]) -> Sh
 
 
 def process_batch(batch: ShardBatch, stages: Sequence[tuple[StageSpec, Stage]]) -> ShardManifest:
-    """Like `process_shard`, from what `planned_batches` yields for the shard."""
+    """Like `process_shard`, but starts from what `planned_batches` yields for the shard."""
     for spec, stage in stages:
         result = run_stage(spec.name, stage, batch)
         if isinstance(result, ShardManifest):

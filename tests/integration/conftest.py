@@ -26,7 +26,7 @@ LONGEST = [
     )
 ]
 """The test files that take longest as a whole or in a single test. They run first, because at the end they would run
-alone."""
+without others beside them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,8 +53,8 @@ def on_this_ray(ray_session: None) -> list[str]:
 
 @pytest.fixture
 def plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make jobs run their shards in this process. They yield the same tables as on Ray, where each job would start its
-    own workers."""
+    """Make jobs run their shards in this process. The tables are the same as on Ray, where each job would start its own
+    workers."""
     from pairmill.jobs.cluster.lost_shards import Outcome
     from pairmill.pipeline.stages.pipelines import Pipeline, open_stages, process_batch
     from pairmill.schemas.batch import planned_batches

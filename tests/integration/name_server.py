@@ -1,4 +1,4 @@
-"""Runs a name server on loopback, over UDP, whose responses a test chooses."""
+"""Runs a name server on loopback, over UDP, with responses that a test chooses."""
 
 import socket
 import threading

@@ -32,7 +32,7 @@ def looks_like(one: Image.Image, other: Image.Image) -> bool:
 
 @pytest.fixture
 def source(web: PictureWeb, tmp_path: Path) -> Path:
-    """A list of twenty pairs; the pictures of four of them are missing."""
+    """A list of twenty pairs, four of which have no picture on the server."""
     rows = [
         {
             "url": web.add(f"/{n}.jpg", picture(n)) + (".gone" if n % 5 == 4 else ""),

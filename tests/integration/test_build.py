@@ -112,11 +112,11 @@ def test_the_plain_loop_and_ray_give_equal_tables(ray_session: None, web: Pictur
         for name in set(scores) - {"source_similarity"}:
             one, other = flat(plain[name]), flat(ray[name])
             assert one.dtype == (np.float16 if "embedding" in name else np.float32)
-            # Stored embeddings may fall on either side of one rounding to float16.
+            # Stored embeddings may be rounded to either of two neighboring float16 values.
             one_rounding = np.spacing(np.abs(one)) if "embedding" in name else 0
             assert (np.abs(one.astype(np.float64) - other) <= 1e-5 + one_rounding).all()
         if folder == "pairs":
-            far = [abs(score) > 1e-4 for score in plain["similarity"].to_pylist()]  # rows near the threshold left out
+            far = [abs(score) > 1e-4 for score in plain["similarity"].to_pylist()]  # not the rows near the threshold
             assert sum(far) > 0.9 * len(far)
             for name in near:
                 assert plain[name].filter(pa.array(far)).equals(ray[name].filter(pa.array(far)))
@@ -140,7 +140,7 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
     assert result.rows_in == len(rows) == result.pairs + result.rejects
     assert result.shards_missing == []
     assert result.statuses == {
-        "ok": 12,  # ten good ones, and two repeats in another shard than their originals
+        "ok": 12,  # ten good ones, and two repeats in shards other than their originals'
         "http_4xx": 5,
         "image_corrupt": 5,
         "caption_missing": 5,
@@ -282,13 +282,13 @@ def test_damaged_shards_at_the_front_do_not_block_the_good_ones(
     }
     assert good | unreadable == set(range(6))
     assert good >= {4, 5}
-    assert unreadable >= {0, 1}  # as many in a row as would stop the run
+    assert unreadable >= {0, 1}  # enough in a row to stop the run
 
 
 def test_a_worker_that_cannot_start_stops_the_run_with_its_reason(
     ray_session: None, web: PictureWeb, tmp_path: Path
 ) -> None:
-    """As on a cluster with one node that lacks the weights, which is noticed only there."""
+    """This simulates a cluster with a node that lacks the weights, which is noticed only on that node."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"n {n}"} for n in range(50)]
     build_job = job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out")
     _, plan = prepare(build_job)
@@ -313,7 +313,7 @@ def test_a_shard_with_damaged_input_fails_alone(ray_session: None, web: PictureW
     def run() -> BuildResult:
         failures: dict[int, str] = {}
         pipeline, _ = prepare(build_job)
-        (folder / "a.parquet").write_bytes(broken)  # after the plan: the file broke while the job ran
+        (folder / "a.parquet").write_bytes(broken)  # after planning: the file breaks while the job runs
         run_shards_of(pipeline, plan.shards, None, failures)
         return finish(pipeline.store, plan, failures, 0.0)
 

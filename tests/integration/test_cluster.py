@@ -1,4 +1,4 @@
-"""Tests three simulated nodes: deaths in the middle of a build cost time, but no row; GPU nodes only encode."""
+"""Tests three simulated nodes: deaths in the middle of a build cost time, but no rows; GPU nodes only encode."""
 
 import json
 import random

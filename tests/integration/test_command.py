@@ -23,7 +23,7 @@ PAIRMILL = [sys.executable, "-m", "pairmill"]
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
-    """The command in its own session: a plain shell's background jobs ignore Ctrl-C."""
+    """Start the command in its own session, because background jobs of a plain shell ignore Ctrl-C."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*PAIRMILL, *arguments], cwd=cwd, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
@@ -50,7 +50,7 @@ def files(output: Path) -> set[str]:
 
 @pytest.mark.timeout(300)
 def test_after_kill_9_the_same_command_gives_what_an_uninterrupted_run_gives(web: PictureWeb, tmp_path: Path) -> None:
-    """It is killed in its first run, and again while it continues."""
+    """The command is killed in its first run, and again when it resumes."""
     rows = [{"url": web.add(f"/{n}.jpg", picture(n)), "caption": f"number {n}"} for n in range(120)]
     rows[7]["url"] += ".gone"
     source = write_input(tmp_path / "in.parquet", rows, 100)
@@ -80,7 +80,7 @@ def manifests(output: Path) -> set[Path]:
 
 
 def without_attempts(names: set[str]) -> list[str]:
-    """A shard whose first worker died in its commit carries the second attempt's id in its names."""
+    """The names without attempts' ids, which a shard's names have if its first worker died while committing it."""
     return sorted(f"{name.split('.')[0]}.{name.split('.')[-1]}" for name in names)
 
 
@@ -157,7 +157,7 @@ def test_the_command_ends_with_its_own_exit_status_time_after_time(tmp_path: Pat
     ],
 )
 def test_completion_is_shown_and_installed_for_the_shell_that_asks(shell: str, where: str, tmp_path: Path) -> None:
-    """The shell is known by the name of the process that runs the command."""
+    """The shell is recognized by the name of the process that runs the command."""
     asking = tmp_path / shell
     shutil.copy("/bin/sh", asking)
     environment = {**os.environ, "HOME": str(tmp_path)}

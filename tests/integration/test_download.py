@@ -334,7 +334,7 @@ def test_an_empty_shard_and_one_with_nothing_to_fetch(open_downloader: Open) -> 
     assert downloader(shard([])).num_rows == 0
     (row,) = rows(downloader(shard(["http://10.0.0.1/"], ["caption_missing"])))
     assert row["status"] == "caption_missing"
-    assert not any(thread.name == "fetch" for thread in threading.enumerate())  # nothing was started for it
+    assert not any(thread.name == "fetch" for thread in threading.enumerate())  # no thread was started
 
 
 def test_closing_cancels_running_downloads(web: HostileWeb, open_downloader: Open) -> None:
@@ -349,7 +349,7 @@ def test_closing_cancels_running_downloads(web: HostileWeb, open_downloader: Ope
         assert time.monotonic() - started < 20
         with pytest.raises(CancelledError):
             running.result(20)
-    downloader.close()  # closing twice does no harm
+    downloader.close()  # closing twice is harmless
     assert not any(thread.name.startswith(("fetch", "decode")) for thread in threading.enumerate())
     with pytest.raises(RuntimeError, match="closed"):
         downloader(shard(list(urls)))

@@ -357,7 +357,7 @@ def test_adding_a_model_later_equals_one_pass_with_both(
 
 
 def test_adding_a_model_counts_pictures_that_are_missing_or_have_changed(plain_loop: None, tmp_path: Path) -> None:
-    """They have no scores, and a `where` on these counts null as false: nobody would notice."""
+    """Such pairs have no scores, and a `where` treats null as false, so otherwise nobody would notice."""
     folder, more = tmp_path / "pictures", {"name": "tiny", "alias": "more"}
     folder.mkdir()
     for name, data in samples(9):
@@ -370,7 +370,7 @@ def test_adding_a_model_counts_pictures_that_are_missing_or_have_changed(plain_l
     assert result.as_dict()["pictures_left_out"] == {"000000000.json": 2}
     for name, data in samples(9):
         (folder / name).write_bytes(data)
-    (tmp_path / "out/columns/more/manifests/000000000.json").unlink()  # as the command advises
+    (tmp_path / "out/columns/more/manifests/000000000.json").unlink()  # as the command tells the user to do
     assert add_model(str(tmp_path / "out"), more).pictures_left_out == {}
     table = pairmill.open(tmp_path / "out").table(["similarity", "similarity_more"])
     assert table["similarity"].equals(table["similarity_more"])
@@ -396,7 +396,7 @@ def test_adding_a_model_resumes_after_a_stop_and_refuses_a_taken_alias(plain_loo
     add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"})
     folder = tmp_path / "out" / "columns" / "more"
     calm = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
-    (folder / "manifests" / "000000001.json").unlink()  # killed before it
+    (folder / "manifests" / "000000001.json").unlink()  # as if killed before it was written
     (folder / "000000002.parquet").unlink()
     (folder / "manifests" / "000000002.json").unlink()
     assert add_model(str(tmp_path / "out"), {"name": "tiny", "alias": "more"}).shards_missing == []

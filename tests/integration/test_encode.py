@@ -30,7 +30,7 @@ CAPTIONS = [
     "two people ride horses along a beach at sunset while a storm comes in from the sea",
     "",
     "a",
-    "photo " * 100,  # more than fits into the context
+    "photo " * 100,  # longer than the context
     "ein Hund läuft über die Straße 🐕",
 ]
 ARCHITECTURES = ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16"]
@@ -49,7 +49,7 @@ def photographs() -> list[bytes]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Architectures with seeded random weights, as folders. All but ViT-B-32 have fewer layers, which saves minutes.
-    SigLIP's tokenizer would have to be fetched, so it gets CLIP's."""
+    SigLIP gets CLIP's tokenizer, because its own would have to be downloaded."""
     made = {"tiny": TINY_FOLDER}
     for name in ARCHITECTURES:
         made[name] = tmp_path_factory.mktemp("model")
@@ -151,7 +151,7 @@ def test_two_models_in_one_pass_give_the_same_scores_as_each_alone(folders: dict
 
 
 def test_two_shards_at_a_time_give_the_scores_of_one_after_the_other(folders: dict[str, Path]) -> None:
-    """As an actor on a GPU works."""
+    """This is how an actor on a GPU works."""
     pictures = photographs()
     shards = [table_of(pictures[n:] + pictures[:n], CAPTIONS[n:] + CAPTIONS[:n]) for n in range(6)]
     run = RunConfig(device="cpu", batch_size=2)

@@ -100,7 +100,7 @@ def test_rows_are_shuffled_across_shards_by_the_seed_or_stay_in_dataset_order(da
     position = {uid: index for index, uid in enumerate(own)}
     assert (
         len({position[uid] // 4 for uid in first[:10]}) > 4
-    )  # ten neighbors come from more shards than in dataset order
+    )  # ten neighboring rows come from more shards than in dataset order
 
 
 def test_parts_with_rows_of_several_groups_have_every_row_once(

@@ -1,4 +1,4 @@
-"""Tests that a failed, stopped or refused export leaves nothing behind that blocks the next one."""
+"""Tests that a failed, stopped or refused export leaves nothing behind that would block the next one."""
 
 import os
 import resource
@@ -57,7 +57,7 @@ def left_in(folder: Path) -> list[str]:
 def test_a_failure_before_the_first_finished_part_leaves_an_empty_folder(
     corpus: Path, tmp_path: Path, broken: str, form: str
 ) -> None:
-    """All rows are one part; whichever tar is missing, its part fails."""
+    """All rows are in one part, so it fails whichever tar is missing."""
     (corpus / broken).rename(tmp_path / "away")
     try:
         with pytest.raises(ReadError):
@@ -120,7 +120,7 @@ def test_ctrl_c_before_the_first_finished_part_leaves_an_empty_folder(corpus: Pa
 def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as the record exists, and before any part is checked."""
+    """Ctrl-C comes as soon as the record exists, and before any part is checked."""
 
     def interrupted(output: Store, records: str, number: int) -> bool:
         raise KeyboardInterrupt
@@ -132,7 +132,7 @@ def test_ctrl_c_at_the_moment_of_the_claim_leaves_an_empty_folder(
 
 
 def test_a_refused_export_leaves_the_other_one_s_folder_as_it_is(corpus: Path, tmp_path: Path) -> None:
-    """Even if that one has not finished a part yet."""
+    """This holds even if the other export has not finished any part yet."""
     record = export(export_job(corpus / "out", tmp_path / "first")).record
     other = tmp_path / "second" / ".pairmill" / "export.json"
     other.parent.mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_a_refused_export_makes_no_folder(
 def test_an_export_that_lost_its_record_to_a_failed_run_of_the_same_kind_has_it_in_the_end(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two runs of one export at once: the one that fails first releases the folder."""
+    """Two runs of one export overlap, and the one that fails first releases the folder."""
     from pairmill.jobs import export as module
 
     rivals = iter([True])
@@ -187,7 +187,7 @@ def test_after_a_retry_every_reader_says_select_again_and_refresh_does_it(
     output, store = tmp_path / "out", Store(str(tmp_path / "out"))
     before = select(subset_of(output))
     assert before.rows_out == 15
-    retry(str(output))  # in vain: the pairs do not change
+    retry(str(output))  # recovers nothing: the pairs do not change
     assert export(export_job(output, tmp_path / "first")).record.rows == 15
     assert len(list(PairDataset(FeedConfig(str(output), "most")))) == 15
     for n in range(5):

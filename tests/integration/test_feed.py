@@ -98,7 +98,7 @@ def test_a_transform_gets_the_picture_as_it_is_shown_and_a_tokenizer_all_caption
         assert torch.equal(batch["caption_clean"], tokenizer([CAPTION.format(int(key)) for key in batch["key"]]))
         for tensor, key in zip(batch["image"], batch["key"], strict=True):
             plain = np.asarray(Image.open(io.BytesIO(picture(int(key)))).resize((8, 8)), np.int16)
-            assert np.abs(tensor.permute(1, 2, 0).numpy() - plain).max() <= 8  # decoders differ by a little
+            assert np.abs(tensor.permute(1, 2, 0).numpy() - plain).max() <= 8  # decoders differ slightly
 
 
 def test_without_the_image_column_no_picture_is_read(dataset: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def embed_on_s3(endpoint: str, tar: Path) -> S3Config:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_two_datasets_on_two_s3_servers_are_read_side_by_side_in_one_process(tmp_path: Path, workers: int) -> None:
-    """The same bucket and folder on both servers: only the settings tell them apart."""
+    """Bucket and folder are the same on both servers, and only the settings differ."""
     numbers = (range(4), range(4, 8))
     with credentials(), s3_server("mill") as one, s3_server("mill") as other:
         loaders = []

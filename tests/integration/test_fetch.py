@@ -209,7 +209,7 @@ def test_badly_encoded_headers_do_not_reach_the_columns(web: HostileWeb) -> None
 
 
 def test_early_refusal_closes_the_connection(web: HostileWeb) -> None:
-    """The rest of an endless body is never read, not even while the session lives on."""
+    """The rest of an endless body is never read, not even while the session stays open."""
     sent = 0
 
     async def handler(request: Request, writer: Any) -> None:
@@ -274,7 +274,7 @@ def test_nothing_is_sent_to_a_refused_address(web: HostileWeb, forbidden: Hostil
     for url, fetched in zip(urls, fetch_all(urls, allow_networks=[]), strict=True):
         assert fetched.status is Status.ADDRESS_REFUSED, url
     assert forbidden.connections == 0
-    assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # it does answer if it is allowed
+    assert fetch(forbidden.url("/a.jpg")).status is Status.OK  # if allowed, it does answer
 
 
 def test_addresses_are_checked_again_on_connecting(forbidden: HostileWeb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_an_unknown_host_fails_quickly_with_one_look_up(monkeypatch: pytest.Monk
     assert {fetched.status for fetched in found} == {Status.DNS_ERROR}
     assert all(fetched.final_url is None and "no-such-host.invalid" in (fetched.detail or "") for fetched in found)
     assert asked == ["no-such-host.invalid"]
-    assert time.monotonic() - started < 15  # each on its own would take seconds
+    assert time.monotonic() - started < 15  # one after the other, they would take seconds each
 
 
 def test_silent_name_servers_are_a_dns_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,7 +509,7 @@ def test_endless_bodies_together_take_little_more_than_twice_the_budget(web: Hos
 
     budget = Watched(limit)
     found = fetch_all(urls, budget, timeout_s=1.0, max_bytes=5_000_000, per_host_concurrency=24, retries=0)
-    assert {each.status for each in found} == {Status.TIMEOUT}  # each had its own second, one after the other
+    assert {each.status for each in found} == {Status.TIMEOUT}  # each was given its own second, in turn
     assert limit < most < 2 * limit + 5_000_000 + 24 * (1 << 18)
     assert budget._reserved == 0
 

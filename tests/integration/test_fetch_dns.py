@@ -1,4 +1,4 @@
-"""Tests host names: custom name servers, the answers they may give, and that addresses are checked on connecting."""
+"""Tests host names: custom name servers, the answers that they may give, and the check of addresses on connecting."""
 
 from collections.abc import Iterator
 

@@ -84,7 +84,7 @@ def test_requests_to_one_host_are_spaced_and_waiting_does_not_use_up_the_urls_ti
     urls = [f"{web.route('/spaced.jpg', handler)}?{n}" for n in range(6)]
     found = fetch_all(urls, per_host_interval_s=0.3, timeout_s=1)
     assert {fetched.status for fetched in found} == {Status.OK}
-    assert starts[-1] - starts[0] > 1.0  # 1.5 by our clock; by the server's, a request may be late on its way
+    assert starts[-1] - starts[0] > 1.0  # 1.5 by our clock; by the server's, less if a request arrives late
 
 
 def test_a_host_that_never_answers_delays_a_shard_by_little_more_than_one_timeout(web: HostileWeb) -> None:
@@ -121,4 +121,4 @@ def test_retry_after_may_be_a_date(web: HostileWeb) -> None:
     started = time.monotonic()
     fetched = fetch(_respond_in_turn(web, "/busy.jpg", busy, response(JPEG)), retries=1)
     assert (fetched.status, fetched.fetch_attempts) == (Status.OK, 2)
-    assert time.monotonic() - started > 0.5  # dates have whole seconds
+    assert time.monotonic() - started > 0.5  # dates have no fractions of a second

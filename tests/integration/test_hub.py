@@ -1,4 +1,5 @@
-"""Tests weights that the hub does not provide: one line with the remedy within 10 s, and no retries by its client."""
+"""Tests weights that the hub does not provide: there is one line with the remedy within 10 s, and no retry by the
+hub's client."""
 
 import os
 import socket

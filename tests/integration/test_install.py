@@ -34,7 +34,7 @@ def no_sevens(rows):
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """Run it and return its stdout. Without PYTHONPATH, so that imports find the installed package."""
+    """Run a command without PYTHONPATH, so that imports find the installed package. Returns its stdout."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -41,7 +41,7 @@ STRAY = [
 
 
 WHEN = ["in the same packet", "a moment later", "with the next answer"]
-# Once the next request is sent, a whole stray answer looks like its own: RFC 9112 section 11.2.
+# Once the next request is sent, a complete stray answer looks like the answer to it: RFC 9112 section 11.2.
 CASES = [(stray, when) for stray in STRAY for when in (WHEN[:1] if stray[-4:] in (b"\r\n\r\n", b"ture") else WHEN)]
 
 

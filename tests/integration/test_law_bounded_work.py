@@ -29,7 +29,7 @@ class Run:
 
 
 def fetch_together(urls: list[str]) -> Run:
-    """As the download stage does: all URLs of a shard at once, hosts interleaved."""
+    """Fetch as the download stage does: all URLs of a shard at once, with hosts interleaved."""
 
     async def main() -> Run:
         budget, outcomes = ByteBudget(1 << 28), dict[str, FetchOutcome]()

@@ -62,7 +62,7 @@ prefixes = (f"t{number}" for number in count())
 def test_each_key_is_a_row_a_part_or_passed_over(
     put: Put, tmp_path_factory: pytest.TempPathFactory, found: set[str]
 ) -> None:
-    found = found | {"0.jpg"}  # without pictures there is nothing to plan
+    found = found | {"0.jpg"}  # without any picture, there is nothing to plan
     prefix = next(prefixes)
     for key in found:
         put(f"{prefix}/{key}", b"" if only_makes_a_folder(key) else b"x")

@@ -53,9 +53,7 @@ def test_samples_are_webdataset_s(tmp_path_factory: pytest.TempPathFactory, foun
     for sample in samples:
         parts = {ending: body for ending, body in sample.items() if not ending.startswith("__")}
         endings = [ending for ending in parts if ending.rpartition(".")[2] in PICTURE_ENDINGS]
-        images = [
-            parts[ending] for ending in sorted(endings, key=lambda ending: "." in ending)
-        ]  # as trainers take them
+        images = [parts[ending] for ending in sorted(endings, key=lambda ending: "." in ending)]  # as trainers do
         expected.append((sample["__key__"], images, parts.get("txt", parts.get("caption"))))
     rows = [
         (

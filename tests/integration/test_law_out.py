@@ -42,7 +42,7 @@ with open(SHARED_DATA / "awkward/manifest.csv", newline="") as manifest:
     LISTED = list(csv.DictReader(manifest))
 PATHS = [SHARED_DATA / "awkward" / row["file"] for row in LISTED]
 
-pytestmark = [  # webdataset leaves it to the garbage collector to close tars
+pytestmark = [  # webdataset leaves closing tars to the garbage collector
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:datasets"),
@@ -172,7 +172,7 @@ def test_arrow_and_pandas_open_a_parquet_export_by_its_folder(awkward: Path, sco
 
 
 def test_image_path_is_the_file_of_a_folder_and_the_key_in_a_tar(tmp_path: Path) -> None:
-    """clip-retrieval opens and copies the files that it names."""
+    """clip-retrieval opens and copies the files that `image_path` names."""
     (tmp_path / "pictures").mkdir()
     for name, data in samples(4):
         (tmp_path / "pictures" / name).write_bytes(data)
@@ -308,7 +308,7 @@ def test_a_changed_byte_of_a_pairs_file_stops_export_and_feed_and_names_it(tmp_p
 def test_an_export_of_an_earlier_version_is_left_as_it_is_and_opens_by_its_folder_after_another_run(
     tmp_path: Path,
 ) -> None:
-    """Such exports have their records in `export/`, and none says which layout it has."""
+    """Such exports keep their records in `export/`, and the records do not state the layout."""
     sequentially(embed_job(tmp_path / "out", write_tar(tmp_path / "0.tar", samples(6))))
     export_all(tmp_path / "out", tmp_path, "parquet")
     folder = tmp_path / "parquet"
@@ -357,7 +357,7 @@ def test_datacomps_basic_filter_takes_captions_as_text(tmp_path: Path) -> None:
 
 
 def test_the_fields_of_a_corpus_s_json_become_the_columns_that_its_parquet_gives(tmp_path: Path) -> None:
-    """As img2dataset writes them: the same values beside the pictures and in a Parquet file."""
+    """img2dataset writes the same values beside the pictures and in a Parquet file."""
     exif = json.dumps({"Image Make": "Canon", "EXIF ISOSpeedRatings": "100"})
     details = [
         {

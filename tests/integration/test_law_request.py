@@ -80,7 +80,7 @@ _MANY = settings(
 
 
 def encoded(text: str) -> str:
-    """With non-ASCII percent-encoded, which curl sends as it is, or encodes in lower case."""
+    """The text with non-ASCII characters percent-encoded: curl sends them as they are or encodes them in lower case."""
     return quote(text, safe=_ASCII)
 
 
@@ -137,7 +137,7 @@ def sent_by_us(recorder: Recorder, urls: Sequence[str]) -> dict[str, list[str]]:
 
 
 def sent_by_urllib(recorder: Recorder, urls: Sequence[str]) -> dict[str, list[str]]:
-    """As img2dataset requests them."""
+    """Request the URLs as img2dataset does."""
     import urllib.request
 
     opener = GuardedOpener(config(), SourceRules())

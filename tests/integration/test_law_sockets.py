@@ -1,4 +1,4 @@
-"""Invariant: a request holds few sockets, however many addresses a name has, and none afterwards."""
+"""Invariant: however many addresses a name has, a request holds few sockets, and none once it is done."""
 
 import asyncio
 import socket

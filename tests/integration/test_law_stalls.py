@@ -29,7 +29,7 @@ def web() -> Iterator[HostileWeb]:
 
 
 def fetch_and_stand_still(urls: list[str], stall_s: float, **settings: Any) -> list[FetchOutcome]:
-    """The event loop is blocked once all requests have been sent."""
+    """Fetch, and block the event loop once all requests have been sent."""
 
     async def main() -> list[FetchOutcome]:
         async with Fetcher(config(**settings), ByteBudget(1 << 28)) as fetcher:
@@ -109,7 +109,7 @@ print(json.dumps([each.status.value for each in found]))
 
 @pytest.mark.parametrize("stop_s", [30.0 if "DOORS_EXAMPLES" in os.environ else 5.0])
 def test_a_process_that_is_stopped_loses_no_row(web: HostileWeb, stop_s: float) -> None:
-    """SIGSTOP and SIGCONT, as a frozen container or a paused virtual machine."""
+    """SIGSTOP and SIGCONT have the effect of a frozen container or a paused virtual machine."""
     urls = [web.send(f"/{n}.jpg", n / 10, response(JPEG)) for n in range(20)]
     root = Path(__file__).resolve().parents[2]
     child = subprocess.Popen(

@@ -27,7 +27,7 @@ REPLACEMENTS = {
 
 
 SHAPES = r"# \(256, (\d+, \d+, \d+)\), \(256, (\d+)\)"
-"""What README says of a batch of 256: the pictures' shape and the texts'."""
+"""What the README says about a batch of 256: the shapes of the pictures and of the texts."""
 
 STATED = """
 of_subset = pairmill.open("out").subset("clean").table(["row_id", "image_embedding_tiny"])
@@ -40,7 +40,8 @@ names = ("image_embedding_tiny", "text_embedding_tiny")
 dim = len(of_subset["image_embedding_tiny"][0])
 assert [tuple(batch[name].shape) for name in names] == 2 * [(num_rows, dim)]
 """
-"""What README says of batches and of the join in SQL, run after its Python; its one batch has fewer than 256 rows."""
+"""Run after the README's Python. Checks what the README says about batches, of which the only one has fewer than 256
+rows, and about the join in SQL."""
 
 
 def python_blocks() -> list[str]:

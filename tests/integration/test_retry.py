@@ -24,7 +24,7 @@ MOVED = ("image_tar", "image_offset", "image_length")
 
 
 def rows_by_id(output: Path) -> dict[str, dict[str, Any]]:
-    """Every row of a finished output, read by listing the folders, with the picture's bytes instead of its position."""
+    """Every row of a finished output, read by listing the folders. Has the picture's bytes, not its position."""
     rows = {}
     for folder in ("pairs", "rejects"):
         for path in (output / folder).iterdir():
@@ -97,7 +97,7 @@ def test_a_retry_recovers_failed_rows_and_changes_nothing_else(
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     report = verify(Store(str(output)))
     assert str(victim.relative_to(output)) in report.damaged
-    for name in report.damaged:  # as the command advises
+    for name in report.damaged:  # as the command tells the user to do
         (output / name).unlink()
     sequentially(build_job)
     assert rows_by_id(output).keys() == recovered.keys()  # each row once
@@ -120,7 +120,7 @@ def test_a_retry_that_recovers_nothing_leaves_pairs_and_pictures_unchanged(
             assert manifest.files[name] == before[manifest.shard].files[name]  # type: ignore[index]
         assert not store.exists(before[manifest.shard].files["rejects"].path)
     assert verify(store).problems == []
-    assert retry(store.root, ["timeout"]).retried == 0  # no row ended this way, so nothing is done
+    assert retry(store.root, ["timeout"]).retried == 0  # no row has this status, so nothing is done
     assert {manifest.generation for manifest in read_manifests(store)} == {1}
     assert isinstance(dataset(tmp_path / "out", "rejects"), pa.Table)
 
@@ -142,7 +142,7 @@ def test_a_retry_may_change_only_run_settings(
 def test_law_lists_a_retry_refuses_a_list_that_is_not_the_planned_one(
     plain_loop: None, failing_rows: tuple[BuildJob, NameServer], tmp_path: Path, change: str
 ) -> None:
-    """Even if it has the same size: its rows would get the numbers of others, which would be lost."""
+    """This holds even if the size is the same: its rows would get the numbers of other rows, which would be lost."""
     build_job, _ = failing_rows
     source = tmp_path / "in.parquet"
     rows = pq.read_table(source)

@@ -1,4 +1,4 @@
-"""Tests `run_shards` on Ray: shards overlap, a worker's death is survived, and only rows that always crash are lost."""
+"""Tests `run_shards` on Ray: shards overlap, runs survive dead workers, and only rows that always crash are lost."""
 
 import json
 import threading
@@ -156,8 +156,8 @@ def test_a_custom_rule_that_raises_stops_the_run_early_with_its_name(
 def test_rows_that_kill_every_worker_cost_themselves_and_a_death_that_does_not_come_back_costs_nothing(
     web: PictureWeb, on_this_ray: list[str], tmp_path: Path
 ) -> None:
-    """Number 5 kills every rule, the decoder aborts on picture 11, as with a bug in a codec, in the worker and then in
-    its child, and number 21 kills its worker once. Each is in a shard of its own."""
+    """Row 5 kills every process that runs the rule. The decoder aborts on picture 11, as with a bug in a codec, in the
+    worker and then in its child. Row 21 kills its worker once. Each is in a shard of its own."""
     marker = str(tmp_path / "marker")
     (tmp_path / "fatal.py").write_text(FATAL_RULE.format(marker=f"{marker}5", number=5, condition="True"))
     (tmp_path / "once.py").write_text(FATAL_RULE.format(marker=marker, number=21, condition="not marker.exists()"))
@@ -187,7 +187,7 @@ def test_rows_that_kill_every_worker_cost_themselves_and_a_death_that_does_not_c
 def test_a_worker_that_was_killed_for_its_memory_is_dead_and_an_object_that_is_gone_is_not_its_fault(
     tmp_path: Path, error: Exception, means: type[Exception]
 ) -> None:
-    """Otherwise the scheduler would give it shard after shard. Ray reports both with its own errors."""
+    """Otherwise, the scheduler would give the dead worker shard after shard. Ray reports both with its own errors."""
     source = write_input(tmp_path / "in.parquet", [{"url": "http://127.0.0.1:9/1.jpg", "caption": "one"}])
     backend = RayBackend(prepare(job(source, tmp_path / "out"))[0], LiveWorkers(lambda _: None))
     backend._futures["token"] = Future()

@@ -48,7 +48,8 @@ def test_reads_and_writes_survive_throttling_and_lost_connections(faulty: Faulty
 def test_a_write_whose_reply_was_lost_exists_and_counts_as_taken(
     faulty: FaultyS3, num_bytes: int, request_lost: str
 ) -> None:
-    """Small: one PUT. Large: in parts; the reply to one part is lost, then the reply to their completion."""
+    """Small data is one PUT. Large data is sent in parts: the reply to one part is lost, and then the reply to their
+    completion."""
     store = Store("s3://mill/lost", S3Config(endpoint=faulty.url))
     faulty.faults = Faults(lose_reply_to=request_lost)
     first = store.create(f"{num_bytes}/a", bytes(num_bytes))
@@ -101,7 +102,7 @@ def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_gr
     process, store = start(command, tmp_path), Store(output, S3Config(endpoint=faulty.url))
     while not store.list("manifests") and process.poll() is None:
         time.sleep(0.1)
-    faulty.faults = Faults(deny_writes=True)  # taken away in the middle
+    faulty.faults = Faults(deny_writes=True)  # permission is revoked in the middle
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "access denied" in said

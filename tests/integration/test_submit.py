@@ -99,14 +99,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare_cluster(s3: FaultyS3, home: Path) -> Iterator[str]:
-    """A head started by its absolute path with nothing activated, by a user who has a token, so it requires it."""
+    """A head started by its absolute path, without an activated environment, by a user who has a token. So it requires
+    that token."""
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", **CREDENTIALS}
     with ray_head([Path(sys.executable).with_name("ray")], environment, [free_port()]) as address:
         yield address
 
 
 def _processes_of(folder: Path) -> list[int]:
-    """The processes of this cluster only: `ray stop` would end every Ray on the machine."""
+    """The processes of this cluster only, because `ray stop` would end every Ray instance on the machine."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

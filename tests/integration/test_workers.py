@@ -27,7 +27,7 @@ def test_one_two_and_eight_workers_select_the_same_subset(
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 3_000)
     write_dataset(tmp_path / "dataset", 20_000, shard_rows=500)
     cpus = ray.cluster_resources()["CPU"]
-    for workers in (1, 2, 8):  # Ray gives out whole CPUs, or parts of one
+    for workers in (1, 2, 8):  # Ray allots whole CPUs, or fractions of one
         monkeypatch.setattr("pairmill.jobs.cluster.ray_tasks.CALL_CPUS", cpus // workers or cpus / workers)
         select(SelectJob.model_validate({"dataset": str(tmp_path / "dataset"), "name": f"on{workers}", "steps": STEPS}))
     one, two, eight = (row_ids(tmp_path / "dataset", f"on{workers}") for workers in (1, 2, 8))

@@ -53,7 +53,7 @@ def redirect(location: str, status: str = "302 Found") -> bytes:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST instead of FIN: as a crashed server or a middlebox does."""
+    """Close with RST instead of FIN, as a crashed server or a middlebox does."""
     sock: socket.socket = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -59,7 +59,7 @@ BLANK |= set("\u2800\U0001d159\ufff9\ufffa\ufffb")
 
 
 def test_a_caption_without_a_visible_character_is_empty_and_no_other() -> None:
-    """Every character of Python's Unicode; the `regex` module says which ones are ignorable."""
+    """Tries every character of Python's Unicode. The `regex` module says which ones are ignorable."""
     cleaned = clean_captions(pa.array([f" {char}" for char in EVERY_CHARACTER]))
     assert {char for char, text in zip(EVERY_CHARACTER, cleaned.to_pylist(), strict=True) if not text} == BLANK
 

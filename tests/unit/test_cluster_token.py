@@ -19,8 +19,8 @@ JOB = {"type": "SUBMISSION", "submission_id": "raysubmit_1", "status": "RUNNING"
 
 @contextmanager
 def dashboard(wanted: str | None) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
-    """A cluster's dashboard with one job. Yields its address, and (request, token) of everything it is sent. With
-    `wanted`, it answers as Ray does to other tokens."""
+    """A cluster's dashboard with one job. Yields its address, and (request, token) for all that it receives. With
+    `wanted`, it answers other tokens as Ray does."""
     sent: list[tuple[str, str | None]] = []
 
     class Handler(BaseHTTPRequestHandler):

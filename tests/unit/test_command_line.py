@@ -37,7 +37,7 @@ def names(group: TyperGroup = GROUP, before: tuple[str, ...] = ()) -> Iterator[t
 
 
 def run(*arguments: str, columns: int = 60) -> tuple[int, str]:
-    """Exit status and output; not by CliRunner, in which every terminal has 80 columns."""
+    """Exit status and output. Does not use CliRunner, in which every terminal has 80 columns."""
     output, environment = io.StringIO(), {"COLUMNS": str(columns), "RAY_API_SERVER_ADDRESS": "http://head:8265"}
     with patch.dict(os.environ, environment), redirect_stdout(output), redirect_stderr(output):
         try:
@@ -137,7 +137,7 @@ def test_a_field_that_does_not_exist_is_one_clear_line(arguments: list[str], mes
 
 
 PRINTING = [("fields fetch", ""), ("--version", "1"), ("build --help", ""), ("OWN", ""), ("OWN", "1")]
-"""(arguments, PYTHONUNBUFFERED). `OWN` prints while errors become messages, as `build` does."""
+"""(arguments, PYTHONUNBUFFERED). `OWN` prints where errors become messages, as `build` does."""
 _MAIN = """
 import sys
 from pairmill.jobs.cli import main, terminal
@@ -151,7 +151,7 @@ main.main()
 
 @pytest.mark.parametrize(("arguments", "unbuffered"), PRINTING)
 def test_a_full_disk_behind_stdout_is_one_clear_line(arguments: str, unbuffered: str) -> None:
-    """Linux's /dev/full refuses every write. Nothing is left for Python to write, in vain, when it exits."""
+    """Linux's /dev/full refuses every write. Python must not try, in vain, to write the rest when it exits."""
     with open("/dev/full", "w") as full:
         ended = _main(arguments, full.fileno(), unbuffered)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)

@@ -1,4 +1,4 @@
-"""Tests that each command shows how far it is: the steps that work reports end up on stderr."""
+"""Tests that each command shows how far it is: the steps that are reported appear on stderr."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from tests.unit.test_verify import NUM_SHARDS, write_with_pictures
 
 @pytest.fixture(autouse=True)
 def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log gets every line, however soon after the previous one."""
+    """A log gets every line, even right after the previous one."""
     monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0.0)
 
 

@@ -92,7 +92,7 @@ def test_custom_rules_are_counted_by_name_and_only_written_if_there_are_any(tmp_
     assert totals.custom_rules["mine:strict"].rows == 4
     writer(tmp_path / "none").commit(in_flight(["ok"], [True]))
     (written,) = (tmp_path / "none/manifests").iterdir()
-    assert "custom_rules" not in written.read_text()  # as older versions wrote it
+    assert "custom_rules" not in written.read_text()  # same as from older versions
 
 
 def test_a_picture_needs_one_range_read(tmp_path: Path) -> None:

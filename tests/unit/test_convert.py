@@ -1,4 +1,4 @@
-"""Tests that text formats become Parquet with every record and every byte."""
+"""Tests that text formats become Parquet without losing a record or a byte."""
 
 import csv
 import gzip

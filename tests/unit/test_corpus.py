@@ -329,7 +329,7 @@ BYTES = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 @pytest.mark.parametrize(
     ("name", "data_type"),
     [
-        ("images", pa.list_(BYTES)),  # FAI-RL#81: these were dropped without a word
+        ("images", pa.list_(BYTES)),  # FAI-RL#81: these were dropped silently
         ("jpg", pa.large_list(pa.binary())),
         ("photo", BYTES),
         ("sample", pa.struct([("image", BYTES)])),

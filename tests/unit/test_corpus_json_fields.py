@@ -1,4 +1,5 @@
-"""Tests fields of the JSON beside pictures as columns: none is changed, none that is large is carried, all count."""
+"""Tests fields of the JSON beside pictures as columns: none is changed, large ones are not carried, and all
+are counted."""
 
 import json
 import math
@@ -114,7 +115,7 @@ def test_a_later_tar_with_values_that_do_not_fit_is_named_and_one_with_more_fiel
     ],
 )
 def test_a_key_that_is_not_utf8_becomes_a_readable_column(tmp_path: Path, fields: bytes, columns: list[str]) -> None:
-    """One such key in millions of JSONs must not stop an embed."""
+    """One such key in millions of JSON files must not stop an embed."""
     (tmp_path / "in").mkdir()
     text = b'{"caption": "c", ' + fields + b"}"
     write_tar(tmp_path / "in/a.tar", [("0.jpg", b"\xff\xd8\xff picture"), ("0.json", text)])

@@ -98,7 +98,7 @@ def test_an_encoder_asks_for_the_cpus_that_its_threads_keep_busy() -> None:
     apart = plan_pools(pipeline(), 10_000, [Node(16), Node(8, gpus=2, accelerator="A100")])
     with pytest.raises(PoolError, match="encode_threads is 6, but no machine has more than 4 CPUs"):
         plan_pools(pipeline(encode_threads=6), 10, [Node(4), Node(4)])
-    assert apart["encode"].cpus == 4.0  # half of its machine's cores each: nothing else runs there
+    assert apart["encode"].cpus == 4.0  # each has half of its machine's cores, because nothing else runs there
 
 
 def test_an_isolated_shard_is_alone() -> None:

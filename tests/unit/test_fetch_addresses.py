@@ -1,4 +1,4 @@
-"""Tests which addresses we may connect to, and which texts are addresses at all."""
+"""Tests which addresses we may connect to, and which strings are addresses at all."""
 
 import pytest
 

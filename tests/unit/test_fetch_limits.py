@@ -116,7 +116,7 @@ def test_above_twice_the_budget_one_body_grows_at_a_time_and_the_others_do_not_t
                 group.create_task(body(name, 4))
         assert sorted(order) == list("abcd")
         assert budget._reserved == 0
-        assert max(most) <= 2 * 10 + 8 + 4 * 8  # a step that started below the limit, and one body
+        assert max(most) <= 2 * 10 + 8 + 4 * 8  # the limit, a step that started below it, and one body
 
     asyncio.run(main())
 

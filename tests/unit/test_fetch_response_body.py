@@ -29,7 +29,7 @@ def failure(*chunks: bytes, **options: object) -> tuple[Status, str | None]:
 
 
 def test_codings_are_few() -> None:
-    """Each one is a decompressor, and a frame or more of the stack."""
+    """Each coding takes a decompressor, and a frame or more of the stack."""
     packed = JPEG
     for _ in range(5):
         packed = gzip.compress(packed)

@@ -44,7 +44,7 @@ def schema_fields(model: type[BaseModel]) -> dict[str, Any]:
                 if isinstance(each.get("additionalProperties"), dict)
             ]
             below = [(suffix, found) for suffix, each in nested if (found := target(each))]
-            if not below or below[0][0]:  # a section is no field itself
+            if not below or below[0][0]:  # a section is not a field itself
                 yield (
                     f"{parent}{name}",
                     part.get("default", REQUIRED) if name not in model.get("required", []) else REQUIRED,

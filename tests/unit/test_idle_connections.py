@@ -14,7 +14,7 @@ Open = Callable[[], Awaitable[tuple[HttpConnection, socket.socket]]]
 
 
 def run(check: Callable[[Open], Awaitable[None]]) -> None:
-    """Run a check that opens connections; each comes with the server's end. Closes all in the end."""
+    """Run a check that opens connections; each comes with the server's end of it. Closes all of them afterwards."""
     pairs: list[tuple[HttpConnection, socket.socket]] = []
 
     async def opened() -> tuple[HttpConnection, socket.socket]:
@@ -89,7 +89,7 @@ def test_one_that_the_server_closed_or_wrote_to_is_not_used_again(is_known: bool
         its_server.close()
         its_other.send(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
         if is_known:
-            await asyncio.sleep(0.01)  # the event loop sees it
+            await asyncio.sleep(0.01)  # so that the event loop sees it
         assert idle.take("http://a") is good
         assert idle.take("http://a") is None
 

@@ -24,7 +24,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def draw(width: int, height: int, seed: int = 0) -> Pixels:
-    """Noise at every scale, stronger at coarser ones: the spectrum of a photograph. No symmetry."""
+    """Noise at every scale, stronger at coarser ones, so the spectrum is that of a photograph. No symmetry."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.float32)
     for cell in (256, 64, 16, 4):
@@ -160,7 +160,7 @@ def test_grayscale_of_other_bit_depths() -> None:
     assert stored(save(Image.fromarray(ramp), "TIFF"))[0, :, 0].tolist() == list(range(256))
     wide = np.rint(ramp.astype(np.float64) * (2**32 - 1) - 2**31).astype(np.int32)
     assert stored(save(Image.fromarray(wide), "TIFF"))[0, :, 0].tolist() == list(range(256))
-    assert np.ptp(stored(save(Image.fromarray(wide // 1_000_000), "TIFF"))) <= 1  # the depth decides, not the values
+    assert np.ptp(stored(save(Image.fromarray(wide // 1_000_000), "TIFF"))) <= 1  # the depth counts, not the values
     bits = Image.fromarray(PHOTO).convert("1")
     assert np.array_equal(stored(save(bits, "PNG")), np.asarray(bits.convert("RGB")))
 
@@ -270,7 +270,7 @@ SCAN_OF_THREE = segment(0xDA, bytes((3, 1, 0, 2, 0, 3, 0, 0, 63, 0)))
 @pytest.mark.parametrize(
     ("frame", "scans"),
     [
-        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # only a first scan of all components is the only one
+        (0xC0, SCAN_OF_ONE + SCAN_OF_THREE + 100 * SCAN_OF_ONE),  # others follow unless the first has all components
         (0xC0, SCAN_OF_THREE),
         (0xC2, SCAN_OF_ONE + b"\0\xff\x02\xff\xff" + 100 * SCAN_OF_ONE),  # libjpeg skips two bytes, not 65,535 more
         (0xC2, SCAN_OF_ONE + 20_000 * b"\xff\x01"),
@@ -396,7 +396,7 @@ def test_many_threads_give_the_same_results_as_one() -> None:
 
 def test_broken_exif_does_not_cost_the_picture() -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_text("Raw profile type exif", "\n\n\nno hex digits")  # at which Pillow raises
+    info.add_text("Raw profile type exif", "\n\n\nno hex digits")  # Pillow raises an exception for it
     body = save(Image.new("RGB", (64, 40), "red"), "PNG", pnginfo=info)
     with pytest.raises(ValueError, match="hex"):
         Image.open(io.BytesIO(body)).getexif()

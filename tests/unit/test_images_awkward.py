@@ -1,4 +1,4 @@
-"""Tests real files: awkward ones from other projects' tests each get a Status, and photographs keep their quality."""
+"""Tests real files: each awkward one from other projects' tests gets a Status, and photographs keep their quality."""
 
 import contextlib
 import csv
@@ -44,8 +44,8 @@ def test_awkward_files_get_the_status_that_their_manifest_expects(name: str, exp
 
 
 def reference(body: bytes) -> npt.NDArray[np.uint8]:
-    """What the picture should look like, decoded by Pillow alone at full size: rotated as shown, 8 bits, alpha over
-    white, sRGB."""
+    """What the picture should look like, decoded by Pillow alone at full size: with the orientation applied, 8 bits,
+    alpha over white, in sRGB."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
@@ -103,5 +103,5 @@ def test_scaled_decoding_of_real_photographs_looks_like_full_decoding() -> None:
         fast, reference = (processor.process(data).image or b"" for data in (body, exact.getvalue()))
         seen.append(cv2.PSNR(*(np.asarray(Image.open(io.BytesIO(png))) for png in (fast, reference))))
     assert len(seen) > 20
-    assert sorted(seen)[len(seen) // 20] >= 35  # all but the worst in twenty
+    assert sorted(seen)[len(seen) // 20] >= 35  # except the worst twentieth
     assert min(seen) >= 30

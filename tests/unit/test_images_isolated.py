@@ -1,4 +1,4 @@
-"""Tests a decoder that dies or hangs. No test picture makes the real one do so, so the tests use a stand-in."""
+"""Tests a decoder that dies or hangs. No test picture makes the real decoder do so, so the tests use a stand-in."""
 
 import io
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Pictures with a matrix profile are converted by tables, within one level of Little CMS, or by Little CMS itself."""
+"""Pictures with a matrix profile are converted with tables, within one level of Little CMS, or by Little CMS itself."""
 
 import io
 import random
@@ -17,7 +17,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 _AXIS = np.linspace(0, 255, 52).astype(np.uint8)
 COLORS = np.stack(np.meshgrid(_AXIS, _AXIS, _AXIS), -1).reshape(52, -1, 3)
-"""140,608 of all colors; 0, 5, 10, ... in each channel."""
+"""140,608 colors from the whole range: 0, 5, 10, ... in each channel."""
 
 ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
@@ -79,7 +79,7 @@ PROFILES = {
 }
 
 
-LEFT_TO_LITTLE_CMS = {"a power above a constant"}  # of which it makes something else than ICC.1 says
+LEFT_TO_LITTLE_CMS = {"a power above a constant"}  # Little CMS does not handle it as ICC.1 says
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -107,7 +107,7 @@ def test_profiles_of_real_photographs_too() -> None:
 
 
 def test_broken_profiles_are_converted_as_little_cms_does() -> None:
-    """Whatever is wrong with a profile, the answer of Little CMS counts."""
+    """Whatever is wrong with a profile, the result must be Little CMS's."""
     rng = random.Random(4)
     seeds, used = list(PROFILES.values()), 0
     for _ in range(120):

@@ -1,4 +1,4 @@
-"""Tests which JPEGs keep their own compressed pixels, and that they keep exactly these and nothing else."""
+"""Tests which JPEGs keep their own compressed pixels, and that they keep nothing else."""
 
 import io
 import random
@@ -22,7 +22,7 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_pictures = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the pictures are not at {SHARED}")
 
 NEEDED = {0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, 0xDA, 0xE0}
-"""Markers without which a JPEG cannot be decoded, and JFIF's."""
+"""Markers that decoding a JPEG requires, and JFIF's."""
 METADATA = (b"Exif\0", b"ICC_PROFILE", b"ns.adobe.com", b"Photoshop", b"Ducky", b"MPF\0", b"GPS", b"<x:xmpmeta")
 
 
@@ -45,7 +45,7 @@ def pixels(body: bytes) -> np.ndarray:
 
 
 def markers(body: bytes) -> list[int]:
-    """Of the segments before the first scan, by their lengths."""
+    """The markers of the segments before the first scan, found by following the segments' lengths."""
     found, offset = [], 2
     while body[offset + 1] != 0xDA:
         found.append(body[offset + 1])
@@ -180,7 +180,7 @@ def test_what_does_not_pass(name: str) -> None:
         assert found.status is not Status.OK
     else:
         assert found == ImageProcessor(ImagesConfig(reencode="always")).process(body)
-    if name not in ("turned", "another profile"):  # which the processor knows
+    if name not in ("turned", "another profile"):  # the processor checks these two
         assert passed(body) is None
 
 

@@ -24,7 +24,7 @@ SIDES = (1, 2, 3, 31, 63, 64, 65, 100, 127, 128, 129, 333)
 
 @pytest.fixture(scope="module")
 def resizer() -> Any:
-    """img2dataset's class; importing it brings albumentations and the deprecated imghdr."""
+    """img2dataset's class. Importing it also imports albumentations and the deprecated imghdr."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
         warnings.filterwarnings("ignore", message="'?imghdr'? (is deprecated|was removed)", category=DeprecationWarning)

@@ -19,7 +19,7 @@ AWKWARD = Path(__file__).parents[2].parent / "shared" / "data" / "awkward"
 
 
 def picture(format: str, mode: str = "RGB", size: tuple[int, int] = (60, 40), **options: object) -> bytes:
-    """With a secret in every place for metadata that Pillow can write."""
+    """A picture with a secret in every place for metadata that Pillow can write."""
     small = np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
     exif = Image.Exif()

@@ -87,7 +87,7 @@ def test_the_fingerprint_stays_as_settings_are_added_and_changes_with_what_chang
     def of(*settings: str) -> str:
         return fingerprint(load_job(None, BASE, settings))
 
-    assert of() == "fd229ed3ec57ef8e5b817a3f874ec496"  # of the first version: outputs made with it must be resumable
+    assert of() == "fd229ed3ec57ef8e5b817a3f874ec496"  # the first version's: its outputs must be resumable
     assert of("models=[{name: tiny}]") == "b1fd23d5d24702e17378dcf56ab9e34f"
     assert of("images.quality=95", "fetch.timeout_s=99", "run.batch_size=3", "output=elsewhere") == of()
     assert len({of(), of("images.quality=94"), of("rules.caption_min_words=1"), of("models=[{name: tiny}]")}) == 4

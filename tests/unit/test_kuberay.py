@@ -1,4 +1,4 @@
-"""Tests the RayJob for Kubernetes: the command, its files, and pools that the scheduler will find."""
+"""Tests the RayJob for Kubernetes: the command, its files, and the pools that the scheduler will find."""
 
 import os
 import shlex
@@ -64,7 +64,7 @@ def test_job_file_rules_and_blocklists_come_along_and_the_entrypoint_finds_them(
         folder.mkdir()
     for name, text in config_map["data"].items():
         (there / name).write_text(text.replace("/job/*", f"{there}/*"))
-    (tools / "pairmill").write_text('#!/bin/sh\nls; printf "%s\\n" "$@"\n')  # says where it is and what it gets
+    (tools / "pairmill").write_text('#!/bin/sh\nls; printf "%s\\n" "$@"\n')  # prints its folder and its arguments
     (tools / "pairmill").chmod(0o755)
     environment = {"HOME": str(home), "PATH": f"{tools}:{os.environ['PATH']}"}
     command = ["bash", str(there / "run.sh")]

@@ -95,7 +95,7 @@ def test_one_cut_at_every_position_changes_nothing(name: str) -> None:
 @settings(max_examples=max(settings.default.max_examples // 4, 1))
 @given(st.data())
 def test_cuts_and_broken_bytes_change_nothing_either(data: st.DataObject) -> None:
-    """Responses with a byte changed, or a part removed or doubled: the verdict never depends on how they are split."""
+    """For responses with a byte changed, or a part removed or doubled, the verdict does not depend on the splits."""
     answer = bytearray(data.draw(st.sampled_from([each.bytes[:2_000] for each in ANSWERS.values() if each.bytes])))
     start = data.draw(st.integers(0, len(answer) - 1))
     end = data.draw(st.integers(start, min(start + 20, len(answer))))

@@ -74,7 +74,7 @@ def texts_of(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value] if value.strip() else []
     parts = value if isinstance(value, list) else []
-    if isinstance(value, dict):  # a blank caption counts as one, whatever else the object says
+    if isinstance(value, dict):  # a blank caption counts as a caption, whatever else is in the object
         named = [value[name] for name in ("caption", "text") if value.get(name) is not None]
         parts = named or list(value.values())
     return [text for part in parts for text in texts_of(part)]
@@ -132,7 +132,7 @@ def test_text_of_any_encoding_arrives_if_it_is_named_and_is_refused_if_it_is_not
     except UnicodeEncodeError:
         return
     marks = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    assume(encoding == "utf-16" or not body.startswith(marks))  # a byte order mark wins
+    assume(encoding == "utf-16" or not body.startswith(marks))  # a byte order mark overrides the encoding
     assume(body.decode(encoding) == text)  # not true for the yen sign in Shift JIS
     folder = tmp_path_factory.mktemp("text")
     (named,) = indexed(folder, ("0.txt", body), encoding=encoding).captions or (None,)
@@ -152,7 +152,7 @@ def test_text_of_any_encoding_arrives_if_it_is_named_and_is_refused_if_it_is_not
 def test_a_caption_in_a_list_is_text_or_its_row_is_refused(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], is_array: bool
 ) -> None:
-    """The oracle: which values are text, scalars, or lists of such."""
+    """The oracle: which values are text, scalars, or lists of these."""
     folder = tmp_path_factory.mktemp("list")
     objects = [{"uid": f"{number:032x}", "caption": value} for number, value in enumerate(values)]
     text = json.dumps(objects) if is_array else "\n".join(map(json.dumps, objects))
@@ -169,7 +169,7 @@ def test_a_caption_in_a_list_is_text_or_its_row_is_refused(
 @pytest.mark.parametrize("caption", [math.nan, [math.nan], ["a dog", math.nan]])
 @pytest.mark.parametrize("is_corpus", [False, True])
 def test_nan_is_a_missing_caption_wherever_null_is(tmp_path: Path, is_corpus: bool, caption: Any) -> None:
-    """As `pandas.read_json` and `datasets` read it."""
+    """`pandas.read_json` and `datasets` read it in the same way."""
     written = json.dumps({"uid": "0" * 32, "caption": caption})
     found = []
     for number, text in enumerate((written, written.replace("NaN", "null"))):

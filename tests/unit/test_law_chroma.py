@@ -32,7 +32,7 @@ EQUAL_FACTORS = base64.b64decode(
 
 
 def coarseness(body: bytes) -> tuple[float, float]:
-    """How many times coarser color is than brightness: (horizontally, vertically)."""
+    """How many times coarser the color is than the brightness: (horizontally, vertically)."""
     with Image.open(io.BytesIO(body)) as opened:
         assert isinstance(opened, JpegImagePlugin.JpegImageFile)
         (_, across, down, _), *chroma = opened.layer

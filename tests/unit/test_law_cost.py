@@ -125,7 +125,7 @@ def test_the_most_expensive_pictures_that_are_not_refused_stay_within_their_cost
 def test_pictures_decoded_at_the_same_time_share_one_budget(child: ProcessPoolExecutor) -> None:
     side = int((max(MEGAPIXELS, 12.0) * 1e6) ** 0.5)
     extra = child.submit(_decode_together, png_of_zeros(side, side), side * side).result()
-    assert extra < cost.BYTES_PER_PIXEL * side * side + THREADS * 30_000_000  # which malloc keeps for each thread
+    assert extra < cost.BYTES_PER_PIXEL * side * side + THREADS * 30_000_000  # malloc keeps the latter for each thread
     assert START_BYTES + extra < MAX_PEAK_BYTES
 
 
@@ -158,7 +158,7 @@ def test_the_gate_admits_no_more_than_fits() -> None:
 
 
 def test_the_gate_serves_in_the_order_of_arrival() -> None:
-    """Smaller pictures that keep coming do not hold up a large one."""
+    """Smaller pictures that keep arriving do not hold up a large one."""
     gate, entered = MemoryGate(100e6), list[int]()
     started = threading.Barrier(2)
 

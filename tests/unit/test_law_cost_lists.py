@@ -1,5 +1,5 @@
 """Invariant: reading a list or table takes bounded memory, however much a few bytes stand for. A row that is too large
-is `row_malformed`, and affects no other row.
+is `row_malformed`, without affecting any other row.
 
 Oracles: the peak memory of a process; Python's own lengths of the values; pyarrow for the rows of lists.
 """
@@ -37,7 +37,7 @@ from pairmill.schemas.record import JobRecord
 
 MIB = 1 << 20
 SCALE = 8 if settings.default.max_examples > 100 else 128
-"""The limits are this much smaller than in a real run."""
+"""The limits are smaller than in a real run by this factor."""
 BUDGET = (1 << 30) // SCALE
 LIMITS = {
     "cursor._BATCH_BYTES": (256 << 20) // SCALE,
@@ -51,9 +51,9 @@ LIMITS = {
 }
 ROWS = 4_096
 HUGE = 16 * BUDGET
-"""What each bomb unpacks to: sixteen times the budget."""
+"""Size that each bomb unpacks to: sixteen times the budget."""
 SLACK_BYTES = 40 << 20
-"""Modules that are imported on the way, and buffers of a fixed size."""
+"""For modules that are imported along the way, and buffers of a fixed size."""
 
 Bomb = Callable[[Path], None]
 

@@ -1,4 +1,4 @@
-"""Invariant: untrusted text decides nothing. If it contains words about machine faults, they do not change a row's
+"""Invariant: nothing depends on untrusted text. If it contains words about machine faults, they do not change a row's
 status."""
 
 import errno
@@ -46,7 +46,7 @@ ANSWERS = {
 def test_law_faults_words_in_an_answer_change_no_status(part: str, words: str) -> None:
     (spoken,) = verdicts(ANSWERS[part].replace("{}", words).encode(), [[]])
     (neutral,) = verdicts(ANSWERS[part].replace("{}", NEUTRAL * len(words)).encode(), [[]])
-    if part == "place":  # words with spaces are not a host name in any language
+    if part == "place":  # text with spaces is never a host name, in any language
         (neutral,) = verdicts(ANSWERS[part].replace("{}", "a b, c").encode(), [[]])
     assert (spoken.status, spoken.http_status) == (neutral.status, neutral.http_status)
 

@@ -101,7 +101,7 @@ def test_different_pictures_have_different_uids_and_equal_pairs_the_same(
 
 
 def test_the_uids_of_earlier_versions_stay(tmp_path: Path) -> None:
-    """For unique URLs, pictures without one, and captions alone; computed by hand by the rule in uid.py."""
+    """For unique URLs, pictures without a URL, and captions alone. The uids were computed by hand, as in uid.py."""
     write(tmp_path / "in.parquet", [("http://e.org/1", "a", 0), (None, "b", 1), ("http://e.org/1", "c", 0)])
     digest = hashlib.sha256(PICTURES[1]).hexdigest()
     by_hand = [

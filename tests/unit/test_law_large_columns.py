@@ -36,7 +36,7 @@ def test_rows_are_taken_from_more_text_than_one_array_can_hold(nested: bool) -> 
 
 @given(st.lists(st.lists(st.none() | st.text(max_size=4), max_size=5), min_size=1, max_size=4), st.data())
 def test_the_rows_and_their_order_are_those_of_arrow(chunks: list[list[str | None]], data: st.DataObject) -> None:
-    """With arrays of at most 8 bytes, nearly every table is too large."""
+    """If arrays may have at most 8 bytes, nearly every table is too large."""
     column = pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks])
     table = pa.table({"text": column, "list": pa.array([[each] for each in column.to_pylist()], pa.list_(pa.string()))})
     picked = st.integers(0, max(len(column) - 1, 0))

@@ -51,7 +51,7 @@ trees = st.lists(
 
 
 def plant(root: Path, tree: list[tuple[list[str], str, str]]) -> None:
-    """Make a folder of files, links and pipes; `up` links lead to folders above them, `across` to ones outside."""
+    """Make a folder of files, links and pipes. `up` links lead to folders above them, `across` links outside."""
     (root / "0.jpg").write_bytes(b"picture")
     outside = root.parent / "outside"
     (outside / "deep").mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def plant(root: Path, tree: list[tuple[list[str], str, str]]) -> None:
 
 
 def walked(root: Path) -> tuple[set[str], set[str]]:
-    """(files, everything else) that `os.walk` shows, ending the walk at hidden folders and loops."""
+    """(files, everything else) that `os.walk` yields. The walk does not descend into hidden folders and loops."""
     files, others = set(), set()
     for folder, names, leaves in os.walk(root, followlinks=True):
         real = Path(os.path.realpath(folder))
@@ -151,7 +151,8 @@ LINKED = {
 
 @pytest.mark.parametrize("kind", LINKED)
 def test_a_caption_is_read_through_a_link_within_the_source_or_the_cache_only(tmp_path: Path, kind: str) -> None:
-    """A picture's link may lead anywhere: it has to decode. Any file is a caption, including a private key."""
+    """A picture's link may lead anywhere, because its target has to decode. Any file can be a caption, even a private
+    key."""
     folder, target, is_read = LINKED[kind]
     (tmp_path / folder).mkdir(parents=True)
     if "themselves a link" in kind:
@@ -172,7 +173,7 @@ def test_a_caption_is_read_through_a_link_within_the_source_or_the_cache_only(tm
 
 
 def test_links_that_multiply_each_other_are_bounded_and_counted(tmp_path: Path) -> None:
-    """Twenty folders, each with two links to the next: a million ways to the last one."""
+    """Twenty folders, each with two links to the next, give a million paths to the last one."""
     for number in range(20):
         (tmp_path / f"in/{number}").mkdir(parents=True)
         for way in "ab" if number < 19 else "":
@@ -198,7 +199,8 @@ def test_a_link_that_leads_nowhere_is_passed_over_however_the_system_says_so(tmp
 def test_the_listing_does_not_depend_on_the_order_in_which_the_system_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It decides under which names a folder with too many is listed, and a resumed run must use the same ones."""
+    """The order determines under which of its names a folder with too many is listed, and a resumed run must use the
+    same names."""
     (tmp_path / "in/z").mkdir(parents=True)
     (tmp_path / "in/z/0.jpg").write_bytes(b"x")
     for number in range(30):
@@ -238,7 +240,7 @@ def test_a_list_whose_name_is_not_utf8_is_rejected_with_a_one_line_message(tmp_p
 def test_a_file_or_folder_of_any_name_is_found_locally_and_its_name_is_whole_on_s3(
     tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
-    """fsspec takes `::` for a chain of file systems, and brackets for a pattern (filesystem_spec#838)."""
+    """fsspec mistakes `::` for a chain of file systems, and brackets for a pattern (filesystem_spec#838)."""
     root = tmp_path_factory.mktemp("names")
     (root / name).mkdir()
     (root / name / f"{name}.csv").touch()
@@ -437,7 +439,7 @@ def test_a_tar_with_damage_everywhere_is_read_a_few_times_at_most() -> None:
 
 
 def test_links_to_a_name_that_many_members_have_are_resolved_in_no_time(tmp_path: Path) -> None:
-    """Hard links before 5,000 members of that name: one by one, these would be looked at 25,000,000 times."""
+    """Hard links before 5,000 members of that name: one by one, members would be visited 25,000,000 times."""
     links = b"".join(_header(f"{number}.jpg", 0, tarfile.LNKTYPE, "z.jpg") for number in range(5_000))
     bodies = b"".join(_header("z.jpg", 3) + _padded(b"%3d" % number) for number in range(3))
     (tmp_path / "a.tar").write_bytes(bodies + links + _header("z.jpg") * 5_000 + bytes(1_024))
@@ -474,7 +476,7 @@ def test_pairs_whose_names_contain_dots_keep_their_own_captions(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], ending: str, is_sorted: bool
 ) -> None:
     """WebDataset's key ends at the first dot, so all of `photo.1.jpg`, `photo.1.txt`, `photo.2.jpg`, ... would be one
-    sample (webdataset#237, datasets#6880). The oracle is what the names say, where each has a dot or none does."""
+    sample (webdataset#237, datasets#6880). The oracle is what the names say; either each has a dot, or none does."""
     names = [name for name in names if ("." in name) == ("." in names[0])]
     tar = b""
     for name in sorted(names) if is_sorted else names:
@@ -498,7 +500,7 @@ def test_pairs_whose_names_contain_dots_keep_their_own_captions(
 
 
 def test_the_picture_and_the_text_that_are_called_like_the_key_come_first(tmp_path: Path) -> None:
-    """open_clip's trainer takes `jpg;png;jpeg;webp` and `txt` of a sample (open_clip_train/data.py)."""
+    """open_clip's trainer uses `jpg;png;jpeg;webp` and `txt` of a sample (open_clip_train/data.py)."""
     names = ["a.depth.png", "a.first.txt", "a.jpg", "a.meta.json", "a.seg.png", "a.txt"]
     texts = {"a.meta.json": b'{"caption": "json"}'}
     bodies = {name: texts.get(name, name.encode()) for name in names}

@@ -1,8 +1,7 @@
-"""Invariant: a picture that keeps its own compressed pixels keeps nothing else, wherever that was, and shows the same.
+"""Invariant: a picture that keeps its own compressed pixels keeps nothing else, wherever that was, and looks the same.
 
 Oracle: a text that no picture contains, and the pixels that Pillow decodes from the original. imgproxy#668 and
-w3c/png#158
-are about such remains.
+w3c/png#158 report such leftovers.
 """
 
 import io
@@ -72,7 +71,7 @@ def stored(body: bytes, kind: str) -> bytes:
 
 @given(st.sampled_from(sorted(JPEGS)), st.lists(st.sampled_from(ODD_PARTS), max_size=4), st.binary(max_size=9))
 def test_a_jpeg_keeps_its_pixels_and_nothing_else(kind: str, parts: list[bytes], behind: bytes) -> None:
-    """Its own tables come later, and so replace those that are put first."""
+    """The picture's own tables come later, and so replace those that are put first."""
     plain = JPEGS[kind]
     image = stored(plain[:2] + b"".join(parts) + plain[2:] + SECRET + behind, "jpg")
     assert SECRET[:9] not in image
@@ -91,7 +90,7 @@ def test_bytes_inside_the_scans_of_a_jpeg_are_not_kept(kind: str, place: int) ->
 
 
 def test_tables_that_are_replaced_between_scans_are_kept_if_they_are_used() -> None:
-    """A table of each scan's own, as encoders with optimized codes write them, and one for nothing before each."""
+    """Each scan has its own table, as encoders with optimized codes write them, and an unused one before each."""
     plain = JPEGS["progressive"]
     pieces = plain.split(b"\xff\xc4")
     body = pieces[0] + b"".join(huffman(0x13) + quantization(3) + b"\xff\xc4" + piece for piece in pieces[1:])

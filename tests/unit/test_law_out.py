@@ -48,7 +48,7 @@ def pillow(body: bytes) -> Pixels:
 
 
 def hugging_face(body: bytes) -> Pixels:
-    """Decode as `datasets.Image` does, which applies the EXIF orientation."""
+    """Decode like `datasets.Image`, which applies the EXIF orientation."""
     with Image.open(io.BytesIO(body)) as opened:
         return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
 
@@ -67,7 +67,7 @@ READERS = (pillow, hugging_face, opencv, torch_vision)
 
 
 def check_picture(body: bytes) -> bool:
-    """Every reader sees the scored pixels. Returns whether the bytes are the original's."""
+    """Check that every reader sees the scored pixels. Returns whether the bytes are the original's."""
     scored = PROCESSOR.pixels(body)
     exported = plain_picture(body, PROCESSOR)
     for reader in READERS:
@@ -209,7 +209,7 @@ def values_of(kind: pa.DataType, rng: random.Random) -> Any:  # noqa: C901  # on
 
         return Decimal("-12.30")
     if pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.unit != "ns"):
-        return rng.choice([1, 5_000_000, 2_000_000_000])  # not only years that Python knows
+        return rng.choice([1, 5_000_000, 2_000_000_000])  # not only years that Python supports
     return rng.choice([0, 1, 127]) if pa.types.is_integer(kind) else 1
 
 
@@ -278,7 +278,7 @@ def test_carried_columns_of_any_name_and_type_become_json_that_strict_parsers_re
 def test_hugging_face_reads_columns_of_any_name_and_type_with_the_features_that_exports_state(
     names: list[str], seed: int
 ) -> None:
-    """The oracle: `datasets` parses the features, and reads the file as these."""
+    """The oracle: `datasets` parses the features, and reads the file with them."""
     import datasets
 
     table = table_of(names, seed)

@@ -75,7 +75,7 @@ def stored(body: bytes) -> Pixels:
 
 @cache
 def as_it_was(body: bytes) -> Pixels:
-    """The stored pixels of a file that no test has changed."""
+    """The stored pixels of the file before the test changes it."""
     return stored(body)
 
 
@@ -215,7 +215,7 @@ PAYLOADS = st.one_of(
 def test_no_ancillary_chunk_loses_or_changes_a_png(
     kind: bytes, data: bytes, broken: bool, place: str, form: tuple[int, int]
 ) -> None:
-    broken = broken or (kind == b"tRNS" and place != "after")  # a whole one is meant to change the picture
+    broken = broken or (kind == b"tRNS" and place != "after")  # an intact one is meant to change the picture
     odd = chunk(kind, data, 1 if broken else None)
     assert np.array_equal(stored(png(*form, **{place: odd})), as_it_was(png(*form)))
 

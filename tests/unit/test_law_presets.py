@@ -1,5 +1,5 @@
 """Invariant: presets make the same decisions as the filters that they are named after, in the respects that they
-claim."""
+claim to."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Invariant of scores: no NaN or infinity is kept, chosen or exported; a model that gives only those stops the run.
+"""Invariant of scores: no NaN or infinity is kept, chosen or exported; a model that gives nothing else stops the run.
 
-The oracle is plain numpy over what the model returned.
+The oracle is plain numpy on what the model returned.
 """
 
 from collections.abc import Iterator

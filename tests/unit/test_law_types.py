@@ -107,7 +107,7 @@ def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
         return st.integers(0, 86_399_999)
     if pa.types.is_temporal(kind):
         limit = 2**31 - 1 if kind.bit_width == 32 else 2**52 if kind.unit == "s" else 2**62
-        return _integers(-limit, limit)  # Parquet has no seconds: they are written as milliseconds
+        return _integers(-limit, limit)  # Parquet has no unit of seconds, so milliseconds are written
     if pa.types.is_list(kind):
         return st.lists(st.none() | _values(kind.value_type), max_size=2)
     if pa.types.is_struct(kind):
@@ -161,7 +161,7 @@ def two_columns(draw: st.DrawFn) -> tuple[pa.Array, pa.Array]:
 
 
 def write_values(where: Path, name: str, values: pa.Array) -> None:
-    """A list of URLs of its own, with the values beside them."""
+    """Write a list of URLs that are only in this file, with the values beside them."""
     urls = [f"http://{name}.org/{row}" for row in range(len(values))]
     pq.write_table(pa.table({"url": urls, "value": values}), where / "in" / f"{name}.parquet")
 

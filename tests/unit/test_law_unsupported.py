@@ -1,4 +1,4 @@
-"""Invariant: a picture that its own specification allows is never `image_corrupt`, also if no decoder here reads it."""
+"""Invariant: a picture that its own specification allows is never `image_corrupt`, even if no decoder here reads it."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Tests the shell script that starts a submitted job: it finds the Python of the raylet above it."""
+"""Tests the shell script that starts a submitted job: it finds the Python of its ancestor process, the raylet."""
 
 import os
 import subprocess

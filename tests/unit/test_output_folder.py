@@ -38,7 +38,7 @@ FOREIGN = [
     ["plan/notes.md", "job.yaml"],
     ["input/list.csv"],
     ["input/list.parquet", "tmp/x"],
-    ["manifests/000000000.json", "pairs/000000000.parquet"],  # it was ours, but its plan was deleted
+    ["manifests/000000000.json", "pairs/000000000.parquet"],  # pairmill's own, but its plan was deleted
     ["export/notes.txt"],
     [".DS_Store", "_SUCCESS"],
 ]
@@ -114,7 +114,7 @@ def test_a_path_with_a_file_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def awkward(folder: Path) -> Iterator[str]:
-    """Outputs of which no user, not even root, can make a folder, and why not."""
+    """Output paths at which no user, not even root, can make a folder. Yields why not."""
     (folder / "loop").symlink_to("loop")
     (folder / "file").touch()
     yield f"{folder}/loop"
@@ -190,7 +190,7 @@ SPELLINGS = ["in", "./in", "in/", "deep/../in", ".//in/.", "{cwd}/in", "file://{
 
 @pytest.mark.parametrize("path", ["in", "in/list.csv"])
 def test_a_source_is_the_same_in_every_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """A run resumes whichever is used, from whatever folder, and all of them together are one source."""
+    """A run can be resumed with any spelling, from any folder, and all spellings together are one source."""
     for name in ("in", "deep"):
         (tmp_path / name).mkdir()
     (tmp_path / "in/list.csv").write_text("url,caption\n" + "".join(f"http://e.org/{n},a\n" for n in range(9)))
@@ -238,7 +238,7 @@ def test_verify_only_tells_users_to_delete_pairmill_s_own_strays(tmp_path: Path)
 
 
 def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
-    """Not even one named like a crashed attempt's file."""
+    """This includes files named like those of a crashed attempt."""
     store = Store(str(tmp_path))
     store.create("pairs/000000007.parquet", b"a dead attempt's")
     manifest = writer(tmp_path).commit(in_flight(["ok"], [True]))
@@ -265,7 +265,7 @@ def test_a_folder_with_another_export_says_how_that_one_differs(
 
 
 def test_a_plan_folder_in_which_nothing_could_be_written_is_free(tmp_path: Path) -> None:
-    """Of a run that was killed, or found the disk full, between making the folder and writing the plan."""
+    """It is left by a run that was killed, or found the disk full, between making the folder and writing the plan."""
     (tmp_path / "out/plan").mkdir(parents=True)
     (tmp_path / "out/tmp").mkdir()
     check_dataset_folder(Store(str(tmp_path / "out")))

@@ -1,4 +1,4 @@
-"""Tests messages about one thing: none says `1 rows`."""
+"""Tests messages about a single thing: none says `1 rows`."""
 
 import io
 import tarfile

@@ -255,7 +255,7 @@ def test_only_whole_parts_are_shown(width: int, clock: Clock) -> None:
     whole, part = state.line(1_000), state.line(width)
     assert len(part) <= width
     left = iter(whole.split("  "))
-    assert part == "" or all(each in left for each in part.split("  "))  # whole parts, in the same order
+    assert part == "" or all(each in left for each in part.split("  "))  # only whole parts, in the same order
     if width >= 59:
         assert "in flight" in part
         assert "kept" in part

@@ -51,7 +51,7 @@ def column(table: pa.Table, name: str) -> list[Any]:
 
 
 def invalid(raw: list[bytes], data_type: pa.DataType) -> pa.Array:
-    """Text with bytes that are not UTF-8, as careless writers leave in string columns."""
+    """Text with bytes that are not UTF-8, which careless writers leave in string columns."""
     binary = pa.array(raw, pa.large_binary() if data_type == pa.large_string() else pa.binary())
     return pa.Array.from_buffers(data_type, len(raw), binary.buffers())
 
@@ -301,7 +301,7 @@ def test_missing_columns_become_null_and_narrower_types_are_widened(tmp_path: Pa
 
 @pytest.fixture
 def large(tmp_path: Path) -> str:
-    """One row group of 300,000 rows, as published lists have (those have a million)."""
+    """One row group of 300,000 rows, like those of published lists (which have a million)."""
     path = str(tmp_path / "large.parquet")
     urls = pa.array([f"http://host/{row:032d}.jpg" for row in range(300_000)])
     pq.write_table(pa.table({"url": urls}), path, row_group_size=300_000, use_dictionary=False, compression="none")

@@ -1,4 +1,4 @@
-"""Tests the check of buckets without a server, or with one that is not S3's."""
+"""Tests the check of buckets without a server, or with one that is not an S3 server."""
 
 import socket
 import threading
@@ -59,7 +59,7 @@ def plain_server(status: int, body: bytes) -> Iterator[str]:
 
 @pytest.mark.parametrize("command", WITH_JOB, ids=" ".join)
 def test_an_unreachable_job_file_is_one_line_with_the_remedy(command: list[str]) -> None:
-    with socket.socket() as bound:  # and not listening
+    with socket.socket() as bound:  # bound, but not listening
         bound.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
         started = time.monotonic()

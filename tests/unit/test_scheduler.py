@@ -1,4 +1,5 @@
-"""Tests where shards go when workers die: in any case, every shard ends once, and waiting payloads are bounded."""
+"""Tests where shards go when workers die: whatever happens, every shard ends once, and waiting
+payloads are bounded."""
 
 import itertools
 import random
@@ -114,7 +115,7 @@ def test_every_shard_ends_exactly_once_whoever_dies(
     scheduler.stop()
     assert Counter(shard for shard, _ in ended) == Counter(range(count))
     assert cluster.most_under_way <= limit
-    assert not cluster.alive  # nobody is left behind
+    assert not cluster.alive  # no worker is left behind
     if not any(rates):  # a worker that only fails may be replaced, together with its shards
         assert all(report is not None for _, report in ended)
 

@@ -1,4 +1,4 @@
-"""Tests the rules for unit tests: they stand on nothing that is measured or slow, and a slow machine fails none."""
+"""Tests the rules for unit tests: none depends on anything measured or slow, and none fails on a slow machine."""
 
 import ast
 from collections.abc import Iterator
@@ -31,4 +31,4 @@ def test_unit_tests_import_neither_benchmarks_nor_integration_tests() -> None:
 def test_hypothesis_has_no_deadline(profile: str) -> None:
     assert settings.get_profile(profile).deadline is None
     assert settings().deadline is None
-    assert settings(max_examples=3).deadline is None  # what a test sets leaves the rest
+    assert settings(max_examples=3).deadline is None  # what a test sets does not change the rest

@@ -84,14 +84,14 @@ def test_any_delimiter_is_detected_and_rows_equal_those_of_csv_pandas_and_polars
 @pytest.mark.parametrize(
     ("text", "settings", "expected"),
     [
-        ("url\nhttp://e.org/a;b|c\n", {}, ","),  # one column, and it is known
+        ("url\nhttp://e.org/a;b|c\n", {}, ","),  # a single column, which is known
         ("url,caption\n" + "u;c\n" * 9, {}, ","),  # the header says it; its rows are broken
         ("id;url,thumb;caption\n", {}, ","),
         ("adresse;mots\nu;c\n", {}, ","),  # not known, so the error lists the columns
         ("adresse;mots\nu;c\n", {"url_column": "adresse"}, ";"),
         ("adresse;mots\nu;c\n", {"delimiter": ";"}, ";"),
         ("url;caption\nu;c\n", {"delimiter": "|"}, "|"),
-        ("url|caption\n" + "u|a|b\n" * 6 + "u|c\n" * 3, {}, ","),  # most records have another number of fields
+        ("url|caption\n" + "u|a|b\n" * 6 + "u|c\n" * 3, {}, ","),  # most records have a different number of fields
         ("url|caption\n" + "u|a|b\n" * 3 + "u|c\n" * 6, {}, "|"),
         ("mots;url\n", {"kind": "corpus"}, ","),  # captions are needed here
         ("texts;adresse\n", {"kind": "corpus"}, ";"),
@@ -115,7 +115,7 @@ ENCODINGS = ["latin-1", "cp1252", "big5", "gbk", "koi8-r", *UNICODE]
 
 
 def texts(encoding: str) -> st.SearchStrategy[str]:
-    """Texts that the encoding has. Hypothesis's own `codec` spends a second per encoding on finding its characters."""
+    """Texts that the encoding can represent. Hypothesis's own `codec` takes a second per encoding to find them."""
     if encoding in UNICODE:
         return st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
     return st.binary(max_size=16).map(lambda raw: raw.decode(encoding, "ignore").translate({0: None, 13: None}))
@@ -185,7 +185,7 @@ def test_a_file_in_another_encoding_is_refused_with_the_setting_to_use(tmp_path:
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
 @pytest.mark.parametrize("codec", ["zstd", "bz2", "xz", "zip", "parquet"])
 def test_a_file_that_is_not_text_is_called_what_it_is(tmp_path: Path, name: str, codec: str) -> None:
-    """The remedy for other encodings would make rows of garbage."""
+    """The remedy for other encodings would turn it into rows of garbage."""
     rows = pa.table({"url": ["http://a.invalid/1.jpg"] * 500})
     packed, text = io.BytesIO(), rows["url"][0].as_py().encode() * 500
     match codec:
@@ -231,7 +231,7 @@ def test_a_large_file_in_another_encoding_is_refused_before_its_end(tmp_path: Pa
 
 @given(st.lists(st.sampled_from(["plain", "café", "broken"]), min_size=4, max_size=40))
 def test_a_few_broken_rows_of_a_utf_8_list_cost_only_themselves(scratch: Path, captions: list[str]) -> None:
-    """If they are fewer than the valid ones, or only one."""
+    """This holds if there are fewer of them than valid ones, or only one."""
     broken = captions.count("broken")
     raw = {"plain": b"plain", "café": "café".encode(), "broken": b"caf\xe9"}
     data = b"url,caption\n" + b"".join(b"u%d,%s\n" % (n, raw[caption]) for n, caption in enumerate(captions))
@@ -305,7 +305,7 @@ OBJECTS = st.lists(st.fixed_dictionaries({"url": st.text(max_size=6), "more": JS
 def test_an_array_gives_the_same_rows_as_json_lines(
     scratch: Path, rows: list[dict[str, Any]], indent: int | None, ascii_only: bool, buffer_bytes: int, blank: str
 ) -> None:
-    """For any whitespace in the array, and any chunk size of the reader."""
+    """This holds for any white space in the array, and for any chunk size of the reader."""
     rows = [{"url": "first"}, *rows]
     text = blank + json.dumps(rows, indent=indent, ensure_ascii=ascii_only) + blank
     lines = "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""Tests what verify advises: nothing that pairmill may not have written is to be deleted, and each remedy works."""
+"""Tests what verify advises: to delete nothing that pairmill may not have written. Each remedy works."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(whole: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return shutil.copytree(whole, tmp_path / "out")
 
 

@@ -101,7 +101,7 @@ def test_ten_intervals_without_a_commit_are_reported_and_again_when_that_time_ha
 
 
 class Sleeping(Clock):
-    """A clock that only `sleep` moves; each time, something happens elsewhere."""
+    """A clock that moves only in `sleep`, and each time, something happens elsewhere."""
 
     def __init__(self, happens: Callable[[], None]) -> None:
         self.happens = happens
@@ -120,7 +120,7 @@ def test_watching_says_that_no_more_shards_come(tmp_path: Path, monkeypatch: pyt
         (growing / "manifests" / name).unlink()
 
     def commit() -> None:
-        """A shard every 20 s; after five of them, nothing for a while."""
+        """Commit a shard every 20 s, and after five shards, nothing for a while."""
         at = clock.now - Clock.now
         if (at % 20 == 0 and at <= 100) or at > 1_000:
             shutil.copy(whole / "manifests" / names.pop(0), growing / "manifests")

@@ -1,4 +1,4 @@
-"""Tests YAML with alias bombs, or that PyYAML does not expect. test_law_types.py tests what words mean."""
+"""Tests YAML that has alias bombs, or that PyYAML does not expect. test_law_types.py tests what words mean."""
 
 import time
 import unicodedata
@@ -113,7 +113,7 @@ CONTROLS_AND_SEPARATORS = [
 
 @pytest.mark.parametrize("shape", ["a: 1 # x{}b: 2", "a: 1 #{}b: 2", "# x\r\n#{}b: 2", "a: 'x{}b: 2'", "a: x{}b"])
 def test_only_carriage_return_and_line_feed_end_a_line(shape: str) -> None:
-    """YAML 1.2.2, section 5.4: every other character is refused, or means what it means without being a break."""
+    """YAML 1.2.2, section 5.4: every other character is refused, or keeps its meaning without being a break."""
     for mark in set(CONTROLS_AND_SEPARATORS) - {"\r", "\n"}:
         try:
             loaded = load_yaml(shape.format(mark))
@@ -141,7 +141,7 @@ class _NoAliases(yaml.SafeDumper):
 
 
 def _size(value: object) -> int:
-    """Values, and characters of text at least, as the loader counts them."""
+    """The number of values, plus at least the number of characters of text, as the loader counts them."""
     if isinstance(value, dict):
         return 1 + sum(_size(key) + _size(item) for key, item in value.items())
     if isinstance(value, list):

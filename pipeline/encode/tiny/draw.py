@@ -122,7 +122,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True if a thing's color and shape were kept out of training."""
+        """Whether some thing's combination of color and shape was kept out of training."""
         return any((thing.color, thing.shape) in HELD_OUT for thing in self.things)
 
     @property
@@ -133,14 +133,14 @@ class Scene:
         return self
 
 
-# One combination for each color and shape: both are known, and only the combination is new.
+# Each color and each shape is in one combination: training has both, and only the combination is new.
 HELD_OUT = frozenset(zip(COLORS, SHAPES, strict=True))
 
 
 def random_scene(rng: Random, held_out: bool = False) -> Scene:
     """A scene of one (30%) or two different things.
 
-    Without `held_out` no thing is in HELD_OUT; with it the first is, and the second may be.
+    Without `held_out`, neither thing is in HELD_OUT; with it, the first is, and the second may be.
     """
     background = rng.choice(list(BACKGROUNDS))
     first = _random_thing(rng, sorted(HELD_OUT) if held_out else _combinations(held_out=False))
@@ -232,7 +232,7 @@ def _layout(scene: Scene, rng: Random) -> list[tuple[Thing, tuple[float, float],
 
 def _mask(outline: Points, center: tuple[float, float], radius: float, degrees: float, size: tuple[int, int]) -> Pixels:
     """The fraction of each pixel that the rotated outline covers: (height, width) in 0..1."""
-    finer = 4 if max(size) <= 256 else 2  # drawn larger and averaged down, for smooth edges
+    finer = 4 if max(size) <= 256 else 2  # draw larger, then average down, for smooth edges
     turn = math.radians(degrees)
     rotation = np.array([(math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))])
     points = (radius * outline @ rotation + center) * min(size) + np.array(size) / 2

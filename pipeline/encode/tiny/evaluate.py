@@ -1,4 +1,4 @@
-"""Measures the built-in model `tiny` on synthetic pictures that it never saw, as any user of open_clip would.
+"""Measures the built-in model `tiny` on synthetic pictures that it never saw. Calls it as any user of open_clip would.
 
     python -m pairmill.pipeline.encode.tiny.train --evaluate-only
 
@@ -58,7 +58,7 @@ def stored_picture(scene: Scene, rng: Random) -> Image.Image:
 
 
 def captions_by_kind(scenes: list[Scene], rng: Random) -> dict[str, list[str]]:
-    """A caption of every kind for every scene; swapped order only if it has two things."""
+    """A caption of every kind for every scene; swapped order only for scenes with two things."""
     described: dict[str, list[Scene]] = {
         "true": scenes,
         "wrong_caption": scenes[1:] + scenes[:1],
@@ -71,7 +71,7 @@ def captions_by_kind(scenes: list[Scene], rng: Random) -> dict[str, list[str]]:
 
 @torch.inference_mode()
 def similarities(folder: Path, seed: int, count: int, held_out: bool) -> Similarities:
-    """Score `count` scenes that training never used."""
+    """Score `count` scenes that were never used in training."""
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
@@ -129,7 +129,7 @@ def figures(found: Similarities, threshold: float) -> dict[str, float]:
 
 
 def measure(folder: Path, count: int) -> None:
-    """Print a table of the figures on unseen pictures, of trained combinations and with held-out ones."""
+    """Print a table of the figures on unseen pictures, for trained combinations and for held-out ones."""
     threshold = float(json.loads((folder / CALIBRATION).read_text())["min_similarity"])
     columns = [figures(similarities(folder, TEST_SEED, count, held_out), threshold) for held_out in (False, True)]
     print(f"| {count} unseen pictures | of trained combinations | with held-out combinations |\n|---|---|---|")

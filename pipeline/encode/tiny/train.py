@@ -72,7 +72,7 @@ class Pairs:
 
 
 def family(rng: Random) -> list[Scene]:
-    """A scene and three near misses. With only one thing, there is no order to swap: it gets a second wrong color."""
+    """A scene and three near misses. A scene of one thing has no order to swap, so it gets a second wrong color."""
     scene = random_scene(rng)
     third = wrong_color if scene.second is None else swapped_order
     return [scene, wrong_color(scene, rng), wrong_shape(scene, rng), third(scene, rng)]
@@ -136,12 +136,12 @@ def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The factor on the learning rate: a linear warm-up, then a cosine down to zero."""
+    """The factor for the learning rate: a linear warm-up, then a cosine down to zero."""
     return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def encode(model: Any, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """L2-normalized float32 features [b, dim] of both. bfloat16 halves the time on processors that support it."""
+    """L2-normalized float32 features [b, dim] of both. On processors that support bfloat16, it halves the time."""
     pixels = (pictures / 127.5 - 1).contiguous(memory_format=torch.channels_last)  # mean and std of 0.5
     with torch.autocast("cpu", torch.bfloat16):
         image, text = model.encode_image(pixels), model.encode_text(tokens)
@@ -187,7 +187,7 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train, calibrate and measure, as the command line asks."""
+    """Train, calibrate and measure, as requested on the command line."""
     parser = argparse.ArgumentParser(description="Train and measure the built-in model tiny.")
     parser.add_argument("--out", type=Path, default=TINY, help="folder for the config and the weights")
     parser.add_argument("--steps", type=int, default=2_000)

@@ -86,7 +86,7 @@ class Corpus:
         self._columns: dict[str, str | None] = {}  # Parquet file -> its picture column
 
     def inputs(self, exclude: str) -> Inputs:
-        """Planned files in order, and everything else that was found, without the folder `exclude`. Folders of pictures
+        """Planned files in order, and everything else that was found, except in `exclude`. Folders of pictures
         end in `/`. Raises SourceError."""
         found = Inputs()
         for path in self._source.paths:
@@ -141,7 +141,7 @@ class Corpus:
         return "parquet" if kind == "parquet" else "texts"
 
     def inspect(self, uri: str) -> InputFile:
-        """Columns and number of rows, as far as known before the file is indexed."""
+        """Columns and number of rows, as far as they are known before the file is indexed."""
         kind = self.kind(uri)
         if kind in ("folders", "tars"):
             return with_partitions(InputFile(uri, "index", INDEX_SCHEMA, None, self._files))
@@ -200,7 +200,7 @@ class Corpus:
         return misfit(mapping, file)
 
     def converted_name(self, file: InputFile, fingerprint: str, mapping: ColumnMapping, shard_rows: int) -> str:
-        """Name of the index or converted file in the output folder. It changes whenever the content would."""
+        """Name of the index or converted file in the output folder. The name changes whenever the content would."""
         if file.kind != "index":
             return converted_name(file, fingerprint, mapping, shard_rows)
         rules = self._rules

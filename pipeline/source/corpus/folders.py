@@ -37,8 +37,8 @@ def folder_rows(
     rules: TextRules = USUAL_TEXTS,
     sources: Sequence[str] = (),
 ) -> Iterator[IndexRow]:
-    """Rows of INDEX_SCHEMA from the (name, size in bytes) of a folder's files. Texts without a picture, such as
-    readmes, are passed over. `tally` counts what became of each file. `sources`: the paths that the job names; texts
+    """Rows of INDEX_SCHEMA, from the names and sizes in bytes of a folder's files. Texts without a picture, such as
+    readmes, are skipped. `tally` counts what became of each file. `sources`: the paths that the job names; texts
     may be symlinks to any file in them."""
     tally, trusted = tally or Tally(), trusted_folders(folder, sources)
     ordered = sorted(names, key=lambda file: file[0].rpartition("."))
@@ -50,7 +50,7 @@ def folder_rows(
             continue
         sample = Sample(stem, rules)
         for name, size in members:
-            _add(sample, f"{folder}/{name}", size, files, trusted)  # in keys, `a//b` is not `a/b`
+            _add(sample, f"{folder}/{name}", size, files, trusted)  # as S3 keys, `a//b` and `a/b` are different
         row = sample.row()
         if caption_from_name and row.caption is None and row.caption_problem is None:
             row = replace(row, captions=(words_of(stem).encode("utf-8", "surrogateescape"),))

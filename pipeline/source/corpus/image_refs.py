@@ -26,7 +26,7 @@ def with_image_refs(rows: pa.Table, table: pa.Table, pictures: PictureSource, ur
     """`rows` (in_flight_schema) with the columns of STORED, and ALTERNATES_COLUMN if an index has it. `table` has the
     input's columns, for the same rows.
 
-    References to pictures in Parquet have a file but no offset; the picture is identified by its row.
+    References to pictures in Parquet have a file but no offset; the row identifies the picture.
     """
     image_refs = [pa.nulls(rows.num_rows, field.type) for field in STORED]
     if isinstance(pictures, (IndexedPictures, PairsPictures)):
@@ -54,7 +54,7 @@ def _resolve(names: pa.Array, root: str, files: Files) -> pa.Array:
 def picture_file(name: str, root: str, files: Files) -> str | None:
     """Absolute path or URL of a file that a row of the output at `root` names: its own tar, or an input of its plan.
 
-    None for any other name: a Parquet file must not be able to refer to a secret file or a URL.
+    None for any other name, because a Parquet file must not be able to refer to a secret file or a URL.
     """
     if _OWN_TAR.fullmatch(name):
         return join(root, name)
@@ -67,7 +67,7 @@ def picture_file(name: str, root: str, files: Files) -> str | None:
 
 @lru_cache(maxsize=8)
 def _planned_sources(root: str, files: Files, generations: int = 8) -> frozenset[str]:
-    """Files and folders that an output was planned from. If they are outputs too, also what those were planned from."""
+    """Files and folders that an output was planned from, and if any are outputs, what those were planned from."""
     plan = load(Store(root, files.s3)) if generations else None
     found = {file.source for file in plan.inputs} if plan else set()
     for origin in {name.rpartition("/pairs/")[0] for name in found if "/pairs/" in name}:

@@ -22,7 +22,7 @@ INDEX_LAYOUT = 4
 """Increase this whenever the content of an index changes."""
 
 MAX_PICTURES = 100
-"""Maximum number of pictures with the same key. They are tried until one decodes, and each attempt takes a read."""
+"""Maximum number of pictures with the same key. They are tried in turn until one decodes, one read each."""
 
 _MAX_KEY_CHARS = 4_096  # Linux's PATH_MAX
 
@@ -76,7 +76,7 @@ class IndexRow:
         return sum(len(caption or b"") for caption in self.captions or ()) + len(self.url or b"")
 
     def repeated(self) -> Iterator[str | None]:
-        """The texts that fields of its JSON may repeat."""
+        """The texts that fields of the sample's JSON may repeat."""
         yield from (self.key, self.uid)
         for raw in (self.url, *(self.captions or ())):
             yield None if raw is None else raw.decode("utf-8", "replace")
@@ -113,17 +113,17 @@ class Sample:
     images: list[ImageRef] = field(default_factory=list)
     """Pictures called KEY.ENDING."""
     dotted_images: list[tuple[str, ImageRef]] = field(default_factory=list)
-    """(INFIX, picture) of those called KEY.INFIX.ENDING, such as `a.seg.png`: used if no other decodes."""
+    """(INFIX, picture) of those called KEY.INFIX.ENDING, such as `a.seg.png`, which are used if no other decodes."""
     names: set[int] = field(default_factory=set)
-    """Hashes of its files' names, because names may be long. A repeated name begins another sample, as in concatenated
-    tars."""
+    """Hashes of its files' names, because names may be long. A repeated name, as in concatenated tars, begins another
+    sample."""
     num_files: int = 0
     lost_images: list[str] = field(default_factory=list)
     """Why pictures with this key cannot be read."""
     problem: str | None = None
     texts: Texts = field(init=False)
     dotted_texts: Texts = field(init=False)
-    """Of files called KEY.INFIX.ENDING: used where `texts` has nothing."""
+    """Texts of files called KEY.INFIX.ENDING, used where `texts` has nothing."""
     text_infixes: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -149,13 +149,13 @@ class Sample:
         return None if self.images else next(with_text, None)
 
     def _images_in_order(self) -> list[ImageRef]:
-        """First what other readers of WebDataset take: open_clip's trainer asks for `jpg;png;jpeg;webp`."""
+        """First the one that other readers of WebDataset use: open_clip's trainer asks for `jpg;png;jpeg;webp`."""
         own = self.own_infix
         dotted = sorted(self.dotted_images, key=lambda each: each[0] != own)
         return [*self.images, *(image for _, image in dotted)][:MAX_PICTURES]
 
     def add_lost_image(self, problem: str) -> None:
-        """Note why a picture cannot be read. The row's problem has room for a few."""
+        """Note why a picture cannot be read. The row's problem has room for a few such reasons."""
         if len(self.lost_images) < MAX_PICTURES:
             self.lost_images.append(problem)
 

@@ -1,7 +1,7 @@
 """Collects the other fields of the JSON beside pictures: license, exif, scores and anything else except captions.
 
-An index keeps them as text, and its footer says which there are, so that they become columns like those of Parquet,
-with types that hold all values. Fields that only repeat the row's own caption, URL, uid or key are left out. So are
+An index keeps them as text, and its footer lists them, so that they become columns like those of Parquet, with types
+that can hold all values. Fields that only repeat the row's own caption, URL, uid or key are left out. So are
 large ones, which would slow down every reader: segmentation annotations take a megabyte per picture.
 """
 
@@ -36,7 +36,7 @@ class FieldNotes:
     """Names with values that are in no other column of the row."""
     left_out: int = 0
     """Number of values left out because they are too large, because there are too many names, or because their name is
-    not UTF-8 and reads like another."""
+    not UTF-8 and is shown like another."""
 
     def keep(self, fields: Mapping[str, Any], repeated: Iterable[str | None]) -> str | None:
         """Record the fields of a row, and return those to keep as a JSON object. `repeated`: the row's own texts, which
@@ -107,7 +107,7 @@ def holds(kind: pa.DataType, kinds: Iterable[str]) -> bool:
 
 
 def column_names(fields: Iterable[str], taken: Sequence[str]) -> dict[str, str]:
-    """Field -> name of its column in the index, with the prefix `json_` if that name is already taken."""
+    """Field -> name of its column in the index, with the prefix `json_` if the name is already taken."""
     names: dict[str, str] = {}
     for name in fields:
         column = name

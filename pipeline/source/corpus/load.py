@@ -1,7 +1,7 @@
 """Implements the load stage of a corpus, which reads a shard's pictures from the input, by range.
 
-It adds checksums, format and size, which need no decoding. It refuses files that cannot be pictures; the encode stage
-refuses damaged ones.
+The stage adds checksums, format and size, which need no decoding. It refuses files that cannot be pictures; the encode
+stage refuses damaged ones.
 """
 
 import hashlib

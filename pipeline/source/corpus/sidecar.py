@@ -140,12 +140,12 @@ class Texts:
         self.add_problem(f"{name}: too large: {num_bytes:,} bytes")
 
     def add_problem(self, problem: str) -> None:
-        """Record why a text cannot be read. The row's problem has room for a few."""
+        """Record why a text cannot be read. The row's problem has room for a few such reasons."""
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(problem)
 
     def complete_with(self, other: "Texts") -> None:
-        """Use another's texts for what is missing here."""
+        """Take what is missing here from other texts."""
         self.named, self.usual = self.named or other.named, self.usual or other.usual
         if self.plain is None or (other.plain is not None and _is_blank(self.plain)):
             self.plain = other.plain
@@ -190,9 +190,9 @@ class Texts:
 
 
 def read_text(data: bytes, encoding: str | None = None) -> bytes:
-    """A caption file as UTF-8, or unchanged if it is meant to be UTF-8 and is not. Raises UnreadableText.
+    """A caption file as UTF-8, or unchanged if it should be UTF-8 but is not. Raises UnreadableText.
 
-    A byte order mark wins over `encoding`, as in browsers (https://encoding.spec.whatwg.org/#decode).
+    A byte order mark overrides `encoding`, as in browsers (https://encoding.spec.whatwg.org/#decode).
     """
     if data.startswith(_UTF_MARKS):
         encoding = "utf-32" if data.startswith(_UTF_MARKS[:2]) else "utf-16"
@@ -253,7 +253,7 @@ def _captions_in(value: Any, depth: int = 0) -> Captions | None:
 
 
 def _is_caption(item: Any) -> bool:
-    """Whether an item of a list without a name is a caption, and the list not, say, one of boxes."""
+    """Whether an unnamed item of a list is a caption, and the list is not, for example, one of bounding boxes."""
     return isinstance(item, str) or (isinstance(item, dict) and any(item.get(name) is not None for name in _IN_OBJECTS))
 
 
@@ -266,7 +266,7 @@ def _text_in(value: dict[str, Any], names: Names, wanted: str) -> bytes | None:
 
 
 def _raw(text: str) -> bytes:
-    """The bytes that the text was decoded from. A lone surrogate such as \\ud800 is not UTF-8: detected later."""
+    """The bytes that the text was decoded from. A lone surrogate such as \\ud800 is not UTF-8 (detected later)."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -20,7 +20,7 @@ _MAX_NAME_BYTES = 64 << 10
 """Maximum size of a long name; Linux allows 4 KB."""
 _MAX_ZEROS = 4 << 20
 """Zero blocks are skipped, as by `tar --ignore-zeros`, so that concatenated tars can be read; this many bytes of zeros
-mean the end."""
+mark the end."""
 _MAX_LINKS = 8
 """Maximum length of a chain of links."""
 _MAX_REMEMBERED_BYTES = 256 << 20
@@ -76,13 +76,13 @@ class _Pending:
 
 
 def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
-    """All members in order: links unresolved, and gaps where the tar is damaged or ends early. `size`: in bytes."""
+    """All members in order, with links unresolved and gaps where the tar is damaged or ends early. `size`: in bytes."""
     position, zeros, any_end, pending = start, 0, False, _Pending()
     while position + BLOCK <= size and zeros < _MAX_ZEROS:
         file.seek(position)
         try:
             header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
-            is_of_next = header.type in _LONG or header.type in _PAX  # so earlier headers do not give its size
+            is_of_next = header.type in _LONG or header.type in _PAX  # so earlier headers do not state its size
             length = header.size if is_of_next else pending.size(header)
             if length < 0:
                 raise tarfile.InvalidHeaderError(f"a size of {length:,}")  # type: ignore[attr-defined]

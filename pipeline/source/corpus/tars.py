@@ -3,7 +3,7 @@ contain.
 
 Consecutive files with the same key are a sample. A key is a name up to the first dot after its last slash, as in
 WebDataset. If `photo.1.jpg` has a caption `photo.1.txt`, and `photo.2.jpg` follows, the dots are part of the names, and
-these are two samples. Names that begin with a dot are hidden, and files of other kinds do not end a sample.
+these are two samples. Names that begin with a dot are hidden, and files of other kinds do not end the sample.
 """
 
 import re
@@ -60,7 +60,7 @@ class _TarIndexer:
         self._rules, self._tally = rules, tally
         self._targets = LinkTargets(file, size)
         self._dotted: str | None = None
-        """A key whose samples are told apart by what follows its dot."""
+        """A key whose samples are distinguished by what follows its dot."""
 
     def rows(self) -> Iterator[IndexRow]:
         """A row per sample and per gap."""

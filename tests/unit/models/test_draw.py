@@ -33,7 +33,7 @@ def scenes(count: int, held_out: bool = False) -> list[Scene]:
 
 
 def words(scene: Scene) -> str:
-    """The caption in one fixed wording, so that only the scene can tell two apart."""
+    """The caption in one fixed wording, so that captions differ only if scenes do."""
     return caption(scene, Random(0))
 
 

@@ -1,4 +1,4 @@
-"""Makes an in-flight table from a few columns; everything else is filled in."""
+"""Makes an in-flight table from a few columns, and fills in the rest."""
 
 from collections.abc import Callable
 from typing import Any

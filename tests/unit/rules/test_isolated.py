@@ -1,4 +1,4 @@
-"""Tests that if a custom rule ends its process, only the rows that make it do so are lost."""
+"""Tests that if a custom rule crashes its process, only the rows that cause the crash are lost."""
 
 import sys
 from collections.abc import Iterator

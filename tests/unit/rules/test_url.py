@@ -1,4 +1,4 @@
-"""Tests the host of a URL, as the client's own parser finds it, and the hosts that lists name."""
+"""Tests the host that the client's own parser finds in a URL, and the hosts in block and allow lists."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ REST = st.from_regex(
 
 @given(st.sampled_from(["http:", "https:", "HTTP:"]), st.integers(0, 6), REST)
 def test_missing_and_extra_slashes_before_the_host_change_nothing_else(scheme: str, slashes: int, rest: str) -> None:
-    """As in browsers: https://url.spec.whatwg.org/#special-authority-ignore-slashes-state."""
+    """This is what browsers do: https://url.spec.whatwg.org/#special-authority-ignore-slashes-state."""
     usual, found = parse_url(f"{scheme}//{rest}"), parse_url(f"{scheme}{'/' * slashes}{rest}")
     assert (found.problem, found.host, found.parsed) == (None, usual.host, usual.parsed)
     for base in ("http://e.org/a/b?c", "https://e.org:8//a/b"):
@@ -196,7 +196,7 @@ def test_the_same_rules_apply_to_redirects(tmp_path: Path) -> None:
 def test_the_client_parses_a_valid_url_the_same_way(url: str) -> None:
     parsed = parse_url(url)
     if parsed.problem is None and parsed.scheme in ("http", "https"):
-        target = URL(re.sub(r"^(\w+:)/*", r"\1//", url.strip()))  # yarl sees no host after other numbers of slashes
+        target = URL(re.sub(r"^(\w+:)/*", r"\1//", url.strip()))  # yarl finds the host only after exactly two
         assert target.scheme == parsed.scheme
         assert (target.raw_host or "").rstrip(".") == parsed.host
 

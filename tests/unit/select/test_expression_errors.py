@@ -1,4 +1,4 @@
-"""Tests that a mistake in a `where` is shown at its position, with the form that is probably meant."""
+"""Tests that a mistake in a `where` is shown at its position, with the form that was probably meant."""
 
 import pytest
 from hypothesis import given

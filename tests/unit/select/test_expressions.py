@@ -116,7 +116,7 @@ def test_an_expression_knows_its_columns() -> None:
 )
 @pytest.mark.parametrize("name", ["day", "day64", "s", "ms", "us", "ns", "utc", "there"])
 def test_a_written_time_is_compared_with_all_its_digits_as_by_duckdb(name: str, operator: str, written: str) -> None:
-    """Also for columns of dates and of seconds, which cannot store the written time."""
+    """This includes columns of dates and of seconds, which cannot store the written time."""
     day, noon, early = (datetime.datetime(*each) for each in ((2024, 1, 1), (2024, 1, 1, 12), (1970, 1, 1)))
     moments = [day, noon, early, None]
     kinds = {"day": pa.date32(), "day64": pa.date64(), "utc": pa.timestamp("us", "UTC")}

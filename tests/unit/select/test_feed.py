@@ -1,4 +1,4 @@
-"""Tests that every pair is served once per epoch, over ranks, workers and epochs, and wherever a run was stopped."""
+"""Tests that every pair is served once per epoch, across ranks, workers and epochs, wherever a run was stopped."""
 
 import json
 import traceback
@@ -208,7 +208,7 @@ def test_a_checkpoint_loaded_outside_the_workers_is_refused(small: Path) -> None
     resumed.load_state_dict(pairs.state_dict())
     with pytest.raises(FeedError, match="StatefulDataLoader") as refused:
         list(DataLoader(resumed, batch_size=None, num_workers=2))
-    traceback.clear_frames(refused.tb)  # torch's loader in them waits ten seconds if the garbage collector finds it
+    traceback.clear_frames(refused.tb)  # they hold torch's loader, which waits ten seconds when garbage-collected
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None])

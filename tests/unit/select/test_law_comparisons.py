@@ -1,6 +1,6 @@
 """Invariant of numbers: `where`, `top`, `dedup` and `sample` give the same results as DuckDB, on generated tables.
 
-The intended differences are those in docs/guides/select.md, and are written into the SQL that is generated here: a
+The intended differences are those in docs/guides/select.md. The SQL that is generated here allows for them: a
 comparison with NaN is null, `least` and `greatest` are null or NaN if one operand is, and integers have at least 64
 bits.
 """
@@ -46,7 +46,7 @@ WORDS = st.text("aAbBßİé\n .%_\\'\"🙂", max_size=4)
 
 
 def _numbers(kind: pa.DataType) -> st.SearchStrategy[Any]:
-    """Values of a type, with its extremes often among them."""
+    """Values of a type, often including its extremes."""
     if pa.types.is_integer(kind):
         low, high = (0, 2**kind.bit_width - 1) if "u" in str(kind) else (-(2 ** (kind.bit_width - 1)),) * 2
         high = high if low == 0 else -low - 1
@@ -115,7 +115,7 @@ def _literals() -> st.SearchStrategy[Both]:
 
 
 def _rounded(value: Both, other: Both) -> str:
-    """A decimal that is compared with a float16 column, rounded to float16, as it is to float32 beside a float."""
+    """A decimal that is compared with a float16 column: rounded to float16, as it is to float32 for a float column."""
     if not other.is_half or value.literal is None:
         return value.sql
     with np.errstate(over="ignore"):
@@ -235,7 +235,7 @@ def _conditions() -> st.SearchStrategy[Both]:
 
 
 def _duckdb_answer(table: pa.Table, sql: str) -> list[Any]:
-    """The values of an expression, in row order. DuckDB knows no half floats: it reads them as floats."""
+    """The values of an expression, in row order. DuckDB has no half floats, and reads them as floats."""
     plain = pa.table(
         {
             name: column.cast(pa.float32() if column.type == pa.float16() else pa.string())
@@ -280,7 +280,7 @@ def test_law_comparisons_a_where_keeps_the_rows_that_duckdb_keeps(case: tuple[pa
         expression.check(table.schema, "boolean")
         answer = expression.evaluate(table).to_pylist()
     except ExpressionError as error:
-        assert "64-bit" in str(error)  # DuckDB skips operands that can no longer matter
+        assert "64-bit" in str(error)  # DuckDB skips operands that can no longer affect the result
         assume(False)
     assert answer == expected
 

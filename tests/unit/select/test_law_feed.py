@@ -1,5 +1,5 @@
-"""Invariant of PairDataset: each epoch has every pair once and its own order, with any loader, and wherever the last
-loop was left; `len()` is correct, and ranks never wait for each other forever.
+"""Invariant of PairDataset: each epoch has every pair once and its own order, with any loader, wherever the last loop
+was left; `len()` is correct, and ranks never wait for each other forever.
 """
 
 import math
@@ -128,7 +128,7 @@ def test_len_counts_the_rows_of_a_rank_without_batches(dataset: Path) -> None:
 
 
 def test_a_copy_of_the_dataset_reaches_its_own_workers(dataset: Path) -> None:
-    """As in a trainer that a scheduler started elsewhere, with the dataset pickled."""
+    """This is like a trainer that a scheduler starts elsewhere with the pickled dataset."""
     pairs = pickle.loads(pickle.dumps(feed(dataset)))  # noqa: S301
     loader = DataLoader(pairs, batch_size=None, num_workers=1, persistent_workers=True)
     orders = []
@@ -194,7 +194,7 @@ def test_a_checkpoint_repeats_nothing_of_workers_that_were_at_the_end(
 def test_a_checkpoint_of_an_earlier_version_resumes_with_the_shares_of_that_version(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has no `batch_size`; a rank's workers divided its rows, not its batches."""
+    """Such a checkpoint has no `batch_size`, and a rank's workers divided its rows, not its batches."""
     whole = rows_in(feed(dataset))
     seen = []
     for worker in range(2):
@@ -231,7 +231,7 @@ def two_ranks() -> Iterator[None]:
 
 
 def test_ranks_with_different_numbers_of_batches_are_an_error_before_they_wait(dataset: Path, two_ranks: None) -> None:
-    """113 rows are 56 and 57: 7 and 8 batches of 8."""
+    """113 rows are split into 56 and 57, that is, 7 and 8 batches of 8."""
     with pytest.raises(FeedError, match=r"ranks would have 7 or 8 batches.*set even=True"):
         feed(dataset, rank=0, world_size=2)
     with pytest.raises(FeedError, match="ranks would have 56 or 57 rows"):
@@ -289,7 +289,7 @@ INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16
 
 @given(st.data())
 def test_integers_arrive_exactly_with_and_without_nulls(data: st.DataObject) -> None:
-    """As float64, 2^53 + 1 would be 2^53 (pandas#56678, datasets#8365)."""
+    """As float64, 2^53 + 1 would become 2^53 (pandas#56678, datasets#8365)."""
     kind = data.draw(st.sampled_from(INTEGERS))
     signed, bits = pa.types.is_signed_integer(kind), kind.bit_width
     least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)

@@ -177,7 +177,7 @@ def test_compare_follows_uids_into_a_rebuilt_shard(own: Path) -> None:
     old = set(row_ids(own, "before"))
     manifest = ShardManifest.model_validate_json((own / "manifests/000000002.json").read_bytes())
     table = pq.ParquetFile(own / "pairs/000000002.parquet").read()
-    pq.write_table(table.slice(20), own / "pairs/000000002.g1.parquet")  # other row numbers, and some rows are gone
+    pq.write_table(table.slice(20), own / "pairs/000000002.g1.parquet")  # row numbers change, and some rows are gone
     file = manifest.files["pairs"].model_copy(update={"path": "pairs/000000002.g1.parquet", "blake2b": "1" * 32})
     newer = manifest.model_copy(update={"generation": 1, "pairs": 180, "rows_in": 180, "files": {"pairs": file}})
     (own / "manifests/000000002.g1.json").write_text(newer.model_dump_json())
