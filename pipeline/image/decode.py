@@ -221,10 +221,13 @@ def _chroma(format: str, opened: Image.Image, is_turned: bool) -> str:
         return "420"  # lossy WebP has no other
     if not isinstance(opened, JpegImagePlugin.JpegImageFile) or opened.mode == "CMYK":
         return "444"
-    layers = [(across, down) for _, across, down, _ in opened.layer[:3]]
+    layers = opened.layer[:3]  # (name, factor across, factor down, ...) for each component
     if len(layers) < 3:  # gray
         return "420"
-    across, down = (min(layers[0][side] / max(layer[side], 1) for layer in layers[1:]) for side in (0, 1))
+    brightness, blue, red = layers
+    across, down = float(brightness[1]), float(brightness[2])
+    if blue[1:3] != (1, 1) or red[1:3] != (1, 1):  # unusual
+        across, down = (min(brightness[side] / max(layer[side], 1) for layer in (blue, red)) for side in (1, 2))
     return chroma_of(down, across) if is_turned else chroma_of(across, down)
 
 

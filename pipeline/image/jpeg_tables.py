@@ -3,7 +3,7 @@
 Source: ITU-T T.81, B.2.4 (tables), B.2.3 (scan header), G.1 (which tables progressive scans use).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 _DQT, _DHT, _SOS, _SOF2 = 0xDB, 0xC4, 0xDA, 0xC2
@@ -57,6 +57,9 @@ def without_unused_tables(parts: Iterable[tuple[int, bytes]], frames: frozenset[
     `frames`: markers of frame headers. Raises ValueError or IndexError for tables and headers that are too short, and
     for missing tables.
     """
+    parts = list(parts)
+    if _uses_all(parts, frames):
+        return [part for _, part in parts]
     usage = _Usage()
     kept: list[bytes | tuple[bytes, list[_Table]]] = []
     for marker, part in parts:
@@ -71,6 +74,37 @@ def without_unused_tables(parts: Iterable[tuple[int, bytes]], frames: frozenset[
             usage.begin_scan(part)
         kept.append(part)
     return [part if isinstance(part, bytes) else _used(*part) for part in kept]
+
+
+def _uses_all(parts: Sequence[tuple[int, bytes]], frames: frozenset[int]) -> bool:
+    """Whether a JPEG with one scan, like nearly all, uses each of its tables. Takes a quarter of the time."""
+    defined: list[int] = []  # quantization tables by their numbers, Huffman tables with 32 more
+    used: set[int] = set()
+    scans = 0
+    for marker, part in parts:
+        if marker == _DQT:
+            at = _HEADER_BYTES
+            while at < len(part):
+                defined.append(part[at] & 15)
+                at += 129 if part[at] >> 4 else 65
+            if at != len(part):
+                return False
+        elif marker == _DHT:
+            at = _HEADER_BYTES
+            while at < len(part):
+                defined.append(32 | part[at])
+                at += 17 + sum(part[at + 1 : at + 17])
+            if at != len(part):
+                return False
+        elif marker == _SOS and part.startswith(b"\xff\xda"):
+            scans += 1
+            for tables in part[6 : 6 + 2 * part[4] : 2]:
+                used |= {32 | tables >> 4, 48 | tables & 15}
+        elif marker in frames:
+            if marker == _SOF2:
+                return False
+            used.update(part[12 : 12 + 3 * part[9] : 3])
+    return scans == 1 and len(defined) == len(used) and used == set(defined)
 
 
 def _tables(marker: int, segment: bytes) -> Iterator[tuple[_Key, _Table]]:
