@@ -1,10 +1,8 @@
 """Invariant: text beside pictures is read in any usual form, or its row is rejected; it is never null with `ok`."""
 
 import codecs
-import io
 import json
 import math
-import tarfile
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -27,22 +25,14 @@ from pairmill.pipeline.source.rows import ShardReader
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import shards_from_table
 from pairmill.schemas.record import JobRecord
+from tests.tars import write_tar
 
 ENCODINGS = ["utf-8", "latin-1", "cp1252", "utf-16", "utf-16-le", "shift_jis"]
 
 
-def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, body in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(body)
-            tar.addfile(info, io.BytesIO(body))
-    return path
-
-
 def indexed(folder: Path, *members: tuple[str, bytes], **rules: Any) -> IndexRow:
     """The row of one picture and the texts beside it."""
-    (row,) = tar_rows(str(tar_of(folder / "a.tar", ("0.jpg", b"x"), *members)), Files(), None, TextRules(**rules))
+    (row,) = tar_rows(str(write_tar(folder / "a.tar", [("0.jpg", b"x"), *members])), Files(), None, TextRules(**rules))
     return row
 
 
@@ -218,7 +208,7 @@ def test_each_usual_shape_becomes_rows_or_a_refusal(
     source = tmp_path / "in"
     source.mkdir()
     if kind == "tar":
-        tar_of(source / "a.tar", ("0.jpg", b"x"), *members)
+        write_tar(source / "a.tar", [("0.jpg", b"x"), *members])
     else:
         for name, body in [("0.jpg", b"x"), *members]:
             (source / name.replace("0.meta.json", "0.JSON")).write_bytes(body)
@@ -244,7 +234,7 @@ def test_each_usual_shape_becomes_rows_or_a_refusal(
 def test_the_named_caption_column_of_a_tar_is_a_key_of_its_json_or_an_ending(
     tmp_path: Path, column: str, members: list[tuple[str, bytes]], caption: str
 ) -> None:
-    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), *members)
+    source = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), *members])
     (row,) = shard_rows(tmp_path / "out", source, caption_column=column)
     assert (row["status"], row["caption"]) == ("ok", caption)
 
@@ -258,7 +248,7 @@ def test_the_named_caption_column_of_a_tar_is_a_key_of_its_json_or_an_ending(
     ],
 )
 def test_a_setting_that_a_tar_cannot_follow_is_an_error(tmp_path: Path, settings: dict[str, str], message: str) -> None:
-    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"caption": "a", "w": 1}'), ("0.txt", b"b"))
+    source = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", b'{"caption": "a", "w": 1}'), ("0.txt", b"b")])
     with pytest.raises(SourceError, match=message):
         shard_rows(tmp_path / "out", source, **settings)
 
@@ -276,7 +266,7 @@ def test_captions_of_a_webdataset_that_became_parquet_are_found(tmp_path: Path) 
 
 
 def test_json_with_no_usual_key_is_reported_with_its_keys(tmp_path: Path) -> None:
-    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1}'), ("1.jpg", b"y"))
+    source = write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", b'{"motto": "a", "w": 1}'), ("1.jpg", b"y")])
     rows = shard_rows(tmp_path / "out", source)
     assert [(row["status"], row["caption"]) for row in rows] == [("ok", None)] * 2
     plan = load_plan(Store(str(tmp_path / "out")))
@@ -289,7 +279,9 @@ def test_json_with_no_usual_key_is_reported_with_its_keys(tmp_path: Path) -> Non
 
 def test_url_and_uid_columns_of_a_tar_are_keys_of_its_json(tmp_path: Path) -> None:
     body = json.dumps({"url": "http://no", "src": "http://e.org/1", "id": "AB" * 16, "caption": "a"}).encode()
-    source = tar_of(tmp_path / "a.tar", ("0.jpg", b"x"), ("0.json", body), ("1.jpg", b"y"), ("1.json", b'{"id": 7}'))
+    source = write_tar(
+        tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", body), ("1.jpg", b"y"), ("1.json", b'{"id": 7}')]
+    )
     first, second = shard_rows(tmp_path / "out", source, url_column="src", uid_column="id")
     assert (first["url"], first["uid"], first["status"]) == ("http://e.org/1", "ab" * 16, "ok")
     assert second["status"] == "row_malformed"
