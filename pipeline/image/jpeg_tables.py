@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 _DQT, _DHT, _SOS, _SOF2 = 0xDB, 0xC4, 0xDA, 0xC2
 _HEADER_BYTES = 4  # marker and length
+_HUFFMAN = 32  # keeps their numbers, of up to 31, apart from those of quantization tables
 
 _Key = tuple[int, int]
 """Marker, and where the table goes: its number; for Huffman tables, 16 more if it is for AC coefficients."""
@@ -77,34 +78,44 @@ def without_unused_tables(parts: Iterable[tuple[int, bytes]], frames: frozenset[
 
 
 def _uses_all(parts: Sequence[tuple[int, bytes]], frames: frozenset[int]) -> bool:
-    """Whether a JPEG with one scan, like nearly all, uses each of its tables. Takes a quarter of the time."""
-    defined: list[int] = []  # quantization tables by their numbers, Huffman tables with 32 more
+    """Whether a JPEG with one scan, like nearly all, uses each of its tables. This takes a quarter of the time.
+
+    False also if a table follows the scan, or if the scan lacks components of the frame.
+    """
+    defined: list[int] = []
     used: set[int] = set()
-    scans = 0
+    components = scanned = 0
     for marker, part in parts:
-        if marker == _DQT:
-            at = _HEADER_BYTES
-            while at < len(part):
-                defined.append(part[at] & 15)
-                at += 129 if part[at] >> 4 else 65
-            if at != len(part):
+        if marker in (_DQT, _DHT):
+            if scanned:
                 return False
-        elif marker == _DHT:
-            at = _HEADER_BYTES
-            while at < len(part):
-                defined.append(32 | part[at])
-                at += 17 + sum(part[at + 1 : at + 17])
-            if at != len(part):
-                return False
+            defined += _numbers(marker, part)
         elif marker == _SOS and part.startswith(b"\xff\xda"):
-            scans += 1
-            for tables in part[6 : 6 + 2 * part[4] : 2]:
-                used |= {32 | tables >> 4, 48 | tables & 15}
+            if scanned:
+                return False
+            scanned = part[4]
+            for tables in part[6 : 6 + 2 * scanned : 2]:
+                used |= {_HUFFMAN | tables >> 4, _HUFFMAN | 16 | tables & 15}
         elif marker in frames:
             if marker == _SOF2:
                 return False
-            used.update(part[12 : 12 + 3 * part[9] : 3])
-    return scans == 1 and len(defined) == len(used) and used == set(defined)
+            components = part[9]
+            used.update(part[12 : 12 + 3 * components : 3])
+    return scanned == components and len(defined) == len(used) and used == set(defined)
+
+
+def _numbers(marker: int, segment: bytes) -> Iterator[int]:
+    """The numbers of a segment's tables, in the file's own coding; those of Huffman tables with _HUFFMAN added."""
+    at = _HEADER_BYTES
+    while at < len(segment):
+        if marker == _DQT:
+            yield segment[at] & 15
+            at += 129 if segment[at] >> 4 else 65
+        else:
+            yield _HUFFMAN | segment[at]
+            at += 17 + sum(segment[at + 1 : at + 17])
+    if at != len(segment):
+        raise ValueError("a table that is too short")
 
 
 def _tables(marker: int, segment: bytes) -> Iterator[tuple[_Key, _Table]]:

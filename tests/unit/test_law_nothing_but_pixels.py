@@ -89,6 +89,20 @@ def test_bytes_inside_the_scans_of_a_jpeg_are_not_kept(kind: str, place: int) ->
     assert picture.image is None or SECRET[:9] not in picture.image
 
 
+@pytest.mark.parametrize("number", [0x00, 0x01, 0x10, 0x11])
+def test_a_table_that_follows_the_only_scan_is_not_kept(number: int) -> None:
+    """libjpeg has the standard tables itself, and so decodes a scan whose own table comes too late."""
+    plain = JPEGS["baseline"]
+    at = next(
+        found for found in range(len(plain)) if plain[found : found + 2] == b"\xff\xc4" and plain[found + 4] == number
+    )
+    after = at + 2 + int.from_bytes(plain[at + 2 : at + 4], "big")
+    late = plain[:at] + plain[after:-2] + huffman(number) + plain[-2:]
+    assert np.array_equal(shown(late), shown(plain))
+    picture = ImageProcessor(ImagesConfig()).process(late)
+    assert picture.image is None or SECRET[:9] not in picture.image
+
+
 def test_tables_that_are_replaced_between_scans_are_kept_if_they_are_used() -> None:
     """Each scan has its own table, as encoders with optimized codes write them, and an unused one before each."""
     plain = JPEGS["progressive"]
