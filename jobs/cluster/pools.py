@@ -7,8 +7,9 @@ from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
 
-DOWNLOAD_CPUS = 2
-"""One download actor keeps two cores busy: its event loop and its decoding threads."""
+DOWNLOAD_CPUS = 1.5
+"""One download actor keeps about one and a half cores busy: its event loop and its decoding threads share the GIL
+(decision 002)."""
 
 DOWNLOAD_CALLS = 4
 """Number of shards that a download actor works on at a time. Nearly every shard has a row that takes the full timeout,
@@ -22,7 +23,7 @@ SMALL_CPUS = 0.2
 """Logical CPUs of an actor that may run anywhere. Ray only uses CPUs to place actors; it does not limit threads."""
 
 SPARE_CPUS = 2
-"""Extra logical CPUs for a local Ray instance, whose actors mostly wait."""
+"""CPUs for readers, committers and encoders. A local Ray instance has as many extra ones: these actors mostly wait."""
 
 SOURCES: tuple[StageName, ...] = ("download", "load")
 
@@ -93,6 +94,12 @@ class _Machines:
         return sum(node.cpus for node in self.others)
 
     @property
+    def download_actors(self) -> int:
+        """How many download actors keep the cores busy, besides what the other stages need."""
+        fit = sum(int(node.cpus / DOWNLOAD_CPUS) for node in self.others)
+        return max(1, min(fit, int((self.cpus - SPARE_CPUS) / DOWNLOAD_CPUS)))
+
+    @property
     def labels(self) -> dict[str, str]:
         """Ray label selector for all stages except encode."""
         known = sorted({node.accelerator for node in self.encoding if node.gpus and node.accelerator})
@@ -106,7 +113,7 @@ def plan_pools(pipeline: Pipeline, num_shards: int, nodes: Sequence[Node]) -> di
     """
     run, machines = pipeline.job.run, _Machines.of(pipeline, nodes)
     encode = _encode_pool(pipeline, machines, num_shards)
-    downloads = run.download_actors or max(1, int(machines.cpus - DOWNLOAD_CPUS) // DOWNLOAD_CPUS)
+    downloads = run.download_actors or machines.download_actors
     small = -(-max(downloads, run.max_download_actors or 0) // SMALL_PER_DOWNLOADS)
     pools: dict[StageName, Pool] = {
         "read": Pool(small, SMALL_CPUS, labels=machines.labels),
@@ -150,9 +157,9 @@ def _encode_pool(pipeline: Pipeline, machines: _Machines, num_shards: int) -> Po
 
 
 def _download_pool(pipeline: Pipeline, machines: _Machines, downloads: int, pools: Mapping[StageName, Pool]) -> Pool:
-    """Two CPUs per actor, or fewer if the other stages leave less."""
+    """One and a half CPUs per actor, or fewer if the other stages leave less."""
     left = _check_fit(machines, pools, pipeline.names, downloads * SMALL_CPUS)
-    each = min(float(DOWNLOAD_CPUS), int(10 * left / downloads) / 10, max(node.cpus for node in machines.others))
+    each = min(DOWNLOAD_CPUS, int(10 * left / downloads) / 10, max(node.cpus for node in machines.others))
     calls = 1 if pipeline.is_isolated else DOWNLOAD_CALLS
     most_actors = pipeline.job.run.max_download_actors or 0
     return Pool(downloads, each, calls=calls, max_actors=most_actors, labels=machines.labels)

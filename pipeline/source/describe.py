@@ -85,4 +85,4 @@ def _download_actors(run: RunConfig) -> int | None:
     """Number of download actors; None if it depends on the cluster."""
     if run.download_actors is not None or run.address is not None:
         return run.download_actors
-    return max((os.cpu_count() or 1) // 2, 1)
+    return max(int((os.cpu_count() or 1) / 1.5), 1)

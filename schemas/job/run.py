@@ -13,7 +13,7 @@ class RunConfig(Settings):
     address: str | None = None
     """Ray cluster to join (`auto` or ray://...). None: a local Ray instance for this run."""
     download_actors: Annotated[int, Field(ge=1)] | None = None
-    """Number of download actors. None: one for every two of Ray's CPUs."""
+    """Number of download actors. None: two for every three of Ray's CPUs, after two CPUs for the other stages."""
     decode_threads: Annotated[int, Field(ge=1)] = 2
     """Decoding threads per download actor."""
     encode_actors: Annotated[int, Field(ge=1)] | None = None

@@ -34,14 +34,14 @@ def test_machines_with_gpus_only_encode_if_there_are_others() -> None:
     pools = plan_pools(pipeline(), 10_000, nodes)
     assert pools["encode"].actors == 8
     assert (pools["encode"].gpus, pools["encode"].calls, pools["encode"].labels) == (1.0, 2, {})
-    assert pools["download"].actors == 15
+    assert pools["download"].actors == 20
     for name in ("read", "download", "commit"):
         assert pools[name].labels == {"ray.io/accelerator-type": "!in(A100, H100)"}  # type: ignore[index]
 
 
 def test_a_machine_with_gpus_does_everything_if_it_is_the_only_one() -> None:
     pools = plan_pools(pipeline(), 10_000, [Node(16, gpus=2, accelerator="A100")])
-    assert (pools["encode"].actors, pools["download"].actors) == (2, 7)
+    assert (pools["encode"].actors, pools["download"].actors) == (2, 9)
     assert not pools["download"].labels
     assert (
         plan_pools(pipeline(), 10_000, [Node(16)])["encode"].calls == 1
@@ -68,6 +68,12 @@ def test_pools_fit_the_machines_or_are_refused(
     assert sum(pool.actors * pool.cpus for pool in pools.values()) <= sum(node.cpus for node in nodes) + 1e-6
     assert pools["download"].cpus <= min(DOWNLOAD_CPUS, max(node.cpus for node in nodes))
     assert sum(pool.actors * pool.gpus for pool in pools.values()) <= gpus
+
+
+def test_downloads_use_the_cores_that_other_stages_leave_and_fit_each_machine() -> None:
+    counts = {cpus: plan_pools(pipeline(), 10_000, [Node(cpus)])["download"].actors for cpus in (1, 2, 4, 16, 64)}
+    assert counts == {1: 1, 2: 1, 4: 1, 16: 9, 64: 41}
+    assert plan_pools(pipeline(), 10_000, [Node(4)] * 10)["download"].actors == 20  # two per machine, not 25 in all
 
 
 def test_a_growing_cluster_may_be_asked_for_more_than_it_has() -> None:
