@@ -11,8 +11,6 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from pairmill.jobs.cluster.ray_tasks import RayTasks
-from pairmill.jobs.cluster.session import ray_session
 from pairmill.pipeline.columns.added_model import complete_models
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
@@ -237,5 +235,8 @@ def open_tasks(job: SelectJob | ExportJob, local: bool, steps: Steps) -> Iterato
     if local and not job.run.address:
         yield LocalTasks(steps.part)
         return
+    from pairmill.jobs.cluster.ray_tasks import RayTasks  # importing ray takes a second
+    from pairmill.jobs.cluster.session import ray_session
+
     with ray_session(job.run, spare_cpus=0):
         yield RayTasks(steps.part)

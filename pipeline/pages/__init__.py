@@ -1,4 +1,4 @@
-"""What all HTML pages share: the template engine, untrusted text made visible, small pictures, and the style.
+"""What all HTML pages share: the template engine, the style, and untrusted text made visible.
 
-Takes a Snapshot and rows of it; yields text and thumbnails for `report` and `explore`.
+Takes values of any origin; returns HTML in which they are plain text.
 """

@@ -16,9 +16,12 @@ from PIL import Image
 
 from pairmill.pipeline.common.arrow import python_values, stay_exact, take_rows
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_names
+from pairmill.pipeline.reader.grid import SIDE, Card, Grid, Order, first_rows
 from pairmill.pipeline.reader.pictures import Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
+from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.reader.uid_finder import UidFinder
 from pairmill.pipeline.source.uid import own_uid
 
@@ -180,6 +183,54 @@ class Dataset:
             raise DatasetError(f"no picture is stored for {uid} (images.store)")
         return picture
 
+    def show(self, n: int = 24, by: str = "similarity", *, around: float | None = None, lowest: bool = False) -> Grid:
+        """Show some pairs with their pictures, as a grid in a notebook.
+
+        Args:
+            n: How many pairs.
+            by: A numeric column: those with the highest values come first. `uid`: a random sample, always the same one.
+            around: Show the pairs whose value is closest to this one instead, such as a threshold.
+            lowest: Show those with the lowest values instead.
+
+        Raises:
+            DatasetError: There is no such column, it has no numbers, or all its values are null.
+        """
+        if n < 1:
+            raise DatasetError(f"n: {n} pairs cannot be shown; give 1 or more")
+        order = Order(by, around, lowest)
+        self._check_order(order)
+        shards = (
+            (at, self._rows_of(at), table[by]) for at, table in zip(self._positions(), self._tables([by]), strict=True)
+        )
+        found = first_rows(shards, order, n)
+        if not found and len(self):
+            raise DatasetError(f"{by} is null in all rows of {self!r}; show(by='uid') shows a random sample")
+        with closing(Thumbnails(self._snapshot, SIDE)) as thumbnails:
+            pictures = thumbnails.of(ref for ref, _ in found)
+        cards = [self._card(ref, pictures[ref], order.value(value)) for ref, value in found]
+        return Grid(f"{len(cards):,} of {counted(len(self), 'pair')} of {self!r}, {order}", cards)
+
+    def _check_order(self, order: Order) -> None:
+        self._names(order.column)
+        kind = self.schema.field(order.column).type
+        if order.column != "uid" and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise DatasetError(f"column {order.column!r} is {kind}; show() orders by numbers, or by='uid' at random")
+        if order.column == "uid" and (order.around is not None or order.lowest):
+            raise DatasetError("by='uid' shows a random sample; leave out around and lowest")
+
+    def _card(self, ref: RowRef, thumbnail: Thumbnail, value: str | None) -> Card:
+        shard = self._snapshot.chunk.shards[ref.position]
+        table = self._snapshot.read(shard, ["caption_clean", "status", "kept", "uid"]).slice(ref.row, 1)
+        (row,) = table.to_pylist()
+        return Card(thumbnail, value, row["caption_clean"], row["status"], row["kept"], row["uid"])
+
+    def _rows_of(self, position: int) -> npt.NDArray[np.int64]:
+        """Which rows of a shard belong to this dataset."""
+        num_rows = self._snapshot.chunk.shards[position].num_rows
+        if self._subset is None:
+            return np.arange(num_rows)
+        return np.flatnonzero(np.unpackbits(self._chosen[position], count=num_rows))
+
     @cached_property
     def _chosen(self) -> list[npt.NDArray[np.uint8]]:
         """For a subset: packed bits for each shard, one per row."""
@@ -202,7 +253,7 @@ class Dataset:
         table = self._snapshot.read(shard, columns)
         if self._subset is None:
             return table
-        return take_rows(table, np.flatnonzero(np.unpackbits(self._chosen[position], count=shard.num_rows)))
+        return take_rows(table, self._rows_of(position))
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows, shard by shard."""

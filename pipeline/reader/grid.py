@@ -1,0 +1,97 @@
+"""`dataset.show()`: some pairs with their pictures, as a grid in a notebook."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.pages.templates import environment
+from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail
+
+SIDE = 240
+"""Maximum side of a picture in the grid, in pixels."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One pair of a grid."""
+
+    thumbnail: Thumbnail
+    value: str | None
+    """What the pairs are ordered by; None for a random sample."""
+    caption: str | None
+    status: str
+    kept: bool
+    uid: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pairs and their pictures. Jupyter shows it as a grid, a terminal as one line."""
+
+    title: str
+    cards: Sequence[Card]
+
+    def __repr__(self) -> str:
+        return self.title
+
+    def _repr_html_(self) -> str:
+        """What Jupyter displays: HTML without scripts or links, in which captions are plain text."""
+        return environment().get_template("grid.html.j2").render(grid=self)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows come first: the highest values, the lowest ones, or those closest to `around`."""
+
+    column: str
+    around: float | None = None
+    lowest: bool = False
+
+    def __str__(self) -> str:
+        if self.column == "uid":
+            return "a random sample, by uid"
+        if self.around is not None:
+            return f"{self.column} around {self.around:g}"
+        return f"by {self.column}, {'lowest' if self.lowest else 'highest'} first"
+
+    def value(self, number: float) -> str | None:
+        """How a card shows its value."""
+        if self.column == "uid":
+            return None
+        return f"{number:,.0f}" if number.is_integer() else f"{number:.3f}"
+
+    def keys(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """A key per value; the lowest keys come first."""
+        if self.around is not None:
+            return np.abs(values - self.around)
+        return values if self.lowest or self.column == "uid" else -values
+
+
+def first_rows(
+    shards: Iterable[tuple[int, npt.NDArray[np.int64], pa.ChunkedArray]], order: Order, n: int
+) -> list[tuple[RowRef, float]]:
+    """The first `n` rows in this order, each with its value. Null and NaN are left out; the order of the dataset breaks
+    ties.
+
+    shards: (position, rows [m] of the shard, their values [m]).
+    """
+    best: list[tuple[float, RowRef, float]] = []
+    for position, rows, column in shards:
+        values = _numbers(column)
+        keys = order.keys(values)
+        valid = np.flatnonzero(~np.isnan(keys))
+        first = valid[np.argsort(keys[valid], kind="stable")[:n]]
+        best += [(float(keys[i]), RowRef(position, int(rows[i])), float(values[i])) for i in first]
+        best = sorted(best)[:n]
+    found = [(ref, value) for _, ref, value in best]
+    return found if order.around is None else sorted(found, key=lambda pair: (-pair[1], pair[0]))
+
+
+def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """float64 [rows], NaN for null. Of uids, which are hashes, the first 13 hexadecimal digits."""
+    if pa.types.is_string(column.type):
+        return np.array([int(uid[:13], 16) for uid in column.to_pylist()], np.float64)
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)

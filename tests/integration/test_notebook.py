@@ -1,0 +1,33 @@
+"""Executes the notebook of the documentation as Jupyter does, in an empty folder."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "first-look.ipynb"
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
+    """What kinds of outputs each cell has, without what libraries print on stderr."""
+    return [
+        sorted(
+            kind for output in cell.outputs if output.get("name") != "stderr" for kind in output.get("data", {"": ""})
+        )
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_notebook_runs_and_shows_what_it_shows_in_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    published = nbformat.read(NOTEBOOK, as_version=4)
+    executed = nbformat.read(NOTEBOOK, as_version=4)
+    (tmp_path / "work").mkdir()
+    NotebookClient(executed, timeout=240, resources={"metadata": {"path": str(tmp_path / "work")}}).execute()
+    assert outputs(executed) == outputs(published)
+    assert sum("text/html" in kinds for kinds in outputs(published)) == 5
