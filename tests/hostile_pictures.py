@@ -145,6 +145,8 @@ def metadata_without_end() -> Iterator[Hostile]:
     jpeg, gif = saved(photo(), "JPEG"), saved(Image.new("P", (8, 8)), "GIF")
     yield Hostile("jpeg of comments", jpeg[:2] + b"\xff\xfe\0\2" * 4_500_000 + jpeg[2:], bomb)
     yield Hostile("jpeg of fill bytes", jpeg[:2] + b"\xff" * 18_000_000 + jpeg[2:], bomb)
+    yield Hostile("jpeg with comments behind its pixels", jpeg[:-2] + b"\xff\xfe\0\2" * 4_500_000 + jpeg[-2:], ok)
+    yield Hostile("jpeg with fill bytes behind its pixels", jpeg[:-2] + b"\xff" * 18_000_000 + jpeg[-2:], ok)
     palette_end = 13 + (3 * (2 << (gif[10] & 7)) if gif[10] & 0x80 else 0)
     yield Hostile("gif of comments", gif[:palette_end] + b"\x21\xfe\1a\0" * 3_600_000 + gif[palette_end:], ok)
     yield Hostile("gif of one large comment", gif[:palette_end] + b"\x21\xfe" + (b"\xff" + bytes(255)) * 70_000 + b"\0"

@@ -27,9 +27,10 @@ from pairmill.pipeline.image.phash import block_side, phash_of_blocks
 from pairmill.pipeline.image.strip import JFIF, jpeg_parts
 
 _SOF0, _SOF1, _SOF2 = 0xC0, 0xC1, 0xC2  # ITU-T T.81, table B.1: baseline, extended, progressive
-_SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xE0, 0xEE
+_SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE
 _FRAMES = frozenset({_SOF0, _SOF1, _SOF2})
 _KEPT = _FRAMES | {_SOI, _EOI, _SOS, _DHT, _DQT, _DRI}
+_PLAIN = frozenset({_DHT, _DQT, _DRI, _COM})
 
 _SAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1"}
 """Sampling factors of Y, horizontal and vertical, where those of Cb and Cr are 1."""
@@ -41,6 +42,10 @@ _YCBCR_TRANSFORM = 1
 """The color transform in Adobe's APP14 segment (Adobe Technical Note 5116, section 18)."""
 
 
+_MAX_HEADER_SEGMENTS = 64
+"""Real pictures have about ten segments before their pixels."""
+
+
 @dataclass(frozen=True, slots=True)
 class PassedPicture:
     """A picture that keeps its compressed pixels."""
@@ -49,6 +54,30 @@ class PassedPicture:
     """The file without metadata."""
     phash: str
     one_color: bool
+
+
+def plain_jpeg_size(body: bytes) -> tuple[int, int] | None:
+    """(width, height) in pixels of a JPEG whose header says nothing else: baseline, with one scan, and without EXIF,
+    profiles and anything else that could change how it looks. None for all others, which need a full parser."""
+    if not body.startswith(b"\xff\xd8\xff"):
+        return None
+    size, components, offset = None, b"", 2
+    try:
+        for _ in range(_MAX_HEADER_SEGMENTS):
+            start, marker, length = struct.unpack_from(">BBH", body, offset)
+            if start != 0xFF:
+                return None
+            if marker == _SOS:
+                return size if body[offset + 4 : offset + 5] == components else None
+            if marker in (_SOF0, _SOF1) and size is None:
+                height, width = struct.unpack_from(">HH", body, offset + 5)
+                size, components = (width, height), body[offset + 9 : offset + 10]
+            elif marker not in _PLAIN and not (marker == _APP0 and body[offset + 4 : offset + 9] == b"JFIF\0"):
+                return None
+            offset += 2 + length
+    except struct.error:
+        return None
+    return None
 
 
 def pass_jpeg(body: bytes, width: int, height: int) -> PassedPicture | None:

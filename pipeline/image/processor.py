@@ -17,12 +17,12 @@ from PIL import Image
 
 from pairmill.pipeline.image.color import changes_nothing, pixels_to_srgb
 from pairmill.pipeline.image.compress import compress, original_without_metadata
-from pairmill.pipeline.image.cost import budget
+from pairmill.pipeline.image.cost import budget, decoding_cost
 from pairmill.pipeline.image.decode import ImageError, ImageHeader, color_profile, decode_pixels, open_image
 from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.orientation import NORMAL_ORIENTATION
-from pairmill.pipeline.image.passthrough import PassedPicture, pass_jpeg
+from pairmill.pipeline.image.passthrough import PassedPicture, pass_jpeg, plain_jpeg_size
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.resize import Pixels, Target, plan_resize, resize
 from pairmill.schemas.job.images import ImagesConfig
@@ -71,13 +71,15 @@ class ImageProcessor:
         header: ImageHeader | None = None
         try:
             with self._gate.entry() as reserve:
+                if (plain := self._pass_plain(body)) is not None:
+                    return plain
                 header, opened = open_image(body, self._config.max_pixels, reserve)
                 with opened:
                     target = self._plan(header)
                     profile = color_profile(header, opened)
                     is_unchanged = target is None and _is_plain(header, opened) and changes_nothing(profile)
                     if is_unchanged and (passed := self._pass(body, header)) is not None:
-                        return _passed_image(passed, header)
+                        return _passed_image(passed, header.displayed_size)
                     pixels = decode_pixels(body, header, opened, target)  # [height, width, 3]
                 resized = resize(pixels, target, self._config)  # [target height, target width, 3]
                 stored = pixels_to_srgb(resized, profile)  # after resizing there are fewer pixels to convert
@@ -106,9 +108,24 @@ class ImageProcessor:
                 pixels = decode_pixels(body, header, opened, None)
             return pixels_to_srgb(pixels, profile)
 
+    def _pass_plain(self, body: bytes) -> ProcessedImage | None:
+        """A small, plain JPEG that keeps its own compressed pixels, without opening it with Pillow, which would take a
+        quarter of the time. None if it needs a closer look."""
+        if not self._passes_jpegs or (size := plain_jpeg_size(body)) is None or 0 in size:
+            return None
+        is_small = decoding_cost("JPEG", "RGB", size).memory_bytes <= MemoryGate.FREE_BYTES
+        if not is_small or size[0] * size[1] > self._config.max_pixels or plan_resize(*size, self._config) is not None:
+            return None
+        passed = pass_jpeg(body, *size)
+        return None if passed is None else _passed_image(passed, size)
+
+    @property
+    def _passes_jpegs(self) -> bool:
+        return self._config.reencode == "auto" and self._config.format == "jpg"
+
     def _pass(self, body: bytes, header: ImageHeader) -> PassedPicture | None:
         """An unchanged JPEG with its own compressed pixels, if it is to be stored as JPEG."""
-        if self._config.reencode == "always" or (header.format, self._config.format) != ("JPEG", "jpg"):
+        if header.format != "JPEG" or not self._passes_jpegs:
             return None
         return pass_jpeg(body, header.width, header.height)
 
@@ -126,9 +143,8 @@ def _is_plain(header: ImageHeader, opened: Image.Image) -> bool:
     return header.orientation == NORMAL_ORIENTATION and opened.mode in ("RGB", "L", "P") and not has_key
 
 
-def _passed_image(picture: PassedPicture, header: ImageHeader) -> ProcessedImage:
-    size = header.displayed_size
-    return ProcessedImage(Status.OK, None, header.format, *size, picture.image, *size, picture.phash, picture.one_color)
+def _passed_image(picture: PassedPicture, size: tuple[int, int]) -> ProcessedImage:
+    return ProcessedImage(Status.OK, None, "JPEG", *size, picture.image, *size, picture.phash, picture.one_color)
 
 
 def _processed_image(pixels: Pixels, image: bytes, header: ImageHeader, one_color: bool) -> ProcessedImage:

@@ -16,7 +16,10 @@ JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _ADOBE_BYTES = 12  # length of APP14, which says how colors are coded
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn
 _SOI, _EOI, _SOS, _APP0, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
+_MAX_JPEG_SEGMENTS = 10_000
+"""Real pictures have up to a few hundred. Each takes a microsecond, and an empty one only four bytes."""
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
+_FILL = re.compile(rb"\xff+(?=\xff)")  # bytes that may stand in front of a marker
 _PNG_PALETTE = 3
 _PNG_CHANNELS = {0: 1, 2: 3, _PNG_PALETTE: 1, 4: 2, 6: 4}
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
@@ -46,9 +49,9 @@ def jpeg_parts(body: bytes) -> Iterator[tuple[int, bytes]]:
     """
     yield _SOI, b"\xff\xd8"
     offset = 2
-    while True:
-        while body[offset + 1] == 0xFF:  # fill bytes
-            offset += 1
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        if (fill := _FILL.match(body, offset)) is not None:
+            offset = fill.end()
         if body[offset] != 0xFF:
             raise ValueError("marker expected")
         marker = body[offset + 1]
@@ -69,6 +72,7 @@ def jpeg_parts(body: bytes) -> Iterator[tuple[int, bytes]]:
         if marker == _SOS:
             offset = _end_of_scan(body, end)
             yield marker, body[end:offset]
+    raise ValueError("too many segments")
 
 
 def _end_of_scan(body: bytes, offset: int) -> int:

@@ -214,6 +214,26 @@ def test_no_mutated_picture_passes_that_a_full_decode_refuses() -> None:
     assert kept > 50
 
 
+class WithPillow(ImageProcessor):
+    """Opens every picture with Pillow first."""
+
+    def _pass_plain(self, body: bytes) -> ProcessedImage | None:
+        return None
+
+
+def test_a_plain_picture_that_pillow_never_sees_is_processed_as_if_it_had() -> None:
+    rng, plain = random.Random(13), 0
+    seeds = [jpeg(drawn(72)), jpeg(drawn(40), progressive=True), jpeg(drawn(72), restart_marker_blocks=2)]
+    bodies = list(islice(mutations(seeds, rng), 3_000))
+    if SHARED.is_dir():
+        bodies += [body for _, body in islice(jpegs(), 0, None, 12)]
+    quick, careful = ImageProcessor(ImagesConfig()), WithPillow(ImagesConfig())
+    for body in bodies:
+        assert quick.process(body) == careful.process(body)
+        plain += quick._pass_plain(body) is not None
+    assert plain > 200
+
+
 def test_a_picture_that_passes_is_as_complete_a_result_as_one_that_is_encoded_again() -> None:
     found = ImageProcessor(ImagesConfig()).process(jpeg())
     always = ImageProcessor(ImagesConfig(reencode="always")).process(jpeg())
