@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from pairmill.jobs.add_model import ColumnsResult
     from pairmill.jobs.api.choose import export, select
     from pairmill.jobs.api.make import add_model, build, embed, retry
-    from pairmill.jobs.api.read import open, status, verify
+    from pairmill.jobs.api.read import open, report, status, verify
     from pairmill.jobs.export import ExportResult
     from pairmill.jobs.progress import ProgressListener
+    from pairmill.jobs.report import ReportResult
     from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
     from pairmill.pipeline.check.report import VerifyReport
@@ -57,6 +58,7 @@ __all__ = [
     "PairDataset",
     "PairmillError",
     "ProgressListener",
+    "ReportResult",
     "RetryResult",
     "Row",
     "RulesConfig",
@@ -79,6 +81,7 @@ __all__ = [
     "embed",
     "export",
     "open",
+    "report",
     "retry",
     "rule",
     "select",
@@ -90,8 +93,9 @@ _MODULES = {
     "jobs.add_model": ("ColumnsResult",),
     "jobs.api.choose": ("export", "select"),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
-    "jobs.api.read": ("open", "status", "verify"),
+    "jobs.api.read": ("open", "report", "status", "verify"),
     "jobs.progress": ("ProgressListener",),
+    "jobs.report": ("ReportResult",),
     "jobs.results": ("BuildResult",),
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),

@@ -1,6 +1,7 @@
 """`pairmill.build`, `embed`, `add_model` and `retry`: make datasets and add to them."""
 
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Literal
 
@@ -22,8 +23,10 @@ from pairmill.jobs.api.keywords import (
 )
 from pairmill.jobs.api.progress import Progress, listener_for
 from pairmill.jobs.job_file import load_job, parse_settings
+from pairmill.jobs.report import report_after_run
 from pairmill.jobs.results import BuildResult
 from pairmill.jobs.retry import RetryResult
+from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 
@@ -41,6 +44,7 @@ def build(
     url_column: str | None = None,
     caption_column: str | None = None,
     settings: Settings | None = None,
+    report: bool = False,
     progress: Progress = True,
 ) -> BuildResult:
     """Download, check, score and filter pairs into Parquet shards. If interrupted, make the same call again to resume.
@@ -57,6 +61,7 @@ def build(
         url_column: Column of URLs. None: guessed from common names.
         caption_column: Column of captions. None: guessed from common names.
         settings: Any other field of a job file: `{"fetch.timeout_s": 5}`.
+        report: Write `report.html` in the output at the end. If that fails, it is a warning.
         progress: See `Progress`.
 
     Returns:
@@ -76,7 +81,10 @@ def build(
     }
     job = _job_of(source, keywords, job_file, settings)
     with listener_for(progress) as listener:
-        return building.build(job, listener)
+        result = building.build(job, listener)
+    if report:
+        _write_report(job, result)
+    return result
 
 
 @suggests_keywords
@@ -91,6 +99,7 @@ def embed(
     device: str | None = None,
     caption_from_name: bool | None = None,
     settings: Settings | None = None,
+    report: bool = False,
     progress: Progress = True,
 ) -> BuildResult:
     """Embed pictures and captions that you already have. If interrupted, make the same call again to resume.
@@ -106,6 +115,7 @@ def embed(
         device: `cuda` or `cpu`. None: a GPU if there is one.
         caption_from_name: In a folder, use file names as captions for pictures without a text file.
         settings: Any other field of a job file: `{"run.batch_size": 64}`.
+        report: Write `report.html` in the output at the end. If that fails, it is a warning.
         progress: See `Progress`.
 
     Returns:
@@ -123,7 +133,10 @@ def embed(
     }
     job = _job_of(source, keywords, job_file, settings, "corpus")
     with listener_for(progress) as listener:
-        return building.build(job, listener)
+        result = building.build(job, listener)
+    if report:
+        _write_report(job, result)
+    return result
 
 
 @suggests_keywords
@@ -180,6 +193,12 @@ def retry(
     several = [statuses] if isinstance(statuses, str) else statuses
     with listener_for(progress) as listener:
         return retrying.retry(os.fspath(output), several, parse_settings(settings or {}), listener)
+
+
+def _write_report(job: BuildJob, result: BuildResult) -> None:
+    _, problem = report_after_run(Store(result.output, job.s3))
+    if problem:
+        warnings.warn(problem, stacklevel=4)
 
 
 def _job_of(

@@ -1,8 +1,10 @@
-"""`pairmill.open`, `status` and `verify`: read datasets without changing them."""
+"""`pairmill.open`, `report`, `status` and `verify`: read datasets without changing them."""
 
 import os
 
-from pairmill.jobs.api.keywords import S3, StrPath, s3_config, suggests_keywords
+from pairmill.jobs.api.keywords import S3, StrPath, s3_config, suggests_keywords, text_of
+from pairmill.jobs.report import ReportResult
+from pairmill.jobs.report import report as write
 from pairmill.jobs.results import BuildResult, current
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.verify import verify as check
@@ -23,6 +25,35 @@ def open(output: StrPath, *, s3: S3 | None = None) -> Dataset:
         DatasetError: No shard is finished yet.
     """
     return Dataset.of(_store(output, s3))
+
+
+@suggests_keywords
+def report(
+    output: StrPath,
+    *,
+    subset: str | None = None,
+    compare: StrPath | None = None,
+    out: StrPath | None = None,
+    s3: S3 | None = None,
+) -> ReportResult:
+    """Write one HTML page with pictures and plots: what was lost and why, the scores, and what other thresholds keep.
+
+    Args:
+        output: The output folder, local or `s3://`, finished or not.
+        subset: Name of a subset to report on.
+        compare: Another subset, or another output folder, to set beside it.
+        out: The file. None: `report.html` in the output folder, or `report-NAME.html` for a subset.
+        s3: See `open`.
+
+    Returns:
+        The path of the page, and how many rows its charts and pictures come from.
+
+    Raises:
+        JobError: The file cannot be written, or there is nothing to compare with.
+        PlanError: There is no output of a job.
+        SubsetError: There is no such subset, or it is older than the dataset.
+    """
+    return write(_store(output, s3), subset, text_of(compare), text_of(out))
 
 
 @suggests_keywords

@@ -16,12 +16,14 @@ from pairmill.jobs.cli.options import (
     RetryOptions,
     Settings,
 )
+from pairmill.jobs.cli.report import NoReport, write_report
 from pairmill.jobs.cli.results import print_failures, print_funnel, print_private_addresses, print_stopped
 from pairmill.jobs.cli.terminal import errors, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.jobs.results import BuildResult
     from pairmill.schemas.jobs import BuildJob
+    from pairmill.schemas.s3 import S3Config
 
 _SHOWN_MANIFESTS = 5
 
@@ -43,6 +45,7 @@ def build(
         float | None, typer.Option(metavar="COSINE", help="Keep pairs at or above this similarity.")
     ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Rules: none, datacomp-basic or laion2b.")] = None,
+    no_report: NoReport = False,
     explain: Explain = False,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +68,7 @@ def build(
     with errors():
         from pairmill.jobs.cli.arguments import build_job
 
-        _run(build_job(options), explain, as_json)
+        _run(build_job(options), explain, not no_report, as_json)
 
 
 def embed(
@@ -92,6 +95,7 @@ def embed(
         str | None, typer.Option(metavar="NAME[:WEIGHTS]", help="Add one more model to the finished dataset OUT.")
     ] = None,
     alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="Suffix of the added model's columns.")] = None,
+    no_report: NoReport = False,
     explain: Explain = False,
     as_json: Json = False,
 ) -> None:
@@ -116,9 +120,9 @@ def embed(
         from pairmill.jobs.cli.arguments import embed_job
 
         if add_model is None:
-            _run(embed_job(options), explain, as_json)
+            _run(embed_job(options), explain, not no_report, as_json)
         else:
-            _add_model(options, as_json)
+            _add_model(options, not no_report, as_json)
 
 
 def retry(
@@ -160,8 +164,8 @@ def retry(
         raise typer.Exit(1)
 
 
-def _run(job: "BuildJob", explain: bool, as_json: bool) -> None:
-    """Run a job and print the outcome, or only explain the job."""
+def _run(job: "BuildJob", explain: bool, with_report: bool, as_json: bool) -> None:
+    """Run a job, print the outcome and write the report, or only explain the job."""
     if explain:
         _explain(job, as_json)
         return
@@ -175,10 +179,20 @@ def _run(job: "BuildJob", explain: bool, as_json: bool) -> None:
     print_failures(result)
     print_stopped(result)
     _print_missing(result)
+    path = _write_report(result, job.s3) if with_report else None
     if as_json:
-        print_json(result.as_dict())
+        print_json({**result.as_dict(), "report": path})
     if result.shards_missing:
         raise typer.Exit(1)
+
+
+def _write_report(result: "BuildResult", s3: "S3Config") -> str | None:
+    """Write the report, unless nothing is there to report on. Returns its path."""
+    from pairmill.pipeline.common.storage import Store
+
+    if result.stopped or not result.rows_in:
+        return None
+    return write_report(Store(result.output, s3))
 
 
 def _explain(job: "BuildJob", as_json: bool) -> None:
@@ -200,11 +214,11 @@ def _print_missing(result: "BuildResult") -> None:
     typer.echo(f"{missing}: {remedy} the same command again", err=True)
 
 
-def _add_model(options: EmbedOptions, as_json: bool) -> None:
+def _add_model(options: EmbedOptions, with_report: bool, as_json: bool) -> None:
     """`embed OUT --add-model`: add one more model to a finished dataset."""
     from pairmill.jobs.add_model import add_model
     from pairmill.jobs.cli.arguments import added_model
-    from pairmill.jobs.job_file import parse_settings
+    from pairmill.jobs.job_file import parse_settings, s3_of
     from pairmill.pipeline.common.text import counted
 
     model = added_model(options)
@@ -227,7 +241,9 @@ def _add_model(options: EmbedOptions, as_json: bool) -> None:
             f"command again: {names}",
             err=True,
         )
+    whole = with_report and not result.shards_missing
+    path = _write_report(result.build, s3_of(parse_settings(options.settings or []))) if whole else None
     if as_json:
-        print_json(result.as_dict())
+        print_json({**result.as_dict(), "report": path})
     if result.shards_missing:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pairmill.jobs.cli import build, demo, reference, select, status, submit
+from pairmill.jobs.cli import build, demo, reference, report, select, status, submit
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
 from pairmill.jobs.cli.terminal import stdout_errors
 
@@ -64,6 +64,10 @@ app.command(
         "pairmill select out --compare clean other",
     ),
 )(select.select)
+app.command(
+    cls=Command,
+    epilog=examples("pairmill report out", "pairmill report out --subset clean --compare other"),
+)(report.report)
 app.command(
     cls=Command,
     epilog=examples("pairmill export out clean train", "pairmill export out clean hf --format parquet"),

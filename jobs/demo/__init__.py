@@ -1,4 +1,4 @@
 """`pairmill demo`: builds a dataset from a small simulated hostile web and compares it with the ground truth.
 
-Takes a seed; writes a dataset and a contact sheet, and prints a comparison.
+Takes a seed; writes a dataset and a report, and prints a comparison.
 """

@@ -35,6 +35,7 @@ from pairmill.jobs.demo.web import demo_web
 from pairmill.jobs.funnel import funnel
 from pairmill.jobs.job_file import resolve
 from pairmill.jobs.progress import ConsoleProgress
+from pairmill.jobs.report import report
 from pairmill.jobs.results import BuildResult
 from pairmill.pipeline.common.files import is_remote
 from pairmill.pipeline.common.storage import Store
@@ -42,11 +43,10 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.output_folder import names_in_output
 from pairmill.pipeline.dataset.parquet import read_table
-from pairmill.pipeline.report.contact_sheet import write_contact_sheet
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob
 
-INPUT, DATASET, CONTACT_SHEET = "input.parquet", "dataset", "contact_sheet.html"
+INPUT, DATASET, REPORT = "input.parquet", "dataset", "report.html"
 MARKER = "demo.json"
 """This file marks a folder as one that the demo wrote, so the next demo may replace it."""
 
@@ -82,10 +82,10 @@ def run_demo(out: str, pairs: int, seed: int, as_json: bool) -> bool:
         finally:
             listener.close()
     dataset = Store(store.path(DATASET))
-    write_contact_sheet(dataset, CONTACT_SHEET, threshold)
+    report(dataset)
     comparison = compare(rows, _outcomes(dataset))
     seconds = round(time.perf_counter() - started, 1)
-    typer.echo("\n" + _report(result, comparison, threshold, seconds, out))
+    typer.echo("\n" + _text(result, comparison, threshold, seconds, out))
     if as_json:
         typer.echo(json.dumps(_summary(result, comparison, threshold, seconds)))
     return not (result.shards_missing or comparison.mismatches or comparison.rows_missing)
@@ -191,8 +191,8 @@ def _announcement(rows: Sequence[DemoRow], web: Web, seed: int) -> str:
     return "\n".join(lines)
 
 
-def _report(result: BuildResult, comparison: Comparison, threshold: float, seconds: float, out: str) -> str:
-    """The final report, as text."""
+def _text(result: BuildResult, comparison: Comparison, threshold: float, seconds: float, out: str) -> str:
+    """What the demo prints at the end."""
     parts = [funnel(result.rows_in, result.statuses), _kind_table(comparison), _verdict(comparison, threshold)]
     parts += [f"shard {shard:09d} failed: {error}" for shard, error in result.failures.items()]
     if result.shards_missing:
@@ -201,8 +201,8 @@ def _report(result: BuildResult, comparison: Comparison, threshold: float, secon
         )
     dataset = Path(out, DATASET)
     parts.append(
-        f"Done in {seconds:.0f} s. See the pictures:\n"
-        f"  {dataset / CONTACT_SHEET}\n"
+        f"Done in {seconds:.0f} s. See the report, with pictures:\n"
+        f"  {dataset / REPORT}\n"
         "Then try:\n"
         f"  pairmill status {dataset}\n"
         f"  pairmill verify {dataset}\n"
@@ -260,7 +260,7 @@ def _summary(result: BuildResult, comparison: Comparison, threshold: float, seco
         "rows_by_kind": {outcome.kind.name: outcome.rows for outcome in comparison.kinds},
         "kept_by_kind": kept_by_kind,
         "statuses": result.statuses,
-        "contact_sheet": f"{result.output}/{CONTACT_SHEET}",
+        "report": f"{result.output}/{REPORT}",
     }
 
 

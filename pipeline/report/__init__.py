@@ -1,4 +1,5 @@
-"""Makes pages with pictures and plots, for people who choose thresholds by eye.
+"""Writes the report: one HTML file with pictures and plots, for people who choose thresholds by eye.
 
-Input: a finished output folder. Output: one HTML file.
+Takes an output folder, finished or not, and perhaps a subset of it; yields one file that loads nothing.
+Imports `pages`, `reader` and `select`.
 """

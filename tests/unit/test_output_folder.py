@@ -101,7 +101,7 @@ def test_a_folder_that_is_empty_or_has_only_hidden_or_leftover_files_is_free(tmp
 
 def test_a_new_folder_is_free_and_a_dataset_s_folder_may_contain_other_files(tmp_path: Path) -> None:
     _, plan = prepare(job(tmp_path, tmp_path / "deep" / "out"))
-    fill(tmp_path / "deep" / "out", ["notes.md", "input/more.csv", "images/cat.jpg", "contact_sheet.html"])
+    fill(tmp_path / "deep" / "out", ["notes.md", "input/more.csv", "images/cat.jpg", "report.html"])
     assert prepare(job(tmp_path, tmp_path / "deep" / "out"))[1] == plan
 
 

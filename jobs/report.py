@@ -1,0 +1,95 @@
+"""`pairmill report`: writes one HTML page about a dataset or a subset. Builds write it too, when they end."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pairmill.pipeline.common.files import is_remote
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import clean_text, describe
+from pairmill.pipeline.report.report import Report, compared_with, make_report
+from pairmill.pipeline.report.sample import MAX_ROWS
+from pairmill.schemas.errors import JobError, PairmillError
+
+ROWS_AFTER_RUN = 250_000
+"""How many rows the report at the end of a build reads, so that it takes seconds. `pairmill report` reads more."""
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """A report that was written."""
+
+    path: str
+    rows: int
+    """All rows of the dataset."""
+    rows_read: int
+    """Rows that its charts and pictures come from; the counts of the funnel are always exact."""
+    num_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def report(
+    store: Store,
+    subset: str | None = None,
+    compare: str | None = None,
+    out: str | None = None,
+    max_rows: int = MAX_ROWS,
+) -> ReportResult:
+    """Write the report of an output folder, finished or not.
+
+    Args:
+        store: The output folder.
+        subset: Name of a subset to report on.
+        compare: Another subset of the dataset, or another output folder.
+        out: The file, local or `s3://`. None: `report.html` in the output folder, `report-NAME.html` for a subset.
+        max_rows: How many rows to read at most.
+
+    Raises:
+        JobError: The file cannot be written, or there is nothing to compare with.
+        PlanError: There is no output of a job.
+        SubsetError: There is no such subset, or it is older than the dataset.
+    """
+    made = make_report(store, subset, None if compare is None else compared_with(store, compare), max_rows)
+    return _write(store, out, f"report-{subset}.html" if subset else "report.html", made)
+
+
+def report_after_run(store: Store) -> tuple[str | None, str | None]:
+    """(path of the report, None), or (None, why there is none). A report that fails must not fail the run."""
+    try:
+        return report(store, max_rows=ROWS_AFTER_RUN).path, None
+    except Exception as error:
+        expected = isinstance(error, (PairmillError, OSError))
+        why = clean_text(str(error)) if expected else describe(error)
+        return None, f"the report could not be written ({why}); the dataset is fine: pairmill report {store.root}"
+
+
+def _write(store: Store, out: str | None, name: str, made: Report) -> ReportResult:
+    data = made.html.encode()
+    if out is None:
+        store.replace(name, data)
+        store.remove_temporary()
+        path = store.path(name)
+    elif is_remote(out):
+        folder, _, name = out.rpartition("/")
+        Store(folder, store.files.s3).replace(name, data)
+        path = out
+    else:
+        path = _write_local(out, data)
+    return ReportResult(path, made.rows, made.rows_read, len(data))
+
+
+def _write_local(out: str, data: bytes) -> str:
+    path = Path(out).absolute()
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise JobError(
+            f"--out {out}: cannot be written to ({error.strerror}); give a file in an existing folder"
+        ) from None
+    return str(path)

@@ -1,0 +1,251 @@
+"""Makes a report: reads a sample of shards, chooses rows, reads their pictures, and renders the page."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.subset import read_subset, subset_names
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.report import about, funnel, grids, sections
+from pairmill.pipeline.report.comparison import compare_datasets, compare_subsets
+from pairmill.pipeline.report.grids import Grid
+from pairmill.pipeline.report.page import Fact, GridGroup, Page, render
+from pairmill.pipeline.report.rows import Rows, read_rows
+from pairmill.pipeline.report.sample import MAX_ROWS
+from pairmill.pipeline.report.source import Source
+from pairmill.pipeline.report.summary import Group, Summary
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.status import Status
+from pairmill.schemas.subset import Subset
+
+MAX_REASONS = 30
+"""How many reasons get pictures and examples."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished page."""
+
+    html: str
+    rows: int
+    """All rows of the dataset."""
+    rows_read: int
+    """Rows of the shards that were read."""
+
+
+def make_report(
+    store: Store,
+    subset: str | None = None,
+    other: str | Store | None = None,
+    max_rows: int = MAX_ROWS,
+    now: datetime | None = None,
+) -> Report:
+    """Make the report of an output folder, finished or not.
+
+    Args:
+        store: The output folder.
+        subset: Name of a subset to report on.
+        other: Another subset, or another output folder, to compare with.
+        max_rows: How many rows to read at most; at least one shard is always read.
+        now: The time to print.
+
+    Raises:
+        PlanError: There is no output of a job.
+        SubsetError: There is no such subset, or it is older than the dataset.
+        JobError: `other` is a subset, but `subset` is None.
+    """
+    store.check_access()
+    written = (now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
+    plan = load_plan(store)
+    if not committed(store):
+        return Report(render(_empty_page(store, plan, written)), 0, 0)
+    one = read_subset(store, subset) if subset else None
+    two = read_subset(store, other) if isinstance(other, str) else None
+    if two and one is None:
+        raise JobError(f"compare: {other} is a subset: say which subset to compare it with")
+    source = Source.of(Snapshot.of(store), max_rows, one, two)
+    return _Maker(source, source.summary(), written).report(other if isinstance(other, Store) else None, max_rows)
+
+
+def compared_with(store: Store, name: str) -> str | Store:
+    """What `--compare NAME` means: a subset of the dataset if there is one of this name, else another output folder."""
+    return name if name in subset_names(store) else Store(name, store.files.s3)
+
+
+class _Maker:
+    """Makes a page from a summary."""
+
+    def __init__(self, source: Source, summary: Summary, written: str) -> None:
+        self._source, self._summary, self._written = source, summary, written
+        self._snapshot, self._subset, self._totals = source.snapshot, source.subset, source.totals
+        self._scores = source.scores.shown
+        self._score = next(iter(self._scores), None)
+        self._thresholds = self._find_thresholds()
+        subset = self._subset
+        self._series = ("kept", "dropped") if subset is None else (f"in {subset.name}", "not in it")
+
+    def _find_thresholds(self) -> dict[str, float]:
+        if self._subset is not None:
+            return about.subset_thresholds(self._subset, self._scores)
+        return about.build_thresholds(self._snapshot.plan.job.rules, self._scores)
+
+    def report(self, other: Store | None, max_rows: int) -> Report:
+        groups = list(self._grid_groups())
+        comparison = None
+        if self._source.other is not None:
+            comparison = compare_subsets(self._source, self._summary)
+        elif other is not None:
+            comparison = compare_datasets(self._source, self._summary, other, self._score, max_rows)
+        shown = [grid for group in groups for grid in group.grids] + list(comparison.grids if comparison else [])
+        rows = read_rows(self._snapshot, (ref for grid in shown for ref in grid.refs))
+        page = replace(self._page(groups), comparison=comparison, rows=rows)
+        page = replace(page, notes=[*page.notes, *_picture_notes(rows)])
+        return Report(render(page), self._totals.rows, self._summary.rows)
+
+    def _page(self, groups: Sequence[GridGroup]) -> Page:
+        summary, totals, subset = self._summary, self._totals, self._subset
+        funnels = [funnel.of_dataset(totals), *([funnel.of_subset(subset)] if subset else [])]
+        tables = [
+            sections.aspects(summary),
+            sections.counts("Format of the original file", summary.formats),
+            sections.counts(f"Language, from the column {self._source.language}", summary.languages),
+        ]
+        sampled = _sampled(summary.rows, totals.rows)
+        more = len(summary.hosts) - sections.MAX_HOSTS
+        return Page(
+            eyebrow="pairmill report",
+            title=_title(self._snapshot.store, subset),
+            written=self._written,
+            facts=list(self._facts()),
+            details=list(self._details()),
+            notes=list(self._notes()),
+            sampled=sampled,
+            funnels=funnels,
+            series=self._series,
+            score=self._score,
+            scores=sections.score_panels(summary, self._scores, self._thresholds, totals.pairs, self._series),
+            grid_groups=groups,
+            shapes=sections.shape_charts(summary, self._series),
+            counts=[table for table in tables if table],
+            hosts=sections.hosts(summary),
+            more_hosts=f"{counted(more, 'more host')}" if more > 0 else "",
+            time_line=sections.time_line(summary),
+            empty="" if totals.rows else "The finished shards have no rows.",
+        )
+
+    def _facts(self) -> Iterator[Fact]:
+        totals, subset = self._totals, self._subset
+        yield Fact("rows in", f"{totals.rows:,}")
+        yield Fact("pairs", f"{totals.pairs:,}")
+        yield Fact("kept", f"{totals.kept:,}")
+        yield Fact("share kept", f"{totals.kept / max(totals.rows, 1):.1%}")
+        if subset is not None:
+            yield Fact(f"in {subset.name}", f"{subset.rows_out:,}")
+        for name, threshold in self._thresholds.items():
+            yield Fact(f"threshold of {name.removeprefix('similarity_')}", f"{threshold:.4g}")
+
+    def _details(self) -> Iterator[Fact]:
+        plan, totals = self._snapshot.plan, self._totals
+        yield from _source_facts(self._snapshot.store, plan)
+        for model in about.models_of(self._snapshot):
+            weights = f", weights {model.weights_sha256[:12]}" if model.weights_sha256 else ""
+            yield Fact(f"model {model.alias}", f"{model.name}{weights}{f', {model.dtype}' if model.dtype else ''}")
+        if not self._scores:
+            yield Fact("model", "none: no pair has a score")
+        yield Fact("shards", f"{totals.shards:,} of {plan.num_shards:,} finished")
+        line = sections.time_line(self._summary)
+        if line is not None:
+            yield Fact("fetched", f"{line.first} to {line.last}")
+        if totals.versions:
+            yield Fact("made with", "pairmill " + ", ".join(sorted(totals.versions)))
+        if self._subset is not None:
+            yield Fact("starts from", "kept rows" if self._subset.rows == "kept" else "all pairs")
+
+    def _notes(self) -> Iterator[str]:
+        missing = self._snapshot.plan.num_shards - self._totals.shards
+        if missing:
+            yield f"{counted(missing, 'planned shard')} not finished yet: the report shows what is there."
+        if others := self._source.scores.others:
+            yield f"{counted(len(others), 'more column')} of numbers without a chart: {', '.join(others)}."
+        if self._summary.hosts_forgotten:
+            yield "There are very many hosts: the counts of rare ones are incomplete."
+
+    def _grid_groups(self) -> Iterator[GridGroup]:
+        chosen = list(grids.by_score(self._summary, self._score, self._threshold, only_chosen=self._subset is not None))
+        yield GridGroup("Pairs", "Select a picture to see it larger, with all its columns.", _with_rows(chosen))
+        if self._subset is not None:
+            yield GridGroup("What each step dropped", "Chosen by a hash.", _with_rows(self._steps(self._subset)))
+        reasons = _with_rows(self._reasons())
+        yield GridGroup(
+            "Why rows were lost", "A few rows of each reason, chosen by a hash, with the evidence.", reasons
+        )
+
+    @property
+    def _threshold(self) -> float | None:
+        return self._thresholds.get(self._score) if self._score else None
+
+    def _steps(self, subset: Subset) -> Iterator[Grid]:
+        for number, report in enumerate(subset.reports):
+            dropped = report.rows_in - report.rows_out
+            if number and dropped:
+                refs = grids.random_refs(self._summary, Group("step", str(number)), grids.PER_STEP)
+                yield Grid(report.step, f"dropped {counted(dropped, 'row')} of {report.rows_in:,}", refs)
+
+    def _reasons(self) -> Iterator[Grid]:
+        for stage in funnel.of_dataset(self._totals).stages:
+            for reason in stage.reasons:
+                refs = grids.random_refs(self._summary, _group_of(reason.name), grids.PER_REASON)
+                share = reason.rows / max(self._totals.rows, 1)
+                yield Grid(reason.name, f"{counted(reason.rows, 'row')}, {share:.1%}", refs)
+
+
+def _group_of(reason: str) -> Group:
+    """The group of a reason in the funnel."""
+    is_custom = reason.startswith(f"{Status.CUSTOM_RULE.value}: ")
+    return Group("reason", reason if is_custom else reason.replace(" ", "_"))
+
+
+def _with_rows(found: Iterator[Grid] | Sequence[Grid]) -> list[Grid]:
+    return [grid for grid in found if grid.refs][:MAX_REASONS]
+
+
+def _picture_notes(rows: Rows) -> Iterator[str]:
+    if rows.left_out:
+        yield f"{counted(rows.left_out, 'picture')} left out, so that the page stays below 10 MB."
+
+
+def _title(store: Store, subset: Subset | None) -> str:
+    name = store.root.rstrip("/").rpartition("/")[2]
+    return f"{subset.name}, a subset of {name}" if subset else name
+
+
+def _sampled(read: int, rows: int) -> str:
+    return f"sampled {read:,} of {counted(rows, 'row')}" if read < rows else ""
+
+
+def _source_facts(store: Store, plan: Plan) -> Iterator[Fact]:
+    yield Fact("output", store.root)
+    paths = plan.job.source.paths
+    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+    yield Fact("source", ", ".join(paths[:3]) + more)
+
+
+def _empty_page(store: Store, plan: Plan, written: str) -> Page:
+    return Page(
+        eyebrow="pairmill report",
+        title=_title(store, None),
+        written=written,
+        facts=[Fact("rows planned", f"{plan.num_rows:,}"), Fact("shards", f"0 of {plan.num_shards:,}")],
+        details=list(_source_facts(store, plan)),
+        notes=[],
+        sampled="",
+        funnels=[],
+        series=("kept", "dropped"),
+        score=None,
+        empty="No shard is finished yet. Make the report again when the first one is.",
+    )

@@ -1,0 +1,111 @@
+"""Reads the rows that a report shows: all their columns, and a small copy of each picture, once."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pairmill.pipeline.common.arrow import python_values, take_rows
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.pages.thumbnails import RowRef, Thumbnail, Thumbnails
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.report.summary import Ref
+from pairmill.schemas.pairs import is_embedding
+
+SIDE = 320
+"""Maximum width and height of the copies, in pixels."""
+MAX_PICTURE_BYTES = 6_500_000
+"""Of all pictures of a page, as base64. Pictures beyond this are left out."""
+_FIRST = ("caption", "url", "status", "status_detail", "kept")
+_LEFT_OUT = Thumbnail(None, problem="left out, so that the page stays below 10 MB")
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row of the dataset, with everything that the page says about it."""
+
+    ref: Ref
+    values: Mapping[str, Any]
+    """Column -> Python value, without embeddings."""
+    thumbnail: Thumbnail | None
+    """None for a reject, which has no picture."""
+
+    @property
+    def caption(self) -> str:
+        """Its caption, as the rules and the model saw it."""
+        return str(self.values.get("caption_clean") or self.values.get("caption") or "no caption")
+
+    @property
+    def key(self) -> str:
+        """Its id on the page."""
+        return f"{'row' if self.ref.file == 'pairs' else 'reject'}-{self.ref.position}-{self.ref.row}"
+
+
+@dataclass
+class Rows:
+    """The rows of a page."""
+
+    found: dict[Ref, ShownRow] = field(default_factory=dict)
+    left_out: int = 0
+    """Pictures that did not fit."""
+
+
+def read_rows(snapshot: Snapshot, refs: Iterable[Ref]) -> Rows:
+    """Read rows. The page's first rows get their pictures first, as long as there is room."""
+    ordered = list(dict.fromkeys(refs))
+    pictures = [RowRef(ref.position, ref.row) for ref in ordered if ref.file == "pairs"]
+    with closing(Thumbnails(snapshot, SIDE)) as reader:
+        thumbnails = reader.of(pictures)
+    by_file: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for ref in ordered:
+        by_file[ref.file, ref.position].append(ref.row)
+    values = {key: row for part in snapshot.map(lambda item: _values(snapshot, *item), sorted(by_file.items()))
+              for key, row in part.items()}  # fmt: skip
+    rows, room = Rows(), MAX_PICTURE_BYTES
+    for ref in ordered:
+        thumbnail = thumbnails[RowRef(ref.position, ref.row)] if ref.file == "pairs" else None
+        size = len(thumbnail.jpeg) * 4 // 3 if thumbnail and thumbnail.jpeg else 0
+        if size > room:
+            thumbnail, size = _LEFT_OUT, 0
+            rows.left_out += 1
+        room -= size
+        rows.found[ref] = ShownRow(ref, values[ref], thumbnail)
+    return rows
+
+
+def _values(snapshot: Snapshot, file: tuple[str, int], rows: Sequence[int]) -> dict[Ref, dict[str, Any]]:
+    """The columns of some rows of a file."""
+    name, position = file
+    shard = snapshot.chunk.shards[position]
+    if name == "pairs":
+        columns = [each.name for each in snapshot.schema if not is_embedding(each)]
+        table = snapshot.read(shard, columns)
+    else:
+        manifest = snapshot.manifest((shard.shard, shard.generation))
+        with snapshot.errors():
+            table = read_table(snapshot.store, manifest.files["rejects"].path)
+    some: pa.Table = take_rows(table, np.asarray(rows, np.int64))
+    ordered = [*(each for each in _FIRST if each in some.column_names), *some.column_names]
+    lists = {each: python_values(some[each]) for each in dict.fromkeys(ordered)}
+    return {
+        Ref("pairs" if name == "pairs" else "rejects", position, row): {each: lists[each][at] for each in lists}
+        for at, row in enumerate(rows)
+    }
+
+
+def text_of(value: Any) -> str:
+    """A value of any type as text, for people."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bytes):
+        return counted(len(value), "byte")
+    return str(value)

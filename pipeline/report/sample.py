@@ -1,0 +1,65 @@
+"""Chooses the shards that a report reads, and sums up what the manifests of all shards say."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
+
+MAX_ROWS = 1_000_000
+"""Rows of the shards that `pairmill report` reads."""
+
+
+@dataclass
+class Totals:
+    """Exact counts of a dataset, from all manifests."""
+
+    rows: int = 0
+    """One per caption."""
+    pairs: int = 0
+    kept: int = 0
+    shards: int = 0
+    bytes_fetched: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
+    versions: set[str] = field(default_factory=set)
+    """Versions of pairmill that wrote the shards."""
+
+    def add(self, manifest: ShardManifest) -> None:
+        """Add one shard."""
+        self.shards += 1
+        self.rows += manifest.rows_in
+        self.pairs += manifest.pairs
+        self.kept += manifest.kept
+        self.bytes_fetched += manifest.bytes_fetched
+        self.statuses.update(manifest.statuses)
+        self.versions.update(filter(None, [manifest.versions.get("pairmill")]))
+        for name, count in manifest.custom_rules.items():
+            before = self.custom_rules[name].rows if name in self.custom_rules else 0
+            self.custom_rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
+
+
+def sampled(manifests: Iterable[ShardManifest], max_rows: int, totals: Totals) -> list[int]:
+    """Add the manifests, which are in shard order, to the totals. Returns the positions of the shards to read, in
+    order: as many as have at most `max_rows` rows together, and at least one. A hash of the shard's number decides, so
+    the sample does not depend on the order of the input."""
+    candidates: list[tuple[bytes, int, int]] = []
+    for position, manifest in enumerate(manifests):
+        totals.add(manifest)
+        if manifest.rows_in:
+            candidates.append((_hash(manifest.shard), position, manifest.rows_in))
+    return sorted(_first(sorted(candidates), max_rows))
+
+
+def _first(candidates: Sequence[tuple[bytes, int, int]], max_rows: int) -> Iterable[int]:
+    rows = 0
+    for _, position, more in candidates:
+        rows += more
+        if rows > max_rows and rows > more:  # always read one
+            return
+        yield position
+
+
+def _hash(shard: int) -> bytes:
+    return hashlib.blake2b(b"%d" % shard, digest_size=8).digest()
