@@ -1,7 +1,8 @@
 """The funnel: how many rows each step and each reason took, on the way from row to kept pair or to a subset."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from pairmill.pipeline.report.losses import losses
 from pairmill.pipeline.report.sample import Totals
@@ -14,7 +15,12 @@ class Reason:
     """Rows that one reason took."""
 
     name: str
+    """The status, and for a custom rule `custom_rule: NAME`."""
     rows: int
+    share_left: float
+    """Rows that are left after it, of all rows."""
+    share: float
+    """Rows that it took, of all rows."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,15 @@ class Funnel:
 
 def of_dataset(totals: Totals) -> Funnel:
     """From row to kept pair."""
-    by_step: dict[str, list[Reason]] = {}
-    for loss in losses(totals.statuses, totals.custom_rules):
-        by_step.setdefault(loss.step.value, []).append(Reason(loss.reason.replace("_", " ") if loss.rule is None
-                                                              else loss.reason, loss.rows))  # fmt: skip
-    kept = totals.statuses.get(Status.OK, 0)
-    stages = list(_stages(totals.rows, by_step))
-    return Funnel("rows in", totals.rows, "kept", kept, stages)
-
-
-def _stages(rows: int, by_step: dict[str, list[Reason]]) -> Iterator[Stage]:
-    left = rows
-    for name, reasons in by_step.items():
-        before, left = left, left - sum(reason.rows for reason in reasons)
-        yield Stage(name, before, left, rows, reasons)
+    kept, rows, left = totals.statuses.get(Status.OK, 0), totals.rows, totals.rows
+    stages: list[Stage] = []
+    for step, losses_of_step in groupby(losses(totals.statuses, totals.custom_rules), lambda loss: loss.step):
+        before, reasons = left, []
+        for loss in losses_of_step:
+            left -= loss.rows
+            reasons.append(Reason(loss.reason, loss.rows, left / rows, loss.rows / rows))
+        stages.append(Stage(step.value, before, left, rows, reasons))
+    return Funnel("rows in", rows, "kept", kept, stages)
 
 
 def of_subset(subset: Subset) -> Funnel:

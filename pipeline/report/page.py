@@ -100,10 +100,17 @@ def render(page: Page) -> str:
         title=page.title,
         values_of=_values,
         score_of=_score,
+        words=words,
         caption_chars=MAX_CAPTION_CHARS,
         value_chars=MAX_VALUE_CHARS,
         box=charts,
     )
+
+
+def words(name: str) -> str:
+    """A status in words. The names of custom rules stay as they are."""
+    status, colon, rule = name.partition(": ")
+    return status.replace("_", " ") + colon + rule
 
 
 def _values(row: ShownRow) -> Mapping[str, str]:

@@ -10,9 +10,10 @@ from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import about, funnel, grids, sections
+from pairmill.pipeline.report.clusters import largest_clusters
 from pairmill.pipeline.report.comparison import compare_datasets, compare_subsets
 from pairmill.pipeline.report.grids import Grid
-from pairmill.pipeline.report.page import Fact, GridGroup, Page, render
+from pairmill.pipeline.report.page import Fact, GridGroup, Page, render, words
 from pairmill.pipeline.report.rows import Rows, read_rows
 from pairmill.pipeline.report.sample import MAX_ROWS
 from pairmill.pipeline.report.source import Source
@@ -20,7 +21,6 @@ from pairmill.pipeline.report.summary import Group, Summary
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.status import Status
 from pairmill.schemas.subset import Subset
 
 MAX_REASONS = 30
@@ -102,7 +102,7 @@ class _Maker:
         elif other is not None:
             comparison = compare_datasets(self._source, self._summary, other, self._score, max_rows)
         shown = [grid for group in groups for grid in group.grids] + list(comparison.grids if comparison else [])
-        rows = read_rows(self._snapshot, (ref for grid in shown for ref in grid.refs))
+        rows = read_rows(self._snapshot, (ref for grid in shown for ref in grid.refs), self._source.is_chosen)
         page = replace(self._page(groups), comparison=comparison, rows=rows)
         page = replace(page, notes=[*page.notes, *_picture_notes(rows)])
         return Report(render(page), self._totals.rows, self._summary.rows)
@@ -180,6 +180,10 @@ class _Maker:
         yield GridGroup("Pairs", "Select a picture to see it larger, with all its columns.", _with_rows(chosen))
         if self._subset is not None:
             yield GridGroup("What each step dropped", "Chosen by a hash.", _with_rows(self._steps(self._subset)))
+            found = _with_rows(list(largest_clusters(self._source)))
+            yield GridGroup(
+                "Largest groups of duplicates", "Exact counts; pictures from the shards that were read.", found
+            )
         reasons = _with_rows(self._reasons())
         yield GridGroup(
             "Why rows were lost", "A few rows of each reason, chosen by a hash, with the evidence.", reasons
@@ -199,15 +203,9 @@ class _Maker:
     def _reasons(self) -> Iterator[Grid]:
         for stage in funnel.of_dataset(self._totals).stages:
             for reason in stage.reasons:
-                refs = grids.random_refs(self._summary, _group_of(reason.name), grids.PER_REASON)
+                refs = grids.random_refs(self._summary, Group("reason", reason.name), grids.PER_REASON)
                 share = reason.rows / max(self._totals.rows, 1)
-                yield Grid(reason.name, f"{counted(reason.rows, 'row')}, {share:.1%}", refs)
-
-
-def _group_of(reason: str) -> Group:
-    """The group of a reason in the funnel."""
-    is_custom = reason.startswith(f"{Status.CUSTOM_RULE.value}: ")
-    return Group("reason", reason if is_custom else reason.replace(" ", "_"))
+                yield Grid(words(reason.name), f"{counted(reason.rows, 'row')}, {share:.1%}", refs)
 
 
 def _with_rows(found: Iterator[Grid] | Sequence[Grid]) -> list[Grid]:

@@ -1,7 +1,7 @@
 """Reads the rows that a report shows: all their columns, and a small copy of each picture, once."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from pairmill.pipeline.pages.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report.summary import Ref
 from pairmill.schemas.pairs import is_embedding
+from pairmill.schemas.status import Status
 
 SIDE = 320
 """Maximum width and height of the copies, in pixels."""
@@ -34,6 +35,20 @@ class ShownRow:
     """Column -> Python value, without embeddings."""
     thumbnail: Thumbnail | None
     """None for a reject, which has no picture."""
+    in_subset: bool | None = None
+    """Whether it is in the subset. None if the page is not about a subset."""
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether it is in the subset, or without one, whether it is kept."""
+        return bool(self.values.get("kept")) if self.in_subset is None else self.in_subset
+
+    def verdict(self, chosen: str, other: str) -> str:
+        """What became of it, in words: the name of the chosen or the other rows, or the status that rejected it."""
+        if self.is_chosen:
+            return chosen
+        status = str(self.values.get("status"))
+        return other if status == Status.OK else status.replace("_", " ")
 
     @property
     def caption(self) -> str:
@@ -55,7 +70,7 @@ class Rows:
     """Pictures that did not fit."""
 
 
-def read_rows(snapshot: Snapshot, refs: Iterable[Ref]) -> Rows:
+def read_rows(snapshot: Snapshot, refs: Iterable[Ref], in_subset: Callable[[Ref], bool | None]) -> Rows:
     """Read rows. The page's first rows get their pictures first, as long as there is room."""
     ordered = list(dict.fromkeys(refs))
     pictures = [RowRef(ref.position, ref.row) for ref in ordered if ref.file == "pairs"]
@@ -74,7 +89,7 @@ def read_rows(snapshot: Snapshot, refs: Iterable[Ref]) -> Rows:
             thumbnail, size = _LEFT_OUT, 0
             rows.left_out += 1
         room -= size
-        rows.found[ref] = ShownRow(ref, values[ref], thumbnail)
+        rows.found[ref] = ShownRow(ref, values[ref], thumbnail, in_subset(ref))
     return rows
 
 

@@ -10,7 +10,7 @@ from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep, current_generations, read_shards
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report.sample import Totals, sampled
-from pairmill.pipeline.report.summary import PAIR_COLUMNS, REJECT_COLUMNS, Bools, Group, Summary, summarize
+from pairmill.pipeline.report.summary import PAIR_COLUMNS, REJECT_COLUMNS, Bools, Group, Ref, Summary, summarize
 from pairmill.pipeline.select.subset_diff import NOT_SEEN
 from pairmill.schemas.subset import Subset
 
@@ -61,6 +61,13 @@ class Source:
         wanted = {self.snapshot.chunk.shards[position].shard: position for position in self.positions}
         records = (each for each in read_shards(store, subset) if each.shard in wanted)
         return {wanted[each.shard]: each.drop_step for each in records}
+
+    def is_chosen(self, ref: Ref) -> bool | None:
+        """Whether a row is in the subset. None without a subset, or for a reject."""
+        if self.subset is None or ref.file == "rejects":
+            return None
+        steps = self.drop_steps[self.subset.name].get(ref.position)
+        return steps is not None and bool(steps[ref.row] == NOT_DROPPED)
 
     @property
     def scores(self) -> ScoreColumns:

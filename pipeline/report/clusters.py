@@ -1,0 +1,103 @@
+"""Finds rows of the largest groups of duplicates that a subset's dedup steps found."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.report.grids import Grid
+from pairmill.pipeline.report.source import Source
+from pairmill.pipeline.report.summary import Ref
+from pairmill.schemas.subset import Cluster, Dedup, Subset
+
+CLUSTERS_PER_STEP, ROWS_PER_CLUSTER = 4, 6
+_BY_UID = Dedup(by="uid")
+
+
+@dataclass
+class _Group:
+    """A group of duplicates, and the rows of it that were found."""
+
+    step: int
+    dedup: Dedup
+    cluster: Cluster
+    key: Any
+    """What its rows have in common: the value of the row that stays."""
+    refs: list[Ref] = field(default_factory=list)
+
+
+def largest_clusters(source: Source) -> Iterator[Grid]:
+    """The row that stays, then some of its duplicates in the shards that were read."""
+    groups = list(_groups(source))
+    if not groups:
+        return
+    for position, found in source.snapshot.map(lambda at: (at, _members(source, at, groups)), source.positions):
+        for group, rows in zip(groups, found, strict=True):
+            group.refs += [Ref("pairs", position, row) for row in rows]
+    for group in groups:
+        copies = counted(group.cluster.rows - 1, "duplicate")
+        title = f"{copies} of {group.cluster.row_id}"
+        yield Grid(
+            title, f"The row that stays, then some that {_name(group.dedup)} dropped.", group.refs[:ROWS_PER_CLUSTER]
+        )
+
+
+def _name(dedup: Dedup) -> str:
+    return f"dedup by {dedup.by}"
+
+
+def _groups(source: Source) -> Iterator[_Group]:
+    """The largest groups of each dedup step, each with the row that stays."""
+    assert source.subset is not None
+    for step, dedup in _dedups(source.subset):
+        for cluster in source.subset.reports[step].largest_clusters[:CLUSTERS_PER_STEP]:
+            if found := _row_of(source, cluster, dedup.by):
+                ref, key = found
+                yield _Group(step, dedup, cluster, key, [ref])
+
+
+def _dedups(subset: Subset) -> Iterator[tuple[int, Dedup]]:
+    """(number, step) of each dedup step. The second step of every subset is a dedup by uid."""
+    yield 1, _BY_UID
+    for number, step in enumerate(subset.steps, 2):
+        if step.dedup:
+            yield number, step.dedup
+
+
+def _row_of(source: Source, cluster: Cluster, by: str) -> tuple[Ref, Any] | None:
+    """The row that stays, and its key."""
+    shard = int(cluster.row_id.partition(":")[0])
+    shards = source.snapshot.chunk.shards
+    position = next((at for at, each in enumerate(shards) if each.shard == shard), None)
+    if position is None:
+        return None
+    table = source.snapshot.read(shards[position], list(dict.fromkeys(["row_id", by])))
+    row = pc.index(table["row_id"], cluster.row_id).as_py()
+    return None if row < 0 else (Ref("pairs", position, row), table[by][row].as_py())
+
+
+def _members(source: Source, position: int, groups: Sequence[_Group]) -> list[list[int]]:
+    """For each group, its rows in a shard that its step dropped."""
+    assert source.subset is not None
+    steps = source.drop_steps[source.subset.name].get(position)
+    if steps is None:
+        return [[] for _ in groups]
+    shard = source.snapshot.chunk.shards[position]
+    table = source.snapshot.read(shard, sorted({group.dedup.by for group in groups}))
+    return [
+        np.flatnonzero((steps == group.step) & _is_duplicate(table[group.dedup.by], group))[:ROWS_PER_CLUSTER].tolist()
+        for group in groups
+    ]
+
+
+def _is_duplicate(column: pa.ChunkedArray, group: _Group) -> Any:
+    """Which rows are duplicates of the row that stays; shape (rows,)."""
+    if group.dedup.distance:
+        bits = np.array([int(value, 16) if value else 0 for value in column.to_pylist()], np.uint64)
+        return np.bitwise_count(bits ^ np.uint64(int(group.key, 16))) <= group.dedup.distance
+    equal = pc.equal(column, pa.scalar(group.key, column.type)).fill_null(False)
+    return np.asarray(equal.combine_chunks().to_numpy(zero_copy_only=False), bool)
