@@ -41,13 +41,8 @@ def largest_clusters(source: Source) -> Iterator[Grid]:
     for group in groups:
         copies = counted(group.cluster.rows - 1, "duplicate")
         title = f"{copies} of {group.cluster.row_id}"
-        yield Grid(
-            title, f"The row that stays, then some that {_name(group.dedup)} dropped.", group.refs[:ROWS_PER_CLUSTER]
-        )
-
-
-def _name(dedup: Dedup) -> str:
-    return f"dedup by {dedup.by}"
+        about = f"The row that stays, then some that dedup by {group.dedup.by} dropped."
+        yield Grid(title, about, group.refs[:ROWS_PER_CLUSTER])
 
 
 def _groups(source: Source) -> Iterator[_Group]:

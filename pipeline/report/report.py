@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import numpy as np
+
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed
@@ -83,7 +85,7 @@ class _Maker:
     def __init__(self, source: Source, summary: Summary, written: str) -> None:
         self._source, self._summary, self._written = source, summary, written
         self._snapshot, self._subset, self._totals = source.snapshot, source.subset, source.totals
-        self._scores = source.scores.shown
+        self._scores = [name for name in source.scores.shown if np.isfinite(summary.number(name)).any()]
         self._score = next(iter(self._scores), None)
         self._thresholds = self._find_thresholds()
         subset = self._subset
@@ -181,9 +183,8 @@ class _Maker:
         if self._subset is not None:
             yield GridGroup("What each step dropped", "Chosen by a hash.", _with_rows(self._steps(self._subset)))
             found = _with_rows(list(largest_clusters(self._source)))
-            yield GridGroup(
-                "Largest groups of duplicates", "Exact counts; pictures from the shards that were read.", found
-            )
+            about_them = "Counts are exact; pictures come from the shards that were read."
+            yield GridGroup("Largest groups of duplicates", about_them, found)
         reasons = _with_rows(self._reasons())
         yield GridGroup(
             "Why rows were lost", "A few rows of each reason, chosen by a hash, with the evidence.", reasons

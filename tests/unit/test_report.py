@@ -1,0 +1,348 @@
+"""Tests the report of small output folders that are committed by hand."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pairmill.jobs.report import report, report_after_run
+from pairmill.jobs.select import select
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.pages.thumbnails import Thumbnails
+from pairmill.pipeline.report import rows as report_rows
+from pairmill.pipeline.report.grids import EXTREMES
+from pairmill.pipeline.report.report import compared_with, make_report
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.status import Status
+from pairmill.schemas.subset import SelectJob
+from tests.committed_shards import pair, reject, write_dataset
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+class Parsed(HTMLParser):
+    """All tags with their attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.in_style = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.text += " "
+        self.in_style = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_style = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self.in_style else data
+
+    def ids(self) -> list[str]:
+        return [str(attrs["id"]) for _, attrs in self.tags if "id" in attrs]
+
+
+def scored(similarities: Sequence[float], threshold: float = 0.5, **columns: Any) -> list[dict[str, Any]]:
+    return [
+        pair(f"caption {score}", score, status="ok" if score >= threshold else "low_similarity", **columns)
+        for score in similarities
+    ]
+
+
+def page(store: Store, *arguments: Any, **keywords: Any) -> str:
+    return make_report(store, *arguments, now=NOW, **keywords).html
+
+
+def section(html: str, title: str) -> str:
+    """The cards under a title."""
+    return re.split(rf"<h3>{re.escape(title)} <small>", html, maxsplit=1)[1].split("</ul>", 1)[0]
+
+
+def shown(html: str, title: str) -> list[float]:
+    return [float(number) for number in re.findall(r"<b>(-?[\d.]+)</b>", section(html, title))]
+
+
+def subset(store: Store, name: str, *steps: dict[str, Any]) -> None:
+    select(SelectJob.model_validate({"dataset": store.root, "name": name, "steps": list(steps)}))
+
+
+def test_best_worst_and_borderline_pairs_are_chosen_over_all_shards(tmp_path: Path) -> None:
+    rng = Random(1)
+    scores = [round(rng.uniform(-0.5, 0.99), 3) for _ in range(90)]
+    shards = [scored(scores[number::3]) for number in range(3)]
+    html, half = page(write_dataset(tmp_path, shards, rules={"min_similarity": 0.5})), EXTREMES // 2
+    ordered = sorted(scores)
+    assert shown(html, "Best") == ordered[::-1][:EXTREMES]
+    assert shown(html, "Worst") == ordered[:EXTREMES]
+    kept = [score for score in ordered if score >= 0.5][:half]
+    dropped = [score for score in ordered if score < 0.5][-half:]
+    assert shown(html, "Around the threshold") == [*kept[::-1], *dropped[::-1]]
+
+
+def test_without_a_threshold_steps_from_high_to_low_are_shown(tmp_path: Path) -> None:
+    scores = [round(n / 100 + 0.005, 3) for n in range(90)]
+    html = page(write_dataset(tmp_path, [scored(scores, 0)]))
+    steps = shown(html, "From high to low")
+    assert len(steps) == EXTREMES and steps == sorted(steps, reverse=True)
+    assert (steps[0], steps[-1]) == (scores[-1], scores[0]) and 'class="threshold"' not in html
+
+
+def test_the_funnel_lists_every_reason_and_custom_rules_by_name(tmp_path: Path) -> None:
+    custom = pair("a", 0.9, status="custom_rule", status_detail="no_cats: it is a cat")
+    rows = [*scored([0.9, 0.1]), custom, reject("dead", http_status=404), reject("b", "timeout")]
+    html = page(write_dataset(tmp_path, [rows]))
+    text = " ".join(Parsed(html).text.split())
+    for reason in (
+        "http 4xx −1 20.0%",
+        "timeout −1 20.0%",
+        "low similarity −1",
+        "custom rule: no_cats −1",
+        "kept 20.0% 1",
+    ):
+        assert reason in text, reason
+    assert ">custom rule: no_cats <small>1 row, 20.0%" in html and "<b>HTTP 404</b>" in html
+
+
+def test_each_picture_is_in_the_page_once_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    of = Thumbnails.of
+    monkeypatch.setattr(Thumbnails, "of", lambda self, rows: read.append(list(rows)) or of(self, read[-1]))
+    html = page(write_dataset(tmp_path, [scored([0.9, 0.8, 0.1])]))
+    assert len(read) == 1 and len(set(read[0])) == len(read[0]) == 3
+    assert html.count("data:image/jpeg") == 3
+    assert section(html, "Best").count("<li") == section(html, "Worst").count("<li") == 3
+    ids = Parsed(html).ids()
+    assert len(ids) == len(set(ids)) == 3
+    opened = re.findall(r'popovertarget="([^"]+)" aria', html)
+    assert set(opened) == set(ids)
+
+
+def test_a_picture_opens_with_all_its_columns_and_the_url_is_only_text(tmp_path: Path) -> None:
+    rows = [pair("a cat", 0.9, mood="calm", url="https://host/a.jpg?b=1")]
+    html = page(write_dataset(tmp_path, [rows], extra=pa.schema([("mood", pa.string())])))
+    opened = html.split('<div popover id="row-0-0"')[1].split("</div>\n</body>")[0]
+    for name, value in (
+        ("mood", "calm"),
+        ("url", "https://host/a.jpg?b=1"),
+        ("similarity_tiny", "0.9"),
+        ("status", "ok"),
+    ):
+        assert f'<th scope="row">{name}</th><td>{value}</td>' in opened
+    assert "<a" not in html
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\" onerror='x' onload=\"y",
+    "</style></title></svg><img src=x onerror=alert(1)>",
+    "a\u202egpj.exe\u200b\u2066x",
+    "&lt;b&gt; {{ title }} {% raw %} %s",
+    "../../etc/passwd",
+    "\x1b[31mred\x1b]8;;http://evil\x07",
+    "=cmd()|' /C calc'!A0",
+    "javascript:alert(1)",
+    "x" * 10_000,
+]
+
+
+def test_hostile_text_stays_visible_plain_text_everywhere(tmp_path: Path) -> None:
+    extra = pa.schema([('"><script>', pa.string()), ("language", pa.string())])
+    hostile = {'"><script>': "'><img src=http://evil/x onerror=1>", "language": "<b onclick=x>"}
+    rows = [pair(text, 0.5 + number / 100, url=f"http://{text}/", **hostile) for number, text in enumerate(HOSTILE)]
+    rows += [
+        reject(
+            text, status_detail=text, url=text, content_type=text, fetched_at=NOW + timedelta(seconds=number), **hostile
+        )
+        for number, text in enumerate(HOSTILE)
+    ]
+    store = write_dataset(tmp_path / "<b>out", [rows], extra=extra)
+    subset(store, "all")
+    for html in (page(store), page(store, "all")):
+        check_harmless(html)
+        parsed = Parsed(html)
+        for text in HOSTILE[:3] + HOSTILE[4:6] + HOSTILE[7:9]:
+            assert text in parsed.text
+        assert "a\ufffdgpj.exe\ufffd\ufffdx" in parsed.text and "\ufffd[31mred" in parsed.text
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202e\u2066]", html)
+        assert "(10,000 characters)" in parsed.text and len(html) < 1_000_000
+
+
+def check_harmless(html: str) -> None:
+    """The page runs nothing and loads nothing."""
+    parsed = Parsed(html)
+    policy = next(attrs["content"] for _, attrs in parsed.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy and policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert {tag for tag, _ in parsed.tags} <= {
+        *(
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "body",
+            "header",
+            "main",
+            "footer",
+            "section",
+            "div",
+            "figure",
+            "p",
+        ),
+        *(
+            "h1",
+            "h2",
+            "h3",
+            "dl",
+            "dt",
+            "dd",
+            "ul",
+            "li",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "i",
+            "b",
+            "small",
+        ),
+        *("span", "button", "details", "summary", "pre", "svg", "g", "rect", "line", "text", "polygon", "polyline"),
+    }
+    for tag, attrs in parsed.tags:
+        for name, value in attrs.items():
+            assert not name.startswith("on") and name not in ("href", "src", "srcset", "action", "formaction"), tag
+            assert name != "style" or "url" not in (value or "")
+    assert set(re.findall(r"url\((.{10})", html)) <= {"data:image"}
+    assert "@import" not in html
+
+
+def test_what_is_read_is_bounded_and_the_page_says_so(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [scored([number / 10]) for number in range(10)])
+    made = make_report(store, max_rows=4, now=NOW)
+    assert (made.rows, made.rows_read) == (10, 4)
+    text = Parsed(made.html).text
+    assert "Sampled 4 of 10 rows." in text and text.count("sampled 4 of 10 rows") >= 3
+    assert "sampled" not in page(store).lower()
+    assert make_report(store, max_rows=0, now=NOW).rows_read == 1  # one shard is always read
+
+
+def test_the_sample_depends_on_nothing_but_the_shards_and_the_page_on_nothing_but_the_dataset(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [scored([0.5, 0.5, 0.5]), scored([0.5, 0.1])])
+    assert page(store) == page(store)
+    assert page(store, max_rows=3) == page(store, max_rows=3)
+
+
+def test_a_subset_s_report_shows_its_steps_what_they_dropped_and_its_duplicates(tmp_path: Path) -> None:
+    hashes = [*"aab", "a", *"cd"]
+    rows = [pair(f"caption {n}", 0.9 - n / 10, sha256=sha * 64) for n, sha in enumerate(hashes)]
+    store = write_dataset(tmp_path, [rows])
+    subset(store, "clean", {"dedup": {"by": "sha256"}}, {"where": "similarity >= 0.45"})
+    result = report(store, "clean")
+    assert result.path.endswith("/report-clean.html")
+    html = Path(result.path).read_text()
+    assert shown(html, "Best") == [0.9, 0.7, 0.5] and shown(html, "where: similarity &gt;= 0.45") == [0.4]
+    assert sorted(shown(html, "dedup: by sha256")) == [0.6, 0.8]
+    assert shown(html, "2 duplicates of 0:0") == [0.9, 0.8, 0.6]
+    assert "threshold 0.45" in html and ">in clean<" in html and ">not in it<" in html
+
+
+def test_two_subsets_are_compared_exactly(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [scored([n / 10 for n in range(10)], 0)])
+    subset(store, "high", {"where": "similarity >= 0.55"})
+    subset(store, "middle", {"where": "similarity >= 0.25 and similarity < 0.75"})
+    html = page(store, "high", compared_with(store, "middle"))
+    assert sorted(shown(html, "Only in high")) == [0.8, 0.9]
+    assert sorted(shown(html, "Only in middle")) == [0.3, 0.4, 0.5]
+    assert sorted(shown(html, "In both")) == [0.6, 0.7]
+    assert "only in middle: 3" in Parsed(html).text
+    with pytest.raises(JobError, match="say which subset to compare it with"):
+        make_report(store, None, "high")
+
+
+def test_two_datasets_are_compared(tmp_path: Path) -> None:
+    one = write_dataset(tmp_path / "one", [scored([0.9, 0.1])])
+    write_dataset(tmp_path / "two", [[reject("a"), *scored([0.8])]])
+    html = page(one, None, compared_with(one, str(tmp_path / "two")))
+    compared = html.split("<h2>Compared: ")[1].split("</section>")[0]
+    assert compared.count("<svg") == 2 and "http 4xx" in compared
+
+
+def test_hosts_languages_formats_and_times_are_counted(tmp_path: Path) -> None:
+    rows = [
+        pair(f"caption {n}", 0.9, url=f"http://User@A.example:80/{n}", language="de", original_format="PNG",
+             fetched_at=NOW + timedelta(minutes=n)) for n in range(3)
+    ]  # fmt: skip
+    rows += [
+        reject("x", "timeout", url="http://b.example/x", language="en", fetched_at=NOW),
+        reject("y", url="nonsense"),
+    ]
+    html = page(write_dataset(tmp_path, [rows], extra=pa.schema([("language", pa.string())])))
+    text = " ".join(Parsed(html).text.split())
+    assert "a.example 3 3 100.0%" in text and "b.example 1 0 0.0% timeout 1" in text
+    assert "de 3 75.0% en 1 25.0%" in text and "PNG 3 100.0%" in text
+    assert "1 May 2026, 12:00 UTC to 1 May 2026, 12:02 UTC, on average 0.0 rows per second" in text
+
+
+def test_without_a_model_a_sample_is_shown(tmp_path: Path) -> None:
+    html = page(write_dataset(tmp_path, [[pair("a red circle"), pair("a blue star")]], has_scores=False))
+    assert "No model ran" in html and "<h3>Best" not in html
+    assert "a red circle" in section(html, "A random sample")
+
+
+@pytest.mark.parametrize("pictures", ["none", "gone"])
+def test_pictures_that_cannot_be_shown_do_not_lose_the_page(tmp_path: Path, pictures: str) -> None:
+    store = write_dataset(tmp_path, [scored([0.9])], pictures="none" if pictures == "none" else "pairs")
+    if pictures == "gone":
+        Path(store.path("images/000000000.tar")).write_bytes(b"gone")
+    html = page(store)
+    assert ("no picture stored" if pictures == "none" else "missing or changed") in html
+    assert "data:image" not in html and "caption 0.9" in html
+
+
+@pytest.mark.parametrize("shards", [[], [[reject("a"), reject("b", "timeout")]]], ids=["unfinished", "only rejects"])
+def test_a_dataset_without_pairs_still_gives_a_page(tmp_path: Path, shards: list[list[dict[str, Any]]]) -> None:
+    html = page(write_dataset(tmp_path, shards, planned=2))
+    check_harmless(html)
+    expected = "No shard is finished yet" if not shards else "1 planned shard not finished yet"
+    assert expected in Parsed(html).text
+
+
+def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_rows, "MAX_PICTURE_BYTES", 2_000)
+    html = page(write_dataset(tmp_path, [scored([n / 50 for n in range(50)])]))
+    assert html.count("data:image/") <= 3 and re.search(r"\d+ pictures left out, so that the page stays below", html)
+
+
+def test_the_file_goes_where_it_should_or_one_line_says_why_not(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path / "out", [scored([0.9])])
+    assert report(store).path == f"{tmp_path}/out/report.html"
+    assert not (tmp_path / "out/tmp").exists()
+    assert report(store, out=str(tmp_path / "a.html")).path == str(tmp_path / "a.html")
+    with pytest.raises(JobError, match="give a file in an existing folder"):
+        report(store, out=str(tmp_path / "none/a.html"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "out"]
+
+
+def test_a_report_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [scored([0.9])])
+    Path(store.path("pairs/000000000.parquet")).write_bytes(b"damaged")
+    path, problem = report_after_run(store)
+    assert path is None and problem and problem.count("\n") == 0
+    assert problem.endswith(f"the dataset is fine: pairmill report {tmp_path}")
+
+
+def test_every_status_has_words_on_the_page(tmp_path: Path) -> None:
+    statuses = [status.value for status in Status if status not in (Status.OK, Status.CUSTOM_RULE)]
+    html = page(write_dataset(tmp_path, [[reject("x", status) for status in statuses]], has_scores=False))
+    text = " ".join(Parsed(html).text.split())
+    assert all(f"{status.replace('_', ' ')} −1" in text for status in statuses)

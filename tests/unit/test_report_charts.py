@@ -1,0 +1,121 @@
+"""Tests the numbers behind charts: every value is in one bar, bars have the heights of their counts, and ticks are
+round."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairmill.pipeline.report.charts import (
+    LEFT,
+    PLOT_HEIGHT,
+    PLOT_WIDTH,
+    TOP,
+    histogram,
+    label,
+    round_values,
+    short_count,
+    what_if,
+)
+
+FLOATS = st.lists(st.floats(width=32, min_value=-(2.0**60), max_value=2.0**60) | st.just(math.nan), max_size=40)
+
+
+@given(chosen=FLOATS, other=FLOATS, threshold=st.none() | st.floats(-100, 100), cut=st.sampled_from([0.0, 0.1]))
+def test_every_finite_value_is_in_one_bar_whose_heights_are_its_counts(
+    chosen: list[float], other: list[float], threshold: float | None, cut: float
+) -> None:
+    values = [np.array(chosen, np.float64), np.array(other, np.float64)]
+    chart = histogram("x", values, ("a", "b"), threshold, cut=cut)
+    finite = [int(np.isfinite(each).sum()) for each in values]
+    if chart is None:
+        assert not any(finite)
+        return
+    assert [sum(bar.counts[series] for bar in chart.bars) for series in (0, 1)] == finite
+    assert len(chart.bars) <= 52
+    most = max(sum(bar.counts) for bar in chart.bars)
+    for bar in chart.bars:
+        assert bar.x >= LEFT - 0.1 and bar.x + bar.width <= LEFT + PLOT_WIDTH + 0.6
+        for part in bar.segments:
+            assert part.height == pytest.approx(PLOT_HEIGHT * bar.counts[part.series] / most, abs=0.01)
+            assert part.y >= TOP - 0.01
+    assert chart.marker is None or LEFT - 0.1 <= chart.marker.x <= LEFT + PLOT_WIDTH + 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.28, 0.3, 5.0, -0.1, 1e6])
+def test_a_single_value_has_a_chart(value: float) -> None:
+    chart = histogram("x", [np.array([value] * 3), np.array([])], ("a", "b"))
+    assert chart and [bar.counts for bar in chart.bars if bar.segments] == [[3, 0]]
+
+
+def test_bars_begin_at_round_numbers() -> None:
+    values = np.linspace(0.1, 0.4, 1000)
+    chart = histogram("x", [values, np.array([0.2500001])], ("a", "b"), 0.25)
+    assert chart
+    assert chart.bars[0].label == "0.10 to 0.11"
+    assert next(bar.label for bar in chart.bars if bar.counts[1]) == "0.25 to 0.26"
+
+
+def test_whole_numbers_have_bars_of_at_least_one() -> None:
+    chart = histogram("words", [np.array([1.0, 2, 2, 5]), np.array([])], ("a", "b"), whole=True)
+    assert chart and [(bar.label, bar.counts[0]) for bar in chart.bars] == [
+        ("1", 1),
+        ("2", 2),
+        ("3", 0),
+        ("4", 0),
+        ("5", 1),
+    ]
+
+
+def test_values_beyond_the_axis_are_counted_and_said() -> None:
+    values = np.concatenate([np.full(1, -1e9), np.linspace(0, 1, 998), np.full(1, 1e9)])
+    chart = histogram("x", [values, np.array([])], ("a", "b"), cut=0.01)
+    assert chart and sum(bar.counts[0] for bar in chart.bars) == 1000
+    assert chart.note.startswith("The first and the last bar include ")
+
+
+@given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e6), most=st.integers(2, 20))
+def test_ticks_are_few_round_and_inside(low: float, span: float, most: int) -> None:
+    high = low + span
+    found = round_values(low, high, most)
+    assert len(found) <= most + 1
+    slack = 1e-6 * max(abs(low), abs(high), 1)
+    assert all(low - slack <= value <= high + slack for value, _ in found)
+    texts = [text for _, text in found]
+    assert len(set(texts)) == len(texts)
+    assert all(
+        float(text.replace(",", "").replace("−", "-")) == pytest.approx(value, abs=1e-9) for value, text in found
+    )
+
+
+def test_labels_have_the_decimals_of_their_step() -> None:
+    assert [label(0.3, 0.1), label(-0.25, 0.05), label(12_000, 2_000), label(-0.0, 0.1)] == [
+        "0.3",
+        "−0.25",
+        "12,000",
+        "0.0",
+    ]
+    assert [short_count(n) for n in (0, 950, 1_000, 1_250, 35_000_000, 2e9)] == ["0", "950", "1k", "1.2k", "35M", "2B"]
+
+
+@given(values=st.lists(st.floats(-1, 1, width=32) | st.just(math.nan), min_size=1, max_size=60))
+def test_the_what_if_curve_counts_what_a_threshold_would_keep(values: list[float]) -> None:
+    array = np.array(values, np.float64)
+    curve = what_if("x", array, 10 * len(values), None)
+    if curve is None:
+        assert not np.isfinite(array).any()
+        return
+    for point in curve.points:
+        threshold = np.float32(point.threshold.replace("−", "-"))
+        kept = int((array.astype(np.float32) >= threshold).sum())  # as in rules/similarity.py
+        assert point.share == pytest.approx(kept / len(values))
+        assert point.count == 10 * kept
+    heights = [float(each.split(",")[1]) for each in curve.path.split()]
+    assert heights == sorted(heights)  # y grows downward: a higher threshold never keeps more
+
+
+def test_a_score_that_equals_the_threshold_is_kept() -> None:
+    curve = what_if("x", np.array([np.float32(0.7)] * 2 + [np.float32(0.1)], np.float64), 3, 0.7)
+    assert curve and next(point.count for point in curve.points if float(point.threshold) == 0.7) == 2
