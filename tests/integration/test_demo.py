@@ -14,7 +14,7 @@ def test_the_demo_accounts_for_every_row_and_keeps_right_pairs(tmp_path: Path) -
     assert summary["status_mismatches"] == 0
     assert summary["precision"] >= 0.97
     assert summary["recall"] >= 0.95
-    sheet = (tmp_path / "demo" / "dataset" / "contact_sheet.html").read_text()
+    sheet = (tmp_path / "demo" / "dataset" / "report.html").read_text()
     assert sheet.count("data:image/") >= 20
     assert "<script" not in sheet
     again = run(["demo", "--out", ".", "--pairs", "400"], tmp_path)

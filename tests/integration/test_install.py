@@ -124,7 +124,8 @@ def test_the_wheel_contains_the_package_with_its_data_and_nothing_else(wheel: Pa
         "pairmill/jobs/cluster/rayjob.yaml",
         "pairmill/jobs/presets/datacomp-basic.yaml",
         "pairmill/pipeline/encode/tiny/model.safetensors",
-        "pairmill/pipeline/report/contact_sheet.css",
+        "pairmill/pipeline/pages/templates/report.css",
+        "pairmill/pipeline/pages/templates/report.html.j2",
         "pairmill/pipeline/rules/boilerplate.txt",
     }
 

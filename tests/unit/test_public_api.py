@@ -18,7 +18,7 @@ from pairmill.jobs.api.progress import listener_for
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.schemas.errors import PairmillError
 
-FUNCTIONS = ("add_model", "build", "embed", "export", "open", "retry", "select", "status", "verify")
+FUNCTIONS = ("add_model", "build", "embed", "export", "open", "report", "retry", "select", "status", "verify")
 HEAVY = ("ray", "torch", "pyarrow", "pandas", "numpy", "PIL", "pydantic", "yaml", "aiohttp", "fsspec")
 
 
