@@ -183,7 +183,7 @@ def _start(world: World, output: str) -> Driver:
         "run.encode_threads=1",
     ]
     flags = [part for setting in settings for part in ("--set", setting)]
-    command = [*PAIRMILL, "build", world.source, output, "--model", "tiny", *flags]
+    command = [*PAIRMILL, "build", world.source, output, "--model", "tiny", "--no-report", *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

@@ -59,7 +59,14 @@ def photographs(folder: Path, pairs: Path) -> Path:
             add_member(tar, f"{number:06d}{picture.suffix}", (pairs / picture).read_bytes())
             add_member(tar, f"{number:06d}.txt", pair["captions"][0].encode())
     out = folder / "photographs"
-    pairmill("embed", str(folder / "photographs.tar"), str(out), "--set", f"models=[{{name: tiny, alias: {MODEL}}}]")
+    pairmill(
+        "embed",
+        str(folder / "photographs.tar"),
+        str(out),
+        "--no-report",
+        "--set",
+        f"models=[{{name: tiny, alias: {MODEL}}}]",
+    )
     return out
 
 

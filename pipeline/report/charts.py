@@ -11,8 +11,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from pairmill.pipeline.common.text import counted
+
 WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 30
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 24, 32
 """Margins around the plot."""
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
@@ -134,13 +136,18 @@ def label(value: float, step: float) -> str:
     return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
-def short_count(number: float) -> str:
+def four_digits(value: float) -> str:
+    """A score or a threshold in four digits."""
+    return f"{value:.4g}".replace("-", "−")
+
+
+def short_count(count: float) -> str:
     """`950`, `1.2k`, `35M`."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            text = f"{number / size:.1f}"
+        if count >= size:
+            text = f"{count / size:.1f}"
             return text.removesuffix(".0") + unit
-    return f"{number:.0f}"
+    return f"{count:.0f}"
 
 
 def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
@@ -190,7 +197,7 @@ def histogram(
         labels = [label(a, step) for a in edges[:-1]]
     note = ""
     if cut and (outside := int(((together < edges[0]) | (together >= edges[-1])).sum())):
-        note = f"The first and the last bar include {outside:,} values beyond the axis."
+        note = f"The first and the last bar include {counted(outside, 'value')} beyond the axis."
     return bar_chart(title, series, counts, edges, labels, axis.ticks(), threshold_marker(axis, threshold), note)
 
 
@@ -235,7 +242,7 @@ def threshold_marker(axis: Axis, threshold: float | None, name: str = "threshold
     if threshold is None:
         return None
     x = axis.x(threshold)
-    return Marker(round(x, 1), f"{name} {threshold:.4g}", x > LEFT + PLOT_WIDTH / 2)
+    return Marker(round(x, 1), f"{name} {four_digits(threshold)}", x > LEFT + PLOT_WIDTH / 2)
 
 
 def what_if(title: str, values: Numbers, total: int, threshold: float | None) -> Curve | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pairmill.pipeline.report.charts import four_digits
 from pairmill.pipeline.report.summary import Bools, Floats, Group, Ref, Summary
 
 EXTREMES, RANDOM, PER_REASON, PER_STEP = 16, 24, 6, 12
@@ -37,7 +38,7 @@ def by_score(summary: Summary, score: str | None, threshold: float | None, only_
             above = scored & (scores >= np.float32(threshold))
             half = EXTREMES // 2
             refs = [*picker.pick(above, half, highest=False)[::-1], *picker.pick(scored & ~above, half, highest=True)]
-            yield Grid("Around the threshold", f"From just above {threshold:.4g} to just below it.", refs)
+            yield Grid("Around the threshold", f"From just above {four_digits(threshold)} to just below it.", refs)
         else:
             yield Grid("From high to low", "Even steps of rank: where would you draw the line?", picker.steps(ranked))
         yield Grid("Worst", f"The lowest {score}.", picker.pick(ranked, EXTREMES, highest=False))

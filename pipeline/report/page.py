@@ -4,10 +4,12 @@ One file that runs no script and loads nothing. The template escapes all text; i
 Content-Security-Policy would forbid everything but inline styles and pictures inside the file.
 """
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.pages.templates import environment
 from pairmill.pipeline.report import charts
 from pairmill.pipeline.report.charts import BarChart
@@ -17,6 +19,8 @@ from pairmill.pipeline.report.rows import Rows, ShownRow, text_of
 from pairmill.pipeline.report.sections import Counts, HostRow, ScorePanel, TimeLine
 
 MAX_VALUE_CHARS, MAX_CAPTION_CHARS = 1_000, 160
+MAX_ROW_CHARS, MAX_COLUMNS, _MIN_VALUE_CHARS = 4_000, 100, 60
+"""Of all values of a row together, as HTML; how many columns it shows; and what each value may have in any case."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def render(page: Page) -> str:
     template = environment().get_template("report.html.j2")
     return template.render(
         page=page,
-        title=page.title,
+        title=f"{page.title}: pairmill report",
         values_of=_values,
         score_of=_score,
         words=words,
@@ -114,15 +118,21 @@ def words(name: str) -> str:
 
 
 def _values(row: ShownRow) -> Mapping[str, str]:
-    """Column -> text, without columns that are null."""
-    found = {name: text_of(value) for name, value in row.values.items() if value is not None}
-    return {name: _cut(text) for name, text in found.items()}
+    """Column -> text, without columns that are null. Long rows are cut, so that no dataset makes a huge page."""
+    found: dict[str, str] = {}
+    room, present = MAX_ROW_CHARS, {name: value for name, value in row.values.items() if value is not None}
+    for name, value in list(present.items())[:MAX_COLUMNS]:
+        found[name] = _cut(text_of(value), max(min(room, MAX_VALUE_CHARS), _MIN_VALUE_CHARS))
+        room -= len(html.escape(found[name]))
+    if more := len(present) - len(found):
+        found["…"] = counted(more, "more column")
+    return found
 
 
-def _cut(text: str) -> str:
-    if len(text) <= MAX_VALUE_CHARS:
+def _cut(text: str, max_chars: int) -> str:
+    if len(text) <= max_chars:
         return text
-    return f"{text[: MAX_VALUE_CHARS - 40]}… ({len(text):,} characters)"
+    return f"{text[: max_chars - 40]}… ({len(text):,} characters)"
 
 
 def _score(row: ShownRow, name: str | None) -> str:
@@ -130,4 +140,4 @@ def _score(row: ShownRow, name: str | None) -> str:
     value = row.values.get(name) if name else None
     if not isinstance(value, float) or not math.isfinite(value):
         return ""
-    return f"{value:.3f}"
+    return f"{value:.3f}".replace("-", "−")

@@ -12,6 +12,7 @@ from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import about, funnel, grids, sections
+from pairmill.pipeline.report.charts import four_digits
 from pairmill.pipeline.report.clusters import largest_clusters
 from pairmill.pipeline.report.comparison import compare_datasets, compare_subsets
 from pairmill.pipeline.report.grids import Grid
@@ -149,7 +150,7 @@ class _Maker:
         if subset is not None:
             yield Fact(f"in {subset.name}", f"{subset.rows_out:,}")
         for name, threshold in self._thresholds.items():
-            yield Fact(f"threshold of {name.removeprefix('similarity_')}", f"{threshold:.4g}")
+            yield Fact(f"threshold of {name.removeprefix('similarity_')}", four_digits(threshold))
 
     def _details(self) -> Iterator[Fact]:
         plan, totals = self._snapshot.plan, self._totals

@@ -18,9 +18,9 @@ from pairmill.pipeline.report.summary import Ref
 from pairmill.schemas.pairs import is_embedding
 from pairmill.schemas.status import Status
 
-SIDE = 320
+SIDE = 400
 """Maximum width and height of the copies, in pixels."""
-MAX_PICTURE_BYTES = 6_500_000
+MAX_PICTURE_BYTES = 5_500_000
 """Of all pictures of a page, as base64. Pictures beyond this are left out."""
 _FIRST = ("caption", "url", "status", "status_detail", "kept")
 _LEFT_OUT = Thumbnail(None, problem="left out, so that the page stays below 10 MB")
@@ -42,6 +42,19 @@ class ShownRow:
     def is_chosen(self) -> bool:
         """Whether it is in the subset, or without one, whether it is kept."""
         return bool(self.values.get("kept")) if self.in_subset is None else self.in_subset
+
+    @property
+    def evidence(self) -> str:
+        """Why it has no picture to show."""
+        if self.thumbnail is not None:
+            return self.thumbnail.problem or ""
+        return str(self.values.get("status_detail") or self.http or "no details")
+
+    @property
+    def http(self) -> str:
+        """The HTTP status that it got."""
+        status = self.values.get("http_status")
+        return "" if status is None else f"HTTP {status}"
 
     def verdict(self, chosen: str, other: str) -> str:
         """What became of it, in words: the name of the chosen or the other rows, or the status that rejected it."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.report.charts import BarChart, Curve, Tick, bar_chart, histogram, what_if
+from pairmill.pipeline.report.charts import LEFT, PLOT_WIDTH, BarChart, Curve, Tick, bar_chart, histogram, what_if
 from pairmill.pipeline.report.summary import ASPECT, CHARS, SIDE, WORDS, Summary
 from pairmill.schemas.status import Status
 
@@ -167,9 +167,7 @@ def _series(outcomes: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.
 
 
 def _time_ticks(first: int, last: int) -> list[Tick]:
-    from pairmill.pipeline.report.charts import LEFT, PLOT_WIDTH
-
-    parts = (0.0, 0.25, 0.5, 0.75, 1.0)
+    parts = (0.08, 0.36, 0.64, 0.92)  # not at the ends, where labels would be cut off
     return [Tick(LEFT + PLOT_WIDTH * part, _time(first + part * (last - first), last - first)) for part in parts]
 
 
@@ -188,4 +186,4 @@ def _time(at: float, span: int) -> str:
 
 
 def _moment(at: int) -> str:
-    return datetime.fromtimestamp(at / 1e6, UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
+    return datetime.fromtimestamp(at / 1e6, UTC).strftime("%d %B %Y, %H:%M:%S UTC").lstrip("0")

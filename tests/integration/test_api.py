@@ -81,6 +81,13 @@ def test_the_whole_path_from_urls_to_training(
         view.picture(worst)
     assert [row["n"] for row in view] == view.table("n")["n"].to_pylist()
 
+    made = pairmill.report(out, subset="best")
+    assert (made.path, made.rows, made.rows_read) == (str(out / "report-best.html"), 20, 20)
+    assert (out / "report-best.html").read_text().count("data:image/jpeg") == 16
+    assert not (out / "report.html").exists()
+    pairmill.build(source, out, models="tiny", settings=LOOPBACK, progress=False, report=True)
+    assert "http 4xx" in (out / "report.html").read_text()
+
     exported = pairmill.export(out, "best", tmp_path / "train", samples_per_file=4)
     assert (exported.record.rows, exported.written) == (10, 3)
     assert len(list((tmp_path / "train").glob("*.tar"))) == 3

@@ -73,7 +73,9 @@ def test_nodes_with_gpus_only_encode(made: World, tmp_path: Path) -> None:
         "fetch.allow_networks=[127.0.0.0/8]",
     ]
     flags = [part for each in settings for part in ("--set", each)]
-    done = run_command(["build", str(source), str(tmp_path / "out"), "--model", "tiny", "--json", *flags], tmp_path)
+    done = run_command(
+        ["build", str(source), str(tmp_path / "out"), "--model", "tiny", "--no-report", "--json", *flags], tmp_path
+    )
     made.cluster.remove_node(gpu)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["rows_in"] == 20

@@ -34,7 +34,18 @@ def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def build_arguments(source: Path, output: Path, *more: str) -> list[str]:
     loopback = "fetch.allow_networks=[127.0.0.0/8]"
-    return ["build", str(source), str(output), "--set", loopback, "--set", "shard_rows=8", "--json", *more]
+    return [
+        "build",
+        str(source),
+        str(output),
+        "--set",
+        loopback,
+        "--set",
+        "shard_rows=8",
+        "--no-report",
+        "--json",
+        *more,
+    ]
 
 
 def row_ids_and_uids(output: Path) -> list[tuple[str, str]]:

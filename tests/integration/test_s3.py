@@ -80,6 +80,8 @@ def test_two_rival_commands_give_one_complete_output(bucket: str, web: PictureWe
         assert json.loads(out.splitlines()[-1])["kept"] == len(rows)
     store = Store(output)
     assert verify(store).problems == []
+    assert f"report: {output}/report.html" in out
+    assert store.read("report.html").count(b"data:image/jpeg") == len(rows)
     named = {file.path for manifest in read_manifests(store) for file in manifest.files.values()}
     there = {f"{folder}/{name}" for folder in ("pairs", "rejects", "images") for name in store.list(folder)}
     assert there == named | {"images/sizes.json"}

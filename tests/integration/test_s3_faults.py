@@ -92,7 +92,13 @@ def test_missing_write_permission_is_one_clear_error_and_the_run_resumes_once_gr
     source, output = write_input(tmp_path / "in.parquet", rows), "s3://mill/denied"
     settings = [f"s3.endpoint={faulty.url}", "fetch.allow_networks=[127.0.0.0/8]", "shard_rows=4"]
     slowly = ["fetch.per_host_concurrency=1", "fetch.per_host_interval_s=0.15"]
-    command = ["build", str(source), output, *(part for each in settings + slowly for part in ("--set", each))]
+    command = [
+        "build",
+        str(source),
+        output,
+        "--no-report",
+        *(part for each in settings + slowly for part in ("--set", each)),
+    ]
     faulty.faults = Faults(deny_writes=True)
     refused = run(command, tmp_path)
     assert refused.returncode == 1

@@ -87,7 +87,12 @@ def test_help_ends_with_two_examples_that_parse(command: tuple[str, ...]) -> Non
 @pytest.mark.parametrize(("name", "options"), list(COMMANDS.items()))
 def test_options_have_the_names_of_their_commands_parameters(name: str, options: type) -> None:
     parameters = {parameter.name for parameter in GROUP.commands[name].params}
-    assert parameters - {field.name for field in dataclasses.fields(options)} <= {"as_json", "explain", "compare", "no_report"}
+    assert parameters - {field.name for field in dataclasses.fields(options)} <= {
+        "as_json",
+        "explain",
+        "compare",
+        "no_report",
+    }
 
 
 def test_the_version_is_printed() -> None:

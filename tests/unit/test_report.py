@@ -10,7 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import typer
 
+from pairmill.jobs import report as reporting
+from pairmill.jobs.cli.report import write_report
 from pairmill.jobs.report import report, report_after_run
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
@@ -68,7 +71,7 @@ def section(html: str, title: str) -> str:
 
 
 def shown(html: str, title: str) -> list[float]:
-    return [float(number) for number in re.findall(r"<b>(-?[\d.]+)</b>", section(html, title))]
+    return [float(number.replace("−", "-")) for number in re.findall(r"<b>(−?[\d.]+)</b>", section(html, title))]
 
 
 def subset(store: Store, name: str, *steps: dict[str, Any]) -> None:
@@ -109,7 +112,7 @@ def test_the_funnel_lists_every_reason_and_custom_rules_by_name(tmp_path: Path) 
         "kept 20.0% 1",
     ):
         assert reason in text, reason
-    assert ">custom rule: no_cats <small>1 row, 20.0%" in html and "<b>HTTP 404</b>" in html
+    assert ">custom rule: no_cats <small>1 row, 20.0%" in html and "<span>HTTP 404</span>" in html
 
 
 def test_each_picture_is_in_the_page_once_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +125,7 @@ def test_each_picture_is_in_the_page_once_and_read_once(tmp_path: Path, monkeypa
     assert section(html, "Best").count("<li") == section(html, "Worst").count("<li") == 3
     ids = Parsed(html).ids()
     assert len(ids) == len(set(ids)) == 3
-    opened = re.findall(r'popovertarget="([^"]+)" aria', html)
+    opened = re.findall(r'popovertarget="([^"]+)" aria-label', html)
     assert set(opened) == set(ids)
 
 
@@ -290,7 +293,7 @@ def test_hosts_languages_formats_and_times_are_counted(tmp_path: Path) -> None:
     text = " ".join(Parsed(html).text.split())
     assert "a.example 3 3 100.0%" in text and "b.example 1 0 0.0% timeout 1" in text
     assert "de 3 75.0% en 1 25.0%" in text and "PNG 3 100.0%" in text
-    assert "1 May 2026, 12:00 UTC to 1 May 2026, 12:02 UTC, on average 0.0 rows per second" in text
+    assert "1 May 2026, 12:00:00 UTC to 1 May 2026, 12:02:00 UTC, on average 0.0 rows per second" in text
 
 
 def test_without_a_model_a_sample_is_shown(tmp_path: Path) -> None:
@@ -321,6 +324,32 @@ def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkey
     monkeypatch.setattr(report_rows, "MAX_PICTURE_BYTES", 2_000)
     html = page(write_dataset(tmp_path, [scored([n / 50 for n in range(50)])]))
     assert html.count("data:image/") <= 3 and re.search(r"\d+ pictures left out, so that the page stays below", html)
+
+
+def test_long_rows_are_cut_and_say_so(tmp_path: Path) -> None:
+    extra = pa.schema([(f"column {number}", pa.string()) for number in range(150)])
+    long = dict.fromkeys(extra.names, '"' * 3000)
+    html = page(write_dataset(tmp_path, [[pair("a cat", 0.9, **long) for _ in range(20)]], extra=extra))
+    assert len(html) < 20 * 60_000
+    assert "(3,000 characters)" in html and "more columns</td>" in html
+
+
+def test_an_interrupted_report_says_that_the_dataset_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(store: Store, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = write_dataset(tmp_path, [scored([0.9])])
+    monkeypatch.setattr(reporting, "make_report", interrupt)
+    monkeypatch.setattr(reporting, "report", interrupt)
+    with pytest.raises(typer.Exit) as stopped:
+        write_report(store)
+    assert stopped.value.exit_code == 130
+    assert (
+        capsys.readouterr().err == f"Stopped. The dataset is complete without the report: pairmill report {tmp_path}\n"
+    )
+    assert not store.exists("report.html")
 
 
 def test_the_file_goes_where_it_should_or_one_line_says_why_not(tmp_path: Path) -> None:
