@@ -87,6 +87,8 @@ class Page:
     more_hosts: str = ""
     time_line: TimeLine | None = None
     rows: Rows = field(default_factory=Rows)
+    no_scores: str = ""
+    """Why there are no scores to show."""
     empty: str = ""
     """Why there are no rows to show."""
 

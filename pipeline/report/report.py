@@ -76,8 +76,19 @@ def make_report(
 
 
 def compared_with(store: Store, name: str) -> str | Store:
-    """What `--compare NAME` means: a subset of the dataset if there is one of this name, else another output folder."""
-    return name if name in subset_names(store) else Store(name, store.files.s3)
+    """What `--compare NAME` means: a subset of the dataset if there is one of this name, else another output folder.
+
+    Raises JobError if it is neither.
+    """
+    names = subset_names(store)
+    if name in names:
+        return name
+    other = Store(name, store.files.s3)
+    other.check_access()
+    if not other.list("plan"):
+        has = ", ".join(names) or "none"
+        raise JobError(f"compare: {store.root} has no subset {name!r} (it has: {has}), nor is that an output folder")
+    return other
 
 
 class _Maker:
@@ -87,8 +98,10 @@ class _Maker:
         self._source, self._summary, self._written = source, summary, written
         self._snapshot, self._subset, self._totals = source.snapshot, source.subset, source.totals
         self._scores = [name for name in source.scores.shown if np.isfinite(summary.number(name)).any()]
-        self._score = next(iter(self._scores), None)
+        self._score = next((name for name in self._scores if name.startswith("similarity")), None)
+        self._models = about.models_of(self._snapshot)
         self._thresholds = self._find_thresholds()
+        self._time_line = sections.time_line(summary)
         subset = self._subset
         self._series = ("kept", "dropped") if subset is None else (f"in {subset.name}", "not in it")
 
@@ -137,7 +150,8 @@ class _Maker:
             counts=[table for table in tables if table],
             hosts=sections.hosts(summary),
             more_hosts=f"{counted(more, 'more host')}" if more > 0 else "",
-            time_line=sections.time_line(summary),
+            time_line=self._time_line,
+            no_scores="No pair has a score." if self._models else "No model ran, so there are no scores to show.",
             empty="" if totals.rows else "The finished shards have no rows.",
         )
 
@@ -155,14 +169,13 @@ class _Maker:
     def _details(self) -> Iterator[Fact]:
         plan, totals = self._snapshot.plan, self._totals
         yield from _source_facts(self._snapshot.store, plan)
-        for model in about.models_of(self._snapshot):
+        for model in self._models:
             weights = f", weights {model.weights_sha256[:12]}" if model.weights_sha256 else ""
             yield Fact(f"model {model.alias}", f"{model.name}{weights}{f', {model.dtype}' if model.dtype else ''}")
-        if not self._scores:
-            yield Fact("model", "none: no pair has a score")
+        if not self._models:
+            yield Fact("model", "none")
         yield Fact("shards", f"{totals.shards:,} of {plan.num_shards:,} finished")
-        line = sections.time_line(self._summary)
-        if line is not None:
+        if line := self._time_line:
             yield Fact("fetched", f"{line.first} to {line.last}")
         if totals.versions:
             yield Fact("made with", "pairmill " + ", ".join(sorted(totals.versions)))

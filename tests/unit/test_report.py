@@ -280,6 +280,13 @@ def test_two_datasets_are_compared(tmp_path: Path) -> None:
     assert compared.count("<svg") == 2 and "http 4xx" in compared
 
 
+def test_what_cannot_be_compared_is_one_line_that_says_what_there_is(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [scored([0.9])])
+    subset(store, "clean")
+    with pytest.raises(JobError, match=r"has no subset 'claen' \(it has: clean\), nor is that an output folder"):
+        report(store, "clean", "claen")
+
+
 def test_hosts_languages_formats_and_times_are_counted(tmp_path: Path) -> None:
     rows = [
         pair(f"caption {n}", 0.9, url=f"http://User@A.example:80/{n}", language="de", original_format="PNG",
@@ -316,8 +323,10 @@ def test_pictures_that_cannot_be_shown_do_not_lose_the_page(tmp_path: Path, pict
 def test_a_dataset_without_pairs_still_gives_a_page(tmp_path: Path, shards: list[list[dict[str, Any]]]) -> None:
     html = page(write_dataset(tmp_path, shards, planned=2))
     check_harmless(html)
-    expected = "No shard is finished yet" if not shards else "1 planned shard not finished yet"
-    assert expected in Parsed(html).text
+    expected = (
+        ["No shard is finished yet"] if not shards else ["1 planned shard not finished yet", "No pair has a score"]
+    )
+    assert all(each in Parsed(html).text for each in expected)
 
 
 def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
