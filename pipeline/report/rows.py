@@ -12,8 +12,8 @@ import pyarrow as pa
 from pairmill.pipeline.common.arrow import python_values, take_rows
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.parquet import read_table
-from pairmill.pipeline.pages.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.report.summary import Ref
 from pairmill.schemas.pairs import is_embedding
 from pairmill.schemas.status import Status

@@ -64,7 +64,7 @@ def test_the_python_code_in_the_readme_runs(web: PictureWeb, tmp_path: Path) -> 
     (tmp_path / "my_rules.py").write_text(rules)
     (builds,) = [block for block in blocks if "pairmill.build(" in block]
     others = [block for block in blocks if block not in (rules, builds)]
-    assert len(others) == 4
+    assert len(others) == 3
     sequentially(embed_job(tmp_path / "emb", tmp_path / "tars"))
     check = "from pairmill.pipeline.rules.custom import load_custom_rule\nimport pathlib\n"
     check += "print(load_custom_rule('my_rules:no_stock_photos', pathlib.Path.cwd()).step)\nprint('reached the end')\n"

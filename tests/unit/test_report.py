@@ -17,7 +17,7 @@ from pairmill.jobs.cli.report import write_report
 from pairmill.jobs.report import report, report_after_run
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.pages.thumbnails import Thumbnails
+from pairmill.pipeline.reader.thumbnails import Thumbnails
 from pairmill.pipeline.report import rows as report_rows
 from pairmill.pipeline.report.grids import EXTREMES
 from pairmill.pipeline.report.report import compared_with, make_report
