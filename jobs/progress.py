@@ -99,7 +99,8 @@ class ConsoleProgress(ProgressListener):
         self.say(f"shard {shard:09d} failed")
 
     def step(self, name: str, done: int, total: int) -> None:
-        """Show how many parts of a step of select, export or verify are done. The line is removed at the end."""
+        """Show how many parts of a step of select, export or verify are done, or of a report. The line is removed at
+        the end."""
         self._is_step = True
         share = f"{done:,}/{total:,}"
         self._show(f"{name[: self._width() - len(share) - 2]}  {share}")

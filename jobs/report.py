@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pairmill.pipeline.common.files import is_remote
+from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, describe
 from pairmill.pipeline.report.report import Report, compared_with, make_report
@@ -37,6 +38,7 @@ def report(
     compare: str | None = None,
     out: str | None = None,
     max_rows: int = MAX_ROWS,
+    on_step: OnStep = ignore_step,
 ) -> ReportResult:
     """Write the report of an output folder, finished or not.
 
@@ -46,13 +48,14 @@ def report(
         compare: Another subset of the dataset, or another output folder.
         out: The file, local or `s3://`. None: `report.html` in the output folder, `report-NAME.html` for a subset.
         max_rows: How many rows to read at most.
+        on_step: Called with the number of shards that were read.
 
     Raises:
         JobError: The file cannot be written, or there is nothing to compare with.
         PlanError: There is no output of a job.
         SubsetError: There is no such subset, or it is older than the dataset.
     """
-    made = make_report(store, subset, None if compare is None else compared_with(store, compare), max_rows)
+    made = make_report(store, subset, None if compare is None else compared_with(store, compare), max_rows, on_step)
     return _write(store, out, f"report-{subset}.html" if subset else "report.html", made)
 
 

@@ -34,8 +34,8 @@ def report(
     with errors():
         from pairmill.jobs.report import report as run_report
 
-        with progress("Nothing was written."):
-            result = run_report(open_store(output, settings), subset, compare, out)
+        with progress("Nothing was written.") as listener:
+            result = run_report(open_store(output, settings), subset, compare, out, on_step=listener.step)
     if result.rows_read < result.rows:
         typer.echo(f"sampled {result.rows_read:,} of {result.rows:,} rows", err=True)
     typer.echo(result.path)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed
@@ -46,6 +47,7 @@ def make_report(
     subset: str | None = None,
     other: str | Store | None = None,
     max_rows: int = MAX_ROWS,
+    on_step: OnStep = ignore_step,
     now: datetime | None = None,
 ) -> Report:
     """Make the report of an output folder, finished or not.
@@ -55,6 +57,7 @@ def make_report(
         subset: Name of a subset to report on.
         other: Another subset, or another output folder, to compare with.
         max_rows: How many rows to read at most; at least one shard is always read.
+        on_step: Called with the number of shards that were read.
         now: The time to print.
 
     Raises:
@@ -72,7 +75,9 @@ def make_report(
     if two and one is None:
         raise JobError(f"compare: {other} is a subset: say which subset to compare it with")
     source = Source.of(Snapshot.of(store), max_rows, one, two)
-    return _Maker(source, source.summary(), written).report(other if isinstance(other, Store) else None, max_rows)
+    return _Maker(source, source.summary(on_step), written).report(
+        other if isinstance(other, Store) else None, max_rows
+    )
 
 
 def compared_with(store: Store, name: str) -> str | Store:

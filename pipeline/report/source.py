@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep, current_generations, read_shards
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -86,10 +87,11 @@ class Source:
         found = (names[name] for name in _LANGUAGES if name in names)
         return next((name for name in found if pa.types.is_string(self.snapshot.schema.field(name).type)), None)
 
-    def summary(self) -> Summary:
+    def summary(self, on_step: OnStep = ignore_step) -> Summary:
         """The summary of all shards to read."""
         total = Summary()
-        for part in self.summaries():
+        for number, part in enumerate(self.summaries()):
+            on_step("reading shards", number + 1, len(self.positions))
             total.add(part)
         return total
 
@@ -103,7 +105,7 @@ class Source:
             pairs = self.snapshot.read(shard, list(dict.fromkeys([*PAIR_COLUMNS, *extra])))
             rejects = self._rejects(position, language)
             labels, chosen = self._labels(position, pairs.num_rows)
-            return summarize(position, pairs, rejects, scores, language, chosen, labels)
+            return summarize(position, pairs, rejects, scores, language, chosen, labels, self.totals.custom_rules)
 
         return self.snapshot.map(one, self.positions)
 

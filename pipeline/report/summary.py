@@ -4,7 +4,7 @@ Random rows are those with the lowest uids, because uids are hashes: the choice 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import Literal, NamedTuple
@@ -148,6 +148,7 @@ def summarize(
     language: str | None,
     chosen: Bools | None,
     labels: Mapping[Group, Bools],
+    custom_rules: Collection[str] = (),
 ) -> Summary:
     """Summarize one shard.
 
@@ -159,18 +160,19 @@ def summarize(
         language: Column of languages.
         chosen: Which pairs are in the subset, shape (pairs,); None: the kept ones.
         labels: More groups of pairs: which of them belong to each, shape (pairs,).
+        custom_rules: Names of custom rules; what any other name dropped is in the group `custom_rule`.
     """
     kept = np.asarray(pairs["kept"].combine_chunks().to_numpy(zero_copy_only=False), bool)
     found = Summary(pairs.num_rows, pairs.num_rows, refs=[(position, pairs.num_rows)])
     found.chosen = [kept if chosen is None else chosen]
     found.numbers = {name: [values] for name, values in _numbers(pairs, scores).items()}
     found.formats.update(_counts(pairs["original_format"]))
-    of_pairs = {Group("chosen"): found.chosen[0], **labels, **_reasons(pairs)}
+    of_pairs = {Group("chosen"): found.chosen[0], **labels, **_reasons(pairs, custom_rules)}
     _add_rows(found, "pairs", position, pairs, of_pairs, language)
     _add_hosts(found, pairs, found.chosen[0])
     if rejects is not None and rejects.num_rows:
         found.rows += rejects.num_rows
-        _add_rows(found, "rejects", position, rejects, _reasons(rejects), language)
+        _add_rows(found, "rejects", position, rejects, _reasons(rejects, custom_rules), language)
         _add_hosts(found, rejects, np.zeros(rejects.num_rows, bool))
     return found
 
@@ -201,14 +203,15 @@ def _add_rows(
         found.languages.update(_counts(table[language]))
 
 
-def _reasons(table: pa.Table) -> dict[Group, Bools]:
+def _reasons(table: pa.Table, custom_rules: Collection[str]) -> dict[Group, Bools]:
     """The rows that each reason rejected."""
     reasons = table["status"].combine_chunks()
     custom = pc.equal(reasons, Status.CUSTOM_RULE.value)
     if pc.any(custom).as_py():
         rule = pc.replace_substring_regex(pc.fill_null(table["status_detail"].combine_chunks(), ""), r"(?s):.*$", "")
         named = pc.binary_join_element_wise(pa.scalar(Status.CUSTOM_RULE.value), rule, ": ")
-        reasons = pc.if_else(custom, named, reasons)
+        known = pc.is_in(rule, value_set=pa.array(custom_rules, pa.string()))
+        reasons = pc.if_else(pc.and_(custom, known), named, reasons)
     encoded = reasons.dictionary_encode()
     codes = np.asarray(encoded.indices)
     names = encoded.dictionary.to_pylist()
