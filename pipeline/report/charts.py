@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pairmill.pipeline.common.text import counted
 
 WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 24, 32
+LEFT, RIGHT, TOP, BOTTOM = 62, 26, 24, 32
 """Margins around the plot."""
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
@@ -110,9 +110,13 @@ class Axis:
         """Position of a value."""
         return LEFT + PLOT_WIDTH * (value - self.low) / (self.high - self.low)
 
-    def ticks(self) -> list[Tick]:
-        """At most _MAX_TICKS round values."""
-        return [Tick(round(self.x(value), 1), label) for value, label in round_values(self.low, self.high, _MAX_TICKS)]
+    def ticks(self, whole: bool = False) -> list[Tick]:
+        """A few round values, or round whole numbers."""
+        if whole and self.high - self.low < _MAX_TICKS:
+            values = [(float(value), f"{value:,}") for value in range(math.ceil(self.low), math.floor(self.high) + 1)]
+        else:
+            values = round_values(self.low, self.high, _MAX_TICKS)
+        return [Tick(round(self.x(value), 1), text) for value, text in values]
 
 
 def round_step(span: float, most: int) -> float:
@@ -198,7 +202,7 @@ def histogram(
     note = ""
     if cut and (outside := int(((together < edges[0]) | (together >= edges[-1])).sum())):
         note = f"The first and the last bar include {counted(outside, 'value')} beyond the axis."
-    return bar_chart(title, series, counts, edges, labels, axis.ticks(), threshold_marker(axis, threshold), note)
+    return bar_chart(title, series, counts, edges, labels, axis.ticks(whole), threshold_marker(axis, threshold), note)
 
 
 def bar_chart(

@@ -210,7 +210,7 @@ def _reasons(table: pa.Table, custom_rules: Collection[str]) -> dict[Group, Bool
     if pc.any(custom).as_py():
         rule = pc.replace_substring_regex(pc.fill_null(table["status_detail"].combine_chunks(), ""), r"(?s):.*$", "")
         named = pc.binary_join_element_wise(pa.scalar(Status.CUSTOM_RULE.value), rule, ": ")
-        known = pc.is_in(rule, value_set=pa.array(custom_rules, pa.string()))
+        known = pc.is_in(rule, value_set=pa.array(list(custom_rules), pa.string()))
         reasons = pc.if_else(pc.and_(custom, known), named, reasons)
     encoded = reasons.dictionary_encode()
     codes = np.asarray(encoded.indices)

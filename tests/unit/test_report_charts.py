@@ -69,6 +69,12 @@ def test_whole_numbers_have_bars_of_at_least_one() -> None:
     ]
 
 
+def test_whole_numbers_have_whole_ticks() -> None:
+    for top in (1, 2, 5, 9, 400):
+        chart = histogram("words", [np.array([1.0, top]), np.array([])], ("a", "b"), whole=True)
+        assert chart and len(chart.x_ticks) >= 2 and all("." not in tick.label for tick in chart.x_ticks)
+
+
 def test_values_beyond_the_axis_are_counted_and_said() -> None:
     values = np.concatenate([np.full(1, -1e9), np.linspace(0, 1, 998), np.full(1, 1e9)])
     chart = histogram("x", [values, np.array([])], ("a", "b"), cut=0.01)
