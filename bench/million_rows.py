@@ -6,7 +6,7 @@ A few dozen small photographs (or, without --pictures, drawings) repeat over all
 as in a dataset from the web: hosts of Zipf sizes, of which some lose most of their rows, dead links, small pictures,
 duplicates, similarities ~ N(0.25, 0.05) of which those below 0.2 are dropped, and embeddings of 512 elements in one
 cluster per picture and subject. A second call with more rows adds shards. `pairmill verify --rescore 0` accepts it;
-scores cannot be recomputed, because the model never ran. One million rows take about 6.5 GB and 3 minutes.
+scores cannot be recomputed, because the model never ran. One million rows take about 6.5 GB and 1.5 minutes.
 """
 
 import argparse

@@ -259,6 +259,13 @@ def test_a_subset_s_report_shows_its_steps_what_they_dropped_and_its_duplicates(
     assert "threshold 0.45" in html and ">in clean<" in html and ">not in it<" in html
 
 
+def test_near_duplicates_are_found_by_their_distance(tmp_path: Path) -> None:
+    hashes = ["0" * 16, "0" * 15 + "1", "f" * 16, None]
+    store = write_dataset(tmp_path, [[pair(f"{n}", 0.9 - n / 10, phash=each) for n, each in enumerate(hashes)]])
+    subset(store, "clean", {"dedup": {"by": "phash", "distance": 1}})
+    assert shown(page(store, "clean"), "1 duplicate of 0:0") == [0.9, 0.8]
+
+
 def test_two_subsets_are_compared_exactly(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([n / 10 for n in range(10)], 0)])
     subset(store, "high", {"where": "similarity >= 0.55"})
