@@ -17,6 +17,7 @@ from pairmill.schemas.version import VERSION as __version__
 if TYPE_CHECKING:
     from pairmill.jobs.add_model import ColumnsResult
     from pairmill.jobs.api.choose import export, select
+    from pairmill.jobs.api.find import index, search
     from pairmill.jobs.api.make import add_model, build, embed, retry
     from pairmill.jobs.api.read import open, report, status, verify
     from pairmill.jobs.export import ExportResult
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from pairmill.jobs.report import ReportResult
     from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
+    from pairmill.jobs.search import SearchResult
     from pairmill.pipeline.check.report import VerifyReport
     from pairmill.pipeline.feed.config import FeedConfig
     from pairmill.pipeline.feed.pair_dataset import PairDataset
     from pairmill.pipeline.reader.dataset import Dataset, Row
     from pairmill.pipeline.rules.custom import at, rule
+    from pairmill.pipeline.search.build_index import IndexReport
+    from pairmill.pipeline.search.matches import Match
     from pairmill.schemas.errors import JobError, PairmillError
     from pairmill.schemas.export import ExportJob
     from pairmill.schemas.job.fetch import FetchConfig
@@ -53,7 +57,9 @@ __all__ = [
     "FeedConfig",
     "FetchConfig",
     "ImagesConfig",
+    "IndexReport",
     "JobError",
+    "Match",
     "ModelConfig",
     "PairDataset",
     "PairmillError",
@@ -66,6 +72,7 @@ __all__ = [
     "S3Access",
     "S3Config",
     "Sample",
+    "SearchResult",
     "SelectJob",
     "SelectStep",
     "SourceConfig",
@@ -80,10 +87,12 @@ __all__ = [
     "build",
     "embed",
     "export",
+    "index",
     "open",
     "report",
     "retry",
     "rule",
+    "search",
     "select",
     "status",
     "verify",
@@ -92,11 +101,13 @@ __all__ = [
 _MODULES = {
     "jobs.add_model": ("ColumnsResult",),
     "jobs.api.choose": ("export", "select"),
+    "jobs.api.find": ("index", "search"),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
     "jobs.api.read": ("open", "report", "status", "verify"),
     "jobs.progress": ("ProgressListener",),
     "jobs.report": ("ReportResult",),
     "jobs.results": ("BuildResult",),
+    "jobs.search": ("SearchResult",),
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),
     "pipeline.check.report": ("VerifyReport",),
@@ -104,6 +115,8 @@ _MODULES = {
     "pipeline.feed.pair_dataset": ("PairDataset",),
     "pipeline.reader.dataset": ("Dataset", "Row"),
     "pipeline.rules.custom": ("at", "rule"),
+    "pipeline.search.build_index": ("IndexReport",),
+    "pipeline.search.matches": ("Match",),
     "schemas.errors": ("JobError", "PairmillError"),
     "schemas.export": ("ExportJob",),
     "schemas.job.fetch": ("FetchConfig",),

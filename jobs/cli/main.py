@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pairmill.jobs.cli import build, demo, reference, report, select, status, submit
+from pairmill.jobs.cli import build, demo, reference, report, search, select, status, submit
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
 from pairmill.jobs.cli.terminal import stdout_errors
 
@@ -72,6 +72,14 @@ app.command(
     cls=Command,
     epilog=examples("pairmill export out clean train", "pairmill export out clean hf --format parquet"),
 )(select.export)
+app.command(cls=Command, epilog=examples("pairmill index out", "pairmill index out --of text"))(search.index)
+app.command(
+    cls=Command,
+    epilog=examples(
+        "pairmill search out 'a red bicycle'",
+        "pairmill search out --image cat.jpg --top 100 \\\n    --save found.parquet --open",
+    ),
+)(search.search)
 app.command(
     cls=Command,
     options_metavar="[OPTIONS] COMMAND ARGUMENTS",

@@ -1,0 +1,140 @@
+"""`pairmill index` and `pairmill search`: find pairs by a text, a picture or another pair."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pairmill.jobs.cli.options import Json, Output, S3Settings
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+
+if TYPE_CHECKING:
+    from pairmill.jobs.search import SearchResult
+
+_PLAIN_WIDTH = 200
+
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="ALIAS", help="Whose embeddings; by default the dataset's first model.")
+]
+Of = Annotated[
+    Literal["image", "text"],
+    typer.Option("--of", metavar="KIND", help="The embeddings of pictures (image, the default) or of captions (text)."),
+]
+
+
+def index(
+    output: Output,
+    model: Model = None,
+    of: Of = "image",
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Index the embeddings of a dataset.
+
+    Run it again after a retry or when there are more shards: it indexes only what is new. If it is interrupted, run the
+    same command again to resume. Small datasets need no index.
+    """
+    from dataclasses import asdict
+
+    with errors():
+        from pairmill.jobs.search import index as run_index
+        from pairmill.pipeline.common.text import counted
+
+        with progress("Finished parts stay; run the same command again to resume.") as listener:
+            report = run_index(open_store(output, settings), model, of, listener.step)
+    counts = (("embedding", report.embeddings), ("row", report.rows), ("part", report.parts))
+    embeddings, rows, parts = (counted(number, noun) for noun, number in counts)
+    typer.echo(f"{embeddings} of {rows} in {parts}, {report.num_bytes / 1e6:,.1f} MB")
+    typer.echo(f"{report.parts_built:,} built in this run, {report.parts_removed:,} outdated and deleted")
+    if missing := report.rows - report.embeddings:
+        what = "picture" if of == "image" else "caption"
+        typer.echo(f"{counted(missing, 'row')} cannot be found: no embedding of the {what}")
+    if as_json:
+        print_json(asdict(report))
+
+
+def search(
+    output: Output,
+    text: Annotated[str | None, typer.Argument(metavar="QUERY", help="What to look for, in words.")] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="FILE", help="Find what looks like this picture.")
+    ] = None,
+    uid: Annotated[
+        str | None, typer.Option("--uid", metavar="UID", help="Find what is similar to this pair of the dataset.")
+    ] = None,
+    model: Model = None,
+    of: Of = "image",
+    top: Annotated[int, typer.Option("--top", "-k", metavar="N", help="How many rows to find.", min=1)] = 20,
+    subset: Annotated[str | None, typer.Option(metavar="NAME", help="Find only rows of this subset.")] = None,
+    save: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write uid, row_id and score to a Parquet file, for select.")
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Write a page with the pictures, in HTML.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show that page in the browser.")] = False,
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Find pairs by a text, a picture or a pair.
+
+    Up to 100,000 rows are searched without an index; for more, run `pairmill index OUT` first.
+    """
+    with errors():
+        from pairmill.jobs.search import Query
+        from pairmill.jobs.search import search as run_search
+
+        query = Query(text, image, uid, model, of, top, subset)
+        if open_page and page is None:
+            page = _temporary_page()
+        with progress("Nothing was written.") as listener:
+            result = run_search(open_store(output, settings), query, page, listener.step)
+        if save is not None:
+            result.save(save)
+    _print(result)
+    for path in (save, page):
+        if path is not None:
+            typer.echo(path)
+    if open_page and page is not None:
+        _show(page)
+    if as_json:
+        print_json(result.as_dict())
+
+
+def _print(result: "SearchResult") -> None:
+    """Print the matches as a table as wide as the terminal, then what was searched."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pairmill.pipeline.pages.visible_text import visible_text
+
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("uid", no_wrap=True, min_width=32)
+    table.add_column("caption", no_wrap=True, overflow="ellipsis", ratio=3)
+    table.add_column("url", no_wrap=True, overflow="ellipsis", ratio=2)
+    for match in result.matches:
+        texts = (match.uid, match.caption or "", match.url or "")
+        table.add_row(f"{match.score:.4f}", *(Text(visible_text(text, _PLAIN_WIDTH)) for text in texts))
+    if result.matches:
+        console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+        console.print(table)
+    else:
+        typer.echo("nothing was found")
+    for fact in result.facts():
+        typer.echo(visible_text(fact, 1_000), err=True)
+
+
+def _temporary_page() -> str:
+    import tempfile
+
+    return tempfile.NamedTemporaryFile(prefix="pairmill-search-", suffix=".html", delete=False).name
+
+
+def _show(page: str) -> None:
+    import webbrowser
+    from pathlib import Path
+
+    if not webbrowser.open(Path(page).absolute().as_uri()):
+        typer.echo(f"pairmill: there is no browser here; open {page} yourself", err=True)

@@ -1,0 +1,24 @@
+"""Makes the page of a search: the pictures that were found, best first, with score, caption, URL and uid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pairmill.pipeline.pages.templates import environment
+from pairmill.pipeline.pages.thumbnails import Thumbnail
+
+
+@dataclass(frozen=True)
+class FoundPicture:
+    """One result. Caption and URL are untrusted text."""
+
+    score: float
+    uid: str
+    caption: str | None
+    url: str | None
+    thumbnail: Thumbnail
+
+
+def search_page(query: str, facts: Sequence[str], found: Sequence[FoundPicture]) -> str:
+    """One HTML page without scripts, which loads nothing. `facts`: lines about the search."""
+    template = environment().get_template("search.html.j2")
+    return template.render(title=f"Search: {query}", query=query, facts=facts, found=found)

@@ -1,0 +1,99 @@
+"""Reads the stored embeddings of one model: those of the pictures, or those of the captions."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.dataset.chunks import ShardFiles
+from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.search.vector_index import Floats, Halves
+from pairmill.schemas.batch import ScoreContract
+from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.index import EmbeddingKind
+from pairmill.schemas.pairs import score_column_names
+
+
+class SearchError(PairmillError, ValueError):
+    """The dataset cannot be searched as asked; the message says what to do."""
+
+    kind = FailureKind.JOB
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings of one model in the shards of a snapshot."""
+
+    snapshot: Snapshot
+    alias: str
+    kind: EmbeddingKind
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, alias: str | None, kind: EmbeddingKind = "image") -> "Embeddings":
+        """The embeddings of a model; None: the first one. Raises SearchError if the dataset has no such model."""
+        known = [*(model.alias for model in snapshot.plan.job.models), *snapshot.aliases]
+        root = snapshot.store.root
+        if not known:
+            raise SearchError(
+                f"{root} has no embeddings; compute them with `pairmill embed {root} --add-model NAME` first"
+            )
+        if alias is not None and alias not in known:
+            if alias in snapshot.store.folders("columns"):
+                raise SearchError(f"some shards lack the model {alias!r}: run embed --add-model again")
+            raise SearchError(f"{root} has no model {alias!r}; it has: {', '.join(known)}")
+        return cls(snapshot, alias or known[0], kind)
+
+    @property
+    def column(self) -> str:
+        """Name of the column."""
+        names = score_column_names(self.alias)
+        return names.image_embedding if self.kind == "image" else names.text_embedding
+
+    @property
+    def dim(self) -> int:
+        """Length of the embeddings."""
+        return int(self.snapshot.schema.field(self.column).type.list_size)
+
+    @cached_property
+    def contract(self) -> ScoreContract:
+        """How the embeddings were computed. Raises SearchError if their file does not say."""
+        name, _ = self._file(self.snapshot.chunk.shards[0])
+        with self.snapshot.errors():
+            metadata = read_schema(self.snapshot.store, name).metadata or {}
+        for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
+            if model["alias"] == self.alias:
+                return ScoreContract(**model)
+        raise SearchError(f"{self.snapshot.store.path(name)} does not say which model {self.alias!r} is")
+
+    def blake2b(self, shard: ShardFiles) -> str:
+        """Checksum of the shard's file with the embeddings, as in its manifest."""
+        return self._file(shard)[1]
+
+    def read(self, shard: ShardFiles) -> tuple[Halves, npt.NDArray[np.int64]]:
+        """(float16 [embeddings, dim], the row of each in the shard's pairs file [embeddings]).
+
+        Leaves out rows without an embedding: null, or with an element that is NaN or infinite. Raises DatasetError.
+        """
+        column = self.snapshot.read(shard, [self.column])[self.column]
+        array: pa.FixedSizeListArray = column.combine_chunks()
+        rows = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
+        vectors: Halves = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)  # without nulls
+        is_finite = np.isfinite(vectors).all(axis=1)
+        return (vectors, rows) if is_finite.all() else (vectors[is_finite], rows[is_finite])
+
+    def vector(self, position: int, row: int) -> Floats | None:
+        """The embedding of one row of the shard at this position, float32 [dim]; None if it has none."""
+        vectors, rows = self.read(self.snapshot.chunk.shards[position])
+        (found,) = np.nonzero(rows == row)
+        return vectors[found[0]].astype(np.float32) if len(found) else None
+
+    def _file(self, shard: ShardFiles) -> tuple[str, str]:
+        """(name, checksum) of the shard's file with the embeddings."""
+        if self.alias not in self.snapshot.aliases:
+            return shard.pairs, shard.pairs_blake2b
+        added = list(self.snapshot.aliases).index(self.alias)
+        return shard.columns[added], shard.columns_blake2b[added]
