@@ -1,0 +1,252 @@
+"""Tests the search index against brute force by NumPy: whole, grown shard by shard, after retries, and in subsets."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import check_dataset_folder
+from pairmill.pipeline.search import index as search_index
+from pairmill.pipeline.search import part_files, vector_index
+from pairmill.pipeline.search.build_index import IndexReport, build_index
+from pairmill.pipeline.search.embeddings import Embeddings, SearchError
+from pairmill.pipeline.search.index import SearchIndex
+from pairmill.pipeline.search.matches import subset_mask
+from pairmill.schemas.index import IndexPart
+from tests.unit.search.vectors import (
+    ALIAS,
+    DIM,
+    SHARD_ROWS,
+    Floats,
+    add_embeddings,
+    brute_force,
+    is_missing,
+    make_dataset,
+    retry,
+    snapshot,
+    vectors_of,
+)
+from tests.unit.select.conftest import make_subset
+
+SHARDS = 12
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_dataset(tmp_path / "out", SHARDS)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of four shards, and no search without an index."""
+    monkeypatch.setattr(part_files, "PART_ROWS", 4 * SHARD_ROWS)
+    monkeypatch.setattr(search_index, "MAX_UNINDEXED_ROWS", 0)
+
+
+@pytest.fixture
+def many_lists(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lists as in a dataset of a million rows."""
+    monkeypatch.setattr(vector_index, "FLAT_ROWS", 100)
+    yield
+
+
+def queries(n: int = 20) -> Floats:
+    return vectors_of(1_000, 0, n)
+
+
+def build(folder: Path) -> IndexReport:
+    return build_index(Embeddings.of(snapshot(folder), ALIAS))
+
+
+def opened(folder: Path) -> SearchIndex:
+    return SearchIndex.open(Store(str(folder)), snapshot(folder), ALIAS)
+
+
+def found(folder: Path, k: int = 10) -> list[list[int]]:
+    rows, scores = opened(folder).search(queries(), k)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    return rows.tolist()
+
+
+def recall(rows: list[list[int]], truth: list[list[int]]) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows, truth, strict=True)]))
+
+
+def test_without_an_index_few_rows_are_searched_exactly(folder: Path) -> None:
+    index = opened(folder)
+    assert index.is_exact
+    assert found(folder) == brute_force(folder, queries(), 10)
+    assert not (folder / "index").exists()
+
+
+def test_a_flat_index_equals_brute_force_and_its_scores_are_cosines(folder: Path, small_parts: None) -> None:
+    assert build(folder).parts == 3
+    index = opened(folder)
+    rows, scores = index.search(5 * queries(), 10)
+    assert rows.tolist() == brute_force(folder, queries(), 10)
+    stored = np.concatenate([vectors_of(shard) for shard in range(SHARDS)]).astype(np.float16).astype(np.float32)
+    assert np.allclose(scores, np.einsum("nd,nkd->nk", queries(), stored[rows]), atol=1e-5)
+
+
+def test_rows_without_an_embedding_are_counted_and_never_found(folder: Path, small_parts: None) -> None:
+    missing = np.concatenate([is_missing(shard) for shard in range(SHARDS)])
+    report = build(folder)
+    assert (report.rows, report.rows - report.embeddings) == (SHARDS * SHARD_ROWS, missing.sum())
+    index = opened(folder)
+    assert index.num_rows - index.num_embeddings == missing.sum() > 0
+    rows, scores = index.search(queries(1), SHARDS * SHARD_ROWS)
+    assert sorted(rows[0][rows[0] >= 0].tolist()) == np.flatnonzero(~missing).tolist()
+    assert (rows[0][-missing.sum() :] == -1).all()
+    assert np.isneginf(scores[0][-missing.sum() :]).all()
+
+
+def test_an_embedding_that_is_not_a_number_is_none(folder: Path) -> None:
+    vectors = vectors_of(0)
+    missing = is_missing(0)
+    bad = int(np.flatnonzero(~missing)[0])
+    vectors[bad, 3] = np.nan
+    add_embeddings(folder, 0, 0, vectors)
+    index = opened(folder)
+    assert index.num_rows - index.num_embeddings == sum(int(is_missing(each).sum()) for each in range(SHARDS)) + 1
+    assert bad not in index.search(vectors_of(0)[bad][None], 100)[0]
+
+
+def test_incremental_equals_rebuilt(tmp_path: Path, folder: Path, small_parts: None, many_lists: None) -> None:
+    grown = make_dataset(tmp_path / "grown", 3)
+    assert build(grown).parts_built == 1
+    for shards, built, removed in ((6, 2, 1), (6, 0, 0), (SHARDS, 2, 1)):
+        report = build(make_dataset(grown, shards))
+        assert (report.parts_built, report.parts_removed) == (built, removed)
+    build(folder)
+    assert found(grown) == found(folder)
+    assert parts(grown) == parts(folder)
+    assert recall(found(grown), brute_force(grown, queries(), 10)) > 0.6
+
+
+def parts(folder: Path) -> list[tuple[str, int]]:
+    """The name of each part without its attempt, and its number of lists."""
+    records = part_files.read_parts(Store(str(folder)), f"index/{ALIAS}-image")
+    files = {path.name for path in (folder / f"index/{ALIAS}-image").glob("*.faiss")}
+    assert files == {part.file.path.rpartition("/")[2] for part in records.values()}
+    return sorted((stem, part.lists) for stem, part in records.items())
+
+
+def test_a_retry_replaces_only_its_part(folder: Path, small_parts: None) -> None:
+    build(folder)
+    before = dict(parts(folder))
+    retry(folder, 5)
+    with pytest.raises(SearchError, match=r"57 rows of .* are in no index; run `pairmill index .* --model vec` first"):
+        opened(folder)
+    report = build(folder)
+    assert (report.parts, report.parts_removed) == (4, 1)  # 207 rows are too many for one part
+    assert len(before.keys() & dict(parts(folder)).keys()) == 2
+    assert found(folder) == brute_force(folder, queries(), 10)
+
+
+def test_shards_that_are_in_no_part_or_another_generation_are_searched_too(
+    folder: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(folder)
+    monkeypatch.setattr(search_index, "MAX_UNINDEXED_ROWS", 1_000)
+    retry(folder, 2)
+    make_dataset(folder, SHARDS + 2)
+    assert found(folder) == brute_force(folder, queries(), 10)
+    assert opened(folder).num_rows == (SHARDS + 2) * SHARD_ROWS + 7
+
+
+def test_an_old_part_beside_its_successor_changes_nothing(folder: Path, small_parts: None) -> None:
+    build(folder)
+    shutil.copytree(folder / "index", folder / "old")
+    retry(folder, 5)
+    build(folder)
+    shutil.copytree(folder / "old", folder / "index", dirs_exist_ok=True)
+    assert found(folder) == brute_force(folder, queries(), 10)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.02, 0.0])
+def test_only_allowed_rows_are_found(folder: Path, small_parts: None, many_lists: None, share: float) -> None:
+    build(folder)
+    allowed = np.random.default_rng(3).random(SHARDS * SHARD_ROWS) < share
+    rows, _ = opened(folder).search(queries(), 10, allowed)
+    truth = brute_force(folder, queries(), 10, allowed)
+    assert allowed[rows[rows >= 0]].all()
+    assert [sum(row >= 0 for row in each) for each in rows.tolist()] == [len(each) for each in truth]
+    if share == 0.02:  # so few that all lists are read
+        assert [[row for row in each if row >= 0] for each in rows.tolist()] == truth
+
+
+def test_a_subset_is_a_mask(folder: Path) -> None:
+    make_subset(folder, "wide", {"where": "width > 500"})
+    mask = subset_mask(snapshot(folder), "wide")
+    rows, _ = opened(folder).search(queries(), 10, mask)
+    assert rows.tolist() == brute_force(folder, queries(), 10, mask)
+    assert 0 < mask.sum() < SHARDS * SHARD_ROWS
+
+
+def test_an_interrupted_run_is_resumed_and_leaves_nothing(
+    folder: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, made = Store.create, 0
+
+    def dies(store: Store, name: str, data: bytes) -> bool:
+        nonlocal made
+        made += 1
+        if made == 2:
+            raise KeyboardInterrupt
+        return create(store, name, data)
+
+    with monkeypatch.context() as context:
+        context.setattr(Store, "create", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build(folder)
+    assert len(list((folder / f"index/{ALIAS}-image").glob("*.faiss"))) == 2  # one without a manifest
+    report = build(folder)
+    assert (report.parts, report.parts_built) == (3, 2)
+    parts(folder)
+    check_dataset_folder(Store(str(folder)))
+
+
+def test_a_damaged_part_is_named_with_what_to_do(folder: Path, small_parts: None) -> None:
+    build(folder)
+    part = next((folder / f"index/{ALIAS}-image").glob("*.faiss"))
+    data = part.read_bytes()
+    for damaged in (b"junk", b"junk" + data[4:]):
+        part.write_bytes(damaged)
+        with pytest.raises(SearchError, match="delete .* and run `pairmill index` again"):
+            opened(folder)
+    part.unlink()
+    with pytest.raises(SearchError, match="is damaged or gone"):
+        opened(folder)
+
+
+def test_many_vectors_are_found_approximately_with_exact_scores() -> None:
+    rng = np.random.default_rng(0)
+    vectors = vectors_of(0, 0, 120_000, 32).astype(np.float16)
+    index = vector_index.VectorIndex.empty(32, len(vectors), vectors[:: len(vectors) // 40_000])
+    index.add(vectors, np.arange(len(vectors)))
+    assert index.lists > 100
+    some = vectors[rng.choice(len(vectors), 50)].astype(np.float32) + 0.05 * rng.standard_normal((50, 32), np.float32)
+    exact = some @ vectors.astype(np.float32).T
+    ids, scores = index.search(some, 10)
+    truth = np.argsort(-exact, axis=1)[:, :10]
+    assert recall(ids.tolist(), truth.tolist()) >= 0.95
+    assert np.allclose(scores, np.take_along_axis(exact, ids, axis=1), atol=1e-4)
+
+
+def test_the_record_of_a_part_says_what_it_covers(folder: Path, small_parts: None) -> None:
+    build(folder)
+    (name, *_) = sorted((folder / f"index/{ALIAS}-image/manifests").iterdir())
+    part = IndexPart.model_validate_json(name.read_bytes())
+    assert [(shard.shard, shard.generation) for shard in part.shards] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert (part.dim, part.lists, part.num_rows) == (DIM, 1, 4 * SHARD_ROWS)
+
+
+def test_a_model_that_is_not_there_is_an_error(folder: Path) -> None:
+    with pytest.raises(SearchError, match="has no model 'b32'; it has: vec"):
+        Embeddings.of(snapshot(folder), "b32")
+    (folder / f"columns/{ALIAS}/manifests/{0:09d}.json").unlink()
+    with pytest.raises(SearchError, match="has no embeddings"):
+        Embeddings.of(snapshot(folder), None)
