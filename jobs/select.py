@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,6 +12,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from pairmill.pipeline.columns.added_model import complete_models
+from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, counted
@@ -22,15 +23,16 @@ from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.keys import can_be_key
 from pairmill.pipeline.select.scan import MAX_STEPS
-from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.selector import UID_STEP, Selector
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
+from pairmill.pipeline.select.uid_file import UidFile, UidFileError
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages.build import versions
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.s3 import S3Config
-from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles
+from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles, UidFileReport
 
 ROWS_FOR_RAY = 2_000_000
 """With fewer rows, this process alone finishes before a local Ray instance would have started."""
@@ -58,7 +60,9 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
     Raises JobError before any work if the job cannot run as written, or afterwards if no row is left.
     """
     source = open_input(job.dataset, job.s3, job.partial)
+    job = _with_absolute_paths(job)
     _check_steps(job, source)
+    uid_files = _uid_files(job)
     exists = job.name in subset_names(source.store)
     if exists and not (dry_run or overwrite):
         raise JobError(f"{job.dataset} already has a subset {job.name!r}; choose another name, or add --overwrite")
@@ -72,9 +76,9 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
     with open_tasks(job, source.num_rows < ROWS_FOR_RAY, steps) as tasks:
         chunks = _chunks(source, tasks)
         selector = Selector.start(tasks, chunks, begin)
-        selector.run(job.rows == "kept", job.steps)
+        selector.run(job.rows == "kept", job.steps, uid_files)
         steps.name = "writing"
-        reports = list(_reports(job, selector))
+        reports = list(_reports(job, selector, uid_files, replaced))
         if not reports[-1].rows_out and not dry_run:
             raise JobError(_nothing_left(reports))
         files = [] if dry_run else _write(tasks, selector, job.name, attempt)
@@ -157,6 +161,25 @@ def _check_step(step: SelectStep, source: SelectInput) -> None:
         _check_dedup_column(step.dedup.by, source.schema)
 
 
+def _with_absolute_paths(job: SelectJob) -> SelectJob:
+    """The job with absolute paths of its files of uids, so that it can be repeated from another folder."""
+    steps = [step if step.uids is None else SelectStep(uids=absolute(step.uids)) for step in job.steps]
+    return job.model_copy(update={"steps": steps})
+
+
+def _uid_files(job: SelectJob) -> dict[str, UidFile]:
+    """Path -> the file of uids, whose content is checked. Raises JobError that names the step."""
+    found: dict[str, UidFile] = {}
+    for number, step in enumerate(job.steps, 1):
+        if step.uids is not None and step.uids not in found:
+            try:
+                found[step.uids] = UidFile.of(Files(job.s3), step.uids)
+                found[step.uids].load()
+            except UidFileError as error:
+                raise JobError(f"step {number}, uids: {error}") from None
+    return found
+
+
 def _expressions(step: SelectStep) -> Iterator[tuple[Expression, Literal["boolean", "number"]]]:
     """The expressions of a step, with what each must evaluate to."""
     if step.where is not None:
@@ -199,7 +222,9 @@ def step_names(job: SelectJob) -> list[str]:
     return ["rows: kept" if job.rows == "kept" else "rows: pairs", "dedup: by uid", *map(str, job.steps)]
 
 
-def _reports(job: SelectJob, selector: Selector) -> Iterator[StepReport]:
+def _reports(
+    job: SelectJob, selector: Selector, uid_files: Mapping[str, UidFile], replaced: Subset | None
+) -> Iterator[StepReport]:
     """One per step."""
     remaining = selector.num_rows
     for number, name in enumerate(step_names(job)):
@@ -210,7 +235,22 @@ def _reports(job: SelectJob, selector: Selector) -> Iterator[StepReport]:
             rows_out=remaining,
             threshold=selector.thresholds.get(number),
             largest_clusters=_clusters(selector, number),
+            uids=_uids_report(job, number, uid_files, replaced),
         )
+
+
+def _uids_report(
+    job: SelectJob, number: int, uid_files: Mapping[str, UidFile], replaced: Subset | None
+) -> UidFileReport | None:
+    """What to say about the file of a `uids` step; None for other steps."""
+    step = job.steps[number - UID_STEP - 1] if number > UID_STEP else None
+    if step is None or step.uids is None:
+        return None
+    file = uid_files[step.uids]
+    earlier = None
+    if replaced is not None and replaced.steps == job.steps and (before := replaced.reports[number].uids):
+        earlier = before.blake2b if before.blake2b != file.blake2b else None
+    return UidFileReport(num_uids=len(file.load()), blake2b=file.blake2b, earlier_blake2b=earlier)
 
 
 def _clusters(selector: Selector, step: int) -> list[Cluster]:

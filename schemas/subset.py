@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
@@ -82,11 +82,24 @@ class SelectStep(Settings):
     """Keep one row of each group of duplicates."""
     sample: Sample | None = None
     """Keep a random sample."""
+    uids: Uri | None = None
+    """Keep the rows whose uid is in the column `uid` of this Parquet file (local or `s3://`), such as the one that
+    `pairmill search --save` writes. 32 hex digits or UUIDs; other columns are ignored."""
+
+    @model_serializer(mode="wrap")
+    def _without_uids(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Earlier versions know no `uids`."""
+        values: dict[str, object] = serialize(self)
+        if self.uids is None:
+            values.pop("uids", None)
+        return values
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SelectStep":
         if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise ValueError("a step is one of where, top, dedup and sample; write each step as a separate list item")
+            raise ValueError(
+                "a step is one of where, top, dedup, sample and uids; write each step as a separate list item"
+            )
         return self
 
     @property
@@ -132,6 +145,17 @@ class Cluster(Settings):
     url: str | None
 
 
+class UidFileReport(Settings):
+    """The file of uids that a step selected from."""
+
+    num_uids: int
+    """Number of different uids."""
+    blake2b: str
+    """BLAKE2b-128 of the file."""
+    earlier_blake2b: str | None = None
+    """That of the file when the subset was selected before, if it was another one."""
+
+
 class StepReport(Settings):
     """What one step did."""
 
@@ -142,6 +166,16 @@ class StepReport(Settings):
     """`top` only: the lowest score that is kept. None if all rows are kept."""
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
+    uids: UidFileReport | None = None
+    """`uids` only: the file. Uids beyond `rows_out` are in no row that the earlier steps left."""
+
+    @model_serializer(mode="wrap")
+    def _without_uids(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Earlier versions know no `uids`."""
+        values: dict[str, object] = serialize(self)
+        if self.uids is None:
+            values.pop("uids", None)
+        return values
 
 
 class SubsetFiles(Settings):

@@ -50,7 +50,9 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
         case RetryOptions():
             return _changing(arguments, options, [options.output], has_models=False)
         case SelectOptions():
-            return _reading(arguments, options.job_file, [select_job(options).dataset])
+            selected = select_job(options)
+            uid_files = [step.uids for step in selected.steps if step.uids is not None]
+            return _reading(arguments, options.job_file, [selected.dataset, *uid_files])
         case ExportOptions():
             job = export_job(options)
             return _reading(arguments, options.job_file, [job.dataset, job.output])

@@ -9,7 +9,7 @@ from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
-    from pairmill.schemas.subset import Subset
+    from pairmill.schemas.subset import StepReport, Subset
 
 
 def select(
@@ -24,7 +24,7 @@ def select(
             "--step",
             metavar="STEP",
             help="As in the job file, in order: 'where: similarity >= 0.28', 'top: {by: similarity, fraction: 0.3}', "
-            "'dedup: {by: phash, distance: 4}', 'sample: {count: 1000}'.",
+            "'dedup: {by: phash, distance: 4}', 'sample: {count: 1000}', 'uids: found.parquet'.",
         ),
     ] = None,
     all_pairs: Annotated[
@@ -165,9 +165,23 @@ def _print(subset: "Subset") -> None:
         if report.threshold is not None:
             line += f"  threshold {report.threshold:.6g}"
         typer.echo(line)
+        if report.uids:
+            _print_uids(report)
         if report.largest_clusters:
             typer.echo("    the rows with the most duplicates, which were dropped:")
         for cluster in report.largest_clusters:
             typer.echo(f"    {counted(cluster.rows - 1, 'duplicate')} of {cluster.row_id} {cluster.url or ''}".rstrip())
         if report.rows_in and not report.rows_out:
             typer.echo(f"pairmill: {report.step!r} dropped all {counted(report.rows_in, 'row')}", err=True)
+
+
+def _print_uids(report: "StepReport") -> None:
+    """Say how many of the uids in a file were found, and whether the file is another one than before."""
+    from pairmill.pipeline.common.text import counted
+
+    assert report.uids is not None
+    missing = report.uids.num_uids - report.rows_out
+    unknown = f"; {missing:,} of them are in no row that the steps before left" if missing else ""
+    typer.echo(f"    {counted(report.uids.num_uids, 'uid')} in the file{unknown}")
+    if report.uids.earlier_blake2b:
+        typer.echo("pairmill: the file of uids has changed since the subset was selected before", err=True)

@@ -3,7 +3,7 @@ the results."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from pairmill.pipeline.select.order import HIGHEST, LOWEST, ORDER_KEY, Order, Or
 from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys, KeysWithin, NoOutput, SampledKeys, ScanOutput
 from pairmill.pipeline.select.scan import peek, scan
 from pairmill.pipeline.select.tasks import Handle, Tasks
+from pairmill.pipeline.select.uid_file import UidFile, UidIn
 from pairmill.schemas.subset import Dedup, Sample, SelectStep, Top
 
 PARTITION_ROWS = 2_000_000
@@ -63,8 +64,8 @@ class Selector:
         """A selector that has not dropped any row."""
         return cls(tasks, chunks, on_step, [None] * len(chunks), duplicates=[[] for _ in chunks])
 
-    def run(self, only_kept: bool, steps: Sequence[SelectStep]) -> None:
-        """Run all steps; afterwards `drop_step` and `counts` are final."""
+    def run(self, only_kept: bool, steps: Sequence[SelectStep], uid_files: Mapping[str, UidFile] | None = None) -> None:
+        """Run all steps; afterwards `drop_step` and `counts` are final. `uid_files`: those that `uids` steps name."""
         if only_kept:
             self.filters.append(IsKept(KEPT_STEP))
         self.on_step(UID_STEP)
@@ -79,6 +80,8 @@ class Selector:
                 self._top(number, Order(None, step.sample.seed), step.sample)
             elif step.dedup is not None:
                 self._dedup(number, step.dedup)
+            elif step.uids is not None:
+                self.filters.append(UidIn(number, (uid_files or {})[step.uids]))
         self._scan(NoOutput())
 
     @property

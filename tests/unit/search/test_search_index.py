@@ -215,7 +215,7 @@ def test_a_damaged_part_is_named_with_what_to_do(folder: Path, small_parts: None
     data = part.read_bytes()
     for damaged in (b"junk", b"junk" + data[4:]):
         part.write_bytes(damaged)
-        with pytest.raises(SearchError, match="delete .* and run `pairmill index` again"):
+        with pytest.raises(SearchError, match=r"delete .* and run `pairmill index` again"):
             opened(folder)
     part.unlink()
     with pytest.raises(SearchError, match="is damaged or gone"):

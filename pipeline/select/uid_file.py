@@ -1,0 +1,135 @@
+"""Reads lists of uids from Parquet files, such as `pairmill search --save` writes: the step `uids` of a select job."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.text import clean_text, counted
+from pairmill.pipeline.select.filters import RowIndices, RowMask
+from pairmill.pipeline.select.keys import U64, key_halves
+from pairmill.schemas.errors import FailureKind, PairmillError
+
+MAX_UIDS = 100_000_000
+"""Every process that scans rows keeps the whole list: 16 bytes per uid."""
+
+_BATCH_ROWS = 65_536
+_UID = r"^(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$"
+"""The same as `pairmill.pipeline.source.uid.own_uid` accepts."""
+
+
+class UidFileError(PairmillError, ValueError):
+    """A file of uids cannot be used; the message names it and says why."""
+
+    kind = FailureKind.JOB
+
+
+@dataclass(frozen=True)
+class UidList:
+    """Distinct uids in ascending order, as two halves of shape (uids,)."""
+
+    high: U64
+    low: U64
+
+    def __len__(self) -> int:
+        """Number of uids."""
+        return len(self.high)
+
+    def contains(self, high: U64, low: U64) -> RowMask:
+        """For each uid, whether it is in the list. Shapes (rows,)."""
+        start: npt.NDArray[np.int64] = np.searchsorted(self.high, high, side="left")
+        last = end = np.searchsorted(self.high, high, side="right")
+        while (open_ := start < end).any():  # once or twice, unless many uids begin alike: a binary search by `low`
+            middle = np.where(open_, (start + end) // 2, 0)
+            is_less = self.low[middle] < low
+            start = np.where(open_ & is_less, middle + 1, start)
+            end = np.where(open_ & ~is_less, middle, end)
+        found: RowMask = start < last
+        found[found] = self.low[start[found]] == low[found]
+        return found
+
+
+@dataclass(frozen=True)
+class UidFile:
+    """A Parquet file with a column `uid`, in a certain state. Cheap to pickle: each process reads the file once."""
+
+    files: Files
+    uri: str
+    blake2b: str
+
+    @classmethod
+    def of(cls, files: Files, uri: str) -> "UidFile":
+        """The file as it is now. Raises UidFileError if it cannot be read."""
+        try:
+            return cls(files, uri, files.checksum(uri)[0])
+        except OSError as error:
+            raise UidFileError(f"{uri} cannot be read: {error.strerror or error}") from None
+
+    def load(self) -> UidList:
+        """Its uids. Raises UidFileError if it is not such a file, or has changed."""
+        return _load(self)
+
+
+@dataclass(frozen=True)
+class UidIn:
+    """Keeps the rows whose uid is in a file."""
+
+    step: int
+    file: UidFile
+    columns: frozenset[str] = frozenset({"uid"})
+
+    def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
+        """Look up the uids."""
+        return self.file.load().contains(*key_halves(table["uid"], "uid"))
+
+
+@lru_cache(maxsize=4)
+def _load(file: UidFile) -> UidList:
+    if file.files.checksum(file.uri)[0] != file.blake2b:
+        raise UidFileError(f"{file.uri} has changed since the job began; run it again")
+    try:
+        with file.files.open(file.uri) as opened, pq.ParquetFile(opened) as parquet:
+            return _read(file.uri, parquet)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UidFileError(f"{file.uri} is not a readable Parquet file: {clean_text(str(error))}") from None
+
+
+def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
+    if "uid" not in parquet.schema_arrow.names:
+        raise UidFileError(f"{uri} has no column `uid`")
+    kind = parquet.schema_arrow.field("uid").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UidFileError(f"{uri}: column `uid` is {kind}, not text")
+    if (num_rows := parquet.metadata.num_rows) > MAX_UIDS:
+        raise UidFileError(f"{uri} has {num_rows:,} uids; at most {MAX_UIDS:,} fit into memory")
+    high, low = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+    for batch in parquet.iter_batches(_BATCH_ROWS, columns=["uid"]):
+        halves = key_halves(pa.chunked_array([_digits(uri, batch.column(0).cast(pa.string()))]), "uid")
+        high.append(halves[0])
+        low.append(halves[1])
+    return _sorted(np.concatenate(high), np.concatenate(low))
+
+
+def _digits(uri: str, uids: pa.Array) -> pa.Array:
+    """Uids without hyphens, in lower case."""
+    is_uid = pc.match_substring_regex(uids, _UID).fill_null(False)
+    if wrong := len(uids) - is_uid.true_count:
+        first = uids.filter(pc.invert(is_uid))[0].as_py()
+        example = "null" if first is None else repr(clean_text(first, 40) or "")
+        values = counted(wrong, "value")
+        raise UidFileError(f"{uri}: column `uid` has {values} that cannot be uids, such as {example}")
+    return pc.utf8_lower(pc.replace_substring(uids, "-", ""))
+
+
+def _sorted(high: U64, low: U64) -> UidList:
+    order = np.lexsort((low, high))
+    high, low = high[order], low[order]
+    is_new = np.ones(len(high), np.bool_)
+    is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return UidList(high[is_new], low[is_new])

@@ -1,0 +1,152 @@
+"""Tests the step `uids`: rows are selected by a Parquet file of uids, in any of the forms that a uid may have."""
+
+import json
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.select import refresh
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.subset import read_subset
+from pairmill.pipeline.select import uid_file
+from pairmill.pipeline.select.keys import key_halves
+from pairmill.pipeline.select.uid_file import UidFile, UidFileError
+from pairmill.pipeline.source.uid import own_uid
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.subset import SelectJob, SelectStep, StepReport
+from tests.unit.select.conftest import make_subset, oracle, row_ids
+
+
+def all_uids(dataset: Path) -> list[str]:
+    tables = [pq.ParquetFile(path).read(columns=["uid"]) for path in sorted(dataset.glob("pairs/*.parquet"))]
+    return [str(uid) for uid in pa.concat_tables(tables)["uid"].to_pylist()]
+
+
+def write(path: Path, uids: list[str | None], kind: pa.DataType | None = None) -> str:
+    pq.write_table(pa.table({"score": np.zeros(len(uids)), "uid": pa.array(uids, kind or pa.string())}), path)
+    return str(path)
+
+
+def test_the_rows_of_the_file_are_selected_in_dataset_order(
+    dataset: Path, tmp_path: Path, many_chunks: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = all_uids(dataset)[::7]
+    given_forms: list[str | None] = [*chosen[::2], *(str(uuid.UUID(uid)).upper() for uid in chosen[1::2]), chosen[0]]
+    file = write(tmp_path / "found.parquet", [*given_forms, "f" * 32, str(uuid.UUID(int=5))])
+    subset = make_subset(dataset, "found", {"uids": file}, {"where": "width > 300"})
+    pq.write_table(pa.table({"uid": sorted(set(chosen))}), tmp_path / "oracle.parquet")
+    sql = f"select * from rows where uid in (select uid from '{tmp_path}/oracle.parquet') and width > 300"
+    assert row_ids(dataset, "found") == oracle(dataset, sql)
+    report = subset.reports[2]
+    assert report.uids is not None
+    assert report.uids.num_uids == len(set(chosen)) + 2
+    assert report.uids.blake2b == Store(str(tmp_path)).checksum("found.parquet")[0]
+    assert 0 < report.rows_out < report.uids.num_uids - 2  # the build did not keep some of the rows
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_of_any_arrow_type_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    file = write(tmp_path / "a.parquet", ["0" * 31 + "1", "0" * 32], kind)
+    assert len(UidFile.of(Files(), file).load()) == 2
+
+
+def test_a_refresh_with_another_file_says_so_and_takes_it(dataset: Path, tmp_path: Path) -> None:
+    uids = all_uids(dataset)
+    file = write(tmp_path / "f.parquet", [*uids[:50]])
+    first = make_subset(dataset, "again", {"uids": file})
+    job = SelectJob(dataset=str(dataset), name="again")
+    same = refresh(job)
+    assert same.reports == first.reports
+    write(tmp_path / "f.parquet", [*uids[:90]])
+    changed = refresh(job)
+    assert first.reports[2].uids is not None and changed.reports[2].uids is not None
+    assert changed.rows_out > first.rows_out
+    assert changed.reports[2].uids.earlier_blake2b == first.reports[2].uids.blake2b
+    assert read_subset(Store(str(dataset)), "again") == changed
+
+
+def test_the_command_says_how_many_are_unknown_and_keeps_the_absolute_path(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "f.parquet", [all_uids(dataset)[0], "e" * 32, "d" * 32])
+    monkeypatch.chdir(tmp_path)
+    arguments = ["select", str(dataset), "few", "--all-pairs", "--step", "uids: f.parquet", "--overwrite"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "3 uids in the file; 2 of them are in no row that the steps before left" in done.stdout
+    record = json.loads((dataset / "subsets/few/selection.json").read_bytes())
+    assert record["steps"] == [
+        {"where": None, "top": None, "dedup": None, "sample": None, "uids": f"{tmp_path}/f.parquet"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        ({"id": ["a"]}, "has no column `uid`"),
+        ({"uid": [1]}, "column `uid` is int64, not text"),
+        ({"uid": ["0" * 32, None]}, "1 value that cannot be uids, such as null"),
+        ({"uid": ["x\x1b[31m", "0" * 31, "0" * 32]}, r"2 values that cannot be uids, such as 'x \[31m'"),
+        (None, "is not a readable Parquet file"),
+    ],
+)
+def test_a_file_that_is_not_a_list_of_uids_is_an_error_that_names_the_step(
+    dataset: Path, tmp_path: Path, column: dict[str, list[object]] | None, problem: str
+) -> None:
+    path = tmp_path / "f.parquet"
+    if column is None:
+        path.write_text("uid\n")
+    else:
+        pq.write_table(pa.table(column), path)
+    with pytest.raises(JobError, match=f"^step 1, uids: .*{problem}"):
+        make_subset(dataset, "no", {"uids": str(path)})
+    with pytest.raises(JobError, match=r"^step 1, uids: .*missing.parquet cannot be read: No such file"):
+        make_subset(dataset, "no", {"uids": str(tmp_path / "missing.parquet")})
+
+
+def test_a_file_that_changes_while_it_is_used_and_one_that_is_too_long_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = UidFile.of(Files(), write(tmp_path / "f.parquet", ["0" * 32, "1" * 32]))
+    write(tmp_path / "f.parquet", ["2" * 32])
+    with pytest.raises(UidFileError, match="has changed since the job began"):
+        file.load()
+    monkeypatch.setattr(uid_file, "MAX_UIDS", 0)
+    with pytest.raises(UidFileError, match="has 1 uids; at most 0 fit"):
+        UidFile.of(Files(), str(tmp_path / "f.parquet")).load()
+
+
+UIDS = st.builds(
+    lambda high, low: f"{high:016x}{low:016x}", st.sampled_from([0, 1, 2**64 - 1]), st.integers(0, 20)
+) | st.integers(0, 2**128 - 1).map(lambda number: f"{number:032x}")
+
+
+@given(st.lists(UIDS, max_size=60), st.lists(UIDS, max_size=60))
+def test_law_a_list_contains_exactly_its_uids(listed: list[str], asked: list[str]) -> None:
+    made = uid_file._sorted(*key_halves(pa.chunked_array([pa.array(listed, pa.string())]), "uid"))
+    assert len(made) == len(set(listed))
+    found = made.contains(*key_halves(pa.chunked_array([pa.array(asked, pa.string())]), "uid"))
+    assert found.tolist() == [uid in set(listed) for uid in asked]
+
+
+@given(st.text("0aF-g{}", max_size=40) | st.uuids().map(str) | st.uuids().map(lambda u: u.hex.upper()))
+def test_law_a_uid_is_what_it_is_elsewhere(text: str) -> None:
+    try:
+        found = uid_file._digits("f", pa.array([text])).to_pylist()
+    except UidFileError:
+        found = [None]
+    assert found == [own_uid(text)]
+
+
+def test_records_of_other_steps_are_as_before() -> None:
+    assert set(SelectStep(where="a").model_dump()) == {"where", "top", "dedup", "sample"}
+    assert "uids" not in StepReport(step="a", rows_in=1, rows_out=1).model_dump()
