@@ -111,7 +111,7 @@ class SearchResult:
         """What was searched, and what cannot be found, line by line."""
         what = "pictures" if self.of == "image" else "captions"
         how = "exactly" if self.is_exact else "approximately, by its index"
-        yield f"{counted(self.rows, 'row')} of {self.output} searched {how}: the {what}' embeddings of {self.model}"
+        yield f"{counted(self.rows, 'row')} of {self.output} searched {how} (embeddings of {what} by {self.model})"
         if self.rows_without_embedding:
             rows = counted(self.rows_without_embedding, "row")
             yield f"{rows} of the dataset cannot be found: no embedding of the {_noun(self.of)}"

@@ -118,12 +118,16 @@ def _print(result: "SearchResult") -> None:
         texts = (match.uid, match.caption or "", match.url or "")
         table.add_row(f"{match.score:.4f}", *(Text(visible_text(text, _PLAIN_WIDTH)) for text in texts))
     if result.matches:
-        console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+        console = Console(width=None if _is_terminal() else _PLAIN_WIDTH, highlight=False)
         console.print(table)
     else:
         typer.echo("nothing was found")
     for fact in result.facts():
         typer.echo(visible_text(fact, 1_000), err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _temporary_page() -> str:

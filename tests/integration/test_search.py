@@ -1,0 +1,201 @@
+"""Tests `pairmill index` and `search` with the bundled model, on drawn pictures and on hostile captions."""
+
+import io
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import pairmill
+from pairmill.jobs.cli.main import app
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.encode.tiny.draw import Scene, caption, random_scene, render
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.search import index as search_index
+from pairmill.pipeline.search import part_files, query, vector_index
+from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.index import SearchIndex
+from pairmill.pipeline.search.query import QueryModel, embed_image, embed_text
+from pairmill.schemas.errors import JobError
+from tests.integration.test_build import sequentially
+from tests.integration.test_embed import embed_job
+from tests.tars import write_tar
+
+PICTURES = 1_000
+
+HOSTILE = (
+    "<script>document.title='pwned'</script><img src=x onerror=alert(1)>",
+    "\x1b[2J\x1b]0;title\x07 [bold red]markup[/] \u202egnp.exe\u200b",
+    '=cmd|"/C calc"!A0',
+    "'; drop table pairs; -- " + 10_000 * "x",
+)
+
+
+def jpeg(scene: Scene, seed: int) -> bytes:
+    buffer = io.BytesIO()
+    render(scene, random.Random(seed), 96).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_pairs(folder: Path, pairs: Sequence[tuple[bytes, str]]) -> Path:
+    folder.mkdir()
+    members = [
+        member
+        for number, (body, text) in enumerate(pairs)
+        for member in ((f"{number:05d}.jpg", body), (f"{number:05d}.txt", text.encode()))
+    ]
+    write_tar(folder / "00000.tar", members)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A dataset of drawn pictures of 1,000 different scenes in ten shards, and their captions."""
+    rng, scenes = random.Random(14), dict[Scene, Scene]()
+    while len(scenes) < PICTURES:
+        scene = random_scene(rng)
+        scenes.setdefault(scene.meaning, scene)
+    captions = [caption(scene, rng) for scene in scenes.values()]
+    folder = tmp_path_factory.mktemp("drawn")
+    pictures = [jpeg(scene, number) for number, scene in enumerate(scenes.values())]
+    corpus = write_pairs(folder / "tars", list(zip(pictures, captions, strict=True)))
+    sequentially(embed_job(folder / "out", corpus, shard_rows=100))
+    (folder / "first.jpg").write_bytes(pictures[0])
+    return folder / "out", captions
+
+
+def recall_at_10(index: SearchIndex, captions: Sequence[str]) -> float:
+    """Share of captions whose own picture is among the ten best."""
+    model = QueryModel.load(index.embeddings.contract)
+    rows, _ = index.search(model.model.encode_captions(captions), 10)
+    return float((rows == np.arange(len(captions))[:, None]).any(axis=1).mean())
+
+
+def opened(folder: Path) -> SearchIndex:
+    store = Store(str(folder))
+    return SearchIndex.open(store, Snapshot.of(store))
+
+
+def test_a_text_finds_the_picture_that_was_drawn_for_it_exactly_and_by_a_large_index(
+    drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, captions = drawn
+    exact = recall_at_10(opened(folder), captions)
+    assert exact >= 0.95
+    monkeypatch.setattr(vector_index, "FLAT_ROWS", 100)  # lists, as in a dataset of a million rows
+    monkeypatch.setattr(search_index, "MAX_UNINDEXED_ROWS", 0)
+    monkeypatch.setattr(part_files, "PART_ROWS", 500)
+    report = pairmill.index(folder)
+    assert (report.parts, report.rows, report.embeddings) == (2, PICTURES, PICTURES)
+    index = opened(folder)
+    assert not index.is_exact
+    assert recall_at_10(index, captions) >= 0.95
+
+
+def test_text_picture_and_pair_find_the_same_rows_and_a_pair_not_itself(
+    drawn: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, captions = drawn
+    by_text = pairmill.search(folder, captions[0], top=5)
+    assert (by_text.rows, by_text.rows_without_embedding, len(by_text.matches)) == (PICTURES, 0, 5)
+    assert by_text.matches[0].caption == captions[0]
+    by_picture = pairmill.search(folder, image=folder.parent / "first.jpg", top=6)
+    assert by_picture.matches[0].uid == by_text.matches[0].uid
+    assert by_picture.matches[0].score == pytest.approx(1, abs=2e-3)
+    by_pair = pairmill.search(folder, uid=by_text.matches[0].uid, top=5)
+    assert [match.uid for match in by_pair.matches] == [match.uid for match in by_picture.matches[1:]]
+    captions_alike = pairmill.search(folder, captions[0], of="text", top=1)
+    assert captions_alike.matches[0].score == pytest.approx(1, abs=2e-3)
+    by_text.save(str(tmp_path / "found.parquet"))
+    assert pq.read_table(tmp_path / "found.parquet")["uid"].to_pylist() == [each.uid for each in by_text.matches]
+    subset = pairmill.select(folder, "found", steps=f"uids: {tmp_path}/found.parquet")
+    assert subset.rows_out == 5
+    within = pairmill.search(folder, captions[7], subset="found")
+    assert {each.uid for each in within.matches} == {each.uid for each in by_text.matches}
+
+
+def test_one_text_at_a_time_gives_the_embedding_of_many(drawn: tuple[Path, list[str]]) -> None:
+    folder, captions = drawn
+    model = QueryModel.load(opened(folder).embeddings.contract)
+    many = model.model.encode_captions(captions[:8])
+    assert np.allclose(np.concatenate([embed_text(model, f" {each}\n") for each in captions[:8]]), many, atol=1e-5)
+
+
+def test_what_cannot_be_looked_for_is_one_clear_line(
+    drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = drawn
+    for arguments, problem in (
+        ([], "one of a text, --image and --uid"),
+        (["a", "--uid", "0" * 32], "one of a text, --image and --uid"),
+        ([" \u200b"], "the text is empty"),
+        (["x" * 20_000], "has 20,000 characters; at most 10,000"),
+        (["--uid", "\x1b[31m"], "has no row with the uid"),
+        (["a", "--model", "b32"], "has no model 'b32'; it has: tiny"),
+        (["a", "--subset", "none"], "has no subset 'none'"),
+        (["--image", __file__], "the picture cannot be used"),
+        (["--image", "nowhere.jpg"], "nowhere.jpg"),
+        (["a", "--top", "20000"], "from 1 to 10,000"),
+        (["a", "--out", "/dev/null/page.html"], "cannot be written to"),
+    ):
+        done = CliRunner().invoke(app, ["search", str(folder), *arguments])
+        assert done.exit_code == 1, arguments
+        assert problem in done.stderr.splitlines()[-1]
+        assert "\x1b" not in done.output
+    monkeypatch.setattr(query, "MAX_PICTURE_BYTES", 100)
+    with pytest.raises(SearchError, match="is larger than 100 bytes"):
+        pairmill.search(folder, image=folder.parent / "first.jpg")
+
+
+def test_another_model_under_the_same_name_is_refused(
+    drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairmill.pipeline.encode.weights.Weights.sha256", lambda self: "0" * 64)
+    with pytest.raises(SearchError, match="is not the model 'tiny' that the dataset was embedded with"):
+        pairmill.search(drawn[0], "a red circle")
+
+
+def test_a_picture_that_would_be_huge_for_the_model_is_refused(drawn: tuple[Path, list[str]]) -> None:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (60_000, 1)).save(buffer, "PNG")
+    model = QueryModel.load(opened(drawn[0]).embeddings.contract)
+    with pytest.raises(SearchError, match="too long and narrow"):
+        embed_image(model, buffer.getvalue())
+    with pytest.raises(SearchError, match="the picture cannot be used"):
+        embed_image(model, buffer.getvalue(), max_pixels=1_000)
+
+
+@pytest.mark.parametrize("width", [60, 300])
+def test_hostile_captions_are_plain_text_in_the_table_and_on_the_page(
+    tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(jpeg(random_scene(random.Random(n)), n), text) for n, text in enumerate(HOSTILE)]
+    sequentially(embed_job(tmp_path / "out", write_pairs(tmp_path / "tars", pairs)))
+    page = tmp_path / "page.html"
+    arguments = ["search", str(tmp_path / "out"), "<b>x</b>\x1b[1m", "--out", str(page), "--json"]
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("pairmill.jobs.cli.search._is_terminal", lambda: True)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    *table, path, values = done.stdout.splitlines()
+    assert not set("\x1b\x07\u202e\u200b") & set(done.output)
+    assert len(table) == 1 + len(HOSTILE)
+    assert max(map(len, table)) <= width
+    assert path == str(page)
+    found = json.loads(values)["matches"]
+    assert sorted(each["caption"] for each in found) == sorted(HOSTILE)
+    html = page.read_text()
+    assert html.count("data:image/jpeg;base64,") == len(HOSTILE)
+    assert "default-src 'none'; img-src data:" in html
+    assert "&lt;script&gt;" in html
+    for forbidden in ("<script", "onerror=alert(1)>", "<b>", "\x1b", "\u202e", "\u200b", "href=", "x" * 1_000):
+        assert forbidden not in html
+    with pytest.raises(JobError, match="local files only"):
+        pairmill.search(tmp_path / "out", "a", page="s3://bucket/page.html")
