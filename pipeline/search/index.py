@@ -13,7 +13,7 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.search.build_index import index_shards
 from pairmill.pipeline.search.embeddings import Embeddings, SearchError
-from pairmill.pipeline.search.local_copy import local_copy
+from pairmill.pipeline.search.local_copy import check_size, local_copy
 from pairmill.pipeline.search.part_files import index_folder, read_parts
 from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMask, VectorIndex
 from pairmill.schemas.index import EmbeddingKind, IndexedShard, IndexPart
@@ -100,6 +100,7 @@ class SearchIndex:
         if (rows := sum(shard.num_rows for shard in shards)) > MAX_UNINDEXED_ROWS:
             command = f"pairmill index {store.root}" + _options(embeddings)
             raise SearchError(f"{counted(rows, 'row')} of {store.root} are in no index; run `{command}` first")
+        check_size(store, (record.file for record, _ in found))
         parts = []
         for number, (record, positions) in enumerate(found):
             on_step("opening the index", number, len(found))

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from uuid import uuid4
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.search.embeddings import SearchError
@@ -10,6 +12,9 @@ from pairmill.schemas.manifest import DataFile
 
 MAX_CACHE_BYTES = 20_000_000_000
 """Size of the cache. The files that were not used for the longest time are deleted first."""
+
+
+_AGAIN = "delete the folder of this index and run `pairmill index` again"
 
 
 def cache_folder() -> Path:
@@ -30,34 +35,37 @@ def local_copy(store: Store, file: DataFile) -> str:
             return str(copy)
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder, file.num_bytes)
-        partial = copy.with_suffix(f".{os.getpid()}.part")
+        partial = copy.with_suffix(f".{uuid4().hex}.part")
         try:
             with store.open(file.path) as source, partial.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 24)
             if store.files.checksum(str(partial)) != (file.blake2b, file.num_bytes):
-                raise SearchError(
-                    f"{store.path(file.path)} has changed since it was written; run `pairmill index` again"
-                )
+                raise SearchError(f"{store.path(file.path)} has changed since it was written; {_AGAIN}")
             partial.replace(copy)
         finally:
             partial.unlink(missing_ok=True)
     except FileNotFoundError:
-        raise SearchError(f"{store.path(file.path)} is gone; run `pairmill index` again") from None
+        raise SearchError(f"{store.path(file.path)} is gone; {_AGAIN}") from None
     except OSError as error:
-        if isinstance(error, SearchError):
-            raise
         raise SearchError(
-            f"the index cannot be copied to {folder} ({error.strerror or error}); set XDG_CACHE_HOME to another folder"
+            f"the index cannot be copied from {store.root} to {folder} ({error.strerror or error}); set XDG_CACHE_HOME "
+            "to use another folder"
         ) from error
     return str(copy)
 
 
-def _make_room(folder: Path, num_bytes: int) -> None:
-    """Delete the files that were not used for the longest time, until this many bytes fit. Raises SearchError."""
-    if num_bytes > MAX_CACHE_BYTES:
+def check_size(store: Store, files: Iterable[DataFile]) -> None:
+    """Raise SearchError if these files do not fit into the cache together."""
+    num_bytes = sum(file.num_bytes for file in files)
+    if store.remote and num_bytes > MAX_CACHE_BYTES:
         raise SearchError(
-            f"one part of the index has {num_bytes:,} bytes, but the cache is limited to {MAX_CACHE_BYTES:,}"
+            f"the index has {num_bytes:,} bytes, but the local cache at most {MAX_CACHE_BYTES:,}: search a local copy "
+            f"of {store.root}"
         )
+
+
+def _make_room(folder: Path, num_bytes: int) -> None:
+    """Delete the files that were not used for the longest time, until this many bytes fit."""
     files = sorted((each.stat().st_mtime, each.stat().st_size, each) for each in folder.glob("*.faiss"))
     total = sum(size for _, size, _ in files)
     for _, size, path in files:

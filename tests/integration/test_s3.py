@@ -3,21 +3,26 @@
 import json
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 from torch.utils.data import DataLoader
 
+import pairmill
 from pairmill.jobs.build import build
 from pairmill.jobs.export import export
+from pairmill.jobs.search import SearchResult
 from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.subset import read_rows, read_subset
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+from pairmill.pipeline.search.embeddings import SearchError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.subset import SelectJob
@@ -170,3 +175,47 @@ def test_the_feed_reads_from_s3_in_forked_workers_too(embedded: str, workers: in
     assert sorted(uid for batch in batches for uid in batch["uid"]) == selected_uids(embedded)
     known = {picture(number) for number in range(20)}
     assert all(body in known for batch in batches for body in batch["image"])
+
+
+def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
+    embedded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pairmill.pipeline.search.index.MAX_UNINDEXED_ROWS", 20)
+    before = pairmill.search(embedded, "a red circle", top=5)
+    report = pairmill.index(embedded)
+    assert (report.rows, report.parts_built) == (20, 1)
+    monkeypatch.setattr("pairmill.pipeline.search.index.MAX_UNINDEXED_ROWS", 0)
+    after = pairmill.search(embedded, "a red circle", top=5)
+    assert [match.uid for match in after.matches] == [match.uid for match in before.matches]
+    (copy,) = tmp_path.rglob("*.*")
+    assert copy.stat().st_size == report.num_bytes
+    with monkeypatch.context() as context:
+        context.setattr("pairmill.pipeline.search.local_copy.shutil.copyfileobj", None)  # not copied again
+        assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
+    copy.write_bytes(copy.read_bytes()[:-1])
+    assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
+    old = copy.with_name(f"{'0' * 32}.faiss")
+    old.write_bytes(bytes(1_000))
+    os.utime(old, (1, 1))
+    copy.unlink()
+    monkeypatch.setattr("pairmill.pipeline.search.local_copy.MAX_CACHE_BYTES", report.num_bytes)
+    pairmill.search(embedded, "a red circle", top=5)
+    assert list(tmp_path.rglob("*.*")) == [copy]
+    copy.unlink()
+    monkeypatch.setattr("pairmill.pipeline.search.local_copy.MAX_CACHE_BYTES", 10)
+    with pytest.raises(SearchError, match="but the local cache at most 10"):
+        pairmill.search(embedded, "a red circle")
+    select(
+        SelectJob.model_validate({"dataset": embedded, "name": "again", "steps": [{"uids": saved(after, embedded)}]})
+    )
+    assert read_subset(Store(embedded), "again").rows_out == 5
+
+
+def saved(result: SearchResult, dataset: str) -> str:
+    """The uids of a search, in a file on S3."""
+    file = BytesIO()
+    pq.write_table(pa.table({"uid": [match.uid for match in result.matches]}), file)
+    store = Store(dataset.rpartition("/")[0])
+    store.create("found.parquet", file.getvalue())
+    return store.path("found.parquet")
