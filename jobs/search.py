@@ -15,21 +15,20 @@ from pairmill.pipeline.common.files import absolute, is_remote
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.pages.search_page import FoundPicture, search_page
-from pairmill.pipeline.pages.thumbnails import RowRef, Thumbnails
 from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnails
 from pairmill.pipeline.search.build_index import IndexReport, build_index
 from pairmill.pipeline.search.embeddings import Embeddings
 from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.matches import (
     Match,
-    Position,
     find_uid,
     positions_of,
     read_matches,
     subset_mask,
 )
 from pairmill.pipeline.search.query import QueryModel, embed_image, embed_text, read_picture
+from pairmill.pipeline.search.result_page import FoundPicture, result_page
 from pairmill.pipeline.search.vector_index import Floats
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.index import EmbeddingKind
@@ -99,7 +98,7 @@ class SearchResult:
     """Rows of the dataset that cannot be found, because they have no embedding."""
     is_exact: bool
     """Whether all embeddings were compared. False: most of them, by an index."""
-    positions: Sequence[Position] = ()
+    positions: Sequence[RowRef] = ()
     """Where the matches are in the snapshot that was searched."""
 
     def as_dict(self) -> dict[str, object]:
@@ -175,7 +174,7 @@ def search(store: Store, query: Query, page: str | None = None, on_step: OnStep 
     return result
 
 
-def _vector(store: Store, query: Query, embeddings: Embeddings, itself: Position | None, on_step: OnStep) -> Floats:
+def _vector(store: Store, query: Query, embeddings: Embeddings, itself: RowRef | None, on_step: OnStep) -> Floats:
     """The query's embedding, float32 [1, dim]."""
     if itself is not None:
         stored = embeddings.vector(*itself)
@@ -197,7 +196,7 @@ def _noun(kind: EmbeddingKind) -> str:
 
 
 def _write_page(snapshot: Snapshot, query: Query, result: SearchResult, path: str) -> None:
-    refs = [RowRef(*place) for place in result.positions[:PAGE_PICTURES]]
+    refs = result.positions[:PAGE_PICTURES]
     thumbnails = Thumbnails(snapshot, _THUMBNAIL_SIDE)
     try:
         made = thumbnails.of(refs)
@@ -211,7 +210,7 @@ def _write_page(snapshot: Snapshot, query: Query, result: SearchResult, path: st
     if left_out := len(result.matches) - len(found):
         facts.append(f"{left_out:,} more results are not shown here")
     with _writing(path) as target:
-        target.write(search_page(query.title, facts, found).encode())
+        target.write(result_page(query.title, facts, found).encode())
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,21 +10,13 @@ import pyarrow as pa
 from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.dataset.subset import selected_rows
 from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.pipeline.reader.uid_finder import UidFinder
 from pairmill.pipeline.search.embeddings import SearchError
 from pairmill.pipeline.search.vector_index import RowMask
 from pairmill.pipeline.source.uid import own_uid
 
 _COLUMNS = ("uid", "row_id", "caption", "url")
-
-
-class Position(NamedTuple):
-    """Where a row is in a snapshot."""
-
-    position: int
-    """Position of its shard in the snapshot."""
-    row: int
-    """Row of the shard's pairs file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +36,14 @@ class Match:
         return asdict(self)
 
 
-def positions_of(snapshot: Snapshot, rows: Sequence[int]) -> list[Position]:
+def positions_of(snapshot: Snapshot, rows: Sequence[int]) -> list[RowRef]:
     """Where the rows with these indices are."""
     starts = np.array([span.start for _, span in snapshot.chunk.spans()], np.int64) + snapshot.chunk.first_row_index
     shards = np.searchsorted(starts, rows, side="right") - 1
-    return [Position(int(shard), int(row - starts[shard])) for shard, row in zip(shards, rows, strict=True)]
+    return [RowRef(int(shard), int(row - starts[shard])) for shard, row in zip(shards, rows, strict=True)]
 
 
-def read_matches(snapshot: Snapshot, positions: Sequence[Position], scores: Sequence[float]) -> list[Match]:
+def read_matches(snapshot: Snapshot, positions: Sequence[RowRef], scores: Sequence[float]) -> list[Match]:
     """The rows at these positions, in the same order. Raises DatasetError."""
     by_shard: dict[int, list[int]] = defaultdict(list)
     for number, place in enumerate(positions):
@@ -66,14 +57,14 @@ def read_matches(snapshot: Snapshot, positions: Sequence[Position], scores: Sequ
     return [found[number] for number in range(len(positions))]
 
 
-def find_uid(snapshot: Snapshot, uid: str) -> Position:
+def find_uid(snapshot: Snapshot, uid: str) -> RowRef:
     """Where the first row with this uid is (32 hex characters or a UUID). Raises SearchError if there is none."""
     stored = own_uid(uid)
     shards = snapshot.chunk.shards
     finder = UidFinder(len(shards), lambda position: snapshot.read(shards[position], ["uid"])["uid"])
     if stored is None or (found := finder.find(stored)) is None:
         raise SearchError(f"{snapshot.store.root} has no row with the uid {uid[:100]!r}")
-    return Position(*found)
+    return RowRef(*found)
 
 
 def subset_mask(snapshot: Snapshot, name: str) -> RowMask:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pairmill.pipeline.pages.templates import environment
-from pairmill.pipeline.pages.thumbnails import Thumbnail
+from pairmill.pipeline.reader.thumbnails import Thumbnail
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class FoundPicture:
     thumbnail: Thumbnail
 
 
-def search_page(query: str, facts: Sequence[str], found: Sequence[FoundPicture]) -> str:
+def result_page(query: str, facts: Sequence[str], found: Sequence[FoundPicture]) -> str:
     """One HTML page without scripts, which loads nothing. `facts`: lines about the search."""
     template = environment().get_template("search.html.j2")
     return template.render(title=f"Search: {query}", query=query, facts=facts, found=found)
