@@ -22,11 +22,14 @@ from pairmill.pipeline.search.embeddings import SearchError
 from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.query import QueryModel, embed_image, embed_text
 from pairmill.schemas.errors import JobError
+from tests.integration.conftest import SHARED_DATA
 from tests.integration.test_build import sequentially
 from tests.integration.test_embed import embed_job
 from tests.tars import write_tar
 
 PICTURES = 1_000
+
+REAL = SHARED_DATA / "clip_b32" / "flickr8k500_pairs"
 
 HOSTILE = (
     "<script>document.title='pwned'</script><img src=x onerror=alert(1)>",
@@ -95,6 +98,22 @@ def test_a_text_finds_the_picture_that_was_drawn_for_it_exactly_and_by_a_large_i
     index = opened(folder)
     assert not index.is_exact
     assert recall_at_10(index, captions) >= 0.95
+
+
+def test_captions_find_their_photographs_among_embeddings_of_a_real_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only embeddings of real photographs and captions by trained weights that are at hand."""
+    pictures, texts = (np.load(REAL / f"{name}_embeddings.npy").astype(np.float16) for name in ("image", "text"))
+    exact = np.argsort(-(texts.astype(np.float32) @ pictures.astype(np.float32).T), axis=1)[:, :10]
+    own = np.arange(len(pictures))[:, None]
+    for flat_rows in (len(pictures) + 1, 100):
+        monkeypatch.setattr(vector_index, "FLAT_ROWS", flat_rows)
+        index = vector_index.VectorIndex.empty(pictures.shape[1], len(pictures), pictures)
+        index.add(pictures, np.arange(len(pictures)))
+        rows, _ = index.search(texts.astype(np.float32), 10)
+        found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)])
+        is_own = (rows == own).any(axis=1).mean()
+        assert (found, is_own) >= ((0.999, 0.9) if index.lists == 1 else (0.85, 0.85))
+        assert is_own >= 0.85
 
 
 def test_text_picture_and_pair_find_the_same_rows_and_a_pair_not_itself(
