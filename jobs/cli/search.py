@@ -113,9 +113,11 @@ def _print(result: "SearchResult") -> None:
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("uid", no_wrap=True, min_width=32)
     table.add_column("caption", no_wrap=True, overflow="ellipsis", ratio=3)
-    table.add_column("url", no_wrap=True, overflow="ellipsis", ratio=2)
+    has_urls = any(match.url for match in result.matches)
+    if has_urls:
+        table.add_column("url", no_wrap=True, overflow="ellipsis", ratio=2)
     for match in result.matches:
-        texts = (match.uid, match.caption or "", match.url or "")
+        texts = (match.uid, match.caption or "", *([match.url or ""] if has_urls else []))
         table.add_row(f"{match.score:.4f}", *(Text(visible_text(text, _PLAIN_WIDTH)) for text in texts))
     if result.matches:
         console = Console(width=None if _is_terminal() else _PLAIN_WIDTH, highlight=False)
