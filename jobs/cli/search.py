@@ -135,7 +135,8 @@ def _is_terminal() -> bool:
 def _temporary_page() -> str:
     import tempfile
 
-    return tempfile.NamedTemporaryFile(prefix="pairmill-search-", suffix=".html", delete=False).name
+    with tempfile.NamedTemporaryFile(prefix="pairmill-search-", suffix=".html", delete=False) as file:
+        return file.name
 
 
 def _show(page: str) -> None:

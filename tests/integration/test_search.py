@@ -171,6 +171,29 @@ def test_what_cannot_be_looked_for_is_one_clear_line(
         pairmill.search(folder, image=folder.parent / "first.jpg")
 
 
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_the_page_is_shown_in_the_browser_only_if_asked(
+    drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, there_is_one: bool
+) -> None:
+    shown: list[str] = []
+
+    def show(url: str) -> bool:
+        shown.append(url)
+        return there_is_one
+
+    monkeypatch.setattr("webbrowser.open", show)
+    folder, captions = drawn
+    done = CliRunner().invoke(app, ["search", str(folder), captions[3], "-k", "2", "--open"])
+    page = Path(done.stdout.splitlines()[-1])
+    assert shown == [page.as_uri()]
+    assert page.read_text().count("<li>") == 2
+    assert ("there is no browser here" in done.stderr) != there_is_one
+    page.unlink()
+    CliRunner().invoke(app, ["search", str(folder), captions[3], "--out", str(page)])
+    assert len(shown) == 1
+    page.unlink()
+
+
 def test_another_model_under_the_same_name_is_refused(
     drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
