@@ -94,9 +94,10 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
     schema = _converted_schema(source, mapping)
     whole = append_partitions(schema.empty_table(), source.uri).schema
     lists = frozenset(field.name for field in schema if pa.types.is_list(field.type))
+    columns = columns_of(mapping, source.schema.names)
     with store.new_file() as file:
         with (
-            records_of(source, lists, columns_of(mapping, source.schema.names).caption) as records,
+            records_of(source, lists, columns.caption, columns.url) as records,
             pq.ParquetWriter(file, whole, compression="zstd", write_page_checksum=True) as writer,
         ):
             for batch in _batches(records, shard_rows):
@@ -106,10 +107,10 @@ def convert(source: InputFile, name: str, mapping: ColumnMapping, shard_rows: in
 
 @contextmanager
 def records_of(
-    source: InputFile, list_names: frozenset[str] = frozenset(), caption: str | None = None
+    source: InputFile, list_names: frozenset[str] = frozenset(), caption: str | None = None, url: str | None = None
 ) -> Iterator[Iterator[Record]]:
     """All records of a text file. Values of the columns `list_names` are lists, all others bytes. `caption`: the column
-    of captions, which must not be objects."""
+    of captions, which must not be objects. `url`: the column of URLs."""
     names = source.own_names
     with _open_records(source) as lines:
         if source.kind == "text":
@@ -119,7 +120,7 @@ def records_of(
         else:
             assert source.delimiter is not None
             csv_header(lines, source.delimiter)
-            yield csv_records(lines, source.delimiter, len(names))
+            yield csv_records(lines, source.delimiter, len(names), None if url not in names else names.index(url))
 
 
 def _open_records(source: InputFile) -> AbstractContextManager[Iterator[bytes]]:

@@ -45,12 +45,13 @@ def csv_header(lines: Iterator[bytes], delimiter: str) -> list[bytes] | None:
     return None if header is None else [name.encode("latin-1") for name in header]
 
 
-def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int) -> Iterator[Record]:
-    """Records with quotes as in RFC 4180. `lines` starts after the header.
+def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int, url: int | None = None) -> Iterator[Record]:
+    """Records with quotes as in RFC 4180. `lines` starts after the header. `url`: index of the column of URLs.
 
     If the quotes do not match, or the number of fields is wrong, the record's first line becomes a record by itself,
     and parsing continues with the next line. So a stray quote loses one row, not everything up to the next quote. In
-    TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields.
+    TSV, where quotes are mostly text, such a line is read literally if that gives the right number of fields; and so
+    is the first line of a record that contains another line with a URL of its own, because its quotes are stray too.
     """
     physical = _PhysicalLines(lines)
     reader = csv.reader(physical, delimiter=delimiter, strict=True)
@@ -60,10 +61,11 @@ def csv_records(lines: Iterator[bytes], delimiter: str, num_columns: int) -> Ite
             return
         if fields == []:
             continue
-        if fields is None or len(fields) != num_columns:
+        is_tsv = delimiter == "\t"
+        if fields is None or len(fields) != num_columns or (is_tsv and _is_several(physical, num_columns, url)):
             problem = problem or f"{counted(len(fields or []), 'field')}, not {num_columns}"
             line = physical.put_back()
-            fields = line.rstrip("\r\n").split("\t") if delimiter == "\t" else None
+            fields = _split_literally(line) if is_tsv else None
             if fields is None or len(fields) != num_columns:
                 yield _problem(problem, line.encode("latin-1"))
                 continue
@@ -77,6 +79,21 @@ def _next_fields(reader: Iterator[list[str]], physical: "_PhysicalLines") -> tup
         return next(reader, None), None
     except csv.Error as error:
         return None, str(error)
+
+
+def _is_several(physical: "_PhysicalLines", num_columns: int, url: int | None) -> bool:
+    """Whether the lines of a TSV record look like several records: the first has all fields and a URL, and so does
+    another. A quoted caption with line breaks hardly ever looks like that."""
+    if url is None or len(physical.taken) < 2:
+        return False
+    first, *others = (
+        len(fields) == num_columns and "://" in fields[url] for fields in map(_split_literally, physical.taken)
+    )
+    return first and any(others)
+
+
+def _split_literally(line: str) -> list[str]:
+    return line.rstrip("\r\n").split("\t")
 
 
 class _PhysicalLines:
@@ -102,6 +119,11 @@ class _PhysicalLines:
         if self.num_bytes > text_file.MAX_RECORD_BYTES:
             raise csv.Error(f"longer than {text_file.MAX_RECORD_BYTES} bytes")
         return line
+
+    @property
+    def taken(self) -> list[str]:
+        """The lines of this record."""
+        return [line for line, _ in self._taken]
 
     def begin(self) -> None:
         """Start a new record."""

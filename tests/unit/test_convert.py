@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
@@ -146,6 +146,41 @@ def test_a_stray_quote_costs_only_one_row(scratch: Path) -> None:
 def test_in_tsv_a_stray_quote_is_text(scratch: Path) -> None:
     table = converted(scratch, "a.tsv", b'caption\turl\n"Hi" she said\tu1\n"open\tu2\n"a\nb"\tu3\n')
     assert column(table, "caption") == [b'"Hi" she said', b'"open', b"a\nb"]
+
+
+CAPTIONS = st.lists(st.text('ab" ', max_size=6), min_size=1, max_size=8)
+
+
+@given(captions=CAPTIONS, url_first=st.booleans())
+@example(captions=['"open', "between", 'close"'], url_first=False)
+@example(captions=['"open', "between", 'close"'], url_first=True)
+def test_every_line_of_an_unquoted_tsv_is_a_row_whatever_quotes_its_captions_have(
+    scratch: Path, captions: list[str], url_first: bool
+) -> None:
+    urls = [f"http://a.org/{number}" for number in range(len(captions))]
+    names, rows = ["caption", "url"], list(zip(captions, urls, strict=True))
+    lines = ["\t".join(row[::-1] if url_first else row) for row in [names, *rows]]
+    table = converted(scratch, "a.tsv", "\n".join(lines).encode())
+    assert column(table, "url") == [url.encode() for url in urls]
+    found = [caption.decode() for caption in column(table, "caption")]
+    is_quoted = [len(text) > 1 and text[0] == text[-1] == '"' for text in captions]
+    assert [text for text, quoted in zip(found, is_quoted, strict=True) if not quoted] == [
+        text for text, quoted in zip(captions, is_quoted, strict=True) if not quoted
+    ]
+
+
+@given(captions=st.lists(st.text('ab"\t\n', max_size=8), max_size=6), url_first=st.booleans())
+@example(captions=["\n\ta", "\n\tb"], url_first=True)
+def test_line_breaks_and_tabs_in_quotes_stay_in_a_tsv(scratch: Path, captions: list[str], url_first: bool) -> None:
+    rows = [[text, f"http://a.org/{number}"] for number, text in enumerate(captions)]
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(
+        row[::-1] if url_first else row for row in [["caption", "url"], *rows]
+    )
+    table = converted(scratch, "a.tsv", text.getvalue().encode())
+    assert [list(row) for row in zip(column(table, "caption"), column(table, "url"), strict=True)] == [
+        [each.encode() for each in row] for row in rows
+    ]
 
 
 def test_a_record_above_the_limit_is_malformed_and_reading_continues(
