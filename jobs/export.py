@@ -53,6 +53,8 @@ class ExportResult:
     record: ExportRecord
     written: int
     """Parts written by this run; earlier runs wrote the others."""
+    models_left_out: tuple[str, ...] = ()
+    """Added models that some shards of the subset lack, so that nothing of them was written."""
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
@@ -65,11 +67,13 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)
     subset = read_subset(dataset.store, job.subset)
-    plan = load_plan(dataset.store)
-    source = ExportSource(dataset.store, plan.job, plan.mapping, tuple(dataset.added_models))
+    plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset))
+    if dataset.models.incomplete:  # perhaps only in shards that are newer than the subset
+        dataset = dataset.of_shards({shard.shard: shard.generation for shard in shards})
+    source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.models.complete)
     output_format = _format(job, source, dataset)
     seed = job.shuffle_seed if output_format.needs_pictures else None
-    parts = list(cut_into_parts(group_shards(list(_shards(dataset.store, subset)), seed), job.samples_per_file))
+    parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
     columns = output_format.columns(dataset.schema)
     record = _record(job, subset, dataset, seed, len(parts), columns)
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
@@ -88,7 +92,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     _claim_output(output, records, record)  # again, because another run of this export may have failed and released it
     _write_index(writer, record, dataset, subset)
     output.remove_temporary()
-    return ExportResult(output.root, record, len(left))
+    return ExportResult(output.root, record, len(left), dataset.models.incomplete)
 
 
 def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Format:
@@ -144,6 +148,8 @@ def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInpu
     available = [aliases[name] for name in dataset.schema.names if name in aliases]
     chosen = available if job.models is None else job.models
     if unknown := sorted(set(chosen) - set(available)):
+        if problem := dataset.models.missing(score_column_names(unknown[0]).image_embedding):
+            raise JobError(f"models: {problem}")
         raise JobError(
             f"models: {job.dataset} has no embeddings of {unknown[0]!r}; it has: {', '.join(available) or 'none'}"
         )

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from pairmill.pipeline.columns.added_model import complete_models
+from pairmill.pipeline.columns.added_model import AddedModels, added_models
 from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
@@ -30,7 +30,6 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.stages.build import versions
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
-from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles, UidFileReport
 
@@ -46,12 +45,15 @@ class SelectInput:
     shards: list[tuple[int, int]]
     """(shard, generation) of each shard, in order."""
     num_rows: int
-    added_models: list[str]
-    """Aliases of the added models that every shard has."""
-    unfinished_models: list[str]
-    """Aliases of the added models that only some shards have."""
+    models: AddedModels
     schema: pa.Schema
     has_md5: bool
+
+    def of_shards(self, shards: Mapping[int, int]) -> "SelectInput":
+        """The same for some shards (shard -> generation), which may have models that others lack."""
+        models, chosen = added_models(self.store, shards), sorted(shards.items())
+        schema = describe(self.store, chosen[:1], models.complete).schema()
+        return replace(self, shards=chosen, models=models, schema=schema)
 
 
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_step: OnStep = ignore_step) -> Subset:
@@ -127,12 +129,9 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
         )
     if not done:
         raise JobError(f"{path} has no finished shard yet")
-    added = complete_models(store, done)
-    unfinished = sorted(set(store.folders("columns")) - set(added))
-    first = min(done)
-    schema = describe(store, [(first, done[first])], added).schema()
-    has_md5 = plan.record.job.computes_md5
-    return SelectInput(store, sorted(done.items()), plan.num_rows, added, unfinished, schema, has_md5)
+    models, shards = added_models(store, done), sorted(done.items())
+    schema = describe(store, shards[:1], models.complete).schema()
+    return SelectInput(store, shards, plan.num_rows, models, schema, plan.record.job.computes_md5)
 
 
 def _check_steps(job: SelectJob, source: SelectInput) -> None:
@@ -150,9 +149,9 @@ def _check_step(step: SelectStep, source: SelectInput) -> None:
     expressions = list(_expressions(step))
     used = {step.dedup.by} if step.dedup else set()
     used.update(*(expression.columns for expression, _ in expressions))
-    for alias in source.unfinished_models:
-        if used & set(score_column_names(alias)) - set(source.schema.names):
-            raise ExpressionError(f"some shards lack the model {alias!r}: run embed --add-model again")
+    for problem in map(source.models.missing, sorted(used)):
+        if problem is not None:
+            raise ExpressionError(problem)
     if "md5" in used and not source.has_md5:
         raise ExpressionError("md5 is null in all rows, because the dataset was made without images.md5; use sha256")
     for expression, expected in expressions:
@@ -201,7 +200,7 @@ def _chunks(source: SelectInput, tasks: Tasks) -> list[Chunk]:
     """All shards, in order. The number of chunks does not depend on the number of workers."""
     num_chunks = min(MAX_CHUNKS, len(source.shards), math.ceil(source.num_rows / CHUNK_ROWS))
     cuts = [round(n * len(source.shards) / num_chunks) for n in range(num_chunks + 1)]
-    calls = [(source.store, source.shards[start:end], source.added_models) for start, end in pairwise(cuts)]
+    calls = [(source.store, source.shards[start:end], source.models.complete) for start, end in pairwise(cuts)]
     chunks, row_index = [], 0
     for chunk in tasks.get(tasks.map(describe, calls)):
         chunks.append(replace(chunk, first_row_index=row_index))

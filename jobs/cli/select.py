@@ -120,8 +120,12 @@ def export(
     record = result.record
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
     typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
+    for alias in result.models_left_out:
+        typer.echo(f"left out the model {alias!r}, which some of these shards lack; embed --add-model adds it there")
     if as_json:
-        print_json({"output": result.output, "written": result.written, **record.model_dump(mode="json")})
+        left_out = list(result.models_left_out)
+        values = {"output": result.output, "written": result.written, "models_left_out": left_out}
+        print_json({**values, **record.model_dump(mode="json")})
 
 
 def _select(options: SelectOptions, as_json: bool) -> None:

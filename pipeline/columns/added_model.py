@@ -8,7 +8,7 @@ columns/clip_l14/model.json                    the model; a different one under 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import repeat
 from uuid import uuid4
@@ -49,10 +49,28 @@ def columns_done(store: Store, alias: str) -> dict[int, int]:
     return committed(store, f"columns/{alias}/manifests")
 
 
-def complete_models(store: Store, generations: Mapping[int, int]) -> list[str]:
-    """Aliases of the added models that have columns for all of these shards, in these generations."""
+@dataclass(frozen=True, slots=True)
+class AddedModels:
+    """Aliases of the models that were added to a dataset, by whether some of its shards have their columns."""
+
+    complete: tuple[str, ...]
+    """All of these shards have them, in these generations."""
+    incomplete: tuple[str, ...]
+    """Some of these shards lack them, because they are newer, or the command was interrupted."""
+
+    def missing(self, column: str) -> str | None:
+        """Why a column that belongs to an incomplete model cannot be read; None for any other column."""
+        for alias in self.incomplete:
+            if column in score_column_names(alias):
+                return f"some shards lack the model {alias!r}: run embed --add-model again"
+        return None
+
+
+def added_models(store: Store, generations: Mapping[int, int]) -> AddedModels:
+    """The models that were added to these shards (shard -> generation)."""
     added = [name for name in store.folders("columns") if store.exists(f"columns/{name}/model.json")]
-    return [alias for alias in added if generations.items() <= columns_done(store, alias).items()]
+    complete = [alias for alias in added if generations.items() <= columns_done(store, alias).items()]
+    return AddedModels(tuple(complete), tuple(alias for alias in added if alias not in complete))
 
 
 class AddedModel(ModelConfig):

@@ -152,6 +152,12 @@ def read_shards(store: Store, subset: Subset) -> Iterator[ShardSelection]:
         yield from _read_shards(store, files.shards.path)
 
 
+def shard_numbers(store: Store, subset: Subset) -> set[int]:
+    """The shards that the subset was selected from."""
+    tables = [read_table(store, files.shards.path, ["shard"]) for files in subset.files]
+    return {number for table in tables for number in table["shard"].to_pylist()}
+
+
 def read_shard(store: Store, path: str, shard: int) -> ShardSelection:
     """The record of one shard, from the given file in `shards/`."""
     return next(record for record in _read_shards(store, path) if record.shard == shard)

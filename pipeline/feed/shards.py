@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.columns.added_model import complete_models
+from pairmill.pipeline.columns.added_model import AddedModels, added_models
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.manifests import committed
-from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows
+from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows, shard_numbers
 from pairmill.pipeline.feed.config import FeedError
 from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
@@ -39,6 +39,7 @@ class FeedShards:
     """(shards,): number of selected rows."""
     schema: pa.Schema
     """All columns, including those of added models."""
+    models: AddedModels
     has_pictures: bool
     """Whether each picture can be read with a single range read, from the tar and offset in its row."""
     check: str | None
@@ -53,12 +54,17 @@ class FeedShards:
         """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset."""
         store.check_access()
         plan, done = load_plan(store), committed(store)
-        chunk = describe(store, sorted(done.items()), complete_models(store, done))
+        models = added_models(store, done)
+        if subset is not None and models.incomplete:  # perhaps only in shards that are newer than the subset
+            numbers = shard_numbers(store, read_subset(store, subset))
+            done = {shard: generation for shard, generation in done.items() if shard in numbers}
+            models = added_models(store, done)
+        chunk = describe(store, sorted(done.items()), models.complete)
         selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in selected], np.int64)
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
         pictures = _has_pictures(plan), _check_column(plan), plan.job.images.max_pixels
-        return cls(chunk, tuple(selected), counts, chunk.schema(), *pictures, fingerprint)
+        return cls(chunk, tuple(selected), counts, chunk.schema(), models, *pictures, fingerprint)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and

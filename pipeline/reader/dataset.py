@@ -17,7 +17,7 @@ from PIL import Image
 from pairmill.pipeline.common.arrow import python_values, stay_exact, take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.subset import read_subset, selected_rows, subset_names
+from pairmill.pipeline.dataset.subset import read_subset, selected_rows, shard_numbers, subset_names
 from pairmill.pipeline.reader.grid import SIDE, Card, Grid, Order, first_rows
 from pairmill.pipeline.reader.pictures import Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
@@ -108,8 +108,10 @@ class Dataset:
         """
         if self._subset is not None:
             raise DatasetError(f"this is the subset {self._subset!r}; open {name!r} from the whole dataset")
-        read_subset(self._snapshot.store, name)
-        return Dataset(self._snapshot, name)
+        subset, snapshot = read_subset(self._snapshot.store, name), self._snapshot
+        if snapshot.models.incomplete:  # perhaps only in shards that are newer than the subset
+            snapshot = snapshot.of_shards(shard_numbers(snapshot.store, subset))
+        return Dataset(snapshot, name)
 
     def table(self, columns: str | Sequence[str] | None = None, subset: str | None = None) -> pa.Table:
         """The rows as an Arrow table in memory.
@@ -266,6 +268,8 @@ class Dataset:
         names = [columns] if isinstance(columns, str) else list(columns)
         for name in names:
             if name not in known:
+                if problem := self._snapshot.models.missing(name):
+                    raise DatasetError(f"{self!r} has no column {name!r}: {problem}")
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
                 raise DatasetError(f"{self!r} has no column {name!r}; {hint}")

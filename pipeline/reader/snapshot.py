@@ -1,17 +1,17 @@
 """Captures the state of an output folder when it was opened: committed shards, each in its newest generation."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TypeVar
 
 import pyarrow as pa
 
-from pairmill.pipeline.columns.added_model import PairsReader, complete_models
+from pairmill.pipeline.columns.added_model import AddedModels, PairsReader, added_models
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError
@@ -42,8 +42,7 @@ class Snapshot:
     plan: Plan
     generations: Sequence[tuple[int, int]]
     """(shard, generation), in order of shard; at least one."""
-    aliases: Sequence[str]
-    """Aliases of the added models that have columns for all of these shards."""
+    models: AddedModels
 
     @classmethod
     def of(cls, store: Store) -> "Snapshot":
@@ -51,7 +50,19 @@ class Snapshot:
         plan, generations = load_plan(store), committed(store)
         if not generations:
             raise DatasetError(f"{store.root} has no finished shard yet")
-        return cls(store, plan, sorted(generations.items()), complete_models(store, generations))
+        return cls(store, plan, sorted(generations.items()), added_models(store, generations))
+
+    @property
+    def aliases(self) -> Sequence[str]:
+        """Aliases of the added models that have columns for all of these shards."""
+        return self.models.complete
+
+    def of_shards(self, numbers: Collection[int]) -> "Snapshot":
+        """The same for some shards, which may have models that others lack."""
+        generations = [each for each in self.generations if each[0] in numbers]
+        if not generations:
+            return self  # a subset of other shards, which is outdated
+        return replace(self, generations=generations, models=added_models(self.store, dict(generations)))
 
     @cached_property
     def schema(self) -> pa.Schema:

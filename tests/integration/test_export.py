@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
+from typer.testing import CliRunner
 
+from pairmill.jobs.add_model import add_model
+from pairmill.jobs.cli.main import app
 from pairmill.jobs.export import export
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
@@ -54,6 +57,12 @@ def make_subset(dataset: Path, name: str, *steps: Row) -> None:
 def job(dataset: Path, output: Path, form: str, **more: Any) -> ExportJob:
     values = {"dataset": str(dataset), "subset": "most", "output": str(output), "format": form, "samples_per_file": 10}
     return ExportJob.model_validate({**values, **more})
+
+
+def contents(output: str) -> dict[str, bytes]:
+    """The files of an export, without its records."""
+    files = (path for path in Path(output).rglob("*") if path.is_file() and ".pairmill" not in path.parts)
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
 def selected(dataset: Path) -> dict[str, Row]:
@@ -376,6 +385,35 @@ def test_rows_without_a_caption_cannot_become_an_array_of_text_embeddings(tmp_pa
         ValueError, match="text_embedding_tiny is null in 1 selected row: add `where: similarity_tiny is"
     ):
         export(job(tmp_path / "out", tmp_path / "export", "clip-retrieval"))
+
+
+def test_an_export_of_a_subset_stays_the_same_when_the_dataset_grows(plain_loop: None, tmp_path: Path) -> None:
+    """Shards that are newer than the subset may lack a model that was added before."""
+    own, source = tmp_path / "out", tmp_path / "in"
+    source.mkdir()
+    write_tar(source / "0.tar", samples(8))
+    sequentially(embed_job(own, source))
+    add_model(str(own), {"name": "tiny", "alias": "more"})
+    make_subset(own, "most", {"top": {"by": "similarity_more", "count": 6}})
+    forms: list[Row] = [
+        {"form": "webdataset"},
+        {"form": "parquet"},
+        {"form": "datacomp", "models": ["more"]},
+        {"form": "clip-retrieval", "models": ["more"]},
+    ]
+    before = [export(job(own, tmp_path / f"before-{form['form']}", **form)) for form in forms]
+    write_tar(source / "1.tar", samples(4, 8))
+    sequentially(embed_job(own, source))
+    for form, old in zip(forms, before, strict=True):
+        new = export(job(own, tmp_path / f"after-{form['form']}", **form))
+        assert contents(new.output) == contents(old.output)
+        assert export(job(own, Path(old.output), **form)).written == 0
+    make_subset(own, "most")
+    with pytest.raises(JobError, match="models: some shards lack the model 'more': run embed --add-model again"):
+        export(job(own, tmp_path / "new-datacomp", "datacomp", models=["more"]))
+    assert export(job(own, tmp_path / "new", "webdataset")).models_left_out == ("more",)
+    told = CliRunner().invoke(app, ["export", str(own), "most", str(tmp_path / "told")])
+    assert "left out the model 'more', which some of these shards lack" in told.stdout
 
 
 def test_an_exported_table_has_the_same_rows_as_the_subset_in_another_order(dataset: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from tests.synthetic_dataset import write_dataset
+from tests.unit.select.added import add_columns
 from tests.unit.select.conftest import make_subset, row_ids
 
 COLUMNS = ("row_id", "similarity", "width")
@@ -178,6 +179,23 @@ def test_reading_a_batch_before_the_loader_starts_takes_nothing_from_its_workers
     next(iter(pairs))
     loader = DataLoader(pairs, batch_size=None, num_workers=2)
     assert sorted(row for batch in loader for row in batch["row_id"]) == sorted(rows_of(feed(small)))
+
+
+def test_a_subset_keeps_its_added_models_and_checkpoints_when_the_dataset_grows(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    write_dataset(own, 200, shard_rows=40)
+    add_columns(own, "extra", range(5))
+    make_subset(own, "some")
+    columns = ("row_id", "similarity_extra")
+    rows = list(feed(own, columns=columns))
+    stopped = feed(own, columns=columns)
+    start = [row for _, row in zip(range(7), stopped, strict=False)]
+    write_dataset(own, 300, shard_rows=40)
+    continued = feed(own, columns=columns)
+    continued.load_state_dict(stopped.state_dict())
+    assert [*start, *continued] == rows
+    with pytest.raises(FeedError, match="'similarity_extra': some shards lack the model 'extra': run embed"):
+        feed(own, None, columns=columns)
 
 
 def test_a_checkpoint_stays_valid_after_the_dataset_grew(tmp_path: Path) -> None:

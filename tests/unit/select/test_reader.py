@@ -50,6 +50,25 @@ def test_columns_of_an_added_model_are_beside_their_rows(small: Path) -> None:
     assert dict(zip(*(column.to_pylist() for column in table), strict=True)) == dict(added.fetchall())
 
 
+def test_a_subset_keeps_its_added_models_when_the_dataset_grows(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 300, shard_rows=100)
+    add_columns(tmp_path, "extra", range(3))
+    make_subset(tmp_path, "wide", {"where": "width > 500"})
+    names = ["uid", "similarity_extra"]
+    before = pairmill.open(tmp_path).table(names, subset="wide")
+    write_dataset(tmp_path, 400, shard_rows=100)
+    grown = pairmill.open(tmp_path)
+    assert grown.table(names, subset="wide").equals(before)
+    assert [row["similarity_extra"] for row in grown.subset("wide").rows(names, pictures=False)] == before[
+        1
+    ].to_pylist()
+    assert set(names) <= set(grown.subset("wide").table().column_names)
+    with pytest.raises(DatasetError, match="'similarity_extra': some shards lack the model 'extra': run embed"):
+        grown.table(names)
+    add_columns(tmp_path, "extra", [3])
+    assert len(pairmill.open(tmp_path).table(names)) == 400
+
+
 def test_a_subset_is_a_view_with_the_same_methods(small: Path) -> None:
     dataset = pairmill.open(small)
     view = dataset.subset("wide")
