@@ -7,7 +7,9 @@ members into samples is compared with webdataset's in tests/integration/test_law
 import io
 import json
 import os
+import subprocess
 import tarfile
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.files import Files
@@ -350,6 +352,29 @@ def test_names_types_and_bytes_of_members_are_those_of_tarfile(
     assert [(each.offset, each.size) for each in found if each.is_file] == [
         (m.offset_data, m.size) for m in known if m.isreg()
     ]
+
+
+@given(st.lists(st.tuples(st.integers(-(2**40), 2**40), st.integers(0, 130)), min_size=1, max_size=4))
+@example([(0, 5), (1_700_000_000, 5), (-5, 5), (2**34, 5), (1_700_000_000, 130)])
+@settings(max_examples=settings.default.max_examples // 4, deadline=None)
+def test_names_in_an_incremental_archive_are_those_of_gnu_tar(entries: list[tuple[int, int]]) -> None:
+    """`tar --listed-incremental` writes times into the header, where `tarfile` expects a part of the name."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, archive = Path(folder, "in"), Path(folder, "a.tar")
+        source.mkdir()
+        for number, (accessed, length) in enumerate(entries):
+            for ending in ("jpg", "txt"):
+                path = source / f"{number}{'x' * length}.{ending}"
+                path.write_text("caption")
+                os.utime(path, (accessed + (ending == "txt"), 0))
+        options = ["--format=gnu", "--sort=name", "--atime-preserve=replace", f"--listed-incremental={folder}/state"]
+        subprocess.run(["tar", "-cf", archive, *options, "-C", source, "."], check=True)
+        listed = subprocess.run(["tar", "-tf", archive], check=True, capture_output=True, text=True).stdout.split()
+        with archive.open("rb") as file:
+            assert [each.name for each in members(file, archive.stat().st_size)] == [
+                name.rstrip("/") for name in listed
+            ]
+        assert {row.caption for row in tar_rows(str(archive), Files())} == {b"caption"}
 
 
 ODD_MEMBERS = {

@@ -6,6 +6,7 @@ POSIX.1-2001 pax, ustar, GNU (https://www.gnu.org/software/tar/manual/html_node/
 """
 
 import posixpath
+import re
 import tarfile
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ _LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _PAX = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE})
 _NEEDED_KEYS = frozenset({"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.realsize"})
 _SPARSE = "its bytes are not contiguous (a sparse file)"
+_GNU_MAGIC, _GNU_MAGIC_AT = b"ustar  \0", slice(257, 265)
+_GNU_TIME, _GNU_TIME_AT = re.compile(rb"[0-7]{11}\0|[\x80\xff].{11}", re.DOTALL), slice(345, 357)
+"""Octal, or binary before 1970 and in the distant future. Other programs write a part of the name there."""
 _FIRST_CHUNK_BYTES, _CHUNK_BYTES = 4 << 10, 1 << 20
 """The next header is usually near; if not, reads get larger."""
 
@@ -81,7 +85,7 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
     while position + BLOCK <= size and zeros < _MAX_ZEROS:
         file.seek(position)
         try:
-            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
+            header = _header(file.read(BLOCK))
             is_of_next = header.type in _LONG or header.type in _PAX  # so earlier headers do not state its size
             length = header.size if is_of_next else pending.size(header)
             if length < 0:
@@ -113,6 +117,18 @@ def members(file: IO[bytes], size: int, *, start: int = 0) -> Iterator[Member]:
         yield _gap(size, f"the tar has no end marker: it may be truncated at byte {size:,}")
 
 
+def _header(block: bytes) -> tarfile.TarInfo:
+    """Parse a header. Raises tarfile.HeaderError.
+
+    `tarfile` takes the times of access and change, which `tar --listed-incremental` writes in GNU's format, for the
+    first part of the name (https://www.gnu.org/software/tar/manual/html_node/Standard.html: `struct oldgnu_header`).
+    """
+    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    if block[_GNU_MAGIC_AT] == _GNU_MAGIC and _GNU_TIME.fullmatch(block[_GNU_TIME_AT]):
+        header.name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return header
+
+
 def _member(header: tarfile.TarInfo, pending: _Pending, position: int, data: int, length: int) -> Member:
     name = pending.values.get("GNU.sparse.name") or pending.values.get("path") or header.name
     is_sparse = pending.is_sparse or header.type == tarfile.GNUTYPE_SPARSE
@@ -136,7 +152,7 @@ def _next_header(file: IO[bytes], size: int, position: int) -> int | None:
             if not any(block[148:155]):  # no checksum: usually zeros
                 continue
             try:
-                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                _header(block)
             except tarfile.HeaderError:
                 continue
             return position + start
