@@ -54,23 +54,26 @@ class Listing:
 def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
     """The files that a source path refers to: a file itself, a glob's matches, or all files below a folder.
 
-    As in a shell, a glob does not match hidden names; folders that it matches are listed like others. `exclude`: the
-    output folder, which is not listed. Raises FileNotFoundError if there is nothing at the path.
+    As in a shell, the wildcards of a glob do not match hidden names, of folders neither; nor do they match the logs of
+    tables. Folders that a glob matches are listed like others. `exclude`: the output folder, which is not listed.
+    Raises FileNotFoundError if there is nothing at the path.
     """
     path = absolute(path)
     fs, inside = files.file_system(path)
     if fs.isfile(inside) or fs.isdir(inside):
-        roots = [inside]
+        roots: dict[str, PassedOver | None] = {inside: None}
     else:
-        matches = fs.glob(inside) if GLOB_CHARACTERS & set(inside) else []
-        roots = sorted(str(name) for name in matches if not PurePosixPath(name).name.startswith("."))
-    if not roots:
+        matches = sorted(map(str, fs.glob(inside))) if GLOB_CHARACTERS & set(inside) else []
+        roots = {name: _hides_match(name, inside) for name in matches}
+    if all(roots.values()):
         raise FileNotFoundError(f"no input found at {path}")
     found = Listing()
-    for root in roots:
+    for root, reason in roots.items():
         uri = str(fs.unstrip_protocol(root)) if is_remote(path) else str(root)
         if exclude is not None and is_inside(uri, exclude):
             found.passed_over[uri] = PassedOver.OUTPUT
+        elif reason is not None:
+            found.passed_over[uri if fs.isfile(root) else f"{uri.rstrip('/')}/"] = reason
         elif fs.isfile(root):
             found.files.append(uri)
             found.named.append(uri)
@@ -154,6 +157,16 @@ def _hides(name: str) -> PassedOver | None:
     if name.startswith("."):
         return PassedOver.HIDDEN
     return PassedOver.TABLE_LOG if name in TABLE_LOGS else None
+
+
+def _hides_match(name: str, pattern: str) -> PassedOver | None:
+    """Why what a glob matches is not used: a wildcard matched the name of something that `_hides`."""
+    parts, spelled = PurePosixPath(name).parts, PurePosixPath(pattern).parts
+    if "**" in spelled:  # which stands for any number of folders
+        before, after = spelled[: spelled.index("**")], spelled[len(spelled) - spelled[::-1].index("**") :]
+        spelled = (*before, *["**"] * (len(parts) - len(before) - len(after)), *after)
+    reasons = (_hides(part) for part, each in zip(parts, spelled, strict=False) if part[0] != each[0])
+    return next(filter(None, reasons), None)
 
 
 def _list_local(root: str, exclude: str | None, found: Listing) -> None:

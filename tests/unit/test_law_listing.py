@@ -4,6 +4,7 @@ Oracles: `os.walk(followlinks=True)` for folders, `tarfile` for the members of a
 members into samples is compared with webdataset's in tests/integration/test_law_listing_webdataset.py.
 """
 
+import glob
 import io
 import json
 import os
@@ -267,6 +268,34 @@ def test_a_glob_that_matches_a_folder_lists_it(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert len(list_path(f"{tmp_path}/*", Files()).files) == 2
+
+
+GLOB_PARTS = st.sampled_from(["a", "b", ".a", ".b", "_temporary"])
+PATTERNS = ["*", "*/*", "**/*", "*/a", "**/a", ".a/*", ".*", ".*/*", "*/.a", "**/.*", "[!x]*/*", "?a/*", "a/**/*"]
+
+
+@given(st.lists(st.tuples(GLOB_PARTS, GLOB_PARTS, GLOB_PARTS), min_size=1, max_size=8), st.sampled_from(PATTERNS))
+@example([("a", "b", "a"), (".a", "b", "a"), ("a", ".a", "a"), ("a", "b", ".a")], "**/*")
+@settings(deadline=None)
+def test_a_glob_matches_the_files_that_python_s_glob_matches_and_counts_the_others(
+    names: list[tuple[str, str, str]], pattern: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for parts in names:
+            path = Path(folder, *(f"{part}{depth}" for depth, part in enumerate(parts)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        (Path(folder) / "_temporary/a").mkdir(parents=True)
+        (Path(folder) / "_temporary/a/a").touch()
+        known = {each for each in glob.glob(f"{folder}/{pattern}", recursive=True) if Path(each).is_file()}  # noqa: PTH207
+        try:
+            listing = list_path(f"{folder}/{pattern}", Files())
+        except FileNotFoundError:
+            assert not known - {f"{folder}/_temporary/a/a"}
+            return
+        assert set(listing.named) == {each for each in known if "/_temporary/" not in each}
+        assert set(listing.passed_over.values()) <= {PassedOver.HIDDEN, PassedOver.TABLE_LOG}
+        assert set(listing.files).isdisjoint(listing.passed_over)
 
 
 TYPES = {
