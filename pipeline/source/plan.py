@@ -21,6 +21,7 @@ from pairmill.pipeline.source.convert import convert, converted_name, inspect_te
 from pairmill.pipeline.source.corpus.discover import Corpus
 from pairmill.pipeline.source.corpus.json_fields import holds, type_of
 from pairmill.pipeline.source.cursor import resolve
+from pairmill.pipeline.source.delta_log import check_tables
 from pairmill.pipeline.source.files import InputFile, SourceError, inspect_parquet, kind_of, list_inputs
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures
 from pairmill.pipeline.source.picture_sizes import shard_ends
@@ -111,6 +112,7 @@ class _Planner:
 
     def first(self) -> bytes:
         """`plan/0.parquet`."""
+        check_tables(self.sources, self.store.files)
         files = self._inspect(self.sources)
         needs_license = bool(self.job.rules.license_allow)
         if self.corpus:
@@ -135,7 +137,10 @@ class _Planner:
         slices = _continue_partial(plan, budget)
         budget = None if budget is None else budget - sum(piece.num_rows for piece in slices)
         known = {file.source for file in plan.inputs}
-        files = self._inspect([source for source in self.sources if source not in known]) if budget != 0 else []
+        unknown = [source for source in self.sources if source not in known] if budget != 0 else []
+        if unknown:
+            check_tables(self.sources, self.store.files)
+        files = self._inspect(unknown)
         for file in files:
             fits = self.corpus.misfit if self.corpus else misfit
             if file.num_rows != 0 and (problem := fits(plan.mapping, file)):

@@ -1,0 +1,91 @@
+"""Refuses Delta tables with files that hold changed or deleted rows.
+
+A change of a Delta table leaves the old Parquet files in the folder; only the log says which files are the table
+(https://github.com/delta-io/delta/blob/master/PROTOCOL.md). If all files were read, changed rows would come twice, and
+deleted ones would come back.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.files import Files, join
+from pairmill.pipeline.common.listing import entries_in
+from pairmill.pipeline.source.files import SourceError
+
+_LOG = "_delta_log"
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.\d{10})?\.parquet")
+_ROWS = 1_024
+
+
+def check_tables(uris: Iterable[str], files: Files) -> None:
+    """Raise SourceError if one of these Parquet files is in the folder of a Delta table, but is not a part of its
+    current version, or has deleted rows there."""
+    tables: dict[str, list[str]] = {}
+    for uri in uris:
+        if uri.lower().endswith(".parquet"):
+            tables.setdefault(_root(uri), []).append(uri)
+    for root, found in tables.items():
+        if not files.is_folder(join(root, _LOG)):
+            continue
+        current = _current_files(root, files)
+        if stale := [uri for uri in found if uri.removeprefix(f"{root}/") not in current]:
+            raise SourceError(
+                f"{root}: is a Delta table, and {len(stale):,} of its Parquet files, such as {stale[0]}, contain rows "
+                "that were changed or deleted; write the current version elsewhere, for example with DuckDB: "
+                f"copy (from delta_scan('{root}')) to 'list.parquet'"
+            )
+
+
+def _root(uri: str) -> str:
+    """The folder of the table that a file may belong to: the one above its partitions, such as `lang=en`."""
+    folders = uri.split("/")[:-1]
+    while "=" in folders[-1]:
+        folders.pop()
+    return "/".join(folders)
+
+
+def _current_files(root: str, files: Files) -> set[str]:
+    """Paths, relative to the table, of the files whose rows are all in its current version. Raises SourceError."""
+    log = join(root, _LOG)
+    names = sorted(entry.name for entry in entries_in(log, files))
+    commits = {int(match[1]): match[0] for match in map(_COMMIT.fullmatch, names) if match}
+    checkpoints = [match for match in map(_CHECKPOINT.fullmatch, names) if match]
+    start = max((int(match[1]) for match in checkpoints), default=-1)
+    later = [version for version in sorted(commits) if version > start]
+    if later != list(range(start + 1, start + 1 + len(later))) or not (later or checkpoints):
+        raise SourceError(f"{log}: the log of this Delta table is incomplete or in an unknown format")
+    is_whole: dict[str, bool] = {}
+    try:
+        for match in checkpoints:
+            if int(match[1]) == start:
+                is_whole |= dict(_added_in_checkpoint(join(log, match[0]), files))
+        for version in later:
+            actions = [json.loads(line) for line in files.read_text_lines(join(log, commits[version])) if line.strip()]
+            for action in actions:  # the same file may be removed, and added with a list of its deleted rows
+                is_whole.pop(action.get("remove", {}).get("path"), None)
+            is_whole |= dict(_entry(action["add"]) for action in actions if "add" in action)
+    except (ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise SourceError(f"{log}: the log of this Delta table cannot be read: {error}") from error
+    return {unquote(path) for path, whole in is_whole.items() if whole}
+
+
+def _added_in_checkpoint(uri: str, files: Files) -> Iterator[tuple[str, bool]]:
+    with files.open(uri) as file, pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(_ROWS, columns=["add.path", "add.deletionVector", "sidecar.path"]):
+            for action in batch.to_pylist():
+                if action.get("sidecar"):
+                    raise ValueError("it continues in other files (`sidecar`)")
+                if action.get("add"):
+                    yield _entry(action["add"])
+
+
+def _entry(add: dict[str, Any]) -> tuple[str, bool]:
+    """(path, whether none of its rows are deleted)."""
+    return add["path"], add.get("deletionVector") is None

@@ -1,0 +1,155 @@
+"""Tests that the folder of a Delta table is read if all its files are the table, and refused otherwise.
+
+The oracle is the list of files that each generated change leaves in the table. The logs are written as in
+https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.delta_log import check_tables
+from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.plan import make_plan
+from pairmill.pipeline.source.planned import Plan
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.record import JobRecord
+
+VECTOR = {
+    "storageType": "u",
+    "pathOrInlineDv": "ab^-aqEH.-t@S}K{vb[*k^",
+    "offset": 4,
+    "sizeInBytes": 40,
+    "cardinality": 1,
+}
+
+
+class DeltaTable:
+    """A table to which each change adds one commit."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.version = 0
+        self.current: dict[str, bool] = {}
+        """Files of the current version, and whether all their rows are in it."""
+        (root / "_delta_log").mkdir(parents=True)
+        self._commit([{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}, {"metaData": {"id": "0"}}])
+
+    def append(self, folder: str = "") -> None:
+        self._commit([self._add(folder)])
+
+    def overwrite(self) -> None:
+        removed = [self._remove(name) for name in list(self.current)]
+        self._commit([self._add(), *removed])  # in any order
+
+    def delete_rows(self) -> None:
+        if name := next(iter(self.current), None):
+            remove = self._remove(name)
+            self.current[name] = False
+            self._commit([{"add": {"path": quote(name), "deletionVector": VECTOR}}, remove])
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, and delete the commits before it."""
+        adds = [
+            {"path": quote(name), "deletionVector": None if whole else VECTOR} for name, whole in self.current.items()
+        ]
+        kind = pa.struct({"path": pa.string(), "deletionVector": pa.struct({"storageType": pa.string()})})
+        table = pa.table({"add": pa.array([None, *adds], kind), "protocol": [1] * (len(adds) + 1)})
+        pq.write_table(table, self.root / f"_delta_log/{self.version - 1:020d}.checkpoint.parquet")
+        for commit in (self.root / "_delta_log").glob("*.json"):
+            commit.unlink()
+
+    def _add(self, folder: str = "") -> dict[str, Any]:
+        name = f"{folder}part-{self.version}.parquet"
+        (self.root / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"url": [f"http://a.org/{self.version}"]}), self.root / name)
+        self.current[name] = True
+        return {"add": {"path": quote(name), "size": 1, "dataChange": True}}
+
+    def _remove(self, name: str) -> dict[str, Any]:
+        del self.current[name]
+        return {"remove": {"path": quote(name), "dataChange": True}}
+
+    def _commit(self, actions: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(action) + "\n" for action in actions)
+        (self.root / f"_delta_log/{self.version:020d}.json").write_text(lines)
+        self.version += 1
+
+
+def plan(table: Path, output: Path) -> Plan:
+    job = BuildJob.model_validate({"source": {"paths": [str(table)]}, "output": str(output)})
+    return make_plan(JobRecord(job, "job"), Store(job.output))
+
+
+CHANGES = {
+    "append": DeltaTable.append,
+    "partition": lambda table: table.append("lang=e n/"),
+    "overwrite": DeltaTable.overwrite,
+    "delete rows": DeltaTable.delete_rows,
+    "checkpoint": DeltaTable.checkpoint,
+}
+
+
+@given(st.lists(st.sampled_from(list(CHANGES)), min_size=1, max_size=6), st.booleans())
+@example(["append", "partition", "checkpoint", "append"], False)
+@example(["append", "overwrite"], False)
+@example(["append", "overwrite", "checkpoint"], True)
+@settings(deadline=None)
+def test_a_table_is_read_if_every_file_in_its_folder_is_whole_in_its_current_version(
+    changes: list[str], vacuum: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        table = DeltaTable(Path(folder, "list"))
+        for change in changes:
+            CHANGES[change](table)
+        for path in table.root.rglob("part-*.parquet"):
+            if vacuum and str(path.relative_to(table.root)) not in table.current:
+                path.unlink()
+        present = {str(path.relative_to(table.root)): path for path in table.root.rglob("part-*.parquet")}
+        is_sound = present.keys() == table.current.keys() and all(table.current.values())
+        try:
+            check_tables(map(str, present.values()), Files())
+        except SourceError as error:
+            assert not is_sound
+            assert "is a Delta table" in str(error)
+        else:
+            assert is_sound
+
+
+def test_a_table_with_deleted_rows_is_refused_when_it_is_planned_but_a_planned_one_goes_on(tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path / "list")
+    table.append()
+    before = plan(table.root, tmp_path / "out")
+    table.delete_rows()  # no Parquet file is new
+    assert plan(table.root, tmp_path / "out").num_rows == before.num_rows == 1
+    table.overwrite()
+    for output in ("out", "new"):
+        with pytest.raises(SourceError, match=r"list: is a Delta table, and 1 of its .*changed or deleted; write"):
+            plan(table.root, tmp_path / output)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other", "sidecar"])
+def test_a_log_that_cannot_be_followed_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+    table = DeltaTable(tmp_path / "list")
+    table.append()
+    log = tmp_path / "list/_delta_log"
+    first = log / f"{0:020d}.json"
+    if damage == "missing":
+        first.unlink()
+    elif damage == "sidecar":
+        sidecar = pa.array([{"path": "a.parquet"}])
+        pq.write_table(pa.table({"add": pa.nulls(1), "sidecar": sidecar}), log / f"{1:020d}.checkpoint.parquet")
+    else:
+        first.write_text('{"add": {' if damage == "cut" else '{"add": 7}')
+    with pytest.raises(SourceError, match="_delta_log: the log of this Delta table"):
+        plan(table.root, tmp_path / "out")
