@@ -9,14 +9,18 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-_PARTITION = re.compile(r"([^=?#]+)=([^?#]*)")
+from pairmill.pipeline.common.files import S3_SCHEMES, is_remote
+
+_PARTITION = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def partitions_of(uri: str) -> dict[str, str | None]:
     """Name -> value, from the folders in a file's path or URL."""
     found = {}
-    for folder in uri.split("/")[:-1]:
+    path = _QUERY.sub("", uri) if is_remote(uri) and not uri.startswith(S3_SCHEMES) else uri
+    for folder in path.split("/")[:-1]:
         if match := _PARTITION.fullmatch(folder):
             value = unquote(match[2])
             found[unquote(match[1])] = None if value == _NULL else value

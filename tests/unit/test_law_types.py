@@ -21,6 +21,7 @@ from urllib.parse import quote
 import duckdb
 import numpy as np
 import pandas as pd
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,6 +38,7 @@ from pairmill.pipeline.source.columns import CAPTION_NAMES, URL_NAMES
 from pairmill.pipeline.source.cursor import Cursor, ReadError
 from pairmill.pipeline.source.files import SourceError
 from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.partitions import partitions_of
 from pairmill.pipeline.source.plan import make_plan
 from pairmill.pipeline.source.planned import PlanError
 from pairmill.pipeline.source.rows import ShardReader
@@ -312,6 +314,31 @@ def test_law_types_a_partition_in_a_folder_name_is_a_column_as_in_duckdb(values:
         """  # noqa: S608
         expected = DUCKDB.execute(query).fetchall()
     assert sorted(zip(*(found[name].to_pylist() for name in ("url", "lang", "year")), strict=True)) == expected
+
+
+@given(values=st.lists(st.text("aZé .?#[]*+\n", min_size=1, max_size=4), min_size=1, max_size=4, unique=True))
+@example(values=["a?b", "a#b", "a\nb", "plain"])
+@FEW
+def test_law_types_a_partition_that_polars_writes_arrives(values: list[str]) -> None:
+    """Polars encodes fewer characters than others, and reads its own folders, which DuckDB cannot always do."""
+    with folder() as where:
+        frame = polars.DataFrame({"url": [f"http://a.org/{number}" for number in range(len(values))], "lang": values})
+        target = polars.PartitionBy(where / "in", key="lang", include_key=False)
+        frame.lazy().sink_parquet(target, mkdir=True)
+        found = read_all(where)
+        assert dict(zip(found["url"].to_pylist(), found["lang"].to_pylist(), strict=True)) == dict(frame.rows())
+
+
+@pytest.mark.parametrize(
+    ("uri", "partitions"),
+    [
+        ("https://a.org/lang=en/a.parquet?sig=x/year=1/b", {"lang": "en"}),
+        ("https://a.org/lang=en/a.parquet#x=1/b", {"lang": "en"}),
+        ("s3://bucket/lang=a?b/year=a%23b/a.parquet", {"lang": "a?b", "year": "a#b"}),
+    ],
+)
+def test_law_types_the_query_of_a_url_has_no_partitions(uri: str, partitions: dict[str, str]) -> None:
+    assert partitions_of(uri) == partitions
 
 
 @pytest.mark.parametrize(
