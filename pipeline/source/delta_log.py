@@ -7,7 +7,8 @@ deleted ones would come back.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import Files, join
 from pairmill.pipeline.common.listing import entries_in
 from pairmill.pipeline.source.files import SourceError
+from pairmill.pipeline.source.unchanged import READERS
 
 _LOG = "_delta_log"
 _COMMIT = re.compile(r"(\d{20})\.json")
@@ -31,16 +33,22 @@ def check_tables(uris: Iterable[str], files: Files) -> None:
     for uri in uris:
         if uri.lower().endswith(".parquet"):
             tables.setdefault(_root(uri), []).append(uri)
-    for root, found in tables.items():
-        if not files.is_folder(join(root, _LOG)):
-            continue
-        current = _current_files(root, files)
-        if stale := [uri for uri in found if uri.removeprefix(f"{root}/") not in current]:
-            raise SourceError(
-                f"{root}: is a Delta table, and {len(stale):,} of its Parquet files, such as {stale[0]}, contain rows "
-                "that were changed or deleted; write the current version elsewhere, for example with DuckDB: "
-                f"copy (from delta_scan('{root}')) to 'list.parquet'"
-            )
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(lambda root: _check_table(root, tables[root], files), tables):
+            pass
+
+
+def _check_table(root: str, uris: Sequence[str], files: Files) -> None:
+    """The same for the Parquet files of one folder, which may not be a Delta table."""
+    if not files.is_folder(join(root, _LOG)):
+        return
+    current = _current_files(root, files)
+    if stale := [uri for uri in uris if uri.removeprefix(f"{root}/") not in current]:
+        raise SourceError(
+            f"{root}: is a Delta table, and {len(stale):,} of its Parquet files, such as {stale[0]}, contain rows that "
+            "were changed or deleted; write the current version elsewhere, for example with DuckDB: "
+            f"copy (from delta_scan('{root}')) to 'list.parquet'"
+        )
 
 
 def _root(uri: str) -> str:
