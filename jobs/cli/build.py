@@ -139,7 +139,7 @@ def retry(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Retry rows that failed because of the network.
+    """Retry rows whose download failed.
 
     Recovered rows go into new generations of their shards; all other rows stay as they are.
     """

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pairmill.jobs.cli import build, demo, reference, report, search, select, status, submit
+from pairmill.jobs.cli import build, demo, explore, reference, report, search, select, status, submit
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
 from pairmill.jobs.cli.terminal import stdout_errors
 
@@ -68,6 +68,10 @@ app.command(
     cls=Command,
     epilog=examples("pairmill report out", "pairmill report out --subset clean --compare other"),
 )(report.report)
+app.command(
+    cls=Command,
+    epilog=examples("pairmill explore out", "pairmill explore s3://bucket/out --port 0"),
+)(explore.explore)
 app.command(
     cls=Command,
     epilog=examples("pairmill export out clean train", "pairmill export out clean hf --format parquet"),

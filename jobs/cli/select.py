@@ -93,7 +93,7 @@ def export(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Write a subset as files that other tools read.
+    """Write a subset for other tools to read.
 
     If it is interrupted, run the same command again to resume.
     """

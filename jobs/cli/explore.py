@@ -1,0 +1,46 @@
+"""`pairmill explore`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pairmill.jobs.cli.options import Output, S3Settings
+from pairmill.jobs.cli.terminal import errors, open_store, progress
+
+if TYPE_CHECKING:
+    from pairmill.pipeline.explore.explorer import Explorer
+    from pairmill.pipeline.explore.security import Guard
+
+
+def explore(
+    output: Output,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", help="Port to serve on; 0 for any free one.", min=0, max=65535)
+    ] = 7800,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Beyond this machine, the printed address has a token.")
+    ] = "127.0.0.1",
+    labels: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Write labels to OUT/labels/NAME.parquet; default: the time.")
+    ] = None,
+    settings: S3Settings = None,
+) -> None:
+    """Look at a dataset in a browser.
+
+    Filter pairs with live counts and save them as a subset, look at rejects and duplicates, search by text or picture,
+    and label pairs as good or bad. Nothing is sent to other machines.
+    """
+    from pairmill.jobs.explore import ExploreOptions
+    from pairmill.jobs.explore import explore as run_explore
+
+    with errors(), progress("Saved subsets and labels stay.") as listener:
+        store = open_store(output, settings)
+
+        def ready(guard: "Guard", explorer: "Explorer") -> None:
+            listener.close()
+            typer.echo(f"Open {guard.address}")
+            if guard.access_token:
+                typer.echo("Anyone with this address can see the dataset, save subsets and label pairs.", err=True)
+            typer.echo(f"Labels go to {store.path(explorer.labels.path)}. Ctrl-C ends.", err=True)
+
+        run_explore(store, ExploreOptions(host, port, labels), ready, listener.step)

@@ -1,0 +1,202 @@
+"""The gallery: what its page shows, from the query of its address."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import yaml
+
+from pairmill.pipeline.dataset.subset import read_subset, subset_names
+from pairmill.pipeline.explore.explorer import Explorer, Shown
+from pairmill.pipeline.explore.query import Query
+from pairmill.pipeline.explore.summary import BINS, Column
+from pairmill.pipeline.explore.view import Row, View
+from pairmill.schemas.pairs import FETCHED, PICTURE
+from pairmill.schemas.subset import SelectStep
+
+PAGE_ROWS = 60
+
+_CAPTION = ("caption_clean", "caption", "caption_index", "language")
+_PICTURE = {*PICTURE.names, "original_width", "original_height", "original_format", "original_bytes", "sha256", "md5",
+            "image_tar", "image_offset", "image_length", "image_crc32"}  # fmt: skip
+_WEB = {"url", "final_url", *FETCHED.names} - _PICTURE
+_OUTCOME = ("status", "status_detail", "kept")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One pair of a gallery."""
+
+    uid: str
+    picture: str
+    """Address of its small copy."""
+    caption: str | None
+    status: str
+    kept: bool
+    value: str | None
+    """What the rows are sorted by, as text."""
+    label: bool | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Filters that belong together."""
+
+    title: str
+    columns: Sequence[Column]
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Everything that the page shows."""
+
+    query: Query
+    count: int
+    start_count: int
+    """Rows before the filters."""
+    expression: str
+    command: str
+    cards: Sequence[Card]
+    pages: int
+    groups: Sequence[Group]
+    equal_columns: Sequence[str]
+    sort_columns: Sequence[str]
+    sort_column: str | None
+    subsets: Sequence[str]
+    steps: Sequence[str]
+    """How the subset was selected, if one is shown."""
+    error: str | None = None
+
+    @property
+    def order(self) -> str:
+        """The order that is shown: without a score, a random one."""
+        return "random" if self.sort_column is None and self.error is None else self.query.order
+
+    @property
+    def first(self) -> int:
+        """Number of the first row of the page, from 1."""
+        return (self.query.page - 1) * PAGE_ROWS + 1
+
+    @property
+    def last(self) -> int:
+        """Number of the last row of the page."""
+        return self.first + len(self.cards) - 1
+
+
+def gallery(explorer: Explorer, shown: Shown, query: Query, error: str | None = None) -> Gallery:
+    """Collect what the page shows. With an `error`, the query's rows stay out. Raises PairmillError."""
+    view = shown.view
+    groups, equal = filter_groups(view.columns, query)
+    order = np.zeros(0, np.int64) if error else view.order(query)
+    rows = [int(row) for row in order[(query.page - 1) * PAGE_ROWS : query.page * PAGE_ROWS]]
+    column = None if error else view.sort_column(query)
+    where = "" if error else view.expression(query)
+    return Gallery(
+        query=query,
+        count=len(order),
+        start_count=int(view.start(query.rows, query.subset).sum()) if not error else view.num_rows,
+        expression=where,
+        command=command(explorer, query, where),
+        cards=cards(explorer, shown, rows, column),
+        pages=max(1, -(-len(order) // PAGE_ROWS)),
+        groups=groups,
+        equal_columns=equal,
+        sort_columns=[name for name, each in view.columns.items() if each.kind == "number" and each.is_useful],
+        sort_column=column,
+        subsets=subset_names(explorer.store),
+        steps=[str(step) for step in read_subset(explorer.store, query.subset).steps] if query.subset else [],
+        error=error,
+    )
+
+
+def command(explorer: Explorer, query: Query, where: str) -> str:
+    """The command that selects the same rows."""
+    base = read_subset(explorer.store, query.subset) if query.subset else None
+    steps = [*(base.steps if base else []), *([SelectStep(where=where)] if where else [])]
+    words = ["pairmill", "select", explorer.store.root, "NAME"]
+    words += [word for step in steps for word in ("--step", step_text(step))]
+    words += ["--all-pairs"] if (base.rows if base else query.rows) == "pairs" else []
+    return shlex.join(words)
+
+
+def step_text(step: SelectStep) -> str:
+    """A step as `--step` takes it: YAML on one line."""
+    value = getattr(step, step.kind)
+    if isinstance(value, str):
+        plain = f"{step.kind}: {value}"
+        return plain if _reads_as(plain, {step.kind: value}) else json.dumps({step.kind: value}, ensure_ascii=False)
+    options = value.model_dump(exclude_defaults=True)
+    return f"{step.kind}: {json.dumps(options, ensure_ascii=False)}"
+
+
+def _reads_as(text: str, expected: object) -> bool:
+    try:
+        return bool(yaml.safe_load(text) == expected)
+    except yaml.YAMLError:
+        return False
+
+
+def cards(explorer: Explorer, shown: Shown, rows: Sequence[int], column: str | None = None) -> list[Card]:
+    """The cards of some rows; begins to read their pictures."""
+    found = shown.view.rows(rows, [column] if column else [])
+    shown.pictures.prefetch(row.ref for row in found)
+    return [card(explorer, shown, row, column) for row in found]
+
+
+def card(explorer: Explorer, shown: Shown, row: Row, column: str | None = None, value: str | None = None) -> Card:
+    """The card of one row."""
+    if column is not None:
+        value = number(shown.view, column, row[column])
+    picture = f"/picture/{row.shard}/{row.ref.row}?v={shown.version}"
+    label = explorer.labels.get(row["uid"])
+    return Card(row["uid"], picture, row["caption_clean"], row["status"], row["kept"], value, label)
+
+
+def number(view: View, column: str, value: object) -> str:
+    """A value of a column of numbers, with as many digits as tell its values apart."""
+    if value is None:
+        return "none"
+    each = view.columns[column]
+    return f"{float(str(value)):,.{min(4, max(3, each.decimals)) if not each.is_integer else 0}f}"
+
+
+def filter_groups(columns: Mapping[str, Column], query: Query) -> tuple[list[Group], list[str]]:
+    """The filters in groups, and the names of the columns in which all rows are equal."""
+    titles: dict[str, list[Column]] = {
+        name: [] for name in ("Scores", "Caption", "Picture", "Outcome", "Download", "Other columns")
+    }
+    equal = []
+    for name, each in columns.items():
+        if not each.is_useful and not query.is_set(name):
+            equal.append(name)
+        else:
+            titles[_title(name)].append(each)
+    is_first = True
+    groups = []
+    for title, found in titles.items():
+        if found:
+            groups.append(Group(title, found, is_first or any(query.is_set(each.name) for each in found)))
+            is_first = False
+    return groups, equal
+
+
+def _title(name: str) -> str:
+    if name.startswith("similarity"):
+        return "Scores"
+    if name in _CAPTION:
+        return "Caption"
+    if name in _PICTURE:
+        return "Picture"
+    if name in _OUTCOME:
+        return "Outcome"
+    return "Download" if name in _WEB else "Other columns"
+
+
+def bars(column: Column) -> list[tuple[int, float, float]]:
+    """The bars of a histogram, (index, top, height) in a box of BINS x 100. Square roots, so that rare values show."""
+    tallest = max(column.histogram, default=0) or 1
+    heights = [round(100 * (rows / tallest) ** 0.5, 1) for rows in column.histogram]
+    return [(index, round(100 - height, 1), height) for index, height in enumerate(heights[:BINS]) if height]

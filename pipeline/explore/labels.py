@@ -1,0 +1,111 @@
+"""Keeps the labels that a person gives in one session, in `labels/NAME.parquet` of the output folder.
+
+Each session has its own file, which is created once and only ever replaced by the session that created it.
+"""
+
+import re
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.subset import SUBSET_NAME
+
+LABELS_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("label", pa.bool_(), nullable=False),  # true: good
+        pa.field("labeled_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+"""`labels/NAME.parquet`: one row per labeled uid, in the order of the labels."""
+
+SAVE_EVERY = 10
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def session_name() -> str:
+    """A name for a session that begins now, such as `20260131-184500`."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+class Labels:
+    """The labels of one session. Thread-safe."""
+
+    def __init__(self, store: Store, name: str, now: Callable[[], datetime] = _now) -> None:
+        """Raises JobError if the name cannot be a file's name, or if another session has used it."""
+        if not re.fullmatch(SUBSET_NAME, name):
+            raise JobError(f"labels: {name!r} is not a name of letters, digits, - and _")
+        self._store, self.path, self._now = store, f"labels/{name}.parquet", now
+        if store.exists(self.path):
+            raise self._taken()
+        self._labels: dict[str, tuple[bool, datetime]] = {}
+        self._history: list[tuple[str, tuple[bool, datetime] | None]] = []
+        self._lock = threading.Lock()
+        self._unsaved = 0
+        self._is_created = False
+
+    def _taken(self) -> JobError:
+        return JobError(f"{self._store.path(self.path)} belongs to another session; choose another name with --labels")
+
+    def get(self, uid: str) -> bool | None:
+        """The label of a pair; None if it has none."""
+        found = self._labels.get(uid)
+        return None if found is None else found[0]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(good, bad)."""
+        with self._lock:
+            good = sum(label for label, _ in self._labels.values())
+            return good, len(self._labels) - good
+
+    def put(self, uid: str, label: bool) -> None:
+        """Label a pair, or change its label."""
+        with self._lock:
+            self._history.append((uid, self._labels.pop(uid, None)))
+            self._labels[uid] = (label, self._now())
+            self._unsaved += 1
+            is_due = self._unsaved >= SAVE_EVERY
+        if is_due:
+            self.save()
+
+    def undo(self) -> str | None:
+        """Take the last label back. Returns the uid, None if there is nothing to undo."""
+        with self._lock:
+            if not self._history:
+                return None
+            uid, before = self._history.pop()
+            self._labels.pop(uid, None)
+            if before is not None:
+                self._labels[uid] = before
+            self._unsaved += 1
+            return uid
+
+    def save(self) -> None:
+        """Write the file, if anything has changed. Raises JobError if another session has taken the name meanwhile."""
+        with self._lock:
+            if not self._unsaved:
+                return
+            data = self._encoded()
+            if self._is_created:
+                self._store.replace(self.path, data)
+            elif self._labels:
+                if not self._store.create(self.path, data):
+                    raise self._taken()
+                self._is_created = True
+            self._unsaved = 0
+
+    def _encoded(self) -> bytes:
+        rows = [{"uid": uid, "label": label, "labeled_at": at} for uid, (label, at) in self._labels.items()]
+        buffer = BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, LABELS_SCHEMA), buffer, compression="zstd")
+        return buffer.getvalue()

@@ -1,0 +1,168 @@
+"""What arrives while a build runs: shards, the funnel, and the newest pictures."""
+
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.explore.explorer import Explorer
+from pairmill.pipeline.explore.pictures import SMALL, Pictures
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.schemas.manifest import ShardManifest, manifest_name
+from pairmill.schemas.status import Status
+
+NEWEST_PICTURES = 12
+_OPEN_SHARDS = 4
+_RATE_S = 60.0
+"""The rate is that of the last minute."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How many rows a status took, and how many were left after it."""
+
+    status: str
+    rows: int
+    left: int
+    share_left: float
+
+
+@dataclass(frozen=True)
+class NewPicture:
+    """A picture of a shard that has just arrived."""
+
+    address: str
+    caption: str | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Live:
+    """The state of a build."""
+
+    shards: int
+    shards_done: int
+    rows: int
+    rows_done: int
+    """Input rows that are done; a list of captions counts as one."""
+    rows_in: int
+    kept: int
+    rows_per_s: float | None
+    """In the last minute; None until a shard has arrived while the page was open."""
+    losses: Sequence[Loss]
+    newest: Sequence[NewPicture]
+    new_shards: int
+    """Shards that the other pages do not show yet."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class LiveState:
+    """Remembers the manifests it has read. Thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[int, tuple[int, ShardManifest]] = {}
+        self._order: list[int] = []
+        """Shards in the order in which they were seen."""
+        self._arrivals: list[tuple[float, int]] = []
+        self._open: OrderedDict[tuple[int, int], tuple[Snapshot, Pictures]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._is_first = True
+
+    def now(self, explorer: Explorer) -> Live:
+        """The state now. Reads the names of all manifests, and the new ones."""
+        with self._lock:
+            self._read_new()
+            manifests = [manifest for _, manifest in self._seen.values()]
+            plan = load_plan(self._store)
+            statuses: Counter[str] = Counter()
+            for manifest in manifests:
+                statuses.update(manifest.statuses)
+            return Live(
+                shards=plan.num_shards,
+                shards_done=len(manifests),
+                rows=plan.num_rows,
+                rows_done=sum(manifest.num_rows for manifest in manifests),
+                rows_in=sum(statuses.values()),
+                kept=statuses.get(Status.OK, 0),
+                rows_per_s=self._rate(),
+                losses=losses(statuses),
+                newest=self._newest(),
+                new_shards=sum(explorer.generations.get(shard) != found for shard, (found, _) in self._seen.items()),
+            )
+
+    def _read_new(self) -> None:
+        for shard, generation in committed(self._store).items():
+            if shard in self._seen and self._seen[shard][0] == generation:
+                continue
+            manifest = read_manifest(self._store, manifest_name(shard, generation))
+            self._seen[shard] = (generation, manifest)
+            self._order = (
+                [each for each in self._order if each != shard] + [shard]
+                if not self._is_first
+                else [*self._order, shard]
+            )
+            if not self._is_first:
+                self._arrivals.append((time.monotonic(), manifest.num_rows))
+        self._is_first = False
+
+    def _rate(self) -> float | None:
+        if not self._arrivals:
+            return None
+        since = time.monotonic() - _RATE_S
+        return sum(rows for at, rows in self._arrivals if at >= since) / _RATE_S
+
+    def _newest(self) -> list[NewPicture]:
+        """Some pairs of the shards that arrived last."""
+        found: list[NewPicture] = []
+        for shard in reversed(self._order[-3:]):
+            generation, manifest = self._seen[shard]
+            if not manifest.pairs or len(found) >= NEWEST_PICTURES:
+                continue
+            snapshot, pictures = self._opened(shard, generation)
+            rows = range(min(NEWEST_PICTURES - len(found), manifest.pairs))
+            table = snapshot.read(snapshot.chunk.shards[0], ["caption_clean", "status"]).slice(0, len(rows))
+            pictures.prefetch(RowRef(0, row) for row in rows)
+            for row, values in zip(rows, table.to_pylist(), strict=True):
+                address = f"/picture/{shard}/{row}?v={generation}-{manifest.attempt[:8]}"
+                found.append(NewPicture(address, values["caption_clean"], values["status"]))
+        return found
+
+    def _opened(self, shard: int, generation: int) -> tuple[Snapshot, Pictures]:
+        key = shard, generation
+        if key not in self._open:
+            snapshot = Snapshot(self._store, load_plan(self._store), [key], [])
+            self._open[key] = snapshot, Pictures(snapshot)
+            while len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)[1][1].close()
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def picture(self, shard: int, row: int) -> Thumbnail | None:
+        """A picture of a shard that the other pages do not show; None if there is no such row."""
+        with self._lock:
+            if shard not in self._seen:
+                return None
+            snapshot, pictures = self._opened(shard, self._seen[shard][0])
+            if row >= snapshot.chunk.shards[0].num_rows:
+                return None
+        return pictures.get(RowRef(0, row), SMALL)
+
+
+def losses(statuses: Counter[str]) -> list[Loss]:
+    """What each status took, in the order of the checks."""
+    rows = left = sum(statuses.values())
+    found = []
+    for status in Status:
+        if status is not Status.OK and (lost := statuses.get(status, 0)):
+            left -= lost
+            found.append(Loss(status.value, lost, left, left / max(1, rows)))
+    return found

@@ -1,0 +1,194 @@
+"""The pages: each method answers one address."""
+
+from typing import Any
+
+import yaml
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from pairmill.pipeline.dataset.subset import read_subset, subset_names
+from pairmill.pipeline.explore import compare, duplicates, live, nearest, rejects
+from pairmill.pipeline.explore.explorer import Explorer
+from pairmill.pipeline.explore.gallery import bars, cards, command, gallery
+from pairmill.pipeline.explore.page import Page, PageError
+from pairmill.pipeline.explore.pictures import LARGE, SMALL
+from pairmill.pipeline.explore.query import Query
+from pairmill.pipeline.explore.security import Guard
+from pairmill.pipeline.reader.thumbnails import RowRef
+from pairmill.schemas.errors import PairmillError
+
+MAX_QUESTION_CHARS = 500
+NEIGHBORS = 24
+FOUND = 60
+
+
+class Pages(Page):
+    """The pages of one explorer."""
+
+    def __init__(self, explorer: Explorer, guard: Guard) -> None:
+        super().__init__(explorer, guard)
+        self._live = live.LiveState(explorer.store)
+
+    def gallery(self, request: Request) -> Response:
+        """`/`: the pairs that the filters select."""
+        if self.explorer.shown is None:
+            return self.render("empty", "/", "No pairs yet")
+        shown, query, wrong = self.explorer.shown, Query(), None
+        try:
+            query = Query.parse(request.query_params.multi_items())
+            page = gallery(self.explorer, shown, query)
+        except PairmillError as error:
+            wrong = str(error)
+            page = gallery(self.explorer, shown, query, wrong)
+        status = 400 if wrong else 200
+        return self.render(
+            "gallery",
+            "/",
+            "Gallery",
+            status,
+            page=page,
+            query=page.query,
+            bars=bars,
+            columns=shown.view.columns,
+            is_saved=request.query_params.get("saved") == "1" and query.subset is not None,
+        )
+
+    def count(self, request: Request) -> Response:
+        """`/api/count`: how many rows the filters select, with the expression."""
+        view = self.shown.view
+        query = Query.parse(request.query_params.multi_items())
+        where = view.expression(query)
+        values = {
+            "count": view.count(query),
+            "of": int(view.start(query.rows, query.subset).sum()),
+            "expression": where,
+        }
+        return JSONResponse(
+            {**values, "command": command(self.explorer, query, where), "is_sample": view.sampled.is_sample}
+        )
+
+    def picture(self, request: Request) -> Response:
+        """`/picture/SHARD/ROW`: a small copy of a picture that the dataset names."""
+        shown, shard = self.shown, request.path_params["shard"]
+        side = LARGE if request.query_params.get("size") == "large" else SMALL
+        shards = shown.view.snapshot.chunk.shards
+        position = shown.view.position(shard)
+        if position is None:
+            thumbnail = self._live.picture(shard, request.path_params["row"])
+        elif request.path_params["row"] >= shards[position].num_rows:
+            raise PageError("There is no such row.", 404)
+        else:
+            thumbnail = shown.pictures.get(RowRef(position, request.path_params["row"]), side)
+        if thumbnail is None or thumbnail.jpeg is None:
+            return PlainTextResponse(thumbnail.problem if thumbnail else "no such shard", 404)
+        is_this_state = request.query_params.get("v") == shown.version
+        keep = "private, max-age=86400, immutable" if is_this_state else "no-store"
+        return Response(thumbnail.jpeg, media_type="image/jpeg", headers={"Cache-Control": keep})
+
+    def pair(self, request: Request) -> Response:
+        """`/pair/UID`: one pair with all its columns, and those that look like it."""
+        shown = self.shown
+        index = shown.view.find(request.path_params["uid"])
+        if index is None:
+            raise PageError("No pair here has this uid.", 404)
+        ref = shown.view.ref(index)
+        row = shown.view.whole_row(ref)
+        shown.pictures.prefetch([ref], LARGE)
+        alias = nearest.alias_of(shown.view, request.query_params.get("model", ""))
+        near, note = [], "No model has embedded these pictures." if alias is None else None
+        if alias is not None:
+            found, note = nearest.of_row(shown.view, alias, index, NEIGHBORS)
+            near = cards(self.explorer, shown, [each.row for each in found])
+            near = [nearest.with_value(card, each) for card, each in zip(near, found, strict=True)]
+        problem = shown.pictures.get(ref, LARGE).problem
+        large = f"/picture/{row.shard}/{ref.row}?v={shown.version}&size=large"
+        return self.render(
+            "pair",
+            "/",
+            "Pair",
+            row=row,
+            shown_value=shown_value,
+            picture=large,
+            near=near,
+            note=note,
+            problem=problem,
+            alias=alias,
+            aliases=shown.view.aliases,
+            label=self.explorer.labels.get(row["uid"]),
+        )
+
+    def rejects(self, request: Request) -> Response:
+        """`/rejects`: what was refused, and why."""
+        page = rejects.rejects(
+            self.explorer, request.query_params.get("status", ""), request.query_params.get("from", "")
+        )
+        return self.render("rejects", "/rejects", "Rejects", page=page)
+
+    def duplicates(self, request: Request) -> Response:
+        """`/duplicates`: the largest groups of equal pictures."""
+        page = duplicates.duplicates(self.explorer, self.shown, request.query_params.get("by", "sha256"),
+                                     request.query_params.get("page", "1"))  # fmt: skip
+        return self.render("duplicates", "/duplicates", "Duplicates", page=page)
+
+    def compare(self, request: Request) -> Response:
+        """`/compare`: two subsets side by side."""
+        names = subset_names(self.explorer.store)
+        one, other = request.query_params.get("a", ""), request.query_params.get("b", "")
+        page = compare.compare(self.explorer, self.shown, one, other) if one and other else None
+        return self.render("compare", "/compare", "Compare", page=page, names=names, one=one, other=other)
+
+    def search(self, request: Request) -> Response:
+        """`/search?q=`: the pictures closest to a text."""
+        text = request.query_params.get("q", "").strip()[:MAX_QUESTION_CHARS]
+        return self._found(request.query_params.get("model", ""), text, None)
+
+    def search_picture(self, request: Request, picture: bytes) -> Response:
+        """The pictures closest to an uploaded one."""
+        if not picture:
+            raise PageError("Choose a picture first.")
+        return self._found(request.query_params.get("model", ""), "", picture)
+
+    def _found(self, model: str, text: str, picture: bytes | None) -> Response:
+        shown = self.shown
+        alias = nearest.alias_of(shown.view, model)
+        found: list[Any] = []
+        note = "No model has embedded these pictures, so there is nothing to search." if alias is None else None
+        if alias is not None and (text or picture):
+            near, note = nearest.of_question(shown.view, alias, text, picture, FOUND)
+            near_cards = cards(self.explorer, shown, [each.row for each in near])
+            found = [nearest.with_value(card, each) for card, each in zip(near_cards, near, strict=True)]
+        return self.render("search", "/search", "Search", found=found, text=text, note=note, alias=alias,
+                           aliases=shown.view.aliases, has_picture=picture is not None)  # fmt: skip
+
+    def live(self, request: Request) -> Response:
+        """`/live`: what arrives while a build runs."""
+        return self.render("live", "/live", "Live", state=self._live.now(self.explorer))
+
+    def live_state(self, request: Request) -> Response:
+        """`/api/live`: the same as JSON."""
+        return JSONResponse(self._live.now(self.explorer).as_dict())
+
+    def new_shards(self, request: Request) -> Response:
+        """`/api/new-shards`: how many shards the pages do not show yet."""
+        return JSONResponse({"shards": self.explorer.new_shards})
+
+    def job_file(self, request: Request) -> Response:
+        """`/subset/NAME/select.yaml`: the job that makes a subset again."""
+        name = request.path_params["name"]
+        if name not in subset_names(self.explorer.store):
+            raise PageError("There is no such subset.", 404)
+        subset = read_subset(self.explorer.store, name)
+        text = job_yaml(self.explorer, name, subset.rows, [step.model_dump(exclude_none=True) for step in subset.steps])
+        headers = {"Content-Disposition": f'attachment; filename="{name}.yaml"'}
+        return PlainTextResponse(text, headers=headers)
+
+
+def shown_value(value: object) -> str:
+    """A value of a column as text; float32 has no more than seven digits."""
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def job_yaml(explorer: Explorer, name: str, rows: str, steps: list[dict[str, Any]]) -> str:
+    """A job file for `pairmill select --job`."""
+    job = {"dataset": explorer.store.root, "name": name, "rows": rows, "steps": steps}
+    return yaml.safe_dump(job, sort_keys=False, allow_unicode=False, width=100)

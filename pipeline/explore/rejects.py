@@ -1,0 +1,134 @@
+"""The rows that were refused: how many for each reason, and the evidence of each row."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import committed, read_manifest, read_manifests
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.explore.explorer import Explorer
+from pairmill.pipeline.explore.page import PageError
+from pairmill.schemas.manifest import CustomRuleCount, manifest_name
+from pairmill.schemas.status import Status
+
+PAGE_ROWS = 60
+_COLUMNS = (
+    *("row_id", "uid", "url", "caption_clean", "caption", "status", "status_detail", "http_status", "final_url"),
+    *("content_type", "original_bytes", "fetch_attempts", "fetch_s", "original_width", "original_height"),
+)
+_CURSOR = re.compile(r"(\d{1,12})\.(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One Status, and how many rows have it."""
+
+    status: str
+    step: str
+    rows: int
+    share: float
+    """Of all rows."""
+    share_of_largest: float
+    """Of the rows of the most frequent reason."""
+    worth_retry: bool
+    has_pictures: bool
+    """Whether its rows are pairs: a score rule refused them, and their pictures are in the gallery."""
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """What the page shows."""
+
+    rows_in: int
+    rejected: int
+    """Rows without a pair."""
+    reasons: Sequence[Reason]
+    custom_rules: Mapping[str, CustomRuleCount]
+    status: str
+    rows: Sequence[Mapping[str, Any]]
+    next_cursor: str | None
+    """Where the next page begins: the number of a shard and of a row."""
+    is_first: bool
+
+
+def rejects(explorer: Explorer, status: str, cursor: str) -> Rejects:
+    """The counts, and a page of the rows with one status (all, if empty). Raises PageError."""
+    if status and status not in {each.value for each in Status}:
+        raise PageError(f"status: {status[:40]!r} is no status")
+    if cursor and not _CURSOR.fullmatch(cursor):
+        raise PageError("from: this is no place in the rejects")
+    statuses, rules, rejected, shards = _counts(explorer.store)
+    rows_in = sum(statuses.values())
+    largest = max([0, *(rows for each, rows in statuses.items() if each != Status.OK)])
+    reasons = [
+        _reason(each, statuses[each], rows_in, largest)
+        for each in Status
+        if statuses.get(each) and each is not Status.OK
+    ]
+    rows, following = _rows(explorer.store, shards, status, cursor)
+    return Rejects(
+        rows_in, rejected, sorted(reasons, key=lambda each: -each.rows), rules, status, rows, following, not cursor
+    )
+
+
+def _reason(status: Status, rows: int, rows_in: int, largest: int) -> Reason:
+    has_pictures = status in (Status.LOW_SIMILARITY, Status.EMBEDDING_INVALID)
+    return Reason(
+        status.value,
+        status.step.value,
+        rows,
+        rows / max(1, rows_in),
+        rows / max(1, largest),
+        status.worth_retry,
+        has_pictures,
+    )
+
+
+def _counts(
+    store: Store,
+) -> tuple[Counter[str], dict[str, CustomRuleCount], int, list[tuple[int, dict[str, int]]]]:
+    """(rows by status, what custom rules dropped, rejected rows, the statuses of each shard that has rejects)."""
+    statuses: Counter[str] = Counter()
+    rules: dict[str, CustomRuleCount] = {}
+    rejected, shards = 0, list[tuple[int, dict[str, int]]]()
+    for manifest in read_manifests(store):
+        statuses.update(manifest.statuses)
+        rejected += manifest.rejects
+        if manifest.rejects:
+            shards.append((manifest.shard, manifest.statuses))
+        for name, count in manifest.custom_rules.items():
+            before = rules[name].rows if name in rules else 0
+            rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
+    return statuses, rules, rejected, shards
+
+
+def _rows(
+    store: Store, shards: Sequence[tuple[int, Mapping[str, int]]], status: str, cursor: str
+) -> tuple[list[Mapping[str, Any]], str | None]:
+    """A page of rows from the place `cursor` on, and where the next page begins."""
+    match = _CURSOR.fullmatch(cursor)
+    shard_from, row_from = (int(match[1]), int(match[2])) if match else (0, 0)
+    newest, found = committed(store), list[Mapping[str, Any]]()
+    for shard, statuses in shards:
+        if shard < shard_from or (status and not statuses.get(status)):
+            continue
+        manifest = read_manifest(store, manifest_name(shard, newest[shard]))
+        if "rejects" not in manifest.files:
+            continue
+        table = read_table(store, manifest.files["rejects"].path, _COLUMNS)
+        table = table.append_column("position", pa.array(range(table.num_rows), pa.int64()))
+        if status:
+            table = table.filter(pc.equal(table["status"], status))
+        if shard == shard_from:
+            table = table.filter(pc.greater_equal(table["position"], row_from))
+        for row in table.slice(0, PAGE_ROWS + 1 - len(found)).to_pylist():
+            if len(found) == PAGE_ROWS:
+                return found, f"{shard}.{row['position']}"
+            found.append(row)
+    return found, None

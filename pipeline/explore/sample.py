@@ -1,0 +1,59 @@
+"""Decides which shards to show: all of them, or a sample of whole shards if there are too many rows for one page."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.select.keys import mix
+
+MAX_ROWS = 2_000_000
+"""With more input rows than this, a sample of shards is shown."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A snapshot of some shards."""
+
+    snapshot: Snapshot
+    shards: int
+    """Number of finished shards in the dataset."""
+    input_rows: int
+    """Number of input rows of these shards."""
+    shown_input_rows: int
+    """Number of input rows of the shards that are shown."""
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether shards are left out."""
+        return len(self.snapshot.generations) < self.shards
+
+    @property
+    def notice(self) -> str | None:
+        """What to say on every page of a sample."""
+        if not self.is_sample:
+            return None
+        return (
+            f"Counts are of a sample: {len(self.snapshot.generations):,} of {counted(self.shards, 'shard')}, "
+            f"{self.shown_input_rows:,} of {self.input_rows:,} input rows."
+        )
+
+
+def sample(snapshot: Snapshot, max_rows: int = MAX_ROWS) -> Sampled:
+    """The whole snapshot, or the shards whose numbers have the lowest hashes, up to `max_rows` input rows.
+
+    Always the same shards; new shards of a growing dataset replace few of them.
+    """
+    planned = dict(
+        zip(snapshot.plan.shards["shard"].to_pylist(), snapshot.plan.shards["num_rows"].to_pylist(), strict=True)
+    )
+    rows = np.array([planned[shard] for shard, _ in snapshot.generations], np.int64)
+    total = int(rows.sum())
+    if total <= max_rows:
+        return Sampled(snapshot, len(rows), total, total)
+    order = np.argsort(mix(np.array([shard for shard, _ in snapshot.generations], np.uint64)), kind="stable")
+    fitting = max(1, int(np.searchsorted(np.cumsum(rows[order]), max_rows, side="right")))
+    chosen = np.sort(order[:fitting])
+    some = replace(snapshot, generations=[snapshot.generations[index] for index in chosen])
+    return Sampled(some, len(rows), total, int(rows[chosen].sum()))

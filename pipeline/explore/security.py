@@ -1,0 +1,200 @@
+"""Decides which requests are answered, and adds the headers that keep a page from running or loading anything else.
+
+Against DNS rebinding, `Host` must be a name that the server was bound to. Against other origins, `Sec-Fetch-Site` and
+`Origin` must be this one; only opening a page from a link elsewhere is allowed. Beyond loopback, a token is needed,
+which becomes a cookie.
+"""
+
+import hmac
+import ipaddress
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_FORM_BYTES = 64 << 10
+MAX_PICTURE_BYTES = 20 << 20
+MAX_ADDRESS_BYTES = 32 << 10
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers would send forms with the origin `null`
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+_SAFE = ("GET", "HEAD")
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind to can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Who may ask for what."""
+
+    host: str
+    """The address that the server is bound to."""
+    port: int
+    access_token: str | None = None
+    """Needed beyond loopback; None on loopback."""
+    form_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    """Every request that changes something must carry it: only this server's own pages have it."""
+
+    @classmethod
+    def of(cls, host: str, port: int) -> "Guard":
+        """A guard with new tokens."""
+        return cls(host, port, None if is_loopback(host) else secrets.token_urlsafe(24))
+
+    @property
+    def address(self) -> str:
+        """Where to open the first page."""
+        host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(self.host, self.host)
+        if ":" in host and not host.startswith("["):
+            host = f"[{host}]"
+        token = f"?{urlencode({'token': self.access_token})}" if self.access_token else ""
+        return f"http://{host}:{self.port}/{token}"
+
+    @property
+    def cookie(self) -> str:
+        """Name of the cookie. Cookies ignore ports, so the name has it."""
+        return f"pairmill_explore_{self.port}"
+
+    def is_own_host(self, host: str) -> bool:
+        """Whether `Host` names this server."""
+        name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+        if not name:
+            name, port = host, ""
+        if port != str(self.port) and not (self.port == 80 and not port):
+            return False
+        name = name.lower()
+        if name in _LOOPBACK:
+            return True
+        own = self.host.lower()
+        if own in ("0.0.0.0", "::"):  # a name that resolves to this machine by a trick is no literal address
+            return _is_literal(name) or name in (socket.gethostname().lower(), socket.getfqdn().lower())
+        return name.strip("[]") == own.strip("[]")
+
+    def problem(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        """(HTTP status, reason) if a request must be refused."""
+        if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > MAX_ADDRESS_BYTES:
+            return 414, "The address is too long."
+        if not self.is_own_host(headers.get("host", "")):
+            return 421, "This server has another name."
+        if not self._is_same_origin(scope["method"], headers):
+            return 403, "Requests from other origins are refused."
+        if scope["method"] not in (*_SAFE, "POST"):
+            return 405, "This server answers GET and POST."
+        limit = MAX_PICTURE_BYTES if scope["path"] == "/search" else MAX_FORM_BYTES
+        length = headers.get("content-length", "0")
+        if scope["method"] == "POST" and not (length.isascii() and length.isdigit() and int(length) <= limit):
+            return 413, f"The request is larger than {limit:,} bytes."
+        if scope["method"] == "POST" and "transfer-encoding" in headers:
+            return 411, "Requests need a length."
+        return None
+
+    def _is_same_origin(self, method: str, headers: Mapping[str, str]) -> bool:
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if origin is not None and not self._is_own_origin(origin):
+            return False
+        if site in ("same-origin", "none"):
+            return method in _SAFE or site == "same-origin"
+        if site is not None:  # a link elsewhere may open a page, but nothing may embed or read one
+            is_opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            return method in _SAFE and is_opened
+        return method in _SAFE or origin is not None
+
+    def _is_own_origin(self, origin: str) -> bool:
+        return origin.startswith("http://") and self.is_own_host(origin.removeprefix("http://"))
+
+    def has_access(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request carries the cookie, if one is needed."""
+        if self.access_token is None:
+            return True
+        try:
+            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
+        except CookieError:
+            return False
+        return found is not None and same(found.value, self.access_token)
+
+    def is_own_form(self, token: str) -> bool:
+        """Whether a form comes from one of this server's own pages."""
+        return same(token, self.form_token)
+
+
+class GuardedApp:
+    """The app behind a guard."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app, self._guard = app, guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        headers = Headers(scope=scope)
+        answer = self._refusal(scope, headers)
+        if answer is not None:
+            await answer(scope, receive, with_headers)
+            return
+        await self._app(scope, receive, with_headers)
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
+        if problem := self._guard.problem(scope, headers):
+            status, reason = problem
+            return PlainTextResponse(f"{reason}\n", status)
+        if self._guard.has_access(headers):
+            return None
+        given = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token", "")
+        if scope["method"] == "GET" and same(given, self._guard.access_token or ""):
+            return self._welcome()
+        return PlainTextResponse("Open the address that `pairmill explore` printed: it has the token.\n", 401)
+
+    def _welcome(self) -> Response:
+        """Set the cookie, then open the first page from here: a strict cookie is not sent after a redirect that a
+        link elsewhere began."""
+        page = '<!doctype html><html lang="en"><title>pairmill</title><meta http-equiv="refresh" content="0;url=/">'
+        response = HTMLResponse(f'{page}<p><a href="/">Open the dataset</a>')
+        token = self._guard.access_token or ""
+        response.set_cookie(self._guard.cookie, token, httponly=True, samesite="strict", path="/")
+        return response
+
+
+def same(given: str, expected: str) -> bool:
+    """Compare two tokens in constant time. An empty one never fits."""
+    return bool(expected) and hmac.compare_digest(given.encode(), expected.encode())
+
+
+def _is_literal(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,145 @@
+"""Describes each column: what kind of filter it gets, with its range, histogram or choices."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.schemas.pairs import is_embedding
+
+Kind = Literal["number", "choice", "text", "time"]
+
+MAX_CHOICES = 24
+"""A text column with more distinct values is searched instead."""
+BINS = 40
+_MAX_CHOICE_CHARS = 80
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a column, and how many rows have it."""
+
+    value: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column with a filter."""
+
+    name: str
+    kind: Kind
+    is_integer: bool = False
+    is_boolean: bool = False
+    nulls: int = 0
+    low: float = 0.0
+    """The lowest finite value of a number."""
+    high: float = 0.0
+    histogram: Sequence[int] = ()
+    """Rows in each of BINS equal bins from `low` to `high`."""
+    choices: Sequence[Choice] = ()
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether a filter on it could keep some rows and drop others."""
+        if self.kind == "number":
+            return self.high > self.low or (bool(self.histogram) and self.nulls > 0)
+        return self.kind != "choice" or len(self.choices) + (self.nulls > 0) > 1
+
+    @property
+    def has_values(self) -> bool:
+        """Whether it has a value in some row, as far as known."""
+        return bool(self.histogram or self.choices) or self.kind in ("text", "time")
+
+    @property
+    def step(self) -> float:
+        """The step of its slider: about a two-hundredth of the range, and a round number."""
+        width = self.high - self.low
+        if self.is_integer:
+            return max(1.0, float(10 ** math.floor(math.log10(max(width, 1) / 50))))
+        return float(10 ** math.floor(math.log10(width / 50))) if width > 0 else 1.0
+
+    @property
+    def slider_low(self) -> float:
+        """`low`, rounded down to a step."""
+        return round(math.floor(self.low / self.step) * self.step, 9)
+
+    @property
+    def slider_high(self) -> float:
+        """`high`, rounded up to a step."""
+        return round(math.ceil(self.high / self.step) * self.step, 9)
+
+    @property
+    def decimals(self) -> int:
+        """Digits after the point that a value is shown with."""
+        return 0 if self.is_integer else max(0, -math.floor(math.log10(self.step)))
+
+
+def kind_of(field: pa.Field, sample: pa.ChunkedArray) -> Kind | None:
+    """The kind of filter of a column, from its type and some of its values; None if it gets none (lists, bytes)."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if is_embedding(field):
+        return None
+    if pa.types.is_boolean(kind):
+        return "choice"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "time"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "choice" if _is_categorical(sample) else "text"
+    return None
+
+
+def _is_categorical(sample: pa.ChunkedArray) -> bool:
+    """Whether a text column has few values: it repeats itself, and its values are short."""
+    values = sample.drop_null()
+    if not len(values):
+        return False
+    distinct = pc.unique(values)
+    longest = pc.max(pc.utf8_length(distinct)).as_py()
+    return bool(len(distinct) <= max(1, min(MAX_CHOICES, len(values) // 8)) and longest <= _MAX_CHOICE_CHARS)
+
+
+def describe(name: str, kind: Kind, column: pa.ChunkedArray) -> Column:
+    """The filter of a column, from all of its values."""
+    if kind == "number":
+        return _number(name, column)
+    if kind == "choice":
+        return _choice(name, column)
+    return Column(name, kind, nulls=column.null_count)
+
+
+def unread(name: str, kind: Kind) -> Column:
+    """The filter of a text column that has not been read yet."""
+    return Column(name, kind)
+
+
+def _number(name: str, column: pa.ChunkedArray) -> Column:
+    is_integer = pa.types.is_integer(column.type)
+    values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return Column(name, "number", is_integer=is_integer, nulls=column.null_count)
+    low, high = float(finite.min()), float(finite.max())
+    bins = np.zeros(BINS, np.int64)
+    if high > low:
+        at = ((finite - low) * (BINS / (high - low))).astype(np.int64)
+        bins = np.bincount(np.clip(at, 0, BINS - 1), minlength=BINS)
+    return Column(name, "number", is_integer=is_integer, nulls=column.null_count, low=low, high=high,
+                  histogram=tuple(bins.tolist()))  # fmt: skip
+
+
+def _choice(name: str, column: pa.ChunkedArray) -> Column:
+    is_boolean = pa.types.is_boolean(column.type)
+    counts = pc.value_counts(column.drop_null())
+    found = [(value["values"].as_py(), value["counts"].as_py()) for value in counts]
+    if len(found) > MAX_CHOICES:
+        return Column(name, "text", nulls=column.null_count)
+    found.sort(key=lambda pair: (-pair[1], str(pair[0])))
+    choices = tuple(Choice(str(value), rows) for value, rows in found)
+    return Column(name, "choice", is_boolean=is_boolean, nulls=column.null_count, choices=choices)

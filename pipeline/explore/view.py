@@ -1,0 +1,293 @@
+"""The dataset as the pages see it: which rows a query selects, in which order, and what a row contains.
+
+A count equals what `select` would write: `select` starts from the rows that are kept (or from all pairs), leaves one
+row per uid, and then evaluates the expression, in which NULL counts as false. `View.mask` does the same with columns in
+memory, and `Expression` itself does the evaluation.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.arrow import python_values
+from pairmill.pipeline.common.progress import OnStep, ignore_step
+from pairmill.pipeline.dataset.subset import read_subset
+from pairmill.pipeline.explore.columns import ColumnCache
+from pairmill.pipeline.explore.query import Query, QueryError, RowsOf, clauses, expression
+from pairmill.pipeline.explore.sample import Sampled
+from pairmill.pipeline.explore.start import Mask, first_of_each, of_subset
+from pairmill.pipeline.explore.summary import Column, Kind, describe, kind_of, unread
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.reader.thumbnails import RowRef
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.filters import to_mask
+from pairmill.pipeline.select.keys import key_halves
+from pairmill.schemas.pairs import KEPT_STATUS
+
+Rows = npt.NDArray[np.int64]
+"""Indices of rows of the view."""
+
+CARD_COLUMNS = ("uid", "status", "kept", "caption_clean")
+_SAMPLE_ROWS = 4_096
+_BLOCK_ROWS = 65_536
+_REMEMBERED = 48
+"""Masks and orders that are remembered, each 1 or 8 bytes per row."""
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, with some of its columns."""
+
+    ref: RowRef
+    shard: int
+    values: Mapping[str, Any]
+
+    def __getitem__(self, column: str) -> Any:
+        return self.values[column]
+
+
+class View:
+    """The pairs of a snapshot. Thread-safe."""
+
+    def __init__(self, sampled: Sampled, cache: ColumnCache, on_step: OnStep = ignore_step) -> None:
+        """Reads the columns that the first page needs, unless they are in the cache."""
+        self.sampled = sampled
+        self.snapshot: Snapshot = sampled.snapshot
+        self.cache = cache
+        self.num_rows = self.snapshot.chunk.num_rows
+        self._memory: OrderedDict[object, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="expressions")
+        self._kinds = self._column_kinds()
+        narrow = [name for name, kind in self._kinds.items() if kind != "text"]
+        self.cache.table([*narrow, *CARD_COLUMNS], on_step)
+
+    def _column_kinds(self) -> dict[str, Kind]:
+        """The columns that get a filter, from the types and from the values of one shard."""
+        schema, largest = self.snapshot.schema, max(self.snapshot.chunk.shards, key=lambda shard: shard.num_rows)
+        texts = [field.name for field in schema if _is_text(field.type)]
+        sample = self.snapshot.read(largest, texts).slice(0, _SAMPLE_ROWS)
+        none = pa.chunked_array([pa.array([], pa.string())])
+        found = {field.name: kind_of(field, sample[field.name] if field.name in texts else none) for field in schema}
+        found["uid"] = "text"
+        return {name: kind for name, kind in found.items() if kind}
+
+    @cached_property
+    def columns(self) -> Mapping[str, Column]:
+        """The filter of each column, in the order of the schema."""
+        narrow = [name for name, kind in self._kinds.items() if kind != "text"]
+        table = self.cache.table(narrow)
+        made = {name: describe(name, self._kinds[name], table[name]) for name in narrow}
+        return {name: made[name] if name in made else unread(name, kind) for name, kind in self._kinds.items()}
+
+    @property
+    def scores(self) -> list[str]:
+        """The columns of similarities, those with values only."""
+        return [name for name, each in self.columns.items() if name.startswith("similarity") and each.has_values]
+
+    @property
+    def aliases(self) -> list[str]:
+        """The models that have embeddings of pictures."""
+        names = self.snapshot.schema.names
+        return [name.removeprefix("image_embedding_") for name in names if name.startswith("image_embedding_")]
+
+    def warm_up(self, ended: threading.Event) -> None:
+        """Read the text columns, so that the first filter on them is fast too, until `ended` is set."""
+        for name, kind in self._kinds.items():
+            if kind == "text" and not ended.is_set():
+                self.cache.table([name])
+
+    def close(self) -> None:
+        """Stop threads."""
+        self._pool.shutdown()
+
+    def clauses(self, query: Query) -> list[str]:
+        """The expressions of a query that all must be true. Raises QueryError."""
+        return clauses(query, self.columns)
+
+    def expression(self, query: Query) -> str:
+        """The one expression of a query, empty if all rows are in. Raises QueryError."""
+        return expression(self.clauses(query))
+
+    def count(self, query: Query) -> int:
+        """How many rows the query selects. Raises QueryError, ExpressionError and SubsetError."""
+        return int(np.count_nonzero(self.mask(query)))
+
+    def mask(self, query: Query) -> Mask:
+        """The rows that the query selects. Raises QueryError, ExpressionError and SubsetError."""
+        parts = self.clauses(query)
+        mask = self.start(query.rows, query.subset)
+        if parts:
+            Expression(expression(parts)).check(self.snapshot.schema, "boolean")
+        for part in parts:  # the rows for which `a and b` is true are those for which both are
+            mask = mask & self._clause(part)
+        return mask
+
+    def start(self, rows: RowsOf, subset: str | None) -> Mask:
+        """The rows before any filter: one per uid, of the kept rows or of all pairs; or those of a subset."""
+        if subset is not None:
+            return self.remember(("subset", subset, self._attempt(subset)), lambda: of_subset(self.snapshot, subset))
+        return self.remember(
+            ("start", rows), lambda: _booleans(self.cache.derived(f"start {rows}", lambda: self._unique(rows)))
+        )
+
+    def _attempt(self, subset: str) -> str:
+        return read_subset(self.snapshot.store, subset).attempt
+
+    def _unique(self, rows: RowsOf) -> pa.Array:
+        """The first row of each uid, as `dedup: by uid` keeps it."""
+        table = self.cache.table(["uid", "status"])
+        high, low = key_halves(table["uid"], "uid")
+        among = np.ones(self.num_rows, np.bool_)
+        if rows == "kept":
+            among = to_mask(pc.equal(table["status"], KEPT_STATUS))
+        return pa.array(first_of_each(high, low, among))
+
+    def _clause(self, text: str) -> Mask:
+        def evaluate() -> Mask:
+            each = Expression(text)
+            each.check(self.snapshot.schema, "boolean")
+            return self._evaluated(each, self.cache.table(sorted(each.columns)))
+
+        return self.remember(("clause", text), evaluate)
+
+    def _evaluated(self, each: Expression, table: pa.Table) -> Mask:
+        """The rows for which an expression is true, on all cores."""
+        parts = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
+        return np.concatenate(list(self._pool.map(lambda part: to_mask(each.evaluate(part)), parts)))
+
+    def order(self, query: Query) -> Rows:
+        """The rows of a query in its order. Rows without a value come last; the order of the dataset breaks ties."""
+        column = self.sort_column(query)
+        key = ("order", query.rows, query.subset, query.subset and self._attempt(query.subset),
+               tuple(self.clauses(query)), column, query.order, query.around)  # fmt: skip
+        return self.remember(key, lambda: self._sorted(query, column))
+
+    def sort_column(self, query: Query) -> str | None:
+        """The column that a query sorts by; None for the order of uids. Raises QueryError."""
+        if query.order == "random":
+            return None
+        name = query.sort or next(iter(self.scores), "")
+        if not name:
+            return None
+        if name not in self.columns or self.columns[name].kind != "number":
+            raise QueryError(f"sort: {name!r} is not a column of numbers")
+        return name
+
+    def _sorted(self, query: Query, column: str | None) -> Rows:
+        rows = np.flatnonzero(self.mask(query))
+        keys = self._keys(column)[rows]
+        if column is None:
+            return rows[np.argsort(keys, kind="stable")]
+        if query.order == "around":
+            middle = float(query.around) if query.around else self._middle(keys)
+            keys = np.abs(keys - middle)
+        elif query.order == "best":
+            keys = -keys
+        return rows[np.argsort(keys, kind="stable")]  # NaN sorts last
+
+    def _keys(self, column: str | None) -> npt.NDArray[Any]:
+        """What rows are sorted by: the numbers of a column, NaN for null, or the first half of every uid."""
+        if column is None:
+            return self._uid_halves()
+        values = self.cache.table([column])[column]
+        return self.remember(("keys", column), lambda: np.asarray(values.cast(pa.float64(), safe=False).to_numpy()))
+
+    def _uid_halves(self) -> npt.NDArray[np.uint64]:
+        compute = lambda: pa.array(key_halves(self.cache.table(["uid"])["uid"], "uid")[0])  # noqa: E731
+        halves: npt.NDArray[np.uint64] = self.cache.derived("uid", compute).to_numpy()
+        return halves
+
+    def _middle(self, keys: npt.NDArray[Any]) -> float:
+        finite = keys[np.isfinite(keys)]
+        return float(np.median(finite)) if len(finite) else 0.0
+
+    @cached_property
+    def _starts(self) -> Rows:
+        """The index of the first row of each shard."""
+        sizes = [shard.num_rows for shard in self.snapshot.chunk.shards]
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def position(self, shard: int) -> int | None:
+        """The position of a shard in the snapshot; None if it is not there."""
+        return self._positions.get(shard)
+
+    @cached_property
+    def _positions(self) -> Mapping[int, int]:
+        return {shard.shard: position for position, shard in enumerate(self.snapshot.chunk.shards)}
+
+    def ref(self, row: int) -> RowRef:
+        """Where a row is."""
+        position = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return RowRef(position, row - int(self._starts[position]))
+
+    def index(self, ref: RowRef) -> int:
+        """The inverse of `ref`."""
+        return int(self._starts[ref.position]) + ref.row
+
+    def rows(self, indices: Sequence[int] | Rows, columns: Sequence[str] = ()) -> list[Row]:
+        """Some rows, with the columns of a card and `columns`."""
+        names = list(dict.fromkeys([*CARD_COLUMNS, *columns]))
+        table = self.cache.table(names)
+        found = []
+        for index in map(int, indices):
+            ref = self.ref(index)
+            values = {name: table[name][index].as_py() for name in names}  # `take` would copy whole columns
+            found.append(Row(ref, self.snapshot.chunk.shards[ref.position].shard, values))
+        return found
+
+    def whole_row(self, ref: RowRef) -> Row:
+        """A row with all its columns except embeddings."""
+        shard = self.snapshot.chunk.shards[ref.position]
+        names = [
+            field.name
+            for field in self.snapshot.schema
+            if not field.name.startswith(("image_embedding_", "text_embedding_"))
+        ]
+        table = self.snapshot.read(shard, names).slice(ref.row, 1)
+        return Row(ref, shard.shard, {name: python_values(table[name])[0] for name in names})
+
+    def find(self, uid: str) -> int | None:
+        """The first row with this uid, None if there is none."""
+        if len(uid) != 32 or not set(uid) <= set("0123456789abcdef"):
+            return None
+        same = np.flatnonzero(self._uid_halves() == np.uint64(int(uid[:16], 16)))
+        for row in same.tolist():
+            if self.cache.table(["uid"])["uid"][row].as_py() == uid:
+                return int(row)
+        return None
+
+    def remember(self, key: object, compute: Callable[[], _Value]) -> _Value:
+        """The value of a key, computed unless it was used lately."""
+        with self._lock:
+            if key in self._memory:
+                self._memory.move_to_end(key)
+                return self._memory[key]  # type: ignore[no-any-return]
+        value = compute()
+        with self._lock:
+            self._memory[key] = value
+            while len(self._memory) > _REMEMBERED:
+                self._memory.popitem(last=False)
+        return value
+
+
+def _booleans(column: pa.ChunkedArray) -> Mask:
+    values: Mask = column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
