@@ -49,6 +49,7 @@ test-unit-all: test-unit
 
 # Uses three processes even on two cores, because integration tests spend much of their time waiting.
 test-integration: $(READY)
+	.ci/browser
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/integration
 
 check: $(READY)

@@ -1,0 +1,201 @@
+"""Tests the parts of the explorer: labels, the cache of columns, samples, rejects, and what is read how often."""
+
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pairmill.jobs.explore import ExploreOptions, explore, run_select
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import check_dataset_folder
+from pairmill.pipeline.explore.actions import Actions
+from pairmill.pipeline.explore.columns import cache_folder
+from pairmill.pipeline.explore.explorer import Explorer, Shown
+from pairmill.pipeline.explore.gallery import bars
+from pairmill.pipeline.explore.labels import LABELS_SCHEMA, SAVE_EVERY, Labels
+from pairmill.pipeline.explore.query import Query
+from pairmill.pipeline.explore.sample import sample
+from pairmill.pipeline.explore.summary import describe, kind_of
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.schemas.errors import JobError, PairmillError
+from tests.synthetic_dataset import write_dataset
+
+UIDS = [f"{n:032x}" for n in range(30)]
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    write_dataset(tmp_path / "out", 600, shard_rows=100)
+    return Store(str(tmp_path / "out"))
+
+
+def opened(store: Store, max_rows: int = 10_000) -> tuple[Explorer, Shown]:
+    explorer = Explorer(store, run_select, Labels(store, "session"), Path(store.root).parent / "cache", max_rows)
+    assert explorer.shown
+    return explorer, explorer.shown
+
+
+def test_labels_are_written_every_few_and_at_the_end(store: Store) -> None:
+    labels = Labels(store, "first", lambda: NOON)
+    for uid in UIDS[: SAVE_EVERY - 1]:
+        labels.put(uid, True)
+    assert not store.exists(labels.path)
+    labels.put(UIDS[20], False)
+    assert pq.read_table(store.path(labels.path)).num_rows == SAVE_EVERY
+    labels.put(UIDS[0], False)
+    labels.save()
+    table = pq.read_table(store.path(labels.path))
+    assert table.schema.equals(LABELS_SCHEMA)
+    assert table.to_pylist()[-1] == {"uid": UIDS[0], "label": False, "labeled_at": NOON}
+    assert (labels.counts, labels.get(UIDS[0]), labels.get(UIDS[29])) == ((SAVE_EVERY - 2, 2), False, None)
+    check_dataset_folder(store)  # a later build may write here
+
+
+def test_undo_takes_labels_back_one_by_one(store: Store) -> None:
+    labels = Labels(store, "first")
+    labels.put(UIDS[0], True)
+    labels.put(UIDS[0], False)
+    labels.put(UIDS[1], True)
+    assert [labels.undo(), labels.get(UIDS[1])] == [UIDS[1], None]
+    assert [labels.undo(), labels.get(UIDS[0])] == [UIDS[0], True]
+    assert [labels.undo(), labels.get(UIDS[0]), labels.undo()] == [UIDS[0], None, None]
+    labels.save()
+    assert not store.exists(labels.path)
+
+
+def test_a_session_never_overwrites_another_s_labels(store: Store) -> None:
+    one, other = Labels(store, "same"), Labels(store, "same")
+    one.put(UIDS[0], True)
+    one.save()
+    other.put(UIDS[1], False)
+    with pytest.raises(JobError, match="another session"):
+        other.save()
+    with pytest.raises(JobError, match="another session"):
+        Labels(store, "same")
+    assert pq.read_table(store.path(one.path))["uid"].to_pylist() == [UIDS[0]]
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a b", "a\n", "x" * 101])
+def test_a_session_s_name_is_no_path(store: Store, name: str) -> None:
+    with pytest.raises(JobError, match="is not a name"):
+        Labels(store, name)
+
+
+def test_columns_are_read_once_and_a_changed_dataset_has_another_cache(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explorer, shown = opened(store)
+    count = shown.view.count(Query.parse([("min:width", "500")]))
+    shown.view.warm_up(threading.Event())
+    explorer.close()
+    reads: list[object] = []
+    read = Snapshot.read
+    monkeypatch.setattr(Snapshot, "read", lambda *a: reads.append(a) or read(*a))  # type: ignore[func-returns-value]
+    again, warm = opened(store)
+    assert warm.view.count(Query.parse([("min:width", "500")])) == count
+    assert len(reads) == 1  # some values of each text column
+    folder = warm.view.cache.folder
+    write_dataset(Path(store.root), 700, shard_rows=100)
+    assert cache_folder(Snapshot.of(store), folder.parent) != folder
+    again.reload()
+    assert again.shown and again.shown.view.num_rows == 700
+    assert not folder.exists()
+    again.close()
+
+
+def test_a_damaged_cache_is_made_again(store: Store) -> None:
+    explorer, shown = opened(store)
+    explorer.close()
+    for path in shown.view.cache.folder.iterdir():
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:40])
+    again, warm = opened(store)
+    again.close()
+    assert warm.view.count(Query()) == shown.view.count(Query())
+
+
+def test_of_a_large_dataset_whole_shards_are_sampled_and_the_page_says_so(store: Store) -> None:
+    explorer, shown = opened(store, max_rows=250)
+    notice = "Counts are of a sample: 2 of 6 shards, 200 of 600 input rows."
+    assert shown.view.sampled.notice == notice
+    assert shown.view.num_rows == 200
+    explorer.close()
+    assert sample(Snapshot.of(store)).notice is None
+    again = sample(Snapshot.of(store), 250).snapshot.generations
+    assert list(again) == list(shown.view.snapshot.generations)
+    write_dataset(Path(store.root), 1_200, shard_rows=100)
+    grown = sample(Snapshot.of(store), 500).snapshot.generations
+    assert set(grown) >= set(sample(Snapshot.of(store), 100).snapshot.generations)
+
+
+def test_new_shards_are_noticed_and_must_be_seen_before_a_subset_is_saved(store: Store) -> None:
+    explorer, _ = opened(store)
+    write_dataset(Path(store.root), 800, shard_rows=100)
+    assert explorer.new_shards == 2
+    actions = Actions(explorer)
+    with pytest.raises(PairmillError, match="2 new shards would be selected too"):
+        actions.save_subset({"name": "x", "query": ""})
+    actions.reload({})
+    assert explorer.new_shards == 0
+    assert actions.save_subset({"name": "x", "query": "min%3Awidth=500"}).startswith("/?subset=x")
+    assert store.read("subsets/x/select.yaml").decode().splitlines()[1:] == [
+        "name: x", "rows: kept", "steps:", "- where: width >= 500",
+    ]  # fmt: skip
+    for name in ("", "../x", "a b", "x"):
+        with pytest.raises(PairmillError):
+            actions.save_subset({"name": name, "query": ""})
+    explorer.close()
+
+
+def test_the_exact_count_of_a_sample_is_that_of_the_whole_dataset(store: Store) -> None:
+    whole, shown = opened(store)
+    expected = shown.view.count(Query.parse([("min:width", "500")]))
+    whole.close()
+    sampled, some = opened(store, max_rows=250)
+    assert some.view.count(Query.parse([("min:width", "500")])) < expected
+    assert Actions(sampled).exact({"query": "min%3Awidth=500"}) == {"count": expected}
+    sampled.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["a", "b"] * 20, "choice"),
+        ([f"caption {n}" for n in range(40)], "text"),
+        (["x" * 200, "y"] * 20, "text"),
+        ([None] * 5, "text"),
+        ([True, False, None], "choice"),
+        ([1, 2, None], "number"),
+        ([1.5, float("nan"), float("inf")], "number"),
+        ([NOON], "time"),
+        ([[1]], None),
+        ([b"x"], None),
+    ],
+)
+def test_a_column_gets_the_filter_that_fits_it(values: list[object], kind: str | None) -> None:
+    array = pa.array(values, pa.string() if values == [None] * 5 else None)
+    column = pa.chunked_array([array])
+    assert kind_of(pa.field("x", array.type), column) == kind
+
+
+@pytest.mark.parametrize("values", [[], [None], [float("nan")], [1.0], [0.0, 1e300], [-5, -4], [1, None, 2.0**62]])
+def test_a_range_has_a_slider_whatever_its_values(values: list[float | None]) -> None:
+    made = describe("x", "number", pa.chunked_array([pa.array(values, pa.float64())]))
+    assert made.slider_low <= made.low <= made.high <= made.slider_high
+    assert all(0 <= top <= 100 and 0 < height <= 100 for _, top, height in bars(made))
+
+
+def test_a_port_in_use_and_a_host_that_is_none_are_one_clear_line(store: Store) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(JobError, match=rf"127.0.0.1:{port} \(Address already in use\); choose another with --port"):
+            explore(store, ExploreOptions(port=port), lambda *_: None)
+    with pytest.raises(JobError, match="check --host"):
+        explore(store, ExploreOptions(host="203.0.113.7", port=0), lambda *_: None)

@@ -1,0 +1,167 @@
+"""Tests which requests the explorer answers: only those of this machine's own pages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from pairmill.jobs.explore import run_select
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.explore.app import app
+from pairmill.pipeline.explore.explorer import Explorer
+from pairmill.pipeline.explore.labels import Labels
+from pairmill.pipeline.explore.security import HEADERS, MAX_FORM_BYTES, Guard, is_loopback
+from tests.synthetic_dataset import write_dataset
+
+OWN = "http://127.0.0.1:7800"
+PAGES = ["/", "/rejects", "/duplicates", "/compare", "/search", "/live", "/api/count", "/api/live", "/static/page.js"]
+FORM = {"Origin": OWN, "Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
+    folder = tmp_path_factory.mktemp("dataset")
+    write_dataset(folder, 200, shard_rows=100)
+    store = Store(str(folder))
+    made = Explorer(store, run_select, Labels(store, "session"), tmp_path_factory.mktemp("cache"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guard() -> Guard:
+    return Guard.of("127.0.0.1", 7800)
+
+
+@pytest.fixture
+def client(explorer: Explorer, guard: Guard) -> Iterator[TestClient]:
+    with TestClient(app(explorer, guard), base_url=OWN, follow_redirects=False) as made:
+        yield made
+
+
+@pytest.mark.parametrize("page", [*PAGES, "/nothing"])
+def test_every_answer_has_the_headers(client: TestClient, page: str) -> None:
+    answer = client.get(page)
+    assert answer.status_code == (404 if page == "/nothing" else 200)
+    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert "access-control-allow-origin" not in answer.headers
+    assert "<script>" not in answer.text and " style=" not in answer.text and " onclick=" not in answer.text
+    refused = client.get(page, headers={"Host": "evil.example:7800"})
+    assert {name: refused.headers[name] for name in HEADERS} == HEADERS
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7800", "127.0.0.1", "127.0.0.1:7801", "10.0.0.1:7800", "", "localhost.:7800",
+             "127.0.0.1:7800@evil.example", "[::2]:7800"]
+)  # fmt: skip
+def test_another_host_name_gets_nothing(client: TestClient, page: str, host: str) -> None:
+    answer = client.get(page, headers={"Host": host})
+    assert (answer.status_code, answer.text) == (421, "This server has another name.\n")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7800", "localhost:7800", "LOCALHOST:7800", "[::1]:7800"])
+def test_the_names_of_this_machine_are_answered(client: TestClient, host: str) -> None:
+    assert client.get("/", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://127.0.0.1:7801"},
+        {"Origin": "https://127.0.0.1:7800"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    ],
+)
+def test_another_origin_reads_nothing(client: TestClient, page: str, headers: dict[str, str]) -> None:
+    answer = client.get(page, headers=headers)
+    assert (answer.status_code, answer.text) == (403, "Requests from other origins are refused.\n")
+
+
+def test_a_link_elsewhere_may_open_a_page(client: TestClient) -> None:
+    opened = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert client.get("/", headers=opened).status_code == 200
+    assert client.post("/api/label", headers=opened).status_code == 403
+
+
+@pytest.mark.parametrize("page", ["/api/label", "/api/exact", "/subset", "/reload"])
+@pytest.mark.parametrize(
+    ("headers", "token", "status"),
+    [
+        ({}, True, 403),
+        (FORM, False, 403),
+        ({**FORM, "Origin": "http://evil.example"}, True, 403),
+        ({**FORM, "Sec-Fetch-Site": "same-site"}, True, 403),
+        ({**FORM, "Sec-Fetch-Site": "none"}, True, 403),
+    ],
+)
+def test_a_change_needs_the_origin_and_the_token(
+    client: TestClient, guard: Guard, explorer: Explorer, page: str, headers: dict[str, str], token: bool, status: int
+) -> None:
+    fields = {"token": guard.form_token if token else "x", "name": "stolen", "uid": "0" * 32, "label": "good"}
+    assert client.post(page, data=fields, headers=headers).status_code == status
+    assert explorer.labels.counts == (0, 0)
+    assert not explorer.store.exists("subsets/stolen/selection.json")
+
+
+def test_pages_are_read_and_changes_are_posted(client: TestClient) -> None:
+    assert client.get("/subset").status_code == 405
+    assert client.post("/", headers=FORM).status_code == 405
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        assert client.request(method, "/").status_code in (403, 405)
+
+
+def test_large_requests_are_refused_before_they_are_read(client: TestClient) -> None:
+    assert client.post("/subset", content=b"a" * (MAX_FORM_BYTES + 1), headers=FORM).status_code == 413
+    assert client.get(f"/?where={'a' * 40_000}").status_code == 414
+    endless = (b"a" * 1_000 for _ in range(3))
+    assert client.post("/subset", content=endless, headers=FORM).status_code == 411
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/static/../app.py", "/static/%2e%2e%2fapp.py", "/static/labels", "/subset/..%2fx/select.yaml"),
+        *("/picture/0/9999999", "/picture/99/0", "/picture/-1/0", "/pair/..%2f..%2fetc"),
+    ],
+)
+def test_only_what_the_dataset_names_is_served(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_beyond_loopback_a_token_is_needed(explorer: Explorer) -> None:
+    guard = Guard.of("0.0.0.0", 7800)
+    assert guard.access_token and guard.access_token in guard.address
+    with TestClient(app(explorer, guard), base_url="http://192.168.1.5:7800") as client:
+        assert client.get("/").status_code == 401
+        assert client.get("/?token=wrong").status_code == 401
+        assert client.get("/?token=").status_code == 401
+        assert client.get("/", headers={"Host": "evil.example:7800"}).status_code == 421
+        welcome = client.get(f"/?token={guard.access_token}")
+        cookie = welcome.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+        assert guard.access_token not in welcome.text
+        assert client.get("/").status_code == 200
+        assert client.get("/", headers={"Cookie": f"{guard.cookie}=wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("[::1]", True), ("localhost", True), ("0.0.0.0", False),
+     ("::", False), ("10.0.0.1", False), ("example.org", False)],
+)  # fmt: skip
+def test_loopback_is_known(host: str, expected: bool) -> None:
+    assert is_loopback(host) == expected
+    assert (Guard.of(host, 7800).access_token is None) == expected
+
+
+def test_the_folder_of_the_dataset_is_not_served(client: TestClient, explorer: Explorer) -> None:
+    name = Path(explorer.store.root).name
+    for path in (f"/{name}", "/plan/0.parquet", "/pairs/000000000.parquet", "/manifests/000000000.json"):
+        assert client.get(path).status_code == 404
