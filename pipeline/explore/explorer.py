@@ -10,6 +10,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.explore.columns import ColumnCache, cache_folder, remove_old
 from pairmill.pipeline.explore.labels import Labels
+from pairmill.pipeline.explore.nearest import Searcher
 from pairmill.pipeline.explore.pictures import Pictures
 from pairmill.pipeline.explore.sample import MAX_ROWS, sample
 from pairmill.pipeline.explore.view import View
@@ -27,6 +28,7 @@ class Shown:
 
     view: View
     pictures: Pictures
+    searcher: Searcher
     version: str
     """Differs for every state; part of the addresses of pictures, so that browsers may keep them."""
 
@@ -87,7 +89,7 @@ class Explorer:
             if self._before:
                 self._before.close()
             self._before, self.generations = self.shown, generations
-            self.shown = Shown(view, Pictures(sampled.snapshot), folder.name.rpartition("-")[2][:12])
+            self.shown = Shown(view, Pictures(sampled.snapshot), Searcher(view), folder.name.rpartition("-")[2][:12])
         self._ended = threading.Event()
         self._warming = threading.Thread(target=view.warm_up, args=[self._ended], daemon=True)
         self._warming.start()

@@ -1,33 +1,16 @@
-"""Finds the pairs whose pictures are closest to a pair, a text or a picture.
+"""Finds the pairs whose pictures are most similar to a pair, a text or a picture, through `pipeline/search`."""
 
-`_search` is the one place that looks at all embeddings: here, exactly and in memory.
-"""
-
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import threading
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from pairmill.pipeline.dataset.parquet import read_schema
-from pairmill.pipeline.explore.gallery import Card
-from pairmill.pipeline.explore.page import PageError
 from pairmill.pipeline.explore.start import Mask
 from pairmill.pipeline.explore.view import View
-from pairmill.schemas.batch import ScoreContract
-from pairmill.schemas.job.images import ImagesConfig
-from pairmill.schemas.job.models import ModelConfig
-from pairmill.schemas.job.run import RunConfig
-from pairmill.schemas.pairs import score_column_names
-
-MAX_ROWS = 200_000
-"""With more rows than this, an exact search takes too long for a page."""
-_BLOCK_ROWS = 16_384
-_UNLIKE = -2.0
-"""Below every cosine: for pairs without an embedding."""
-
-Vector = npt.NDArray[np.float32]
+from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.index import SearchIndex
+from pairmill.pipeline.search.query import QueryModel, embed_image, embed_text
+from pairmill.pipeline.search.vector_index import Floats
 
 
 @dataclass(frozen=True)
@@ -39,107 +22,49 @@ class Near:
     """Cosine."""
 
 
-def alias_of(view: View, wanted: str) -> str | None:
-    """The model to search with: the wanted one if it has embeddings, else the first one that has; None without any."""
-    return wanted if wanted in view.aliases else next(iter(view.aliases), None)
+class Searcher:
+    """Searches the pictures of a view. Opens the embeddings of a model when they are first needed. Thread-safe."""
 
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._indexes: dict[str, SearchIndex] = {}
+        self._lock = threading.Lock()
 
-def of_row(view: View, alias: str, row: int, k: int) -> tuple[list[Near], str | None]:
-    """The pairs closest to a pair's picture, without the pair itself, and a note if there is something to say."""
-    if view.num_rows > MAX_ROWS:
-        return [], _too_many(view)
-    vector = _embedding(view, alias, row)
-    if vector is None:
-        return [], f"{alias} has no embedding of this picture."
-    mask = view.start("pairs", None).copy()
-    mask[row] = False
-    return _search(view, alias, vector, k, mask), None
+    def alias(self, wanted: str) -> str | None:
+        """The model to search with: the wanted one if it has embeddings, else the first that has; None without any."""
+        return wanted if wanted in self._view.aliases else next(iter(self._view.aliases), None)
 
+    def like_row(self, alias: str, row: int, k: int) -> list[Near]:
+        """The pairs most similar to a pair's picture, without the pair itself. Raises SearchError."""
+        index, ref = self._index(alias), self._view.ref(row)
+        vector = index.embeddings.vector(ref.position, ref.row)
+        if vector is None:
+            raise SearchError(f"{alias} has no embedding of this picture")
+        mask = self._view.start("pairs", None).copy()
+        mask[row] = False
+        return self._search(index, vector[None], k, mask)
 
-def of_question(view: View, alias: str, text: str, picture: bytes | None, k: int) -> tuple[list[Near], str | None]:
-    """The pairs whose pictures are closest to a text or a picture. Raises PageError."""
-    if view.num_rows > MAX_ROWS:
-        return [], _too_many(view)
-    vector = _encoded(view, alias, text, picture)
-    return _search(view, alias, vector, k, view.start("pairs", None)), None
+    def like_text(self, alias: str, text: str, k: int) -> list[Near]:
+        """The pairs whose pictures are most similar to a text. Raises SearchError and ModelError."""
+        index = self._index(alias)
+        vector = embed_text(QueryModel.load(index.embeddings.contract), text)
+        return self._search(index, vector, k, self._view.start("pairs", None))
 
+    def like_picture(self, alias: str, body: bytes, k: int) -> list[Near]:
+        """The pairs whose pictures are most similar to an encoded one. Raises SearchError and ModelError."""
+        index = self._index(alias)
+        max_pixels = self._view.snapshot.plan.job.images.max_pixels
+        vector = embed_image(QueryModel.load(index.embeddings.contract), body, max_pixels)
+        return self._search(index, vector, k, self._view.start("pairs", None))
 
-def with_value(card: Card, near: Near) -> Card:
-    """A card that shows its similarity."""
-    return replace(card, value=f"{near.similarity:.3f}")
+    def _index(self, alias: str) -> SearchIndex:
+        with self._lock:
+            if alias not in self._indexes:
+                snapshot = self._view.snapshot
+                self._indexes[alias] = SearchIndex.open(snapshot.store, snapshot, alias)
+            return self._indexes[alias]
 
-
-def _too_many(view: View) -> str:
-    return f"Searching is exact and limited to {MAX_ROWS:,} pairs; this dataset has {view.num_rows:,}."
-
-
-def _search(view: View, alias: str, vector: Vector, k: int, mask: Mask) -> list[Near]:
-    """The k rows of the mask with the highest cosine, best first. `vector`: float32 [dim], of length 1."""
-    scores = np.full(view.num_rows, _UNLIKE, np.float32)
-    start = 0
-    for block in _matrices(view, alias):
-        scores[start : start + len(block)] = block.astype(np.float32) @ vector
-        start += len(block)
-    scores[~mask | ~np.isfinite(scores) | ~_valid(view, alias)] = _UNLIKE
-    k = min(k, int((scores > _UNLIKE).sum()))
-    if not k:
-        return []
-    best = np.argpartition(-scores, k - 1)[:k]
-    return [Near(int(row), float(scores[row])) for row in best[np.lexsort((best, -scores[best]))]]
-
-
-def _matrices(view: View, alias: str) -> Sequence[npt.NDArray[np.float16]]:
-    """The embeddings of the pictures, float16 [rows, dim] in blocks."""
-    name = score_column_names(alias).image_embedding
-    dim = view.snapshot.schema.field(name).type.list_size
-    blocks = []
-    for chunk in view.cache.table([name])[name].chunks:
-        values = chunk.values.slice(chunk.offset * dim, len(chunk) * dim).to_numpy(zero_copy_only=True)
-        blocks += [values.reshape(-1, dim)[i : i + _BLOCK_ROWS] for i in range(0, len(chunk), _BLOCK_ROWS)]
-    return blocks
-
-
-def _valid(view: View, alias: str) -> Mask:
-    name = score_column_names(alias).image_embedding
-    valid: Mask = view.cache.table([name])[name].is_valid().to_numpy()
-    return valid
-
-
-def _embedding(view: View, alias: str, row: int) -> Vector | None:
-    name = score_column_names(alias).image_embedding
-    value = view.cache.table([name])[name][row]
-    return None if not value.is_valid else np.asarray(value.values.to_numpy(), np.float32)
-
-
-def _encoded(view: View, alias: str, text: str, picture: bytes | None) -> Vector:
-    """float32 [dim], by the model that made the dataset's embeddings. Raises PageError."""
-    from pairmill.pipeline.encode.clip_model import load_model  # imports torch: 4 s
-    from pairmill.pipeline.encode.encoder import encode_pictures
-    from pairmill.pipeline.encode.weights import ModelError
-    from pairmill.pipeline.image.decode import ImageError
-
-    contract = _contract(view, alias)
-    config = ModelConfig(name=contract.name, pretrained=contract.pretrained, alias=contract.alias)
-    try:
-        model = load_model(config, RunConfig(device="cpu"))
-    except ModelError as error:
-        raise PageError(f"The model {alias} cannot be loaded here: {error}") from None
-    if model.contract.weights_sha256 != contract.weights_sha256:
-        raise PageError(f"The weights of {alias} on this machine are not the ones that made these embeddings.")
-    if picture is None:
-        return np.asarray(model.encode_captions([text])[0], np.float32)
-    try:
-        return np.asarray(encode_pictures(model, [picture], ImagesConfig())[0], np.float32)
-    except ImageError as error:
-        raise PageError(f"This picture cannot be decoded: {error}") from None
-
-
-def _contract(view: View, alias: str) -> ScoreContract:
-    """How the embeddings were made, from the footer of the file that has them."""
-    shard = view.snapshot.chunk.shards[0]
-    for name in (shard.pairs, *shard.columns):
-        metadata = read_schema(view.snapshot.store, name).metadata or {}
-        for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
-            if model["alias"] == alias:
-                return ScoreContract(**model)
-    raise PageError(f"The dataset does not say which model {alias} is.")
+    def _search(self, index: SearchIndex, vector: Floats, k: int, mask: Mask) -> list[Near]:
+        """The k rows of the mask with the highest cosine, best first. `vector`: float32 [1, dim]."""
+        rows, scores = (found[0] for found in index.search(vector, min(k, int(np.count_nonzero(mask))), mask))
+        return [Near(int(row), float(score)) for row, score in zip(rows, scores, strict=True) if row >= 0]

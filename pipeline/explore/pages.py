@@ -1,5 +1,7 @@
 """The pages: each method answers one address."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -7,14 +9,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
-from pairmill.pipeline.explore import compare, duplicates, live, nearest, rejects
-from pairmill.pipeline.explore.explorer import Explorer
-from pairmill.pipeline.explore.gallery import bars, cards, command, gallery
+from pairmill.pipeline.encode.weights import ModelError
+from pairmill.pipeline.explore import compare, duplicates, live, rejects
+from pairmill.pipeline.explore.explorer import Explorer, Shown
+from pairmill.pipeline.explore.gallery import Card, bars, cards, command, gallery
+from pairmill.pipeline.explore.nearest import Near
 from pairmill.pipeline.explore.page import Page, PageError
 from pairmill.pipeline.explore.pictures import LARGE, SMALL
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.reader.thumbnails import RowRef
+from pairmill.pipeline.search.embeddings import SearchError
 from pairmill.schemas.errors import PairmillError
 
 MAX_QUESTION_CHARS = 500
@@ -94,12 +99,10 @@ class Pages(Page):
         ref = shown.view.ref(index)
         row = shown.view.whole_row(ref)
         shown.pictures.prefetch([ref], LARGE)
-        alias = nearest.alias_of(shown.view, request.query_params.get("model", ""))
-        near, note = [], "No model has embedded these pictures." if alias is None else None
+        alias = shown.searcher.alias(request.query_params.get("model", ""))
+        near, note = list[Card](), None if alias else "No model has embedded these pictures."
         if alias is not None:
-            found, note = nearest.of_row(shown.view, alias, index, NEIGHBORS)
-            near = cards(self.explorer, shown, [each.row for each in found])
-            near = [nearest.with_value(card, each) for card, each in zip(near, found, strict=True)]
+            near, note = self._similar(shown, lambda: shown.searcher.like_row(alias, index, NEIGHBORS))
         problem = shown.pictures.get(ref, LARGE).problem
         large = f"/picture/{row.shard}/{ref.row}?v={shown.version}&size=large"
         return self.render(
@@ -143,22 +146,42 @@ class Pages(Page):
         return self._found(request.query_params.get("model", ""), text, None)
 
     def search_picture(self, request: Request, picture: bytes) -> Response:
-        """The pictures closest to an uploaded one."""
+        """The pictures most similar to an uploaded one."""
         if not picture:
             raise PageError("Choose a picture first.")
         return self._found(request.query_params.get("model", ""), "", picture)
 
     def _found(self, model: str, text: str, picture: bytes | None) -> Response:
         shown = self.shown
-        alias = nearest.alias_of(shown.view, model)
-        found: list[Any] = []
-        note = "No model has embedded these pictures, so there is nothing to search." if alias is None else None
-        if alias is not None and (text or picture):
-            near, note = nearest.of_question(shown.view, alias, text, picture, FOUND)
-            near_cards = cards(self.explorer, shown, [each.row for each in near])
-            found = [nearest.with_value(card, each) for card, each in zip(near_cards, near, strict=True)]
-        return self.render("search", "/search", "Search", found=found, text=text, note=note, alias=alias,
-                           aliases=shown.view.aliases, has_picture=picture is not None)  # fmt: skip
+        searcher = shown.searcher
+        alias = searcher.alias(model)
+        found = list[Card]()
+        note = None if alias else "No model has embedded these pictures, so there is nothing to search."
+        if alias is not None and picture is not None:
+            found, note = self._similar(shown, lambda: searcher.like_picture(alias, picture, FOUND))
+        elif alias is not None and text:
+            found, note = self._similar(shown, lambda: searcher.like_text(alias, text, FOUND))
+        return self.render(
+            "search",
+            "/search",
+            "Search",
+            400 if note else 200,
+            found=found,
+            text=text,
+            note=note,
+            alias=alias,
+            aliases=shown.view.aliases,
+            has_picture=picture is not None,
+        )
+
+    def _similar(self, shown: Shown, search: Callable[[], Sequence[Near]]) -> tuple[list[Card], str | None]:
+        """The cards of what a search finds, or a note that says why it cannot search."""
+        try:
+            near = search()
+        except (SearchError, ModelError) as error:
+            return [], str(error)
+        found = cards(self.explorer, shown, [each.row for each in near])
+        return [replace(card, value=f"{each.similarity:.3f}") for card, each in zip(found, near, strict=True)], None
 
     def live(self, request: Request) -> Response:
         """`/live`: what arrives while a build runs."""

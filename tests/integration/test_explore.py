@@ -318,7 +318,7 @@ def test_search_by_text_and_by_picture_finds_the_drawn_one(tab: Tab, served: Ser
     assert page.locator("li.card").first.get_attribute("data-uid") == row["uid"]
     page.get_by_label("By picture").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.get_by_role("button", name="Search").last.click()
-    expect(page.get_by_role("alert")).to_contain_text("cannot be decoded")
+    expect(page.get_by_role("alert")).to_contain_text("the picture cannot be used")
     page = tab.open(f"{served.address}/pair/{row['uid']}")
     expect(page.locator(".near li.card")).to_have_count(24)
     assert row["uid"] not in [each.get_attribute("data-uid") for each in page.locator(".near li.card").all()]
