@@ -7,7 +7,6 @@ import numpy as np
 
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.gallery import Card, cards
-from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.select import subset_diff
 
 SHOWN_ROWS = 12
@@ -49,10 +48,9 @@ def compare(explorer: Explorer, shown: Shown, one: str, other: str) -> Compared:
         ("In both", {}, masks[0] & masks[1]),
         (f"Only in {other}", found["only_in"].get(other, {}), masks[1] & ~masks[0]),
     ]
-    order = view.order(Query(rows="pairs", order="random"))
     sides = []
     for title, reasons, mask in parts:
-        rows = order[mask[order]][:SHOWN_ROWS].tolist()
+        rows = view.random(mask, SHOWN_ROWS).tolist()
         count = found["both"] if title == "In both" else sum(reasons.values())
         reasons = dict(sorted(reasons.items(), key=lambda reason: -reason[1]))
         sides.append(Side(title, count, reasons, cards(explorer, shown, rows)))

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import yaml
 
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
@@ -90,18 +89,20 @@ def gallery(explorer: Explorer, shown: Shown, query: Query, error: str | None = 
     """Collect what the page shows. With an `error`, the query's rows stay out. Raises PairmillError."""
     view = shown.view
     groups, equal = filter_groups(view.columns, query)
-    order = np.zeros(0, np.int64) if error else view.order(query)
-    rows = [int(row) for row in order[(query.page - 1) * PAGE_ROWS : query.page * PAGE_ROWS]]
+    count = 0 if error else view.count(query)
+    rows: list[int] = []
+    if not error:
+        rows = view.order(query, query.page * PAGE_ROWS)[(query.page - 1) * PAGE_ROWS :].tolist()
     column = None if error else view.sort_column(query)
     where = "" if error else view.expression(query)
     return Gallery(
         query=query,
-        count=len(order),
+        count=count,
         start_count=int(view.start(query.rows, query.subset).sum()) if not error else view.num_rows,
         expression=where,
         command=command(explorer, query, where),
         cards=cards(explorer, shown, rows, column),
-        pages=max(1, -(-len(order) // PAGE_ROWS)),
+        pages=max(1, -(-count // PAGE_ROWS)),
         groups=groups,
         equal_columns=equal,
         sort_columns=[name for name, each in view.columns.items() if each.kind == "number" and each.is_useful],

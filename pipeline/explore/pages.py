@@ -165,7 +165,7 @@ class Pages(Page):
             "search",
             "/search",
             "Search",
-            400 if note else 200,
+            400 if note and (text or picture) else 200,
             found=found,
             text=text,
             note=note,

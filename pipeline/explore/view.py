@@ -23,6 +23,7 @@ from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.dataset.subset import read_subset
 from pairmill.pipeline.explore.columns import ColumnCache
+from pairmill.pipeline.explore.order import first_sorted
 from pairmill.pipeline.explore.query import Query, QueryError, RowsOf, clauses, expression
 from pairmill.pipeline.explore.sample import Sampled
 from pairmill.pipeline.explore.start import Mask, first_of_each, of_subset
@@ -40,6 +41,8 @@ Rows = npt.NDArray[np.int64]
 CARD_COLUMNS = ("uid", "status", "kept", "caption_clean")
 _SAMPLE_ROWS = 4_096
 _BLOCK_ROWS = 65_536
+_FIRST_ROWS = 6_000
+"""The pages up to this row need no sort of all rows."""
 _REMEMBERED = 48
 """Masks and orders that are remembered, each 1 or 8 bytes per row."""
 
@@ -89,7 +92,8 @@ class View:
         """The filter of each column, in the order of the schema."""
         narrow = [name for name, kind in self._kinds.items() if kind != "text"]
         table = self.cache.table(narrow)
-        made = {name: describe(name, self._kinds[name], table[name]) for name in narrow}
+        described = self._pool.map(lambda name: describe(name, self._kinds[name], table[name]), narrow)
+        made = dict(zip(narrow, described, strict=True))
         return {name: made[name] if name in made else unread(name, kind) for name, kind in self._kinds.items()}
 
     @property
@@ -168,12 +172,19 @@ class View:
         parts = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
         return np.concatenate(list(self._pool.map(lambda part: to_mask(each.evaluate(part)), parts)))
 
-    def order(self, query: Query) -> Rows:
-        """The rows of a query in its order. Rows without a value come last; the order of the dataset breaks ties."""
+    def order(self, query: Query, limit: int | None = None) -> Rows:
+        """The first `limit` rows of a query in its order, or all. Rows without a value come last; the order of the
+        dataset breaks ties."""
         column = self.sort_column(query)
-        key = ("order", query.rows, query.subset, query.subset and self._attempt(query.subset),
+        size = self.num_rows if limit is None or limit > _FIRST_ROWS else _FIRST_ROWS
+        key = ("order", size, query.rows, query.subset, query.subset and self._attempt(query.subset),
                tuple(self.clauses(query)), column, query.order, query.around)  # fmt: skip
-        return self.remember(key, lambda: self._sorted(query, column))
+        return self.remember(key, lambda: self._sorted(query, column, size))[:limit]
+
+    def random(self, mask: Mask, limit: int) -> Rows:
+        """Some rows of a mask, always the same ones: those with the lowest uids."""
+        rows = np.flatnonzero(mask)
+        return rows[first_sorted(self._uid_halves()[rows], limit)][:limit]
 
     def sort_column(self, query: Query) -> str | None:
         """The column that a query sorts by; None for the order of uids. Raises QueryError."""
@@ -186,17 +197,14 @@ class View:
             raise QueryError(f"sort: {name!r} is not a column of numbers")
         return name
 
-    def _sorted(self, query: Query, column: str | None) -> Rows:
+    def _sorted(self, query: Query, column: str | None, size: int) -> Rows:
         rows = np.flatnonzero(self.mask(query))
         keys = self._keys(column)[rows]
-        if column is None:
-            return rows[np.argsort(keys, kind="stable")]
-        if query.order == "around":
-            middle = float(query.around) if query.around else self._middle(keys)
-            keys = np.abs(keys - middle)
-        elif query.order == "best":
+        if column is not None and query.order == "around":
+            keys = np.abs(keys - (float(query.around) if query.around else self._middle(keys)))
+        elif column is not None and query.order == "best":
             keys = -keys
-        return rows[np.argsort(keys, kind="stable")]  # NaN sorts last
+        return rows[first_sorted(keys, size)]
 
     def _keys(self, column: str | None) -> npt.NDArray[Any]:
         """What rows are sorted by: the numbers of a column, NaN for null, or the first half of every uid."""

@@ -18,6 +18,7 @@ from pairmill.pipeline.dataset.subset import read_subset
 from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.gallery import command
 from pairmill.pipeline.explore.labels import Labels
+from pairmill.pipeline.explore.order import first_sorted
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.start import first_of_each
 from pairmill.pipeline.explore.view import View
@@ -165,6 +166,15 @@ def test_rows_come_in_order_and_those_without_a_value_last(view: View, order: st
     else:
         assert (np.diff(found) >= 0).all()
         assert np.isnan(values[len(found) :]).all()
+
+
+@given(st.lists(st.integers(0, 9).map(float) | st.just(float("nan")), max_size=60), st.integers(1, 12))
+def test_the_first_rows_are_those_of_a_whole_sort(values: list[float], size: int) -> None:
+    keys = np.array(values, np.float64)
+    whole = np.argsort(keys, kind="stable")
+    found = first_sorted(keys, size)
+    assert found.tolist() == whole[: len(found)].tolist()
+    assert len(found) >= min(size, len(keys))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.booleans()), max_size=40))
