@@ -77,8 +77,8 @@ def _changed(explorer: Explorer, guard: Guard, change: Callable[[dict[str, str]]
 
     async def answer(request: Request) -> Response:
         body = (await request.body()).decode("utf-8", "replace")
-        form = dict(parse_qsl(body, keep_blank_values=True, max_num_fields=100))
         try:
+            form = dict(parse_qsl(body, keep_blank_values=True, max_num_fields=100))
             if not guard.is_own_form(form.pop("token", "")):
                 raise PageError("This page is from an earlier run of pairmill explore. Open it again.", 403)
             result = await run_in_threadpool(change, form)

@@ -1,5 +1,6 @@
 """The pages: each method answers one address."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.pipeline.search.embeddings import SearchError
 from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.subset import SUBSET_NAME
 
 MAX_QUESTION_CHARS = 500
 NEIGHBORS = 24
@@ -198,7 +200,7 @@ class Pages(Page):
     def job_file(self, request: Request) -> Response:
         """`/subset/NAME/select.yaml`: the job that makes a subset again."""
         name = request.path_params["name"]
-        if name not in subset_names(self.explorer.store):
+        if not re.fullmatch(SUBSET_NAME, name) or name not in subset_names(self.explorer.store):
             raise PageError("There is no such subset.", 404)
         subset = read_subset(self.explorer.store, name)
         text = job_yaml(self.explorer, name, subset.rows, [step.model_dump(exclude_none=True) for step in subset.steps])

@@ -215,8 +215,7 @@ class View:
 
     def _uid_halves(self) -> npt.NDArray[np.uint64]:
         compute = lambda: pa.array(key_halves(self.cache.table(["uid"])["uid"], "uid")[0])  # noqa: E731
-        halves: npt.NDArray[np.uint64] = self.cache.derived("uid", compute).to_numpy()
-        return halves
+        return self.cache.derived("uid", compute).to_numpy()  # type: ignore[no-any-return]
 
     def _middle(self, keys: npt.NDArray[Any]) -> float:
         finite = keys[np.isfinite(keys)]

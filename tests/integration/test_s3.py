@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -10,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
+from starlette.testclient import TestClient
 from torch.utils.data import DataLoader
 
 import pairmill
 from pairmill.jobs.build import build
+from pairmill.jobs.explore import run_select
 from pairmill.jobs.export import export
 from pairmill.jobs.search import SearchResult
 from pairmill.jobs.select import select
@@ -21,6 +24,10 @@ from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.dataset.subset import read_rows, read_subset
+from pairmill.pipeline.explore.app import app
+from pairmill.pipeline.explore.explorer import Explorer
+from pairmill.pipeline.explore.labels import Labels
+from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.pipeline.search.embeddings import SearchError
 from pairmill.schemas.export import ExportJob
@@ -219,3 +226,28 @@ def saved(result: SearchResult, dataset: str) -> str:
     store = Store(dataset.rpartition("/")[0])
     store.create("found.parquet", file.getvalue())
     return store.path("found.parquet")
+
+
+def test_a_dataset_on_s3_is_explored_filtered_and_labeled(bucket: str, embedded: str, tmp_path: Path) -> None:
+    store = Store(embedded)
+    explorer = Explorer(store, run_select, Labels(store, "session"), tmp_path)
+    guard = Guard.of("127.0.0.1", 7800)
+    own = f"http://127.0.0.1:{guard.port}"
+    with TestClient(app(explorer, guard), base_url=own, headers={"Origin": own}, follow_redirects=False) as client:
+        page = client.get("/?subset=most").text
+        uids, pictures = re.findall(r'data-uid="(\w+)"', page), re.findall(r'src="(/picture/[^"]+)"', page)
+        assert sorted(uids) == selected_uids(embedded)
+        assert all(client.get(each.replace("&amp;", "&")).content[:2] == b"\xff\xd8" for each in pictures)
+        assert explorer.shown and explorer.shown.pictures.read == 15
+        assert client.get(f"/pair/{uids[0]}").text.count("<li class") == 19
+        fields = {"token": guard.form_token, "uid": uids[0], "label": "good"}
+        for _ in range(2):  # the file is created, then replaced
+            assert client.post("/api/label", data=fields).json()["good"] == 1
+            explorer.labels.save()
+        saved = client.post("/subset", data={**fields, "name": "explored", "query": "subset=most&min:width=1"})
+        assert (saved.status_code, saved.headers["location"]) == (303, "/?subset=explored&saved=1")
+    explorer.close()
+    assert read_subset(store, "explored").rows_out == 15
+    with store.open_arrow("labels/session.parquet") as file:
+        assert pq.read_table(file)["uid"].to_pylist() == [uids[0]]
+    assert not [name for name in store.list("labels") if name != "session.parquet"]

@@ -120,6 +120,7 @@ def test_pages_are_read_and_changes_are_posted(client: TestClient) -> None:
 def test_large_requests_are_refused_before_they_are_read(client: TestClient) -> None:
     assert client.post("/subset", content=b"a" * (MAX_FORM_BYTES + 1), headers=FORM).status_code == 413
     assert client.get(f"/?where={'a' * 40_000}").status_code == 414
+    assert client.post("/subset", content=b"a=&" * 200, headers=FORM).status_code == 400
     endless = (b"a" * 1_000 for _ in range(3))
     assert client.post("/subset", content=endless, headers=FORM).status_code == 411
 
