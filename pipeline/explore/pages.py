@@ -11,13 +11,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.encode.weights import ModelError
-from pairmill.pipeline.explore import compare, duplicates, live, rejects
+from pairmill.pipeline.explore import compare, duplicates, live
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.gallery import Card, bars, cards, command, gallery
 from pairmill.pipeline.explore.nearest import Near
 from pairmill.pipeline.explore.page import Page, PageError
 from pairmill.pipeline.explore.pictures import LARGE, SMALL
 from pairmill.pipeline.explore.query import Query
+from pairmill.pipeline.explore.rejects import RejectPages
 from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.pipeline.search.embeddings import SearchError
@@ -35,6 +36,7 @@ class Pages(Page):
     def __init__(self, explorer: Explorer, guard: Guard) -> None:
         super().__init__(explorer, guard)
         self._live = live.LiveState(explorer.store)
+        self._rejects = RejectPages(explorer.store)
 
     def gallery(self, request: Request) -> Response:
         """`/`: the pairs that the filters select."""
@@ -124,9 +126,7 @@ class Pages(Page):
 
     def rejects(self, request: Request) -> Response:
         """`/rejects`: what was refused, and why."""
-        page = rejects.rejects(
-            self.explorer, request.query_params.get("status", ""), request.query_params.get("from", "")
-        )
+        page = self._rejects.page(request.query_params.get("status", ""), request.query_params.get("from", ""))
         return self.render("rejects", "/rejects", "Rejects", page=page)
 
     def duplicates(self, request: Request) -> Response:

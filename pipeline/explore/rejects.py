@@ -1,6 +1,7 @@
 """The rows that were refused: how many for each reason, and the evidence of each row."""
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest, read_manifests
 from pairmill.pipeline.dataset.parquet import read_table
-from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.page import PageError
 from pairmill.schemas.manifest import CustomRuleCount, manifest_name
 from pairmill.schemas.status import Status
 
 PAGE_ROWS = 60
+_SHARDS_PER_PAGE = 200
+"""A page ends after so many shards, even if few of their rows have its status there: they may be among the pairs."""
 _COLUMNS = (
     *("row_id", "uid", "url", "caption_clean", "caption", "status", "status_detail", "http_status", "final_url"),
     *("content_type", "original_bytes", "fetch_attempts", "fetch_s", "original_width", "original_height"),
@@ -57,24 +59,50 @@ class Rejects:
     is_first: bool
 
 
-def rejects(explorer: Explorer, status: str, cursor: str) -> Rejects:
-    """The counts, and a page of the rows with one status (all, if empty). Raises PageError."""
-    if status and status not in {each.value for each in Status}:
-        raise PageError(f"status: {status[:40]!r} is no status")
-    if cursor and not _CURSOR.fullmatch(cursor):
-        raise PageError("from: this is no place in the rejects")
-    statuses, rules, rejected, shards = _counts(explorer.store)
-    rows_in = sum(statuses.values())
-    largest = max([0, *(rows for each, rows in statuses.items() if each != Status.OK)])
-    reasons = [
-        _reason(each, statuses[each], rows_in, largest)
-        for each in Status
-        if statuses.get(each) and each is not Status.OK
-    ]
-    rows, following = _rows(explorer.store, shards, status, cursor)
-    return Rejects(
-        rows_in, rejected, sorted(reasons, key=lambda each: -each.rows), rules, status, rows, following, not cursor
-    )
+@dataclass(frozen=True)
+class Counts:
+    """What the manifests say."""
+
+    generations: Mapping[int, int]
+    """Shard -> generation that was counted."""
+    statuses: Mapping[str, int]
+    rejected: int
+    """Rows without a pair."""
+    custom_rules: Mapping[str, CustomRuleCount]
+    shards: Sequence[tuple[int, int, Mapping[str, int]]]
+    """(shard, generation, rows of each status) of the shards that have rejects."""
+
+
+class RejectPages:
+    """Makes the page. Reads the manifests again only if there are new ones. Thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._counts: Counts | None = None
+        self._lock = threading.Lock()
+
+    def page(self, status: str, cursor: str) -> Rejects:
+        """The counts, and a page of the rows with one status (all, if empty). Raises PageError."""
+        if status and status not in {each.value for each in Status}:
+            raise PageError(f"status: {status[:40]!r} is no status")
+        if cursor and not _CURSOR.fullmatch(cursor):
+            raise PageError("from: this is no place in the rejects")
+        counts = self._newest_counts()
+        statuses = counts.statuses
+        rows_in = sum(statuses.values())
+        lost = [each for each in Status if statuses.get(each) and each is not Status.OK]
+        largest = max((statuses[each] for each in lost), default=0)
+        reasons = [_reason(each, statuses[each], rows_in, largest) for each in lost]
+        rows, following = _rows(self._store, counts, status, cursor)
+        reasons.sort(key=lambda each: -each.rows)
+        return Rejects(rows_in, counts.rejected, reasons, counts.custom_rules, status, rows, following, not cursor)
+
+    def _newest_counts(self) -> Counts:
+        with self._lock:
+            generations = committed(self._store)
+            if self._counts is None or self._counts.generations != generations:
+                self._counts = _count(self._store, generations)
+            return self._counts
 
 
 def _reason(status: Status, rows: int, rows_in: int, largest: int) -> Reason:
@@ -90,37 +118,31 @@ def _reason(status: Status, rows: int, rows_in: int, largest: int) -> Reason:
     )
 
 
-def _counts(
-    store: Store,
-) -> tuple[Counter[str], dict[str, CustomRuleCount], int, list[tuple[int, dict[str, int]]]]:
-    """(rows by status, what custom rules dropped, rejected rows, the statuses of each shard that has rejects)."""
+def _count(store: Store, generations: Mapping[int, int]) -> Counts:
     statuses: Counter[str] = Counter()
     rules: dict[str, CustomRuleCount] = {}
-    rejected, shards = 0, list[tuple[int, dict[str, int]]]()
+    rejected, shards = 0, list[tuple[int, int, Mapping[str, int]]]()
     for manifest in read_manifests(store):
         statuses.update(manifest.statuses)
         rejected += manifest.rejects
         if manifest.rejects:
-            shards.append((manifest.shard, manifest.statuses))
+            shards.append((manifest.shard, manifest.generation, manifest.statuses))
         for name, count in manifest.custom_rules.items():
             before = rules[name].rows if name in rules else 0
             rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
-    return statuses, rules, rejected, shards
+    return Counts(generations, statuses, rejected, rules, shards)
 
 
-def _rows(
-    store: Store, shards: Sequence[tuple[int, Mapping[str, int]]], status: str, cursor: str
-) -> tuple[list[Mapping[str, Any]], str | None]:
+def _rows(store: Store, counts: Counts, status: str, cursor: str) -> tuple[list[Mapping[str, Any]], str | None]:
     """A page of rows from the place `cursor` on, and where the next page begins."""
     match = _CURSOR.fullmatch(cursor)
     shard_from, row_from = (int(match[1]), int(match[2])) if match else (0, 0)
-    newest, found = committed(store), list[Mapping[str, Any]]()
-    for shard, statuses in shards:
-        if shard < shard_from or (status and not statuses.get(status)):
-            continue
-        manifest = read_manifest(store, manifest_name(shard, newest[shard]))
-        if "rejects" not in manifest.files:
-            continue
+    found = list[Mapping[str, Any]]()
+    shards = [each for each in counts.shards if each[0] >= shard_from and (not status or each[2].get(status))]
+    for number, (shard, generation, _) in enumerate(shards):
+        if number == _SHARDS_PER_PAGE:
+            return found, f"{shard}.0"
+        manifest = read_manifest(store, manifest_name(shard, generation))
         table = read_table(store, manifest.files["rejects"].path, _COLUMNS)
         table = table.append_column("position", pa.array(range(table.num_rows), pa.int64()))
         if status:
