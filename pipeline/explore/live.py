@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from pairmill.pipeline.columns.added_model import AddedModels
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.explore.explorer import Explorer
@@ -139,7 +140,7 @@ class LiveState:
     def _opened(self, shard: int, generation: int) -> tuple[Snapshot, Pictures]:
         key = shard, generation
         if key not in self._open:
-            snapshot = Snapshot(self._store, load_plan(self._store), [key], [])
+            snapshot = Snapshot(self._store, load_plan(self._store), [key], AddedModels((), ()))
             self._open[key] = snapshot, Pictures(snapshot)
             while len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)[1][1].close()
