@@ -10,6 +10,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.explore.columns import ColumnCache, cache_folder, remove_old
 from pairmill.pipeline.explore.labels import Labels
+from pairmill.pipeline.explore.live import LiveState
 from pairmill.pipeline.explore.nearest import Searcher
 from pairmill.pipeline.explore.pictures import Pictures
 from pairmill.pipeline.explore.sample import MAX_ROWS, sample
@@ -53,6 +54,7 @@ class Explorer:
         """Opens the dataset. Raises PlanError if the folder is not an output."""
         self.store, self.run_select, self.labels = store, run_select, labels
         self._home, self._max_rows = home, max_rows
+        self.live = LiveState(store)
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._warming: threading.Thread | None = None
@@ -70,6 +72,7 @@ class Explorer:
             self.labels.save()
         finally:
             self._end_warm_up()
+            self.live.close()
             for each in (self._before, self.shown):
                 if each:
                     each.close()

@@ -3,13 +3,12 @@
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pairmill.pipeline.columns.added_model import AddedModels
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
-from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.pictures import SMALL, Pictures
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail
@@ -78,8 +77,15 @@ class LiveState:
         self._lock = threading.Lock()
         self._is_first = True
 
-    def now(self, explorer: Explorer) -> Live:
-        """The state now. Reads the names of all manifests, and the new ones."""
+    def close(self) -> None:
+        """Close files and stop threads."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1][1].close()
+
+    def now(self, shown: Mapping[int, int]) -> Live:
+        """The state now. Reads the names of all manifests, and the new ones. `shown`: shard -> generation, of the
+        shards that the other pages show."""
         with self._lock:
             self._read_new()
             manifests = [manifest for _, manifest in self._seen.values()]
@@ -97,7 +103,7 @@ class LiveState:
                 rows_per_s=self._rate(),
                 losses=losses(statuses),
                 newest=self._newest(),
-                new_shards=sum(explorer.generations.get(shard) != found for shard, (found, _) in self._seen.items()),
+                new_shards=sum(shown.get(shard) != found for shard, (found, _) in self._seen.items()),
             )
 
     def _read_new(self) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.encode.weights import ModelError
-from pairmill.pipeline.explore import compare, duplicates, live
+from pairmill.pipeline.explore import compare, duplicates
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.gallery import Card, bars, cards, command, gallery
 from pairmill.pipeline.explore.nearest import Near
@@ -35,7 +35,6 @@ class Pages(Page):
 
     def __init__(self, explorer: Explorer, guard: Guard) -> None:
         super().__init__(explorer, guard)
-        self._live = live.LiveState(explorer.store)
         self._rejects = RejectPages(explorer.store)
 
     def gallery(self, request: Request) -> Response:
@@ -83,7 +82,7 @@ class Pages(Page):
         shards = shown.view.snapshot.chunk.shards
         position = shown.view.position(shard)
         if position is None:
-            thumbnail = self._live.picture(shard, request.path_params["row"])
+            thumbnail = self.explorer.live.picture(shard, request.path_params["row"])
         elif request.path_params["row"] >= shards[position].num_rows:
             raise PageError("There is no such row.", 404)
         else:
@@ -187,11 +186,11 @@ class Pages(Page):
 
     def live(self, request: Request) -> Response:
         """`/live`: what arrives while a build runs."""
-        return self.render("live", "/live", "Live", state=self._live.now(self.explorer))
+        return self.render("live", "/live", "Live", state=self.explorer.live.now(self.explorer.generations))
 
     def live_state(self, request: Request) -> Response:
         """`/api/live`: the same as JSON."""
-        return JSONResponse(self._live.now(self.explorer).as_dict())
+        return JSONResponse(self.explorer.live.now(self.explorer.generations).as_dict())
 
     def new_shards(self, request: Request) -> Response:
         """`/api/new-shards`: how many shards the pages do not show yet."""
