@@ -1,6 +1,7 @@
 """What the pages share: the dataset as it was when it was opened or reloaded, its pictures, and the labels."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from pairmill.schemas.subset import SelectJob, Subset
 
 RunSelect = Callable[[SelectJob, bool], Subset]
 """Runs a select job; with True, it only counts. Raises PairmillError."""
+
+
+_LOOK_S, _LOOK_REMOTE_S = 2.0, 60.0
+"""Time between two looks for new shards, in a local folder and on S3."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Explorer:
         self.store, self.run_select, self.labels = store, run_select, labels
         self._home, self._max_rows = home, max_rows
         self.live = LiveState(store)
+        self._looked = (-_LOOK_REMOTE_S, 0)
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._warming: threading.Thread | None = None
@@ -92,6 +98,7 @@ class Explorer:
             if self._before:
                 self._before.close()
             self._before, self.generations = self.shown, generations
+            self._looked = (-_LOOK_REMOTE_S, 0)
             self.shown = Shown(view, Pictures(sampled.snapshot), Searcher(view), folder.name.rpartition("-")[2][:12])
         self._ended = threading.Event()
         self._warming = threading.Thread(target=view.warm_up, args=[self._ended], daemon=True)
@@ -111,6 +118,15 @@ class Explorer:
     def new_shards(self) -> int:
         """How many shards were finished or rebuilt since."""
         return sum(self.generations.get(shard) != generation for shard, generation in committed(self.store).items())
+
+    @property
+    def lately_new_shards(self) -> int:
+        """The same as of a moment ago, because listing a bucket costs time and money."""
+        at, number = self._looked
+        if time.monotonic() - at > (_LOOK_REMOTE_S if self.store.remote else _LOOK_S):
+            number = self.new_shards
+            self._looked = time.monotonic(), number
+        return number
 
     def select_job(self, name: str, rows: str, subset: Subset | None, where: str) -> SelectJob:
         """The job that selects what a page shows."""

@@ -13,6 +13,7 @@ from pairmill.pipeline.explore.pictures import SMALL, Pictures
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail
 from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.manifest import ShardManifest, manifest_name
 from pairmill.schemas.status import Status
 
@@ -76,6 +77,7 @@ class LiveState:
         self._open: OrderedDict[tuple[int, int], tuple[Snapshot, Pictures]] = OrderedDict()
         self._lock = threading.Lock()
         self._is_first = True
+        self._plan: tuple[list[str], Plan] | None = None
 
     def close(self) -> None:
         """Close files and stop threads."""
@@ -89,7 +91,7 @@ class LiveState:
         with self._lock:
             self._read_new()
             manifests = [manifest for _, manifest in self._seen.values()]
-            plan = load_plan(self._store)
+            plan = self._current_plan()
             statuses: Counter[str] = Counter()
             for manifest in manifests:
                 statuses.update(manifest.statuses)
@@ -105,6 +107,13 @@ class LiveState:
                 newest=self._newest(),
                 new_shards=sum(shown.get(shard) != found for shard, (found, _) in self._seen.items()),
             )
+
+    def _current_plan(self) -> Plan:
+        """The plan, read again only when it has grown."""
+        names = self._store.list("plan")
+        if self._plan is None or names != self._plan[0]:
+            self._plan = names, load_plan(self._store)
+        return self._plan[1]
 
     def _read_new(self) -> None:
         for shard, generation in committed(self._store).items():
@@ -146,7 +155,7 @@ class LiveState:
     def _opened(self, shard: int, generation: int) -> tuple[Snapshot, Pictures]:
         key = shard, generation
         if key not in self._open:
-            snapshot = Snapshot(self._store, load_plan(self._store), [key], AddedModels((), ()))
+            snapshot = Snapshot(self._store, self._current_plan(), [key], AddedModels((), ()))
             self._open[key] = snapshot, Pictures(snapshot)
             while len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)[1][1].close()

@@ -194,7 +194,7 @@ class Pages(Page):
 
     def new_shards(self, request: Request) -> Response:
         """`/api/new-shards`: how many shards the pages do not show yet."""
-        return JSONResponse({"shards": self.explorer.new_shards})
+        return JSONResponse({"shards": self.explorer.lately_new_shards})
 
     def job_file(self, request: Request) -> Response:
         """`/subset/NAME/select.yaml`: the job that makes a subset again."""

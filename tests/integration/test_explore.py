@@ -300,6 +300,29 @@ def test_pairs_are_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
     assert page.locator("article.pair").get_attribute("data-uid") in table["uid"].to_pylist()
 
 
+def test_the_gallery_is_used_by_keyboard_alone(tab: Tab, served: Served, dataset: Path) -> None:
+    page = tab.open(served.address)
+    every = count(page)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("kept", exact=True)).to_be_focused()
+    page.get_by_label("similarity: at least").first.focus()
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    slid = wait_for_count(page, every)
+    assert 0 < slid < every
+    page.locator(".save summary").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")  # copy
+    page.keyboard.press("Tab")
+    page.keyboard.type("by-keys")
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "subset=by-keys" in url)
+    assert count(page) == slid == len(pairmill.open(str(dataset)).subset("by-keys"))
+
+
 def test_search_by_text_and_by_picture_finds_the_drawn_one(tab: Tab, served: Served, dataset: Path) -> None:
     page = tab.open(served.address)
     row = pairmill.open(str(dataset)).table(["uid", "caption"]).to_pylist()[60]
