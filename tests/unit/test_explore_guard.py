@@ -29,12 +29,12 @@ def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
     made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def guard() -> Guard:
     return Guard.of("127.0.0.1", 7800)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(explorer: Explorer, guard: Guard) -> Iterator[TestClient]:
     with TestClient(app(explorer, guard), base_url=OWN, follow_redirects=False) as made:
         yield made

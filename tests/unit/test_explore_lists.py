@@ -19,13 +19,13 @@ from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.rejects import PAGE_ROWS, RejectPages
 from pairmill.schemas.subset import SelectJob
 
-ROWS = 1_500
+ROWS = 900
 
 
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
     folder = tmp_path_factory.mktemp("dataset")
-    write(folder, ROWS, None, shard_rows=300)
+    write(folder, ROWS, None, shard_rows=180)
     store = Store(str(folder))
     made = Explorer(store, run_select, Labels(store, "session"), tmp_path_factory.mktemp("cache"))
     yield made
