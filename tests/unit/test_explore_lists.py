@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.million_rows import write
 from pairmill.jobs.explore import run_select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.explore import rejects
@@ -18,6 +17,7 @@ from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.rejects import PAGE_ROWS, RejectPages
 from pairmill.schemas.subset import SelectJob
+from tests.picture_dataset import write
 
 ROWS = 900
 
