@@ -132,8 +132,8 @@ class SearchIndex:
 
         Returns:
             (int64 [n, k], float32 [n, k]): row indices in the snapshot, best first (see Chunk.first_row_index), and the
-            cosine of each. With less than k rows, the remaining indices are -1 and their cosines -inf. Of rows with
-            equal cosines, earlier ones come first.
+            cosine of each. With less than k rows, the remaining indices are -1 and their cosines -inf. Rows with equal
+            cosines are in order; if not all of them are among the k, which are depends on the index.
         """
         queries = np.asarray(vectors, np.float32)
         queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)

@@ -51,11 +51,11 @@ class VectorIndex:
 
     @classmethod
     def empty(cls, dim: int, num_vectors: int, sample: Halves) -> Self:
-        """An index for `num_vectors` vectors, of which `sample` [n, dim] has at least `sample_size`.
+        """An index for at most `num_vectors` vectors. `sample` [n, dim]: `sample_size` of them or more, or else all.
 
         Equal samples give equal indexes.
         """
-        lists = num_lists(num_vectors)
+        lists = num_lists(num_vectors if len(sample) >= sample_size(num_vectors) else len(sample))
         centers = np.zeros((1, dim), np.float32) if lists == 1 else _centers(sample, lists)
         quantizer = faiss.IndexFlatIP(dim)
         quantizer.add(centers)
@@ -109,14 +109,13 @@ class VectorIndex:
         """Ids and inner products of the k best vectors for each query, each [n, k], best first.
 
         `allowed`: by id, whether the vector may be found; None: all. With less than k vectors, the rest of the ids is
-        -1.
+        -1. Of equal vectors of which not all are among the k best, any may be found; the same ones in every search.
         """
-        lists = max(1, math.ceil(self.lists * _PROBED_SHARE))
-        if allowed is None:
-            return self._search(queries, k, lists, None)
-        share = np.count_nonzero(allowed) / max(1, len(allowed))
-        selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        lists = min(self.lists, math.ceil(lists / share)) if share else 1  # as many vectors as without a mask
+        lists, selector = math.ceil(self.lists * _PROBED_SHARE), None
+        if allowed is not None:
+            share = np.count_nonzero(allowed) / max(1, len(allowed))
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            lists = min(self.lists, math.ceil(lists / share)) if share else self.lists  # as many vectors as without
         ids, scores = self._search(queries, k, lists, selector)
         if lists < self.lists and (ids < 0).any():
             return self._search(queries, k, self.lists, selector)

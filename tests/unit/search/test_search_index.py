@@ -236,6 +236,28 @@ def test_many_vectors_are_found_approximately_with_exact_scores() -> None:
     assert np.allclose(scores, np.take_along_axis(exact, ids, axis=1), atol=1e-4)
 
 
+@pytest.mark.parametrize("num_embeddings", [0, 1, 90, 300])
+def test_a_large_part_with_few_embeddings_finds_them_all(num_embeddings: int) -> None:
+    vectors = vectors_of(0, 0, 300)[:num_embeddings].astype(np.float16)
+    index = vector_index.VectorIndex.empty(DIM, 150_000, vectors)
+    index.add(vectors, np.arange(num_embeddings) * 500)
+    ids, _ = index.search(queries(1), 300)
+    assert sorted(ids[ids >= 0].tolist()) == [500 * number for number in range(num_embeddings)]
+
+
+def test_rows_outside_the_searched_lists_are_found_if_those_have_too_few(many_lists: None) -> None:
+    """Most vectors fall into a few of the lists, and the query is far from these."""
+    vectors = np.concatenate([vectors_of(0, 0, 30), 1e-3 * vectors_of(1, 0, 470) + vectors_of(2, 0, 1)])
+    vectors = vectors.astype(np.float16)
+    index = vector_index.VectorIndex.empty(DIM, len(vectors), vectors)
+    index.add(vectors, np.arange(len(vectors)))
+    assert index.lists > 1
+    ids, _ = index.search(-vectors[-1:].astype(np.float32), 400)
+    assert (ids >= 0).all()
+    ids, _ = index.search(-vectors[-1:].astype(np.float32), 600)
+    assert sorted(ids[ids >= 0].tolist()) == list(range(len(vectors)))
+
+
 def test_the_record_of_a_part_says_what_it_covers(folder: Path, small_parts: None) -> None:
     build(folder)
     (name, *_) = sorted((folder / f"index/{ALIAS}-image/manifests").iterdir())
