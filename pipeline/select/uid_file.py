@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 from pairmill.pipeline.select.keys import U64, key_halves
@@ -65,10 +65,12 @@ class UidFile:
     @classmethod
     def of(cls, files: Files, uri: str) -> "UidFile":
         """The file as it is now. Raises UidFileError if it cannot be read."""
+        if is_remote(uri) and not uri.startswith(S3_SCHEMES):
+            raise UidFileError(f"{uri} cannot be read: give a local file or s3://")
         try:
             return cls(files, uri, files.checksum(uri)[0])
-        except OSError as error:
-            raise UidFileError(f"{uri} cannot be read: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: NUL in the name
+            raise UidFileError(f"{uri} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
     def load(self) -> UidList:
         """Its uids. Raises UidFileError if it is not such a file, or has changed."""
@@ -90,26 +92,27 @@ class UidIn:
 
 @lru_cache(maxsize=4)
 def _load(file: UidFile) -> UidList:
-    if file.files.checksum(file.uri)[0] != file.blake2b:
+    if UidFile.of(file.files, file.uri) != file:
         raise UidFileError(f"{file.uri} has changed since the job began; run it again")
     try:
         with file.files.open(file.uri) as opened, pq.ParquetFile(opened) as parquet:
             return _read(file.uri, parquet)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow raises all three for damaged files
         raise UidFileError(f"{file.uri} is not a readable Parquet file: {clean_text(str(error))}") from None
 
 
 def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
-    if "uid" not in parquet.schema_arrow.names:
-        raise UidFileError(f"{uri} has no column `uid`")
+    if (columns := parquet.schema_arrow.names.count("uid")) != 1:
+        raise UidFileError(f"{uri} has {'several columns' if columns else 'no column'} `uid`")
     kind = parquet.schema_arrow.field("uid").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if kind not in (pa.string(), pa.large_string(), pa.string_view()):
         raise UidFileError(f"{uri}: column `uid` is {kind}, not text")
     if (num_rows := parquet.metadata.num_rows) > MAX_UIDS:
         raise UidFileError(f"{uri} has {num_rows:,} uids; at most {MAX_UIDS:,} fit into memory")
     high, low = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=["uid"]):
+        batch.validate(full=True)  # such as that all text is UTF-8
         halves = key_halves(pa.chunked_array([_digits(uri, batch.column(0).cast(pa.string()))]), "uid")
         high.append(halves[0])
         low.append(halves[1])

@@ -1,5 +1,6 @@
 """Tests the step `uids`: rows are selected by a Parquet file of uids, in any of the forms that a uid may have."""
 
+import hashlib
 import json
 import uuid
 from pathlib import Path
@@ -53,7 +54,9 @@ def test_the_rows_of_the_file_are_selected_in_dataset_order(
     assert 0 < report.rows_out < report.uids.num_uids - 2  # the build did not keep some of the rows
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_text_of_any_arrow_type_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     file = write(tmp_path / "a.parquet", ["0" * 31 + "1", "0" * 32], kind)
     assert len(UidFile.of(Files(), file).load()) == 2
@@ -111,6 +114,40 @@ def test_a_file_that_is_not_a_list_of_uids_is_an_error_that_names_the_step(
         make_subset(dataset, "no", {"uids": str(path)})
     with pytest.raises(JobError, match=r"^step 1, uids: .*missing.parquet cannot be read: No such file"):
         make_subset(dataset, "no", {"uids": str(tmp_path / "missing.parquet")})
+
+
+def test_two_columns_of_one_name_and_places_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
+    uids = pa.array(["0" * 32])
+    pq.write_table(pa.Table.from_arrays([uids, uids], names=["uid", "uid"]), tmp_path / "two.parquet")
+    for uri, problem in (
+        (f"{tmp_path}/two.parquet", "has several columns `uid`"),
+        (f"{tmp_path}", "cannot be read: Is a directory"),
+        (f"{tmp_path}/a\0b", "cannot be read: embedded null byte"),
+        ("https://example.com/uids.parquet", "cannot be read: give a local file or s3://"),
+    ):
+        with pytest.raises(UidFileError, match=problem):
+            UidFile.of(Files(), uri).load()
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 300 uids. The footer is half of it."""
+    path = tmp_path_factory.mktemp("uids") / "intact.parquet"
+    write(path, [hashlib.md5(b"%d" % number).hexdigest() for number in range(300)])
+    return path
+
+
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
+def test_law_a_damaged_file_is_read_or_refused_with_its_name(intact: Path, changes: list[tuple[float, int]]) -> None:
+    data = bytearray(intact.read_bytes())
+    for place, byte in changes:
+        data[int(place * len(data))] = byte
+    damaged = intact.with_name("damaged.parquet")
+    damaged.write_bytes(data)
+    try:
+        assert len(UidFile.of(Files(), str(damaged)).load()) <= 300
+    except UidFileError as error:
+        assert str(error).startswith(str(damaged))
 
 
 def test_a_file_that_changes_while_it_is_used_and_one_that_is_too_long_are_errors(
