@@ -13,6 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from uuid import uuid4
@@ -200,6 +201,14 @@ class Store:
     def num_bytes(self, name: str) -> int:
         """Size. Raises FileNotFoundError."""
         return int(self.fs.size(self.path(name))) if self.remote else Path(self.path(name)).stat().st_size
+
+    def age_s(self, name: str) -> float:
+        """Seconds since the file was last written; 0 if it is gone."""
+        try:
+            written = self.fs.modified(self.path(name))
+        except FileNotFoundError:
+            return 0
+        return float((datetime.now(UTC) - written).total_seconds())
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""

@@ -1,7 +1,7 @@
 """`pairmill index`: builds the missing parts of an index, one at a time, and deletes outdated ones."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -19,6 +19,8 @@ from pairmill.schemas.manifest import DataFile
 from pairmill.schemas.version import VERSION
 
 _SAMPLED_SHARDS = 32
+_ABANDONED_S = 3_600
+"""A run writes the record of a part right after its file. The run of an older file without a record has died."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class IndexReport:
 
 
 def build_index(embeddings: Embeddings, on_step: OnStep = ignore_step) -> IndexReport:
-    """Build what is missing for the shards of the snapshot. If interrupted, call it again to resume.
+    """Build what is missing or incomplete for the shards of the snapshot. If interrupted, call it again to resume.
 
     Memory: about twice the vectors of one part, 2 GB for a million rows of 512. Raises SearchError if no row has an
     embedding.
     """
     store, folder = embeddings.snapshot.store, index_folder(embeddings)
     parts = {stem_of(embeddings, positions): positions for positions in shards_of_parts(embeddings)}
-    before = read_parts(store, folder)
+    before = _without_broken(store, folder, read_parts(store, folder))
     total = len(embeddings.snapshot.chunk.shards)
     done = sum(len(positions) for stem, positions in parts.items() if stem in before)
     records = {stem: part for stem, part in before.items() if stem in parts}
@@ -59,7 +61,8 @@ def build_index(embeddings: Embeddings, on_step: OnStep = ignore_step) -> IndexR
     if not any(part.num_embeddings for part in records.values()):
         what = "picture" if embeddings.kind == "image" else "caption"
         raise SearchError(f"no {what} in {store.root} has an embedding of {embeddings.alias!r}")
-    _remove_outdated(store, folder, records, before)
+    outdated = before.keys() - records.keys()
+    _remove(store, folder, outdated, records)
     return IndexReport(
         alias=embeddings.alias,
         kind=embeddings.kind,
@@ -68,7 +71,7 @@ def build_index(embeddings: Embeddings, on_step: OnStep = ignore_step) -> IndexR
         embeddings=sum(part.num_embeddings for part in records.values()),
         parts=len(records),
         parts_built=len(records.keys() - before.keys()),
-        parts_removed=len(before.keys() - records.keys()),
+        parts_removed=len(outdated),
         num_bytes=sum(part.file.num_bytes for part in records.values()),
     )
 
@@ -156,14 +159,32 @@ def _spread(shards: Sequence[ShardFiles]) -> Iterator[ShardFiles]:
         yield from shards[start::every]
 
 
-def _remove_outdated(store: Store, folder: str, current: dict[str, IndexPart], before: dict[str, IndexPart]) -> None:
-    """Delete parts of other shards or generations, and files that an interrupted run left beside a finished part."""
-    for stem in before.keys() - current.keys():
+def _without_broken(store: Store, folder: str, parts: dict[str, IndexPart]) -> dict[str, IndexPart]:
+    """Delete the records of parts whose file is gone or has another size. Returns the others."""
+    broken = {stem for stem, part in parts.items() if not _has_file(store, part)}
+    for stem in broken:
         store.delete(f"{folder}/manifests/{stem}.json")
-        store.delete(before[stem].file.path)
+    return {stem: part for stem, part in parts.items() if stem not in broken}
+
+
+def _has_file(store: Store, part: IndexPart) -> bool:
+    try:
+        return store.num_bytes(part.file.path) == part.file.num_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _remove(store: Store, folder: str, outdated: Collection[str], current: dict[str, IndexPart]) -> None:
+    """Delete parts of other shards or generations, and files that interrupted runs left.
+
+    A file that may belong to a part that another run is just finishing stays until it is _ABANDONED_S old.
+    """
+    for stem in outdated:
+        store.delete(f"{folder}/manifests/{stem}.json")
     named = {part.file.path for part in current.values()}
     for name in store.list(folder):
-        stem = name.removesuffix(".faiss").rpartition(".")[0]
-        if stem in current and f"{folder}/{name}" not in named:
-            store.delete(f"{folder}/{name}")
+        stem, path = name.removesuffix(".faiss").rpartition(".")[0], f"{folder}/{name}"
+        is_finished = stem in current or stem in outdated
+        if path not in named and name.endswith(".faiss") and (is_finished or store.age_s(path) > _ABANDONED_S):
+            store.delete(path)
     store.remove_temporary()

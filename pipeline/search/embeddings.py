@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,9 @@ class Embeddings:
 
     @classmethod
     def of(cls, snapshot: Snapshot, alias: str | None, kind: EmbeddingKind = "image") -> "Embeddings":
-        """The embeddings of a model; None: the first one. Raises SearchError if the dataset has no such model."""
+        """The embeddings of a model; None: the first one. Raises SearchError if the dataset has no such embeddings."""
+        if kind not in get_args(EmbeddingKind):
+            raise SearchError(f"there are no embeddings of {kind!r}, only of: {', '.join(get_args(EmbeddingKind))}")
         known = [*(model.alias for model in snapshot.plan.job.models), *snapshot.aliases]
         root = snapshot.store.root
         if not known:

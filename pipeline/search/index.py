@@ -32,9 +32,11 @@ class _OpenPart:
     """For each shard, the row index of its first row in the snapshot; -1 if the snapshot has another generation."""
 
     def search(self, queries: Floats, k: int, allowed: RowMask | None) -> tuple[Ids, Floats]:
-        """Row indices and scores, each [n, k]; -1 where there is no further row."""
+        """Row indices and scores, each [n, k]; -1 where there is no further row. Raises SearchError."""
         ids, scores = self.index.search(queries, k, self._mask(allowed))
         starts = np.array([0, *accumulate(shard.num_rows for shard in self.shards)], np.int64)
+        if (ids >= starts[-1]).any():
+            raise SearchError("an index file is damaged: delete the folder index/ and run `pairmill index` again")
         shard = np.searchsorted(starts, np.maximum(ids, 0), side="right") - 1
         return np.where(ids < 0, -1, ids - starts[shard] + self.first_rows[shard]), scores
 
@@ -98,14 +100,15 @@ class SearchIndex:
         missing = [position for position in range(len(first_rows)) if position not in covered]
         shards = [snapshot.chunk.shards[position] for position in missing]
         if (rows := sum(shard.num_rows for shard in shards)) > MAX_UNINDEXED_ROWS:
-            command = f"pairmill index {store.root}" + _options(embeddings)
-            raise SearchError(f"{counted(rows, 'row')} of {store.root} are in no index; run `{command}` first")
+            raise SearchError(
+                f"{counted(rows, 'row')} of {store.root} are in no index; run `{_command(embeddings)}` first"
+            )
         check_size(store, (record.file for record, _ in found))
         parts = []
         for number, (record, positions) in enumerate(found):
             on_step("opening the index", number, len(found))
             starts = np.array([-1 if each is None else first_rows[each] for each in positions], np.int64)
-            parts.append(_OpenPart(_read(store, record), record.shards, starts))
+            parts.append(_OpenPart(_read(embeddings, record), record.shards, starts))
         if rows:
             on_step("reading embeddings", 0, 1)
             index, indexed = index_shards(embeddings, shards)
@@ -174,20 +177,28 @@ def _first_rows(snapshot: Snapshot) -> list[int]:
     return [snapshot.chunk.first_row_index + span.start for _, span in snapshot.chunk.spans()]
 
 
-def _read(store: Store, part: IndexPart) -> VectorIndex:
-    path = local_copy(store, part.file)
+def _read(embeddings: Embeddings, part: IndexPart) -> VectorIndex:
+    store = embeddings.snapshot.store
+    path, again = local_copy(store, part.file), f"run `{_command(embeddings)}` again"
     try:
         if Path(path).stat().st_size != part.file.num_bytes:
-            raise ValueError("its size differs")
-        return VectorIndex.read(path)
-    except (ValueError, FileNotFoundError) as error:
+            raise SearchError(f"{store.path(part.file.path)} is incomplete: {again}")
+        index = VectorIndex.read(path)
+        if (index.dim, len(index)) != (embeddings.dim, part.num_embeddings):
+            raise ValueError("it has other vectors")
+    except FileNotFoundError:
+        raise SearchError(f"{store.path(part.file.path)} is gone: {again}") from None
+    except ValueError as error:
         folder = store.path(part.file.path).rpartition("/")[0]
-        raise SearchError(
-            f"{store.path(part.file.path)} is damaged or gone ({error}): delete {folder} and run `pairmill index` again"
-        ) from None
+        raise SearchError(f"{store.path(part.file.path)} is damaged ({error}): delete {folder} and {again}") from None
+    return index
 
 
-def _options(embeddings: Embeddings) -> str:
+def _command(embeddings: Embeddings) -> str:
+    """The command that indexes these embeddings."""
     models = embeddings.snapshot.plan.job.models
     is_first = bool(models) and models[0].alias == embeddings.alias
-    return ("" if is_first else f" --model {embeddings.alias}") + ("" if embeddings.kind == "image" else " --of text")
+    options = ("" if is_first else f" --model {embeddings.alias}") + (
+        "" if embeddings.kind == "image" else " --of text"
+    )
+    return f"pairmill index {embeddings.snapshot.store.root}{options}"

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.search import build_index, part_files
 from pairmill.pipeline.search import index as search_index
-from pairmill.pipeline.search import part_files
 from tests.unit.search.test_search_index import brute_force, build, found, parts, queries
 from tests.unit.search.vectors import SHARD_ROWS, make_dataset, retry
 
@@ -31,11 +31,13 @@ EVENTS = st.lists(
     suppress_health_check=[HealthCheck.too_slow],  # type: ignore[union-attr]
 )
 @given(st.integers(1, 3), EVENTS)
+@example(shards=1, events=[("interrupted", 0), ("retry", 0)])
 def test_law_an_index_that_grew_equals_one_built_at_once(shards: int, events: list[tuple[str, int]]) -> None:
     with (
         tempfile.TemporaryDirectory() as temporary,
         patch.object(part_files, "PART_ROWS", 3 * SHARD_ROWS),
         patch.object(search_index, "MAX_UNINDEXED_ROWS", 0),
+        patch.object(build_index, "_ABANDONED_S", -1),  # no other run is at work
     ):
         folder = make_dataset(Path(temporary, "grown"), shards)
         for event, number in events:

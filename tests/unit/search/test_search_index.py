@@ -1,6 +1,8 @@
 """Tests the search index against brute force by NumPy: whole, grown shard by shard, after retries, and in subsets."""
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,13 +215,54 @@ def test_a_damaged_part_is_named_with_what_to_do(folder: Path, small_parts: None
     build(folder)
     part = next((folder / f"index/{ALIAS}-image").glob("*.faiss"))
     data = part.read_bytes()
-    for damaged in (b"junk", b"junk" + data[4:]):
+    foreign = vector_index.VectorIndex.empty(2 * DIM, 1, np.zeros((0, 2 * DIM), np.float16))
+    foreign.write(str(folder / "foreign"))
+    for damaged in (b"junk" + data[4:], (folder / "foreign").read_bytes().ljust(len(data), b"\0")):
         part.write_bytes(damaged)
-        with pytest.raises(SearchError, match=r"delete .* and run `pairmill index` again"):
+        with pytest.raises(SearchError, match=r"delete .*index/vec-image and run `pairmill index .*` again"):
             opened(folder)
-    part.unlink()
-    with pytest.raises(SearchError, match="is damaged or gone"):
+    part.write_bytes(data.replace(np.int64(4 * SHARD_ROWS - 1).tobytes(), np.int64(10**6).tobytes()))
+    with pytest.raises(SearchError, match="an index file is damaged: delete the folder index/"):
+        opened(folder).search(queries(), SHARDS * SHARD_ROWS)
+
+
+def test_parts_that_are_incomplete_or_gone_are_built_again(folder: Path, small_parts: None) -> None:
+    build(folder)
+    short, gone, _ = (folder / f"index/{ALIAS}-image").glob("*.faiss")
+    short.write_bytes(short.read_bytes()[:1_000])
+    with pytest.raises(SearchError, match=r"is incomplete: run `pairmill index .* --model vec` again"):
         opened(folder)
+    gone.unlink()
+    report = build(folder)
+    assert (report.parts, report.parts_built, report.parts_removed) == (3, 2, 0)
+    assert found(folder) == brute_force(folder, queries(), 10)
+    parts(folder)
+
+
+def test_a_file_that_a_killed_run_left_is_deleted_after_an_hour_even_if_its_shards_have_changed(
+    folder: Path, small_parts: None
+) -> None:
+    build(folder)
+    name = next((folder / f"index/{ALIAS}-image").glob("*.faiss")).name
+    left = folder / f"index/{ALIAS}-image" / f"{name[:10]}{'0' * 16}.{'0' * 32}.faiss"
+    for age_s, stays in ((60, True), (4_000, False)):
+        left.write_bytes(b"x")
+        os.utime(left, (time.time() - age_s,) * 2)
+        build(folder)
+        assert left.exists() == stays
+
+
+def test_a_record_that_names_a_file_elsewhere_deletes_nothing_there(folder: Path, small_parts: None) -> None:
+    build(folder)
+    record = next((folder / f"index/{ALIAS}-image/manifests").iterdir())
+    part = IndexPart.model_validate_json(record.read_bytes())
+    pairs = part.file.model_copy(update={"path": "pairs/000000000.parquet"})
+    pairs = pairs.model_copy(update={"num_bytes": (folder / pairs.path).stat().st_size})
+    outdated = record.with_name(f"{record.name[:10]}{'0' * 16}.json")
+    outdated.write_text(part.model_copy(update={"file": pairs}).model_dump_json())
+    assert build(folder).parts_removed == 1
+    assert not outdated.exists()
+    assert (folder / pairs.path).exists()
 
 
 def test_many_vectors_are_found_approximately_with_exact_scores() -> None:
@@ -269,6 +312,8 @@ def test_the_record_of_a_part_says_what_it_covers(folder: Path, small_parts: Non
 def test_a_model_that_is_not_there_is_an_error(folder: Path) -> None:
     with pytest.raises(SearchError, match="has no model 'b32'; it has: vec"):
         Embeddings.of(snapshot(folder), "b32")
+    with pytest.raises(SearchError, match="no embeddings of 'txt', only of: image, text"):
+        Embeddings.of(snapshot(folder), ALIAS, "txt")  # type: ignore[arg-type]
     (folder / f"columns/{ALIAS}/manifests/{0:09d}.json").unlink()
     with pytest.raises(SearchError, match="has no embeddings"):
         Embeddings.of(snapshot(folder), None)
