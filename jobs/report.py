@@ -1,16 +1,15 @@
 """`pairmill report`: writes one HTML page about a dataset or a subset. Builds write it too, when they end."""
 
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from pairmill.pipeline.common.files import is_remote
+from pairmill.pipeline.common.files import absolute, is_remote
+from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, describe
 from pairmill.pipeline.report.report import Report, compared_with, make_report
 from pairmill.pipeline.report.sample import MAX_ROWS
-from pairmill.schemas.errors import JobError, PairmillError
+from pairmill.schemas.errors import PairmillError
 
 ROWS_AFTER_RUN = 250_000
 """How many rows the report at the end of a build reads, so that it takes seconds. `pairmill report` reads more."""
@@ -80,19 +79,7 @@ def _write(store: Store, out: str | None, name: str, made: Report) -> ReportResu
         Store(folder, store.files.s3).replace(name, data)
         path = out
     else:
-        path = _write_local(out, data)
+        path = absolute(out)
+        with new_local_file(path) as file:
+            file.write(data)
     return ReportResult(path, made.rows, made.rows_read, len(data))
-
-
-def _write_local(out: str, data: bytes) -> str:
-    path = Path(out).absolute()
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise JobError(
-            f"--out {out}: cannot be written to ({error.strerror}); give a file in an existing folder"
-        ) from None
-    return str(path)

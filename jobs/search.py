@@ -1,17 +1,15 @@
 """`pairmill index` and `pairmill search`: find pairs by a text, a picture or another pair."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import absolute, is_remote
+from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -96,6 +94,8 @@ class SearchResult:
     """Rows of the dataset, or of the subset."""
     rows_without_embedding: int
     """Rows of the dataset that cannot be found, because they have no embedding."""
+    unfinished_shards: int
+    """Planned shards that are not finished yet, whose rows cannot be found."""
     is_exact: bool
     """Whether all embeddings were compared. False: most of them, by an index."""
     positions: Sequence[RowRef] = ()
@@ -114,6 +114,8 @@ class SearchResult:
         if self.rows_without_embedding:
             rows = counted(self.rows_without_embedding, "row")
             yield f"{rows} of the dataset cannot be found: no embedding of the {_noun(self.of)}"
+        if self.unfinished_shards:
+            yield f"{counted(self.unfinished_shards, 'planned shard')} not finished yet: their rows cannot be found"
 
     def save(self, path: str) -> None:
         """Write uid, row_id and score of the matches to a local Parquet file, from which `select` can choose.
@@ -121,7 +123,7 @@ class SearchResult:
         Raises JobError if it cannot be written.
         """
         columns = [[getattr(match, name) for match in self.matches] for name in MATCHES_SCHEMA.names]
-        with _writing(path) as target:
+        with new_local_file(path) as target:
             pq.write_table(pa.table(columns, schema=MATCHES_SCHEMA), target)
 
 
@@ -165,6 +167,7 @@ def search(store: Store, query: Query, page: str | None = None, on_step: OnStep 
         matches=read_matches(snapshot, places, [score for _, score in found]),
         rows=opened.num_rows if allowed is None else int(np.count_nonzero(allowed)),
         rows_without_embedding=opened.num_rows - opened.num_embeddings,
+        unfinished_shards=snapshot.unfinished_shards,
         is_exact=opened.is_exact,
         positions=places,
     )
@@ -209,24 +212,5 @@ def _write_page(snapshot: Snapshot, query: Query, result: SearchResult, path: st
     facts = [*result.facts()]
     if left_out := len(result.matches) - len(found):
         facts.append(f"{left_out:,} more results are not shown here")
-    with _writing(path) as target:
+    with new_local_file(path) as target:
         target.write(result_page(query.title, facts, found).encode())
-
-
-@contextmanager
-def _writing(path: str) -> Iterator[IO[bytes]]:
-    """A file to write `path` with. An existing file is replaced only when everything is written. Raises JobError."""
-    if is_remote(path):
-        raise JobError(f"{path}: results are written to local files only")
-    target = Path(absolute(path))
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}.", delete=False) as file:
-            try:
-                yield file
-                file.flush()
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(target)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
-    except OSError as error:
-        raise JobError(f"{target}: cannot be written to ({error.strerror or error})") from None

@@ -49,6 +49,9 @@ def index(
     if missing := report.rows - report.embeddings:
         what = "picture" if of == "image" else "caption"
         typer.echo(f"{counted(missing, 'row')} cannot be found: no embedding of the {what}")
+    if report.unfinished_shards:
+        shards = counted(report.unfinished_shards, "planned shard")
+        typer.echo(f"{shards} not finished yet: run this command again when the dataset is finished")
     if as_json:
         print_json(asdict(report))
 
@@ -89,9 +92,10 @@ def search(
             page = _temporary_page()
         with progress("Nothing was written.") as listener:
             result = run_search(open_store(output, settings), query, page, listener.step)
-        if save is not None:
-            result.save(save)
     _print(result)
+    if save is not None:
+        with errors():
+            result.save(save)
     for path in (save, page):
         if path is not None:
             typer.echo(path)

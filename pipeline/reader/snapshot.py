@@ -64,6 +64,11 @@ class Snapshot:
             return self  # a subset of other shards, which is outdated
         return replace(self, generations=generations, models=added_models(self.store, dict(generations)))
 
+    @property
+    def unfinished_shards(self) -> int:
+        """How many planned shards are not committed."""
+        return self.plan.num_shards - len(self.generations)
+
     @cached_property
     def schema(self) -> pa.Schema:
         """All columns: those of `pairs/`, then those of added models."""

@@ -30,6 +30,8 @@ class IndexReport:
     alias: str
     kind: EmbeddingKind
     shards: int
+    unfinished_shards: int
+    """Planned shards that were not finished yet, and are not in the index."""
     rows: int
     embeddings: int
     """Rows that have an embedding. The others cannot be found."""
@@ -67,6 +69,7 @@ def build_index(embeddings: Embeddings, on_step: OnStep = ignore_step) -> IndexR
         alias=embeddings.alias,
         kind=embeddings.kind,
         shards=total,
+        unfinished_shards=embeddings.snapshot.unfinished_shards,
         rows=sum(part.num_rows for part in records.values()),
         embeddings=sum(part.num_embeddings for part in records.values()),
         parts=len(records),

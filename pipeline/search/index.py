@@ -15,7 +15,7 @@ from pairmill.pipeline.search.build_index import index_shards
 from pairmill.pipeline.search.embeddings import Embeddings, SearchError
 from pairmill.pipeline.search.local_copy import check_size, local_copy
 from pairmill.pipeline.search.part_files import index_folder, read_parts
-from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMask, VectorIndex
+from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMask, VectorFileError, VectorIndex
 from pairmill.schemas.index import EmbeddingKind, IndexedShard, IndexPart
 
 MAX_UNINDEXED_ROWS = FLAT_ROWS
@@ -179,18 +179,21 @@ def _first_rows(snapshot: Snapshot) -> list[int]:
 
 def _read(embeddings: Embeddings, part: IndexPart) -> VectorIndex:
     store = embeddings.snapshot.store
-    path, again = local_copy(store, part.file), f"run `{_command(embeddings)}` again"
+    name, path, again = store.path(part.file.path), local_copy(store, part.file), f"run `{_command(embeddings)}` again"
     try:
         if Path(path).stat().st_size != part.file.num_bytes:
-            raise SearchError(f"{store.path(part.file.path)} is incomplete: {again}")
+            raise SearchError(f"{name} is incomplete: {again}")
         index = VectorIndex.read(path)
         if (index.dim, len(index)) != (embeddings.dim, part.num_embeddings):
-            raise ValueError("it has other vectors")
+            raise VectorFileError("it has other vectors")
     except FileNotFoundError:
-        raise SearchError(f"{store.path(part.file.path)} is gone: {again}") from None
-    except ValueError as error:
-        folder = store.path(part.file.path).rpartition("/")[0]
-        raise SearchError(f"{store.path(part.file.path)} is damaged ({error}): delete {folder} and {again}") from None
+        raise SearchError(f"{name} is gone: {again}") from None
+    except VectorFileError as error:
+        if store.remote:  # the copy was intact when it was made
+            Path(path).unlink(missing_ok=True)
+            raise SearchError(f"{path}, a copy of {name}, was damaged and has been deleted: search again") from None
+        folder = name.rpartition("/")[0]
+        raise SearchError(f"{name} is damaged ({error}): delete {folder} and {again}") from None
     return index
 
 

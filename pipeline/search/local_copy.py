@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from pairmill.pipeline.common.storage import Store
@@ -12,9 +13,6 @@ from pairmill.schemas.manifest import DataFile
 
 MAX_CACHE_BYTES = 20_000_000_000
 """Size of the cache. The files that were not used for the longest time are deleted first."""
-
-
-_AGAIN = "delete the folder of this index and run `pairmill index` again"
 
 
 def cache_folder() -> Path:
@@ -37,21 +35,29 @@ def local_copy(store: Store, file: DataFile) -> str:
         _make_room(folder, file.num_bytes)
         partial = copy.with_suffix(f".{uuid4().hex}.part")
         try:
-            with store.open(file.path) as source, partial.open("wb") as target:
+            with partial.open("wb") as target, _opened(store, file) as source:
                 shutil.copyfileobj(source, target, 1 << 24)
             if store.files.checksum(str(partial)) != (file.blake2b, file.num_bytes):
-                raise SearchError(f"{store.path(file.path)} has changed since it was written; {_AGAIN}")
+                raise SearchError(
+                    f"{store.path(file.path)} has changed since it was written; delete the folder of this index and "
+                    "run `pairmill index` again"
+                )
             partial.replace(copy)
         finally:
             partial.unlink(missing_ok=True)
-    except FileNotFoundError:
-        raise SearchError(f"{store.path(file.path)} is gone; {_AGAIN}") from None
     except OSError as error:
         raise SearchError(
             f"the index cannot be copied from {store.root} to {folder} ({error.strerror or error}); set XDG_CACHE_HOME "
             "to use another folder"
         ) from error
     return str(copy)
+
+
+def _opened(store: Store, file: DataFile) -> IO[bytes]:
+    try:
+        return store.open(file.path)
+    except FileNotFoundError:
+        raise SearchError(f"{store.path(file.path)} is gone: run `pairmill index` again") from None
 
 
 def check_size(store: Store, files: Iterable[DataFile]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.encode.weights import find_weights
 from pairmill.pipeline.image.decode import ImageError
@@ -70,7 +70,8 @@ def embed_image(model: QueryModel, body: bytes, max_pixels: int | None = None) -
     try:
         pixels = ImageProcessor(config).pixels(body)
     except ImageError as error:
-        raise SearchError(f"the picture cannot be used: {clean_text(str(error)) or 'it cannot be decoded'}") from None
+        why = clean_text(error.detail) or error.status.value
+        raise SearchError(f"the picture cannot be used: {why}") from None
     height, width = pixels.shape[:2]
     if model.model.input.resized_pixels(width, height) > MAX_RESIZED_PIXELS:
         raise SearchError(f"the picture cannot be used: {width} x {height} pixels are too long and narrow")
@@ -78,9 +79,14 @@ def embed_image(model: QueryModel, body: bytes, max_pixels: int | None = None) -
 
 
 def read_picture(files: Files, uri: str) -> bytes:
-    """The bytes of a picture, a local path or `s3://`. Raises SearchError if it is too large, and OSError."""
-    with files.open(uri) as file:
-        body = file.read(MAX_PICTURE_BYTES + 1)
+    """The bytes of a picture, a local path or `s3://`. Raises SearchError if it is too large or cannot be read."""
+    if is_remote(uri) and not uri.startswith(S3_SCHEMES):
+        raise SearchError(f"{uri} cannot be read: give a local file or s3://")
+    try:
+        with files.open(uri) as file:
+            body = file.read(MAX_PICTURE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise SearchError(f"{uri} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(body) > MAX_PICTURE_BYTES:
         raise SearchError(f"{uri} is larger than {MAX_PICTURE_BYTES:,} bytes")
     return body

@@ -200,6 +200,14 @@ def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
     with monkeypatch.context() as context:
         context.setattr("pairmill.pipeline.search.local_copy.shutil.copyfileobj", None)  # not copied again
         assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
+    copy.write_bytes(bytes(copy.stat().st_size))
+    with pytest.raises(SearchError, match=r"a copy of s3://.* was damaged and has been deleted: search again"):
+        pairmill.search(embedded, "a red circle")
+    with monkeypatch.context() as context:
+        context.setenv("XDG_CACHE_HOME", "/proc/none")
+        with pytest.raises(SearchError, match=r"cannot be copied from .* \(No such file or directory\); set XDG_CACHE"):
+            pairmill.search(embedded, "a red circle")
+    assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
     copy.write_bytes(copy.read_bytes()[:-1])
     assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
     old = copy.with_name(f"{'0' * 32}.faiss")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_one_text_at_a_time_gives_the_embedding_of_many(drawn: tuple[Path, list[
 
 
 def test_what_cannot_be_looked_for_is_one_clear_line(
-    drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+    drawn: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = drawn
     for arguments, problem in (
@@ -157,8 +158,10 @@ def test_what_cannot_be_looked_for_is_one_clear_line(
         (["--uid", "\x1b[31m"], "has no row with the uid"),
         (["a", "--model", "b32"], "has no model 'b32'; it has: tiny"),
         (["a", "--subset", "none"], "has no subset 'none'"),
-        (["--image", __file__], "the picture cannot be used"),
-        (["--image", "nowhere.jpg"], "nowhere.jpg"),
+        (["--image", __file__], "the picture cannot be used: no known format"),
+        (["--image", "nowhere.jpg"], "nowhere.jpg cannot be read: No such file or directory"),
+        (["--image", "/"], "/ cannot be read: Is a directory"),
+        (["--image", "https://example.com/a.jpg"], "a.jpg cannot be read: give a local file or s3://"),
         (["a", "--top", "20000"], "from 1 to 10,000"),
         (["a", "--out", "/dev/null/page.html"], "cannot be written to"),
     ):
@@ -166,6 +169,11 @@ def test_what_cannot_be_looked_for_is_one_clear_line(
         assert done.exit_code == 1, arguments
         assert problem in done.stderr.splitlines()[-1]
         assert "\x1b" not in done.output
+    os.mkfifo(pipe := tmp_path / "pipe")
+    done = CliRunner().invoke(app, ["search", str(folder), "a red circle", "-k", "1", "--save", str(pipe)])
+    assert (done.exit_code, len(done.stdout.splitlines())) == (1, 2)  # what was found is shown all the same
+    assert f"{pipe}: cannot be written to (it is not a regular file)" in done.stderr
+    assert pipe.is_fifo()
     monkeypatch.setattr(query, "MAX_PICTURE_BYTES", 100)
     with pytest.raises(SearchError, match="is larger than 100 bytes"):
         pairmill.search(folder, image=folder.parent / "first.jpg")
@@ -239,5 +247,5 @@ def test_hostile_captions_are_plain_text_in_the_table_and_on_the_page(
     assert "&lt;script&gt;" in html
     for forbidden in ("<script", "onerror=alert(1)>", "<b>", "\x1b", "\u202e", "\u200b", "href=", "x" * 1_000):
         assert forbidden not in html
-    with pytest.raises(JobError, match="local files only"):
+    with pytest.raises(JobError, match="only a local file can be written to"):
         pairmill.search(tmp_path / "out", "a", page="s3://bucket/page.html")

@@ -1,0 +1,37 @@
+"""Writes a file that a user named, such as a page or a table, anywhere on the local disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+from pairmill.pipeline.common.files import absolute, is_remote
+from pairmill.schemas.errors import JobError
+
+
+@contextmanager
+def new_local_file(path: str) -> Iterator[IO[bytes]]:
+    """A file to write `path` with. An existing file is replaced only when everything is written.
+
+    Raises JobError if it cannot be written, or if `path` is remote, or exists and is not a regular file: renaming over
+    /dev/null would remove the device.
+    """
+    if is_remote(path):
+        raise JobError(f"{path}: only a local file can be written to")
+    if "\0" in path:
+        raise JobError(f"{path!r} is not a name of a file")
+    try:
+        target = Path(absolute(path)).resolve()  # a link stays a link
+        if target.exists() and not target.is_file():
+            raise JobError(f"{path}: cannot be written to (it is not a regular file)")
+        aside = target.with_name(f".pairmill-{uuid4().hex}")
+        try:
+            with aside.open("xb") as file:
+                yield file
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise JobError(f"{path}: cannot be written to ({why}); give a file in an existing folder") from None
