@@ -1,6 +1,7 @@
 """`pairmill index` and `pairmill search`: find pairs by a text, a picture or another pair."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,8 +11,11 @@ from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.jobs.search import SearchResult
+    from pairmill.pipeline.search.matches import Match
 
 _PLAIN_WIDTH = 200
+_SCORE_WIDTH, _UID_WIDTH, _GAP = len("-0.1234"), 32, 2
+"""Columns of the table in characters. On a narrow terminal, only captions and URLs are truncated."""
 
 Model = Annotated[
     str | None, typer.Option("--model", metavar="ALIAS", help="Whose embeddings; by default the dataset's first model.")
@@ -107,29 +111,38 @@ def search(
 
 def _print(result: "SearchResult") -> None:
     """Print the matches as a table as wide as the terminal, then what was searched."""
+    from pairmill.pipeline.pages.visible_text import visible_text
+
+    if result.matches:
+        _print_table(result.matches)
+    else:
+        typer.echo("nothing was found")
+    for fact in result.facts():
+        typer.echo(visible_text(fact, 1_000), err=True)
+
+
+def _print_table(matches: Sequence["Match"]) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from pairmill.pipeline.pages.visible_text import visible_text
 
+    console = Console(width=None if _is_terminal() else _PLAIN_WIDTH, highlight=False)
+    urls = [visible_text(match.url or "", _PLAIN_WIDTH) for match in matches]
+    free = max(0, console.width - _SCORE_WIDTH - _UID_WIDTH - 2 * _GAP)
+    url_width = min(max(map(cell_len, urls)), free * 2 // 5)
     table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("uid", no_wrap=True, min_width=32)
-    table.add_column("caption", no_wrap=True, overflow="ellipsis", ratio=3)
-    has_urls = any(match.url for match in result.matches)
-    if has_urls:
-        table.add_column("url", no_wrap=True, overflow="ellipsis", ratio=2)
-    for match in result.matches:
-        texts = (match.uid, match.caption or "", *([match.url or ""] if has_urls else []))
-        table.add_row(f"{match.score:.4f}", *(Text(visible_text(text, _PLAIN_WIDTH)) for text in texts))
-    if result.matches:
-        console = Console(width=None if _is_terminal() else _PLAIN_WIDTH, highlight=False)
-        console.print(table)
-    else:
-        typer.echo("nothing was found")
-    for fact in result.facts():
-        typer.echo(visible_text(fact, 1_000), err=True)
+    table.add_column("score", justify="right", no_wrap=True, width=_SCORE_WIDTH)
+    table.add_column("uid", no_wrap=True, width=_UID_WIDTH)
+    table.add_column("caption", no_wrap=True, overflow="ellipsis", max_width=free - (url_width and url_width + _GAP))
+    if url_width:
+        table.add_column("url", no_wrap=True, overflow="ellipsis", max_width=url_width)
+    for match, url in zip(matches, urls, strict=True):
+        texts = (match.uid, visible_text(match.caption or "", _PLAIN_WIDTH), *([url] if url_width else []))
+        table.add_row(f"{match.score:.4f}", *map(Text, texts))
+    console.print(table)
 
 
 def _is_terminal() -> bool:

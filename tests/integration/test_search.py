@@ -4,12 +4,14 @@ import io
 import json
 import os
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 import pairmill
@@ -222,7 +224,7 @@ def test_a_picture_that_would_be_huge_for_the_model_is_refused(drawn: tuple[Path
         embed_image(model, buffer.getvalue(), max_pixels=1_000)
 
 
-@pytest.mark.parametrize("width", [60, 300])
+@pytest.mark.parametrize("width", [50, 80, 300])
 def test_hostile_captions_are_plain_text_in_the_table_and_on_the_page(
     tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +239,10 @@ def test_hostile_captions_are_plain_text_in_the_table_and_on_the_page(
     *table, path, values = done.stdout.splitlines()
     assert not set("\x1b\x07\u202e\u200b") & set(done.output)
     assert len(table) == 1 + len(HOSTILE)
-    assert max(map(len, table)) <= width
+    assert max(map(cell_len, table)) <= width
+    assert re.fullmatch(r" *score  uid {29} +caption *", table[0])
+    for row in table[1:]:
+        assert re.match(r" *-?0\.\d{4}  [0-9a-f]{32}  \S", row)
     assert path == str(page)
     found = json.loads(values)["matches"]
     assert sorted(each["caption"] for each in found) == sorted(HOSTILE)
