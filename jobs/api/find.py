@@ -63,7 +63,8 @@ def search(
 
     Raises:
         JobError: The query cannot be answered as given.
-        SearchError: There is no such model or uid, or the dataset needs an index first: call `pairmill.index`.
+        SearchError: No such model or uid, a picture that cannot be used, or the dataset needs an index first: call
+            `pairmill.index`.
         SubsetError: There is no such subset.
     """
     query = Query(text, text_of(image), uid, model, of, top, subset)

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -71,11 +72,22 @@ def check_size(store: Store, files: Iterable[DataFile]) -> None:
 
 
 def _make_room(folder: Path, num_bytes: int) -> None:
-    """Delete the files that were not used for the longest time, until this many bytes fit."""
-    files = sorted((each.stat().st_mtime, each.stat().st_size, each) for each in folder.glob("*.faiss"))
+    """Delete the files that were not used for the longest time, until this many bytes fit.
+
+    These may be copies that another process is using, which keeps them open, or that a killed one did not complete.
+    """
+    files = sorted(_files(folder))
     total = sum(size for _, size, _ in files)
     for _, size, path in files:
         if total + num_bytes <= MAX_CACHE_BYTES:
             return
         path.unlink(missing_ok=True)
         total -= size
+
+
+def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """(time of the last use, size, path) of each file."""
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has just deleted it
+            stat = path.stat()
+            yield stat.st_mtime, stat.st_size, path

@@ -210,9 +210,9 @@ def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
     assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
     copy.write_bytes(copy.read_bytes()[:-1])
     assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
-    old = copy.with_name(f"{'0' * 32}.faiss")
-    old.write_bytes(bytes(1_000))
-    os.utime(old, (1, 1))
+    for name in (f"{'0' * 32}.faiss", f"{'1' * 32}.{'2' * 32}.part"):  # the second is of a killed process
+        copy.with_name(name).write_bytes(bytes(1_000))
+        os.utime(copy.with_name(name), (1, 1))
     copy.unlink()
     monkeypatch.setattr("pairmill.pipeline.search.local_copy.MAX_CACHE_BYTES", report.num_bytes)
     pairmill.search(embedded, "a red circle", top=5)
