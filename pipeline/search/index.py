@@ -15,7 +15,7 @@ from pairmill.pipeline.search.build_index import index_shards
 from pairmill.pipeline.search.embeddings import Embeddings, SearchError
 from pairmill.pipeline.search.local_copy import check_size, local_copy
 from pairmill.pipeline.search.part_files import index_folder, read_parts
-from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMask, VectorFileError, VectorIndex
+from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMask, VectorIndex
 from pairmill.schemas.index import EmbeddingKind, IndexedShard, IndexPart
 
 MAX_UNINDEXED_ROWS = FLAT_ROWS
@@ -180,15 +180,15 @@ def _first_rows(snapshot: Snapshot) -> list[int]:
 def _read(embeddings: Embeddings, part: IndexPart) -> VectorIndex:
     store = embeddings.snapshot.store
     name, path, again = store.path(part.file.path), local_copy(store, part.file), f"run `{_command(embeddings)}` again"
+    if not Path(path).is_file():
+        raise SearchError(f"{name} is gone: {again}")
+    if Path(path).stat().st_size != part.file.num_bytes:
+        raise SearchError(f"{name} is incomplete: {again}")
     try:
-        if Path(path).stat().st_size != part.file.num_bytes:
-            raise SearchError(f"{name} is incomplete: {again}")
         index = VectorIndex.read(path)
         if (index.dim, len(index)) != (embeddings.dim, part.num_embeddings):
-            raise VectorFileError("it has other vectors")
-    except FileNotFoundError:
-        raise SearchError(f"{name} is gone: {again}") from None
-    except VectorFileError as error:
+            raise ValueError("it has other vectors")
+    except ValueError as error:
         if store.remote:  # the copy was intact when it was made
             Path(path).unlink(missing_ok=True)
             raise SearchError(f"{path}, a copy of {name}, was damaged and has been deleted: search again") from None

@@ -42,10 +42,6 @@ def sample_size(num_vectors: int) -> int:
     return 0 if lists == 1 else _SAMPLES_PER_LIST * lists
 
 
-class VectorFileError(ValueError):
-    """A file is not an index that `VectorIndex.write` wrote."""
-
-
 class VectorIndex:
     """Vectors with ids, and a search by inner product. Searches are thread-safe."""
 
@@ -73,13 +69,13 @@ class VectorIndex:
 
     @classmethod
     def read(cls, path: str) -> Self:
-        """Open a file that `write` wrote, mapped into memory. Raises VectorFileError if it is not one."""
+        """Open a file that `write` wrote, mapped into memory. Raises ValueError if it is not one."""
         try:
             index = faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
-            raise VectorFileError(f"it is not an index of faiss {faiss.__version__}") from error
+            raise ValueError(f"it is not an index of faiss {faiss.__version__}") from error
         if not isinstance(index, faiss.IndexIVFScalarQuantizer):
-            raise VectorFileError("it is an index of another kind")
+            raise ValueError("it is an index of another kind")
         lists = faiss.downcast_InvertedLists(index.invlists)
         if isinstance(lists, faiss.OnDiskInvertedLists):
             lists.prefetch_nthread = 0  # starting threads takes longer than a whole search
