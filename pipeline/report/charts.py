@@ -104,7 +104,7 @@ class Axis:
     """Maps values to x positions."""
 
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high if high > low else low + 1
+        self.low, self.high = low, high if high > low else low + max(1.0, abs(low) / 1e3)
 
     def x(self, value: float) -> float:
         """Position of a value."""
@@ -134,9 +134,15 @@ def round_values(low: float, high: float, most: int) -> list[tuple[float, str]]:
 
 
 def label(value: float, step: float) -> str:
-    """The value with as many decimals as the step has; thousands have commas."""
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    text = f"{value:,.{decimals}f}"
+    """The value with as many decimals as the step has; thousands have commas. Very large and very small numbers have
+    exponents."""
+    power = math.floor(math.log10(step) + 1e-9)
+    largest = max(abs(value), step)
+    if largest >= 1e9 or power < -6:
+        digits = max(0, math.floor(math.log10(largest) + 1e-9) - power)
+        text = f"{value:.{digits}e}".replace("e+", "e") if abs(value) > step / 2 else "0"
+    else:
+        text = f"{value:,.{max(0, -power)}f}"
     return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
@@ -193,14 +199,15 @@ def histogram(
     first, last = math.floor(low / step + 1e-9), math.floor(high / step + 1e-9)
     edges: Numbers = np.arange(first, last + 2).astype(np.float64) * step
     finite = [each[np.isfinite(each)].astype(np.float64) for each in values]
-    bins = [np.clip(np.floor(each / step + 1e-6).astype(np.int64) - first, 0, last - first) for each in finite]
+    bins = [np.clip(np.floor(each / step + 1e-6), first, last).astype(np.int64) - first for each in finite]
     counts = np.stack([np.bincount(each, minlength=last - first + 1) for each in bins])
     axis = Axis(float(edges[0]), float(edges[-1]))
     labels = [f"{label(a, step)} to {label(b, step)}" for a, b in pairwise(edges)]
     if whole and step == 1:
         labels = [label(a, step) for a in edges[:-1]]
     note = ""
-    if cut and (outside := int(((together < edges[0]) | (together >= edges[-1])).sum())):
+    beyond = np.isfinite(together) & ((together < edges[0]) | (together >= edges[-1]))
+    if cut and (outside := int(beyond.sum())):
         note = f"The first and the last bar include {counted(outside, 'value')} beyond the axis."
     return bar_chart(title, series, counts, edges, labels, axis.ticks(whole), threshold_marker(axis, threshold), note)
 
@@ -265,7 +272,9 @@ def what_if(title: str, values: Numbers, total: int, threshold: float | None) ->
 
     def share(at: float) -> float:
         # as float32, like the scores: otherwise a score of exactly 0.7 would be below 0.7
-        return float(len(ordered) - np.searchsorted(ordered, float(np.float32(at)), "left")) / len(values)
+        with np.errstate(over="ignore"):
+            rounded = float(np.float32(at))
+        return float(len(ordered) - np.searchsorted(ordered, rounded, "left")) / len(values)
 
     steps = np.linspace(axis.low, axis.high, 161)
     line = [f"{axis.x(at):.1f},{TOP + PLOT_HEIGHT * (1 - share(at)):.1f}" for at in steps.tolist()]
