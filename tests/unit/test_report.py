@@ -375,6 +375,12 @@ def test_the_file_goes_where_it_should_or_one_line_says_why_not(tmp_path: Path) 
     assert report(store, out=str(tmp_path / "a.html")).path == str(tmp_path / "a.html")
     with pytest.raises(JobError, match="give a file in an existing folder"):
         report(store, out=str(tmp_path / "none/a.html"))
+    for wrong in ("a.html/b.html", "out", "n" * 300):
+        with pytest.raises(JobError, match="cannot be written to"):
+            report(store, out=str(tmp_path / wrong))
+    assert report(store, out=str(tmp_path / ("n" * 250))).num_bytes
+    (tmp_path / ("n" * 250)).unlink()
+    assert report(store, out=f"file://{tmp_path}/a.html").path == str(tmp_path / "a.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "out"]
 
 
