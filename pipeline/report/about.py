@@ -1,17 +1,19 @@
 """What a dataset is: its source, models and thresholds."""
 
+import ast
 import json
-import re
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.dataset.parquet import read_schema
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.subset import Subset
-
-_COMPARISON = re.compile(r"\s*(\w+)\s*>=?\s*(-?\d+(?:\.\d+)?)\s*")
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,54 @@ def _name(name: str | None, pretrained: str | None) -> str:
     return " ".join(filter(None, [name, pretrained]))
 
 
-def build_thresholds(rules: RulesConfig, scores: Sequence[str]) -> dict[str, float]:
-    """Column -> minimum score that the build kept."""
+def build_thresholds(rules: RulesConfig, added: Collection[str], scores: Sequence[str]) -> dict[str, float]:
+    """Column -> minimum score that the build kept. `added`: aliases of the models that it did not have."""
     if rules.min_similarity is None:
         return {}
     if isinstance(rules.min_similarity, dict):
         return {f"similarity_{alias}": value for alias, value in rules.min_similarity.items()}
-    return {name: rules.min_similarity for name in scores if name.startswith("similarity")}
+    names = {name for name in scores if name.startswith("similarity")} - {f"similarity_{alias}" for alias in added}
+    return {name: rules.min_similarity for name in scores if name in names}
 
 
 def subset_thresholds(subset: Subset, scores: Sequence[str]) -> dict[str, float]:
-    """Column -> minimum score of the last step that sets one: `top` by a column, or `where` with `COLUMN >= NUMBER`."""
+    """Column -> the highest minimum that a step sets: `top` by a column, or `where` with `COLUMN >= NUMBER`."""
     found: dict[str, float] = {}
     for step, report in zip(subset.steps, subset.reports[-len(subset.steps) :] if subset.steps else [], strict=True):
         if step.top and report.threshold is not None:
-            found[step.top.by] = report.threshold
-        for part in re.split(r"\sand\s", step.where or ""):
-            if match := _COMPARISON.fullmatch(part):
-                found[match[1]] = float(match[2])
+            _raise_to(found, step.top.by, report.threshold)
+        if step.where:
+            for column, minimum in minimums(step.where):
+                _raise_to(found, column, minimum)
     if "similarity" in found and (first := next((name for name in scores if name.startswith("similarity_")), None)):
-        found.setdefault(first, found["similarity"])
-    return {name: value for name, value in found.items() if name in scores}
+        _raise_to(found, first, found["similarity"])
+    return {name: value for name, value in found.items() if name in scores and math.isfinite(value)}
+
+
+def _raise_to(found: dict[str, float], column: str, minimum: float) -> None:
+    found[column] = max(minimum, found.get(column, minimum))
+
+
+def minimums(where: str) -> Iterator[tuple[str, float]]:
+    """(column, minimum) of the comparisons that all rows of a `where` pass: those that only `and` connects."""
+    with warnings.catch_warnings(action="ignore"):  # about backslashes in strings, for example
+        pending: list[ast.expr] = [ast.parse(where.strip(), mode="eval").body]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+            pending += node.values
+        elif isinstance(node, ast.Compare):
+            for (left, right), operator in zip(pairwise([node.left, *node.comparators]), node.ops, strict=True):
+                column, number = (left, right) if isinstance(operator, ast.Gt | ast.GtE) else (right, left)
+                is_order = isinstance(operator, ast.Gt | ast.GtE | ast.Lt | ast.LtE)
+                if is_order and isinstance(column, ast.Name) and (minimum := _number(number)) is not None:
+                    yield column.id, minimum
+
+
+def _number(node: ast.expr) -> float | None:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return None if (number := _number(node.operand)) is None else -number
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        with suppress(OverflowError):
+            return float(node.value)
+    return None

@@ -1,6 +1,7 @@
 """Compares two subsets of a dataset, or two datasets."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,9 +9,10 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import funnel
-from pairmill.pipeline.report.charts import BarChart, histogram
+from pairmill.pipeline.report.charts import histogram
 from pairmill.pipeline.report.grids import Grid, random_refs
 from pairmill.pipeline.report.page import Comparison, Side
+from pairmill.pipeline.report.sample import sample_note
 from pairmill.pipeline.report.source import Source
 from pairmill.pipeline.report.summary import Group, Summary
 from pairmill.pipeline.select.subset_diff import compare
@@ -40,21 +42,32 @@ def _grid(title: str, summary: Summary, group: Group, rows: int) -> Grid:
     return Grid(title, counted(rows, "row"), random_refs(summary, group, ROWS_PER_SIDE))
 
 
-def compare_datasets(source: Source, summary: Summary, other: Store, score: str | None, max_rows: int) -> Comparison:
-    """Two output folders: their funnels, and histograms of the score that both have."""
-    other.check_access()
-    theirs = Source.of(Snapshot.of(other), max_rows)
-    their_score = score if score in theirs.scores.shown else next(iter(theirs.scores.shown), None)
-    sides = [
-        Side(source.snapshot.store.root, funnel.of_dataset(source.totals), _chart(summary, score)),
-        Side(other.root, funnel.of_dataset(theirs.totals), _chart(theirs.summary(), their_score)),
-    ]
-    return Comparison(f"{source.snapshot.store.root} and {other.root}", sides, [], [])
+@dataclass(frozen=True)
+class Summarized:
+    """A dataset whose rows were read."""
 
-
-def _chart(summary: Summary, score: str | None) -> BarChart | None:
-    if score is None:
-        return None
-    values, chosen = summary.number(score).astype(np.float64), summary.is_chosen()
+    source: Source
+    summary: Summary
+    score: str | None
+    """The score to show."""
     series: Sequence[str] = ("kept", "dropped")
-    return histogram(score, [values[chosen], values[~chosen]], series, cut=0.0005)
+    """Names of the chosen pairs and of the others."""
+
+    def side(self) -> Side:
+        """The dataset's half of a comparison."""
+        name, rows = self.source.snapshot.store.root, self.summary.rows
+        funnel_of_it, sampled = funnel.of_dataset(self.source.totals), sample_note(rows, self.source.totals)
+        if self.score is None:
+            return Side(name, funnel_of_it, None)
+        values, chosen = self.summary.number(self.score).astype(np.float64), self.summary.is_chosen()
+        chart = histogram(self.score, [values[chosen], values[~chosen]], self.series, cut=0.0005)
+        return Side(name, funnel_of_it, chart, sampled)
+
+
+def compare_datasets(one: Summarized, other: Store, max_rows: int) -> Comparison:
+    """Two output folders: their funnels, and histograms of a similarity: the same, if both have it."""
+    theirs = Source.of(Snapshot.of(other), max_rows)
+    similarities = [name for name in theirs.scores.shown if name.startswith("similarity")]
+    score = one.score if one.score in similarities else next(iter(similarities), None)
+    sides = [one.side(), Summarized(theirs, theirs.summary(), score).side()]
+    return Comparison(" and ".join(side.name for side in sides), sides, [], [])

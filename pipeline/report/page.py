@@ -47,6 +47,8 @@ class Side:
     name: str
     funnel: Funnel
     chart: BarChart | None
+    sampled: str = ""
+    """Where the chart comes from a sample: `sampled 1,000 of 9,000 rows`."""
 
 
 @dataclass(frozen=True)

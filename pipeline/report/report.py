@@ -15,11 +15,11 @@ from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import about, funnel, grids, sections
 from pairmill.pipeline.report.charts import four_digits
 from pairmill.pipeline.report.clusters import largest_clusters
-from pairmill.pipeline.report.comparison import compare_datasets, compare_subsets
+from pairmill.pipeline.report.comparison import Summarized, compare_datasets, compare_subsets
 from pairmill.pipeline.report.grids import Grid
 from pairmill.pipeline.report.page import Fact, GridGroup, Page, render, words
 from pairmill.pipeline.report.rows import Rows, read_rows
-from pairmill.pipeline.report.sample import MAX_ROWS
+from pairmill.pipeline.report.sample import MAX_ROWS, sample_note
 from pairmill.pipeline.report.source import Source
 from pairmill.pipeline.report.summary import Group, Summary
 from pairmill.pipeline.source.plan import load_plan
@@ -73,7 +73,7 @@ def make_report(
     one = read_subset(store, subset) if subset else None
     two = read_subset(store, other) if isinstance(other, str) else None
     if two and one is None:
-        raise JobError(f"compare: {other} is a subset: say which subset to compare it with")
+        raise JobError(f"compare: {other} is a subset; give the subset to compare it with, too (--subset NAME)")
     source = Source.of(Snapshot.of(store), max_rows, one, two)
     return _Maker(source, source.summary(on_step), written).report(
         other if isinstance(other, Store) else None, max_rows
@@ -108,12 +108,12 @@ class _Maker:
         self._thresholds = self._find_thresholds()
         self._time_line = sections.time_line(summary)
         subset = self._subset
-        self._series = ("kept", "dropped") if subset is None else (f"in {subset.name}", "not in it")
+        self._series = ("kept", "dropped") if subset is None else (f"in {subset.name}", f"not in {subset.name}")
 
     def _find_thresholds(self) -> dict[str, float]:
         if self._subset is not None:
             return about.subset_thresholds(self._subset, self._scores)
-        return about.build_thresholds(self._snapshot.plan.job.rules, self._scores)
+        return about.build_thresholds(self._snapshot.plan.job.rules, self._snapshot.aliases, self._scores)
 
     def report(self, other: Store | None, max_rows: int) -> Report:
         groups = list(self._grid_groups())
@@ -121,7 +121,9 @@ class _Maker:
         if self._source.other is not None:
             comparison = compare_subsets(self._source, self._summary)
         elif other is not None:
-            comparison = compare_datasets(self._source, self._summary, other, self._score, max_rows)
+            comparison = compare_datasets(
+                Summarized(self._source, self._summary, self._score, self._series), other, max_rows
+            )
         shown = [grid for group in groups for grid in group.grids] + list(comparison.grids if comparison else [])
         rows = read_rows(self._snapshot, (ref for grid in shown for ref in grid.refs), self._source.is_chosen)
         page = replace(self._page(groups), comparison=comparison, rows=rows)
@@ -136,7 +138,6 @@ class _Maker:
             sections.counts("Format of the original file", summary.formats),
             sections.counts(f"Language, from the column {self._source.language}", summary.languages),
         ]
-        sampled = _sampled(summary.rows, totals.rows)
         more = len(summary.hosts) - sections.MAX_HOSTS
         return Page(
             eyebrow="pairmill report",
@@ -145,7 +146,7 @@ class _Maker:
             facts=list(self._facts()),
             details=list(self._details()),
             notes=list(self._notes()),
-            sampled=sampled,
+            sampled=sample_note(summary.rows, totals),
             funnels=funnels,
             series=self._series,
             score=self._score,
@@ -240,10 +241,6 @@ def _picture_notes(rows: Rows) -> Iterator[str]:
 def _title(store: Store, subset: Subset | None) -> str:
     name = store.root.rstrip("/").rpartition("/")[2]
     return f"{subset.name}, a subset of {name}" if subset else name
-
-
-def _sampled(read: int, rows: int) -> str:
-    return f"sampled {read:,} of {counted(rows, 'row')}" if read < rows else ""
 
 
 def _source_facts(store: Store, plan: Plan) -> Iterator[Fact]:

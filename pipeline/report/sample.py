@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pairmill.pipeline.common.text import counted
 from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
 
 MAX_ROWS = 1_000_000
@@ -63,3 +64,8 @@ def _first(candidates: Sequence[tuple[bytes, int, int]], max_rows: int) -> Itera
 
 def _hash(shard: int) -> bytes:
     return hashlib.blake2b(b"%d" % shard, digest_size=8).digest()
+
+
+def sample_note(rows_read: int, totals: Totals) -> str:
+    """`sampled 1,000 of 9,000 rows`; empty if all rows were read."""
+    return f"sampled {rows_read:,} of {counted(totals.rows, 'row')}" if rows_read < totals.rows else ""

@@ -19,9 +19,11 @@ from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.reader.thumbnails import Thumbnails
 from pairmill.pipeline.report import rows as report_rows
+from pairmill.pipeline.report.about import build_thresholds, minimums
 from pairmill.pipeline.report.grids import EXTREMES
 from pairmill.pipeline.report.report import compared_with, make_report
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.status import Status
 from pairmill.schemas.subset import SelectJob
 from tests.committed_shards import pair, reject, write_dataset
@@ -256,7 +258,7 @@ def test_a_subset_s_report_shows_its_steps_what_they_dropped_and_its_duplicates(
     assert shown(html, "Best") == [0.9, 0.7, 0.5] and shown(html, "where: similarity &gt;= 0.45") == [0.4]
     assert sorted(shown(html, "dedup: by sha256")) == [0.6, 0.8]
     assert shown(html, "2 duplicates of 0:0") == [0.9, 0.8, 0.6]
-    assert "threshold 0.45" in html and ">in clean<" in html and ">not in it<" in html
+    assert "threshold 0.45" in html and ">in clean<" in html and ">not in clean<" in html
 
 
 def test_near_duplicates_are_found_by_their_distance(tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_two_subsets_are_compared_exactly(tmp_path: Path) -> None:
     assert sorted(shown(html, "Only in middle")) == [0.3, 0.4, 0.5]
     assert sorted(shown(html, "In both")) == [0.6, 0.7]
     assert "only in middle: 3" in Parsed(html).text
-    with pytest.raises(JobError, match="say which subset to compare it with"):
+    with pytest.raises(JobError, match="give the subset to compare it with"):
         make_report(store, None, "high")
 
 
@@ -285,6 +287,48 @@ def test_two_datasets_are_compared(tmp_path: Path) -> None:
     html = page(one, None, compared_with(one, str(tmp_path / "two")))
     compared = html.split("<h2>Compared: ")[1].split("</section>")[0]
     assert compared.count("<svg") == 2 and "http 4xx" in compared
+    assert compared.count("<h3>similarity_tiny <small></small></h3>") == 2
+
+
+def test_the_charts_of_compared_datasets_say_what_they_show_and_what_they_come_from(tmp_path: Path) -> None:
+    one = write_dataset(tmp_path / "one", [scored([0.9, 0.1])])
+    subset(one, "clean")
+    write_dataset(tmp_path / "two", [scored([0.8]), scored([0.7, 0.6])])
+    html = page(one, "clean", compared_with(one, str(tmp_path / "two")), max_rows=2)
+    first, second = html.split("<h2>Compared: ")[1].split("</section>")[0].split('<div class="panel">')[1:]
+    assert "in clean</span>" in first and "kept</span>" not in first and "sampled" not in first
+    assert "kept</span>" in second and re.search("similarity_tiny <small>sampled [12] of 3 rows", second)
+    write_dataset(
+        tmp_path / "none", [[pair("a", quality=0.5)]], pa.schema([("quality", pa.float32())]), has_scores=False
+    )
+    html = page(one, None, compared_with(one, str(tmp_path / "none")))
+    assert html.split("<h2>Compared: ")[1].split("</section>")[0].count("<svg") == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("similarity >= 0.3", {"similarity": 0.3}),
+        ("width > 10 and (similarity >= -0.5 and url != 'a and b >= 1')", {"width": 10, "similarity": -0.5}),
+        ("0.2 <= similarity < 0.9 and 5 > width", {"similarity": 0.2}),
+        ("width >= 10 or similarity >= 0.3 and height >= 5", {}),
+        ("not similarity >= 0.3", {}),
+        (r"matches(url, '\d') and similarity >= 1" + "0" * 400, {}),
+        ("similarity >= width and similarity == 0.3 and kept == True", {}),
+    ],
+)
+def test_thresholds_are_the_minimums_that_all_rows_of_a_subset_have(where: str, expected: dict[str, float]) -> None:
+    assert dict(minimums(where)) == expected
+
+
+def test_the_highest_of_several_thresholds_is_shown_and_only_for_models_that_the_build_had(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path, [scored([0.9, 0.3])])
+    subset(store, "clean", {"where": "similarity >= 0.4"}, {"where": "similarity_tiny >= 0.2"})
+    assert "threshold 0.4<" in page(store, "clean")
+    subset(store, "infinite", {"where": "similarity < 1e999 and width >= -1e999"}, {"where": "similarity >= -1e999"})
+    assert "threshold" not in Parsed(page(store, "infinite")).text.split("Scores")[0]
+    scores = ["similarity_tiny", "similarity_later"]
+    assert build_thresholds(RulesConfig(min_similarity=0.3), ["later"], scores) == {"similarity_tiny": 0.3}
 
 
 def test_what_cannot_be_compared_is_one_line_that_says_what_there_is(tmp_path: Path) -> None:
