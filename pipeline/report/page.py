@@ -18,9 +18,12 @@ from pairmill.pipeline.report.grids import Grid
 from pairmill.pipeline.report.rows import Rows, ShownRow, text_of
 from pairmill.pipeline.report.sections import Counts, HostRow, ScorePanel, TimeLine
 
-MAX_VALUE_CHARS, MAX_CAPTION_CHARS = 1_000, 160
-MAX_ROW_CHARS, MAX_COLUMNS, _MIN_VALUE_CHARS = 4_000, 100, 60
-"""Of all values of a row together, as HTML; how many columns it shows; and what each value may have in any case."""
+MAX_VALUE_CHARS, MAX_NAME_CHARS, MAX_CAPTION_CHARS = 1_000, 80, 160
+MAX_TABLES_CHARS = 3_000_000
+"""Of the columns of all rows of a page together, as HTML."""
+MAX_ROW_CHARS, MAX_COLUMNS, _MIN_VALUE_CHARS = 12_000, 100, 60
+"""Of the columns of one row, as HTML; how many it shows; and what a value may have in any case."""
+_TABLE_ROW_CHARS = len('<tr><th scope="row"></th><td></td></tr>\n')
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,16 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML."""
     template = environment().get_template("report.html.j2")
+    row_chars = min(MAX_ROW_CHARS, MAX_TABLES_CHARS // max(len(page.shown_rows), 1))
     return template.render(
         page=page,
         title=f"{page.title}: pairmill report",
-        values_of=_values,
+        values_of=lambda row: _values(row, row_chars),
         score_of=_score,
         words=words,
         caption_chars=MAX_CAPTION_CHARS,
         value_chars=MAX_VALUE_CHARS,
+        name_chars=MAX_NAME_CHARS,
         box=charts,
     )
 
@@ -121,16 +126,27 @@ def words(name: str) -> str:
     return status.replace("_", " ") + colon + rule
 
 
-def _values(row: ShownRow) -> Mapping[str, str]:
-    """Column -> text, without columns that are null. Long rows are cut, so that no dataset makes a huge page."""
+def _values(row: ShownRow, max_chars: int) -> Mapping[str, str]:
+    """Column -> text, without columns that are null. Long rows are cut, so that no dataset makes a huge page: in half
+    of `max_chars`, values may be long; in the other half, they are short."""
     found: dict[str, str] = {}
-    room, present = MAX_ROW_CHARS, {name: value for name, value in row.values.items() if value is not None}
+    used, present = 0, {name: value for name, value in row.values.items() if value is not None}
     for name, value in list(present.items())[:MAX_COLUMNS]:
-        found[name] = _cut(text_of(value), max(min(room, MAX_VALUE_CHARS), _MIN_VALUE_CHARS))
-        room -= len(html.escape(found[name]))
+        text = _cut_html(text_of(value), min(max_chars // 2 - used, MAX_VALUE_CHARS))
+        used += len(html.escape(name[:MAX_NAME_CHARS])) + len(html.escape(text)) + _TABLE_ROW_CHARS
+        if used > max_chars:
+            break
+        found[name] = text
     if more := len(present) - len(found):
         found["…"] = counted(more, "more column")
     return found
+
+
+def _cut_html(text: str, room: int) -> str:
+    """The text in about `room` characters of HTML, but never in less than _MIN_VALUE_CHARS characters."""
+    short = _cut(text, max(room, _MIN_VALUE_CHARS))
+    excess = len(html.escape(short)) / max(room, 1)
+    return short if excess <= 1 else _cut(text, max(int(room / excess), _MIN_VALUE_CHARS))
 
 
 def _cut(text: str, max_chars: int) -> str:

@@ -155,7 +155,9 @@ class _Maker:
             shapes=sections.shape_charts(summary, self._series),
             counts=[table for table in tables if table],
             hosts=sections.hosts(summary),
-            more_hosts=f"{counted(more, 'more host')}" if more > 0 else "",
+            more_hosts=("at least " if summary.names_forgotten else "") + counted(more, "more host")
+            if more > 0
+            else "",
             time_line=self._time_line,
             no_scores="No pair has a score." if self._models else "No model ran, so there are no scores to show.",
             empty="" if totals.rows else "The finished shards have no rows.",
@@ -194,8 +196,8 @@ class _Maker:
             yield f"{counted(missing, 'planned shard')} not finished yet: the report shows what is there."
         if others := self._source.scores.others:
             yield f"{counted(len(others), 'more column')} of numbers without a chart: {', '.join(others)}."
-        if self._summary.hosts_forgotten:
-            yield "There are very many hosts: the counts of rare ones are incomplete."
+        if self._summary.names_forgotten:
+            yield "There are very many hosts or languages: rare ones are not all counted."
 
     def _grid_groups(self) -> Iterator[GridGroup]:
         chosen = list(grids.by_score(self._summary, self._score, self._threshold, only_chosen=self._subset is not None))

@@ -19,7 +19,11 @@ from pairmill.schemas.status import Status
 ROWS_PER_GROUP = 24
 """How many random rows of each group are remembered."""
 MAX_HOSTS = 200_000
-"""Beyond these, the rarest hosts are forgotten."""
+"""Beyond these, the rarest hosts are forgotten. The same goes for languages."""
+_MAX_NAME_CHARS = 255
+"""Of a host or a language. No name in DNS is longer (RFC 1035)."""
+_MAX_HOST_END = 600
+"""The characters of a URL in which its host is looked for, so that long URLs cost no time."""
 
 REJECT_COLUMNS = ("uid", "url", "caption_clean", "status", "status_detail", "fetched_at")
 PAIR_COLUMNS = (
@@ -89,7 +93,8 @@ class Summary:
     formats: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     hosts: dict[str, HostCount] = field(default_factory=dict)
-    hosts_forgotten: bool = False
+    names_forgotten: bool = False
+    """Whether there were too many hosts or languages to count all of them."""
     groups: dict[Group, list[tuple[str, Ref]]] = field(default_factory=dict)
     """Random rows of each group, with their uids, lowest first."""
     group_rows: Counter[Group] = field(default_factory=Counter)
@@ -110,6 +115,9 @@ class Summary:
             mine.extend(theirs)  # type: ignore[arg-type]
         self.formats.update(other.formats)
         self.languages.update(other.languages)
+        if len(self.languages) > MAX_HOSTS:
+            self.languages = Counter(dict(self.languages.most_common(MAX_HOSTS // 2)))
+            self.names_forgotten = True
         self.group_rows.update(other.group_rows)
         for group, rows in other.groups.items():
             self.groups[group] = nsmallest(ROWS_PER_GROUP, [*self.groups.get(group, []), *rows])
@@ -124,7 +132,7 @@ class Summary:
         if len(self.hosts) > MAX_HOSTS:
             ordered = sorted(self.hosts.items(), key=lambda item: (-item[1].rows, item[0]))
             self.hosts = dict(ordered[: MAX_HOSTS // 2])
-            self.hosts_forgotten = True
+            self.names_forgotten = True
 
     def number(self, name: str) -> Floats:
         """A number of all pairs; shape (pairs,)."""
@@ -236,13 +244,15 @@ def _floats(column: pa.ChunkedArray) -> Floats:
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """Value -> rows, without nulls."""
-    counts = pc.value_counts(column.combine_chunks()).to_pylist()
+    """Value, cut at _MAX_NAME_CHARS -> rows; without nulls."""
+    counts = pc.value_counts(pc.utf8_slice_codeunits(column.combine_chunks(), 0, _MAX_NAME_CHARS)).to_pylist()
     return {str(each["values"]): each["counts"] for each in counts if each["values"] is not None}
 
 
 def _add_hosts(found: Summary, table: pa.Table, chosen: Bools) -> None:
-    hosts = pc.utf8_lower(pc.struct_field(pc.extract_regex(table["url"].combine_chunks(), _HOST), "host"))
+    urls = pc.utf8_slice_codeunits(table["url"].combine_chunks(), 0, _MAX_HOST_END)
+    hosts = pc.utf8_lower(pc.struct_field(pc.extract_regex(urls, _HOST), "host"))
+    hosts = pc.utf8_slice_codeunits(hosts, 0, _MAX_NAME_CHARS)
     grouped = pa.table({"host": hosts, "status": table["status"], "chosen": pa.array(chosen)})
     grouped = grouped.filter(grouped["host"].is_valid())
     counts = grouped.group_by(["host", "status"]).aggregate([("chosen", "count"), ("chosen", "sum")])

@@ -18,7 +18,9 @@ from pairmill.jobs.report import report, report_after_run
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.reader.thumbnails import Thumbnails
+from pairmill.pipeline.report import page as report_page
 from pairmill.pipeline.report import rows as report_rows
+from pairmill.pipeline.report import summary as report_summary
 from pairmill.pipeline.report.about import build_thresholds, minimums
 from pairmill.pipeline.report.grids import EXTREMES
 from pairmill.pipeline.report.report import compared_with, make_report
@@ -390,8 +392,18 @@ def test_long_rows_are_cut_and_say_so(tmp_path: Path) -> None:
     extra = pa.schema([(f"column {number}", pa.string()) for number in range(150)])
     long = dict.fromkeys(extra.names, '"' * 3000)
     html = page(write_dataset(tmp_path, [[pair("a cat", 0.9, **long) for _ in range(20)]], extra=extra))
-    assert len(html) < 20 * 60_000
+    assert len(html) < 20 * 20_000
     assert "(3,000 characters)" in html and "more columns</td>" in html
+
+
+def test_no_names_and_values_of_columns_make_a_huge_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_page, "MAX_TABLES_CHARS", 60_000)
+    extra = pa.schema([(f"{number} " + "'" * 300, pa.string()) for number in range(120)])
+    rows = [pair('"' * 9000, 0.9, **dict.fromkeys(extra.names, '"' * 3000)) for _ in range(20)]
+    html = page(write_dataset(tmp_path, [rows], extra=extra))
+    tables = re.findall(r'<table class="columns">.*?</table>', html, re.DOTALL)
+    assert len(tables) == 20 and sum(map(len, tables)) < 65_000
+    assert all(">caption<" in table and "more columns</td>" in table for table in tables)
 
 
 def test_an_interrupted_report_says_that_the_dataset_is_complete(
@@ -441,3 +453,21 @@ def test_every_status_has_words_on_the_page(tmp_path: Path) -> None:
     html = page(write_dataset(tmp_path, [[reject("x", status) for status in statuses]], has_scores=False))
     text = " ".join(Parsed(html).text.split())
     assert all(f"{status.replace('_', ' ')} −1" in text for status in statuses)
+
+
+def test_of_very_many_hosts_and_languages_the_frequent_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_summary, "MAX_HOSTS", 140)
+    shards = [
+        [
+            pair("a", 0.9, url=f"http://{name}.example/", language=name + "l" * 9000)
+            for number in range(40)
+            for name in [f"n{shard}-{number}" if number % 4 else "frequent"]
+        ]
+        for shard in range(8)
+    ]
+    html = page(write_dataset(tmp_path, shards, extra=pa.schema([("language", pa.string())])))
+    text = " ".join(Parsed(html).text.split())
+    assert "frequent.example 80 80 100.0%" in text and "frequentlll" in text
+    assert re.search(r"And at least \d+ more hosts\.", text) and "There are very many hosts or languages" in text
