@@ -2,14 +2,14 @@
 
 from dataclasses import asdict, dataclass
 
-from pairmill.pipeline.common.files import absolute, is_remote
+from pairmill.pipeline.common.files import S3_SCHEMES, absolute, is_remote
 from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
-from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.common.text import clean_text, describe
 from pairmill.pipeline.report.report import Report, compared_with, make_report
 from pairmill.pipeline.report.sample import MAX_ROWS
-from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.errors import JobError, PairmillError
 
 ROWS_AFTER_RUN = 250_000
 """How many rows the report at the end of a build reads, so that it takes seconds. `pairmill report` reads more."""
@@ -71,15 +71,34 @@ def report_after_run(store: Store) -> tuple[str | None, str | None]:
 def _write(store: Store, out: str | None, name: str, made: Report) -> ReportResult:
     data = made.html.encode()
     if out is None:
+        path = _write_beside_dataset(store, name, data)
+    else:
+        path = _write_remote(store, out, data) if is_remote(out) else _write_local(out, data)
+    return ReportResult(path, made.rows, made.rows_read, len(data))
+
+
+def _write_beside_dataset(store: Store, name: str, data: bytes) -> str:
+    try:
         store.replace(name, data)
         store.remove_temporary()
-        path = store.path(name)
-    elif is_remote(out):
-        folder, _, name = out.rpartition("/")
+    except StorageError as error:
+        raise JobError(f"{error}; or write the report to another place with --out FILE") from None
+    return store.path(name)
+
+
+def _write_remote(store: Store, out: str, data: bytes) -> str:
+    folder, _, name = out.rpartition("/")
+    if not out.startswith(S3_SCHEMES) or not name or folder.endswith("/"):
+        raise JobError(f"--out {out!r}: give a local file or s3://BUCKET/FILE")
+    try:
         Store(folder, store.files.s3).replace(name, data)
-        path = out
-    else:
-        path = absolute(out)
-        with new_local_file(path) as file:
-            file.write(data)
-    return ReportResult(path, made.rows, made.rows_read, len(data))
+    except FileNotFoundError as error:
+        raise JobError(f"--out {out!r}: cannot be written to ({error.strerror or error})") from None
+    return out
+
+
+def _write_local(out: str, data: bytes) -> str:
+    path = absolute(out)
+    with new_local_file(path) as file:
+        file.write(data)
+    return path

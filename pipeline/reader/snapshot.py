@@ -130,7 +130,7 @@ class Snapshot:
             raise
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{error.filename or error} is gone: {self.store.root} has changed since it was opened; open it again"
+                f"{error.filename or error} is gone: {self.store.root} has changed since it was opened; try again"
             ) from error
         except (OSError, pa.ArrowInvalid) as error:
             raise DatasetError(f"{self.store.root} cannot be read ({error}); `pairmill verify` says more") from error

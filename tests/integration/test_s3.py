@@ -18,6 +18,7 @@ import pairmill
 from pairmill.jobs.build import build
 from pairmill.jobs.explore import run_select
 from pairmill.jobs.export import export
+from pairmill.jobs.report import report as write_report
 from pairmill.jobs.search import SearchResult
 from pairmill.jobs.select import select
 from pairmill.pipeline.check.verify import verify
@@ -30,6 +31,7 @@ from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
 from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.subset import SelectJob
@@ -94,6 +96,10 @@ def test_two_rival_commands_give_one_complete_output(bucket: str, web: PictureWe
     assert verify(store).problems == []
     assert f"report: {output}/report.html" in out
     assert store.read("report.html").count(b"data:image/jpeg") == len(rows)
+    assert write_report(store, compare=output, out=f"{bucket}/reports/a.html").path == f"{bucket}/reports/a.html"
+    assert b"<h2>Compared: " in Store(f"{bucket}/reports").read("a.html")
+    with pytest.raises(JobError, match=r"no-such-bucket/a\.html': cannot be written to"):
+        write_report(store, out="s3://no-such-bucket/a.html")
     named = {file.path for manifest in read_manifests(store) for file in manifest.files.values()}
     there = {f"{folder}/{name}" for folder in ("pairs", "rejects", "images") for name in store.list(folder)}
     assert there == named | {"images/sizes.json"}

@@ -16,7 +16,7 @@ from pairmill.jobs import report as reporting
 from pairmill.jobs.cli.report import write_report
 from pairmill.jobs.report import report, report_after_run
 from pairmill.jobs.select import select
-from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.reader.thumbnails import Thumbnails
 from pairmill.pipeline.report import page as report_page
 from pairmill.pipeline.report import rows as report_rows
@@ -438,6 +438,26 @@ def test_the_file_goes_where_it_should_or_one_line_says_why_not(tmp_path: Path) 
     (tmp_path / ("n" * 250)).unlink()
     assert report(store, out=f"file://{tmp_path}/a.html").path == str(tmp_path / "a.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "out"]
+
+
+@pytest.mark.parametrize("out", ["s3://a.html", "s3://bucket/folder/", "https://host/a.html"])
+def test_an_out_that_is_no_object_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    store = write_dataset(tmp_path / "out", [scored([0.9])])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JobError, match="give a local file or s3://BUCKET/FILE"):
+        report(store, out=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_read_only_dataset_s_report_can_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("out/tmp: cannot be written to (Permission denied)")
+
+    store = write_dataset(tmp_path / "out", [scored([0.9])])
+    monkeypatch.setattr(Store, "replace", refuse)
+    with pytest.raises(JobError, match="with --out FILE"):
+        report(store)
+    assert report(store, out=str(tmp_path / "a.html")).rows == 1
 
 
 def test_a_report_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
