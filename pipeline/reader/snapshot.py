@@ -129,8 +129,9 @@ class Snapshot:
         except PairmillError:
             raise
         except FileNotFoundError as error:
+            name = error.filename or ("a file" if error.errno else error)  # Arrow gives the errno, but no name
             raise DatasetError(
-                f"{error.filename or error} is gone: {self.store.root} has changed since it was opened; try again"
+                f"{name} is gone: {self.store.root} has changed since it was opened; try again"
             ) from error
         except (OSError, pa.ArrowInvalid) as error:
             raise DatasetError(f"{self.store.root} cannot be read ({error}); `pairmill verify` says more") from error

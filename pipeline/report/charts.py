@@ -20,6 +20,8 @@ PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
 Numbers = npt.NDArray[np.float64]
 _MAX_BARS, _MAX_TICKS = 48, 6
+_CHAR_WIDTH = 8
+"""Of a label, at most."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Axis:
     """Maps values to x positions."""
 
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high if high > low else low + max(1.0, abs(low) / 1e3)
+        self.low, self.high = low, high
 
     def x(self, value: float) -> float:
         """Position of a value."""
@@ -115,8 +117,17 @@ class Axis:
         if whole and self.high - self.low < _MAX_TICKS:
             values = [(float(value), f"{value:,}") for value in range(math.ceil(self.low), math.floor(self.high) + 1)]
         else:
-            values = round_values(self.low, self.high, _MAX_TICKS)
+            values = _that_fit(self.low, self.high)
         return [Tick(round(self.x(value), 1), text) for value, text in values]
+
+
+def _that_fit(low: float, high: float) -> list[tuple[float, str]]:
+    """`round_values` whose labels do not touch each other."""
+    for most in range(_MAX_TICKS, 1, -1):
+        values = round_values(low, high, most)
+        if sum(_CHAR_WIDTH * (len(text) + 1) for _, text in values) <= PLOT_WIDTH:
+            break
+    return values
 
 
 def round_step(span: float, most: int) -> float:
@@ -169,6 +180,16 @@ def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def _axis_limits(low: float, high: float, threshold: float | None) -> tuple[float, float]:
+    """Limits that include the threshold. Around a single value, there is room on both sides."""
+    if threshold is not None:
+        low, high = min(low, threshold), max(high, threshold)
+    if high > low:
+        return low, high
+    room = abs(low) / 10 or 0.5
+    return low - room, high + room
+
+
 def histogram(
     title: str,
     values: Sequence[Numbers],
@@ -191,10 +212,8 @@ def histogram(
     ends = limits(together, cut)
     if ends is None:
         return None
-    low, high = ends
-    if threshold is not None:
-        low, high = min(low, threshold), max(high, threshold)
-    step = round_step(max(high - low, 1e-6 * max(abs(high), 1e-3)), _MAX_BARS)
+    low, high = ends if whole and threshold is None else _axis_limits(*ends, threshold)
+    step = round_step(max(high - low, 1e-6 * abs(high), 1e-300), _MAX_BARS)
     step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.floor(high / step + 1e-9)
     edges: Numbers = np.arange(first, last + 2).astype(np.float64) * step
@@ -264,10 +283,7 @@ def what_if(title: str, values: Numbers, total: int, threshold: float | None) ->
     ends = limits(values, 0.001)
     if ends is None:
         return None
-    low, high = ends
-    if threshold is not None:
-        low, high = min(low, threshold), max(high, threshold)
-    axis = Axis(low, high)
+    axis = Axis(*_axis_limits(*ends, threshold))
     ordered = np.sort(values[np.isfinite(values)].astype(np.float64))
 
     def share(at: float) -> float:

@@ -56,7 +56,9 @@ def test_a_single_value_has_charts(value: float) -> None:
     chart = histogram("x", [values, np.array([])], ("a", "b"))
     assert chart and [bar.counts for bar in chart.bars if bar.segments] == [[3, 0]]
     curve = what_if("x", values, 3, None)
-    assert curve and curve.path.startswith(f"{LEFT:.1f},{TOP:.1f} ") and len(curve.x_ticks) >= 1
+    assert curve and curve.path.startswith(f"{LEFT:.1f},{TOP:.1f} ") and len(curve.x_ticks) >= 2
+    for ticks in (chart.x_ticks, curve.x_ticks):
+        assert 2 <= len(ticks) <= 7 and 7 * sum(len(tick.label) for tick in ticks) <= PLOT_WIDTH
 
 
 def test_bars_begin_at_round_numbers() -> None:
