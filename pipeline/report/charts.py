@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 26, 24, 32
 """Margins around the plot."""
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-Numbers = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.float64] | npt.NDArray[np.float32]
 _MAX_BARS, _MAX_TICKS = 48, 6
 _CHAR_WIDTH = 8
 """Of a label, at most."""
@@ -141,7 +141,9 @@ def round_values(low: float, high: float, most: int) -> list[tuple[float, str]]:
     """(value, label) of at most `most` + 1 multiples of a round step between low and high."""
     step = round_step(high - low, most)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [(number * step, label(number * step, step)) for number in range(first, last + 1)]
+    decimals = -math.floor(math.log10(step) + 1e-9)
+    values = [round(number * step, decimals) for number in range(first, last + 1)]  # 0.7, where 7 * 0.1 is above it
+    return [(value, label(value, step)) for value in values]
 
 
 def label(value: float, step: float) -> str:
@@ -173,7 +175,7 @@ def short_count(count: float) -> str:
 
 def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
     """(low, high) of finite values, without the `cut` share at each end; None if there are none."""
-    finite = values[np.isfinite(values)]
+    finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
         return None
     low, high = np.quantile(finite, [cut, 1 - cut])
@@ -278,18 +280,18 @@ def threshold_marker(axis: Axis, threshold: float | None, name: str = "threshold
 def what_if(title: str, values: Numbers, total: int, threshold: float | None) -> Curve | None:
     """The share of all pairs whose score is at least each threshold. Pairs without a score are below every threshold.
 
-    `values`: scores of the pairs that were read, NaN for null; `total`: the pairs that these stand for.
+    `values`: scores of the pairs that were read, NaN for null; `total`: the pairs that these stand for. A threshold is
+    rounded to their type, as in `select`: otherwise a float32 of exactly 0.7 would be below 0.7.
     """
     ends = limits(values, 0.001)
     if ends is None:
         return None
     axis = Axis(*_axis_limits(*ends, threshold))
-    ordered = np.sort(values[np.isfinite(values)].astype(np.float64))
+    ordered = np.sort(values[np.isfinite(values)])
 
     def share(at: float) -> float:
-        # as float32, like the scores: otherwise a score of exactly 0.7 would be below 0.7
         with np.errstate(over="ignore"):
-            rounded = float(np.float32(at))
+            rounded = ordered.dtype.type(at)
         return float(len(ordered) - np.searchsorted(ordered, rounded, "left")) / len(values)
 
     steps = np.linspace(axis.low, axis.high, 161)

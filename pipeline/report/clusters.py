@@ -49,6 +49,8 @@ def _groups(source: Source) -> Iterator[_Group]:
     """The largest groups of each dedup step, each with the row that stays."""
     assert source.subset is not None
     for step, dedup in _dedups(source.subset):
+        if dedup.by not in source.snapshot.schema.names:  # a column of an added model that newer shards do not have
+            continue
         for cluster in source.subset.reports[step].largest_clusters[:CLUSTERS_PER_STEP]:
             if found := _row_of(source, cluster, dedup.by):
                 ref, key = found
@@ -83,10 +85,11 @@ def _members(source: Source, position: int, groups: Sequence[_Group]) -> list[li
         return [[] for _ in groups]
     shard = source.snapshot.chunk.shards[position]
     table = source.snapshot.read(shard, sorted({group.dedup.by for group in groups}))
-    return [
-        np.flatnonzero((steps == group.step) & _is_duplicate(table[group.dedup.by], group))[:ROWS_PER_CLUSTER].tolist()
-        for group in groups
-    ]
+    found = []
+    for group in groups:
+        rows = np.flatnonzero(steps == group.step)
+        found.append(rows[_is_duplicate(table[group.dedup.by].take(pa.array(rows)), group)][:ROWS_PER_CLUSTER].tolist())
+    return found
 
 
 def _is_duplicate(column: pa.ChunkedArray, group: _Group) -> Any:

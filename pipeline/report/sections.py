@@ -84,7 +84,7 @@ def score_panels(
     """The charts of each score. `pairs`: all pairs of the dataset; `series`: the names of (chosen, other) pairs."""
     chosen, panels = summary.is_chosen(), []
     for name in scores:
-        values = summary.number(name).astype(np.float64)
+        values = summary.number(name)
         threshold = thresholds.get(name)
         chart = histogram(name, [values[chosen], values[~chosen]], series, threshold, cut=0.0005)
         curve = what_if(name, values, pairs, threshold)

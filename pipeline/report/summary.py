@@ -38,7 +38,8 @@ PAIR_COLUMNS = (
 SIDE, ASPECT, CHARS, WORDS = "longer side", "aspect", "characters", "words"
 """Numbers of each pair that are computed, not read."""
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+"""float64 for columns of doubles, so that they compare with a threshold as in `select`; else float32."""
 Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int32]
 
@@ -240,7 +241,8 @@ def _numbers(pairs: pa.Table, scores: Sequence[str]) -> dict[str, Floats]:
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(column.cast(pa.float32(), safe=False).to_numpy(), np.float32)
+    kind = pa.float64() if pa.types.is_float64(column.type) else pa.float32()
+    return np.asarray(column.cast(kind, safe=False).to_numpy(), kind.to_pandas_dtype())
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -25,7 +24,7 @@ from pairmill.schemas.subset import SelectJob
 from tests.committed_shards import pair, reject, write_dataset
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
-EXTRA = pa.schema([("language", pa.string()), ("score", pa.float32())])
+EXTRA = pa.schema([("language", pa.string()), ("score", pa.float32()), ("exact", pa.float64())])
 SERIES = ("kept", "dropped")
 
 
@@ -67,6 +66,8 @@ def random_row(rng: Random) -> dict[str, Any]:
     return pair(
         caption, score, status=status, status_detail=detail,
         score=rng.choice([None, math.nan, math.inf, 1e30, rng.gauss(0, 1)]),
+
+        exact=rng.choice([0.5, 0.5 - 1e-12, 0.3, 1.7e9, rng.random()]),
         original_format=rng.choice(["JPEG", "PNG", None]), original_width=rng.randrange(1, 900),
         original_height=rng.randrange(1, 900), sha256=rng.choice("0123456789abcdef") * 64, **columns,
     )  # fmt: skip
@@ -121,7 +122,7 @@ def check_hosts(query: Callable[[str], list[Any]], summary: Summary, chosen: str
 
 def check_scores(query: Callable[[str], list[Any]], source: Source, summary: Summary, chosen: str) -> None:
     names = source.scores.shown
-    assert list(names) == ["similarity_tiny", "score"]
+    assert list(names) == ["similarity_tiny", "score", "exact"]
     for panel in sections.score_panels(summary, names, {}, source.totals.pairs, SERIES):
         name = panel.name
         scored = f"from pairs where isfinite({name})"
@@ -132,9 +133,12 @@ def check_scores(query: Callable[[str], list[Any]], source: Source, summary: Sum
         bars = [sum(bar.counts[series] for bar in panel.chart.bars) for series in (0, 1)]
         assert bars == [query(f"select count(*) {scored} and {part}")[0][0] for part in (chosen, f"not ({chosen})")]
         for point in panel.curve.points:
-            threshold = np.float32(point.threshold.replace("−", "-").replace(",", ""))
+            kind, threshold = (
+                "double" if name == "exact" else "float",
+                point.threshold.replace("−", "-").replace(",", ""),
+            )
             share = query(
-                f"select count(*) filter (where isfinite({name}) and {name} >= {threshold}::float) / count(*) "
+                f"select count(*) filter (where isfinite({name}) and {name} >= {threshold}::{kind}) / count(*) "
                 f"from pairs"
             )[0][0]
             assert abs(point.share - share) < 1e-9, point
@@ -169,7 +173,10 @@ def check_steps(source: Source) -> None:
 
 
 def database(store: Store, source: Source) -> Callable[[str], list[Any]]:
-    """DuckDB with `all_rows` of the dataset, `rows` and `pairs` of the shards that were read, and `chosen` uids."""
+    """DuckDB with `all_rows` of the dataset, `rows` and `pairs` of the shards that were read, and `chosen` uids.
+
+    Tables, not views: on Parquet files, it takes NaN for finite if the statistics, which leave NaN out, are finite.
+    """
     connection, shards = (
         duckdb.connect(),
         [source.snapshot.chunk.shards[position].shard for position in source.positions],
@@ -184,11 +191,11 @@ def database(store: Store, source: Source) -> Callable[[str], list[Any]]:
     parts = [f"select {columns}, {kind == 'pairs'} as is_pair, {'kept' if kind == 'pairs' else 'false'} as kept, "
              f"regexp_extract(filename, '([0-9]{{9}})[^/]*$', 1)::int as shard from {read.format(files(kind))}"
              for kind in names if names[kind]]  # fmt: skip
-    connection.execute("create view all_rows as " + " union all ".join(parts))
+    connection.execute("create table all_rows as " + " union all ".join(parts))
     wanted = ", ".join(map(str, shards))
-    connection.execute(f"create view rows as select * from all_rows where shard in ({wanted})")
-    connection.execute(f"create view pairs as select * from {read.format(files('pairs'))} "
+    connection.execute(f"create table rows as select * from all_rows where shard in ({wanted})")
+    connection.execute(f"create table pairs as select * from {read.format(files('pairs'))} "
                        f"where regexp_extract(filename, '([0-9]{{9}})[^/]*$', 1)::int in ({wanted})")  # fmt: skip
     if source.subset is not None:
-        connection.execute(f"create view chosen as select uid from '{store.path('subsets/some/rows')}/*.parquet'")
+        connection.execute(f"create table chosen as select uid from '{store.path('subsets/some/rows')}/*.parquet'")
     return lambda sql: connection.execute(sql).fetchall()
