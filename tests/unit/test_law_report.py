@@ -46,6 +46,7 @@ def test_counts_are_those_of_duckdb(tmp_path_factory: Any, seed: int, max_rows: 
 def random_dataset(root: Path, rng: Random) -> Store:
     """Shards with every kind of row that a report counts."""
     shards = [[random_row(rng) for _ in range(rng.randrange(1, 40))] for _ in range(rng.randrange(1, 6))]
+    shards[0].append(pair("every subset has this", 0.9, score=0.0))
     return write_dataset(root, shards, extra=EXTRA, rules={"min_similarity": 0.5})
 
 
