@@ -190,7 +190,7 @@ def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
     command.chmod(0o755)
     load = f'PATH={tmp_path}:$PATH; eval "$(_PAIRMILL_COMPLETE=source_bash pairmill)"'
     complete = '_pairmill_completion pairmill; echo "${COMPREPLY[*]}"'
-    for words, expected in (("ex", "export"), ("select out --ov", "--overwrite")):
+    for words, expected in (("expo", "export"), ("select out --ov", "--overwrite")):
         typed = f"COMP_WORDS=(pairmill {words}); COMP_CWORD={len(words.split())}"
         line = "; ".join([load, typed, complete])
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)

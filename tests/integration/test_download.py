@@ -256,7 +256,7 @@ from pairmill.pipeline.image import processor
 from pairmill.schemas.jobs import BuildJob
 from tests.integration.test_download import shard
 
-processor.open_image = lambda *_: time.sleep(600)
+processor.plain_jpeg_size = processor.open_image = lambda *_: time.sleep(600)
 downloader.DECODE_TIMEOUT_S, downloader.HANG_CHECK_S = 1.0, 0.2
 fetch = {"allow_networks": ["127.0.0.0/8"]}
 job = BuildJob.model_validate({"source": {"paths": ["x"]}, "output": "unused", "fetch": fetch})
