@@ -58,6 +58,11 @@ class Rejects:
     """Where the next page begins: the number of a shard and of a row."""
     is_first: bool
 
+    @property
+    def refused(self) -> int:
+        """Rows that were not kept: the sum of all reasons."""
+        return sum(each.rows for each in self.reasons)
+
 
 @dataclass(frozen=True)
 class Counts:

@@ -55,6 +55,8 @@ def test_every_reject_is_on_one_page(
     counts = Counter(row["status"] for row in rows + table(explorer, "pairs").to_pylist())
     assert {each.status: each.rows for each in page.reasons} == {k: n for k, n in counts.items() if k != "ok"}
     assert (page.rows_in, page.rejected) == (ROWS, len(rows))
+    assert page.refused == ROWS - counts["ok"]
+    assert page.refused - page.rejected == sum(each.rows for each in page.reasons if each.has_pictures)
 
 
 @pytest.mark.parametrize("by", ["sha256", "caption_clean"])
