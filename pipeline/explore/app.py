@@ -43,7 +43,7 @@ def app(explorer: Explorer, guard: Guard) -> GuardedApp:
         "/live": pages.live,
         "/search": pages.search,
         "/subset/{name}/select.yaml": pages.job_file,
-        "/picture/{shard:int}/{row:int}": pages.picture,
+        "/picture/{shard}/{row}": pages.picture,
         "/api/count": pages.count,
         "/api/live": pages.live_state,
         "/api/new-shards": pages.new_shards,

@@ -28,6 +28,8 @@ from pairmill.schemas.subset import SUBSET_NAME
 MAX_QUESTION_CHARS = 500
 NEIGHBORS = 24
 FOUND = 60
+_PLACE = re.compile(r"([0-9]{1,12})/([0-9]{1,12})")
+"""Shard and row of a picture's address."""
 
 
 class Pages(Page):
@@ -77,16 +79,20 @@ class Pages(Page):
 
     def picture(self, request: Request) -> Response:
         """`/picture/SHARD/ROW`: a small copy of a picture that the dataset names."""
-        shown, shard = self.shown, request.path_params["shard"]
+        shown = self.shown
+        place = _PLACE.fullmatch(f"{request.path_params['shard']}/{request.path_params['row']}")
+        if place is None:
+            raise PageError("There is no such row.", 404)
+        shard, number = int(place[1]), int(place[2])
         side = LARGE if request.query_params.get("size") == "large" else SMALL
         shards = shown.view.snapshot.chunk.shards
         position = shown.view.position(shard)
         if position is None:
-            thumbnail = self.explorer.live.picture(shard, request.path_params["row"])
-        elif request.path_params["row"] >= shards[position].num_rows:
+            thumbnail = self.explorer.live.picture(shard, number)
+        elif number >= shards[position].num_rows:
             raise PageError("There is no such row.", 404)
         else:
-            thumbnail = shown.pictures.get(RowRef(position, request.path_params["row"]), side)
+            thumbnail = shown.pictures.get(RowRef(position, number), side)
         if thumbnail is None or thumbnail.jpeg is None:
             return PlainTextResponse(thumbnail.problem if thumbnail else "no such shard", 404)
         is_this_state = request.query_params.get("v") == shown.version
@@ -138,6 +144,9 @@ class Pages(Page):
         """`/compare`: two subsets side by side."""
         names = subset_names(self.explorer.store)
         one, other = request.query_params.get("a", ""), request.query_params.get("b", "")
+        for name in (one, other):
+            if name and name not in names:
+                raise PageError(f"There is no subset {name[:100]!r}.", 404)
         page = compare.compare(self.explorer, self.shown, one, other) if one and other else None
         return self.render("compare", "/compare", "Compare", page=page, names=names, one=one, other=other)
 

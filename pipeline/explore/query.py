@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from pairmill.pipeline.explore.summary import Column
 from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.subset import SUBSET_NAME
 
 RowsOf = Literal["kept", "pairs"]
 Order = Literal["best", "worst", "around", "random"]
@@ -67,9 +68,12 @@ class Query:
         around = plain.get("around", "").strip()
         if around and not _NUMBER.fullmatch(around):
             raise QueryError(f"around: {around[:20]!r} is not a number")
+        subset = plain.get("subset") or None
+        if subset is not None and not re.fullmatch(SUBSET_NAME, subset):
+            raise QueryError(f"subset: {subset[:40]!r} is not a name of a subset")
         return cls(
             rows=rows,  # type: ignore[arg-type]  # checked above
-            subset=plain.get("subset") or None,
+            subset=subset,
             filters=filters,
             where=plain.get("where", "").strip(),
             sort=plain.get("sort", ""),

@@ -122,8 +122,12 @@ class View:
         return clauses(query, self.columns)
 
     def expression(self, query: Query) -> str:
-        """The one expression of a query, empty if all rows are in. Raises QueryError."""
-        return expression(self.clauses(query))
+        """The one expression of a query, empty if all rows are in. Raises QueryError and ExpressionError, also if a
+        clause is none of its own, such as `a) or (b`, which would mean something else among others."""
+        parts = self.clauses(query)
+        for part in parts:
+            Expression(part).check(self.snapshot.schema, "boolean")
+        return expression(parts)
 
     def count(self, query: Query) -> int:
         """How many rows the query selects. Raises QueryError, ExpressionError and SubsetError."""
@@ -134,7 +138,7 @@ class View:
         parts = self.clauses(query)
         mask = self.start(query.rows, query.subset)
         if parts:
-            Expression(expression(parts)).check(self.snapshot.schema, "boolean")
+            Expression(self.expression(query)).check(self.snapshot.schema, "boolean")
         for part in parts:  # the rows for which `a and b` is true are those for which both are
             mask = mask & self._clause(part)
         return mask

@@ -130,10 +130,30 @@ def test_large_requests_are_refused_before_they_are_read(client: TestClient) -> 
     [
         *("/static/../app.py", "/static/%2e%2e%2fapp.py", "/static/labels", "/subset/..%2fx/select.yaml"),
         *("/picture/0/9999999", "/picture/99/0", "/picture/-1/0", "/pair/..%2f..%2fetc"),
+        *(f"/picture/{'9' * 5_000}/0", f"/picture/0/{'9' * 5_000}", "/picture/%D9%A3/0", "/compare?a=..&b=%00"),
     ],
 )
 def test_only_what_the_dataset_names_is_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["..", "../../etc", "%00", "a/b", "x" * 101])
+def test_the_name_of_a_subset_is_no_path(client: TestClient, guard: Guard, name: str) -> None:
+    answer = client.get(f"/?subset={name}")
+    assert (answer.status_code, "is not a name of a subset" in answer.text) == (400, True)
+    form = {"token": guard.form_token, "name": "x", "query": f"subset={name}"}
+    assert client.post("/subset", data=form, headers=FORM).status_code == 400
+
+
+def test_a_part_of_an_expression_is_neither_shown_nor_saved(
+    client: TestClient, guard: Guard, explorer: Explorer
+) -> None:
+    query = "min%3Awidth=10&where=kept%29+or+%28kept"
+    assert client.get(f"/api/count?{query}").status_code == 400
+    for page in ("/subset", "/api/exact"):
+        form = {"token": guard.form_token, "name": "part", "query": query}
+        assert client.post(page, data=form, headers=FORM).status_code == 400
+    assert not explorer.store.exists("subsets/part/selection.json")
 
 
 def test_beyond_loopback_a_token_is_needed(explorer: Explorer) -> None:
