@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -109,10 +110,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _cache() -> Iterator[Path]:
-    """The folder of the caches: the user's, or a temporary one if that cannot be written to."""
+    """The folder of the caches: the user's, or a temporary one if that cannot be written to, or if others can. Arrow
+    files of others must not be read: they are mapped into memory without a check."""
     try:
         home = cache_home()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_private(home):
+            raise PermissionError(f"{home} belongs to others, or can be written to by them")
         with tempfile.TemporaryFile(dir=home):
             pass
     except (OSError, RuntimeError):
@@ -120,6 +124,14 @@ def _cache() -> Iterator[Path]:
             yield Path(folder)
         return
     yield home
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether only this user can put files into a folder, or replace it."""
+    found, above = folder.stat(), folder.parent.stat()
+    is_own = all(each.st_uid in (os.geteuid(), 0) for each in (found, above))
+    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or above.st_mode & stat.S_IWOTH  # a umask may be 002
+    return is_own and not shared
 
 
 def _serve(explorer: Explorer, guard: Guard, listener: socket.socket, on_ready: Callable[[], None]) -> None:

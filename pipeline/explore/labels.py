@@ -37,6 +37,10 @@ def session_name() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
+class _NameTaken(JobError):
+    """Another session has a file of this name."""
+
+
 class Labels:
     """The labels of one session. Thread-safe."""
 
@@ -53,8 +57,10 @@ class Labels:
         self._unsaved = 0
         self._is_created = False
 
-    def _taken(self) -> JobError:
-        return JobError(f"{self._store.path(self.path)} belongs to another session; choose another name with --labels")
+    def _taken(self) -> "_NameTaken":
+        return _NameTaken(
+            f"{self._store.path(self.path)} belongs to another session; choose another name with --labels"
+        )
 
     def get(self, uid: str) -> bool | None:
         """The label of a pair; None if it has none."""
@@ -69,14 +75,21 @@ class Labels:
             return good, len(self._labels) - good
 
     def put(self, uid: str, label: bool) -> None:
-        """Label a pair, or change its label."""
+        """Label a pair, or change its label. The first one creates the file, so that two sessions with one name are
+        noticed before there is anything to lose. Raises JobError if another session has taken the name meanwhile; the
+        pair then stays without a label."""
         with self._lock:
             self._history.append((uid, self._labels.pop(uid, None)))
             self._labels[uid] = (label, self._now())
             self._unsaved += 1
-            is_due = self._unsaved >= SAVE_EVERY
-        if is_due:
+            is_due = self._unsaved >= SAVE_EVERY or not self._is_created
+        if not is_due:
+            return
+        try:
             self.save()
+        except _NameTaken:
+            self.undo()
+            raise
 
     def undo(self) -> str | None:
         """Take the last label back. Returns the uid, None if there is nothing to undo."""

@@ -43,8 +43,9 @@ def test_labels_are_written_every_few_and_at_the_end(store: Store) -> None:
     labels = Labels(store, "first", lambda: NOON)
     for uid in UIDS[: SAVE_EVERY - 1]:
         labels.put(uid, True)
-    assert not store.exists(labels.path)
+    assert pq.read_table(store.path(labels.path)).num_rows == 1
     labels.put(UIDS[20], False)
+    labels.put(UIDS[0], True)
     assert pq.read_table(store.path(labels.path)).num_rows == SAVE_EVERY
     labels.put(UIDS[0], False)
     labels.save()
@@ -64,16 +65,17 @@ def test_undo_takes_labels_back_one_by_one(store: Store) -> None:
     assert [labels.undo(), labels.get(UIDS[0])] == [UIDS[0], True]
     assert [labels.undo(), labels.get(UIDS[0]), labels.undo()] == [UIDS[0], None, None]
     labels.save()
-    assert not store.exists(labels.path)
+    assert pq.read_table(store.path(labels.path)).num_rows == 0
 
 
 def test_a_session_never_overwrites_another_s_labels(store: Store) -> None:
     one, other = Labels(store, "same"), Labels(store, "same")
     one.put(UIDS[0], True)
-    one.save()
-    other.put(UIDS[1], False)
-    with pytest.raises(JobError, match="another session"):
-        other.save()
+    for _ in range(2):  # at the first label already, and it is not taken for stored
+        with pytest.raises(JobError, match="another session"):
+            other.put(UIDS[1], False)
+        assert (other.get(UIDS[1]), other.counts) == (None, (0, 0))
+    other.save()
     with pytest.raises(JobError, match="another session"):
         Labels(store, "same")
     assert pq.read_table(store.path(one.path))["uid"].to_pylist() == [UIDS[0]]
@@ -189,6 +191,27 @@ def test_a_range_has_a_slider_whatever_its_values(values: list[float | None]) ->
     made = describe("x", "number", pa.chunked_array([pa.array(values, pa.float64())]))
     assert made.slider_low <= made.low <= made.high <= made.slider_high
     assert all(0 <= top <= 100 and 0 < height <= 100 for _, top, height in bars(made))
+
+
+@pytest.mark.parametrize("shared", ["pairmill/explore", "pairmill"])
+def test_a_cache_that_others_can_write_to_is_not_used(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    homes: list[Path] = []
+
+    def on_ready(_: object, explorer: Explorer) -> None:
+        assert explorer.shown
+        homes.append(explorer.shown.view.cache.folder.parent)
+        raise KeyboardInterrupt
+
+    for mode in (0o700, 0o777):
+        (tmp_path / "cache" / "pairmill" / "explore").mkdir(parents=True, exist_ok=True, mode=0o700)
+        (tmp_path / "cache" / shared).chmod(mode)
+        with pytest.raises(KeyboardInterrupt):
+            explore(store, ExploreOptions(port=0), on_ready)
+    assert homes[0] == tmp_path / "cache" / "pairmill" / "explore"
+    assert homes[1] != homes[0] and not homes[1].exists()
 
 
 def test_a_port_in_use_and_a_host_that_is_none_are_one_clear_line(store: Store) -> None:
