@@ -39,9 +39,8 @@ class Pictures:
         """Close files and stop threads."""
         self._pool.shutdown(cancel_futures=True)
         with self._lock:
-            for future in self._made.values():
-                if not future.done():
-                    future.set_result(Thumbnail(None, problem="the dataset was reloaded"))
+            keys = list(self._made)
+        self._give_up(keys)
         for maker in self._makers.values():
             maker.close()
 
@@ -58,7 +57,10 @@ class Pictures:
         for key in missing:
             by_shard[key.ref.position].append(key)
         for keys in by_shard.values():
-            self._pool.submit(self._make, keys)
+            try:
+                self._pool.submit(self._make, keys)
+            except RuntimeError:  # closed meanwhile
+                self._give_up(keys)
 
     def get(self, ref: RowRef, side: int) -> Thumbnail:
         """A picture, as a small JPEG, or the reason why there is none."""
@@ -83,6 +85,13 @@ class Pictures:
                 self._made[key].set_result(thumbnail)
                 self._bytes += len(thumbnail.jpeg or b"")
             self._shrink()
+
+    def _give_up(self, keys: Iterable[PictureKey]) -> None:
+        """Answer those who wait for pictures that nobody will make."""
+        with self._lock:
+            for key in keys:
+                if not self._made[key].done():
+                    self._made[key].set_result(Thumbnail(None, problem="the dataset was reloaded"))
 
     def _fail(self, keys: list[PictureKey], error: BaseException) -> None:
         """Let those who wait know, and the next one try again."""

@@ -5,6 +5,7 @@ Against DNS rebinding, `Host` must be a name that the server was bound to. Again
 which becomes a cookie.
 """
 
+import functools
 import hmac
 import ipaddress
 import secrets
@@ -67,7 +68,7 @@ class Guard:
     @property
     def address(self) -> str:
         """Where to open the first page."""
-        host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(self.host, self.host)
+        host = socket.gethostname() if _is_unspecified(self.host) else self.host
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"
         token = f"?{urlencode({'token': self.access_token})}" if self.access_token else ""
@@ -89,8 +90,8 @@ class Guard:
         if name in _LOOPBACK:
             return True
         own = self.host.lower()
-        if own in ("0.0.0.0", "::"):  # a name that resolves to this machine by a trick is no literal address
-            return _is_literal(name) or name in (socket.gethostname().lower(), socket.getfqdn().lower())
+        if _is_unspecified(own):  # a name that resolves to this machine by a trick is no literal address
+            return _is_literal(name) or name in _own_names()
         return name.strip("[]") == own.strip("[]")
 
     def problem(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
@@ -98,7 +99,7 @@ class Guard:
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > MAX_ADDRESS_BYTES:
             return 414, "The address is too long."
         if not self.is_own_host(headers.get("host", "")):
-            return 421, "This server has another name."
+            return 421, f"This server has another name. On its machine, it is http://127.0.0.1:{self.port}/"
         if not self._is_same_origin(scope["method"], headers):
             return 403, "Requests from other origins are refused."
         if scope["method"] not in (*_SAFE, "POST"):
@@ -190,6 +191,17 @@ class GuardedApp:
 def same(given: str, expected: str) -> bool:
     """Compare two tokens in constant time. An empty one never fits."""
     return bool(expected) and hmac.compare_digest(given.encode(), expected.encode())
+
+
+@functools.cache
+def _own_names() -> tuple[str, str]:
+    """The names of this machine. Asked once, because the second may be a slow question to a name server."""
+    return socket.gethostname().lower(), socket.getfqdn().lower()
+
+
+def _is_unspecified(host: str) -> bool:
+    """Whether a server that is bound to this address answers on all of the machine's addresses."""
+    return _is_literal(host) and ipaddress.ip_address(host.strip("[]")).is_unspecified
 
 
 def _is_literal(name: str) -> bool:

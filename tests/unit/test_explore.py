@@ -16,10 +16,12 @@ from pairmill.pipeline.explore.columns import cache_folder
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.gallery import bars
 from pairmill.pipeline.explore.labels import LABELS_SCHEMA, SAVE_EVERY, Labels
+from pairmill.pipeline.explore.pictures import SMALL
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.sample import sample
 from pairmill.pipeline.explore.summary import describe, kind_of
 from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.schemas.errors import JobError, PairmillError
 from tests.synthetic_dataset import write_dataset
 
@@ -152,6 +154,14 @@ def test_new_shards_are_noticed_and_must_be_seen_before_a_subset_is_saved(store:
     for name in ("", "../x", "a b", "x"):
         with pytest.raises(PairmillError):
             actions.save_subset({"name": name, "query": ""})
+    explorer.close()
+
+
+def test_pictures_asked_for_after_a_reload_are_an_answer(store: Store) -> None:
+    explorer, shown = opened(store)
+    shown.pictures.close()
+    for _ in range(2):
+        assert shown.pictures.get(RowRef(0, 0), SMALL).problem == "the dataset was reloaded"
     explorer.close()
 
 

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from pairmill.jobs.explore import run_select
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.explore import security
 from pairmill.pipeline.explore.app import app
 from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.labels import Labels
@@ -58,7 +59,8 @@ def test_every_answer_has_the_headers(client: TestClient, page: str) -> None:
 )  # fmt: skip
 def test_another_host_name_gets_nothing(client: TestClient, page: str, host: str) -> None:
     answer = client.get(page, headers={"Host": host})
-    assert (answer.status_code, answer.text) == (421, "This server has another name.\n")
+    assert answer.status_code == 421
+    assert answer.text == "This server has another name. On its machine, it is http://127.0.0.1:7800/\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7800", "localhost:7800", "LOCALHOST:7800", "[::1]:7800"])
@@ -170,6 +172,24 @@ def test_beyond_loopback_a_token_is_needed(explorer: Explorer) -> None:
         assert guard.access_token not in welcome.text
         assert client.get("/").status_code == 200
         assert client.get("/", headers={"Cookie": f"{guard.cookie}=wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "0:0::0"])
+def test_a_server_on_all_addresses_is_asked_by_address_or_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr("socket.gethostname", lambda: "Desk")
+    monkeypatch.setattr("socket.getfqdn", lambda: asked.append(None) or "desk.lan")  # type: ignore[func-returns-value]
+    security._own_names.cache_clear()
+    guard = Guard.of(host, 7800)
+    assert guard.address.startswith("http://Desk:7800/?token=")
+    for name in ("desk", "DESK.lan", "10.0.0.9", "[fe80::1]"):
+        assert guard.is_own_host(f"{name}:7800")
+    for name in ("evil.example", "desk.lan.evil.example", "10.0.0.9.nip.io", "desk."):
+        assert not guard.is_own_host(f"{name}:7800")
+    assert len(asked) == 1  # a name server may take seconds
+    security._own_names.cache_clear()
 
 
 @pytest.mark.parametrize(
