@@ -128,6 +128,16 @@ class Explorer:
             self._looked = time.monotonic(), number
         return number
 
+    @property
+    def was_unfinished(self) -> bool:
+        """Whether shards are missing in what is shown. Costs no look at the storage."""
+        return len(self.generations) < self.plan.num_shards
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether shards are missing now, so that `select` must be told to do without them."""
+        return len(committed(self.store)) < self.plan.num_shards
+
     def select_job(self, name: str, rows: str, subset: Subset | None, where: str) -> SelectJob:
         """The job that selects what a page shows."""
         steps = [step.model_dump(exclude_none=True) for step in (subset.steps if subset else [])]
@@ -136,7 +146,7 @@ class Explorer:
                 "dataset": self.store.root,
                 "name": name,
                 "rows": subset.rows if subset else rows,
-                "partial": len(committed(self.store)) < self.plan.num_shards,
+                "partial": self.is_unfinished,
                 "steps": [*steps, *([{"where": where}] if where else [])],
                 "s3": self.store.files.s3.model_dump(exclude_unset=True),
             }

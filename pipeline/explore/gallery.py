@@ -119,6 +119,7 @@ def command(explorer: Explorer, query: Query, where: str) -> str:
     steps = [*(base.steps if base else []), *([SelectStep(where=where)] if where else [])]
     words = ["pairmill", "select", explorer.store.root, "NAME"]
     words += [word for step in steps for word in ("--step", step_text(step))]
+    words += ["--set", "partial=true"] if explorer.was_unfinished else []
     words += ["--all-pairs"] if (base.rows if base else query.rows) == "pairs" else []
     return shlex.join(words)
 

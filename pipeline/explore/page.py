@@ -33,7 +33,9 @@ class Page:
 
     @property
     def shown(self) -> Shown:
-        """The dataset. Raises PageError if no shard is finished yet."""
+        """The dataset; it is opened here if no shard was finished before. Raises PageError if none is finished yet."""
+        if self.explorer.shown is None:
+            self.explorer.reload()
         if self.explorer.shown is None:
             raise PageError("No shard is finished yet. The page Live shows what arrives.", 404)
         return self.explorer.shown

@@ -41,9 +41,10 @@ class Pages(Page):
 
     def gallery(self, request: Request) -> Response:
         """`/`: the pairs that the filters select."""
-        if self.explorer.shown is None:
+        try:
+            shown, query, wrong = self.shown, Query(), None
+        except PageError:
             return self.render("empty", "/", "No pairs yet")
-        shown, query, wrong = self.explorer.shown, Query(), None
         try:
             query = Query.parse(request.query_params.multi_items())
             page = gallery(self.explorer, shown, query)
@@ -79,23 +80,22 @@ class Pages(Page):
 
     def picture(self, request: Request) -> Response:
         """`/picture/SHARD/ROW`: a small copy of a picture that the dataset names."""
-        shown = self.shown
+        shown = self.explorer.shown
         place = _PLACE.fullmatch(f"{request.path_params['shard']}/{request.path_params['row']}")
         if place is None:
             raise PageError("There is no such row.", 404)
         shard, number = int(place[1]), int(place[2])
         side = LARGE if request.query_params.get("size") == "large" else SMALL
-        shards = shown.view.snapshot.chunk.shards
-        position = shown.view.position(shard)
-        if position is None:
+        position = shown.view.position(shard) if shown else None
+        if shown is None or position is None:
             thumbnail = self.explorer.live.picture(shard, number)
-        elif number >= shards[position].num_rows:
+        elif number >= shown.view.snapshot.chunk.shards[position].num_rows:
             raise PageError("There is no such row.", 404)
         else:
             thumbnail = shown.pictures.get(RowRef(position, number), side)
         if thumbnail is None or thumbnail.jpeg is None:
             return PlainTextResponse(thumbnail.problem if thumbnail else "no such shard", 404)
-        is_this_state = request.query_params.get("v") == shown.version
+        is_this_state = shown is not None and request.query_params.get("v") == shown.version
         keep = "private, max-age=86400, immutable" if is_this_state else "no-store"
         return Response(thumbnail.jpeg, media_type="image/jpeg", headers={"Cache-Control": keep})
 
@@ -223,5 +223,6 @@ def shown_value(value: object) -> str:
 
 def job_yaml(explorer: Explorer, name: str, rows: str, steps: list[dict[str, Any]]) -> str:
     """A job file for `pairmill select --job`."""
-    job = {"dataset": explorer.store.root, "name": name, "rows": rows, "steps": steps}
+    partial = {"partial": True} if explorer.is_unfinished else {}
+    job = {"dataset": explorer.store.root, "name": name, "rows": rows, **partial, "steps": steps}
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=False, width=100)

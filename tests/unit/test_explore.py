@@ -1,5 +1,6 @@
 """Tests the parts of the explorer: labels, the cache of columns, samples, rejects, and what is read how often."""
 
+import shlex
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,11 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from pairmill.jobs.cli.main import app as main
 from pairmill.jobs.explore import ExploreOptions, explore, run_select
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.pipeline.explore.actions import Actions
+from pairmill.pipeline.explore.app import app
 from pairmill.pipeline.explore.columns import cache_folder
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.gallery import bars
@@ -19,6 +25,7 @@ from pairmill.pipeline.explore.labels import LABELS_SCHEMA, SAVE_EVERY, Labels
 from pairmill.pipeline.explore.pictures import SMALL
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.sample import sample
+from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.explore.summary import describe, kind_of
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef
@@ -154,6 +161,34 @@ def test_new_shards_are_noticed_and_must_be_seen_before_a_subset_is_saved(store:
     for name in ("", "../x", "a b", "x"):
         with pytest.raises(PairmillError):
             actions.save_subset({"name": name, "query": ""})
+    explorer.close()
+
+
+def test_a_dataset_that_begins_while_it_is_shown_needs_no_reload(store: Store) -> None:
+    manifests = sorted(Path(store.root, "manifests").iterdir())
+    contents = [path.read_bytes() for path in manifests]
+    for path in manifests:
+        path.unlink()
+    explorer = Explorer(store, run_select, Labels(store, "session"), Path(store.root).parent / "cache")
+    with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
+        assert client.get("/api/count").json() == {
+            "error": "No shard is finished yet. The page Live shows what arrives."
+        }
+        for path, content in zip(manifests[:2], contents, strict=False):
+            path.write_bytes(content)
+        newest = client.get("/api/live").json()["newest"]
+        answer = client.get(newest[0]["address"])
+        assert (answer.status_code, answer.text) == (
+            404,
+            "no picture stored",
+        )  # from the shard, not from the error page
+        assert explorer.shown is None
+        assert client.get("/api/count").json()["of"] > 0
+        command = client.get("/api/count?min:width=500").json()["command"]
+    ended = CliRunner().invoke(main, [*shlex.split(command)[1:], "--dry-run"])
+    assert ended.exit_code == 0, ended.output  # although shards are missing
+    Actions(explorer).save_subset({"name": "early", "query": "min%3Awidth=500"})
+    assert yaml.safe_load(store.read("subsets/early/select.yaml"))["partial"] is True
     explorer.close()
 
 

@@ -98,6 +98,7 @@ def test_the_command_selects_with_the_same_steps(
     context = get_command(app).commands["select"].make_context("select", words[2:])  # type: ignore[attr-defined]
     parsed = select_job(SelectOptions.from_parameters({"job_file": None, **_renamed(context.params)}))
     assert (parsed.steps, parsed.rows, parsed.dataset) == (job.steps, job.rows, job.dataset)
+    assert parsed.partial == job.partial
 
 
 def _renamed(parameters: dict[str, object]) -> dict[str, object]:

@@ -19,7 +19,8 @@ const pairmill = {
     if (!text) return;
     text.textContent = "no picture";
     text.hidden = false;
-    fetch(image.src).then((answer) => (answer.ok ? null : answer.text())).then((why) => {
+    const isText = (answer) => answer.headers.get("content-type")?.startsWith("text/plain");
+    fetch(image.src).then((answer) => (answer.ok || !isText(answer) ? null : answer.text())).then((why) => {
       if (why) text.textContent = why.slice(0, 120);
     }, () => null);
   },
