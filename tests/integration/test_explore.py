@@ -468,7 +468,7 @@ def test_the_live_page_shows_shards_that_arrive(browser: Browser, tmp_path: Path
     for number, path in enumerate(manifests, 1):
         (tmp_path / path.name).rename(path)
         expect(page.locator("#shards-done")).to_have_text(str(number), timeout=10_000)
-        page.wait_for_function("[...document.querySelectorAll('#newest img')].some((image) => image.naturalWidth > 0)")
+        assert page.locator("#newest img").first.evaluate("(image) => image.decode().then(() => true, () => false)")
     expect(page.locator("#live-status")).to_have_text("finished")
     expect(page.locator("#reload")).to_be_visible(timeout=10_000)
     expect(page.locator("#reload-text")).to_have_text("3 new shards")
