@@ -14,6 +14,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest, read_manifests
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.explore.page import PageError
+from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import CustomRuleCount, manifest_name
 from pairmill.schemas.status import Status
 
@@ -87,7 +88,8 @@ class RejectPages:
         self._lock = threading.Lock()
 
     def page(self, status: str, cursor: str) -> Rejects:
-        """The counts, and a page of the rows with one status (all, if empty). Raises PageError."""
+        """The counts, and a page of the rows with one status (all, if empty). Raises PageError, and PlanError if the
+        output is gone."""
         if status and status not in {each.value for each in Status}:
             raise PageError(f"status: {status[:40]!r} is no status")
         if cursor and not _CURSOR.fullmatch(cursor):
@@ -105,6 +107,8 @@ class RejectPages:
     def _newest_counts(self) -> Counts:
         with self._lock:
             generations = committed(self._store)
+            if not generations:
+                load_plan(self._store)  # a folder that is gone has not just no rejects
             if self._counts is None or self._counts.generations != generations:
                 self._counts = _count(self._store, generations)
             return self._counts

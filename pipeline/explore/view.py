@@ -122,10 +122,10 @@ class View:
         return clauses(query, self.columns)
 
     def expression(self, query: Query) -> str:
-        """The one expression of a query, empty if all rows are in. Raises QueryError and ExpressionError, also if a
-        clause is none of its own, such as `a) or (b`, which would mean something else among others."""
+        """The one expression of a query, empty if all rows are in. Raises QueryError, and ExpressionError if one of
+        several clauses is no expression by itself, such as `a) or (b`, which would mean something else among others."""
         parts = self.clauses(query)
-        for part in parts:
+        for part in parts if len(parts) > 1 else ():
             Expression(part).check(self.snapshot.schema, "boolean")
         return expression(parts)
 

@@ -16,6 +16,7 @@ from pairmill.pipeline.explore.duplicates import duplicates
 from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.rejects import PAGE_ROWS, RejectPages
+from pairmill.pipeline.source.planned import PlanError
 from pairmill.schemas.subset import SelectJob
 from tests.picture_dataset import write
 
@@ -57,6 +58,11 @@ def test_every_reject_is_on_one_page(
     assert (page.rows_in, page.rejected) == (ROWS, len(rows))
     assert page.refused == ROWS - counts["ok"]
     assert page.refused - page.rejected == sum(each.rows for each in page.reasons if each.has_pictures)
+
+
+def test_the_rejects_of_an_output_that_is_gone_are_not_none(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="has no plan"):
+        RejectPages(Store(str(tmp_path))).page("", "")
 
 
 @pytest.mark.parametrize("by", ["sha256", "caption_clean"])
