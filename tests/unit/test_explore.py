@@ -5,6 +5,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -189,6 +190,17 @@ def test_a_dataset_that_begins_while_it_is_shown_needs_no_reload(store: Store) -
     assert ended.exit_code == 0, ended.output  # although shards are missing
     Actions(explorer).save_subset({"name": "early", "query": "min%3Awidth=500"})
     assert yaml.safe_load(store.read("subsets/early/select.yaml"))["partial"] is True
+    explorer.close()
+
+
+def test_a_dataset_without_kept_pairs_blames_no_filter(store: Store) -> None:
+    explorer, shown = opened(store)
+    none = np.zeros(shown.view.num_rows, bool)
+    with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
+        assert "No pair passes these filters" in client.get("/?min:width=1e9").text
+        shown.view._memory.update({("start", "kept"): none, ("start", "pairs"): none})
+        assert "No pair was kept" in (text := client.get("/?order=worst").text) and 'href="/?rows=pairs"' in text
+        assert "No row became a pair" in client.get("/?rows=pairs&order=worst").text
     explorer.close()
 
 
