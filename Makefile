@@ -50,7 +50,8 @@ test-unit-all: test-unit
 # Uses three processes even on two cores, because integration tests spend much of their time waiting.
 test-integration: $(READY)
 	.ci/browser
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/integration
+	$(BIN)/python -m pytest -q -m forks tests/integration
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not forks' tests/integration
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -137,6 +137,7 @@ def embed_on_s3(endpoint: str, tar: Path) -> S3Config:
     return s3
 
 
+@pytest.mark.forks
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_two_datasets_on_two_s3_servers_are_read_side_by_side_in_one_process(tmp_path: Path, workers: int) -> None:

@@ -180,6 +180,7 @@ def test_exports_on_s3_equal_local_ones(bucket: str, embedded: str, form: str, t
             assert store.read(name) == Path(here, name).read_bytes(), name
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_feed_reads_from_s3_in_forked_workers_too(embedded: str, workers: int) -> None:
     config = FeedConfig(embedded, "most", columns=("image", "caption_clean", "image_embedding_tiny"), batch_size=4)
