@@ -6,10 +6,7 @@ from dataclasses import dataclass, field, replace
 from pairmill.pipeline.stages.pipelines import Pipeline
 from pairmill.pipeline.stages.stage import StageName
 from pairmill.schemas.errors import PairmillError
-
-DOWNLOAD_CPUS = 1.5
-"""One download actor keeps about one and a half cores busy: its event loop and its decoding threads share the GIL
-(decision 002)."""
+from pairmill.schemas.job.run import DOWNLOAD_CPUS
 
 DOWNLOAD_CALLS = 4
 """Number of shards that a download actor works on at a time. Nearly every shard has a row that takes the full timeout,

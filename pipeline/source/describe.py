@@ -5,7 +5,7 @@ import os
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.source.mapping import ColumnMapping, ColumnPictures, IndexedPictures, PairsPictures
 from pairmill.pipeline.source.planned import Plan, describe_formats, describe_left_out, describe_uncaptioned
-from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.run import DOWNLOAD_CPUS, RunConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.passed_over import describe_passed_over
 
@@ -85,4 +85,4 @@ def _download_actors(run: RunConfig) -> int | None:
     """Number of download actors; None if it depends on the cluster."""
     if run.download_actors is not None or run.address is not None:
         return run.download_actors
-    return max(int((os.cpu_count() or 1) / 1.5), 1)
+    return max(int((os.cpu_count() or 1) / DOWNLOAD_CPUS), 1)

@@ -6,6 +6,10 @@ from pydantic import Field, field_validator
 
 from pairmill.schemas.settings import Settings
 
+DOWNLOAD_CPUS = 1.5
+"""One download actor keeps about one and a half cores busy: its event loop and its decoding threads share the GIL
+(decision 002)."""
+
 
 class RunConfig(Settings):
     """How to distribute the work. Nothing here changes the output."""

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pairmill.jobs.cli.main import app
-from pairmill.jobs.cluster.pools import DOWNLOAD_CPUS, Node, Pool, PoolError, plan_pools, shards_in_flight
+from pairmill.jobs.cluster.pools import Node, Pool, PoolError, plan_pools, shards_in_flight
 from pairmill.jobs.explain import rows_per_s
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
 from pairmill.pipeline.stages.stage import StageName
+from pairmill.schemas.job.run import DOWNLOAD_CPUS
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import ShardManifest
 
