@@ -16,7 +16,8 @@ from pairmill.jobs.check import check
 from pairmill.jobs.job_file import resolve, s3_of
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, finish
-from pairmill.pipeline.columns.added_model import columns_done, pictures_left_out, read_card
+from pairmill.pipeline.columns.added_columns import MODEL_CARD, columns_done
+from pairmill.pipeline.columns.added_model import pictures_left_out, read_card
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed
@@ -94,7 +95,7 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
     if added.alias in taken:
         raise JobError(f"{store.root} already has a model with the alias {added.alias!r}; choose another with --alias")
     card = json.dumps({**added.model_dump(), "fingerprint": fingerprint}, indent=1).encode()
-    name = f"columns/{added.alias}/model.json"
+    name = f"columns/{added.alias}/{MODEL_CARD}"
     if not store.create(name, card) and read_card(store, added.alias).fingerprint != fingerprint:
         raise JobError(
             f"{store.path(name)}: this alias belongs to another model or other weights; choose another alias"

@@ -19,10 +19,10 @@ from pairmill.jobs.yaml_loader import dump_yaml
 from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import OtherJobError, make_plan
 from pairmill.pipeline.source.planned import Plan
-from pairmill.pipeline.stages.build import versions
 from pairmill.pipeline.stages.pipelines import Pipeline, build_pipeline
 from pairmill.schemas.errors import FailureKind, JobError, PairmillError
 from pairmill.schemas.jobs import BuildJob

@@ -68,9 +68,9 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     dataset = open_input(job.dataset, job.s3, partial=True)
     subset = read_subset(dataset.store, job.subset)
     plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset))
-    if dataset.models.incomplete:  # perhaps only in shards that are newer than the subset
+    if dataset.added.incomplete:  # perhaps only in shards that are newer than the subset
         dataset = dataset.of_shards({shard.shard: shard.generation for shard in shards})
-    source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.models.complete)
+    source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.added)
     output_format = _format(job, source, dataset)
     seed = job.shuffle_seed if output_format.needs_pictures else None
     parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
@@ -86,13 +86,13 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
                 f"{output.root} was begun by an earlier version of pairmill, in another layout; give another folder"
             )
         local, steps = len(left) * job.samples_per_file < ROWS_FOR_RAY, Steps(on_step, f"writing {job.format}")
-        with open_tasks(job, local, steps) as tasks:
+        with open_tasks(job.run, local, steps) as tasks:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
     _claim_output(output, records, record)  # again, because another run of this export may have failed and released it
     _write_index(writer, record, dataset, subset)
     output.remove_temporary()
-    return ExportResult(output.root, record, len(left), dataset.models.incomplete)
+    return ExportResult(output.root, record, len(left), tuple(each.name for each in dataset.added.incomplete))
 
 
 def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Format:
@@ -100,7 +100,7 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Forma
     mapping, built = source.mapping, source.job
     if isinstance(mapping.pictures, NoPictures):
         raise JobError(f"{job.dataset} has only captions, and {job.format} needs pictures or their embeddings")
-    models = [*(model.alias for model in built.models), *source.added_models]
+    models = [*(model.alias for model in built.models), *source.added.models]
     if job.format in ("webdataset", "parquet"):
         if job.models is not None:
             raise JobError(f"models: {job.format} has no embeddings; use clip-retrieval, datacomp or PairDataset")
@@ -148,7 +148,7 @@ def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInpu
     available = [aliases[name] for name in dataset.schema.names if name in aliases]
     chosen = available if job.models is None else job.models
     if unknown := sorted(set(chosen) - set(available)):
-        if problem := dataset.models.missing(score_column_names(unknown[0]).image_embedding):
+        if problem := dataset.added.missing(score_column_names(unknown[0]).image_embedding):
             raise JobError(f"models: {problem}")
         raise JobError(
             f"models: {job.dataset} has no embeddings of {unknown[0]!r}; it has: {', '.join(available) or 'none'}"

@@ -40,7 +40,7 @@ class JobField:
 
 
 def job_fields(prefix: str = "", job: type[BaseModel] = BuildJob) -> list[JobField]:
-    """The fields of `job` (BuildJob, SelectJob or ExportJob) whose dotted names start with `prefix`, in order.
+    """The fields of `job` (BuildJob, SelectJob, ...) whose dotted names start with `prefix`, in order.
 
     A section such as `fetch` is not a field itself; a list or mapping of sections (`models`, `s3.buckets`) is.
     """

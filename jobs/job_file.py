@@ -25,6 +25,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.subset import SelectJob
 
 Settings = Iterable[str] | Mapping[str, object]
@@ -55,6 +56,12 @@ def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings
     """The job of an export, from the same inputs as `load_job`."""
     values, text = _values(job_file, overrides, settings)
     return _validate(ExportJob, values, text, job_file)
+
+
+def load_score_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> ScoreJob:
+    """The job of a score, from the same inputs as `load_job`."""
+    values, text = _values(job_file, overrides, settings)
+    return _validate(ScoreJob, values, text, job_file)
 
 
 def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], str]:
@@ -180,7 +187,7 @@ def _is_text(key: str) -> bool:
 
 @cache
 def _text_fields() -> frozenset[str]:
-    fields = [field for job in (BuildJob, SelectJob, ExportJob) for field in job_fields("", job)]
+    fields = [field for job in (BuildJob, SelectJob, ExportJob, ScoreJob) for field in job_fields("", job)]
     text = {field.name for field in fields if field.type in ("str", "str | null")}
     return frozenset(text - {field.name for field in fields if field.type not in ("str", "str | null")})
 

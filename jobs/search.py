@@ -13,10 +13,10 @@ from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnails
 from pairmill.pipeline.search.build_index import IndexReport, build_index
-from pairmill.pipeline.search.embeddings import Embeddings
 from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.matches import (
     Match,

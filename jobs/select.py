@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from pairmill.pipeline.columns.added_model import AddedModels, added_models
+from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
@@ -19,6 +19,7 @@ from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, publish, read_subset, subset_names, write_chunk
+from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.keys import can_be_key
@@ -27,9 +28,8 @@ from pairmill.pipeline.select.selector import UID_STEP, Selector
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
 from pairmill.pipeline.select.uid_file import UidFile, UidFileError
 from pairmill.pipeline.source.plan import load_plan
-from pairmill.pipeline.stages.build import versions
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.export import ExportJob
+from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles, UidFileReport
 
@@ -45,15 +45,15 @@ class SelectInput:
     shards: list[tuple[int, int]]
     """(shard, generation) of each shard, in order."""
     num_rows: int
-    models: AddedModels
+    added: AddedColumns
     schema: pa.Schema
     has_md5: bool
 
     def of_shards(self, shards: Mapping[int, int]) -> "SelectInput":
-        """The same for some shards (shard -> generation), which may have models that others lack."""
-        models, chosen = added_models(self.store, shards), sorted(shards.items())
-        schema = describe(self.store, chosen[:1], models.complete).schema()
-        return replace(self, shards=chosen, models=models, schema=schema)
+        """The same for some shards (shard -> generation), which may have models and scores that others lack."""
+        added, chosen = added_columns(self.store, shards), sorted(shards.items())
+        schema = describe(self.store, chosen[:1], added.names).schema()
+        return replace(self, shards=chosen, added=added, schema=schema)
 
 
 def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_step: OnStep = ignore_step) -> Subset:
@@ -75,7 +75,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
     def begin(number: int) -> None:
         steps.name = names[number]
 
-    with open_tasks(job, source.num_rows < ROWS_FOR_RAY, steps) as tasks:
+    with open_tasks(job.run, source.num_rows < ROWS_FOR_RAY, steps) as tasks:
         chunks = _chunks(source, tasks)
         selector = Selector.start(tasks, chunks, begin)
         selector.run(job.rows == "kept", job.steps, uid_files)
@@ -129,9 +129,9 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
         )
     if not done:
         raise JobError(f"{path} has no finished shard yet")
-    models, shards = added_models(store, done), sorted(done.items())
-    schema = describe(store, shards[:1], models.complete).schema()
-    return SelectInput(store, shards, plan.num_rows, models, schema, plan.record.job.computes_md5)
+    added, shards = added_columns(store, done), sorted(done.items())
+    schema = describe(store, shards[:1], added.names).schema()
+    return SelectInput(store, shards, plan.num_rows, added, schema, plan.record.job.computes_md5)
 
 
 def _check_steps(job: SelectJob, source: SelectInput) -> None:
@@ -149,7 +149,7 @@ def _check_step(step: SelectStep, source: SelectInput) -> None:
     expressions = list(_expressions(step))
     used = {step.dedup.by} if step.dedup else set()
     used.update(*(expression.columns for expression, _ in expressions))
-    for problem in map(source.models.missing, sorted(used)):
+    for problem in map(source.added.missing, sorted(used)):
         if problem is not None:
             raise ExpressionError(problem)
     if "md5" in used and not source.has_md5:
@@ -200,7 +200,7 @@ def _chunks(source: SelectInput, tasks: Tasks) -> list[Chunk]:
     """All shards, in order. The number of chunks does not depend on the number of workers."""
     num_chunks = min(MAX_CHUNKS, len(source.shards), math.ceil(source.num_rows / CHUNK_ROWS))
     cuts = [round(n * len(source.shards) / num_chunks) for n in range(num_chunks + 1)]
-    calls = [(source.store, source.shards[start:end], source.models.complete) for start, end in pairwise(cuts)]
+    calls = [(source.store, source.shards[start:end], source.added.names) for start, end in pairwise(cuts)]
     chunks, row_index = [], 0
     for chunk in tasks.get(tasks.map(describe, calls)):
         chunks.append(replace(chunk, first_row_index=row_index))
@@ -269,13 +269,13 @@ def _nothing_left(reports: Sequence[StepReport]) -> str:
 
 
 @contextmanager
-def open_tasks(job: SelectJob | ExportJob, local: bool, steps: Steps) -> Iterator[Tasks]:
+def open_tasks(run: RunConfig, local: bool, steps: Steps) -> Iterator[Tasks]:
     """Tasks on Ray; or, with `local`, in this process, unless the job names a cluster."""
-    if local and not job.run.address:
+    if local and not run.address:
         yield LocalTasks(steps.part)
         return
     from pairmill.jobs.cluster.ray_tasks import RayTasks  # importing ray takes a second
     from pairmill.jobs.cluster.session import ray_session
 
-    with ray_session(job.run, spare_cpus=0):
+    with ray_session(run, spare_cpus=0):
         yield RayTasks(steps.part)

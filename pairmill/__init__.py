@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pairmill.jobs.add_model import ColumnsResult
     from pairmill.jobs.api.choose import export, select
     from pairmill.jobs.api.find import index, search
+    from pairmill.jobs.api.judge import score
     from pairmill.jobs.api.make import add_model, build, embed, retry
     from pairmill.jobs.api.read import open, report, status, verify
     from pairmill.jobs.export import ExportResult
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pairmill.jobs.report import ReportResult
     from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
+    from pairmill.jobs.score import ScoreResult
     from pairmill.jobs.search import SearchResult
     from pairmill.pipeline.check.report import VerifyReport
     from pairmill.pipeline.feed.config import FeedConfig
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pairmill.schemas.job.source import SourceConfig
     from pairmill.schemas.jobs import BuildJob
     from pairmill.schemas.s3 import S3Access, S3Config
+    from pairmill.schemas.scores import ScoreJob
     from pairmill.schemas.status import Status
     from pairmill.schemas.subset import Dedup, Sample, SelectJob, SelectStep, StepReport, Subset, Top
 
@@ -72,6 +75,8 @@ __all__ = [
     "S3Access",
     "S3Config",
     "Sample",
+    "ScoreJob",
+    "ScoreResult",
     "SearchResult",
     "SelectJob",
     "SelectStep",
@@ -92,6 +97,7 @@ __all__ = [
     "report",
     "retry",
     "rule",
+    "score",
     "search",
     "select",
     "status",
@@ -102,11 +108,13 @@ _MODULES = {
     "jobs.add_model": ("ColumnsResult",),
     "jobs.api.choose": ("export", "select"),
     "jobs.api.find": ("index", "search"),
+    "jobs.api.judge": ("score",),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
     "jobs.api.read": ("open", "report", "status", "verify"),
     "jobs.progress": ("ProgressListener",),
     "jobs.report": ("ReportResult",),
     "jobs.results": ("BuildResult",),
+    "jobs.score": ("ScoreResult",),
     "jobs.search": ("SearchResult",),
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),
@@ -127,6 +135,7 @@ _MODULES = {
     "schemas.job.source": ("SourceConfig",),
     "schemas.jobs": ("BuildJob",),
     "schemas.s3": ("S3Access", "S3Config"),
+    "schemas.scores": ("ScoreJob",),
     "schemas.status": ("Status",),
     "schemas.subset": ("Dedup", "Sample", "SelectJob", "SelectStep", "StepReport", "Subset", "Top"),
 }

@@ -96,6 +96,17 @@ def parse_step(text: str) -> object:
     return step
 
 
+def parse_score(text: str) -> dict[str, object]:
+    """`head: weights.safetensors`, `classes: {...}` and the like, in YAML. Raises JobError."""
+    try:
+        score = load_yaml(text)
+    except YamlError:
+        score = None
+    if not isinstance(score, dict):
+        raise JobError(f"{text!r} is not a score: write it as 'head: weights.safetensors' or 'classes: {{...}}'")
+    return score
+
+
 def s3_config(s3: S3 | None) -> S3Config:
     """The S3 settings. Raises JobError."""
     return s3 if isinstance(s3, S3Config) else s3_of({"s3": s3})

@@ -1,11 +1,12 @@
 """Converts command-line options to fields of a job."""
 
-from pairmill.jobs.api.keywords import model_fields, parse_step
-from pairmill.jobs.cli.options import BuildOptions, EmbedOptions, ExportOptions, SelectOptions
-from pairmill.jobs.job_file import load_export_job, load_job, load_select_job
+from pairmill.jobs.api.keywords import model_fields, parse_score, parse_step
+from pairmill.jobs.cli.options import BuildOptions, EmbedOptions, ExportOptions, ScoreOptions, SelectOptions
+from pairmill.jobs.job_file import load_export_job, load_job, load_score_job, load_select_job
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.subset import SelectJob
 
 
@@ -59,6 +60,13 @@ def export_job(options: ExportOptions) -> ExportJob:
     }
     settings = [*(options.settings or []), *(["shuffle_seed=null"] if options.in_order else [])]
     return load_export_job(options.job_file, fields, settings)
+
+
+def score_job(options: ScoreOptions) -> ScoreJob:
+    """The checked job of `score`. Raises JobError."""
+    given = {} if options.score is None else parse_score(options.score)
+    fields = {"dataset": options.dataset, "name": options.name, **given}
+    return load_score_job(options.job_file, fields, options.settings or [])
 
 
 def added_model(options: EmbedOptions) -> dict[str, object]:

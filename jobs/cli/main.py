@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pairmill.jobs.cli import build, demo, explore, reference, report, search, select, status, submit
+from pairmill.jobs.cli import build, demo, explore, reference, report, score, search, select, status, submit
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
 from pairmill.jobs.cli.terminal import stdout_errors
 
@@ -64,6 +64,13 @@ app.command(
         "pairmill select out --compare clean other",
     ),
 )(select.select)
+app.command(
+    cls=Command,
+    epilog=examples(
+        "pairmill score out aesthetic \\\n    --score 'head: aesthetic.safetensors'",
+        "pairmill score out aesthetic",
+    ),
+)(score.score)
 app.command(
     cls=Command,
     epilog=examples("pairmill report out", "pairmill report out --subset clean --compare other"),

@@ -106,6 +106,20 @@ class SelectOptions(_JobOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreOptions(_JobOptions):
+    """Options of `pairmill score`."""
+
+    dataset: str
+    name: str | None = None
+    score: str | None = None
+
+    @property
+    def uris(self) -> list[str]:
+        """The dataset."""
+        return [self.dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(_JobOptions):
     """Options of `pairmill export`."""
 

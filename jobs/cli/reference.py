@@ -56,7 +56,8 @@ def models(
 def fields(
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Beginning of a field's name, such as fetch.")] = "",
     command: Annotated[
-        str, typer.Option("--of", metavar="COMMAND", help="The fields of which job: build (and embed), select, export.")
+        str,
+        typer.Option("--of", metavar="COMMAND", help="Which job: build (and embed), select, score, export."),
     ] = "build",
     as_json: Json = False,
 ) -> None:
@@ -94,11 +95,18 @@ def _fields(prefix: str, command: str) -> list["JobField"]:
     from pairmill.schemas.errors import JobError
     from pairmill.schemas.export import ExportJob
     from pairmill.schemas.jobs import BuildJob
+    from pairmill.schemas.scores import ScoreJob
     from pairmill.schemas.subset import SelectJob
 
-    jobs: dict[str, type[BaseModel]] = {"build": BuildJob, "embed": BuildJob, "select": SelectJob, "export": ExportJob}
+    jobs: dict[str, type[BaseModel]] = {
+        "build": BuildJob,
+        "embed": BuildJob,
+        "select": SelectJob,
+        "score": ScoreJob,
+        "export": ExportJob,
+    }
     if command not in jobs:
-        raise JobError(f"--of {command}: give build, embed, select or export")
+        raise JobError(f"--of {command}: give build, embed, select, score or export")
     found = job_fields(prefix, jobs[command])
     if not found:
         names = [field.name for field in job_fields("", jobs[command])]

@@ -70,6 +70,8 @@ def _print_report(report: "VerifyReport", output: str) -> None:
     if report.rescored:
         most = f"difference at most {report.max_score_difference:.1e}"
         typer.echo(f"{counted(report.rescored, 'score')} recomputed, {most}")
+    if report.scores_recomputed:
+        typer.echo(f"{counted(report.scores_recomputed, 'row')} of added scores recomputed")
     if report.shards_missing:
         typer.echo(f"{counted(report.shards_missing, 'planned shard')} not done yet")
     for problem in report.problems:

@@ -12,6 +12,8 @@ class VerifyReport:
     pairs: int = 0
     pictures: int = 0
     rescored: int = 0
+    scores_recomputed: int = 0
+    """Rows of added scores."""
     max_score_difference: float = 0.0
     shards_missing: int = 0
     problems: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.check.report import VerifyReport
-from pairmill.pipeline.columns.added_model import PairsReader
+from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.faults import LocalFault
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.check.report import VerifyReport
-from pairmill.pipeline.columns.added_model import check_columns
+from pairmill.pipeline.columns.added_columns import ColumnSet, column_sets
+from pairmill.pipeline.columns.column_files import check_columns
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -18,6 +19,7 @@ from pairmill.pipeline.dataset.manifests import DamagedManifestError, ManifestEr
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
+from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
 from pairmill.schemas.pairs import KEPT_STATUS
@@ -34,7 +36,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
     report = VerifyReport()
     plan = load_plan(store)
     scored: list[int] = []
-    aliases = store.folders("columns")
+    added = _added(store, report)
     is_corpus = plan.job.source.is_corpus
     report.shards_missing = plan.num_shards - len(committed(store).keys() & set(range(plan.num_shards)))
     named, all_read = set[str](), True
@@ -54,7 +56,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             *_check_shard(store, manifest, report),
         ]
         if not problems:  # rebuilding the shard would not repair its added columns
-            _add_problems(report, manifest, list(check_columns(store, aliases, manifest)))
+            _add_problems(report, manifest, list(check_columns(store, added, manifest)))
         elif len(report.damaged) < MAX_PROBLEMS:
             report.damaged.extend(_to_delete(store, manifest))
         _add_problems(report, manifest, problems)
@@ -69,7 +71,20 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             report.problems.append(f"shard {manifest.shard:09d}: {problem}")
             if not is_corpus:  # rebuilding a shard does not repair a corpus that has changed
                 report.damaged.extend(_to_delete(store, manifest))
+    if rescore and not report.problems and present:
+        from pairmill.pipeline.check.rescore_columns import rescore_columns  # loads torch
+
+        report.problems.extend(rescore_columns(Snapshot.of(store), rescore, report, on_step))
     return report
+
+
+def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
+    """The models and scores that were added. A damaged card is a problem."""
+    try:
+        return list(column_sets(store))
+    except ManifestError as error:
+        report.problems.append(str(error))
+        return []
 
 
 def foreign_files(store: Store, named: set[str]) -> list[str]:

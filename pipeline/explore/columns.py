@@ -29,7 +29,7 @@ def cache_home() -> Path:
 
 def cache_folder(snapshot: Snapshot, home: Path) -> Path:
     """The folder of one state of one output."""
-    state = hashlib.blake2b(repr(list(snapshot.aliases)).encode(), digest_size=16)
+    state = hashlib.blake2b(repr(list(snapshot.added.names)).encode(), digest_size=16)
     for shard in snapshot.chunk.shards:
         state.update(f"{shard.shard} {shard.generation} {shard.pairs_blake2b} {shard.columns_blake2b}\n".encode())
     output = hashlib.blake2b(snapshot.store.root.encode(), digest_size=8)

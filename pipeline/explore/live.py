@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pairmill.pipeline.columns.added_model import AddedModels
+from pairmill.pipeline.columns.added_columns import NOTHING_ADDED
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.explore.pictures import SMALL, Pictures
@@ -155,7 +155,7 @@ class LiveState:
     def _opened(self, shard: int, generation: int) -> tuple[Snapshot, Pictures]:
         key = shard, generation
         if key not in self._open:
-            snapshot = Snapshot(self._store, self._current_plan(), [key], AddedModels((), ()))
+            snapshot = Snapshot(self._store, self._current_plan(), [key], NOTHING_ADDED)
             self._open[key] = snapshot, Pictures(snapshot)
             while len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)[1][1].close()

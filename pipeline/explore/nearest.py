@@ -7,7 +7,7 @@ import numpy as np
 
 from pairmill.pipeline.explore.start import Mask
 from pairmill.pipeline.explore.view import View
-from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.query import QueryModel, embed_image, embed_text
 from pairmill.pipeline.search.vector_index import Floats

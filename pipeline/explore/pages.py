@@ -20,8 +20,8 @@ from pairmill.pipeline.explore.pictures import LARGE, SMALL
 from pairmill.pipeline.explore.query import Query
 from pairmill.pipeline.explore.rejects import RejectPages
 from pairmill.pipeline.explore.security import Guard
+from pairmill.pipeline.reader.embeddings import EmbeddingsError
 from pairmill.pipeline.reader.thumbnails import RowRef
-from pairmill.pipeline.search.embeddings import SearchError
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.subset import SUBSET_NAME
 
@@ -188,7 +188,7 @@ class Pages(Page):
         """The cards of what a search finds, or a note that says why it cannot search."""
         try:
             near = search()
-        except (SearchError, ModelError) as error:
+        except (EmbeddingsError, ModelError) as error:
             return [], str(error)
         found = cards(self.explorer, shown, [each.row for each in near])
         return [replace(card, value=f"{each.similarity:.3f}") for card, each in zip(found, near, strict=True)], None

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pairmill.pipeline.columns.added_model import PairsReader
+from pairmill.pipeline.columns.added_columns import AddedColumns
+from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, describe
@@ -48,8 +49,8 @@ class ExportSource:
     store: Store
     job: BuildJob
     mapping: ColumnMapping
-    added_models: tuple[str, ...]
-    """Aliases of the added models whose columns can be read."""
+    added: AddedColumns
+    """The added models and scores."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class SubsetReader:
 
     def _chunk(self, shard: SubsetShard) -> Chunk:
         try:
-            chunk = describe(self._source.store, [(shard.shard, shard.generation)], self._source.added_models)
+            chunk = describe(self._source.store, [(shard.shard, shard.generation)], self._source.added.names)
         except FileNotFoundError as error:
             raise MissingDataError(f"shard {shard.shard:09d} is gone since the subset was made: {error}") from error
         if chunk.shards[0].pairs_blake2b != shard.pairs_blake2b:

@@ -84,7 +84,7 @@ class PairDataset(IterableDataset[Sample]):
         self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
         self._order = EpochOrder(self._shards.counts, config.shuffle, config.seed, config.mix_shards, config.even)
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
-            problem = self._shards.models.missing(unknown[0])
+            problem = self._shards.added.missing(unknown[0])
             raise FeedError(f"{config.dataset} has no column {unknown[0]!r}" + (f": {problem}" if problem else ""))
         if IMAGE in config.columns and not self._shards.has_pictures:
             raise FeedError(f"{config.dataset} has no stored pictures that can be read with one range read each")

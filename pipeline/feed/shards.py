@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.columns.added_model import AddedModels, added_models
+from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
@@ -39,7 +39,7 @@ class FeedShards:
     """(shards,): number of selected rows."""
     schema: pa.Schema
     """All columns, including those of added models."""
-    models: AddedModels
+    added: AddedColumns
     has_pictures: bool
     """Whether each picture can be read with a single range read, from the tar and offset in its row."""
     check: str | None
@@ -54,17 +54,17 @@ class FeedShards:
         """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset."""
         store.check_access()
         plan, done = load_plan(store), committed(store)
-        models = added_models(store, done)
-        if subset is not None and models.incomplete:  # perhaps only in shards that are newer than the subset
+        added = added_columns(store, done)
+        if subset is not None and added.incomplete:  # perhaps only in shards that are newer than the subset
             numbers = shard_numbers(store, read_subset(store, subset))
             done = {shard: generation for shard, generation in done.items() if shard in numbers}
-            models = added_models(store, done)
-        chunk = describe(store, sorted(done.items()), models.complete)
+            added = added_columns(store, done)
+        chunk = describe(store, sorted(done.items()), added.names)
         selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in selected], np.int64)
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
         pictures = _has_pictures(plan), _check_column(plan), plan.job.images.max_pixels
-        return cls(chunk, tuple(selected), counts, chunk.schema(), models, *pictures, fingerprint)
+        return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, fingerprint)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and

@@ -109,7 +109,7 @@ class Dataset:
         if self._subset is not None:
             raise DatasetError(f"this is the subset {self._subset!r}; open {name!r} from the whole dataset")
         subset, snapshot = read_subset(self._snapshot.store, name), self._snapshot
-        if snapshot.models.incomplete:  # perhaps only in shards that are newer than the subset
+        if snapshot.added.incomplete:  # perhaps only in shards that are newer than the subset
             snapshot = snapshot.of_shards(shard_numbers(snapshot.store, subset))
         return Dataset(snapshot, name)
 
@@ -268,7 +268,7 @@ class Dataset:
         names = [columns] if isinstance(columns, str) else list(columns)
         for name in names:
             if name not in known:
-                if problem := self._snapshot.models.missing(name):
+                if problem := self._snapshot.added.missing(name):
                     raise DatasetError(f"{self!r} has no column {name!r}: {problem}")
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pairmill.pipeline.columns.added_model import AddedModels, PairsReader, added_models
+from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
+from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError
@@ -42,7 +43,7 @@ class Snapshot:
     plan: Plan
     generations: Sequence[tuple[int, int]]
     """(shard, generation), in order of shard; at least one."""
-    models: AddedModels
+    added: AddedColumns
 
     @classmethod
     def of(cls, store: Store) -> "Snapshot":
@@ -50,19 +51,14 @@ class Snapshot:
         plan, generations = load_plan(store), committed(store)
         if not generations:
             raise DatasetError(f"{store.root} has no finished shard yet")
-        return cls(store, plan, sorted(generations.items()), added_models(store, generations))
-
-    @property
-    def aliases(self) -> Sequence[str]:
-        """Aliases of the added models that have columns for all of these shards."""
-        return self.models.complete
+        return cls(store, plan, sorted(generations.items()), added_columns(store, generations))
 
     def of_shards(self, numbers: Collection[int]) -> "Snapshot":
-        """The same for some shards, which may have models that others lack."""
+        """The same for some shards, which may have models and scores that others lack."""
         generations = [each for each in self.generations if each[0] in numbers]
         if not generations:
             return self  # a subset of other shards, which is outdated
-        return replace(self, generations=generations, models=added_models(self.store, dict(generations)))
+        return replace(self, generations=generations, added=added_columns(self.store, dict(generations)))
 
     @property
     def unfinished_shards(self) -> int:
@@ -71,9 +67,9 @@ class Snapshot:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """All columns: those of `pairs/`, then those of added models."""
+        """All columns: those of `pairs/`, then those of added models and scores."""
         with self.errors():
-            chunks = (describe(self.store, self.generations[:1], aliases) for aliases in ((), self.aliases))
+            chunks = (describe(self.store, self.generations[:1], names) for names in ((), self.added.names))
             return pa.unify_schemas([chunk.schema().remove_metadata() for chunk in chunks])
 
     def schema_of(self, columns: Sequence[str]) -> pa.Schema:
@@ -84,7 +80,7 @@ class Snapshot:
     def chunk(self) -> Chunk:
         """The files of all shards."""
         with self.errors():
-            return describe(self.store, self.generations, self.aliases)
+            return describe(self.store, self.generations, self.added.names)
 
     def manifests(self) -> Iterator[ShardManifest]:
         """The manifests of all shards, in order."""

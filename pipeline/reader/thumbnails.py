@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pairmill.pipeline.columns.added_model import PairsReader
+from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot

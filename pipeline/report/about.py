@@ -31,7 +31,7 @@ def models_of(snapshot: Snapshot) -> list[ModelFacts]:
     with snapshot.errors():
         metadata = read_schema(snapshot.store, snapshot.chunk.shards[0].pairs).metadata or {}
         found = [_model(each) for each in json.loads(metadata.get(b"pairmill", b"{}")).get("models", [])]
-        for alias in snapshot.aliases:
+        for alias in snapshot.added.models:
             card = read_card(snapshot.store, alias)
             found.append(ModelFacts(alias, _name(card.name, card.pretrained), None, card.dtype))
     return found

@@ -113,7 +113,7 @@ class _Maker:
     def _find_thresholds(self) -> dict[str, float]:
         if self._subset is not None:
             return about.subset_thresholds(self._subset, self._scores)
-        return about.build_thresholds(self._snapshot.plan.job.rules, self._snapshot.aliases, self._scores)
+        return about.build_thresholds(self._snapshot.plan.job.rules, self._snapshot.added.models, self._scores)
 
     def report(self, other: Store | None, max_rows: int) -> Report:
         groups = list(self._grid_groups())

@@ -11,7 +11,8 @@ from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import ShardFiles
-from pairmill.pipeline.search.embeddings import Embeddings, SearchError
+from pairmill.pipeline.reader.embeddings import Embeddings
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.part_files import index_folder, read_parts, shards_of_parts, stem_of
 from pairmill.pipeline.search.vector_index import FAISS_VERSION, Halves, VectorIndex, sample_size
 from pairmill.schemas.index import EmbeddingKind, IndexedShard, IndexPart

@@ -10,9 +10,10 @@ import numpy as np
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.search.build_index import index_shards
-from pairmill.pipeline.search.embeddings import Embeddings, SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.local_copy import check_size, local_copy
 from pairmill.pipeline.search.part_files import index_folder, read_parts
 from pairmill.pipeline.search.vector_index import FLAT_ROWS, Floats, Ids, RowMask, VectorIndex

@@ -9,7 +9,7 @@ from typing import IO
 from uuid import uuid4
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.schemas.manifest import DataFile
 
 MAX_CACHE_BYTES = 20_000_000_000

@@ -12,7 +12,7 @@ from pairmill.pipeline.dataset.subset import selected_rows
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.pipeline.reader.uid_finder import UidFinder
-from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.vector_index import RowMask
 from pairmill.pipeline.source.uid import own_uid
 

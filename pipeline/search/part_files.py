@@ -14,7 +14,7 @@ from itertools import accumulate, groupby
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_record
-from pairmill.pipeline.search.embeddings import Embeddings
+from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.schemas.index import IndexPart
 from pairmill.schemas.manifest import shard_name
 

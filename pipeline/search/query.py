@@ -11,7 +11,7 @@ from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.encode.weights import find_weights
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.vector_index import Floats
 from pairmill.pipeline.source.clean_captions import clean_captions
 from pairmill.schemas.batch import ScoreContract

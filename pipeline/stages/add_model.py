@@ -1,14 +1,19 @@
 """Defines the stages that only `embed --add-model` has: they read committed pairs and write added columns."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from pairmill.pipeline.columns.added_model import PairsReader, write_columns
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.columns.pairs_reader import PairsReader
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.stages.stage import JobStage, StageName
 from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.pairs import score_column_names
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,24 @@ class OpenColumnsWriter:
     def __call__(self, batch: ShardBatch) -> ShardManifest:
         """Write the columns, then their manifest. Returns the shard's manifest."""
         manifest = read_manifest(self.spec.store, batch.info.base_manifest)
-        write_columns(self.spec.store, batch, manifest, self.spec.job_fingerprint)
+        (contract,) = batch.info.contracts
+        columns = batch.table.select(["row_id", *score_column_names(contract.alias)])
+        write_columns(
+            self.spec.store,
+            contract.alias,
+            columns,
+            manifest,
+            {"models": [asdict(contract)]},
+            self.spec.job_fingerprint,
+            _left_out(batch.table, contract.alias),
+        )
         return manifest
 
     def close(self) -> None:
         """Nothing is kept open between shards."""
+
+
+def _left_out(table: pa.Table, alias: str) -> int:
+    """Number of pairs that have a picture, but no embedding of it."""
+    lacking = table[f"image_embedding_{alias}"].is_null()
+    return pc.sum(pc.and_(table["image_tar"].is_valid(), lacking)).as_py() or 0

@@ -1,7 +1,6 @@
 """Defines the stages of `build` and `embed`: read, then download or load, then encode, then commit."""
 
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow.compute as pc
@@ -9,7 +8,7 @@ import pyarrow.compute as pc
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.dataset.commit import AccountingError, ShardWriter
-from pairmill.pipeline.image import phash
+from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.source.mapping import NoPictures
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.stages.stage import JobStage, Stage, StageName
@@ -17,7 +16,6 @@ from pairmill.schemas.batch import ShardBatch
 from pairmill.schemas.manifest import ShardManifest
 from pairmill.schemas.pairs import IS_PAIR_COLUMN, KEPT_STATUS, PICTURE, VERDICT, score_column_names
 from pairmill.schemas.status import Step
-from pairmill.schemas.version import VERSION
 
 if TYPE_CHECKING:
     from pairmill.pipeline.encode.encoder import Encoder
@@ -231,9 +229,3 @@ class OpenCommit:
 
     def close(self) -> None:
         """Nothing is kept open between shards."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of the software that affects the output."""
-    own = {"pairmill": VERSION, "phash": phash.VERSION}
-    return own | {name: version(name) for name in ("pyarrow", "pillow", "open_clip_torch", "torch")}

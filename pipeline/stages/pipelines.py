@@ -12,6 +12,7 @@ from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.stages.add_model import ReadPairs, WriteColumns
 from pairmill.pipeline.stages.build import Commit, Download, Encode, Load, ReadRows
 from pairmill.pipeline.stages.retry import CommitNextGeneration, ReadFailedRows
+from pairmill.pipeline.stages.score import ScorePictures, WriteScore
 from pairmill.pipeline.stages.stage import Stage, StageName, StageSpec, run_stage
 from pairmill.schemas.batch import BatchInfo, ShardBatch
 from pairmill.schemas.jobs import BuildJob
@@ -64,6 +65,12 @@ def add_model_pipeline(job: BuildJob, mapping: ColumnMapping, job_fingerprint: s
     """`embed --add-model`: run the job's only model on the pairs of committed shards."""
     write = WriteColumns(job, mapping, job_fingerprint=job_fingerprint)
     return Pipeline(job, (ReadPairs(job, mapping), Encode(job, mapping), write))
+
+
+def score_pipeline(job: BuildJob, mapping: ColumnMapping, score_name: str, sources: tuple[str, ...]) -> Pipeline:
+    """`score`, for scores that need pictures: score the pairs of committed shards."""
+    score = ScorePictures(job, mapping, score_name=score_name, sources=sources)
+    return Pipeline(job, (ReadPairs(job, mapping), score, WriteScore(job, mapping, score_name=score_name)))
 
 
 def _download_and_encode(job: BuildJob, mapping: ColumnMapping) -> tuple[StageSpec, ...]:

@@ -30,7 +30,7 @@ from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
-from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob

@@ -21,7 +21,7 @@ from pairmill.pipeline.encode.tiny.draw import Scene, caption, random_scene, ren
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.search import index as search_index
 from pairmill.pipeline.search import part_files, query, vector_index
-from pairmill.pipeline.search.embeddings import SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.query import QueryModel, embed_image, embed_text
 from pairmill.schemas.errors import JobError

@@ -11,10 +11,11 @@ import pytest
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
+from pairmill.pipeline.reader.embeddings import Embeddings, EmbeddingsError
 from pairmill.pipeline.search import index as search_index
 from pairmill.pipeline.search import part_files, vector_index
 from pairmill.pipeline.search.build_index import IndexReport, build_index
-from pairmill.pipeline.search.embeddings import Embeddings, SearchError
+from pairmill.pipeline.search.errors import SearchError
 from pairmill.pipeline.search.index import SearchIndex
 from pairmill.pipeline.search.matches import subset_mask
 from pairmill.schemas.index import IndexPart
@@ -310,10 +311,10 @@ def test_the_record_of_a_part_says_what_it_covers(folder: Path, small_parts: Non
 
 
 def test_a_model_that_is_not_there_is_an_error(folder: Path) -> None:
-    with pytest.raises(SearchError, match="has no model 'b32'; it has: vec"):
+    with pytest.raises(EmbeddingsError, match="has no model 'b32'; it has: vec"):
         Embeddings.of(snapshot(folder), "b32")
-    with pytest.raises(SearchError, match="no embeddings of 'txt', only of: image, text"):
+    with pytest.raises(EmbeddingsError, match="no embeddings of 'txt', only of: image, text"):
         Embeddings.of(snapshot(folder), ALIAS, "txt")  # type: ignore[arg-type]
     (folder / f"columns/{ALIAS}/manifests/{0:09d}.json").unlink()
-    with pytest.raises(SearchError, match="has no embeddings"):
+    with pytest.raises(EmbeddingsError, match="has no embeddings"):
         Embeddings.of(snapshot(folder), None)

@@ -12,15 +12,17 @@ import pyarrow as pa
 from pairmill.pipeline.dataset.chunks import ShardFiles
 from pairmill.pipeline.dataset.parquet import read_schema
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.search.vector_index import Floats, Halves
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.index import EmbeddingKind
 from pairmill.schemas.pairs import score_column_names
 
+Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 
-class SearchError(PairmillError, ValueError):
-    """The dataset cannot be searched as asked; the message says what to do."""
+
+class EmbeddingsError(PairmillError, ValueError):
+    """The dataset has no such embeddings; the message says what to do."""
 
     kind = FailureKind.JOB
 
@@ -35,19 +37,19 @@ class Embeddings:
 
     @classmethod
     def of(cls, snapshot: Snapshot, alias: str | None, kind: EmbeddingKind = "image") -> "Embeddings":
-        """The embeddings of a model; None: the first one. Raises SearchError if the dataset has no such embeddings."""
+        """The embeddings of a model; None: the first one. Raises EmbeddingsError if the dataset has none."""
         if kind not in get_args(EmbeddingKind):
-            raise SearchError(f"there are no embeddings of {kind!r}, only of: {', '.join(get_args(EmbeddingKind))}")
-        known = [*(model.alias for model in snapshot.plan.job.models), *snapshot.aliases]
+            raise EmbeddingsError(f"there are no embeddings of {kind!r}, only of: {', '.join(get_args(EmbeddingKind))}")
+        known = [*(model.alias for model in snapshot.plan.job.models), *snapshot.added.models]
         root = snapshot.store.root
         if not known:
-            raise SearchError(
+            raise EmbeddingsError(
                 f"{root} has no embeddings; compute them with `pairmill embed {root} --add-model NAME` first"
             )
         if alias is not None and alias not in known:
-            if alias in snapshot.store.folders("columns"):
-                raise SearchError(f"some shards lack the model {alias!r}: run embed --add-model again")
-            raise SearchError(f"{root} has no model {alias!r}; it has: {', '.join(known)}")
+            if problem := snapshot.added.missing(score_column_names(alias).image_embedding):
+                raise EmbeddingsError(problem)
+            raise EmbeddingsError(f"{root} has no model {alias!r}; it has: {', '.join(known)}")
         return cls(snapshot, alias or known[0], kind)
 
     @property
@@ -63,14 +65,14 @@ class Embeddings:
 
     @cached_property
     def contract(self) -> ScoreContract:
-        """How the embeddings were computed. Raises SearchError if their file does not say."""
+        """How the embeddings were computed. Raises EmbeddingsError if their file does not say."""
         name, _ = self._file(self.snapshot.chunk.shards[0])
         with self.snapshot.errors():
             metadata = read_schema(self.snapshot.store, name).metadata or {}
         for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
             if model["alias"] == self.alias:
                 return ScoreContract(**model)
-        raise SearchError(f"{self.snapshot.store.path(name)} does not say which model {self.alias!r} is")
+        raise EmbeddingsError(f"{self.snapshot.store.path(name)} does not say which model {self.alias!r} is")
 
     def blake2b(self, shard: ShardFiles) -> str:
         """Checksum of the shard's file with the embeddings, as in its manifest."""
@@ -96,7 +98,7 @@ class Embeddings:
 
     def _file(self, shard: ShardFiles) -> tuple[str, str]:
         """(name, checksum) of the shard's file with the embeddings."""
-        if self.alias not in self.snapshot.aliases:
+        if self.alias not in self.snapshot.added.models:
             return shard.pairs, shard.pairs_blake2b
-        added = list(self.snapshot.aliases).index(self.alias)
+        added = self.snapshot.added.names.index(self.alias)
         return shard.columns[added], shard.columns_blake2b[added]

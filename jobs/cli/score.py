@@ -1,0 +1,64 @@
+"""`pairmill score`: adds scores beside a finished dataset."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pairmill.jobs.cli.options import JobFile, Json, Output, ScoreOptions, Settings
+from pairmill.jobs.cli.terminal import errors, print_json, progress
+
+if TYPE_CHECKING:
+    from pairmill.jobs.score import ScoreResult
+
+_SHOWN_FAILURES = 5
+
+
+def score(
+    output: Output,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name of the score, the start of the names of its columns.")
+    ] = None,
+    given: Annotated[
+        str | None,
+        typer.Option(
+            "--score", metavar="SCORE", help="As in the job file: 'head: aesthetic.safetensors'; see pairmill fields."
+        ),
+    ] = None,
+    job_file: JobFile = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Add a score to a finished dataset.
+
+    Its columns stand in OUT/columns/NAME, and select, report, explore and export use them at once. Without a kind, it
+    computes the score NAME for new shards. If it is interrupted, run the same command again to resume.
+    """
+    options = ScoreOptions(dataset=output, name=name, score=given, job_file=job_file, settings=settings)
+    with errors():
+        from pairmill.jobs.cli.arguments import score_job
+        from pairmill.jobs.score import score as run_score
+
+        job = score_job(options)
+        with progress("Scored shards stay; run the same command again to resume.") as listener:
+            result = run_score(job, listener.step, listener)
+    _print(result)
+    if as_json:
+        print_json(result.as_dict())
+    if result.shards_missing:
+        raise typer.Exit(1)
+
+
+def _print(result: "ScoreResult") -> None:
+    from pairmill.pipeline.common.text import counted
+
+    for shard in list(result.failures)[:_SHOWN_FAILURES]:
+        typer.echo(f"shard {shard:09d}: {result.failures[shard]}", err=True)
+    if (more := len(result.failures) - _SHOWN_FAILURES) > 0:
+        typer.echo(f"... and {counted(more, 'more shard')} failed", err=True)
+    rows, shards = counted(result.rows_scored, "row"), counted(result.shards_scored, "shard")
+    typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
+    if result.shards_missing:
+        missing = counted(len(result.shards_missing), "shard")
+        typer.echo(f"{missing} without the score: fix the cause, then run the same command again", err=True)
+    else:
+        typer.echo(f"columns: {', '.join(result.columns)}")

@@ -1,0 +1,92 @@
+"""Recomputes the scores of some rows in `columns/`, each kind with its own function and stored state."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.check.report import VerifyReport
+from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card
+from pairmill.pipeline.common.arrow import take_rows
+from pairmill.pipeline.common.progress import OnStep, ignore_step
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.chunks import ShardFiles
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.score.kind import PICTURE, RowScore
+from pairmill.pipeline.score.kinds import kind_of
+from pairmill.pipeline.score.score_shard import opened, score_rows
+from pairmill.schemas.errors import PairmillError
+from pairmill.schemas.job.run import RunConfig
+
+TOLERANCE = 1e-4
+"""Allowed error of a recomputed number, relative to 1 or to its size if that is larger."""
+
+
+def rescore_columns(
+    snapshot: Snapshot, num_rows: int, report: VerifyReport, on_step: OnStep = ignore_step
+) -> Iterator[str]:
+    """Recompute `num_rows` rows of each added score, evenly spread over the shards. Yields problems."""
+    if not snapshot.added.scores:
+        return
+    for added in snapshot.added.scores:
+        try:
+            card = read_score_card(snapshot.store, added.name)
+            score = opened(snapshot.store, card, RunConfig())
+        except PairmillError as error:
+            yield str(error)
+            continue
+        shards = snapshot.chunk.shards
+        chosen = sorted({number * len(shards) // num_rows for number in range(min(num_rows, len(shards)))})
+        for position in chosen:
+            on_step(f"recomputing {card.name}", position, len(shards))
+            try:
+                yield from _rescore_shard(snapshot, card, score, shards[position], -(-num_rows // len(chosen)), report)
+            except PairmillError as error:
+                yield f"shard {shards[position].shard:09d}: {error}"
+
+
+def _rescore_shard(
+    snapshot: Snapshot, card: ScoreCard, score: RowScore, shard: ShardFiles, num_rows: int, report: VerifyReport
+) -> Iterator[str]:
+    kind = kind_of(card.name, card.score)
+    columns = [*kind.needs.columns, *kind.schema.names]
+    rows = _sample(snapshot, shard, list(dict.fromkeys(["uid", *columns])), num_rows, kind.needs.pictures)
+    if not rows.num_rows:
+        return
+    made = score_rows(card, score, rows)
+    report.scores_recomputed += rows.num_rows
+    for name in kind.schema.names:
+        wrong = _differences(rows[name], made[name])
+        if wrong:
+            uids = ", ".join(rows["uid"][row].as_py() for row in wrong[:3])
+            yield (
+                f"shard {shard.shard:09d}: {name} of {counted(len(wrong), 'row')} is not what columns/{card.name} "
+                f"computes: {uids}"
+            )
+
+
+def _sample(
+    snapshot: Snapshot, shard: ShardFiles, columns: Sequence[str], num_rows: int, with_pictures: bool
+) -> pa.Table:
+    """The rows with the lowest uids, so that every run checks the same ones."""
+    uids = snapshot.read(shard, ["uid"])["uid"]
+    lowest = np.sort(pc.sort_indices(uids).to_numpy()[:num_rows]).astype(np.int64)
+    if not with_pictures:
+        return take_rows(snapshot.read(shard, columns), lowest)
+    reader = snapshot.pairs_reader()
+    try:
+        manifest = snapshot.manifest((shard.shard, shard.generation))
+        pairs = take_rows(reader.read(snapshot.planned(shard), manifest), lowest)
+    finally:
+        reader.close()
+    return take_rows(snapshot.read(shard, columns), lowest).append_column(PICTURE, pairs[PICTURE])
+
+
+def _differences(stored: pa.ChunkedArray, made: pa.ChunkedArray) -> list[int]:
+    """The rows whose values differ."""
+    if pa.types.is_floating(stored.type):
+        old, new = (each.fill_null(np.nan).to_numpy().astype(np.float64) for each in (stored, made))
+        is_same = np.isclose(old, new, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        return [int(row) for row in np.flatnonzero(~is_same)]
+    return [row for row, (old, new) in enumerate(zip(stored.to_pylist(), made.to_pylist(), strict=True)) if old != new]

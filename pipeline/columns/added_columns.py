@@ -1,0 +1,87 @@
+"""Lists what was added to a dataset: the models and the scores in `columns/`, and which shards have them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pairmill.pipeline.columns.score_card import SCORE_CARD, read_score_card
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import committed
+from pairmill.schemas.pairs import score_column_names
+
+MODEL_CARD = "model.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSet:
+    """The columns of one folder in `columns/`."""
+
+    name: str
+    """Name of the folder: the alias of a model, or the name of a score."""
+    kind: Literal["model", "score"]
+    columns: tuple[str, ...]
+
+    @property
+    def remedy(self) -> str:
+        """The command that adds the columns of the shards that lack them."""
+        return "run embed --add-model again" if self.kind == "model" else f"run `pairmill score OUT {self.name}` again"
+
+
+@dataclass(frozen=True, slots=True)
+class AddedColumns:
+    """What was added to a dataset, by whether some of its shards lack it."""
+
+    complete: tuple[ColumnSet, ...]
+    """All of these shards have them, in these generations."""
+    incomplete: tuple[ColumnSet, ...]
+    """Some of these shards lack them, because they are newer, or the command was interrupted."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The complete ones, models and scores."""
+        return tuple(each.name for each in self.complete)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Aliases of the complete models, which have embeddings."""
+        return tuple(each.name for each in self.complete if each.kind == "model")
+
+    @property
+    def scores(self) -> tuple[ColumnSet, ...]:
+        """The complete scores."""
+        return tuple(each for each in self.complete if each.kind == "score")
+
+    def missing(self, column: str) -> str | None:
+        """Why a column that belongs to an incomplete set cannot be read; None for any other column."""
+        for each in self.incomplete:
+            if column in each.columns:
+                return f"some shards lack the {each.kind} {each.name!r}: {each.remedy}"
+        return None
+
+
+NOTHING_ADDED = AddedColumns((), ())
+
+
+def columns_done(store: Store, name: str) -> dict[int, int]:
+    """Shard -> highest generation with the columns of this model or score."""
+    return committed(store, f"columns/{name}/manifests")
+
+
+def added_columns(store: Store, generations: Mapping[int, int]) -> AddedColumns:
+    """What was added to these shards (shard -> generation). Raises ManifestError if a score's card is damaged."""
+    added = list(column_sets(store))
+    is_complete = [generations.items() <= columns_done(store, each.name).items() for each in added]
+    return AddedColumns(
+        tuple(each for each, complete in zip(added, is_complete, strict=True) if complete),
+        tuple(each for each, complete in zip(added, is_complete, strict=True) if not complete),
+    )
+
+
+def column_sets(store: Store) -> Iterator[ColumnSet]:
+    """Every folder in `columns/` that has the card of a model or a score. Raises ManifestError if a score's card is
+    damaged."""
+    for name in store.folders("columns"):
+        if store.exists(f"columns/{name}/{MODEL_CARD}"):
+            yield ColumnSet(name, "model", tuple(score_column_names(name)))
+        elif store.exists(f"columns/{name}/{SCORE_CARD}"):
+            yield ColumnSet(name, "score", tuple(column.name for column in read_score_card(store, name).columns))

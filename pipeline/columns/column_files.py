@@ -1,0 +1,82 @@
+"""Writes and checks the files in `columns/NAME/`: one Parquet file and one manifest per shard."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from uuid import uuid4
+
+import pyarrow as pa
+
+from pairmill.pipeline.columns.added_columns import ColumnSet
+from pairmill.pipeline.common.files import file_checksum
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import ManifestError, read_columns_manifest
+from pairmill.pipeline.dataset.parquet import read_table, write_table
+from pairmill.schemas.manifest import SCHEMA_VERSION, ColumnsManifest, DataFile, ShardManifest, manifest_name
+
+
+def write_columns(
+    store: Store,
+    name: str,
+    columns: pa.Table,
+    manifest: ShardManifest,
+    footer: Mapping[str, object],
+    job_fingerprint: str,
+    pictures_left_out: int = 0,
+) -> None:
+    """Commit the columns that a model or a score adds to a shard. If another worker was faster, its files, which are
+    identical, stay.
+
+    `columns`: `row_id`, then the added columns, in the row order of the pairs file. `footer`: how they were made.
+    """
+    about = {"schema_version": SCHEMA_VERSION, "shard": manifest.shard, **footer}
+    columns = columns.replace_schema_metadata({"pairmill": json.dumps(about, sort_keys=True)})
+    stem = manifest_name(manifest.shard, manifest.generation).removesuffix(".json")
+    path = f"columns/{name}/{stem}.parquet"
+    with store.new_file() as file:
+        write_table(columns, file)
+        digest, num_bytes = file_checksum(file)
+        if not store.create_from(path, file) and store.checksum(path)[0] != digest:
+            path = f"columns/{name}/{stem}.{uuid4().hex}.parquet"  # the shard has been rebuilt since
+            store.create_from(path, file)
+    record = ColumnsManifest(
+        shard=manifest.shard,
+        generation=manifest.generation,
+        pairs_blake2b=manifest.files["pairs"].blake2b,
+        rows=columns.num_rows,
+        file=DataFile(path=path, num_bytes=num_bytes, blake2b=digest),
+        job_fingerprint=job_fingerprint,
+        pictures_left_out=pictures_left_out,
+    )
+    store.create(f"columns/{name}/manifests/{record.name}", record.model_dump_json(indent=1).encode())
+
+
+def check_columns(store: Store, added: Sequence[ColumnSet], manifest: ShardManifest) -> Iterator[str]:
+    """Problems with the columns that were added to a shard, and the remedies. Missing columns are not a problem."""
+    for each in added:
+        try:
+            record = read_columns_manifest(store, each.name, manifest.name)
+        except FileNotFoundError:
+            continue
+        except ManifestError as error:
+            yield str(error)
+            continue
+        if problem := _problem_with(store, record, manifest):
+            where = f"columns/{each.name}/manifests/{manifest.name}"
+            yield f"{problem}; move {where} elsewhere and {each.remedy}"
+
+
+def _problem_with(store: Store, record: ColumnsManifest, manifest: ShardManifest) -> str | None:
+    path = record.file.path
+    if record.pairs_blake2b != manifest.files["pairs"].blake2b:
+        return f"{path} belongs to another pairs file"
+    if not store.exists(path):
+        return f"{path} is missing"
+    if store.checksum(path)[0] != record.file.blake2b:
+        return f"{path} has changed since it was committed: its checksum differs"
+    if not _row_ids(store, path).equals(_row_ids(store, manifest.files["pairs"].path)):
+        return f"the rows of {path} are not those of the pairs file"
+    return None
+
+
+def _row_ids(store: Store, path: str) -> pa.ChunkedArray:
+    return read_table(store, path, ["row_id"])["row_id"]

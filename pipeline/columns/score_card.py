@@ -1,0 +1,116 @@
+"""The card of a score: what it is, and everything but the rows that its values depend on.
+
+columns/NAME/score.json                    the card; a different score under the same name is refused
+columns/NAME/state.DIGEST.safetensors      what was prepared once: a head's weights, class embeddings, a sketch, ...
+
+With the state, a score is a function of the row alone. So its values depend neither on workers, order and shard size
+nor on when a shard was added, and `verify` can compute them again without the files that the job named.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
+from pairmill.schemas.job.scores import ScoreConfig
+from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
+
+SCORE_CARD = "score.json"
+_JSON = "json"
+"""The tensor in which a state keeps its texts and numbers, as JSON in UTF-8: safetensors for NumPy cannot read the
+metadata of a file."""
+
+
+class ScoreColumn(BaseModel):
+    """One column of a score."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    type: str
+    """Arrow's name of the type."""
+
+
+class ScoreCard(BaseModel):
+    """`columns/NAME/score.json`. Create-only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    score: ScoreConfig
+    columns: list[ScoreColumn]
+    state: DataFile
+    versions: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings and the state: 32 hex characters."""
+        settings = json.dumps(self.score.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.blake2b(f"{settings}\n{self.state.blake2b}".encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class State:
+    """What was prepared once for a score."""
+
+    tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
+    """JSON values: names of classes, sizes, digests of files."""
+
+    def to_bytes(self) -> bytes:
+        """Serialize for `from_bytes`, as a safetensors file. Equal states give equal bytes."""
+        values = np.frombuffer(json.dumps(self.values, sort_keys=True).encode(), np.uint8)
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(self.tensors.items())}
+        return bytes(save({**tensors, _JSON: values}))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "State":
+        """Parse the result of `to_bytes`. Raises ValueError for anything else."""
+        try:
+            tensors = dict(load(data))
+            values = json.loads(tensors.pop(_JSON).tobytes())
+        except (SafetensorError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a state: {error}") from None
+        return cls(tensors, values)
+
+
+def read_score_card(store: Store, name: str) -> ScoreCard:
+    """The card of a score. Raises ManifestError and FileNotFoundError."""
+    return read_record(store, f"columns/{name}/{SCORE_CARD}", ScoreCard, _remedy(name))
+
+
+def write_state(store: Store, name: str, state: State) -> DataFile:
+    """Store a state under a name with its checksum, so that two runs never write to the same file."""
+    data = state.to_bytes()
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    path = f"columns/{name}/state.{digest}.safetensors"
+    store.create(path, data)  # if it exists, its content is the same
+    return DataFile(path=path, num_bytes=len(data), blake2b=digest)
+
+
+def read_state(store: Store, card: ScoreCard) -> State:
+    """The state of a score. Raises DamagedManifestError if it is missing or not the one that was written."""
+    where = store.path(card.state.path)
+    if not re.fullmatch(rf"columns/{card.name}/state\.[0-9a-f]{{32}}\.safetensors", card.state.path):
+        raise DamagedManifestError(f"{where} is not the name of a state; {_remedy(card.name)}")
+    try:
+        data = store.read(card.state.path)
+    except FileNotFoundError:
+        raise DamagedManifestError(f"{where} is missing; {_remedy(card.name)}") from None
+    if hashlib.blake2b(data, digest_size=16).hexdigest() != card.state.blake2b:
+        raise DamagedManifestError(f"{where} has changed since it was written; {_remedy(card.name)}")
+    return State.from_bytes(data)
+
+
+def _remedy(name: str) -> str:
+    return f"move columns/{name} elsewhere and run `pairmill score` again"

@@ -1,0 +1,212 @@
+"""Reads the weights of a head from a file. Never unpickles objects.
+
+Layouts are recognized by the names and shapes of the tensors:
+
+    weight, bias                            one linear layer: LAION's aesthetic predictor V1
+    layers.0.weight, layers.2.weight, ...   several layers in a row: V2 and its successors, and pairmill's probes
+    0.weight, 2.weight, ...                 the same, saved from a torch.nn.Sequential
+    mean, variance                          with any of these: the input is standardized first (Keras' Normalization)
+
+V1: https://github.com/LAION-AI/aesthetic-predictor. V2: https://github.com/christophschuhmann/improved-aesthetic-
+predictor, whose layers 0, 2, 4, 6, 7 have only dropout between them, and whose variant "reluMSE", with layers 0, 3, 6,
+9, 11, has ReLUs. NSFW heads: https://github.com/LAION-AI/CLIP-based-NSFW-Detector.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+from pairmill.pipeline.score.kind import ScoreError
+
+Activation = Literal["none", "relu", "sigmoid"]
+Output = Literal["none", "sigmoid"]
+Doubles = npt.NDArray[np.float64]
+
+MAX_BYTES = 1 << 30
+_LAYER = re.compile(r"(?:[a-z_]+\.)?(\d{1,4})\.(weight|bias)")
+_V2_LAYERS, _RELU_MSE_LAYERS = (0, 2, 4, 6, 7), (0, 3, 6, 9, 11)
+_NSFW_SHAPES = ((768, 64, 512, 256, 1), (512, 32, 32, 1))
+_KEY = "pairmill"
+
+
+@dataclass(frozen=True)
+class HeadModel:
+    """The model whose embeddings a head was trained on."""
+
+    names: tuple[str, ...]
+    """open_clip's names of its architecture, or names on the hub."""
+    pretrained: str | None = None
+    weights_sha256: str | None = None
+    """If it is known, only this decides."""
+
+    def __str__(self) -> str:
+        return f"{self.names[0]}:{self.pretrained}" if self.pretrained else self.names[0]
+
+
+OPENAI_L14 = HeadModel(("ViT-L-14", "ViT-L-14-quickgelu"), "openai")
+OPENAI_B32 = HeadModel(("ViT-B-32", "ViT-B-32-quickgelu"), "openai")
+
+_PUBLIC = (  # norm of the weights of the affine map that the layers are together, its bias, the model
+    (28.44440, 3.529372, OPENAI_L14),  # V1, sa_0_4_vit_l_14_linear.pth
+    (27.57177, 3.421471, OPENAI_B32),  # V1, sa_0_4_vit_b_32_linear.pth
+    (17.99562, 5.236646, OPENAI_L14),  # V2, sac+logos+ava1-l14-linearMSE.pth
+)
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """What a file says about a head. What it does not say is None."""
+
+    layers: tuple[tuple[Doubles, Doubles], ...]
+    """(weight [out, in], bias [out]) of each layer, in order."""
+    mean: Doubles | None = None
+    variance: Doubles | None = None
+    """Of the input, both [in], or neither."""
+    activation: Activation | None = None
+    output: Output | None = None
+    model: HeadModel | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Width of the input, of each hidden layer, and of the output."""
+        return (self.layers[0][0].shape[1], *(len(bias) for _, bias in self.layers))
+
+
+def read_head(path: Path) -> HeadFile:
+    """The head in a file. Raises ScoreError if it is no head, is damaged, or would have to be unpickled."""
+    tensors, about = _read(path)
+    bad = sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all())
+    if bad:
+        raise ScoreError(f"{path}: the tensor {bad[0]!r} has NaN or infinite values: the weights are broken")
+    mean, variance = (tensors.pop(name, None) for name in ("mean", "variance"))
+    numbers, layers = _layers(path, tensors)
+    _check_shapes(path, layers, mean, variance)
+    head = HeadFile(layers, mean, variance)
+    if about:
+        return _described(path, head, about)
+    if len(layers) == 1 or numbers == _V2_LAYERS:
+        return HeadFile(layers, mean, variance, "none", None, _public_model(layers))
+    if numbers == _RELU_MSE_LAYERS:
+        return HeadFile(layers, mean, variance, "relu", "none")
+    if mean is not None and head.sizes in _NSFW_SHAPES:
+        return HeadFile(layers, mean, variance, "relu", "sigmoid")
+    return head
+
+
+def affine(layers: tuple[tuple[Doubles, Doubles], ...]) -> tuple[Doubles, Doubles]:
+    """(weight [out, in], bias [out]) of the one layer that layers without activations between them are."""
+    weight, bias = layers[0]
+    for next_weight, next_bias in layers[1:]:
+        weight, bias = next_weight @ weight, next_weight @ bias + next_bias
+    return weight, bias
+
+
+def head_metadata(model: HeadModel, activation: Activation, output: Output) -> dict[str, str]:
+    """The metadata of a safetensors file that makes `read_head` know everything about the head."""
+    about = {
+        "model": {"names": model.names, "pretrained": model.pretrained, "weights_sha256": model.weights_sha256},
+        "activation": activation,
+        "output": output,
+    }
+    return {_KEY: json.dumps(about, sort_keys=True)}
+
+
+def _read(path: Path) -> tuple[dict[str, Doubles], Mapping[str, Any]]:
+    """(tensors as float64, what the file says about itself)."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ScoreError(f"{path}: is larger than {MAX_BYTES:,} bytes, too large for a head")
+        if path.suffix == ".safetensors":
+            tensors: Any = load_file(path, device="cpu")
+            with safetensors.safe_open(path, framework="numpy") as file:
+                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+        else:
+            tensors, about = torch.load(path, map_location="cpu", weights_only=True), {}
+    except OSError as error:
+        raise ScoreError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnpicklingError:
+        raise ScoreError(
+            f"{path}: holds more than tensors, and pairmill never unpickles objects; save its state_dict() as "
+            ".safetensors"
+        ) from None
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ScoreError(f"{path}: not a complete weights file (half-written?): {str(error)[:200]}") from None
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):  # a checkpoint of a trainer
+        tensors = tensors["state_dict"]
+    if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
+        raise ScoreError(f"{path}: is no set of named tensors, such as a head's state_dict()")
+    return {str(name): tensor.double().numpy() for name, tensor in tensors.items()}, about
+
+
+def _layers(path: Path, tensors: dict[str, Doubles]) -> tuple[tuple[int, ...], tuple[tuple[Doubles, Doubles], ...]]:
+    """(number of each layer as in the file, weight and bias of each)."""
+    if set(tensors) == {"weight", "bias"}:
+        return (0,), ((tensors["weight"], tensors["bias"]),)
+    found: dict[int, dict[str, Doubles]] = {}
+    for name, tensor in tensors.items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            raise ScoreError(
+                f"{path}: the tensor {name[:100]!r} is not part of a head: weight and bias, or layers.N.weight and "
+                "layers.N.bias"
+            )
+        found.setdefault(int(match[1]), {})[match[2]] = tensor
+    numbers = tuple(sorted(found))
+    for number in numbers:
+        if len(found[number]) != 2:
+            raise ScoreError(f"{path}: the layer {number} has no {({'weight', 'bias'} - found[number].keys()).pop()}")
+    if not numbers:
+        raise ScoreError(f"{path}: has no layers")
+    return numbers, tuple((found[number]["weight"], found[number]["bias"]) for number in numbers)
+
+
+def _check_shapes(
+    path: Path, layers: tuple[tuple[Doubles, Doubles], ...], mean: Doubles | None, variance: Doubles | None
+) -> None:
+    width = layers[0][0].shape[-1]
+    for weight, bias in layers:
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != width or not weight.size:
+            raise ScoreError(f"{path}: its layers do not fit together: {[each.shape for each, _ in layers]}")
+        width = len(bias)
+    if width != 1:
+        raise ScoreError(f"{path}: its last layer has {width:,} outputs; a head has one")
+    expected = layers[0][0].shape[1:]
+    if (mean is None) != (variance is None) or any(
+        each is not None and each.shape != expected for each in (mean, variance)
+    ):
+        raise ScoreError(f"{path}: mean and variance must both have the width of the input, {expected[0]:,}")
+    if variance is not None and not (variance > 0).all():
+        raise ScoreError(f"{path}: a variance is not positive")
+
+
+def _described(path: Path, head: HeadFile, about: Mapping[str, Any]) -> HeadFile:
+    """A head whose file says everything, such as a probe."""
+    try:
+        model = about["model"]
+        names = tuple(str(name)[:200] for name in model["names"])
+        known = HeadModel(names, model["pretrained"], model["weights_sha256"])
+        activation, output = about["activation"], about["output"]
+        if not names or activation not in ("none", "relu", "sigmoid") or output not in ("none", "sigmoid"):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise ScoreError(f"{path}: what its metadata say about the head cannot be read") from None
+    return HeadFile(head.layers, head.mean, head.variance, activation, output, known)
+
+
+def _public_model(layers: tuple[tuple[Doubles, Doubles], ...]) -> HeadModel | None:
+    """The model of a public head, recognized by its values; None for any other."""
+    weight, bias = affine(layers)
+    for norm, public_bias, model in _PUBLIC:
+        if abs(np.linalg.norm(weight) - norm) < 1e-4 and abs(bias[0] - public_bias) < 1e-5:
+            return model
+    return None

@@ -1,0 +1,104 @@
+"""Prepares a score: fills in its settings, makes its state, and writes its card."""
+
+from collections.abc import Mapping
+
+from pairmill.pipeline.columns.added_columns import MODEL_CARD
+from pairmill.pipeline.columns.score_card import (
+    SCORE_CARD,
+    ScoreCard,
+    ScoreColumn,
+    State,
+    read_score_card,
+    read_state,
+    write_state,
+)
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.dataset.versions import versions
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.score.kind import ScoreError, ScoreKind
+from pairmill.pipeline.score.kinds import kind_of
+from pairmill.pipeline.select.tasks import Tasks
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import ScoreConfig
+
+_FILES = "files"
+"""The value of a state with the checksums of the user's files."""
+
+
+def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, tasks: Tasks, run: RunConfig) -> ScoreCard:
+    """The card of a score: the one that is there, or a new one. `score`: None if it must be there.
+
+    Raises ScoreError if there is another score, a model or another column with this name, if the user's files have
+    changed since, or if the score cannot be prepared.
+    """
+    store = snapshot.store
+    if store.exists(f"columns/{name}/{MODEL_CARD}"):
+        raise ScoreError(f"{store.root} has a model with the alias {name!r}; choose another name for the score")
+    if store.exists(f"columns/{name}/{SCORE_CARD}"):
+        card = read_score_card(store, name)
+        if score is not None:
+            _check_same(snapshot, card, score)
+        return card
+    if score is None:
+        raise ScoreError(f"{store.root} has no score {name!r}; say what to compute")
+    return _new_card(snapshot, name, score, tasks, run)
+
+
+def sources(snapshot: Snapshot, kind: ScoreKind) -> tuple[str, ...]:
+    """The models and scores in `columns/` whose columns a score reads. Raises ScoreError if one is missing."""
+    needed = kind.needs.columns
+    for column in sorted(needed - set(snapshot.schema.names)):
+        raise ScoreError(snapshot.added.missing(column) or f"{snapshot.store.root} has no column {column!r}")
+    return tuple(each.name for each in snapshot.added.complete if needed & set(each.columns))
+
+
+def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, tasks: Tasks, run: RunConfig) -> ScoreCard:
+    store, score = snapshot.store, kind_of(name, score).resolved(snapshot)
+    kind = kind_of(name, score)
+    sources(snapshot, kind)
+    taken = {column.lower() for column in snapshot.schema.names}
+    for column in kind.schema.names:
+        if column.lower() in taken:
+            raise ScoreError(f"{store.root} already has a column {column!r}; choose another name for the score")
+    state = kind.prepare(snapshot, tasks, run)
+    if kind.files:
+        state = State(state.tensors, {**state.values, _FILES: _checksums(snapshot, kind)})
+    card = ScoreCard(
+        name=name,
+        score=score,
+        columns=[ScoreColumn(name=column.name, type=str(column.type)) for column in kind.schema],
+        state=write_state(store, name, state),
+        versions=versions(),
+    )
+    if not store.create(f"columns/{name}/{SCORE_CARD}", card.model_dump_json(indent=1, exclude_none=True).encode()):
+        other = read_score_card(store, name)  # another run was faster
+        if other.fingerprint != card.fingerprint:
+            raise ScoreError(f"another run has just added another score {name!r}; choose another name")
+        return other
+    return card
+
+
+def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None:
+    """Raise ScoreError if a score is not the one that is there, or if its files have changed since."""
+    resolved = kind_of(card.name, score).resolved(snapshot)
+    if resolved != card.score:
+        raise ScoreError(
+            f"{snapshot.store.root} has another score {card.name!r}; choose another name. What differs:\n"
+            + "\n".join(_differences(card.score, resolved))
+        )
+    recorded = read_state(snapshot.store, card).values.get(_FILES, {})
+    if recorded != _checksums(snapshot, kind_of(card.name, resolved)):
+        files = " or ".join(kind_of(card.name, resolved).files)
+        raise ScoreError(f"{files} has changed since the score {card.name!r} was added; choose another name")
+
+
+def _checksums(snapshot: Snapshot, kind: ScoreKind) -> Mapping[str, str]:
+    files = Files(snapshot.store.files.s3)
+    return {path: files.checksum(path)[0] for path in kind.files}
+
+
+def _differences(before: ScoreConfig, now: ScoreConfig) -> list[str]:
+    if before.kind != now.kind:
+        return [f"  {before.kind} there, {now.kind} now"]
+    old, new = (getattr(each, each.kind).model_dump(mode="json") for each in (before, now))
+    return [f"  {name}: {old[name]!r} there, {new[name]!r} now" for name in new if old[name] != new[name]]

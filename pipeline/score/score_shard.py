@@ -1,0 +1,83 @@
+"""Adds a score to one shard: reads the columns that it needs, computes it, and commits the result."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card, read_state
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import describe
+from pairmill.pipeline.dataset.chunks import describe as describe_shards
+from pairmill.pipeline.dataset.commit import AccountingError
+from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.score.kind import RowScore
+from pairmill.pipeline.score.kinds import kind_of
+from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.manifest import manifest_name
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """What a worker needs to add a score to a shard. Plain values."""
+
+    store: Store
+    name: str
+    sources: tuple[str, ...]
+    """The models and scores in `columns/` whose columns it reads."""
+    run: RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """Why the score is not added to a shard. Other shards are unaffected."""
+
+    shard: int
+    message: str
+
+
+def score_shard(task: ScoreTask, shard: int, generation: int) -> ShardFailure | None:
+    """Add the score to a shard, or say why not. Raises only what would fail in every shard."""
+    try:
+        _score_shard(task, shard, generation)
+    except PairmillError as error:
+        if error.kind in (FailureKind.JOB, FailureKind.STORAGE):
+            raise
+        return ShardFailure(shard, str(error))
+    except Exception as error:  # the border of a shard
+        return ShardFailure(shard, describe(error))
+    return None
+
+
+def score_rows(card: ScoreCard, score: RowScore, rows: pa.Table) -> pa.Table:
+    """The columns of a score, in the order and with the types of its card. Raises AccountingError if rows are lost."""
+    schema = kind_of(card.name, card.score).schema
+    made = score(rows)
+    if made.num_rows != rows.num_rows:
+        raise AccountingError(f"the score {card.name} got {rows.num_rows} rows and returned {made.num_rows}")
+    return made.select(schema.names).cast(schema)
+
+
+_opened: dict[tuple[str, str, RunConfig], RowScore] = {}
+_MAX_OPENED = 8
+
+
+def opened(store: Store, card: ScoreCard, run: RunConfig) -> RowScore:
+    """A score that is ready to run, made once per process. Raises ManifestError."""
+    key = card.name, card.fingerprint, run
+    if key not in _opened:
+        while len(_opened) >= _MAX_OPENED:
+            _opened.pop(next(iter(_opened)))
+        _opened[key] = kind_of(card.name, card.score).open(read_state(store, card), run)
+    return _opened[key]
+
+
+def _score_shard(task: ScoreTask, shard: int, generation: int) -> None:
+    card = read_score_card(task.store, task.name)
+    manifest = read_manifest(task.store, manifest_name(shard, generation))
+    (files,) = (chunk := describe_shards(task.store, [(shard, generation)], task.sources)).shards
+    rows = chunk.read(files, kind_of(card.name, card.score).needs.columns | {"row_id"})
+    made = score_rows(card, opened(task.store, card, task.run), rows)
+    columns = pa.Table.from_arrays([rows["row_id"], *made.columns], names=["row_id", *made.column_names])
+    write_columns(task.store, card.name, columns, manifest, {"score": card.name}, card.fingerprint)

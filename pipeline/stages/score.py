@@ -1,0 +1,93 @@
+"""Defines the stages of `score` for scores that need pictures: read committed pairs, score them, write the columns."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyarrow.compute as pc
+
+from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card
+from pairmill.pipeline.common.hooks import WorkerHooks
+from pairmill.pipeline.common.progress import WorkProgress
+from pairmill.pipeline.dataset.chunks import describe
+from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.score.kind import PICTURE, RowScore
+from pairmill.pipeline.score.kinds import kind_of
+from pairmill.pipeline.score.score_shard import opened, score_rows
+from pairmill.pipeline.stages.stage import JobStage, StageName
+from pairmill.schemas.batch import ShardBatch
+from pairmill.schemas.manifest import ShardManifest
+
+
+@dataclass(frozen=True)
+class ScorePictures(JobStage):
+    """Adds the columns of a score to pairs with their pictures. Returns only these columns."""
+
+    score_name: str = ""
+    sources: tuple[str, ...] = ()
+    """The models and scores in `columns/` whose columns it reads."""
+    name: ClassVar[StageName] = "encode"
+    returns_changes: ClassVar[bool] = True
+
+    def open(self, hooks: WorkerHooks) -> "OpenScorePictures":
+        """Open the score."""
+        card = read_score_card(self.store, self.score_name)
+        return OpenScorePictures(self, card, opened(self.store, card, self.job.run), hooks.progress)
+
+
+@dataclass(frozen=True)
+class OpenScorePictures:
+    """An opened ScorePictures."""
+
+    spec: ScorePictures
+    card: ScoreCard
+    score: RowScore
+    progress: WorkProgress
+
+    def __call__(self, batch: ShardBatch) -> ShardBatch:
+        """The columns of the score."""
+        needed = kind_of(self.card.name, self.card.score).needs.columns
+        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+        chunk = describe(self.spec.store, [(manifest.shard, manifest.generation)], self.spec.sources)
+        rows = chunk.read(chunk.shards[0], needed | {"row_id"}).append_column(PICTURE, batch.table[PICTURE])
+        with self.progress.shard(batch.info.shard.num_rows) as progress:
+            progress.expect(rows.num_rows)
+            made = score_rows(self.card, self.score, rows)
+            progress.done(rows.num_rows, rows.num_rows)
+        return batch.with_table(made)
+
+    def close(self) -> None:
+        """Nothing is kept open between shards."""
+
+
+@dataclass(frozen=True)
+class WriteScore(JobStage):
+    """Writes the columns of a score. The shard's own files do not change."""
+
+    score_name: str = ""
+    name: ClassVar[StageName] = "commit"
+
+    def open(self, hooks: WorkerHooks) -> "OpenWriteScore":
+        """Write with the fingerprint of the score's card."""
+        return OpenWriteScore(self, read_score_card(self.store, self.score_name))
+
+
+@dataclass(frozen=True)
+class OpenWriteScore:
+    """An opened WriteScore."""
+
+    spec: WriteScore
+    card: ScoreCard
+
+    def __call__(self, batch: ShardBatch) -> ShardManifest:
+        """Write the columns, then their manifest. Returns the shard's manifest."""
+        manifest = read_manifest(self.spec.store, batch.info.base_manifest)
+        columns = batch.table.select(["row_id", *kind_of(self.card.name, self.card.score).schema.names])
+        lacking = pc.and_(batch.table["image_tar"].is_valid(), batch.table[PICTURE].is_null())
+        left_out = pc.sum(lacking).as_py() or 0
+        footer = {"score": self.card.name}
+        write_columns(self.spec.store, self.card.name, columns, manifest, footer, self.card.fingerprint, left_out)
+        return manifest
+
+    def close(self) -> None:
+        """Nothing is kept open between shards."""
