@@ -71,6 +71,11 @@ class ClipModel:
             dtype=dtype,
             context_length=self._tokenizer.context_length,
         )
+        bias = getattr(self._model, "logit_bias", None)
+        self.logit_scale = float(self._model.logit_scale.detach().float().exp())
+        """What the model multiplies a cosine by before softmax or sigmoid."""
+        self.logit_bias = None if bias is None else float(bias.detach().float())
+        """What it adds before the sigmoid; None: the model was trained with a softmax (CLIP, not SigLIP)."""
         captions = self.encode_captions(_PROBES)
         self.embedding_dim = int(captions.shape[1])
         gray = self.encode_images(torch.stack([self.input.prepare(np.full((64, 64, 3), 128, np.uint8))]))
@@ -152,6 +157,21 @@ def is_unit(embeddings: Floats) -> npt.NDArray[np.bool_]:
 def load_model(config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> ClipModel:
     """A model, loaded once per process. Raises ModelError."""
     return ClipModel(config, run, hooks)
+
+
+def model_of(contract: ScoreContract, run: RunConfig) -> ClipModel:
+    """The model that made stored embeddings, loaded once per process.
+
+    Raises ModelError if its weights here are other ones, or there are none.
+    """
+    config = ModelConfig(name=contract.name, pretrained=contract.pretrained, alias=contract.alias)
+    weights = find_weights(config)
+    if weights.sha256() != contract.weights_sha256:
+        raise ModelError(
+            f"{weights.path} is not the model {contract.alias!r} that the dataset was embedded with: the SHA-256 of "
+            f"its weights should be {contract.weights_sha256}"
+        )
+    return load_model(config, run)
 
 
 def _load(config: ModelConfig, weights: Weights, device: str, precision: str) -> tuple[Any, Any, Any]:

@@ -5,7 +5,8 @@ Layouts are recognized by the names and shapes of the tensors:
     weight, bias                            one linear layer: LAION's aesthetic predictor V1
     layers.0.weight, layers.2.weight, ...   several layers in a row: V2 and its successors, and pairmill's probes
     0.weight, 2.weight, ...                 the same, saved from a torch.nn.Sequential
-    mean, variance                          with any of these: the input is standardized first (Keras' Normalization)
+    linear_1.weight, linear_2.weight, ...   the same, under names of their own: LAION's NSFW heads, converted from Keras
+    mean, variance; norm.mean, ...          with any of these: the input is standardized first (Keras' Normalization)
 
 V1: https://github.com/LAION-AI/aesthetic-predictor. V2: https://github.com/christophschuhmann/improved-aesthetic-
 predictor, whose layers 0, 2, 4, 6, 7 have only dropout between them, and whose variant "reluMSE", with layers 0, 3, 6,
@@ -33,7 +34,8 @@ Output = Literal["none", "sigmoid"]
 Doubles = npt.NDArray[np.float64]
 
 MAX_BYTES = 1 << 30
-_LAYER = re.compile(r"(?:[a-z_]+\.)?(\d{1,4})\.(weight|bias)")
+_LAYER = re.compile(r"(?:[a-z_]+[._])?(\d{1,4})\.(weight|bias)")
+_NORMALIZATION = re.compile(r"(?:[a-z_]+\.)?(mean|variance)")
 _V2_LAYERS, _RELU_MSE_LAYERS = (0, 2, 4, 6, 7), (0, 3, 6, 9, 11)
 _NSFW_SHAPES = ((768, 64, 512, 256, 1), (512, 32, 32, 1))
 _KEY = "pairmill"
@@ -88,7 +90,8 @@ def read_head(path: Path) -> HeadFile:
     bad = sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all())
     if bad:
         raise ScoreError(f"{path}: the tensor {bad[0]!r} has NaN or infinite values: the weights are broken")
-    mean, variance = (tensors.pop(name, None) for name in ("mean", "variance"))
+    found = {match[1]: tensors.pop(name) for name in [*tensors] if (match := _NORMALIZATION.fullmatch(name))}
+    mean, variance = found.get("mean"), found.get("variance")
     numbers, layers = _layers(path, tensors)
     _check_shapes(path, layers, mean, variance)
     head = HeadFile(layers, mean, variance)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+from pairmill.pipeline.score.classes import Classes
 from pairmill.pipeline.score.head import Head
 from pairmill.pipeline.score.kind import ScoreKind
 from pairmill.schemas.job.scores import ScoreConfig
 
 _KINDS: dict[str, Callable[[str, ScoreConfig], ScoreKind]] = {
     "head": Head,
+    "classes": Classes,
 }
 
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
 from pairmill.pipeline.common.text import clean_text
-from pairmill.pipeline.encode.weights import find_weights
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.search.errors import SearchError
@@ -16,7 +15,6 @@ from pairmill.pipeline.search.vector_index import Floats
 from pairmill.pipeline.source.clean_captions import clean_captions
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.job.images import ImagesConfig
-from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
 
 if TYPE_CHECKING:
@@ -34,17 +32,10 @@ class QueryModel:
 
     @classmethod
     def load(cls, contract: ScoreContract, run: RunConfig | None = None) -> "QueryModel":
-        """Load the model. Raises SearchError if its weights here are other ones, and ModelError if there are none."""
-        config = ModelConfig(name=contract.name, pretrained=contract.pretrained, alias=contract.alias)
-        weights = find_weights(config)
-        if weights.sha256() != contract.weights_sha256:
-            raise SearchError(
-                f"{weights.path} is not the model {contract.alias!r} that the dataset was embedded with: the SHA-256 "
-                f"of its weights should be {contract.weights_sha256}"
-            )
-        from pairmill.pipeline.encode.clip_model import load_model
+        """Load the model. Raises ModelError if its weights here are other ones, or there are none."""
+        from pairmill.pipeline.encode.clip_model import model_of
 
-        return cls(load_model(config, run or RunConfig()))
+        return cls(model_of(contract, run or RunConfig()))
 
 
 def embed_text(model: QueryModel, text: str) -> Floats:

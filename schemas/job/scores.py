@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pairmill.schemas.index import EmbeddingKind
 from pairmill.schemas.settings import Settings, Uri
@@ -46,11 +46,38 @@ class HeadScore(_OneLine):
     """Whether the embeddings are L2-normalized first, which undoes the rounding to float16 of the stored ones."""
 
 
+class ClassesScore(_OneLine):
+    """Zero-shot classification of pictures. Columns: NAME, the best class; NAME_index, its number; NAME_probability;
+    NAME_margin, to the second-best class; and with `top`, NAME_top and NAME_top_probability, which are lists."""
+
+    _main = "names"
+    names: Uri = "imagenet"
+    """`imagenet`; a text file with one class per line; or a `.json` file that maps each class to its prompts."""
+    templates: Literal["openai-80", "simple"] | list[str] = "openai-80"
+    """Prompt templates, averaged: OpenAI's 80 for ImageNet, the `simple` seven of these, or a list of your own, such as
+    `a photo of a {}.`. Not used for a `.json` file."""
+    model: str | None = None
+    """Alias of the model whose embeddings are classified. None: the dataset's only model."""
+    of: EmbeddingKind = "image"
+    """Classify pictures, or captions."""
+    top: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many of the best classes to store."""
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place_for_the_name(cls, templates: str | list[str]) -> str | list[str]:
+        if not isinstance(templates, str) and (not templates or not all("{}" in each for each in templates)):
+            raise ValueError("write {} in each template, where the name of the class goes")
+        return templates
+
+
 class ScoreKinds(Settings):
     """The kinds of scores, one field each."""
 
     head: HeadScore | None = None
     """A small network on an embedding: aesthetic predictors, NSFW heads, your own probes."""
+    classes: ClassesScore | None = None
+    """Zero-shot classification by names or prompts of classes."""
 
     @property
     def given(self) -> list[str]:

@@ -18,6 +18,7 @@ import pairmill
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.encode.tiny.draw import Scene, caption, random_scene, render
+from pairmill.pipeline.encode.weights import ModelError
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.search import index as search_index
 from pairmill.pipeline.search import part_files, query, vector_index
@@ -208,7 +209,7 @@ def test_another_model_under_the_same_name_is_refused(
     drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pairmill.pipeline.encode.weights.Weights.sha256", lambda self: "0" * 64)
-    with pytest.raises(SearchError, match="is not the model 'tiny' that the dataset was embedded with"):
+    with pytest.raises(ModelError, match="is not the model 'tiny' that the dataset was embedded with"):
         pairmill.search(drawn[0], "a red circle")
 
 

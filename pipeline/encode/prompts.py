@@ -1,0 +1,25 @@
+"""The class names and prompt templates that open_clip ships."""
+
+from collections.abc import Sequence
+
+IMAGENET = "imagenet"
+"""The name of ImageNet's 1,000 classes, as OpenAI cleaned them up."""
+
+TEMPLATES = ("openai-80", "simple")
+"""OpenAI's 80 prompt templates for ImageNet, and the seven that do nearly as well
+(https://github.com/openai/CLIP/blob/main/notebooks/Prompt_Engineering_for_ImageNet.ipynb)."""
+
+
+def imagenet_classes() -> Sequence[str]:
+    """The names of ImageNet's classes, in the order of their labels."""
+    import open_clip
+
+    return [str(name) for name in open_clip.IMAGENET_CLASSNAMES]
+
+
+def filled_in(templates: str, name: str) -> list[str]:
+    """The prompts of a class by one of TEMPLATES."""
+    import open_clip
+
+    known = {"openai-80": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+    return [str(template(name)) for template in known[templates]]

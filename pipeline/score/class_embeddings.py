@@ -1,0 +1,112 @@
+"""Embeds classes: the mean of the embeddings of their prompts, for zero-shot classification.
+
+Radford et al. 2021 (https://arxiv.org/abs/2103.00020), section 3.1.4: normalize each prompt's embedding, average them,
+and normalize again, as open_clip's build_zero_shot_classifier does.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pairmill.pipeline.encode.clip_model import ClipModel
+from pairmill.pipeline.encode.prompts import IMAGENET, filled_in, imagenet_classes
+from pairmill.pipeline.score.kind import Floats, ScoreError
+from pairmill.schemas.job.scores import ClassesScore
+
+MAX_CLASSES, MAX_PROMPTS, MAX_PROMPT_CHARS = 100_000, 1_000, 1_000
+_MAX_FILE_BYTES = 64_000_000
+_CLASSES_AT_ONCE = 64
+_SHORTEST = 1e-6
+_EXAMPLE = '{"cat": ["a photo of a cat", "a kitten"], "dog": "a photo of a dog"}'
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Classes with their embeddings."""
+
+    names: Sequence[str]
+    embeddings: Floats
+    """float32 [classes, dim], L2-normalized."""
+    logit_scale: float
+    logit_bias: float | None
+    """None: probabilities are a softmax over the classes; otherwise a sigmoid for each class (SigLIP)."""
+
+
+Classes = Sequence[tuple[str, Sequence[str]]]
+"""(name, prompts) of each class, in order of their labels."""
+
+
+def read_classes(settings: ClassesScore) -> Classes:
+    """The classes that the settings name. Raises ScoreError."""
+    if settings.names == IMAGENET:  # its "missile" and "sunglasses" are two classes each
+        return [(name, _prompts(settings, name)) for name in imagenet_classes()]
+    path = Path(settings.names)
+    if path.suffix.lower() == ".json":
+        return _checked(path, _given_prompts(path))
+    names = [line.strip() for line in _read(path).splitlines() if line.strip()]
+    return _checked(path, [(name, _prompts(settings, name)) for name in names])
+
+
+def embed_classes(model: ClipModel, classes: Classes) -> ClassTable:
+    """Embed the classes. Raises ScoreError if the prompts of a class cancel out."""
+    found = []
+    for start in range(0, len(classes), _CLASSES_AT_ONCE):
+        part = [prompts for _, prompts in classes[start : start + _CLASSES_AT_ONCE]]
+        embeddings = model.encode_captions([prompt for prompts in part for prompt in prompts])  # [prompts, dim]
+        ends = np.cumsum([len(prompts) for prompts in part])
+        found += [each.mean(axis=0) for each in np.split(embeddings, ends[:-1])]
+    names, means = [name for name, _ in classes], np.stack(found)  # [classes, dim]
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    if not (lengths > _SHORTEST).all():  # also for NaN
+        raise ScoreError(f"the prompts of the class {names[int(np.argmin(lengths))]!r} have no valid mean embedding")
+    return ClassTable(names, (means / lengths).astype(np.float32), model.logit_scale, model.logit_bias)
+
+
+def _prompts(settings: ClassesScore, name: str) -> list[str]:
+    templates = settings.templates
+    if isinstance(templates, str):
+        return filled_in(templates, name)
+    return [template.replace("{}", name) for template in templates]
+
+
+def _given_prompts(path: Path) -> Classes:
+    """The prompts of a JSON file that maps each class to a prompt, or to a list of prompts."""
+    try:
+        pairs = json.loads(_read(path), object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        raise ScoreError(f"{path}: not valid JSON: {str(error)[:200]}") from None
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise ScoreError(f"{path}: should map each class to its prompts: {_EXAMPLE}")
+    return [(name, [prompts] if isinstance(prompts, str) else prompts) for name, prompts in pairs]
+
+
+def _checked(path: Path, classes: Classes) -> Classes:
+    """The classes, which must be different, not too many, and have prompts of text. Raises ScoreError."""
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise ScoreError(f"{path}: has {len(classes):,} classes; give 2 to {MAX_CLASSES:,}")
+    seen: set[str] = set()
+    for name, prompts in classes:
+        if name in seen:
+            raise ScoreError(f"{path}: the class {name[:100]!r} is there twice")
+        seen.add(name)
+        is_text = isinstance(prompts, list) and all(isinstance(each, str) and each.strip() for each in prompts)
+        if not is_text or not 1 <= len(prompts) <= MAX_PROMPTS or max(map(len, [name, *prompts])) > MAX_PROMPT_CHARS:
+            raise ScoreError(
+                f"{path}: the class {name[:100]!r} should have 1 to {MAX_PROMPTS:,} prompts of at most "
+                f"{MAX_PROMPT_CHARS:,} characters: {_EXAMPLE}"
+            )
+    return classes
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ScoreError(f"{path}: is larger than {_MAX_FILE_BYTES:,} bytes")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ScoreError(f"{path}: is not UTF-8 text") from None
+    except OSError as error:
+        raise ScoreError(f"{path}: cannot be read: {error.strerror or error}") from None
