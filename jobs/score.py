@@ -20,7 +20,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kinds import kind_of
-from pairmill.pipeline.score.prepare import prepared, sources
+from pairmill.pipeline.score.prepare import planned_needs, prepared, sources
 from pairmill.pipeline.score.score_shard import ScoreTask, score_shard
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.stages.pipelines import score_pipeline
@@ -60,15 +60,15 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
     store = Store(job.dataset, job.s3)
     store.check_access()
     snapshot = Snapshot.of(store)
-    with open_tasks(job.run, snapshot.plan.num_rows < ROWS_FOR_RAY, steps) as tasks:
+    needs = planned_needs(snapshot, job.name, job.score)
+    with open_tasks(job.run, snapshot.plan.num_rows < ROWS_FOR_RAY, steps, needs.gpu) as tasks:
         steps.name = "preparing"
         card = prepared(snapshot, job.name, job.score, tasks, job.run)
         done = columns_done(store, card.name)
         left = [(shard, generation) for shard, generation in snapshot.generations if done.get(shard) != generation]
         steps.name = f"scoring {card.name}"
-        kind = kind_of(card.name, card.score)
-        failures = {} if kind.needs.pictures else _score(snapshot, card, left, tasks, job)
-    if kind.needs.pictures and left:
+        failures = {} if needs.pictures else _score(snapshot, card, left, tasks, job)
+    if needs.pictures and left:
         failures = _score_pictures(snapshot, card, left, job, listener)
     store.remove_temporary()
     done = columns_done(store, card.name)

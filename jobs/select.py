@@ -269,8 +269,9 @@ def _nothing_left(reports: Sequence[StepReport]) -> str:
 
 
 @contextmanager
-def open_tasks(run: RunConfig, local: bool, steps: Steps) -> Iterator[Tasks]:
-    """Tasks on Ray; or, with `local`, in this process, unless the job names a cluster."""
+def open_tasks(run: RunConfig, local: bool, steps: Steps, on_gpu: bool = False) -> Iterator[Tasks]:
+    """Tasks on Ray; or, with `local`, in this process, unless the job names a cluster. `on_gpu`: each call takes a GPU,
+    or the share that the job says, if there is one."""
     if local and not run.address:
         yield LocalTasks(steps.part)
         return
@@ -278,4 +279,4 @@ def open_tasks(run: RunConfig, local: bool, steps: Steps) -> Iterator[Tasks]:
     from pairmill.jobs.cluster.session import ray_session
 
     with ray_session(run, spare_cpus=0):
-        yield RayTasks(steps.part)
+        yield RayTasks(steps.part, run.gpus_per_encoder if on_gpu and run.device != "cpu" else 0.0)

@@ -18,13 +18,16 @@ class RayTasks:
     If a worker dies, Ray repeats its call, because the functions are pure.
     """
 
-    def __init__(self, on_part: OnPart = ignore_part) -> None:
+    def __init__(self, on_part: OnPart = ignore_part, gpus_per_call: float = 0.0) -> None:
+        """`gpus_per_call`: for each call, if Ray has GPUs."""
+        resources = ray.cluster_resources()
         self._on_part = on_part
-        self.memory_bytes = int(ray.cluster_resources()["object_store_memory"] // 3)
+        self._gpus = gpus_per_call if resources.get("GPU") else 0.0
+        self.memory_bytes = int(resources["object_store_memory"] // 3)
 
     def map(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]]) -> list[Any]:
         """References; see Tasks."""
-        remote = ray.remote(num_cpus=CALL_CPUS)(function)
+        remote = ray.remote(num_cpus=CALL_CPUS, num_gpus=self._gpus)(function)
         return [remote.remote(*call) for call in calls]
 
     def map_split(self, function: Callable[..., Any], calls: Iterable[Sequence[Any]], outputs: int) -> list[list[Any]]:

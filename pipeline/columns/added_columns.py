@@ -1,6 +1,6 @@
 """Lists what was added to a dataset: the models and the scores in `columns/`, and which shards have them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +50,10 @@ class AddedColumns:
     def scores(self) -> tuple[ColumnSet, ...]:
         """The complete scores."""
         return tuple(each for each in self.complete if each.kind == "score")
+
+    def with_columns(self, columns: Collection[str]) -> tuple[str, ...]:
+        """Names of the complete ones that have some of these columns."""
+        return tuple(each.name for each in self.complete if not set(columns).isdisjoint(each.columns))
 
     def missing(self, column: str) -> str | None:
         """Why a column that belongs to an incomplete set cannot be read; None for any other column."""

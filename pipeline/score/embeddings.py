@@ -56,6 +56,11 @@ def read_vectors(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float16], Mask
     return vectors, is_valid & is_finite
 
 
+def normalized(vectors: npt.NDArray[np.generic]) -> torch.Tensor:
+    """float16 [n, dim] -> float32 [n, dim], L2-normalized. A vector of zeros stays zeros."""
+    return torch.nn.functional.normalize(torch.from_numpy(vectors.astype(np.float32)), dim=1)
+
+
 def float32_blocks(vectors: npt.NDArray[np.float16], normalize: bool = True) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, their vectors as float32 [block, dim]), block by block; L2-normalized, which undoes most of the rounding
     to float16. A vector of zeros stays zeros."""

@@ -36,6 +36,8 @@ class Needs:
     """Columns of the pairs, and of models and other scores that were added."""
     pictures: bool = False
     """Whether the rows also have the column PICTURE."""
+    gpu: bool = False
+    """Whether it runs on a GPU if there is one."""
 
 
 RowScore = Callable[[pa.Table], pa.Table]

@@ -3,13 +3,21 @@
 from collections.abc import Callable
 
 from pairmill.pipeline.score.classes import Classes
+from pairmill.pipeline.score.density import Density
 from pairmill.pipeline.score.head import Head
 from pairmill.pipeline.score.kind import ScoreKind
+from pairmill.pipeline.score.mix import Mix
+from pairmill.pipeline.score.neg_clip import NegClip
+from pairmill.pipeline.score.norm_sim import NormSim
 from pairmill.schemas.job.scores import ScoreConfig
 
 _KINDS: dict[str, Callable[[str, ScoreConfig], ScoreKind]] = {
     "head": Head,
     "classes": Classes,
+    "neg_clip": NegClip,
+    "norm_sim": NormSim,
+    "density": Density,
+    "mix": Mix,
 }
 
 

@@ -15,8 +15,9 @@ from pairmill.pipeline.columns.score_card import (
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.kind import ScoreError, ScoreKind
+from pairmill.pipeline.score.kind import Needs, ScoreError, ScoreKind
 from pairmill.pipeline.score.kinds import kind_of
+from pairmill.pipeline.score.scan import shard_reader
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
@@ -39,17 +40,24 @@ def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, tasks: Ta
         if score is not None:
             _check_same(snapshot, card, score)
         return card
-    if score is None:
-        raise ScoreError(f"{store.root} has no score {name!r}; say what to compute")
-    return _new_card(snapshot, name, score, tasks, run)
+    return _new_card(snapshot, name, score or _card(snapshot, name).score, tasks, run)
+
+
+def planned_needs(snapshot: Snapshot, name: str, score: ScoreConfig | None) -> Needs:
+    """What kind of worker a score needs; its columns are known only when it is prepared. Raises ScoreError."""
+    return kind_of(name, score or _card(snapshot, name).score).needs
 
 
 def sources(snapshot: Snapshot, kind: ScoreKind) -> tuple[str, ...]:
     """The models and scores in `columns/` whose columns a score reads. Raises ScoreError if one is missing."""
-    needed = kind.needs.columns
-    for column in sorted(needed - set(snapshot.schema.names)):
-        raise ScoreError(snapshot.added.missing(column) or f"{snapshot.store.root} has no column {column!r}")
-    return tuple(each.name for each in snapshot.added.complete if needed & set(each.columns))
+    return shard_reader(snapshot, kind.needs.columns).sources
+
+
+def _card(snapshot: Snapshot, name: str) -> ScoreCard:
+    """The card of a score that must be there. Raises ScoreError."""
+    if not snapshot.store.exists(f"columns/{name}/{SCORE_CARD}"):
+        raise ScoreError(f"{snapshot.store.root} has no score {name!r}; say what to compute with --score")
+    return read_score_card(snapshot.store, name)
 
 
 def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, tasks: Tasks, run: RunConfig) -> ScoreCard:

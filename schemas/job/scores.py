@@ -71,6 +71,65 @@ class ClassesScore(_OneLine):
         return templates
 
 
+class NegClipScore(Settings):
+    """negCLIPLoss: how well a pair fits, less how easily its picture and its caption fit anything. One column: NAME."""
+
+    model: str | None = None
+    """Alias of the model whose embeddings are compared. None: the dataset's only model."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.01
+    """The paper's is 0.01 for OpenAI's models and 0.07 for DFN's."""
+    batch: Annotated[int, Field(ge=2, le=1_000_000)] = 32_768
+    """Rows that each row is compared with. The time and the size of the state grow with it."""
+    repeats: Annotated[int, Field(ge=1, le=100)] = 5
+    """Number of batches to average over. The paper uses ten."""
+    seed: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+    """Seed of the batches."""
+
+
+class NormSimScore(_OneLine):
+    """NormSim: how similar a picture is to a set of target pictures. One column: NAME."""
+
+    _main = "target"
+    target: Uri
+    """The target pictures: the output folder of an embed with the same model, or a `.npy` array of their embeddings."""
+    model: str | None = None
+    """Alias of the model whose embeddings are compared. None: the dataset's only model."""
+    target_model: str | None = None
+    """Alias of the same model in the target dataset. None: as in this one."""
+    norm: Literal["max", "inf", "2"] = "inf"
+    """max: the greatest cosine. inf: the greatest absolute cosine, as in the paper's code. 2: the Euclidean norm of all
+    cosines."""
+    max_targets: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    """Use at most this many target pictures, drawn by a hash of their uids."""
+
+
+class DensityScore(Settings):
+    """How close a picture is to others of its own dataset. Columns: NAME, the mean cosine to its nearest neighbors in a
+    sample; NAME_cluster, the number of its cluster; NAME_centroid, the cosine to the center of that cluster."""
+
+    model: str | None = None
+    """Alias of the model whose embeddings are compared. None: the dataset's only model."""
+    of: EmbeddingKind = "image"
+    """The embeddings of pictures or of captions."""
+    clusters: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Number of clusters, found by spherical k-means on the sample."""
+    sample: Annotated[int, Field(ge=2, le=10_000_000)] = 10_000
+    """Rows that each row is compared with, drawn by a hash of their uids."""
+    neighbors: Annotated[int, Field(ge=1, le=1_000)] = 10
+    """Nearest rows of the sample to average over, without the row itself."""
+
+
+class MixScore(_OneLine):
+    """A formula over columns. One column: NAME."""
+
+    _main = "formula"
+    formula: str
+    """An expression as in `select`, such as `0.7 * rank(neg_clip) + 0.3 * rank(aesthetic)`. rank(x) is the share of
+    rows with a lower value, from 0 to 1, and zscore(x) the distance from the mean in standard deviations."""
+    over: Literal["kept", "pairs"] = "kept"
+    """The rows that rank and zscore compare with: those that the build kept, or all pairs."""
+
+
 class ScoreKinds(Settings):
     """The kinds of scores, one field each."""
 
@@ -78,6 +137,14 @@ class ScoreKinds(Settings):
     """A small network on an embedding: aesthetic predictors, NSFW heads, your own probes."""
     classes: ClassesScore | None = None
     """Zero-shot classification by names or prompts of classes."""
+    neg_clip: NegClipScore | None = None
+    """negCLIPLoss, from both embeddings of one model."""
+    norm_sim: NormSimScore | None = None
+    """NormSim: how similar a picture is to a set of target pictures."""
+    density: DensityScore | None = None
+    """How close a picture is to others of its own dataset, and its cluster."""
+    mix: MixScore | None = None
+    """A formula over columns, with ranks over the whole dataset."""
 
     @property
     def given(self) -> list[str]:

@@ -1,0 +1,198 @@
+"""A mix of columns: `0.7 * rank(neg_clip) + 0.3 * rank(aesthetic)`.
+
+The grammar is that of `select`, with two functions that compare a value with those of the whole dataset: `rank(x)`, the
+share of rows with a lower value, and `zscore(x)`, the distance from the mean in standard deviations.
+"""
+
+import ast
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.columns.score_card import State
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.scan import ShardReader, scan
+from pairmill.pipeline.score.value_sketch import U64, Doubles, ValueSketch
+from pairmill.pipeline.select.comparisons import as_doubles
+from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.tasks import Tasks
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import MixScore, ScoreConfig
+
+_FUNCTIONS = ("rank", "zscore")
+_STAND_IN = "pairmill relative value {}"
+"""Column that stands for the n-th call of one of these functions in the expression that is evaluated."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """`rank(similarity)` in a mix."""
+
+    function: str
+    argument: Expression
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A mix, taken apart."""
+
+    outer: Expression
+    """The whole, with a column in place of each call."""
+    calls: tuple[_Call, ...]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The dataset's columns that it uses."""
+        stand_ins = {_STAND_IN.format(number) for number in range(len(self.calls))}
+        return (self.outer.columns - stand_ins).union(*(call.argument.columns for call in self.calls))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The kind `mix`. One column: NAME, float32; null where a value that it uses is null."""
+
+    name: str
+    score: ScoreConfig
+
+    @property
+    def settings(self) -> MixScore:
+        """The settings of this kind."""
+        assert self.score.mix is not None
+        return self.score.mix
+
+    def resolved(self, snapshot: Snapshot) -> ScoreConfig:
+        """Check the expression on zero rows."""
+        try:
+            parsed = parse(self.settings.formula)
+            for column in sorted(parsed.columns - set(snapshot.schema.names)):
+                if problem := snapshot.added.missing(column):
+                    raise ScoreError(problem)
+            for call in parsed.calls:
+                call.argument.check(snapshot.schema, "number")
+            stand_ins = [pa.field(_STAND_IN.format(number), pa.float64()) for number in range(len(parsed.calls))]
+            parsed.outer.check(pa.schema([*snapshot.schema, *stand_ins]), "number")
+        except ExpressionError as error:
+            raise ScoreError(str(error)) from None
+        return self.score
+
+    @property
+    def needs(self) -> Needs:
+        """The columns of the expression."""
+        return Needs(parse(self.settings.formula).columns)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One number."""
+        return pa.schema([pa.field(self.name, pa.float32())])
+
+    @property
+    def files(self) -> list[str]:
+        """None."""
+        return []
+
+    def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
+        """A sketch of the values of each call's argument."""
+        parsed = parse(self.settings.formula)
+        if not parsed.calls:
+            return State()
+        arguments = (parsed.calls, self.settings.over)
+        columns = frozenset({"kept"}).union(*(call.argument.columns for call in parsed.calls))
+        found = list(scan(snapshot, columns, tasks, _sketch, arguments))
+        tensors: dict[str, npt.NDArray[np.generic]] = {}
+        for number, call in enumerate(parsed.calls):
+            sketch = ValueSketch.merged([shard[number] for shard in found])
+            if not sketch.num_values:
+                raise ScoreError(f"{call.argument.text} has no value in any row, so nothing can be ranked by it")
+            tensors |= {f"{number}.buckets": sketch.buckets, f"{number}.counts": sketch.counts}
+            tensors[f"{number}.sums"] = np.array(sketch.sums)
+        return State(tensors)
+
+    def open(self, state: State, run: RunConfig) -> RowScore:
+        """Evaluate the expression with Arrow."""
+        parsed = parse(self.settings.formula)
+        sketches = [
+            ValueSketch(
+                _integers(state, f"{number}.buckets"), _integers(state, f"{number}.counts"), _sums(state, number)
+            )
+            for number in range(len(parsed.calls))
+        ]
+        return _OpenMix(self.name, parsed, sketches)
+
+
+@dataclass(frozen=True)
+class _OpenMix:
+    name: str
+    parsed: _Parsed
+    sketches: list[ValueSketch]
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One number per row."""
+        table = rows
+        for number, (call, sketch) in enumerate(zip(self.parsed.calls, self.sketches, strict=True)):
+            values = _values(call.argument, rows)
+            relative = sketch.ranks(values) if call.function == "rank" else sketch.zscores(values)
+            table = table.append_column(_STAND_IN.format(number), pa.array(relative, mask=np.isnan(relative)))
+        mixed = _values(self.parsed.outer, table).astype(np.float32)
+        return pa.table({self.name: float_column(mixed, ~np.isnan(mixed))})
+
+
+def parse(formula: str) -> _Parsed:
+    """Take a mix apart. Raises ExpressionError."""
+    text, calls, outer, end = formula.strip(), list[_Call](), "", 0
+    _ = Expression(text).columns  # raises if it is too long, too deep, or no expression
+    encoded = text.encode()
+    for node in _relative_calls(ast.parse(text, mode="eval").body):
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if len(node.args) != 1 or node.keywords:
+            raise ExpressionError(f"{name} takes one column or expression, such as {name}(similarity)")
+        if any(_relative_calls(node.args[0])):
+            raise ExpressionError(f"{name} of a rank or zscore is not supported; add the inner one as a mix of its own")
+        start, stop = _span(encoded, node)
+        outer += encoded[end:start].decode() + f'col("{_STAND_IN.format(len(calls))}")'
+        end = stop
+        first, last = _span(encoded, node.args[0])
+        calls.append(_Call(name, Expression(encoded[first:last].decode())))
+    return _Parsed(Expression(outer + encoded[end:].decode()), tuple(calls))
+
+
+def _relative_calls(tree: ast.AST) -> list[ast.Call]:
+    """The outermost calls of rank and zscore, in the order of the text."""
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in _FUNCTIONS:
+        return [tree]
+    return [call for child in ast.iter_child_nodes(tree) for call in _relative_calls(child)]
+
+
+def _span(encoded: bytes, node: ast.expr) -> tuple[int, int]:
+    """Where a node is in the text, in bytes of UTF-8, as `ast` counts."""
+    lines = encoded.split(b"\n")
+    before = [sum(len(line) + 1 for line in lines[: number - 1]) for number in (node.lineno, node.end_lineno or 1)]
+    return before[0] + node.col_offset, before[1] + (node.end_col_offset or 0)
+
+
+def _values(expression: Expression, rows: pa.Table) -> Doubles:
+    """float64 [rows]; NaN for null."""
+    found = expression.evaluate(rows)
+    array = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    values: Doubles = as_doubles(array).to_numpy(zero_copy_only=False).astype(np.float64)
+    return values
+
+
+def _integers(state: State, name: str) -> U64:
+    return state.tensors[name].astype(np.uint64)
+
+
+def _sums(state: State, number: int) -> tuple[float, float]:
+    first, second = state.tensors[f"{number}.sums"].tolist()
+    return first, second
+
+
+def _sketch(reader: ShardReader, shard: int, generation: int, calls: tuple[_Call, ...], over: str) -> list[ValueSketch]:
+    """A sketch of the argument of each call, in one shard."""
+    rows = reader.read(shard, generation)
+    if over == "kept":
+        rows = rows.filter(rows["kept"])
+    return [ValueSketch.of(_values(call.argument, rows)) for call in calls]

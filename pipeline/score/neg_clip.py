@@ -1,0 +1,173 @@
+"""negCLIPLoss: how well a pair fits, less how easily its picture and its caption fit anything (Wang et al. 2024,
+https://arxiv.org/abs/2405.19547, equation 1).
+
+    score(i) = I_i . Y_i - T/2 (logsumexp_j(I_i . Y_j / T) + logsumexp_j(I_j . Y_i / T)),   j over the batch of i
+
+The paper draws batches by cutting shuffled data, averages over several shuffles, and lets i be a member of its batch.
+Here, all rows share their batch but for one member: the batch of a row is the row itself and the B - 1 other rows of
+the dataset whose uids have the lowest hashes. So every batch has exactly B members (or all rows, of smaller datasets),
+the score of a row does not depend on the shards, and new rows are scored like the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pairmill.pipeline.columns.score_card import State
+from pairmill.pipeline.encode.device import resolve_device
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, normalized, read_vectors
+from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.scan import U64, ShardReader, drawn_rows, hash_limit, scan
+from pairmill.pipeline.select.keys import key_halves
+from pairmill.pipeline.select.tasks import Tasks
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import NegClipScore, ScoreConfig
+
+Halves = npt.NDArray[np.float16]
+
+_MAX_CELLS = 1 << 24
+"""Largest block of rows times batch, 64 MB of float32."""
+
+
+@dataclass(frozen=True)
+class NegClip:
+    """The kind `neg_clip`. One column: NAME, float32, at most 0; null where one of the two embeddings is null."""
+
+    name: str
+    score: ScoreConfig
+
+    @property
+    def settings(self) -> NegClipScore:
+        """The settings of this kind."""
+        assert self.score.neg_clip is not None
+        return self.score.neg_clip
+
+    def resolved(self, snapshot: Snapshot) -> ScoreConfig:
+        """Fill in the model."""
+        alias = chosen_model(snapshot, self.settings.model).alias
+        return ScoreConfig(neg_clip=self.settings.model_copy(update={"model": alias}))
+
+    @property
+    def _columns(self) -> tuple[str, str]:
+        model = self.settings.model or ""
+        return embedding_column(model, "image"), embedding_column(model, "text")
+
+    @property
+    def needs(self) -> Needs:
+        """Both embeddings, and the uid, which tells whether a row is itself in the batch."""
+        return Needs(frozenset({"uid", *self._columns}), gpu=True)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One number."""
+        return pa.schema([pa.field(self.name, pa.float32())])
+
+    @property
+    def files(self) -> list[str]:
+        """None."""
+        return []
+
+    def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
+        """The rows of each batch: their uids, and their embeddings as stored."""
+        settings = self.settings
+        num_rows = snapshot.chunk.num_rows
+        limit = hash_limit(settings.batch, num_rows)
+        seeds = [settings.seed * settings.repeats + number for number in range(settings.repeats)]
+        found = list(scan(snapshot, self.needs.columns, tasks, _draw, (self._columns, seeds, limit)))
+        tensors: dict[str, npt.NDArray[np.generic]] = {}
+        for number in range(settings.repeats):
+            batch = _Drawn.merged([shard[number] for shard in found], settings.batch)
+            if len(batch.hashes) < 2:
+                raise ScoreError(
+                    f"{snapshot.store.root} has fewer than two pairs with both embeddings of {settings.model!r}"
+                )
+            tensors |= {f"{number}.uids": batch.uids, f"{number}.images": batch.images, f"{number}.texts": batch.texts}
+        return State(tensors)
+
+    def open(self, state: State, run: RunConfig) -> RowScore:
+        """Compare blocks of rows with the batches, on the GPU if there is one."""
+        return _OpenNegClip(self.name, self._columns, self.settings, state, resolve_device(run))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Rows of one batch, in order of their hashes."""
+
+    hashes: U64
+    uids: U64
+    """[rows, 2]: the halves of each uid."""
+    images: Halves
+    texts: Halves
+
+    @classmethod
+    def merged(cls, parts: Sequence["_Drawn"], count: int) -> "_Drawn":
+        """The `count` rows with the lowest hashes. Equal hashes, which only equal uids have, are one row."""
+        names = ("hashes", "uids", "images", "texts")
+        whole = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
+        _, first = np.unique(whole[0], return_index=True)  # in order of the hashes
+        return cls(*(each[first[:count]] for each in whole))
+
+
+def _draw(
+    reader: ShardReader, shard: int, generation: int, columns: tuple[str, str], seeds: Sequence[int], limit: np.uint64
+) -> list[_Drawn]:
+    """The rows of a shard that may belong to each batch."""
+    rows = reader.read(shard, generation)
+    (images, has_image), (texts, has_text) = (read_vectors(rows[column]) for column in columns)
+    uids = np.stack(key_halves(rows["uid"], "uid"), axis=1)  # [rows, 2]
+    found = []
+    for seed in seeds:
+        hashes, chosen = drawn_rows(rows["uid"], has_image & has_text, seed, limit)
+        found.append(_Drawn(hashes, uids[chosen], images[chosen], texts[chosen]))
+    return found
+
+
+class _Batch:
+    """One batch, on the device."""
+
+    def __init__(self, state: State, number: int, device: str) -> None:
+        self.images = normalized(state.tensors[f"{number}.images"]).to(device)  # float32 [batch, dim]
+        self.texts = normalized(state.tensors[f"{number}.texts"]).to(device)
+        uids = state.tensors[f"{number}.uids"].tolist()
+        self._place = {(high, low): place for place, (high, low) in enumerate(uids)}
+
+    def places(self, uids: U64) -> torch.Tensor:
+        """uids [rows, 2] -> the place of each row in the batch [rows]. A row that is no member takes the last place,
+        that of the member with the highest hash."""
+        last = len(self._place) - 1
+        return torch.tensor([self._place.get((high, low), last) for high, low in uids.tolist()])
+
+
+class _OpenNegClip:
+    def __init__(self, name: str, columns: tuple[str, str], settings: NegClipScore, state: State, device: str) -> None:
+        self._name, self._columns, self._temperature, self._device = name, columns, settings.temperature, device
+        self._batches = [_Batch(state, number, device) for number in range(settings.repeats)]
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One number per row."""
+        (images, has_image), (texts, has_text) = (read_vectors(rows[column]) for column in self._columns)
+        uids = np.stack(key_halves(rows["uid"], "uid"), axis=1)  # [rows, 2]
+        scores = np.empty(len(images), np.float32)
+        size = max(1, _MAX_CELLS // len(self._batches[0].images))
+        with torch.inference_mode():
+            for start in range(0, len(images), size):
+                block = slice(start, start + size)
+                image, text = (normalized(each[block]).to(self._device) for each in (images, texts))  # [block, dim]
+                found = torch.stack([self._scores(image, text, uids[block], batch) for batch in self._batches])
+                scores[block] = found.mean(dim=0).cpu().numpy()
+        return pa.table({self._name: float_column(scores, has_image & has_text)})
+
+    def _scores(self, images: torch.Tensor, texts: torch.Tensor, uids: U64, batch: _Batch) -> torch.Tensor:
+        """float32 [block, dim] twice -> [block], by one batch."""
+        own = (images * texts).sum(dim=1)  # [block]
+        places = batch.places(uids).to(self._device)[:, None]  # [block, 1]
+        loss = torch.zeros_like(own)
+        for side, others in ((images, batch.texts), (texts, batch.images)):
+            logits = (side @ others.T).scatter_(1, places, own[:, None]) / self._temperature  # [block, batch]
+            loss += torch.logsumexp(logits, dim=1)
+        return own - self._temperature / 2 * loss

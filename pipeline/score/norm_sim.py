@@ -1,0 +1,160 @@
+"""NormSim: how similar a picture is to a set of target pictures (Wang et al. 2024, https://arxiv.org/abs/2405.19547).
+
+    score(i) = (sum_z |I_i . z|^p)^(1/p) over the targets z; for p = infinity, the greatest |I_i . z|
+
+The greatest cosine itself, without the absolute value, is `norm: max`: a picture that is the opposite of a target is
+not like it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pairmill.pipeline.columns.score_card import State
+from pairmill.pipeline.common.files import absolute
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.encode.device import resolve_device
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, normalized, read_vectors
+from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.scan import U64, ShardReader, drawn_rows, hash_limit, scan
+from pairmill.pipeline.select.tasks import Tasks
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import NormSimScore, ScoreConfig
+
+Halves = npt.NDArray[np.float16]
+
+_MAX_CELLS = 1 << 24
+"""Largest block of rows times targets, 64 MB of float32."""
+
+
+@dataclass(frozen=True)
+class NormSim:
+    """The kind `norm_sim`. One column: NAME, float32; null where the embedding is null."""
+
+    name: str
+    score: ScoreConfig
+
+    @property
+    def settings(self) -> NormSimScore:
+        """The settings of this kind."""
+        assert self.score.norm_sim is not None
+        return self.score.norm_sim
+
+    def resolved(self, snapshot: Snapshot) -> ScoreConfig:
+        """Fill in the model and the path of the targets."""
+        alias = chosen_model(snapshot, self.settings.model).alias
+        target = absolute(self.settings.target)
+        return ScoreConfig(norm_sim=self.settings.model_copy(update={"model": alias, "target": target}))
+
+    @property
+    def needs(self) -> Needs:
+        """The embedding of the picture."""
+        return Needs(frozenset({embedding_column(self.settings.model or "", "image")}), gpu=True)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One number."""
+        return pa.schema([pa.field(self.name, pa.float32())])
+
+    @property
+    def files(self) -> list[str]:
+        """The array of targets. A dataset of targets may grow; the state keeps those of the first run."""
+        return [self.settings.target] if self.settings.target.endswith(".npy") else []
+
+    def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
+        """The embeddings of the targets, float16."""
+        settings, mine = self.settings, chosen_model(snapshot, self.settings.model)
+        if settings.target.endswith(".npy"):
+            targets = _read_array(Path(settings.target), settings.max_targets)
+        else:
+            targets = _read_dataset(snapshot, settings, tasks, mine.contract.weights_sha256)
+        if targets.shape[1] != mine.dim:
+            raise ScoreError(
+                f"{settings.target}: its embeddings have {targets.shape[1]:,} dimensions, but those of {mine.alias!r} "
+                f"have {mine.dim:,}"
+            )
+        targets = targets[np.isfinite(targets).all(axis=1) & targets.any(axis=1)]
+        if not len(targets):
+            raise ScoreError(f"{settings.target} has no valid embedding")
+        return State({"targets": targets})
+
+    def open(self, state: State, run: RunConfig) -> RowScore:
+        """Compare blocks of rows with all targets, on the GPU if there is one."""
+        device = resolve_device(run)
+        targets = normalized(state.tensors["targets"]).to(device)  # float32 [targets, dim]
+        return _OpenNormSim(self.name, self.settings, targets, device)
+
+
+@dataclass(frozen=True)
+class _OpenNormSim:
+    name: str
+    settings: NormSimScore
+    targets: torch.Tensor
+    device: str
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One number per row."""
+        vectors, is_valid = read_vectors(rows[embedding_column(self.settings.model or "", "image")])
+        scores = np.empty(len(vectors), np.float32)
+        size = max(1, _MAX_CELLS // len(self.targets))
+        with torch.inference_mode():
+            for start in range(0, len(vectors), size):
+                block = slice(start, start + size)
+                cosines = normalized(vectors[block]).to(self.device) @ self.targets.T  # float32 [block, targets]
+                scores[block] = _NORMS[self.settings.norm](cosines).cpu().numpy()
+        return pa.table({self.name: float_column(scores, is_valid)})
+
+
+_NORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "max": lambda cosines: cosines.amax(dim=1),
+    "inf": lambda cosines: cosines.abs().amax(dim=1),
+    "2": lambda cosines: torch.linalg.vector_norm(cosines, ord=2, dim=1),
+}
+
+
+def _read_array(path: Path, max_targets: int) -> Halves:
+    """Embeddings from a .npy file of shape [targets, dim]. Never unpickles objects."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ScoreError(f"{path}: cannot be read as an array of embeddings: {str(error)[:200]}") from None
+    if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
+        raise ScoreError(
+            f"{path}: should be an array of embeddings [pictures, dimensions], but is {array.dtype} {array.shape}"
+        )
+    if len(array) > max_targets:
+        raise ScoreError(
+            f"{path}: has {len(array):,} embeddings; raise max_targets, now {max_targets:,}, to use them all"
+        )
+    return normalized(np.asarray(array, np.float32)).numpy().astype(np.float16)
+
+
+def _read_dataset(snapshot: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:
+    """The embeddings of the pictures of another dataset, by the same model; at most `max_targets` by uid hash."""
+    other = Snapshot.of(Store(settings.target, snapshot.store.files.s3))
+    theirs = chosen_model(other, settings.target_model or settings.model)
+    if theirs.contract.weights_sha256 != weights_sha256:
+        raise ScoreError(
+            f"{settings.target}: its embeddings {theirs.alias!r} were not made by the model {settings.model!r}; embed "
+            "its pictures with that model first"
+        )
+    limit = hash_limit(settings.max_targets, other.chunk.num_rows)
+    columns = frozenset({"uid", theirs.column})
+    found = list(scan(other, columns, tasks, _draw, (theirs.column, limit)))
+    hashes = np.concatenate([hashes for hashes, _ in found])
+    order = np.argsort(hashes, kind="stable")[: settings.max_targets]
+    return np.concatenate([vectors for _, vectors in found])[order]
+
+
+def _draw(reader: ShardReader, shard: int, generation: int, column: str, limit: np.uint64) -> tuple[U64, Halves]:
+    """(hashes, embeddings) of the pictures of a shard that may be targets."""
+    rows = reader.read(shard, generation)
+    vectors, is_valid = read_vectors(rows[column])
+    hashes, chosen = drawn_rows(rows["uid"], is_valid, 0, limit)
+    return hashes, vectors[chosen]
