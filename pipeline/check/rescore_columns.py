@@ -27,8 +27,6 @@ def rescore_columns(
     snapshot: Snapshot, num_rows: int, report: VerifyReport, on_step: OnStep = ignore_step
 ) -> Iterator[str]:
     """Recompute `num_rows` rows of each added score, evenly spread over the shards. Yields problems."""
-    if not snapshot.added.scores:
-        return
     for added in snapshot.added.scores:
         try:
             card = read_score_card(snapshot.store, added.name)
@@ -37,7 +35,8 @@ def rescore_columns(
             yield str(error)
             continue
         shards = snapshot.chunk.shards
-        chosen = sorted({number * len(shards) // num_rows for number in range(min(num_rows, len(shards)))})
+        count = min(num_rows, len(shards))
+        chosen = [number * len(shards) // count for number in range(count)]
         for position in chosen:
             on_step(f"recomputing {card.name}", position, len(shards))
             try:

@@ -15,6 +15,7 @@ predictor, whose layers 0, 2, 4, 6, 7 have only dropout between them, and whose 
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,9 @@ def _read(path: Path) -> tuple[dict[str, Doubles], Mapping[str, Any]]:
             with safetensors.safe_open(path, framework="numpy") as file:
                 about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
         else:
-            tensors, about = torch.load(path, map_location="cpu", weights_only=True), {}
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it loads, or raises an error
+                tensors, about = torch.load(path, map_location="cpu", weights_only=True), {}
     except OSError as error:
         raise ScoreError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnpicklingError:

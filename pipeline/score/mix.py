@@ -64,10 +64,17 @@ class Mix:
         assert self.score.mix is not None
         return self.score.mix
 
+    @property
+    def _parsed(self) -> _Parsed:
+        try:
+            return parse(self.settings.formula)
+        except ExpressionError as error:
+            raise ScoreError(str(error)) from None
+
     def resolved(self, snapshot: Snapshot) -> ScoreConfig:
         """Check the expression on zero rows."""
+        parsed = self._parsed
         try:
-            parsed = parse(self.settings.formula)
             for column in sorted(parsed.columns - set(snapshot.schema.names)):
                 if problem := snapshot.added.missing(column):
                     raise ScoreError(problem)
@@ -82,7 +89,7 @@ class Mix:
     @property
     def needs(self) -> Needs:
         """The columns of the expression."""
-        return Needs(parse(self.settings.formula).columns)
+        return Needs(self._parsed.columns)
 
     @property
     def schema(self) -> pa.Schema:
@@ -96,7 +103,7 @@ class Mix:
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """A sketch of the values of each call's argument."""
-        parsed = parse(self.settings.formula)
+        parsed = self._parsed
         if not parsed.calls:
             return State()
         arguments = (parsed.calls, self.settings.over)
@@ -113,11 +120,9 @@ class Mix:
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Evaluate the expression with Arrow."""
-        parsed = parse(self.settings.formula)
+        parsed = self._parsed
         sketches = [
-            ValueSketch(
-                _integers(state, f"{number}.buckets"), _integers(state, f"{number}.counts"), _sums(state, number)
-            )
+            ValueSketch(_whole(state, f"{number}.buckets"), _whole(state, f"{number}.counts"), _sums(state, number))
             for number in range(len(parsed.calls))
         ]
         return _OpenMix(self.name, parsed, sketches)
@@ -181,7 +186,7 @@ def _values(expression: Expression, rows: pa.Table) -> Doubles:
     return values
 
 
-def _integers(state: State, name: str) -> U64:
+def _whole(state: State, name: str) -> U64:
     return state.tensors[name].astype(np.uint64)
 
 

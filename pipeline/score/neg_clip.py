@@ -170,4 +170,4 @@ class _OpenNegClip:
         for side, others in ((images, batch.texts), (texts, batch.images)):
             logits = (side @ others.T).scatter_(1, places, own[:, None]) / self._temperature  # [block, batch]
             loss += torch.logsumexp(logits, dim=1)
-        return own - self._temperature / 2 * loss
+        return (own - self._temperature / 2 * loss).clamp(max=0)  # greater only by rounding

@@ -1,0 +1,180 @@
+"""Scores as a job: names, resuming, growth, damage, and what other commands see."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pairmill
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import DamagedManifestError
+from pairmill.pipeline.score import score_shard
+from pairmill.pipeline.score.kind import ScoreError
+from tests.unit.scores.embedded import add, column, unit_vectors, write_embedded
+
+IMAGES, TEXTS = unit_vectors(1, 200), unit_vectors(2, 200)
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> str:
+    path = tmp_path / "head.safetensors"
+    save_file({"weight": torch.from_numpy(unit_vectors(3, 1)), "bias": torch.zeros(1)}, path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_embedded(tmp_path / "out", IMAGES, TEXTS)
+    return tmp_path / "out"
+
+
+def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_once(tmp_path: Path, head: str) -> None:
+    kinds: dict[str, dict[str, object]] = {
+        "head": {"head": head},
+        "neg": {"neg_clip": {"batch": 40, "repeats": 2}},
+        "dense": {"density": {"sample": 30, "neighbors": 3, "clusters": 4}},
+        "mixed": {"mix": "rank(similarity)"},
+    }
+    grown = tmp_path / "grown"
+    write_embedded(grown, IMAGES[:100], TEXTS[:100], planned_rows=200)
+    for name, kind in kinds.items():
+        assert add(grown, name, **kind).shards_scored == 2
+    before = {name: column(grown, name) for name in kinds}
+    write_embedded(grown, IMAGES, TEXTS)
+    for name in kinds:
+        result = add(grown, name)  # without settings: those of its card
+        assert (result.shards_scored, result.rows_scored, result.shards_missing) == (2, 100, [])
+        assert np.array_equal(column(grown, name)[:100], before[name])
+    assert verify(Store(str(grown))).problems == []
+    whole = tmp_path / "whole"
+    write_embedded(whole, IMAGES, TEXTS)
+    add(whole, "head", head=head)
+    assert np.array_equal(column(grown, "head"), column(whole, "head"))
+
+
+def test_until_new_shards_are_scored_their_column_is_missing_with_the_remedy(tmp_path: Path, head: str) -> None:
+    write_embedded(tmp_path, IMAGES[:100], TEXTS[:100], planned_rows=200)
+    add(tmp_path, "aesthetic", head=head)
+    write_embedded(tmp_path, IMAGES, TEXTS)
+    with pytest.raises(pairmill.JobError, match="some shards lack the score 'aesthetic': run `pairmill score"):
+        pairmill.select(tmp_path, "best", steps="where: aesthetic > 0")
+
+
+def test_a_score_is_a_column_like_any_other(folder: Path, head: str) -> None:
+    add(folder, "aesthetic", head=head)
+    scores = column(folder, "aesthetic")
+    subset = pairmill.select(folder, "best", steps=["where: aesthetic > 0", "top: {by: aesthetic, count: 20}"])
+    assert subset.rows_out == 20
+    chosen = pairmill.open(folder).subset("best").table(["aesthetic"])["aesthetic"].to_numpy()
+    assert np.array_equal(np.sort(chosen), np.sort(scores)[-20:].astype(np.float32))
+    add(folder, "mixed", mix="rank(aesthetic) + rank(similarity)")
+    assert np.isfinite(column(folder, "mixed")).all()
+
+
+def test_another_score_under_the_same_name_is_refused_and_says_what_differs(folder: Path, head: str) -> None:
+    add(folder, "neg", neg_clip={"batch": 40})
+    with pytest.raises(ScoreError, match=r"another score 'neg'; choose another name\. .*\n  batch: 40 there, 50"):
+        add(folder, "neg", neg_clip={"batch": 50})
+    with pytest.raises(ScoreError, match="neg_clip there, head now"):
+        add(folder, "neg", head=head)
+    add(folder, "aesthetic", head=head)
+    save_file({"weight": torch.zeros(1, 16), "bias": torch.zeros(1)}, head)
+    with pytest.raises(ScoreError, match=r"head\.safetensors has changed since the score 'aesthetic' was added"):
+        add(folder, "aesthetic", head=head)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("similarity", "already has a column 'similarity'"),
+        ("kept", "already has a column"),
+        ("b32", "no score 'b32'"),
+    ],
+)
+def test_a_name_that_is_taken_or_unknown_is_refused_before_anything_is_written(
+    folder: Path, head: str, name: str, message: str
+) -> None:
+    with pytest.raises(ScoreError, match=message):
+        add(folder, name, **({} if name == "b32" else {"head": head}))
+    assert not (folder / "columns").exists()
+
+
+@pytest.mark.parametrize("name", ["Aesthetic", "../x", "a b", "", "x" * 41, "\u00e9"])
+def test_names_that_are_no_identifiers_are_refused(folder: Path, head: str, name: str) -> None:
+    with pytest.raises(pairmill.JobError, match="name"):
+        pairmill.score(folder, name, {"head": head})
+
+
+def test_a_model_that_is_not_there_is_named(folder: Path, head: str) -> None:
+    with pytest.raises(pairmill.PairmillError, match="has no model 'l14'; it has: b32"):
+        add(folder, "aesthetic", head={"weights": head, "model": "l14"})
+
+
+def test_a_shard_that_fails_fails_alone_and_is_scored_later(
+    folder: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = score_shard.write_columns
+
+    def failing(store: Store, name: str, columns: pa.Table, manifest: object, *rest: object) -> None:
+        if manifest.shard == 2:
+            raise ValueError("a bad page")
+        honest(store, name, columns, manifest, *rest)
+
+    monkeypatch.setattr(score_shard, "write_columns", failing)
+    result = add(folder, "aesthetic", head=head)
+    assert (result.shards_missing, list(result.failures)) == ([2], [2]) and "a bad page" in result.failures[2]
+    monkeypatch.undo()
+    assert add(folder, "aesthetic").shards_scored == 1
+
+
+def test_verify_finds_a_value_that_the_state_does_not_give(folder: Path, head: str) -> None:
+    add(folder, "aesthetic", head=head)
+    card = folder / "columns/aesthetic/score.json"
+    state = folder / json.loads(card.read_text())["state"]["path"]
+    report = verify(Store(str(folder)), rescore=16)
+    assert (report.problems, report.scores_recomputed) == ([], 16)
+    changed = unit_vectors(9, 200)
+    write_embedded(folder.parent / "other", changed, TEXTS)
+    add(folder.parent / "other", "aesthetic", head=head)
+    for name in ("000000001.parquet", "manifests/000000001.json"):  # another dataset's columns, with a record that fits
+        target = folder / "columns/aesthetic" / name
+        target.write_bytes((folder.parent / "other/columns/aesthetic" / name).read_bytes())
+    record = json.loads(target.read_text())
+    record["pairs_blake2b"] = json.loads((folder / "manifests/000000001.json").read_text())["files"]["pairs"]["blake2b"]
+    target.write_text(json.dumps(record))
+    (problem,) = verify(Store(str(folder)), rescore=16).problems
+    assert problem.startswith("shard 000000001: aesthetic of 4 rows is not what columns/aesthetic computes")
+    state.write_bytes(state.read_bytes()[:-1] + b"\x00")
+    assert any("has changed since it was written" in each for each in verify(Store(str(folder))).problems)
+
+
+def test_a_damaged_card_names_itself_and_the_remedy(folder: Path, head: str) -> None:
+    add(folder, "aesthetic", head=head)
+    (folder / "columns/aesthetic/score.json").write_text("{}")
+    remedy = r"score\.json is damaged or not pairmill's; move columns/aesthetic elsewhere and run `pairmill score`"
+    with pytest.raises(DamagedManifestError, match=remedy):
+        add(folder, "aesthetic")
+    assert any("score.json is damaged" in each for each in verify(Store(str(folder))).problems)
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("rank(nothing)", "there is no column 'nothing'"),
+        ("rank(rank(similarity))", "of a rank or zscore is not supported"),
+        ("rank(similarity, 2)", "takes one column or expression"),
+        ("similarity > 0", "is not a number"),
+        ("__import__('os')", "is not supported"),
+        ("rank(caption)", "is not a number"),
+        ("0.5", "uses no column"),
+    ],
+)
+def test_a_mix_that_means_nothing_is_refused(folder: Path, formula: str, message: str) -> None:
+    with pytest.raises(ScoreError, match=message):
+        add(folder, "mixed", mix=formula)
+    assert not (folder / "columns").exists()
