@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pairmill.pipeline.report.losses import losses
+from pairmill.pipeline.dataset.losses import losses
 from pairmill.schemas.manifest import CustomRuleCount
 from pairmill.schemas.status import Status
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import last_line
+from pairmill.pipeline.dataset.losses import StatusCounts
 from pairmill.pipeline.dataset.manifests import committed, read_manifests
 from pairmill.pipeline.dataset.strays import SIZES_NAME, StrayFiles
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
@@ -86,23 +87,18 @@ def current(store: Store) -> BuildResult:
 
 
 @dataclass
-class Totals:
+class Totals(StatusCounts):
     """Sums over manifests, added one by one, so only a few numbers stay in memory."""
 
     shards: set[int] = field(default_factory=set)
     rows: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-    custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
 
     def add(self, manifest: ShardManifest) -> None:
         """Add one shard."""
+        super().add(manifest)
         self.shards.add(manifest.shard)
-        self.statuses.update(manifest.statuses)
         for name in ("num_rows", "rows_in", "pairs", "rejects", "kept"):
             self.rows[name] += getattr(manifest, name)
-        for name, count in manifest.custom_rules.items():
-            before = self.custom_rules[name].rows if name in self.custom_rules else 0
-            self.custom_rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
 
     def result(self, store: Store, plan: Plan, failures: dict[int, str], seconds: float) -> BuildResult:
         """The totals, compared with the plan."""

@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pairmill.pipeline.columns.added_columns import NOTHING_ADDED
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.losses import StatusCounts, in_words
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.explore.pictures import SMALL, Pictures
+from pairmill.pipeline.pages.visible_text import visible_text
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail
 from pairmill.pipeline.source.plan import load_plan
@@ -19,15 +21,17 @@ from pairmill.schemas.status import Status
 
 NEWEST_PICTURES = 12
 _OPEN_SHARDS = 4
+_CAPTION_CHARS = 180
 _RATE_S = 60.0
 """The rate is that of the last minute."""
 
 
 @dataclass(frozen=True)
-class Loss:
-    """How many rows a status took, and how many were left after it."""
+class FunnelRow:
+    """How many rows a reason took, and how many were left after it."""
 
-    status: str
+    reason: str
+    """The status in words, and the name of a custom rule."""
     rows: int
     left: int
     share_left: float
@@ -38,7 +42,8 @@ class NewPicture:
     """A picture of a shard that has just arrived."""
 
     address: str
-    caption: str | None
+    caption: str
+    """Cut, and without deceptive characters, because a script puts it on the page."""
     status: str
 
 
@@ -55,7 +60,7 @@ class Live:
     kept: int
     rows_per_s: float | None
     """In the last minute; None until a shard has arrived while the page was open."""
-    losses: Sequence[Loss]
+    losses: Sequence[FunnelRow]
     newest: Sequence[NewPicture]
     new_shards: int
     """Shards that the other pages do not show yet."""
@@ -92,18 +97,18 @@ class LiveState:
             self._read_new()
             manifests = [manifest for _, manifest in self._seen.values()]
             plan = self._current_plan()
-            statuses: Counter[str] = Counter()
+            counts = StatusCounts()
             for manifest in manifests:
-                statuses.update(manifest.statuses)
+                counts.add(manifest)
             return Live(
                 shards=plan.num_shards,
                 shards_done=len(manifests),
                 rows=plan.num_rows,
                 rows_done=sum(manifest.num_rows for manifest in manifests),
-                rows_in=sum(statuses.values()),
-                kept=statuses.get(Status.OK, 0),
+                rows_in=counts.statuses.total(),
+                kept=counts.statuses[Status.OK],
                 rows_per_s=self._rate(),
-                losses=losses(statuses),
+                losses=_funnel(counts),
                 newest=self._newest(),
                 new_shards=sum(shown.get(shard) != found for shard, (found, _) in self._seen.items()),
             )
@@ -149,7 +154,8 @@ class LiveState:
             pictures.prefetch(RowRef(0, row) for row in rows)
             for row, values in zip(rows, table.to_pylist(), strict=True):
                 address = f"/picture/{shard}/{row}?v={generation}-{manifest.attempt[:8]}"
-                found.append(NewPicture(address, values["caption_clean"], values["status"]))
+                caption = visible_text(values["caption_clean"] or "", _CAPTION_CHARS)
+                found.append(NewPicture(address, caption, values["status"]))
         return found
 
     def _opened(self, shard: int, generation: int) -> tuple[Snapshot, Pictures]:
@@ -173,12 +179,11 @@ class LiveState:
         return pictures.get(RowRef(0, row), SMALL)
 
 
-def losses(statuses: Counter[str]) -> list[Loss]:
-    """What each status took, in the order of the checks."""
-    rows = left = sum(statuses.values())
+def _funnel(counts: StatusCounts) -> list[FunnelRow]:
+    """What each reason took, in the order of the steps."""
+    rows = left = counts.statuses.total()
     found = []
-    for status in Status:
-        if status is not Status.OK and (lost := statuses.get(status, 0)):
-            left -= lost
-            found.append(Loss(status.value, lost, left, left / max(1, rows)))
+    for loss in counts.losses():
+        left -= loss.rows
+        found.append(FunnelRow(in_words(loss.reason), loss.rows, left, left / max(1, rows)))
     return found

@@ -2,7 +2,6 @@
 
 import re
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.losses import StatusCounts
 from pairmill.pipeline.dataset.manifests import committed, read_manifest, read_manifests
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.explore.page import PageError
@@ -128,18 +128,14 @@ def _reason(status: Status, rows: int, rows_in: int, largest: int) -> Reason:
 
 
 def _count(store: Store, generations: Mapping[int, int]) -> Counts:
-    statuses: Counter[str] = Counter()
-    rules: dict[str, CustomRuleCount] = {}
+    sums = StatusCounts()
     rejected, shards = 0, list[tuple[int, int, Mapping[str, int]]]()
     for manifest in read_manifests(store):
-        statuses.update(manifest.statuses)
+        sums.add(manifest)
         rejected += manifest.rejects
         if manifest.rejects:
             shards.append((manifest.shard, manifest.generation, manifest.statuses))
-        for name, count in manifest.custom_rules.items():
-            before = rules[name].rows if name in rules else 0
-            rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
-    return Counts(generations, statuses, rejected, rules, shards)
+    return Counts(generations, sums.statuses, rejected, sums.custom_rules, shards)
 
 
 def _rows(store: Store, counts: Counts, status: str, cursor: str) -> tuple[list[Mapping[str, Any]], str | None]:

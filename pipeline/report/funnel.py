@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from pairmill.pipeline.report.losses import losses
 from pairmill.pipeline.report.sample import Totals
 from pairmill.schemas.status import Status
 from pairmill.schemas.subset import Subset
@@ -65,7 +64,7 @@ def of_dataset(totals: Totals) -> Funnel:
     """From row to kept pair."""
     kept, rows, left = totals.statuses.get(Status.OK, 0), totals.rows, totals.rows
     stages: list[Stage] = []
-    for step, losses_of_step in groupby(losses(totals.statuses, totals.custom_rules), lambda loss: loss.step):
+    for step, losses_of_step in groupby(totals.losses(), lambda loss: loss.step):
         before, reasons = left, []
         for loss in losses_of_step:
             left -= loss.rows

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.losses import in_words
 from pairmill.pipeline.pages.templates import environment
 from pairmill.pipeline.report import charts
 from pairmill.pipeline.report.charts import BarChart
@@ -112,18 +113,12 @@ def render(page: Page) -> str:
         title=f"{page.title}: pairmill report",
         values_of=lambda row: _values(row, row_chars),
         score_of=_score,
-        words=words,
+        words=in_words,
         caption_chars=MAX_CAPTION_CHARS,
         value_chars=MAX_VALUE_CHARS,
         name_chars=MAX_NAME_CHARS,
         box=charts,
     )
-
-
-def words(name: str) -> str:
-    """A status in words. The names of custom rules stay as they are."""
-    status, colon, rule = name.partition(": ")
-    return status.replace("_", " ") + colon + rule
 
 
 def _values(row: ShownRow, max_chars: int) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.losses import in_words
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -17,7 +18,7 @@ from pairmill.pipeline.report.charts import four_digits
 from pairmill.pipeline.report.clusters import largest_clusters
 from pairmill.pipeline.report.comparison import Summarized, compare_datasets, compare_subsets
 from pairmill.pipeline.report.grids import Grid
-from pairmill.pipeline.report.page import Fact, GridGroup, Page, render, words
+from pairmill.pipeline.report.page import Fact, GridGroup, Page, render
 from pairmill.pipeline.report.rows import Rows, read_rows
 from pairmill.pipeline.report.sample import MAX_ROWS, sample_note
 from pairmill.pipeline.report.source import Source
@@ -228,7 +229,7 @@ class _Maker:
             for reason in stage.reasons:
                 refs = grids.random_refs(self._summary, Group("reason", reason.name), grids.PER_REASON)
                 share = reason.rows / max(self._totals.rows, 1)
-                yield Grid(words(reason.name), f"{counted(reason.rows, 'row')}, {share:.1%}", refs)
+                yield Grid(in_words(reason.name), f"{counted(reason.rows, 'row')}, {share:.1%}", refs)
 
 
 def _with_rows(found: Iterator[Grid] | Sequence[Grid]) -> list[Grid]:

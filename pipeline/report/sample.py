@@ -1,19 +1,19 @@
 """Chooses the shards that a report reads, and sums up what the manifests of all shards say."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pairmill.pipeline.common.text import counted
-from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
+from pairmill.pipeline.dataset.losses import StatusCounts
+from pairmill.schemas.manifest import ShardManifest
 
 MAX_ROWS = 1_000_000
 """Rows of the shards that `pairmill report` reads."""
 
 
 @dataclass
-class Totals:
+class Totals(StatusCounts):
     """Exact counts of a dataset, from all manifests."""
 
     rows: int = 0
@@ -22,23 +22,18 @@ class Totals:
     kept: int = 0
     shards: int = 0
     bytes_fetched: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    custom_rules: dict[str, CustomRuleCount] = field(default_factory=dict)
     versions: set[str] = field(default_factory=set)
     """Versions of pairmill that wrote the shards."""
 
     def add(self, manifest: ShardManifest) -> None:
         """Add one shard."""
+        super().add(manifest)
         self.shards += 1
         self.rows += manifest.rows_in
         self.pairs += manifest.pairs
         self.kept += manifest.kept
         self.bytes_fetched += manifest.bytes_fetched
-        self.statuses.update(manifest.statuses)
         self.versions.update(filter(None, [manifest.versions.get("pairmill")]))
-        for name, count in manifest.custom_rules.items():
-            before = self.custom_rules[name].rows if name in self.custom_rules else 0
-            self.custom_rules[name] = CustomRuleCount(step=count.step, rows=before + count.rows)
 
 
 def sampled(manifests: Iterable[ShardManifest], max_rows: int, totals: Totals) -> list[int]:

@@ -15,7 +15,7 @@
 
   function lossRow(loss) {
     const row = document.createElement("tr");
-    const head = cell("th", loss.status.replaceAll("_", " "));
+    const head = cell("th", loss.reason);
     head.scope = "row";
     const svg = document.createElementNS(SVG, "svg");
     svg.setAttribute("viewBox", "0 0 100 10");
@@ -37,12 +37,11 @@
     const frame = cell("span", "", "picture");
     const image = document.createElement("img");
     image.src = picture.address;
-    const caption = (picture.caption ?? "").slice(0, 180);
-    image.alt = caption || "Picture without a caption";
+    image.alt = picture.caption || "Picture without a caption";
     const missing = cell("span", "", "missing");
     missing.hidden = true;
     frame.append(image, missing);
-    made.append(frame, cell("p", caption || "no caption", "caption"));
+    made.append(frame, cell("p", picture.caption || "no caption", "caption"));
     return made;
   }
 
