@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.shard_sample import sample_shards
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.select.keys import mix
 
 MAX_ROWS = 2_000_000
 """With more input rows than this, a sample of shards is shown."""
@@ -41,19 +39,14 @@ class Sampled:
 
 
 def sample(snapshot: Snapshot, max_rows: int = MAX_ROWS) -> Sampled:
-    """The whole snapshot, or the shards whose numbers have the lowest hashes, up to `max_rows` input rows.
-
-    Always the same shards; new shards of a growing dataset replace few of them.
-    """
+    """The whole snapshot, or some shards with up to `max_rows` input rows, always the same ones."""
     planned = dict(
         zip(snapshot.plan.shards["shard"].to_pylist(), snapshot.plan.shards["num_rows"].to_pylist(), strict=True)
     )
-    rows = np.array([planned[shard] for shard, _ in snapshot.generations], np.int64)
-    total = int(rows.sum())
+    sizes = [(shard, planned[shard]) for shard, _ in snapshot.generations]
+    total = sum(rows for _, rows in sizes)
     if total <= max_rows:
-        return Sampled(snapshot, len(rows), total, total)
-    order = np.argsort(mix(np.array([shard for shard, _ in snapshot.generations], np.uint64)), kind="stable")
-    fitting = max(1, int(np.searchsorted(np.cumsum(rows[order]), max_rows, side="right")))
-    chosen = np.sort(order[:fitting])
-    some = replace(snapshot, generations=[snapshot.generations[index] for index in chosen])
-    return Sampled(some, len(rows), total, int(rows[chosen].sum()))
+        return Sampled(snapshot, len(sizes), total, total)
+    chosen = sample_shards(sizes, max_rows)
+    some = replace(snapshot, generations=[snapshot.generations[position] for position in chosen])
+    return Sampled(some, len(sizes), total, sum(sizes[position][1] for position in chosen))

@@ -1,11 +1,11 @@
 """Chooses the shards that a report reads, and sums up what the manifests of all shards say."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.losses import StatusCounts
+from pairmill.pipeline.dataset.shard_sample import sample_shards
 from pairmill.schemas.manifest import ShardManifest
 
 MAX_ROWS = 1_000_000
@@ -38,27 +38,14 @@ class Totals(StatusCounts):
 
 def sampled(manifests: Iterable[ShardManifest], max_rows: int, totals: Totals) -> list[int]:
     """Add the manifests, which are in shard order, to the totals. Returns the positions of the shards to read, in
-    order: as many as have at most `max_rows` rows together, and at least one. A hash of the shard's number decides, so
-    the sample does not depend on the order of the input."""
-    candidates: list[tuple[bytes, int, int]] = []
-    for position, manifest in enumerate(manifests):
-        totals.add(manifest)
-        if manifest.rows_in:
-            candidates.append((_hash(manifest.shard), position, manifest.rows_in))
-    return sorted(_first(sorted(candidates), max_rows))
+    order."""
 
+    def sizes() -> Iterator[tuple[int, int]]:
+        for manifest in manifests:
+            totals.add(manifest)
+            yield manifest.shard, manifest.rows_in
 
-def _first(candidates: Sequence[tuple[bytes, int, int]], max_rows: int) -> Iterable[int]:
-    rows = 0
-    for _, position, more in candidates:
-        rows += more
-        if rows > max_rows and rows > more:  # always read one
-            return
-        yield position
-
-
-def _hash(shard: int) -> bytes:
-    return hashlib.blake2b(b"%d" % shard, digest_size=8).digest()
+    return sample_shards(sizes(), max_rows)
 
 
 def sample_note(rows_read: int, totals: Totals) -> str:
