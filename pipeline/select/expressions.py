@@ -5,6 +5,7 @@ null, and a row stays only if the whole expression is true. `comparisons.py` doe
 """
 
 import ast
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pairmill.pipeline.select.expression_errors import (
 
 MAX_CHARS = 10_000
 _MAX_DEPTH = 100
+_MAX_RE2_CHARS = 100
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
     ast.Lt: pc.less,
@@ -46,7 +48,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "length": pc.utf8_length,
     "lower": pc.utf8_lower,
-    "contains": lambda text, part: pc.match_substring(text, _text(part)),
+    "contains": lambda text, part: _contains(text, _text(part)),
     "starts_with": lambda text, part: pc.starts_with(text, _text(part)),
     "ends_with": lambda text, part: pc.ends_with(text, _text(part)),
     "matches": lambda text, regex: _matches(text, _text(regex)),
@@ -229,6 +231,14 @@ def _as_time(text: Value, kind: pa.DataType) -> Value:
     moment = text.cast(pa.timestamp("us"))
     zone = getattr(kind, "tz", None)
     return pc.assume_timezone(moment, "UTC").cast(pa.timestamp("us", zone)) if zone else moment
+
+
+def _contains(text: Value, part: str) -> Value:
+    """RE2 finds a few letters in half the time of Arrow's own search, which is faster for a single one. The group keeps
+    Arrow from seeing that the regular expression is plain text, which it would search for itself."""
+    if 1 < len(part) <= _MAX_RE2_CHARS:
+        return pc.match_substring_regex(text, f"(?:{re.escape(part)})")
+    return pc.match_substring(text, part)
 
 
 def _matches(text: Value, regex: str) -> Value:

@@ -1,10 +1,15 @@
 """Tests what a `where` can express, how it treats nulls, and that it never executes anything."""
 
 import datetime
+import time
+from collections.abc import Callable
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
@@ -128,3 +133,30 @@ def test_a_written_time_is_compared_with_all_its_digits_as_by_duckdb(name: str, 
         connection.execute("set timezone = 'UTC'").register("t", table)
         expected = [row[0] for row in connection.execute(sql).fetchall()]
     assert Expression(f"{name} {operator} '{written}'").evaluate(table).to_pylist() == expected
+
+
+@given(st.lists(st.none() | st.text(st.sampled_from("aAäß.\\[\x00\n\u202e😀 "))), st.text(max_size=4), st.data())
+def test_contains_is_python_s_in(texts: list[str | None], part: str, data: st.DataObject) -> None:
+    whole = max(filter(None, texts), key=len, default="")
+    start = data.draw(st.integers(0, len(whole)))
+    part = data.draw(st.sampled_from([part, whole[start : start + 3], whole[start:]]))
+    table = pa.table({"caption": pa.array(texts, pa.string())})
+    expected = [None if text is None else part in text for text in texts]
+    assert Expression(f"contains(caption, {part!r})").evaluate(table).to_pylist() == expected
+
+
+def test_contains_is_faster_than_arrow_s_own_search() -> None:
+    captions = pa.chunked_array(
+        [pa.array([f"{n} photograph of a dog that looks at a sunny meadow" for n in range(20_000)])]
+    )
+    table, each = pa.table({"caption": captions}), Expression("contains(caption, 'heart')")
+
+    def fastest_s(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(7):
+            started = time.thread_time()
+            work()
+            times.append(time.thread_time() - started)
+        return min(times)
+
+    assert fastest_s(lambda: each.evaluate(table)) < 0.9 * fastest_s(lambda: pc.match_substring(captions, "heart"))
