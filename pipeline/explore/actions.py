@@ -28,7 +28,7 @@ class Actions:
             return self._labeled(undone, None if undone is None else labels.get(undone))
         if label not in ("good", "bad"):
             raise PageError("label: good, bad or undo")
-        if self._explorer.shown is None or self._explorer.shown.view.find(uid) is None:
+        if self._explorer.shown is None or self._explorer.shown.view.lookup.find(uid) is None:
             raise PageError("No pair here has this uid.", 404)
         labels.put(uid, label == "good")
         return self._labeled(uid, label == "good")

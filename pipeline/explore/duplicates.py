@@ -58,7 +58,7 @@ def duplicates(explorer: Explorer, shown: Shown, by: str, page: str) -> Duplicat
     found = []
     for group in largest[(number - 1) * GROUPS_PER_PAGE : number * GROUPS_PER_PAGE].tolist():
         members = rows[starts[group] : starts[group + 1]]
-        some = shown.view.rows(members[:1], [by])[0]
+        some = shown.view.lookup.rows(members[:1], [by])[0]
         captions = shown.view.cache.table(["caption_clean"])["caption_clean"].take(pa.array(members))
         shown_cards = cards(explorer, shown, members[:SHOWN_ROWS].tolist())
         found.append(Group(str(some[by]), len(members), len(pc.unique(captions)), shown_cards))
@@ -81,4 +81,4 @@ def _groups(view: View, by: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
         repeats = np.repeat(sizes > 1, sizes)
         return rows[repeats], np.concatenate([[0], np.cumsum(sizes[sizes > 1])]).astype(np.int64)
 
-    return view.remember(("groups", by), compute)
+    return view.memory.remember(("groups", by), compute)

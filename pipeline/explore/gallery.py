@@ -10,8 +10,9 @@ import yaml
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.explore.explorer import Explorer, Shown
 from pairmill.pipeline.explore.query import Query
+from pairmill.pipeline.explore.row_lookup import Row
 from pairmill.pipeline.explore.summary import BINS, Column
-from pairmill.pipeline.explore.view import Row, View
+from pairmill.pipeline.explore.view import View
 from pairmill.schemas.pairs import FETCHED, PICTURE
 from pairmill.schemas.subset import SelectStep
 
@@ -143,7 +144,7 @@ def _reads_as(text: str, expected: object) -> bool:
 
 def cards(explorer: Explorer, shown: Shown, rows: Sequence[int], column: str | None = None) -> list[Card]:
     """The cards of some rows; begins to read their pictures."""
-    found = shown.view.rows(rows, [column] if column else [])
+    found = shown.view.lookup.rows(rows, [column] if column else [])
     shown.pictures.prefetch(row.ref for row in found)
     return [card(explorer, shown, row, column) for row in found]
 

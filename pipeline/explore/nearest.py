@@ -36,7 +36,7 @@ class Searcher:
 
     def like_row(self, alias: str, row: int, k: int) -> list[Near]:
         """The pairs most similar to a pair's picture, without the pair itself. Raises SearchError."""
-        index, ref = self._index(alias), self._view.ref(row)
+        index, ref = self._index(alias), self._view.lookup.ref(row)
         vector = index.embeddings.vector(ref.position, ref.row)
         if vector is None:
             raise SearchError(f"{alias} has no embedding of this picture")

@@ -86,7 +86,7 @@ class Pages(Page):
             raise PageError("There is no such row.", 404)
         shard, number = int(place[1]), int(place[2])
         side = LARGE if request.query_params.get("size") == "large" else SMALL
-        position = shown.view.position(shard) if shown else None
+        position = shown.view.lookup.position(shard) if shown else None
         if shown is None or position is None:
             thumbnail = self.explorer.live.picture(shard, number)
         elif number >= shown.view.snapshot.chunk.shards[position].num_rows:
@@ -102,11 +102,11 @@ class Pages(Page):
     def pair(self, request: Request) -> Response:
         """`/pair/UID`: one pair with all its columns, and those that look like it."""
         shown = self.shown
-        index = shown.view.find(request.path_params["uid"])
+        index = shown.view.lookup.find(request.path_params["uid"])
         if index is None:
             raise PageError("No pair here has this uid.", 404)
-        ref = shown.view.ref(index)
-        row = shown.view.whole_row(ref)
+        ref = shown.view.lookup.ref(index)
+        row = shown.view.lookup.whole_row(ref)
         shown.pictures.prefetch([ref], LARGE)
         alias = shown.searcher.alias(request.query_params.get("model", ""))
         near, note = list[Card](), None if alias else "No model has embedded these pictures."

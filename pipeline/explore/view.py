@@ -1,4 +1,4 @@
-"""The dataset as the pages see it: which rows a query selects, in which order, and what a row contains.
+"""The dataset as the pages see it: its columns, which rows a query selects, and in which order.
 
 A count equals what `select` would write: `select` starts from the rows that are kept (or from all pairs), leaves one
 row per uid, and then evaluates the expression, in which NULL counts as false. `View.mask` does the same with columns in
@@ -7,29 +7,27 @@ memory, and `Expression` itself does the evaluation.
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common.arrow import python_values
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.dataset.subset import read_subset
 from pairmill.pipeline.explore.columns import ColumnCache
+from pairmill.pipeline.explore.memory import Memory
 from pairmill.pipeline.explore.order import first_sorted
 from pairmill.pipeline.explore.query import Query, QueryError, RowsOf, clauses, expression
+from pairmill.pipeline.explore.row_lookup import CARD_COLUMNS, RowLookup
 from pairmill.pipeline.explore.sample import Sampled
 from pairmill.pipeline.explore.start import Mask, first_of_each, of_subset
 from pairmill.pipeline.explore.summary import Column, Kind, describe, kind_of, unread
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.reader.thumbnails import RowRef
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import to_mask
 from pairmill.pipeline.select.keys import key_halves
@@ -38,27 +36,10 @@ from pairmill.schemas.pairs import KEPT_STATUS
 Rows = npt.NDArray[np.int64]
 """Indices of rows of the view."""
 
-CARD_COLUMNS = ("uid", "status", "kept", "caption_clean")
 _SAMPLE_ROWS = 4_096
 _BLOCK_ROWS = 65_536
 _FIRST_ROWS = 6_000
 """The pages up to this row need no sort of all rows."""
-_REMEMBERED = 48
-"""Masks and orders that are remembered, each 1 or 8 bytes per row."""
-
-_Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row, with some of its columns."""
-
-    ref: RowRef
-    shard: int
-    values: Mapping[str, Any]
-
-    def __getitem__(self, column: str) -> Any:
-        return self.values[column]
 
 
 class View:
@@ -70,8 +51,8 @@ class View:
         self.snapshot: Snapshot = sampled.snapshot
         self.cache = cache
         self.num_rows = self.snapshot.chunk.num_rows
-        self._memory: OrderedDict[object, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self.lookup = RowLookup(self.snapshot, cache)
+        self.memory = Memory()
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="expressions")
         self._kinds = self._column_kinds()
         narrow = [name for name, kind in self._kinds.items() if kind != "text"]
@@ -146,8 +127,10 @@ class View:
     def start(self, rows: RowsOf, subset: str | None) -> Mask:
         """The rows before any filter: one per uid, of the kept rows or of all pairs; or those of a subset."""
         if subset is not None:
-            return self.remember(("subset", subset, self._attempt(subset)), lambda: of_subset(self.snapshot, subset))
-        return self.remember(
+            return self.memory.remember(
+                ("subset", subset, self._attempt(subset)), lambda: of_subset(self.snapshot, subset)
+            )
+        return self.memory.remember(
             ("start", rows), lambda: _booleans(self.cache.derived(f"start {rows}", lambda: self._unique(rows)))
         )
 
@@ -169,7 +152,7 @@ class View:
             each.check(self.snapshot.schema, "boolean")
             return self._evaluated(each, self.cache.table(sorted(each.columns)))
 
-        return self.remember(("clause", text), evaluate)
+        return self.memory.remember(("clause", text), evaluate)
 
     def _evaluated(self, each: Expression, table: pa.Table) -> Mask:
         """The rows for which an expression is true, on all cores."""
@@ -183,12 +166,12 @@ class View:
         size = self.num_rows if limit is None or limit > _FIRST_ROWS else _FIRST_ROWS
         key = ("order", size, query.rows, query.subset, query.subset and self._attempt(query.subset),
                tuple(self.clauses(query)), column, query.order, query.around)  # fmt: skip
-        return self.remember(key, lambda: self._sorted(query, column, size))[:limit]
+        return self.memory.remember(key, lambda: self._sorted(query, column, size))[:limit]
 
     def random(self, mask: Mask, limit: int) -> Rows:
         """Some rows of a mask, always the same ones: those with the lowest uids."""
         rows = np.flatnonzero(mask)
-        return rows[first_sorted(self._uid_halves()[rows], limit)][:limit]
+        return rows[first_sorted(self.lookup.uid_halves()[rows], limit)][:limit]
 
     def sort_column(self, query: Query) -> str | None:
         """The column that a query sorts by; None for the order of uids. Raises QueryError."""
@@ -213,85 +196,15 @@ class View:
     def _keys(self, column: str | None) -> npt.NDArray[Any]:
         """What rows are sorted by: the numbers of a column, NaN for null, or the first half of every uid."""
         if column is None:
-            return self._uid_halves()
+            return self.lookup.uid_halves()
         values = self.cache.table([column])[column]
-        return self.remember(("keys", column), lambda: np.asarray(values.cast(pa.float64(), safe=False).to_numpy()))
-
-    def _uid_halves(self) -> npt.NDArray[np.uint64]:
-        compute = lambda: pa.array(key_halves(self.cache.table(["uid"])["uid"], "uid")[0])  # noqa: E731
-        return self.cache.derived("uid", compute).to_numpy()  # type: ignore[no-any-return]
+        return self.memory.remember(
+            ("keys", column), lambda: np.asarray(values.cast(pa.float64(), safe=False).to_numpy())
+        )
 
     def _middle(self, keys: npt.NDArray[Any]) -> float:
         finite = keys[np.isfinite(keys)]
         return float(np.median(finite)) if len(finite) else 0.0
-
-    @cached_property
-    def _starts(self) -> Rows:
-        """The index of the first row of each shard."""
-        sizes = [shard.num_rows for shard in self.snapshot.chunk.shards]
-        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-    def position(self, shard: int) -> int | None:
-        """The position of a shard in the snapshot; None if it is not there."""
-        return self._positions.get(shard)
-
-    @cached_property
-    def _positions(self) -> Mapping[int, int]:
-        return {shard.shard: position for position, shard in enumerate(self.snapshot.chunk.shards)}
-
-    def ref(self, row: int) -> RowRef:
-        """Where a row is."""
-        position = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return RowRef(position, row - int(self._starts[position]))
-
-    def index(self, ref: RowRef) -> int:
-        """The inverse of `ref`."""
-        return int(self._starts[ref.position]) + ref.row
-
-    def rows(self, indices: Sequence[int] | Rows, columns: Sequence[str] = ()) -> list[Row]:
-        """Some rows, with the columns of a card and `columns`."""
-        names = list(dict.fromkeys([*CARD_COLUMNS, *columns]))
-        table = self.cache.table(names)
-        found = []
-        for index in map(int, indices):
-            ref = self.ref(index)
-            values = {name: table[name][index].as_py() for name in names}  # `take` would copy whole columns
-            found.append(Row(ref, self.snapshot.chunk.shards[ref.position].shard, values))
-        return found
-
-    def whole_row(self, ref: RowRef) -> Row:
-        """A row with all its columns except embeddings."""
-        shard = self.snapshot.chunk.shards[ref.position]
-        names = [
-            field.name
-            for field in self.snapshot.schema
-            if not field.name.startswith(("image_embedding_", "text_embedding_"))
-        ]
-        table = self.snapshot.read(shard, names).slice(ref.row, 1)
-        return Row(ref, shard.shard, {name: python_values(table[name])[0] for name in names})
-
-    def find(self, uid: str) -> int | None:
-        """The first row with this uid, None if there is none."""
-        if len(uid) != 32 or not set(uid) <= set("0123456789abcdef"):
-            return None
-        same = np.flatnonzero(self._uid_halves() == np.uint64(int(uid[:16], 16)))
-        for row in same.tolist():
-            if self.cache.table(["uid"])["uid"][row].as_py() == uid:
-                return int(row)
-        return None
-
-    def remember(self, key: object, compute: Callable[[], _Value]) -> _Value:
-        """The value of a key, computed unless it was used lately."""
-        with self._lock:
-            if key in self._memory:
-                self._memory.move_to_end(key)
-                return self._memory[key]  # type: ignore[no-any-return]
-        value = compute()
-        with self._lock:
-            self._memory[key] = value
-            while len(self._memory) > _REMEMBERED:
-                self._memory.popitem(last=False)
-        return value
 
 
 def _booleans(column: pa.ChunkedArray) -> Mask:

@@ -198,7 +198,7 @@ def test_a_dataset_without_kept_pairs_blames_no_filter(store: Store) -> None:
     none = np.zeros(shown.view.num_rows, bool)
     with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
         assert "No pair passes these filters" in client.get("/?min:width=1e9").text
-        shown.view._memory.update({("start", "kept"): none, ("start", "pairs"): none})
+        shown.view.memory._values.update({("start", "kept"): none, ("start", "pairs"): none})
         assert "No pair was kept" in (text := client.get("/?order=worst").text) and 'href="/?rows=pairs"' in text
         assert "No row became a pair" in client.get("/?rows=pairs&order=worst").text
     explorer.close()

@@ -1,0 +1,55 @@
+"""Tests `pairmill explore` by keyboard alone."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from playwright.sync_api import expect
+
+import pairmill
+from tests.integration.explore.site import Served, Tab, count, wait_for_count
+
+
+def test_pairs_are_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
+    page = tab.open(served.address)
+    for key in "jjgkbjju":
+        page.keyboard.press(key)
+        page.wait_for_timeout(80)
+    expect(page.locator("#labeled")).to_have_text("1 good, 0 bad")
+    page.keyboard.press("g")
+    expect(page.locator("#labeled")).to_have_text("2 good, 0 bad")
+    expect(page.locator("li.card[data-label=good]")).to_have_count(2)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/pair/*")
+    expect(page.locator("article.pair .mark")).to_have_text("good")
+    page.keyboard.press("b")
+    expect(page.locator("article.pair .mark")).to_have_text("bad")
+    page.locator("#find").focus()
+    page.keyboard.type("bug")  # letters in a field are letters
+    expect(page.locator("#labeled")).to_have_text("1 good, 1 bad")
+    served.explorer.labels.save()
+    table = pq.read_table(served.explorer.store.path("labels/browser.parquet"))
+    assert sorted(table["label"].to_pylist()) == [False, True]
+    assert page.locator("article.pair").get_attribute("data-uid") in table["uid"].to_pylist()
+
+
+def test_the_gallery_is_used_by_keyboard_alone(tab: Tab, served: Served, dataset: Path) -> None:
+    page = tab.open(served.address)
+    every = count(page)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("kept", exact=True)).to_be_focused()
+    page.get_by_label("similarity: at least").first.focus()
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    slid = wait_for_count(page, every)
+    assert 0 < slid < every
+    page.locator(".save summary").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")  # copy
+    page.keyboard.press("Tab")
+    page.keyboard.type("by-keys")
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "subset=by-keys" in url)
+    assert count(page) == slid == len(pairmill.open(str(dataset)).subset("by-keys"))
