@@ -1,35 +1,25 @@
-"""Turns numbers into the geometry of charts, which templates draw as SVG. Nothing here knows HTML.
+"""Turns numbers into the geometry of charts, which templates draw as SVG. Nothing here knows HTML."""
 
-All charts have the same box, WIDTH x HEIGHT in SVG user units, with the plot inside margins.
-"""
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from pairmill.pipeline.common.text import counted
-
-WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 26, 24, 32
-"""Margins around the plot."""
-PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-
-Numbers = npt.NDArray[np.float64] | npt.NDArray[np.float32]
-_MAX_BARS, _MAX_TICKS = 48, 6
-_CHAR_WIDTH = 8
-"""Of a label, at most."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled position on an axis."""
-
-    at: float
-    label: str
+from pairmill.pipeline.report.axis import (
+    LEFT,
+    PLOT_HEIGHT,
+    PLOT_WIDTH,
+    TOP,
+    Axis,
+    Numbers,
+    Tick,
+    four_digits,
+    round_values,
+    short_count,
+)
+from pairmill.pipeline.report.bins import Bins, axis_limits, limits
 
 
 @dataclass(frozen=True)
@@ -102,96 +92,6 @@ class Curve:
     marker: Marker | None
 
 
-class Axis:
-    """Maps values to x positions."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-
-    def x(self, value: float) -> float:
-        """Position of a value."""
-        return LEFT + PLOT_WIDTH * (value - self.low) / (self.high - self.low)
-
-    def ticks(self, whole: bool = False) -> list[Tick]:
-        """A few round values, or round whole numbers."""
-        if whole and self.high - self.low < _MAX_TICKS:
-            values = [(float(value), f"{value:,}") for value in range(math.ceil(self.low), math.floor(self.high) + 1)]
-        else:
-            values = _that_fit(self.low, self.high)
-        return [Tick(round(self.x(value), 1), text) for value, text in values]
-
-
-def _that_fit(low: float, high: float) -> list[tuple[float, str]]:
-    """`round_values` whose labels do not touch each other."""
-    for most in range(_MAX_TICKS, 1, -1):
-        values = round_values(low, high, most)
-        if sum(_CHAR_WIDTH * (len(text) + 1) for _, text in values) <= PLOT_WIDTH:
-            break
-    return values
-
-
-def round_step(span: float, most: int) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that fits at most `most` times into the span."""
-    smallest = span / most
-    power = 10.0 ** math.floor(math.log10(smallest))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= smallest * (1 - 1e-9))
-
-
-def round_values(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """(value, label) of at most `most` + 1 multiples of a round step between low and high."""
-    step = round_step(high - low, most)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    decimals = -math.floor(math.log10(step) + 1e-9)
-    values = [round(number * step, decimals) for number in range(first, last + 1)]  # 0.7, where 7 * 0.1 is above it
-    return [(value, label(value, step)) for value in values]
-
-
-def label(value: float, step: float) -> str:
-    """The value with as many decimals as the step has; thousands have commas. Very large and very small numbers have
-    exponents."""
-    power = math.floor(math.log10(step) + 1e-9)
-    largest = max(abs(value), step)
-    if largest >= 1e9 or power < -6:
-        digits = max(0, math.floor(math.log10(largest) + 1e-9) - power)
-        text = f"{value:.{digits}e}".replace("e+", "e") if abs(value) > step / 2 else "0"
-    else:
-        text = f"{value:,.{max(0, -power)}f}"
-    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
-
-
-def four_digits(value: float) -> str:
-    """A score or a threshold in four digits."""
-    return f"{value:.4g}".replace("-", "−")
-
-
-def short_count(count: float) -> str:
-    """`950`, `1.2k`, `35M`."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            text = f"{count / size:.1f}"
-            return text.removesuffix(".0") + unit
-    return f"{count:.0f}"
-
-
-def limits(values: Numbers, cut: float) -> tuple[float, float] | None:
-    """(low, high) of finite values, without the `cut` share at each end; None if there are none."""
-    finite = values[np.isfinite(values)].astype(np.float64)
-    if not finite.size:
-        return None
-    low, high = np.quantile(finite, [cut, 1 - cut])
-    return float(low), float(high)
-
-
-def _axis_limits(low: float, high: float, threshold: float | None) -> tuple[float, float]:
-    """Limits that include the threshold. Around a single value, there is room on both sides."""
-    if threshold is not None:
-        low, high = min(low, threshold), max(high, threshold)
-    if high > low:
-        return low, high
-    room = abs(low) / 10 or 0.5
-    return low - room, high + room
-
-
 def histogram(
     title: str,
     values: Sequence[Numbers],
@@ -210,27 +110,21 @@ def histogram(
         whole: Whether the values are whole numbers, so that no bar is narrower than 1.
         cut: Share of the values at each end that go into the first and the last bar.
     """
-    together = np.concatenate([np.asarray(each, np.float64) for each in values])
-    ends = limits(together, cut)
-    if ends is None:
-        return None
-    low, high = ends if whole and threshold is None else _axis_limits(*ends, threshold)
-    step = round_step(max(high - low, 1e-6 * abs(high), 1e-300), _MAX_BARS)
-    step = max(step, 1.0) if whole else step
-    first, last = math.floor(low / step + 1e-9), math.floor(high / step + 1e-9)
-    edges: Numbers = np.arange(first, last + 2).astype(np.float64) * step
-    finite = [each[np.isfinite(each)].astype(np.float64) for each in values]
-    bins = [np.clip(np.floor(each / step + 1e-6), first, last).astype(np.int64) - first for each in finite]
-    counts = np.stack([np.bincount(each, minlength=last - first + 1) for each in bins])
+    bins = Bins.of(values, threshold, whole, cut)
+    return None if bins is None else binned(title, values, series, bins, threshold)
+
+
+def binned(
+    title: str, values: Sequence[Numbers], series: Sequence[str], bins: Bins, threshold: float | None = None
+) -> BarChart:
+    """A histogram in given bins, as of several charts that share an axis. Values beyond the bins are in the first and
+    the last one."""
+    counts, edges = np.stack([bins.count(each) for each in values]), bins.edges
     axis = Axis(float(edges[0]), float(edges[-1]))
-    labels = [f"{label(a, step)} to {label(b, step)}" for a, b in pairwise(edges)]
-    if whole and step == 1:
-        labels = [label(a, step) for a in edges[:-1]]
-    note = ""
-    beyond = np.isfinite(together) & ((together < edges[0]) | (together >= edges[-1]))
-    if cut and (outside := int(beyond.sum())):
-        note = f"The first and the last bar include {counted(outside, 'value')} beyond the axis."
-    return bar_chart(title, series, counts, edges, labels, axis.ticks(whole), threshold_marker(axis, threshold), note)
+    outside = sum(bins.beyond(each) for each in values)
+    note = f"The first and the last bar include {counted(outside, 'value')} beyond the axis." if outside else ""
+    marker = threshold_marker(axis, threshold)
+    return bar_chart(title, series, counts, edges, bins.labels, axis.ticks(bins.whole), marker, note)
 
 
 def bar_chart(
@@ -286,7 +180,7 @@ def what_if(title: str, values: Numbers, total: int, threshold: float | None) ->
     ends = limits(values, 0.001)
     if ends is None:
         return None
-    axis = Axis(*_axis_limits(*ends, threshold))
+    axis = Axis(*axis_limits(*ends, threshold))
     ordered = np.sort(values[np.isfinite(values)])
 
     def share(at: float) -> float:

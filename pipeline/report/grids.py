@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.report.charts import four_digits
+from pairmill.pipeline.report.axis import four_digits
 from pairmill.pipeline.report.summary import Bools, Floats, Group, Ref, Summary
 
 EXTREMES, RANDOM, PER_REASON, PER_STEP = 16, 24, 6, 12

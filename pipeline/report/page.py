@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.losses import in_words
 from pairmill.pipeline.pages.templates import environment
-from pairmill.pipeline.report import charts
+from pairmill.pipeline.report import axis
 from pairmill.pipeline.report.charts import BarChart
 from pairmill.pipeline.report.funnel import Funnel
 from pairmill.pipeline.report.grids import Grid
@@ -117,7 +117,7 @@ def render(page: Page) -> str:
         caption_chars=MAX_CAPTION_CHARS,
         value_chars=MAX_VALUE_CHARS,
         name_chars=MAX_NAME_CHARS,
-        box=charts,
+        box=axis,
     )
 
 

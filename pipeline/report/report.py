@@ -14,7 +14,7 @@ from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import about, funnel, grids, sections
-from pairmill.pipeline.report.charts import four_digits
+from pairmill.pipeline.report.axis import four_digits
 from pairmill.pipeline.report.clusters import largest_clusters
 from pairmill.pipeline.report.comparison import Summarized, compare_datasets, compare_subsets
 from pairmill.pipeline.report.grids import Grid

@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.report.charts import LEFT, PLOT_WIDTH, BarChart, Curve, Tick, bar_chart, histogram, what_if
+from pairmill.pipeline.report.axis import LEFT, PLOT_WIDTH, Tick
+from pairmill.pipeline.report.charts import BarChart, Curve, bar_chart, histogram, what_if
 from pairmill.pipeline.report.summary import ASPECT, CHARS, SIDE, WORDS, Summary
 from pairmill.schemas.status import Status
 

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairmill.pipeline.report.charts import (
-    LEFT,
-    PLOT_HEIGHT,
-    PLOT_WIDTH,
-    TOP,
-    histogram,
-    label,
-    round_values,
-    short_count,
-    what_if,
-)
+from pairmill.pipeline.report.axis import LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, label, round_values, short_count
+from pairmill.pipeline.report.charts import histogram, what_if
 
 FLOATS = st.lists(st.floats(width=32), max_size=40)
 """Any float32, also infinities and NaN."""
