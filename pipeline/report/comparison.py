@@ -9,7 +9,9 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import funnel
-from pairmill.pipeline.report.charts import histogram
+from pairmill.pipeline.report.axis import Numbers
+from pairmill.pipeline.report.bins import Bins
+from pairmill.pipeline.report.charts import BarChart, binned
 from pairmill.pipeline.report.grids import Grid, random_refs
 from pairmill.pipeline.report.page import Comparison, Side
 from pairmill.pipeline.report.sample import sample_note
@@ -18,10 +20,29 @@ from pairmill.pipeline.report.summary import Group, Summary
 from pairmill.pipeline.select.subset_diff import compare
 
 ROWS_PER_SIDE = 12
+_CUT = 0.0005
+"""Share of the values of each side that may be beyond the ends of the axis."""
 
 
-def compare_subsets(source: Source, summary: Summary) -> Comparison:
-    """Two subsets of one dataset: exact counts and reasons, and random rows of each difference."""
+@dataclass(frozen=True)
+class _Scored:
+    """What the chart of one side shows."""
+
+    score: str | None
+    """The column; None: there is no chart."""
+    values: Sequence[Numbers]
+    """One array per series."""
+    series: Sequence[str]
+
+    @property
+    def together(self) -> Numbers:
+        """The values of all series."""
+        return np.concatenate([np.empty(0, np.float64), *(np.asarray(each, np.float64) for each in self.values)])
+
+
+def compare_subsets(source: Source, summary: Summary, score: str | None) -> Comparison:
+    """Two subsets of one dataset: exact counts and reasons, histograms of a score, and random rows of each
+    difference."""
     one, other = source.subset, source.other
     assert one is not None and other is not None
     found = compare(source.snapshot.store, one.name, other.name)
@@ -30,9 +51,13 @@ def compare_subsets(source: Source, summary: Summary) -> Comparison:
         _grid(f"Only in {other.name}", summary, Group("only", other.name), sum(found.only_other.values())),
         _grid("In both", summary, Group("both"), found.both),
     ]
+    values = summary.number(score) if score else np.empty(0, np.float32)
+    masks = [source.in_subset(each, summary.refs) for each in (one, other)]
+    charts = _charts(*(_Scored(score, [values[mask]] if score else [], ["pairs"]) for mask in masks))
+    sampled = sample_note(summary.rows, source.totals)
     sides = [
-        Side(one.name, funnel.of_subset(one), None),
-        Side(other.name, funnel.of_subset(other), None),
+        Side(each.name, funnel.of_subset(each), chart, sampled)
+        for each, chart in zip((one, other), charts, strict=True)
     ]
     title = f"{one.name} and {other.name}"
     return Comparison(title, sides, list(found.lines()), [grid for grid in grids if grid.refs])
@@ -53,15 +78,17 @@ class Summarized:
     series: Sequence[str] = ("kept", "dropped")
     """Names of the chosen pairs and of the others."""
 
-    def side(self) -> Side:
-        """The dataset's half of a comparison."""
-        name, rows = self.source.snapshot.store.root, self.summary.rows
-        funnel_of_it, sampled = funnel.of_dataset(self.source.totals), sample_note(rows, self.source.totals)
+    def scored(self) -> _Scored:
+        """What the chart of this half of a comparison shows."""
         if self.score is None:
-            return Side(name, funnel_of_it, None)
-        values, chosen = self.summary.number(self.score).astype(np.float64), self.summary.is_chosen()
-        chart = histogram(self.score, [values[chosen], values[~chosen]], self.series, cut=0.0005)
-        return Side(name, funnel_of_it, chart, sampled)
+            return _Scored(None, [], self.series)
+        values, chosen = self.summary.number(self.score), self.summary.is_chosen()
+        return _Scored(self.score, [values[chosen], values[~chosen]], self.series)
+
+    def side(self, chart: BarChart | None) -> Side:
+        """This half of a comparison."""
+        name, sampled = self.source.snapshot.store.root, sample_note(self.summary.rows, self.source.totals)
+        return Side(name, funnel.of_dataset(self.source.totals), chart, sampled if chart else "")
 
 
 def compare_datasets(one: Summarized, other: Store, max_rows: int) -> Comparison:
@@ -69,5 +96,20 @@ def compare_datasets(one: Summarized, other: Store, max_rows: int) -> Comparison
     theirs = Source.of(Snapshot.of(other), max_rows)
     similarities = [name for name in theirs.scores.shown if name.startswith("similarity")]
     score = one.score if one.score in similarities else next(iter(similarities), None)
-    sides = [one.side(), Summarized(theirs, theirs.summary(), score).side()]
+    two = Summarized(theirs, theirs.summary(), score)
+    charts = _charts(one.scored(), two.scored())
+    sides = [each.side(chart) for each, chart in zip((one, two), charts, strict=True)]
     return Comparison(" and ".join(side.name for side in sides), sides, [], [])
+
+
+def _charts(one: _Scored, other: _Scored) -> list[BarChart | None]:
+    """The histograms of both sides. If they show the same score, they have the same bins, so that the eye can compare
+    their shapes; the vertical axis of each fits its own counts."""
+    if one.score == other.score:
+        all_bins = [Bins.shared([each.together for each in (one, other)], _CUT)] * 2
+    else:
+        all_bins = [Bins.of(each.values, cut=_CUT) if each.values else None for each in (one, other)]
+    return [
+        None if bins is None or each.score is None else binned(each.score, each.values, each.series, bins)
+        for each, bins in zip((one, other), all_bins, strict=True)
+    ]

@@ -120,7 +120,7 @@ class _Maker:
         groups = list(self._grid_groups())
         comparison = None
         if self._source.other is not None:
-            comparison = compare_subsets(self._source, self._summary)
+            comparison = compare_subsets(self._source, self._summary, self._score)
         elif other is not None:
             comparison = compare_datasets(
                 Summarized(self._source, self._summary, self._score, self._series), other, max_rows

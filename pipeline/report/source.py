@@ -70,6 +70,11 @@ class Source:
         steps = self.drop_steps[self.subset.name].get(ref.position)
         return steps is not None and bool(steps[ref.row] == NOT_DROPPED)
 
+    def in_subset(self, subset: Subset, refs: Sequence[tuple[int, int]]) -> Bools:
+        """Whether each pair is in the subset, shape (pairs,). `refs`: (position of a shard, number of its pairs)."""
+        parts = [self._steps_of(subset, position, rows) == NOT_DROPPED for position, rows in refs]
+        return np.concatenate([np.empty(0, np.bool_), *parts])
+
     @property
     def scores(self) -> ScoreColumns:
         """The columns of scores."""

@@ -289,7 +289,36 @@ def test_two_datasets_are_compared(tmp_path: Path) -> None:
     html = page(one, None, compared_with(one, str(tmp_path / "two")))
     compared = html.split("<h2>Compared: ")[1].split("</section>")[0]
     assert compared.count("<svg") == 2 and "http 4xx" in compared
-    assert compared.count("<h3>similarity_tiny <small></small></h3>") == 2
+    for name in ("one", "two"):
+        assert f"<h3>{tmp_path / name}: similarity_tiny <small></small></h3>" in compared
+
+
+def compared_charts(html: str) -> list[tuple[list[str], list[str], int]]:
+    """(ticks, bins with rows, rows in them) of both charts of a comparison."""
+    parts = html.split("<h2>Compared: ")[1].split("</section>")[0].split('<svg viewBox="0 0 560')[1:]
+    found = []
+    for part in parts:
+        ticks = re.findall(r'<text class="x"[^>]*>([^<]*)<', part)
+        rows = re.findall(r'<tr><th scope="row">([^<]*)</th>(.*?)</tr>', part)
+        counts = [sum(map(int, re.findall(r"<td>(\d+)</td>", cells))) for _, cells in rows]
+        found.append((ticks, [name for name, _ in rows], sum(counts)))
+    return found
+
+
+def test_both_charts_of_a_comparison_have_the_same_axis_and_bins(tmp_path: Path) -> None:
+    one = write_dataset(tmp_path / "one", [scored([0.9, 0.83, 0.71])])
+    write_dataset(tmp_path / "two", [scored([n / 10_000 for n in range(40)] + [0.83])])
+    (ticks, bins, rows), (other_ticks, other_bins, other_rows) = compared_charts(
+        page(one, None, compared_with(one, str(tmp_path / "two")))
+    )
+    assert ticks == other_ticks and len(ticks) >= 2
+    assert "0.82 to 0.84" in set(bins) & set(other_bins)
+    assert (rows, other_rows) == (3, 41)
+    store = write_dataset(tmp_path / "three", [scored([n / 50 for n in range(50)], 0)])
+    subset(store, "high", {"where": "similarity >= 0.7"})
+    subset(store, "low", {"where": "similarity < 0.7"})
+    (ticks, _, rows), (other_ticks, _, other_rows) = compared_charts(page(store, "high", compared_with(store, "low")))
+    assert ticks == other_ticks and (rows, other_rows) == (15, 35)
 
 
 def test_the_charts_of_compared_datasets_say_what_they_show_and_what_they_come_from(tmp_path: Path) -> None:
@@ -297,7 +326,7 @@ def test_the_charts_of_compared_datasets_say_what_they_show_and_what_they_come_f
     subset(one, "clean")
     write_dataset(tmp_path / "two", [scored([0.8]), scored([0.7, 0.6])])
     html = page(one, "clean", compared_with(one, str(tmp_path / "two")), max_rows=2)
-    first, second = html.split("<h2>Compared: ")[1].split("</section>")[0].split('<div class="panel">')[1:]
+    first, second = html.split("<h2>Compared: ")[1].split("</section>")[0].split('<figure class="panel">')[1:]
     assert "in clean</span>" in first and "kept</span>" not in first and "sampled" not in first
     assert "kept</span>" in second and re.search("similarity_tiny <small>sampled [12] of 3 rows", second)
     write_dataset(

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.report.axis import LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, label, round_values, short_count
-from pairmill.pipeline.report.charts import histogram, what_if
+from pairmill.pipeline.report.bins import Bins
+from pairmill.pipeline.report.charts import binned, histogram, what_if
 
 FLOATS = st.lists(st.floats(width=32), max_size=40)
 """Any float32, also infinities and NaN."""
@@ -82,6 +83,24 @@ def test_values_beyond_the_axis_are_counted_and_said() -> None:
     chart = histogram("x", [values, np.array([])], ("a", "b"), cut=0.01)
     assert chart and sum(bar.counts[0] for bar in chart.bars) == 1000
     assert chart.note.startswith("The first and the last bar include ")
+
+
+@given(FLOATS, FLOATS, st.sampled_from([0.0, 0.0005, 0.3]))
+def test_charts_that_share_bins_have_one_axis_and_lose_no_value(
+    one: list[float], other: list[float], cut: float
+) -> None:
+    arrays = [np.array(each, np.float64) for each in (one, other)]
+    finite = [int(np.isfinite(each).sum()) for each in arrays]
+    bins = Bins.shared(arrays, cut)
+    if bins is None:
+        assert not any(finite)
+        return
+    charts = [binned("x", [each], ["pairs"], bins) for each in arrays]
+    assert charts[0].x_ticks == charts[1].x_ticks
+    assert [bar.label for bar in charts[0].bars] == [bar.label for bar in charts[1].bars]
+    assert [sum(bar.counts[0] for bar in chart.bars) for chart in charts] == finite
+    for each, number in zip(arrays, finite, strict=True):
+        assert bins.beyond(each) <= 2 * math.ceil(cut * number)  # of each side, however large the other one is
 
 
 def test_values_far_beyond_the_axis_are_in_the_last_bar_and_infinities_in_none() -> None:
