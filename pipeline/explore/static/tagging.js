@@ -1,4 +1,5 @@
-// Labels by keyboard: j and k (or arrows) move, g is good, b is bad, u takes the last label back.
+// Labels by keyboard: j and k (or arrows) move, also to the next and the previous page; g is good, b is bad, u takes the
+// last label back.
 "use strict";
 
 (() => {
@@ -9,16 +10,32 @@
     return document.activeElement?.closest(".card[data-uid]") ?? document.querySelector("article.pair");
   }
 
+  function focus(card) {
+    card?.querySelector("a.picture").focus();
+    card?.scrollIntoView({ block: "nearest" });
+  }
+
   function move(step) {
     const all = cards();
     const at = all.indexOf(current());
     const next = at < 0 ? (step > 0 ? 0 : all.length - 1) : at + step;
-    const card = all[next];
-    if (card) {
-      card.querySelector("a.picture").focus();
-      card.scrollIntoView({ block: "nearest" });
-    }
+    if (all[next]) focus(all[next]);
+    else if (at === 0 && step === -1) turn("prev", "last-card");
+    else if (at === all.length - 1 && step === 1) turn("next", "first-card");
   }
+
+  function turn(link, card) {
+    const page = document.querySelector(`nav.pages a[rel=${link}]`);
+    if (page) location.assign(`${page.href}#${card}`);
+  }
+
+  // Where the keyboard left another page of the gallery.
+  function arrive() {
+    if (!["#first-card", "#last-card"].includes(location.hash)) return;
+    focus(cards().at(location.hash === "#first-card" ? 0 : -1));
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+  arrive();
 
   function perRow() {
     const all = cards();

@@ -32,6 +32,29 @@ def test_pairs_are_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
     assert page.locator("article.pair").get_attribute("data-uid") in table["uid"].to_pylist()
 
 
+def test_keys_move_to_the_next_page_and_back_and_labels_stay(tab: Tab, served: Served) -> None:
+    page = tab.open(f"{served.address}/?where=original_width+%3E+0")
+    expect(page.locator(".keys")).to_contain_text("at the end of a page to the next one")
+    uids = page.locator("li.card").evaluate_all("all => all.map((each) => each.dataset.uid)")
+    page.keyboard.press("k")  # from nowhere: the last card
+    page.keyboard.press("g")
+    expect(page.locator("li.card").last).to_have_attribute("data-label", "good")
+    page.keyboard.press("j")
+    page.wait_for_url(lambda url: url.endswith("?where=original_width+%3E+0&page=2"))  # the filter stays
+    expect(page.locator("li.card a.picture").first).to_be_focused()
+    assert page.locator("li.card").first.get_attribute("data-uid") not in uids
+    page.keyboard.press("k")
+    page.wait_for_url(lambda url: "page=2" not in url)
+    expect(page.locator("li.card a.picture").last).to_be_focused()
+    expect(page.locator("li.card").last).to_have_attribute("data-label", "good")
+    assert page.locator("li.card").evaluate_all("all => all.map((each) => each.dataset.uid)") == uids
+    page.keyboard.press("u")
+    expect(page.locator("li.card").last).not_to_have_attribute("data-label", "good")
+    page.locator("li.card a.picture").first.focus()
+    page.keyboard.press("k")  # there is no page before the first
+    expect(page.locator("li.card a.picture").first).to_be_focused()
+
+
 def test_the_gallery_is_used_by_keyboard_alone(tab: Tab, served: Served, dataset: Path) -> None:
     page = tab.open(served.address)
     every = count(page)
