@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.losses import in_words
 from pairmill.pipeline.pages.templates import environment
+from pairmill.pipeline.pages.visible_text import visible_text
 from pairmill.pipeline.report import axis
 from pairmill.pipeline.report.charts import BarChart
 from pairmill.pipeline.report.funnel import Funnel
@@ -20,11 +21,11 @@ from pairmill.pipeline.report.rows import Rows, ShownRow, text_of
 from pairmill.pipeline.report.sections import Counts, HostRow, ScorePanel, TimeLine
 
 MAX_VALUE_CHARS, MAX_NAME_CHARS, MAX_CAPTION_CHARS = 1_000, 80, 160
-MAX_TABLES_CHARS = 3_000_000
+MAX_TABLES_BYTES = 3_000_000
 """Of the columns of all rows of a page together, as HTML."""
-MAX_ROW_CHARS, MAX_COLUMNS, _MIN_VALUE_CHARS = 12_000, 100, 60
+MAX_ROW_BYTES, MAX_COLUMNS, _MIN_VALUE_CHARS = 12_000, 100, 60
 """Of the columns of one row, as HTML; how many it shows; and what a value may have in any case."""
-_TABLE_ROW_CHARS = len('<tr><th scope="row"></th><td></td></tr>\n')
+_TABLE_ROW_BYTES = len('<tr><th scope="row"></th><td></td></tr>\n')
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,11 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML."""
     template = environment().get_template("report.html.j2")
-    row_chars = min(MAX_ROW_CHARS, MAX_TABLES_CHARS // max(len(page.shown_rows), 1))
+    row_bytes = min(MAX_ROW_BYTES, MAX_TABLES_BYTES // max(len(page.shown_rows), 1))
     return template.render(
         page=page,
         title=f"{page.title}: pairmill report",
-        values_of=lambda row: _values(row, row_chars),
+        values_of=lambda row: _values(row, row_bytes),
         score_of=_score,
         words=in_words,
         caption_chars=MAX_CAPTION_CHARS,
@@ -121,15 +122,15 @@ def render(page: Page) -> str:
     )
 
 
-def _values(row: ShownRow, max_chars: int) -> Mapping[str, str]:
+def _values(row: ShownRow, max_bytes: int) -> Mapping[str, str]:
     """Column -> text, without columns that are null. Long rows are cut, so that no dataset makes a huge page: in half
-    of `max_chars`, values may be long; in the other half, they are short."""
+    of `max_bytes`, values may be long; in the other half, they are short."""
     found: dict[str, str] = {}
     used, present = 0, {name: value for name, value in row.values.items() if value is not None}
     for name, value in list(present.items())[:MAX_COLUMNS]:
-        text = _cut_html(text_of(value), min(max_chars // 2 - used, MAX_VALUE_CHARS))
-        used += len(html.escape(name[:MAX_NAME_CHARS])) + len(html.escape(text)) + _TABLE_ROW_CHARS
-        if used > max_chars:
+        text = _cut_html(text_of(value), max_bytes // 2 - used)
+        used += _html_bytes(name[:MAX_NAME_CHARS]) + _html_bytes(text) + _TABLE_ROW_BYTES
+        if used > max_bytes:
             break
         found[name] = text
     if more := len(present) - len(found):
@@ -138,10 +139,17 @@ def _values(row: ShownRow, max_chars: int) -> Mapping[str, str]:
 
 
 def _cut_html(text: str, room: int) -> str:
-    """The text in about `room` characters of HTML, but never in less than _MIN_VALUE_CHARS characters."""
-    short = _cut(text, max(room, _MIN_VALUE_CHARS))
-    excess = len(html.escape(short)) / max(room, 1)
-    return short if excess <= 1 else _cut(text, max(int(room / excess), _MIN_VALUE_CHARS))
+    """The text in at most MAX_VALUE_CHARS characters and about `room` bytes of HTML, but never in less than
+    _MIN_VALUE_CHARS characters."""
+    short = _cut(text, MAX_VALUE_CHARS)
+    if (size := _html_bytes(short)) <= room:
+        return short
+    return _cut(text, max(len(short) * max(room, 0) // size, _MIN_VALUE_CHARS))
+
+
+def _html_bytes(text: str) -> int:
+    """Bytes of the text in HTML: some of its characters take one byte, some take six."""
+    return len(html.escape(visible_text(text, len(text))).encode())
 
 
 def _cut(text: str, max_chars: int) -> str:

@@ -30,6 +30,9 @@ from pairmill.schemas.subset import Subset
 
 MAX_REASONS = 30
 """How many reasons get pictures and examples."""
+MAX_PAGE_BYTES = 9_900_000
+_ROOM_FOR_REMARKS = 100_000
+"""For what the page says in place of pictures."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,8 @@ class _Maker:
             )
         shown = [grid for group in groups for grid in group.grids] + list(comparison.grids if comparison else [])
         rows = read_rows(self._snapshot, (ref for grid in shown for ref in grid.refs), self._source.is_chosen)
-        page = replace(self._page(groups), comparison=comparison, rows=rows)
-        page = replace(page, notes=[*page.notes, *_picture_notes(rows)])
-        return Report(render(page), self._totals.rows, self._summary.rows)
+        page = replace(self._page(groups), comparison=comparison)
+        return Report(_within_limit(page, rows), self._totals.rows, self._summary.rows)
 
     def _page(self, groups: Sequence[GridGroup]) -> Page:
         summary, totals, subset = self._summary, self._totals, self._subset
@@ -234,6 +236,19 @@ class _Maker:
 
 def _with_rows(found: Iterator[Grid] | Sequence[Grid]) -> list[Grid]:
     return [grid for grid in found if grid.refs][:MAX_REASONS]
+
+
+def _within_limit(page: Page, rows: Rows) -> str:
+    """The page in at most MAX_PAGE_BYTES. Text is bounded row by row, so there is always room for some pictures."""
+    html = _with_rows_shown(page, rows)
+    excess = len(html.encode()) - MAX_PAGE_BYTES
+    if excess > 0:
+        html = _with_rows_shown(page, rows.within(rows.picture_bytes - excess - _ROOM_FOR_REMARKS))
+    return html
+
+
+def _with_rows_shown(page: Page, rows: Rows) -> str:
+    return render(replace(page, rows=rows, notes=[*page.notes, *_picture_notes(rows)]))
 
 
 def _picture_notes(rows: Rows) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pairmill.schemas.status import Status
 SIDE = 400
 """Maximum width and height of the copies, in pixels."""
 MAX_PICTURE_BYTES = 5_500_000
-"""Of all pictures of a page, as base64. Pictures beyond this are left out."""
+"""Of all pictures of a page, as base64. Pictures beyond this are left out, and more if there is very much text."""
 _FIRST = ("caption", "url", "status", "status_detail", "kept")
 _LEFT_OUT = Thumbnail(None, problem="left out, so that the page stays below 10 MB")
 
@@ -82,9 +82,26 @@ class Rows:
     left_out: int = 0
     """Pictures that did not fit."""
 
+    @property
+    def picture_bytes(self) -> int:
+        """Of all pictures, as base64."""
+        return sum(_picture_bytes(row.thumbnail) for row in self.found.values())
+
+    def within(self, room: int) -> "Rows":
+        """The same, but with no more than `room` bytes of pictures. The page's first rows get theirs first."""
+        rows = Rows(left_out=self.left_out)
+        for ref, row in self.found.items():
+            size = _picture_bytes(row.thumbnail)
+            if size > room:
+                row, size = replace(row, thumbnail=_LEFT_OUT), 0
+                rows.left_out += 1
+            room -= size
+            rows.found[ref] = row
+        return rows
+
 
 def read_rows(snapshot: Snapshot, refs: Iterable[Ref], in_subset: Callable[[Ref], bool | None]) -> Rows:
-    """Read rows. The page's first rows get their pictures first, as long as there is room."""
+    """Read rows, with MAX_PICTURE_BYTES of their pictures."""
     ordered = list(dict.fromkeys(refs))
     pictures = [RowRef(ref.position, ref.row) for ref in ordered if ref.file == "pairs"]
     with closing(Thumbnails(snapshot, SIDE)) as reader:
@@ -94,16 +111,15 @@ def read_rows(snapshot: Snapshot, refs: Iterable[Ref], in_subset: Callable[[Ref]
         by_file[ref.file, ref.position].append(ref.row)
     values = {key: row for part in snapshot.map(lambda item: _values(snapshot, *item), sorted(by_file.items()))
               for key, row in part.items()}  # fmt: skip
-    rows, room = Rows(), MAX_PICTURE_BYTES
+    rows = Rows()
     for ref in ordered:
         thumbnail = thumbnails[RowRef(ref.position, ref.row)] if ref.file == "pairs" else None
-        size = len(thumbnail.jpeg) * 4 // 3 if thumbnail and thumbnail.jpeg else 0
-        if size > room:
-            thumbnail, size = _LEFT_OUT, 0
-            rows.left_out += 1
-        room -= size
         rows.found[ref] = ShownRow(ref, values[ref], thumbnail, in_subset(ref))
-    return rows
+    return rows.within(MAX_PICTURE_BYTES)
+
+
+def _picture_bytes(thumbnail: Thumbnail | None) -> int:
+    return len(thumbnail.jpeg) * 4 // 3 if thumbnail and thumbnail.jpeg else 0
 
 
 def _values(snapshot: Snapshot, file: tuple[str, int], rows: Sequence[int]) -> dict[Ref, dict[str, Any]]:

@@ -51,7 +51,7 @@ def random_dataset(root: Path, rng: Random) -> Store:
 
 
 def random_row(rng: Random) -> dict[str, Any]:
-    caption = " ".join(rng.choice(["a", "käse", "日本", "dog "]) for _ in range(rng.randrange(1, 9)))
+    caption = " ".join(rng.choice(["a", "käse", "日本", "dog"]) for _ in range(rng.randrange(1, 9)))
     host = rng.choice(["A.example", "u:p@b.example:80", "[::1]:8", "c.example"])
     columns = {
         "url": rng.choice([f"http://{host}/{rng.random()}", f"HTTPS://{host}?x", "nonsense", None]),

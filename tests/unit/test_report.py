@@ -18,8 +18,6 @@ from pairmill.jobs.report import report, report_after_run
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.reader.thumbnails import Thumbnails
-from pairmill.pipeline.report import page as report_page
-from pairmill.pipeline.report import rows as report_rows
 from pairmill.pipeline.report import summary as report_summary
 from pairmill.pipeline.report.about import build_thresholds, minimums
 from pairmill.pipeline.report.grids import EXTREMES
@@ -409,30 +407,6 @@ def test_a_dataset_without_pairs_still_gives_a_page(tmp_path: Path, shards: list
         ["No shard is finished yet"] if not shards else ["1 planned shard not finished yet", "No pair has a score"]
     )
     assert all(each in Parsed(html).text for each in expected)
-
-
-def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_rows, "MAX_PICTURE_BYTES", 2_000)
-    html = page(write_dataset(tmp_path, [scored([n / 50 for n in range(50)])]))
-    assert html.count("data:image/") <= 3 and re.search(r"\d+ pictures left out, so that the page stays below", html)
-
-
-def test_long_rows_are_cut_and_say_so(tmp_path: Path) -> None:
-    extra = pa.schema([(f"column {number}", pa.string()) for number in range(150)])
-    long = dict.fromkeys(extra.names, '"' * 3000)
-    html = page(write_dataset(tmp_path, [[pair("a cat", 0.9, **long) for _ in range(20)]], extra=extra))
-    assert len(html) < 20 * 20_000
-    assert "(3,000 characters)" in html and "more columns</td>" in html
-
-
-def test_no_names_and_values_of_columns_make_a_huge_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_page, "MAX_TABLES_CHARS", 60_000)
-    extra = pa.schema([(f"{number} " + "'" * 300, pa.string()) for number in range(120)])
-    rows = [pair('"' * 9000, 0.9, **dict.fromkeys(extra.names, '"' * 3000)) for _ in range(20)]
-    html = page(write_dataset(tmp_path, [rows], extra=extra))
-    tables = re.findall(r'<table class="columns">.*?</table>', html, re.DOTALL)
-    assert len(tables) == 20 and sum(map(len, tables)) < 65_000
-    assert all(">caption<" in table and "more columns</td>" in table for table in tables)
 
 
 def test_an_interrupted_report_says_that_the_dataset_is_complete(
