@@ -11,6 +11,7 @@ from pairmill.jobs.cli.options import (
     BuildOptions,
     EmbedOptions,
     ExportOptions,
+    IndexOptions,
     Options,
     RetryOptions,
     SelectOptions,
@@ -28,6 +29,7 @@ COMMANDS: dict[str, type[Options]] = {
     "retry": RetryOptions,
     "select": SelectOptions,
     "export": ExportOptions,
+    "index": IndexOptions,
 }
 """Commands that can be submitted: those that take a long time."""
 
@@ -48,6 +50,8 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
             added_model(options)
             return _changing(arguments, options, options.uris, has_models=True)
         case RetryOptions():
+            return _changing(arguments, options, [options.output], has_models=False)
+        case IndexOptions():  # runs in the driver, without a model
             return _changing(arguments, options, [options.output], has_models=False)
         case SelectOptions():
             selected = select_job(options)

@@ -93,6 +93,15 @@ class RetryOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexOptions(Options):
+    """Options of `pairmill index`."""
+
+    output: str
+    model: str | None = None
+    of: str = "image"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectOptions(_JobOptions):
     """Options of `pairmill select`."""
 

@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import pairmill
+from pairmill.jobs.cli.command_line import parse_command
 from pairmill.jobs.cli.main import app
+from pairmill.jobs.cluster.job_bundle import bundled
+from pairmill.schemas.errors import JobError
 from tests.unit.search.vectors import SHARD_ROWS, is_missing, make_dataset
 
 
@@ -26,3 +32,19 @@ def test_unfinished_shards_are_counted(tmp_path: Path) -> None:
     assert "2 planned shards not finished yet: run this command again" in done.stdout
     report = json.loads(done.stdout.splitlines()[-1])
     assert (report["shards"], report["unfinished_shards"], report["rows"]) == (2, 2, 2 * SHARD_ROWS)
+
+
+def test_the_index_command_that_a_cluster_runs_is_one_that_pairmill_takes(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "out", 2)
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    command = parse_command(group, ["index", str(folder), "--json", "--set", "s3.endpoint=http://localhost:9"])
+    assert (command.uris, command.has_models) == ([str(folder)], False)
+    with bundled(command) as bundle:
+        done = CliRunner().invoke(app, bundle.command())  # what the job's entrypoint runs
+    assert json.loads(done.stdout.splitlines()[-1])["shards"] == 2
+    with (
+        pytest.raises(JobError, match="is a path in this machine's current folder"),
+        bundled(parse_command(group, ["index", "out"])),
+    ):
+        pass
