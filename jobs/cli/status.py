@@ -49,7 +49,8 @@ def verify(
 ) -> None:
     """Check that a dataset is intact.
 
-    Checks the counts, checksums, and tar and Parquet keys of every shard, and recomputes a sample of the scores.
+    Checks the counts, checksums, and tar and Parquet keys of every shard and the files of search indexes, and
+    recomputes a sample of the scores.
     """
     from pairmill.pipeline.check.verify import verify as run_verify
 

@@ -1,4 +1,4 @@
-"""Rereads a job's output and reports problems with the plan, counts, checksums, keys and a sample of the scores."""
+"""Rereads a job's output and reports problems with the plan, counts, checksums, keys, indexes and some scores."""
 
 import json
 import re
@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.check.report import VerifyReport
+from pairmill.pipeline.check.search_indexes import check_indexes
 from pairmill.pipeline.columns.added_columns import ColumnSet, column_sets
 from pairmill.pipeline.columns.column_files import check_columns
 from pairmill.pipeline.common.progress import OnStep, ignore_step
@@ -31,7 +33,8 @@ _UID_NAME = re.compile(r"[0-9a-f]{32}\.")
 
 
 def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> VerifyReport:
-    """Check every committed shard, then recompute the scores of `rescore` pairs, spread evenly over the shards."""
+    """Check every committed shard and every search index, then recompute the scores of `rescore` pairs, spread evenly
+    over the shards."""
     store.check_access()
     report = VerifyReport()
     plan = load_plan(store)
@@ -64,6 +67,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             scored.append(manifest.shard)
     if all_read and not report.shards_missing and not report.damaged:  # otherwise they may belong to a shard
         report.problems.extend(foreign_files(store, named))
+    report.problems.extend(check_indexes(store, on_step))
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
 
@@ -163,7 +167,7 @@ def _check_manifest(manifest: ShardManifest, planned: Shard, job_fingerprint: st
 
 def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) -> Iterator[str]:
     for file in manifest.files.values():
-        if problem := _check_file(store, file):
+        if problem := check_file(store, file):
             yield problem
             return
     pairs, rejects = (_read(store, manifest.files[name]) for name in ("pairs", "rejects"))
@@ -188,19 +192,6 @@ def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) ->
     if len(pairs["uid"].unique()) != pairs.num_rows:
         yield "a uid is not unique among the pairs"
     yield from _check_tar(store, manifest, pairs, report)
-
-
-def _check_file(store: Store, file: DataFile) -> str | None:
-    try:
-        digest, num_bytes = store.checksum(file.path)
-    except FileNotFoundError:
-        return f"{file.path} is missing"
-    if num_bytes != file.num_bytes:
-        size = f"{counted(num_bytes, 'byte')} instead of {file.num_bytes:,}"
-        return f"{file.path} has changed since it was committed: {size}"
-    if digest != file.blake2b:
-        return f"{file.path} has changed since it was committed: its checksum differs"
-    return None
 
 
 def _read(store: Store, file: DataFile) -> pa.Table:

@@ -19,7 +19,8 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import describe
 from pairmill.pipeline.dataset.manifests import DamagedManifestError
 from pairmill.schemas.errors import PairmillError
-from pairmill.schemas.manifest import Shard
+from pairmill.schemas.index import IndexPart
+from pairmill.schemas.manifest import DataFile, Shard
 from tests.synthetic_dataset import write_plan
 from tests.unit.select.added import add_columns
 from tests.unit.test_commit import in_flight, writer
@@ -145,3 +146,20 @@ def test_every_reader_of_added_columns_names_the_damaged_record(dataset: Path, c
         describe(store, [(1, 0)], ["other"])
     with pytest.raises(PairmillError, match=r"other/model.json is damaged .* embed --add-model again$"):
         read_card(store, "other")
+
+
+def test_a_damaged_search_index_is_a_problem_but_no_shard_is_rebuilt(dataset: Path) -> None:
+    store, name = Store(str(dataset)), "index/other-image/000000000.a.b.faiss"
+    store.create(name, b"vectors")
+    digest, num_bytes = store.checksum(name)
+    file = DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
+    part = IndexPart(shards=[], dim=2, lists=1, file=file, seconds=0, versions={})
+    store.create("index/other-image/manifests/000000000.a.json", part.model_dump_json().encode())
+    assert verify(store, rescore=0).problems == []
+    (dataset / name).write_bytes(b"Vectors")
+    report = verify(store, rescore=0)
+    assert report.problems == [
+        f"{name} has changed since it was committed: its checksum differs; delete it and run "
+        f"`pairmill index {dataset} --model other` again"
+    ]
+    assert report.damaged == []

@@ -1,6 +1,7 @@
 """Tests the search index against brute force by NumPy: whole, grown shard by shard, after retries, and in subsets."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from pairmill.jobs.cli.main import app
+from pairmill.pipeline.check.search_indexes import check_indexes
+from pairmill.pipeline.common.progress import ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
 from pairmill.pipeline.reader.embeddings import Embeddings, EmbeddingsError
@@ -225,6 +230,35 @@ def test_a_damaged_part_is_named_with_what_to_do(folder: Path, small_parts: None
     part.write_bytes(data.replace(np.int64(4 * SHARD_ROWS - 1).tobytes(), np.int64(10**6).tobytes()))
     with pytest.raises(SearchError, match="an index file is damaged: delete the folder index/"):
         opened(folder).search(queries(), SHARDS * SHARD_ROWS)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "short", "gone", "record", "elsewhere"])
+def test_verify_finds_a_damaged_index_and_its_remedy_works(folder: Path, small_parts: None, damage: str) -> None:
+    build(folder)
+    store = Store(str(folder))
+    assert list(check_indexes(store, ignore_step)) == []
+    file, record = sorted(folder.glob("index/*/*.faiss"))[0], sorted(folder.glob("index/*/manifests/*.json"))[0]
+    match damage:
+        case "bytes":
+            file.write_bytes(file.read_bytes()[:-1] + b"?")
+        case "short":
+            file.write_bytes(file.read_bytes()[:-1])
+        case "gone":
+            file.unlink()
+        case "record":
+            record.write_text("{")
+        case "elsewhere":
+            record.write_text(record.read_text().replace(f"index/{file.parent.name}/", "../"))
+    (problem,) = check_indexes(store, ignore_step)
+    assert ("delete it" in problem) == (damage in ("bytes", "short"))  # only what is certainly ours
+    (command,) = re.findall("run `pairmill (.*?)` again", problem)
+    if "delete it" in problem:
+        store.delete(problem.partition(" has changed")[0])
+    if "move it elsewhere" in problem:
+        record.unlink()
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == 0, done.output
+    assert list(check_indexes(store, ignore_step)) == []
 
 
 def test_parts_that_are_incomplete_or_gone_are_built_again(folder: Path, small_parts: None) -> None:
