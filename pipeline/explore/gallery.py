@@ -57,6 +57,8 @@ class Gallery:
     count: int
     start_count: int
     """Rows before the filters."""
+    num_pairs: int
+    """Pairs of the dataset, as far as it is shown."""
     expression: str
     command: str
     cards: Sequence[Card]
@@ -100,6 +102,7 @@ def gallery(explorer: Explorer, shown: Shown, query: Query, error: str | None = 
         query=query,
         count=count,
         start_count=int(view.start(query.rows, query.subset).sum()) if not error else view.num_rows,
+        num_pairs=view.num_rows,
         expression=where,
         command=command(explorer, query, where),
         cards=cards(explorer, shown, rows, column),

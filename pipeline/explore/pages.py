@@ -164,9 +164,9 @@ class Pages(Page):
     def _found(self, model: str, text: str, picture: bytes | None) -> Response:
         shown = self.shown
         searcher = shown.searcher
-        alias = searcher.alias(model)
+        alias = searcher.alias(model) if shown.view.num_rows else None
         found = list[Card]()
-        note = None if alias else "No model has embedded these pictures, so there is nothing to search."
+        note = None
         if alias is not None and picture is not None:
             found, note = self._similar(shown, lambda: searcher.like_picture(alias, picture, FOUND))
         elif alias is not None and text:
@@ -175,7 +175,8 @@ class Pages(Page):
             "search",
             "/search",
             "Search",
-            400 if note and (text or picture) else 200,
+            400 if note else 200,
+            num_pairs=shown.view.num_rows,
             found=found,
             text=text,
             note=note,

@@ -1,8 +1,17 @@
-"""Tests the explorer's live page: what it counts, and what it shows of new shards."""
+"""Tests the explorer's live page, and what its pages say when there is nothing to show."""
 
+import re
 from pathlib import Path
 
+from starlette.testclient import TestClient
+
+from pairmill.jobs.explore import run_select
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.explore.app import app
+from pairmill.pipeline.explore.explorer import Explorer
+from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.live import LiveState
+from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import funnel
 from pairmill.pipeline.report.sample import MAX_ROWS, Totals, sampled
@@ -38,3 +47,46 @@ def test_captions_of_new_pictures_are_cut_and_cannot_reorder_the_page(tmp_path: 
     captions = [each.caption for each in state.now({}).newest]
     state.close()
     assert captions == ["\ufffdgnp.exe\ufffd", "a" * 179 + "…"]
+
+
+def pages_of(store: Store, *addresses: str) -> list[str]:
+    """The text of some pages of the explorer."""
+    cache = Path(store.root).parent / "cache"
+    explorer = Explorer(store, run_select, Labels(store, "session"), cache)
+    with TestClient(app(explorer, Guard.of("127.0.0.1", 7800)), base_url="http://127.0.0.1:7800") as client:
+        found = [client.get(address).text for address in addresses]
+    explorer.close()
+    return [re.sub(r"\s+", " ", each) for each in found]
+
+
+def test_a_dataset_of_rejects_alone_blames_no_filter_and_offers_no_pairs(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path / "out", [[reject("a"), reject("b", "timeout")]])
+    gallery, rejects, search, live = pages_of(store, "/", "/rejects", "/search?q=red", "/live")
+    assert "No row became a pair" in gallery and "all pairs</a> shows" not in gallery
+    assert 'id="side" open hidden>' in gallery
+    assert "2 rows have no pair and are listed below." in rejects and "score rule" not in rejects
+    assert "No pairs to search" in search and 'id="q"' not in search and 'role="alert"' not in search
+    assert "No row became a pair." in live and "so far" not in live and "since this page was opened" not in live
+
+
+def test_pairs_that_only_a_score_rule_refused_are_not_listed_as_rejects(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path / "out", [[pair("a", 0.1, status="low_similarity")]])
+    gallery, rejects = pages_of(store, "/", "/rejects")
+    assert "No pair was kept" in gallery and "all pairs</a> shows" in gallery
+    assert "1 is a pair that a score rule refused: it is in the" in rejects
+    assert "have no pair" not in rejects and "No row was refused" not in rejects and "All reasons" not in rejects
+
+
+def test_without_a_model_or_rejects_the_pages_say_what_there_is_to_do(tmp_path: Path) -> None:
+    store = write_dataset(tmp_path / "out", [[pair("a"), pair("b")]], has_scores=False, planned=2)
+    gallery, rejects, search, live = pages_of(store, "/", "/rejects", "/search", "/live")
+    assert '<option value="">nothing</option>' in gallery
+    assert "Every row was kept." in rejects
+    assert f"pairmill embed {store.root} --add-model NAME" in search and 'id="q"' not in search
+    assert 'id="losses" hidden' in live and "Nothing was refused so far." in live and "since this page" in live
+
+
+def test_before_the_first_shard_nothing_is_called_kept(tmp_path: Path) -> None:
+    gallery, rejects, live = pages_of(write_dataset(tmp_path / "out", [], planned=2), "/", "/rejects", "/live")
+    assert "No shard is finished" in gallery and "No shard is finished" in rejects and "Every row" not in rejects
+    assert "No picture has arrived yet." in live and "looking every two seconds" in live

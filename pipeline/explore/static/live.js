@@ -53,11 +53,16 @@
     at("rows-in").textContent = pairmill.count(state.rows_in);
     at("kept").textContent = pairmill.count(state.kept);
     at("kept-share").textContent = state.rows_in ? `${((100 * state.kept) / state.rows_in).toFixed(1)}%` : "";
-    if (state.rows_per_s !== null) at("rate").textContent = `${state.rows_per_s.toFixed(1)} rows/s in the last minute`;
-    at("live-status").textContent = state.shards_done >= state.shards ? "finished" : "looking every two seconds";
+    const isFinished = state.shards_done >= state.shards;
+    if (isFinished) at("rate").textContent = "";
+    else if (state.rows_per_s !== null) at("rate").textContent = `${state.rows_per_s.toFixed(1)} rows/s in the last minute`;
+    at("live-status").textContent = isFinished ? "finished" : "looking every two seconds";
     at("losses").tBodies[0].replaceChildren(...state.losses.map(lossRow));
+    at("losses").hidden = state.losses.length === 0;
     at("no-losses").hidden = state.losses.length > 0;
+    at("no-losses").textContent = isFinished ? "Nothing was refused." : "Nothing was refused so far.";
     at("no-newest").hidden = state.newest.length > 0;
+    at("no-newest").textContent = isFinished ? "No row became a pair." : "No picture has arrived yet.";
     const shown = [...at("newest").querySelectorAll("img")].map((image) => image.getAttribute("src"));
     if (shown.join() !== state.newest.map((each) => each.address).join()) {
       at("newest").replaceChildren(...state.newest.map(card));
