@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 from playwright.sync_api import expect
 
 import pairmill
-from tests.integration.explore.site import Served, Tab, count, wait_for_count
+from tests.integration.explore.site import Served, Tab, count
 
 
 def test_pairs_are_labeled_by_keyboard_alone(tab: Tab, served: Served) -> None:
@@ -63,10 +63,12 @@ def test_the_gallery_is_used_by_keyboard_alone(tab: Tab, served: Served, dataset
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     expect(page.get_by_label("kept", exact=True)).to_be_focused()
-    page.get_by_label("similarity: at least").first.focus()
+    slider = page.get_by_label("similarity: at least").first
+    slider.focus()
     for _ in range(40):
         page.keyboard.press("ArrowRight")
-    slid = wait_for_count(page, every)
+    expect(page.locator("#expression")).to_have_text(f"similarity >= {slider.input_value()}")  # after the last key
+    slid = count(page)
     assert 0 < slid < every
     page.locator(".save summary").focus()
     page.keyboard.press("Enter")
