@@ -14,6 +14,7 @@ from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.search_indexes import check_indexes
 from pairmill.pipeline.columns.added_columns import ColumnSet, column_sets
 from pairmill.pipeline.columns.column_files import check_columns
+from pairmill.pipeline.columns.score_card import read_score_card, read_state
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -83,12 +84,19 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
 
 
 def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:
-    """The models and scores that were added. A damaged card is a problem."""
+    """The models and scores that were added. A damaged card or state is a problem."""
     try:
-        return list(column_sets(store))
+        added = list(column_sets(store))
     except ManifestError as error:
         report.problems.append(str(error))
         return []
+    for each in added:
+        if each.kind == "score":
+            try:
+                read_state(store, read_score_card(store, each.name))
+            except ManifestError as error:
+                report.problems.append(str(error))
+    return added
 
 
 def foreign_files(store: Store, named: set[str]) -> list[str]:
