@@ -19,6 +19,10 @@ BLOCK_ROWS = 1_024
 linear head 13 times as fast as converting a whole shard first."""
 
 
+_EXPONENT = np.uint16(0x7C00)
+"""The exponent bits of a float16, all of which are set in NaN and infinity (IEEE 754)."""
+
+
 def embedding_column(alias: str, of: EmbeddingKind) -> str:
     """Name of the column with the embeddings of pictures or captions."""
     names = score_column_names(alias)
@@ -50,10 +54,20 @@ def read_vectors(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float16], Mask
     else:
         vectors = np.zeros((len(array), dim), np.float16)
         vectors[is_valid] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    is_finite = np.isfinite(vectors).all(axis=1)
+    is_finite = _finite_rows(vectors)
     if not is_finite.all():
         vectors = np.where(is_finite[:, None], vectors, np.float16(0))
     return vectors, is_valid & is_finite
+
+
+def _finite_rows(vectors: npt.NDArray[np.float16]) -> Mask:
+    """Whether each row has neither NaN nor infinity. Looks at exponents, which is several times as fast as isfinite."""
+    bits, found = vectors.view(np.uint16), np.ones(len(vectors), bool)
+    for start in range(0, len(bits), BLOCK_ROWS):
+        exponents = bits[start : start + BLOCK_ROWS] & _EXPONENT
+        if exponents.size and exponents.max() == _EXPONENT:
+            found[start : start + BLOCK_ROWS] = (exponents != _EXPONENT).all(axis=1)
+    return found
 
 
 def normalized(vectors: npt.NDArray[np.generic]) -> torch.Tensor:

@@ -19,6 +19,8 @@ from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import HeadScore, ScoreConfig
 
+_SHORTEST = 1e-12
+"""As in torch.nn.functional.normalize."""
 _SMALLEST_DEVIATION = 1e-7
 """Below it, Keras' Normalization divides by this instead (keras.backend.epsilon())."""
 
@@ -98,13 +100,17 @@ class _OpenHead:
     settings: HeadScore
     tensors: dict[str, torch.Tensor]
 
+    @property
+    def _is_linear(self) -> bool:
+        return "1.weight" not in self.tensors and "mean" not in self.tensors
+
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One number per row."""
         column = rows[embedding_column(self.settings.model or "", self.settings.of)]
         vectors, is_valid = read_vectors(column)  # float16 [rows, dim], [rows]
         scores = np.empty(len(vectors), np.float32)
         with torch.inference_mode():
-            for block, inputs in float32_blocks(vectors, self.settings.normalize):
+            for block, inputs in float32_blocks(vectors, self.settings.normalize and not self._is_linear):
                 scores[block] = self._score(inputs).numpy()
         return pa.table({self.name: float_column(scores, is_valid)})
 
@@ -112,6 +118,11 @@ class _OpenHead:
         """float32 [block, dim] -> [block]."""
         if "mean" in self.tensors:
             inputs = (inputs - self.tensors["mean"]) / self.tensors["deviation"]
+        if self._is_linear:
+            product = inputs @ self.tensors["0.weight"][0]  # [block]
+            if self.settings.normalize:  # dividing the product is cheaper than dividing the vectors
+                product /= torch.linalg.vector_norm(inputs, dim=1).clamp(min=_SHORTEST)
+            return _ACTIVATIONS[self.settings.output](product + self.tensors["0.bias"])
         last = sum(name.endswith(".weight") for name in self.tensors) - 1
         for number in range(last + 1):
             inputs = torch.addmm(self.tensors[f"{number}.bias"], inputs, self.tensors[f"{number}.weight"].T)

@@ -31,7 +31,8 @@ B32 = ScoreContract(ALIAS, "ViT-B-32", "openai", "0" * 64, {}, "float32", 77)
 
 def unit_vectors(seed: int, rows: int, dim: int = 16) -> Floats:
     made = np.random.default_rng(seed).standard_normal((rows, dim))
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    vectors: Floats = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    return vectors
 
 
 def write_embedded(
@@ -80,13 +81,15 @@ def add(folder: Path, name: str, **kind: object) -> ScoreResult:
 
 def column(folder: Path, name: str) -> npt.NDArray[np.float64]:
     """The values of a column in the order of the rows; NaN for null."""
-    return Dataset.of(Store(str(folder))).table([name])[name].to_numpy().astype(np.float64)
+    values: npt.NDArray[np.float64] = Dataset.of(Store(str(folder))).table([name])[name].to_numpy().astype(np.float64)
+    return values
 
 
 def stored(vectors: Floats) -> npt.NDArray[np.float64]:
     """What a score sees of an embedding: rounded to float16, then normalized again."""
     rounded = vectors.astype(np.float16).astype(np.float64)
-    return rounded / np.linalg.norm(rounded, axis=1, keepdims=True)
+    normalized: npt.NDArray[np.float64] = rounded / np.linalg.norm(rounded, axis=1, keepdims=True)
+    return normalized
 
 
 def _table(shard: Shard, rows: range, captions: Sequence[str] | None) -> pa.Table:
