@@ -40,6 +40,8 @@ def open_output(job: BuildJob) -> Store:
 
 def _with_absolute_paths(job: BuildJob) -> BuildJob:
     """Make paths absolute: workers run elsewhere, and every path must mean the same there."""
+    from pairmill.pipeline.encode.weights import is_model_folder
+
     lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}
     found = {name: absolute(path) for name, path in lists.items() if path}
     weights = [
@@ -48,7 +50,7 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
                 "pretrained": absolute(model.pretrained)
                 if model.pretrained and Path(model.pretrained).is_file()
                 else model.pretrained,
-                "name": absolute(model.name) if Path(model.name, "open_clip_config.json").is_file() else model.name,
+                "name": absolute(model.name) if is_model_folder(model.name) else model.name,
             }
         )
         for model in job.models
@@ -79,7 +81,8 @@ def _check_models(job: BuildJob) -> list[str]:
     if not job.models:
         return []
     from pairmill.pipeline.encode.device import check_device
-    from pairmill.pipeline.encode.weights import ModelError, resolve_weights
+    from pairmill.pipeline.encode.model_error import ModelError
+    from pairmill.pipeline.encode.weights import resolve_weights
 
     try:
         if job.run.address is None:

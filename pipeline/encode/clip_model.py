@@ -1,4 +1,4 @@
-"""THE place where CLIP is loaded and called: pixels and captions in, L2-normalized embeddings out.
+"""THE place where CLIP is called: pixels and captions in, L2-normalized embeddings out.
 
 A similarity is the cosine of two of these embeddings in float32 (Radford et al. 2021,
 https://arxiv.org/abs/2103.00020); `embedding_columns.py` computes it.
@@ -6,19 +6,17 @@ https://arxiv.org/abs/2103.00020); `embedding_columns.py` computes it.
 
 import functools
 import threading
-import warnings
 from collections.abc import Callable, Sequence
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 
 from pairmill.pipeline.common.hooks import NO_HOOKS, WorkerHooks
 from pairmill.pipeline.encode.device import dtype_on, resolve_device
+from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.truncate_caption import CaptionTokenizer
-from pairmill.pipeline.encode.weights import ModelError, Weights, find_weights
+from pairmill.pipeline.encode.weights import find_weights
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
 """Default batch sizes. On a CPU, larger batches gain nothing; on a GPU, they are halved when memory runs out."""
 
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
-
 _PROBES = ("", "a photo", "red", "42")
 """Captions that each model embeds when it is loaded, to check that its embeddings are valid."""
 
@@ -40,13 +36,18 @@ Floats = npt.NDArray[np.float32]
 
 
 class ClipModel:
-    """One open_clip model, ready to encode on one device. Thread-safe: the model processes one batch at a time."""
+    """One model, ready to encode on one device. Thread-safe: the model processes one batch at a time.
+
+    `logit_scale` and `logit_bias` turn a similarity into the logit that the model was trained with, `logit_scale *
+    similarity + logit_bias`: of a softmax over captions (CLIP; no bias), or of a sigmoid if `is_sigmoid` (SigLIP, Zhai
+    et al. 2023, https://arxiv.org/abs/2303.15343). The scale is not a logarithm: it is 100 for OpenAI's models.
+    """
 
     def __init__(self, config: ModelConfig, run: RunConfig, hooks: WorkerHooks = NO_HOOKS) -> None:
         """Raises ModelError if the model does not load."""
-        import open_clip  # 4 s with torch: only workers that encode pay for it
-        import torch
+        import torch  # 4 s with open_clip: only workers that encode pay for it
 
+        from pairmill.pipeline.encode.load_model import load
         from pairmill.pipeline.encode.model_input import ModelInput
         from pairmill.pipeline.encode.text_tower import TextTower
 
@@ -58,24 +59,22 @@ class ClipModel:
         dtype = dtype_on(config, self.device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         weights = find_weights(config)
-        self._model, recipe, tokenize = _load(config, weights, self.device, _PRECISION[dtype])
-        self._tokenizer = CaptionTokenizer(tokenize, int(tokenize.context_length))
-        self.input = ModelInput(recipe)
+        loaded = load(config, weights, self.device, self._dtype)
+        self._model = loaded.model
+        self._tokenizer = CaptionTokenizer(loaded.tokenize, int(loaded.tokenize.context_length))
+        self.logit_scale, self.logit_bias = loaded.logit_scale, loaded.logit_bias
+        self.is_sigmoid = loaded.logit_bias is not None
+        self.input = ModelInput(loaded.recipe)
         self._text = TextTower(self._model)
         self.contract = ScoreContract(
             alias=config.alias,
             name=config.name,
             pretrained=config.pretrained,
             weights_sha256=weights.sha256(),
-            preprocessing=open_clip.get_model_preprocess_cfg(self._model),
+            preprocessing=loaded.preprocessing,
             dtype=dtype,
             context_length=self._tokenizer.context_length,
         )
-        bias = getattr(self._model, "logit_bias", None)
-        self.logit_scale = float(self._model.logit_scale.detach().float().exp())
-        """What the model multiplies a cosine by before softmax or sigmoid."""
-        self.logit_bias = None if bias is None else float(bias.detach().float())
-        """What it adds before the sigmoid; None: the model was trained with a softmax (CLIP, not SigLIP)."""
         captions = self.encode_captions(_PROBES)
         self.embedding_dim = int(captions.shape[1])
         gray = self.encode_images(torch.stack([self.input.prepare(np.full((64, 64, 3), 128, np.uint8))]))
@@ -172,20 +171,3 @@ def model_of(contract: ScoreContract, run: RunConfig) -> ClipModel:
             f"its weights should be {contract.weights_sha256}"
         )
     return load_model(config, run)
-
-
-def _load(config: ModelConfig, weights: Weights, device: str, precision: str) -> tuple[Any, Any, Any]:
-    """open_clip's (model, preprocessing, tokenizer)."""
-    import open_clip
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-            model, recipe = open_clip.create_model_from_pretrained(
-                weights.name, pretrained=weights.pretrained, device=device, precision=precision
-            )
-        tokenize = open_clip.get_tokenizer(weights.name)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise ModelError(f"{weights.path}: the weights of {config.name!r} do not load: {error}") from error
-    model.eval()
-    return model, recipe, tokenize

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pairmill.pipeline.encode.weights import ModelError
+from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
 

@@ -4,7 +4,7 @@ own client would retry for a minute."""
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pairmill.pipeline.common.deadline import within
@@ -24,6 +24,35 @@ def is_on_disk(repo: str, file_names: Iterable[str]) -> bool:
         return any(isinstance(try_to_load_from_cache(repo, name), str) for name in file_names)
     except ValueError:  # not the name of a repository
         return False
+
+
+def cached_folder(repo: str, file_name: str) -> Path | None:
+    """The folder of a repository's newest revision in the hub's local cache, if this file is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repo, file_name)
+    except ValueError:  # not the name of a repository
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def download(repo: str, choose: Callable[[Iterable[str]], list[str]]) -> Path:
+    """Download the files that `choose` picks from a repository's, and return their folder in the hub's local cache.
+
+    Raises whatever the hub's client raises.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    files = HfApi().model_info(repo, timeout=_DEADLINE_S).siblings or ()
+    return Path(snapshot_download(repo, allow_patterns=choose([file.rfilename for file in files])))
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
 
 
 def download_problem() -> str | None:
@@ -48,7 +77,7 @@ def _hub_problem() -> str | None:
     """Why the hub cannot be reached; None if it gives any answer."""
     from huggingface_hub import constants
 
-    if constants.is_offline_mode():
+    if is_offline():
         return f"HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} (HF_HOME) does not have them; {WITHOUT_NETWORK}"
     question = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:

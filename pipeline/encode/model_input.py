@@ -48,7 +48,7 @@ class ModelInput:
                 size = [step.size] if isinstance(step.size, int) else list(step.size)
                 tensor = functional.resize(tensor, size, step.interpolation, antialias=True)
             else:
-                tensor = functional.center_crop(tensor, list(step.size))
+                tensor = step(tensor)
         return tensor
 
     def normalize(self, inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -3,56 +3,54 @@
 import difflib
 import hashlib
 import json
-import zipfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from pairmill.pipeline.encode import hub
-from pairmill.schemas.errors import PairmillError
+from pairmill.pipeline.encode.model_error import ModelError as ModelError
+from pairmill.pipeline.encode.transformers_layout import checkpoint
+from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint, find_checkpoint, wanted_files
 from pairmill.schemas.job.models import ModelConfig
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
 _WEIGHT_NAMES = (  # in open_clip's order of preference (open_clip 3.3, factory.py)
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
 
 
-class ModelError(PairmillError, ValueError):
-    """A model or its weights are not available; the message says which and what to do."""
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's weights file, and how open_clip should load it."""
+    """A model's weights file, and how to load it."""
 
     name: str
     """open_clip's name for the model: an architecture, `local-dir:FOLDER` or `hf-hub:REPO`."""
     pretrained: str | None
     path: Path
+    checkpoint: Checkpoint | None = None
+    """Set for a model in transformers' layout, which open_clip does not load. `path` is its first weights file."""
 
     def sha256(self) -> str:
-        """SHA-256 of the file, in hex."""
+        """SHA-256, in hex, of the file, or of all files of a checkpoint that scores depend on."""
+        if self.checkpoint:
+            return self.checkpoint.sha256()
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self) -> None:
         """Raise ModelError if the file cannot be complete. Reads only its header, or its table of contents."""
-        if self.path.suffix == ".safetensors":
-            try:
-                with safetensors.safe_open(self.path, framework="numpy"):
-                    return
-            except safetensors.SafetensorError as error:
-                raise ModelError(f"{self.path}: not a complete weights file (half-written?): {error}") from None
-        with self.path.open("rb") as file:
-            is_old_pickle = file.read(1) == b"\x80"  # what torch.save wrote before 1.6; now it writes zip archives
-        if not is_old_pickle and not zipfile.is_zipfile(self.path):
-            raise ModelError(f"{self.path}: not a complete weights file (half-written?)")
+        if self.checkpoint:
+            self.checkpoint.check()
+        else:
+            checkpoint.check_complete(self.path)
 
 
 def resolve_weights(models: Sequence[ModelConfig]) -> list[str]:
@@ -75,15 +73,55 @@ def find_weights(config: ModelConfig) -> Weights:
     """A model's weights, downloaded first if they are not on disk. Raises ModelError."""
     if folder := _local_folder(config):
         return _in_folder(folder)
+    if held := _held(config):
+        return Weights(config.name, None, held.weights[0], held)
     if config.name.startswith("hf-hub:"):
         return Weights(config.name, None, _download(config, {"hf_hub": f"{config.name.removeprefix('hf-hub:')}/"}))
     return _of_architecture(config)
 
 
+def is_model_folder(name: str) -> bool:
+    """Whether a model's name is a local folder, in open_clip's layout or that of transformers."""
+    return name != "tiny" and any(Path(name, file).is_file() for file in (_OPEN_CLIP_CONFIG, checkpoint.CONFIG))
+
+
 def input_side(config: ModelConfig) -> int:
-    """Pixels per side of a model's input; 0 if open_clip's configuration does not say."""
+    """Pixels per side of a model's input; 0 if its configuration does not say."""
+    if held := _held(config):
+        return held.config.vision_config.image_size
     side = _architecture(config).get("vision_cfg", {}).get("image_size", 0)
     return int(min(side) if isinstance(side, list | tuple) else side)
+
+
+def _held(config: ModelConfig) -> Checkpoint | None:
+    """The checkpoint of a model in transformers' layout, downloaded first if it is not on disk; None for other models.
+    Raises ModelError."""
+    if _local_folder(config):
+        return None
+    is_local = Path(config.name, checkpoint.CONFIG).is_file()
+    if not is_local and not _HUB_NAME.fullmatch(config.name):
+        return None
+    if config.pretrained:
+        raise ModelError(f"model {config.name!r} has weights of its own: leave out `pretrained`, {config.pretrained!r}")
+    return find_checkpoint(Path(config.name) if is_local else _snapshot(config.name))
+
+
+def _snapshot(repo: str) -> Path:
+    """The folder of a repository in the hub's cache, downloaded first if it is not complete. Raises ModelError."""
+    if folder := hub.cached_folder(repo, checkpoint.CONFIG):
+        try:
+            find_checkpoint(folder)
+            return folder
+        except checkpoint.IncompleteError:  # the download was interrupted, unless the hub has no more of it either
+            if hub.is_offline():
+                raise
+    what = f"there is no model folder {repo}, and the model {repo!r} of the hub"
+    if problem := hub.download_problem():
+        raise ModelError(f"{what} cannot be fetched: {problem}")
+    try:
+        return hub.download(repo, wanted_files)
+    except Exception as error:  # whatever the hub's client raises
+        raise ModelError(f"{what} cannot be fetched ({type(error).__name__}); {hub.WITHOUT_NETWORK}") from error
 
 
 def _in_folder(folder: Path) -> Weights:
@@ -99,8 +137,8 @@ def _of_architecture(config: ModelConfig) -> Weights:
     if config.name not in open_clip.list_models():
         close = difflib.get_close_matches(config.name, open_clip.list_models())
         raise ModelError(
-            f"open_clip has no model {config.name!r}, and there is no such folder with an open_clip_config.json"
-            + (f"; similar names: {', '.join(close)}" if close else "")
+            f"open_clip has no model {config.name!r}, and there is no such folder with an open_clip_config.json or "
+            "config.json" + (f"; similar names: {', '.join(close)}" if close else "")
         )
     tags = open_clip.list_pretrained_tags_by_model(config.name)
     if not config.pretrained:
@@ -142,7 +180,7 @@ def _download(config: ModelConfig, tag: dict[str, str]) -> Path:
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """`model_cfg` in open_clip's configuration; empty if there is none."""
     if folder := _local_folder(config):
-        return json.loads((folder / "open_clip_config.json").read_text()).get("model_cfg", {})  # type: ignore[no-any-return]
+        return json.loads((folder / _OPEN_CLIP_CONFIG).read_text()).get("model_cfg", {})  # type: ignore[no-any-return]
     import open_clip
 
     return open_clip.get_model_config(config.name) or {}
@@ -153,4 +191,4 @@ def _local_folder(config: ModelConfig) -> Path | None:
     if config.name == "tiny":
         return TINY_FOLDER
     folder = Path(config.name)
-    return folder if (folder / "open_clip_config.json").is_file() else None
+    return folder if (folder / _OPEN_CLIP_CONFIG).is_file() else None

@@ -1,0 +1,87 @@
+"""THE place where models are loaded: by open_clip, or from a checkpoint in transformers' layout."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from pickle import UnpicklingError
+from typing import Any
+
+import open_clip
+import safetensors
+import torch
+from safetensors import SafetensorError
+
+from pairmill.pipeline.encode.model_error import ModelError
+from pairmill.pipeline.encode.transformers_layout import recipe
+from pairmill.pipeline.encode.transformers_layout.architecture import lower_precision
+from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint
+from pairmill.pipeline.encode.transformers_layout.load import load_towers
+from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer
+from pairmill.pipeline.encode.weights import Weights
+from pairmill.schemas.job.models import ModelConfig
+
+_PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The parts of a model."""
+
+    model: Any
+    """With open_clip's `encode_image` and `encode_text`."""
+    recipe: Any
+    """torchvision's Compose, as `ModelInput` takes it."""
+    tokenize: Any
+    """Captions -> int64 [n, context_length]; has `context_length`."""
+    preprocessing: dict[str, Any]
+    """The recipe as in open_clip's `get_model_preprocess_cfg`."""
+    logit_scale: float
+    logit_bias: float | None
+
+
+def load(config: ModelConfig, weights: Weights, device: str, dtype: torch.dtype) -> LoadedModel:
+    """Load a model for inference. Raises ModelError."""
+    if weights.checkpoint:
+        return _from_checkpoint(weights.checkpoint, device, dtype)
+    return _by_open_clip(config, weights, device, dtype)
+
+
+def _from_checkpoint(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> LoadedModel:
+    settings = recipe.preprocessing(checkpoint)
+    tokenize = FolderTokenizer(checkpoint)
+    model = load_towers(checkpoint)
+    bias = None if model.logit_bias is None else float(model.logit_bias)
+    scale = math.exp(model.logit_scale)
+    if dtype != torch.float32:
+        lower_precision(model, dtype)
+    return LoadedModel(model.to(device), recipe.recipe(settings), tokenize, recipe.described(settings), scale, bias)
+
+
+def _by_open_clip(config: ModelConfig, weights: Weights, device: str, dtype: torch.dtype) -> LoadedModel:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            model, steps = open_clip.create_model_from_pretrained(
+                weights.name, pretrained=weights.pretrained, device=device, precision=_PRECISION[dtype]
+            )
+        tokenize = open_clip.get_tokenizer(weights.name)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise ModelError(f"{weights.path}: the weights of {config.name!r} do not load: {error}") from error
+    model.eval()
+    scale, bias = (_scalar(model, name, weights) for name in ("logit_scale", "logit_bias"))
+    return LoadedModel(model, steps, tokenize, open_clip.get_model_preprocess_cfg(model), math.exp(scale or 0.0), bias)
+
+
+def _scalar(model: Any, name: str, weights: Weights) -> float | None:
+    """A parameter of the model; None if it has no such one.
+
+    open_clip rounds those of timm's models to bfloat16, by up to 2%: then the weights file is asked.
+    """
+    value = getattr(model, name, None)
+    if value is None:
+        return None
+    if value.dtype != torch.float32 and weights.path.suffix == ".safetensors":
+        with safetensors.safe_open(weights.path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118  (not a dictionary)
+                value = file.get_tensor(name)
+    return float(value.float().reshape(-1)[0])

@@ -1,0 +1,155 @@
+"""Finds the files of a checkpoint in transformers' layout, and checks them without loading any tensor."""
+
+import hashlib
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import safetensors
+
+from pairmill.pipeline.common.text import clean_text, counted
+from pairmill.pipeline.encode.model_error import ModelError
+from pairmill.pipeline.encode.transformers_layout.config import Config, read_config, read_json
+from pairmill.pipeline.encode.transformers_layout.names import is_ignored, sources
+
+CONFIG = "config.json"
+_SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+TOKENIZER_FILES = (("spiece.model",), ("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""The files of a tokenizer, in order of preference; spiece.model only for SigLIP, and the last only for CLIP."""
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "processor_config.json")
+_MAX_SHARDS = 1_000
+
+
+class IncompleteError(ModelError):
+    """A file of a checkpoint is missing."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with config.json, weights, a tokenizer, and perhaps settings of the tokenizer and the preprocessing."""
+
+    folder: Path
+    config: Config
+    weights: tuple[Path, ...]
+    """One file, or the shards of model.safetensors.index.json."""
+    tokenizer: tuple[Path, ...]
+    """The files of one of `TOKENIZER_FILES`."""
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that scores depend on."""
+        settings = (self.folder / name for name in _SETTINGS)
+        return (
+            self.folder / CONFIG,
+            *self.weights,
+            *self.tokenizer,
+            *(path for path in settings if path.is_file()),
+        )
+
+    def sha256(self) -> str:
+        """SHA-256, in hex, of what `sha256sum` prints for `files` in the order of their names."""
+        return hashlib.sha256("".join(sorted(map(_checksum_line, self.files), key=_name_of)).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Raise ModelError if a weights file is incomplete, or holds other tensors than config.json asks for. Reads
+        only the files' headers."""
+        names: set[str] = set()
+        for path in self.weights:
+            if path.suffix != ".safetensors":
+                check_complete(path)
+                return
+            names |= tensor_names(path)
+        self.check_names(names)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise ModelError unless these are the tensors of the model in config.json."""
+        found = {name for name in names if not is_ignored(name)}
+        wanted = {name for source in sources(self.config).values() for name in source.names}
+        for verb, problem in (("lacks", wanted - found), ("has unknown", found - wanted)):
+            if problem:
+                raise ModelError(
+                    f"{self.weights[0]} is not the {self.config.model_type} model of {CONFIG}: it {verb} "
+                    f"{counted(len(problem), 'tensor')}, such as {clean_text(min(problem))}"
+                )
+
+
+def find_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises ModelError if it is of another kind, or a file is missing."""
+    config = read_config(folder / CONFIG)
+    return Checkpoint(folder, config, _weights_in(folder), _tokenizer_in(folder, config))
+
+
+def wanted_files(available: Iterable[str]) -> list[str]:
+    """Which files of a repository a checkpoint needs, among those at its top."""
+    names = {name for name in available if "/" not in name}
+    weights = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
+    if _SAFETENSORS in names:
+        weights = {_SAFETENSORS}
+    elif _INDEX in names:
+        weights.add(_INDEX)
+    else:
+        weights = {_PICKLE}
+    tokenizer = {name for group in TOKENIZER_FILES for name in group}
+    return sorted(names & (weights | tokenizer | {CONFIG, *_SETTINGS}))
+
+
+def check_complete(path: Path) -> None:
+    """Raise ModelError if a weights file cannot be complete. Reads only its header, or its table of contents."""
+    if path.suffix == ".safetensors":
+        tensor_names(path)
+        return
+    with path.open("rb") as file:
+        is_old_pickle = file.read(1) == b"\x80"  # what torch.save wrote before 1.6; now it writes zip archives
+    if not is_old_pickle and not zipfile.is_zipfile(path):
+        raise ModelError(f"{path}: not a complete weights file (half-written?)")
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names in a safetensors file. Raises ModelError if it cannot be complete."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path}: not a complete weights file (half-written?): {error}") from None
+
+
+def _weights_in(folder: Path) -> tuple[Path, ...]:
+    if (folder / _SAFETENSORS).is_file():
+        return (folder / _SAFETENSORS,)
+    if (folder / _INDEX).is_file():
+        return _shards(folder / _INDEX)
+    if (folder / _PICKLE).is_file():
+        return (folder / _PICKLE,)
+    raise IncompleteError(f"{folder} has no weights: {_SAFETENSORS}, {_INDEX} or {_PICKLE}")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    mapped = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in mapped.values()}) if isinstance(mapped, dict) else []
+    if not 0 < len(names) <= _MAX_SHARDS:
+        raise ModelError(f"{index} names no weights files, or more than {_MAX_SHARDS:,}")
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index} names {clean_text(name)!r}, which is not a safetensors file beside it")
+        if not (index.parent / name).is_file():
+            raise IncompleteError(f"{index.parent / name}, which {index.name} names, does not exist")
+    return tuple(index.parent / name for name in names)
+
+
+def _tokenizer_in(folder: Path, config: Config) -> tuple[Path, ...]:
+    known = TOKENIZER_FILES[:2] if config.model_type == "siglip" else TOKENIZER_FILES[1:]
+    for names in known:
+        if all((folder / name).is_file() for name in names):
+            return tuple(folder / name for name in names)
+    raise IncompleteError(f"{folder} has no tokenizer: {', or '.join(' and '.join(names) for names in known)}")
+
+
+def _checksum_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
+
+
+def _name_of(line: str) -> str:
+    return line.partition("  ")[2]
