@@ -47,8 +47,7 @@ def load(config: ModelConfig, weights: Weights, device: str, dtype: torch.dtype)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> LoadedModel:
-    settings = recipe.preprocessing(checkpoint)
-    tokenize = FolderTokenizer(checkpoint)
+    settings, tokenize = checkpoint.preprocessing, FolderTokenizer(checkpoint)
     model = load_towers(checkpoint)
     bias = None if model.logit_bias is None else float(model.logit_bias)
     scale = math.exp(model.logit_scale)
@@ -68,12 +67,12 @@ def _by_open_clip(config: ModelConfig, weights: Weights, device: str, dtype: tor
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
         raise ModelError(f"{weights.path}: the weights of {config.name!r} do not load: {error}") from error
     model.eval()
-    scale, bias = (_scalar(model, name, weights) for name in ("logit_scale", "logit_bias"))
+    scale, bias = (logit_of(model, name, weights) for name in ("logit_scale", "logit_bias"))
     return LoadedModel(model, steps, tokenize, open_clip.get_model_preprocess_cfg(model), math.exp(scale or 0.0), bias)
 
 
-def _scalar(model: Any, name: str, weights: Weights) -> float | None:
-    """A parameter of the model; None if it has no such one.
+def logit_of(model: Any, name: str, weights: Weights) -> float | None:
+    """`logit_scale` (still a logarithm) or `logit_bias` of an open_clip model; None if it has none.
 
     open_clip rounds those of timm's models to bfloat16, by up to 2%: then the weights file is asked.
     """
@@ -84,4 +83,4 @@ def _scalar(model: Any, name: str, weights: Weights) -> float | None:
         with safetensors.safe_open(weights.path, framework="pt") as file:
             if name in file.keys():  # noqa: SIM118  (not a dictionary)
                 value = file.get_tensor(name)
-    return float(value.float().reshape(-1)[0])
+    return float(value.detach().float().reshape(-1)[0])

@@ -13,6 +13,7 @@ from pairmill.pipeline.encode import hub
 from pairmill.pipeline.encode.model_error import ModelError as ModelError
 from pairmill.pipeline.encode.transformers_layout import checkpoint
 from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint, find_checkpoint, wanted_files
+from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer
 from pairmill.schemas.job.models import ModelConfig
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
@@ -46,9 +47,11 @@ class Weights:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self) -> None:
-        """Raise ModelError if the file cannot be complete. Reads only its header, or its table of contents."""
+        """Raise ModelError if the file cannot be complete. Reads only its header, or its table of contents. Of a
+        checkpoint, check the tokenizer too."""
         if self.checkpoint:
             self.checkpoint.check()
+            FolderTokenizer(self.checkpoint)
         else:
             checkpoint.check_complete(self.path)
 

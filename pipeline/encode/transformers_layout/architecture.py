@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer as MapVisionTransfo
 from torch import nn
 
 from pairmill.pipeline.encode.transformers_layout.config import (
+    EOS_BEFORE_4_32,
     ClipConfig,
     ClipVision,
     Config,
@@ -19,7 +20,6 @@ from pairmill.pipeline.encode.transformers_layout.config import (
 )
 from pairmill.pipeline.encode.transformers_layout.names import Source
 
-_EOS_BEFORE_4_32 = 2
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "quick_gelu": QuickGELU,
     "gelu": nn.GELU,
@@ -113,7 +113,7 @@ def _text(config: Config) -> nn.Module:
     text = config.text_config
     if isinstance(config, SiglipConfig):
         special: dict[str, Any] = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
-    elif config.text_config.eos_token_id == _EOS_BEFORE_4_32:
+    elif config.text_config.eos_token_id == EOS_BEFORE_4_32:
         special = {"pool_type": "argmax"}
     else:
         special = {"pool_type": "eos", "eos_id": config.text_config.eos_token_id}

@@ -13,12 +13,18 @@ from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.transformers_layout.config import Config, read_config, read_json
 from pairmill.pipeline.encode.transformers_layout.names import is_ignored, sources
+from pairmill.pipeline.encode.transformers_layout.preprocessing import (
+    PREPROCESSOR,
+    PROCESSOR,
+    Preprocessing,
+    read_preprocessing,
+)
 
 CONFIG = "config.json"
 _SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 TOKENIZER_FILES = (("spiece.model",), ("tokenizer.json",), ("vocab.json", "merges.txt"))
 """The files of a tokenizer, in order of preference; spiece.model only for SigLIP, and the last only for CLIP."""
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "processor_config.json")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", PREPROCESSOR, PROCESSOR)
 _MAX_SHARDS = 1_000
 
 
@@ -36,6 +42,7 @@ class Checkpoint:
     """One file, or the shards of model.safetensors.index.json."""
     tokenizer: tuple[Path, ...]
     """The files of one of `TOKENIZER_FILES`."""
+    preprocessing: Preprocessing
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -78,7 +85,8 @@ class Checkpoint:
 def find_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in a folder. Raises ModelError if it is of another kind, or a file is missing."""
     config = read_config(folder / CONFIG)
-    return Checkpoint(folder, config, _weights_in(folder), _tokenizer_in(folder, config))
+    settings = read_preprocessing(folder, config)
+    return Checkpoint(folder, config, _weights_in(folder), _tokenizer_in(folder, config), settings)
 
 
 def wanted_files(available: Iterable[str]) -> list[str]:

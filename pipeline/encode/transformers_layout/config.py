@@ -14,6 +14,10 @@ from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.encode.model_error import ModelError
 
 MAX_JSON_BYTES = 8 << 20
+EOS_BEFORE_4_32 = 2
+"""`eos_token_id` of CLIP in configurations from before transformers 4.32. It was wrong, so that the embedding is read
+at the highest token instead (https://github.com/huggingface/transformers/pull/24773)."""
+
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
 Layers = Annotated[int, Field(ge=1, le=512)]
 Positions = Annotated[int, Field(ge=2, le=4096)]
@@ -71,8 +75,7 @@ class ClipText(Text):
     vocab_size: Annotated[int, Field(ge=1, le=1 << 22)] = 49_408
     max_position_embeddings: Positions = 77
     eos_token_id: int = 49_407
-    """2 in configurations from before transformers 4.32: the embedding is read at the highest token then
-    (https://github.com/huggingface/transformers/pull/24773)."""
+    """Where the embedding is read; see `EOS_BEFORE_4_32`."""
 
 
 class ClipVision(Vision):

@@ -8,16 +8,18 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import sentencepiece
 import tokenizers
-import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint
-from pairmill.pipeline.encode.transformers_layout.config import ClipConfig, read_json
+from pairmill.pipeline.encode.transformers_layout.config import EOS_BEFORE_4_32, ClipConfig, read_json
+
+if TYPE_CHECKING:
+    import torch
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -50,10 +52,12 @@ class FolderTokenizer:
                 f"{checkpoint.tokenizer[0]} has the token {self._encoder.largest_id:,}, but the model of config.json "
                 f"knows {text.vocab_size:,}: the tokenizer belongs to another model"
             )
-        _check_end(checkpoint, self)
+        _check_end(checkpoint, *self._encoder.encode(["a"]))
 
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+    def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
         """Captions -> int64 [n, context_length]: longer ones keep their first tokens and the end-of-text token."""
+        import torch  # takes seconds, and checking a tokenizer needs none of it
+
         tokens = torch.full((len(captions), self.context_length), self._encoder.pad_id)
         for row, ids in zip(tokens, self._encoder.encode(captions), strict=True):
             start = self.context_length - len(ids) if self._is_left else 0
@@ -160,14 +164,13 @@ def _token(settings: dict[str, object], name: str, default: str) -> str:
     return value if isinstance(value, str) else default
 
 
-def _check_end(checkpoint: Checkpoint, tokenize: FolderTokenizer) -> None:
+def _check_end(checkpoint: Checkpoint, ids: Ids) -> None:
     """Raise ModelError if captions do not end in the token at which the model reads their embeddings."""
     config = checkpoint.config
     if not isinstance(config, ClipConfig):
         return
-    ids, eos = tokenize(["a"])[0], config.text_config.eos_token_id
-    at_end = ids == (ids.max() if eos == 2 else eos)
-    if not bool(at_end[1:].any()):
+    eos = config.text_config.eos_token_id
+    if ids.index(max(ids)) != len(ids) - 1 if eos == EOS_BEFORE_4_32 else ids[-1] != eos:
         raise ModelError(
             f"{checkpoint.tokenizer[0]} does not end captions with the token {eos}, which config.json names as "
             "eos_token_id: the tokenizer belongs to another model"
