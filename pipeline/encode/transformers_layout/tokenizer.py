@@ -97,6 +97,8 @@ class _SentencePiece:
     def __init__(self, model: bytes, length: int, eos: str, pad: str, unknown: str) -> None:
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._eos_id, self.pad_id = self._model.piece_to_id(eos), self._model.piece_to_id(pad)
+        if self._model.unk_id() in (self._eos_id, self.pad_id):
+            raise ValueError(f"it lacks {eos} or {pad}")
         self.largest_id = self._model.get_piece_size() - 1
         self._before, self._length = unknown, length
         self._num_before = len(self._model.encode(unknown))
