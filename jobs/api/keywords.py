@@ -18,7 +18,7 @@ StrPath = str | os.PathLike[str]
 """A local path, or `s3://bucket/...`."""
 Paths = StrPath | Sequence[StrPath]
 Model = str | ModelConfig
-"""`tiny`, `ViT-B-32:openai`, `hf-hub:ORG/REPO`, a folder, or a ModelConfig."""
+"""`tiny`, `ViT-B-32:openai`, `hf-hub:ORG/REPO`, `openai/clip-vit-base-patch32`, a folder, or a ModelConfig."""
 Models = Model | Sequence[Model]
 Step = str | Mapping[str, object] | SelectStep
 """`"where: similarity >= 0.28"`, `{"top": {"by": "similarity", "fraction": 0.3}}`, or a SelectStep."""

@@ -47,6 +47,7 @@ def models(
         parameters = f"{model.millions_of_parameters:,.0f} M" if model.millions_of_parameters else "?"
         table.add_row(model.name, str(model.embedding_dim), str(model.image_side), parameters, tags)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+    typer.echo("Also: a CLIP or SigLIP checkpoint of transformers, as ORG/REPO on the Hugging Face hub or as a folder")
     if not any(model.millions_of_parameters for model in found):
         typer.echo("To see parameters, narrow the search: pairmill models ViT-B")
     if as_json:

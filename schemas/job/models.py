@@ -16,20 +16,22 @@ columns."""
 
 
 class ModelConfig(Settings):
-    """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's, `hf-hub:ORG/REPO`, or a folder
-    with open_clip_config.json and weights."""
+    """One CLIP-like model. `tiny` is the built-in one; any other name is open_clip's, a repository of the Hugging Face
+    hub, or a folder."""
 
     name: Uri
-    """`tiny`, a model that open_clip knows, `hf-hub:ORG/REPO`, or a folder with open_clip_config.json and weights."""
+    """`tiny`, a model that open_clip knows, `hf-hub:ORG/REPO` or a folder in open_clip's layout, or `ORG/REPO` or a
+    folder of a CLIP or SigLIP model in the layout of transformers. A folder wins over a repository."""
     pretrained: Uri | None = None
-    """open_clip's tag of the weights, or a local file. None for `tiny`, `hf-hub:` names and folders."""
+    """open_clip's tag of the weights, or a local file. None for `tiny`, folders, and repositories of the hub."""
     alias: str = ""
     """Suffix of this model's columns. Empty: derived from the name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision that the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. Similarities are always
     float32."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Expected SHA-256 of the weights file; the job stops if it differs."""
+    """Expected SHA-256 of the weights file; the job stops if it differs. Of a model in the layout of transformers: of
+    what `sha256sum` prints for the files that are read, in the order of their names."""
 
     @model_validator(mode="before")
     @classmethod

@@ -136,7 +136,8 @@ AT_ONCE: dict[str, tuple[str, Change]] = {
         "siglip", with_config("preprocessor_config.json", image_std=[0, 1, 1])),
 }  # fmt: skip
 WHEN_LOADED: dict[str, tuple[str, Change]] = {
-    "visual_projection.weight, of shape [24, 48], does not fit to config.json": ("clip", with_config(projection_dim=48)),
+    "visual_projection.weight, of shape [24, 48], does not fit to config.json": (
+        "clip", with_config(projection_dim=48)),
     "visual_projection.weight is NaN or infinite": (
         "clip", with_tensors(lambda tensors: tensors["visual_projection.weight"][0].fill_(torch.nan))),
     "has more in it than tensors, so it is not opened": ("clip", pickled({"logit_scale": Trap()})),
