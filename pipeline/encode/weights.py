@@ -13,7 +13,6 @@ from pairmill.pipeline.encode import hub
 from pairmill.pipeline.encode.model_error import ModelError as ModelError
 from pairmill.pipeline.encode.transformers_layout import checkpoint
 from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint, find_checkpoint, wanted_files
-from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer
 from pairmill.schemas.job.models import ModelConfig
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
@@ -50,6 +49,8 @@ class Weights:
         """Raise ModelError if the file cannot be complete. Reads only its header, or its table of contents. Of a
         checkpoint, check the tokenizer too."""
         if self.checkpoint:
+            from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer  # two large libraries
+
             self.checkpoint.check()
             FolderTokenizer(self.checkpoint)
         else:
