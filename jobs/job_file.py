@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import cache
-from importlib import resources
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pairmill.jobs.job_errors import explain
 from pairmill.jobs.job_fields import job_fields
+from pairmill.jobs.preset_files import load_preset
 from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.s3_probe import check_buckets
@@ -122,17 +122,19 @@ def fingerprint(job: BuildJob, weights: Iterable[str] = ()) -> str:
 def _with_preset(job: BuildJob, values: Mapping[str, Any]) -> dict[str, Any]:
     """Add the preset's rules to the values. Rules that were set explicitly override them."""
     name = job.rules.preset
-    preset = load_yaml(resources.files("pairmill.jobs").joinpath("presets", f"{name}.yaml").read_text())
-    if wanted := preset.get("requires_model"):
+    preset = load_preset(name)
+    wanted = preset.requires_model
+    if wanted is not None:
         models = [{"name": model.name, "pretrained": model.pretrained} for model in job.models]
-        if wanted not in models:
+        if wanted.model_dump() not in models:
             raise JobError(
-                f"rules.preset {name!r} was calibrated on {wanted['name']} ({wanted['pretrained']}) and means nothing "
+                f"rules.preset {name!r} was calibrated on {wanted.name} ({wanted.pretrained}) and means nothing "
                 f"for {models or 'a job without models'}: add that model, or leave the preset out"
             )
-    rules = dict(preset.get("rules") or {})
+    rules = dict(preset.rules)
     if wanted and "min_similarity" in rules:  # calibrated for that model, so it applies to no other
-        aliases = [model.alias for model in job.models if (model.name, model.pretrained) == tuple(wanted.values())]
+        known = (wanted.name, wanted.pretrained)
+        aliases = [model.alias for model in job.models if (model.name, model.pretrained) == known]
         rules["min_similarity"] = dict.fromkeys(aliases, rules["min_similarity"])
     return {**values, "rules": {**rules, **(values.get("rules") or {})}}
 

@@ -1,5 +1,6 @@
 """`pairmill.select` and `export`: select rows to train on, and write them for other tools."""
 
+import os
 from collections.abc import Sequence
 
 from pairmill.jobs import export as exporting
@@ -14,7 +15,9 @@ from pairmill.jobs.api.keywords import (
     text_of,
 )
 from pairmill.jobs.export import ExportResult
-from pairmill.jobs.job_file import load_export_job, load_select_job
+from pairmill.jobs.job_file import load_export_job, load_select_job, parse_settings, s3_of
+from pairmill.jobs.preset_files import steps_for
+from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportFormat, ExportJob
 from pairmill.schemas.subset import SelectJob, Subset
@@ -26,6 +29,7 @@ def select(
     name: str | None = None,
     *,
     steps: Step | Sequence[Step] | None = None,
+    preset: str | None = None,
     all_pairs: bool | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -39,6 +43,7 @@ def select(
         dataset: The output folder of a build or embed, or a complete SelectJob.
         name: Name of the subset.
         steps: In order, each as in a job file: `{"where": "similarity >= 0.28"}`, `"sample: {count: 1000}"`.
+        preset: Begin with the steps of this preset, such as `clip-score-30`; see `pairmill presets`.
         all_pairs: Also consider rows that a score rule of the build dropped.
         dry_run: Only count; nothing is written.
         overwrite: Replace a subset of this name.
@@ -54,6 +59,7 @@ def select(
     """
     keywords = {
         "name": name,
+        "preset": preset,
         "steps": None if steps is None else [step_of(step) for step in _several(steps)],
         "rows": "pairs" if all_pairs else None,
     }
@@ -61,6 +67,10 @@ def select(
         refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
         job = dataset
     else:
+        if preset is not None:
+            store = Store(os.fspath(dataset or ""), s3_of(parse_settings(settings or {})))
+            keywords["steps"] = [*steps_for(preset, store), *(keywords["steps"] or [])]
+        del keywords["preset"]
         fields = {"dataset": dataset, **keywords, "name": name or ("dry-run" if dry_run else None)}
         job = load_select_job(text_of(job_file), fields, settings or {})
     if not refresh:

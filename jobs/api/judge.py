@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pairmill.jobs import score as scoring
 from pairmill.jobs.api.keywords import Settings, StrPath, parse_score, refuse_beside_job, suggests_keywords, text_of
 from pairmill.jobs.job_file import load_score_job
+from pairmill.jobs.preset_files import score_of
 from pairmill.jobs.score import ScoreResult
 from pairmill.schemas.scores import ScoreJob
 
@@ -15,6 +16,7 @@ def score(
     name: str | None = None,
     score: str | Mapping[str, object] | None = None,
     *,
+    preset: str | None = None,
     job_file: StrPath | None = None,
     settings: Settings | None = None,
 ) -> ScoreResult:
@@ -26,6 +28,7 @@ def score(
         name: Name of the score, the start of the names of its columns.
         score: As in a job file: `{"head": {"weights": "aesthetic.safetensors"}}`, or `"head: aesthetic.safetensors"`.
             None: the score that has this name already, for new shards.
+        preset: The score of this name of a preset, such as `negcliploss-normsim`; see `pairmill presets`.
         job_file: A job file (YAML); keywords override it.
         settings: Any other field of a job file: `{"run.device": "cuda"}`.
 
@@ -37,8 +40,12 @@ def score(
         ScoreError: The dataset lacks what the score needs, or has another score with this name.
     """
     if isinstance(dataset, ScoreJob):
-        refuse_beside_job({"name": name, "score": score, "job_file": job_file, "settings": settings or None})
+        refuse_beside_job(
+            {"name": name, "score": score, "preset": preset, "job_file": job_file, "settings": settings or None}
+        )
         return scoring.score(dataset)
     given = parse_score(score) if isinstance(score, str) else dict(score or {})
+    if preset is not None:
+        given = {**score_of(preset, name or ""), **given}
     fields = {"dataset": dataset, "name": name, **given}
     return scoring.score(load_score_job(text_of(job_file), fields, settings or {}))

@@ -102,6 +102,7 @@ app.command(
 )(submit.submit)
 app.add_typer(submit.jobs, name="jobs")
 app.command(cls=Command, epilog=examples("pairmill fields fetch", "pairmill fields --of select"))(reference.fields)
+app.command(cls=Command, epilog=examples("pairmill presets", "pairmill presets clip-score-30"))(reference.presets)
 app.command(cls=Command, epilog=examples("pairmill models", "pairmill models ViT-B"))(reference.models)
 app.command(cls=Command, epilog=examples("pairmill demo", "pairmill demo --out small --pairs 400"))(demo.demo)
 

@@ -107,6 +107,7 @@ class SelectOptions(_JobOptions):
 
     dataset: str
     name: str | None = None
+    preset: str | None = None
     steps: Sequence[str] | None = None
     all_pairs: bool = False
     dry_run: bool = False
@@ -121,6 +122,7 @@ class ScoreOptions(_JobOptions):
     dataset: str
     name: str | None = None
     score: str | None = None
+    preset: str | None = None
 
     @property
     def uris(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""`pairmill models` and `fields`: list the available models and fields."""
+"""`pairmill models`, `presets` and `fields`: list what there is to choose from."""
 
 import sys
 from functools import partial
@@ -52,6 +52,32 @@ def models(
         typer.echo("To see parameters, narrow the search: pairmill models ViT-B")
     if as_json:
         print_json([asdict(model) for model in found])
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print the file of this preset.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List published filters.
+
+    Shows what each keeps, which command takes it, where it was published, and what it was calibrated on.
+    """
+    from pairmill.jobs.preset_files import load_preset, preset_names, preset_text
+
+    with errors():
+        names = preset_names() if name is None else [name]
+        found = {each: load_preset(each) for each in names}
+        if name is not None and not as_json:
+            typer.echo(preset_text(name), nl=False)
+            return
+    if as_json:
+        print_json([{"name": each, **preset.model_dump()} for each, preset in found.items()])
+        return
+    wrapped = partial(wrap, width=min(get_terminal_size().columns, _MAX_WIDTH), subsequent_indent=_INDENT)
+    for each, preset in found.items():
+        commands = ", ".join(preset.commands) or "build"
+        lines = (preset.description, f"Source: {preset.source}", f"Calibrated on: {preset.calibrated_on}")
+        typer.echo("\n".join([f"{each}  ({commands})", *(text for line in lines for text in wrapped(_INDENT + line))]))
 
 
 def fields(

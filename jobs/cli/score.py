@@ -24,6 +24,9 @@ def score(
             "--score", metavar="SCORE", help="As in the job file: 'head: aesthetic.safetensors'; see pairmill fields."
         ),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="The score NAME of this preset; see pairmill presets.")
+    ] = None,
     job_file: JobFile = None,
     settings: Settings = None,
     as_json: Json = False,
@@ -33,7 +36,7 @@ def score(
     Its columns stand in OUT/columns/NAME, and select, report, explore and export use them at once. Without a kind, it
     computes the score NAME for new shards. If it is interrupted, run the same command again to resume.
     """
-    options = ScoreOptions(dataset=output, name=name, score=given, job_file=job_file, settings=settings)
+    options = ScoreOptions(dataset=output, name=name, score=given, preset=preset, job_file=job_file, settings=settings)
     with errors():
         from pairmill.jobs.cli.arguments import score_job
         from pairmill.jobs.score import score as run_score

@@ -18,6 +18,9 @@ def select(
         str | None, typer.Argument(metavar="NAME", help="Name of the subset, written to DATASET/subsets/NAME.")
     ] = None,
     job_file: JobFile = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Begin with the steps of this preset; see pairmill presets.")
+    ] = None,
     steps: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,6 +56,7 @@ def select(
         dataset=dataset,
         name=name,
         job_file=job_file,
+        preset=preset,
         steps=steps,
         all_pairs=all_pairs,
         dry_run=dry_run,
