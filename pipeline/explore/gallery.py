@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -91,7 +91,7 @@ class Gallery:
 def gallery(explorer: Explorer, shown: Shown, query: Query, error: str | None = None) -> Gallery:
     """Collect what the page shows. With an `error`, the query's rows stay out. Raises PairmillError."""
     view = shown.view
-    groups, equal = filter_groups(view.columns, query)
+    groups, equal = filter_groups(view.columns, view.added_scores, query)
     count = 0 if error else view.count(query)
     rows: list[int] = []
     if not error:
@@ -169,7 +169,9 @@ def number(view: View, column: str, value: object) -> str:
     return f"{float(str(value)):,.{min(4, max(3, each.decimals)) if not each.is_integer else 0}f}"
 
 
-def filter_groups(columns: Mapping[str, Column], query: Query) -> tuple[list[Group], list[str]]:
+def filter_groups(
+    columns: Mapping[str, Column], added_scores: Collection[str], query: Query
+) -> tuple[list[Group], list[str]]:
     """The filters in groups, and the names of the columns in which all rows are equal."""
     titles: dict[str, list[Column]] = {
         name: [] for name in ("Scores", "Caption", "Picture", "Outcome", "Download", "Other columns")
@@ -179,7 +181,7 @@ def filter_groups(columns: Mapping[str, Column], query: Query) -> tuple[list[Gro
         if not each.is_useful and not query.is_set(name):
             equal.append(name)
         else:
-            titles[_title(name)].append(each)
+            titles["Scores" if name in added_scores else _title(name)].append(each)
     is_first = True
     groups = []
     for title, found in titles.items():

@@ -83,6 +83,11 @@ class View:
         return [name for name, each in self.columns.items() if name.startswith("similarity") and each.has_values]
 
     @property
+    def added_scores(self) -> frozenset[str]:
+        """The columns of scores that were added."""
+        return frozenset(column for each in self.snapshot.added.scores for column in each.columns)
+
+    @property
     def aliases(self) -> list[str]:
         """The models that have embeddings of pictures."""
         names = self.snapshot.schema.names
