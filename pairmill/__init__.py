@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from pairmill.jobs.api.find import index, search
     from pairmill.jobs.api.judge import score
     from pairmill.jobs.api.make import add_model, build, embed, retry
+    from pairmill.jobs.api.measure import evaluate, probe
     from pairmill.jobs.api.read import open, report, status, verify
+    from pairmill.jobs.evaluate import EvaluationResult
     from pairmill.jobs.export import ExportResult
+    from pairmill.jobs.probe import ProbeResult
     from pairmill.jobs.progress import ProgressListener
     from pairmill.jobs.report import ReportResult
     from pairmill.jobs.results import BuildResult
@@ -55,6 +58,7 @@ __all__ = [
     "ColumnsResult",
     "Dataset",
     "Dedup",
+    "EvaluationResult",
     "ExportJob",
     "ExportResult",
     "FeedConfig",
@@ -66,6 +70,7 @@ __all__ = [
     "ModelConfig",
     "PairDataset",
     "PairmillError",
+    "ProbeResult",
     "ProgressListener",
     "ReportResult",
     "RetryResult",
@@ -91,9 +96,11 @@ __all__ = [
     "at",
     "build",
     "embed",
+    "evaluate",
     "export",
     "index",
     "open",
+    "probe",
     "report",
     "retry",
     "rule",
@@ -110,7 +117,10 @@ _MODULES = {
     "jobs.api.find": ("index", "search"),
     "jobs.api.judge": ("score",),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
+    "jobs.api.measure": ("evaluate", "probe"),
     "jobs.api.read": ("open", "report", "status", "verify"),
+    "jobs.evaluate": ("EvaluationResult",),
+    "jobs.probe": ("ProbeResult",),
     "jobs.progress": ("ProgressListener",),
     "jobs.report": ("ReportResult",),
     "jobs.results": ("BuildResult",),

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pairmill.jobs.cli import build, demo, explore, reference, report, score, search, select, status, submit
+from pairmill.jobs.cli import build, demo, evaluate, explore, reference, report, score, search, select, status, submit
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
 from pairmill.jobs.cli.terminal import stdout_errors
 
@@ -71,6 +71,14 @@ app.command(
         "pairmill score out aesthetic",
     ),
 )(score.score)
+app.add_typer(evaluate.probe, name="probe")
+app.command(
+    cls=Command,
+    epilog=examples(
+        "pairmill evaluate out --out evaluation.html",
+        "pairmill evaluate out --score similarity \\\n    --labels labels/good.parquet --precision 0.95",
+    ),
+)(evaluate.evaluate)
 app.command(
     cls=Command,
     epilog=examples("pairmill report out", "pairmill report out --subset clean --compare other"),

@@ -50,6 +50,8 @@ class Head:
             )
         if settings.check_model and head.model is not None:
             _check_model(path, head.model, embeddings.contract)
+        if head.of not in (None, settings.of):
+            raise ScoreError(f"{path}: was trained on embeddings of kind {head.of!r}; set of to {head.of}")
         found = {
             "weights": path,
             "model": embeddings.alias,

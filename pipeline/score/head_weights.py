@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 from pairmill.pipeline.score.kind import ScoreError
+from pairmill.schemas.index import EmbeddingKind
 
 Activation = Literal["none", "relu", "sigmoid"]
 Output = Literal["none", "sigmoid"]
@@ -78,6 +79,8 @@ class HeadFile:
     activation: Activation | None = None
     output: Output | None = None
     model: HeadModel | None = None
+    of: EmbeddingKind | None = None
+    """Whether it was trained on embeddings of pictures or of captions."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -115,12 +118,21 @@ def affine(layers: tuple[tuple[Doubles, Doubles], ...]) -> tuple[Doubles, Double
     return weight, bias
 
 
-def head_metadata(model: HeadModel, activation: Activation, output: Output) -> dict[str, str]:
-    """The metadata of a safetensors file that makes `read_head` know everything about the head."""
+def head_metadata(
+    model: HeadModel,
+    activation: Activation,
+    output: Output,
+    of: EmbeddingKind | None = None,
+    training: Mapping[str, object] | None = None,
+) -> dict[str, str]:
+    """The metadata of a safetensors file that makes `read_head` know everything about the head. `training`: for people,
+    JSON values; nothing reads it."""
     about = {
         "model": {"names": model.names, "pretrained": model.pretrained, "weights_sha256": model.weights_sha256},
         "activation": activation,
         "output": output,
+        "of": of,
+        "training": training,
     }
     return {_KEY: json.dumps(about, sort_keys=True)}
 
@@ -201,12 +213,14 @@ def _described(path: Path, head: HeadFile, about: Mapping[str, Any]) -> HeadFile
         model = about["model"]
         names = tuple(str(name)[:200] for name in model["names"])
         known = HeadModel(names, model["pretrained"], model["weights_sha256"])
-        activation, output = about["activation"], about["output"]
+        activation, output, of = about["activation"], about["output"], about.get("of")
         if not names or activation not in ("none", "relu", "sigmoid") or output not in ("none", "sigmoid"):
+            raise ValueError
+        if of not in (None, "image", "text"):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ScoreError(f"{path}: what its metadata say about the head cannot be read") from None
-    return HeadFile(head.layers, head.mean, head.variance, activation, output, known)
+    return HeadFile(head.layers, head.mean, head.variance, activation, output, known, of)
 
 
 def _public_model(layers: tuple[tuple[Doubles, Doubles], ...]) -> HeadModel | None:

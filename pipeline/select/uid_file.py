@@ -113,14 +113,14 @@ def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
     high, low = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=["uid"]):
         batch.validate(full=True)  # such as that all text is UTF-8
-        halves = key_halves(pa.chunked_array([_digits(uri, batch.column(0).cast(pa.string()))]), "uid")
+        halves = key_halves(pa.chunked_array([uid_digits(uri, batch.column(0).cast(pa.string()))]), "uid")
         high.append(halves[0])
         low.append(halves[1])
     return _sorted(np.concatenate(high), np.concatenate(low))
 
 
-def _digits(uri: str, uids: pa.Array) -> pa.Array:
-    """Uids without hyphens, in lower case."""
+def uid_digits(uri: str, uids: pa.Array) -> pa.Array:
+    """Uids without hyphens, in lower case, as datasets store them. Raises UidFileError that names the file `uri`."""
     is_uid = pc.match_substring_regex(uids, _UID).fill_null(False)
     if wrong := len(uids) - is_uid.true_count:
         first = uids.filter(pc.invert(is_uid))[0].as_py()

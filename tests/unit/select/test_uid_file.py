@@ -178,7 +178,7 @@ def test_law_a_list_contains_exactly_its_uids(listed: list[str], asked: list[str
 @given(st.text("0aF-g{}", max_size=40) | st.uuids().map(str) | st.uuids().map(lambda u: u.hex.upper()))
 def test_law_a_uid_is_what_it_is_elsewhere(text: str) -> None:
     try:
-        found = uid_file._digits("f", pa.array([text])).to_pylist()
+        found = uid_file.uid_digits("f", pa.array([text])).to_pylist()
     except UidFileError:
         found = [None]
     assert found == [own_uid(text)]

@@ -1,0 +1,157 @@
+"""`pairmill evaluate` and `pairmill probe train`: measure embeddings and scores, and train a head."""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import typer
+
+from pairmill.jobs.cli.help import Command, Group, examples
+from pairmill.jobs.cli.options import Json, Output, S3Settings
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="Parquet with uid and label, such as labels/NAME.parquet; repeatable."
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column with the labels: of OUT or, with --labels, of these files."),
+]
+Positive = Annotated[
+    str | None,
+    typer.Option(metavar="VALUE", help="The label to tell from all others. If not given, good, yes, true or 1."),
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="ALIAS", help="Whose embeddings; can be left out if OUT has one model.")
+]
+Subset = Annotated[str | None, typer.Option(metavar="NAME", help="Only rows of this subset.")]
+
+probe = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Train a head on labeled pairs.",
+    epilog=examples(
+        "pairmill probe train out \\\n    --labels labels/good.parquet --out probe.safetensors",
+        "pairmill probe train out --label-column language \\\n    --positive de --of text --out german.safetensors",
+    ),
+)
+
+
+@probe.command(
+    cls=Command,
+    epilog=examples(
+        "pairmill probe train out \\\n    --labels labels/good.parquet --out probe.safetensors",
+        "pairmill probe train out --label-column language \\\n    --positive de --of text --out german.safetensors",
+    ),
+)
+def train(
+    output: Output,
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="The head to write: NAME.safetensors.")],
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    positive: Positive = None,
+    model: Model = None,
+    of: Annotated[
+        Literal["image", "text"],
+        typer.Option("--of", metavar="KIND", help="Embeddings of pictures (image, the default) or captions (text)."),
+    ] = "image",
+    subset: Subset = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", help="At most so many labeled rows, chosen by a hash.", min=1)
+    ] = 20_000,
+    page: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page with the charts, in HTML.")] = None,
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train a head on labeled pairs.
+
+    It is a logistic regression on stored embeddings. `pairmill score OUT NAME --score 'head: FILE'` then gives every
+    pair its probability.
+    """
+    with errors():
+        from pairmill.jobs.probe import ProbeRequest, train_probe
+        from pairmill.pipeline.evaluate.labels import LabelSource
+
+        request = ProbeRequest(LabelSource(labels or (), label_column, positive), model, of, subset, limit)
+        with progress("Nothing was written.") as listener:
+            result = train_probe(open_store(output, settings), request, out, page, listener.step)
+    _print(result.lines(), result.figures.notes, (out, page))
+    if as_json:
+        print_json(result.as_dict())
+
+
+def evaluate(
+    output: Output,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Zero-shot: imagenet, names one per line, or prompts in .json."),
+    ] = None,
+    templates: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Prompts for names: openai-80, simple, or your own with {}."),
+    ] = "openai-80",
+    score: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Precision and recall of this score against labels.")
+    ] = None,
+    retrieval: Annotated[
+        bool,
+        typer.Option("--retrieval", help="Captions and pictures that find each other; if nothing else is asked for."),
+    ] = False,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    positive: Positive = None,
+    precision: Annotated[
+        float, typer.Option(metavar="SHARE", help="With --score: find the threshold with this precision.")
+    ] = 0.9,
+    model: Model = None,
+    subset: Subset = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", help="Pictures in a retrieval test, chosen by a hash.", min=2)
+    ] = 10_000,
+    page: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Write a page with the charts, in HTML.")
+    ] = None,
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Measure embeddings and scores.
+
+    It measures retrieval, zero-shot classification of labeled pictures, or the precision and recall of a score. It
+    reads only stored embeddings and scores. To evaluate another model, add it with `pairmill embed` first.
+    """
+    with errors():
+        from pairmill.jobs.api.measure import class_settings
+        from pairmill.jobs.evaluate import Evaluation
+        from pairmill.jobs.evaluate import evaluate as run_evaluate
+        from pairmill.pipeline.evaluate.labels import LabelSource
+
+        evaluation = Evaluation(
+            classes=class_settings(classes, templates),
+            score=score,
+            retrieval=retrieval,
+            labels=LabelSource(labels or (), label_column, positive),
+            precision=precision,
+            model=model,
+            subset=subset,
+            limit=limit,
+        )
+        with progress("Nothing was written.") as listener:
+            result = run_evaluate(open_store(output, settings), evaluation, page, listener.step)
+    _print(result.lines(), result.notes(), (page,))
+    if as_json:
+        print_json(result.as_dict())
+
+
+def _print(lines: Iterable[str], notes: Iterable[str], paths: Iterable[str | None]) -> None:
+    from pairmill.pipeline.pages.visible_text import visible_text
+
+    for line in lines:
+        typer.echo(visible_text(line, 1_000))
+    for note in notes:
+        typer.echo(visible_text(note, 1_000), err=True)
+    for path in paths:
+        if path is not None:
+            typer.echo(path)

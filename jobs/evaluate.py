@@ -1,0 +1,185 @@
+"""`pairmill evaluate`: measures the embeddings and scores of a dataset: retrieval, zero-shot classes, thresholds."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+from pairmill.pipeline.common.local_file import new_local_file
+from pairmill.pipeline.common.progress import OnStep, ignore_step
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.evaluate.errors import EvaluateError
+from pairmill.pipeline.evaluate.labeled_rows import RowFilter
+from pairmill.pipeline.evaluate.labels import LabelSource
+from pairmill.pipeline.evaluate.measure import measure_retrieval, measure_threshold, measure_zero_shot
+from pairmill.pipeline.evaluate.page import EvaluationPage, Section, render
+from pairmill.pipeline.evaluate.results import RetrievalResult, ThresholdResult, ZeroShotResult
+from pairmill.pipeline.reader.embeddings import Embeddings, Floats
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.score.embeddings import chosen_model, known_models
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import ClassesScore
+from pairmill.schemas.pairs import score_column_names
+
+DEFAULT_LIMIT, MAX_LIMIT = 10_000, 1_000_000
+"""Pictures in a retrieval test; an embedding of 512 dimensions takes 1 KB."""
+_SHOWN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate: zero-shot classes, a score against labels, or retrieval, which is also what happens if nothing
+    else is asked for."""
+
+    classes: ClassesScore | None = None
+    """Classes for zero-shot classification."""
+    score: str | None = None
+    """A column to compare with labels."""
+    retrieval: bool = False
+    labels: LabelSource = field(default_factory=LabelSource)
+    """The class of each picture, or which pairs are good."""
+    precision: float = 0.9
+    """The precision to find a threshold for."""
+    model: str | None = None
+    """Alias. None: the dataset's only model."""
+    subset: str | None = None
+    """Only rows of this subset."""
+    limit: int = DEFAULT_LIMIT
+    """Pictures in a retrieval test, chosen by a hash."""
+
+    def check(self) -> None:
+        """Raise JobError or EvaluateError if this cannot be evaluated as given."""
+        if self.classes is not None and self.score is not None:
+            raise JobError("give --classes or --score, because the labels are either classes or good and bad")
+        if self.classes is None and self.score is None:
+            if self.labels.is_given:
+                raise JobError("say what to compare with the labels: --classes FILE, or --score COLUMN")
+        else:
+            self.labels.check()
+        if self.labels.positive is not None and self.score is None:
+            raise JobError("--positive says which label a --score should be high for; give it with --score")
+        if not 0 < self.precision <= 1:
+            raise JobError(f"--precision {self.precision:g}: give a share above 0 and up to 1")
+        if not 2 <= self.limit <= MAX_LIMIT:
+            raise JobError(f"--limit {self.limit}: give a number from 2 to {MAX_LIMIT:,}")
+
+    @property
+    def has_retrieval(self) -> bool:
+        """Whether retrieval is measured."""
+        return self.retrieval or (self.classes is None and self.score is None)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What was measured. What was not asked for is None."""
+
+    output: str
+    model: str | None
+    """Alias of the model whose embeddings were used."""
+    subset: str | None
+    unfinished_shards: int
+    """Planned shards that are not finished yet, whose rows are missing."""
+    retrieval: RetrievalResult | None = None
+    zero_shot: ZeroShotResult | None = None
+    threshold: ThresholdResult | None = None
+    sections: Sequence[Section] = ()
+    """The same in words, tables and charts."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name != "sections"}
+
+    def lines(self) -> Iterator[str]:
+        """Results and tables for people."""
+        for number, section in enumerate(self.sections):
+            if number:
+                yield ""
+            yield from section.results
+            for table in section.tables:
+                if table.rows:
+                    yield ""
+                    yield from table.lines(_SHOWN_ROWS)
+
+    def notes(self) -> Iterator[str]:
+        """What was sampled or left out."""
+        for section in self.sections:
+            yield from section.notes
+        if self.unfinished_shards:
+            yield f"{counted(self.unfinished_shards, 'planned shard')} not finished yet: their rows are missing"
+
+
+def evaluate(
+    store: Store, evaluation: Evaluation, page: str | None = None, on_step: OnStep = ignore_step
+) -> EvaluationResult:
+    """Measure what was asked for; with `page`, also write it to that HTML file.
+
+    Raises JobError, EvaluateError, ScoreError, DatasetError and SubsetError.
+    """
+    evaluation.check()
+    store.check_access()
+    on_step("reading manifests", 0, 1)
+    snapshot = Snapshot.of(store)
+    rows, sections = RowFilter(snapshot, evaluation.subset), list[Section]()
+    needs_model = evaluation.has_retrieval or evaluation.classes is not None
+    embeddings = _model(snapshot, evaluation.model) if needs_model else None
+    retrieval = zero_shot = threshold = None
+    if evaluation.classes is not None and embeddings is not None:
+        on_step("embedding classes", 0, 1)
+        classes = _embedded(embeddings, evaluation.classes)
+        zero_shot, section = measure_zero_shot(rows, embeddings, evaluation.labels, classes, on_step)
+        sections.append(section)
+    if evaluation.score is not None:
+        threshold, section = measure_threshold(rows, evaluation.score, evaluation.labels, evaluation.precision, on_step)
+        sections.append(section)
+    if evaluation.has_retrieval and embeddings is not None:
+        retrieval, section = measure_retrieval(rows, embeddings.alias, evaluation.limit, on_step)
+        sections.append(section)
+    result = EvaluationResult(
+        output=store.root,
+        model=None if embeddings is None else embeddings.alias,
+        subset=evaluation.subset,
+        unfinished_shards=snapshot.unfinished_shards,
+        retrieval=retrieval,
+        zero_shot=zero_shot,
+        threshold=threshold,
+        sections=sections,
+    )
+    if page is not None:
+        _write_page(page, result, embeddings)
+    return result
+
+
+def _model(snapshot: Snapshot, alias: str | None) -> Embeddings:
+    """The model. Raises EvaluateError that says how to embed the dataset with another one."""
+    known = known_models(snapshot)
+    is_partial = alias is not None and snapshot.added.missing(score_column_names(alias).image_embedding)
+    if alias is not None and alias not in known and not is_partial:
+        root = snapshot.store.root
+        raise EvaluateError(
+            f"{root} has no model {alias!r}; it has: {', '.join(known) or 'none'}. To evaluate another one, embed the "
+            f"dataset with it first: pairmill embed {root} --add-model NAME_OR_FOLDER"
+        )
+    return chosen_model(snapshot, alias)
+
+
+def _embedded(embeddings: Embeddings, classes: ClassesScore) -> tuple[Sequence[str], Floats]:
+    """(names, embeddings) of the classes, by the model of the stored embeddings. Raises ScoreError and ModelError."""
+    from pairmill.pipeline.encode.clip_model import model_of
+    from pairmill.pipeline.score.class_embeddings import embed_classes, read_classes
+
+    table = embed_classes(model_of(embeddings.contract, RunConfig()), read_classes(classes))
+    return table.names, table.embeddings
+
+
+def _write_page(path: str, result: EvaluationResult, embeddings: Embeddings | None) -> None:
+    facts = [("dataset", result.output)]
+    if embeddings is not None:
+        contract = embeddings.contract
+        name = f"{contract.name}:{contract.pretrained}" if contract.pretrained else contract.name
+        facts.append(("model", f"{embeddings.alias} ({name})"))
+    if result.subset is not None:
+        facts.append(("subset", result.subset))
+    made = EvaluationPage("pairmill evaluate", result.output.rstrip("/").rpartition("/")[2], facts, result.sections)
+    with new_local_file(path) as file:
+        file.write(render(made).encode())

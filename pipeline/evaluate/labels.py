@@ -1,0 +1,236 @@
+"""Labels of pairs: from Parquet files of uids, such as `explore` writes, or from a column of the dataset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import clean_text, counted
+from pairmill.pipeline.evaluate.errors import EvaluateError
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.select.uid_file import uid_digits
+
+MAX_LABELS = 1_000_000
+"""In files: they are all in memory, about 100 bytes each."""
+
+
+class Labels(Protocol):
+    """The labels of a dataset's rows. May count what it has seen: give it each row once."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the dataset that `find` reads."""
+
+    def find(self, rows: pa.Table) -> pa.Array:
+        """The label of each row, as bool, int64 or string; null if it has none."""
+
+    def facts(self) -> list[str]:
+        """Which labels were not used, and why, line by line. Call it after all rows."""
+
+
+@dataclass(frozen=True)
+class ColumnLabels:
+    """The labels are a column of the dataset. Rows without a value have no label."""
+
+    column: str
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, column: str) -> "ColumnLabels":
+        """Raises EvaluateError if there is no such column, or if it holds no labels."""
+        check_column(snapshot, column)
+        _check_type(f"the column {column!r}", snapshot.schema.field(column).type)
+        return cls(column)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The column."""
+        return frozenset({self.column})
+
+    def find(self, rows: pa.Table) -> pa.Array:
+        """Its values."""
+        return _plain(rows[self.column])
+
+    def facts(self) -> list[str]:
+        """Nothing: every label is used."""
+        return []
+
+
+class FileLabels:
+    """Labels by uid. Of several rows with one uid, only the first one has its label."""
+
+    def __init__(self, uris: Sequence[str], table: pa.Table) -> None:
+        """`table`: columns uid (text of 32 hex digits) and label, both without nulls; repeats of a uid are counted, and
+        uids with different labels are left out."""
+        self.uris = uris
+        grouped = table.group_by("uid").aggregate([("label", "count_distinct"), ("label", "min")])
+        agrees = pc.equal(grouped["label_count_distinct"], 1)
+        self.num_repeated = table.num_rows - grouped.num_rows
+        self.num_contradictory = grouped.num_rows - pc.sum(agrees.cast(pa.int64())).as_py() if len(grouped) else 0
+        grouped = grouped.filter(agrees).sort_by("uid")
+        self._uids = np.asarray(grouped["uid"].to_pylist(), "S32")
+        self._labels: pa.Array = grouped["label_min"].combine_chunks()
+        self._is_found = np.zeros(len(self._uids), np.bool_)
+        self.num_null = self.num_second_rows = 0
+
+    @classmethod
+    def read(cls, files: Files, uris: Sequence[str], column: str = "label") -> "FileLabels":
+        """Read local files or s3:// with the columns `uid` and `column`. Raises EvaluateError and UidFileError."""
+        tables = [_read_file(files, uri, column) for uri in uris]
+        if len({table.schema.field("label").type for table in tables}) > 1:
+            kinds = ", ".join(f"{uri}: {table['label'].type}" for uri, table in zip(uris, tables, strict=True))
+            raise EvaluateError(f"the labels are of different types ({kinds}); use files of one kind")
+        table = pa.concat_tables(tables)
+        if table.num_rows > MAX_LABELS:
+            raise EvaluateError(f"{counted(table.num_rows, 'label')}, but at most {MAX_LABELS:,} are possible")
+        present = table.filter(table["label"].is_valid())
+        labels = cls(uris, present)
+        labels.num_null = table.num_rows - present.num_rows
+        return labels
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The uid."""
+        return frozenset({"uid"})
+
+    def find(self, rows: pa.Table) -> pa.Array:
+        """Look the uids up."""
+        index = self._index(np.asarray(rows["uid"].to_pylist(), "S32"))
+        known = np.flatnonzero(index >= 0)
+        _, first = np.unique(index[known], return_index=True)
+        known_first = known[first]
+        new = known_first[~self._is_found[index[known_first]]]
+        self.num_second_rows += len(known) - len(new)
+        self._is_found[index[new]] = True
+        used = np.full(len(index), -1)
+        used[new] = index[new]
+        return self._labels.take(pa.array(used, pa.int64(), mask=used < 0))
+
+    def _index(self, uids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
+        """Index of each uid's label, -1 for none."""
+        if not len(self._uids):
+            return np.full(len(uids), -1)
+        index = np.minimum(np.searchsorted(self._uids, uids), len(self._uids) - 1)
+        found: npt.NDArray[np.int64] = np.where(self._uids[index] == uids, index, -1)
+        return found
+
+    def facts(self) -> list[str]:
+        """What was left out."""
+        gone = int((~self._is_found).sum())
+        lines = (
+            (self.num_null, "label", "empty"),
+            (self.num_repeated, "label", "given before for the same uid"),
+            (self.num_contradictory, "uid", "left out: labeled in different ways"),
+            (gone, "labeled uid", "not found among the rows"),
+            (self.num_second_rows, "row", "left out: another row has the same uid"),
+        )
+        return [f"{counted(number, noun)} {what}" for number, noun, what in lines if number]
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where labels come from."""
+
+    files: Sequence[str] = ()
+    """Parquet files with a column `uid`, local or s3://, or relative to the output folder."""
+    column: str | None = None
+    """The column with the labels: of the files, by default `label`; or of the dataset, if there are no files."""
+    positive: str | None = None
+    """The label to tell from all others. None: good, yes, true or 1."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there are files or a column."""
+        return bool(self.files) or self.column is not None
+
+    def check(self) -> None:
+        """Raise EvaluateError if there is neither."""
+        if not self.is_given:
+            raise EvaluateError(
+                "say where the labels are: --labels FILE for a Parquet file of uids, or --label-column NAME for a "
+                "column of the dataset"
+            )
+
+    def open(self, snapshot: Snapshot) -> Labels:
+        """Read the files. Raises EvaluateError and UidFileError."""
+        self.check()
+        if self.files:
+            uris = [find_file(snapshot.store, path) for path in self.files]
+            return FileLabels.read(Files(snapshot.store.files.s3), uris, self.column or "label")
+        return ColumnLabels.of(snapshot, self.column or "")
+
+
+def find_file(store: Store, path: str) -> str:
+    """The URI of a file of labels: as given, or else inside the output folder, where `explore` writes `labels/NAME`.
+
+    Raises EvaluateError if it is in neither place.
+    """
+    if is_remote(path):
+        if not path.startswith(S3_SCHEMES):
+            raise EvaluateError(f"{path} cannot be read: give a local file or s3://")
+        return path
+    try:
+        if Path(path).is_file():
+            return path
+        if not path.startswith("/") and ".." not in path.split("/") and store.exists(path):
+            return store.path(path)
+    except ValueError:  # NUL in the name
+        pass
+    raise EvaluateError(f"{path}: there is no such file, neither here nor in {store.root}")
+
+
+def check_column(snapshot: Snapshot, name: str) -> None:
+    """Raise EvaluateError if the dataset has no such column in all shards."""
+    if name not in snapshot.schema.names:
+        problem = snapshot.added.missing(name)
+        raise EvaluateError(problem or f"{snapshot.store.root} has no column {name!r}")
+
+
+def _read_file(files: Files, uri: str, column: str) -> pa.Table:
+    """Columns uid and label. Raises EvaluateError and UidFileError."""
+    try:
+        with files.open(uri) as opened, pq.ParquetFile(opened) as parquet:
+            names = parquet.schema_arrow.names
+            if names.count("uid") != 1 or names.count(column) != 1:
+                known = clean_text(", ".join(names)) or "none"
+                raise EvaluateError(f"{uri} needs the columns uid and {column}; it has: {known}")
+            _check_type(f"{uri}: the column {column!r}", parquet.schema_arrow.field(column).type)
+            if parquet.metadata.num_rows > MAX_LABELS:
+                raise EvaluateError(
+                    f"{uri} has {parquet.metadata.num_rows:,} rows; at most {MAX_LABELS:,} are possible"
+                )
+            table = parquet.read(["uid", column])
+            table.validate(full=True)  # such as that all text is UTF-8
+            uids = table["uid"].cast(pa.string()).combine_chunks()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise EvaluateError(f"{uri} is not a readable Parquet file: {clean_text(str(error))}") from None
+    return pa.table({"uid": uid_digits(uri, uids), "label": _plain(table[column])})
+
+
+def _check_type(what: str, kind: pa.DataType) -> None:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    fits = any(check(kind) for check in (pa.types.is_boolean, pa.types.is_integer, _is_text))
+    if not fits or pa.types.is_uint64(kind):
+        raise EvaluateError(f"{what} is {kind}; labels are true or false, whole numbers, or text")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """Values as bool, int64 or string."""
+    array = column.combine_chunks()
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if pa.types.is_boolean(array.type):
+        return array
+    return array.cast(pa.int64() if pa.types.is_integer(array.type) else pa.string())

@@ -1,0 +1,131 @@
+"""The numbers of each evaluation, as `--json` prints them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pairmill.pipeline.evaluate.intervals import Interval
+from pairmill.pipeline.evaluate.reliability import Bin
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Retrieval in one direction."""
+
+    queries: int
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    median_rank: float
+    tied: int
+    """Queries with others exactly as similar as the match, which count in favor of the match."""
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Retrieval in both directions."""
+
+    pictures: int
+    captions: int
+    text_to_picture: Direction
+    picture_to_text: Direction
+    mean_recall_at_1: float
+    """Of both directions, as DataComp's metric has it."""
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """One class that occurs among the labels."""
+
+    name: str
+    rows: int
+    top1: int
+    top5: int
+    interval: Interval
+    """Of the top-1 accuracy."""
+
+
+@dataclass(frozen=True)
+class NamedConfusion:
+    """How often pictures of one class were taken for another one."""
+
+    true: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Zero-shot classification."""
+
+    classes: int
+    rows: int
+    top1: float
+    top1_interval: Interval
+    top5: float
+    top5_interval: Interval
+    mean_per_class: float
+    """Mean of the top-1 accuracies of the classes that occur."""
+    per_class: Sequence[ClassAccuracy]
+    """Lowest accuracy first."""
+    confusions: Sequence[NamedConfusion]
+    """Most frequent first."""
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ThresholdPoint:
+    """What `score >= threshold` keeps of the labeled rows."""
+
+    threshold: float
+    kept: int
+    precision: float
+    precision_interval: Interval
+    recall: float
+    recall_interval: Interval
+
+
+@dataclass(frozen=True)
+class ThresholdResult:
+    """A score against labels."""
+
+    score: str
+    positive: str
+    """The label that the score should be high for."""
+    rows: int
+    positives: int
+    auc: float
+    average_precision: float
+    points: Sequence[ThresholdPoint]
+    """Highest threshold first."""
+    wanted_precision: float
+    found: ThresholdPoint | None
+    """The lowest threshold with the wanted precision."""
+    found_certain: ThresholdPoint | None
+    """The lowest one where even the lower end of the interval reaches it."""
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ProbeFigures:
+    """What a probe predicts for examples that it has not seen."""
+
+    positive: str
+    examples: int
+    positives: int
+    c: float
+    """scikit-learn's C, 1 / lambda."""
+    has_converged: bool
+    accuracy: float
+    accuracy_interval: Interval
+    baseline: float
+    """Accuracy of always giving the more frequent label."""
+    recall: float
+    """Accuracy among the examples with the positive label."""
+    specificity: float
+    """Accuracy among the others."""
+    auc: float
+    log_loss: float
+    calibration_error: float
+    reliability: Sequence[Bin]
+    notes: Sequence[str]

@@ -1,0 +1,210 @@
+"""Words, tables and charts for the results, for the terminal and for the page."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.evaluate.examples import Doubles
+from pairmill.pipeline.evaluate.intervals import percent
+from pairmill.pipeline.evaluate.line_chart import Values, line_chart, reliability_chart
+from pairmill.pipeline.evaluate.page import Section, Table
+from pairmill.pipeline.evaluate.probe import Booleans, Probe
+from pairmill.pipeline.evaluate.reliability import Bin
+from pairmill.pipeline.evaluate.results import (
+    ProbeFigures,
+    RetrievalResult,
+    ThresholdPoint,
+    ThresholdResult,
+    ZeroShotResult,
+)
+from pairmill.pipeline.evaluate.retrieval import Ranks
+from pairmill.pipeline.report.axis import four_digits
+from pairmill.pipeline.report.charts import BarChart, histogram
+
+_MAX_K = 20
+_SHOWN_CONFUSIONS = 3
+
+
+def retrieval_section(result: RetrievalResult, to_picture: Ranks, to_text: Ranks) -> Section:
+    """R@k both ways."""
+    directions = (("caption to picture", result.text_to_picture), ("picture to caption", result.picture_to_text))
+    rows = [
+        [
+            name,
+            f"{each.queries:,}",
+            *(f"{100 * share:.1f} %" for share in (each.recall_at_1, each.recall_at_5, each.recall_at_10)),
+            f"{each.median_rank:g}",
+            f"{each.tied:,}",
+        ]
+        for name, each in directions
+    ]
+    most = range(1, min(_MAX_K, max(result.pictures, result.captions)) + 1)
+    curves = [
+        Values(name, [ranks.recall_at(k) for k in most])
+        for (name, _), ranks in zip(directions, (to_picture, to_text), strict=True)
+    ]
+    return Section(
+        "Retrieval",
+        "How often a caption finds its picture among all pictures, and a picture one of its captions among all "
+        "captions: R@k is the share of those whose match is among the k most similar ones.",
+        [
+            f"{counted(result.pictures, 'picture')} with {counted(result.captions, 'caption')}; mean R@1 "
+            f"{100 * result.mean_recall_at_1:.1f} %"
+        ],
+        result.notes,
+        [line_chart("Share of queries with a match among the k best", "R@k, both ways", "k", list(most), curves)],
+        tables=[Table("Retrieval", ["from, to", "queries", "R@1", "R@5", "R@10", "median rank", "tied"], rows)],
+    )
+
+
+def zero_shot_section(result: ZeroShotResult) -> Section:
+    """Accuracy, per class, and confusions."""
+    top1, top5 = (round(share * result.rows) for share in (result.top1, result.top5))
+    classes = [
+        [each.name, f"{each.rows:,}", percent(each.top1, each.rows), f"{100 * each.top5 / each.rows:.1f} %"]
+        for each in result.per_class
+    ]
+    confusions = [[each.true, each.predicted, f"{each.count:,}"] for each in result.confusions]
+    shares = np.array([each.top1 / each.rows for each in result.per_class])
+    chart = histogram("Top-1 accuracy of the classes", [shares], ["classes"])
+    return Section(
+        "Zero-shot classification",
+        "The class of a picture is the one whose prompts are most similar to it.",
+        [
+            f"top-1 {percent(top1, result.rows)}, top-5 {percent(top5, result.rows)}, mean of the classes "
+            f"{100 * result.mean_per_class:.1f} %",
+            f"{counted(result.rows, 'picture')} of {len(result.per_class):,} of {counted(result.classes, 'class')}",
+        ],
+        result.notes,
+        bar_charts=[chart] if chart else [],
+        tables=[
+            Table("Classes, lowest accuracy first", ["class", "rows", "top-1", "top-5"], classes),
+            Table("Most frequent confusions", ["class", "taken for", "rows"], confusions),
+        ],
+    )
+
+
+def threshold_section(result: ThresholdResult) -> Section:
+    """Precision and recall against the threshold."""
+    points = sorted(result.points, key=lambda each: each.threshold)
+    lines = [
+        Values("precision", [each.precision for each in points], *_ends([each.precision_interval for each in points])),
+        Values("recall", [each.recall for each in points], *_ends([each.recall_interval for each in points])),
+    ]
+    marked = None if result.found is None else result.found.threshold
+    chart = line_chart(
+        "Precision and recall", "Precision and recall with their 95 % intervals; the numbers are in the table below",
+        f"{result.score} at least", [each.threshold for each in points], lines, marked,
+    )  # fmt: skip
+    rows = [
+        [
+            shortest(each.threshold),
+            f"{each.kept:,}",
+            _with_interval(each.precision, each.precision_interval),
+            _with_interval(each.recall, each.recall_interval),
+        ]
+        for each in result.points
+    ]
+    return Section(
+        f"{result.score} against labels",
+        f"Precision is the share of {result.positive!r} among the labeled pairs that a threshold keeps; recall is the "
+        "share of them that it keeps.",
+        [
+            f"{counted(result.rows, 'labeled pair')}, {100 * result.positives / result.rows:.1f} % {result.positive}; "
+            f"ROC AUC {result.auc:.3f}, average precision {result.average_precision:.3f}",
+            _found_line(result.score, result.wanted_precision, result.found, ""),
+            _found_line(
+                result.score, result.wanted_precision, result.found_certain, " even at the low end of its interval"
+            ),
+        ],
+        result.notes,
+        [chart],
+        tables=[Table("Thresholds", [f"{result.score} >=", "kept", "precision", "recall"], rows)],
+    )
+
+
+def probe_section(figures: ProbeFigures, probe: Probe, is_positive: Booleans) -> Section:
+    """Accuracy and calibration, out of fold."""
+    name = figures.positive
+    dots = [(each.predicted, each.observed, each.interval, _bin_label(each, name)) for each in figures.reliability]
+    exponents = sorted(probe.losses)
+    rows = [[f"{10**-each:.3g}", f"{probe.losses[each]:.4f}"] for each in exponents]
+    bins = [
+        [
+            f"{each.low:.1f} to {each.high:.1f}",
+            f"{each.count:,}",
+            f"{100 * each.predicted:.1f} %",
+            percent(each.hits, each.count),
+        ]
+        for each in figures.reliability
+    ]
+    return Section(
+        "What the probe predicts for pairs that it has not seen",
+        "Every number comes from cross-validation: of a pair in one fold, the probe has seen neither the label nor the "
+        "embedding, and the strength of the penalty was chosen without it. Intervals are Wilson's, 95 %.",
+        probe_lines(figures),
+        figures.notes,
+        [
+            reliability_chart(
+                "Reliability",
+                "Observed share over predicted probability, with 95 % intervals",
+                f"predicted probability of {name}",
+                dots,
+            )
+        ],
+        _probabilities(probe.probabilities, is_positive, name),
+        [
+            Table("Reliability", ["predicted", "examples", "mean predicted", f"share {name}"], bins),
+            Table("Strength of the penalty", ["C", "log loss out of fold"], rows),
+        ],
+    )
+
+
+def probe_lines(figures: ProbeFigures) -> list[str]:
+    """The main results."""
+    hits = round(figures.accuracy * figures.examples)
+    return [
+        f"accuracy {percent(hits, figures.examples)} out of fold; always the more frequent label: "
+        f"{100 * figures.baseline:.1f} %",
+        f"ROC AUC {figures.auc:.3f}; right about {100 * figures.recall:.1f} % of {figures.positive} and "
+        f"{100 * figures.specificity:.1f} % of the others",
+        f"C {four_digits(figures.c)}, log loss {figures.log_loss:.3f}, calibration error "
+        f"{100 * figures.calibration_error:.1f} %",
+    ]
+
+
+def shortest(threshold: float) -> str:
+    """The fewest digits that mean this threshold in a float32 column, or in a float64 one if it is not a float32."""
+    narrow = np.float32(threshold)
+    return str(narrow) if float(narrow) == threshold else repr(threshold)
+
+
+def _probabilities(probabilities: Doubles, is_positive: Booleans, name: str) -> list[BarChart]:
+    chart = histogram(
+        "Predicted probabilities", [probabilities[is_positive], probabilities[~is_positive]], [name, "others"]
+    )
+    return [chart] if chart else []
+
+
+def _bin_label(each: Bin, name: str) -> str:
+    return f"predicted {each.predicted:.1%}, {name} {each.observed:.1%} of {counted(each.count, 'example')}"
+
+
+def _ends(intervals: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [low for low, _ in intervals], [high for _, high in intervals]
+
+
+def _with_interval(share: float, interval: tuple[float, float]) -> str:
+    return f"{100 * share:.1f} % ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def _found_line(score: str, wanted: float, found: ThresholdPoint | None, how: str) -> str:
+    goal = f"precision {100 * wanted:g} %{how}"
+    if found is None:
+        return f"{goal}: no threshold reaches it"
+    return (
+        f"{goal}: {score} >= {shortest(found.threshold)}, precision "
+        f"{_with_interval(found.precision, found.precision_interval)}, recall "
+        f"{_with_interval(found.recall, found.recall_interval)}"
+    )

@@ -1,0 +1,125 @@
+"""Zero-shot classification of labeled pictures: top-1 and top-5 accuracy, per class, and what is taken for what.
+
+A picture's class is the one whose embedding has the highest cosine with the picture's. The model's temperature and
+bias change probabilities, but never the order of the classes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pairmill.pipeline.common.text import clean_text, counted
+from pairmill.pipeline.evaluate.errors import EvaluateError
+from pairmill.pipeline.reader.embeddings import Floats, Halves
+from pairmill.pipeline.score.embeddings import float32_blocks
+
+Counts = npt.NDArray[np.int64]
+
+TOP_K = 5
+_MAX_CELLS = 1 << 22
+"""Of the similarities in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often pictures of one class were taken for another one."""
+
+    true: int
+    predicted: int
+    count: int
+
+
+class ClassIndex:
+    """Turns labels into numbers of classes, and counts those that are none."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        counts = Counter(names)
+        self._index = {name: index for index, name in enumerate(names) if counts[name] == 1}
+        self._ambiguous = {name for name, count in counts.items() if count > 1}
+        self._num_classes = len(names)
+        self._unknown: Counter[str] = Counter()
+        self._num_ambiguous = 0
+
+    def of(self, labels: pa.Array) -> Counts:
+        """The number of each label's class [n]; -1 if it is no class. Text is a name; whole numbers count from 0."""
+        return np.array([self._one(label) for label in labels.to_pylist()], np.int64)
+
+    def _one(self, label: bool | int | str) -> int:
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < self._num_classes:
+            return label
+        name = str(label)
+        if name in self._ambiguous:
+            self._num_ambiguous += 1
+        elif name not in self._index:
+            self._unknown[name] += 1
+        return self._index.get(name, -1)
+
+    def facts(self) -> list[str]:
+        """Which labels were left out."""
+        lines = []
+        if self._unknown:
+            name = self._unknown.most_common(1)[0][0]
+            rows = counted(self._unknown.total(), "row")
+            lines.append(f"{rows} left out: the label is no class, such as {clean_text(name, 60)!r}")
+        if self._num_ambiguous:
+            rows = counted(self._num_ambiguous, "row")
+            lines.append(f"{rows} left out: several classes have this name; use the numbers of the classes as labels")
+        return lines
+
+
+class Accuracy:
+    """Counts hits, a block of rows at a time."""
+
+    def __init__(self, classes: Floats) -> None:
+        """`classes`: their embeddings, float32 [classes, dim], L2-normalized."""
+        self._classes = torch.from_numpy(np.array(classes, np.float32))
+        self.totals, self.top1, self.top5 = (np.zeros(len(classes), np.int64) for _ in range(3))
+        self._confusions: Counter[tuple[int, int]] = Counter()
+
+    def add(self, vectors: Halves, targets: Counts) -> None:
+        """Rows with embeddings [n, dim] and the numbers of their classes [n]."""
+        step = max(1, _MAX_CELLS // len(self._classes))
+        with torch.inference_mode():
+            for block, inputs in float32_blocks(vectors):
+                wanted = torch.from_numpy(targets[block])
+                for start in range(0, len(inputs), step):
+                    self._add(inputs[start : start + step], wanted[start : start + step])
+
+    def _add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        similarities = inputs @ self._classes.T  # [block, classes]
+        own = similarities.gather(1, targets[:, None])
+        is_before = torch.arange(len(self._classes)) < targets[:, None]  # of equal classes, the first is better
+        ranks = ((similarities > own) | ((similarities == own) & is_before)).sum(dim=1).numpy()
+        true, predicted = targets.numpy(), similarities.argmax(dim=1).numpy()
+        self.totals += np.bincount(true, minlength=len(self.totals))
+        self.top1 += np.bincount(true[ranks == 0], minlength=len(self.totals))
+        self.top5 += np.bincount(true[ranks < TOP_K], minlength=len(self.totals))
+        wrong = ranks > 0
+        self._confusions.update(zip(true[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+
+    @property
+    def rows(self) -> int:
+        """Rows that were counted."""
+        return int(self.totals.sum())
+
+    @property
+    def mean_per_class(self) -> float:
+        """Mean of the top-1 accuracies of the classes that occur."""
+        occurs = self.totals > 0
+        return float((self.top1[occurs] / self.totals[occurs]).mean())
+
+    def confusions(self, most: int) -> list[Confusion]:
+        """The most frequent ones, first. Of equally frequent ones, those of lower numbers."""
+        ordered = sorted(self._confusions.items(), key=lambda each: (-each[1], each[0]))
+        return [Confusion(true, predicted, count) for (true, predicted), count in ordered[:most]]
+
+
+def check_dim(classes: Floats, dim: int) -> None:
+    """Raise EvaluateError if classes and pictures cannot be compared."""
+    if classes.shape[1] != dim:
+        raise EvaluateError(f"the classes have {classes.shape[1]:,} dimensions, and the pictures have {dim:,}")
