@@ -86,12 +86,17 @@ class Bins:
 
     def count(self, values: Numbers) -> npt.NDArray[np.int64]:
         """Number of finite values in each bin; shape (bins,)."""
-        finite = values[np.isfinite(values)].astype(np.float64)
-        found = np.clip(np.floor(finite / self.step + 1e-6), self.first, self.last).astype(np.int64) - self.first
+        found = np.clip(self._numbers(values), self.first, self.last).astype(np.int64) - self.first
         return np.bincount(found, minlength=self.last - self.first + 1)
 
     def beyond(self, values: Numbers) -> int:
         """Number of finite values beyond the bins."""
-        edges, wide = self.edges, np.asarray(values, np.float64)
-        is_beyond = np.isfinite(wide) & ((wide < edges[0]) | (wide >= edges[-1]))
+        numbers = self._numbers(values)
+        is_beyond = (numbers < self.first) | (numbers > self.last)
         return int(is_beyond.sum()) if self.includes_rest else 0
+
+    def _numbers(self, values: Numbers) -> npt.NDArray[np.float64]:
+        """The number of the bin of each finite value. A value just below an edge, by rounding, is on it."""
+        wide = np.asarray(values, np.float64)
+        numbers: npt.NDArray[np.float64] = np.floor(wide[np.isfinite(wide)] / self.step + 1e-6)
+        return numbers

@@ -9,7 +9,7 @@ import pytest
 
 from pairmill.jobs.demo.demo import _announcement
 from pairmill.jobs.demo.pairs import Web
-from pairmill.pipeline.check.verify import _check_file
+from pairmill.pipeline.check.files import check_file
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.export.arrays import EmbeddingArray
 from pairmill.pipeline.export.formats import FormatError, Part, WebDataset
@@ -46,7 +46,7 @@ def one_known_member(_: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def one_byte(folder: Path, _: pytest.MonkeyPatch) -> str:
     (folder / "a").write_bytes(b"x")
-    return _check_file(Store(str(folder)), DataFile(path="a", num_bytes=2, blake2b="")) or ""
+    return check_file(Store(str(folder)), DataFile(path="a", num_bytes=2, blake2b="")) or ""
 
 
 def one_field(_: Path, __: pytest.MonkeyPatch) -> str:

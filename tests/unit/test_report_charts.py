@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.report.axis import LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, label, round_values, short_count
@@ -86,6 +86,7 @@ def test_values_beyond_the_axis_are_counted_and_said() -> None:
 
 
 @given(FLOATS, FLOATS, st.sampled_from([0.0, 0.0005, 0.3]))
+@example([], [2.7e17, -1.0, -1.0], 0.0005)  # at this step, -1 is on the edge at 0
 def test_charts_that_share_bins_have_one_axis_and_lose_no_value(
     one: list[float], other: list[float], cut: float
 ) -> None:
