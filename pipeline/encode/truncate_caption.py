@@ -10,10 +10,15 @@ to a prefix that still fills the context.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pairmill.pipeline.encode.byte_pairs import MAX_CACHED_CHARS, merged
 
 if TYPE_CHECKING:
     import torch
+
+Counts = npt.NDArray[np.int32]
 
 MAX_TOKEN_BYTES = 32
 """The longest token in CLIP's vocabulary. A text with this many bytes per token nearly always fills the context; if it
@@ -27,7 +32,7 @@ class CaptionTokenizer:
     def __init__(self, tokenize: "Callable[[list[str]], torch.Tensor]", context_length: int) -> None:
         if hasattr(tokenize, "bpe_ranks"):
             _merge_long_words_fast(tokenize)
-        self._tokenize = tokenize
+        self.tokenize = tokenize
         self.context_length = context_length
         self._padding = int(tokenize([""])[0, -1])
         whole = tokenize(["a " * 2 * context_length])[0]
@@ -36,13 +41,22 @@ class CaptionTokenizer:
     def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
         """Captions -> int64 [n, context_length]: longer ones are truncated, shorter ones padded."""
         num_bytes = MAX_TOKEN_BYTES * (self.context_length + 1)
-        tokens = self._tokenize([beginning(caption, num_bytes) for caption in captions])
+        tokens = self.tokenize([beginning(caption, num_bytes) for caption in captions])
         waiting = [row for row, caption in enumerate(captions) if len(caption.encode()) > num_bytes]
         while waiting := [row for row in waiting if int(tokens[row, self._last]) == self._padding]:
             num_bytes *= _MORE
-            tokens[waiting] = self._tokenize([beginning(captions[row], num_bytes) for row in waiting])
+            tokens[waiting] = self.tokenize([beginning(captions[row], num_bytes) for row in waiting])
             waiting = [row for row in waiting if len(captions[row].encode()) > num_bytes]
         return tokens
+
+    def lengths(self, captions: Sequence[str]) -> tuple[Counts, npt.NDArray[np.bool_]]:
+        """(tokens in the context without padding, whether they fill it), both [n]."""
+        tokens = self(captions).numpy()
+        is_token = np.cumsum((tokens != self._padding)[:, ::-1], axis=1)[:, ::-1] > 0  # or before one
+        counts = is_token.sum(axis=1).astype(np.int32)
+        if self._last == -2:
+            counts = np.minimum(counts + 1, self.context_length).astype(np.int32)  # its end looks like padding
+        return counts, counts == self.context_length
 
 
 def beginning(text: str, num_bytes: int) -> str:

@@ -21,7 +21,7 @@ _TERMS_PER_REGEX = 1_000
 # A term is a whole word if no letter, mark, digit or underscore is next to it. In scripts without spaces between words,
 # word boundaries cannot be detected, so a term matches anywhere.
 _BEFORE, _AFTER = r"(?:^|[^\pL\pM\pN_])", r"(?:$|[^\pL\pM\pN_])"
-_UNSPACED_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+UNSPACED_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 
 
 @rule(Status.CAPTION_MISSING)
@@ -140,4 +140,4 @@ def blocked_term_patterns(terms: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _starts_unspaced(term: str) -> bool:
-    return bool(pc.match_substring_regex(pa.scalar(term), f"^{_UNSPACED_SCRIPTS}").as_py())
+    return bool(pc.match_substring_regex(pa.scalar(term), f"^{UNSPACED_SCRIPTS}").as_py())

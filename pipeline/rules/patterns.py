@@ -115,21 +115,21 @@ def caption_is_boilerplate(rows: pa.Table, rules: SourceRules) -> Verdict:
     """Equal to an entry of `caption_boilerplate`, ignoring case and outer punctuation."""
     if not rules.caption_boilerplate:
         return None
-    listed = pc.is_in(_bare(rows["caption_clean"]), boilerplate(tuple(rules.caption_boilerplate)))
+    listed = pc.is_in(bare(rows["caption_clean"]), boilerplate(tuple(rules.caption_boilerplate)))
     return pc.invert(listed)
 
 
 @functools.lru_cache(maxsize=8)
 def boilerplate(entries: tuple[str, ...]) -> pa.Array:
-    """The captions to drop, in the form of `_bare`; the entry `default` means those in `boilerplate.txt`."""
+    """The captions to drop, in the form of `bare`; the entry `default` means those in `boilerplate.txt`."""
     given = [entry for entry in entries if entry != "default"]
     if len(given) < len(entries):
         built_in = Path(__file__).with_name("boilerplate.txt").read_text("utf-8").splitlines()
         given.extend(line for line in built_in if line and not line.startswith("#"))
-    return _bare(pa.array(given, pa.string()))
+    return bare(pa.array(given, pa.string()))
 
 
-def _bare(captions: Column) -> Column:
+def bare(captions: Column) -> Column:
     """In lower case, without punctuation, symbols and spaces at the ends."""
     return pc.utf8_lower(pc.replace_substring_regex(captions, r"^[\pP\pS ]+|[\pP\pS ]+$", ""))
 

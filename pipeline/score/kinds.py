@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from pairmill.pipeline.score.caption_model import CaptionModel
+from pairmill.pipeline.score.captions import Captions
 from pairmill.pipeline.score.classes import Classes
 from pairmill.pipeline.score.density import Density
 from pairmill.pipeline.score.head import Head
@@ -18,6 +20,8 @@ _KINDS: dict[str, Callable[[str, ScoreConfig], ScoreKind]] = {
     "norm_sim": NormSim,
     "density": Density,
     "mix": Mix,
+    "captions": Captions,
+    "caption_model": CaptionModel,
 }
 
 

@@ -130,6 +130,67 @@ class MixScore(_OneLine):
     """The rows that rank and zscore compare with: those that the build kept, or all pairs."""
 
 
+CaptionMeasure = Literal[
+    "language",
+    "tokens",
+    "words",
+    "characters",
+    "readability",
+    "repetition",
+    "digits",
+    "special",
+    "alphanumeric",
+    "capitals",
+    "relations",
+    "boilerplate",
+    "toxic",
+    "bits_per_character",
+]
+
+
+class CaptionsScore(Settings):
+    """Properties of captions. One column for each: NAME_MEASURE."""
+
+    measures: Annotated[list[CaptionMeasure], Field(min_length=1)]
+    """What to measure; the guide "Score captions" defines each. `captions: [words, language]` stands for this field."""
+    model: str | None = None
+    """Alias of the dataset's model whose tokenizer counts `tokens`. None: CLIP's own, with a context of 77."""
+    toxic_words: Uri | None = None
+    """For `toxic`: a UTF-8 file with one term per line; lines that start with # are comments. None is shipped."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, value: Any) -> Any:
+        value = {"measures": value} if isinstance(value, str | list) else value
+        if isinstance(value, dict) and isinstance(value.get("measures"), str):
+            value = {**value, "measures": [each.strip() for each in value["measures"].split(",")]}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CaptionsScore":
+        if len(set(self.measures)) < len(self.measures):
+            raise ValueError("measures: each at most once")
+        if ("toxic" in self.measures) != (self.toxic_words is not None):
+            raise ValueError("the measure toxic and the file toxic_words need each other")
+        if self.model is not None and "tokens" not in self.measures:
+            raise ValueError("model: only the measure tokens uses it")
+        return self
+
+
+class CaptionModelScore(_OneLine):
+    """A caption of each picture, written by a CoCa model. Columns: NAME, and NAME_similarity with `similarity`."""
+
+    _main = "model"
+    model: Uri
+    """A CoCa that open_clip knows, `hf-hub:ORG/REPO`, or a folder with open_clip_config.json and weights."""
+    pretrained: Uri | None = None
+    """open_clip's tag of the weights, or a local file. None for `hf-hub:` names and folders."""
+    similarity: str | None = None
+    """Alias of the dataset's model that compares the new caption with the picture's stored embedding."""
+    max_tokens: Annotated[int, Field(ge=7, le=256)] = 30
+    """Longest caption, in tokens with its start and end; at most the model's context."""
+
+
 class ScoreKinds(Settings):
     """The kinds of scores, one field each."""
 
@@ -145,6 +206,10 @@ class ScoreKinds(Settings):
     """How close a picture is to others of its own dataset, and its cluster."""
     mix: MixScore | None = None
     """A formula over columns, with ranks over the whole dataset."""
+    captions: CaptionsScore | None = None
+    """Properties of captions: language, length, readability, repetition and more."""
+    caption_model: CaptionModelScore | None = None
+    """A new caption of each picture, written by a CoCa model."""
 
     @property
     def given(self) -> list[str]:

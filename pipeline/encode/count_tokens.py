@@ -1,0 +1,65 @@
+"""Counts the tokens that captions have for a model, whose text tower sees only as many as its context is long."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pairmill.pipeline.encode.truncate_caption import CaptionTokenizer, Counts
+from pairmill.pipeline.encode.weights import find_weights
+from pairmill.schemas.job.models import ModelConfig
+
+_MAX_CACHED = 200_000
+"""Words whose numbers of tokens are kept: about 20 MB."""
+
+
+class TokenCounter:
+    """Counts tokens, with those for start and end. Not thread-safe.
+
+    CLIP's own tokenizer counts whole captions. Others count only what fits into the context, which they fill up.
+    """
+
+    def __init__(self, tokenize: Any, context_length: int) -> None:
+        self._limited = CaptionTokenizer(tokenize, context_length)
+        self._encode = tokenize.encode if hasattr(tokenize, "bpe_ranks") else None
+        self.context_length = context_length
+        self._known: dict[str, int] = {}
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Counts, npt.NDArray[np.bool_]]:
+        """(number of tokens, whether the model sees only a part of the caption), both [captions]."""
+        if self._encode is None:
+            return self._limited.lengths(captions)
+        counts = np.array([2 + self._count(caption) for caption in captions], np.int32)
+        return counts, counts > self.context_length
+
+    def _count(self, caption: str) -> int:
+        """open_clip repairs other than ASCII text as a whole before it splits it into words."""
+        if not caption.isascii() or "&" in caption:
+            return self._count_text(caption)
+        known = self._known
+        try:
+            return sum([known[word] for word in caption.split(" ")])
+        except KeyError:
+            return sum(self._count_word(word) for word in caption.split(" "))
+
+    def _count_word(self, word: str) -> int:
+        if word not in self._known:
+            if len(self._known) >= _MAX_CACHED:
+                self._known.clear()
+            self._known[word] = self._count_text(word)
+        return self._known[word]
+
+    def _count_text(self, text: str) -> int:
+        assert self._encode is not None
+        return len(self._encode(text))
+
+
+def token_counter(model: ModelConfig | None) -> TokenCounter:
+    """The tokenizer of a model, or CLIP's own. Raises ModelError if the model is not there."""
+    import open_clip
+
+    if model is None:
+        return TokenCounter(open_clip.SimpleTokenizer(), 77)
+    tokenize = open_clip.get_tokenizer(find_weights(model).name)
+    return TokenCounter(tokenize, int(tokenize.context_length))

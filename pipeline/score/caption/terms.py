@@ -1,0 +1,88 @@
+"""Finds the terms of a list in captions: as whole words, ignoring case and what stands between their words.
+
+A term is found where the caption rules would find it as a blocked term, and also with other punctuation between its
+words. In scripts without spaces between words, it is found anywhere.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.rules.caption import UNSPACED_SCRIPTS
+from pairmill.pipeline.score.caption.words import BETWEEN_RUNS, Integers, split_into_runs
+
+_Key = tuple[int, ...]
+
+
+class TermList:
+    """Terms, ready to be found."""
+
+    def __init__(self, terms: Iterable[str]) -> None:
+        lower = pc.utf8_lower(pa.array([unicodedata.normalize("NFC", term) for term in terms], pa.string()))
+        is_unspaced = pc.match_substring_regex(lower, UNSPACED_SCRIPTS)
+        unspaced = sorted(set(lower.filter(is_unspaced).to_pylist()), key=lambda term: (-len(term), term))
+        self._unspaced = "|".join(re.escape(term.strip()) for term in unspaced)
+        runs = [
+            [run for run in each if run]
+            for each in pc.split_pattern_regex(lower.filter(pc.invert(is_unspaced)), BETWEEN_RUNS).to_pylist()
+        ]
+        self._runs = pa.array(sorted({run for term in runs for run in term}), pa.string())
+        number = {run: index for index, run in enumerate(self._runs.to_pylist())}
+        self._terms: dict[int, dict[int, set[_Key]]] = {}
+        """Number of the first run -> number of runs, most first -> the terms."""
+        for term in sorted(runs, key=len, reverse=True):
+            if term:
+                key = tuple(number[run] for run in term)
+                self._terms.setdefault(key[0], {}).setdefault(len(key), set()).add(key)
+
+    def find(self, captions: pa.Array) -> tuple[Integers, Integers, Integers]:
+        """For each caption: the number of terms found, their characters, and all characters of words, each [captions].
+
+        Terms do not overlap: the first comes first, and of several that start together, the longest. Only the
+        characters of runs count (see `words.py`). 0 for a null caption.
+        """
+        lower = pc.utf8_lower(captions)
+        words = split_into_runs(lower)
+        lengths = pc.utf8_length(words.distinct).to_numpy()  # [distinct]
+        numbers = pc.fill_null(pc.index_in(words.distinct, self._runs), -1).to_numpy()[words.codes]  # [words]
+        hits = np.zeros(len(numbers), np.int64)
+        is_covered = np.zeros(len(numbers), bool)
+        is_start = np.isin(numbers, list(self._terms))
+        for row in np.flatnonzero(words.sums(is_start)).tolist():
+            start, end = words.bounds[row : row + 2].tolist()
+            for first, length in self._matches(numbers[start:end].tolist()):
+                hits[start + first] = 1
+                is_covered[start + first : start + first + length] = True
+        found = words.sums(hits), words.sums(is_covered * lengths[words.codes]), words.totals(lengths)
+        return self._with_unspaced(lower, found) if self._unspaced else found
+
+    def _matches(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """(position of its first run, number of runs) of each term in one caption."""
+        found, position = [], 0
+        while position < len(numbers):
+            step = 1
+            for length, terms in self._terms.get(numbers[position], {}).items():
+                if tuple(numbers[position : position + length]) in terms:
+                    found.append((position, length))
+                    step = length
+                    break
+            position += step
+        return found
+
+    def _with_unspaced(
+        self, lower: pa.Array, found: tuple[Integers, Integers, Integers]
+    ) -> tuple[Integers, Integers, Integers]:
+        """Add the terms in scripts without spaces."""
+        hits, covered, total = found
+        more = _numbers(pc.count_substring_regex(lower, self._unspaced))
+        left = pc.utf8_length(pc.replace_substring_regex(lower, self._unspaced, ""))
+        return hits + more, covered + _numbers(pc.subtract(pc.utf8_length(lower), left)), total
+
+
+def _numbers(array: pa.Array) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.fill_null(array, 0).to_numpy(zero_copy_only=False), np.int64)

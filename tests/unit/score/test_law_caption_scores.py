@@ -1,0 +1,181 @@
+"""Invariant of caption scores: each equals its definition, written in plain Python, for every text; null stays null;
+and the values of a caption do not depend on the captions beside it.
+"""
+
+import math
+import time
+from collections import Counter
+from typing import Any
+
+import open_clip
+import pyarrow as pa
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pairmill.pipeline.columns.score_card import State
+from pairmill.pipeline.rules.base import SourceRules
+from pairmill.pipeline.rules.caption import caption_blocked_term, caption_too_few_words, caption_too_long
+from pairmill.pipeline.score.caption.byte_model import ByteModel
+from pairmill.pipeline.score.captions import Captions
+from pairmill.pipeline.source.clean_captions import clean_captions
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import ScoreConfig
+
+TERMS = ["bad", "very bad", "badder day", "x-rated", "猫"]
+TRAINED_ON = ["a red bird", "two dogs on a beach", "a red car", "Ein roter Vogel"]
+_WORDS = """a A the red Red, bad BAD! very badder day x-rated x rated 猫 大猫 image photo. on in 12 3rd Île café 🙂 e\u0301
+-- IMG_12.jpg don't AT&T &amp; table makes walked <start_of_text> ǅ ٣ ﬁ"""
+WORDS = st.sampled_from(_WORDS.split())
+TEXTS = st.lists(
+    st.one_of(
+        st.none(),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
+        st.lists(WORDS, max_size=30).map(" ".join),
+        st.lists(st.sampled_from("ab "), max_size=60).map("".join),
+    ),
+    max_size=4,
+)
+MEASURES = "tokens words characters repetition digits special alphanumeric capitals relations toxic bits_per_character"
+
+
+@pytest.fixture(scope="module")
+def measure() -> Any:
+    score = ScoreConfig.model_validate({"captions": {"measures": MEASURES.split(), "toxic_words": "list.txt"}})
+    state = State(ByteModel.of(pa.array(TRAINED_ON)).tensors, {"terms": TERMS})
+    opened = Captions("c", score).open(State.from_bytes(state.to_bytes()), RunConfig())
+    return lambda texts: opened(pa.table({"caption_clean": pa.array(texts, pa.string())})).to_pylist()
+
+
+@given(TEXTS)
+@settings(deadline=None, max_examples=settings.default.max_examples // 2)
+def test_law_caption_scores_equal_their_definitions(measure: Any, raw: list[str | None]) -> None:
+    texts = clean_captions(pa.array(raw, pa.string())).to_pylist()
+    found = measure(texts)
+    for text, row in zip(texts, found, strict=True):
+        expected = dict.fromkeys(_defined("")) if text is None else _defined(text)
+        for name, value in expected.items():
+            stored = row[f"c_{name}"]
+            assert stored is value if value is None else stored == pytest.approx(value, rel=1e-5), (name, text)
+    assert found[-1:] == measure(texts[-1:])
+
+
+@given(st.lists(st.lists(WORDS, max_size=12).map(" ".join), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=settings.default.max_examples // 4)
+def test_law_caption_scores_agree_with_the_caption_rules(measure: Any, raw: list[str]) -> None:
+    captions = clean_captions(pa.array(raw))
+    rows, found = pa.table({"caption_clean": captions}), measure(captions.to_pylist())
+    terms = ["bad", "very bad", "badder day", "猫"]  # between the words of one with punctuation, anything may stand
+    rules = SourceRules(caption_max_chars=20, caption_min_words=3, caption_blocked_terms=terms)
+    kept = [
+        _kept(caption_too_long(rows, rules)),
+        _kept(caption_too_few_words(rows, rules)),
+        _kept(caption_blocked_term(rows, rules)),
+    ]
+    assert kept[0] == [row["c_characters"] <= 20 for row in found]
+    assert kept[1] == [row["c_words"] >= 3 for row in found]
+    for keep, row, caption in zip(kept[2], found, captions.to_pylist(), strict=True):
+        if "x" not in caption and not regex.search(r"very[^ ]| bad[^ ]*--", caption):
+            assert keep == (row["c_toxic"] == 0) or regex.search(r"[\p{P}\p{S}] ?bad|badder", caption), caption
+
+
+HOSTILE = {
+    "one letter": "a" * 10_000,
+    "words": "bad " * 2_500,
+    "emoji": "🙂" * 10_000,
+    "right to left": "שלום " * 2_000,
+    "marks": "e" + "\u0301" * 10_000,
+    "escapes": "\x1b[31mred\x1b[0m " * 1_000,
+    "symbols": "&lt;" * 2_500,
+    "mojibake": "Ã©â€™" * 2_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_law_caption_scores_take_no_quadratic_time(measure: Any, name: str) -> None:
+    (text,) = clean_captions(pa.array([HOSTILE[name]])).to_pylist()
+    started = time.process_time()
+    measure([text])
+    assert time.process_time() - started < 2  # 100 million steps take several times as long
+
+
+def _kept(verdict: Any) -> list[bool]:
+    return list((verdict[0] if isinstance(verdict, tuple) else verdict).to_pylist())
+
+
+def _defined(text: str) -> dict[str, Any]:
+    """The measures of one caption, by their definitions."""
+    words = [word for word in text.split(" ") if word]
+    tokens = len(_TOKENIZER.encode(text)) + 2
+    bare = [regex.sub(r"^[\p{P}\p{S} ]+|[\p{P}\p{S} ]+$", "", word).lower() for word in words]
+    return {
+        "tokens": tokens,
+        "truncated": tokens > 77,
+        "words": len(words),
+        "characters": len(text),
+        "repetition": _repetition_of_characters(text),
+        "word_repetition": _repetition_of_words([word for word in bare if word]),
+        "digits": _share(r"\p{Nd}", text),
+        "special": _share(r"[^\p{L}\p{M}\p{N} ]", text),
+        "alphanumeric": _share(r"[\p{L}\p{M}\p{N}]", text),
+        "capitals": sum(bool(regex.match(r"[\p{P}\p{S}]*[\p{Lu}\p{Lt}]", word)) for word in words) / len(words)
+        if words
+        else None,
+        "relations": sum(word in ("on", "in") for word in bare),
+        "bits_per_character": _bits(text) / len(text) if text else None,
+    }
+
+
+_TOKENIZER = open_clip.SimpleTokenizer()
+
+
+def _share(pattern: str, text: str) -> float | None:
+    return len(regex.findall(pattern, text)) / len(text) if text else None
+
+
+def _repetition_of_characters(text: str) -> float:
+    grams = Counter(text[place : place + 10] for place in range(len(text) - 9))
+    often = sorted(grams.values(), reverse=True)
+    often = often[: min(int(math.sqrt(len(often))), sum(count > 1 for count in often))]
+    return sum(often) / grams.total() if grams else 0.0
+
+
+def _repetition_of_words(words: list[str]) -> float:
+    grams = Counter(tuple(words[place : place + 10]) for place in range(len(words) - 9))
+    return sum(count for count in grams.values() if count > 1) / grams.total() if grams else 0.0
+
+
+def _counts() -> dict[bytes, Counter[int]]:
+    found: dict[bytes, Counter[int]] = {}
+    for text in TRAINED_ON:
+        raw = b"\0\0\0" + text.encode()
+        for place in range(3, len(raw)):
+            for length in range(4):
+                found.setdefault(raw[place - length : place], Counter())[raw[place]] += 1
+    return found
+
+
+_COUNTS = _counts()
+
+
+def _probability(byte: int, context: bytes) -> float:
+    shorter = _probability(byte, context[1:]) if context else 1 / 256
+    seen = _COUNTS.get(context, Counter())
+    return (seen[byte] + len(seen) * shorter) / (seen.total() + len(seen)) if seen else shorter
+
+
+def _bits(text: str) -> float:
+    raw = b"\0\0\0" + text.encode()
+    return -sum(math.log2(_probability(raw[place], raw[place - 3 : place])) for place in range(3, len(raw)))
+
+
+def test_law_caption_scores_the_probabilities_of_all_bytes_sum_to_1() -> None:
+    model = ByteModel.of(pa.array(TRAINED_ON))
+    for context in ("", "a r", "zzz", "Ein"):
+        before = float(model.bits(pa.array([context]))[0])
+        after = [model.bits(pa.array([context + chr(byte)]))[0] - before for byte in range(1, 128)]
+        assert sum(2.0**-bits for bits in after) == pytest.approx(
+            sum(_probability(byte, (b"\0\0\0" + context.encode())[-3:]) for byte in range(1, 128))
+        )
+        assert sum(_probability(byte, (b"\0\0\0" + context.encode())[-3:]) for byte in range(256)) == pytest.approx(1)
