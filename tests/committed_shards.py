@@ -42,8 +42,13 @@ def write_dataset(
     rules: Mapping[str, Any] | None = None,
     pictures: str = "pairs",
     planned: int | None = None,
+    contract: ScoreContract = CONTRACT,
+    dim: int = 2,
 ) -> Store:
-    """Plan and commit shards of rows made by `pair` and `reject`. `planned`: how many shards are planned."""
+    """Plan and commit shards of rows made by `pair` and `reject`. `planned`: how many shards are planned.
+
+    `contract`, `dim`: of the model `tiny`.
+    """
     store = Store(str(root))
     values = {
         "source": {"paths": ["in.parquet"]},
@@ -63,10 +68,10 @@ def write_dataset(
     writer = ShardWriter(
         store, extra, aliases, record.job.images, "0" * 32, {"pairmill": "1.2.3"}, dict.fromkeys(names, Step.SCORE)
     )
-    schema = pa.schema([*in_flight_schema(extra), *(score_columns("tiny", 2) if has_scores else [])])
+    schema = pa.schema([*in_flight_schema(extra), *(score_columns("tiny", dim) if has_scores else [])])
     for shard, rows in zip(plan, shards, strict=False):
         full = [_row(shard.shard, number, row) for number, row in enumerate(rows)]
-        info = BatchInfo(shard, contracts=(CONTRACT,) if has_scores else ())
+        info = BatchInfo(shard, contracts=(contract,) if has_scores else ())
         writer.commit(ShardBatch(info, pa.Table.from_pylist(full, schema=schema)))
     return store
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _MIN_TOKENS = 5
 """A caption ends no earlier, as in open_clip."""
 _ROWS = {"cpu": 1, "cuda": 64}
-"""Pictures at a time, always as many: in batches of another size, sums are rounded differently, and where two tokens are
-nearly as probable, the other one may win. So a caption depends on its picture alone."""
+"""Pictures at a time, never fewer: in batches of another size, sums are rounded differently, and where two tokens are
+almost equally probable, the other one may win. So a caption depends on its picture alone."""
 
 
 class CocaModel(ClipModel):
@@ -57,7 +57,7 @@ class CocaModel(ClipModel):
         return texts
 
     def _tokens(self, inputs: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """(int64 [rows, at most max_tokens]: start, text, end, padding; whether all numbers were valid, bool [rows])."""
+        """(start, text, end and padding, int64 [rows, <= max_tokens]; whether all logits were valid, bool [rows])."""
         torch = self._torch
         with torch.inference_mode(), self._model_lock:
             pictures = self.input.normalize(inputs.to(self.device), self._dtype)

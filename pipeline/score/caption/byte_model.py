@@ -11,6 +11,7 @@ Smoothing, for a byte c after a context h that was seen n(h) times, before T(h) 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class ByteModel:
         sizes = np.diff(_offsets(captions))
         edges = np.cumsum(sizes) // _BLOCK_BYTES  # the block of each caption
         starts = [0, *(np.flatnonzero(np.diff(edges)) + 1).tolist(), len(sizes)]
-        blocks = [captions.slice(start, end - start) for start, end in zip(starts, starts[1:], strict=False)]
+        blocks = [captions.slice(start, end - start) for start, end in pairwise(starts)]
         return np.concatenate([np.zeros(0), *(self._bits(block) for block in blocks)])
 
     def _bits(self, captions: pa.Array) -> Doubles:

@@ -20,9 +20,11 @@ from pairmill.pipeline.score.caption.words import Words, split_at_spaces
 _GRAM = 10
 """Length of the n-grams of both repetitions, Data-Juicer's default."""
 
-_RELATIONS = """aboard above across against along alongside amid among around at atop behind below beneath beside between
-    beyond by down from in inside into near next off on onto out outside over past through toward towards under underneath
-    up upon with within without"""
+_RELATIONS = """
+    aboard above across against along alongside amid among around at atop behind below beneath beside between beyond by
+    down from in inside into near next off on onto out outside over past through toward towards under underneath up upon
+    with within without
+"""
 """English prepositions of place, direction and company."""
 
 

@@ -91,7 +91,7 @@ def test_tokens_of_another_tokenizer_are_counted_up_to_its_context() -> None:
     assert counts.tolist() == [2, 4, 5, 6, 6] and is_full.tolist() == [False] * 3 + [True] * 2
     counts, is_full = TokenCounter(like_siglip, 6)(texts)
     assert counts.tolist() == [1, 3, 4, 5, 6] and is_full.tolist() == [False] * 4 + [True]
-    assert token_counter(ModelConfig(name="tiny")).context_length == 16
+    assert token_counter(ModelConfig(name="tiny")).context_length == 32
 
 
 def test_a_dataset_is_scored_and_verified_whatever_its_shards(tmp_path: Path) -> None:

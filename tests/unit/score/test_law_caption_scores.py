@@ -4,7 +4,9 @@ and the values of a caption do not depend on the captions beside it.
 
 import math
 import time
+import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import open_clip
@@ -25,13 +27,15 @@ from pairmill.schemas.job.scores import ScoreConfig
 
 TERMS = ["bad", "very bad", "badder day", "x-rated", "猫"]
 TRAINED_ON = ["a red bird", "two dogs on a beach", "a red car", "Ein roter Vogel"]
-_WORDS = """a A the red Red, bad BAD! very badder day x-rated x rated 猫 大猫 image photo. on in 12 3rd Île café 🙂 e\u0301
--- IMG_12.jpg don't AT&T &amp; table makes walked <start_of_text> ǅ ٣ ﬁ"""
+_WORDS = """a A the red Red, bad BAD! very badder day
+x-rated x rated 猫 大猫 image photo. on in 12 3rd Île café 🙂 e\u0301 -- IMG_12.jpg
+don't AT&T &amp; table makes walked <start_of_text> ǅ ٣ ﬁ"""
 WORDS = st.sampled_from(_WORDS.split())
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"], max_codepoint=0xFFFF)
 TEXTS = st.lists(
     st.one_of(
         st.none(),
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
+        st.text(CHARACTERS, max_size=60),
         st.lists(WORDS, max_size=30).map(" ".join),
         st.lists(st.sampled_from("ab "), max_size=60).map("".join),
     ),
@@ -116,9 +120,9 @@ def _defined(text: str) -> dict[str, Any]:
         "characters": len(text),
         "repetition": _repetition_of_characters(text),
         "word_repetition": _repetition_of_words([word for word in bare if word]),
-        "digits": _share(r"\p{Nd}", text),
-        "special": _share(r"[^\p{L}\p{M}\p{N} ]", text),
-        "alphanumeric": _share(r"[\p{L}\p{M}\p{N}]", text),
+        "digits": _share(text, lambda character: unicodedata.category(character) == "Nd"),
+        "special": _share(text, lambda character: character != " " and unicodedata.category(character)[0] not in "LMN"),
+        "alphanumeric": _share(text, lambda character: unicodedata.category(character)[0] in "LMN"),
         "capitals": sum(bool(regex.match(r"[\p{P}\p{S}]*[\p{Lu}\p{Lt}]", word)) for word in words) / len(words)
         if words
         else None,
@@ -130,8 +134,8 @@ def _defined(text: str) -> dict[str, Any]:
 _TOKENIZER = open_clip.SimpleTokenizer()
 
 
-def _share(pattern: str, text: str) -> float | None:
-    return len(regex.findall(pattern, text)) / len(text) if text else None
+def _share(text: str, belongs: Callable[[str], bool]) -> float | None:
+    return sum(map(belongs, text)) / len(text) if text else None
 
 
 def _repetition_of_characters(text: str) -> float:
