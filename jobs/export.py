@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
 from pairmill.pipeline.columns.added_model import read_card
+from pairmill.pipeline.columns.caption_choice import ORIGINAL, caption_choice
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
@@ -71,6 +72,8 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     if dataset.added.incomplete:  # perhaps only in shards that are newer than the subset
         dataset = dataset.of_shards({shard.shard: shard.generation for shard in shards})
     source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.added)
+    aliases = [*(model.alias for model in plan.job.models), *dataset.added.models]
+    choice = caption_choice(dataset.store, dataset.added, job.caption, aliases)
     output_format = _format(job, source, dataset)
     seed = job.shuffle_seed if output_format.needs_pictures else None
     parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
@@ -78,7 +81,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     record = _record(job, subset, dataset, seed, len(parts), columns)
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     records = records_folder(output)
-    writer = PartWriter(source, output, output_format, seed, tuple(columns), digits, records)
+    writer = PartWriter(source, output, output_format, seed, tuple(columns), digits, records, choice)
     with _claimed_output(writer, record) as claimed:
         left = [number for number in range(len(parts)) if not is_written(output, records, number)]
         if left and claimed.layout != record.layout:
@@ -108,14 +111,15 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Forma
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} needs")
         return ParquetFiles(models) if job.format == "parquet" else _webdataset(job, source, models)
     chosen = _embedding_models(job, models, dataset)
+    has_text_arrays = mapping.has_captions and job.caption == ORIGINAL  # embeddings of other captions are not stored
     if job.format == "datacomp":
         names = datacomp_names([_model(source, alias) for alias in chosen])
         if len({array_prefix(name) for name in names}) < len(names):
             raise JobError(f"models: two of {', '.join(chosen)} would share a name in DataComp's layout; name one")
-        return DataComp(chosen, names, mapping.has_captions)
+        return DataComp(chosen, names, has_text_arrays)
     if len(chosen) > 1:
         raise JobError(f"models: clip-retrieval's layout has room for one model; name one of {', '.join(chosen)}")
-    return ClipRetrieval(chosen[0], models, mapping.has_captions, _image_path(source))
+    return ClipRetrieval(chosen[0], models, has_text_arrays, _image_path(source))
 
 
 def _webdataset(job: ExportJob, source: ExportSource, models: Sequence[str]) -> WebDataset:
@@ -172,6 +176,7 @@ def _record(
         rows=subset.rows_out,
         num_files=num_files,
         layout=LAYOUT,
+        caption=job.caption,
     )
 
 

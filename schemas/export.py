@@ -36,6 +36,8 @@ class ExportJob(Settings):
     carry: list[str] | Literal["all"] | None = None
     """Input columns that go into the `.json` of `webdataset`, or `all`. None: those named by the dataset's
     `images.carry`."""
+    caption: str = "original"
+    """`original`, the name of a score with captions that a model wrote, or `best`: the one of the higher similarity."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
@@ -60,6 +62,7 @@ class ExportRecord(Settings):
     rows: int
     num_files: int
     layout: int = 1
+    caption: str = "original"
 
 
 class ExportedPart(Settings):

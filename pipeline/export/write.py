@@ -5,6 +5,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pairmill.pipeline.columns.caption_choice import CaptionChoice
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_record
@@ -32,14 +33,17 @@ class PartWriter:
     """Width of a part's number in file names."""
     records: str
     """Folder of the records, in the output."""
+    choice: CaptionChoice | None = None
+    """Which captions are written; None: the original ones."""
 
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
         """Write the files of a part, then their record. Raises FormatError and MissingDataError."""
         with closing(SubsetReader(self.source, self.seed)) as reader, self.output.new_file() as picture_file:
-            rows = reader.rows(slices, self.columns)
+            rows = reader.rows(slices, self._read_columns)
             check_scores(rows.table)
             ranges = reader.write_pictures(rows, picture_file) if self.format.needs_pictures else []
-            part = Part(self._stem(number), rows.table.select(list(self.columns)), picture_file, ranges)
+            table = rows.table if self.choice is None else self.choice.apply(rows.table)
+            part = Part(self._stem(number), table.select(list(self.columns)), picture_file, ranges)
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}
             endings = sorted({image_ending(picture) for picture in part.heads()})
         record = ExportedPart(number=number, rows=rows.num_rows, files=files, image_endings=endings)
@@ -49,6 +53,10 @@ class PartWriter:
     def names(self, number: int) -> list[str]:
         """Names of a part's files, relative to the output."""
         return self.format.names(self._stem(number))
+
+    @property
+    def _read_columns(self) -> list[str]:
+        return sorted({*self.columns, *(self.choice.columns if self.choice else ())})
 
     def _stem(self, number: int) -> str:
         return f"{number:0{self.digits}d}"

@@ -67,3 +67,6 @@ class FeedConfig:
     world_size: int = 1
     s3: S3Config = FROM_ENVIRONMENT
     """Access to the dataset's bucket, if the environment does not configure it."""
+    caption: str = "original"
+    """What `caption` and `caption_clean` give: `original`, the name of a score with captions that a model wrote, or
+    `best`: the one of the higher similarity."""

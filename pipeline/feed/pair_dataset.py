@@ -53,7 +53,7 @@ class PairDataset(IterableDataset[Sample]):
 
     A new loop continues where the last one stopped. In loader workers, which read ahead, it starts from the first pair.
     `set_epoch` starts over, also in persistent workers. `len()` is the number of items of this rank per epoch. Raises
-    FeedError, SubsetError, and DamagedFileError for files that have changed.
+    FeedError, SubsetError, CaptionChoiceError, and DamagedFileError for files that have changed.
     """
 
     def __init__(
@@ -86,6 +86,10 @@ class PairDataset(IterableDataset[Sample]):
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
             problem = self._shards.added.missing(unknown[0])
             raise FeedError(f"{config.dataset} has no column {unknown[0]!r}" + (f": {problem}" if problem else ""))
+        self._choice = self._shards.choice(config.caption)
+        embeddings = {f"text_embedding_{alias}" for alias in self._choice.aliases} if self._choice else set()
+        if replaced := sorted(embeddings & {*config.columns}):
+            raise FeedError(f"{replaced[0]} belongs to the original captions, not to caption={config.caption!r}")
         if IMAGE in config.columns and not self._shards.has_pictures:
             raise FeedError(f"{config.dataset} has no stored pictures that can be read with one range read each")
 
@@ -218,6 +222,7 @@ class PairDataset(IterableDataset[Sample]):
     def _read_window(self, window: Window) -> pa.Table:
         columns = {"uid", *self.config.columns} - {IMAGE}
         columns |= set(self._image_columns) if IMAGE in self.config.columns else set()
+        columns |= self._choice.columns if self._choice else set()
         tables, rows, start = [], [], 0
         threads = self.config.threads if self._shards.chunk.store.remote else min(self.config.threads, _LOCAL_READERS)
         with ThreadPoolExecutor(threads, thread_name_prefix="feed-read") as readers:
@@ -227,7 +232,8 @@ class PairDataset(IterableDataset[Sample]):
                 rows.append(selected + start)
                 start += table.num_rows
         order = self._order.shuffled(self.epoch, window, np.concatenate(rows))[window.rows]
-        return take_rows(pa.concat_tables(tables), order)  # a single copy of the selected rows, in order
+        rows = take_rows(pa.concat_tables(tables), order)  # a single copy of the selected rows, in order
+        return self._choice.apply(rows) if self._choice else rows
 
     def _with_pictures(
         self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
+from pairmill.pipeline.columns.caption_choice import CaptionChoice, caption_choice
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
@@ -46,6 +47,8 @@ class FeedShards:
     """The column with a checksum of each picture; None if there is none."""
     max_pixels: int
     """Maximum pixels of a picture, as in the job."""
+    aliases: tuple[str, ...]
+    """All models of the dataset."""
     fingerprint: str
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
 
@@ -64,7 +67,12 @@ class FeedShards:
         counts = np.array([int(np.bitwise_count(bits).sum()) for bits in selected], np.int64)
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
         pictures = _has_pictures(plan), _check_column(plan), plan.job.images.max_pixels
-        return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, fingerprint)
+        aliases = (*(model.alias for model in plan.job.models), *added.models)
+        return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, aliases, fingerprint)
+
+    def choice(self, caption: str) -> CaptionChoice | None:
+        """Which captions to give; None: the original ones. Raises CaptionChoiceError."""
+        return caption_choice(self.chunk.store, self.added, caption, self.aliases)
 
     def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and

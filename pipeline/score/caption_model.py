@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from pairmill.pipeline.columns.caption_choice import similarity_column
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.image.decode import ImageError
@@ -97,11 +98,6 @@ class CaptionModel:
         _check(self.settings.model, coca.contract.weights_sha256, state.values[_WEIGHTS])
         images = ImagesConfig.model_validate({"max_pixels": state.values[_MAX_PIXELS]})
         return _OpenCaptionModel(self, coca, ImageProcessor(images), _similarity_model(state, run))
-
-
-def similarity_column(name: str) -> str:
-    """The column with the similarities of the captions in the column `name`."""
-    return f"{name}_similarity"
 
 
 @dataclass(frozen=True)

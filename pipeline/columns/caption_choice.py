@@ -1,0 +1,118 @@
+"""Chooses which caption of each pair exports and the feed give: the original, one that a model wrote, or the better."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.columns.added_columns import AddedColumns
+from pairmill.pipeline.columns.score_card import read_score_card
+from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.schemas.pairs import score_column_names
+
+ORIGINAL, BEST = "original", "best"
+CAPTIONS = ("caption", "caption_clean")
+"""The columns that get the chosen caption."""
+_REMEDY = "`pairmill score OUT NAME --score 'caption_model: {model: ..., similarity: ALIAS}'`"
+
+
+class CaptionChoiceError(PairmillError, ValueError):
+    """The dataset has no such captions; the message says what to do."""
+
+    kind = FailureKind.JOB
+
+
+def similarity_column(name: str) -> str:
+    """The column with the similarities of the written captions in the column `name`."""
+    return f"{name}_similarity"
+
+
+@dataclass(frozen=True)
+class WrittenCaptions:
+    """A column of captions that a model wrote."""
+
+    column: str
+    alias: str | None
+    """The model that their similarities come from; None: they have none."""
+
+
+@dataclass(frozen=True)
+class CaptionChoice:
+    """Takes written captions instead of original ones. Plain values."""
+
+    written: tuple[WrittenCaptions, ...]
+    """The captions of one score; or for `is_best` those of all, which have similarities by the same model."""
+    is_best: bool
+    aliases: tuple[str, ...]
+    """All models of the dataset, the first one first."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that it reads, besides those that it changes."""
+        names = {each.column for each in self.written}
+        for each in self.written:
+            if each.alias is not None:
+                names |= {similarity_column(each.column), score_column_names(each.alias).similarity}
+        return frozenset(names)
+
+    def apply(self, rows: pa.Table) -> pa.Table:
+        """The rows with the chosen captions in `caption` and `caption_clean`, as far as the table has them.
+
+        A written caption is taken where there is one, or with `is_best` where its similarity is higher than the
+        original's and neither is null. There, similarities become those of the new caption, null for other models.
+        """
+        best = rows[score_column_names(self.written[0].alias or "").similarity] if self.is_best else None
+        for each in self.written:
+            caption = rows[each.column]
+            similarity = rows[similarity_column(each.column)] if each.alias is not None else None
+            is_taken = pc.is_valid(caption)
+            if best is not None:
+                is_taken = pc.and_(is_taken, pc.fill_null(pc.greater(similarity, best), False))
+                best = pc.if_else(is_taken, similarity, best)
+            changed = dict.fromkeys(CAPTIONS, caption) | self._similarities(each, similarity)
+            for index, name in enumerate(rows.column_names):
+                if name in changed:
+                    field = rows.schema.field(index)
+                    new = pa.scalar(None, field.type) if changed[name] is None else changed[name].cast(field.type)
+                    rows = rows.set_column(index, field.with_nullable(True), pc.if_else(is_taken, new, rows[name]))
+        return rows
+
+    def _similarities(
+        self, written: WrittenCaptions, similarity: pa.ChunkedArray | None
+    ) -> dict[str, pa.ChunkedArray | None]:
+        """Similarity column -> its values for these captions; None: not known."""
+        known = {alias: similarity if alias == written.alias else None for alias in self.aliases}
+        columns = {score_column_names(alias).similarity: values for alias, values in known.items()}
+        return {**columns, "similarity": known.get(self.aliases[0])} if self.aliases else columns
+
+
+def caption_choice(store: Store, added: AddedColumns, caption: str, aliases: Sequence[str]) -> CaptionChoice | None:
+    """What `caption` means for a dataset: `original` (None), the name of a score, or `best`. Raises
+    CaptionChoiceError."""
+    if caption == ORIGINAL:
+        return None
+    known = {each.column: each for each in _written(store, added)}
+    if caption != BEST:
+        if caption not in known:
+            problem = added.missing(caption) or f"{store.root} has no captions {caption!r}"
+            raise CaptionChoiceError(f"caption: {problem}; it has: {', '.join([ORIGINAL, *known])}")
+        return CaptionChoice((known[caption],), False, tuple(aliases))
+    compared = tuple(each for each in known.values() if each.alias is not None)
+    if len({each.alias for each in compared}) != 1:
+        found = ", ".join(f"{each.column} by {each.alias}" for each in compared)
+        raise CaptionChoiceError(
+            f"caption: best compares similarities by one model, but {store.root} has "
+            + (f"{found}: name one of them" if found else f"no written captions with a similarity: run {_REMEDY}")
+        )
+    return CaptionChoice(compared, True, tuple(aliases))
+
+
+def _written(store: Store, added: AddedColumns) -> list[WrittenCaptions]:
+    cards = [read_score_card(store, each.name) for each in added.scores]
+    return [
+        WrittenCaptions(card.name, card.score.caption_model.similarity)
+        for card in cards
+        if card.score.caption_model is not None
+    ]
