@@ -1,5 +1,6 @@
 """Captions of pictures by a CoCa model, and their similarity to the pictures."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,8 @@ class CaptionModel:
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Load the models. Raises ModelError, and ScoreError if their weights have changed."""
+        if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which only serve scheduling
+            torch.set_num_threads(run.encode_threads or os.cpu_count() or 1)
         coca = _coca(self.settings, run)
         _check(self.settings.model, coca.contract.weights_sha256, state.values[_WEIGHTS])
         images = ImagesConfig.model_validate({"max_pixels": state.values[_MAX_PIXELS]})

@@ -25,7 +25,9 @@ def test_written_captions_are_the_models_own_whatever_the_shard(tmp_path: Path) 
     folder = write_coca(tmp_path / "coca")
     store = write_dataset(tmp_path / "out", [[pair(f"a dog {n}"), reject("x"), pair(f"a cat {n}")] for n in range(2)])
     settings = {"model": str(folder), "max_tokens": 12}
-    job = ScoreJob.model_validate({"dataset": store.root, "name": "coca", "caption_model": settings})
+    job = ScoreJob.model_validate(
+        {"dataset": store.root, "name": "coca", "caption_model": settings, "run": {"encode_threads": 1}}
+    )
     result = score(job)
     assert (result.shards_scored, result.rows_scored, result.failures) == (2, 4, {})
     assert score(job.model_copy(update={"caption_model": None})).shards_scored == 0

@@ -38,7 +38,7 @@ from pairmill.schemas.manifest import manifest_name
 from tests.coca_folder import write_coca
 from tests.committed_shards import pair, reject, write_dataset
 
-RUN = RunConfig(device="cpu")
+RUN = RunConfig(device="cpu", encode_threads=1)
 MAX_TOKENS = 12
 
 
@@ -129,7 +129,10 @@ def test_a_caption_depends_on_its_picture_alone(coca: CocaModel, inputs: torch.T
     assert together[::-1] == coca.write_captions(inputs.flip(0))
 
 
-def test_a_dataset_gets_captions_with_their_similarity_and_verifies(folder: Path, tmp_path: Path) -> None:
+def test_a_dataset_gets_captions_with_their_similarity_and_verifies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairmill.pipeline.check.rescore_columns.RunConfig", lambda: RUN)  # with one thread
     tiny = ClipModel(ModelConfig(name="tiny"), RUN)
     store = _dataset(tmp_path / "out", tiny)
     settings = {"model": str(folder), "similarity": "tiny", "max_tokens": MAX_TOKENS}
