@@ -21,8 +21,10 @@ from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_fields import job_fields
 from pairmill.jobs.job_file import resolve
 from pairmill.schemas.export import ExportJob
+from pairmill.schemas.job.scores import ScoreKinds
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.pairs import pairs_schema, score_columns
+from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.status import Status, retryable
 from pairmill.schemas.subset import SelectJob
 
@@ -76,6 +78,9 @@ def test_every_job_file_is_one(path: Path) -> None:
         values = yaml.safe_load(block)
         if "steps" in values:
             SelectJob.model_validate({"dataset": "out", "name": "clean", **values})
+            continue
+        if ScoreKinds.model_fields.keys() & values.keys():
+            ScoreJob.model_validate({"dataset": "out", "name": "score", **values})
             continue
         values = {"source": {"paths": ["urls.csv"]}, "output": "out", **values}
         if (values.get("rules") or {}).get("min_similarity"):
