@@ -238,7 +238,9 @@ def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput,
         np.save(data, sorted_uids(dataset.store, subset))
         output.replace("subset.npy", data.getvalue())
     if record.format != "parquet" or writer.records != EXPORT_RECORDS:  # earlier versions' records look like data
-        output.replace("README.md", readme(record.format, record.rows, sample, sorted(endings)).encode())
+        output.replace(
+            "README.md", readme(record.format, record.rows, sample, sorted(endings), record.caption).encode()
+        )
 
 
 def sorted_uids(store: Store, subset: Subset) -> npt.NDArray[np.void]:

@@ -16,8 +16,9 @@ DATA_FILES = {"webdataset": "*.tar", "parquet": "*.parquet"}
 """The files that `datasets` reads, by format. For the other formats it reads the metadata."""
 
 
-def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str]) -> str:
-    """The text. `sample`: the columns in a tar's .json; `endings`: the extensions of the pictures in the tars."""
+def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str], caption: str = "original") -> str:
+    """The text. `sample`: the columns in a tar's .json; `endings`: the extensions of the pictures in the tars;
+    `caption`: as in the job."""
     config = {"config_name": "default", "data_files": DATA_FILES.get(form, "metadata/*.parquet")}
     header: dict[str, object] = {"configs": [config]}
     if sample is not None:
@@ -27,4 +28,5 @@ def readme(form: str, rows: int, sample: pa.Schema | None, endings: Sequence[str
         header["dataset_info"] = {"config_name": "default", "features": fields}
     front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     pairs = f"{counted(rows, 'pair')} of pictures and captions"
-    return f"---\n{front}---\n\n{pairs}, exported by pairmill in the format {form}.\n"
+    written = "" if caption == "original" else f" Captions: {caption}, some of them written by a model."
+    return f"---\n{front}---\n\n{pairs}, exported by pairmill in the format {form}.{written}\n"

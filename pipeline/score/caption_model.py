@@ -156,7 +156,7 @@ def _similarities(model: "ClipModel", captions: pa.Array, stored: pa.ChunkedArra
 def _coca(settings: CaptionModelScore, run: RunConfig) -> "CocaModel":
     from pairmill.pipeline.encode.coca import CocaModel
 
-    config = ModelConfig(name=settings.model, pretrained=settings.pretrained, alias="captions", dtype="float32")
+    config = ModelConfig(name=settings.model, pretrained=settings.pretrained, alias="coca", dtype="float32")
     return CocaModel(config, run, settings.max_tokens)
 
 

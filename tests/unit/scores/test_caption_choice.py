@@ -107,6 +107,7 @@ def test_arrays_of_text_embeddings_are_left_out_for_other_captions(dataset: Path
     output = _export(dataset, tmp_path / "dc", "datacomp", caption)
     rows = pq.read_table(output / "metadata/00000.parquet").to_pylist()
     assert _same([(row["text"], row["tiny_similarity_score"]) for row in rows], caption)
+    assert ("written by a model" in (output / "README.md").read_text()) == (caption != "original")
     arrays = np.load(output / "metadata/00000.npz")
     assert set(arrays) == ({"tiny_img", "tiny_txt"} if caption == "original" else {"tiny_img"})
 

@@ -98,6 +98,7 @@ def test_a_dataset_is_scored_and_verified_whatever_its_shards(tmp_path: Path) ->
     (tmp_path / "words.txt").write_text("# mild\nhell\n\nbloody  hell\n")
     captions = [f"what the bloody hell number {n}" if n % 3 else f"a red bird on a branch {n}" for n in range(12)]
     score = {"measures": ["toxic", "bits_per_character", "tokens", "words"], "toxic_words": str(tmp_path / "words.txt")}
+    score["model"] = "tiny"
     found = []
     for cut in (6, 4):
         rows = [pair(caption, uid=f"{n:032x}") for n, caption in enumerate(captions)]
@@ -109,6 +110,7 @@ def test_a_dataset_is_scored_and_verified_whatever_its_shards(tmp_path: Path) ->
         assert report.scores_recomputed >= 4
     assert found[0] == found[1]
     assert {row["c_toxic"] for row in found[0]} == {0, 1}
+    assert {row["c_tokens"] for row in found[0]} == {8, 9}  # two for start and end, one for each digit
 
 
 def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:

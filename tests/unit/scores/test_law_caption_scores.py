@@ -126,12 +126,24 @@ def _defined(text: str) -> dict[str, Any]:
         "capitals": sum(bool(regex.match(r"[\p{P}\p{S}]*[\p{Lu}\p{Lt}]", word)) for word in words) / len(words)
         if words
         else None,
+        "toxic": _terms_in(text),
         "relations": sum(word in ("on", "in") for word in bare),
         "bits_per_character": _bits(text) / len(text) if text else None,
     }
 
 
 _TOKENIZER = open_clip.SimpleTokenizer()
+
+
+def _terms_in(text: str) -> int:
+    runs, found, place = regex.findall(r"[\p{L}\p{M}\p{N}_]+", text.lower()), text.count("猫"), 0
+    while place < len(runs):
+        lengths = [len(term) for term in _TERMS if runs[place : place + len(term)] == term]
+        found, place = found + bool(lengths), place + max(lengths, default=1)
+    return found
+
+
+_TERMS = [["bad"], ["very", "bad"], ["badder", "day"], ["x", "rated"]]
 
 
 def _share(text: str, belongs: Callable[[str], bool]) -> float | None:
