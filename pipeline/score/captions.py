@@ -176,8 +176,11 @@ def _bits_per_character(model: ByteModel) -> Measure:
 
 def _read_terms(path: str, files: Files) -> list[str]:
     """The terms in a file, sorted. Raises ScoreError."""
-    with files.open(path) as file:
-        data = file.read(_MAX_LIST_BYTES + 1)
+    try:
+        with files.open(path) as file:
+            data = file.read(_MAX_LIST_BYTES + 1)
+    except FileNotFoundError:
+        raise ScoreError(f"{path} does not exist; give toxic_words a text file with one term per line") from None
     if len(data) > _MAX_LIST_BYTES:
         raise ScoreError(f"{path}: larger than {_MAX_LIST_BYTES >> 20} MiB, so it is no list of words")
     try:

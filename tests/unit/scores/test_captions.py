@@ -129,10 +129,16 @@ def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"\xff\xfe", "not UTF-8"), (b"# nothing\n", "has no terms"), (b"a" * ((16 << 20) + 1), "larger than 16 MiB")],
+    [
+        (None, "does not exist"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"# nothing\n", "has no terms"),
+        (b"a" * ((16 << 20) + 1), "larger than 16 MiB"),
+    ],
 )
-def test_a_file_that_is_no_list_of_words_is_refused(content: bytes, problem: str, tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_bytes(content)
+def test_a_file_that_is_no_list_of_words_is_refused(content: bytes | None, problem: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "words.txt").write_bytes(content)
     store = write_dataset(tmp_path / "out", [[pair("a dog")]])
     score = ScoreConfig.model_validate({"captions": {"measures": "toxic", "toxic_words": str(tmp_path / "words.txt")}})
     with pytest.raises(ScoreError, match=problem):
