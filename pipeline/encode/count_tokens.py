@@ -61,5 +61,8 @@ def token_counter(model: ModelConfig | None) -> TokenCounter:
 
     if model is None:
         return TokenCounter(open_clip.SimpleTokenizer(), 77)
-    tokenize = open_clip.get_tokenizer(find_weights(model).name)
+    from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer
+
+    weights = find_weights(model)
+    tokenize = FolderTokenizer(weights.checkpoint) if weights.checkpoint else open_clip.get_tokenizer(weights.name)
     return TokenCounter(tokenize, int(tokenize.context_length))

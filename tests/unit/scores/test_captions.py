@@ -19,6 +19,7 @@ from pairmill.pipeline.select.tasks import LocalTasks
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
+from tests.checkpoints import clip_tokenizer, save_clip
 from tests.committed_shards import pair, reject, write_dataset
 
 RUN = RunConfig(device="cpu")
@@ -92,6 +93,16 @@ def test_tokens_of_another_tokenizer_are_counted_up_to_its_context() -> None:
     counts, is_full = TokenCounter(like_siglip, 6)(texts)
     assert counts.tolist() == [1, 3, 4, 5, 6] and is_full.tolist() == [False] * 4 + [True]
     assert token_counter(ModelConfig(name="tiny")).context_length == 32
+
+
+def test_tokens_of_a_checkpoint_are_those_of_transformers(tmp_path: Path) -> None:
+    save_clip(tmp_path)
+    count, tokenizer = token_counter(ModelConfig(name=str(tmp_path))), clip_tokenizer()
+    texts = ["", "a dog", "a red bird on a branch"]
+    expected = [min(len(tokenizer(text).input_ids), count.context_length) for text in texts]
+    counts, is_full = count(texts)
+    assert counts.tolist() == expected
+    assert is_full.tolist() == [length == count.context_length for length in expected]
 
 
 def test_a_dataset_is_scored_and_verified_whatever_its_shards(tmp_path: Path) -> None:
