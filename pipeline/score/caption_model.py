@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pairmill.pipeline.encode.clip_model import ClipModel
     from pairmill.pipeline.encode.coca import CocaModel
 
+_BLOCK_ROWS = 256
+"""Pictures decoded at a time: 40 MB at 224 pixels."""
+
 _WEIGHTS, _MAX_PIXELS, _SIMILARITY = "weights_sha256", "max_pixels", "similarity"
 """Values of the state."""
 
@@ -89,7 +92,7 @@ class CaptionModel:
         }
         if self.settings.similarity is not None:
             contract = chosen_model(snapshot, self.settings.similarity).contract
-            names = ("name", "pretrained", "alias", "dtype", _WEIGHTS)
+            names = ("name", "pretrained", "alias", _WEIGHTS)
             values[_SIMILARITY] = {name: getattr(contract, name) for name in names}
         return State(values=values)
 
@@ -112,7 +115,11 @@ class _OpenCaptionModel:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """A caption for each row."""
-        captions = self._captions(rows[PICTURE].to_pylist())
+        pictures = rows[PICTURE]
+        starts = range(0, max(len(pictures), 1), _BLOCK_ROWS)
+        captions = pa.concat_arrays(
+            [self._captions(pictures.slice(start, _BLOCK_ROWS).to_pylist()) for start in starts]
+        )
         columns = {self.kind.name: captions}
         if self.model is not None and self.kind.settings.similarity is not None:
             stored = rows[embedding_column(self.kind.settings.similarity, "image")]
@@ -166,8 +173,9 @@ def _similarity_model(state: State, run: RunConfig) -> "ClipModel | None":
         return None
     from pairmill.pipeline.encode.clip_model import load_model
 
-    names = ("name", "pretrained", "alias", "dtype")
-    model = load_model(ModelConfig(**{name: contract[name] for name in names}), run)
+    names = ("name", "pretrained", "alias")
+    # In float32, whatever the dataset's embeddings were computed in, so that every device gives the same
+    model = load_model(ModelConfig(**{name: contract[name] for name in names}, dtype="float32"), run)
     _check(contract["alias"], model.contract.weights_sha256, contract[_WEIGHTS])
     return model
 
