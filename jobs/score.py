@@ -14,6 +14,7 @@ from pairmill.jobs.build import run_shards_of
 from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
 from pairmill.pipeline.columns.added_columns import columns_done
+from pairmill.pipeline.columns.added_model import pictures_left_out
 from pairmill.pipeline.columns.score_card import ScoreCard
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
@@ -44,6 +45,9 @@ class ScoreResult:
     """Finished shards that lack the score."""
     failures: dict[int, str] = field(default_factory=dict)
     """Shard -> why it lacks the score."""
+    pictures_left_out: dict[str, int] = field(default_factory=dict)
+    """Name of a manifest in `columns/NAME/manifests` -> number of pictures that could not be scored, if there are any:
+    they are missing, have changed since the dataset was made, or do not decode."""
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
@@ -84,6 +88,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         rows_scored=sum(rows[shard] for shard in scored),
         shards_missing=missing,
         failures=failures,
+        pictures_left_out=pictures_left_out(store, card.name) if kind.needs.pictures else {},
         seconds=round(time.perf_counter() - started, 1),
     )
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pairmill.jobs.score import ScoreResult
 
 _SHOWN_FAILURES = 5
+_SHOWN_MANIFESTS = 5
 
 
 def score(
@@ -60,6 +61,14 @@ def _print(result: "ScoreResult") -> None:
         typer.echo(f"... and {counted(more, 'more shard')} failed", err=True)
     rows, shards = counted(result.rows_scored, "row"), counted(result.shards_scored, "shard")
     typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
+    if left_out := result.pictures_left_out:
+        pictures = counted(sum(left_out.values()), "picture")
+        names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")
+        typer.echo(
+            f"{pictures} could not be scored, so the columns are null: missing, changed since the dataset was made, or "
+            f"not decodable. columns/{result.name}/manifests says how many in each shard: {names}",
+            err=True,
+        )
     if result.shards_missing:
         missing = counted(len(result.shards_missing), "shard")
         typer.echo(f"{missing} without the score: fix the cause, then run the same command again", err=True)

@@ -28,6 +28,11 @@ class ScoreError(PairmillError, ValueError):
     kind = FailureKind.JOB
 
 
+LEFT_OUT = "left_out"
+"""A column that a kind which needs pictures adds to its result: True where there is a picture that cannot be scored. It
+is not stored, but counted in the manifest of the columns."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a score reads of each pair."""

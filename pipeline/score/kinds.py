@@ -11,6 +11,7 @@ from pairmill.pipeline.score.kind import ScoreKind
 from pairmill.pipeline.score.mix import Mix
 from pairmill.pipeline.score.neg_clip import NegClip
 from pairmill.pipeline.score.norm_sim import NormSim
+from pairmill.pipeline.score.pictures import Pictures
 from pairmill.schemas.job.scores import ScoreConfig
 
 _KINDS: dict[str, Callable[[str, ScoreConfig], ScoreKind]] = {
@@ -22,6 +23,7 @@ _KINDS: dict[str, Callable[[str, ScoreConfig], ScoreKind]] = {
     "mix": Mix,
     "captions": Captions,
     "caption_model": CaptionModel,
+    "pictures": Pictures,
 }
 
 

@@ -11,7 +11,7 @@ from pairmill.pipeline.common.text import describe
 from pairmill.pipeline.dataset.chunks import describe as describe_shards
 from pairmill.pipeline.dataset.commit import AccountingError
 from pairmill.pipeline.dataset.manifests import read_manifest
-from pairmill.pipeline.score.kind import RowScore
+from pairmill.pipeline.score.kind import LEFT_OUT, RowScore
 from pairmill.pipeline.score.kinds import kind_of
 from pairmill.schemas.errors import FailureKind, PairmillError
 from pairmill.schemas.job.run import RunConfig
@@ -51,12 +51,14 @@ def score_shard(task: ScoreTask, shard: int, generation: int) -> ShardFailure | 
 
 
 def score_rows(card: ScoreCard, score: RowScore, rows: pa.Table) -> pa.Table:
-    """The columns of a score, in the order and with the types of its card. Raises AccountingError if rows are lost."""
+    """The columns of a score, in the order and with the types of its card, and LEFT_OUT if it has that. Raises
+    AccountingError if rows are lost."""
     schema = kind_of(card.name, card.score).schema
     made = score(rows)
     if made.num_rows != rows.num_rows:
         raise AccountingError(f"the score {card.name} got {rows.num_rows} rows and returned {made.num_rows}")
-    return made.select(schema.names).cast(schema)
+    columns = made.select(schema.names).cast(schema)
+    return columns.append_column(LEFT_OUT, made[LEFT_OUT]) if LEFT_OUT in made.column_names else columns
 
 
 _opened: dict[tuple[str, str, RunConfig], RowScore] = {}
@@ -79,5 +81,5 @@ def _score_shard(task: ScoreTask, shard: int, generation: int) -> None:
     (files,) = (chunk := describe_shards(task.store, [(shard, generation)], task.sources)).shards
     rows = chunk.read(files, kind_of(card.name, card.score).needs.columns | {"row_id"})
     made = score_rows(card, opened(task.store, card, task.run), rows)
-    columns = pa.Table.from_arrays([rows["row_id"], *made.columns], names=["row_id", *made.column_names])
+    columns = made.add_column(0, "row_id", rows["row_id"])
     write_columns(task.store, card.name, columns, manifest, {"score": card.name}, card.fingerprint)

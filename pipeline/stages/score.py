@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card
 from pairmill.pipeline.common.hooks import WorkerHooks
-from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.dataset.chunks import describe
 from pairmill.pipeline.dataset.manifests import read_manifest
-from pairmill.pipeline.score.kind import PICTURE, RowScore
+from pairmill.pipeline.score.isolated import IsolatedScore
+from pairmill.pipeline.score.kind import LEFT_OUT, PICTURE, RowScore
 from pairmill.pipeline.score.kinds import kind_of
 from pairmill.pipeline.score.score_shard import opened, score_rows
 from pairmill.pipeline.stages.stage import JobStage, StageName
@@ -32,7 +33,9 @@ class ScorePictures(JobStage):
     def open(self, hooks: WorkerHooks) -> "OpenScorePictures":
         """Open the score."""
         card = read_score_card(self.store, self.score_name)
-        return OpenScorePictures(self, card, opened(self.store, card, self.job.run), hooks.progress)
+        run = self.job.run
+        score = IsolatedScore(self.store, card, run) if self.isolated else opened(self.store, card, run)
+        return OpenScorePictures(self, card, score, hooks)
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,32 @@ class OpenScorePictures:
     spec: ScorePictures
     card: ScoreCard
     score: RowScore
-    progress: WorkProgress
+    hooks: WorkerHooks
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
-        """The columns of the score."""
+        """The columns of the score, and LEFT_OUT."""
         needed = kind_of(self.card.name, self.card.score).needs.columns
         manifest = read_manifest(self.spec.store, batch.info.base_manifest)
         chunk = describe(self.spec.store, [(manifest.shard, manifest.generation)], self.spec.sources)
         rows = chunk.read(chunk.shards[0], needed | {"row_id"}).append_column(PICTURE, batch.table[PICTURE])
-        with self.progress.shard(batch.info.shard.num_rows) as progress:
+        with self.hooks.progress.shard(batch.info.shard.num_rows) as progress:
             progress.expect(rows.num_rows)
-            made = score_rows(self.card, self.score, rows)
-            progress.done(rows.num_rows, rows.num_rows)
+            made = self._score(rows)
+            progress.done(rows.num_rows, rows.num_rows - (pc.sum(made[LEFT_OUT]).as_py() or 0))
         return batch.with_table(made)
 
+    def _score(self, rows: pa.Table) -> pa.Table:
+        try:
+            return score_rows(self.card, self.score, rows)
+        except TimeoutError:  # a decoder hangs in C code, and only exiting stops it
+            if self.hooks.on_hang is not None:
+                self.hooks.on_hang()
+            raise
+
     def close(self) -> None:
-        """Nothing is kept open between shards."""
+        """Stop the child process, if there is one."""
+        if isinstance(self.score, IsolatedScore):
+            self.score.close()
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,8 @@ class OpenWriteScore:
         """Write the columns, then their manifest. Returns the shard's manifest."""
         manifest = read_manifest(self.spec.store, batch.info.base_manifest)
         columns = batch.table.select(["row_id", *kind_of(self.card.name, self.card.score).schema.names])
-        lacking = pc.and_(batch.table["image_tar"].is_valid(), batch.table[PICTURE].is_null())
-        left_out = pc.sum(lacking).as_py() or 0
+        missing = pc.and_(batch.table["image_tar"].is_valid(), batch.table[PICTURE].is_null())
+        left_out = pc.sum(pc.or_(missing, batch.table[LEFT_OUT])).as_py() or 0
         footer = {"score": self.card.name}
         write_columns(self.spec.store, self.card.name, columns, manifest, footer, self.card.fingerprint, left_out)
         return manifest

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pairmill.schemas.index import EmbeddingKind
+from pairmill.schemas.job.pictures import PictureScore
 from pairmill.schemas.settings import Settings, Uri
 
 SCORE_NAME = r"[a-z][a-z0-9_]{0,39}"
@@ -210,6 +211,9 @@ class ScoreKinds(Settings):
     """Properties of captions: language, length, readability, repetition and more."""
     caption_model: CaptionModelScore | None = None
     """A new caption of each picture, written by a CoCa model."""
+
+    pictures: PictureScore | None = None
+    """Measures of the picture itself: sharpness, exposure, colorfulness, JPEG quality, borders."""
 
     @property
     def given(self) -> list[str]:
