@@ -62,7 +62,8 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
         raise JobError(difference(store, other.record.job, job)) from None
     if not store.exists("job.yaml"):
         store.create("job.yaml", dump_yaml(plan.record.to_json()).encode())
-    job = job.model_copy(update={"images": plan.record.job.images})  # an output from before 0.2 keeps its settings
+    recorded = plan.record.job  # an output that was begun earlier keeps the defaults of that time
+    job = job.model_copy(update={"images": recorded.images, "scores": recorded.scores})
     return build_pipeline(job, plan.mapping, job_fingerprint), plan
 
 

@@ -6,14 +6,18 @@ output, which must stay the same between two runs into the same output folder. T
 
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pairmill.schemas.job.fetch import FetchConfig
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.pictures import BuildScore, PictureScore
 from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import ScoreName
 from pairmill.schemas.job.source import SourceConfig, names_a_corpus
+from pairmill.schemas.pairs import OWN_COLUMNS, score_column_names
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.settings import Settings, Uri
 
@@ -34,6 +38,9 @@ class BuildJob(Settings):
     images: ImagesConfig = ImagesConfig()
     models: list[ModelConfig] = []
     """Models that score and embed the pairs, in one pass. Empty: pairs get no scores."""
+    scores: dict[ScoreName, BuildScore] = {}
+    """Scores of pictures by name, computed in the build's own decode, in columns NAME_measure of the pairs. For scores
+    of a finished dataset, see `pairmill score`."""
     rules: RulesConfig = RulesConfig()
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
@@ -53,6 +60,16 @@ class BuildJob(Settings):
         """Whether the MD5 of the original bytes is needed."""
         return self.images.md5 or self.rules.md5_blocklist is not None
 
+    @property
+    def picture_scores(self) -> dict[str, PictureScore]:
+        """The settings of `scores`, by name."""
+        return {name: score.pictures for name, score in self.scores.items()}
+
+    @property
+    def score_columns(self) -> pa.Schema:
+        """The columns of `scores`."""
+        return pa.schema([field for name, score in self.picture_scores.items() for field in score.columns(name)])
+
     def _refuse_settings_without_effect_on_a_corpus(self) -> None:
         """Refuse settings that would otherwise be silently ignored."""
         rules = self.rules
@@ -65,6 +82,14 @@ class BuildJob(Settings):
         if self.source.sha256_column:
             raise ValueError("source.sha256_column: has no effect on a corpus; see the output column sha256")
 
+    def _check_score_columns(self) -> None:
+        """Refuse scores whose columns have the name of another column."""
+        names = self.score_columns.names
+        own = {name for model in self.models for name in score_column_names(model.alias)} | OWN_COLUMNS
+        for name in names:
+            if name in own or names.count(name) > 1:
+                raise ValueError(f"scores: there would be two columns {name!r}; choose another name for the score")
+
     @model_validator(mode="after")
     def _fits_together(self) -> "BuildJob":
         aliases = [model.alias for model in self.models]
@@ -74,6 +99,7 @@ class BuildJob(Settings):
             self._refuse_settings_without_effect_on_a_corpus()
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
+        self._check_score_columns()
         thresholds = self.rules.min_similarity
         if thresholds is not None and not aliases:
             raise ValueError("rules.min_similarity needs a model: add one under models")

@@ -39,6 +39,8 @@ from pairmill.schemas.manifest import (
 from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS, STORED, pairs_schema, rejects_schema, score_columns
 from pairmill.schemas.status import Status, Step
 
+NO_COLUMNS = pa.schema([])
+
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +65,8 @@ class ShardWriter:
     """The user's custom rules, and the step at which each runs."""
     carried: Sequence[str] = ()
     """Columns of `extra` that go into the tars' .json."""
+    scores: pa.Schema = NO_COLUMNS
+    """Columns of the scores of pictures."""
     has_checksums: bool = True
     """Whether the pairs have the column CHECKSUM."""
 
@@ -221,7 +225,7 @@ class _Commit:
         scores = [
             score_columns(alias, pairs.schema.field(f"image_embedding_{alias}").type.list_size) for alias in aliases
         ]
-        schema = pairs_schema(self.writer.extra, scores, self.writer.has_checksums)
+        schema = pairs_schema(self.writer.extra, [*scores, self.writer.scores], self.writer.has_checksums)
         added = [field for field in (*STORED, CHECKSUM) if field.name not in pairs.column_names]
         columns = {field.name: pa.nulls(pairs.num_rows, field.type) for field in added}
         columns["kept"] = pc.equal(pairs["status"], KEPT_STATUS)

@@ -8,7 +8,7 @@ Equal pictures and equal captions in a shard are encoded only once.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,12 +27,15 @@ from pairmill.pipeline.encode.clip_model import ClipModel, Floats, is_unit, load
 from pairmill.pipeline.encode.embedding_columns import Indices, append_scores
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
+from pairmill.pipeline.image.measure_columns import append_measures
+from pairmill.pipeline.image.measures import Measured, measure
 from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.image.resize import Pixels
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.pictures import PictureScore, used_measures
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.status import Status
 
@@ -59,6 +62,7 @@ class DecodedImage:
     phash: str | None = None
     """None, like `one_color`, if an earlier stage computed it."""
     one_color: bool | None = None
+    measured: Measured | None = None
     inputs: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     """By `ModelInput.key`: uint8 [3, side, side]; empty if the picture did not decode."""
 
@@ -71,9 +75,16 @@ class Encoder:
     while another is prepared or finished."""
 
     def __init__(
-        self, models: Sequence[ModelConfig], run: RunConfig, images: ImagesConfig, hooks: WorkerHooks = NO_HOOKS
+        self,
+        models: Sequence[ModelConfig],
+        run: RunConfig,
+        images: ImagesConfig,
+        hooks: WorkerHooks = NO_HOOKS,
+        scores: Mapping[str, PictureScore] | None = None,
     ) -> None:
-        """Load the models. Raises ModelError."""
+        """Load the models. `scores`: scores of pictures, by name, if they are first decoded here. Raises ModelError."""
+        self._scores = scores or {}
+        self._measures = used_measures(self._scores.values())
         self._hooks = hooks
         threads = run.encode_threads or os.cpu_count() or 1
         if run.device != "cuda":  # Ray sets torch's threads to the actor's logical CPUs, which only serve scheduling
@@ -90,6 +101,8 @@ class Encoder:
     def __call__(self, table: pa.Table, progress: ShardProgress | None = None) -> pa.Table:
         """Append each model's `score_columns`; null where there is no picture or caption. The rows and
         their order do not change.
+
+        If the pictures are first decoded here, the columns of scores of pictures come before these.
 
         A row whose picture does not decode is no longer a pair, and gets a Status that says why. An embedding that is
         NaN, infinite or zero becomes null, and its row gets a Status. Raises ModelError if a shard has many
@@ -111,6 +124,11 @@ class Encoder:
             of_pair = [image for image, good in zip(of_pair, is_good, strict=True) if good]
         if is_first and any(of_pair):
             table = _with_image_columns(table, rows, of_pair)
+        if is_first:
+            measured: list[Measured | None] = [None] * table.num_rows
+            for row, image in zip(rows, of_pair, strict=True):
+                measured[row] = image and image.measured
+            table = append_measures(table, self._scores, measured)
         first, caption_of = _distinct(table["caption_clean"].take(rows))
         captions = [table["caption_clean"][rows[pair]].as_py() for pair in first]
         for model, images in zip(self.models, embeddings, strict=True):
@@ -163,7 +181,10 @@ class Encoder:
     def _decode_safely(self, body: pa.Buffer, is_first: bool) -> DecodedImage:
         """An unexpected error costs only its own row, unless this machine is at fault."""
         try:
-            return self._decode(self._processor.pixels(bytes(body)), is_first)
+            data = bytes(body)
+            pixels = self._processor.pixels(data)
+            measured = measure(pixels, data, self._measures) if self._measures and is_first else None
+            return replace(self._decode(pixels, is_first), measured=measured)
         except ImageError as error:
             return DecodedImage(error.status, error.detail)
         except Exception as error:

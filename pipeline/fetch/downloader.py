@@ -29,6 +29,7 @@ from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S, IsolatedProcessor
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.rules import SourceRules
 from pairmill.pipeline.rules.url import refused_redirect
+from pairmill.schemas.job.pictures import used_measures
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status
 
@@ -58,7 +59,9 @@ class Downloader:
         self._job = job
         self._sha256_column = sha256_column
         self._on_hang = on_hang
-        self._processor = IsolatedProcessor(job.images) if isolate_decoder else ImageProcessor(job.images)
+        measures = used_measures(job.picture_scores.values())
+        processor = IsolatedProcessor if isolate_decoder else ImageProcessor
+        self._processor: IsolatedProcessor | ImageProcessor = processor(job.images, measures)
         self._start_lock = threading.Lock()
         self._engine: _Engine | None = None
         self._closed = False
@@ -67,7 +70,7 @@ class Downloader:
         """The in-flight table with its URLs downloaded: see `with_outcomes`. Raises LocalFault."""
         expected_sha256 = urls_to_fetch(table, self._sha256_column)
         outcomes = self._start().run(expected_sha256, progress or unwatched()) if expected_sha256 else {}
-        return with_outcomes(table, outcomes, self._sha256_column)
+        return with_outcomes(table, outcomes, self._sha256_column, self._job.picture_scores)
 
     def in_flight(self) -> int:
         """Number of running requests. Any thread may read it."""

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +30,12 @@ from pairmill.pipeline.fetch.guarded_urllib import GuardedOpener
 from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.pipeline.fetch.outcome_columns import with_outcomes
 from pairmill.pipeline.fetch.url_join import urls_to_fetch
+from pairmill.pipeline.image.measures import measure
 from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.processor import ProcessedImage
 from pairmill.pipeline.rules import SourceRules
+from pairmill.schemas.job.pictures import Measure, used_measures
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.status import Status
 
@@ -57,6 +59,7 @@ class Img2datasetDownloader:
 
     def __init__(self, job: BuildJob, sha256_column: str | None = None) -> None:
         self._sha256_column = sha256_column
+        self._scores = job.picture_scores
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it looks for updates on the network
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # imghdr: deprecated, and a separate package since Python 3.13
@@ -76,7 +79,7 @@ class Img2datasetDownloader:
             encode_format=images.format,
             skip_reencode=False,  # True would keep the metadata too
         )
-        self._collector = _Collector(resizer, self._opener, job.computes_md5)
+        self._collector = _Collector(resizer, self._opener, job.computes_md5, used_measures(self._scores.values()))
         self._downloader = Downloader(
             sample_writer_class=lambda *_: self._collector,
             resizer=self._collector.resize,
@@ -103,7 +106,7 @@ class Img2datasetDownloader:
             self._collector.progress = progress or unwatched()
             self._collector.progress.expect(len(expected_sha256))
             outcomes = self._download(expected_sha256) if expected_sha256 else {}
-        return with_outcomes(table, outcomes, self._sha256_column)
+        return with_outcomes(table, outcomes, self._sha256_column, self._scores)
 
     def close(self) -> None:
         """Remove the files that img2dataset writes beside its shards, and restore urllib's own opener."""
@@ -129,9 +132,12 @@ class Img2datasetDownloader:
 class _Collector:
     """img2dataset's sample writer, in memory. For each picture in turn, `resize` and then `write` is called."""
 
-    def __init__(self, resizer: Callable[..., Any], opener: GuardedOpener, md5: bool) -> None:
+    def __init__(
+        self, resizer: Callable[..., Any], opener: GuardedOpener, md5: bool, measures: Sequence[Measure]
+    ) -> None:
         self._resizer = resizer
         self._md5 = md5
+        self._measures = measures
         self._opener = opener
         self._original = b""
         self.progress = unwatched()
@@ -148,7 +154,7 @@ class _Collector:
             body, self._original = self._original, b""
             processed = ProcessedImage(Status.IMAGE_CORRUPT, clean_text(meta["error_message"]))
             if image is not None:
-                processed = _processed(image, meta)
+                processed = _processed(image, meta, body, self._measures)
             self.outcomes[meta["url"]] = _succeeded().with_digests_of(body, self._md5).with_image(processed)
         outcome = self.outcomes[meta["url"]]
         self.progress.done(good_items=outcome.status is Status.OK, num_bytes=outcome.original_bytes or 0)
@@ -174,7 +180,7 @@ def _if_expected(outcome: FetchOutcome, expected_sha256: frozenset[str]) -> Fetc
     return outcome
 
 
-def _processed(image: bytes, meta: _SampleMetadata) -> ProcessedImage:
+def _processed(image: bytes, meta: _SampleMetadata, original: bytes, measures: Sequence[Measure]) -> ProcessedImage:
     bgr = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)  # [height, width, 3]
     pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
     return ProcessedImage(
@@ -186,4 +192,5 @@ def _processed(image: bytes, meta: _SampleMetadata) -> ProcessedImage:
         height=meta["height"],
         phash=phash(pixels),
         one_color=is_one_color(pixels),
+        measured=measure(pixels, original, measures) if measures else None,
     )

@@ -7,18 +7,27 @@ import pyarrow as pa
 from pairmill.pipeline.common.arrow import binary_column
 from pairmill.pipeline.fetch.outcome import FetchOutcome
 from pairmill.pipeline.fetch.url_join import rows_to_fetch
+from pairmill.pipeline.image.measure_columns import append_measures
+from pairmill.schemas.job.pictures import PictureScore
 from pairmill.schemas.pairs import FETCHED, IMAGE_COLUMN, KEPT_STATUS, PICTURE
 from pairmill.schemas.status import Status
+
+NO_SCORES: Mapping[str, PictureScore] = {}
 
 _NO_URL = FetchOutcome(Status.URL_MISSING)
 
 
-def with_outcomes(table: pa.Table, outcomes: Mapping[str, FetchOutcome], sha256_column: str | None) -> pa.Table:
+def with_outcomes(
+    table: pa.Table,
+    outcomes: Mapping[str, FetchOutcome],
+    sha256_column: str | None,
+    scores: Mapping[str, PictureScore] = NO_SCORES,
+) -> pa.Table:
     """The in-flight table with the outcomes of its `ok` rows; all other rows, and their order, stay as they are.
 
     `outcomes`: by URL. `sha256_column`: see `rows_to_fetch`. Sets `status`, `status_detail`, the columns of FETCHED and
     PICTURE, and `image` (large_binary). They are null where an outcome lacks them; `image` and PICTURE are also
-    null where the row is refused.
+    null where the row is refused. Appends the columns of `scores`, which are null there too.
     """
     statuses = table["status"].to_pylist()
     details = table["status_detail"].to_pylist()
@@ -36,6 +45,7 @@ def with_outcomes(table: pa.Table, outcomes: Mapping[str, FetchOutcome], sha256_
     }
     for name, values in columns.items():
         table = _replaced(table, name, pa.array(values, table.schema.field(name).type))
+    table = append_measures(table, scores, [None if image is None else image.measured for image in images])
     return _replaced(
         table, IMAGE_COLUMN.name, binary_column([None if image is None else image.image for image in images])
     )

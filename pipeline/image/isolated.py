@@ -1,9 +1,12 @@
 """Decodes in a child process, for shards that killed their worker, so that only the row of the fatal picture is
 lost."""
 
+from collections.abc import Sequence
+
 from pairmill.pipeline.common.child import Child, ChildDied
 from pairmill.pipeline.image.processor import ImageProcessor, ProcessedImage
 from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.pictures import Measure
 from pairmill.schemas.status import Status
 
 DECODE_TIMEOUT_S = 120.0
@@ -15,8 +18,11 @@ _processor: ImageProcessor | None = None
 class IsolatedProcessor:
     """Like ImageProcessor, but several times slower: one picture at a time, in a process that may die."""
 
-    def __init__(self, config: ImagesConfig, timeout_s: float = DECODE_TIMEOUT_S) -> None:
-        self._child = Child(_start, config)
+    def __init__(
+        self, config: ImagesConfig, measures: Sequence[Measure] = (), timeout_s: float = DECODE_TIMEOUT_S
+    ) -> None:
+        """`measures`: what `process` measures of each picture."""
+        self._child = Child(_start, config, measures)
         self._timeout_s = timeout_s
 
     def process(self, body: bytes) -> ProcessedImage:
@@ -32,9 +38,9 @@ class IsolatedProcessor:
         self._child.close()
 
 
-def _start(config: ImagesConfig) -> None:
+def _start(config: ImagesConfig, measures: Sequence[Measure]) -> None:
     global _processor
-    _processor = ImageProcessor(config)
+    _processor = ImageProcessor(config, measures)
 
 
 def _process(body: bytes) -> ProcessedImage:

@@ -39,17 +39,17 @@ Measured = Mapping[str, float | int | None]
 """Name of a column without the score's name -> its value for one picture."""
 
 
-def measure(pixels: Pixels, body: bytes, measures: Collection[Measure]) -> Measured:
-    """Measure one picture. `pixels`: uint8 [height, width, 3], the whole picture. `body`: the file whose JPEG quality
-    is wanted."""
+def measure(pixels: Pixels | None, body: bytes, measures: Collection[Measure]) -> Measured:
+    """Measure one picture. `pixels`: uint8 [height, width, 3], the whole picture; None is enough for the JPEG quality.
+    `body`: the file whose JPEG quality is wanted."""
     found: dict[str, float | int | None] = {}
-    if not {"sharpness", "exposure"}.isdisjoint(measures):
+    if pixels is not None and not {"sharpness", "exposure"}.isdisjoint(measures):
         luma = working_luma(pixels)
         if "sharpness" in measures:
             found["sharpness"] = sharpness(luma)
         if "exposure" in measures:
             found["exposure"], found["exposure_dark"], found["exposure_bright"] = exposure(luma)
-    if not {"colorfulness", "border"}.isdisjoint(measures):
+    if pixels is not None and not {"colorfulness", "border"}.isdisjoint(measures):
         small = working_pixels(pixels)
         if "colorfulness" in measures:
             found["colorfulness"] = colorfulness(small)

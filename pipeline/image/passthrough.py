@@ -23,7 +23,8 @@ import simplejpeg
 
 from pairmill.pipeline.image.jpeg_tables import without_unused_tables
 from pairmill.pipeline.image.one_color import TOLERANCE, is_one_color
-from pairmill.pipeline.image.phash import block_side, phash_of_blocks
+from pairmill.pipeline.image.phash import block_side, phash, phash_of_blocks
+from pairmill.pipeline.image.resize import Pixels
 from pairmill.pipeline.image.strip import JFIF, jpeg_parts
 
 _SOF0, _SOF1, _SOF2 = 0xC0, 0xC1, 0xC2  # ITU-T T.81, table B.1: baseline, extended, progressive
@@ -54,6 +55,8 @@ class PassedPicture:
     """The file without metadata."""
     phash: str
     one_color: bool
+    pixels: Pixels | None = None
+    """All pixels, if they were asked for."""
 
 
 def plain_jpeg_size(body: bytes) -> tuple[int, int] | None:
@@ -80,16 +83,17 @@ def plain_jpeg_size(body: bytes) -> tuple[int, int] | None:
     return None
 
 
-def pass_jpeg(body: bytes, width: int, height: int) -> PassedPicture | None:
+def pass_jpeg(body: bytes, width: int, height: int, with_pixels: bool = False) -> PassedPicture | None:
     """A JPEG with its own compressed pixels and nothing else; None if it has to be encoded again.
 
-    `width` and `height`: as in its header, in pixels.
+    `width` and `height`: as in its header, in pixels. `with_pixels`: decode it at full size, which takes half as long
+    again.
     """
     try:
         image = _own_pixels(body, width, height)
         if image is None or len(image) > width * height * _BYTES_PER_PIXEL + _TABLES_BYTES:
             return None
-        return _verify(image, width, height)
+        return _verify_whole(image, width, height) if with_pixels else _verify(image, width, height)
     except (ValueError, IndexError, struct.error):  # not as expected, or simplejpeg's decoder warns
         return None
 
@@ -138,3 +142,11 @@ def _verify(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
     is_varied = int(np.max(means)) - int(np.min(means)) > TOLERANCE  # if the means vary, so do the pixels
     one_color = not is_varied and is_one_color(simplejpeg.decode_jpeg(jpeg, "RGB"))
     return PassedPicture(jpeg, phash_of_blocks(means, width, height), one_color)
+
+
+def _verify_whole(jpeg: bytes, width: int, height: int) -> PassedPicture | None:
+    """Like `_verify`, at full size. The hash may differ in at most two bits. Raises ValueError if the decoder warns."""
+    pixels: Pixels = simplejpeg.decode_jpeg(jpeg, "RGB")
+    if pixels.shape[:2] != (height, width):
+        return None
+    return PassedPicture(jpeg, phash(pixels), is_one_color(pixels), pixels)

@@ -5,12 +5,14 @@
           -> RGB 8-bit, upright                                                 decode.py, rgb.py, orientation.py
           -> resized -> sRGB                                                    resize.py, color.py
           -> the stored picture, and its perceptual hash                        compress.py, strip.py, phash.py
+          -> its measures, if they are asked for                                measures.py
 
 All heavy calls release the GIL, so threads scale.
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 from PIL import Image
@@ -19,6 +21,7 @@ from pairmill.pipeline.image.color import changes_nothing, pixels_to_srgb
 from pairmill.pipeline.image.compress import compress, original_without_metadata
 from pairmill.pipeline.image.cost import budget, decoding_cost
 from pairmill.pipeline.image.decode import ImageError, ImageHeader, color_profile, decode_pixels, open_image
+from pairmill.pipeline.image.measures import Measured, measure
 from pairmill.pipeline.image.memory_gate import MemoryGate
 from pairmill.pipeline.image.one_color import is_one_color
 from pairmill.pipeline.image.orientation import NORMAL_ORIENTATION
@@ -26,6 +29,7 @@ from pairmill.pipeline.image.passthrough import PassedPicture, pass_jpeg, plain_
 from pairmill.pipeline.image.phash import phash
 from pairmill.pipeline.image.resize import Pixels, Target, plan_resize, resize
 from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.pictures import Measure
 from pairmill.schemas.status import Status
 
 
@@ -45,6 +49,8 @@ class ProcessedImage:
     height: int | None = None
     phash: str | None = None
     one_color: bool | None = None
+    measured: Measured | None = None
+    """The measures of the stored picture that the processor was asked for, but the JPEG quality is the original's."""
 
 
 class ImageProcessor:
@@ -54,8 +60,10 @@ class ImageProcessor:
     (pictures are decoded in parallel already), and no warnings from Pillow about odd metadata.
     """
 
-    def __init__(self, config: ImagesConfig) -> None:
+    def __init__(self, config: ImagesConfig, measures: Sequence[Measure] = ()) -> None:
+        """`measures`: what `process` measures of each picture."""
         self._config = config
+        self._measures = measures
         self._gate = MemoryGate(budget(config.max_pixels).memory_bytes)
         Image.MAX_IMAGE_PIXELS = (config.max_pixels + 1) // 2  # Pillow raises above twice its limit
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -79,14 +87,15 @@ class ImageProcessor:
                     profile = color_profile(header, opened)
                     is_unchanged = target is None and _is_plain(header, opened) and changes_nothing(profile)
                     if is_unchanged and (passed := self._pass(body, header)) is not None:
-                        return _passed_image(passed, header.displayed_size)
+                        return self._passed_image(passed, header.displayed_size, body)
                     pixels = decode_pixels(body, header, opened, target)  # [height, width, 3]
                 resized = resize(pixels, target, self._config)  # [target height, target width, 3]
                 stored = pixels_to_srgb(resized, profile)  # after resizing there are fewer pixels to convert
                 image = original_without_metadata(body, header, self._config) if is_unchanged else None
                 chroma = header.chroma if self._config.chroma == "source" else self._config.chroma
                 image = image or compress(stored, self._config, chroma)
-                return _processed_image(stored, image, header, one_color=is_one_color(pixels))
+                processed = _processed_image(stored, image, header, one_color=is_one_color(pixels))
+                return replace(processed, measured=self._measure(stored, body))
         except ImageError as error:
             return _refused_image(error, header)
 
@@ -116,8 +125,8 @@ class ImageProcessor:
         is_small = decoding_cost("JPEG", "RGB", size).memory_bytes <= MemoryGate.FREE_BYTES
         if not is_small or size[0] * size[1] > self._config.max_pixels or plan_resize(*size, self._config) is not None:
             return None
-        passed = pass_jpeg(body, *size)
-        return None if passed is None else _passed_image(passed, size)
+        passed = pass_jpeg(body, *size, with_pixels=self._needs_pixels)
+        return None if passed is None else self._passed_image(passed, size, body)
 
     @property
     def _passes_jpegs(self) -> bool:
@@ -127,7 +136,19 @@ class ImageProcessor:
         """An unchanged JPEG with its own compressed pixels, if it is to be stored as JPEG."""
         if header.format != "JPEG" or not self._passes_jpegs:
             return None
-        return pass_jpeg(body, header.width, header.height)
+        return pass_jpeg(body, header.width, header.height, with_pixels=self._needs_pixels)
+
+    @property
+    def _needs_pixels(self) -> bool:
+        return bool(set(self._measures) - {"jpeg_quality"})
+
+    def _passed_image(self, picture: PassedPicture, size: tuple[int, int], body: bytes) -> ProcessedImage:
+        found = ProcessedImage(Status.OK, None, "JPEG", *size, picture.image, *size, picture.phash, picture.one_color)
+        return replace(found, measured=self._measure(picture.pixels, body)) if self._measures else found
+
+    def _measure(self, pixels: Pixels | None, body: bytes) -> Measured | None:
+        """The measures of a picture; `pixels` may be None if none of them needs them."""
+        return measure(pixels, body, self._measures) if self._measures else None
 
     def _plan(self, header: ImageHeader) -> Target | None:
         """How to resize. Refuses a long, thin picture that enlarging its short side would turn into a bomb."""
@@ -141,10 +162,6 @@ def _is_plain(header: ImageHeader, opened: Image.Image) -> bool:
     """Whether the picture is gray or RGB, opaque, and stored in the orientation in which it is shown."""
     has_key = header.key is not None or header.samples.key is not None or "transparency" in opened.info
     return header.orientation == NORMAL_ORIENTATION and opened.mode in ("RGB", "L", "P") and not has_key
-
-
-def _passed_image(picture: PassedPicture, size: tuple[int, int]) -> ProcessedImage:
-    return ProcessedImage(Status.OK, None, "JPEG", *size, picture.image, *size, picture.phash, picture.one_color)
 
 
 def _processed_image(pixels: Pixels, image: bytes, header: ImageHeader, one_color: bool) -> ProcessedImage:

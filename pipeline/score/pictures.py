@@ -12,6 +12,7 @@ from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.faults import local_fault
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.isolated import DECODE_TIMEOUT_S
+from pairmill.pipeline.image.measure_columns import measure_columns
 from pairmill.pipeline.image.measures import VERSION, Measured, measure
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -116,12 +117,7 @@ class OpenPictures:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         measured = [None if index < 0 else found[index] for index in image_of]
-        columns = {
-            field.name: pa.array(
-                [each and each.get(field.name.removeprefix(f"{self.name}_")) for each in measured], field.type
-            )
-            for field in self.settings.columns(self.name)
-        }
+        columns = measure_columns(self.name, self.settings, measured)
         left_out = [index >= 0 and each is None for index, each in zip(image_of, measured, strict=True)]
         return pa.table({**columns, LEFT_OUT: left_out})
 

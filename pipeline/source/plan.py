@@ -126,6 +126,11 @@ class _Planner:
             mapping.carried(self.job.images.carry)
         except ValueError as error:
             raise SourceError(str(error)) from None
+        for name in mapping.extra.names:
+            if name.lower() in self.job.score_columns.names:
+                raise SourceError(
+                    f"scores: the input has a column {name!r}, as a score would make; choose another name for the score"
+                )
         return self._to_bytes(slices, replace(mapping, has_checksums=True), first_shard=0)
 
     def extend(self, plan: Plan) -> bytes | None:

@@ -152,7 +152,9 @@ class Encode(JobStage):
         """Load the models. Raises ModelError."""
         from pairmill.pipeline.encode.encoder import Encoder  # loads torch, which only this stage needs
 
-        return OpenEncode(self, Encoder(self.job.models, self.job.run, self.job.images, hooks), hooks.progress)
+        scores = self.job.picture_scores if self.job.source.is_corpus else {}  # others: see Download
+        encoder = Encoder(self.job.models, self.job.run, self.job.images, hooks, scores)
+        return OpenEncode(self, encoder, hooks.progress)
 
 
 _COLUMNS_OF_DECODING = (*VERDICT.names, IS_PAIR_COLUMN.name, *PICTURE.names, "original_width", "original_height")
@@ -177,7 +179,8 @@ class OpenEncode:
         decoded = [
             name for name in _COLUMNS_OF_DECODING if name in batch.table.column_names
         ]  # committed pairs have only some of these columns
-        return batch.with_table(table.select([*decoded, *scores])).with_info(contracts=contracts)
+        measured = [name for name in self.spec.job.score_columns.names if name in table.column_names]
+        return batch.with_table(table.select([*decoded, *measured, *scores])).with_info(contracts=contracts)
 
     def close(self) -> None:
         """Stop the decoding threads."""
@@ -201,6 +204,7 @@ class Commit(JobStage):
             store=self.store,
             extra=self.mapping.extra,
             aliases=[model.alias for model in self.job.models],
+            scores=self.job.score_columns,
             images=None if self.job.source.is_corpus else self.job.images,
             job_fingerprint=self.job_fingerprint,
             versions=versions(),

@@ -1,5 +1,6 @@
 """Defines the scores that are computed from the pixels of pictures, and their columns."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, get_args
 
 import pyarrow as pa
@@ -41,3 +42,15 @@ class PictureScore(Settings):
         return pa.schema(
             [(f"{name}_{suffix}", type_) for measure in self.measures for suffix, type_ in _COLUMNS[measure].items()]
         )
+
+
+class BuildScore(Settings):
+    """A score that a build computes for every pair, from the one decode of its picture. Its columns are in `pairs/`."""
+
+    pictures: PictureScore
+    """Measures of the picture itself."""
+
+
+def used_measures(scores: Iterable[PictureScore]) -> list[Measure]:
+    """The measures that any of these scores needs."""
+    return _in_order([measure for score in scores for measure in score.measures])

@@ -40,9 +40,10 @@ def schema_fields(model: type[BaseModel]) -> dict[str, Any]:
             nested = [("", each) for each in options]
             nested += [("[]", each["items"]) for each in options if "items" in each]
             nested += [
-                (".NAME", each["additionalProperties"])
+                (".NAME", values)
                 for each in options
-                if isinstance(each.get("additionalProperties"), dict)
+                for values in [each.get("additionalProperties"), *each.get("patternProperties", {}).values()]
+                if isinstance(values, dict)
             ]
             below = [(suffix, found) for suffix, each in nested if (found := target(each))]
             if not below or below[0][0]:  # a section is not a field itself

@@ -1,0 +1,28 @@
+"""Turns measures of pictures into the columns of scores."""
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from pairmill.pipeline.image.measures import Measured
+from pairmill.schemas.job.pictures import PictureScore
+
+
+def measure_columns(name: str, settings: PictureScore, measured: Sequence[Measured | None]) -> dict[str, pa.Array]:
+    """The columns of one score, NAME_measure each. `measured`: of each row; None: all of its columns are null."""
+    return {
+        field.name: pa.array(
+            [None if each is None else each[field.name.removeprefix(f"{name}_")] for each in measured], field.type
+        )
+        for field in settings.columns(name)
+    }
+
+
+def append_measures(
+    table: pa.Table, scores: Mapping[str, PictureScore], measured: Sequence[Measured | None]
+) -> pa.Table:
+    """Append the columns of these scores, by name. `measured`: of each row; None: its columns are null."""
+    for name, settings in scores.items():
+        for column, values in measure_columns(name, settings, measured).items():
+            table = table.append_column(column, values)
+    return table

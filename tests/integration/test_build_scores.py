@@ -1,0 +1,123 @@
+"""Tests scores of pictures that a build computes in its own decode: they are those that `pairmill score` computes from
+the stored pictures afterwards, wherever the stored pixels are the measured ones."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pairmill.jobs.build import build
+from pairmill.jobs.retry import retry
+from pairmill.jobs.score import score
+from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.source.files import SourceError
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.scores import ScoreJob
+from tests.integration.conftest import SHARED_DATA, PictureWeb
+
+SCORES = {"look": {"pictures": {}}, "file": {"pictures": {"measures": ["jpeg_quality"]}}}
+PHOTOGRAPHS = [path.read_bytes() for path in sorted((SHARED_DATA / "pairs").rglob("*.jpg"))[::150]]
+
+
+def as_png(body: bytes, side: int) -> bytes:
+    picture = Image.open(io.BytesIO(body)).convert("RGB")
+    picture.thumbnail((side, side))
+    picture.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def table_of(output: Path, columns: list[str]) -> pa.Table:
+    manifests = read_manifests(Store(str(output)))
+    tables = [pq.read_table(output / each.files["pairs"].path, columns=["row_id", *columns]) for each in manifests]
+    return pa.concat_tables(tables).sort_by("row_id")
+
+
+def added(output: Path, name: str) -> pa.Table:
+    tables = [pq.read_table(path) for path in sorted((output / "columns" / name).glob("*.parquet"))]
+    return pa.concat_tables(tables).sort_by("row_id")
+
+
+def same(built: pa.Table, later: pa.Table, name: str, other: str) -> list[str]:
+    """The measures that differ in any row."""
+    suffixes = [column.removeprefix(other) for column in later.column_names if column != "row_id"]
+    return [each for each in suffixes if built[f"{name}{each}"].to_pylist() != later[f"{other}{each}"].to_pylist()]
+
+
+def of_list(source: Path, output: Path, **settings: Any) -> BuildJob:
+    values = {
+        "source": {"paths": [str(source)]},
+        "output": str(output),
+        "shard_rows": 5,
+        "scores": SCORES,
+        "fetch": {"timeout_s": 5, "retries": 0, "allow_networks": ["127.0.0.0/8"]},
+    }
+    return BuildJob.model_validate({**values, **settings})
+
+
+def test_a_build_from_urls_has_the_scores_that_its_stored_pictures_get(
+    plain_loop: None, web: PictureWeb, tmp_path: Path
+) -> None:
+    bodies = [*PHOTOGRAPHS, as_png(PHOTOGRAPHS[0], 200), PHOTOGRAPHS[1][:500]]
+    urls = [web.add(f"/{number}", body) for number, body in enumerate(bodies)]
+    late = web.add("/late", PHOTOGRAPHS[2], status=503)
+    rows = [{"url": url, "caption": f"picture {url}"} for url in [*urls, late]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    output = tmp_path / "out"
+    build(of_list(tmp_path / "in.parquet", output, images={"size": 400}))
+    web.add("/late", PHOTOGRAPHS[2])
+    retry(str(output))
+    score(ScoreJob.model_validate({"dataset": str(output), "name": "later", "pictures": {}}))
+    assert verify(Store(str(output)), rescore=8).problems == []
+    later = added(output, "later")
+    names = [each.replace("later", "look") for each in later.column_names if each != "row_id"]
+    built = table_of(output, [*names, "file_jpeg_quality", "original_format", "original_width", "width"])
+    assert built.num_rows == len(bodies)  # one is broken, and one came late
+    assert built["file_jpeg_quality"].equals(built["look_jpeg_quality"])
+    kept = pc.and_(pc.equal(built["original_format"], "JPEG"), pc.equal(built["original_width"], built["width"]))
+    assert kept.to_pylist().count(True) >= 3
+    assert same(built.filter(kept), later.filter(kept), "look", "later") == []
+    again = pc.invert(kept)
+    assert same(built.filter(again), later.filter(again), "look", "later") != []
+    for measure, near in (("exposure", 0.01), ("border", 0.05), ("colorfulness", 2.0)):  # encoded once more
+        for one, other in zip(built[f"look_{measure}"].to_pylist(), later[f"later_{measure}"].to_pylist(), strict=True):
+            assert one == pytest.approx(other, abs=near)
+    is_png = pc.equal(built["original_format"], "PNG")
+    assert built.filter(is_png)["look_jpeg_quality"].to_pylist() == [None]
+    assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # that of the job
+
+
+def test_a_corpus_is_measured_as_it_is_in_the_input(plain_loop: None, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, body in enumerate([*PHOTOGRAPHS, as_png(PHOTOGRAPHS[0], 600)]):
+        (folder / f"{number}.{'png' if number == len(PHOTOGRAPHS) else 'jpg'}").write_bytes(body)
+    (folder / "broken.jpg").write_bytes(PHOTOGRAPHS[0][:300])
+    output = tmp_path / "out"
+    values = {"source": {"kind": "corpus", "paths": [str(folder)]}, "output": str(output), "models": [{"name": "tiny"}]}
+    build(BuildJob.model_validate({**values, "scores": SCORES}))
+    score(ScoreJob.model_validate({"dataset": str(output), "name": "later", "pictures": {}}))
+    later = added(output, "later")
+    built = table_of(output, [each.replace("later", "look") for each in later.column_names if each != "row_id"])
+    assert built.num_rows == len(PHOTOGRAPHS) + 1
+    assert same(built, later, "look", "later") == []
+
+
+def test_a_column_of_the_input_with_the_name_of_a_score_is_refused(tmp_path: Path) -> None:
+    rows = [{"url": "http://host/1.jpg", "caption": "a picture", "Look_border": 0.5}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    with pytest.raises(SourceError, match="has a column 'Look_border', as a score would make; choose another name"):
+        build(of_list(tmp_path / "in.parquet", tmp_path / "out"))
+    with pytest.raises(ValueError, match="two columns 'similarity_border'"):
+        of_list(
+            tmp_path / "in.parquet",
+            tmp_path / "out",
+            scores={"similarity": {"pictures": {}}},
+            models=[{"name": "tiny", "alias": "border"}],
+        )
