@@ -12,6 +12,7 @@ from pairmill.pipeline.score.mix import Mix
 from pairmill.pipeline.score.neg_clip import NegClip
 from pairmill.pipeline.score.norm_sim import NormSim
 from pairmill.pipeline.score.pictures import Pictures
+from pairmill.pipeline.score.text import Text
 from pairmill.schemas.job.scores import ScoreConfig
 
 _KINDS: dict[str, Callable[[str, ScoreConfig], ScoreKind]] = {
@@ -24,6 +25,7 @@ _KINDS: dict[str, Callable[[str, ScoreConfig], ScoreKind]] = {
     "captions": Captions,
     "caption_model": CaptionModel,
     "pictures": Pictures,
+    "text": Text,
 }
 
 

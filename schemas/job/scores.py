@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pairmill.schemas.index import EmbeddingKind
 from pairmill.schemas.job.pictures import PictureScore
+from pairmill.schemas.job.text import TextScore
 from pairmill.schemas.settings import Settings, Uri
 
 SCORE_NAME = r"[a-z][a-z0-9_]{0,39}"
@@ -214,6 +215,8 @@ class ScoreKinds(Settings):
 
     pictures: PictureScore | None = None
     """Measures of the picture itself: sharpness, exposure, colorfulness, JPEG quality, borders."""
+    text: TextScore | None = None
+    """Text that is painted into pictures, and the similarity without it."""
 
     @property
     def given(self) -> list[str]:

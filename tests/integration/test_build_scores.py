@@ -1,15 +1,18 @@
 """Tests scores of pictures that a build computes in its own decode: they are those that `pairmill score` computes from
 the stored pictures afterwards, wherever the stored pixels are the measured ones."""
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from pairmill.jobs.build import build
 from pairmill.jobs.retry import retry
@@ -17,7 +20,11 @@ from pairmill.jobs.score import score
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.encode.clip_model import load_model
+from pairmill.pipeline.score.masked import painted_over
 from pairmill.pipeline.source.files import SourceError
+from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.scores import ScoreJob
 from tests.integration.conftest import SHARED_DATA, PictureWeb
@@ -93,11 +100,46 @@ def test_a_build_from_urls_has_the_scores_that_its_stored_pictures_get(
     assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # that of the job
 
 
+def with_words(body: bytes) -> bytes:
+    picture = Image.open(io.BytesIO(body)).convert("RGB").resize((600, 400))
+    ImageDraw.Draw(picture).text((60, 150), "a red circle", "white", ImageFont.load_default(size=50))
+    picture.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def assert_text_is_masked(output: Path, bodies: set[bytes]) -> None:
+    """The similarity without text is the stored one where there is no text; elsewhere, what the model gives for the
+    picture that is painted over."""
+    job = {"dataset": str(output), "name": "words", "text": {"mask": {}}}
+    assert score(ScoreJob.model_validate(job)).failures == {}
+    assert verify(Store(str(output)), rescore=4).problems == []
+    names = ["sha256", "caption_clean", "similarity_tiny", "original_width"]
+    rows = zip(table_of(output, names).to_pylist(), added(output, "words").to_pylist(), strict=True)
+    by_digest = {hashlib.sha256(body).hexdigest(): body for body in bodies}
+    model = load_model(ModelConfig(name="tiny"), RunConfig())
+    texts = 0
+    for pair, words in rows:
+        if not words["words_count"]:
+            assert words["words_similarity"] == pair["similarity_tiny"]
+            continue
+        texts += pair["original_width"] == 600
+        pixels = np.asarray(Image.open(io.BytesIO(by_digest[pair["sha256"]])).convert("RGB"))
+        painted = painted_over(pixels, [np.reshape(box, (4, 2)) for box in words["words_boxes"]])
+        image = model.encode_images(torch.stack([model.input.prepare(painted)]))
+        cosine = float((image @ model.encode_captions([pair["caption_clean"]]).T)[0, 0])
+        assert words["words_similarity"] == pytest.approx(cosine, abs=1e-3)
+        assert words["words_similarity"] != pair["similarity_tiny"]
+    assert texts == 1
+
+
 def test_a_corpus_is_measured_as_it_is_in_the_input(plain_loop: None, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, body in enumerate([*PHOTOGRAPHS, as_png(PHOTOGRAPHS[0], 600)]):
         (folder / f"{number}.{'png' if number == len(PHOTOGRAPHS) else 'jpg'}").write_bytes(body)
+    (folder / "words.png").write_bytes(with_words(PHOTOGRAPHS[0]))
+    for path in folder.iterdir():
+        path.with_suffix(".txt").write_text(f"a picture of {path.stem}")
     (folder / "broken.jpg").write_bytes(PHOTOGRAPHS[0][:300])
     output = tmp_path / "out"
     values = {"source": {"kind": "corpus", "paths": [str(folder)]}, "output": str(output), "models": [{"name": "tiny"}]}
@@ -105,8 +147,9 @@ def test_a_corpus_is_measured_as_it_is_in_the_input(plain_loop: None, tmp_path: 
     score(ScoreJob.model_validate({"dataset": str(output), "name": "later", "pictures": {}}))
     later = added(output, "later")
     built = table_of(output, [each.replace("later", "look") for each in later.column_names if each != "row_id"])
-    assert built.num_rows == len(PHOTOGRAPHS) + 1
+    assert built.num_rows == len(PHOTOGRAPHS) + 2
     assert same(built, later, "look", "later") == []
+    assert_text_is_masked(output, {path.read_bytes() for path in folder.iterdir()})
 
 
 def test_a_column_of_the_input_with_the_name_of_a_score_is_refused(tmp_path: Path) -> None:

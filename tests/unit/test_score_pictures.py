@@ -19,7 +19,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.image.measures import VERSION, measure
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score import isolated, pictures
+from pairmill.pipeline.score import isolated, picture_rows, pictures
 from pairmill.pipeline.score.isolated import IsolatedScore
 from pairmill.pipeline.score.kind import LEFT_OUT, PICTURE, ScoreError
 from pairmill.pipeline.score.score_shard import opened
@@ -168,7 +168,7 @@ def test_a_decoder_that_hangs_ends_its_worker(tmp_path: Path, monkeypatch: pytes
     store = write_dataset(tmp_path / "out", ROWS[:1])
     add(tmp_path / "out")
     ended, release = list[bool](), Event()
-    monkeypatch.setattr(pictures, "DECODE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(picture_rows, "DECODE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(ImageProcessor, "pixels", lambda self, body: release.wait(10))
     snapshot = Snapshot.of(store)
     pipeline = score_pipeline(snapshot.plan.job, snapshot.plan.mapping, "look", ())
