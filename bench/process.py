@@ -3,10 +3,11 @@
     python -m bench.process ../shared/data/pairs --rounds 5
 
 `process` turns a file into the stored picture, computes its hash and checks it. It runs with its defaults, and with
-`images.chroma: 420`, which is what OpenCV stores. OpenCV takes the same steps as img2dataset: decode, resize with area
-averaging to 512 px if larger, encode at quality 95 with 4:2:0. The pictures are real photographs, except those of 1,600
-px and more, which are synthetic because the photographs are smaller. Each side runs in its own process, on one thread,
-and rounds are interleaved. A ratio above 1 means that `process` is faster.
+`images.chroma: 420`, which is what OpenCV stores, and with all measures of a job's `scores`. OpenCV takes the same
+steps as img2dataset: decode, resize with area averaging to 512 px if larger, encode at quality 95 with 4:2:0. The
+pictures are real photographs, except those of 1,600 px and more, which are synthetic because the photographs are
+smaller. Each side runs in its own process, on one thread, and rounds are interleaved. A ratio above 1 means that
+`process` is faster.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pairmill.schemas.jobs import BuildJob
 
 SMALL, MEDIUM, LARGE = "<= 512 px", "640 -> 512 px", ">= 1600 px"
 SIDE, QUALITY = 512, 95
+JOB = {"source": {"paths": ["in.parquet"]}, "output": "out"}
 REPEATS = 3
 
 
@@ -53,14 +55,20 @@ def with_opencv(body: bytes) -> None:
     cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
 
 
+def measuring() -> Callable[[bytes], object]:
+    from pairmill.schemas.job.pictures import MEASURES  # an earlier version has none
+
+    return ImageProcessor(BuildJob.model_validate(JOB).images, MEASURES).process
+
+
 def processor(**images: str) -> Callable[[bytes], object]:
-    job = {"source": {"paths": ["in.parquet"]}, "output": "out", "images": images}
-    return ImageProcessor(BuildJob.model_validate(job).images).process
+    return ImageProcessor(BuildJob.model_validate({**JOB, "images": images}).images).process
 
 
 SIDES: dict[str, Callable[[], Callable[[bytes], object]]] = {
     "process": processor,
     "process, chroma 420": lambda: processor(chroma="420"),
+    "process, scores": measuring,
     "OpenCV": lambda: with_opencv,
 }
 
