@@ -88,7 +88,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         rows_scored=sum(rows[shard] for shard in scored),
         shards_missing=missing,
         failures=failures,
-        pictures_left_out=pictures_left_out(store, card.name) if kind.needs.pictures else {},
+        pictures_left_out=pictures_left_out(store, card.name) if needs.pictures else {},
         seconds=round(time.perf_counter() - started, 1),
     )
 

@@ -25,7 +25,7 @@ from pairmill.pipeline.image.measures import (
 )
 from pairmill.schemas.job.pictures import MEASURES
 
-PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pairs"
+PAIRS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "pairs"
 PHOTOGRAPHS = sorted(PAIRS.rglob("*.jpg"))[::45]
 
 

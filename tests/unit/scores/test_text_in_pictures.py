@@ -29,7 +29,7 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.job.text import TextScore
 
-PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pairs"
+PAIRS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "pairs"
 PHOTOGRAPHS = [Image.open(io.BytesIO(path.read_bytes())).convert("RGB") for path in sorted(PAIRS.rglob("*.jpg"))[5::75]]
 WORDS = "Summer sale 50 %"
 

@@ -32,7 +32,7 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.scores import ScoreJob
 from tests.committed_shards import pair, reject, write_dataset
 
-PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pairs"
+PAIRS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "pairs"
 PHOTOGRAPHS = [path.read_bytes() for path in sorted(PAIRS.rglob("*.jpg"))[::230]]
 BROKEN = PHOTOGRAPHS[0][:300]
 
