@@ -35,8 +35,7 @@ def rescore_columns(
             yield str(error)
             continue
         shards = snapshot.chunk.shards
-        count = min(num_rows, len(shards))
-        chosen = [number * len(shards) // count for number in range(count)]
+        chosen = spread(num_rows, len(shards))
         for position in chosen:
             on_step(f"recomputing {card.name}", position, len(shards))
             try:
@@ -45,18 +44,24 @@ def rescore_columns(
                 yield f"shard {shards[position].shard:09d}: {error}"
 
 
+def spread(num_rows: int, num_shards: int) -> list[int]:
+    """The positions of as many shards as there are rows to check, evenly spread."""
+    count = min(num_rows, num_shards)
+    return [number * num_shards // count for number in range(count)]
+
+
 def _rescore_shard(
     snapshot: Snapshot, card: ScoreCard, score: RowScore, shard: ShardFiles, num_rows: int, report: VerifyReport
 ) -> Iterator[str]:
     kind = kind_of(card.name, card.score)
     columns = [*kind.needs.columns, *kind.schema.names]
-    rows = _sample(snapshot, shard, list(dict.fromkeys(["uid", *columns])), num_rows, kind.needs.pictures)
+    rows = sample_of(snapshot, shard, list(dict.fromkeys(["uid", *columns])), num_rows, kind.needs.pictures)
     if not rows.num_rows:
         return
     made = score_rows(card, score, rows)
     report.scores_recomputed += rows.num_rows
     for name in kind.schema.names:
-        wrong = _differences(rows[name], made[name])
+        wrong = differences(rows[name], made[name])
         if wrong:
             uids = ", ".join(rows["uid"][row].as_py() for row in wrong[:3])
             yield (
@@ -65,7 +70,7 @@ def _rescore_shard(
             )
 
 
-def _sample(
+def sample_of(
     snapshot: Snapshot, shard: ShardFiles, columns: Sequence[str], num_rows: int, with_pictures: bool
 ) -> pa.Table:
     """The rows with the lowest uids, so that every run checks the same ones."""
@@ -82,7 +87,7 @@ def _sample(
     return take_rows(snapshot.read(shard, columns), lowest).append_column(PICTURE, pairs[PICTURE])
 
 
-def _differences(stored: pa.ChunkedArray, made: pa.ChunkedArray) -> list[int]:
+def differences(stored: pa.ChunkedArray, made: pa.ChunkedArray) -> list[int]:
     """The rows whose values differ."""
     if pa.types.is_floating(stored.type):
         old, new = (each.fill_null(np.nan).to_numpy().astype(np.float64) for each in (stored, made))

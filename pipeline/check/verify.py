@@ -77,8 +77,10 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             if not is_corpus:  # rebuilding a shard does not repair a corpus that has changed
                 report.damaged.extend(_to_delete(store, manifest))
     if rescore and not report.problems and present:
+        from pairmill.pipeline.check.rescore_built import rescore_built
         from pairmill.pipeline.check.rescore_columns import rescore_columns  # loads torch
 
+        report.problems.extend(rescore_built(Snapshot.of(store), rescore, report, on_step))
         report.problems.extend(rescore_columns(Snapshot.of(store), rescore, report, on_step))
     return report
 

@@ -3,6 +3,7 @@ the stored pictures afterwards, wherever the stored pixels are the measured ones
 
 import hashlib
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def test_a_build_from_urls_has_the_scores_that_its_stored_pictures_get(
     retry(str(output))
     score(ScoreJob.model_validate({"dataset": str(output), "name": "later", "pictures": {}}))
     assert verify(Store(str(output)), rescore=8).problems == []
+    assert_another_measure_is_found(tmp_path, output, "look_exposure")
     later = added(output, "later")
     names = [each.replace("later", "look") for each in later.column_names if each != "row_id"]
     built = table_of(output, [*names, "file_jpeg_quality", "original_format", "original_width", "width"])
@@ -98,6 +100,23 @@ def test_a_build_from_urls_has_the_scores_that_its_stored_pictures_get(
     is_png = pc.equal(built["original_format"], "PNG")
     assert built.filter(is_png)["look_jpeg_quality"].to_pylist() == [None]
     assert later.filter(is_png)["later_jpeg_quality"].to_pylist() == [95]  # that of the job
+
+
+def assert_another_measure_is_found(folder: Path, output: Path, column: str) -> None:
+    """Change a column of a copy, and its checksum, as a wrong decoder would have."""
+    copy = Path(shutil.copytree(output, folder / "copy"))
+    shutil.rmtree(copy / "columns")
+    (manifest, *_) = (each for each in read_manifests(Store(str(copy))) if each.pairs)
+    path = copy / manifest.files["pairs"].path
+    table = pq.read_table(path)
+    at = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(at, column, pc.subtract(pa.scalar(0.9, pa.float32()), table[column])), path)
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    file = manifest.files["pairs"].model_copy(update={"blake2b": digest, "num_bytes": path.stat().st_size})
+    changed = manifest.model_copy(update={"files": {**manifest.files, "pairs": file}})
+    (copy / "manifests" / manifest.name).write_text(changed.model_dump_json())
+    assert f"{column} of" in " ".join(verify(Store(str(copy)), rescore=8).problems)
+    shutil.rmtree(copy)
 
 
 def with_words(body: bytes) -> bytes:
@@ -148,6 +167,7 @@ def test_a_corpus_is_measured_as_it_is_in_the_input(plain_loop: None, tmp_path: 
     later = added(output, "later")
     built = table_of(output, [each.replace("later", "look") for each in later.column_names if each != "row_id"])
     assert built.num_rows == len(PHOTOGRAPHS) + 2
+    assert_another_measure_is_found(tmp_path, output, "look_border")
     assert same(built, later, "look", "later") == []
     assert_text_is_masked(output, {path.read_bytes() for path in folder.iterdir()})
 
