@@ -8,16 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pairmill.pipeline.encode.clip_model import load_model
+from pairmill.pipeline.encode.clip_model import model_of
 from pairmill.pipeline.encode.encoder import MAX_RESIZED_PIXELS
-from pairmill.pipeline.encode.weights import find_weights
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.resize import Pixels
 from pairmill.pipeline.score.embeddings import read_vectors
-from pairmill.pipeline.score.kind import Floats, ScoreError, float_column
+from pairmill.pipeline.score.kind import Floats, float_column
 from pairmill.pipeline.score.text_detector import Box, corners_of, text_mask
 from pairmill.schemas.batch import ScoreContract
-from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.pairs import score_column_names
 from pairmill.schemas.status import Status
@@ -39,17 +37,9 @@ class MaskedModel:
 
     @classmethod
     def load(cls, values: object, run: RunConfig) -> "MaskedModel":
-        """Load the model of a contract, as `contract_values` wrote it. Raises ScoreError if its weights here are other
-        ones, and ModelError if there are none."""
-        contract = ScoreContract(**values)  # type: ignore[arg-type]
-        config = ModelConfig(name=contract.name, pretrained=contract.pretrained, alias=contract.alias)
-        weights = find_weights(config)
-        if weights.sha256() != contract.weights_sha256:
-            raise ScoreError(
-                f"{weights.path} is not the model {contract.alias!r} that the dataset was embedded with: the SHA-256 "
-                f"of its weights should be {contract.weights_sha256}"
-            )
-        return cls(load_model(config, run))
+        """Load the model of a contract, as `contract_values` wrote it. Raises ModelError if its weights here are other
+        ones, or there are none."""
+        return cls(model_of(ScoreContract(**values), run))  # type: ignore[arg-type]
 
     def prepare(self, pixels: Pixels, boxes: list[Box]) -> "npt.NDArray[np.uint8] | None":
         """The input of the model, with the text painted over: uint8 [3, side, side]; None if there is no text. Raises
