@@ -80,6 +80,7 @@ def test_every_job_file_is_one(path: Path) -> None:
             SelectJob.model_validate({"dataset": "out", "name": "clean", **values})
             continue
         if ScoreKinds.model_fields.keys() & values.keys():
+        if not values.keys().isdisjoint(ScoreKinds.model_fields):
             ScoreJob.model_validate({"dataset": "out", "name": "score", **values})
             continue
         values = {"source": {"paths": ["urls.csv"]}, "output": "out", **values}
