@@ -1,4 +1,4 @@
-"""`pairmill probe train`: trains a head on labeled pairs, from their stored embeddings."""
+"""`pairmill probe`: trains a head on labeled pairs from their stored embeddings, or a mix of columns."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +15,9 @@ from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.examples import distinct, gather
 from pairmill.pipeline.evaluate.intervals import wilson
-from pairmill.pipeline.evaluate.labeled_rows import Booleans, Target, target_of
+from pairmill.pipeline.evaluate.labeled_rows import Booleans, RowFilter, Target, target_of
 from pairmill.pipeline.evaluate.labels import LabelSource
+from pairmill.pipeline.evaluate.learned_mix import gather_columns, learn_mix
 from pairmill.pipeline.evaluate.page import EvaluationPage, Section, render
 from pairmill.pipeline.evaluate.probe import Probe, folds_of, train
 from pairmill.pipeline.evaluate.reliability import calibration_error, reliability, reliability_lines
@@ -113,6 +114,56 @@ def train_probe(
     if page is not None:
         _write_page(page, result, embeddings, probe_section(figures, probe, is_positive))
     return result
+
+
+@dataclass(frozen=True)
+class MixRequest:
+    """Which columns to mix, and by which labels."""
+
+    columns: Sequence[str]
+    labels: LabelSource
+    subset: str | None = None
+    """Only rows of this subset."""
+    limit: int = DEFAULT_LIMIT
+    """At most this many labeled rows, chosen by a hash of the uid."""
+
+
+@dataclass(frozen=True)
+class MixResult:
+    """A mix that was learned, and how good it is."""
+
+    output: str
+    """The dataset."""
+    formula: str
+    """For the score `mix`."""
+    figures: ProbeFigures
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """The results for people, then the formula."""
+        name = self.figures.positive
+        yield f"{self.figures.examples:,} examples ({self.figures.positives:,} {name})"
+        yield from probe_lines(self.figures)
+        yield ""
+        yield f"mix: {self.formula}"
+
+
+def train_mix(store: Store, request: MixRequest, on_step: OnStep = ignore_step) -> MixResult:
+    """Learn a mix of columns from labels. Writes nothing. Raises JobError, EvaluateError and DatasetError."""
+    if len(set(request.columns)) < len(request.columns) or len(request.columns) < 2:
+        raise JobError("--column: name two or more different columns to mix")
+    request.labels.check()
+    store.check_access()
+    on_step("reading manifests", 0, 1)
+    snapshot = Snapshot.of(store)
+    rows = RowFilter(snapshot, request.subset)
+    found = gather_columns(rows, request.labels.open(snapshot), request.columns, request.limit, on_step)
+    with _explained(found.facts):
+        mix = learn_mix(found, request.columns, request.labels.positive, on_step)
+    return MixResult(store.root, mix.formula, _figures(mix.probe, Target(mix.name, mix.is_positive), found.facts))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ probe = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Train a head on labeled pairs.",
+    help="Learn from labels: a head, or a mix of columns.",
     epilog=examples(
         "pairmill probe train out \\\n    --labels labels/good.parquet --out probe.safetensors",
         "pairmill probe train out --label-column language \\\n    --positive de --of text --out german.safetensors",
@@ -79,6 +79,45 @@ def train(
         with progress("Nothing was written.") as listener:
             result = train_probe(open_store(output, settings), request, out, page, listener.step)
     _print(result.lines(), result.figures.notes, (out, page))
+    if as_json:
+        print_json(result.as_dict())
+
+
+@probe.command(
+    cls=Command,
+    epilog=examples(
+        "pairmill probe mix out --column neg_clip \\\n    --column similarity --labels labels/good.parquet",
+        "pairmill probe mix out --column neg_clip \\\n    --column aesthetic --label-column clean",
+    ),
+)
+def mix(
+    output: Output,
+    columns: Annotated[
+        list[str], typer.Option("--column", metavar="NAME", help="A column of numbers to mix; two or more.")
+    ],
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    positive: Positive = None,
+    subset: Subset = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", help="At most so many labeled rows, chosen by a hash.", min=1)
+    ] = 20_000,
+    settings: S3Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Learn how to mix columns.
+
+    It is a logistic regression on scores. It prints a formula; `pairmill score OUT NAME --score 'mix: FORMULA'` then
+    gives every pair its value, and writes nothing itself.
+    """
+    with errors():
+        from pairmill.jobs.probe import MixRequest, train_mix
+        from pairmill.pipeline.evaluate.labels import LabelSource
+
+        request = MixRequest(columns, LabelSource(labels or (), label_column, positive), subset, limit)
+        with progress("Nothing was written.") as listener:
+            result = train_mix(open_store(output, settings), request, listener.step)
+    _print(result.lines(), result.figures.notes, ())
     if as_json:
         print_json(result.as_dict())
 

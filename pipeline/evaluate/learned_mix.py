@@ -1,0 +1,96 @@
+"""Learns a mix of columns from labels: the weights of a logistic regression, as a formula for the score `mix`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pairmill.pipeline.common.progress import OnStep, ignore_step
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.evaluate.errors import EvaluateError
+from pairmill.pipeline.evaluate.examples import Doubles
+from pairmill.pipeline.evaluate.labeled_rows import RowFilter, labeled_rows, target_of
+from pairmill.pipeline.evaluate.labels import Labels
+from pairmill.pipeline.evaluate.probe import Booleans, Probe, folds_of, train
+from pairmill.pipeline.select.comparisons import as_doubles, is_number
+from pairmill.pipeline.select.keys import SAMPLE, U64, uid_hashes
+
+
+@dataclass(frozen=True)
+class LabeledColumns:
+    """The labeled rows that have a number in every column, in the order of a hash of their uids."""
+
+    hashes: U64
+    """Of the uids [n]."""
+    values: Doubles
+    """[n, columns]."""
+    labels: pa.Array
+    """[n], without nulls."""
+    facts: Sequence[str]
+    """What was left out, line by line."""
+
+
+@dataclass(frozen=True)
+class LearnedMix:
+    """A mix, and what it predicts for rows that it has not seen."""
+
+    formula: str
+    """For the score `mix`: a sum of weights times columns, the logit of the positive label."""
+    name: str
+    """Of the positive label."""
+    is_positive: Booleans
+    probe: Probe
+
+
+def gather_columns(
+    rows: RowFilter, labels: Labels, columns: Sequence[str], limit: int, on_step: OnStep = ignore_step
+) -> LabeledColumns:
+    """The labeled rows; of more than `limit`, those whose uids have the lowest hashes. Raises EvaluateError if a column
+    is missing or has no numbers."""
+    schema = rows.snapshot.schema
+    for name in columns:
+        if name not in schema.names:
+            problem = rows.snapshot.added.missing(name)
+            raise EvaluateError(problem or f"{rows.snapshot.store.root} has no column {name!r}")
+        if not is_number(kind := schema.field(name).type):
+            raise EvaluateError(f"column {name!r} is {kind}; a mix needs numbers")
+    hashes, values, found = [], [], []
+    for part in labeled_rows(rows, labels, columns, on_step):
+        arrays = [as_doubles(part.rows[name].combine_chunks()).to_numpy(zero_copy_only=False) for name in columns]
+        hashes.append(uid_hashes(part.rows["uid"], SAMPLE, 0))
+        values.append(np.stack(arrays, axis=1))
+        found.append(part.labels)
+    if not hashes:
+        raise EvaluateError("\n".join(["no row of the dataset has a label", *labels.facts()]))
+    everything, all_hashes = np.concatenate(values), np.concatenate(hashes)
+    usable = np.flatnonzero(np.isfinite(everything).all(axis=1))
+    chosen = usable[np.argsort(all_hashes[usable], kind="stable")][:limit]
+    facts = labels.facts()
+    if without := len(everything) - len(usable):
+        facts.append(f"{counted(without, 'labeled row')} left out: no number in some of the columns")
+    if len(usable) > limit:
+        facts.append(f"sampled {limit:,} of {len(usable):,} labeled rows, by a hash of the uid")
+    return LabeledColumns(all_hashes[chosen], everything[chosen], pa.concat_arrays(found).take(pa.array(chosen)), facts)
+
+
+def learn_mix(
+    rows: LabeledColumns, columns: Sequence[str], positive: str | None = None, on_step: OnStep = ignore_step
+) -> LearnedMix:
+    """Train on the columns, each standardized, and write the result in their own units. Raises EvaluateError."""
+    target = target_of(rows.labels, positive)
+    mean, deviation = rows.values.mean(axis=0), rows.values.std(axis=0)
+    for name, width in zip(columns, deviation, strict=True):
+        if not width > 0:
+            raise EvaluateError(f"column {name!r} has the same value in all labeled rows; leave it out")
+    folds = folds_of(rows.hashes, target.is_positive, (target.name, "others"))
+    probe = train((rows.values - mean) / deviation, target.is_positive, folds, on_step)
+    weights = probe.weights.weight / deviation  # [columns]
+    bias = probe.weights.bias - float(weights @ mean)
+    terms = [_term(weight, name) for weight, name in zip(weights.tolist(), columns, strict=True)]
+    return LearnedMix(" + ".join([*terms, f"{bias:.6g}"]), target.name, target.is_positive, probe)
+
+
+def _term(weight: float, name: str) -> str:
+    column = name if name.isascii() and name.isidentifier() else f"col({name!r})"
+    return f"{weight:.6g} * {column}"
