@@ -41,6 +41,25 @@ def test_status_and_the_errors_need_nothing_heavy_either() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+NEED_TORCH = ("pairmill.jobs.evaluate", "pairmill.jobs.probe", "pairmill.jobs.api.measure")
+
+
+def test_no_other_command_and_no_worker_loads_torch_before_it_needs_it() -> None:
+    """Torch takes more than a second and hundreds of megabytes in each process: a command's, and each of its
+    workers'. So importing all of their modules must not load it."""
+    code = (
+        "import sys, pkgutil, importlib, pairmill.jobs as jobs, pairmill.pipeline.stages as stages\n"
+        "for package in (jobs, stages):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        f"        if module.name not in {NEED_TORCH}:\n"
+        "            importlib.import_module(module.name)\n"
+        "            assert 'torch' not in sys.modules, module.name\n"
+        "print(len(sys.modules) > 500)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_every_public_name_is_there_and_explained() -> None:
     assert set(pairmill.__all__) <= set(dir(pairmill))
     for name in pairmill.__all__:
