@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from typer.core import TyperGroup
@@ -75,8 +76,8 @@ def ray_head(ray: Sequence[str | Path], environment: Mapping[str, str], metrics_
         yield f"http://127.0.0.1:{dashboard}"
     finally:
         for process in _processes_of(folder):
-            with suppress(ProcessLookupError):
-                os.kill(process, 9)
+            with suppress(psutil.Error):
+                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +107,17 @@ def bare_cluster(s3: FaultyS3, home: Path) -> Iterator[str]:
         yield address
 
 
-def _processes_of(folder: Path) -> list[int]:
-    """The processes of this cluster only, because `ray stop` would end every Ray instance on the machine."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if str(folder).encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """The processes of this cluster only, because `ray stop` would end every Ray instance on the machine.
+
+    Ray's agents do not have the folder in their titles. One that has run jobs would need a whole core for half a minute
+    until it notices that its cluster is gone.
+    """
+    named = [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
+    found = list(named)
+    for process in named:
+        with suppress(psutil.Error):
+            found += process.children(recursive=True)
     return found
 
 
