@@ -6,6 +6,7 @@ import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import cv2
@@ -118,11 +119,17 @@ def test_extensions_of_a_gif_do_not_change_it(extensions: bytes) -> None:
     assert np.array_equal(processor.pixels(body[:at] + extensions + body[at:]), expected)
 
 
+@cache
+def jpeg_and_bmp(width: int, height: int) -> tuple[bytes, bytes]:
+    """A JPEG, and a BMP of the same pixels, which is never decoded at reduced scale. Drawing takes longest."""
+    body = simplejpeg.encode_jpeg(draw(width, height), 90, "RGB", "420")
+    return body, save(Image.open(io.BytesIO(body)).convert("RGB"), "BMP")
+
+
 @pytest.mark.parametrize("size", [(2600, 1800), (2100, 1400), (2500, 700), (1100, 1400), (1024, 768)])
 @pytest.mark.parametrize("mode", ["keep_ratio_largest", "keep_ratio", "center_crop", "border"])
 def test_scaled_decoding_looks_like_full_decoding(size: tuple[int, int], mode: str) -> None:
-    body = simplejpeg.encode_jpeg(draw(*size), 90, "RGB", "420")
-    exact = save(Image.open(io.BytesIO(body)).convert("RGB"), "BMP")  # never decoded at reduced scale
+    body, exact = jpeg_and_bmp(*size)
     fast, reference = (process(data, size=256, resize_mode=mode, format="png") for data in (body, exact))
     assert (fast.width, fast.height) == (reference.width, reference.height)
     assert (fast.original_width, fast.original_height) == size

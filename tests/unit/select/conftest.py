@@ -16,6 +16,9 @@ from tests.synthetic_dataset import write_dataset
 
 ROWS = 12_000
 
+DUCKDB = duckdb.connect(config={"threads": 1})
+"""The oracle. Connecting anew takes longer than most queries."""
+
 Step: TypeAlias = dict[str, Any]
 """A select step as in a job file."""
 
@@ -51,7 +54,7 @@ def row_ids(dataset: Path, name: str) -> list[str]:
                        from read_parquet('{dataset}/pairs/*.parquet', filename = true, file_row_number = true))
         select row_id from selected join pairs using (shard, row, uid) order by shard, row
     """
-    found = [row[0] for row in duckdb.connect().execute(query).fetchall()]
+    found = [row[0] for row in DUCKDB.execute(query).fetchall()]
     assert len(found) == selected.num_rows
     return found
 
@@ -66,4 +69,4 @@ def oracle(dataset: Path, sql: str) -> list[str]:
              answer as ({sql})
         select row_id from answer order by row_index
     """
-    return [row[0] for row in duckdb.connect().execute(query).fetchall()]
+    return [row[0] for row in DUCKDB.execute(query).fetchall()]

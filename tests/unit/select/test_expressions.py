@@ -4,7 +4,6 @@ import datetime
 import time
 from collections.abc import Callable
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
+from tests.unit.select.conftest import DUCKDB
 
 TABLE = pa.table(
     {
@@ -129,9 +129,8 @@ def test_a_written_time_is_compared_with_all_its_digits_as_by_duckdb(name: str, 
     of_days = [None if moment is None else moment.date() for moment in moments]
     table = pa.table({name: pa.array(of_days if name.startswith("day") else moments, kinds[name])})
     sql = f"select (columns(*)::timestamp) {operator.replace('==', '=')} timestamp '{written}' from t"
-    with duckdb.connect() as connection:
-        connection.execute("set timezone = 'UTC'").register("t", table)
-        expected = [row[0] for row in connection.execute(sql).fetchall()]
+    DUCKDB.execute("set timezone = 'UTC'").register("t", table)
+    expected = [row[0] for row in DUCKDB.execute(sql).fetchall()]
     assert Expression(f"{name} {operator} '{written}'").evaluate(table).to_pylist() == expected
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 from uuid import UUID
 
-import duckdb
 import pyarrow as pa
 import pytest
 
@@ -15,7 +14,7 @@ from pairmill.pipeline.reader.snapshot import DatasetError
 from pairmill.pipeline.source.planned import PlanError
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.added import add_columns
-from tests.unit.select.conftest import make_subset, row_ids
+from tests.unit.select.conftest import DUCKDB, make_subset, row_ids
 
 ROWS = 1_500
 
@@ -32,7 +31,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def query(folder: Path, columns: str) -> list[tuple[object, ...]]:
     pairs = f"read_parquet('{folder}/pairs/*.parquet', filename = true, file_row_number = true)"
-    return duckdb.connect().execute(f"select {columns} from {pairs} order by filename, file_row_number").fetchall()
+    return DUCKDB.execute(f"select {columns} from {pairs} order by filename, file_row_number").fetchall()
 
 
 def test_a_table_has_the_rows_of_all_shards_in_order_with_the_columns_as_asked(small: Path) -> None:
@@ -46,7 +45,7 @@ def test_a_table_has_the_rows_of_all_shards_in_order_with_the_columns_as_asked(s
 
 def test_columns_of_an_added_model_are_beside_their_rows(small: Path) -> None:
     table = pairmill.open(str(small)).table(["row_id", "similarity_extra"])
-    added = duckdb.connect().execute(f"select row_id, similarity_extra from '{small}/columns/extra/*.parquet'")
+    added = DUCKDB.execute(f"select row_id, similarity_extra from '{small}/columns/extra/*.parquet'")
     assert dict(zip(*(column.to_pylist() for column in table), strict=True)) == dict(added.fetchall())
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from pairmill.pipeline.select.near_duplicates import band_masks, near_pairs
 from pairmill.pipeline.select.outputs import DEDUP_KEY
 from pairmill.pipeline.select.subset_diff import compare
 from tests.synthetic_dataset import write_dataset
-from tests.unit.select.conftest import ROWS, make_subset, oracle, row_ids
+from tests.unit.select.conftest import DUCKDB, ROWS, make_subset, oracle, row_ids
 
 pytestmark = pytest.mark.usefixtures("many_chunks")
 
@@ -65,7 +64,7 @@ def test_a_sample_does_not_favor_rows_that_won_a_tie(dataset: Path) -> None:
     make_subset(dataset, "tied", top)
     make_subset(dataset, "sampled", top, {"sample": {"fraction": 0.25}})
     query = f"select row_id from read_parquet('{dataset}/pairs/*.parquet') where width > 900"
-    wide = {row[0] for row in duckdb.connect().execute(query).fetchall()}
+    wide = {row[0] for row in DUCKDB.execute(query).fetchall()}
     before, after = set(row_ids(dataset, "tied")), set(row_ids(dataset, "sampled"))
     assert 0.15 < len(after & wide) / len(before & wide) < 0.35
 
@@ -100,25 +99,32 @@ def test_the_top_is_exact_however_few_keys_are_sampled(
     assert row_ids(dataset, "guessed") == row_ids(dataset, "exact")
 
 
-@pytest.mark.parametrize("where", ["width >= 0", "width == 3", "width in (3, 4, 5, 8)"])
-@pytest.mark.parametrize("share", [{"fraction": 0.3}, {"count": 17}, {"fraction": 1.0}, {"count": 10**6}])
-def test_the_top_is_exact_if_keys_are_sampled_from_few_shards_and_each_shard_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, share: dict[str, float]
-) -> None:
-    """The width is the number of the shard, so some of the conditions keep no row of the sampled shards."""
-    write_dataset(tmp_path / "own", 240, shard_rows=20)
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of twelve shards whose width is the number of the shard."""
+    folder = tmp_path_factory.mktemp("numbered")
+    write_dataset(folder, 240, shard_rows=20)
     for shard in range(12):
-        path = tmp_path / f"own/pairs/{shard:09d}.parquet"
+        path = folder / f"pairs/{shard:09d}.parquet"
         table = pq.ParquetFile(path).read()
         for name, values in (("width", [shard] * table.num_rows), ("similarity", [shard / 50] * table.num_rows)):
             index = table.schema.get_field_index(name)
             table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
         pq.write_table(table, path)
+    return folder
+
+
+@pytest.mark.parametrize("where", ["width >= 0", "width == 3", "width in (3, 4, 5, 8)"])
+@pytest.mark.parametrize("share", [{"fraction": 0.3}, {"count": 17}, {"fraction": 1.0}, {"count": 10**6}])
+def test_the_top_is_exact_if_keys_are_sampled_from_few_shards_and_each_shard_differs(
+    numbered: Path, monkeypatch: pytest.MonkeyPatch, where: str, share: dict[str, float]
+) -> None:
+    """Some of the conditions keep no row of the sampled shards."""
     steps: Any = [{"where": where}, {"top": {"by": "similarity * similarity", **share}}, {"sample": {"fraction": 0.5}}]
-    make_subset(tmp_path / "own", "all", *steps)
+    make_subset(numbered, "all", *steps)
     monkeypatch.setattr(selector, "SAMPLED_SHARDS", 2)
-    make_subset(tmp_path / "own", "few", *steps)
-    assert row_ids(tmp_path / "own", "few") == row_ids(tmp_path / "own", "all")
+    make_subset(numbered, "few", *steps)
+    assert row_ids(numbered, "few") == row_ids(numbered, "all")
 
 
 @pytest.mark.parametrize("by", ["sha256", "url", "phash", "width", "caption"])
@@ -138,7 +144,7 @@ def test_exact_dedup_keeps_the_best_of_each_group(dataset: Path) -> None:
     rows = f"""select * from (select *, row_number() over (partition by uid order by filename, file_row_number) as nth
                from read_parquet('{dataset}/pairs/*.parquet', filename = true, file_row_number = true)
                where status = 'ok') where nth = 1 and {IN_SQL}"""
-    assert clusters == [row[0] for row in duckdb.connect().execute(sizes.format(rows)).fetchall()]
+    assert clusters == [row[0] for row in DUCKDB.execute(sizes.format(rows)).fetchall()]
 
 
 def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,12 +162,14 @@ def test_a_null_is_a_duplicate_of_nothing(dataset: Path) -> None:
 
 
 def brute_force_pairs(hashes: Any, distance: int) -> set[tuple[int, int]]:
-    found = set()
+    """Pairs of different places, the smaller one first, whose hashes differ by 1 to `distance` bits."""
+    found: set[tuple[int, int]] = set()
     for start in range(0, len(hashes), 500):
-        block = hashes[start : start + 500]
-        bits = np.bitwise_count(block[:, None] ^ hashes[None, :])
-        near = np.argwhere((bits <= distance) & (bits > 0))
-        found |= {(min(a + start, b), max(a + start, b)) for a, b in near.tolist()}
+        block, later = hashes[start : start + 500], hashes[start:]
+        bits = np.bitwise_count(block[:, None] ^ later[None, :])
+        bits -= 1  # of equal hashes: 255
+        one, other = np.nonzero(bits < distance)
+        found.update((a, b) for a, b in zip((one + start).tolist(), (other + start).tolist(), strict=True) if a < b)
     return found
 
 
@@ -187,7 +195,7 @@ def test_every_row_that_a_near_dedup_drops_is_near_a_kept_one_and_no_two_kept_on
     make_subset(dataset, "before")
     make_subset(dataset, "after", {"dedup": {"by": "phash", "distance": 4, "best": "similarity"}})
     query = f"select row_id, phash, similarity from read_parquet('{dataset}/pairs/*.parquet')"
-    facts = {row: (int(phash, 16), score) for row, phash, score in duckdb.connect().execute(query).fetchall()}
+    facts = {row: (int(phash, 16), score) for row, phash, score in DUCKDB.execute(query).fetchall()}
     kept = row_ids(dataset, "after")
     dropped = sorted(set(row_ids(dataset, "before")) - set(kept))
     assert 500 < len(dropped) < ROWS / 2
