@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-unit test-unit-all test-integration check docs format wheel bench \
+.PHONY: setup demo test test-unit test-unit-all test-integration check types lint docs format wheel bench \
 	bench-table bench-peers lock upgrade clean
 
 setup: $(READY)
@@ -53,12 +53,16 @@ test-integration: $(READY)
 	$(BIN)/python -m pytest -q -m forks tests/integration
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not forks' tests/integration
 
-check: $(READY)
+# The types take longer than all other checks together, on one core. `make -j check` uses another one for those.
+check: types lint docs
+
+types: $(READY)
+	$(BIN)/mypy
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) docs
 
 # Builds the documentation in site/. Fails if a Markdown file has a broken link, or if a page loads anything from another
 # server.
