@@ -117,8 +117,7 @@ def test_a_corpus_is_embedded_and_opened_with_its_pictures_and_an_added_model(
 ) -> None:
     (tmp_path / "tars").mkdir()
     corpus = write_tar(tmp_path / "tars/00000.tar", samples(6))
-    result = pairmill.embed(tmp_path / "tars", tmp_path / "emb", models="tiny", device="cpu", progress=False)
-    assert result.kept == 6
+    assert sequentially(embed_job(tmp_path / "emb", tmp_path / "tars")).kept == 6
     added = pairmill.add_model(tmp_path / "emb", "tiny", alias="again", device="cpu", progress=False)
     assert (added.alias, added.shards_missing) == ("again", [])
     dataset = pairmill.open(tmp_path / "emb")
@@ -187,7 +186,7 @@ def no_fives(rows):
 
 
 def test_scripts_and_interactive_sessions_work_beside_folders_named_like_pairmills(
-    source: Path, tmp_path: Path
+    source: Path, on_this_ray: list[str], tmp_path: Path
 ) -> None:
     for name in ("pipeline", "schemas"):
         (tmp_path / name).mkdir()
@@ -196,7 +195,10 @@ def test_scripts_and_interactive_sessions_work_beside_folders_named_like_pairmil
     (tmp_path / "mine.py").write_text(RULE)
     expected = "[('custom_rule', 2), ('http_4xx', 4), ('ok', 14)] 14\n"
     (tmp_path / "script.py").write_text(SCRIPT.replace("OUTPUT", "'by_script'"))
-    cell = SCRIPT.replace("OUTPUT", "'by_session'")
+    address = on_this_ray[-1].partition("=")[2]
+    cell = SCRIPT.replace("OUTPUT", "'by_session'").replace(
+        "settings = {", f"settings = {{'run.address': {address!r}, "
+    )
     # As in a notebook: the code is not in a file, and an event loop is running.
     session = f"import asyncio\nasync def run(): exec({cell!r})\n\nasyncio.run(run())\n"
     for arguments in ([str(tmp_path / "script.py")], ["-i"]):

@@ -133,7 +133,7 @@ def tars(output: Path) -> dict[str, int]:
 
 
 def test_every_input_row_comes_out_exactly_once_with_its_status(
-    ray_session: None, web: PictureWeb, tmp_path: Path
+    plain_loop: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     rows = mixed_rows(web)
     result = build(job(write_input(tmp_path / "in.parquet", rows), tmp_path / "out"))
@@ -152,7 +152,7 @@ def test_every_input_row_comes_out_exactly_once_with_its_status(
 
 
 def test_a_picture_with_a_list_of_captions_is_fetched_and_counted_once(
-    ray_session: None, web: PictureWeb, tmp_path: Path
+    plain_loop: None, web: PictureWeb, tmp_path: Path
 ) -> None:
     bodies = [picture(n) for n in range(3)]
     rows = [{"url": web.add(f"/{n}.jpg", body), "caption": ["one", "two"]} for n, body in enumerate(bodies)]
