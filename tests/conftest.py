@@ -7,6 +7,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""Otherwise torch's threads spin while they wait for each other, which takes three times the CPU time, and the time of
+the tests beside them, if several processes share the cores. Set before torch is loaded."""
+
 settings.register_profile("pairmill", deadline=None)  # a slow machine must not fail a test
 settings.register_profile(  # for bench.doors
     "doors",
