@@ -32,7 +32,7 @@ probe = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Learn from labels: a head, or a mix of columns.",
+    help="Learn a head or a mix from labels.",
     epilog=examples(
         "pairmill probe train out \\\n    --labels labels/good.parquet --out probe.safetensors",
         "pairmill probe train out --label-column language \\\n    --positive de --of text --out german.safetensors",
