@@ -18,6 +18,7 @@ settings.register_profile(  # for bench.doors
     max_examples=int(os.environ.get("DOORS_EXAMPLES", "1000")),
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("few", deadline=None, max_examples=20)  # for the other Pythons of make test-unit-all
 settings.load_profile("pairmill")
 
 MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS
