@@ -18,7 +18,7 @@ from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, float32_blocks, read_vectors
-from pairmill.pipeline.score.kind import PICTURE, Floats, Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import LEFT_OUT, PICTURE, Floats, Mask, Needs, RowScore, ScoreError, float_column
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.source.clean_captions import clean_captions
 from pairmill.schemas.job.images import ImagesConfig
@@ -114,35 +114,36 @@ class _OpenCaptionModel:
     model: "ClipModel | None"
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """A caption for each row."""
+        """A caption for each row, and LEFT_OUT."""
         pictures = rows[PICTURE]
         starts = range(0, max(len(pictures), 1), _BLOCK_ROWS)
-        captions = pa.concat_arrays(
-            [self._captions(pictures.slice(start, _BLOCK_ROWS).to_pylist()) for start in starts]
-        )
-        columns = {self.kind.name: captions}
+        parts = [self._captions(pictures.slice(start, _BLOCK_ROWS).to_pylist()) for start in starts]
+        captions = pa.concat_arrays([part for part, _ in parts])
+        columns = {self.kind.name: captions, LEFT_OUT: pa.array(np.concatenate([left_out for _, left_out in parts]))}
         if self.model is not None and self.kind.settings.similarity is not None:
             stored = rows[embedding_column(self.kind.settings.similarity, "image")]
             columns[similarity_column(self.kind.name)] = _similarities(self.model, captions, stored)
         return pa.table(columns)
 
-    def _captions(self, pictures: Sequence[bytes | None]) -> pa.Array:
-        inputs, rows = [], []
+    def _captions(self, pictures: Sequence[bytes | None]) -> tuple[pa.Array, Mask]:
+        """(captions [pictures], whether each picture does not decode [pictures])."""
+        inputs, rows, left_out = [], [], np.zeros(len(pictures), np.bool_)
         for row, picture in enumerate(pictures):
             if picture is None:
                 continue
             try:
                 inputs.append(self.coca.input.prepare(self.processor.pixels(picture)))
             except ImageError:
+                left_out[row] = True
                 continue
             rows.append(row)
         if not rows:
-            return pa.nulls(len(pictures), pa.string())
+            return pa.nulls(len(pictures), pa.string()), left_out
         written = clean_captions(pa.array(self.coca.write_captions(torch.stack(inputs)), pa.string()))
         written = pc.if_else(pc.equal(written, ""), None, written)
         places = np.full(len(pictures), -1)
         places[rows] = np.arange(len(rows))
-        return written.take(pa.array(places, mask=places < 0))
+        return written.take(pa.array(places, mask=places < 0)), left_out
 
 
 def _similarities(model: "ClipModel", captions: pa.Array, stored: pa.ChunkedArray) -> pa.Array:
