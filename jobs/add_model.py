@@ -18,6 +18,7 @@ from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, columns_done
 from pairmill.pipeline.columns.added_model import pictures_left_out, read_card
+from pairmill.pipeline.columns.score_card import SCORE_CARD
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed
@@ -94,6 +95,8 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
     (added,) = job.models
     if added.alias in taken:
         raise JobError(f"{store.root} already has a model with the alias {added.alias!r}; choose another with --alias")
+    if store.exists(f"columns/{added.alias}/{SCORE_CARD}"):
+        raise JobError(f"{store.root} has a score named {added.alias!r}; choose another alias with --alias")
     card = json.dumps({**added.model_dump(), "fingerprint": fingerprint}, indent=1).encode()
     name = f"columns/{added.alias}/{MODEL_CARD}"
     if not store.create(name, card) and read_card(store, added.alias).fingerprint != fingerprint:

@@ -17,7 +17,7 @@ from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreName
 from pairmill.schemas.job.source import SourceConfig, names_a_corpus
-from pairmill.schemas.pairs import OWN_COLUMNS, score_column_names
+from pairmill.schemas.pairs import is_own_column
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.settings import Settings, Uri
 
@@ -85,9 +85,8 @@ class BuildJob(Settings):
     def _check_score_columns(self) -> None:
         """Refuse scores whose columns have the name of another column."""
         names = self.score_columns.names
-        own = {name for model in self.models for name in score_column_names(model.alias)} | OWN_COLUMNS
         for name in names:
-            if name in own or names.count(name) > 1:
+            if is_own_column(name) or names.count(name) > 1:
                 raise ValueError(f"scores: there would be two columns {name!r}; choose another name for the score")
 
     @model_validator(mode="after")

@@ -81,13 +81,18 @@ OWN_COLUMNS = frozenset(
 )
 
 
+def is_own_column(name: str) -> bool:
+    """Whether a column of this name, ignoring case, is pairmill's own or may become one with another model."""
+    prefixes = ("similarity_", "image_embedding_", "text_embedding_")
+    return name.lower() in OWN_COLUMNS or name.lower().startswith(prefixes)
+
+
 def source_column_name(name: str, taken: set[str]) -> str:
     """Output name of an input column. Prefixed with `source_` if it collides with another name, ignoring case.
 
     `taken`: names already in use, in lower case; the result is not added.
     """
-    own = name.lower() in OWN_COLUMNS or name.lower().startswith(("similarity_", "image_embedding_", "text_embedding_"))
-    candidate = f"source_{name}" if own or name.lower() in taken else name
+    candidate = f"source_{name}" if is_own_column(name) or name.lower() in taken else name
     while candidate.lower() in taken:
         candidate = f"source_{candidate}"
     return candidate

@@ -77,10 +77,10 @@ def export_job(options: ExportOptions) -> ExportJob:
 
 def score_job(options: ScoreOptions) -> ScoreJob:
     """The checked job of `score`. Raises JobError."""
-    given = {} if options.score is None else parse_score(options.score)
+    given = {} if options.given is None else parse_score(options.given)
     if options.preset and options.name:
         given = {**score_of(options.preset, options.name), **given}
-    fields = {"dataset": options.dataset, "name": options.name, **given}
+    fields = {"dataset": options.output, "name": options.name, **given}
     return load_score_job(options.job_file, fields, options.settings or [])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.core import TyperGroup
 
-from pairmill.jobs.cli.arguments import added_model, build_job, embed_job, export_job, select_job
+from pairmill.jobs.cli.arguments import added_model, build_job, embed_job, export_job, score_job, select_job
 from pairmill.jobs.cli.help import HELP_OPTIONS
 from pairmill.jobs.cli.options import (
     BuildOptions,
@@ -14,6 +14,7 @@ from pairmill.jobs.cli.options import (
     IndexOptions,
     Options,
     RetryOptions,
+    ScoreOptions,
     SelectOptions,
 )
 from pairmill.jobs.cluster.job_bundle import Command
@@ -22,16 +23,24 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.s3 import secret_in
+from pairmill.schemas.scores import ScoreJob
 
 COMMANDS: dict[str, type[Options]] = {
     "build": BuildOptions,
     "embed": EmbedOptions,
     "retry": RetryOptions,
     "select": SelectOptions,
+    "score": ScoreOptions,
     "export": ExportOptions,
     "index": IndexOptions,
 }
 """Commands that can be submitted: those that take a long time."""
+
+_ON_GPU = ("neg_clip", "norm_sim", "text", "caption_model")
+"""Kinds of scores that use a GPU if there is one."""
+_FILES = ("weights", "names", "target", "toxic_words")
+_MODELS = (("caption_model", "model"), ("caption_model", "pretrained"))
+"""Settings of scores that name a file, and those that may."""
 
 
 def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
@@ -57,6 +66,11 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
             selected = select_job(options)
             uid_files = [step.uids for step in selected.steps if step.uids is not None]
             return _reading(arguments, options.job_file, [selected.dataset, *uid_files])
+        case ScoreOptions():
+            scored = score_job(options)
+            uris = [scored.dataset, *_files_of(scored)]
+            on_gpu = not scored.given or scored.given[0] in _ON_GPU
+            return Command(list(arguments), options.job_file, RulesConfig(), uris, has_models=on_gpu)
         case ExportOptions():
             job = export_job(options)
             return _reading(arguments, options.job_file, [job.dataset, job.output])
@@ -68,6 +82,17 @@ def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Co
     names = [name for model in job.models for name in (model.name, model.pretrained) if name]
     uris = [*job.source.paths, job.output, *(name for name in names if Path(name).exists())]
     return Command(list(arguments), job_file, job.rules, uris, has_models=bool(job.models))
+
+
+def _files_of(job: ScoreJob) -> list[str]:
+    """The local files and folders that a score is prepared from. They must exist where it runs."""
+    found = [
+        value
+        for kind in job.given
+        for field, value in getattr(job, kind)
+        if field in _FILES or (kind, field) in _MODELS
+    ]
+    return [value for value in found if isinstance(value, str) and Path(value).exists()]
 
 
 def _changing(arguments: Sequence[str], options: Options, uris: list[str], has_models: bool) -> Command:

@@ -119,15 +119,15 @@ class SelectOptions(_JobOptions):
 class ScoreOptions(_JobOptions):
     """Options of `pairmill score`."""
 
-    dataset: str
+    output: str
     name: str | None = None
-    score: str | None = None
+    given: str | None = None
     preset: str | None = None
 
     @property
     def uris(self) -> list[str]:
         """The dataset."""
-        return [self.dataset]
+        return [self.output]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def score(
     Its columns stand in OUT/columns/NAME, and select, report, explore and export use them at once. Without a kind, it
     computes the score NAME for new shards. If it is interrupted, run the same command again to resume.
     """
-    options = ScoreOptions(dataset=output, name=name, score=given, preset=preset, job_file=job_file, settings=settings)
+    options = ScoreOptions(output=output, name=name, given=given, preset=preset, job_file=job_file, settings=settings)
     with errors():
         from pairmill.jobs.cli.arguments import score_job
         from pairmill.jobs.score import score as run_score

@@ -47,7 +47,7 @@ def submit(
 ) -> None:
     """Run a command on a Ray cluster.
 
-    Takes build, embed, retry, select, export or index with its own arguments.
+    Takes build, embed, retry, select, score, export or index with its own arguments.
     """
     with errors():
         if kuberay and wait:

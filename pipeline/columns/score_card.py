@@ -86,7 +86,14 @@ class State:
 
 def read_score_card(store: Store, name: str) -> ScoreCard:
     """The card of a score. Raises ManifestError and FileNotFoundError."""
-    return read_record(store, f"columns/{name}/{SCORE_CARD}", ScoreCard, _remedy(name))
+    path = f"columns/{name}/{SCORE_CARD}"
+    card = read_record(store, path, ScoreCard, _remedy(name))
+    if card.name != name:
+        raise DamagedManifestError(
+            f"{store.path(path)} is that of the score {card.name[:100]!r}: its folder was copied or renamed; "
+            f"move columns/{name} elsewhere"
+        )
+    return card
 
 
 def write_state(store: Store, name: str, state: State) -> DataFile:

@@ -179,8 +179,9 @@ def _read_terms(path: str, files: Files) -> list[str]:
     try:
         with files.open(path) as file:
             data = file.read(_MAX_LIST_BYTES + 1)
-    except FileNotFoundError:
-        raise ScoreError(f"{path} does not exist; give toxic_words a text file with one term per line") from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ScoreError(f"{path} cannot be read ({reason}); give toxic_words a text file, one term per line") from None
     if len(data) > _MAX_LIST_BYTES:
         raise ScoreError(f"{path}: larger than {_MAX_LIST_BYTES >> 20} MiB, so it is no list of words")
     try:
@@ -190,6 +191,10 @@ def _read_terms(path: str, files: Files) -> list[str]:
     terms = {" ".join(line.split()) for line in lines if not line.startswith("#")} - {""}
     if not terms:
         raise ScoreError(f"{path}: has no terms; write one per line")
+    try:
+        TermList(terms).find(pa.array([""]))
+    except pa.ArrowInvalid as error:  # the terms of scripts without spaces are one regular expression
+        raise ScoreError(f"{path}: has too many terms ({error}); use a shorter list") from None
     return sorted(terms)
 
 

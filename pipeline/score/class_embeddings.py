@@ -92,13 +92,20 @@ def _checked(path: Path, classes: Classes) -> Classes:
         if name in seen:
             raise ScoreError(f"{path}: the class {name[:100]!r} is there twice")
         seen.add(name)
-        is_text = isinstance(prompts, list) and all(isinstance(each, str) and each.strip() for each in prompts)
+        is_text = isinstance(prompts, list) and all(isinstance(each, str) and _is_text(each) for each in prompts)
+        if not _is_text(name):
+            raise ScoreError(f"{path}: {name[:100]!r} is no name of a class")
         if not is_text or not 1 <= len(prompts) <= MAX_PROMPTS or max(map(len, [name, *prompts])) > MAX_PROMPT_CHARS:
             raise ScoreError(
                 f"{path}: the class {name[:100]!r} should have 1 to {MAX_PROMPTS:,} prompts of at most "
                 f"{MAX_PROMPT_CHARS:,} characters: {_EXAMPLE}"
             )
     return classes
+
+
+def _is_text(text: str) -> bool:
+    """Whether it is not empty, and can be stored: JSON can hold half of a character, a surrogate."""
+    return bool(text.strip()) and not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _read(path: Path) -> str:
@@ -108,5 +115,5 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ScoreError(f"{path}: is not UTF-8 text") from None
-    except OSError as error:
-        raise ScoreError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise ScoreError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -100,7 +100,7 @@ class _OpenClasses:
         best = np.zeros((len(vectors), shown), np.int32)
         probability = np.zeros((len(vectors), shown), np.float32)
         with torch.inference_mode():
-            for block, inputs in float32_blocks(vectors):
+            for block, inputs in float32_blocks(vectors, compared_with=len(self._classes)):
                 found = self._probabilities(inputs)  # [block, classes]
                 values, indices = torch.sort(found, dim=1, descending=True, stable=True)
                 probability[block], best[block] = values[:, :shown].numpy(), indices[:, :shown].numpy()

@@ -13,15 +13,22 @@ import torch
 
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, float32_blocks, normalized, read_vectors
+from pairmill.pipeline.score.draw import Draw
+from pairmill.pipeline.score.embeddings import (
+    MAX_CELLS,
+    chosen_model,
+    embedding_column,
+    float32_blocks,
+    normalized,
+    read_vectors,
+)
 from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
-from pairmill.pipeline.score.scan import U64, ShardReader, drawn_rows, hash_limit, scan
 from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import DensityScore, ScoreConfig
 
-Halves = npt.NDArray[np.float16]
+U64 = npt.NDArray[np.uint64]
 
 _ITERATIONS = 20
 """As for DataComp's centroids; further iterations hardly move them."""
@@ -73,18 +80,16 @@ class Density:
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The sample, its uids, and the centroids of its clusters."""
         settings = self.settings
-        limit = hash_limit(settings.sample, snapshot.chunk.num_rows)
-        found = list(scan(snapshot, self.needs.columns, tasks, _draw, (self._column, limit)))
-        hashes, uids, vectors = (np.concatenate([shard[part] for shard in found]) for part in range(3))
-        _, first = np.unique(hashes, return_index=True)  # in order of the hashes
-        chosen = first[: settings.sample]
-        if len(chosen) <= settings.neighbors:
+        dim = chosen_model(snapshot, settings.model, settings.of).dim
+        (drawn,) = Draw((self._column,), settings.sample).rows(snapshot, dim, tasks)
+        (vectors,) = drawn.vectors
+        if len(vectors) <= settings.neighbors:
             raise ScoreError(
-                f"{snapshot.store.root} has {len(chosen):,} pairs with an embedding; density with {settings.neighbors} "
-                "neighbors needs more"
+                f"the sample of {snapshot.store.root} has {len(vectors):,} pairs with an embedding; density with "
+                f"{settings.neighbors} neighbors needs more"
             )
-        centroids = spherical_kmeans(normalized(vectors[chosen]), min(settings.clusters, len(chosen)))
-        return State({"uids": uids[chosen], "vectors": vectors[chosen], "centroids": centroids.numpy()})
+        centroids = spherical_kmeans(normalized(vectors), min(settings.clusters, len(vectors)))
+        return State({"uids": drawn.uids, "vectors": vectors, "centroids": centroids.numpy()})
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Compare blocks of rows with the sample and the centroids."""
@@ -106,7 +111,8 @@ class _OpenDensity:
         density, cosine = np.zeros(len(vectors), np.float32), np.zeros(len(vectors), np.float32)
         cluster = np.zeros(len(vectors), np.int32)
         with torch.inference_mode():
-            for block, inputs in float32_blocks(vectors):
+            compared_with = max(len(self._sample), len(self._centroids))
+            for block, inputs in float32_blocks(vectors, compared_with=compared_with):
                 nearest = (inputs @ self._centroids.T).max(dim=1)
                 cosine[block], cluster[block] = nearest.values.numpy(), nearest.indices.numpy()
                 density[block] = self._density(inputs, uids[block]).numpy()
@@ -129,8 +135,9 @@ def spherical_kmeans(vectors: torch.Tensor, count: int) -> torch.Tensor:
     stays where it is.
     """
     centroids = vectors[:count].clone()
+    size = max(1, min(4_096, MAX_CELLS // count))
     for _ in range(_ITERATIONS):
-        nearest = torch.cat([(part @ centroids.T).argmax(dim=1) for part in torch.split(vectors, 4_096)])  # [n]
+        nearest = torch.cat([(part @ centroids.T).argmax(dim=1) for part in torch.split(vectors, size)])  # [n]
         sums = torch.zeros_like(centroids).index_add_(0, nearest, vectors)
         is_used = torch.bincount(nearest, minlength=count) > 0
         moved = torch.where(is_used[:, None], torch.nn.functional.normalize(sums, dim=1), centroids)
@@ -138,11 +145,3 @@ def spherical_kmeans(vectors: torch.Tensor, count: int) -> torch.Tensor:
             break
         centroids = moved
     return centroids
-
-
-def _draw(reader: ShardReader, shard: int, generation: int, column: str, limit: np.uint64) -> tuple[U64, U64, Halves]:
-    """(hashes, uids [drawn, 2], embeddings) of the rows of a shard that may be in the sample."""
-    rows = reader.read(shard, generation)
-    vectors, is_valid = read_vectors(rows[column])
-    hashes, chosen = drawn_rows(rows["uid"], is_valid, 0, limit)
-    return hashes, np.stack(key_halves(rows["uid"], "uid"), axis=1)[chosen], vectors[chosen]

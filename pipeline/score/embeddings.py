@@ -14,6 +14,8 @@ from pairmill.pipeline.score.kind import Mask, ScoreError
 from pairmill.schemas.index import EmbeddingKind
 from pairmill.schemas.pairs import score_column_names
 
+MAX_CELLS = 1 << 24
+"""Largest block of rows times what they are compared with: 64 MB of float32."""
 BLOCK_ROWS = 1_024
 """Rows converted to float32 at a time: a block of 512 dimensions takes 2 MB and stays in the cache, which makes a
 linear head 13 times as fast as converting a whole shard first."""
@@ -75,13 +77,16 @@ def normalized(vectors: npt.NDArray[np.generic]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(vectors.astype(np.float32)), dim=1)
 
 
-def float32_blocks(vectors: npt.NDArray[np.float16], normalize: bool = True) -> Iterator[tuple[slice, torch.Tensor]]:
+def float32_blocks(
+    vectors: npt.NDArray[np.float16], normalize: bool = True, compared_with: int = 1
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, their vectors as float32 [block, dim]), block by block; L2-normalized, which undoes most of the rounding
-    to float16. A vector of zeros stays zeros."""
+    to float16. A vector of zeros stays zeros. `compared_with`: to how many others; blocks are smaller for very many."""
+    size = max(1, min(BLOCK_ROWS, MAX_CELLS // compared_with))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and is only read here
         halves = torch.from_numpy(vectors)
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, len(vectors)))
+    for start in range(0, len(vectors), size):
+        rows = slice(start, min(start + size, len(vectors)))
         block = halves[rows].float()
         yield rows, torch.nn.functional.normalize(block, dim=1) if normalize else block

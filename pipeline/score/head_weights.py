@@ -149,6 +149,7 @@ def _read(path: Path) -> tuple[dict[str, Doubles], Mapping[str, Any]]:
         else:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it loads, or raises an error
+                warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which are refused below
                 tensors, about = torch.load(path, map_location="cpu", weights_only=True), {}
     except OSError as error:
         raise ScoreError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -163,7 +164,18 @@ def _read(path: Path) -> tuple[dict[str, Doubles], Mapping[str, Any]]:
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
         raise ScoreError(f"{path}: is no set of named tensors, such as a head's state_dict()")
-    return {str(name): tensor.double().numpy() for name, tensor in tensors.items()}, about
+    return {str(name): _as_doubles(path, str(name), tensor) for name, tensor in tensors.items()}, about
+
+
+def _as_doubles(path: Path, name: str, tensor: torch.Tensor) -> Doubles:
+    """The numbers of a tensor. Raises ScoreError if it has none, or more than the file can hold: a .pth may say that
+    one number stands for a billion."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not is_plain or tensor.is_complex():
+        raise ScoreError(f"{path}: the tensor {name[:100]!r} is not a plain array of real numbers")
+    if tensor.nelement() > tensor.untyped_storage().nbytes():
+        raise ScoreError(f"{path}: the tensor {name[:100]!r} is larger than what the file holds of it")
+    return tensor.detach().double().numpy()
 
 
 def _layers(path: Path, tensors: dict[str, Doubles]) -> tuple[tuple[int, ...], tuple[tuple[Doubles, Doubles], ...]]:
@@ -178,7 +190,10 @@ def _layers(path: Path, tensors: dict[str, Doubles]) -> tuple[tuple[int, ...], t
                 f"{path}: the tensor {name[:100]!r} is not part of a head: weight and bias, or layers.N.weight and "
                 "layers.N.bias"
             )
-        found.setdefault(int(match[1]), {})[match[2]] = tensor
+        parts = found.setdefault(int(match[1]), {})
+        if match[2] in parts:
+            raise ScoreError(f"{path}: has two layers {match[1]}; a head is one network")
+        parts[match[2]] = tensor
     numbers = tuple(sorted(found))
     for number in numbers:
         if len(found[number]) != 2:
@@ -191,7 +206,7 @@ def _layers(path: Path, tensors: dict[str, Doubles]) -> tuple[tuple[int, ...], t
 def _check_shapes(
     path: Path, layers: tuple[tuple[Doubles, Doubles], ...], mean: Doubles | None, variance: Doubles | None
 ) -> None:
-    width = layers[0][0].shape[-1]
+    width = layers[0][0].shape[-1] if layers[0][0].ndim else 0
     for weight, bias in layers:
         if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != width or not weight.size:
             raise ScoreError(f"{path}: its layers do not fit together: {[each.shape for each, _ in layers]}")

@@ -28,7 +28,7 @@ class ScoreError(PairmillError, ValueError):
     kind = FailureKind.JOB
 
 
-LEFT_OUT = "left_out"
+LEFT_OUT = "pairmill left out"
 """A column that a kind which needs pictures adds to its result: True where there is a picture that cannot be scored. It
 is not stored, but counted in the manifest of the columns."""
 

@@ -5,6 +5,7 @@ share of rows with a lower value, and `zscore(x)`, the distance from the mean in
 """
 
 import ast
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import MixScore, ScoreConfig
 
+_LINE_ENDS = re.compile(r"\r\n?")
+"""What else `ast` counts as the end of a line."""
 _FUNCTIONS = ("rank", "zscore")
 _STAND_IN = "pairmill relative value {}"
 """Column that stands for the n-th call of one of these functions in the expression that is evaluated."""
@@ -114,6 +117,10 @@ class Mix:
             sketch = ValueSketch.merged([shard[number] for shard in found])
             if not sketch.num_values:
                 raise ScoreError(f"{call.argument.text} has no value in any row, so nothing can be ranked by it")
+            if call.function == "zscore" and not np.isfinite(sketch.sums).all():
+                raise ScoreError(
+                    f"{call.argument.text} has values whose squares are infinite; use rank in place of zscore"
+                )
             tensors |= {f"{number}.buckets": sketch.buckets, f"{number}.counts": sketch.counts}
             tensors[f"{number}.sums"] = np.array(sketch.sums)
         return State(tensors)
@@ -141,13 +148,14 @@ class _OpenMix:
             values = _values(call.argument, rows)
             relative = sketch.ranks(values) if call.function == "rank" else sketch.zscores(values)
             table = table.append_column(_STAND_IN.format(number), pa.array(relative, mask=np.isnan(relative)))
-        mixed = _values(self.parsed.outer, table).astype(np.float32)
+        with np.errstate(over="ignore"):  # an infinite value becomes null
+            mixed = _values(self.parsed.outer, table).astype(np.float32)
         return pa.table({self.name: float_column(mixed, ~np.isnan(mixed))})
 
 
 def parse(formula: str) -> _Parsed:
     """Take a mix apart. Raises ExpressionError."""
-    text, calls, outer, end = formula.strip(), list[_Call](), "", 0
+    text, calls, outer, end = _LINE_ENDS.sub("\n", formula.strip()), list[_Call](), "", 0
     _ = Expression(text).columns  # raises if it is too long, too deep, or no expression
     encoded = text.encode()
     for node in _relative_calls(ast.parse(text, mode="eval").body):

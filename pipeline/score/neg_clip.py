@@ -9,7 +9,6 @@ the dataset whose uids have the lowest hashes. So every batch has exactly B memb
 the score of a row does not depend on the shards, and new rows are scored like the others.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +19,15 @@ import torch
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.encode.device import resolve_device
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, normalized, read_vectors
+from pairmill.pipeline.score.draw import Draw
+from pairmill.pipeline.score.embeddings import MAX_CELLS, chosen_model, embedding_column, normalized, read_vectors
 from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
-from pairmill.pipeline.score.scan import U64, ShardReader, drawn_rows, hash_limit, scan
 from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import NegClipScore, ScoreConfig
 
-Halves = npt.NDArray[np.float16]
-
-_MAX_CELLS = 1 << 24
-"""Largest block of rows times batch, 64 MB of float32."""
+U64 = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -75,56 +71,21 @@ class NegClip:
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The rows of each batch: their uids, and their embeddings as stored."""
         settings = self.settings
-        num_rows = snapshot.chunk.num_rows
-        limit = hash_limit(settings.batch, num_rows)
         seeds = [settings.seed * settings.repeats + number for number in range(settings.repeats)]
-        found = list(scan(snapshot, self.needs.columns, tasks, _draw, (self._columns, seeds, limit)))
+        dim = chosen_model(snapshot, settings.model).dim
         tensors: dict[str, npt.NDArray[np.generic]] = {}
-        for number in range(settings.repeats):
-            batch = _Drawn.merged([shard[number] for shard in found], settings.batch)
+        for number, batch in enumerate(Draw(self._columns, settings.batch, seeds).rows(snapshot, dim, tasks)):
             if len(batch.hashes) < 2:
                 raise ScoreError(
                     f"{snapshot.store.root} has fewer than two pairs with both embeddings of {settings.model!r}"
                 )
-            tensors |= {f"{number}.uids": batch.uids, f"{number}.images": batch.images, f"{number}.texts": batch.texts}
+            images, texts = batch.vectors
+            tensors |= {f"{number}.uids": batch.uids, f"{number}.images": images, f"{number}.texts": texts}
         return State(tensors)
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Compare blocks of rows with the batches, on the GPU if there is one."""
         return _OpenNegClip(self.name, self._columns, self.settings, state, resolve_device(run))
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Rows of one batch, in order of their hashes."""
-
-    hashes: U64
-    uids: U64
-    """[rows, 2]: the halves of each uid."""
-    images: Halves
-    texts: Halves
-
-    @classmethod
-    def merged(cls, parts: Sequence["_Drawn"], count: int) -> "_Drawn":
-        """The `count` rows with the lowest hashes. Equal hashes, which only equal uids have, are one row."""
-        names = ("hashes", "uids", "images", "texts")
-        whole = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
-        _, first = np.unique(whole[0], return_index=True)  # in order of the hashes
-        return cls(*(each[first[:count]] for each in whole))
-
-
-def _draw(
-    reader: ShardReader, shard: int, generation: int, columns: tuple[str, str], seeds: Sequence[int], limit: np.uint64
-) -> list[_Drawn]:
-    """The rows of a shard that may belong to each batch."""
-    rows = reader.read(shard, generation)
-    (images, has_image), (texts, has_text) = (read_vectors(rows[column]) for column in columns)
-    uids = np.stack(key_halves(rows["uid"], "uid"), axis=1)  # [rows, 2]
-    found = []
-    for seed in seeds:
-        hashes, chosen = drawn_rows(rows["uid"], has_image & has_text, seed, limit)
-        found.append(_Drawn(hashes, uids[chosen], images[chosen], texts[chosen]))
-    return found
 
 
 class _Batch:
@@ -153,7 +114,7 @@ class _OpenNegClip:
         (images, has_image), (texts, has_text) = (read_vectors(rows[column]) for column in self._columns)
         uids = np.stack(key_halves(rows["uid"], "uid"), axis=1)  # [rows, 2]
         scores = np.empty(len(images), np.float32)
-        size = max(1, _MAX_CELLS // len(self._batches[0].images))
+        size = max(1, MAX_CELLS // len(self._batches[0].images))
         with torch.inference_mode():
             for start in range(0, len(images), size):
                 block = slice(start, start + size)

@@ -9,9 +9,9 @@ not like it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -20,17 +20,12 @@ from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.encode.device import resolve_device
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, normalized, read_vectors
+from pairmill.pipeline.score.draw import Draw, Halves, check_size
+from pairmill.pipeline.score.embeddings import MAX_CELLS, chosen_model, embedding_column, normalized, read_vectors
 from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
-from pairmill.pipeline.score.scan import U64, ShardReader, drawn_rows, hash_limit, scan
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import NormSimScore, ScoreConfig
-
-Halves = npt.NDArray[np.float16]
-
-_MAX_CELLS = 1 << 24
-"""Largest block of rows times targets, 64 MB of float32."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class _OpenNormSim:
         """One number per row."""
         vectors, is_valid = read_vectors(rows[embedding_column(self.settings.model or "", "image")])
         scores = np.empty(len(vectors), np.float32)
-        size = max(1, _MAX_CELLS // len(self.targets))
+        size = max(1, MAX_CELLS // len(self.targets))
         with torch.inference_mode():
             for start in range(0, len(vectors), size):
                 block = slice(start, start + size)
@@ -121,8 +116,8 @@ _NORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def _read_array(path: Path, max_targets: int) -> Halves:
     """Embeddings from a .npy file of shape [targets, dim]. Never unpickles objects."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # unlike np.load, opens no .npz and no pickle
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise ScoreError(f"{path}: cannot be read as an array of embeddings: {str(error)[:200]}") from None
     if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
         raise ScoreError(
@@ -132,7 +127,9 @@ def _read_array(path: Path, max_targets: int) -> Halves:
         raise ScoreError(
             f"{path}: has {len(array):,} embeddings; raise max_targets, now {max_targets:,}, to use them all"
         )
-    return normalized(np.asarray(array, np.float32)).numpy().astype(np.float16)
+    check_size(len(array), array.shape[1])
+    with np.errstate(over="ignore"):  # an infinite one is not valid
+        return normalized(np.asarray(array, np.float32)).numpy().astype(np.float16)
 
 
 def _read_dataset(snapshot: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:
@@ -144,17 +141,5 @@ def _read_dataset(snapshot: Snapshot, settings: NormSimScore, tasks: Tasks, weig
             f"{settings.target}: its embeddings {theirs.alias!r} were not made by the model {settings.model!r}; embed "
             "its pictures with that model first"
         )
-    limit = hash_limit(settings.max_targets, other.chunk.num_rows)
-    columns = frozenset({"uid", theirs.column})
-    found = list(scan(other, columns, tasks, _draw, (theirs.column, limit)))
-    hashes = np.concatenate([hashes for hashes, _ in found])
-    order = np.argsort(hashes, kind="stable")[: settings.max_targets]
-    return np.concatenate([vectors for _, vectors in found])[order]
-
-
-def _draw(reader: ShardReader, shard: int, generation: int, column: str, limit: np.uint64) -> tuple[U64, Halves]:
-    """(hashes, embeddings) of the pictures of a shard that may be targets."""
-    rows = reader.read(shard, generation)
-    vectors, is_valid = read_vectors(rows[column])
-    hashes, chosen = drawn_rows(rows["uid"], is_valid, 0, limit)
-    return hashes, vectors[chosen]
+    (drawn,) = Draw((theirs.column,), settings.max_targets).rows(other, theirs.dim, tasks)
+    return drawn.vectors[0]

@@ -1,8 +1,10 @@
 """Prepares a score: fills in its settings, makes its state, and writes its card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pairmill.pipeline.columns.added_columns import MODEL_CARD
+from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
+from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.columns.score_card import (
     SCORE_CARD,
     ScoreCard,
@@ -21,24 +23,27 @@ from pairmill.pipeline.score.scan import shard_reader
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ScoreConfig
+from pairmill.schemas.pairs import is_own_column
 
 _FILES = "files"
 """The value of a state with the checksums of the user's files."""
+_SOURCES = "sources"
+"""The value of a state with the fingerprints of the added models and scores whose columns the score reads."""
 
 
 def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, tasks: Tasks, run: RunConfig) -> ScoreCard:
     """The card of a score: the one that is there, or a new one. `score`: None if it must be there.
 
-    Raises ScoreError if there is another score, a model or another column with this name, if the user's files have
-    changed since, or if the score cannot be prepared.
+    Raises ScoreError if there is another score, a model or another column with this name, if the user's files or the
+    scores that it reads have changed since, or if the score cannot be prepared.
     """
     store = snapshot.store
-    if store.exists(f"columns/{name}/{MODEL_CARD}"):
-        raise ScoreError(f"{store.root} has a model with the alias {name!r}; choose another name for the score")
+    _check_no_model(snapshot, name)
     if store.exists(f"columns/{name}/{SCORE_CARD}"):
         card = read_score_card(store, name)
         if score is not None:
             _check_same(snapshot, card, score)
+        _check_sources(snapshot, card)
         return card
     return _new_card(snapshot, name, score or _card(snapshot, name).score, tasks, run)
 
@@ -63,14 +68,13 @@ def _card(snapshot: Snapshot, name: str) -> ScoreCard:
 def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, tasks: Tasks, run: RunConfig) -> ScoreCard:
     store, score = snapshot.store, kind_of(name, score).resolved(snapshot)
     kind = kind_of(name, score)
-    sources(snapshot, kind)
-    taken = {column.lower() for column in snapshot.schema.names}
-    for column in kind.schema.names:
-        if column.lower() in taken:
-            raise ScoreError(f"{store.root} already has a column {column!r}; choose another name for the score")
+    read = sources(snapshot, kind)
+    _check_free(snapshot, name, kind)
     state = kind.prepare(snapshot, tasks, run)
-    if kind.files:
-        state = State(state.tensors, {**state.values, _FILES: _checksums(snapshot, kind)})
+    known = {_FILES: _checksums(snapshot, kind), _SOURCES: _fingerprints(snapshot, read)}
+    state = State(state.tensors, {**state.values, **{key: value for key, value in known.items() if value}})
+    _check_no_model(snapshot, name)  # again, since it took a while
+    _check_free(snapshot, name, kind)
     card = ScoreCard(
         name=name,
         score=score,
@@ -84,6 +88,45 @@ def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, tasks: Tasks, r
             raise ScoreError(f"another run has just added another score {name!r}; choose another name")
         return other
     return card
+
+
+def _check_no_model(snapshot: Snapshot, name: str) -> None:
+    store = snapshot.store
+    if store.exists(f"columns/{name}/{MODEL_CARD}"):
+        raise ScoreError(f"{store.root} has a model with the alias {name!r}; choose another name for the score")
+
+
+def _check_free(snapshot: Snapshot, name: str, kind: ScoreKind) -> None:
+    """Raise ScoreError if a column of the score has the name of another one, also of one that is not complete yet."""
+    taken = {column.lower() for column in snapshot.schema.names}
+    taken |= {column for each in column_sets(snapshot.store) if each.name != name for column in each.columns}
+    for column in kind.schema.names:
+        if column.lower() in taken:
+            raise ScoreError(
+                f"{snapshot.store.root} already has a column {column!r}; choose another name for the score"
+            )
+        if is_own_column(column):
+            raise ScoreError(f"{column!r} is a name of pairmill's own columns; choose another name for the score")
+
+
+def _fingerprints(snapshot: Snapshot, names: Sequence[str]) -> Mapping[str, str]:
+    """Name -> fingerprint of added models and scores."""
+    store, models = snapshot.store, snapshot.added.models
+    return {
+        name: (read_card(store, name) if name in models else read_score_card(store, name)).fingerprint for name in names
+    }
+
+
+def _check_sources(snapshot: Snapshot, card: ScoreCard) -> None:
+    """Raise ScoreError if a model or a score that this one reads is another one now, under the same name."""
+    now = _fingerprints(snapshot, sources(snapshot, kind_of(card.name, card.score)))
+    recorded: Any = read_state(snapshot.store, card).values.get(_SOURCES, {}) if now else {}
+    for name in sorted(recorded.keys() & now.keys()):
+        if recorded[name] != now[name]:
+            raise ScoreError(
+                f"the score {card.name!r} was made from another {name!r}; add it again under another name, or move "
+                f"columns/{card.name} elsewhere first"
+            )
 
 
 def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None:

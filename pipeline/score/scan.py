@@ -4,21 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import describe
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kind import ScoreError
-from pairmill.pipeline.select.keys import uid_hashes
 from pairmill.pipeline.select.tasks import Tasks
 
-REFERENCE = 4
-"""Purpose of the uid hashes that draw reference rows (see `uid_hashes`)."""
-
-U64 = npt.NDArray[np.uint64]
 _Result = TypeVar("_Result")
 
 
@@ -55,20 +48,3 @@ def scan(
     reader = shard_reader(snapshot, columns)
     calls = [(reader, *shard, *arguments) for shard in snapshot.generations]
     return tasks.get(tasks.map(function, calls))
-
-
-def hash_limit(num_drawn: int, num_rows: int) -> np.uint64:
-    """A bound below which at least `num_drawn` of `num_rows` uniform hashes lie, almost certainly, and not many more.
-
-    The number below it is binomial; the margin is six standard deviations.
-    """
-    share = (num_drawn + 6 * np.sqrt(num_drawn) + 10) / max(num_rows, 1)
-    return np.uint64((1 << 64) - 1) if share >= 1 else np.uint64(int(share * (1 << 64)))
-
-
-def drawn_rows(uids: pa.ChunkedArray, is_valid: npt.NDArray[np.bool_], seed: int, limit: np.uint64) -> tuple[U64, Any]:
-    """(hashes, indices) of the valid rows whose hash is at most `limit`, both [drawn], in order of their hashes."""
-    hashes = uid_hashes(uids, REFERENCE, seed)
-    rows = np.flatnonzero(is_valid & (hashes <= limit))
-    rows = rows[np.argsort(hashes[rows], kind="stable")]
-    return hashes[rows], rows

@@ -6,6 +6,7 @@ interpolated.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,9 @@ class ValueSketch:
         """The sketch of some values. NaN and infinite ones are left out."""
         finite = values[np.isfinite(values)]
         buckets, counts = np.unique(_ordered(finite) >> _SHIFT, return_counts=True)
-        return cls(buckets, counts.astype(np.uint64), (math.fsum(finite), math.fsum(finite * finite)))
+        with np.errstate(over="ignore"):
+            squares = finite * finite
+        return cls(buckets, counts.astype(np.uint64), (_sum(finite), _sum(squares)))
 
     @classmethod
     def merged(cls, parts: "list[ValueSketch]") -> "ValueSketch":
@@ -43,7 +46,7 @@ class ValueSketch:
         buckets, inverse = np.unique(np.concatenate([part.buckets for part in parts]), return_inverse=True)
         counts = np.zeros(len(buckets), np.uint64)
         np.add.at(counts, inverse, np.concatenate([part.counts for part in parts]))
-        first, second = (math.fsum(part.sums[power] for part in parts) for power in (0, 1))
+        first, second = (_sum([part.sums[power] for part in parts]) for power in (0, 1))
         return cls(buckets, counts, (first, second))
 
     @property
@@ -67,9 +70,17 @@ class ValueSketch:
         mean = self.sums[0] / self.num_values
         variance = max(0.0, self.sums[1] / self.num_values - mean * mean)
         deviation = math.sqrt(variance)
-        if deviation <= _ROUNDING * max(1.0, abs(mean)):
+        if deviation <= _ROUNDING * abs(mean):
             return np.where(np.isnan(values), np.nan, 0.0)
         return (values - mean) / deviation
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Exact, then rounded once; infinite if it is too large."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # the latter for inf - inf
+        return math.inf
 
 
 def _ordered(values: Doubles) -> U64:

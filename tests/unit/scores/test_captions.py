@@ -141,7 +141,7 @@ def _scored(store: Store, captions: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "does not exist"),
+        (None, "cannot be read"),
         (b"\xff\xfe", "not UTF-8"),
         (b"# nothing\n", "has no terms"),
         (b"a" * ((16 << 20) + 1), "larger than 16 MiB"),

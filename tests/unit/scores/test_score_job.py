@@ -7,9 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import typer.main
 from safetensors.torch import save_file
 
 import pairmill
+from pairmill.jobs.cli.command_line import parse_command
+from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError
@@ -178,3 +181,22 @@ def test_a_mix_that_means_nothing_is_refused(folder: Path, formula: str, message
     with pytest.raises(ScoreError, match=message):
         add(folder, "mixed", mix=formula)
     assert not (folder / "columns").exists()
+
+
+def test_a_score_can_be_submitted_if_the_cluster_can_find_its_files(
+    tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pairmill.jobs.cli.main import app
+
+    group = typer.main.get_command(app)
+    command = parse_command(group, ["score", "s3://b/out", "aesthetic", "--score", f"head: {head}"])
+    assert (command.uris, command.has_models) == (["s3://b/out", head], False)
+    with bundled(command) as bundle:
+        assert bundle.command() == [*command.arguments, "--set", "run.address=auto"]
+    assert parse_command(group, ["score", "s3://b/out", "neg"]).has_models
+    (tmp_path / "b32").mkdir()  # not what the alias of a model means
+    monkeypatch.chdir(tmp_path)
+    given = "head: {weights: head.safetensors, model: b32}"
+    relative = parse_command(group, ["score", "s3://b/out", "aesthetic", "--score", given])
+    with pytest.raises(pairmill.JobError, match=r"head\.safetensors: is a path in this machine's"), bundled(relative):
+        pass
