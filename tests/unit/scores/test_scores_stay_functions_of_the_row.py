@@ -5,17 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.special import logsumexp
 
 from pairmill.jobs.add_model import _pipeline
+from pairmill.pipeline.check.rescore_columns import differences
+from pairmill.pipeline.check.tied_classes import untied
 from pairmill.pipeline.check.verify import verify
-from pairmill.pipeline.columns.score_card import read_score_card, read_state
+from pairmill.pipeline.columns.score_card import State, read_score_card, read_state
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.reader.dataset import Dataset
 from pairmill.pipeline.score import draw
+from pairmill.pipeline.score.classes import Classes
 from pairmill.pipeline.score.embeddings import float32_blocks
 from pairmill.pipeline.score.kind import ScoreError
 from pairmill.pipeline.select.keys import uid_hashes
@@ -145,3 +149,39 @@ def test_a_mix_may_have_lines_of_any_system(grown: Path, end: str) -> None:
     add(grown, "lines", mix=f"(rank(similarity){end} + 2 * zscore(similarity){end} + 1)")
     add(grown, "plain", mix="rank(similarity) + 2 * zscore(similarity) + 1")
     assert np.array_equal(column(grown, "lines"), column(grown, "plain"))
+
+
+def test_verify_does_not_take_the_rounding_of_another_block_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = unit_vectors(1, 640, 512)
+    write_embedded(tmp_path / "out", images, images, 32)
+    (tmp_path / "names.txt").write_text("\n".join(map(str, range(300))))
+    values = {"names": list(map(str, range(300))), "logit_scale": 100.0, "logit_bias": None}
+    classes = unit_vectors(2, 300, 512)
+    monkeypatch.setattr(Classes, "prepare", lambda *_: State({"classes": classes}, values))
+    add(tmp_path / "out", "kind", classes={"names": str(tmp_path / "names.txt"), "top": 20})
+    report = verify(Store(str(tmp_path / "out")), rescore=20)  # one row of each shard
+    assert (report.problems, report.scores_recomputed) == ([], 20)
+
+
+def test_only_classes_that_are_as_likely_as_others_may_change_places() -> None:
+    def made(probabilities: list[list[float] | None]) -> pa.Table:
+        first = [None if each is None else each[0] for each in probabilities]
+        margin = [None if each is None else each[0] - each[1] for each in probabilities]
+        return pa.table(
+            {
+                "c_probability": pa.array(first, pa.float32()),
+                "c_margin": pa.array(margin, pa.float32()),
+                "c_top_probability": pa.array(probabilities, pa.list_(pa.float32())),
+            }
+        ).append_column("c_top", pa.nulls(len(probabilities)))
+
+    found = untied(
+        "c", made([[0.5, 0.3, 0.1], [0.4, 0.39999, 0.1], [1e-6, 1e-7, 0.99e-7], [0.5, 0.2, 0.2], None]), 1e-4
+    )
+    assert found["c"].tolist() == found["c_index"].tolist() == [True, False, True, True, True]
+    assert found["c_top"].tolist() == [True, False, True, False, True]
+    lists = pa.chunked_array([[[0.5, 0.2], [0.5, 0.2], None, [0.5]]])
+    others = pa.chunked_array([[[0.50001, 0.2], [0.5, 0.3], [0.5], [0.5, 0.2]]])
+    assert differences(lists, others) == [1, 2, 3]
