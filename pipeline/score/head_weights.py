@@ -28,6 +28,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
+from pairmill.pipeline.encode.plain_tensors import problem_with
 from pairmill.pipeline.score.kind import ScoreError
 from pairmill.schemas.index import EmbeddingKind
 
@@ -168,13 +169,9 @@ def _read(path: Path) -> tuple[dict[str, Doubles], Mapping[str, Any]]:
 
 
 def _as_doubles(path: Path, name: str, tensor: torch.Tensor) -> Doubles:
-    """The numbers of a tensor. Raises ScoreError if it has none, or more than the file can hold: a .pth may say that
-    one number stands for a billion."""
-    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    if not is_plain or tensor.is_complex():
-        raise ScoreError(f"{path}: the tensor {name[:100]!r} is not a plain array of real numbers")
-    if tensor.nelement() > tensor.untyped_storage().nbytes():
-        raise ScoreError(f"{path}: the tensor {name[:100]!r} is larger than what the file holds of it")
+    """The numbers of a tensor. Raises ScoreError if it is no plain one."""
+    if problem := problem_with(tensor):
+        raise ScoreError(f"{path}: the tensor {name[:100]!r} {problem}")
     return tensor.detach().double().numpy()
 
 

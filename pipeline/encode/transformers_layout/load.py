@@ -9,6 +9,7 @@ import torch
 
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.encode.model_error import ModelError
+from pairmill.pipeline.encode.plain_tensors import problem_with
 from pairmill.pipeline.encode.transformers_layout.architecture import TwoTowers, build, fill, tensor_of
 from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint
 from pairmill.pipeline.encode.transformers_layout.names import sources
@@ -51,6 +52,9 @@ def _read(path: Path) -> Tensors:
         raise ModelError(f"{path}: the weights do not load: {clean_text(str(error))}") from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ModelError(f"{path} is not a dictionary of tensors")
+    for name, value in found.items():
+        if problem := problem_with(value):
+            raise ModelError(f"{path}: the tensor {clean_text(str(name), 100)} {problem}")
     return found
 
 

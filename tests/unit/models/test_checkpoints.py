@@ -19,7 +19,9 @@ from PIL import Image
 
 from pairmill.pipeline.encode.clip_model import ClipModel
 from pairmill.pipeline.encode.load_model import logit_of
+from pairmill.pipeline.encode.model_error import ModelError
 from pairmill.pipeline.encode.transformers_layout.checkpoint import find_checkpoint
+from pairmill.pipeline.encode.transformers_layout.load import load_towers
 from pairmill.pipeline.encode.transformers_layout.tokenizer import FolderTokenizer
 from pairmill.pipeline.encode.weights import TINY_FOLDER, Weights
 from pairmill.schemas.job.models import ModelConfig
@@ -213,3 +215,19 @@ def test_scale_and_bias_that_open_clip_rounds_are_read_from_the_weights(tmp_path
     rounded = SimpleNamespace(logit_scale=torch.tensor([4.7654], dtype=torch.bfloat16), logit_bias=None)
     assert logit_of(rounded, "logit_scale", weights) == pytest.approx(4.7654, abs=1e-6)
     assert logit_of(rounded, "logit_bias", weights) is None
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("device", ["sparse", "meta"])
+def test_pickled_tensors_that_are_not_plain_are_refused(
+    device: str, made: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    folder, oracle = made["quick_gelu"]
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    (mine / "model.safetensors").unlink()
+    weights = oracle.state_dict()
+    weight = weights["visual_projection.weight"]
+    weights["visual_projection.weight"] = weight.to_sparse() if device == "sparse" else weight.to("meta")
+    torch.save(weights, mine / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"the tensor visual_projection\.weight is not a plain array of real numbers"):
+        load_towers(find_checkpoint(mine))
