@@ -107,7 +107,8 @@ def _shard_files(store: Store, shard: int, generation: int, aliases: Sequence[st
         record = read_columns_manifest(store, alias, name)
         if record.pairs_blake2b != pairs.blake2b:  # the shard has been rebuilt under the same number
             where = store.path(f"columns/{alias}/manifests/{name}")
-            raise ColumnsError(f"{where} belongs to another pairs file; delete it and run embed --add-model again")
+            again = "run embed --add-model or score again"
+            raise ColumnsError(f"{where} belongs to another pairs file; delete it and {again}")
         columns.append(record.file)
     paths, digests = (tuple(getattr(file, name) for file in columns) for name in ("path", "blake2b"))
     return ShardFiles(shard, generation, manifest.pairs, pairs.path, pairs.blake2b, paths, digests)
