@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from pairmill.pipeline.common.local_file import new_local_file
-from pairmill.pipeline.common.progress import OnStep, ignore_step
+from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.evaluate.errors import EvaluateError
@@ -125,8 +125,7 @@ def evaluate(
     embeddings = _model(snapshot, evaluation.model) if needs_model else None
     retrieval = zero_shot = threshold = None
     if evaluation.classes is not None and embeddings is not None:
-        on_step("embedding classes", 0, 1)
-        classes = _embedded(embeddings, evaluation.classes)
+        classes = _embedded(embeddings, evaluation.classes, Steps(on_step, "embedding prompts of classes"))
         zero_shot, section = measure_zero_shot(rows, embeddings, evaluation.labels, classes, on_step)
         sections.append(section)
     if evaluation.score is not None:
@@ -163,12 +162,12 @@ def _model(snapshot: Snapshot, alias: str | None) -> Embeddings:
     return chosen_model(snapshot, alias)
 
 
-def _embedded(embeddings: Embeddings, classes: ClassesScore) -> tuple[Sequence[str], Floats]:
+def _embedded(embeddings: Embeddings, classes: ClassesScore, steps: Steps) -> tuple[Sequence[str], Floats]:
     """(names, embeddings) of the classes, by the model of the stored embeddings. Raises ScoreError and ModelError."""
     from pairmill.pipeline.encode.clip_model import model_of
     from pairmill.pipeline.score.class_embeddings import embed_classes, read_classes
 
-    table = embed_classes(model_of(embeddings.contract, RunConfig()), read_classes(classes))
+    table = embed_classes(model_of(embeddings.contract, RunConfig()), read_classes(classes), steps.part)
     return table.names, table.embeddings
 
 

@@ -45,8 +45,9 @@ def score_of(name: str, score_name: str) -> dict[str, object]:
     """One score of a preset, as fields of a ScoreJob. Raises JobError."""
     preset = load_preset(name)
     if score_name not in preset.scores:
-        known = ", ".join(preset.scores) or "none"
-        raise JobError(f"the preset {name!r} has no score {score_name!r}; it has: {known}")
+        if not preset.scores:
+            raise JobError(f"the preset {name!r} has no scores; `pairmill presets` says which commands take it")
+        raise JobError(f"the preset {name!r} has no score {score_name!r}; it has: {', '.join(preset.scores)}")
     return dict(preset.scores[score_name])
 
 

@@ -66,7 +66,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
     snapshot = Snapshot.of(store)
     needs = planned_needs(snapshot, job.name, job.score)
     with open_tasks(job.run, snapshot.plan.num_rows < ROWS_FOR_RAY, steps, needs.gpu) as tasks:
-        steps.name = "preparing"
+        steps.name = f"preparing {job.name}"
         card = prepared(snapshot, job.name, job.score, tasks, job.run)
         done = columns_done(store, card.name)
         left = [(shard, generation) for shard, generation in snapshot.generations if done.get(shard) != generation]

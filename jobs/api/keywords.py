@@ -11,6 +11,7 @@ from pairmill.jobs.job_file import s3_of
 from pairmill.jobs.yaml_loader import YamlError, load_yaml
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.models import ModelConfig
+from pairmill.schemas.job.scores import ScoreKinds
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.subset import SelectStep
 
@@ -102,6 +103,9 @@ def parse_score(text: str) -> dict[str, object]:
         score = load_yaml(text)
     except YamlError:
         score = None
+    kind = score if isinstance(score, str) else next(iter(score), None) if isinstance(score, dict) else None
+    if kind in ScoreKinds.model_fields and (score == kind or score == {kind: None}):
+        raise JobError(f"{text!r} is not a score: write '{kind}: {{}}' for all defaults, or settings after the colon")
     if not isinstance(score, dict):
         raise JobError(f"{text!r} is not a score: write it as 'head: weights.safetensors' or 'classes: {{...}}'")
     return score

@@ -22,7 +22,9 @@ def score(
     given: Annotated[
         str | None,
         typer.Option(
-            "--score", metavar="SCORE", help="As in the job file: 'head: aesthetic.safetensors'; see pairmill fields."
+            "--score",
+            metavar="SCORE",
+            help="As in the job file: 'head: aesthetic.safetensors'; see `pairmill fields --of score`.",
         ),
     ] = None,
     preset: Annotated[
@@ -60,7 +62,10 @@ def _print(result: "ScoreResult") -> None:
     if (more := len(result.failures) - _SHOWN_FAILURES) > 0:
         typer.echo(f"... and {counted(more, 'more shard')} failed", err=True)
     rows, shards = counted(result.rows_scored, "row"), counted(result.shards_scored, "shard")
-    typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
+    if result.shards_scored or result.shards_missing:
+        typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
+    else:
+        typer.echo(f"{result.name}: nothing to do, because all {counted(result.shards, 'shard')} have it")
     if left_out := result.pictures_left_out:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")

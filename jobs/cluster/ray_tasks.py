@@ -21,7 +21,7 @@ class RayTasks:
     def __init__(self, on_part: OnPart = ignore_part, gpus_per_call: float = 0.0) -> None:
         """`gpus_per_call`: for each call, if Ray has GPUs."""
         resources = ray.cluster_resources()
-        self._on_part = on_part
+        self.on_part = on_part
         self._gpus = gpus_per_call if resources.get("GPU") else 0.0
         self.memory_bytes = int(resources["object_store_memory"] // 3)
 
@@ -42,4 +42,4 @@ class RayTasks:
                 yield ray.get(handle)
             except RayTaskError as error:
                 raise error.cause from None
-            self._on_part(number, len(handles))
+            self.on_part(number, len(handles))

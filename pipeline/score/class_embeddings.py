@@ -5,7 +5,7 @@ and normalize again, as open_clip's build_zero_shot_classifier does.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import numpy as np
 from pairmill.pipeline.encode.clip_model import ClipModel
 from pairmill.pipeline.encode.prompts import IMAGENET, filled_in, imagenet_classes
 from pairmill.pipeline.score.kind import Floats, ScoreError
+from pairmill.pipeline.select.tasks import OnPart, ignore_part
 from pairmill.schemas.job.scores import ClassesScore
 
 MAX_CLASSES, MAX_PROMPTS, MAX_PROMPT_CHARS = 100_000, 1_000, 1_000
 _MAX_FILE_BYTES = 64_000_000
-_CLASSES_AT_ONCE = 64
+_PROMPTS_AT_ONCE = 512
+"""Enough for a GPU; a CPU takes seconds for them, so that progress moves."""
 _SHORTEST = 1e-6
 _EXAMPLE = '{"cat": ["a photo of a cat", "a kitten"], "dog": "a photo of a dog"}'
 
@@ -50,19 +52,36 @@ def read_classes(settings: ClassesScore) -> Classes:
     return _checked(path, [(name, _prompts(settings, name)) for name in names])
 
 
-def embed_classes(model: ClipModel, classes: Classes) -> ClassTable:
-    """Embed the classes. Raises ScoreError if the prompts of a class cancel out."""
-    found = []
-    for start in range(0, len(classes), _CLASSES_AT_ONCE):
-        part = [prompts for _, prompts in classes[start : start + _CLASSES_AT_ONCE]]
+def embed_classes(model: ClipModel, classes: Classes, on_part: OnPart = ignore_part) -> ClassTable:
+    """Embed the classes. Raises ScoreError if the prompts of a class cancel out. `on_part` receives how many of the
+    prompts are embedded, and their number."""
+    found, num_prompts = list[Floats](), sum(len(prompts) for _, prompts in classes)
+    done = 0
+    for part in _parts(classes):
+        on_part(done, num_prompts)
         embeddings = model.encode_captions([prompt for prompts in part for prompt in prompts])  # [prompts, dim]
         ends = np.cumsum([len(prompts) for prompts in part])
         found += [each.mean(axis=0) for each in np.split(embeddings, ends[:-1])]
+        done += len(embeddings)
+    on_part(done, num_prompts)
     names, means = [name for name, _ in classes], np.stack(found)  # [classes, dim]
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
     if not (lengths > _SHORTEST).all():  # also for NaN
         raise ScoreError(f"the prompts of the class {names[int(np.argmin(lengths))]!r} have no valid mean embedding")
     return ClassTable(names, (means / lengths).astype(np.float32), model.logit_scale, model.logit_bias)
+
+
+def _parts(classes: Classes) -> Iterator[list[Sequence[str]]]:
+    """The prompts of one class after another, in groups of about _PROMPTS_AT_ONCE prompts."""
+    part, size = list[Sequence[str]](), 0
+    for _, prompts in classes:
+        part.append(prompts)
+        size += len(prompts)
+        if size >= _PROMPTS_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _prompts(settings: ClassesScore, name: str) -> list[str]:

@@ -71,7 +71,7 @@ class Classes:
         from pairmill.pipeline.score.class_embeddings import embed_classes, read_classes
 
         contract = chosen_model(snapshot, self.settings.model, self.settings.of).contract
-        table = embed_classes(model_of(contract, run), read_classes(self.settings))
+        table = embed_classes(model_of(contract, run), read_classes(self.settings), tasks.on_part)
         return State(
             {"classes": table.embeddings},
             {"names": list(table.names), "logit_scale": table.logit_scale, "logit_bias": table.logit_bias},

@@ -46,7 +46,7 @@ class Head:
         if head.sizes[0] != embeddings.dim:
             raise ScoreError(
                 f"{path}: takes embeddings of {head.sizes[0]:,} dimensions, but those of {embeddings.alias!r} have "
-                f"{embeddings.dim:,}; name another model"
+                f"{embeddings.dim:,}; {_remedy(snapshot, head.model)}"
             )
         if settings.check_model and head.model is not None:
             _check_model(path, head.model, embeddings.contract)
@@ -150,6 +150,15 @@ def _activation(path: str, settings: HeadScore, head: HeadFile) -> str:
             "sigmoid, and output to none or sigmoid"
         )
     return head.activation
+
+
+def _remedy(snapshot: Snapshot, model: HeadModel | None) -> str:
+    """How to get the embeddings that a head takes."""
+    if model is None:
+        return "name another model"
+    name = str(model)
+    command = f"pairmill embed {snapshot.store.root} --add-model {name}"
+    return f"it was trained on {name}: name that model, or add it with `{command}`"
 
 
 def _check_model(path: str, model: HeadModel, contract: ScoreContract) -> None:

@@ -21,6 +21,8 @@ class Tasks(Protocol):
 
     memory_bytes: int
     """Total memory that the results of one round of calls may take."""
+    on_part: "OnPart"
+    """For long work that is not a call: reports its finished parts as those of a round."""
 
     def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
         """Start one call per item; returns a handle per call, in order."""
@@ -48,7 +50,7 @@ class LocalTasks:
     memory_bytes = 1 << 30
 
     def __init__(self, on_part: OnPart = ignore_part) -> None:
-        self._on_part = on_part
+        self.on_part = on_part
 
     def map(self, function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> list[Handle[T]]:
         """The results themselves."""
@@ -68,4 +70,4 @@ class LocalTasks:
         every = list(calls)
         for number, call in enumerate(every, 1):
             yield function(*call)
-            self._on_part(number, len(every))
+            self.on_part(number, len(every))

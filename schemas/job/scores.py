@@ -1,9 +1,10 @@
 """Defines the scores that can be added to a finished dataset."""
 
 import os
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pairmill.schemas.index import EmbeddingKind
 from pairmill.schemas.job.pictures import PictureScore
@@ -11,7 +12,15 @@ from pairmill.schemas.job.text import TextScore
 from pairmill.schemas.settings import Settings, Uri
 
 SCORE_NAME = r"[a-z][a-z0-9_]{0,39}"
-ScoreName = Annotated[str, Field(pattern=f"^{SCORE_NAME}$")]
+
+
+def _score_name(name: str) -> str:
+    if not re.fullmatch(SCORE_NAME, name):
+        raise ValueError("a name is a lower-case letter, then lower-case letters, digits or _ (40 at most)")
+    return name
+
+
+ScoreName = Annotated[str, AfterValidator(_score_name)]
 """The name of a score: the start of the names of its columns, and of its folder in `columns/`."""
 
 
@@ -103,6 +112,12 @@ class NormSimScore(_OneLine):
     cosines."""
     max_targets: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
     """Use at most this many target pictures, drawn by a hash of their uids."""
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _as_text(cls, norm: object) -> object:
+        """YAML reads 2 and .inf as numbers."""
+        return f"{norm:g}" if isinstance(norm, int | float) else norm
 
 
 class DensityScore(Settings):

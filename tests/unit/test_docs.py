@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import yaml
 import pairmill
 from docs.generate import DOCS, ROOT, ROOT_PAGES, as_page, commands_page, job_fields_page, python_page
 from docs.links import broken_links
+from pairmill.jobs.api.keywords import parse_score, parse_step
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_fields import job_fields
 from pairmill.jobs.job_file import resolve
+from pairmill.pipeline.score.mix import parse
+from pairmill.pipeline.select.expressions import Expression
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.job.scores import ScoreKinds
 from pairmill.schemas.jobs import BuildJob
@@ -70,6 +74,19 @@ def test_every_command_line_names_commands_and_options_that_exist(path: Path) ->
             assert {word for word in rest_of_inner if word.startswith("--")} <= options_of(inner), words
             rest = rest[:submitted]
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, words
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_every_step_and_score_on_a_command_line_is_one(path: Path) -> None:
+    for words in command_lines(path):
+        for option, text in pairwise(words):
+            if option == "--step" and "..." not in text:
+                step = {"dataset": "out", "name": "clean", "steps": [parse_step(text)]}
+                for each in SelectJob.model_validate(step).steps:
+                    _ = each.where is None or Expression(each.where).columns  # raises if it is no expression
+            if option == "--score" and words[0] == "score":
+                job = ScoreJob.model_validate({"dataset": "out", "name": "score", **parse_score(text)})
+                _ = job.score is None or job.score.mix is None or parse(job.score.mix.formula).columns
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)

@@ -101,7 +101,9 @@ def test_a_head_that_names_its_model_refuses_others(tmp_path: Path) -> None:
 
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     dataset(tmp_path, 16, contract("ViT-B-32"))
-    with pytest.raises(ScoreError, match="takes embeddings of 768 dimensions, but those of 'clip' have 16"):
+    with pytest.raises(
+        ScoreError, match=r"takes embeddings of 768 dimensions, but those of 'clip' have 16; .*--add-model ViT-L-14"
+    ):
         add(tmp_path, "aesthetic", head=str(HEADS / "sa_0_4_vit_l_14_linear.pth"))
 
 

@@ -68,8 +68,8 @@ def test_neg_clip_of_the_worked_example(tmp_path: Path) -> None:
     assert np.allclose(column(tmp_path, "warm"), direct, atol=1e-3)  # the embeddings are stored as float16
 
 
-@pytest.mark.parametrize(("norm", "order"), [("inf", np.inf), ("2", 2)])
-def test_norm_sim_is_the_norm_of_all_cosines(folder: Path, tmp_path: Path, norm: str, order: float) -> None:
+@pytest.mark.parametrize(("norm", "order"), [("inf", np.inf), (np.inf, np.inf), ("2", 2), (2, 2)])  # as YAML reads them
+def test_norm_sim_is_the_norm_of_all_cosines(folder: Path, tmp_path: Path, norm: str | float, order: float) -> None:
     targets = unit_vectors(9, 37)
     np.save(tmp_path / "targets.npy", targets)
     add(folder, "sim", norm_sim={"target": str(tmp_path / "targets.npy"), "norm": norm})

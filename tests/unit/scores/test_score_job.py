@@ -1,6 +1,7 @@
 """Scores as a job: names, resuming, growth, damage, and what other commands see."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import typer.main
 from safetensors.torch import save_file
 
 import pairmill
+from pairmill.jobs.api.keywords import parse_score
 from pairmill.jobs.cli.command_line import parse_command
 from pairmill.jobs.cluster.job_bundle import bundled
+from pairmill.pipeline.check.rescore_columns import differences
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError
@@ -111,6 +114,34 @@ def test_a_name_that_is_taken_or_unknown_is_refused_before_anything_is_written(
 def test_names_that_are_no_identifiers_are_refused(folder: Path, head: str, name: str) -> None:
     with pytest.raises(pairmill.JobError, match="name"):
         pairmill.score(folder, name, {"head": head})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("density", "write 'density: {}' for all defaults"),
+        ("neg_clip: ", "write 'neg_clip: {}' for all defaults"),
+        ("densty", "write it as 'head: weights.safetensors'"),
+    ],
+)
+def test_a_kind_without_settings_says_how_to_write_it(text: str, message: str) -> None:
+    with pytest.raises(pairmill.JobError, match=re.escape(message)):
+        parse_score(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "differ"),
+    [
+        ([[0.5, 0.25], None, [0.5]], [[0.500001, 0.25], None, [0.5]], []),
+        ([[0.5], [0.5], [0.5], None], [[0.6], [0.5, 0.5], None, [0.5]], [0, 1, 2, 3]),
+        ([[None], [None]], [[None], [0.5]], [1]),
+    ],
+)
+def test_lists_of_numbers_may_differ_in_the_last_digits(
+    old: list[list[float] | None], new: list[list[float] | None], differ: list[int]
+) -> None:
+    before, after = (pa.chunked_array([pa.array(each, pa.list_(pa.float32()))]) for each in (old, new))
+    assert differences(before, after) == differ
 
 
 def test_a_model_that_is_not_there_is_named(folder: Path, head: str) -> None:
