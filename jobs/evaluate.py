@@ -1,9 +1,9 @@
 """`pairmill evaluate`: measures the embeddings and scores of a dataset: retrieval, zero-shot classes, thresholds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
-from pairmill.pipeline.common.local_file import new_local_file
+from pairmill.pipeline.common.local_file import check_local_files, new_local_file
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -117,6 +117,7 @@ def evaluate(
     Raises JobError, EvaluateError, ScoreError, DatasetError and SubsetError.
     """
     evaluation.check()
+    check_local_files(page)
     store.check_access()
     on_step("reading manifests", 0, 1)
     snapshot = Snapshot.of(store)
@@ -125,8 +126,8 @@ def evaluate(
     embeddings = _model(snapshot, evaluation.model) if needs_model else None
     retrieval = zero_shot = threshold = None
     if evaluation.classes is not None and embeddings is not None:
-        classes = _embedded(embeddings, evaluation.classes, Steps(on_step, "embedding prompts of classes"))
-        zero_shot, section = measure_zero_shot(rows, embeddings, evaluation.labels, classes, on_step)
+        names, embed = _classes(embeddings, evaluation.classes, Steps(on_step, "embedding prompts of classes"))
+        zero_shot, section = measure_zero_shot(rows, embeddings, evaluation.labels, names, embed, on_step)
         sections.append(section)
     if evaluation.score is not None:
         threshold, section = measure_threshold(rows, evaluation.score, evaluation.labels, evaluation.precision, on_step)
@@ -162,13 +163,20 @@ def _model(snapshot: Snapshot, alias: str | None) -> Embeddings:
     return chosen_model(snapshot, alias)
 
 
-def _embedded(embeddings: Embeddings, classes: ClassesScore, steps: Steps) -> tuple[Sequence[str], Floats]:
-    """(names, embeddings) of the classes, by the model of the stored embeddings. Raises ScoreError and ModelError."""
+def _classes(
+    embeddings: Embeddings, settings: ClassesScore, steps: Steps
+) -> tuple[Sequence[str], Callable[[], Floats]]:
+    """(names of the classes, function that embeds them by the model of the stored embeddings). Both raise ScoreError,
+    and the function also ModelError."""
     from pairmill.pipeline.encode.clip_model import model_of
     from pairmill.pipeline.score.class_embeddings import embed_classes, read_classes
 
-    table = embed_classes(model_of(embeddings.contract, RunConfig()), read_classes(classes), steps.part)
-    return table.names, table.embeddings
+    classes = read_classes(settings)
+
+    def embed() -> Floats:
+        return embed_classes(model_of(embeddings.contract, RunConfig()), classes, steps.part).embeddings
+
+    return [name for name, _ in classes], embed
 
 
 def _write_page(path: str, result: EvaluationResult, embeddings: Embeddings | None) -> None:

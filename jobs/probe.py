@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from safetensors.numpy import save
 
-from pairmill.pipeline.common.local_file import new_local_file
+from pairmill.pipeline.common.local_file import check_local_files, new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -23,9 +23,10 @@ from pairmill.pipeline.evaluate.probe import Probe, folds_of, train
 from pairmill.pipeline.evaluate.reliability import calibration_error, reliability, reliability_lines
 from pairmill.pipeline.evaluate.results import ProbeFigures
 from pairmill.pipeline.evaluate.sections import probe_lines, probe_section
-from pairmill.pipeline.evaluate.thresholds import roc_auc
+from pairmill.pipeline.evaluate.thresholds import Doubles, roc_auc
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.report.axis import four_digits
 from pairmill.pipeline.score.embeddings import chosen_model
 from pairmill.pipeline.score.head_weights import HeadModel, head_metadata
 from pairmill.schemas.errors import JobError
@@ -92,6 +93,7 @@ def train_probe(
     if request.limit < 1:
         raise JobError(f"--limit {request.limit}: give a positive number")
     request.labels.check()
+    check_local_files(out, page)
     store.check_access()
     on_step("reading manifests", 0, 1)
     snapshot = Snapshot.of(store)
@@ -179,7 +181,6 @@ def _figures(probe: Probe, target: Target, facts: Sequence[str]) -> ProbeFigures
     is_positive, count = target.is_positive, len(target.is_positive)
     is_right = (probe.probabilities >= 0.5) == is_positive
     bins = reliability(probe.probabilities, is_positive)
-    of_label = np.where(is_positive, probe.probabilities, 1 - probe.probabilities)
     return ProbeFigures(
         positive=target.name,
         examples=count,
@@ -192,22 +193,32 @@ def _figures(probe: Probe, target: Target, facts: Sequence[str]) -> ProbeFigures
         recall=float(is_right[is_positive].mean()),
         specificity=float(is_right[~is_positive].mean()),
         auc=roc_auc(probe.probabilities, is_positive),
-        log_loss=float(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean()),
+        log_loss=_log_loss(probe.probabilities, is_positive),
         calibration_error=calibration_error(bins),
         reliability=bins,
         notes=[*facts, *_warnings(probe, target.name, is_positive)],
     )
 
 
+def _log_loss(probabilities: Doubles, is_positive: Booleans) -> float:
+    of_label = np.where(is_positive, probabilities, 1 - probabilities)
+    return float(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
+
+
 def _warnings(probe: Probe, name: str, is_positive: Booleans) -> Iterator[str]:
     share = float(is_positive.mean())
+    if _log_loss(probe.probabilities, is_positive) >= _log_loss(np.full(len(is_positive), share), is_positive):
+        yield (
+            f"the probe has learned nothing: giving each pair the share of {name!r} is as good. These embeddings do "
+            "not show what the labels are about, or there are too few labels"
+        )
     if min(share, 1 - share) < _RARE:
         yield (
             f"{100 * share:.1f} % of the labels are {name!r}: look at the ROC AUC, because a probe that always gives "
             "the more frequent label has a high accuracy too"
         )
     if probe.exponent in (min(probe.losses), max(probe.losses)):
-        yield f"C {probe.c:g} is at the end of the range that was tried"
+        yield f"C {four_digits(probe.c)} is at the end of the range that was tried"
     if not probe.weights.has_converged:
         yield "the training stopped after 1,000 iterations, before it had converged"
 

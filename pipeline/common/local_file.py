@@ -17,6 +17,24 @@ def new_local_file(path: str) -> Iterator[IO[bytes]]:
     Raises JobError if it cannot be written, or if `path` is remote, or exists and is not a regular file: renaming over
     /dev/null would remove the device.
     """
+    with _aside(path) as (target, aside), aside.open("xb") as file:
+        yield file
+        file.close()
+        aside.replace(target)
+
+
+def check_local_files(*paths: str | None) -> None:
+    """Raise what `new_local_file` would raise for one of these paths; for commands that work for long before they
+    write. Leaves nothing behind."""
+    for path in paths:
+        if path is not None:
+            with _aside(path) as (_, aside):
+                aside.open("xb").close()
+
+
+@contextmanager
+def _aside(path: str) -> Iterator[tuple[Path, Path]]:
+    """(the file that `path` means, a new name beside it). Whatever has this name at the end is removed."""
     if is_remote(path):
         raise JobError(f"{path}: only a local file can be written to")
     if "\0" in path:
@@ -27,9 +45,7 @@ def new_local_file(path: str) -> Iterator[IO[bytes]]:
             raise JobError(f"{path}: cannot be written to (it is not a regular file)")
         aside = target.with_name(f".pairmill-{uuid4().hex}")
         try:
-            with aside.open("xb") as file:
-                yield file
-            aside.replace(target)
+            yield target, aside
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:

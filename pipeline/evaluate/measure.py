@@ -1,6 +1,6 @@
 """Runs each evaluation on the stored embeddings and scores of a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,30 +59,31 @@ def measure_zero_shot(
     rows: RowFilter,
     embeddings: Embeddings,
     source: LabelSource,
-    classes: tuple[Sequence[str], Floats],
+    names: Sequence[str],
+    embed: Callable[[], Floats],
     on_step: OnStep = ignore_step,
 ) -> tuple[ZeroShotResult, Section]:
-    """Zero-shot accuracy of the labeled rows. `classes`: (names, their embeddings [classes, dim]).
+    """Zero-shot accuracy of the labeled rows. `embed`: gives the embeddings [classes, dim] of the named classes, which
+    may take long; it is called once there is a row with the label of a class.
 
-    Raises EvaluateError, DatasetError and SubsetError.
+    Raises EvaluateError, DatasetError and SubsetError, and what `embed` raises.
     """
-    names, vectors_of_classes = classes
-    check_dim(vectors_of_classes, embeddings.dim)
-    labels, index, accuracy, num_without = (
-        source.open(rows.snapshot),
-        ClassIndex(names),
-        Accuracy(vectors_of_classes),
-        0,
-    )
+    labels, index, num_without = source.open(rows.snapshot), ClassIndex(names), 0
+    accuracy: Accuracy | None = None
     for part in labeled_rows(rows, labels, [embeddings.column], on_step):
         vectors, is_valid = read_vectors(part.rows[embeddings.column])
         is_valid &= vectors.any(axis=1)
         num_without += int((~is_valid).sum())
         targets = index.of(part.labels)
         used = is_valid & (targets >= 0)
-        accuracy.add(vectors[used], targets[used])
+        if accuracy is None and used.any():
+            classes = embed()
+            check_dim(classes, embeddings.dim)
+            accuracy = Accuracy(classes)
+        if accuracy is not None:
+            accuracy.add(vectors[used], targets[used])
     notes = [*labels.facts(), *index.facts(), *_without(num_without, "no embedding of the picture")]
-    if not accuracy.rows:
+    if accuracy is None:
         raise EvaluateError("\n".join(["no row of the dataset has an embedding and the label of a class", *notes]))
     result = _zero_shot(names, accuracy, notes)
     return result, zero_shot_section(result)

@@ -204,7 +204,9 @@ def _sample(snapshot: Snapshot, tasks: Tasks) -> pa.Array:
     parts = list(tasks.get(tasks.map(_sample_shard, [(snapshot.chunk, each, share) for each in snapshot.chunk.shards])))
     captions = pa.concat_arrays(parts)
     if not len(captions):
-        raise ScoreError(f"{snapshot.store.root} has no caption in its sample, so it has no model of its captions")
+        raise ScoreError(
+            f"{snapshot.store.root} has no caption in its sample, so it has no model of its captions; leave out bits_per_character"
+        )
     return captions
 
 

@@ -239,6 +239,8 @@ def test_labels_that_cannot_be_used_are_refused_with_a_line(
 def test_a_head_is_a_safetensors_file_and_damaged_labels_are_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"ends in \.safetensors"):
         pairmill.probe(dataset, tmp_path / "p.pth", label_column="label")
+    with pytest.raises(JobError, match="give a file in an existing folder"):  # before anything is read
+        pairmill.probe(dataset, tmp_path / "nowhere/p.safetensors", labels="nothing.parquet")
     bad = tmp_path / "labels.parquet"
     bad.write_bytes(b"PAR1 and nothing")
     with pytest.raises(EvaluateError, match="not a readable Parquet file"):
@@ -283,6 +285,17 @@ def test_reliability_counts_every_example_once_and_draws_it() -> None:
     assert calibration_error(bins) == pytest.approx(sum(expected))
     lines = reliability_lines(bins, "good")
     assert len(lines) == 11 and all(line.count("o") >= 1 and len(line) < 100 for line in lines[1:])
+
+
+def test_a_probe_that_learned_nothing_says_so(dataset: Path, tmp_path: Path) -> None:
+    coins = np.random.default_rng(3).random(60) < 0.5
+    labels = write_labels(tmp_path / "l/coins.parquet", {row: bool(coins[row]) for row in range(60)})
+    figures = pairmill.probe(dataset, tmp_path / "p.safetensors", labels=labels).figures
+    share = figures.positives / figures.examples
+    entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    assert figures.log_loss >= entropy and any("learned nothing" in note for note in figures.notes)
+    honest = pairmill.probe(dataset, tmp_path / "p.safetensors", label_column="label").figures
+    assert not any("learned nothing" in note for note in honest.notes)
 
 
 def test_rare_labels_are_said(dataset: Path, tmp_path: Path) -> None:

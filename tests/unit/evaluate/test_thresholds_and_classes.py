@@ -131,7 +131,7 @@ def test_zero_shot_accuracy_is_that_of_a_few_lines_of_numpy(tmp_path: Path, shar
     store = write_embedded(tmp_path / "out", images, texts, shard_rows, columns, extra)
     rows = RowFilter(Snapshot.of(Store(store.root)))
     embeddings = Embeddings.of(rows.snapshot, ALIAS)
-    result, _ = measure_zero_shot(rows, embeddings, LabelSource(column="number"), (names, classes))
+    result, _ = measure_zero_shot(rows, embeddings, LabelSource(column="number"), names, lambda: classes)
 
     used = np.setdiff1d(np.arange(500), [10])
     order = np.argsort(-(unit(images.astype(np.float16).astype(np.float32)) @ classes.T), axis=1)
@@ -147,7 +147,7 @@ def test_zero_shot_accuracy_is_that_of_a_few_lines_of_numpy(tmp_path: Path, shar
         pair: wrong.count(pair) for pair in wrong
     }
 
-    by_name, section = measure_zero_shot(rows, embeddings, LabelSource(column="name"), (names, classes))
+    by_name, section = measure_zero_shot(rows, embeddings, LabelSource(column="name"), names, lambda: classes)
     assert by_name.rows == 499 - 2 - 10
     assert list(by_name.notes) == [
         "1 row left out: the label is no class, such as 'nothing'",
@@ -164,8 +164,14 @@ def test_classes_of_other_dimensions_and_labels_that_are_no_class_are_refused(tm
     rows, source = RowFilter(Snapshot.of(store)), LabelSource(column="number")
     embeddings = Embeddings.of(rows.snapshot, ALIAS)
     with pytest.raises(EvaluateError, match="the classes have 3 dimensions, and the pictures have 4"):
-        measure_zero_shot(rows, embeddings, source, (["a", "b"], np.eye(3, dtype=np.float32)[:2]))
+        measure_zero_shot(rows, embeddings, source, list("abcdefgh"), lambda: np.eye(8, 3, dtype=np.float32))
     with pytest.raises(
         EvaluateError, match=r"the label of a class\n4 rows left out: the label is no class, such as '7'"
     ):
-        measure_zero_shot(rows, embeddings, source, (["a", "b"], np.eye(4, dtype=np.float32)[:2]))
+        measure_zero_shot(rows, embeddings, source, ["a", "b"], never)
+    with pytest.raises(EvaluateError, match="no column 'nothing'"):
+        measure_zero_shot(rows, embeddings, LabelSource(column="nothing"), ["a", "b"], never)
+
+
+def never() -> np.ndarray:
+    raise AssertionError("classes are embedded, which takes long, though no label is one of them")
