@@ -49,6 +49,8 @@ class ScoreResult:
     """Name of a manifest in `columns/NAME/manifests` -> number of pictures that could not be scored, if there are any:
     they are missing, have changed since the dataset was made, or do not decode."""
     seconds: float = 0.0
+    unfinished_shards: int = 0
+    """Planned shards that the dataset does not have yet."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -90,6 +92,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         failures=failures,
         pictures_left_out=pictures_left_out(store, card.name) if needs.pictures else {},
         seconds=round(time.perf_counter() - started, 1),
+        unfinished_shards=snapshot.unfinished_shards,
     )
 
 

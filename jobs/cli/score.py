@@ -74,6 +74,9 @@ def _print(result: "ScoreResult") -> None:
             f"not decodable. columns/{result.name}/manifests says how many in each shard: {names}",
             err=True,
         )
+    if result.unfinished_shards:
+        planned = counted(result.unfinished_shards, "planned shard")
+        typer.echo(f"{planned} not finished yet; when done, run `pairmill score OUT {result.name}` again", err=True)
     if result.shards_missing:
         missing = counted(len(result.shards_missing), "shard")
         typer.echo(f"{missing} without the score: fix the cause, then run the same command again", err=True)

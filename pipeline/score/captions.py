@@ -205,7 +205,7 @@ def _sample(snapshot: Snapshot, tasks: Tasks) -> pa.Array:
     captions = pa.concat_arrays(parts)
     if not len(captions):
         raise ScoreError(
-            f"{snapshot.store.root} has no caption in its sample, so it has no model of its captions; leave out bits_per_character"
+            f"{snapshot.store.root} has no caption in its sample, so no model of them; leave out bits_per_character"
         )
     return captions
 

@@ -49,12 +49,14 @@ def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_
     grown = tmp_path / "grown"
     write_embedded(grown, IMAGES[:100], TEXTS[:100], planned_rows=200)
     for name, kind in kinds.items():
-        assert add(grown, name, **kind).shards_scored == 2
+        result = add(grown, name, **kind)
+        assert (result.shards_scored, result.unfinished_shards) == (2, 2)
     before = {name: column(grown, name) for name in kinds}
     write_embedded(grown, IMAGES, TEXTS)
     for name in kinds:
         result = add(grown, name)  # without settings: those of its card
         assert (result.shards_scored, result.rows_scored, result.shards_missing) == (2, 100, [])
+        assert result.unfinished_shards == 0
         assert np.array_equal(column(grown, name)[:100], before[name])
     assert verify(Store(str(grown))).problems == []
     whole = tmp_path / "whole"
