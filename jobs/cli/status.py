@@ -10,6 +10,7 @@ from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.pipeline.check.report import VerifyReport
+    from pairmill.pipeline.common.storage import Store
 
 
 def status(
@@ -35,8 +36,22 @@ def status(
     typer.echo(f"{result.output}: {done:,} of {shards}, {rows} done")
     print_funnel(result)
     print_failures(result)
+    with errors():
+        _print_added(store)
     if as_json:
         print_json(result.as_dict())
+
+
+def _print_added(store: "Store") -> None:
+    """The models and scores that were added, and which of them some shards lack."""
+    from pairmill.pipeline.columns.added_columns import added_columns
+    from pairmill.pipeline.dataset.manifests import committed
+
+    added = added_columns(store, committed(store))
+    if added.names:
+        typer.echo(f"added: {', '.join(added.names)}")
+    for each in added.incomplete:
+        typer.echo(f"added: {each.name}, which some shards lack: {each.remedy}")
 
 
 def verify(

@@ -10,10 +10,12 @@ import pytest
 import torch
 import typer.main
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import pairmill
 from pairmill.jobs.api.keywords import parse_score
 from pairmill.jobs.cli.command_line import parse_command
+from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.pipeline.check.rescore_columns import differences
 from pairmill.pipeline.check.verify import verify
@@ -68,7 +70,10 @@ def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_
 def test_until_new_shards_are_scored_their_column_is_missing_with_the_remedy(tmp_path: Path, head: str) -> None:
     write_embedded(tmp_path, IMAGES[:100], TEXTS[:100], planned_rows=200)
     add(tmp_path, "aesthetic", head=head)
+    assert "added: aesthetic\n" in CliRunner().invoke(app, ["status", str(tmp_path)]).output
     write_embedded(tmp_path, IMAGES, TEXTS)
+    shown = CliRunner().invoke(app, ["status", str(tmp_path)]).output
+    assert "added: aesthetic, which some shards lack: run `pairmill score OUT aesthetic` again" in shown
     with pytest.raises(pairmill.JobError, match="some shards lack the score 'aesthetic': run `pairmill score"):
         pairmill.select(tmp_path, "best", steps="where: aesthetic > 0")
 
