@@ -124,11 +124,15 @@ class _OpenNegClip:
         return pa.table({self._name: float_column(scores, has_image & has_text)})
 
     def _scores(self, images: torch.Tensor, texts: torch.Tensor, uids: U64, batch: _Batch) -> torch.Tensor:
-        """float32 [block, dim] twice -> [block], by one batch."""
-        own = (images * texts).sum(dim=1)  # [block]
+        """float32 [block, dim] twice -> [block], by one batch.
+
+        The row's own term is taken out of each logarithm: logsumexp = own / T + log(1 + the sum over the others). So
+        own cancels exactly, and pairs that fit far better than all others keep distinct values just below 0.
+        """
+        own = (images * texts).sum(dim=1, keepdim=True)  # [block, 1]
         places = batch.places(uids).to(self._device)[:, None]  # [block, 1]
-        loss = torch.zeros_like(own)
+        loss = torch.zeros_like(own[:, 0])
         for side, others in ((images, batch.texts), (texts, batch.images)):
-            logits = (side @ others.T).scatter_(1, places, own[:, None]) / self._temperature  # [block, batch]
-            loss += torch.logsumexp(logits, dim=1)
-        return (own - self._temperature / 2 * loss).clamp(max=0)  # greater only by rounding
+            logits = ((side @ others.T - own) / self._temperature).scatter_(1, places, -torch.inf)  # [block, batch]
+            loss += torch.nn.functional.softplus(torch.logsumexp(logits, dim=1))
+        return -self._temperature / 2 * loss

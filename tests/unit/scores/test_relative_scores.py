@@ -68,6 +68,20 @@ def test_neg_clip_of_the_worked_example(tmp_path: Path) -> None:
     assert np.allclose(column(tmp_path, "warm"), direct, atol=1e-3)  # the embeddings are stored as float16
 
 
+def test_neg_clip_of_pairs_that_fit_far_better_than_all_others_stays_distinct(tmp_path: Path) -> None:
+    images = np.eye(16, dtype=np.float32)
+    angles = np.linspace(0.1, 1.0, 16)
+    texts = np.cos(angles)[:, None] * images + np.sin(angles)[:, None] * np.roll(images, 1, axis=1)
+    write_embedded(tmp_path, images, texts.astype(np.float32))
+    add(tmp_path, "neg", neg_clip={"temperature": 0.01})
+    found, (image, text) = column(tmp_path, "neg"), (stored(images), stored(texts.astype(np.float32)))
+    cosines = (image @ text.T).astype(np.longdouble) / 0.01
+    gaps = [np.exp(each - np.diag(cosines)[:, None]) for each in (cosines, cosines.T)]
+    expected = -0.005 * sum(np.log1p((gap - np.diag(np.diag(gap))).sum(axis=1)) for gap in gaps)
+    assert (found < 0).all() and len(set(found)) == 16
+    assert np.allclose(found, expected.astype(np.float64), rtol=1e-3)
+
+
 @pytest.mark.parametrize(("norm", "order"), [("inf", np.inf), (np.inf, np.inf), ("2", 2), (2, 2)])  # as YAML reads them
 def test_norm_sim_is_the_norm_of_all_cosines(folder: Path, tmp_path: Path, norm: str | float, order: float) -> None:
     targets = unit_vectors(9, 37)
