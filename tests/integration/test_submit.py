@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -40,9 +41,14 @@ assert isinstance(GROUP, TyperGroup)
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """A free port that the system gives to no other process until Ray listens on it: below those that it chooses itself
+    (ip_local_port_range), and above those of Ray's workers. A node whose agent finds its port taken takes no jobs."""
+    for _ in range(100):
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 @pytest.fixture(scope="module")
