@@ -18,7 +18,17 @@ from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, float32_blocks, read_vectors
-from pairmill.pipeline.score.kind import LEFT_OUT, PICTURE, Floats, Mask, Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import (
+    LEFT_OUT,
+    PICTURE,
+    Floats,
+    Mask,
+    Needs,
+    NoFiles,
+    RowScore,
+    ScoreError,
+    float_column,
+)
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.source.clean_captions import clean_captions
 from pairmill.schemas.job.images import ImagesConfig
@@ -38,7 +48,7 @@ _WEIGHTS, _MAX_PIXELS, _SIMILARITY = "weights_sha256", "max_pixels", "similarity
 
 
 @dataclass(frozen=True)
-class CaptionModel:
+class CaptionModel(NoFiles):
     """The kind `caption_model`. Columns: NAME, string; with `similarity` also NAME_similarity, float32.
 
     Null where there is no picture, or the model writes nothing. The similarity is also null where the picture's
@@ -77,11 +87,6 @@ class CaptionModel:
         """The caption, and its similarity if asked for."""
         similarity = [pa.field(similarity_column(self.name), pa.float32())] if self.settings.similarity else []
         return pa.schema([pa.field(self.name, pa.string()), *similarity])
-
-    @property
-    def files(self) -> list[str]:
-        """None: the state has the checksum of the weights."""
-        return []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The checksums of the weights."""

@@ -22,7 +22,7 @@ from pairmill.pipeline.score.embeddings import (
     normalized,
     read_vectors,
 )
-from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import Needs, NoFiles, RowScore, ScoreError, float_column
 from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
@@ -35,7 +35,7 @@ _ITERATIONS = 20
 
 
 @dataclass(frozen=True)
-class Density:
+class Density(NoFiles):
     """The kind `density`. Columns, null where the embedding is null:
 
     NAME            mean cosine to the nearest neighbors in the sample; high in crowded regions
@@ -71,11 +71,6 @@ class Density:
         """Two cosines and a number."""
         kinds = (("", pa.float32()), ("_cluster", pa.int32()), ("_centroid", pa.float32()))
         return pa.schema([pa.field(f"{self.name}{suffix}", kind) for suffix, kind in kinds])
-
-    @property
-    def files(self) -> list[str]:
-        """None."""
-        return []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The sample, its uids, and the centroids of its clusters."""

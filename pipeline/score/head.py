@@ -13,7 +13,7 @@ from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, float32_blocks, read_vectors
 from pairmill.pipeline.score.head_weights import HeadFile, HeadModel, affine, read_head
-from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import Needs, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.job.run import RunConfig
@@ -26,7 +26,7 @@ _SMALLEST_DEVIATION = 1e-7
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(OneNumber):
     """The kind `head`. One column: NAME, float32; null where the embedding is null."""
 
     name: str
@@ -64,11 +64,6 @@ class Head:
     def needs(self) -> Needs:
         """One embedding."""
         return Needs(frozenset({embedding_column(self.settings.model or "", self.settings.of)}))
-
-    @property
-    def schema(self) -> pa.Schema:
-        """One number."""
-        return pa.schema([pa.field(self.name, pa.float32())])
 
     @property
     def files(self) -> list[str]:

@@ -76,6 +76,26 @@ class ScoreKind(Protocol):
         """Get ready to score rows in this process."""
 
 
+class NoFiles:
+    """A kind whose state is made from the dataset alone."""
+
+    @property
+    def files(self) -> list[str]:
+        """None."""
+        return []
+
+
+class OneNumber:
+    """A kind with one column: NAME, float32."""
+
+    name: str
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One number."""
+        return pa.schema([pa.field(self.name, pa.float32())])
+
+
 def float_column(values: Floats, is_valid: Mask) -> pa.Array:
     """float32 [rows] -> an Arrow array, null where `is_valid` [rows] is False or the value is NaN or infinite."""
     return pa.array(values, pa.float32(), mask=~(is_valid & np.isfinite(values)))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import Needs, NoFiles, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.score.scan import ShardReader, scan
 from pairmill.pipeline.score.value_sketch import U64, Doubles, ValueSketch
 from pairmill.pipeline.select.comparisons import as_doubles
@@ -55,7 +55,7 @@ class _Parsed:
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mix(OneNumber, NoFiles):
     """The kind `mix`. One column: NAME, float32; null where a value that it uses is null."""
 
     name: str
@@ -93,16 +93,6 @@ class Mix:
     def needs(self) -> Needs:
         """The columns of the expression."""
         return Needs(self._parsed.columns)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """One number."""
-        return pa.schema([pa.field(self.name, pa.float32())])
-
-    @property
-    def files(self) -> list[str]:
-        """None."""
-        return []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """A sketch of the values of each call's argument."""

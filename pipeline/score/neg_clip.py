@@ -21,7 +21,7 @@ from pairmill.pipeline.encode.device import resolve_device
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.draw import Draw
 from pairmill.pipeline.score.embeddings import MAX_CELLS, chosen_model, embedding_column, normalized, read_vectors
-from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import Needs, NoFiles, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
@@ -31,7 +31,7 @@ U64 = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class NegClip:
+class NegClip(OneNumber, NoFiles):
     """The kind `neg_clip`. One column: NAME, float32, at most 0; null where one of the two embeddings is null."""
 
     name: str
@@ -57,16 +57,6 @@ class NegClip:
     def needs(self) -> Needs:
         """Both embeddings, and the uid, which tells whether a row is itself in the batch."""
         return Needs(frozenset({"uid", *self._columns}), gpu=True)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """One number."""
-        return pa.schema([pa.field(self.name, pa.float32())])
-
-    @property
-    def files(self) -> list[str]:
-        """None."""
-        return []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The rows of each batch: their uids, and their embeddings as stored."""

@@ -22,14 +22,14 @@ from pairmill.pipeline.encode.device import resolve_device
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.draw import Draw, Halves, check_size
 from pairmill.pipeline.score.embeddings import MAX_CELLS, chosen_model, embedding_column, normalized, read_vectors
-from pairmill.pipeline.score.kind import Needs, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import Needs, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import NormSimScore, ScoreConfig
 
 
 @dataclass(frozen=True)
-class NormSim:
+class NormSim(OneNumber):
     """The kind `norm_sim`. One column: NAME, float32; null where the embedding is null."""
 
     name: str
@@ -51,11 +51,6 @@ class NormSim:
     def needs(self) -> Needs:
         """The embedding of the picture."""
         return Needs(frozenset({embedding_column(self.settings.model or "", "image")}), gpu=True)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """One number."""
-        return pa.schema([pa.field(self.name, pa.float32())])
 
     @property
     def files(self) -> list[str]:

@@ -9,7 +9,7 @@ from pairmill.pipeline.image.measure_columns import measure_columns
 from pairmill.pipeline.image.measures import VERSION, Measured, measure
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.kind import LEFT_OUT, Needs, RowScore, ScoreError
+from pairmill.pipeline.score.kind import LEFT_OUT, Needs, NoFiles, RowScore, ScoreError
 from pairmill.pipeline.score.picture_rows import check_has_pictures, decoding_of, each_picture, images_of, threads_of
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.pictures import PictureScore
@@ -18,7 +18,7 @@ from pairmill.schemas.job.scores import ScoreConfig
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(NoFiles):
     """The kind `pictures`. Columns: NAME_measure for each measure; null if the picture is missing or does not decode,
     and NAME_jpeg_quality also for other formats."""
 
@@ -45,11 +45,6 @@ class Pictures:
     def schema(self) -> pa.Schema:
         """One number per measure, and two more for the exposure."""
         return self.settings.columns(self.name)
-
-    @property
-    def files(self) -> list[str]:
-        """None."""
-        return []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The version of the measures, and which pictures are too large."""

@@ -12,7 +12,7 @@ from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.embeddings import chosen_model
-from pairmill.pipeline.score.kind import LEFT_OUT, Needs, RowScore, ScoreError
+from pairmill.pipeline.score.kind import LEFT_OUT, Needs, NoFiles, RowScore, ScoreError
 from pairmill.pipeline.score.masked import MaskedModel, contract_values
 from pairmill.pipeline.score.picture_rows import check_has_pictures, decoding_of, each_picture, images_of, threads_of
 from pairmill.pipeline.score.text_detector import VERSION, Box, TextDetector, Weights, detector, text_mask
@@ -30,7 +30,7 @@ _MAX_SIDE = 1_024
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(NoFiles):
     """The kind `text`. Columns: NAME_share, NAME_count and NAME_boxes, null if the picture is missing or does not
     decode; with `mask` also NAME_similarity, null too if the row has no caption."""
 
@@ -64,11 +64,6 @@ class Text:
     def schema(self) -> pa.Schema:
         """Three columns, and one for the mask."""
         return self.settings.columns(self.name)
-
-    @property
-    def files(self) -> list[str]:
-        """None."""
-        return []
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The checksum of the detector, the contract of the model, and which pictures are too large."""
