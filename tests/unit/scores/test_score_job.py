@@ -151,6 +151,17 @@ def test_lists_of_numbers_may_differ_in_the_last_digits(
     assert differences(before, after) == differ
 
 
+def test_an_embedding_that_is_not_finite_has_no_score(tmp_path: Path, head: str) -> None:
+    images = IMAGES.copy()
+    images[3, 5], images[60, 0] = np.inf, np.nan
+    write_embedded(tmp_path / "out", images, TEXTS)
+    add(tmp_path / "out", "head", head=head)
+    add(tmp_path / "out", "neg", neg_clip={"batch": 40})
+    add(tmp_path / "out", "dense", density={"sample": 200, "neighbors": 3, "clusters": 4})
+    for name in ("head", "neg", "dense", "dense_cluster"):
+        assert np.flatnonzero(np.isnan(column(tmp_path / "out", name))).tolist() == [3, 60]
+
+
 def test_a_model_that_is_not_there_is_named(folder: Path, head: str) -> None:
     with pytest.raises(pairmill.PairmillError, match="has no model 'l14'; it has: b32"):
         add(folder, "aesthetic", head={"weights": head, "model": "l14"})
