@@ -1,12 +1,10 @@
 """`pairmill select`: selects a subset of a finished dataset, in steps that read only a few narrow columns."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 from uuid import uuid4
 
 import pyarrow as pa
@@ -15,23 +13,27 @@ from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.common.files import Files, absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.common.text import clean_text, counted
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, publish, read_subset, subset_names, write_chunk
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.select.expression_errors import ExpressionError
-from pairmill.pipeline.select.expressions import Expression
-from pairmill.pipeline.select.keys import can_be_key
 from pairmill.pipeline.select.scan import MAX_STEPS
-from pairmill.pipeline.select.selector import UID_STEP, Selector
+from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.steps.dedup import DedupStep
+from pairmill.pipeline.select.steps.kept import KeptStep
+from pairmill.pipeline.select.steps.open_step import open_step
+from pairmill.pipeline.select.steps.run_steps import run_steps
+from pairmill.pipeline.select.steps.step import Step
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
-from pairmill.pipeline.select.uid_file import UidFile, UidFileError
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.s3 import S3Config
-from pairmill.schemas.subset import Cluster, SelectJob, SelectStep, StepReport, Subset, SubsetFiles, UidFileReport
+from pairmill.schemas.select_steps import Dedup, SelectStep
+from pairmill.schemas.subset import SelectJob, StepReport, Subset, SubsetFiles
 
 ROWS_FOR_RAY = 2_000_000
 """With fewer rows, this process alone finishes before a local Ray instance would have started."""
@@ -63,24 +65,23 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
     """
     source = open_input(job.dataset, job.s3, job.partial)
     job = _with_absolute_paths(job)
-    _check_steps(job, source)
-    uid_files = _uid_files(job)
+    steps = _open_steps(job, source)
     exists = job.name in subset_names(source.store)
     if exists and not (dry_run or overwrite):
         raise JobError(f"{job.dataset} already has a subset {job.name!r}; choose another name, or add --overwrite")
     replaced = read_subset(source.store, job.name) if exists else None
     attempt = uuid4().hex
-    names, steps = step_names(job), Steps(on_step, "reading manifests")
+    names, progress = step_names(job), Steps(on_step, "reading manifests")
 
     def begin(number: int) -> None:
-        steps.name = names[number]
+        progress.name = names[number]
 
-    with open_tasks(job.run, source.num_rows < ROWS_FOR_RAY, steps) as tasks:
+    with open_tasks(job.run, source.num_rows < ROWS_FOR_RAY, progress) as tasks:
         chunks = _chunks(source, tasks)
         selector = Selector.start(tasks, chunks, begin)
-        selector.run(job.rows == "kept", job.steps, uid_files)
-        steps.name = "writing"
-        reports = list(_reports(job, selector, uid_files, replaced))
+        run_steps(selector, steps)
+        progress.name = "writing"
+        reports = list(_reports(job, steps, selector, replaced))
         if not reports[-1].rows_out and not dry_run:
             raise JobError(_nothing_left(reports))
         files = [] if dry_run else _write(tasks, selector, job.name, attempt)
@@ -134,66 +135,35 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
     return SelectInput(store, shards, plan.num_rows, added, schema, plan.record.job.computes_md5)
 
 
-def _check_steps(job: SelectJob, source: SelectInput) -> None:
-    """Check every column and type on zero rows. Raises JobError that names the step."""
+def _open_steps(job: SelectJob, source: SelectInput) -> list[Step]:
+    """The two steps that every job begins with, then its own. Checks everything that can be checked before any work.
+    Raises JobError that names the step."""
     if len(job.steps) > MAX_STEPS:
         raise JobError(f"steps: {len(job.steps)} steps, but at most {MAX_STEPS} are possible")
-    for number, step in enumerate(job.steps, 1):
+    steps: list[Step] = [KeptStep(job.rows == "kept"), DedupStep(Dedup(by="uid"))]
+    for number, each in enumerate(job.steps, 1):
         try:
-            _check_step(step, source)
-        except ExpressionError as error:
-            raise JobError(f"step {number}, {step.kind}: {error}") from None
+            steps.append(step := open_step(each, Files(job.s3)))
+            _check_columns(step, source)
+            step.check(source.schema)
+        except (ExpressionError, StepError) as error:
+            raise JobError(f"step {number}, {each.kind}: {error}") from None
+    return steps
 
 
-def _check_step(step: SelectStep, source: SelectInput) -> None:
-    expressions = list(_expressions(step))
-    used = {step.dedup.by} if step.dedup else set()
-    used.update(*(expression.columns for expression, _ in expressions))
-    for problem in map(source.added.missing, sorted(used)):
+def _check_columns(step: Step, source: SelectInput) -> None:
+    """Explain why columns have no values. Raises ExpressionError."""
+    for problem in map(source.added.missing, sorted(step.columns)):
         if problem is not None:
             raise ExpressionError(problem)
-    if "md5" in used and not source.has_md5:
+    if "md5" in step.columns and not source.has_md5:
         raise ExpressionError("md5 is null in all rows, because the dataset was made without images.md5; use sha256")
-    for expression, expected in expressions:
-        expression.check(source.schema, expected)
-    if step.dedup:
-        _check_dedup_column(step.dedup.by, source.schema)
 
 
 def _with_absolute_paths(job: SelectJob) -> SelectJob:
     """The job with absolute paths of its files of uids, so that it can be repeated from another folder."""
     steps = [step if step.uids is None else SelectStep(uids=absolute(step.uids)) for step in job.steps]
     return job.model_copy(update={"steps": steps})
-
-
-def _uid_files(job: SelectJob) -> dict[str, UidFile]:
-    """Path -> the file of uids, whose content is checked. Raises JobError that names the step."""
-    found: dict[str, UidFile] = {}
-    for number, step in enumerate(job.steps, 1):
-        if step.uids is not None and step.uids not in found:
-            try:
-                found[step.uids] = UidFile.of(Files(job.s3), step.uids)
-                found[step.uids].load()
-            except UidFileError as error:
-                raise JobError(f"step {number}, uids: {error}") from None
-    return found
-
-
-def _expressions(step: SelectStep) -> Iterator[tuple[Expression, Literal["boolean", "number"]]]:
-    """The expressions of a step, with what each must evaluate to."""
-    if step.where is not None:
-        yield Expression(step.where), "boolean"
-    if step.top:
-        yield Expression(step.top.by), "number"
-    if step.dedup and step.dedup.best is not None:
-        yield Expression(step.dedup.best), "number"
-
-
-def _check_dedup_column(name: str, schema: pa.Schema) -> None:
-    if name not in schema.names:
-        raise ExpressionError(f"there is no column {name!r}")
-    if not can_be_key(kind := schema.field(name).type):
-        raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
 
 
 def _chunks(source: SelectInput, tasks: Tasks) -> list[Chunk]:
@@ -222,45 +192,15 @@ def step_names(job: SelectJob) -> list[str]:
 
 
 def _reports(
-    job: SelectJob, selector: Selector, uid_files: Mapping[str, UidFile], replaced: Subset | None
+    job: SelectJob, steps: Sequence[Step], selector: Selector, replaced: Subset | None
 ) -> Iterator[StepReport]:
     """One per step."""
+    earlier = replaced.reports if replaced is not None and replaced.steps == job.steps else []
     remaining = selector.num_rows
-    for number, name in enumerate(step_names(job)):
+    for number, (name, step) in enumerate(zip(step_names(job), steps, strict=True)):
         rows_in, remaining = remaining, remaining - selector.counts[number]
-        yield StepReport(
-            step=name,
-            rows_in=rows_in,
-            rows_out=remaining,
-            threshold=selector.thresholds.get(number),
-            largest_clusters=_clusters(selector, number),
-            uids=_uids_report(job, number, uid_files, replaced),
-        )
-
-
-def _uids_report(
-    job: SelectJob, number: int, uid_files: Mapping[str, UidFile], replaced: Subset | None
-) -> UidFileReport | None:
-    """What to say about the file of a `uids` step; None for other steps."""
-    step = job.steps[number - UID_STEP - 1] if number > UID_STEP else None
-    if step is None or step.uids is None:
-        return None
-    file = uid_files[step.uids]
-    earlier = None
-    if replaced is not None and replaced.steps == job.steps and (before := replaced.reports[number].uids):
-        earlier = before.blake2b if before.blake2b != file.blake2b else None
-    return UidFileReport(num_uids=len(file.load()), blake2b=file.blake2b, earlier_blake2b=earlier)
-
-
-def _clusters(selector: Selector, step: int) -> list[Cluster]:
-    """The largest groups of a dedup step, each with what identifies the row that stays."""
-    clusters = []
-    for row_index, rows in selector.clusters.get(step, ()):
-        chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
-        row = chunk.read_row(row_index, frozenset({"row_id", "url"}))
-        row_id, url = row["row_id"][0].as_py(), row["url"][0].as_py()
-        clusters.append(Cluster(rows=int(rows), row_id=row_id, url=clean_text(url)))
-    return clusters
+        report = StepReport(step=name, rows_in=rows_in, rows_out=remaining)
+        yield step.report(selector, report, earlier[number] if earlier else None)
 
 
 def _nothing_left(reports: Sequence[StepReport]) -> str:

@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from pairmill.schemas.jobs import BuildJob
     from pairmill.schemas.s3 import S3Access, S3Config
     from pairmill.schemas.scores import ScoreJob
+    from pairmill.schemas.select_steps import Dedup, Sample, SelectStep, Top
     from pairmill.schemas.status import Status
-    from pairmill.schemas.subset import Dedup, Sample, SelectJob, SelectStep, StepReport, Subset, Top
+    from pairmill.schemas.subset import SelectJob, StepReport, Subset
 
 __all__ = [
     "BuildJob",
@@ -147,7 +148,8 @@ _MODULES = {
     "schemas.s3": ("S3Access", "S3Config"),
     "schemas.scores": ("ScoreJob",),
     "schemas.status": ("Status",),
-    "schemas.subset": ("Dedup", "Sample", "SelectJob", "SelectStep", "StepReport", "Subset", "Top"),
+    "schemas.select_steps": ("Dedup", "Sample", "SelectStep", "Top"),
+    "schemas.subset": ("SelectJob", "StepReport", "Subset"),
 }
 """The module of each public name, for the imports above at run time."""
 

@@ -1,9 +1,16 @@
 """Defines the base of all jobs and records, and the type of paths."""
 
 import os
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from pairmill.schemas.s3 import without_secrets
 
@@ -20,3 +27,19 @@ class Settings(BaseModel):
     """Unknown keys are errors, and values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GrowingSettings(Settings):
+    """Settings that are also written for earlier versions of pairmill, which refuse keys that they do not know."""
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that earlier versions do not know. They are not written while they have their default."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        values: dict[str, object] = serialize(self)
+        fields = type(self).model_fields
+        for name in self.later:
+            if name in values and getattr(self, name) == fields[name].get_default(call_default_factory=True):
+                del values[name]
+        return values

@@ -1,119 +1,17 @@
-"""Defines subsets of a finished dataset: the steps that select rows, and the record of what each step did."""
+"""Defines subsets of a finished dataset: the job that selects rows, and the record of what each step did."""
 
-import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field
 
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.s3 import S3Config
-from pairmill.schemas.settings import Settings, Uri
+from pairmill.schemas.select_steps import SelectStep
+from pairmill.schemas.settings import GrowingSettings, Settings, Uri
 
 SUBSET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Share(Settings):
-    """How many rows a step keeps: a fraction of its input rows, or a count."""
-
-    fraction: Fraction | None = None
-    """Share of the rows to keep, rounded to the nearest row."""
-    count: Count | None = None
-    """Number of rows to keep."""
-
-    @model_validator(mode="after")
-    def _either_fraction_or_count(self) -> Self:
-        if (self.fraction is None) == (self.count is None):
-            raise ValueError("give either a fraction or a count")
-        return self
-
-    def rows_to_keep(self, num_rows: int) -> int:
-        """How many of `num_rows` rows to keep. A fraction is rounded to the nearest row."""
-        count = self.count if self.count is not None else math.floor((self.fraction or 0.0) * num_rows + 0.5)
-        return min(num_rows, count)
-
-
-class Top(_Share):
-    """The rows with the highest score. Null and NaN rank below every number; a hash of the uid breaks ties."""
-
-    by: str
-    """A column or a numeric expression such as `similarity_a + similarity_b`; `-width` keeps the narrowest pictures.
-    Integers are compared exactly, decimals as the nearest float64."""
-
-
-class Sample(_Share):
-    """A random sample, by a hash of the uid and the seed. With the same seed, larger samples contain smaller ones."""
-
-    seed: int = 0
-    """Seed of the sample."""
-
-
-class Dedup(Settings):
-    """Keep one row of each group of duplicates. Null and NaN are duplicates of nothing."""
-
-    by: str
-    """Column whose equal values are duplicates: uid, url, sha256, phash, ..."""
-    distance: Annotated[int, Field(ge=0, le=8)] = 0
-    """For `by: phash`, the maximum distance in bits between duplicates. Candidate pairs are collected on one machine,
-    26 bytes each; each additional bit of distance means more comparisons."""
-    best: str | None = None
-    """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
-
-    @model_validator(mode="after")
-    def _distance_needs_a_hash(self) -> "Dedup":
-        if self.distance and self.by != "phash":
-            raise ValueError("distance works only with by: phash, the only column of perceptual hashes")
-        return self
-
-
-class SelectStep(Settings):
-    """One step of a select job; exactly one of the fields is set."""
-
-    where: str | None = None
-    """Keep rows for which this expression is true, such as `similarity >= 0.28 and width >= 200`. Null counts as
-    false."""
-    top: Top | None = None
-    """Keep the rows with the highest score."""
-    dedup: Dedup | None = None
-    """Keep one row of each group of duplicates."""
-    sample: Sample | None = None
-    """Keep a random sample."""
-    uids: Uri | None = None
-    """Keep the rows whose uid is in the column `uid` of this Parquet file (local or `s3://`), such as the one that
-    `pairmill search --save` writes. 32 hex digits or UUIDs; other columns are ignored."""
-
-    @model_serializer(mode="wrap")
-    def _without_uids(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Earlier versions know no `uids`."""
-        values: dict[str, object] = serialize(self)
-        if self.uids is None:
-            values.pop("uids", None)
-        return values
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "SelectStep":
-        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise ValueError(
-                "a step is one of where, top, dedup, sample and uids; write each step as a separate list item"
-            )
-        return self
-
-    @property
-    def kind(self) -> str:
-        """The name of the field that is set."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
-
-    def __str__(self) -> str:
-        step = getattr(self, self.kind)
-        if isinstance(step, str):
-            return f"{self.kind}: {step}"
-        options = step.model_dump(exclude_defaults=True)
-        by = {"by": options.pop("by")} if "by" in options else {}  # first, for the reader
-        return f"{self.kind}: " + ", ".join(f"{name} {value}" for name, value in (by | options).items())
 
 
 class SelectJob(Settings):
@@ -156,8 +54,10 @@ class UidFileReport(Settings):
     """That of the file when the subset was selected before, if it was another one."""
 
 
-class StepReport(Settings):
+class StepReport(GrowingSettings):
     """What one step did."""
+
+    later = frozenset({"uids"})
 
     step: str
     rows_in: int
@@ -168,14 +68,6 @@ class StepReport(Settings):
     """`dedup` only: the groups with the most rows."""
     uids: UidFileReport | None = None
     """`uids` only: the file. Uids beyond `rows_out` are in no row that the earlier steps left."""
-
-    @model_serializer(mode="wrap")
-    def _without_uids(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Earlier versions know no `uids`."""
-        values: dict[str, object] = serialize(self)
-        if self.uids is None:
-            values.pop("uids", None)
-        return values
 
 
 class SubsetFiles(Settings):

@@ -13,7 +13,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.job.scores import ScoreKinds
 from pairmill.schemas.s3 import S3Config
-from pairmill.schemas.subset import SelectStep
+from pairmill.schemas.select_steps import SelectStep
 
 StrPath = str | os.PathLike[str]
 """A local path, or `s3://bucket/...`."""

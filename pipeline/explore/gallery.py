@@ -14,7 +14,7 @@ from pairmill.pipeline.explore.row_lookup import Row
 from pairmill.pipeline.explore.summary import BINS, Column
 from pairmill.pipeline.explore.view import View
 from pairmill.schemas.pairs import FETCHED, PICTURE
-from pairmill.schemas.subset import SelectStep
+from pairmill.schemas.select_steps import SelectStep
 
 PAGE_ROWS = 60
 

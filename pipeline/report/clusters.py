@@ -12,7 +12,8 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.report.grids import Grid
 from pairmill.pipeline.report.source import Source
 from pairmill.pipeline.report.summary import Ref
-from pairmill.schemas.subset import Cluster, Dedup, Subset
+from pairmill.schemas.select_steps import Dedup
+from pairmill.schemas.subset import Cluster, Subset
 
 CLUSTERS_PER_STEP, ROWS_PER_CLUSTER = 4, 6
 _BY_UID = Dedup(by="uid")

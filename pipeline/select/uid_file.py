@@ -13,7 +13,7 @@ from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 from pairmill.pipeline.select.keys import U64, key_halves
-from pairmill.schemas.errors import FailureKind, PairmillError
+from pairmill.pipeline.select.step_error import StepError
 
 MAX_UIDS = 100_000_000
 """Every process that scans rows keeps the whole list: 16 bytes per uid."""
@@ -23,10 +23,8 @@ _UID = r"^(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12
 """The same as `pairmill.pipeline.source.uid.own_uid` accepts."""
 
 
-class UidFileError(PairmillError, ValueError):
+class UidFileError(StepError):
     """A file of uids cannot be used; the message names it and says why."""
-
-    kind = FailureKind.JOB
 
 
 @dataclass(frozen=True)

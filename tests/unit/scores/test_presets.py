@@ -11,7 +11,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.batch import ScoreContract
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.scores import ScoreKinds
-from pairmill.schemas.subset import SelectStep
+from pairmill.schemas.select_steps import SelectStep
 from tests.unit.scores.embedded import column, unit_vectors, write_embedded
 
 MISSING = {"norm_sim": {"target": "out"}, "head": {"weights": "head.safetensors"}}

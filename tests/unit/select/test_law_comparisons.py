@@ -21,13 +21,16 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.dataset.chunks import ShardFiles
 from pairmill.pipeline.dataset.subset import NOT_DROPPED
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.steps.open_step import open_step
+from pairmill.pipeline.select.steps.run_steps import run_steps
 from pairmill.pipeline.select.tasks import LocalTasks
-from pairmill.schemas.subset import SelectStep
+from pairmill.schemas.select_steps import SelectStep
 
 CASES = Path(__file__).parents[4] / "shared" / "data" / "cases"
 
@@ -314,7 +317,7 @@ def _remaining(table: pa.Table, step: dict[str, Any]) -> list[int]:
     middle = table.num_rows // 2
     chunks: Any = [MemoryChunk(table.slice(0, middle), 0), MemoryChunk(table.slice(middle), middle)]
     selector = Selector.start(LocalTasks(), chunks)
-    selector.run(False, [SelectStep.model_validate(step)])
+    run_steps(selector, [open_step(SelectStep.model_validate(step), Files())])
     drop_step = np.concatenate(list(selector.tasks.get([each for each in selector.drop_step if each is not None])))
     return np.flatnonzero(drop_step == NOT_DROPPED).tolist()
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.select import selector
 from pairmill.pipeline.select.near_duplicates import band_masks, near_pairs
 from pairmill.pipeline.select.outputs import DEDUP_KEY
+from pairmill.pipeline.select.steps import dedup, top
 from pairmill.pipeline.select.subset_diff import compare
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.conftest import DUCKDB, ROWS, make_subset, oracle, row_ids
@@ -93,8 +93,8 @@ def test_the_top_is_exact_however_few_keys_are_sampled(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, sampled: int
 ) -> None:
     make_subset(dataset, "exact", {"top": {"by": "similarity", "fraction": 0.3}})
-    monkeypatch.setattr(selector, "SAMPLED_ROWS", sampled)
-    monkeypatch.setattr(selector, "WINDOW_SIGMAS", 0.01)  # the first window misses
+    monkeypatch.setattr(top, "SAMPLED_ROWS", sampled)
+    monkeypatch.setattr(top, "WINDOW_SIGMAS", 0.01)  # the first window misses
     make_subset(dataset, "guessed", {"top": {"by": "similarity", "fraction": 0.3}})
     assert row_ids(dataset, "guessed") == row_ids(dataset, "exact")
 
@@ -122,7 +122,7 @@ def test_the_top_is_exact_if_keys_are_sampled_from_few_shards_and_each_shard_dif
     """Some of the conditions keep no row of the sampled shards."""
     steps: Any = [{"where": where}, {"top": {"by": "similarity * similarity", **share}}, {"sample": {"fraction": 0.5}}]
     make_subset(numbered, "all", *steps)
-    monkeypatch.setattr(selector, "SAMPLED_SHARDS", 2)
+    monkeypatch.setattr(top, "SAMPLED_SHARDS", 2)
     make_subset(numbered, "few", *steps)
     assert row_ids(numbered, "few") == row_ids(numbered, "all")
 
@@ -150,7 +150,7 @@ def test_exact_dedup_keeps_the_best_of_each_group(dataset: Path) -> None:
 def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
     make_subset(dataset, "one", *steps)
-    monkeypatch.setattr(selector, "PARTITION_ROWS", 1_000)
+    monkeypatch.setattr(dedup, "PARTITION_ROWS", 1_000)
     monkeypatch.setattr("pairmill.pipeline.select.tasks.LocalTasks.memory_bytes", 200_000)
     make_subset(dataset, "many", *steps)
     assert row_ids(dataset, "many") == row_ids(dataset, "one")

@@ -23,7 +23,8 @@ from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.select.uid_file import UidFile, UidFileError
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.subset import SelectJob, SelectStep, StepReport
+from pairmill.schemas.select_steps import SelectStep
+from pairmill.schemas.subset import SelectJob, StepReport
 from tests.unit.select.conftest import make_subset, oracle, row_ids
 
 

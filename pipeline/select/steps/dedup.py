@@ -1,0 +1,111 @@
+"""The step `dedup`: one row of each group of duplicates."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, merge_duplicates, split_by_chunk
+from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.filters import RowIndices
+from pairmill.pipeline.select.keys import can_be_key
+from pairmill.pipeline.select.near_duplicates import BandKeys, band_masks, greedy_clusters, near_pairs
+from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys
+from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.tasks import Handle
+from pairmill.schemas.select_steps import Dedup
+from pairmill.schemas.subset import Cluster, StepReport
+
+PARTITION_ROWS = 2_000_000
+
+
+@dataclass
+class DedupStep:
+    """Keeps the best row of each group of duplicates."""
+
+    dedup: Dedup
+    clusters: Array = field(default_factory=lambda: np.zeros(0, DUPLICATE_GROUP))
+    """The largest groups, of shape (groups,)."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The column to compare, and those of the score."""
+        return DedupKeys(self.dedup.by, self.dedup.best, 1, 0, 1).columns
+
+    def check(self, schema: pa.Schema) -> None:
+        """Values must be comparable, and the score a number. Raises ExpressionError."""
+        name = self.dedup.by
+        if self.dedup.best is not None:
+            Expression(self.dedup.best).check(schema, "number")
+        if name not in schema.names:
+            raise ExpressionError(f"there is no column {name!r}")
+        if not can_be_key(kind := schema.field(name).type):
+            raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
+
+    def run(self, selector: Selector, number: int) -> None:
+        """Find equal values; then, if a distance is allowed, similar ones."""
+        groups = _exact_duplicates(selector, number, self.dedup)
+        tasks = selector.tasks
+        if not self.dedup.distance:
+            candidates = tasks.get(tasks.map(largest, [(each,) for each in groups]))
+            self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
+            return
+        exact = np.concatenate([np.zeros(0, DUPLICATE_GROUP), *tasks.get(groups)])
+        dropped, clusters = greedy_clusters(_near_pairs(selector, self.dedup), exact)
+        alone = exact[~np.isin(exact["row_index"], np.concatenate([dropped, clusters["row_index"]]))]
+        self.clusters = largest(np.concatenate([clusters, alone]))
+        selector.drop(number, [[rows] for rows in split_by_chunk(dropped, selector.chunk_starts)])
+
+    def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
+        """The largest groups."""
+        return report.model_copy(update={"largest_clusters": list(self._described(selector))})
+
+    def _described(self, selector: Selector) -> Iterator[Cluster]:
+        """The largest groups, each with what identifies the row that stays."""
+        for row_index, rows in self.clusters:
+            chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
+            row = chunk.read_row(row_index, frozenset({"row_id", "url"}))
+            row_id, url = row["row_id"][0].as_py(), row["url"][0].as_py()
+            yield Cluster(rows=int(rows), row_id=row_id, url=clean_text(url))
+
+
+def _exact_duplicates(selector: Selector, number: int, step: Dedup) -> list[Handle[Array]]:
+    """Let the next scan drop exact duplicates. Returns handles of the DUPLICATE_GROUPs."""
+    groups: list[Handle[Array]] = []
+    duplicates: list[list[Handle[RowIndices] | RowIndices]] = [[] for _ in selector.chunks]
+    for keys in _partitions(selector, step):
+        parts = selector.scan(keys)
+        calls = [(selector.chunk_starts, *(part[index] for part in parts)) for index in range(len(keys.dtypes))]
+        for group, *dropped in selector.tasks.map_split(merge_duplicates, calls, outputs=1 + len(selector.chunks)):
+            groups.append(group)
+            for of_chunk, rows in zip(duplicates, dropped, strict=True):
+                of_chunk.append(rows)
+    selector.drop(number, duplicates)
+    return groups
+
+
+def _near_pairs(selector: Selector, step: Dedup) -> Array:
+    """All NEAR_PAIRs of different hashes."""
+    found: list[Array] = []
+    for mask in band_masks(step.distance):
+        for keys in _partitions(selector, step):
+            parts = selector.scan(BandKeys(keys, mask))
+            calls = [(step.distance, mask, *(part[index] for part in parts)) for index in range(len(keys.dtypes))]
+            found += selector.tasks.get(selector.tasks.map(near_pairs, calls))
+    return np.concatenate(found)
+
+
+def _partitions(selector: Selector, step: Dedup) -> list[DedupKeys]:
+    """The partitions of the keys to collect in each scan, as many as fit into the memory of the tasks."""
+    num_rows, memory_bytes = selector.num_rows, selector.tasks.memory_bytes
+    partitions = max(1, math.ceil(num_rows / PARTITION_ROWS))
+    per_scan = max(1, int(partitions * memory_bytes // max(1, num_rows * DEDUP_KEY.itemsize)))
+    return [
+        DedupKeys(step.by, step.best, partitions, first, min(first + per_scan, partitions))
+        for first in range(0, partitions, per_scan)
+    ]

@@ -1,0 +1,25 @@
+"""Turns the steps of a job file into steps that can run."""
+
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.steps.dedup import DedupStep
+from pairmill.pipeline.select.steps.step import Step
+from pairmill.pipeline.select.steps.top import TopStep
+from pairmill.pipeline.select.steps.uids import UidsStep
+from pairmill.pipeline.select.steps.where import WhereStep
+from pairmill.schemas.select_steps import SelectStep
+
+
+def open_step(step: SelectStep, files: Files) -> Step:
+    """The step of a job file. Opens what else it reads. Raises ExpressionError or StepError."""
+    if step.where is not None:
+        return WhereStep(Expression(step.where))
+    if step.top is not None:
+        return TopStep.of(step.top)
+    if step.sample is not None:
+        return TopStep.of(step.sample)
+    if step.dedup is not None:
+        return DedupStep(step.dedup)
+    if step.uids is not None:
+        return UidsStep.open(files, step.uids)
+    raise AssertionError(step)

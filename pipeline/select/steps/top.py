@@ -1,0 +1,101 @@
+"""The steps `top` and `sample`: the first rows of an order."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pairmill.pipeline.dataset.subset import NOT_DROPPED
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.filters import AtLeast
+from pairmill.pipeline.select.keys import score_of
+from pairmill.pipeline.select.order import HIGHEST, LOWEST, ORDER_KEY, Order, OrderKey, OrderKeys
+from pairmill.pipeline.select.outputs import Array, KeysWithin, SampledKeys
+from pairmill.pipeline.select.selector import Selector
+from pairmill.schemas.select_steps import Sample, Top
+from pairmill.schemas.subset import StepReport
+
+SAMPLED_SHARDS = 64
+"""Keys are sampled from at least this many evenly spread shards, if there are that many."""
+SAMPLED_ROWS = 200_000
+"""With this many sampled keys, the window around a quantile has a few percent of the rows."""
+WINDOW_SIGMAS = 20.0
+"""Half the width of that window, in standard errors of a random sample. Rows of a shard may resemble each other, so the
+sample tells less than a random one of the same size."""
+
+
+@dataclass
+class TopStep:
+    """Keeps the rows with the highest keys of an order."""
+
+    order: Order
+    share: Top | Sample
+    threshold: float | None = None
+    """The lowest score that stays."""
+
+    @classmethod
+    def of(cls, share: Top | Sample) -> "TopStep":
+        """The order of a top is by a score, that of a sample by a hash of the uid."""
+        return cls(Order(share.by) if isinstance(share, Top) else Order(None, share.seed), share)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the order."""
+        return self.order.columns
+
+    def check(self, schema: pa.Schema) -> None:
+        """The score must be a number. Raises ExpressionError."""
+        if self.order.by is not None:
+            Expression(self.order.by).check(schema, "number")
+
+    def run(self, selector: Selector, number: int) -> None:
+        """Find the key of the last row to keep. A sample of the keys gives a window that almost surely contains it; all
+        keys within the window then determine it exactly (Floyd and Rivest 1975, "Expected time bounds for
+        selection")."""
+        sampled, remaining = _sample(selector, self.order)
+        to_keep, sigmas = self.share.rows_to_keep(remaining), WINDOW_SIGMAS
+        while True:
+            window = _window(self.order, sampled, to_keep / max(1, remaining), sigmas)
+            within, above = selector.scan_sorted(window)
+            remaining = selector.counts[NOT_DROPPED]  # exactly, from now on
+            to_keep = self.share.rows_to_keep(remaining)
+            if to_keep == remaining:
+                return
+            if not to_keep:
+                selector.filters.append(AtLeast(number, self.order, HIGHEST))
+                return
+            from_window = to_keep - int(above.sum())
+            if 0 < from_window <= len(within):
+                break
+            sigmas *= 4  # about once in a million jobs
+        last = OrderKey(*within[-from_window].item())
+        selector.filters.append(AtLeast(number, self.order, last))
+        self.threshold = score_of(last.rank, last.low_bits) if self.order.by else None
+
+    def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
+        """The threshold."""
+        return report.model_copy(update={"threshold": self.threshold})
+
+
+def _sample(selector: Selector, order: Order) -> tuple[Array, int]:
+    """(sorted keys of a sample of the remaining rows, the estimated number of remaining rows)."""
+    shards, tasks = sum(len(chunk.shards) for chunk in selector.chunks), selector.tasks
+    for every in (max(1, shards // SAMPLED_SHARDS), 1):
+        output = SampledKeys(order, SAMPLED_ROWS * every / max(1, selector.num_rows))
+        results = selector.peek(output, every)
+        seen, remaining = (sum(tasks.get([result[index] for result in results])) for index in (0, 1))
+        keys = np.concatenate([np.zeros(0, ORDER_KEY), *tasks.get([result[2] for result in results])])
+        if len(keys):
+            break  # otherwise, all the remaining rows may be in other shards
+    return np.sort(keys), round(remaining * selector.num_rows / max(1, seen))
+
+
+def _window(order: Order, sampled: OrderKeys, fraction: float, sigmas: float) -> KeysWithin:
+    """The keys around the (1 - fraction) quantile. `sampled` is in ascending order."""
+    size = len(sampled)
+    margin = sigmas * math.sqrt(size * fraction * (1 - fraction)) + 1
+    low, high = math.floor(size * (1 - fraction) - margin), math.ceil(size * (1 - fraction) + margin)
+    lowest = LOWEST if low < 0 else OrderKey(*sampled[low].item())
+    highest = HIGHEST if high >= size else OrderKey(*sampled[high].item())
+    return KeysWithin(order, lowest, highest)
