@@ -15,7 +15,7 @@ from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
 from pairmill.pipeline.columns.added_columns import columns_done
 from pairmill.pipeline.columns.added_model import pictures_left_out
-from pairmill.pipeline.columns.score_card import ScoreCard
+from pairmill.pipeline.columns.score_card import ScoreCard, read_state
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
@@ -51,6 +51,8 @@ class ScoreResult:
     seconds: float = 0.0
     unfinished_shards: int = 0
     """Planned shards that the dataset does not have yet."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out when the score was prepared, one sentence each."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -93,6 +95,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         pictures_left_out=pictures_left_out(store, card.name) if needs.pictures else {},
         seconds=round(time.perf_counter() - started, 1),
         unfinished_shards=snapshot.unfinished_shards,
+        notes=read_state(store, card).notes,
     )
 
 

@@ -61,6 +61,8 @@ def _print(result: "ScoreResult") -> None:
         typer.echo(f"shard {shard:09d}: {result.failures[shard]}", err=True)
     if (more := len(result.failures) - _SHOWN_FAILURES) > 0:
         typer.echo(f"... and {counted(more, 'more shard')} failed", err=True)
+    for note in result.notes:
+        typer.echo(f"{result.name}: {note}", err=True)
     rows, shards = counted(result.rows_scored, "row"), counted(result.shards_scored, "shard")
     if result.shards_scored or result.shards_missing:
         typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")

@@ -25,6 +25,8 @@ from pairmill.schemas.job.scores import ScoreConfig
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 
 SCORE_CARD = "score.json"
+NOTES = "notes"
+"""The value of a state with its notes."""
 _JSON = "json"
 """The tensor in which a state keeps its texts and numbers, as JSON in UTF-8: safetensors for NumPy cannot read the
 metadata of a file."""
@@ -66,6 +68,12 @@ class State:
     tensors: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
     values: Mapping[str, object] = field(default_factory=dict)
     """JSON values: names of classes, sizes, digests of files."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user must know about the preparation, one sentence each."""
+        notes = self.values.get(NOTES)
+        return [str(note) for note in notes] if isinstance(notes, list) else []
 
     def to_bytes(self) -> bytes:
         """Serialize for `from_bytes`, as a safetensors file. Equal states give equal bytes."""

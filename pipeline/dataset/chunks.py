@@ -81,7 +81,8 @@ class Chunk:
         """All columns of the first shard; the other shards have the same ones."""
         fields: dict[str, pa.Field] = {}
         for name in (self.shards[0].pairs, *self.shards[0].columns):
-            fields = {field.name: field for field in read_schema(self.store, name)} | fields
+            for field in read_schema(self.store, name):
+                fields.setdefault(field.name, field)
         return pa.schema(fields.values())
 
     def spans(self) -> Iterator[tuple[ShardFiles, slice]]:

@@ -86,7 +86,9 @@ class Mix(OneNumber, NoFiles):
             stand_ins = [pa.field(_STAND_IN.format(number), pa.float64()) for number in range(len(parsed.calls))]
             parsed.outer.check(pa.schema([*snapshot.schema, *stand_ins]), "number")
         except ExpressionError as error:
-            raise ScoreError(str(error)) from None
+            lacking = sorted(parsed.columns - set(snapshot.schema.names))
+            advice = f"\nIf {lacking[0]} is a score, add it first: pairmill score OUT {lacking[0]}" if lacking else ""
+            raise ScoreError(f"{error}{advice}") from None
         return self.score
 
     @property

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pairmill.pipeline.columns.score_card import State
+from pairmill.pipeline.columns.score_card import NOTES, State
 from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.encode.device import resolve_device
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.draw import Draw, Halves, check_size
@@ -69,10 +70,12 @@ class NormSim(OneNumber):
                 f"{settings.target}: its embeddings have {targets.shape[1]:,} dimensions, but those of {mine.alias!r} "
                 f"have {mine.dim:,}"
             )
-        targets = targets[np.isfinite(targets).all(axis=1) & targets.any(axis=1)]
-        if not len(targets):
+        is_valid = np.isfinite(targets).all(axis=1) & targets.any(axis=1)
+        if not is_valid.any():
             raise ScoreError(f"{settings.target} has no valid embedding")
-        return State({"targets": targets})
+        left_out = len(targets) - int(is_valid.sum())
+        note = f"{left_out:,} of {counted(len(targets), 'target')} left out: the embedding is zero or not finite"
+        return State({"targets": targets[is_valid]}, {NOTES: [note]} if left_out else {})
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Compare blocks of rows with all targets, on the GPU if there is one."""

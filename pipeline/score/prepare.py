@@ -84,6 +84,8 @@ def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, tasks: Tasks, r
     )
     if not store.create(f"columns/{name}/{SCORE_CARD}", card.model_dump_json(indent=1, exclude_none=True).encode()):
         other = read_score_card(store, name)  # another run was faster
+        if other.state.path != card.state.path:
+            store.delete(card.state.path)
         if other.fingerprint != card.fingerprint:
             raise ScoreError(f"another run has just added another score {name!r}; choose another name")
         return other

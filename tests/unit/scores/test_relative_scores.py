@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.reader.dataset import Dataset
+from pairmill.pipeline.score.kind import ScoreError
 from pairmill.pipeline.score.value_sketch import ValueSketch
 from pairmill.pipeline.select.keys import uid_hashes
 from tests.unit.scores.embedded import add, column, stored, unit_vectors, write_embedded
@@ -101,6 +102,18 @@ def test_norm_sim_to_a_dataset_is_that_to_its_embeddings(folder: Path, tmp_path:
     assert np.allclose(column(folder, "sim"), expected, atol=1e-5, equal_nan=True)
 
 
+def test_targets_without_a_valid_embedding_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
+    targets = unit_vectors(9, 37)
+    targets[3], targets[5, 2] = 0, np.nan
+    np.save(tmp_path / "targets.npy", targets)
+    target = {"target": str(tmp_path / "targets.npy"), "norm": "max"}
+    notes = ["2 of 37 targets left out: the embedding is zero or not finite"]
+    assert add(folder, "sim", norm_sim=target).notes == add(folder, "sim", norm_sim=target).notes == notes
+    valid = stored(np.delete(targets, [3, 5], axis=0))
+    expected = (stored(IMAGES) @ valid.T).max(axis=1)
+    assert np.allclose(np.delete(column(folder, "sim"), MISSING), np.delete(expected, MISSING), atol=1e-5)
+
+
 def test_density_is_the_mean_cosine_to_the_nearest_others(folder: Path) -> None:
     add(folder, "dense", density={"sample": ROWS, "neighbors": 5, "clusters": 8})
     cosines = stored(IMAGES) @ stored(IMAGES).T
@@ -123,6 +136,11 @@ def test_a_mix_is_its_formula_over_exact_ranks(folder: Path) -> None:
     reverse = np.array([np.nan if np.isnan(value) else (known > value).mean() for value in values])
     assert np.allclose(column(folder, "mixed"), 0.7 * ranks + 0.3 * reverse, atol=1e-3, equal_nan=True)
     assert np.allclose(column(folder, "z"), (values - known.mean()) / known.std(), atol=1e-4, equal_nan=True)
+
+
+def test_a_mix_of_a_score_that_is_not_there_says_how_to_add_it(folder: Path) -> None:
+    with pytest.raises(ScoreError, match="add it first: pairmill score OUT aesthetic"):
+        add(folder, "quality", mix={"formula": "rank(aesthetic) + similarity"})
 
 
 def test_ranks_are_exact_within_a_bucket_and_sketches_merge_in_any_order() -> None:
