@@ -17,7 +17,8 @@ import argparse
 import io
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -95,12 +96,23 @@ def pool(count: int, seed: int) -> Iterator[tuple[bytes, str, str]]:
             yield picture, caption(scene, rng), kind
 
 
-def make_sets(folder: Path, count: int) -> None:
+@dataclass(frozen=True)
+class Experiment:
+    """A pool of pairs, and the training sets to make of it."""
+
+    pairs: Sequence[tuple[bytes, str, str]]
+    """(picture, caption, kind of pair)."""
+    scores: Mapping[str, dict[str, object]]
+    """Name -> the score, in the order in which they are added."""
+    subsets: Mapping[str, Steps]
+
+
+def make_sets(folder: Path, experiment: Experiment) -> None:
     """Build and score the pool, and select and export the subsets, each to its own folder of tars."""
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = list(pool(count, seed=1))
+    pairs = experiment.pairs
     with serving([picture for picture, _, _ in pairs]) as bases:
-        urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(count)]
+        urls = [f"{bases[n % len(bases)]}/{n}.jpg" for n in range(len(pairs))]
         columns = {"url": urls, "caption": [pair[1] for pair in pairs], "kind": [pair[2] for pair in pairs]}
         pq.write_table(pa.table(columns), folder / "in.parquet")
         values = {
@@ -110,11 +122,11 @@ def make_sets(folder: Path, count: int) -> None:
             "models": [{"name": "tiny"}],
             "fetch": {"allow_networks": ["127.0.0.0/8"]},
         }
-        assert build(BuildJob.model_validate(values)).rows_in == count
-    for score_name, kind in SCORES.items():
+        assert build(BuildJob.model_validate(values)).rows_in == len(pairs)
+    for score_name, kind in experiment.scores.items():
         score(ScoreJob.model_validate({"dataset": f"{folder}/out", "name": score_name, **kind}))
     sets = {}
-    for number, (name, steps) in enumerate(SUBSETS.items()):
+    for number, (name, steps) in enumerate(experiment.subsets.items()):
         subset = select(SelectJob.model_validate({"dataset": f"{folder}/out", "name": f"set{number}", "steps": steps}))
         job = {"dataset": f"{folder}/out", "subset": f"set{number}", "output": f"{folder}/set{number}"}
         export(ExportJob.model_validate({**job, "samples_per_file": 100}))
@@ -122,18 +134,20 @@ def make_sets(folder: Path, count: int) -> None:
     (folder / SETS).write_text(json.dumps(sets))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=int, default=3_000)
+def run(description: str | None, make: Callable[[Path, int], Experiment], pool_size: int) -> None:
+    """The command line of such a benchmark. `make` gets a folder of its own, and the size of the pool."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=int, default=pool_size)
     parser.add_argument("--only-sets", type=Path, metavar="FOLDER", help="write the sets there, and train none")
     add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.only_sets or Path(temporary)
-        make_sets(folder, options.pool)
+        folder.mkdir(parents=True, exist_ok=True)
+        make_sets(folder, make(folder, options.pool))
         if options.only_sets is None:
             train_all(folder, options)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, lambda folder, count: Experiment(list(pool(count, seed=1)), SCORES, SUBSETS), 3_000)
