@@ -161,9 +161,17 @@ def _check_columns(step: Step, source: SelectInput) -> None:
 
 
 def _with_absolute_paths(job: SelectJob) -> SelectJob:
-    """The job with absolute paths of its files of uids, so that it can be repeated from another folder."""
-    steps = [step if step.uids is None else SelectStep(uids=absolute(step.uids)) for step in job.steps]
-    return job.model_copy(update={"steps": steps})
+    """The job with absolute paths of its files, so that it can be repeated from another folder."""
+    return job.model_copy(update={"steps": [_with_absolute_path(step) for step in job.steps]})
+
+
+def _with_absolute_path(step: SelectStep) -> SelectStep:
+    if step.uids is not None:
+        return SelectStep(uids=absolute(step.uids))
+    if step.balance is not None and step.balance.entries is not None:
+        entries = absolute(step.balance.entries)
+        return SelectStep(balance=step.balance.model_copy(update={"entries": entries}))
+    return step
 
 
 def _chunks(source: SelectInput, tasks: Tasks) -> list[Chunk]:

@@ -1,37 +1,15 @@
 """Defines the steps of a select job."""
 
-import math
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from pairmill.schemas.balance import Balance
 from pairmill.schemas.settings import GrowingSettings, Settings, Uri
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+from pairmill.schemas.share import Share
 
 
-class _Share(Settings):
-    """How many rows a step keeps: a fraction of its input rows, or a count."""
-
-    fraction: Fraction | None = None
-    """Share of the rows to keep, rounded to the nearest row."""
-    count: Count | None = None
-    """Number of rows to keep."""
-
-    @model_validator(mode="after")
-    def _either_fraction_or_count(self) -> Self:
-        if (self.fraction is None) == (self.count is None):
-            raise ValueError("give either a fraction or a count")
-        return self
-
-    def rows_to_keep(self, num_rows: int) -> int:
-        """How many of `num_rows` rows to keep. A fraction is rounded to the nearest row."""
-        count = self.count if self.count is not None else math.floor((self.fraction or 0.0) * num_rows + 0.5)
-        return min(num_rows, count)
-
-
-class Top(_Share):
+class Top(Share):
     """The rows with the highest score. Null and NaN rank below every number; a hash of the uid breaks ties."""
 
     by: str
@@ -39,7 +17,7 @@ class Top(_Share):
     Integers are compared exactly, decimals as the nearest float64."""
 
 
-class Sample(_Share):
+class Sample(Share):
     """A random sample, by a hash of the uid and the seed. With the same seed, larger samples contain smaller ones."""
 
     seed: int = 0
@@ -67,7 +45,7 @@ class Dedup(Settings):
 class SelectStep(GrowingSettings):
     """One step of a select job; exactly one of the fields is set."""
 
-    later = frozenset({"uids"})
+    later = frozenset({"uids", "balance"})
 
     where: str | None = None
     """Keep rows for which this expression is true, such as `similarity >= 0.28 and width >= 200`. Null counts as
@@ -81,6 +59,9 @@ class SelectStep(GrowingSettings):
     uids: Uri | None = None
     """Keep the rows whose uid is in the column `uid` of this Parquet file (local or `s3://`), such as the one that
     `pairmill search --save` writes. 32 hex digits or UUIDs; other columns are ignored."""
+
+    balance: Balance | None = None
+    """Thin out frequent concepts, classes, languages, hosts or clusters."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SelectStep":
@@ -100,4 +81,11 @@ class SelectStep(GrowingSettings):
             return f"{self.kind}: {step}"
         options = step.model_dump(exclude_defaults=True)
         by = {"by": options.pop("by")} if "by" in options else {}  # first, for the reader
-        return f"{self.kind}: " + ", ".join(f"{name} {value}" for name, value in (by | options).items())
+        return f"{self.kind}: " + ", ".join(f"{name} {_in_words(value)}" for name, value in (by | options).items())
+
+
+def _in_words(value: object) -> str:
+    """A setting, those of a setting as in YAML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {each}" for name, each in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
@@ -57,7 +58,7 @@ class UidFileReport(Settings):
 class StepReport(GrowingSettings):
     """What one step did."""
 
-    later = frozenset({"uids"})
+    later = frozenset({"uids", "balance"})
 
     step: str
     rows_in: int
@@ -68,6 +69,8 @@ class StepReport(GrowingSettings):
     """`dedup` only: the groups with the most rows."""
     uids: UidFileReport | None = None
     """`uids` only: the file. Uids beyond `rows_out` are in no row that the earlier steps left."""
+    balance: BalanceReport | None = None
+    """`balance` only: the entries and the curve."""
 
 
 class SubsetFiles(Settings):

@@ -9,6 +9,7 @@ from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
+    from pairmill.schemas.balance import BalanceReport
     from pairmill.schemas.subset import StepReport, Subset
 
 
@@ -175,6 +176,8 @@ def _print(subset: "Subset") -> None:
         typer.echo(line)
         if report.uids:
             _print_uids(report)
+        if report.balance:
+            _print_balance(report.balance)
         if report.largest_clusters:
             typer.echo("    the rows with the most duplicates, which were dropped:")
         for cluster in report.largest_clusters:
@@ -193,3 +196,21 @@ def _print_uids(report: "StepReport") -> None:
     typer.echo(f"    {counted(report.uids.num_uids, 'uid')} in the file{unknown}")
     if report.uids.earlier_blake2b:
         typer.echo("pairmill: the file of uids has changed since the subset was selected before", err=True)
+
+
+def _print_balance(found: "BalanceReport") -> None:
+    """Say how many entries there are, what happened to rows without one, and what the curve did to the head."""
+    from pairmill.pipeline.common.text import counted
+
+    of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
+    tail = found.tail_matches / max(1, found.matches)
+    typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more than t = {found.curve:.6g} rows")
+    typer.echo(f"    {tail:.1%} of {counted(found.matches, 'match')[:-1]}es belong to the others, which keep all rows")
+    fate = "stay" if found.keeps_unmatched else "are dropped"
+    if found.unmatched_rows:
+        typer.echo(f"    {counted(found.unmatched_rows, 'row')} without an entry {fate}")
+    for each in found.head:
+        language = f" ({each.language})" if each.language else ""
+        typer.echo(f"    {each.rows:>12,} -> {each.kept:>12,} of {each.entry}{language}")
+    if found.earlier_blake2b:
+        typer.echo("pairmill: the file of entries has changed since the subset was selected before", err=True)

@@ -25,7 +25,7 @@ _LOW_BITS_MASK = 0x7FF
 HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
 """The columns in which pairmill stores hex digits."""
 
-TIES, SAMPLE, SHUFFLE = 1, 2, 3
+TIES, SAMPLE, SHUFFLE, BALANCE, CURVE, REPEAT = 1, 2, 3, 4, 5, 6
 """Purposes of uid hashes. Each has its own hash, so that a row that wins ties is no more likely to be sampled."""
 
 _NIBBLES = np.full(256, 255, np.uint8)

@@ -31,6 +31,8 @@ class Selector:
     """For each chunk, the rows that the pending NotDuplicate filter will drop."""
     counts: Counter[int] = field(default_factory=Counter)
     """Step -> number of rows dropped so far; NOT_DROPPED -> number of remaining rows."""
+    balanced: int = 0
+    """How many steps `balance` have run."""
 
     @classmethod
     def start(

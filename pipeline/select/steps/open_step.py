@@ -2,6 +2,7 @@
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.steps.balance import BalanceStep
 from pairmill.pipeline.select.steps.dedup import DedupStep
 from pairmill.pipeline.select.steps.step import Step
 from pairmill.pipeline.select.steps.top import TopStep
@@ -22,4 +23,6 @@ def open_step(step: SelectStep, files: Files) -> Step:
         return DedupStep(step.dedup)
     if step.uids is not None:
         return UidsStep.open(files, step.uids)
+    if step.balance is not None:
+        return BalanceStep.open(files, step.balance)
     raise AssertionError(step)

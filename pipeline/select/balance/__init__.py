@@ -1,0 +1,1 @@
+"""Counts the entries of rows, and thins out the frequent ones: the step `balance`."""

@@ -1,0 +1,139 @@
+"""Balances the rows of a selection: counts in one pass, draws in another. Counts never come to one machine as a whole,
+unless the entries have languages; those with more rows than t do."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pairmill.pipeline.dataset.subset import NOT_DROPPED
+from pairmill.pipeline.select.balance.counts import SAMPLED_ENTRY, Counts, CountTask, count, counts_of, merge
+from pairmill.pipeline.select.balance.curve import HEAD, Heads, Thresholds, head, language_thresholds, solve
+from pairmill.pipeline.select.balance.draw import DrawTask, draw
+from pairmill.pipeline.select.balance.row_entries import Entries, language_hash, language_of
+from pairmill.pipeline.select.outputs import NoOutput
+from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.tasks import Handle, Tasks
+from pairmill.schemas.balance import Balance, BalanceReport, EntryRows
+from pairmill.schemas.share import Share
+
+PARTITION_ROWS = 4_000_000
+"""Per partition of the counts: if each row has one entry of its own, one task merges this many."""
+SAMPLED_ROWS = 200_000
+"""From which t is solved for a share. What is kept differs by about the standard error of such a sample."""
+SHOWN_ENTRIES = 20
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the first pass found."""
+
+    partitions: Sequence[Handle[Counts]]
+    rows: int
+    unmatched: int
+    """Rows without an entry."""
+    sampled_rows: int
+    sampled: npt.NDArray[np.void]
+    """SAMPLED_ENTRYs of these rows."""
+    languages: dict[int, str]
+    """Hash of the language -> language."""
+
+
+def balance_rows(selector: Selector, number: int, balance: Balance, entries: Entries) -> BalanceReport:
+    """Let the next scan drop the rows that do not stay."""
+    found = _count(selector, balance, entries)
+    tasks, thresholds = selector.tasks, _thresholds(selector.tasks, balance, found)
+    (heads,) = tasks.map(head, [(thresholds, *found.partitions)])
+    sizes = list(tasks.get(tasks.map(_size, [(each,) for each in found.partitions])))
+    (of_heads,) = tasks.get(tasks.map(_head_size, [(heads,)]))
+    every = np.concatenate([size[2] for size in sizes])
+    shown = np.sort(every[np.lexsort((every["key"], -every["rows"].astype(np.int64)))[:SHOWN_ENTRIES]], order="key")
+    matches = sum(size[1] for size in sizes)
+    task = DrawTask(entries, balance, selector.balanced, tuple(shown["key"].tolist()))
+    selector.balanced += 1
+    return BalanceReport(
+        entries=sum(size[0] for size in sizes),
+        head_entries=of_heads[0],
+        matches=matches,
+        tail_matches=matches - of_heads[1],
+        unmatched_rows=found.unmatched,
+        keeps_unmatched=balance.keeps_unmatched,
+        curve=thresholds.curve,
+        curves={found.languages[key]: t for key, t in (thresholds.languages or {}).items() if key in found.languages},
+        head=list(_draw(selector, number, task, heads, shown, found)),
+    )
+
+
+def _count(selector: Selector, balance: Balance, entries: Entries) -> Counted:
+    selector.scan(NoOutput())  # so that it is known which rows are left, and how many
+    remaining, tasks = selector.counts[NOT_DROPPED], selector.tasks
+    share = min(1.0, SAMPLED_ROWS / max(1, remaining)) if isinstance(balance.curve, Share) else 0.0
+    task = CountTask(entries, max(1, math.ceil(remaining / PARTITION_ROWS)), share)
+    calls = [(task, *each) for each in zip(selector.chunks, selector.drop_step, strict=True)]
+    parts = tasks.map_split(count, calls, task.outputs)
+    partitions = tasks.map(merge, [[part[index] for part in parts] for index in range(task.partitions)])
+    sampled = np.concatenate([np.zeros(0, SAMPLED_ENTRY), *tasks.get([part[-3] for part in parts])])
+    totals: npt.NDArray[np.int64] = sum(tasks.get([part[-2] for part in parts]), np.zeros(3, np.int64))
+    languages: dict[int, str] = reduce(or_, tasks.get([part[-1] for part in parts]), {})
+    return Counted(partitions, int(totals[0]), int(totals[1]), int(totals[2]), sampled, languages)
+
+
+def _thresholds(tasks: Tasks, balance: Balance, found: Counted) -> Thresholds:
+    if isinstance(balance.curve, Share):
+        return Thresholds(_solved(tasks, balance.curve, balance.keeps_unmatched, found))
+    if not found.languages:
+        return Thresholds(balance.curve)
+    if balance.reference not in found.languages.values():
+        raise StepError(
+            f"no row has the reference language {balance.reference!r} in {balance.language}, only "
+            f"{', '.join(sorted(found.languages.values())[:20])}; set reference to one of them"
+        )
+    call = (balance.curve, language_hash(balance.reference), *found.partitions)
+    (languages,) = tasks.get(tasks.map(language_thresholds, [call]))
+    return Thresholds(balance.curve, languages)
+
+
+def _solved(tasks: Tasks, share: Share, keeps_unmatched: bool, found: Counted) -> float:
+    """The t that keeps about this share."""
+    sampled = np.sort(found.sampled, order=["row", "key"])  # the same order, however the rows are divided
+    keys, inverse = np.unique(sampled["key"], return_inverse=True)
+    counted = tasks.get(tasks.map(counts_of, [(keys, each) for each in found.partitions]))
+    rows_of_keys = sum(counted, np.zeros(len(keys)))
+    _, starts = np.unique(sampled["row"], return_index=True)
+    to_keep = share.rows_to_keep(found.rows) - (found.unmatched if keeps_unmatched else 0)
+    return solve(starts, rows_of_keys[inverse], to_keep * found.sampled_rows / max(1, found.rows))
+
+
+def _draw(
+    selector: Selector, number: int, task: DrawTask, heads: Handle[Heads], shown: Counts, found: Counted
+) -> Iterator[EntryRows]:
+    """Let the next scan drop rows. Returns the shown entries, most rows first."""
+    calls = [(task, *each, heads) for each in zip(selector.chunks, selector.drop_step, strict=True)]
+    drawn, tasks = selector.tasks.map_split(draw, calls, outputs=3), selector.tasks
+    selector.drop(number, [[rows] for rows, _, _ in drawn])
+    kept: npt.NDArray[np.int64] = sum(tasks.get([each[1] for each in drawn]), np.zeros(len(shown), np.int64))
+    names: dict[int, str] = reduce(or_, tasks.get([each[2] for each in drawn]), {})
+    ordered = sorted(
+        zip(shown.tolist(), kept.tolist(), language_of(shown["key"]).tolist(), strict=True),
+        key=lambda each: (-each[0][1], names[each[0][0]]),
+    )
+    for (key, before), after, language in ordered:
+        yield EntryRows(entry=names[key], language=found.languages.get(language), rows=before, kept=after)
+
+
+def _size(counts: Counts) -> tuple[int, int, Counts]:
+    """(entries, their rows, the entries with the most rows)."""
+    most = np.lexsort((counts["key"], -counts["rows"].astype(np.int64)))[:SHOWN_ENTRIES]
+    return len(counts), int(counts["rows"].sum()), counts[most]
+
+
+def _head_size(heads: npt.NDArray[Any]) -> tuple[int, int]:
+    """(heads, their rows)."""
+    assert heads.dtype == HEAD
+    return len(heads), int(heads["rows"].sum())

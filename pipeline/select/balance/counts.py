@@ -1,0 +1,116 @@
+"""Counts the rows of each entry, chunk by chunk, and merges the counts of all chunks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep
+from pairmill.pipeline.select.balance.row_entries import ConceptEntries, Entries
+from pairmill.pipeline.select.filters import RowIndices
+from pairmill.pipeline.select.keys import CURVE, U64, mix, uid_hashes
+
+ENTRY_COUNT = np.dtype([("key", "<u8"), ("rows", "<u8")])
+SAMPLED_ENTRY = np.dtype([("row", "<u8"), ("key", "<u8")])
+"""An entry of a sampled row, which its hash of the uid identifies."""
+
+Counts = npt.NDArray[np.void]
+"""An array of ENTRY_COUNTs, in ascending order of different keys; shape (entries,)."""
+
+_MAX_PENDING = 4_000_000
+"""Entries of rows that are collected before they are counted."""
+
+
+@dataclass(frozen=True)
+class CountTask:
+    """Counts the entries of the rows of a chunk that no step has dropped. Picklable."""
+
+    entries: Entries
+    partitions: int
+    sampled_share: float
+    """Share of the rows whose entries are also returned one by one, in [0, 1]."""
+
+    @property
+    def outputs(self) -> int:
+        """How many values `count` returns."""
+        return self.partitions + 3
+
+
+def count(task: CountTask, chunk: Chunk, drop_step: DropStep) -> tuple[Any, ...]:
+    """Returns (Counts of each partition .., SAMPLED_ENTRYs, [rows, rows without an entry, sampled rows], names of the
+    languages by their hashes)."""
+    merged, pending, num_pending = _empty(), list[U64](), 0
+    sampled, totals, languages = [np.zeros(0, SAMPLED_ENTRY)], np.zeros(3, np.int64), dict[int, str]()
+    columns = task.entries.columns | {"uid"} if task.sampled_share else task.entries.columns
+    for table, _ in remaining_rows(chunk, drop_step, columns):
+        rows, keys = task.entries.of(table)
+        pending.append(keys)
+        num_pending += len(keys)
+        if num_pending > _MAX_PENDING:
+            merged, pending, num_pending = _counted(merged, pending), [], 0
+        totals[:2] += table.num_rows, table.num_rows - len(np.unique(rows))
+        if isinstance(task.entries, ConceptEntries):
+            languages |= task.entries.languages(table)
+        if task.sampled_share:
+            hashes = uid_hashes(table["uid"], CURVE, 0)
+            is_sampled = _below(hashes, task.sampled_share)
+            totals[2] += int(is_sampled.sum())
+            part = np.zeros(int(is_sampled[rows].sum()), SAMPLED_ENTRY)
+            part["row"], part["key"] = hashes[rows][is_sampled[rows]], keys[is_sampled[rows]]
+            sampled.append(part)
+    merged = _counted(merged, pending)
+    partition = mix(merged["key"]) % np.uint64(task.partitions)
+    parts = [merged[partition == number] for number in range(task.partitions)]
+    return (*parts, np.concatenate(sampled), totals, languages)
+
+
+def remaining_rows(chunk: Chunk, drop_step: DropStep, columns: frozenset[str]) -> Iterator[tuple[pa.Table, RowIndices]]:
+    """The rows of each shard that no step has dropped, and their indices in the whole dataset."""
+    for shard, span in chunk.spans():
+        is_there = drop_step[span] == NOT_DROPPED
+        if is_there.any():
+            table = chunk.read(shard, columns).filter(pa.array(is_there))
+            yield table, np.flatnonzero(is_there) + span.start + chunk.first_row_index
+
+
+def merge(*parts: Counts) -> Counts:
+    """The sums of some counts."""
+    every = np.concatenate([_empty(), *parts])
+    if not len(every):
+        return every
+    every = every[np.argsort(every["key"], kind="stable")]
+    first = np.flatnonzero(np.concatenate([[True], every["key"][1:] != every["key"][:-1]]))
+    merged = every[first]
+    merged["rows"] = np.add.reduceat(every["rows"], first)
+    return merged
+
+
+def counts_of(keys: U64, *partitions: Counts) -> npt.NDArray[np.float64]:
+    """How many rows each key has; shape (keys,)."""
+    found = np.zeros(len(keys))
+    for counts in partitions:
+        at = np.searchsorted(counts["key"], keys)
+        is_there = at < len(counts)
+        is_there[is_there] = counts["key"][at[is_there]] == keys[is_there]
+        found[is_there] = counts["rows"][at[is_there]]
+    return found
+
+
+def _counted(merged: Counts, pending: list[U64]) -> Counts:
+    keys, rows = np.unique(np.concatenate([np.zeros(0, np.uint64), *pending]), return_counts=True)
+    added = np.zeros(len(keys), ENTRY_COUNT)
+    added["key"], added["rows"] = keys, rows
+    return merge(merged, added)
+
+
+def _empty() -> Counts:
+    return np.zeros(0, ENTRY_COUNT)
+
+
+def _below(hashes: U64, share: float) -> npt.NDArray[np.bool_]:
+    """True for about this share of the hashes."""
+    return hashes >> np.uint64(11) < np.uint64(min(share, 1.0) * (1 << 53))

@@ -1,0 +1,172 @@
+"""Finds the entries of each row: concepts in its caption, the host of its URL, or the value of a column."""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.select.balance.word_list import Integers, WordFile
+from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.keys import U64, can_be_key, is_comparable
+
+_HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]+)"
+_MAX_HOST_END = 320
+"""The characters of a URL in which its host is looked for, so that long URLs cost no time."""
+_ENTRY_BITS = 24
+"""A concept's key: its number in the list, and above it a hash of the language."""
+_NAME_CHARS = 200
+
+
+class RowEntries(NamedTuple):
+    """The entries of some rows."""
+
+    rows: Integers
+    """Index of the row, ascending; shape (matches,)."""
+    keys: U64
+    """The entry; shape (matches,). No row has an entry twice."""
+
+
+class Entries(Protocol):
+    """What rows are balanced by. Picklable."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns that `of` reads."""
+
+    def check(self, schema: pa.Schema) -> None:
+        """Check columns and types. Raises ExpressionError."""
+
+    def of(self, table: pa.Table) -> RowEntries:
+        """The entries of each row of a table."""
+
+    def names(self, table: pa.Table, keys: Collection[int]) -> dict[int, str]:
+        """The names of those of the keys whose names are in this table."""
+
+
+@dataclass(frozen=True)
+class ColumnEntries:
+    """The value of a column. Null and NaN are no entries."""
+
+    column: str
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The column."""
+        return frozenset({self.column})
+
+    def check(self, schema: pa.Schema) -> None:
+        """It must have values that can be compared. Raises ExpressionError."""
+        if self.column not in schema.names:
+            raise ExpressionError(f"there is no column {self.column!r}; beside columns, by takes concept and host")
+        if not can_be_key(kind := schema.field(self.column).type):
+            raise ExpressionError(f"column {self.column!r} is {kind}, and balance cannot compare such values")
+
+    def of(self, table: pa.Table) -> RowEntries:
+        """A hash of the text of each value."""
+        rows, codes, texts = self._coded(table)
+        return RowEntries(rows, _hashes(texts)[codes])
+
+    def names(self, table: pa.Table, keys: Collection[int]) -> dict[int, str]:
+        """The values as text, cut to 200 characters."""
+        _, _, texts = self._coded(table)
+        found = zip(_hashes(texts).tolist(), texts.to_pylist(), strict=True)
+        return {key: text[:_NAME_CHARS] for key, text in found if key in keys}
+
+    def _coded(self, table: pa.Table) -> tuple[Integers, Integers, pa.Array]:
+        """(rows with a value, the number of that value, the text of each number)."""
+        values = self._values(table)
+        rows = np.flatnonzero(is_comparable(values).combine_chunks().to_numpy(zero_copy_only=False))
+        encoded = values.combine_chunks()
+        if not pa.types.is_dictionary(encoded.type):
+            encoded = encoded.dictionary_encode()
+        codes = np.asarray(encoded.indices.take(pa.array(rows)).to_numpy(zero_copy_only=False), np.int64)
+        return rows, codes, encoded.dictionary.cast(pa.string())
+
+    def _values(self, table: pa.Table) -> pa.ChunkedArray:
+        return table[self.column]
+
+
+@dataclass(frozen=True)
+class HostEntries(ColumnEntries):
+    """The host of `url`, in lower case. A URL without one has no entry."""
+
+    column: str = "url"
+
+    def _values(self, table: pa.Table) -> pa.ChunkedArray:
+        urls = pc.utf8_slice_codeunits(table[self.column], 0, _MAX_HOST_END)
+        return pc.utf8_lower(pc.struct_field(pc.extract_regex(urls, _HOST), "host"))
+
+
+@dataclass(frozen=True)
+class ConceptEntries:
+    """The entries of a word list that are in a caption; with `language`, in each language by itself."""
+
+    file: WordFile
+    caption: str
+    language: str | None
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The caption, and the language."""
+        return frozenset({self.caption} | ({self.language} if self.language else set()))
+
+    def check(self, schema: pa.Schema) -> None:
+        """Both must be text. Raises ExpressionError."""
+        for name in sorted(self.columns):
+            if name not in schema.names:
+                raise ExpressionError(f"there is no column {name!r}")
+            kind = schema.field(name).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise ExpressionError(f"column {name!r} is {kind}, not text")
+
+    def of(self, table: pa.Table) -> RowEntries:
+        """The number of each entry, and a hash of the language."""
+        rows, numbers = self.file.load().find(_plain(table[self.caption]))
+        keys = numbers.astype(np.uint64)
+        if self.language:
+            keys |= self._languages(table)[0][rows]
+        return RowEntries(rows, keys)
+
+    def names(self, table: pa.Table, keys: Collection[int]) -> dict[int, str]:
+        """The entries as the file has them."""
+        listed = self.file.load().entries
+        return {key: listed[key & ((1 << _ENTRY_BITS) - 1)].as_py()[:_NAME_CHARS] for key in keys}
+
+    def languages(self, table: pa.Table) -> dict[int, str]:
+        """The languages of a table, by `language_of` of their keys; empty without a column of languages. A null one is
+        the language `unknown`."""
+        return self._languages(table)[1] if self.language else {}
+
+    def _languages(self, table: pa.Table) -> tuple[U64, dict[int, str]]:
+        assert self.language is not None
+        encoded = pc.fill_null(_plain(table[self.language]), "unknown").combine_chunks().dictionary_encode()
+        shift = np.uint64(_ENTRY_BITS)
+        hashes = _hashes(encoded.dictionary) >> shift << shift
+        named = dict(zip(language_of(hashes).tolist(), encoded.dictionary.to_pylist(), strict=True))
+        return hashes[encoded.indices.to_numpy(zero_copy_only=False)], named
+
+
+def language_of(keys: U64) -> U64:
+    """The hash of the language in each key of ConceptEntries."""
+    return keys >> np.uint64(_ENTRY_BITS)
+
+
+def language_hash(language: str) -> int:
+    """`language_of` the keys of a language."""
+    return int(language_of(_hashes(pa.array([language])))[0])
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _hashes(texts: pa.Array) -> U64:
+    """BLAKE2b-64 of each text; shape (texts,)."""
+    hashed = (hashlib.blake2b((text or "").encode(), digest_size=8).digest() for text in texts.to_pylist())
+    return np.frombuffer(b"".join(hashed), "<u8").astype(np.uint64)
