@@ -66,8 +66,8 @@ def probabilities(rows: npt.NDArray[np.int64], keys: U64, num_rows: int, heads: 
 def solve(row_starts: npt.NDArray[np.int64], counts: Doubles, rows_to_keep: float) -> float:
     """The t that is expected to keep this many of the rows.
 
-    row_starts: where the entries of each row begin, ascending; shape (rows,). counts: the rows of each of these entries.
-    All rows have one or more.
+    row_starts: where the entries of each row begin, ascending; shape (rows,). Each row has one or more.
+    counts: the rows of each of these entries.
     """
     if not len(row_starts) or rows_to_keep >= len(row_starts):
         return float(counts.max(initial=1.0))

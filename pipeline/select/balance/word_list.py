@@ -1,10 +1,10 @@
 """Finds the entries of a word list in captions, as MetaCLIP does (https://arxiv.org/abs/2309.16671, section 3).
 
-The text is wrapped in spaces, with a space before and after each of `, . ; : ? ! \\``, and an entry is in it if " entry "
-is. Case counts, and an entry counts once per text. Two differences: entries get the same spaces round their
-punctuation, without which "St. Louis" would never be found; and in scripts without spaces between words, an end of an
-entry needs no space, as in MetaCLIP 2 (https://arxiv.org/abs/2507.22062). All entries are found in one pass, by the
-automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855).
+The text is wrapped in spaces, with a space before and after each of `, . ; : ? !` and the backtick, and an entry is in
+it if " entry " is. Case counts, and an entry counts once per text. Two differences: entries get the same spaces round
+their punctuation, without which "St. Louis" would never be found; and in scripts without spaces between words, an end
+of an entry needs no space, as in MetaCLIP 2 (https://arxiv.org/abs/2507.22062). All entries are found in one pass, by
+the automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855).
 """
 
 import zlib
