@@ -28,6 +28,7 @@ from pairmill.pipeline.select.steps.open_step import open_step
 from pairmill.pipeline.select.steps.run_steps import run_steps
 from pairmill.pipeline.select.steps.step import Step
 from pairmill.pipeline.select.tasks import LocalTasks, Tasks
+from pairmill.pipeline.select.weights import Weighting, WeightSums, sum_of_ticks
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.run import RunConfig
@@ -84,6 +85,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
         reports = list(_reports(job, steps, selector, replaced))
         if not reports[-1].rows_out and not dry_run:
             raise JobError(_nothing_left(reports))
+        weight_sum = None if selector.weighting is None else _weight_sum(selector, selector.weighting)
         files = [] if dry_run else _write(tasks, selector, job.name, attempt)
     subset = Subset(
         name=job.name,
@@ -93,6 +95,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
         shards=len(source.shards),
         rows_in=reports[0].rows_in,
         rows_out=reports[-1].rows_out,
+        weight_sum=weight_sum,
         reports=reports,
         generations_blake2b=generations_digest(chunks),
         files=files,
@@ -186,9 +189,14 @@ def _chunks(source: SelectInput, tasks: Tasks) -> list[Chunk]:
     return chunks
 
 
+def _weight_sum(selector: Selector, weighting: Weighting) -> float:
+    """Of the rows that are left in the end."""
+    return sum_of_ticks(selector.scan_sorted(WeightSums(weighting))[0])
+
+
 def _write(tasks: Tasks, selector: Selector, name: str, attempt: str) -> list[SubsetFiles]:
     calls = [
-        (chunk, drop_step, f"subsets/{name}", f"{number:05d}.{attempt}")
+        (chunk, drop_step, f"subsets/{name}", f"{number:05d}.{attempt}", selector.weighting)
         for number, (chunk, drop_step) in enumerate(zip(selector.chunks, selector.drop_step, strict=True))
     ]
     return list(tasks.get(tasks.map(write_chunk, calls)))

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pairmill.schemas.balance import Balance
+from pairmill.schemas.repeat import Repeat
 from pairmill.schemas.settings import GrowingSettings, Settings, Uri
 from pairmill.schemas.share import Share
 
@@ -45,7 +46,7 @@ class Dedup(Settings):
 class SelectStep(GrowingSettings):
     """One step of a select job; exactly one of the fields is set."""
 
-    later = frozenset({"uids", "balance"})
+    later = frozenset({"uids", "balance", "repeat"})
 
     where: str | None = None
     """Keep rows for which this expression is true, such as `similarity >= 0.28 and width >= 200`. Null counts as
@@ -62,6 +63,8 @@ class SelectStep(GrowingSettings):
 
     balance: Balance | None = None
     """Thin out frequent concepts, classes, languages, hosts or clusters."""
+    repeat: Repeat | None = None
+    """Give each row a weight: how many times it is shown per epoch. Only one step of a job can."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SelectStep":

@@ -1,13 +1,14 @@
 """Defines subsets of a finished dataset: the job that selects rows, and the record of what each step did."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
+from pairmill.schemas.repeat import RepeatReport
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.select_steps import SelectStep
 from pairmill.schemas.settings import GrowingSettings, Settings, Uri
@@ -34,6 +35,12 @@ class SelectJob(Settings):
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="after")
+    def _one_weight_per_row(self) -> Self:
+        if sum(step.repeat is not None for step in self.steps) > 1:
+            raise ValueError("steps: only one step can be a repeat, because a row has one weight")
+        return self
+
 
 class Cluster(Settings):
     """A group of duplicates, identified by the row that is kept."""
@@ -58,7 +65,7 @@ class UidFileReport(Settings):
 class StepReport(GrowingSettings):
     """What one step did."""
 
-    later = frozenset({"uids", "balance"})
+    later = frozenset({"uids", "balance", "repeat"})
 
     step: str
     rows_in: int
@@ -71,6 +78,8 @@ class StepReport(GrowingSettings):
     """`uids` only: the file. Uids beyond `rows_out` are in no row that the earlier steps left."""
     balance: BalanceReport | None = None
     """`balance` only: the entries and the curve."""
+    repeat: RepeatReport | None = None
+    """`repeat` only: the weights."""
 
 
 class SubsetFiles(Settings):
@@ -82,8 +91,10 @@ class SubsetFiles(Settings):
     """For each shard, its generation and the step that dropped each row."""
 
 
-class Subset(Settings):
+class Subset(GrowingSettings):
     """`subsets/NAME/selection.json`, written last: the subset exists if and only if this file does."""
+
+    later = frozenset({"weight_sum"})
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -93,6 +104,8 @@ class Subset(Settings):
     shards: int
     rows_in: int
     rows_out: int
+    weight_sum: float | None = None
+    """The sum of the weights of all rows, if a step gave weights: about the samples per epoch."""
     reports: list[StepReport]
     generations_blake2b: str
     """State of the dataset: a hash of (shard, generation, BLAKE2b of the pairs file) for all shards, in order."""

@@ -178,6 +178,10 @@ def _print(subset: "Subset") -> None:
             _print_uids(report)
         if report.balance:
             _print_balance(report.balance)
+        if report.repeat:
+            found = report.repeat
+            typer.echo(f"    weights of up to {found.highest:.6g}, in all {found.weight_sum:,.1f} samples per epoch")
+            typer.echo(f"    {counted(found.rows_below_one, 'row')} with a weight below 1, not in every epoch")
         if report.largest_clusters:
             typer.echo("    the rows with the most duplicates, which were dropped:")
         for cluster in report.largest_clusters:

@@ -3,11 +3,14 @@
 selection.json           the record, written last and create-only; names the other files
 rows/00000.parquet       shard, row and uid of the selected rows of one chunk of shards, in dataset order
 shards/00000.parquet     one row per shard: its generation, and the step that dropped each of its rows
+
+If a step gave weights, rows/ has a column `weight`, and shards/ the same weights (decision 024).
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +49,23 @@ SHARDS_SCHEMA = pa.schema(
         pa.field("fates", pa.binary(), nullable=False),  # DropStep
     ]
 )
+WEIGHT = "weight"
+"""The column of `rows/` with the times that a row is shown per epoch, float32."""
+WEIGHTS_FIELD = pa.field("weights", pa.binary(), nullable=False)
+"""Of `shards/`: the same for the selected rows of a shard, little-endian."""
+
+Weights = npt.NDArray[np.float32]
+
+
+class Weigher(Protocol):
+    """Knows the weight of each row. Picklable."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns that `of` reads."""
+
+    def of(self, table: pa.Table) -> Weights:
+        """The weight of each row of a table."""
 
 
 class SubsetError(PairmillError, ValueError):
@@ -64,6 +84,8 @@ class ShardSelection:
     drop_step: DropStep
     path: str
     """The file in `shards/` with this record."""
+    weights: Weights | None = None
+    """Of the selected rows, shape (num_selected,), if a step gave weights."""
 
     @property
     def rows(self) -> npt.NDArray[np.intp]:
@@ -71,20 +93,32 @@ class ShardSelection:
         return np.flatnonzero(self.drop_step == NOT_DROPPED)
 
 
-def write_chunk(chunk: Chunk, drop_step: DropStep, folder: str, stem: str) -> SubsetFiles:
+def write_chunk(
+    chunk: Chunk, drop_step: DropStep, folder: str, stem: str, weigher: Weigher | None = None
+) -> SubsetFiles:
     """Write the two files of a chunk, `FOLDER/rows/STEM.parquet` and `FOLDER/shards/STEM.parquet`."""
-    selected, shards = [ROWS_SCHEMA.empty_table()], []
+    rows_schema, shards_schema = ROWS_SCHEMA, SHARDS_SCHEMA
+    if weigher is not None:
+        rows_schema = ROWS_SCHEMA.append(pa.field(WEIGHT, pa.float32(), nullable=False))
+        shards_schema = SHARDS_SCHEMA.append(WEIGHTS_FIELD)
+    columns = frozenset({"uid"}) | (weigher.columns if weigher else frozenset())
+    selected, shards = [rows_schema.empty_table()], []
     for shard, span in chunk.spans():
         rows = np.flatnonzero(drop_step[span] == NOT_DROPPED).astype(np.int32)
+        weights = np.zeros(0, np.float32)
         if len(rows):
-            uids = chunk.read(shard, frozenset({"uid"}))["uid"].take(pa.array(rows))
-            numbers = pa.array(np.full(len(rows), shard.shard))
-            selected.append(pa.table([numbers, pa.array(rows), uids], schema=ROWS_SCHEMA))
-        values = (shard.shard, shard.generation, shard.pairs_blake2b, shard.num_rows, len(rows))
-        shards.append(dict(zip(SHARDS_SCHEMA.names, (*values, drop_step[span].tobytes()), strict=True)))
+            table = chunk.read(shard, columns).take(pa.array(rows))
+            arrays = [pa.array(np.full(len(rows), shard.shard)), pa.array(rows), table["uid"]]
+            if weigher is not None:
+                weights = weigher.of(table)
+                arrays.append(pa.array(weights))
+            selected.append(pa.table(arrays, schema=rows_schema))
+        values: list[object] = [shard.shard, shard.generation, shard.pairs_blake2b, shard.num_rows, len(rows)]
+        values += [drop_step[span].tobytes(), *([weights.astype("<f4").tobytes()] if weigher else [])]
+        shards.append(dict(zip(shards_schema.names, values, strict=True)))
     return SubsetFiles(
         rows=_write(chunk.store, f"{folder}/rows/{stem}.parquet", pa.concat_tables(selected)),
-        shards=_write(chunk.store, f"{folder}/shards/{stem}.parquet", pa.Table.from_pylist(shards, SHARDS_SCHEMA)),
+        shards=_write(chunk.store, f"{folder}/shards/{stem}.parquet", pa.Table.from_pylist(shards, shards_schema)),
     )
 
 
@@ -139,7 +173,7 @@ def subset_names(store: Store) -> list[str]:
 
 
 def read_rows(store: Store, subset: Subset) -> Iterator[pa.Table]:
-    """The selected rows (ROWS_SCHEMA) in dataset order, one table per chunk."""
+    """The selected rows (ROWS_SCHEMA, and `weight` if there are weights) in dataset order, one table per chunk."""
     for files in subset.files:
         check_file(store, files.rows.path, files.rows.blake2b)
         yield read_table(store, files.rows.path)
@@ -165,9 +199,12 @@ def read_shard(store: Store, path: str, shard: int) -> ShardSelection:
 
 def _read_shards(store: Store, path: str) -> Iterator[ShardSelection]:
     table = read_table(store, path)
-    for shard, drop_step in zip(table.drop_columns(["fates"]).to_pylist(), table["fates"], strict=True):
+    weights = table[WEIGHTS_FIELD.name] if WEIGHTS_FIELD.name in table.column_names else [None] * table.num_rows
+    narrow = [name for name in SHARDS_SCHEMA.names if name != "fates"]
+    for shard, drop_step, each in zip(table.select(narrow).to_pylist(), table["fates"], weights, strict=True):
         identity = (shard["shard"], shard["generation"], shard["pairs_blake2b"])
-        yield ShardSelection(*identity, shard["chosen"], np.frombuffer(drop_step.as_buffer(), np.int8), path)
+        of_rows = None if each is None else np.frombuffer(each.as_buffer(), "<f4").astype(np.float32)
+        yield ShardSelection(*identity, shard["chosen"], np.frombuffer(drop_step.as_buffer(), np.int8), path, of_rows)
 
 
 def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:

@@ -13,6 +13,7 @@ from pairmill.pipeline.select.filters import Filter, NotDuplicate, RowIndices
 from pairmill.pipeline.select.outputs import Array, ScanOutput
 from pairmill.pipeline.select.scan import peek, scan
 from pairmill.pipeline.select.tasks import Handle, Tasks
+from pairmill.pipeline.select.weights import Weighting
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Selector:
     """Step -> number of rows dropped so far; NOT_DROPPED -> number of remaining rows."""
     balanced: int = 0
     """How many steps `balance` have run."""
+    weighting: Weighting | None = None
+    """The weights of the rows, if a step gave them. Later steps drop rows, and leave the others their weights."""
 
     @classmethod
     def start(

@@ -4,6 +4,7 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.steps.balance import BalanceStep
 from pairmill.pipeline.select.steps.dedup import DedupStep
+from pairmill.pipeline.select.steps.repeat import RepeatStep
 from pairmill.pipeline.select.steps.step import Step
 from pairmill.pipeline.select.steps.top import TopStep
 from pairmill.pipeline.select.steps.uids import UidsStep
@@ -25,4 +26,6 @@ def open_step(step: SelectStep, files: Files) -> Step:
         return UidsStep.open(files, step.uids)
     if step.balance is not None:
         return BalanceStep.open(files, step.balance)
+    if step.repeat is not None:
+        return RepeatStep(step.repeat)
     raise AssertionError(step)

@@ -1,0 +1,94 @@
+"""Solves the scale of soft cap sampling: the one for which all weights add up to the samples that are asked for.
+
+The numbers of all rows are counted in buckets of equal bits, as in pipeline/score/value_sketch.py: each is 1/4,096 of a
+value wide. With the mean of each bucket, the sum of the weights is right to about one part in a million.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.filters import RowIndices
+from pairmill.pipeline.select.outputs import Array
+from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.weights import numbers_of, soft_cap
+
+BUCKET = np.dtype([("bucket", "<u8"), ("rows", "<u8"), ("rest", "<u8")])
+"""The highest 24 bits of a float64, the rows with numbers that begin so, and the sum of their next 26 bits: an exact sum,
+which does not depend on the order of the rows."""
+
+_SHIFT, _REST_BITS = np.uint64(40), np.uint64(26)
+_SIGN = np.uint64(1 << 63)
+_STEPS = 200
+"""Of the bisection; it ends before, when the interval is as small as a float64 can tell."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NumberBuckets:
+    """Collects the BUCKETs of an expression. Null, NaN and infinite numbers are left out."""
+
+    expression: Expression
+    dtypes: Sequence[np.dtype[Any]] = (BUCKET,)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the expression."""
+        return self.expression.columns
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """The buckets of one shard."""
+        numbers = numbers_of(self.expression, table)
+        bits = (numbers[np.isfinite(numbers)] + 0.0).view(np.uint64)  # -0.0 becomes 0.0
+        ordered = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+        found = np.zeros(len(ordered), BUCKET)
+        found["bucket"], found["rows"] = ordered >> _SHIFT, 1
+        found["rest"] = (ordered >> (_SHIFT - _REST_BITS)) & np.uint64((1 << int(_REST_BITS)) - 1)
+        return [merge_buckets(found)]
+
+
+def merge_buckets(*parts: Array) -> Array:
+    """The sums of some buckets, in ascending order."""
+    every = np.concatenate([np.zeros(0, BUCKET), *parts])
+    if not len(every):
+        return every
+    every = every[np.argsort(every["bucket"], kind="stable")]
+    first = np.flatnonzero(np.concatenate([[True], every["bucket"][1:] != every["bucket"][:-1]]))
+    merged = every[first]
+    for name in ("rows", "rest"):
+        merged[name] = np.add.reduceat(every[name], first)
+    return merged
+
+
+def means(buckets: Array) -> Doubles:
+    """The mean of the numbers in each bucket; shape (buckets,)."""
+    rest = buckets["rest"] / buckets["rows"]
+    bits = (buckets["bucket"] << _SHIFT) + (rest * float(1 << int(_SHIFT - _REST_BITS))).astype(np.uint64)
+    numbers: Doubles = np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float64)
+    return numbers
+
+
+def solve_shift(buckets: Array, alpha: float, highest: float, samples: float) -> float:
+    """The `shift` of soft_cap for which the weights add up to `samples`. Raises StepError if that is impossible."""
+    numbers, rows = means(buckets), buckets["rows"].astype(np.float64)
+    if not len(numbers):
+        raise StepError("by is null in all rows")
+    if samples > (most := highest * rows.sum()):
+        raise StepError(
+            f"{samples:,.0f} samples of {int(rows.sum()):,} rows need a higher max; this one allows {most:,.0f}"
+        )
+    low = -float(numbers.max()) - 800.0
+    high = -float(numbers.min()) + alpha * min(samples, highest * 2) + 50.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        total = float((np.minimum(soft_cap(numbers, alpha, middle), highest) * rows).sum())
+        low, high = (middle, high) if total < samples else (low, middle)
+    return high

@@ -1,0 +1,121 @@
+"""How often a row of a weighted subset is shown: the weight of each row, and what it means in each epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.select.comparisons import as_doubles
+from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.filters import RowIndices, RowMask
+from pairmill.pipeline.select.keys import REPEAT, uid_hashes
+from pairmill.pipeline.select.outputs import Array
+
+Weights = npt.NDArray[np.float32]
+"""Times per epoch; shape (rows,)."""
+Draws = npt.NDArray[np.uint32]
+"""A hash of each row's uid; shape (rows,)."""
+
+_TICKS = float(1 << 20)
+"""Sums count in units of 1 / _TICKS, so that they are the same in whatever order they are added."""
+
+
+def draws_of(uids: pa.ChunkedArray) -> Draws:
+    """What decides in which epochs the fractions of the rows' weights count."""
+    return (uid_hashes(uids, REPEAT, 0) >> np.uint64(32)).astype(np.uint32)
+
+
+def times(weights: Weights, draws: Draws, epoch: int) -> npt.NDArray[np.int64]:
+    """How often each row is shown in an epoch; shape (rows,).
+
+    It is the weight, rounded up or down: with u, a number in [0, 1) from the draw, floor((epoch + 1) w + u) -
+    floor(epoch w + u). After any number of epochs, the total differs from the sum of the weights by less than one, and
+    the same is true on average over rows in each single epoch.
+    """
+    weight, start = weights.astype(np.float64), draws * 2.0**-32
+    return (np.floor((epoch + 1) * weight + start) - np.floor(epoch * weight + start)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """The weight of a row as a function of its columns. Picklable."""
+
+    expression: Expression
+    alpha: float | None = None
+    """For a soft cap. None: the expression is the weight."""
+    shift: float = 0.0
+    """For a soft cap, ln(alpha s)."""
+    highest: float = np.inf
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the expression."""
+        return self.expression.columns
+
+    def of(self, table: pa.Table) -> Weights:
+        """0 for rows that are not shown."""
+        numbers = numbers_of(self.expression, table)
+        if self.alpha is not None:
+            numbers = soft_cap(numbers, self.alpha, self.shift)
+        with np.errstate(over="ignore"):  # infinite, and refused
+            return np.nan_to_num(np.clip(numbers, 0, self.highest), nan=0.0, posinf=np.inf).astype(np.float32)
+
+
+def soft_cap(numbers: npt.NDArray[np.float64], alpha: float, shift: float) -> npt.NDArray[np.float64]:
+    """ln(1 + e^(number + shift)) / alpha: the expected draws of soft cap sampling in the limit of small draws.
+
+    From dn/dS = e^(number - alpha n), where S grows with the samples: e^(alpha n) = 1 + alpha S e^number.
+    """
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return np.asarray(np.logaddexp(0.0, numbers + shift) / alpha)
+
+
+def numbers_of(expression: Expression, table: pa.Table) -> npt.NDArray[np.float64]:
+    """The values of an expression; NaN for null."""
+    values = expression.evaluate(table)
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return np.asarray(as_doubles(array).to_numpy(zero_copy_only=False), np.float64)
+
+
+@dataclass(frozen=True)
+class HasWeight:
+    """Keeps the rows that are shown."""
+
+    step: int
+    weighting: Weighting
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the weight."""
+        return self.weighting.columns
+
+    def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
+        """Compare with 0."""
+        return self.weighting.of(table) > 0
+
+
+@dataclass(frozen=True)
+class WeightSums:
+    """Collects (sum of the weights in ticks, rows below 1, highest weight) of each shard."""
+
+    weighting: Weighting
+    dtypes: Sequence[np.dtype[Any]] = (np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.float64))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the weight."""
+        return self.weighting.columns
+
+    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
+        """One number each. The ticks of a shard are exact in a float64 below 2^53."""
+        weights = self.weighting.of(table).astype(np.float64)
+        ticks, below = np.rint(weights * _TICKS).sum(), int((weights < 1).sum())
+        return [np.array([ticks]), np.array([below]), np.array([weights.max(initial=0.0)])]
+
+
+def sum_of_ticks(ticks: Array) -> float:
+    """The sum of the weights, from the ticks of some shards."""
+    return sum(map(int, ticks.tolist())) / _TICKS

@@ -1,0 +1,53 @@
+"""Defines the step `repeat`, and what it reports."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from pairmill.schemas.settings import Settings
+
+MAX_WEIGHT = 10_000.0
+"""No row is shown more often per epoch. A weight beyond this is more likely a mistake than a wish."""
+
+
+class Repeat(Settings):
+    """Give each row a weight: how many times it is shown per epoch, such as 2.3: twice, and a third time in 3 of 10
+    epochs. Rows with a weight of 0 or less, null or NaN are dropped.
+
+    With `by`, the weights of soft cap sampling (FLYT, https://arxiv.org/abs/2503.08805, section 3.3): rows are drawn in
+    proportion to e^by, and each draw of a row lowers its `by` by alpha. What is expected of that for many small draws
+    has a closed form, n = ln(1 + alpha s e^by) / alpha, with the s that makes the sum `samples`.
+    """
+
+    by: str | None = None
+    """A column or numeric expression: the logarithm of how much more often a row is to be drawn than another."""
+    weight: str | None = None
+    """Instead of `by`: a column or numeric expression that is the weight itself, such as `least(4, 1 + 3 * score)`."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """With `by`: the sum of all weights, and so about the samples per epoch."""
+    mean: Annotated[float, Field(gt=0)] | None = None
+    """The same as a mean weight of the rows that have a number."""
+    alpha: Annotated[float, Field(gt=0)] = 0.15
+    """With `by`: how much each draw lowers the chance of the next. The higher, the more even are the weights."""
+    max: Annotated[float, Field(gt=0, le=MAX_WEIGHT)] | None = None
+    """The highest weight. With `by`, the other rows are shown more often instead."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.by is None) == (self.weight is None):
+            raise ValueError("give either by, for a soft cap, or weight, an expression that is the weight")
+        if self.by is not None and (self.samples is None) == (self.mean is None):
+            raise ValueError("by needs either samples, the sum of all weights, or mean")
+        if self.weight is not None and (self.samples is not None or self.mean is not None or self.alpha != 0.15):
+            raise ValueError("samples, mean and alpha work only with by")
+        return self
+
+
+class RepeatReport(Settings):
+    """The weights that a step `repeat` gave."""
+
+    weight_sum: float
+    """Of the rows that it left: the samples per epoch, unless a later step drops rows."""
+    highest: float
+    rows_below_one: int
+    """Rows that are not in every epoch."""
