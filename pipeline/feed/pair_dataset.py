@@ -19,6 +19,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.feed.batches import item, read_ahead, rebatch, stack, texts_of, values_of
 from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedState
 from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder, Window
+from pairmill.pipeline.feed.ranks import check_ranks
 from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.pipeline.feed.shared_epoch import SharedEpoch
 from pairmill.pipeline.feed.transforms import on_tensors
@@ -82,7 +83,7 @@ class PairDataset(IterableDataset[Sample]):
         """The epoch that `set_epoch` asked for, and how many such calls this copy of the dataset has followed."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
-        self._order = EpochOrder(self._shards.counts, config.shuffle, config.seed, config.mix_shards, config.even)
+        self._ordered: tuple[int, EpochOrder] | None = None
         if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
             problem = self._shards.added.missing(unknown[0])
             raise FeedError(f"{config.dataset} has no column {unknown[0]!r}" + (f": {problem}" if problem else ""))
@@ -105,9 +106,9 @@ class PairDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop start an epoch, which has its own order. Call it in the trainer's process."""
-        self._check_ranks()
         self._requested.set(epoch)
         self._follow_set_epoch()
+        self._check_ranks()
 
     def state_dict(self) -> FeedState:
         """This consumer's position in the epoch, after the last row that it yielded."""
@@ -118,7 +119,7 @@ class PairDataset(IterableDataset[Sample]):
             "consumer": consumer.number,
             "consumers": consumer.total,
             "choice": self._shards.fingerprint,
-            "rows": self._order.num_rows,
+            "rows": int(self._shards.counts.sum()),
             "seed": self.config.seed,
             "shuffle": self.config.shuffle,
             "mix_shards": self.config.mix_shards,
@@ -150,8 +151,8 @@ class PairDataset(IterableDataset[Sample]):
         self._times_seen = self._requested.get()[1]
 
     def __iter__(self) -> Iterator[Sample]:
-        self._check_ranks()
         self._follow_set_epoch()
+        self._check_ranks()
         self._count_for_this_consumer()
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="feed") as pool:
             tables = rebatch(read_ahead(self._tables()), self.config.batch_size or _UNBATCHED_ROWS)
@@ -168,18 +169,17 @@ class PairDataset(IterableDataset[Sample]):
             self.epoch, self._times_seen = epoch, times
             self._rows_done, self._is_resumed, self._is_old_checkpoint = 0, False, False
 
+    @property
+    def _order(self) -> EpochOrder:
+        """Of the current epoch. Only with weights do epochs have different numbers of rows."""
+        if self._ordered is None or (self._ordered[0] != self.epoch and self._shards.repeats is not None):
+            counts, config = self._shards.counts_in(self.epoch), self.config
+            order = EpochOrder(counts, config.shuffle, config.seed, config.mix_shards, config.even)
+            self._ordered = self.epoch, order
+        return self._ordered[1]
+
     def _check_ranks(self) -> None:
-        """Under torch.distributed, ranks with fewer batches would leave the others waiting forever."""
-        config = self.config
-        if config.even or config.allow_uneven or config.world_size == 1 or not _is_distributed():
-            return
-        least, most = self._order.num_rows // config.world_size, -(-self._order.num_rows // config.world_size)
-        if (fewest := self._batches.count(least)) != (highest := self._batches.count(most)):
-            unit = "rows" if config.batch_size is None else "batches"
-            raise FeedError(
-                f"ranks would have {fewest:,} or {highest:,} {unit}, and those with more would wait for the others "
-                "forever: set even=True (for an evaluation without collective calls: allow_uneven=True)"
-            )
+        check_ranks(self.config, self._batches, self._order.num_rows, self._shards.repeats is not None)
 
     def _count_for_this_consumer(self) -> None:
         """A worker reads ahead of its loader, from a copy of the loader's dataset, which may already have been read
@@ -226,7 +226,7 @@ class PairDataset(IterableDataset[Sample]):
         tables, rows, start = [], [], 0
         threads = self.config.threads if self._shards.chunk.store.remote else min(self.config.threads, _LOCAL_READERS)
         with ThreadPoolExecutor(threads, thread_name_prefix="feed-read") as readers:
-            read = partial(self._shards.read, columns=frozenset(columns))
+            read = partial(self._shards.read, columns=frozenset(columns), epoch=self.epoch)
             for table, selected in readers.map(read, window.shards.tolist()):
                 tables.append(table)
                 rows.append(selected + start)
@@ -288,10 +288,3 @@ class PairDataset(IterableDataset[Sample]):
 def _processor(max_pixels: int) -> ImageProcessor:
     """One per process: it is not copied to workers."""
     return ImageProcessor(ImagesConfig(max_pixels=max_pixels))
-
-
-def _is_distributed() -> bool:
-    """Whether torch.distributed runs with several ranks."""
-    from torch import distributed
-
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -17,6 +17,7 @@ from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows, shard_numbers
 from pairmill.pipeline.feed.config import FeedError
+from pairmill.pipeline.feed.repeats import Repeats
 from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
@@ -51,6 +52,8 @@ class FeedShards:
     """All models of the dataset."""
     fingerprint: str
     """Identifies the selected rows: datasets with equal fingerprints have the same rows in the same order."""
+    repeats: Repeats | None = None
+    """How often each row is shown, if the subset has weights."""
 
     @classmethod
     def open(cls, store: Store, subset: str | None) -> "FeedShards":
@@ -68,17 +71,24 @@ class FeedShards:
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
         pictures = _has_pictures(plan), _check_column(plan), plan.job.images.max_pixels
         aliases = (*(model.alias for model in plan.job.models), *added.models)
-        return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, aliases, fingerprint)
+        repeats = None if subset is None else Repeats.of(store, subset, counts)
+        return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, aliases, fingerprint, repeats)
+
+    def counts_in(self, epoch: int) -> npt.NDArray[np.int64]:
+        """(shards,): number of rows that are shown in an epoch, repeated ones as often as they are."""
+        return self.counts if self.repeats is None else self.repeats.counts(epoch)
 
     def choice(self, caption: str) -> CaptionChoice | None:
         """Which captions to give; None: the original ones. Raises CaptionChoiceError."""
         return caption_choice(self.chunk.store, self.added, caption, self.aliases)
 
-    def read(self, index: int, columns: frozenset[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-        """(all rows of a shard, indices of the selected ones in ascending order). Raises DamagedFileError, and
-        FeedError if the shard has been rebuilt since."""
+    def read(self, index: int, columns: frozenset[str], epoch: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """(all rows of a shard, indices of those that are shown in an epoch, ascending and as often as they are shown).
+        Raises DamagedFileError, and FeedError if the shard has been rebuilt since."""
         shard = self.chunk.shards[index]
         selected = np.flatnonzero(np.unpackbits(self.selected[index], count=shard.num_rows))
+        if self.repeats is not None:
+            selected = np.repeat(selected, self.repeats.times(index, epoch))
         try:
             self.chunk.check(shard)
             return self.chunk.read(shard, columns).replace_schema_metadata(None), selected

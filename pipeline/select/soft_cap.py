@@ -19,8 +19,8 @@ from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.weights import numbers_of, soft_cap
 
 BUCKET = np.dtype([("bucket", "<u8"), ("rows", "<u8"), ("rest", "<u8")])
-"""The highest 24 bits of a float64, the rows with numbers that begin so, and the sum of their next 26 bits: an exact sum,
-which does not depend on the order of the rows."""
+"""The highest 24 bits of a float64, the rows with numbers that begin so, and the sum of their next 26 bits. The sum is
+exact, so it does not depend on the order of the rows."""
 
 _SHIFT, _REST_BITS = np.uint64(40), np.uint64(26)
 _SIGN = np.uint64(1 << 63)
