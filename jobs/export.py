@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,13 +18,14 @@ from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORDS, check_export_folder, records_folder
-from pairmill.pipeline.dataset.subset import current_generations, read_rows, read_shards, read_subset
+from pairmill.pipeline.dataset.subset import WEIGHT, current_generations, read_rows, read_shards, read_subset
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.export.arrays import ClipRetrieval, DataComp, array_prefix, datacomp_names
 from pairmill.pipeline.export.formats import Format, ParquetFiles, WebDataset
 from pairmill.pipeline.export.order import SubsetShard, cut_into_parts, group_shards
 from pairmill.pipeline.export.reader import ExportSource
 from pairmill.pipeline.export.readme import readme
+from pairmill.pipeline.export.repetition import Repetition, first_epoch
 from pairmill.pipeline.export.write import (
     OTHER_OUTPUT,
     PartWriter,
@@ -68,20 +69,26 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)
     subset = read_subset(dataset.store, job.subset)
-    plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset))
+    repetition = Repetition.of(job, subset)
+    plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset, repetition))
     if dataset.added.incomplete:  # perhaps only in shards that are newer than the subset
         dataset = dataset.of_shards({shard.shard: shard.generation for shard in shards})
     source = ExportSource(dataset.store, plan.job, plan.mapping, dataset.added)
     aliases = [*(model.alias for model in plan.job.models), *dataset.added.models]
     choice = caption_choice(dataset.store, dataset.added, job.caption, aliases)
-    output_format = _format(job, source, dataset)
+    dataset = _with_weights(dataset) if repetition.has_column else dataset
+    output_format = _format(job, source, dataset, repetition)
     seed = job.shuffle_seed if output_format.needs_pictures else None
     parts = list(cut_into_parts(group_shards(shards, seed), job.samples_per_file))
     columns = output_format.columns(dataset.schema)
-    record = _record(job, subset, dataset, seed, len(parts), columns)
+    record = _record(
+        job, subset, dataset, (sum(shard.num_rows for shard in shards), len(parts)), columns, seed, repetition
+    )
     digits = max(4 if job.format == "clip-retrieval" else 5, len(str(len(parts) - 1)))
     records = records_folder(output)
-    writer = PartWriter(source, output, output_format, seed, tuple(columns), digits, records, choice)
+    writer = PartWriter(
+        source, output, output_format, seed, tuple(columns), digits, records, choice, repetition.copies_rows
+    )
     with _claimed_output(writer, record) as claimed:
         left = [number for number in range(len(parts)) if not is_written(output, records, number)]
         if left and claimed.layout != record.layout:
@@ -98,7 +105,16 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     return ExportResult(output.root, record, len(left), tuple(each.name for each in dataset.added.incomplete))
 
 
-def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Format:
+def _with_weights(dataset: SelectInput) -> SelectInput:
+    """The dataset with the weights of a subset among its columns. Raises JobError if it has such a column already."""
+    if WEIGHT in dataset.schema.names:
+        raise JobError(
+            f"the dataset now has a column {WEIGHT!r}, as the subset; remove it, or export with repeat=copies"
+        )
+    return replace(dataset, schema=dataset.schema.append(pa.field(WEIGHT, pa.float32())))
+
+
+def _format(job: ExportJob, source: ExportSource, dataset: SelectInput, repetition: Repetition) -> Format:
     """Choose the format. Raises JobError if the dataset lacks something that the format needs."""
     mapping, built = source.mapping, source.job
     if isinstance(mapping.pictures, NoPictures):
@@ -109,25 +125,26 @@ def _format(job: ExportJob, source: ExportSource, dataset: SelectInput) -> Forma
             raise JobError(f"models: {job.format} has no embeddings; use clip-retrieval, datacomp or PairDataset")
         if built.images.store == "none" and not built.source.is_corpus:
             raise JobError(f"{job.dataset} stored no pictures (images.store: none), which {job.format} needs")
-        return ParquetFiles(models) if job.format == "parquet" else _webdataset(job, source, models)
+        return ParquetFiles(models) if job.format == "parquet" else _webdataset(job, source, models, repetition)
     chosen = _embedding_models(job, models, dataset)
     has_text_arrays = mapping.has_captions and job.caption == ORIGINAL  # embeddings of other captions are not stored
     if job.format == "datacomp":
         names = datacomp_names([_model(source, alias) for alias in chosen])
         if len({array_prefix(name) for name in names}) < len(names):
             raise JobError(f"models: two of {', '.join(chosen)} would share a name in DataComp's layout; name one")
-        return DataComp(chosen, names, has_text_arrays)
+        return DataComp(chosen, names, has_text_arrays, repetition.has_column)
     if len(chosen) > 1:
         raise JobError(f"models: clip-retrieval's layout has room for one model; name one of {', '.join(chosen)}")
     return ClipRetrieval(chosen[0], models, has_text_arrays, _image_path(source))
 
 
-def _webdataset(job: ExportJob, source: ExportSource, models: Sequence[str]) -> WebDataset:
+def _webdataset(job: ExportJob, source: ExportSource, models: Sequence[str], repetition: Repetition) -> WebDataset:
     try:
         carried = source.mapping.carried(source.job.images.carry if job.carry is None else job.carry)
     except ValueError as error:
         raise JobError(str(error).replace("images.carry", "carry")) from None
-    return WebDataset(models, source.mapping.has_captions, carried)
+    weight = [WEIGHT] if repetition.has_column else []
+    return WebDataset(models, source.mapping.has_captions, [*carried, *weight])
 
 
 def _image_path(source: ExportSource) -> Literal["file", "key", "uid"]:
@@ -163,8 +180,15 @@ def _embedding_models(job: ExportJob, models: Sequence[str], dataset: SelectInpu
 
 
 def _record(
-    job: ExportJob, subset: Subset, dataset: SelectInput, seed: int | None, num_files: int, columns: list[str]
+    job: ExportJob,
+    subset: Subset,
+    dataset: SelectInput,
+    shape: tuple[int, int],
+    columns: list[str],
+    seed: int | None,
+    repetition: Repetition,
 ) -> ExportRecord:
+    """shape: numbers of rows and of files."""
     return ExportRecord(
         dataset=dataset.store.root,
         subset=job.subset,
@@ -173,10 +197,11 @@ def _record(
         samples_per_file=job.samples_per_file,
         shuffle_seed=seed,
         columns=columns,
-        rows=subset.rows_out,
-        num_files=num_files,
+        rows=shape[0],
+        num_files=shape[1],
         layout=LAYOUT,
         caption=job.caption,
+        repeat=repetition.mode,
     )
 
 
@@ -211,13 +236,14 @@ def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRe
     return existing
 
 
-def _shards(store: Store, subset: Subset) -> Iterator[SubsetShard]:
-    """Shards with selected rows, in order, as they are now. Raises SubsetError if one has been rebuilt since."""
-    generations = current_generations(store, subset)
+def _shards(store: Store, subset: Subset, repetition: Repetition) -> Iterator[SubsetShard]:
+    """Shards with rows to write, in order, as they are now. Raises SubsetError if one has been rebuilt since."""
+    generations, repeated = current_generations(store, subset), repetition.shard_rows(store, subset)
     for shard in read_shards(store, subset):
-        if shard.num_selected:
+        rows = shard.num_selected if repeated is None else repeated.get(shard.shard, 0)
+        if rows:
             identity = (shard.shard, generations[shard.shard], shard.pairs_blake2b)
-            yield SubsetShard(*identity, num_rows=shard.num_selected, path=shard.path)
+            yield SubsetShard(*identity, num_rows=rows, path=shard.path)
 
 
 def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput, subset: Subset) -> None:
@@ -235,7 +261,7 @@ def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput,
             sample = pa.schema([dataset.schema.field(name) for name in names])
     if record.format == "datacomp":
         data = io.BytesIO()
-        np.save(data, sorted_uids(dataset.store, subset))
+        np.save(data, sorted_uids(dataset.store, subset, record.repeat == "copies"))
         output.replace("subset.npy", data.getvalue())
     if record.format != "parquet" or writer.records != EXPORT_RECORDS:  # earlier versions' records look like data
         output.replace(
@@ -243,8 +269,9 @@ def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput,
         )
 
 
-def sorted_uids(store: Store, subset: Subset) -> npt.NDArray[np.void]:
+def sorted_uids(store: Store, subset: Subset, copies: bool = False) -> npt.NDArray[np.void]:
     """The uids as a sorted array of two uint64 each, shape (rows,), for DataComp's `resharder.py`. 16 bytes per row.
+    `copies`: a uid is there as often as the first epoch shows its row.
 
     https://github.com/mlfoundations/datacomp: `np.array([(int(uid[:16], 16), int(uid[16:32], 16))], np.dtype("u8,u8"))`
     """
@@ -252,6 +279,6 @@ def sorted_uids(store: Store, subset: Subset) -> npt.NDArray[np.void]:
     for table in read_rows(store, subset):
         part = np.empty(table.num_rows, np.dtype("u8,u8"))
         part["f0"], part["f1"] = key_halves(table["uid"], "uid")
-        parts.append(part)
+        parts.append(np.repeat(part, first_epoch(table)) if copies else part)
     uids = np.concatenate(parts)
     return uids[np.lexsort((uids["f1"], uids["f0"]))]

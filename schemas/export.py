@@ -8,7 +8,7 @@ from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.s3 import S3Config
-from pairmill.schemas.settings import Settings, Uri
+from pairmill.schemas.settings import GrowingSettings, Settings, Uri
 from pairmill.schemas.subset import SUBSET_NAME
 
 ExportFormat = Literal["webdataset", "parquet", "clip-retrieval", "datacomp"]
@@ -38,6 +38,9 @@ class ExportJob(Settings):
     `images.carry`."""
     caption: str = "original"
     """`original`, the name of a score with captions that a model wrote, or `best`: the one of the higher similarity."""
+    repeat: Literal["copies", "weight"] | None = None
+    """Of a subset with weights: `copies` writes a row as often as the first epoch shows it (in `datacomp`, its uid in
+    `subset.npy`), `weight` writes it once, with a column `weight`. None: copies for `webdataset` and `datacomp`."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 
@@ -47,8 +50,10 @@ LAYOUT = 2
 and took DataComp column names from the model aliases."""
 
 
-class ExportRecord(Settings):
+class ExportRecord(GrowingSettings):
     """`.pairmill/export.json` in the output: the export that the folder belongs to. No other export may use it."""
+
+    later = frozenset({"repeat"})
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
@@ -63,6 +68,8 @@ class ExportRecord(Settings):
     num_files: int
     layout: int = 1
     caption: str = "original"
+    repeat: Literal["copies", "weight"] | None = None
+    """How the weights of the subset were written, if it has any."""
 
 
 class ExportedPart(Settings):

@@ -27,17 +27,19 @@ def write_tar(
     pictures: Iterable[pa.Buffer | bytes],
     image_format: str | None = None,
     carried: Sequence[str] = (),
+    keys: Sequence[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Write one sample per row of `pairs`. Returns the offsets and lengths of the pictures.
 
     `image_format`: the file name extension of the pictures. None: detected from the first bytes of each.
     `carried`: columns of the input that go into uid.json too.
+    `keys`: the stems of the file names, one per row, which differ; None: the uids.
     """
     offsets, lengths, end = [], [], file.tell()
     details = _details(pairs, carried)
     captions = pairs["caption_clean"].to_pylist()
-    for picture, caption, detail in zip(pictures, captions, details, strict=True):
-        uid = detail["uid"]
+    keys = pairs["uid"].to_pylist() if keys is None else keys
+    for picture, caption, detail, uid in zip(pictures, captions, details, keys, strict=True):
         header = _header(f"{uid}.{image_format or image_ending(picture)}", len(picture))
         offsets.append(end + len(header))
         lengths.append(len(picture))

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.subset import WEIGHT
 from pairmill.pipeline.export.formats import FormatError, Part, Write, embedding_columns
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import CHECKSUM, STORED, score_column_names
@@ -88,12 +89,14 @@ class DataComp:
     model_names: Sequence[str]
     """The name of each of these models in DataComp's files."""
     has_captions: bool
+    has_weights: bool = False
     needs_pictures: bool = False
 
     def columns(self, schema: pa.Schema) -> list[str]:
-        """DataComp's own columns, and those of the models."""
+        """DataComp's own columns, the weight, and those of the models."""
         similarities = [score_column_names(alias).similarity for alias in self.models]
         own = ["uid", "url", "caption", "original_width", "original_height", "sha256"]
+        own += [WEIGHT] if self.has_weights else []
         return [*own, *similarities, *(array.column for array in self._arrays())]
 
     def names(self, stem: str) -> list[str]:

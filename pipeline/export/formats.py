@@ -42,6 +42,8 @@ class Part:
     picture_file: IO[bytes]
     picture_ranges: Sequence[tuple[int, int]]
     """(offset, length) in that file for each row."""
+    keys: Sequence[str] | None = None
+    """A name for each row, if rows are repeated. None: the uid is one."""
 
     def pictures(self) -> Iterator[bytes]:
         """The pictures in row order."""
@@ -98,8 +100,10 @@ class WebDataset:
         if self.has_captions and (missing := part.rows["caption_clean"].null_count):
             rows = counted(missing, "selected row")
             raise FormatError(f"{rows} without a caption: add `where: caption_clean is not None`")
-        write: Write = lambda file: write_tar(file, part.rows, part.pictures(), carried=self.carried)  # noqa: E731
-        return dict.fromkeys(self.names(part.stem), write)
+        return dict.fromkeys(self.names(part.stem), lambda file: self._write(part, file))
+
+    def _write(self, part: Part, file: IO[bytes]) -> None:
+        write_tar(file, part.rows, part.pictures(), carried=self.carried, keys=part.keys)
 
 
 @dataclass(frozen=True)

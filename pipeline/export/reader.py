@@ -16,12 +16,13 @@ from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, describe
 from pairmill.pipeline.dataset.manifests import read_manifest
-from pairmill.pipeline.dataset.subset import read_shard
+from pairmill.pipeline.dataset.subset import WEIGHT, read_shard
 from pairmill.pipeline.export.order import GroupSlice, ShardGroup, SubsetShard
 from pairmill.pipeline.image.decode import ImageError
 from pairmill.pipeline.image.plain import plain_picture
 from pairmill.pipeline.image.processor import ImageProcessor
-from pairmill.pipeline.select.keys import SHUFFLE, uid_hashes
+from pairmill.pipeline.select.keys import SHUFFLE, mix, uid_hashes
+from pairmill.pipeline.select.weights import draws_of, times
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import FailureKind, PairmillError
@@ -59,7 +60,8 @@ class SubsetRows:
 
     table: pa.Table
     origins: pa.Table
-    """Shard, generation, and row in the pairs file; a separate table, since the user's columns may have any names."""
+    """Shard, generation, row in the pairs file, the number of this copy of the row, and how many copies there are; a
+    separate table, since the user's columns may have any names."""
 
     @property
     def num_rows(self) -> int:
@@ -70,6 +72,12 @@ class SubsetRows:
         """The rows with these indices, in this order."""
         return SubsetRows(take_rows(self.table, indices), self.origins.take(pa.array(indices)))
 
+    def keys(self) -> list[str]:
+        """A name for each row: the uid; of several copies `UID-0`, `UID-1`, .., as from DataComp's resharder."""
+        columns = (self.table["uid"], self.origins["copy"], self.origins["copies"])
+        rows = zip(*(column.to_pylist() for column in columns), strict=True)
+        return [uid if copies == 1 else f"{uid}-{copy}" for uid, copy, copies in rows]
+
     @classmethod
     def concatenated(cls, parts: Sequence["SubsetRows"]) -> "SubsetRows":
         """The rows of all parts, in order."""
@@ -79,8 +87,10 @@ class SubsetRows:
 class SubsetReader:
     """Reads slices of an export's order."""
 
-    def __init__(self, source: ExportSource, seed: int | None) -> None:
+    def __init__(self, source: ExportSource, seed: int | None, copies: bool = False) -> None:
+        """`copies`: repeat rows as often as the first epoch shows them."""
         self._source = source
+        self._copies = copies
         self._seed = seed
         self._reader = PairsReader(source.store, source.mapping, source.job)
         self._plan = load_plan(source.store).shards
@@ -105,10 +115,14 @@ class SubsetReader:
         shards = rows.origins["shard"].to_numpy()
         for shard in np.unique(shards).tolist():
             indices = np.flatnonzero(shards == shard)
-            indices = indices[np.argsort(rows.origins["row"].to_numpy()[indices])]  # the order of the tar
-            for index, picture in zip(indices.tolist(), self._pictures(shard, rows.take(indices)), strict=True):
-                ranges[index] = (file.tell(), len(picture))
+            of_shard = rows.origins["row"].to_numpy()[indices]
+            _, first, copy_of = np.unique(of_shard, return_index=True, return_inverse=True)
+            written: list[tuple[int, int]] = []  # of each row once, in the order of the tar
+            for picture in self._pictures(shard, rows.take(indices[first])):
+                written.append((file.tell(), len(picture)))
                 file.write(picture)
+            for index, number in zip(indices.tolist(), copy_of.tolist(), strict=True):
+                ranges[index] = written[number]
         return ranges
 
     def _pictures(self, shard: int, of_shard: SubsetRows) -> Iterator[bytes]:
@@ -159,18 +173,31 @@ class SubsetReader:
         rows = np.arange(group.num_rows)
         if self._seed is None:
             return rows
-        uids = pa.concat_tables([self._read(shard, frozenset({"uid"})).table for shard in group.shards])["uid"]
-        return np.lexsort((rows, uid_hashes(uids, SHUFFLE, self._seed)))
+        every = SubsetRows.concatenated([self._read(shard, frozenset({"uid"})) for shard in group.shards])
+        hashes, copy = uid_hashes(every.table["uid"], SHUFFLE, self._seed), every.origins["copy"].to_numpy()
+        return np.lexsort((rows, np.where(copy > 0, mix(hashes ^ copy.astype(np.uint64)), hashes)))
 
     def _read(self, shard: SubsetShard, columns: frozenset[str]) -> SubsetRows:
         """The selected rows of a shard. Raises DamagedFileError."""
         chunk = self._chunk(shard)
         chunk.check(chunk.shards[0])
-        rows = read_shard(self._source.store, shard.path, shard.shard).rows
-        table = take_rows(chunk.read(chunk.shards[0], columns).select(sorted(columns)), rows)
-        shards, generations = (np.full(len(rows), value, np.int64) for value in (shard.shard, shard.generation))
-        origins = pa.table({"shard": shards, "generation": generations, "row": rows})
-        return SubsetRows(table.replace_schema_metadata(None), origins)
+        selection = read_shard(self._source.store, shard.path, shard.shard)
+        stored = columns if selection.weights is None else columns - {WEIGHT} | {"uid"}
+        table = take_rows(chunk.read(chunk.shards[0], stored).select(sorted(stored)), selection.rows)
+        copies = np.ones(len(selection.rows), np.int64)
+        if selection.weights is not None:
+            table = table.append_column(WEIGHT, pa.array(selection.weights))
+            copies = times(selection.weights, draws_of(table["uid"]), 0) if self._copies else copies
+        index = np.repeat(np.arange(len(copies)), copies)
+        values = {
+            "shard": np.full(len(index), shard.shard),
+            "generation": np.full(len(index), shard.generation),
+            "row": selection.rows[index],
+            "copy": np.arange(len(index)) - (np.cumsum(copies) - copies)[index],
+            "copies": copies[index],
+        }
+        table = table.select(sorted(columns)).replace_schema_metadata(None)
+        return SubsetRows(take_rows(table, index) if self._copies else table, pa.table(values))
 
     def _chunk(self, shard: SubsetShard) -> Chunk:
         try:

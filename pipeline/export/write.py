@@ -35,15 +35,21 @@ class PartWriter:
     """Folder of the records, in the output."""
     choice: CaptionChoice | None = None
     """Which captions are written; None: the original ones."""
+    copies: bool = False
+    """Whether rows are repeated as their weights say."""
 
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
         """Write the files of a part, then their record. Raises FormatError and MissingDataError."""
-        with closing(SubsetReader(self.source, self.seed)) as reader, self.output.new_file() as picture_file:
+        with (
+            closing(SubsetReader(self.source, self.seed, self.copies)) as reader,
+            self.output.new_file() as picture_file,
+        ):
             rows = reader.rows(slices, self._read_columns)
             check_scores(rows.table)
             ranges = reader.write_pictures(rows, picture_file) if self.format.needs_pictures else []
             table = rows.table if self.choice is None else self.choice.apply(rows.table)
-            part = Part(self._stem(number), table.select(list(self.columns)), picture_file, ranges)
+            keys = rows.keys() if self.copies else None
+            part = Part(self._stem(number), table.select(list(self.columns)), picture_file, ranges, keys)
             files = {name: self._write_file(name, write) for name, write in self.format.files(part).items()}
             endings = sorted({image_ending(picture) for picture in part.heads()})
         record = ExportedPart(number=number, rows=rows.num_rows, files=files, image_endings=endings)

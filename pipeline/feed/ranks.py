@@ -13,8 +13,8 @@ def check_ranks(config: FeedConfig, batches: Batches, num_rows: int, has_weights
         return
     if has_weights:
         raise FeedError(
-            "epochs of a weighted subset have different numbers of rows, so in some of them, ranks would have different "
-            "numbers of batches, and wait for each other forever: set even=True"
+            "epochs of a weighted subset have different numbers of rows, so in some of them, ranks would have "
+            "different numbers of batches, and wait for each other forever: set even=True"
         )
     least, most = num_rows // config.world_size, -(-num_rows // config.world_size)
     if (fewest := batches.count(least)) != (highest := batches.count(most)):
