@@ -222,6 +222,16 @@ def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
     return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]
 
 
+def selected_weights(chunk: Chunk, name: str) -> list[Weights] | None:
+    """For each shard of the chunk, the weights of the rows that are in the subset; None if it has none."""
+    subset = read_subset(chunk.store, name)
+    if subset.weight_sum is None:
+        return None
+    empty = np.zeros(0, np.float32)
+    found = {each.shard: empty if each.weights is None else each.weights for each in read_shards(chunk.store, subset)}
+    return [found.get(shard.shard, empty) for shard in chunk.shards]
+
+
 def current_generations(store: Store, subset: Subset) -> dict[int, int]:
     """Shard -> newest generation, for the shards that the subset was selected from.
 

@@ -17,12 +17,20 @@ from PIL import Image
 from pairmill.pipeline.common.arrow import python_values, stay_exact, take_rows
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
-from pairmill.pipeline.dataset.subset import read_subset, selected_rows, shard_numbers, subset_names
+from pairmill.pipeline.dataset.subset import (
+    Weights,
+    read_subset,
+    selected_rows,
+    selected_weights,
+    shard_numbers,
+    subset_names,
+)
 from pairmill.pipeline.reader.grid import SIDE, Card, Grid, Order, first_rows
 from pairmill.pipeline.reader.pictures import Pictures
 from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnail, Thumbnails
 from pairmill.pipeline.reader.uid_finder import UidFinder
+from pairmill.pipeline.reader.weights import read_weighted, with_weight
 from pairmill.pipeline.source.uid import own_uid
 
 if TYPE_CHECKING:
@@ -81,8 +89,8 @@ class Dataset:
 
     @property
     def schema(self) -> pa.Schema:
-        """All columns, including those of added models."""
-        return self._snapshot.schema
+        """All columns, including those of added models, and the `weight` of a subset that has weights."""
+        return self._snapshot.schema if self._weights is None else with_weight(self._snapshot.schema)
 
     @property
     def subsets(self) -> list[str]:
@@ -126,7 +134,9 @@ class Dataset:
         if subset is not None:
             return self.subset(subset).table(columns)
         names = self._names(columns)
-        return pa.concat_tables([self._snapshot.schema_of(names).empty_table(), *self._tables(names)])
+        return pa.concat_tables(
+            [pa.schema([self.schema.field(name) for name in names]).empty_table(), *self._tables(names)]
+        )
 
     def to_pandas(self, columns: str | Sequence[str] | None = None) -> "pandas.DataFrame":
         """`table(columns)` for pandas: numbers with nulls become floats, and embeddings become a column of arrays.
@@ -240,6 +250,11 @@ class Dataset:
         return selected_rows(self._snapshot.chunk, self._subset)
 
     @cached_property
+    def _weights(self) -> list[Weights] | None:
+        """For a subset with weights: those of the rows of each shard."""
+        return None if self._subset is None else selected_weights(self._snapshot.chunk, self._subset)
+
+    @cached_property
     def _uids(self) -> UidFinder:
         return UidFinder(len(self._snapshot.chunk.shards), lambda position: self._read(position, ["uid"])["uid"])
 
@@ -252,10 +267,12 @@ class Dataset:
     def _read(self, position: int, columns: Sequence[str]) -> pa.Table:
         """The rows of a shard that belong to this dataset."""
         shard = self._snapshot.chunk.shards[position]
-        table = self._snapshot.read(shard, columns)
-        if self._subset is None:
-            return table
-        return take_rows(table, self._rows_of(position))
+
+        def read(names: Sequence[str]) -> pa.Table:
+            table = self._snapshot.read(shard, names)
+            return table if self._subset is None else take_rows(table, self._rows_of(position))
+
+        return read(columns) if self._weights is None else read_weighted(read, columns, self._weights[position])
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows, shard by shard."""

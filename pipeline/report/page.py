@@ -14,6 +14,7 @@ from pairmill.pipeline.dataset.losses import in_words
 from pairmill.pipeline.pages.templates import environment
 from pairmill.pipeline.pages.visible_text import visible_text
 from pairmill.pipeline.report import axis
+from pairmill.pipeline.report.balances import BalanceTable
 from pairmill.pipeline.report.charts import BarChart
 from pairmill.pipeline.report.funnel import Funnel
 from pairmill.pipeline.report.grids import Grid
@@ -90,6 +91,7 @@ class Page:
     comparison: Comparison | None = None
     shapes: Sequence[BarChart] = ()
     counts: Sequence[Counts] = ()
+    balances: Sequence[BalanceTable] = ()
     hosts: Sequence[HostRow] = ()
     more_hosts: str = ""
     time_line: TimeLine | None = None

@@ -15,6 +15,7 @@ from pairmill.pipeline.dataset.subset import read_subset, subset_names
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report import about, funnel, grids, sections
 from pairmill.pipeline.report.axis import four_digits
+from pairmill.pipeline.report.balances import balance_tables
 from pairmill.pipeline.report.clusters import largest_clusters
 from pairmill.pipeline.report.comparison import Summarized, compare_datasets, compare_subsets
 from pairmill.pipeline.report.grids import Grid
@@ -157,6 +158,7 @@ class _Maker:
             grid_groups=groups,
             shapes=sections.shape_charts(summary, self._series),
             counts=[table for table in tables if table],
+            balances=list(balance_tables(subset)) if subset else [],
             hosts=sections.hosts(summary),
             more_hosts=("at least " if summary.names_forgotten else "") + counted(more, "more host")
             if more > 0
@@ -174,6 +176,8 @@ class _Maker:
         yield Fact("share kept", f"{totals.kept / max(totals.rows, 1):.1%}")
         if subset is not None:
             yield Fact(f"in {subset.name}", f"{subset.rows_out:,}")
+            if subset.weight_sum is not None:
+                yield Fact("samples per epoch", f"{subset.weight_sum:,.0f}")
         for name, threshold in self._thresholds.items():
             yield Fact(f"threshold of {name.removeprefix('similarity_')}", four_digits(threshold))
 

@@ -1,0 +1,54 @@
+"""What the steps `balance` of a subset did to the most frequent entries."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pairmill.pipeline.common.text import counted
+from pairmill.schemas.balance import BalanceReport
+from pairmill.schemas.subset import Subset
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """An entry, and what became of its rows."""
+
+    name: str
+    rows: int
+    kept: int
+    kept_share: float
+    """Its rows after the step, as a share of those of the most frequent entry before."""
+    dropped_share: float
+    """Its rows that were dropped, as such a share."""
+
+
+@dataclass(frozen=True)
+class BalanceTable:
+    """The head of the entries of one step."""
+
+    title: str
+    about: str
+    rows: Sequence[EntryRow]
+
+
+def balance_tables(subset: Subset) -> Iterator[BalanceTable]:
+    """One table per step."""
+    for report in subset.reports:
+        if report.balance and report.balance.head:
+            yield BalanceTable(report.step, _about(report.balance), list(_rows(report.balance)))
+
+
+def _rows(found: BalanceReport) -> Iterator[EntryRow]:
+    most = max(each.rows for each in found.head)
+    for each in found.head:
+        name = f"{each.entry} ({each.language})" if each.language else each.entry
+        yield EntryRow(name, each.rows, each.kept, each.kept / most, (each.rows - each.kept) / most)
+
+
+def _about(found: BalanceReport) -> str:
+    tail = found.tail_matches / max(1, found.matches)
+    fate = "stay" if found.keeps_unmatched else "were dropped"
+    unmatched = f"{counted(found.unmatched_rows, 'row')} without an entry {fate}."
+    return (
+        f"{found.head_entries:,} of {found.entries:,} entries have more than t = {found.curve:,.6g} rows. The others, "
+        f"with {tail:.1%} of all matches, keep all their rows. {unmatched}"
+    )
