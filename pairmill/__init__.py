@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pairmill.pipeline.rules.custom import at, rule
     from pairmill.pipeline.search.build_index import IndexReport
     from pairmill.pipeline.search.matches import Match
+    from pairmill.schemas.balance import Balance
     from pairmill.schemas.errors import JobError, PairmillError
     from pairmill.schemas.export import ExportJob
     from pairmill.schemas.job.fetch import FetchConfig
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pairmill.schemas.job.run import RunConfig
     from pairmill.schemas.job.source import SourceConfig
     from pairmill.schemas.jobs import BuildJob
+    from pairmill.schemas.repeat import Repeat
     from pairmill.schemas.s3 import S3Access, S3Config
     from pairmill.schemas.scores import ScoreJob
     from pairmill.schemas.select_steps import Dedup, Sample, SelectStep, Top
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from pairmill.schemas.subset import SelectJob, StepReport, Subset
 
 __all__ = [
+    "Balance",
     "BuildJob",
     "BuildResult",
     "ColumnsResult",
@@ -73,6 +76,7 @@ __all__ = [
     "PairmillError",
     "ProbeResult",
     "ProgressListener",
+    "Repeat",
     "ReportResult",
     "RetryResult",
     "Row",
@@ -148,6 +152,8 @@ _MODULES = {
     "schemas.s3": ("S3Access", "S3Config"),
     "schemas.scores": ("ScoreJob",),
     "schemas.status": ("Status",),
+    "schemas.balance": ("Balance",),
+    "schemas.repeat": ("Repeat",),
     "schemas.select_steps": ("Dedup", "Sample", "SelectStep", "Top"),
     "schemas.subset": ("SelectJob", "StepReport", "Subset"),
 }
