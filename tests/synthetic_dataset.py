@@ -5,6 +5,7 @@ differs from that row's in at most two bits.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,15 @@ from pairmill.schemas.record import JobRecord
 SHARD_ROWS = 4_096
 
 U64 = npt.NDArray[np.uint64]
+Columns = Callable[[int, int, int, int], dict[str, pa.Array]]
+"""A function of a shard, its first row, its number of rows, and a seed: the columns that are not all null."""
 
 
-def write_dataset(folder: Path, num_rows: int, seed: int = 1, shard_rows: int = SHARD_ROWS) -> None:
+def write_dataset(
+    folder: Path, num_rows: int, seed: int = 1, shard_rows: int = SHARD_ROWS, columns: Columns | None = None
+) -> None:
     """Write plan, pairs and manifests. Existing shards stay, so a second call with more rows adds shards."""
+    make = columns or default_columns
     store = Store(str(folder))
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
     shards = []
@@ -35,13 +41,12 @@ def write_dataset(folder: Path, num_rows: int, seed: int = 1, shard_rows: int = 
         shard = Shard(number, "in.parquet", start, min(shard_rows, num_rows - start), "blake2b:0:0")
         shards.append(shard)
         if not (folder / f"pairs/{number:09d}.parquet").exists():
-            _write_shard(store, folder, shard, seed)
+            _write_shard(store, folder, shard, make(number, start, shard.num_rows, seed))
     write_plan(store, shards, num_rows)
 
 
-def _write_shard(store: Store, folder: Path, shard: Shard, seed: int) -> None:
+def _write_shard(store: Store, folder: Path, shard: Shard, columns: dict[str, pa.Array]) -> None:
     path = folder / f"pairs/{shard.shard:09d}.parquet"
-    columns = _columns(shard.shard, shard.first_row, shard.num_rows, seed)
     schema = pairs_schema(pa.schema([]), [])
     arrays = [columns.get(field.name, pa.nulls(shard.num_rows, field.type)) for field in schema]
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=1_024, compression="zstd")
@@ -81,7 +86,7 @@ def write_plan(store: Store, shards: list[Shard], num_rows: int, pictures: str =
     store.create(f"plan/{len(plans)}.parquet", to_bytes(table, mapping, inputs, record))
 
 
-def _columns(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]:
+def default_columns(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]:
     """The columns of one shard that are not all null."""
     rng = np.random.default_rng([seed, shard])
     own = np.arange(first, first + rows)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
-from tests import synthetic_dataset
+from tests.synthetic_dataset import default_columns, write_dataset
 
 SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
@@ -28,7 +27,7 @@ def captions() -> list[str | None]:
 def columns() -> dict[str, pa.Array]:
     """Columns of `pairs/`. `original_format` stands for a class, `content_type` for a language."""
     rng = np.random.default_rng(6)
-    found = synthetic_dataset._columns(0, 0, ROWS, 1)
+    found = default_columns(0, 0, ROWS, 1)
     hosts = [*HOSTS, *(f"h{number}.example" for number in range(3_000))]
     urls = [f"https://{hosts[number]}/a:b@c.jpg" for number in np.minimum(rng.zipf(1.4, ROWS) - 1, len(hosts) - 1)]
     urls[:3] = [None, "no url", "//host.example/a"]
@@ -45,11 +44,9 @@ def columns() -> dict[str, pa.Array]:
 
 def write(folder: Path, rows: dict[str, pa.Array], shard_rows: int) -> Path:
     """A dataset of these rows."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            synthetic_dataset,
-            "_columns",
-            lambda shard, first, count, seed: {name: column.slice(first, count) for name, column in rows.items()},
-        )
-        synthetic_dataset.write_dataset(folder, ROWS, shard_rows=shard_rows)
+
+    def columns(shard: int, first: int, count: int, seed: int) -> dict[str, pa.Array]:
+        return {name: column.slice(first, count) for name, column in rows.items()}
+
+    write_dataset(folder, ROWS, shard_rows=shard_rows, columns=columns)
     return folder
