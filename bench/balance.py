@@ -2,9 +2,10 @@
 
     python -m bench.balance --rows 1000000 10000000
 
-Captions have eight words, of a vocabulary of 200,000 that is as skewed as language (Zipf, exponent 1.1), and the list of
-500,000 entries has all words and 300,000 pairs of them. URLs are of a million hosts, as skewed. The clock starts once Ray
-is up; `CPU` is the time of all of Ray's workers, which other work on the machine does not change much.
+Captions have eight words, of a vocabulary of 200,000 that is as skewed as language (Zipf, exponent 1.1), and the list
+of 500,000 entries has all words and 300,000 pairs of them. URLs are of a million hosts, as skewed. The clock starts
+once Ray is up. `CPU` is the time of all of Ray's workers, which other work on the machine changes less, and `MB` the
+private memory of the largest of them at the end.
 """
 
 import argparse
@@ -81,15 +82,16 @@ def steps(entries: Path) -> dict[str, dict[str, Any]]:
 
 def select_once(dataset: str, step: str) -> dict[str, float]:
     """Select with one step. Returns seconds and rows."""
+    from pairmill.jobs import select as jobs
     from pairmill.jobs.cluster import session
-    from pairmill.jobs.select import select
     from pairmill.schemas.job.run import RunConfig
     from pairmill.schemas.subset import SelectJob
 
+    jobs.ROWS_FOR_RAY = 0
     with session.ray_session(RunConfig(), spare_cpus=0):
         started = time.perf_counter()
         job = {"dataset": dataset, "name": "bench", "steps": [json.loads(step)]}
-        subset = select(SelectJob.model_validate(job), overwrite=True)
+        subset = jobs.select(SelectJob.model_validate(job), overwrite=True)
         workers = [each for each in psutil.Process().children(recursive=True) if is_worker(each)]
         cpu = sum(sum(each.cpu_times()[:2]) for each in workers)
         peak = max(each.memory_info().rss - each.memory_info().shared for each in workers)
@@ -103,7 +105,7 @@ def select_once(dataset: str, step: str) -> dict[str, float]:
 
 def is_worker(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()[0].startswith("ray::")
+        return bool(process.cmdline()[0].startswith("ray::"))
     except (psutil.Error, IndexError):
         return False
 
@@ -143,9 +145,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = options.dataset or Path(folder)
         for rows in sorted(options.rows):
-            maker = get_context("spawn").Process(
-                target=write_dataset, args=(dataset, rows), kwargs={"columns": columns}
-            )
+            values = {"folder": dataset, "num_rows": rows, "columns": columns}
+            maker = get_context("spawn").Process(target=write_dataset, kwargs=values)
             maker.start()
             maker.join()
             for line in lines(dataset, rows, options.only):
