@@ -76,3 +76,19 @@ def test_unknown_presets_and_scores_name_what_there_is(tmp_path: Path) -> None:
         pairmill.score(tmp_path, "aesthetic", preset="negcliploss-normsim")
     with pytest.raises(JobError, match="has no steps for select, only rules for build"):
         pairmill.select(tmp_path, "best", preset="laion2b")
+
+
+def test_the_balanced_preset_takes_the_list_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = ["a cat" if row % 2 else f"dog {row}" for row in range(400)]
+    write_embedded(tmp_path / "out", unit_vectors(1, 400), unit_vectors(2, 400), captions=captions)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JobError, match=r"step 2, balance: \S+/entries\.txt cannot be read: No such file"):
+        pairmill.select("out", "best", preset="pretrain-balanced")
+    (tmp_path / "entries.txt").write_text("cat\n2\n4\n")
+    (balance,) = (step for step in load_preset("pretrain-balanced").steps if "balance" in step)
+    subset = pairmill.select("out", "best", steps=balance)  # all rows have the same sha256
+    kept = pairmill.open("out").subset("best").table(["caption"])["caption"].to_pylist()
+    assert {"dog 2", "dog 4"} < set(kept) <= {"a cat", "dog 2", "dog 4"}
+    assert subset.rows_out == pytest.approx(100, abs=45)
