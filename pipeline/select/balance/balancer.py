@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pairmill.pipeline.dataset.subset import NOT_DROPPED
-from pairmill.pipeline.select.balance.counts import SAMPLED_ENTRY, Counts, CountTask, count, counts_of, merge
+from pairmill.pipeline.select.balance.counts import (
+    SAMPLED_ENTRY,
+    Counts,
+    CountTask,
+    KeptEntries,
+    count,
+    counts_of,
+    merge,
+)
 from pairmill.pipeline.select.balance.curve import HEAD, Heads, Thresholds, head, language_thresholds, solve
 from pairmill.pipeline.select.balance.draw import DrawTask, draw
 from pairmill.pipeline.select.balance.row_entries import Entries, language_hash, language_of
@@ -28,6 +36,8 @@ PARTITION_ROWS = 4_000_000
 SAMPLED_ROWS = 200_000
 """From which t is solved for a share. What is kept differs by about the standard error of such a sample."""
 SHOWN_ENTRIES = 20
+KEPT_BYTES = 128
+"""Of the entries of a row, as an estimate: 12 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class Counted:
     """SAMPLED_ENTRYs of these rows."""
     languages: dict[int, str]
     """Hash of the language -> language."""
+    entries: Sequence[Handle[KeptEntries | None]]
+    """Those of the rows of each chunk, if it is quicker to keep them and there is room."""
 
 
 def balance_rows(selector: Selector, number: int, balance: Balance, entries: Entries) -> BalanceReport:
@@ -74,14 +86,17 @@ def _count(selector: Selector, balance: Balance, entries: Entries) -> Counted:
     selector.scan(NoOutput())  # so that it is known which rows are left, and how many
     remaining, tasks = selector.counts[NOT_DROPPED], selector.tasks
     share = min(1.0, SAMPLED_ROWS / max(1, remaining)) if isinstance(balance.curve, Share) else 0.0
-    task = CountTask(entries, max(1, math.ceil(remaining / PARTITION_ROWS)), share)
+    keeps_entries = entries.is_costly and remaining * KEPT_BYTES <= tasks.memory_bytes
+    task = CountTask(entries, max(1, math.ceil(remaining / PARTITION_ROWS)), share, keeps_entries)
     calls = [(task, *each) for each in zip(selector.chunks, selector.drop_step, strict=True)]
     parts = tasks.map_split(count, calls, task.outputs)
     partitions = tasks.map(merge, [[part[index] for part in parts] for index in range(task.partitions)])
-    sampled = np.concatenate([np.zeros(0, SAMPLED_ENTRY), *tasks.get([part[-3] for part in parts])])
-    totals: npt.NDArray[np.int64] = sum(tasks.get([part[-2] for part in parts]), np.zeros(3, np.int64))
-    languages: dict[int, str] = reduce(or_, tasks.get([part[-1] for part in parts]), {})
-    return Counted(partitions, int(totals[0]), int(totals[1]), int(totals[2]), sampled, languages)
+    sampled = np.concatenate([np.zeros(0, SAMPLED_ENTRY), *tasks.get([part[-4] for part in parts])])
+    totals: npt.NDArray[np.int64] = sum(tasks.get([part[-3] for part in parts]), np.zeros(3, np.int64))
+    languages: dict[int, str] = reduce(or_, tasks.get([part[-2] for part in parts]), {})
+    return Counted(
+        partitions, int(totals[0]), int(totals[1]), int(totals[2]), sampled, languages, [part[-1] for part in parts]
+    )
 
 
 def _thresholds(tasks: Tasks, balance: Balance, found: Counted) -> Thresholds:
@@ -114,7 +129,8 @@ def _draw(
     selector: Selector, number: int, task: DrawTask, heads: Handle[Heads], shown: Counts, found: Counted
 ) -> Iterator[EntryRows]:
     """Let the next scan drop rows. Returns the shown entries, most rows first."""
-    calls = [(task, *each, heads) for each in zip(selector.chunks, selector.drop_step, strict=True)]
+    chunks = zip(selector.chunks, selector.drop_step, found.entries, strict=True)
+    calls = [(task, chunk, drop_step, heads, entries) for chunk, drop_step, entries in chunks]
     drawn, tasks = selector.tasks.map_split(draw, calls, outputs=3), selector.tasks
     selector.drop(number, [[rows] for rows, _, _ in drawn])
     kept: npt.NDArray[np.int64] = sum(tasks.get([each[1] for each in drawn]), np.zeros(len(shown), np.int64))

@@ -1,6 +1,6 @@
 """Counts the rows of each entry, chunk by chunk, and merges the counts of all chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep
-from pairmill.pipeline.select.balance.row_entries import ConceptEntries, Entries
+from pairmill.pipeline.select.balance.row_entries import ConceptEntries, Entries, RowEntries
 from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.keys import CURVE, U64, mix, uid_hashes
 
@@ -33,26 +33,36 @@ class CountTask:
     partitions: int
     sampled_share: float
     """Share of the rows whose entries are also returned one by one, in [0, 1]."""
+    keeps_entries: bool
+    """Whether to return the entries of all rows."""
 
     @property
     def outputs(self) -> int:
         """How many values `count` returns."""
-        return self.partitions + 3
+        return self.partitions + 4
+
+
+@dataclass(frozen=True)
+class KeptEntries:
+    """The entries of the remaining rows of a chunk, one RowEntries per shard that has such rows."""
+
+    shards: Sequence[RowEntries]
 
 
 def count(task: CountTask, chunk: Chunk, drop_step: DropStep) -> tuple[Any, ...]:
     """Returns (Counts of each partition .., SAMPLED_ENTRYs, [rows, rows without an entry, sampled rows], names of the
-    languages by their hashes)."""
-    merged, pending, num_pending = _empty(), list[U64](), 0
+    languages by their hashes, KeptEntries or None)."""
+    merged, pending, num_pending, kept = _empty(), list[U64](), 0, list[RowEntries]()
     sampled, totals, languages = [np.zeros(0, SAMPLED_ENTRY)], np.zeros(3, np.int64), dict[int, str]()
     columns = task.entries.columns | {"uid"} if task.sampled_share else task.entries.columns
     for table, _ in remaining_rows(chunk, drop_step, columns):
         rows, keys = task.entries.of(table)
+        kept += [RowEntries(rows.astype(np.int32), keys)] if task.keeps_entries else []
         pending.append(keys)
         num_pending += len(keys)
         if num_pending > _MAX_PENDING:
             merged, pending, num_pending = _counted(merged, pending), [], 0
-        totals[:2] += table.num_rows, table.num_rows - len(np.unique(rows))
+        totals[:2] += table.num_rows, int((np.bincount(rows, minlength=table.num_rows) == 0).sum())
         if isinstance(task.entries, ConceptEntries):
             languages |= task.entries.languages(table)
         if task.sampled_share:
@@ -65,7 +75,7 @@ def count(task: CountTask, chunk: Chunk, drop_step: DropStep) -> tuple[Any, ...]
     merged = _counted(merged, pending)
     partition = mix(merged["key"]) % np.uint64(task.partitions)
     parts = [merged[partition == number] for number in range(task.partitions)]
-    return (*parts, np.concatenate(sampled), totals, languages)
+    return (*parts, np.concatenate(sampled), totals, languages, KeptEntries(kept) if task.keeps_entries else None)
 
 
 def remaining_rows(chunk: Chunk, drop_step: DropStep, columns: frozenset[str]) -> Iterator[tuple[pa.Table, RowIndices]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.subset import DropStep
-from pairmill.pipeline.select.balance.counts import remaining_rows
+from pairmill.pipeline.select.balance.counts import KeptEntries, remaining_rows
 from pairmill.pipeline.select.balance.curve import Heads, probabilities
 from pairmill.pipeline.select.balance.row_entries import Entries
 from pairmill.pipeline.select.keys import BALANCE, uid_hashes
@@ -28,12 +28,16 @@ class DrawTask:
     """Keys of the entries whose rows are counted, ascending."""
 
 
-def draw(task: DrawTask, chunk: Chunk, drop_step: DropStep, heads: Heads) -> tuple[Any, ...]:
+def draw(
+    task: DrawTask, chunk: Chunk, drop_step: DropStep, heads: Heads, kept_entries: KeptEntries | None
+) -> tuple[Any, ...]:
     """Returns (row indices of the rows to drop, how many rows of each of the shown entries stay, their names)."""
+    known = iter(kept_entries.shards) if kept_entries else None
+    columns = frozenset({"uid"}) | (frozenset() if known else task.entries.columns)
     dropped, kept_rows = [np.zeros(0, np.int64)], np.zeros(len(task.shown), np.int64)
     shown, names = np.array(task.shown, np.uint64), dict[int, str]()
-    for table, row_indices in remaining_rows(chunk, drop_step, task.entries.columns | {"uid"}):
-        rows, keys = task.entries.of(table)
+    for table, row_indices in remaining_rows(chunk, drop_step, columns):
+        rows, keys = next(known) if known else task.entries.of(table)
         chance = probabilities(rows, keys, table.num_rows, heads)
         if task.balance.keeps_unmatched:
             chance[np.bincount(rows, minlength=table.num_rows) == 0] = 1.0

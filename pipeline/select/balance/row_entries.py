@@ -34,6 +34,10 @@ class Entries(Protocol):
     """What rows are balanced by. Picklable."""
 
     @property
+    def is_costly(self) -> bool:
+        """Whether finding them again takes longer than keeping them in memory."""
+
+    @property
     def columns(self) -> frozenset[str]:
         """Columns that `of` reads."""
 
@@ -52,6 +56,7 @@ class ColumnEntries:
     """The value of a column. Null and NaN are no entries."""
 
     column: str
+    is_costly: bool = False
 
     @property
     def columns(self) -> frozenset[str]:
@@ -108,6 +113,7 @@ class ConceptEntries:
     file: WordFile
     caption: str
     language: str | None
+    is_costly: bool = True
 
     @property
     def columns(self) -> frozenset[str]:
@@ -133,7 +139,7 @@ class ConceptEntries:
         return RowEntries(rows, keys)
 
     def names(self, table: pa.Table, keys: Collection[int]) -> dict[int, str]:
-        """The entries as the file has them."""
+        """The entries as the file has them, which need no table."""
         listed = self.file.load().entries
         return {key: listed[key & ((1 << _ENTRY_BITS) - 1)].as_py()[:_NAME_CHARS] for key in keys}
 

@@ -10,6 +10,7 @@ the automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855).
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import ahocorasick_rs
 import numpy as np
@@ -94,9 +95,13 @@ class WordList:
         whole = pc.binary_join_element_wise(before, pc.fill_null(_spaced(block), ""), after, between)
         offsets = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset : whole.offset + len(whole) + 1]
         text = memoryview(whole.buffers()[2]).cast("B")[offsets[0] : offsets[-1]]
-        matches = np.array(self._automaton.find_matches_as_indexes(text, overlapping=True), np.int64).reshape(-1, 3)
+        found = self._automaton.find_matches_as_indexes(text, overlapping=True)
+        matches = np.fromiter(chain.from_iterable(found), np.int64, 3 * len(found)).reshape(-1, 3)
         rows = np.searchsorted(offsets - offsets[0], matches[:, 1], side="right") - 1 + first
-        return np.unique(rows * len(self) + matches[:, 0])
+        pairs: Integers = np.sort(
+            rows * len(self) + matches[:, 0]
+        )  # np.unique is a hundred times as slow for such integers
+        return pairs[np.diff(pairs, prepend=-1) != 0]
 
 
 def _spaced(texts: pa.Array) -> pa.Array:

@@ -183,7 +183,7 @@ def test_the_rows_do_not_depend_on_shards_and_chunks(
     other = dataset if shard_rows == 2_500 else whole_set.write(tmp_path, columns, shard_rows)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.PARTITION_ROWS", 3_000)
-    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.SAMPLED_ROWS", 200_000)
+    monkeypatch.setattr("pairmill.pipeline.select.balance.balancer.KEPT_BYTES", 1 << 40)  # so they are found again
     found = make_subset(other, "other", *steps)
     assert [each.balance for each in found.reports] == [each.balance for each in one.reports]
     assert uids(other, "other") == uids(dataset, "one")
