@@ -98,10 +98,8 @@ class WordList:
         found = self._automaton.find_matches_as_indexes(text, overlapping=True)
         matches = np.fromiter(chain.from_iterable(found), np.int64, 3 * len(found)).reshape(-1, 3)
         rows = np.searchsorted(offsets - offsets[0], matches[:, 1], side="right") - 1 + first
-        pairs: Integers = np.sort(
-            rows * len(self) + matches[:, 0]
-        )  # np.unique is a hundred times as slow for such integers
-        return pairs[np.diff(pairs, prepend=-1) != 0]
+        pairs = np.sort(rows * len(self) + matches[:, 0])  # np.unique hashes integers, which takes 90 times as long
+        return np.asarray(pairs[np.diff(pairs, prepend=-1) != 0])
 
 
 def _spaced(texts: pa.Array) -> pa.Array:
