@@ -78,6 +78,11 @@ class SelectStep(GrowingSettings):
         """The name of the field that is set."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
+    @property
+    def files(self) -> list[str]:
+        """What the step reads beside the dataset; it must exist where the job runs."""
+        return [uri for uri in (self.uids, self.balance.entries if self.balance else None) if uri is not None]
+
     def __str__(self) -> str:
         step = getattr(self, self.kind)
         if isinstance(step, str):

@@ -64,8 +64,8 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
             return _changing(arguments, options, [options.output], has_models=False)
         case SelectOptions():
             selected = select_job(options)
-            uid_files = [step.uids for step in selected.steps if step.uids is not None]
-            return _reading(arguments, options.job_file, [selected.dataset, *uid_files])
+            files = [uri for step in selected.steps for uri in step.files]
+            return _reading(arguments, options.job_file, [selected.dataset, *files])
         case ScoreOptions():
             scored = score_job(options)
             uris = [scored.dataset, *_files_of(scored)]

@@ -178,3 +178,9 @@ def _main(arguments: str, stdout: int, unbuffered: str) -> "subprocess.Completed
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     command = [sys.executable, "-c", _MAIN, *arguments.split()]
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+
+
+def test_files_that_steps_read_must_be_where_a_submitted_job_runs() -> None:
+    steps = ["balance: {by: concept, entries: words.txt, curve: 3}", "balance: {by: host, curve: 3}", "uids: f.parquet"]
+    command = parse_command(GROUP, ["select", "out", "name", *(word for step in steps for word in ("--step", step))])
+    assert command.uris == ["out", "words.txt", "f.parquet"]
