@@ -28,7 +28,8 @@ def select(
             "--step",
             metavar="STEP",
             help="As in the job file, in order: 'where: similarity >= 0.28', 'top: {by: similarity, fraction: 0.3}', "
-            "'dedup: {by: phash, distance: 4}', 'sample: {count: 1000}', 'uids: found.parquet'.",
+            "'dedup: {by: phash, distance: 4}', 'balance: {by: host, curve: 1000}', 'repeat: {by: score, mean: 1}', "
+            "'sample: {count: 1000}', 'uids: found.parquet'.",
         ),
     ] = None,
     all_pairs: Annotated[
@@ -209,10 +210,10 @@ def _print_balance(found: "BalanceReport") -> None:
     of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
     tail = found.tail_matches / max(1, found.matches)
     typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more than t = {found.curve:.6g} rows")
-    typer.echo(f"    {tail:.1%} of {counted(found.matches, 'match')[:-1]}es belong to the others, which keep all rows")
-    fate = "stay" if found.keeps_unmatched else "are dropped"
+    typer.echo(f"    {tail:.1%} of {found.matches:,} matches belong to the others, which keep all rows")
+    fate = "kept" if found.keeps_unmatched else "dropped"
     if found.unmatched_rows:
-        typer.echo(f"    {counted(found.unmatched_rows, 'row')} without an entry {fate}")
+        typer.echo(f"    {counted(found.unmatched_rows, 'row')} without an entry: {fate}")
     for each in found.head:
         language = f" ({each.language})" if each.language else ""
         typer.echo(f"    {each.rows:>12,} -> {each.kept:>12,} of {each.entry}{language}")

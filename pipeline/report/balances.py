@@ -46,8 +46,8 @@ def _rows(found: BalanceReport) -> Iterator[EntryRow]:
 
 def _about(found: BalanceReport) -> str:
     tail = found.tail_matches / max(1, found.matches)
-    fate = "stay" if found.keeps_unmatched else "were dropped"
-    unmatched = f"{counted(found.unmatched_rows, 'row')} without an entry {fate}."
+    fate = "kept" if found.keeps_unmatched else "dropped"
+    unmatched = f"{counted(found.unmatched_rows, 'row')} without an entry: {fate}."
     return (
         f"{found.head_entries:,} of {found.entries:,} entries have more than t = {found.curve:,.6g} rows. The others, "
         f"with {tail:.1%} of all matches, keep all their rows. {unmatched}"

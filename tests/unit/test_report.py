@@ -17,6 +17,7 @@ from pairmill.jobs.cli.report import write_report
 from pairmill.jobs.report import report, report_after_run
 from pairmill.jobs.select import select
 from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.pipeline.dataset.subset import read_subset
 from pairmill.pipeline.reader.thumbnails import Thumbnails
 from pairmill.pipeline.report import summary as report_summary
 from pairmill.pipeline.report.about import build_thresholds, minimums
@@ -259,6 +260,25 @@ def test_a_subset_s_report_shows_its_steps_what_they_dropped_and_its_duplicates(
     assert sorted(shown(html, "dedup: by sha256")) == [0.6, 0.8]
     assert shown(html, "2 duplicates of 0:0") == [0.9, 0.8, 0.6]
     assert "threshold 0.45" in html and ">in clean<" in html and ">not in clean<" in html
+
+
+def test_a_subset_s_report_shows_the_head_that_balance_thinned_out_and_the_samples_per_epoch(tmp_path: Path) -> None:
+    rows = [pair(f"<b>cat</b> {n}", 0.5) for n in range(30)] + [pair("a dog", 0.5), pair("nothing", 0.5)]
+    store = write_dataset(tmp_path / "out", [rows])
+    (tmp_path / "words.txt").write_text("<b>cat</b>\ndog\n")
+    balance = {"by": "concept", "entries": str(tmp_path / "words.txt"), "curve": 10, "unmatched": "keep"}
+    subset(store, "even", {"balance": balance}, {"repeat": {"weight": "5 * similarity_tiny"}})
+    html = page(store, "even")
+    (table,) = re.findall(r'aria-label="Table of entries">.*?</table>', html, re.DOTALL)
+    assert "1 of 2 entries have more than t = 10 rows" in table and "1 row without an entry: kept" in table
+    cells = [re.findall(r">([^<>]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table)[1:]]
+    found = read_subset(store, "even").reports[2].balance
+    assert found is not None
+    kept = found.head[0].kept
+    assert 0 < kept < 30
+    assert [cell for cell in cells[0] if cell] == ["&lt;b&gt;cat&lt;/b&gt;", "30", str(kept)]
+    assert [cell for cell in cells[1] if cell] == ["dog", "1", "1"]
+    assert f"{2.5 * (kept + 2):,.0f}" in Parsed(html).text.partition("samples per epoch")[2][:20]
 
 
 def test_near_duplicates_are_found_by_their_distance(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_the_file_of_entries_is_identified_and_a_change_is_reported(dataset: Pat
     path.write_bytes(gzip.compress(b"cat\ndog\nman\n"))
     result = CliRunner().invoke(app, ["select", str(dataset), "--refresh", "g"])
     assert "the file of entries has changed since" in result.output
-    assert "3 entries of 3 in the file" in result.output and "without an entry are dropped" in result.output
+    assert "3 entries of 3 in the file" in result.output and "without an entry: dropped" in result.output
     report = found_by(read_subset(Store(str(dataset)), "g"))
     assert report.earlier_blake2b and report.earlier_blake2b != report.blake2b
 
