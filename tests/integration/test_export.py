@@ -216,7 +216,11 @@ def test_select_and_export_give_the_same_on_ray_and_in_a_plain_loop(
         {"where": "width > 1"},
         {"top": {"by": "similarity", "count": 30}},
         {"dedup": {"by": "phash", "distance": 2}},
+        {"balance": {"by": "concept", "entries": str(tmp_path / "words"), "curve": {"fraction": 0.8}}},
+        {"balance": {"by": "width", "curve": 22}},
+        {"repeat": {"by": "20 * similarity", "mean": 1.5}},
     ]
+    (tmp_path / "words").write_text("\n".join(CAPTION.format("").split()) + "\n1\n12\n20\n")
     make_subset(dataset, "plain", *steps)
     export(job(dataset, tmp_path / "plain", "webdataset", subset="plain"))
     for module in ("select", "export"):

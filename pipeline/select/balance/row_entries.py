@@ -85,6 +85,8 @@ class ColumnEntries:
         """(rows with a value, the number of that value, the text of each number)."""
         values = self._values(table)
         rows = np.flatnonzero(is_comparable(values).combine_chunks().to_numpy(zero_copy_only=False))
+        if pa.types.is_floating(values.type):
+            values = pc.add(values, pa.scalar(0.0, values.type))  # -0.0 becomes 0.0
         encoded = values.combine_chunks()
         if not pa.types.is_dictionary(encoded.type):
             encoded = encoded.dictionary_encode()

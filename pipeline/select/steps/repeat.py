@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pairmill.pipeline.dataset.subset import WEIGHT
+from pairmill.pipeline.dataset.subset import NOT_DROPPED, WEIGHT
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.soft_cap import NumberBuckets, merge_buckets, solve_shift
@@ -63,5 +63,7 @@ class RepeatStep:
         buckets = merge_buckets()
         for part in tasks.get(tasks.map(merge_buckets, [(part,) for part in parts])):
             buckets = merge_buckets(buckets, part)
+        if not selector.counts[NOT_DROPPED]:
+            return 0.0  # an earlier step has dropped all rows, and the job will say so
         samples = self.repeat.samples or (self.repeat.mean or 0.0) * float(buckets["rows"].sum())
         return solve_shift(buckets, alpha, highest, samples)
