@@ -84,7 +84,7 @@ def resumed(config: FeedConfig, epoch: int, stops: list[int]) -> Iterator[str]:
         state = feed.state_dict()
 
 
-@settings(max_examples=max(1, settings.default.max_examples // 5))
+@settings(max_examples=max(1, settings.default.max_examples // 8))
 @given(
     epoch=st.integers(0, 4),
     ranks=st.integers(1, 3),
