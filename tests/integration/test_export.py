@@ -238,42 +238,6 @@ def test_select_and_export_give_the_same_on_ray_and_in_a_plain_loop(
         assert tar.read_bytes() == (tmp_path / "ray" / tar.name).read_bytes()
 
 
-def test_a_weighted_subset_is_written_as_its_first_epoch_or_with_a_column(dataset: Path, tmp_path: Path) -> None:
-    make_subset(dataset, "heavy", {"repeat": {"by": "20 * similarity", "samples": 70}})
-    store, shown, weights = Store(str(dataset)), Counter[str](), dict[str, float]()
-    feed = PairDataset(FeedConfig(str(dataset), "heavy", ("image",), shuffle=False))
-    bodies = {row["uid"]: row["image"] for row in feed if not shown.update([row["uid"]])}
-    for table in read_rows(store, read_subset(store, "heavy")):
-        weights |= dict(zip(table["uid"].to_pylist(), table["weight"].to_pylist(), strict=True))
-    assert max(shown.values()) > 2 and len(shown) < len(weights) == 48
-
-    result = export(job(dataset, tmp_path / "out", "webdataset", subset="heavy"))
-    keys = [f"{uid}-{copy}" if shown[uid] > 1 else uid for uid in shown for copy in range(shown[uid])]
-    tars = sorted(str(tar) for tar in (tmp_path / "out").glob("*.tar"))
-    found = list(webdataset.WebDataset(tars, shardshuffle=False))
-    assert sorted(sample["__key__"] for sample in found) == sorted(keys)
-    assert all(sample["jpg"] == bodies[json.loads(sample["json"])["uid"]] for sample in found)
-    assert result.record.rows == sum(json.loads((tmp_path / "out/sizes.json").read_text()).values()) == shown.total()
-    order = [sample["__key__"].partition("-")[0] for sample in found]
-    assert sum(one == other for one, other in pairwise(order)) < len(order) / 5  # copies are not next to each other
-
-    export(job(dataset, tmp_path / "column", "webdataset", subset="heavy", repeat="weight"))
-    tars = sorted(str(tar) for tar in (tmp_path / "column").glob("*.tar"))
-    details = [json.loads(sample["json"]) for sample in webdataset.WebDataset(tars, shardshuffle=False)]
-    assert {each["uid"]: each["weight"] for each in details} == pytest.approx(weights)
-    for form, name in [("parquet", "*.parquet"), ("datacomp", "metadata/*.parquet"), ("clip-retrieval", "*/*.parquet")]:
-        export(job(dataset, tmp_path / form, form, subset="heavy"))
-        rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / form).glob(name)))
-        assert dict(zip(rows["uid"].to_pylist(), rows["weight"].to_pylist(), strict=True)) == weights
-    uids = np.load(tmp_path / "datacomp/subset.npy")
-    assert Counter(f"{high:016x}{low:016x}" for high, low in uids.tolist()) == shown
-    export(job(dataset, tmp_path / "copies", "parquet", subset="heavy", repeat="copies"))
-    rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "copies").glob("*.parquet")))
-    assert Counter(rows["uid"].to_pylist()) == shown and "weight" not in rows.column_names
-    with pytest.raises(JobError, match="has another export in it"):
-        export(job(dataset, tmp_path / "copies", "parquet", subset="heavy"))
-
-
 def test_an_export_continues_where_it_stopped_and_refuses_the_folder_of_another(dataset: Path, tmp_path: Path) -> None:
     export(job(dataset, tmp_path / "whole", "webdataset"))
     export(job(dataset, tmp_path / "out", "webdataset"))
@@ -467,3 +431,39 @@ def test_an_exported_table_has_the_same_rows_as_the_subset_in_another_order(data
     for row in table.drop_columns(["image"]).to_pylist():
         source = expected[row["uid"]]
         assert {name: source[name] for name in row} == row
+
+
+def test_a_weighted_subset_is_written_as_its_first_epoch_or_with_a_column(dataset: Path, tmp_path: Path) -> None:
+    make_subset(dataset, "heavy", {"repeat": {"by": "20 * similarity", "samples": 70}})
+    store, shown, weights = Store(str(dataset)), Counter[str](), dict[str, float]()
+    feed = PairDataset(FeedConfig(str(dataset), "heavy", ("image",), shuffle=False))
+    bodies = {row["uid"]: row["image"] for row in feed if not shown.update([row["uid"]])}
+    for table in read_rows(store, read_subset(store, "heavy")):
+        weights |= dict(zip(table["uid"].to_pylist(), table["weight"].to_pylist(), strict=True))
+    assert max(shown.values()) > 2 and len(shown) < len(weights) == 48
+
+    result = export(job(dataset, tmp_path / "out", "webdataset", subset="heavy"))
+    keys = [f"{uid}-{copy}" if shown[uid] > 1 else uid for uid in shown for copy in range(shown[uid])]
+    tars = sorted(str(tar) for tar in (tmp_path / "out").glob("*.tar"))
+    found = list(webdataset.WebDataset(tars, shardshuffle=False))
+    assert sorted(sample["__key__"] for sample in found) == sorted(keys)
+    assert all(sample["jpg"] == bodies[json.loads(sample["json"])["uid"]] for sample in found)
+    assert result.record.rows == sum(json.loads((tmp_path / "out/sizes.json").read_text()).values()) == shown.total()
+    order = [sample["__key__"].partition("-")[0] for sample in found]
+    assert sum(one == other for one, other in pairwise(order)) < len(order) / 5  # copies are not next to each other
+
+    export(job(dataset, tmp_path / "column", "webdataset", subset="heavy", repeat="weight"))
+    tars = sorted(str(tar) for tar in (tmp_path / "column").glob("*.tar"))
+    details = [json.loads(sample["json"]) for sample in webdataset.WebDataset(tars, shardshuffle=False)]
+    assert {each["uid"]: each["weight"] for each in details} == pytest.approx(weights)
+    for form, name in [("parquet", "*.parquet"), ("datacomp", "metadata/*.parquet"), ("clip-retrieval", "*/*.parquet")]:
+        export(job(dataset, tmp_path / form, form, subset="heavy"))
+        rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / form).glob(name)))
+        assert dict(zip(rows["uid"].to_pylist(), rows["weight"].to_pylist(), strict=True)) == weights
+    uids = np.load(tmp_path / "datacomp/subset.npy")
+    assert Counter(f"{high:016x}{low:016x}" for high, low in uids.tolist()) == shown
+    export(job(dataset, tmp_path / "copies", "parquet", subset="heavy", repeat="copies"))
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "copies").glob("*.parquet")))
+    assert Counter(rows["uid"].to_pylist()) == shown and "weight" not in rows.column_names
+    with pytest.raises(JobError, match="has another export in it"):
+        export(job(dataset, tmp_path / "copies", "parquet", subset="heavy"))
