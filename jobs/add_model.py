@@ -22,6 +22,7 @@ from pairmill.pipeline.columns.score_card import SCORE_CARD
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.stages.pipelines import Pipeline, add_model_pipeline
@@ -57,6 +58,7 @@ def add_model(
     started = time.perf_counter()
     store = Store(output, s3_of(settings or {}))
     store.check_access()
+    refuse_unfinished_purge(store)
     plan = load_plan(store)
     pipeline = _pipeline(store, plan, model, settings or {})
     (added,) = pipeline.job.models

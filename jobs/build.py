@@ -20,6 +20,10 @@ from pairmill.pipeline.common.progress import WorkCounts
 from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.versions import versions
+from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
+from pairmill.pipeline.purge.inputs import purge_inputs
+from pairmill.pipeline.purge.ledger import Ledger
+from pairmill.pipeline.purge.matching import Matcher
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import OtherJobError, make_plan
 from pairmill.pipeline.source.planned import Plan
@@ -53,6 +57,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
     """Check the job, its inputs and its output folder, and plan it. Does not start Ray."""
     store = open_output(job)
+    refuse_unfinished_purge(store)
     job, job_fingerprint = check(job)
     if job.run.address is None and not committed(store):
         check_token_folder()  # before anything is written
@@ -60,6 +65,8 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
         plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)
     except OtherJobError as other:
         raise JobError(difference(store, other.record.job, job)) from None
+    if not (ledger := Ledger.load(store)).is_empty:
+        purge_inputs(store, plan, Matcher(ledger), committed(store))  # lists that were added since
     if not store.exists("job.yaml"):
         store.create("job.yaml", dump_yaml(plan.record.to_json()).encode())
     recorded = plan.record.job  # an output that was begun earlier keeps the defaults of that time

@@ -16,6 +16,7 @@ from pairmill.pipeline.columns.caption_choice import ORIGINAL, caption_choice
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.exports import note_export
 from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORDS, check_export_folder, records_folder
 from pairmill.pipeline.dataset.subset import WEIGHT, current_generations, read_rows, read_shards, read_subset
@@ -41,6 +42,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import LAYOUT, ExportedPart, ExportJob, ExportRecord
 from pairmill.schemas.job.models import ModelConfig
 from pairmill.schemas.pairs import score_column_names
+from pairmill.schemas.purge import ExportNote
 from pairmill.schemas.subset import Subset
 
 ROWS_FOR_RAY = 20_000
@@ -57,6 +59,8 @@ class ExportResult:
     """Parts written by this run; earlier runs wrote the others."""
     models_left_out: tuple[str, ...] = ()
     """Added models that some shards of the subset lack, so that nothing of them was written."""
+    is_noted: bool = True
+    """Whether the dataset knows where the export is, for a later purge. False if it cannot be written to."""
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
@@ -89,6 +93,8 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     writer = PartWriter(
         source, output, output_format, seed, tuple(columns), digits, records, choice, repetition.copies_rows
     )
+    note = ExportNote(output=output.root, subset=job.subset, format=job.format)
+    is_noted = note_export(dataset.store, note)  # first, so that a purge finds what an interrupted export has written
     with _claimed_output(writer, record) as claimed:
         left = [number for number in range(len(parts)) if not is_written(output, records, number)]
         if left and claimed.layout != record.layout:
@@ -102,7 +108,8 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     _claim_output(output, records, record)  # again, because another run of this export may have failed and released it
     _write_index(writer, record, dataset, subset)
     output.remove_temporary()
-    return ExportResult(output.root, record, len(left), tuple(each.name for each in dataset.added.incomplete))
+    left_out = tuple(each.name for each in dataset.added.incomplete)
+    return ExportResult(output.root, record, len(left), left_out, is_noted)
 
 
 def _with_weights(dataset: SelectInput) -> SelectInput:

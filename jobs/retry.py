@@ -18,6 +18,7 @@ from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import drop_superseded, read_manifests
+from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.source.unchanged import check_lists
@@ -56,6 +57,7 @@ def retry(
     wanted = _check_statuses(statuses)
     store = Store(output, s3_of(settings or {}))
     store.check_access()
+    refuse_unfinished_purge(store)
     plan = load_plan(store)
     if plan.job.source.is_corpus:
         raise JobError(f"{store.root} was made from a corpus: there is nothing to download again")

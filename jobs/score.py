@@ -19,6 +19,7 @@ from pairmill.pipeline.columns.score_card import ScoreCard, read_state
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kinds import kind_of
 from pairmill.pipeline.score.prepare import planned_needs, prepared, sources
@@ -67,6 +68,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
     started, steps = time.perf_counter(), Steps(on_step, "reading manifests")
     store = Store(job.dataset, job.s3)
     store.check_access()
+    refuse_unfinished_purge(store)
     snapshot = Snapshot.of(store)
     needs = planned_needs(snapshot, job.name, job.score)
     with open_tasks(job.run, snapshot.plan.num_rows < ROWS_FOR_RAY, steps, needs.gpu) as tasks:

@@ -13,6 +13,7 @@ from pairmill.pipeline.common.local_file import new_local_file
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.reader.thumbnails import RowRef, Thumbnails
@@ -135,6 +136,7 @@ def index(
     Raises SearchError and DatasetError.
     """
     store.check_access()
+    refuse_unfinished_purge(store)
     return build_index(Embeddings.of(Snapshot.of(store), model, of), on_step)
 
 

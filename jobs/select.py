@@ -18,6 +18,7 @@ from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, desc
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.subset import generations_digest, publish, read_subset, subset_names, write_chunk
 from pairmill.pipeline.dataset.versions import versions
+from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.scan import MAX_STEPS
 from pairmill.pipeline.select.selector import Selector
@@ -124,6 +125,7 @@ def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
     """Open a dataset. Raises JobError if it is unfinished or, with `partial`, if it has no finished shard."""
     store = Store(path, s3)
     store.check_access()
+    refuse_unfinished_purge(store)
     plan, done = load_plan(store), committed(store)
     missing = plan.num_shards - len(done)
     if missing and not partial:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from pairmill.jobs.api.make import add_model, build, embed, retry
     from pairmill.jobs.api.measure import evaluate, probe
     from pairmill.jobs.api.read import open, report, status, verify
+    from pairmill.jobs.api.withdraw import gc, purge
     from pairmill.jobs.evaluate import EvaluationResult
     from pairmill.jobs.export import ExportResult
     from pairmill.jobs.probe import ProbeResult
     from pairmill.jobs.progress import ProgressListener
+    from pairmill.jobs.purge import GcResult, PurgeResult
     from pairmill.jobs.report import ReportResult
     from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
@@ -67,6 +69,7 @@ __all__ = [
     "ExportResult",
     "FeedConfig",
     "FetchConfig",
+    "GcResult",
     "ImagesConfig",
     "IndexReport",
     "JobError",
@@ -76,6 +79,7 @@ __all__ = [
     "PairmillError",
     "ProbeResult",
     "ProgressListener",
+    "PurgeResult",
     "Repeat",
     "ReportResult",
     "RetryResult",
@@ -103,9 +107,11 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "gc",
     "index",
     "open",
     "probe",
+    "purge",
     "report",
     "retry",
     "rule",
@@ -124,9 +130,11 @@ _MODULES = {
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
     "jobs.api.measure": ("evaluate", "probe"),
     "jobs.api.read": ("open", "report", "status", "verify"),
+    "jobs.api.withdraw": ("gc", "purge"),
     "jobs.evaluate": ("EvaluationResult",),
     "jobs.probe": ("ProbeResult",),
     "jobs.progress": ("ProgressListener",),
+    "jobs.purge": ("GcResult", "PurgeResult"),
     "jobs.report": ("ReportResult",),
     "jobs.results": ("BuildResult",),
     "jobs.score": ("ScoreResult",),

@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from pairmill.schemas.status import Step
+from pairmill.schemas.status import Status, Step
 
 SCHEMA_VERSION = 1
 """Version of every file that a job writes. Readers accept this version and the previous one, and refuse newer ones."""
@@ -98,7 +98,7 @@ class ShardManifest(BaseModel):
     rejects: int
     kept: int
     statuses: dict[str, int]
-    """Status -> rows. Sums to `rows_in`."""
+    """Status -> rows. Sums to `rows_in`. Rows with the status `withdrawn` are in none of the files."""
     job_fingerprint: str
     files: dict[Literal["pairs", "rejects", "images"], DataFile]
     """`images` is absent if no picture was stored."""
@@ -115,6 +115,11 @@ class ShardManifest(BaseModel):
         if not self.custom_rules:
             del values["custom_rules"]
         return values
+
+    @property
+    def withdrawn(self) -> int:
+        """Rows that were withdrawn, and are stored nowhere: rows_in = pairs + rejects + withdrawn."""
+        return self.statuses.get(Status.WITHDRAWN.value, 0)
 
     @property
     def name(self) -> str:

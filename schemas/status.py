@@ -37,6 +37,7 @@ class Status(StrEnum):
     ROW_MALFORMED = "row_malformed", Step.INPUT
     UID_INVALID = "uid_invalid", Step.INPUT
     DUPLICATE_IN_SHARD = "duplicate_in_shard", Step.INPUT
+    WITHDRAWN = "withdrawn", Step.INPUT  # counted in the manifest, and stored nowhere
 
     # caption rules, before anything is downloaded
     CAPTION_INVALID = "caption_invalid", Step.CAPTION

@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
-from pairmill.jobs.cli import build, demo, evaluate, explore, reference, report, score, search, select, status, submit
+from pairmill.jobs.cli import (
+    build,
+    demo,
+    evaluate,
+    explore,
+    purge,
+    reference,
+    report,
+    score,
+    search,
+    select,
+    status,
+    submit,
+)
 from pairmill.jobs.cli.help import HELP_OPTIONS, Command, Group, examples, print_version
 from pairmill.jobs.cli.terminal import stdout_errors
 
@@ -99,6 +112,14 @@ app.command(
         "pairmill search out --image cat.jpg --top 100 \\\n    --save found.parquet --open",
     ),
 )(search.search)
+app.command(
+    cls=Command,
+    epilog=examples(
+        "pairmill purge out --uids uids.txt --reason 'request 17'",
+        "pairmill purge out --hosts hosts.txt --dry-run",
+    ),
+)(purge.purge)
+app.command(cls=Command, epilog=examples("pairmill gc out --dry-run", "pairmill gc s3://bucket/out"))(purge.gc)
 app.command(
     cls=Command,
     options_metavar="[OPTIONS] COMMAND ARGUMENTS",

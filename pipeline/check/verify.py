@@ -26,6 +26,7 @@ from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
 from pairmill.schemas.pairs import KEPT_STATUS
+from pairmill.schemas.status import Status
 
 MAX_PROBLEMS = 1_000
 
@@ -186,13 +187,14 @@ def _check_shard(store: Store, manifest: ShardManifest, report: VerifyReport) ->
     for name, number, said in (
         ("pairs", pairs.num_rows, manifest.pairs),
         ("rejects", rejects.num_rows, manifest.rejects),
-        ("rows_in", pairs.num_rows + rejects.num_rows, manifest.rows_in),
+        ("rows_in", pairs.num_rows + rejects.num_rows + manifest.withdrawn, manifest.rows_in),
         ("kept", pc.sum(pairs["kept"]).as_py() or 0, manifest.kept),
         ("kept", pc.sum(pc.equal(pairs["status"], KEPT_STATUS)).as_py() or 0, manifest.kept),
     ):
         if number != said:
             yield f"{name} is {said:,} in the manifest, {number:,} in the files"
-    if Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()) != Counter(manifest.statuses):
+    stored = Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist())
+    if stored + Counter({Status.WITHDRAWN.value: manifest.withdrawn}) != Counter(manifest.statuses):
         yield "the statuses in the manifest and in the files differ"
     row_ids = pa.chunked_array([*pairs["row_id"].chunks, *rejects["row_id"].chunks], pa.string())
     if len(row_ids.unique()) != len(row_ids):

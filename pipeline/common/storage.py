@@ -228,23 +228,40 @@ class Store:
             return
         with self.new_file() as file:
             file.write(data)
-            file.flush()
-            aside = f"{file.name}.{uuid4().hex}"
-            target = Path(self.path(name))
-            with _explain_link_errors(target):
-                os.link(file.name, aside)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Path(aside).replace(target)
+            self.replace_from(name, file)
+
+    def replace_from(self, name: str, file: IO[bytes]) -> None:
+        """Like `replace`, with the content of a `new_file`."""
+        file.flush()
+        if self.remote:
+            try:
+                self.fs.put_file(file.name, self.path(name))
+            except PermissionError as error:
+                raise StorageError(f"{self.path(name)}: access denied: {error}") from None
+            return
+        os.fsync(file.fileno())
+        aside = f"{file.name}.{uuid4().hex}"
+        target = Path(self.path(name))
+        with _explain_link_errors(target):
+            os.link(file.name, aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Path(aside).replace(target)
+        _fsync_folder(target.parent)
 
     def remove_temporary(self) -> None:
         """Delete files that killed processes on this machine left in `tmp/`."""
         for name in self.list("tmp") if not self.remote else []:
-            host, _, rest = name.partition("!")
-            if host == socket.gethostname() and not _is_alive(rest.partition("!")[0]):
+            if name.partition("!")[0] == socket.gethostname() and not is_in_use(name):
                 self.delete(f"tmp/{name}")
         if not self.remote:
             with contextlib.suppress(OSError):  # not empty, or does not exist
                 Path(self.root, "tmp").rmdir()
+
+
+def is_in_use(name: str) -> bool:
+    """Whether a process of this machine writes the file `tmp/NAME`. Of other machines, nobody can tell."""
+    host, _, rest = name.partition("!")
+    return host == socket.gethostname() and _is_alive(rest.partition("!")[0])
 
 
 @contextlib.contextmanager

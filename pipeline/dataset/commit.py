@@ -79,10 +79,17 @@ class ShardWriter:
         info, table, shard = batch.info, batch.table, batch.info.shard
         generation = 0 if previous is None else previous.manifest.generation + 1
         commit = _Commit(self, shard, generation, uuid4().hex, info.contracts)
-        pairs, rejects, files = commit.write_data(table, previous and previous.without(table["row_id"]))
         rows_in = table.num_rows if previous is None else previous.manifest.rows_in
-        if pairs.num_rows + rejects.num_rows != rows_in:
-            raise AccountingError(f"{rows_in} rows in, {pairs.num_rows} + {rejects.num_rows} out")
+        earlier = previous and previous.without(table["row_id"])
+        withdrawn, table = _without_withdrawn(table)
+        withdrawn += 0 if previous is None else previous.manifest.withdrawn
+        pairs, rejects, files = commit.write_data(table, earlier)
+        if pairs.num_rows + rejects.num_rows + withdrawn != rows_in:
+            raise AccountingError(
+                f"{rows_in} rows in, {pairs.num_rows} + {rejects.num_rows} out, {withdrawn} withdrawn"
+            )
+        statuses = Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist())
+        statuses[Status.WITHDRAWN.value] = withdrawn
         manifest = ShardManifest(
             shard=shard.shard,
             generation=generation,
@@ -94,7 +101,7 @@ class ShardWriter:
             pairs=pairs.num_rows,
             rejects=rejects.num_rows,
             kept=pc.sum(pairs["kept"]).as_py() or 0,
-            statuses=dict(sorted(Counter(pairs["status"].to_pylist() + rejects["status"].to_pylist()).items())),
+            statuses={status: rows for status, rows in sorted(statuses.items()) if rows},
             job_fingerprint=self.job_fingerprint,
             files=files,
             seconds=info.seconds,
@@ -130,6 +137,13 @@ def publish_manifest(store: Store, manifest: ShardManifest) -> ShardManifest:
             store.delete(file.path)
     log.info("shard %s was committed by another worker", shard_name(manifest.shard))
     return existing
+
+
+def _without_withdrawn(table: pa.Table) -> tuple[int, pa.Table]:
+    """(number of withdrawn rows, the other rows): of a withdrawn row, nothing may be stored."""
+    is_withdrawn = pc.equal(table["status"], Status.WITHDRAWN.value)
+    rows = pc.sum(is_withdrawn).as_py() or 0
+    return rows, table.filter(pc.invert(is_withdrawn)) if rows else table
 
 
 def _bytes_fetched(table: pa.Table) -> int:

@@ -73,6 +73,14 @@ def committed(store: Store, folder: str = "manifests") -> dict[int, int]:
     return dict(sorted(_generations(store, folder)))  # the last generation of each shard wins
 
 
+def manifests_of(store: Store, folder: str = "manifests") -> dict[int, list[int]]:
+    """Shard -> all generations that have a manifest in the folder, ascending."""
+    found: dict[int, list[int]] = {}
+    for shard, generation in sorted(_generations(store, folder)):
+        found.setdefault(shard, []).append(generation)
+    return found
+
+
 def _generations(store: Store, folder: str) -> Iterator[tuple[int, int]]:
     """(shard, generation) of every manifest in the folder."""
     for name in store.list(folder):

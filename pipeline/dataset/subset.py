@@ -116,9 +116,15 @@ def write_chunk(
         values: list[object] = [shard.shard, shard.generation, shard.pairs_blake2b, shard.num_rows, len(rows)]
         values += [drop_step[span].tobytes(), *([weights.astype("<f4").tobytes()] if weigher else [])]
         shards.append(dict(zip(shards_schema.names, values, strict=True)))
+    table = pa.Table.from_pylist(shards, shards_schema)
+    return write_tables(chunk.store, pa.concat_tables(selected), table, folder, stem)
+
+
+def write_tables(store: Store, rows: pa.Table, shards: pa.Table, folder: str, stem: str) -> SubsetFiles:
+    """Write the two files of a chunk: ROWS_SCHEMA and SHARDS_SCHEMA."""
     return SubsetFiles(
-        rows=_write(chunk.store, f"{folder}/rows/{stem}.parquet", pa.concat_tables(selected)),
-        shards=_write(chunk.store, f"{folder}/shards/{stem}.parquet", pa.Table.from_pylist(shards, shards_schema)),
+        rows=_write(store, f"{folder}/rows/{stem}.parquet", rows),
+        shards=_write(store, f"{folder}/shards/{stem}.parquet", shards),
     )
 
 

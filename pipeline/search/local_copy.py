@@ -91,3 +91,9 @@ def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
         with suppress(FileNotFoundError):  # another process has just deleted it
             stat = path.stat()
             yield stat.st_mtime, stat.st_size, path
+
+
+def forget_copy(file: DataFile) -> None:
+    """Delete this machine's copy of a file of an index, if there is one."""
+    with suppress(OSError):
+        (cache_folder() / f"{file.blake2b}.faiss").unlink(missing_ok=True)

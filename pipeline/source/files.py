@@ -48,6 +48,11 @@ MALFORMED_COLUMN = "__pairmill_malformed"
 CAPTION_PROBLEM_COLUMN = "__pairmill_caption_problem"
 """Only in indexes of tars and folders: null, or why the text beside the picture is not a caption."""
 
+WITHDRAWN_ROW = "withdrawn"
+"""The value of MALFORMED_COLUMN in a row that a purge has blanked: all its other columns are null."""
+WITHDRAWN_CAPTION = b"\xffwithdrawn"
+"""Only in lists of captions in converted files: what a purge leaves of one caption. No text begins with this byte."""
+
 INT96_UNIT = "us"
 """Unit of Parquet's INT96: in Arrow's usual nanoseconds, years before 1677 and after 2262 would wrap around."""
 

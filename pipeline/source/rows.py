@@ -18,7 +18,13 @@ from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.corpus.image_refs import with_image_refs
 from pairmill.pipeline.source.corpus.json_fields import append_fields
 from pairmill.pipeline.source.cursor import Cursor, ReadError
-from pairmill.pipeline.source.files import CAPTION_PROBLEM_COLUMN, MALFORMED_COLUMN, decode_lossy
+from pairmill.pipeline.source.files import (
+    CAPTION_PROBLEM_COLUMN,
+    MALFORMED_COLUMN,
+    WITHDRAWN_CAPTION,
+    WITHDRAWN_ROW,
+    decode_lossy,
+)
 from pairmill.pipeline.source.mapping import ColumnMapping, IndexedPictures, WebPictures
 from pairmill.pipeline.source.partitions import append_partitions
 from pairmill.pipeline.source.row_uids import UidRules, uid_texts
@@ -60,6 +66,8 @@ class ShardReader:
     def _to_table(self, shard: Shard, table: pa.Table) -> pa.Table:
         rows = _expand(table, self._mapping)
         verdicts = _Verdicts(rows.num_rows)
+        for row in _withdrawn(rows):
+            verdicts.refuse_row(row, Status.WITHDRAWN, None)
         verdicts.refuse(Status.ROW_MALFORMED, rows.problems)
         if self._mapping.sha256_column is not None:
             index = self._mapping.extra_columns.index(self._mapping.sha256_column)
@@ -195,6 +203,14 @@ def _expand(table: pa.Table, mapping: ColumnMapping) -> _Rows:
         has_lists=has_lists,
         extra=[repeated(column) for column in _extra_columns(table, mapping)],
     )
+
+
+def _withdrawn(rows: _Rows) -> list[int]:
+    """The rows that a purge has blanked in a converted file."""
+    is_row = pc.equal(rows.problems, WITHDRAWN_ROW).fill_null(False)
+    is_caption = pc.equal(rows.captions, pa.scalar(WITHDRAWN_CAPTION, rows.captions.type)).fill_null(False)
+    found: list[int] = pc.indices_nonzero(pc.or_(is_row, is_caption)).to_pylist()
+    return found
 
 
 def _strings(table: pa.Table, name: str | None) -> pa.Array:

@@ -9,6 +9,7 @@ from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.progress import WorkProgress
 from pairmill.pipeline.dataset.commit import AccountingError, ShardWriter
 from pairmill.pipeline.dataset.versions import versions
+from pairmill.pipeline.purge.gate import Gate
 from pairmill.pipeline.source.mapping import NoPictures
 from pairmill.pipeline.source.rows import ShardReader
 from pairmill.pipeline.stages.stage import JobStage, Stage, StageName
@@ -36,7 +37,7 @@ class ReadRows(JobStage):
 
     def open_all(self) -> "OpenReader":
         """Open a reader of whole shards."""
-        return OpenReader(self, ShardReader(self.store, self.mapping))
+        return OpenReader(self, ShardReader(self.store, self.mapping), Gate(self.store))
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class OpenReader:
 
     spec: ReadRows
     reader: ShardReader
+    gate: Gate
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """All rows of the shard."""
-        batch = self.spec.apply_rules(batch.with_table(self.reader.read(batch.info.shard)), Step.CAPTION)
+        table = self.gate(self.reader.read(batch.info.shard))
+        batch = self.spec.apply_rules(batch.with_table(table), Step.CAPTION)
         return batch if self.spec.job.source.is_corpus else self.spec.apply_rules(batch, Step.URL)
 
     def close(self) -> None:
@@ -68,13 +71,14 @@ class Download(JobStage):
         if self.job.fetch.engine == "img2dataset":
             from pairmill.pipeline.fetch.img2dataset_engine import Img2datasetDownloader
 
-            return OpenDownload(self, Img2datasetDownloader(self.job, sha256_column), hooks.progress)
+            engine = Img2datasetDownloader(self.job, sha256_column)
+            return OpenDownload(self, engine, hooks.progress, Gate(self.store))
         from pairmill.pipeline.fetch.downloader import Downloader
 
         on_hang = None if self.isolated else hooks.on_hang
         downloader = Downloader(self.job, sha256_column, self.isolated, on_hang)
         hooks.progress.in_flight = downloader.in_flight
-        return OpenDownload(self, downloader, hooks.progress)
+        return OpenDownload(self, downloader, hooks.progress, Gate(self.store))
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,13 @@ class OpenDownload:
     spec: Download
     downloader: "Downloader | Img2datasetDownloader"
     progress: WorkProgress
+    gate: Gate
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """Fetch and decode the rows that are still `ok`."""
         self.spec.custom_rules()  # before any download, so that a broken rule costs no requests
         with self.progress.shard(batch.info.shard.num_rows) as progress:
-            table = self.downloader(batch.table, progress)
+            table = self.gate(self.downloader(batch.table, progress))
         return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
 
     def close(self) -> None:
@@ -107,7 +112,8 @@ class Load(JobStage):
         """Start the reading threads."""
         from pairmill.pipeline.source.corpus.load import Loader
 
-        return OpenLoad(self, Loader(self.job, self.store.files, self.isolated), hooks.progress)
+        loader = Loader(self.job, self.store.files, self.isolated)
+        return OpenLoad(self, loader, hooks.progress, Gate(self.store))
 
 
 @dataclass(frozen=True)
@@ -117,13 +123,14 @@ class OpenLoad:
     spec: Load
     loader: "Loader"
     progress: WorkProgress
+    gate: Gate
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """Read the pictures of the rows that are still `ok`."""
         self.spec.custom_rules()
         has_pictures = not isinstance(self.spec.mapping.pictures, NoPictures)
         with self.progress.shard(batch.info.shard.num_rows) as progress:
-            table = self.loader(batch.table, has_pictures, progress)
+            table = self.gate(self.loader(batch.table, has_pictures, progress))
         return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
 
     def close(self) -> None:
@@ -196,7 +203,7 @@ class Commit(JobStage):
 
     def open(self, hooks: WorkerHooks) -> Stage:
         """Write with this job's fingerprint."""
-        return OpenCommit(self, self.writer())
+        return OpenCommit(self, self.writer(), Gate(self.store, check_s=0))
 
     def writer(self) -> ShardWriter:
         """The writer of this job's shards."""
@@ -213,11 +220,13 @@ class Commit(JobStage):
             has_checksums=self.mapping.has_checksums,
         )
 
-    def scored(self, batch: ShardBatch) -> ShardBatch:
-        """Apply the score rules. Raises AccountingError if the batch has lost rows."""
+    def scored(self, batch: ShardBatch, gate: Gate) -> ShardBatch:
+        """Apply the score rules, and look once more which rows are withdrawn. Raises AccountingError if the batch has
+        lost rows."""
         if batch.info.rows_in != batch.table.num_rows:
             raise AccountingError(f"{batch.info.rows_in} rows read, {batch.table.num_rows} to commit")
-        return self.apply_rules(batch, Step.SCORE)
+        batch = self.apply_rules(batch, Step.SCORE)
+        return batch.with_table(gate(batch.table))
 
 
 @dataclass(frozen=True)
@@ -226,10 +235,11 @@ class OpenCommit:
 
     spec: Commit
     writer: ShardWriter
+    gate: Gate
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
         """Write the data files, then the manifest."""
-        return self.writer.commit(self.spec.scored(batch))
+        return self.writer.commit(self.spec.scored(batch, self.gate))
 
     def close(self) -> None:
         """Nothing is kept open between shards."""

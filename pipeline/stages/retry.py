@@ -8,6 +8,7 @@ from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.dataset.manifests import read_manifest
 from pairmill.pipeline.dataset.previous_generation import failed_row_ids, read_previous
+from pairmill.pipeline.purge.gate import Gate
 from pairmill.pipeline.stages.build import Commit, OpenReader, ReadRows
 from pairmill.pipeline.stages.stage import Stage
 from pairmill.schemas.batch import ShardBatch
@@ -50,7 +51,7 @@ class CommitNextGeneration(Commit):
 
     def open(self, hooks: WorkerHooks) -> Stage:
         """Write with this job's fingerprint."""
-        return OpenNextGeneration(self, self.writer())
+        return OpenNextGeneration(self, self.writer(), Gate(self.store, check_s=0))
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ class OpenNextGeneration:
 
     spec: CommitNextGeneration
     writer: ShardWriter
+    gate: Gate
 
     def __call__(self, batch: ShardBatch) -> ShardManifest:
         """Write the data files, then the manifest."""
         store = self.spec.store
         previous = read_previous(store, read_manifest(store, batch.info.base_manifest))
-        return self.writer.commit(self.spec.scored(batch), previous)
+        return self.writer.commit(self.spec.scored(batch, self.gate), previous)
 
     def close(self) -> None:
         """Nothing is kept open between shards."""

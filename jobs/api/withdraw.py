@@ -1,0 +1,74 @@
+"""`pairmill.purge` and `gc`: withdraw rows from a dataset, and delete files that nothing needs."""
+
+import os
+from collections.abc import Sequence
+
+from pairmill.jobs import purge as purging
+from pairmill.jobs.api.keywords import S3, Settings, StrPath, s3_config, suggests_keywords
+from pairmill.jobs.job_file import parse_settings, s3_of
+from pairmill.jobs.purge import GcResult, PurgeResult, purge_job
+from pairmill.pipeline.common.storage import Store
+from pairmill.schemas.purge import ListKind
+
+
+@suggests_keywords
+def purge(
+    output: StrPath,
+    *,
+    uids: StrPath | None = None,
+    urls: StrPath | None = None,
+    hosts: StrPath | None = None,
+    sha256: StrPath | None = None,
+    pdq: StrPath | None = None,
+    reason: str | None = None,
+    exports: StrPath | Sequence[StrPath] = (),
+    dry_run: bool = False,
+    settings: Settings | None = None,
+) -> PurgeResult:
+    """Withdraw rows from everything in a dataset, and block them in later runs. If interrupted, make the call again.
+
+    Each list is a text file with one value per line, or Parquet with a column `uid`, `url`, `host`, `sha256` or `pdq`.
+    Without lists, an interrupted purge is finished, and earlier requests are applied to rows that were added since.
+    Nothing else may write to the output meanwhile.
+
+    Args:
+        output: The output folder of a build or embed, local or `s3://`.
+        uids: Uids: 32 hex digits or UUIDs.
+        urls: URLs. Two spellings of the same request are equal, such as a host in upper case.
+        hosts: Hosts, with all of their subdomains.
+        sha256: Digests of the original bytes of pictures.
+        pdq: PDQ hashes; pictures within 31 bits of one are withdrawn, if the dataset has a column `pdq`.
+        reason: Why. The ledger keeps it, so it must not name what is withdrawn.
+        exports: Exports that the dataset does not know of, to purge too.
+        dry_run: Only find the rows.
+        settings: How to run: `{"run.address": "auto", "s3.endpoint": "http://minio:9000"}`.
+
+    Returns:
+        What changed, and the commands that make again what had to go.
+
+    Raises:
+        JobError: A list or the reason is wrong, or another purge is running. Nothing was changed.
+        StorageError: There is no right to delete.
+    """
+    lists: dict[ListKind, StrPath | None] = {"uid": uids, "url": urls, "host": hosts, "sha256": sha256, "pdq": pdq}
+    given: dict[ListKind, str] = {kind: os.fspath(path) for kind, path in lists.items() if path is not None}
+    several = [exports] if isinstance(exports, str | os.PathLike) else exports
+    parsed = parse_settings(settings or {})
+    job = purge_job(given, reason, [os.fspath(path) for path in several], dry_run, parsed)
+    return purging.purge(Store(os.fspath(output), s3_of(parsed)), job)
+
+
+@suggests_keywords
+def gc(output: StrPath, *, dry_run: bool = False, s3: S3 | None = None) -> GcResult:
+    """Delete superseded generations of shards and columns, and files that interrupted commands left.
+
+    Args:
+        output: The output folder of a build or embed, local or `s3://`.
+        dry_run: Only list the files.
+        s3: See `open`.
+
+    Raises:
+        JobError: A purge is not finished.
+        PlanError: There is no output of a job.
+    """
+    return purging.gc(Store(os.fspath(output), s3_config(s3)), dry_run)

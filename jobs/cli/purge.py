@@ -1,0 +1,125 @@
+"""`pairmill purge` and `gc`: withdraw rows from a dataset, and delete files that nothing needs."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pairmill.jobs.cli.options import Json, Output, Settings
+from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
+
+if TYPE_CHECKING:
+    from pairmill.jobs.purge import GcResult, PurgeJob, PurgeResult
+    from pairmill.schemas.purge import ListKind
+
+_SHOWN = 20
+
+
+def _list(name: str, values: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(name, metavar="FILE", help=values)
+    return option
+
+
+def purge(
+    output: Output,
+    uids: Annotated[str | None, _list("--uids", "Withdraw these uids.")] = None,
+    urls: Annotated[str | None, _list("--urls", "Withdraw these URLs.")] = None,
+    hosts: Annotated[str | None, _list("--hosts", "Withdraw all URLs of these hosts and their subdomains.")] = None,
+    sha256: Annotated[
+        str | None, _list("--sha256", "Withdraw pictures by the SHA-256 of their original bytes.")
+    ] = None,
+    pdq: Annotated[str | None, _list("--pdq", "Withdraw pictures within 31 bits of these PDQ hashes.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why; the ledger keeps it.")] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="An export that OUT does not know of, to purge too; repeatable."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which shards hold such rows.")] = False,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Withdraw rows from a dataset.
+
+    Takes them out of pairs, rejects, pictures, embeddings, scores, subsets, search indexes, labels, reports and
+    exports, and blocks them in later runs. Each FILE has one value per line, or is Parquet with a column uid, url,
+    host, sha256 or pdq. If interrupted, run it again to finish, with or without the lists. No other command may write
+    to OUT meanwhile.
+    """
+    from pairmill.jobs.purge import purge as run_purge
+
+    lists: dict[ListKind, str | None] = {"uid": uids, "url": urls, "host": hosts, "sha256": sha256, "pdq": pdq}
+    given: dict[ListKind, str] = {kind: path for kind, path in lists.items() if path is not None}
+    with errors(), progress(f"Nothing is lost; finish it: pairmill purge {output}") as listener:
+        job = _job(given, reason, export or [], dry_run, settings)
+        result = run_purge(open_store(output, settings), job, listener.step)
+    _print_purge(result)
+    if as_json:
+        print_json(result.as_dict())
+
+
+def _job(
+    lists: "dict[ListKind, str]", reason: str | None, exports: list[str], dry_run: bool, settings: list[str] | None
+) -> "PurgeJob":
+    from pairmill.jobs.job_file import parse_settings
+    from pairmill.jobs.purge import purge_job
+
+    return purge_job(lists, reason, exports, dry_run, parse_settings(settings or []))
+
+
+def _print_purge(result: "PurgeResult") -> None:
+    from pairmill.pipeline.common.text import counted
+
+    done = result.purged
+    rows, shards = counted(done.rows, "row"), counted(len(done.shards), "shard")
+    if result.dry_run:
+        typer.echo(f"{result.output}: {rows} in {shards} would be withdrawn; nothing was changed")
+        return
+    typer.echo(f"{result.output}: {rows} withdrawn; {shards} rewritten")
+    for title, names in (
+        ("subsets rewritten", done.subsets),
+        ("files of input/ blanked or deleted", done.inputs),
+        ("labels rewritten", done.labels),
+        ("search indexes rebuilt in part", done.indexes),
+        ("scores deleted, because they compare with withdrawn rows", done.scores),
+        ("reports deleted", done.reports),
+    ):
+        if names:
+            more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            typer.echo(f"{title}: {', '.join(names[:_SHOWN])}{more}")
+    if done.failures:
+        typer.echo(f"{counted(done.failures, 'traceback')} of failed shards deleted")
+    for export in done.exports:
+        where = "; if it is elsewhere, purge it there with --export" if export.outcome == "not found" else ""
+        of_rows = f": {counted(export.rows, 'row')} withdrawn" if export.rows else ""
+        typer.echo(f"export {export.output}: {export.outcome}{of_rows}{where}")
+    typer.echo(f"{counted(done.files_deleted, 'old file')} deleted")
+    for command in result.remedies:
+        typer.echo(f"to make it again: {command}")
+
+
+def gc(
+    output: Output,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Delete files that nothing needs.
+
+    These are superseded generations of shards and columns, and what interrupted commands left. Files that pairmill
+    did not write stay.
+    """
+    from pairmill.jobs.purge import gc as run_gc
+
+    with errors():
+        result = run_gc(open_store(output, settings), dry_run)
+    _print_gc(result)
+    if as_json:
+        print_json(result.as_dict())
+
+
+def _print_gc(result: "GcResult") -> None:
+    from pairmill.pipeline.common.text import counted
+
+    for file in result.files if result.dry_run else []:
+        typer.echo(f"{file.name}: {file.why}")
+    verb = "would be deleted" if result.dry_run else "deleted"
+    typer.echo(f"{result.output}: {counted(len(result.files), 'file')}, {counted(result.num_bytes, 'byte')} {verb}")

@@ -1,0 +1,202 @@
+"""`pairmill purge` and `gc`: withdraw rows from a dataset, and delete files that nothing needs.
+
+A request is recorded before anything changes, so a purge that is interrupted is finished by running it again, with or
+without the lists.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from pairmill.jobs.results import finish as count_and_clean
+from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
+from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
+from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.pipeline.dataset.withdrawn import unfinished_purges
+from pairmill.pipeline.purge.keys import key
+from pairmill.pipeline.purge.ledger import Ledger, clear_parts, finish, with_values, write_request
+from pairmill.pipeline.purge.lists import Values, read_list
+from pairmill.pipeline.purge.purge import Purged, find, withdraw
+from pairmill.pipeline.purge.running import only_purge
+from pairmill.pipeline.purge.superseded import Unneeded, delete_all, unneeded_files
+from pairmill.pipeline.reader.embeddings import Embeddings
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.search.build_index import build_index
+from pairmill.pipeline.select.tasks import Tasks
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.planned import Plan
+from pairmill.schemas.errors import JobError, PairmillError
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.purge import MAX_REASON_CHARS, ListKind
+
+_AGAIN = "rows that were added since earlier requests"
+
+
+@dataclass(frozen=True)
+class PurgeJob:
+    """What to withdraw. Without lists, an interrupted purge is finished, and earlier requests are applied to rows that
+    were added since."""
+
+    lists: Mapping[ListKind, str] = field(default_factory=dict)
+    """Kind -> file of values."""
+    reason: str | None = None
+    """Why; it stays in the ledger."""
+    exports: Sequence[str] = ()
+    """Exports that the dataset does not know of, because an earlier version made them, or somebody without the right
+    to write to the dataset."""
+    dry_run: bool = False
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def purge_job(
+    lists: Mapping[ListKind, str],
+    reason: str | None,
+    exports: Sequence[str],
+    dry_run: bool,
+    settings: Mapping[str, object],
+) -> PurgeJob:
+    """The job of a command line or a call. `settings`: the sections `run` and `s3`. Raises JobError."""
+    if unknown := sorted(set(settings) - {"run", "s3"}):
+        raise JobError(f"--set {unknown[0]}: a purge accepts only run.* and s3.*")
+    try:
+        run = RunConfig.model_validate(settings.get("run", {}))
+    except ValidationError as error:
+        raise JobError(f"--set run: {error.errors(include_url=False)[0]['msg']}") from None
+    return PurgeJob(lists, reason, exports, dry_run, run)
+
+
+@dataclass(frozen=True)
+class PurgeResult:
+    """What a purge did, or with `dry_run` would do."""
+
+    output: str
+    dry_run: bool
+    purged: Purged
+    remedies: list[str] = field(default_factory=list)
+    """Commands that make again what had to go."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {
+            "output": self.output,
+            "dry_run": self.dry_run,
+            **self.purged.as_dict(),
+            "remedies": self.remedies,
+        }
+
+
+def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeResult:
+    """Withdraw rows. If interrupted, call it again to finish.
+
+    Raises JobError, before anything changes, for a bad list, a missing reason, or if another purge is running; and
+    StorageError without the right to delete.
+    """
+    store.check_access()
+    plan = load_plan(store)
+    values = _values(store, job)
+    steps = Steps(on_step, "reading manifests")
+    if job.dry_run:
+        with open_tasks(job.run, plan.num_rows < ROWS_FOR_RAY, steps) as tasks:
+            return PurgeResult(store.root, True, _planned(store, values, tasks))
+    with only_purge(store):
+        try:
+            return _purge(store, plan, job, values, steps)
+        except PermissionError as error:
+            raise StorageError(
+                f"{error}; a purge needs the right to write and delete. Give it, and finish the purge: "
+                f"pairmill purge {store.root}"
+            ) from error
+
+
+def _purge(store: Store, plan: Plan, job: PurgeJob, values: Values, steps: Steps) -> PurgeResult:
+    if not unfinished_purges(store):
+        clear_parts(store)
+    if values:
+        write_request(store, values, job.reason or "")
+    started = time.perf_counter()
+    with open_tasks(job.run, plan.num_rows < ROWS_FOR_RAY, steps) as tasks:
+        if not unfinished_purges(store) and find(store, Ledger.load(store), tasks):
+            write_request(store, {}, _AGAIN)
+        done = withdraw(store, plan, job.exports, tasks, steps)
+    count_and_clean(store, plan, {}, started)  # writes images/sizes.json
+    finish(store, unfinished_purges(store))
+    remedies = [f"pairmill report {store.root}"] if "report.html" in done.reports else []
+    remedies += [
+        f"pairmill report {store.root} --subset {name.removeprefix('report-').removesuffix('.html')}"
+        for name in done.reports
+        if name != "report.html"
+    ]
+    remedies += [f"pairmill score {store.root} {name} --score ..." for name in done.scores]
+    remedies += [problem for folder in done.indexes if (problem := _index_again(store, folder, steps.on_step))]
+    return PurgeResult(store.root, False, done, remedies)
+
+
+def _values(store: Store, job: PurgeJob) -> Values:
+    """The values of all lists. Raises JobError."""
+    values = {kind: read_list(store.files, path, kind) for kind, path in job.lists.items()}
+    reason = (job.reason or "").strip()
+    if values and not reason and not job.dry_run:
+        raise JobError("--reason: say why, in a few words; the ledger keeps it")
+    if len(reason) > MAX_REASON_CHARS:
+        raise JobError(f"--reason: {len(reason):,} characters, but at most {MAX_REASON_CHARS:,} are kept")
+    for kind, listed in values.items():
+        if any(value in reason for value in listed):
+            raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; say it otherwise")
+    if not values and Ledger.load(store).is_empty:
+        raise JobError("say what to withdraw: --uids, --urls, --hosts, --sha256 or --pdq FILE")
+    return values
+
+
+def _planned(store: Store, values: Values, tasks: Tasks) -> Purged:
+    """What a purge would find in the shards."""
+    keys = {kind: [key(kind, value) for value in listed] for kind, listed in values.items()}
+    hits = find(store, with_values(Ledger.load(store), keys), tasks)
+    return Purged(rows=sum(hit.pairs + hit.rejects for hit in hits), shards=[hit.shard for hit in hits])
+
+
+def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:
+    """Build the lost parts of an index. Returns the command, if that fails."""
+    alias, _, kind = folder.rpartition("-")
+    command = f"pairmill index {store.root} --model {alias}{' --of text' if kind == 'text' else ''}"
+    try:
+        build_index(Embeddings.of(Snapshot.of(store), alias, "text" if kind == "text" else "image"), on_step)
+    except (PairmillError, OSError) as error:
+        return f"{command} ({error})"
+    return None
+
+
+@dataclass(frozen=True)
+class GcResult:
+    """What `gc` deleted, or with `dry_run` would delete."""
+
+    output: str
+    dry_run: bool
+    files: list[Unneeded]
+    num_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        files = [{"name": file.name, "why": file.why} for file in self.files]
+        return {"output": self.output, "dry_run": self.dry_run, "files": files, "num_bytes": self.num_bytes}
+
+
+def gc(store: Store, dry_run: bool = False) -> GcResult:
+    """Delete superseded generations, and files that interrupted commands left. Files of shards that are not committed
+    stay for an hour, because a worker may be about to commit them. Raises JobError and ManifestError."""
+    store.check_access()
+    load_plan(store)
+    if unfinished_purges(store):  # subsets still need the old generations
+        raise JobError(f"{store.root}: a purge is not finished; finish it first: pairmill purge {store.root}")
+    files = list(unneeded_files(store))
+    num_bytes = 0
+    for file in files:
+        try:
+            num_bytes += store.num_bytes(file.name)
+        except FileNotFoundError:
+            continue
+    if not dry_run:
+        delete_all(store, iter(files))
+        store.remove_temporary()
+    return GcResult(store.root, dry_run, files, num_bytes)

@@ -1,0 +1,8 @@
+"""Withdraws rows from a dataset, everywhere that it keeps them, and proves that nothing is left.
+
+Input: an output folder, and lists of uids, URLs, hosts or hashes. Output: new generations of the shards that held such
+rows, subsets, columns and the rest without them, and the ledger `withdrawn/`, which blocks them in every later run.
+keys.py: canonical forms and their hashes. lists.py: files of values. ledger.py: the ledger. matching.py, pdq.py: which
+rows are withdrawn. scan.py, next_generation.py, side_columns.py: shards. subsets.py, inputs.py, exports.py,
+leftovers.py: everything else. find_values.py, find_rows.py: the proof.
+"""

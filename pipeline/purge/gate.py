@@ -1,0 +1,52 @@
+"""Keeps withdrawn rows out of what is made later: builds that grow, retries, embedding."""
+
+import time
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.withdrawn import ledger_files
+from pairmill.pipeline.purge.ledger import Ledger
+from pairmill.pipeline.purge.matching import Matcher
+from pairmill.schemas.status import Status
+
+_CHECK_S = 10.0
+"""How often a stage looks for new requests; the commit stage does before each shard."""
+
+
+class Gate:
+    """Gives the status `withdrawn` to rows that the ledger of an output folder withdraws. Thread-safe."""
+
+    def __init__(self, store: Store, check_s: float = _CHECK_S) -> None:
+        self._store, self._check_s = store, check_s
+        self._files: dict[str, list[int]] | None = None
+        self._matcher: Matcher | None = None
+        self._checked_at = -float("inf")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The in-flight table with the status of withdrawn rows. Its other columns stay until the commit stage drops
+        these rows: nothing of them is fetched, encoded or stored."""
+        matcher = self._current()
+        if matcher is None or not (mask := matcher.mask(table)).any():
+            return table
+        values = {
+            "status": pa.scalar(Status.WITHDRAWN.value, pa.string()),
+            "status_detail": pa.scalar(None, pa.string()),
+        }
+        for name, value in values.items():
+            index = table.schema.get_field_index(name)
+            column = pc.if_else(pa.array(mask), value, table[name])
+            table = table.set_column(index, table.schema.field(index), column)
+        return table
+
+    def _current(self) -> Matcher | None:
+        """The newest ledger; None if nothing was ever withdrawn."""
+        if time.monotonic() - self._checked_at >= self._check_s:
+            files = ledger_files(self._store)
+            if files != self._files:
+                ledger = Ledger.load(self._store) if files["request"] else None
+                self._matcher = None if ledger is None or ledger.is_empty else Matcher(ledger)
+                self._files = files  # last, so that other threads never see it without its matcher
+            self._checked_at = time.monotonic()
+        return self._matcher

@@ -1,0 +1,171 @@
+"""Reads and writes the ledger: the requests, and the hashes of the rows that they withdrew."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import DamagedManifestError
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.dataset.withdrawn import PARTS, done_name, ledger_files, request_name, rows_name
+from pairmill.pipeline.purge.digests import DigestSet
+from pairmill.pipeline.purge.keys import key
+from pairmill.pipeline.purge.lists import Values
+from pairmill.schemas.manifest import manifest_name
+from pairmill.schemas.purge import (
+    LIST_KINDS,
+    REQUEST_SCHEMA,
+    WITHDRAWN_SCHEMA,
+    ListKind,
+    PurgeDone,
+    PurgeRequest,
+)
+
+_METADATA_KEY = b"pairmill"
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All requests together. Plain values, so that it can be sent to workers."""
+
+    asked: Mapping[ListKind, DigestSet]
+    """What was asked for; hashes of `pdq` are the PDQ hashes themselves."""
+    uids: DigestSet
+    """The uids that were asked for, and those of all rows that were withdrawn for whatever reason: the same pair in
+    another shard must go too, even if its picture could not be fetched there."""
+    row_ids: frozenset[str]
+    """The positions of the withdrawn rows in the plan."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever withdrawn."""
+        return not any(len(each) for each in self.asked.values()) and not len(self.uids)
+
+    @classmethod
+    def load(cls, store: Store) -> "Ledger":
+        """Read the ledger of an output folder, and the parts of a running or interrupted purge."""
+        files = ledger_files(store)
+        requests = [read_table(store, request_name(number)) for number in files["request"]]
+        asked = {kind: DigestSet.of(_digests_of(requests, kind)) for kind in LIST_KINDS}
+        names = [rows_name(number) for number in files["rows"]]
+        names += [f"{PARTS}/{name}" for name in store.list(PARTS) if name.endswith(".parquet")]
+        rows = [read_table(store, name, ["row_id", "uid"]) for name in names]
+        uids = [digest for table in rows for digest in table["uid"].to_pylist()]
+        row_ids = frozenset(row_id for table in rows for row_id in table["row_id"].to_pylist())
+        return cls(asked, DigestSet.of([*uids, *_padded(asked["uid"])]), row_ids)
+
+
+def _digests_of(requests: Iterable[pa.Table], kind: ListKind) -> Iterator[bytes]:
+    for table in requests:
+        for name, digest in zip(table["kind"].to_pylist(), table["digest"].to_pylist(), strict=True):
+            if name == kind:
+                yield digest
+
+
+def write_request(store: Store, values: Values, reason: str) -> int:
+    """Record a request durably. Returns its number. Only hashes are written."""
+    rows = [(kind, key(kind, value)) for kind, listed in values.items() for value in sorted(listed)]
+    columns = [[kind for kind, _ in rows], [digest for _, digest in rows]]
+    for _ in range(_TRIES):
+        number = max(ledger_files(store)["request"], default=0) + 1
+        counts = {kind: len(listed) for kind, listed in values.items() if listed}
+        request = PurgeRequest(number=number, requested_at=now(), reason=reason, values=counts)
+        table = pa.table(columns, schema=REQUEST_SCHEMA.with_metadata({_METADATA_KEY: request.model_dump_json()}))
+        if store.create(request_name(number), to_parquet(table)):
+            return number
+    raise AssertionError("other purges keep taking the next number")
+
+
+def read_request(store: Store, number: int) -> PurgeRequest:
+    """A request of the ledger. Raises DamagedManifestError."""
+    name = request_name(number)
+    try:
+        return PurgeRequest.model_validate_json(read_table(store, name).schema.metadata[_METADATA_KEY])
+    except (KeyError, TypeError, ValidationError):
+        raise DamagedManifestError(f"{store.path(name)} is damaged or not pairmill's; restore it") from None
+
+
+def write_part(store: Store, shard: int, generation: int, rows: pa.Table) -> None:
+    """Record the withdrawn rows of a shard (WITHDRAWN_SCHEMA), before they go. Written again, it replaces the file: the
+    ledger only grows, so the rows can only be more."""
+    stem = manifest_name(shard, generation).removesuffix(".json")
+    store.replace(f"{PARTS}/{stem}.parquet", to_parquet(rows))
+
+
+def finish(store: Store, numbers: Iterable[int]) -> int:
+    """Put the parts into one file, and mark the requests as done. Returns the number of rows that they withdrew."""
+    numbers = sorted(numbers)
+    parts = [f"{PARTS}/{name}" for name in store.list(PARTS) if name.endswith(".parquet")]
+    rows = 0
+    if numbers:
+        name = rows_name(numbers[-1])
+        before = [read_table(store, name)] if store.exists(name) else []  # of a purge that was killed here
+        merged = _distinct(pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *before, *_tables(store, parts)]))
+        rows = merged.num_rows
+        store.replace(name, to_parquet(merged))
+    for number in numbers:
+        done = PurgeDone(number=number, finished_at=now(), rows=rows if number == numbers[-1] else 0)
+        store.create(done_name(number), done.model_dump_json(indent=1).encode())
+    for part in parts:
+        store.delete(part)
+    return rows
+
+
+def clear_parts(store: Store) -> None:
+    """Delete parts that a finished purge has merged, but was killed before it deleted them."""
+    for name in store.list(PARTS):
+        store.delete(f"{PARTS}/{name}")
+
+
+def with_values(ledger: Ledger, keys: Mapping[ListKind, Iterable[bytes]]) -> Ledger:
+    """The ledger as it would be after a request."""
+    asked = {kind: DigestSet.of([*_padded(listed), *keys.get(kind, ())]) for kind, listed in ledger.asked.items()}
+    return Ledger(asked, DigestSet.of([*_padded(ledger.uids), *keys.get("uid", ())]), ledger.row_ids)
+
+
+def _padded(digests: DigestSet) -> list[bytes]:
+    """The digests as bytes; numpy strips trailing zeros."""
+    return [digest.ljust(32, b"\0") for digest in digests.entries.tolist()]
+
+
+def withdrawn_rows(store: Store) -> pa.Table:
+    """All rows that were ever withdrawn (WITHDRAWN_SCHEMA)."""
+    names = [rows_name(number) for number in ledger_files(store)["rows"]]
+    names += [f"{PARTS}/{name}" for name in store.list(PARTS) if name.endswith(".parquet")]
+    return pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *_tables(store, names)])
+
+
+def num_withdrawn(store: Store) -> int:
+    """Rows that finished purges withdrew."""
+    numbers = ledger_files(store)["done"]
+    return sum(int(json.loads(store.read(done_name(number)))["rows"]) for number in numbers)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A small table as the content of a Parquet file."""
+    data = BytesIO()
+    pq.write_table(table, data, compression="zstd", write_page_checksum=True)
+    return data.getvalue()
+
+
+def now() -> str:
+    """The time, as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _tables(store: Store, names: Iterable[str]) -> Iterator[pa.Table]:
+    return (read_table(store, name).cast(WITHDRAWN_SCHEMA) for name in names)
+
+
+def _distinct(rows: pa.Table) -> pa.Table:
+    """One row for each (row_id, uid): a shard that was written twice has its rows in two parts."""
+    keys = list(zip(rows["row_id"].to_pylist(), rows["uid"].to_pylist(), strict=True))
+    last = {key: index for index, key in enumerate(keys)}
+    return rows.take(pa.array(sorted(last.values()), pa.int64()))

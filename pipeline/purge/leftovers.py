@@ -1,0 +1,94 @@
+"""Takes withdrawn rows out of what was made from the dataset: labels, search indexes, reports, scores, failures."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_columns_manifest, read_manifest
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.purge.digests import DigestSet
+from pairmill.pipeline.purge.keys import digest
+from pairmill.pipeline.purge.ledger import to_parquet
+from pairmill.pipeline.search.local_copy import forget_copy
+from pairmill.pipeline.search.part_files import read_parts
+from pairmill.schemas.manifest import manifest_name
+
+
+def purge_labels(store: Store, uids: DigestSet) -> Iterator[str]:
+    """Drop the labels of withdrawn rows. Yields the files that changed."""
+    for name in store.list("labels"):
+        path = f"labels/{name}"
+        if not name.endswith(".parquet"):
+            continue
+        table = read_table(store, path)
+        if "uid" not in table.column_names:
+            continue
+        gone = uids.contains([None if uid is None else digest("uid", uid.encode()) for uid in table["uid"].to_pylist()])
+        if gone.any():
+            store.replace(path, to_parquet(table.filter(pa.array(~gone))))
+            yield path
+
+
+def purge_indexes(store: Store, generations: Mapping[int, int]) -> Iterator[str]:
+    """Delete the parts of search indexes that cover a shard as it was before. Yields the folders that lost parts."""
+    for folder in store.folders("index"):
+        current = _Digests(store, folder.rpartition("-")[0], generations)
+        parts = read_parts(store, f"index/{folder}")
+        outdated = [
+            stem
+            for stem, part in parts.items()
+            if not all(current.holds(each.shard, each.blake2b) for each in part.shards)
+        ]
+        for stem in outdated:
+            store.delete(parts[stem].file.path)
+            forget_copy(parts[stem].file)
+            store.delete(f"index/{folder}/manifests/{stem}.json")
+        if outdated:
+            yield folder
+
+
+@dataclass(frozen=True)
+class _Digests:
+    """The checksums of the files that a model's embeddings are in now."""
+
+    store: Store
+    alias: str
+    generations: Mapping[int, int]
+
+    def holds(self, shard: int, blake2b: str) -> bool:
+        """Whether the shard still has this file."""
+        if shard not in self.generations:
+            return False
+        name = manifest_name(shard, self.generations[shard])
+        if read_manifest(self.store, name).files["pairs"].blake2b == blake2b:
+            return True
+        try:
+            return read_columns_manifest(self.store, self.alias, name).file.blake2b == blake2b
+        except FileNotFoundError:
+            return False
+
+
+def delete_reports(store: Store) -> Iterator[str]:
+    """Delete the reports, which show pictures and captions. Yields their names."""
+    for name in store.list(""):
+        if name == "report.html" or (name.startswith("report-") and name.endswith(".html")):
+            store.delete(name)
+            yield name
+
+
+def delete_failures(store: Store) -> Iterator[str]:
+    """Delete the tracebacks of failed shards, which may quote rows. Yields their names."""
+    for name in store.list("failures"):
+        store.delete(f"failures/{name}")
+        yield f"failures/{name}"
+
+
+def delete_scores(store: Store, names: Collection[str]) -> None:
+    """Delete scores: their manifests first, so that none is there without its columns, and the card last."""
+    for name in names:
+        for folder in (f"columns/{name}/manifests", f"columns/{name}"):
+            files = store.list(folder)
+            for file in sorted(files, key=lambda file: file == "score.json"):
+                store.delete(f"{folder}/{file}")

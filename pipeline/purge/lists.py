@@ -1,0 +1,108 @@
+"""Reads lists of what to withdraw: text files with one value per line, or Parquet files with a column of that name."""
+
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.purge.keys import canonical
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.purge import LIST_KINDS, ListKind
+
+_BATCH_ROWS = 65_536
+_MAGIC = b"PAR1"
+
+Values = Mapping[ListKind, frozenset[str]]
+"""Kind -> values in their canonical form (see `keys.py`)."""
+
+_EXPECTED: dict[ListKind, str] = {
+    "uid": "32 hex digits or a UUID",
+    "url": "a URL",
+    "host": "a host such as example.com, without scheme, port and path",
+    "sha256": "64 hex digits",
+    "pdq": "a PDQ hash of 64 hex digits",
+}
+
+
+def read_list(files: Files, path: str, kind: ListKind) -> frozenset[str]:
+    """The values of a list, in their canonical form. Raises JobError, with the line, if one is not of its kind.
+
+    Text: UTF-8, also `.gz`; empty lines and lines that start with # are skipped. Parquet: the column `kind`, as text;
+    uids may also be 16 bytes. Null is skipped.
+    """
+    found = set[str]()
+    for where, text in _texts(files, path, (kind,)):
+        value = canonical(kind, text)
+        if value is None:
+            shown = clean_text(text, 60) or ""
+            raise JobError(f"{path}, {where[1]}: {shown!r} is not {_EXPECTED[kind]}")
+        found.add(value)
+    if not found:
+        raise JobError(f"{path}: has no values; give {_EXPECTED[kind]} per line")
+    return frozenset(found)
+
+
+def read_any_list(files: Files, path: str) -> dict[ListKind, frozenset[str]]:
+    """The values of a list whose kinds show: of text, 32 digits or a UUID are a uid, 64 digits a SHA-256 and a PDQ
+    hash, what has `://` a URL, and the rest hosts; of Parquet, the columns say. Raises JobError."""
+    found: dict[ListKind, set[str]] = {kind: set() for kind in LIST_KINDS}
+    for (column, place), text in _texts(files, path, LIST_KINDS):
+        kinds = LIST_KINDS if column is None else (column,)
+        matches = {kind: value for kind in kinds if (value := canonical(kind, text)) is not None}
+        if column is None and "host" in matches and len(matches) > 1:  # digits are valid host names too
+            del matches["host"]
+        if not matches:
+            raise JobError(f"{path}, {place}: {clean_text(text, 60)!r} is no uid, URL, host or hash")
+        for kind, value in matches.items():
+            found[kind].add(value)
+    if not any(found.values()):
+        raise JobError(f"{path}: has no values")
+    return {kind: frozenset(values) for kind, values in found.items() if values}
+
+
+_Place = tuple[ListKind | None, str]
+"""The column, if there are columns, and the place in words."""
+
+
+def _texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tuple[_Place, str]]:
+    if is_remote(path) and not path.startswith(S3_SCHEMES):
+        raise JobError(f"{path} cannot be read: give a local file or s3://")
+    try:
+        with files.open(path) as file:
+            is_parquet = file.read(len(_MAGIC)) == _MAGIC
+        yield from _parquet_texts(files, path, kinds) if is_parquet else _lines(files, path)
+    except (pa.ArrowException, OSError, EOFError) as error:  # EOFError: a .gz that ends early
+        reason = getattr(error, "strerror", None) or clean_text(str(error))
+        raise JobError(f"{path} cannot be read: {reason}") from None
+
+
+def _lines(files: Files, path: str) -> Iterator[tuple[_Place, str]]:
+    for number, line in enumerate(files.read_text_lines(path), start=1):
+        text = line.removeprefix("\ufeff").strip()
+        if text and not text.startswith("#"):
+            yield (None, f"line {number:,}"), text
+
+
+def _parquet_texts(files: Files, path: str, kinds: tuple[ListKind, ...]) -> Iterator[tuple[_Place, str]]:
+    with files.open(path) as file, pq.ParquetFile(file) as parquet:
+        names = [kind for kind in kinds if kind in parquet.schema_arrow.names]
+        if not names:
+            raise JobError(f"{path} has no column {' or '.join(f'`{kind}`' for kind in kinds)}")
+        row = 0
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
+            batch.validate(full=True)  # such as that all text is UTF-8
+            for name in names:
+                for offset, value in enumerate(_as_text(batch.column(name))):
+                    if value is not None:
+                        yield (name, f"row {row + offset:,}, column `{name}`"), value
+            row += batch.num_rows
+
+
+def _as_text(column: pa.Array) -> list[str | None]:
+    values = column.storage if isinstance(column, pa.ExtensionArray) else column
+    if pa.types.is_fixed_size_binary(values.type):
+        return [None if value is None else value.hex() for value in values.to_pylist()]
+    texts: list[str | None] = values.cast(pa.string()).to_pylist()
+    return texts

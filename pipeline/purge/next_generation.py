@@ -1,0 +1,126 @@
+"""Writes the next generation of a shard, without its withdrawn rows. The manifest comes last, create-only."""
+
+from collections import Counter
+from typing import IO
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.files import file_checksum
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.commit import publish_manifest
+from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.parquet import read_table, write_table
+from pairmill.pipeline.purge.ledger import write_part
+from pairmill.pipeline.purge.matching import Mask, Matcher
+from pairmill.pipeline.purge.side_columns import SideColumns
+from pairmill.pipeline.purge.tar_samples import copy_samples
+from pairmill.pipeline.purge.witness import witnesses
+from pairmill.schemas.manifest import CustomRuleCount, DataFile, ShardManifest, manifest_name
+from pairmill.schemas.status import Status
+
+
+def rewrite_shard(store: Store, matcher: Matcher, shard: int, generation: int) -> int:
+    """Write the next generation of a shard, with the columns beside it, and record what goes. Returns the number of
+    rows that went; 0 if an interrupted call had already finished.
+
+    Files of the next generation that an interrupted call left are deleted first, so that their names are free.
+    """
+    if store.exists(f"manifests/{manifest_name(shard, generation + 1)}"):
+        return 0
+    old = read_manifest(store, manifest_name(shard, generation))
+    writer = _Writer(store, old, uuid4().hex)
+    writer.remove_leftovers()
+    pairs = read_table(store, old.files["pairs"].path)
+    rejects = read_table(store, old.files["rejects"].path) if "rejects" in old.files else None
+    gone = matcher.mask(pairs)
+    rejected = np.zeros(0, np.bool_) if rejects is None else matcher.mask(rejects)
+    side = SideColumns.of(store, old)
+    rows = witnesses(store, pairs.filter(pa.array(gone)), side.read(gone))
+    if rejects is not None:
+        rows = pa.concat_tables([rows, witnesses(store, rejects.filter(pa.array(rejected)), [])])
+    write_part(store, shard, generation, rows)
+    new = writer.write(pairs, rejects, gone, rejected)
+    side.write(new, pairs, gone)
+    publish_manifest(store, new)
+    return rows.num_rows
+
+
+class _Writer:
+    """Writes the data files of the generation after `old`."""
+
+    def __init__(self, store: Store, old: ShardManifest, attempt: str) -> None:
+        self._store, self._old, self._attempt = store, old, attempt
+        self._stem = manifest_name(old.shard, old.generation + 1).removesuffix(".json")
+
+    def remove_leftovers(self) -> None:
+        """Delete data files of the new generation, which is not committed yet."""
+        for name in (f"pairs/{self._stem}.parquet", f"rejects/{self._stem}.parquet", f"images/{self._stem}.tar"):
+            self._store.delete(name)
+
+    def write(self, pairs: pa.Table, rejects: pa.Table | None, gone: Mask, rejected: Mask) -> ShardManifest:
+        """Write the data files that change. Returns the manifest, which is not written yet."""
+        files: dict[str, DataFile] = {str(name): file for name, file in self._old.files.items()}
+        if gone.any():
+            pairs = self._with_pictures(files, pairs.filter(pa.array(~gone)))
+            files["pairs"] = self._parquet("pairs", pairs)
+        if rejects is not None and rejected.any():
+            rejects = rejects.filter(pa.array(~rejected))
+            files["rejects"] = self._parquet("rejects", rejects)
+        tables = [pairs] if rejects is None else [pairs, rejects]
+        statuses = Counter(status for table in tables for status in table["status"].to_pylist())
+        statuses[Status.WITHDRAWN.value] = self._old.rows_in - sum(table.num_rows for table in tables)
+        changes = {
+            "generation": self._old.generation + 1,
+            "attempt": self._attempt,
+            "pairs": pairs.num_rows,
+            "rejects": 0 if rejects is None else rejects.num_rows,
+            "kept": pc.sum(pairs["kept"]).as_py() or 0,
+            "statuses": dict(sorted(statuses.items())),
+            "files": files,
+            "custom_rules": self._custom_rules(tables),
+        }
+        return self._old.model_copy(update=changes)
+
+    def _custom_rules(self, tables: list[pa.Table]) -> dict[str, CustomRuleCount]:
+        """The counts of custom rules that still have rows, whose `status_detail` starts with the rule's name."""
+        counts: Counter[str] = Counter()
+        for table in tables:
+            details = table.filter(pc.equal(table["status"], Status.CUSTOM_RULE.value))["status_detail"].to_pylist()
+            counts.update((detail or "").partition(": ")[0] for detail in details)
+        before = self._old.custom_rules
+        return {name: CustomRuleCount(step=before[name].step, rows=counts[name]) for name in before if counts[name]}
+
+    def _with_pictures(self, files: dict[str, DataFile], pairs: pa.Table) -> pa.Table:
+        """Copy the tar without the samples of other rows. Returns the pairs with their new image references."""
+        if (old := files.pop("images", None)) is None:
+            return pairs
+        is_stored = pairs["image_tar"].is_valid()
+        uids = frozenset(pairs["uid"].filter(is_stored).to_pylist())
+        if not uids:
+            return pairs
+        with self._store.open(old.path) as source, self._store.new_file() as target:
+            offsets = copy_samples(source, target, uids)
+            files["images"] = self._publish("images", "tar", target)
+        tar, stored = files["images"].path, is_stored.to_pylist()
+        places = [offsets[uid] if has else None for uid, has in zip(pairs["uid"].to_pylist(), stored, strict=True)]
+        for name, values in (("image_tar", [tar if has else None for has in stored]), ("image_offset", places)):
+            index = pairs.schema.get_field_index(name)
+            field = pairs.schema.field(index)
+            pairs = pairs.set_column(index, field, pa.array(values, field.type))
+        return pairs
+
+    def _parquet(self, folder: str, table: pa.Table) -> DataFile:
+        with self._store.new_file() as file:
+            write_table(table, file)
+            return self._publish(folder, "parquet", file)
+
+    def _publish(self, folder: str, suffix: str, file: IO[bytes]) -> DataFile:
+        digest, num_bytes = file_checksum(file)
+        name = f"{folder}/{self._stem}.{suffix}"
+        if not self._store.create_from(name, file):  # if the reply was lost, the file stays without a manifest
+            name = f"{folder}/{self._stem}.{self._attempt}.{suffix}"
+            self._store.create_from(name, file)
+        return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)

@@ -1,0 +1,85 @@
+"""Lets one purge at a time work on an output folder, and checks that it may delete there."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from uuid import uuid4
+
+from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
+from pairmill.pipeline.dataset.withdrawn import LEDGER, RUNNING
+from pairmill.pipeline.purge.ledger import now
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.purge import RunningPurge
+
+_held: set[str] = set()
+_holding = threading.Lock()
+
+
+@contextmanager
+def only_purge(store: Store) -> Iterator[None]:
+    """Hold the output folder for this purge. Raises JobError if another one runs, StorageError without the right to
+    delete.
+
+    What a killed process of this machine left is taken over. Of another machine, nobody can tell whether it still runs.
+    """
+    with _holding:
+        if store.root in _held:
+            raise JobError(f"{store.root}: another purge is running in this process; wait until it ends")
+        _held.add(store.root)
+    try:
+        _check_deletes(store)
+        _take(store)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                store.delete(RUNNING)
+    finally:
+        with _holding:
+            _held.discard(store.root)
+
+
+def _take(store: Store) -> None:
+    mine = RunningPurge(host=socket.gethostname(), pid=os.getpid(), started_at=now())
+    data = mine.model_dump_json(indent=1).encode()
+    if store.create(RUNNING, data):
+        return
+    with suppress(FileNotFoundError):  # it has just ended
+        try:
+            other = read_record(store, RUNNING, RunningPurge, "delete it")
+        except DamagedManifestError as error:
+            raise JobError(f"another purge may be running: {error}") from None
+        is_here = other.host == mine.host
+        if not is_here or (other.pid != mine.pid and _is_alive(other.pid)):
+            raise JobError(
+                f"{store.root}: another purge is running since {other.started_at}, as process {other.pid} on "
+                f"{other.host}; wait until it ends. If it was killed, delete {store.path(RUNNING)}"
+            )
+    store.delete(RUNNING)
+    if not store.create(RUNNING, data):
+        raise JobError(f"{store.root}: another purge has just begun; wait until it ends")
+
+
+def _check_deletes(store: Store) -> None:
+    name = f"{LEDGER}/probe-{uuid4().hex}"
+    store.create(name, b"")
+    try:
+        store.delete(name)
+    except PermissionError as error:
+        raise StorageError(
+            f"{store.root}: may not delete ({error}); a purge needs the right to delete objects. Nothing was "
+            f"withdrawn; {store.path(name)} was left behind"
+        ) from None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,64 @@
+"""Finds the shards that hold withdrawn rows, by a few narrow columns of all shards."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_manifest
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.purge.matching import Matcher
+from pairmill.pipeline.select.tasks import Handle, Tasks
+from pairmill.schemas.manifest import manifest_name
+
+SHARDS_PER_CALL = 64
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A shard that holds withdrawn rows."""
+
+    shard: int
+    generation: int
+    pairs: int
+    """How many of its pairs."""
+    rejects: int
+
+
+def scan(store: Store, matcher: Matcher, generations: Mapping[int, int], tasks: Tasks) -> list[Hit]:
+    """The shards (shard -> generation) with withdrawn rows, in order."""
+    shards = sorted(generations.items())
+    handle = shared(tasks, matcher)
+    calls = [
+        (store, handle, shards[start : start + SHARDS_PER_CALL]) for start in range(0, len(shards), SHARDS_PER_CALL)
+    ]
+    return [hit for hits in tasks.get(tasks.map(_scan_shards, calls)) for hit in hits]
+
+
+def shared(tasks: Tasks, matcher: Matcher) -> Handle[Matcher]:
+    """A matcher for many calls, sent once to each machine."""
+    return tasks.map(_itself, [(matcher,)])[0]
+
+
+def _itself(value: _T) -> _T:
+    return value
+
+
+def _scan_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> list[Hit]:
+    return list(_hits(store, matcher, shards))
+
+
+def _hits(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> Iterator[Hit]:
+    for shard, generation in shards:
+        files = read_manifest(store, manifest_name(shard, generation)).files
+        found = {"pairs": 0, "rejects": 0}
+        for name in ("pairs", "rejects"):
+            if name in files:
+                table = read_table(store, files[name].path, matcher.columns)
+                found[name] = int(np.count_nonzero(matcher.mask(table)))
+        if any(found.values()):
+            yield Hit(shard, generation, found["pairs"], found["rejects"])

@@ -1,0 +1,107 @@
+"""Rewrites the columns beside a shard's pairs, row by row, and finds scores that hold withdrawn rows in their state."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.columns.added_columns import column_sets
+from pairmill.pipeline.columns.column_files import write_columns
+from pairmill.pipeline.columns.score_card import State, read_score_card, read_state
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import read_columns_manifest
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.purge.digests import DigestSet
+from pairmill.pipeline.purge.keys import digest
+from pairmill.pipeline.purge.matching import Mask
+from pairmill.pipeline.purge.witness import VECTOR
+from pairmill.schemas.manifest import ColumnsManifest, ShardManifest, manifest_name
+
+_OWN_FOOTER = ("schema_version", "shard")
+
+
+@dataclass(frozen=True)
+class SideColumns:
+    """The columns that belong to one generation of a shard."""
+
+    store: Store
+    records: tuple[tuple[str, ColumnsManifest], ...]
+    """(folder in `columns/`, its record of the shard)."""
+
+    @classmethod
+    def of(cls, store: Store, manifest: ShardManifest) -> "SideColumns":
+        """Those that belong to the shard's pairs file. Columns of other generations are not used by anything."""
+        return cls(store, tuple(_records(store, manifest)))
+
+    def read(self, rows: Mask) -> list[pa.Table]:
+        """The columns of some rows of the pairs file, one table per folder."""
+        if not rows.any():
+            return []
+        return [read_table(self.store, record.file.path).filter(pa.array(rows)) for _, record in self.records]
+
+    def write(self, new: ShardManifest, pairs: pa.Table, gone: Mask) -> None:
+        """Write the columns of the next generation. `pairs`: the old pairs, `gone`: which of them go.
+
+        If none go, the file stays, and gets a record for the new generation.
+        """
+        for name, record in self.records:
+            path = f"columns/{name}/manifests/{manifest_name(new.shard, new.generation)}"
+            self.store.delete(path)  # of an interrupted call, whose pairs file had another checksum
+            if not gone.any():
+                kept = record.model_copy(update={"generation": new.generation})
+                self.store.create(path, kept.model_dump_json(indent=1).encode())
+                continue
+            table = read_table(self.store, record.file.path)
+            footer = json.loads((table.schema.metadata or {}).get(b"pairmill", b"{}"))
+            about = {key: value for key, value in footer.items() if key not in _OWN_FOOTER}
+            left_out = max(0, record.pictures_left_out - _lacking(pairs, table, gone))
+            columns = table.filter(pa.array(~gone))
+            write_columns(self.store, name, columns, new, about, record.job_fingerprint, left_out)
+
+
+def _records(store: Store, manifest: ShardManifest) -> Iterator[tuple[str, ColumnsManifest]]:
+    for name in store.folders("columns"):
+        try:
+            record = read_columns_manifest(store, name, manifest.name)
+        except FileNotFoundError:
+            continue
+        if record.pairs_blake2b == manifest.files["pairs"].blake2b:
+            yield name, record
+
+
+def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
+    """Rows that go and have a picture, but nothing in the added columns."""
+    lacking = pairs["image_tar"].filter(pa.array(gone)).is_valid()
+    for name in columns.column_names:
+        if name != "row_id":
+            lacking = pc.and_(lacking, columns[name].filter(pa.array(gone)).is_null())
+    return pc.sum(lacking).as_py() or 0
+
+
+def scores_with(store: Store, uids: DigestSet, vectors: DigestSet) -> Iterator[str]:
+    """Names of the scores whose state holds a withdrawn row: its uid, or one of its embeddings.
+
+    Such a score was computed in relation to the row, so its values cannot stay as they are, nor be computed again
+    without it. Raises ManifestError.
+    """
+    for each in column_sets(store):
+        if each.kind == "score" and _holds(read_state(store, read_score_card(store, each.name)), uids, vectors):
+            yield each.name
+
+
+def _holds(state: State, uids: DigestSet, vectors: DigestSet) -> bool:
+    for name, tensor in state.tensors.items():
+        if tensor.ndim != 2 or not len(tensor):
+            continue
+        if name.endswith("uids") and tensor.dtype == np.uint64:
+            texts = [f"{high:016x}{low:016x}" for high, low in tensor.tolist()]
+            if uids.contains([digest("uid", text.encode()) for text in texts]).any():
+                return True
+        elif tensor.dtype == np.float16:
+            rows = np.ascontiguousarray(tensor)
+            if vectors.contains([digest(VECTOR, row.tobytes()) for row in rows]).any():
+                return True
+    return False

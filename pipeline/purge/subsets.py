@@ -1,0 +1,180 @@
+"""Takes withdrawn rows out of subsets. The others stay selected, wherever they are in the new generations."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import manifests_of, read_manifest
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.dataset.subset import (
+    NOT_DROPPED,
+    ROWS_SCHEMA,
+    SHARDS_SCHEMA,
+    publish,
+    read_subset,
+    subset_names,
+    write_tables,
+)
+from pairmill.pipeline.purge.digests import DigestSet
+from pairmill.pipeline.purge.keys import digest
+from pairmill.pipeline.purge.ledger import Ledger
+from pairmill.pipeline.purge.matching import Matcher
+from pairmill.schemas.manifest import manifest_name
+from pairmill.schemas.subset import Cluster, StepReport, Subset, SubsetFiles
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The newest generation of a shard, and which rows of an older pairs file it still has."""
+
+    generation: int
+    pairs_blake2b: str
+    is_kept: pa.Array
+    """For each row of the older file."""
+    uids: pa.Array
+    """Of the new file."""
+
+
+def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) -> list[str]:
+    """Rewrite the subsets that hold withdrawn rows, or were selected from shards that a purge has rewritten. Returns
+    their names.
+
+    Old generations of these shards must still be there: they say where each row was. `generations`: shard -> newest.
+    """
+    changes = _Changes(store, generations)
+    return [name for name in subset_names(store) if _purge_subset(store, read_subset(store, name), ledger, changes)]
+
+
+class _Changes:
+    """Finds what became of the pairs file that a subset was selected from."""
+
+    def __init__(self, store: Store, generations: Mapping[int, int]) -> None:
+        self._store = store
+        self._newest = generations
+        self._all = manifests_of(store)
+        self.of = lru_cache(maxsize=64)(self._of)
+
+    def _of(self, shard: int, generation: int, pairs_blake2b: str) -> _Change | None:
+        """None if the shard still has this pairs file, or if it was rebuilt by anything but a purge, whose old
+        generation is gone: the subset is outdated then, and is selected again anyway."""
+        newest = self._newest.get(shard)
+        if newest is None or newest == generation:
+            return None
+        new = read_manifest(self._store, manifest_name(shard, newest)).files["pairs"]
+        if new.blake2b == pairs_blake2b:
+            return None
+        for older in sorted(self._all.get(shard, ()), reverse=True):
+            old = read_manifest(self._store, manifest_name(shard, older)).files["pairs"]
+            if old.blake2b == pairs_blake2b:
+                before = read_table(self._store, old.path, ["row_id"])["row_id"].combine_chunks()
+                now = read_table(self._store, new.path, ["row_id", "uid"])
+                is_kept = pc.is_in(before, value_set=now["row_id"].combine_chunks())
+                is_same = is_kept.true_count == now.num_rows  # otherwise a retry came between, and rows were added
+                return _Change(newest, new.blake2b, is_kept, now["uid"].combine_chunks()) if is_same else None
+        return None
+
+
+@dataclass
+class _Rewritten:
+    """The files of a subset as they are read, and what they add up to."""
+
+    files: list[tuple[pa.Table, pa.Table]] = field(default_factory=list)
+    """The rows and the shards of each chunk."""
+    is_changed: bool = False
+    counts: Counter[int] = field(default_factory=Counter)
+    """Number of a step, or NOT_DROPPED -> rows."""
+    state: str = ""
+
+
+def _purge_subset(store: Store, subset: Subset, ledger: Ledger, changes: _Changes) -> bool:
+    found = _Rewritten()
+    for files in subset.files:
+        rows, shards = _purge_files(store, files, ledger.uids, changes, found)
+        found.files.append((rows, shards))
+    reports = list(_reports(subset.reports, found.counts, Matcher(ledger)))
+    if not found.is_changed and reports == subset.reports:
+        return False
+    attempt = hashlib.blake2b(f"{subset.attempt} purged {found.state}".encode(), digest_size=16).hexdigest()
+    folder = f"subsets/{subset.name}"
+    written = [
+        write_tables(store, rows, shards, folder, f"{number:05d}.{attempt}")
+        for number, (rows, shards) in enumerate(found.files)
+    ]
+    changed = {
+        "attempt": attempt,
+        "rows_in": found.counts.total(),
+        "rows_out": found.counts[NOT_DROPPED],
+        "reports": reports,
+        "generations_blake2b": hashlib.blake2b(found.state.encode(), digest_size=16).hexdigest(),
+        "files": written,
+    }
+    publish(store, subset.model_copy(update=changed), subset)
+    return True
+
+
+def _purge_files(
+    store: Store, files: SubsetFiles, uids: DigestSet, changes: _Changes, found: _Rewritten
+) -> tuple[pa.Table, pa.Table]:
+    """The two tables of a chunk without the withdrawn rows."""
+    rows, shards = read_table(store, files.rows.path), read_table(store, files.shards.path)
+    tables, records = [], []
+    for record in shards.to_pylist():
+        of_shard = rows.filter(pc.equal(rows["shard"], record["shard"]))
+        change = changes.of(record["shard"], record["generation"], record["pairs_blake2b"])
+        if change is not None:
+            found.is_changed = True
+            record, of_shard = _moved(record, change)
+        elif (listed := _listed(of_shard, uids)).any():  # an outdated subset: only its uids can be dropped
+            found.is_changed = True
+            of_shard = of_shard.filter(pa.array(~listed))
+        drop_step = np.frombuffer(record["fates"], np.int8)
+        found.counts.update(Counter(drop_step.tolist()))
+        found.state += f"{record['shard']} {record['generation']} {record['pairs_blake2b']}\n"
+        tables.append(of_shard.cast(ROWS_SCHEMA))
+        records.append(record)
+    return pa.concat_tables([ROWS_SCHEMA.empty_table(), *tables]), pa.Table.from_pylist(records, SHARDS_SCHEMA)
+
+
+def _moved(record: Mapping[str, object], change: _Change) -> tuple[dict[str, object], pa.Table]:
+    """The record of a shard, and its selected rows, for its new generation."""
+    raw = record["fates"]
+    assert isinstance(raw, bytes)
+    drop_step = np.frombuffer(raw, np.int8)[change.is_kept.to_numpy(zero_copy_only=False)]
+    selected = np.flatnonzero(drop_step == NOT_DROPPED).astype(np.int32)
+    uids = change.uids.take(pa.array(selected))
+    numbers = pa.repeat(pa.scalar(record["shard"], pa.int64()), len(selected))
+    new = {
+        **record,
+        "generation": change.generation,
+        "pairs_blake2b": change.pairs_blake2b,
+        "rows": len(drop_step),
+        "chosen": len(selected),
+        "fates": drop_step.tobytes(),
+    }
+    return new, pa.table([numbers, pa.array(selected), uids], schema=ROWS_SCHEMA)
+
+
+def _listed(rows: pa.Table, uids: DigestSet) -> np.ndarray:
+    return uids.contains([digest("uid", uid.encode()) for uid in rows["uid"].to_pylist()])
+
+
+def _reports(reports: Sequence[StepReport], counts: Counter[int], matcher: Matcher) -> Iterator[StepReport]:
+    """What each step did with the rows that are left. Groups whose row is withdrawn are not named any more."""
+    remaining = counts.total()
+    for number, report in enumerate(reports):
+        rows_in, remaining = remaining, remaining - counts[number]
+        named = [each for each in report.largest_clusters if not _is_withdrawn(each, matcher)]
+        yield report.model_copy(update={"rows_in": rows_in, "rows_out": remaining, "largest_clusters": named})
+
+
+def _is_withdrawn(cluster: Cluster, matcher: Matcher) -> bool:
+    if cluster.row_id in matcher.ledger.row_ids:
+        return True
+    return cluster.url is not None and bool(matcher.withdrawn_urls([cluster.url])[0])

@@ -1,0 +1,129 @@
+"""Finds files that nothing needs: superseded generations, and what interrupted commands left."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pairmill.pipeline.common.storage import Store, is_in_use
+from pairmill.pipeline.dataset.manifests import (
+    DamagedManifestError,
+    committed,
+    manifests_of,
+    read_columns_manifest,
+    read_manifest,
+)
+from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
+from pairmill.pipeline.dataset.subset import read_subset, subset_names
+from pairmill.pipeline.search.part_files import read_parts
+from pairmill.schemas.manifest import manifest_name
+
+ABANDONED_S = 3_600
+"""A file of a shard that is not committed may be about to be: it counts as left behind only when it is this old."""
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """A file that can be deleted. Data files come before the manifests that name them."""
+
+    name: str
+    why: str
+
+
+def unneeded_files(store: Store, min_age_s: float = ABANDONED_S) -> Iterator[Unneeded]:
+    """All such files, in the order in which they are to be deleted. Files that pairmill did not write stay.
+
+    `min_age_s`: 0 if certainly nothing else writes to the output folder now. Raises ManifestError.
+    """
+    yield from _of_shards(store, min_age_s)
+    for name in store.folders("columns"):
+        yield from _of_columns(store, name, min_age_s)
+    for name in store.folders("subsets"):
+        yield from _of_subset(store, name, min_age_s)
+    for name in store.folders("index"):
+        yield from _of_index(store, f"index/{name}", min_age_s)
+    for name in store.list("tmp"):
+        if not is_in_use(name) and _is_old(store, f"tmp/{name}", min_age_s):
+            yield Unneeded(f"tmp/{name}", "temporary file")
+    done = committed(store)
+    for name in store.list("failures"):
+        shard = name.removesuffix(".txt")
+        if shard.isdigit() and int(shard) in done:
+            yield Unneeded(f"failures/{name}", "failure of a shard that is finished now")
+
+
+def delete_all(store: Store, files: Iterator[Unneeded]) -> list[Unneeded]:
+    """Delete files. Returns them."""
+    deleted = []
+    for file in list(files):
+        store.delete(file.name)
+        deleted.append(file)
+    return deleted
+
+
+def _of_shards(store: Store, min_age_s: float) -> Iterator[Unneeded]:
+    named, newest = set[str](), committed(store)
+    for shard, generation in newest.items():
+        named.update(file.path for file in read_manifest(store, manifest_name(shard, generation)).files.values())
+    yielded = set[str]()
+    for shard, generations in manifests_of(store).items():
+        for generation in generations[:-1]:
+            name = manifest_name(shard, generation)
+            for file in read_manifest(store, name).files.values():
+                if file.path not in named | yielded:
+                    yielded.add(file.path)
+                    yield Unneeded(file.path, "superseded generation")
+            yield Unneeded(f"manifests/{name}", "superseded generation")
+    for folder in DATA_FOLDERS:
+        for name in store.list(folder):
+            path, match = f"{folder}/{name}", DATA_NAME.fullmatch(name)
+            if match is None or path in named | yielded or path == SIZES_NAME:
+                continue
+            is_settled = newest.get(int(match["shard"]), -1) >= int(match["generation"] or 0)
+            if is_settled or _is_old(store, path, min_age_s):
+                yield Unneeded(path, "in no manifest")
+
+
+def _of_columns(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
+    folder, newest = f"columns/{name}", committed(store)
+    named, older = set[str](), []
+    for shard, generations in manifests_of(store, f"{folder}/manifests").items():
+        for generation in generations:
+            record = read_columns_manifest(store, name, manifest_name(shard, generation))
+            if generation >= newest.get(shard, 0) and generation == generations[-1]:
+                named.add(record.file.path)
+            else:
+                older.append((record.file.path, f"{folder}/manifests/{record.name}"))
+    for path, manifest in older:
+        if path not in named:
+            named.add(path)
+            yield Unneeded(path, "superseded columns")
+        yield Unneeded(manifest, "superseded columns")
+    for file in store.list(folder):
+        path = f"{folder}/{file}"
+        if DATA_NAME.fullmatch(file) and path not in named and _is_old(store, path, min_age_s):
+            yield Unneeded(path, "in no manifest")
+
+
+def _of_subset(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
+    named = set[str]()
+    if name in subset_names(store):
+        named = {file.path for files in read_subset(store, name).files for file in (files.rows, files.shards)}
+    for folder in (f"subsets/{name}/rows", f"subsets/{name}/shards"):
+        for file in store.list(folder):
+            path = f"{folder}/{file}"
+            if path not in named and file.endswith(".parquet") and _is_old(store, path, min_age_s):
+                yield Unneeded(path, "in no subset")
+
+
+def _of_index(store: Store, folder: str, min_age_s: float) -> Iterator[Unneeded]:
+    try:
+        named = {part.file.path for part in read_parts(store, folder).values()}
+    except DamagedManifestError:  # `verify` says what to do
+        return
+    for name in store.list(folder):
+        path = f"{folder}/{name}"
+        if name.endswith(".faiss") and path not in named and _is_old(store, path, min_age_s):
+            yield Unneeded(path, "in no index")
+
+
+def _is_old(store: Store, name: str, min_age_s: float) -> bool:
+    return not min_age_s or store.age_s(name) > min_age_s

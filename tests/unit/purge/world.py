@@ -1,0 +1,217 @@
+"""A small dataset with everything that a purge must reach, and a search of a whole folder that uses nothing of it."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import pairmill
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.commit import ShardWriter
+from pairmill.pipeline.encode.embedding_columns import float16_column
+from pairmill.pipeline.explore.labels import LABELS_SCHEMA, Labels
+from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
+from pairmill.pipeline.source.files import MALFORMED_COLUMN
+from pairmill.pipeline.source.mapping import ColumnMapping
+from pairmill.pipeline.source.planned import PlannedInput, to_bytes
+from pairmill.pipeline.source.uid import pair_uid
+from pairmill.schemas.batch import BatchInfo, ScoreContract, ShardBatch
+from pairmill.schemas.job.source import SourceConfig
+from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.manifest import Shard
+from pairmill.schemas.pairs import in_flight_schema, score_columns
+from pairmill.schemas.record import JobRecord
+
+SHARD_ROWS, DIM = 12, 8
+CONTRACT = ScoreContract("b32", "ViT-B-32", "openai", "0" * 64, {}, "float32", 77)
+NO_EXTRA = pa.schema([])
+
+
+class Source:
+    """The rows of the input: everything about row N follows from N."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        rng = np.random.default_rng(7)
+        vectors = rng.standard_normal((2, rows, DIM)).astype(np.float32)
+        self.vectors = vectors / np.linalg.norm(vectors, axis=2, keepdims=True)
+
+    def url(self, row: int) -> str:
+        """Every fifth row is on a subdomain of another host; one host is written in capitals."""
+        host = "img.Elsewhere.example" if row % 5 == 0 else "pictures.example"
+        return f"https://{host}/photo/{row:04d}/full.jpg"
+
+    def caption(self, row: int) -> str:
+        """Unique, and long enough not to occur anywhere by chance."""
+        return f"a caption about subject number {row:04d} and its neighbour"
+
+    def uid(self, row: int) -> str:
+        """As the reader computes it."""
+        return pair_uid(self.url(row).encode(), self.caption(row).encode())
+
+    def is_reject(self, row: int) -> bool:
+        """Every seventh row could not be fetched."""
+        return row % 7 == 3
+
+    def sha256(self, row: int) -> str:
+        """Of the original bytes. Rows 30 and 31 have the same picture as row 2."""
+        return f"{(2 if row in (30, 31) else row):064x}"
+
+    def picture(self, row: int) -> bytes:
+        """What is stored: not a real picture, but recognizable bytes."""
+        return b"\xff\xd8\xff\xe0" + f"stored picture {self.sha256(row)}".encode() * 3
+
+    def vector(self, kind: int, row: int) -> bytes:
+        """The stored bytes of an embedding."""
+        return self.vectors[kind, row].astype(np.float16).tobytes()
+
+    def marks(self, row: int) -> list[bytes]:
+        """What must not be found anywhere after the row was withdrawn, unless another row has the same."""
+        marks = [self.uid(row).encode(), self.url(row).encode(), self.caption(row).encode()]
+        return marks if self.is_reject(row) else [*marks, self.vector(0, row), self.vector(1, row)]
+
+
+def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
+    """The dataset `root/out`, with columns, subsets, an index, labels and reports, and its exports beside it.
+
+    The list was a CSV, so `input/` has all URLs and captions. The last shards are not committed.
+    """
+    source, out = Source(rows), root / "out"
+    lines = [f"{source.url(row)},{source.caption(row)}" for row in range(rows)]
+    (root / "in.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
+    store = Store(str(out))
+    shards, mapping = _plan(store, root / "in.csv", rows)
+    values = {"model": "b32"}
+    writer = ShardWriter(store, NO_EXTRA, ["b32"], _job(store, root / "in.csv").images, "0" * 32, {"pairmill": "1"})
+    for shard in shards[: len(shards) - uncommitted]:
+        writer.commit(ShardBatch(BatchInfo(shard, contracts=(CONTRACT,)), _table(source, shard)))
+    add_everything(out, values["model"])
+    return source
+
+
+def add_everything(out: Path, alias: str = "b32") -> None:
+    """Columns, subsets, an index, labels, reports, failures, exports."""
+    pairmill.score(out, "words", score="captions: {measures: [words]}")
+    pairmill.select(out, "all", settings={"partial": True})
+    pairmill.select(out, "half", steps=["where: similarity >= 0", "dedup: {by: sha256}"], settings={"partial": True})
+    pairmill.index(out, model=alias)
+    pairmill.index(out, model=alias, of="text")
+    pairmill.report(out)
+    uids = pairmill.open(out).table(["uid"])["uid"].to_pylist()
+    labels = Labels(Store(str(out)), "session")
+    for number, uid in enumerate(uids):
+        labels.put(uid, number % 2 == 0)
+    labels.save()
+    assert pq.read_table(out / "labels/session.parquet").schema == LABELS_SCHEMA
+    for name, form in (("tars", "webdataset"), ("tables", "parquet"), ("arrays", "clip-retrieval"), ("pool", "datacomp")):
+        pairmill.export(out, "all", out.parent / name, format=form, samples_per_file=15)  # type: ignore[arg-type]
+    (out / "failures").mkdir()
+    (out / "failures/000000009.txt").write_text("ArrowInvalid: https://pictures.example/photo/0001/full.jpg")
+
+
+def _job(store: Store, csv: Path) -> BuildJob:
+    values = {
+        "source": {"paths": [str(csv)]},
+        "output": store.root,
+        "images": {"store": "pairs"},
+        "models": [{"name": "ViT-B-32", "pretrained": "openai", "alias": "b32"}],
+        "shard_rows": SHARD_ROWS,
+    }
+    return BuildJob.model_validate(values)
+
+
+def _plan(store: Store, csv: Path, rows: int) -> tuple[list[Shard], ColumnMapping]:
+    mapping = ColumnMapping("url", "caption", None, None, None, NO_EXTRA, (), has_checksums=True)
+    file = inspect_text(str(csv), "csv", store.files, SourceConfig(paths=[str(csv)]))
+    fingerprint = store.files.fingerprint(str(csv))
+    name = converted_name(file, fingerprint, mapping, SHARD_ROWS)
+    convert(file, name, mapping, SHARD_ROWS, store)
+    shards = [
+        Shard(number, name, start, min(SHARD_ROWS, rows - start), fingerprint)
+        for number, start in enumerate(range(0, rows, SHARD_ROWS))
+    ]
+    table = pa.concat_tables([shard.to_table() for shard in shards])
+    record = JobRecord(_job(store, csv), "0" * 32)
+    store.create("plan/0.parquet", to_bytes(table, mapping, [PlannedInput(str(csv), name, fingerprint, rows)], record))
+    return shards, mapping
+
+
+def _table(source: Source, shard: Shard) -> pa.Table:
+    numbers = range(shard.first_row, shard.first_row + shard.num_rows)
+    rows = [_row(source, shard, row) for row in numbers]
+    table = pa.Table.from_pylist(rows, schema=in_flight_schema(NO_EXTRA))
+    images, texts = (source.vectors[kind, shard.first_row : shard.first_row + shard.num_rows] for kind in (0, 1))
+    valid = np.array([not source.is_reject(row) for row in numbers])
+    similarity = pa.array((images * texts).sum(axis=1), mask=~valid)
+    made = (similarity, float16_column(images, valid), float16_column(texts, valid))
+    for field, column in zip(score_columns("b32", DIM), made, strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
+def _row(source: Source, shard: Shard, row: int) -> dict[str, object]:
+    identity = {
+        "row_id": f"{shard.shard}:{row - shard.first_row}",
+        "uid": source.uid(row),
+        "url": source.url(row),
+        "caption": source.caption(row),
+        "caption_clean": source.caption(row),
+        "caption_index": 0,
+    }
+    if source.is_reject(row):
+        detail = f"redirect to {source.url(row)}"
+        return {**identity, "is_pair": False, "status": "http_4xx", "status_detail": detail, "final_url": None}
+    fetched = {"final_url": source.url(row), "sha256": source.sha256(row), "width": 20, "height": 10}
+    return {**identity, "is_pair": True, "status": "ok", "image": source.picture(row), **fetched}
+
+
+def grep(folder: Path, marks: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    """(file, mark) for each mark that is in a file: in its raw bytes, in any value of Parquet, in any member of a tar.
+
+    Uses neither the code under test nor its idea of what is where.
+    """
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            whole = b"\0".join([path.name.encode(), *_contents(path)])
+            found += [(str(path.relative_to(folder)), mark) for mark in marks if mark in whole]
+    return found
+
+
+def _contents(path: Path) -> Iterator[bytes]:
+    data = path.read_bytes()
+    yield data
+    if data[:4] == b"PAR1":
+        table = pq.read_table(io.BytesIO(data))
+        yield json.dumps({str(key): str(value) for key, value in (table.schema.metadata or {}).items()}).encode()
+        for column in table.columns:
+            yield from _values(column.to_pylist())
+    elif path.suffix == ".tar":
+        with tarfile.open(path) as tar:
+            for member in tar:
+                yield member.name.encode()
+                file = tar.extractfile(member)
+                yield file.read() if file else b""
+
+
+def _values(values: object) -> Iterator[bytes]:
+    if isinstance(values, dict):
+        for item in values.values():
+            yield from _values(item)
+    elif isinstance(values, list) and values and isinstance(values[0], float | np.floating):
+        yield np.array(values, np.float16).tobytes()
+    elif isinstance(values, list):
+        for item in values:
+            yield from _values(item)
+    elif isinstance(values, bytes):
+        yield values
+    elif isinstance(values, str):
+        yield values.encode()
+
+
+assert MALFORMED_COLUMN
