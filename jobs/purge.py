@@ -14,12 +14,13 @@ from pairmill.jobs.results import finish as count_and_clean
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import StorageError, Store
-from pairmill.pipeline.dataset.withdrawn import unfinished_purges
+from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge, unfinished_purges
 from pairmill.pipeline.purge.keys import key
 from pairmill.pipeline.purge.ledger import Ledger, clear_parts, finish, with_values, write_request
-from pairmill.pipeline.purge.lists import Values, read_list
+from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
 from pairmill.pipeline.purge.purge import Purged, find, withdraw
 from pairmill.pipeline.purge.running import only_purge
+from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
 from pairmill.pipeline.purge.superseded import Unneeded, delete_all, unneeded_files
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
@@ -165,6 +166,17 @@ def _index_again(store: Store, folder: str, on_step: OnStep) -> str | None:
     except (PairmillError, OSError) as error:
         return f"{command} ({error})"
     return None
+
+
+def verify_purged(store: Store, path: str, run: RunConfig | None = None, on_step: OnStep = ignore_step) -> PurgedReport:
+    """Search every file of an output folder for the values of a list, and for what the ledger knows of the rows that
+    went. Raises JobError for a bad list, or if a purge is not finished."""
+    store.check_access()
+    plan = load_plan(store)
+    refuse_unfinished_purge(store)
+    values = read_any_list(store.files, path)
+    with open_tasks(run or RunConfig(), plan.num_rows < ROWS_FOR_RAY, Steps(on_step, "searching files")) as tasks:
+        return search_folder(store, values, tasks)
 
 
 @dataclass(frozen=True)

@@ -59,19 +59,44 @@ def verify(
     rescore: Annotated[
         int, typer.Option(metavar="N", help="Pairs to score again, spread over the shards; 0 for none.", min=0)
     ] = 64,
+    purged: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Instead, search all of OUT for these uids, URLs, hosts or hashes."),
+    ] = None,
     settings: S3Settings = None,
     as_json: Json = False,
 ) -> None:
     """Check that a dataset is intact.
 
     Checks the counts, checksums, and tar and Parquet keys of every shard and the files of search indexes, and
-    recomputes a sample of the scores.
+    recomputes a sample of the scores. With --purged, proves that nothing is left of rows that were purged.
     """
     from pairmill.pipeline.check.verify import verify as run_verify
+
+    if purged is not None:
+        _verify_purged(output, purged, settings, as_json)
+        return
 
     with errors(), progress("Nothing was changed.") as listener:
         report = run_verify(open_store(output, settings), rescore, listener.step)
     _print_report(report, output)
+    if as_json:
+        print_json(report.as_dict())
+    if not report.holds:
+        raise typer.Exit(1)
+
+
+def _verify_purged(output: str, purged: str, settings: list[str] | None, as_json: bool) -> None:
+    from pairmill.jobs.purge import verify_purged
+    from pairmill.pipeline.common.text import counted
+
+    with errors(), progress("Nothing was changed.") as listener:
+        report = verify_purged(open_store(output, settings), purged, on_step=listener.step)
+    for line in report.lines():
+        typer.echo(line)
+    for found in report.found:
+        typer.echo(f"found: {found}", err=True)
+    typer.echo("nothing of it is left" if report.holds else counted(len(report.found), "finding"))
     if as_json:
         print_json(report.as_dict())
     if not report.holds:

@@ -137,7 +137,7 @@ def _filter_arrays(source: IO[bytes], target: IO[bytes], keep: Mask, is_archive:
 
     loaded = np.load(io.BytesIO(source.read()), allow_pickle=False)
     if is_archive:
-        np.savez(target, **{name: kept(loaded[name]) for name in loaded.files})
+        np.savez(target, **{name: kept(loaded[name]) for name in loaded.files})  # type: ignore[arg-type]
     else:
         np.save(target, kept(loaded))
 

@@ -75,7 +75,7 @@ def write_request(store: Store, values: Values, reason: str) -> int:
     columns = [[kind for kind, _ in rows], [digest for _, digest in rows]]
     for _ in range(_TRIES):
         number = max(ledger_files(store)["request"], default=0) + 1
-        counts = {kind: len(listed) for kind, listed in values.items() if listed}
+        counts: dict[str, int] = {kind: len(listed) for kind, listed in values.items() if listed}
         request = PurgeRequest(number=number, requested_at=now(), reason=reason, values=counts)
         table = pa.table(columns, schema=REQUEST_SCHEMA.with_metadata({_METADATA_KEY: request.model_dump_json()}))
         if store.create(request_name(number), to_parquet(table)):

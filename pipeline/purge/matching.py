@@ -43,7 +43,8 @@ class Matcher:
         if self.has_urls:
             names |= {*URL_COLUMNS, "status_detail"}
         if not self.by_uid_only:
-            names |= {kind for kind in ("sha256", _PDQ) if len(self.ledger.asked[kind])}
+            names |= {"sha256"} if len(self.ledger.asked["sha256"]) else set()
+            names |= {_PDQ} if len(self.ledger.asked["pdq"]) else set()
         return frozenset(names)
 
     def mask(self, table: pa.Table) -> Mask:

@@ -45,7 +45,7 @@ def rewrite_shard(store: Store, matcher: Matcher, shard: int, generation: int) -
     new = writer.write(pairs, rejects, gone, rejected)
     side.write(new, pairs, gone)
     publish_manifest(store, new)
-    return rows.num_rows
+    return int(rows.num_rows)
 
 
 class _Writer:

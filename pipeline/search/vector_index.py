@@ -6,6 +6,7 @@ Why this kind of index: docs/decisions/017-search-index.md.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -120,6 +121,16 @@ class VectorIndex:
         if lists < self.lists and (ids < 0).any():
             return self._search(queries, k, self.lists, selector)
         return ids, scores
+
+    def stored(self) -> Iterator[Halves]:
+        """The vectors as they are stored, float16 [n, dim] for each list."""
+        lists = faiss.downcast_InvertedLists(self._index.invlists)
+        for number in range(self.lists):
+            size = lists.list_size(number)
+            codes = (
+                faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size) if size else np.zeros(0, np.uint8)
+            )
+            yield codes.copy().view(np.float16).reshape(size, self.dim)
 
     def _search(self, queries: Floats, k: int, lists: int, selector: Any) -> tuple[Ids, Floats]:
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists)

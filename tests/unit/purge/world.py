@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 import pairmill
 from pairmill.pipeline.common.storage import Store
@@ -63,8 +64,11 @@ class Source:
         return f"{(2 if row in (30, 31) else row):064x}"
 
     def picture(self, row: int) -> bytes:
-        """What is stored: not a real picture, but recognizable bytes."""
-        return b"\xff\xd8\xff\xe0" + f"stored picture {self.sha256(row)}".encode() * 3
+        """What is stored: noise, as JPEG."""
+        pixels = np.random.default_rng(int(self.sha256(row), 16)).integers(0, 256, (10, 20, 3), np.uint8)
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "JPEG")
+        return data.getvalue()
 
     def vector(self, kind: int, row: int) -> bytes:
         """The stored bytes of an embedding."""
@@ -73,7 +77,9 @@ class Source:
     def marks(self, row: int) -> list[bytes]:
         """What must not be found anywhere after the row was withdrawn, unless another row has the same."""
         marks = [self.uid(row).encode(), self.url(row).encode(), self.caption(row).encode()]
-        return marks if self.is_reject(row) else [*marks, self.vector(0, row), self.vector(1, row)]
+        if self.is_reject(row):
+            return marks
+        return [*marks, self.vector(0, row), self.vector(1, row), self.picture(row), self.sha256(row).encode()]
 
 
 def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
@@ -108,7 +114,12 @@ def add_everything(out: Path, alias: str = "b32") -> None:
         labels.put(uid, number % 2 == 0)
     labels.save()
     assert pq.read_table(out / "labels/session.parquet").schema == LABELS_SCHEMA
-    for name, form in (("tars", "webdataset"), ("tables", "parquet"), ("arrays", "clip-retrieval"), ("pool", "datacomp")):
+    for name, form in (
+        ("tars", "webdataset"),
+        ("tables", "parquet"),
+        ("arrays", "clip-retrieval"),
+        ("pool", "datacomp"),
+    ):
         pairmill.export(out, "all", out.parent / name, format=form, samples_per_file=15)  # type: ignore[arg-type]
     (out / "failures").mkdir()
     (out / "failures/000000009.txt").write_text("ArrowInvalid: https://pictures.example/photo/0001/full.jpg")

@@ -1,0 +1,130 @@
+"""`verify --purged`: searches the whole output folder for rows that were withdrawn."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.dataset.manifests import committed, manifests_of, read_columns_manifest, read_manifest
+from pairmill.pipeline.purge.ledger import Ledger, withdrawn_rows
+from pairmill.pipeline.purge.lists import Values
+from pairmill.pipeline.purge.needles import Needles
+from pairmill.pipeline.purge.search_file import FileReport, search_file
+from pairmill.pipeline.select.tasks import Tasks
+from pairmill.schemas.manifest import manifest_name
+
+MAX_FOUND = 1_000
+
+
+@dataclass
+class PurgedReport:
+    """What was searched, and what is left of the purged rows."""
+
+    files: int = 0
+    num_bytes: int = 0
+    """Bytes of text and raw data that were searched."""
+    values: int = 0
+    """Values of Parquet columns."""
+    members: int = 0
+    """Members of tars."""
+    captions: int = 0
+    vectors: int = 0
+    pictures: int = 0
+    listed: dict[str, int] = field(default_factory=dict)
+    """Kind -> number of values in the list."""
+    withdrawn: int = 0
+    """Rows in the ledger whose captions, pictures and vectors were looked for."""
+    shared: int = 0
+    """Captions, pictures and vectors of these rows that rows which were not withdrawn have too."""
+    found: list[str] = field(default_factory=list)
+    """`FILE: what`, at most MAX_FOUND."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is left."""
+        return not self.found
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """What was searched, for people."""
+        listed = ", ".join(f"{number:,} {kind}" for kind, number in self.listed.items())
+        yield (
+            f"looked for {listed}, and for the captions, pictures and embeddings of "
+            f"{counted(self.withdrawn, 'withdrawn row')}"
+        )
+        yield (
+            f"in {counted(self.files, 'file')}: {counted(self.num_bytes, 'byte')}, "
+            f"{counted(self.values, 'Parquet value')}, {counted(self.members, 'tar member')}, "
+            f"{counted(self.captions, 'text')} as captions, {counted(self.vectors, 'vector')}, "
+            f"{counted(self.pictures, 'picture')}"
+        )
+        if self.shared:
+            yield f"{self.shared:,} of these captions, pictures and embeddings belong to other rows too, which stay"
+
+
+def search_folder(store: Store, values: Values, tasks: Tasks) -> PurgedReport:
+    """Search every file of the output folder, whoever wrote it.
+
+    Captions, pictures and vectors of withdrawn rows are known by their hashes in the ledger. A caption may belong to
+    other rows too: what the dataset's own rows have is not a finding, anywhere.
+    """
+    needles = _needles(store, values)
+    report = PurgedReport(listed={kind: len(listed) for kind, listed in values.items()}, withdrawn=len(needles.row_ids))
+    own = _files_of_rows(store)
+    shared, rest = set[bytes](), list[FileReport]()
+    counts = Counter[str]()
+    names = list(_all_files(store))
+    for each in tasks.get(tasks.map(search_file, [(store, needles, name) for name in names])):
+        counts += each.counts
+        report.found += [f"{each.name}: {what}" for what in sorted(each.found)]
+        if each.name in own:
+            shared |= each.digests
+        elif each.digests:
+            rest.append(each)
+    kinds = {"caption": needles.captions, "picture": needles.pictures, "embedding": needles.vectors}
+    for each in rest:
+        for kind, digests in kinds.items():
+            if left := each.digests & digests - shared:
+                report.found.append(f"{each.name}: {counted(len(left), kind)} of withdrawn rows")
+    report.files, report.shared = len(names), len(shared)
+    report.num_bytes = counts["bytes"]
+    for name in ("values", "members", "captions", "vectors", "pictures"):
+        setattr(report, name, counts[name])
+    report.found = sorted(report.found)[:MAX_FOUND]
+    return report
+
+
+def _needles(store: Store, values: Values) -> Needles:
+    rows, ledger = withdrawn_rows(store), Ledger.load(store)
+    digests = {
+        name: frozenset(rows[name].combine_chunks().flatten().to_pylist())
+        for name in ("captions", "pictures", "vectors")
+    }
+    uids = frozenset(each.ljust(32, b"\0") for each in ledger.uids.entries.tolist())
+    return Needles(values, ledger.row_ids, uids, **digests)
+
+
+def _files_of_rows(store: Store) -> set[str]:
+    """The files that the newest manifests name: their captions and vectors belong to rows of the dataset."""
+    newest = committed(store)
+    found = set[str]()
+    for shard, generation in newest.items():
+        files = read_manifest(store, manifest_name(shard, generation)).files.values()
+        found |= {file.path for file in files}
+    for name in store.folders("columns"):
+        for shard, generations in manifests_of(store, f"columns/{name}/manifests").items():
+            if generations[-1] == newest.get(shard):
+                record = read_columns_manifest(store, name, manifest_name(shard, generations[-1]))
+                found.add(record.file.path)
+    return found
+
+
+def _all_files(store: Store) -> Iterator[str]:
+    """Names of all files in the folder, hidden ones included."""
+    root = store.fs._strip_protocol(store.root).rstrip("/")
+    for path in sorted(store.fs.find(root)):
+        yield path.removeprefix(f"{root}/")
