@@ -1,5 +1,6 @@
 """A small dataset with everything that a purge must reach, and a search of a whole folder that uses nothing of it."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -17,11 +18,11 @@ from pairmill.pipeline.dataset.commit import ShardWriter
 from pairmill.pipeline.encode.embedding_columns import float16_column
 from pairmill.pipeline.explore.labels import LABELS_SCHEMA, Labels
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
-from pairmill.pipeline.source.files import MALFORMED_COLUMN
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.pipeline.source.planned import PlannedInput, to_bytes
 from pairmill.pipeline.source.uid import pair_uid
 from pairmill.schemas.batch import BatchInfo, ScoreContract, ShardBatch
+from pairmill.schemas.export import ExportFormat
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import Shard
@@ -31,6 +32,12 @@ from pairmill.schemas.record import JobRecord
 SHARD_ROWS, DIM = 12, 8
 CONTRACT = ScoreContract("b32", "ViT-B-32", "openai", "0" * 64, {}, "float32", 77)
 NO_EXTRA = pa.schema([])
+EXPORTS: dict[str, ExportFormat] = {
+    "tars": "webdataset",
+    "tables": "parquet",
+    "arrays": "clip-retrieval",
+    "pool": "datacomp",
+}
 
 
 class Source:
@@ -61,11 +68,11 @@ class Source:
 
     def sha256(self, row: int) -> str:
         """Of the original bytes. Rows 30 and 31 have the same picture as row 2."""
-        return f"{(2 if row in (30, 31) else row):064x}"
+        return hashlib.sha256(f"picture {2 if row in (30, 31) else row}".encode()).hexdigest()
 
     def picture(self, row: int) -> bytes:
         """What is stored: noise, as JPEG."""
-        pixels = np.random.default_rng(int(self.sha256(row), 16)).integers(0, 256, (10, 20, 3), np.uint8)
+        pixels = np.random.default_rng(int(self.sha256(row)[:8], 16)).integers(0, 256, (10, 20, 3), np.uint8)
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG")
         return data.getvalue()
@@ -91,12 +98,11 @@ def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
     lines = [f"{source.url(row)},{source.caption(row)}" for row in range(rows)]
     (root / "in.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
     store = Store(str(out))
-    shards, mapping = _plan(store, root / "in.csv", rows)
-    values = {"model": "b32"}
+    shards = _plan(store, root / "in.csv", rows)
     writer = ShardWriter(store, NO_EXTRA, ["b32"], _job(store, root / "in.csv").images, "0" * 32, {"pairmill": "1"})
     for shard in shards[: len(shards) - uncommitted]:
         writer.commit(ShardBatch(BatchInfo(shard, contracts=(CONTRACT,)), _table(source, shard)))
-    add_everything(out, values["model"])
+    add_everything(out)
     return source
 
 
@@ -114,13 +120,8 @@ def add_everything(out: Path, alias: str = "b32") -> None:
         labels.put(uid, number % 2 == 0)
     labels.save()
     assert pq.read_table(out / "labels/session.parquet").schema == LABELS_SCHEMA
-    for name, form in (
-        ("tars", "webdataset"),
-        ("tables", "parquet"),
-        ("arrays", "clip-retrieval"),
-        ("pool", "datacomp"),
-    ):
-        pairmill.export(out, "all", out.parent / name, format=form, samples_per_file=15)  # type: ignore[arg-type]
+    for name, form in EXPORTS.items():
+        pairmill.export(out, "all", out.parent / name, format=form, samples_per_file=15)
     (out / "failures").mkdir()
     (out / "failures/000000009.txt").write_text("ArrowInvalid: https://pictures.example/photo/0001/full.jpg")
 
@@ -136,7 +137,7 @@ def _job(store: Store, csv: Path) -> BuildJob:
     return BuildJob.model_validate(values)
 
 
-def _plan(store: Store, csv: Path, rows: int) -> tuple[list[Shard], ColumnMapping]:
+def _plan(store: Store, csv: Path, rows: int) -> list[Shard]:
     mapping = ColumnMapping("url", "caption", None, None, None, NO_EXTRA, (), has_checksums=True)
     file = inspect_text(str(csv), "csv", store.files, SourceConfig(paths=[str(csv)]))
     fingerprint = store.files.fingerprint(str(csv))
@@ -149,7 +150,7 @@ def _plan(store: Store, csv: Path, rows: int) -> tuple[list[Shard], ColumnMappin
     table = pa.concat_tables([shard.to_table() for shard in shards])
     record = JobRecord(_job(store, csv), "0" * 32)
     store.create("plan/0.parquet", to_bytes(table, mapping, [PlannedInput(str(csv), name, fingerprint, rows)], record))
-    return shards, mapping
+    return shards
 
 
 def _table(source: Source, shard: Shard) -> pa.Table:
@@ -223,6 +224,3 @@ def _values(values: object) -> Iterator[bytes]:
         yield values
     elif isinstance(values, str):
         yield values.encode()
-
-
-assert MALFORMED_COLUMN

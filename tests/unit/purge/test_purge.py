@@ -1,0 +1,225 @@
+"""Tests that a purge takes rows out of everything, and leaves all else as it was.
+
+The oracles: the rows of the world without the purged ones, and a search of every byte that uses no code of the purge.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import pairmill
+from pairmill.jobs.cli.main import app
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.strays import SIZES_NAME
+from pairmill.schemas.errors import JobError
+from tests.unit.purge.conftest import World
+from tests.unit.purge.state import rows_of, state_of
+from tests.unit.purge.world import EXPORTS, SHARD_ROWS, Source, grep
+
+COMMITTED = range(48)
+UNCOMMITTED = range(48, 60)
+
+
+def uuid(uid: str) -> str:
+    return f"{uid[:8]}-{uid[8:12]}-{uid[12:16]}-{uid[16:20]}-{uid[20:]}"
+
+
+def spelled(url: str) -> str:
+    """Another spelling of the same request."""
+    host, path = url.removeprefix("https://").split("/", 1)
+    return f"HTTPS://user@{host.upper()}:443/x/../{path}#top"
+
+
+CASES: dict[str, tuple[list[int], Callable[[Source], list[str]]]] = {
+    "uid": ([1, 3, 17, 24, 47], lambda source: [source.uid(row).upper() for row in (1, 3, 17, 24, 47)]),
+    "url": ([2, 9, 10, 38], lambda source: [spelled(source.url(row)) for row in (2, 9, 10, 38)]),
+    "host": ([row for row in range(60) if row % 5 == 0], lambda source: ["ELSEWHERE.example."]),
+    "sha256": ([2, 30], lambda source: [source.sha256(2).upper()]),
+}
+"""Kind -> (the rows that go, the list). Rows 30 and 31 have the picture of row 2; row 31 was rejected, and row 50
+is not committed yet."""
+
+
+def purge(world: World, kind: str, lines: list[str], **more: Any) -> pairmill.PurgeResult:
+    keyword = {"uid": "uids", "url": "urls", "host": "hosts"}.get(kind, kind)
+    lists: dict[str, Any] = {keyword: world.write(f"{kind}.txt", lines)}
+    return pairmill.purge(world.out, **lists, reason="asked for", **more)
+
+
+def marks_of(source: Source, gone: list[int]) -> list[bytes]:
+    """What the rows that go have, and no other row."""
+    kept = {mark for row in range(60) if row not in gone for mark in source.marks(row)}
+    return [mark for row in gone for mark in source.marks(row) if mark not in kept]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_nothing_is_left_and_everything_else_stays(world: World, kind: str) -> None:
+    gone, make = CASES[kind]
+    source, before = world.source, state_of(world.root)
+    marks = marks_of(source, gone)
+    assert len(grep(world.out, marks)) > len(gone)
+    result = purge(world, kind, make(source))
+    committed = [row for row in gone if row in COMMITTED]
+    assert result.purged.rows == len(committed)
+    assert result.purged.shards == sorted({row // SHARD_ROWS for row in committed})
+    assert grep(world.root / "out", marks) == []
+    for name in EXPORTS:
+        assert grep(world.root / name, marks) == []
+    assert pairmill.verify(world.out, rescore=0).problems == []
+    uids, urls = {source.uid(row) for row in gone}, {source.url(row).encode() for row in gone}
+    check_shards(world.root, before, uids)
+    check_the_rest(world.root, before, uids, urls)
+
+
+def check_shards(root: Path, before: dict[str, Any], uids: set[str]) -> None:
+    """Each shard has its rows in order without those that went; files of other shards are the same."""
+    for shard in range(4):
+        manifest = json.loads(newest(root / "out/manifests", shard).read_bytes())
+        old = json.loads((root.parent / f"saved/out/manifests/{shard:09d}.json").read_bytes())
+        is_touched = False
+        for folder in ("pairs", "rejects"):
+            rows = before[f"out/{folder}/{shard:09d}.parquet"]
+            left = [row for row in rows if row["uid"] not in uids]
+            path = root / "out" / manifest["files"][folder]["path"]
+            assert rows_of(path) == left
+            assert manifest[folder] == len(left)
+            metadata = pq.read_schema(root.parent / f"saved/out/{folder}/{shard:09d}.parquet").metadata
+            assert pq.read_schema(path).metadata == metadata
+            is_touched |= left != rows
+        assert manifest["generation"] == is_touched
+        assert manifest["statuses"].get("withdrawn", 0) == manifest["rows_in"] - manifest["pairs"] - manifest["rejects"]
+        assert sum(manifest["statuses"].values()) == manifest["rows_in"] == old["rows_in"]
+        if not is_touched:
+            assert manifest == old
+        check_pictures(root, manifest)
+
+
+def newest(folder: Path, shard: int) -> Path:
+    (path,) = folder.glob(f"{shard:09d}*.json")
+    return path
+
+
+def check_pictures(root: Path, manifest: dict[str, Any]) -> None:
+    """Each picture is where its row says."""
+    pairs = pq.read_table(root / "out" / manifest["files"]["pairs"]["path"], partitioning=None)
+    for row in pairs.select(["row_id", "image_tar", "image_offset", "image_length"]).to_pylist():
+        shard, number = (int(part) for part in row["row_id"].split(":"))
+        data = (root / "out" / row["image_tar"]).read_bytes()
+        picture = data[row["image_offset"] :][: row["image_length"]]
+        assert picture == Source(60).picture(shard * SHARD_ROWS + number)
+
+
+def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set[bytes]) -> None:
+    after = state_of(root)
+    for shard in range(4):
+        ids = [row["row_id"] for row in rows_of(next((root / "out/pairs").glob(f"{shard:09d}*.parquet")))]
+        scored = [row for row in before[f"out/columns/words/{shard:09d}.parquet"] if row["row_id"] in ids]
+        assert rows_of(next((root / "out/columns/words").glob(f"{shard:09d}*.parquet"))) == scored
+    for name in ("all", "half"):
+        selected = [rows for key, rows in before.items() if key.startswith(f"out/subsets/{name}/rows/")]
+        left = [row["uid"] for row in selected[0] if row["uid"] not in uids]
+        table = pairmill.open(root / "out").table(["uid"], subset=name)
+        assert table["uid"].to_pylist() == left
+        record = after[f"out/subsets/{name}/selection.json"]
+        assert record["rows_out"] == len(left) == record["reports"][-1]["rows_out"]
+    labels = before["out/labels/session.parquet"]
+    assert after["out/labels/session.parquet"] == [row for row in labels if row["uid"] not in uids]
+    (key,) = [key for key in before if key.startswith("out/input/")]
+    for old, new in zip(before[key], after[key], strict=True):
+        blank = {"url": None, "caption": None, "__pairmill_malformed": "withdrawn"}
+        assert new == (blank if old["url"] in urls else old)
+    assert "out/report.html" not in after
+    check_exports(root, before, after, uids)
+    sizes = after[f"out/{SIZES_NAME}"]
+    assert sum(sizes.values()) == len(pairmill.open(root / "out").table(["uid"]))
+
+
+def check_exports(root: Path, before: dict[str, Any], after: dict[str, Any], uids: set[str]) -> None:
+    left = 0
+    for number in range(3):
+        old, new = before[f"tars/{number:05d}.tar"], after[f"tars/{number:05d}.tar"]
+        assert new == [member for member in old if member[0].partition(".")[0] not in uids]
+        old, new = before[f"tables/{number:05d}.parquet"], after[f"tables/{number:05d}.parquet"]
+        assert new == [row for row in old if row["uid"] not in uids]
+        left += len(new)
+        rows = before[f"arrays/metadata/metadata_{number:04d}.parquet"]
+        keep = [row["uid"] not in uids for row in rows]
+        for kind in ("img", "text"):
+            name = f"arrays/{kind}_emb/{kind}_emb_{number:04d}.npy"
+            assert after[name] == [vector for vector, kept in zip(before[name], keep, strict=True) if kept]
+        assert [row["uid"] for row in after[f"pool/metadata/{number:05d}.parquet"]] == [
+            row["uid"] for row, kept in zip(rows, keep, strict=True) if kept
+        ]
+    halves = [f"{high:016x}{low:016x}" for high, low in np.load(root / "pool/subset.npy").tolist()]
+    assert len(halves) == left
+    assert not uids & set(halves)
+    for name in EXPORTS:
+        assert after[f"{name}/.pairmill/export.json"]["rows"] == left
+        assert sum(after[f"{name}/.pairmill/manifests/{number:05d}.json"]["rows"] for number in range(3)) == left
+    assert sum(after["tars/sizes.json"].values()) == left
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that comes after it has any effect."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, last: int) -> list[str]:
+    """From the write number `last` on, no write has an effect. Returns the list of the writes that were tried."""
+    tried: list[str] = []
+
+    def killed(method: str) -> Callable[..., Any]:
+        real = getattr(Store, method)
+
+        def write(store: Store, name: str, *more: Any) -> Any:
+            tried.append(f"{method} {name}")
+            if len(tried) > last:
+                raise Killed
+            return real(store, name, *more)
+
+        return write
+
+    for method in ("create_from", "replace_from", "delete"):
+        monkeypatch.setattr(Store, method, killed(method))
+    return tried
+
+
+def test_after_ten_kills_a_purge_ends_as_if_it_had_not_been_killed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, source = [1, 3, 17, 24, 30, 50], world.source
+    lists: dict[str, Any] = {
+        "uids": world.write("uids.txt", [uuid(source.uid(row)) for row in gone[:3]]),
+        "urls": world.write("urls.txt", [source.url(row) for row in gone[3:]]),
+    }
+    with monkeypatch.context() as patch:
+        tried = kill_at(patch, 10**6)
+        pairmill.purge(world.out, **lists, reason="asked for")
+    expected, total = state_of(world.root), len(tried)
+    shutil.rmtree(world.root)
+    shutil.copytree(world.saved, world.root)
+    rng, kills, left = np.random.default_rng(5), 0, 12
+    while kills < 10:
+        with monkeypatch.context() as patch:
+            tried = kill_at(patch, int(rng.integers(2, max(3, 2 * total // left))))
+            with pytest.raises(Killed):
+                pairmill.purge(world.out, **(lists if kills < 2 else {}), reason="asked for")
+        kills, left = kills + 1, left
+        with pytest.raises(JobError, match="a purge is not finished; finish it first: pairmill purge"):
+            pairmill.select(world.out, "other", settings={"partial": True})
+    pairmill.purge(world.out)
+    assert state_of(world.root) == expected
+    marks = marks_of(source, gone)
+    assert grep(world.root, marks) == [each for each in grep(world.root, marks) if each[0] == "in.csv"]
+    assert pairmill.verify(world.out, rescore=0).problems == []
+    verified = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(lists["urls"])])
+    assert (verified.exit_code, verified.stdout.splitlines()[-1]) == (0, "nothing of it is left")
+    assert "5 withdrawn rows" in verified.stdout
+    assert pa.__version__
