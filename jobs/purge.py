@@ -1,4 +1,4 @@
-"""`pairmill purge` and `gc`: withdraw rows from a dataset, and delete files that nothing needs.
+"""`pairmill purge`: withdraws rows from a dataset. `verify --purged`: proves that nothing of them is left.
 
 A request is recorded before anything changes, so a purge that is interrupted is finished by running it again, with or
 without the lists.
@@ -21,7 +21,6 @@ from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
 from pairmill.pipeline.purge.purge import Purged, find, withdraw
 from pairmill.pipeline.purge.running import only_purge
 from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
-from pairmill.pipeline.purge.superseded import Unneeded, delete_all, unneeded_files
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.search.build_index import build_index
@@ -177,38 +176,3 @@ def verify_purged(store: Store, path: str, run: RunConfig | None = None, on_step
     values = read_any_list(store.files, path)
     with open_tasks(run or RunConfig(), plan.num_rows < ROWS_FOR_RAY, Steps(on_step, "searching files")) as tasks:
         return search_folder(store, values, tasks)
-
-
-@dataclass(frozen=True)
-class GcResult:
-    """What `gc` deleted, or with `dry_run` would delete."""
-
-    output: str
-    dry_run: bool
-    files: list[Unneeded]
-    num_bytes: int
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
-        files = [{"name": file.name, "why": file.why} for file in self.files]
-        return {"output": self.output, "dry_run": self.dry_run, "files": files, "num_bytes": self.num_bytes}
-
-
-def gc(store: Store, dry_run: bool = False) -> GcResult:
-    """Delete superseded generations, and files that interrupted commands left. Files of shards that are not committed
-    stay for an hour, because a worker may be about to commit them. Raises JobError and ManifestError."""
-    store.check_access()
-    load_plan(store)
-    if unfinished_purges(store):  # subsets still need the old generations
-        raise JobError(f"{store.root}: a purge is not finished; finish it first: pairmill purge {store.root}")
-    files = list(unneeded_files(store))
-    num_bytes = 0
-    for file in files:
-        try:
-            num_bytes += store.num_bytes(file.name)
-        except FileNotFoundError:
-            continue
-    if not dry_run:
-        delete_all(store, iter(files))
-        store.remove_temporary()
-    return GcResult(store.root, dry_run, files, num_bytes)

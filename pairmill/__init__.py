@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from pairmill.jobs.export import ExportResult
     from pairmill.jobs.probe import ProbeResult
     from pairmill.jobs.progress import ProgressListener
-    from pairmill.jobs.purge import GcResult, PurgeResult
+    from pairmill.jobs.purge import PurgeResult
     from pairmill.jobs.report import ReportResult
     from pairmill.jobs.results import BuildResult
     from pairmill.jobs.retry import RetryResult
     from pairmill.jobs.score import ScoreResult
     from pairmill.jobs.search import SearchResult
+    from pairmill.jobs.upkeep import GcResult
     from pairmill.pipeline.check.report import VerifyReport
     from pairmill.pipeline.feed.config import FeedConfig
     from pairmill.pipeline.feed.pair_dataset import PairDataset
@@ -134,11 +135,12 @@ _MODULES = {
     "jobs.evaluate": ("EvaluationResult",),
     "jobs.probe": ("ProbeResult",),
     "jobs.progress": ("ProgressListener",),
-    "jobs.purge": ("GcResult", "PurgeResult"),
+    "jobs.purge": ("PurgeResult",),
     "jobs.report": ("ReportResult",),
     "jobs.results": ("BuildResult",),
     "jobs.score": ("ScoreResult",),
     "jobs.search": ("SearchResult",),
+    "jobs.upkeep": ("GcResult",),
     "jobs.export": ("ExportResult",),
     "jobs.retry": ("RetryResult",),
     "pipeline.check.report": ("VerifyReport",),

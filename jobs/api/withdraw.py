@@ -4,9 +4,11 @@ import os
 from collections.abc import Sequence
 
 from pairmill.jobs import purge as purging
+from pairmill.jobs import upkeep
 from pairmill.jobs.api.keywords import S3, Settings, StrPath, s3_config, suggests_keywords
 from pairmill.jobs.job_file import parse_settings, s3_of
-from pairmill.jobs.purge import GcResult, PurgeResult, purge_job
+from pairmill.jobs.purge import PurgeResult, purge_job
+from pairmill.jobs.upkeep import GcResult
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.purge import ListKind
 
@@ -71,4 +73,4 @@ def gc(output: StrPath, *, dry_run: bool = False, s3: S3 | None = None) -> GcRes
         JobError: A purge is not finished.
         PlanError: There is no output of a job.
     """
-    return purging.gc(Store(os.fspath(output), s3_config(s3)), dry_run)
+    return upkeep.gc(Store(os.fspath(output), s3_config(s3)), dry_run)

@@ -8,7 +8,8 @@ from pairmill.jobs.cli.options import Json, Output, Settings
 from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
-    from pairmill.jobs.purge import GcResult, PurgeJob, PurgeResult
+    from pairmill.jobs.purge import PurgeJob, PurgeResult
+    from pairmill.jobs.upkeep import GcResult
     from pairmill.schemas.purge import ListKind
 
 _SHOWN = 20
@@ -107,7 +108,7 @@ def gc(
     These are superseded generations of shards and columns, and what interrupted commands left. Files that pairmill
     did not write stay.
     """
-    from pairmill.jobs.purge import gc as run_gc
+    from pairmill.jobs.upkeep import gc as run_gc
 
     with errors():
         result = run_gc(open_store(output, settings), dry_run)

@@ -9,6 +9,7 @@ from pairmill.jobs.cli.results import print_failures, print_funnel
 from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
+    from pairmill.jobs.upkeep import Upkeep
     from pairmill.pipeline.check.report import VerifyReport
     from pairmill.pipeline.common.storage import Store
 
@@ -26,6 +27,7 @@ def status(
     """
     from pairmill.jobs.cli.watch import watch
     from pairmill.jobs.results import current
+    from pairmill.jobs.upkeep import Upkeep
     from pairmill.pipeline.common.text import counted
 
     with errors(), progress("The job itself, if one is running, continues.") as listener:
@@ -38,8 +40,10 @@ def status(
     print_failures(result)
     with errors():
         _print_added(store)
+        upkeep = Upkeep.of(store)
+    _print_upkeep(upkeep, output, result.statuses.get("withdrawn", 0))
     if as_json:
-        print_json(result.as_dict())
+        print_json({**result.as_dict(), **upkeep.as_dict()})
 
 
 def _print_added(store: "Store") -> None:
@@ -52,6 +56,22 @@ def _print_added(store: "Store") -> None:
         typer.echo(f"added: {', '.join(added.names)}")
     for each in added.incomplete:
         typer.echo(f"added: {each.name}, which some shards lack: {each.remedy}")
+
+
+def _print_upkeep(upkeep: "Upkeep", output: str, withdrawn: int) -> None:
+    """Generations of shards, and withdrawn rows, if there are any."""
+    from pairmill.pipeline.common.text import counted
+
+    if max(upkeep.generations, default=0):
+        shards = ", ".join(f"{shards:,} at {number:,}" for number, shards in upkeep.generations.items())
+        typer.echo(f"generations of the shards: {shards}")
+    if upkeep.superseded:
+        older = counted(upkeep.superseded, "superseded generation")
+        typer.echo(f"{older}, which `pairmill gc {output}` deletes")
+    if upkeep.requests:
+        typer.echo(f"{counted(withdrawn, 'row')} withdrawn, by {counted(upkeep.requests, 'request')}")
+    if upkeep.unfinished_purges:
+        typer.echo(f"a purge is running or was interrupted; to finish it: pairmill purge {output}")
 
 
 def verify(

@@ -27,6 +27,10 @@ from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.schemas.job.images import ImagesConfig
 from pairmill.schemas.pairs import STORED
 
+_OTHER_ROWS = (
+    "; after a retry, a purge or another selection, the rows are not the same: begin an epoch, with set_epoch and "
+    "without the checkpoint"
+)
 _UNBATCHED_ROWS = 256
 """Number of rows that are read and decoded together if each item is a single row."""
 _LOCAL_READERS = 2
@@ -143,8 +147,12 @@ class PairDataset(IterableDataset[Sample]):
             free |= {"batch_size", "drop_last"}
         for name, value in current.items():
             if name not in free and state.get(name, value) != value:
-                label = "subset" if name == "choice" else name
-                raise FeedError(f"the checkpoint belongs to another run: {label} was {state[name]!r}, is {value!r}")
+                label, why = name, ""
+                if name in ("choice", "rows"):
+                    label, why = "subset" if name == "choice" else name, _OTHER_ROWS
+                raise FeedError(
+                    f"the checkpoint belongs to another run: {label} was {state[name]!r}, is {value!r}{why}"
+                )
         self.epoch, self._rows_done = state["epoch"], state["rows_done"]
         self._counted_for, self._is_resumed = self._consumer(), True
         self._is_old_checkpoint = "batch_size" not in state

@@ -117,7 +117,7 @@ class FeedShards:
 
 def _gone(error: FileNotFoundError, path: str) -> FeedError:
     return FeedError(
-        f"{error.filename or path} is missing; if a retry has rebuilt its shard, create the PairDataset again"
+        f"{error.filename or path} is missing; if a retry or purge has rebuilt its shard, create the PairDataset again"
     )
 
 

@@ -1,0 +1,262 @@
+"""Tests the lists that a purge takes, what the ledger keeps of them, and that it blocks rows later."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import pairmill
+from pairmill.jobs.cli.main import app
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.commit import ShardWriter
+from pairmill.pipeline.purge.digests import DigestSet
+from pairmill.pipeline.purge.gate import Gate
+from pairmill.pipeline.purge.keys import canonical
+from pairmill.pipeline.purge.ledger import Ledger, write_request
+from pairmill.pipeline.purge.lists import read_any_list, read_list
+from pairmill.pipeline.purge.matching import Matcher
+from pairmill.pipeline.purge.pdq import is_near, words_of
+from pairmill.pipeline.source.plan import load_plan
+from pairmill.pipeline.source.rows import ShardReader
+from pairmill.pipeline.stages.build import ReadRows
+from pairmill.schemas.batch import BatchInfo, ShardBatch
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.manifest import shards_from_table
+from pairmill.schemas.purge import LIST_KINDS, ListKind
+from tests.unit.purge.conftest import World
+
+UID = "00112233445566778899aabbccddeeff"
+FILES = Files()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "same"),
+    [
+        ("uid", "00112233-4455-6677-8899-AABBCCDDEEFF", UID),
+        ("url", "HTTP://u:p@Example.COM:80/a/./b/../c?q=1#f", "http://example.com/a/c?q=1"),
+        ("url", "https://bücher.example/é", "https://xn--bcher-kva.example/%C3%A9"),
+        ("host", "*.Example.com", "example.com"),
+        ("host", "BÜCHER.example.", "xn--bcher-kva.example"),
+        ("sha256", "AB" * 32, "ab" * 32),
+        ("pdq", "F8" * 32, "f8" * 32),
+    ],
+)
+def test_spellings_of_one_value_are_equal(kind: ListKind, text: str, same: str) -> None:
+    assert canonical(kind, text) == canonical(kind, same) == same
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("uid", UID[1:]),
+        ("url", "example.com/a.jpg"),
+        ("host", "http://example.com/"),
+        ("sha256", UID),
+        ("pdq", "x" * 64),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_its_line(tmp_path: Path, kind: ListKind, text: str) -> None:
+    (tmp_path / "list.txt").write_text(f"# a comment\n\n{text}\n")
+    with pytest.raises(JobError, match=r"list\.txt, line 3: .* is not "):
+        read_list(FILES, str(tmp_path / "list.txt"), kind)
+
+
+def test_lists_may_be_parquet_and_their_kinds_show(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "uid": pa.array([bytes.fromhex(UID), None], pa.binary(16)),
+            "url": pa.array(["http://a.example/1", "http://A.example/1"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    path = str(tmp_path / "list.parquet")
+    assert read_list(FILES, path, "uid") == {UID}
+    assert read_any_list(FILES, path) == {"uid": {UID}, "url": {"http://a.example/1"}}
+    with pytest.raises(JobError, match="has no column `host`"):
+        read_list(FILES, path, "host")
+    (tmp_path / "list.txt").write_text(f"{UID}\r\nhttp://a.example/1\r\n{'0' * 64}\r\nexample.com\r\n")
+    found = read_any_list(FILES, str(tmp_path / "list.txt"))
+    assert {kind: len(values) for kind, values in found.items()} == dict.fromkeys(LIST_KINDS, 1)
+    for name, problem in (("missing.txt", "cannot be read"), ("empty.txt", "has no values")):
+        (tmp_path / "empty.txt").write_text("# nothing\n")
+        with pytest.raises(JobError, match=problem):
+            read_list(FILES, str(tmp_path / name), "uid")
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32)), st.lists(st.binary(min_size=32, max_size=32)))
+def test_digest_sets_are_sets(ours: list[bytes], others: list[bytes]) -> None:
+    ours += [bytes(32), bytes([1, *bytes(31)])]  # zeros at the end
+    asked = [*ours, *others, None]
+    assert DigestSet.of(ours).contains(asked).tolist() == [each in set(ours) for each in asked]
+    assert len(DigestSet.of(ours)) == len(set(ours))
+
+
+def test_pdq_hashes_match_up_to_31_bits() -> None:
+    rng = np.random.default_rng(1)
+    listed = [rng.bytes(32) for _ in range(5)]
+    hashes: list[str | None] = [None, "not a hash", "f" * 63]
+    distances: list[int | None] = [None] * 3
+    for flips in (*range(28, 36), 0, 128):
+        bits = np.unpackbits(np.frombuffer(listed[flips % 5], np.uint8))
+        bits[rng.choice(256, flips, replace=False)] ^= 1
+        hashes.append(np.packbits(bits).tobytes().hex().upper())
+        distances.append(flips)
+    near = is_near(pa.chunked_array([hashes]), words_of(listed))
+    assert near.tolist() == [flips is not None and flips <= 31 for flips in distances]
+
+
+def test_a_column_of_pdq_hashes_decides_if_there_is_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_request(store, {"pdq": frozenset(["0" * 64])}, "a list of hashes")
+    matcher = Matcher(Ledger.load(store))
+    rows = pa.table({"uid": ["a", "b"], "pdq": ["0" * 56 + "7" * 8, "1" * 64]})
+    assert matcher.mask(rows).tolist() == [True, False]
+    assert matcher.mask(rows.drop_columns("pdq")).tolist() == [False, False]
+
+
+def test_the_ledger_keeps_hashes_only(world: World) -> None:
+    source = world.source
+    rows = (1, 5, 8)
+    lists = {
+        "uids": world.write("uids.txt", [source.uid(1)]),
+        "hosts": world.write("hosts.txt", ["elsewhere.example"]),
+        "urls": world.write("urls.txt", [source.url(8)]),
+    }
+    pairmill.purge(world.out, **lists, reason="a letter of 3 May")  # type: ignore[arg-type]
+    kept = b"".join(path.read_bytes() for path in sorted((world.out / "withdrawn").iterdir()))
+    tables = [pq.read_table(path) for path in (world.out / "withdrawn").glob("*.parquet")]
+    kept += repr([table.to_pylist() for table in tables]).encode()
+    assert b"a letter of 3 May" in kept
+    for row in rows:
+        assert not [mark for mark in (*source.marks(row), b"elsewhere.example", b"Elsewhere") if mark in kept]
+
+
+def test_a_reason_is_needed_and_does_not_name_what_goes(world: World) -> None:
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    with pytest.raises(JobError, match="--reason: say why"):
+        pairmill.purge(world.out, uids=uids)
+    with pytest.raises(JobError, match="--reason names a uid of the list"):
+        pairmill.purge(world.out, uids=uids, reason=f"about {world.source.uid(1)}")
+    with pytest.raises(JobError, match="at most 1,000"):
+        pairmill.purge(world.out, uids=uids, reason="x" * 1_001)
+    with pytest.raises(JobError, match="say what to withdraw"):
+        pairmill.purge(world.out)
+    assert not (world.out / "withdrawn").exists()
+
+
+def test_a_dry_run_changes_nothing(world: World) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in sorted(world.root.rglob("*")) if path.is_file()}
+
+    before = files()
+    hosts = world.write("hosts.txt", ["elsewhere.example"])
+    result = pairmill.purge(world.out, hosts=hosts, dry_run=True)
+    assert (result.purged.rows, result.purged.shards) == (10, [0, 1, 2, 3])
+    assert files() == before
+
+
+def test_withdrawn_rows_are_not_read_fetched_or_stored_later(world: World) -> None:
+    """Shard 4 is not committed: row 50 is withdrawn by its host, 52 by its uid. Row 53 turns out to have a picture that
+    was withdrawn."""
+    source, store = world.source, Store(str(world.out))
+    hosts = world.write("hosts.txt", ["elsewhere.example"])
+    uids = world.write("uids.txt", [source.uid(52)])
+    pictures = world.write("sha256.txt", [source.sha256(2)])
+    pairmill.purge(world.out, hosts=hosts, uids=uids, sha256=pictures, reason="asked for")
+    plan = load_plan(store)
+    shard = shards_from_table(plan.shards)[4]
+    read = ShardReader(store, plan.mapping).read(shard)  # input/ has blank rows now
+    assert [row for row, url in enumerate(read["url"].to_pylist()) if url is None] == [2, 4, 7]
+    restored = world.saved / "out/input"  # as if the list were still there, for example as Parquet
+    for path in restored.iterdir():
+        (world.out / "input" / path.name).write_bytes(path.read_bytes())
+    stage = ReadRows(plan.job.model_copy(update={"output": str(world.out)}), plan.mapping).open_all()
+    batch = stage(ShardBatch(BatchInfo(shard), pa.table({})))
+    stage.close()
+    statuses = batch.table["status"].to_pylist()
+    assert [row for row, status in enumerate(statuses) if status == "withdrawn"] == [2, 4, 7]
+    fetched = pa.array([source.sha256(2) if row == 5 else None for row in range(12)])
+    index = batch.table.schema.get_field_index("sha256")
+    table = Gate(store)(batch.table.set_column(index, batch.table.schema.field(index), fetched))
+    writer = ShardWriter(store, pa.schema([]), [], plan.job.images, "0" * 32, {})
+    manifest = writer.commit(ShardBatch(BatchInfo(shard), table))
+    assert (manifest.rows_in, manifest.pairs, manifest.rejects, manifest.withdrawn) == (12, 0, 8, 4)
+    stored = pq.read_table(world.out / "rejects/000000004.parquet")
+    assert stored["row_id"].to_pylist() == [f"4:{row}" for row in range(12) if row not in (2, 4, 5, 7)]
+
+
+def test_rows_that_came_meanwhile_go_with_the_next_purge(world: World) -> None:
+    """A second call without lists applies earlier requests to what is there now."""
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    pairmill.purge(world.out, uids=uids, reason="asked for")
+    for folder, name in (
+        ("pairs", "000000000.parquet"),
+        ("manifests", "000000000.json"),
+        ("rejects", "000000000.parquet"),
+    ):
+        (world.out / folder / name.replace(".", ".g1.", 1)).unlink(missing_ok=True)
+        (world.out / folder / name).write_bytes((world.saved / "out" / folder / name).read_bytes())
+    (world.out / "images/000000000.tar").write_bytes((world.saved / "out/images/000000000.tar").read_bytes())
+    result = pairmill.purge(world.out)
+    assert (result.purged.rows, result.purged.shards) == (1, [0])
+    again = pairmill.purge(world.out)
+    assert (again.purged.rows, again.purged.shards) == (0, [])
+    assert len(list((world.out / "withdrawn").glob("*.request.parquet"))) == 2
+
+
+def running(world: World, **changes: Any) -> None:
+    (world.out / "withdrawn").mkdir()
+    record = {"host": os.uname().nodename, "pid": os.getpid(), "started_at": "2026-01-01T00:00:00", **changes}
+    (world.out / "withdrawn/running.json").write_text(json.dumps(record))
+
+
+def test_two_purges_at_once_are_refused_and_dead_ones_are_taken_over(world: World) -> None:
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    running(world, pid=1)
+    with pytest.raises(JobError, match="another purge is running since 2026-01-01T00:00:00, as process 1 on "):
+        pairmill.purge(world.out, uids=uids, reason="asked for")
+    (world.out / "withdrawn/running.json").write_text(
+        json.dumps({"host": "elsewhere", "pid": 2**22 + 1, "started_at": "2026"})
+    )
+    with pytest.raises(JobError, match=r"on elsewhere; wait until it ends\. If it was killed, delete "):
+        pairmill.purge(world.out, uids=uids, reason="asked for")
+    (world.out / "withdrawn/running.json").unlink()
+    (world.out / "withdrawn").rmdir()
+    running(world, pid=2**22 + 1)  # beyond the largest pid of Linux
+    assert pairmill.purge(world.out, uids=uids, reason="asked for").purged.rows == 1
+    assert not (world.out / "withdrawn/running.json").exists()
+
+
+def test_status_tells_about_generations_and_withdrawn_rows(world: World) -> None:
+    uids = world.write("uids.txt", [world.source.uid(row) for row in (1, 3)])
+    pairmill.purge(world.out, uids=uids, reason="asked for")
+    done = CliRunner().invoke(app, ["status", str(world.out), "--json"])
+    assert "generations of the shards: 3 at 0, 1 at 1" in done.stdout
+    assert "2 rows withdrawn, by 1 request\n" in done.stdout
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert values["generations"] == {"0": 3, "1": 1}
+    assert values["columns"] == {"words": 4}
+    assert values["statuses"]["withdrawn"] == 2
+    assert (values["superseded"], values["unfinished_purges"]) == (0, 0)
+    assert values["pairs"] + values["rejects"] + 2 == values["rows_in"]
+
+
+def test_without_the_right_to_delete_nothing_begins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(store: Store, name: str) -> None:
+        raise PermissionError(13, "Access Denied", store.path(name))
+
+    monkeypatch.setattr(Store, "delete", denied)
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    done = CliRunner().invoke(app, ["purge", str(world.out), "--uids", str(uids), "--reason", "asked for"])
+    assert done.exit_code == 1
+    assert "a purge needs the right to delete objects. Nothing was withdrawn" in done.stderr
+    assert not list((world.out / "withdrawn").glob("*.parquet"))
