@@ -141,8 +141,9 @@ def _values(store: Store, job: PurgeJob) -> Values:
         raise JobError("--reason: say why, in a few words; the ledger keeps it")
     if len(reason) > MAX_REASON_CHARS:
         raise JobError(f"--reason: {len(reason):,} characters, but at most {MAX_REASON_CHARS:,} are kept")
+    words = {word.strip(".,;:!?()<>[]'\"") for word in reason.lower().split()}
     for kind, listed in values.items():
-        if any(value in reason for value in listed):
+        if words & {value.lower() for value in listed}:
             raise JobError(f"--reason names a {kind} of the list, which would stay in the ledger; say it otherwise")
     if not values and Ledger.load(store).is_empty:
         raise JobError("say what to withdraw: --uids, --urls, --hosts, --sha256 or --pdq FILE")

@@ -29,7 +29,7 @@ def purge(
         str | None, _list("--sha256", "Withdraw pictures by the SHA-256 of their original bytes.")
     ] = None,
     pdq: Annotated[str | None, _list("--pdq", "Withdraw pictures within 31 bits of these PDQ hashes.")] = None,
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why; the ledger keeps it.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="WHY", help="Kept in the ledger.")] = None,
     export: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="An export that OUT does not know of, to purge too; repeatable."),

@@ -22,6 +22,7 @@ from pairmill.pipeline.dataset.manifests import DamagedManifestError, ManifestEr
 from pairmill.pipeline.dataset.parquet import read_schema, read_table
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
 from pairmill.pipeline.dataset.webdataset_tar import read_tar
+from pairmill.pipeline.dataset.withdrawn import unfinished_purges
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, Shard, ShardManifest, manifest_name, shards_from_table
@@ -69,7 +70,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             scored.append(manifest.shard)
     if all_read and not report.shards_missing and not report.damaged:  # otherwise they may belong to a shard
         report.problems.extend(foreign_files(store, named))
-    report.problems.extend(check_indexes(store, on_step))
+    report.problems.extend([*check_indexes(store, on_step), *_unfinished_purge(store)])
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
 
@@ -84,6 +85,11 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
         report.problems.extend(rescore_built(Snapshot.of(store), rescore, report, on_step))
         report.problems.extend(rescore_columns(Snapshot.of(store), rescore, report, on_step))
     return report
+
+
+def _unfinished_purge(store: Store) -> Iterator[str]:
+    if unfinished_purges(store):
+        yield f"a purge is not finished; finish it: pairmill purge {store.root}"
 
 
 def _added(store: Store, report: VerifyReport) -> list[ColumnSet]:

@@ -242,7 +242,7 @@ def test_status_tells_about_generations_and_withdrawn_rows(world: World) -> None
     assert "2 rows withdrawn, by 1 request\n" in done.stdout
     values = json.loads(done.stdout.splitlines()[-1])
     assert values["generations"] == {"0": 3, "1": 1}
-    assert values["columns"] == {"words": 4}
+    assert values["columns"] == {"b16": 4, "words": 4}
     assert values["statuses"]["withdrawn"] == 2
     assert (values["superseded"], values["unfinished_purges"]) == (0, 0)
     assert values["pairs"] + values["rejects"] + 2 == values["rows_in"]

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import pairmill
+from pairmill.pipeline.columns.column_files import write_columns
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
+from pairmill.pipeline.dataset.manifests import read_manifests
 from pairmill.pipeline.encode.embedding_columns import float16_column
 from pairmill.pipeline.explore.labels import LABELS_SCHEMA, Labels
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
@@ -30,6 +33,7 @@ from pairmill.schemas.pairs import in_flight_schema, score_columns
 from pairmill.schemas.record import JobRecord
 
 SHARD_ROWS, DIM = 12, 8
+B16 = ScoreContract("b16", "ViT-B-16", "openai", "1" * 64, {}, "float32", 77)
 CONTRACT = ScoreContract("b32", "ViT-B-32", "openai", "0" * 64, {}, "float32", 77)
 NO_EXTRA = pa.schema([])
 EXPORTS: dict[str, ExportFormat] = {
@@ -46,8 +50,9 @@ class Source:
     def __init__(self, rows: int) -> None:
         self.rows = rows
         rng = np.random.default_rng(7)
-        vectors = rng.standard_normal((2, rows, DIM)).astype(np.float32)
-        self.vectors = vectors / np.linalg.norm(vectors, axis=2, keepdims=True)
+        vectors = rng.standard_normal((4, rows, DIM)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+        self.vectors, self.more_vectors = vectors[:2], vectors[2:]
 
     def url(self, row: int) -> str:
         """Every fifth row is on a subdomain of another host; one host is written in capitals."""
@@ -79,14 +84,15 @@ class Source:
 
     def vector(self, kind: int, row: int) -> bytes:
         """The stored bytes of an embedding."""
-        return self.vectors[kind, row].astype(np.float16).tobytes()
+        return (self.vectors, self.more_vectors)[kind // 2][kind % 2, row].astype(np.float16).tobytes()
 
     def marks(self, row: int) -> list[bytes]:
         """What must not be found anywhere after the row was withdrawn, unless another row has the same."""
         marks = [self.uid(row).encode(), self.url(row).encode(), self.caption(row).encode()]
         if self.is_reject(row):
             return marks
-        return [*marks, self.vector(0, row), self.vector(1, row), self.picture(row), self.sha256(row).encode()]
+        vectors = [self.vector(kind, row) for kind in range(4)]
+        return [*marks, *vectors, self.picture(row), self.sha256(row).encode()]
 
 
 def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
@@ -102,17 +108,17 @@ def write_world(root: Path, rows: int = 60, uncommitted: int = 1) -> Source:
     writer = ShardWriter(store, NO_EXTRA, ["b32"], _job(store, root / "in.csv").images, "0" * 32, {"pairmill": "1"})
     for shard in shards[: len(shards) - uncommitted]:
         writer.commit(ShardBatch(BatchInfo(shard, contracts=(CONTRACT,)), _table(source, shard)))
-    add_everything(out)
+    add_everything(out, source)
     return source
 
 
-def add_everything(out: Path, alias: str = "b32") -> None:
+def add_everything(out: Path, source: Source) -> None:
     """Columns, subsets, an index, labels, reports, failures, exports."""
     pairmill.score(out, "words", score="captions: {measures: [words]}")
+    _add_model(Store(str(out)), source)
     pairmill.select(out, "all", settings={"partial": True})
     pairmill.select(out, "half", steps=["where: similarity >= 0", "dedup: {by: sha256}"], settings={"partial": True})
-    pairmill.index(out, model=alias)
-    pairmill.index(out, model=alias, of="text")
+    pairmill.index(out, model="b16")
     pairmill.report(out)
     uids = pairmill.open(out).table(["uid"])["uid"].to_pylist()
     labels = Labels(Store(str(out)), "session")
@@ -121,9 +127,24 @@ def add_everything(out: Path, alias: str = "b32") -> None:
     labels.save()
     assert pq.read_table(out / "labels/session.parquet").schema == LABELS_SCHEMA
     for name, form in EXPORTS.items():
-        pairmill.export(out, "all", out.parent / name, format=form, samples_per_file=15)
+        models = "b32" if name in ("arrays", "pool") else None
+        pairmill.export(out, "all", out.parent / name, format=form, samples_per_file=15, models=models)
     (out / "failures").mkdir()
     (out / "failures/000000009.txt").write_text("ArrowInvalid: https://pictures.example/photo/0001/full.jpg")
+
+
+def _add_model(store: Store, source: Source) -> None:
+    """The columns of the model `b16`, as `embed --add-model` writes them."""
+    store.create("columns/b16/model.json", b'{"name": "ViT-B-16", "fingerprint": "f"}')
+    for manifest in read_manifests(store):
+        row_ids = pq.read_table(store.path(manifest.files["pairs"].path), columns=["row_id"])["row_id"]
+        numbers = [int(each.partition(":")[2]) + manifest.first_row for each in row_ids.to_pylist()]
+        kinds = (source.more_vectors[0, numbers], source.more_vectors[1, numbers])
+        valid = np.ones(len(numbers), bool)
+        columns = [row_ids, pa.array(np.full(len(numbers), 0.5, np.float32))]
+        columns += [float16_column(vectors, valid) for vectors in kinds]
+        table = pa.table(columns, schema=pa.schema([pa.field("row_id", pa.string()), *score_columns("b16", DIM)]))
+        write_columns(store, "b16", table, manifest, {"models": [asdict(B16)]}, "f" * 32)
 
 
 def _job(store: Store, csv: Path) -> BuildJob:

@@ -1,0 +1,197 @@
+"""Tests that `verify --purged` finds what was left anywhere, that `gc` deletes only what nothing needs, and what
+becomes of scores, trainers and shards without rows."""
+
+import io
+import json
+import shutil
+import tarfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+import pairmill
+from pairmill.jobs.cli.main import app
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.subset import SubsetError
+from pairmill.pipeline.feed.config import FeedConfig, FeedError
+from pairmill.pipeline.feed.pair_dataset import PairDataset
+from tests.unit.purge.conftest import World
+from tests.unit.purge.test_purge import marks_of
+from tests.unit.purge.world import EXPORTS, Source, grep
+
+GONE = 1
+
+
+def _parquet(path: Path, **columns: object) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def _tar(path: Path, name: str, data: bytes) -> None:
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+
+
+def _faiss(path: Path, vector: bytes) -> None:
+    dim = len(vector) // 2
+    quantizer = faiss.IndexFlatIP(dim)
+    quantizer.add(np.zeros((1, dim), np.float32))
+    index = faiss.IndexIVFScalarQuantizer(quantizer, dim, 1, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    index.is_trained = True
+    index.add(np.frombuffer(vector, np.float16)[None].astype(np.float32))
+    faiss.write_index(index, str(path))
+
+
+def _vectors(data: bytes) -> pa.Array:
+    kind = pa.list_(pa.field("element", pa.float16(), nullable=False), len(data) // 2)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.frombuffer(data, np.float16)), type=kind)
+
+
+PLANTED: dict[str, Callable[[Path, Source], None]] = {
+    "stray.parquet": lambda path, source: _parquet(path, uid=[source.uid(GONE)]),
+    "nested.parquet": lambda path, source: _parquet(path, x=[[{"y": source.url(GONE).replace("https", "HTTPS")}]]),
+    "caption.parquet": lambda path, source: _parquet(path, text=[source.caption(GONE)]),
+    "bytes.parquet": lambda path, source: _parquet(path, raw=[source.caption(GONE).encode()]),
+    "vector.parquet": lambda path, source: _parquet(path, v=_vectors(source.vector(1, GONE))),
+    "added.parquet": lambda path, source: _parquet(path, v=_vectors(source.vector(2, GONE))),
+    "picture.parquet": lambda path, source: _parquet(path, image=[source.picture(GONE)]),
+    "a.tar": lambda path, source: _tar(path, "x.jpg", source.picture(GONE)),
+    "b.tar": lambda path, source: _tar(path, f"{source.uid(GONE)}.cls", b"1"),
+    "c.tar": lambda path, source: _tar(path, "x.txt", source.caption(GONE).encode()),
+    "page.html": lambda path, source: path.write_text(f"<p title='x'>{source.caption(GONE)}</p>"),
+    "link.html": lambda path, source: path.write_text(f"<a href={source.url(GONE)}?>x</a>".replace("?>", ">")),
+    "notes.json": lambda path, source: path.write_text(json.dumps({"x": [source.url(GONE)]}).replace("/", "\\/")),
+    ".hidden": lambda path, source: path.write_text(str(uuid.UUID(source.uid(GONE))).upper()),
+    "x.faiss": lambda path, source: _faiss(path, source.vector(0, GONE)),
+    "state.safetensors": lambda path, source: save_file(
+        {"vectors": np.frombuffer(source.vector(3, GONE), np.float16)[None].copy()}, path
+    ),
+    "uids.safetensors": lambda path, source: save_file(
+        {"uids": np.array([[int(source.uid(GONE)[:16], 16), int(source.uid(GONE)[16:], 16)]], np.uint64)}, path
+    ),
+}
+
+
+def test_what_is_left_anywhere_is_found(world: World) -> None:
+    """Each planted file has one thing of a purged row, in a form of its own."""
+    source = world.source
+    lists = [world.write("uids.txt", [source.uid(GONE)]), world.write("urls.txt", [source.url(GONE)])]
+    pairmill.purge(world.out, uids=lists[0], reason="asked for")
+    every = world.write("every.txt", [source.uid(GONE), source.url(GONE), source.sha256(GONE)])
+    clean = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(every), "--json"])
+    assert (clean.exit_code, json.loads(clean.stdout.splitlines()[-1])["found"]) == (0, [])
+    for name, plant in PLANTED.items():
+        plant(world.out / name, source)
+    done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(every), "--json"])
+    found = json.loads(done.stdout.splitlines()[-1])["found"]
+    assert done.exit_code == 1
+    assert {line.partition(":")[0] for line in found} == set(PLANTED)
+
+
+def test_what_other_rows_have_too_is_no_finding(world: World) -> None:
+    """Row 30 has the picture of row 2; only row 2 is withdrawn."""
+    source = world.source
+    pairmill.purge(world.out, uids=world.write("uids.txt", [source.uid(2)]), reason="asked for")
+    done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(world.saved.parent / "uids.txt")])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "1 of these captions, pictures and embeddings belong to other rows too, which stay" in done.stdout
+    pictures = world.write("sha256.txt", [source.sha256(2)])
+    done = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(pictures)])
+    assert done.exit_code == 1  # asked by its digest, the picture is still there
+
+
+def test_gc_deletes_what_nothing_needs_and_nothing_else(world: World) -> None:
+    out = world.out
+    kept = {path for path in out.rglob("*") if path.is_file()}
+    attempt = "00112233445566778899aabbccddeeff"
+    fresh = {  # perhaps about to be named
+        out / "columns/words/000000000.parquet": out / f"columns/words/000000000.{attempt}.parquet",
+        next((out / "subsets/all/rows").iterdir()): out / "subsets/all/rows/00000.x.parquet",
+        next((out / "index/b16-image").glob("*.faiss")): out / "index/b16-image/000000000.x.y.faiss",
+    }
+    junk = {
+        out / "pairs/000000000.parquet": out / f"pairs/000000001.{attempt}.parquet",
+        out / "images/000000000.tar": out / f"images/000000002.{attempt}.tar",
+    }
+    for source, target in (fresh | junk).items():
+        shutil.copy(source, target)
+    (out / "failures/000000001.txt").write_text("of a shard that is done")
+    (out / "pairs/notes.txt").write_text("mine")
+    listed = CliRunner().invoke(app, ["gc", str(out), "--dry-run"])
+    assert {path for path in out.rglob("*") if path.is_file()} >= {*junk.values(), *kept}
+    result = pairmill.gc(out)
+    gone = {str(path.relative_to(out)) for path in {*junk.values(), out / "failures/000000001.txt"}}
+    assert {file.name for file in result.files} == gone
+    assert all(name in listed.stdout for name in gone)
+    left = {path for path in out.rglob("*") if path.is_file()}
+    assert left == (kept | {*fresh.values()} | {out / "pairs/notes.txt"}) - {out / "failures/000000001.txt"}
+    assert pairmill.purge(out, uids=world.write("u.txt", [world.source.uid(1)]), reason="x").purged.rows == 1
+    assert not [path for path in fresh.values() if path.exists()]  # nothing else writes during a purge
+
+
+def test_a_score_that_compares_with_a_withdrawn_row_goes(world: World) -> None:
+    density = "density: {model: b32, neighbors: 2, clusters: 2, sample: 1000}"
+    pairmill.score(world.out, "crowd", score=density)
+    pairmill.select(world.out, "calm", steps=["where: crowd <= 2"], settings={"partial": True})
+    rejected = world.write("uids.txt", [world.source.uid(3)])  # it has no embedding
+    assert pairmill.purge(world.out, uids=rejected, reason="asked for").purged.scores == []
+    result = pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
+    assert result.purged.scores == ["crowd"]
+    assert not [path for path in (world.out / "columns/crowd").rglob("*") if path.is_file()]
+    assert grep(world.out, marks_of(world.source, [1])) == []
+    pairmill.score(world.out, "crowd", score=density)
+    assert pairmill.verify(world.out, rescore=0).problems == []
+
+
+def test_a_trainer_is_told_that_the_rows_have_changed(world: World) -> None:
+    config = FeedConfig(world.out, "all", columns=("uid",), batch_size=4)
+    dataset = PairDataset(config)
+    rows = iter(dataset)
+    next(rows)
+    state = dataset.state_dict()
+    pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
+    resumed = PairDataset(config)
+    with pytest.raises(FeedError, match=r"subset was .* after a retry, a purge or another selection, the rows are not"):
+        resumed.load_state_dict(state)
+    resumed.set_epoch(0)
+    uids = [uid for batch in resumed for uid in batch["uid"]]
+    assert len(set(uids)) == len(uids) == 40
+    assert world.source.uid(1) not in uids
+
+
+def test_all_rows_may_go(world: World) -> None:
+    hosts = world.write("hosts.txt", ["example"])
+    result = pairmill.purge(world.out, hosts=hosts, reason="the whole web of examples")
+    assert (result.purged.rows, result.purged.shards) == (48, [0, 1, 2, 3])
+    marks = marks_of(world.source, list(range(60)))
+    assert grep(world.out, marks) == []
+    assert not [found for name in EXPORTS for found in grep(world.root / name, marks)]
+    assert pairmill.verify(world.out, rescore=0).problems == []
+    assert len(pairmill.open(world.out).table(["uid"], subset="all")) == 0
+    assert result.remedies[1].startswith("pairmill index ")  # there is nothing to index
+
+
+def test_a_subset_that_a_retry_had_outdated_loses_its_uids_too(world: World) -> None:
+    """Its shard cannot be found any more, so it stays outdated, but without the uids of withdrawn rows."""
+    store = Store(str(world.out))
+    for path in (world.out / "subsets/all/shards").iterdir():
+        table = pq.read_table(path)
+        index = table.schema.get_field_index("pairs_blake2b")
+        table = table.set_column(index, table.schema.field(index), pa.array(["0" * 32] * table.num_rows))
+        pq.write_table(table, path)
+    uid = world.source.uid(1)
+    pairmill.purge(world.out, uids=world.write("uids.txt", [uid]), reason="asked for")
+    rows = [pq.read_table(path)["uid"].to_pylist() for path in (world.out / "subsets/all/rows").iterdir()]
+    assert (len(rows), len(rows[0]), uid in rows[0]) == (1, 40, False)
+    with pytest.raises(SubsetError, match="was rebuilt since 'all' was made"):
+        PairDataset(FeedConfig(world.out, "all"))
+    assert store.exists("subsets/half/selection.json")
