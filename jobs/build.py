@@ -21,9 +21,7 @@ from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
-from pairmill.pipeline.purge.inputs import purge_inputs
-from pairmill.pipeline.purge.ledger import Ledger
-from pairmill.pipeline.purge.matching import Matcher
+from pairmill.pipeline.purge.inputs import blank_withdrawn
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import OtherJobError, make_plan
 from pairmill.pipeline.source.planned import Plan
@@ -51,6 +49,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
             plan.num_rows - rows_left,
         )
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
+    blank_withdrawn(pipeline.store, plan)  # rows that only their pictures gave away
     return replace(finish(pipeline.store, plan, failures, started), stopped=stopped)
 
 
@@ -65,8 +64,7 @@ def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:
         plan = make_plan(JobRecord(job, job_fingerprint, versions()), store)
     except OtherJobError as other:
         raise JobError(difference(store, other.record.job, job)) from None
-    if not (ledger := Ledger.load(store)).is_empty:
-        purge_inputs(store, plan, Matcher(ledger), committed(store))  # lists that were added since
+    blank_withdrawn(store, plan)  # in lists that were added since
     if not store.exists("job.yaml"):
         store.create("job.yaml", dump_yaml(plan.record.to_json()).encode())
     recorded = plan.record.job  # an output that was begun earlier keeps the defaults of that time

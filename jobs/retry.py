@@ -19,6 +19,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import drop_superseded, read_manifests
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
+from pairmill.pipeline.purge.inputs import blank_withdrawn
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.source.unchanged import check_lists
@@ -73,6 +74,7 @@ def retry(
         listener.planned(description, shards.num_rows, rows_left, 0)
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     drop_superseded(store)
+    blank_withdrawn(store, plan)  # rows that only their pictures gave away
     after, _ = _lost(store, wanted)
     result = replace(finish(store, plan, failures, started), stopped=stopped)
     return RetryResult(result, before, before - after)

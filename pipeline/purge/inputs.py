@@ -4,7 +4,7 @@ A blank row keeps its position, because row numbers in the plan count on it, and
 of captions, single ones can go. The user's own files are not touched; the ledger blocks their rows.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.purge.matching import Matcher
+from pairmill.pipeline.dataset.manifests import read_manifests
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.purge.ledger import Ledger
+from pairmill.pipeline.purge.matching import Mask, Matcher
 from pairmill.pipeline.source.columns import columns_of
 from pairmill.pipeline.source.files import MALFORMED_COLUMN, WITHDRAWN_CAPTION, WITHDRAWN_ROW
 from pairmill.pipeline.source.planned import Plan
 from pairmill.pipeline.source.rows import ShardReader
-from pairmill.schemas.manifest import Shard, shards_from_table
+from pairmill.schemas.manifest import Shard, ShardManifest, shards_from_table
 from pairmill.schemas.status import Status
 
 _FOLDER = "input/"
@@ -39,44 +42,31 @@ def delete_unplanned(store: Store, plan: Plan) -> list[str]:
     return unused
 
 
-def purge_inputs(store: Store, plan: Plan, matcher: Matcher, committed: Collection[int]) -> list[str]:
+def blank_withdrawn(store: Store, plan: Plan) -> None:
+    """`purge_inputs` with what the ledger says now; nothing, if there is no ledger. For builds and retries."""
+    if not (ledger := Ledger.load(store)).is_empty:
+        purge_inputs(store, plan, Matcher(ledger))
+
+
+def purge_inputs(store: Store, plan: Plan, matcher: Matcher) -> list[str]:
     """Blank what is withdrawn in the files of `input/`. Returns the names of the files that changed.
 
-    Rows of committed shards are known by their position; only other rows are read and compared with the ledger.
+    In committed shards, these are the rows that are neither in `pairs/` nor in `rejects/`, so only shards whose
+    manifests count such rows are read. Rows of other shards are compared with the ledger.
     """
     planned = {file.uri: file.num_rows for file in plan.inputs if file.uri.startswith(_FOLDER)}
-    changed: list[str] = []
     if not planned:
-        return changed
-    shards = _shards_by_uri(plan)
-    known = _positions(matcher.ledger.row_ids)
+        return []
+    shards: dict[str, list[Shard]] = {}
+    for shard in shards_from_table(plan.shards.filter(pc.starts_with(plan.shards["uri"], _FOLDER))):
+        shards.setdefault(shard.uri, []).append(shard)
+    manifests = {manifest.shard: manifest for manifest in read_manifests(store)}
     reader = ShardReader(store, plan.mapping)
     try:
-        for uri, num_rows in planned.items():
-            file = _InputFile(store, plan, uri, num_rows, shards.get(uri, []))
-            blanks = file.known(known)
-            file.add_unknown(blanks, reader, matcher, committed)
-            if blanks and file.write(blanks):
-                changed.append(uri)
+        files = [_InputFile(store, plan, uri, rows, shards.get(uri, [])) for uri, rows in planned.items()]
+        return [file.uri for file in files if file.write(file.blanks(reader, matcher, manifests))]
     finally:
         reader.close()
-    return changed
-
-
-def _shards_by_uri(plan: Plan) -> dict[str, list[Shard]]:
-    found: dict[str, list[Shard]] = {}
-    for shard in shards_from_table(plan.shards.filter(pc.starts_with(plan.shards["uri"], _FOLDER))):
-        found.setdefault(shard.uri, []).append(shard)
-    return found
-
-
-def _positions(row_ids: Collection[str]) -> dict[int, list[tuple[int, int | None]]]:
-    """Shard -> (row, caption) of each `SHARD:ROW` or `SHARD:ROW:CAPTION`."""
-    found: dict[int, list[tuple[int, int | None]]] = {}
-    for row_id in row_ids:
-        shard, row, *caption = (int(part) for part in row_id.split(":"))
-        found.setdefault(shard, []).append((row, caption[0] if caption else None))
-    return found
 
 
 @dataclass(frozen=True)
@@ -87,49 +77,53 @@ class _InputFile:
     num_rows: int
     shards: list[Shard]
 
-    def known(self, positions: Mapping[int, list[tuple[int, int | None]]]) -> Blanks:
-        """The withdrawn rows of its shards."""
+    def blanks(self, reader: ShardReader, matcher: Matcher, manifests: Mapping[int, ShardManifest]) -> Blanks:
+        """The withdrawn rows that are not blank yet."""
         blanks: Blanks = {}
-        for shard in self.shards:
-            for row, caption in positions.get(shard.shard, ()):
-                _add(blanks, shard.first_row + row, caption)
-        return blanks
-
-    def add_unknown(self, blanks: Blanks, reader: ShardReader, matcher: Matcher, committed: Collection[int]) -> None:
-        """Add the rows that are in no committed shard and match the ledger."""
-        for piece in self._uncommitted(committed):
+        for piece, manifest in self._pieces(manifests):
+            if manifest is not None and not manifest.withdrawn:
+                continue
             table = reader.read(piece)
-            mask = matcher.mask(table) & pc.not_equal(table["status"], Status.WITHDRAWN.value).to_numpy()
+            mask = matcher.mask(table) if manifest is None else ~self._stored(table["row_id"], manifest)
+            mask &= pc.not_equal(table["status"], Status.WITHDRAWN.value).to_numpy()
             for row_id in table["row_id"].filter(pa.array(mask)).to_pylist():
                 _, row, *caption = (int(part) for part in row_id.split(":"))
                 _add(blanks, piece.first_row + row, caption[0] if caption else None)
+        return blanks
 
-    def _uncommitted(self, committed: Collection[int]) -> Iterator[Shard]:
-        """Planned shards that are not committed, then the rows that `source.limit_rows` left unplanned."""
-        yield from (shard for shard in self.shards if shard.shard not in committed)
+    def _pieces(self, manifests: Mapping[int, ShardManifest]) -> Iterator[tuple[Shard, ShardManifest | None]]:
+        """The shards, with their manifests if they are committed, then the rows that `source.limit_rows` left
+        unplanned."""
+        yield from ((shard, manifests.get(shard.shard)) for shard in self.shards)
         start = max((shard.first_row + shard.num_rows for shard in self.shards), default=0)
         for first in range(start, self.num_rows, _ROWS):
-            yield Shard(0, self.uri, first, min(_ROWS, self.num_rows - first), "")
+            yield Shard(0, self.uri, first, min(_ROWS, self.num_rows - first), ""), None
+
+    def _stored(self, row_ids: pa.ChunkedArray, manifest: ShardManifest) -> Mask:
+        """Whether each row is in one of the shard's files."""
+        tables = [read_table(self.store, manifest.files[name].path, ["row_id"]) for name in ("pairs", "rejects")]
+        stored = pa.concat_arrays([table["row_id"].combine_chunks() for table in tables])
+        mask: Mask = pc.is_in(row_ids, value_set=stored).to_numpy()
+        return mask
 
     def write(self, blanks: Blanks) -> bool:
-        """Write the file without these rows, with the same row groups. Returns whether anything changed."""
-        caption, is_changed, first = self.plan.mapping.caption_column, False, 0
+        """Write the file without these rows, with the same row groups. Returns whether there are any."""
+        if not blanks:
+            return False
+        first = 0
         with self.store.open(self.uri) as source, pq.ParquetFile(source) as parquet, self.store.new_file() as target:
             schema = parquet.schema_arrow
-            names = columns_of(self.plan.mapping, schema.names)
-            caption = names.caption
+            caption = columns_of(self.plan.mapping, schema.names).caption
             with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group)
-                    new = _blanked(table, first, blanks, caption)
-                    is_changed |= new is not table
-                    writer.write_table(new, row_group_size=max(1, table.num_rows))
+                    blank = _blanked(table, first, blanks, caption)
+                    writer.write_table(blank, row_group_size=max(1, table.num_rows))
                     first += table.num_rows
                 metadata = parquet.metadata.metadata or {}
                 writer.add_key_value_metadata({key: value for key, value in metadata.items() if key != b"ARROW:schema"})
-            if is_changed:
-                self.store.replace_from(self.uri, target)
-        return is_changed
+            self.store.replace_from(self.uri, target)
+        return True
 
 
 def _add(blanks: Blanks, row: int, caption: int | None) -> None:
@@ -140,7 +134,7 @@ def _add(blanks: Blanks, row: int, caption: int | None) -> None:
 
 
 def _blanked(table: pa.Table, first: int, blanks: Blanks, caption: str | None) -> pa.Table:
-    """The table of a row group without these rows; itself if they are blank already."""
+    """The table of a row group, which begins at the row `first` of the file, without these rows."""
     here = {row - first: captions for row, captions in blanks.items() if first <= row < first + table.num_rows}
     if not here:
         return table
@@ -165,8 +159,7 @@ def _blanked(table: pa.Table, first: int, blanks: Blanks, caption: str | None) -
         else:
             column = _null_where(column, mask)
         columns.append(column)
-    new = pa.Table.from_arrays(columns, schema=table.schema)
-    return table if new.equals(table) else new
+    return pa.Table.from_arrays(columns, schema=table.schema)
 
 
 def _null_where(column: pa.ChunkedArray, mask: np.ndarray) -> pa.ChunkedArray:

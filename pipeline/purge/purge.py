@@ -75,7 +75,7 @@ def withdraw(store: Store, plan: Plan, exports: Sequence[str], tasks: Tasks, ste
     delete_scores(store, done.scores)
     steps.name = "withdrawing from input/ and exports"
     steps.part(0, 1)
-    done.inputs = delete_unplanned(store, plan) + purge_inputs(store, plan, Matcher(ledger), generations)
+    done.inputs = delete_unplanned(store, plan) + purge_inputs(store, plan, Matcher(ledger))
     done.reports = list(delete_reports(store))
     done.failures = len(list(delete_failures(store)))
     done.exports = purge_exports(store, ledger.uids, exports, dry_run=False)
