@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pairmill.schemas.purge import ListKind
 
 _SHOWN = 20
+_EXPORT_REMEDIES = {
+    "not found": "; if it is elsewhere, purge it there with --export",
+    "damaged": "; delete it, and make it again in another folder",
+}
 
 
 def _list(name: str, values: str) -> typer.models.OptionInfo:
@@ -89,7 +93,7 @@ def _print_purge(result: "PurgeResult") -> None:
     if done.failures:
         typer.echo(f"{counted(done.failures, 'traceback')} of failed shards deleted")
     for export in done.exports:
-        where = "; if it is elsewhere, purge it there with --export" if export.outcome == "not found" else ""
+        where = _EXPORT_REMEDIES.get(export.outcome, "")
         of_rows = f": {counted(export.rows, 'row')} withdrawn" if export.rows else ""
         typer.echo(f"export {export.output}: {export.outcome}{of_rows}{where}")
     typer.echo(f"{counted(done.files_deleted, 'old file')} deleted")

@@ -128,6 +128,11 @@ def export(
     typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
     for alias in result.models_left_out:
         typer.echo(f"left out the model {alias!r}, which some of these shards lack; embed --add-model adds it there")
+    if not result.is_noted:
+        line = (
+            f"{record.dataset} cannot be written to: tell a later purge about this export with --export {result.output}"
+        )
+        typer.echo(f"pairmill: {line}", err=True)
     if as_json:
         left_out = list(result.models_left_out)
         values = {"output": result.output, "written": result.written, "models_left_out": left_out}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.exports import noted_exports
-from pairmill.pipeline.dataset.manifests import read_record
+from pairmill.pipeline.dataset.manifests import DamagedManifestError, read_record
 from pairmill.pipeline.dataset.output_folder import is_export, records_folder
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
@@ -24,6 +24,7 @@ from pairmill.pipeline.purge.matching import Mask
 from pairmill.pipeline.purge.tar_samples import copy_samples, keys_of, uid_of_key
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
+from pairmill.schemas.s3 import S3Config
 
 _REMEDY = "make the export again in another folder"
 _PART_FILE = re.compile(r"(?:metadata_|img_emb_|text_emb_)?\d+\.(?:tar|parquet|npy|npz)")
@@ -36,7 +37,7 @@ class ExportPurge:
     """What became of an export."""
 
     output: str
-    outcome: Literal["nothing to withdraw", "rewritten", "not found"]
+    outcome: Literal["nothing to withdraw", "rewritten", "not found", "damaged"]
     rows: int = 0
     """Rows that went, or would go."""
 
@@ -44,12 +45,24 @@ class ExportPurge:
 def purge_exports(store: Store, uids: DigestSet, also: Sequence[str], dry_run: bool) -> list[ExportPurge]:
     """Purge every export that the dataset knows of, and those in `also` (paths or URLs). With `dry_run`, only count."""
     outputs = dict.fromkeys([*(note.output for note in noted_exports(store)), *also])
-    return [_purge_export(Store(output, store.files.s3), uids, dry_run) for output in outputs]
+    return [_purge_if_there(output, store.files.s3, uids, dry_run) for output in outputs]
+
+
+def _purge_if_there(path: str, s3: S3Config, uids: DigestSet, dry_run: bool) -> ExportPurge:
+    """An export that cannot be reached or read must not keep the rest of a purge from its end."""
+    try:
+        output = Store(path, s3)
+        if not is_export(output):
+            return ExportPurge(path, "not found")
+    except OSError:
+        return ExportPurge(path, "not found")
+    try:
+        return _purge_export(output, uids, dry_run)
+    except DamagedManifestError:
+        return ExportPurge(path, "damaged")
 
 
 def _purge_export(output: Store, uids: DigestSet, dry_run: bool) -> ExportPurge:
-    if not is_export(output):
-        return ExportPurge(output.root, "not found")
     records = records_folder(output)
     record = read_record(output, f"{records}/export.json", ExportRecord, _REMEDY)
     names = [name for name in output.list(f"{records}/manifests") if name.endswith(".json")]

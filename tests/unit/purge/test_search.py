@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import pairmill
 from pairmill.jobs.cli.main import app
-from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
@@ -195,3 +195,27 @@ def test_a_subset_that_a_retry_had_outdated_loses_its_uids_too(world: World) -> 
     with pytest.raises(SubsetError, match="was rebuilt since 'all' was made"):
         PairDataset(FeedConfig(world.out, "all"))
     assert store.exists("subsets/half/selection.json")
+
+
+def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move(world.root / "tars", world.root / "moved")
+    (world.root / "pool/.pairmill/export.json").write_text("{")
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    moved = str(world.root / "moved")
+    done = CliRunner().invoke(
+        app, ["purge", str(world.out), "--uids", str(uids), "--reason", "asked for", "--export", moved]
+    )
+    assert done.exit_code == 0
+    assert f"export {world.root}/tars: not found; if it is elsewhere, purge it there with --export" in done.stdout
+    assert f"export {world.root}/pool: damaged; delete it, and make it again in another folder" in done.stdout
+    assert f"export {moved}: rewritten: 1 row withdrawn" in done.stdout
+    assert grep(world.root / "moved", world.source.marks(1)) == []
+
+    def denied(store: Store, name: str, data: bytes) -> bool:
+        raise StorageError(f"{store.path(name)}: access denied")
+
+    real = Store.create
+    monkeypatch.setattr(Store, "create", lambda *call: (denied if call[1].startswith("exports/") else real)(*call))
+    words = ["export", str(world.out), "all", str(world.root / "new"), "--format", "parquet"]
+    done = CliRunner().invoke(app, words)
+    assert f"cannot be written to: tell a later purge about this export with --export {world.root}/new" in done.stderr

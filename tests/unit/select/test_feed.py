@@ -263,7 +263,7 @@ def test_a_shard_that_is_rebuilt_while_it_is_fed_is_an_error_that_says_what_to_d
     make_subset(tmp_path / "own", "some")
     opened = feed(tmp_path / "own", "some")
     (tmp_path / "own/pairs/000000001.parquet").unlink()  # as a retry does with superseded files
-    with pytest.raises(FeedError, match=r"000000001\.parquet is missing; if a retry has rebuilt its shard"):
+    with pytest.raises(FeedError, match=r"000000001\.parquet is missing; if a retry or purge has rebuilt its shard"):
         rows_of(opened)
 
 
