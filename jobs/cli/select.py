@@ -129,10 +129,8 @@ def export(
     for alias in result.models_left_out:
         typer.echo(f"left out the model {alias!r}, which some of these shards lack; embed --add-model adds it there")
     if not result.is_noted:
-        line = (
-            f"{record.dataset} cannot be written to: tell a later purge about this export with --export {result.output}"
-        )
-        typer.echo(f"pairmill: {line}", err=True)
+        known = f"tell a later purge about this export with --export {result.output}"
+        typer.echo(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
     if as_json:
         left_out = list(result.models_left_out)
         values = {"output": result.output, "written": result.written, "models_left_out": left_out}

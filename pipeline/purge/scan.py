@@ -1,6 +1,7 @@
 """Finds the shards that hold withdrawn rows, by a few narrow columns of all shards."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,13 +15,14 @@ from pairmill.pipeline.select.tasks import Handle, Tasks
 from pairmill.schemas.manifest import manifest_name
 
 SHARDS_PER_CALL = 64
+_READERS = 16
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A shard that holds withdrawn rows."""
+    """How many withdrawn rows a shard holds."""
 
     shard: int
     generation: int
@@ -49,16 +51,16 @@ def _itself(value: _T) -> _T:
 
 
 def _scan_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> list[Hit]:
-    return list(_hits(store, matcher, shards))
+    with ThreadPoolExecutor(_READERS if store.remote else 1) as readers:
+        found = list(readers.map(lambda shard: _scan_shard(store, matcher, *shard), shards))
+    return [hit for hit in found if hit.pairs or hit.rejects]
 
 
-def _hits(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> Iterator[Hit]:
-    for shard, generation in shards:
-        files = read_manifest(store, manifest_name(shard, generation)).files
-        found = {"pairs": 0, "rejects": 0}
-        for name in ("pairs", "rejects"):
-            if name in files:
-                table = read_table(store, files[name].path, matcher.columns)
-                found[name] = int(np.count_nonzero(matcher.mask(table)))
-        if any(found.values()):
-            yield Hit(shard, generation, found["pairs"], found["rejects"])
+def _scan_shard(store: Store, matcher: Matcher, shard: int, generation: int) -> Hit:
+    files = read_manifest(store, manifest_name(shard, generation)).files
+    found = {"pairs": 0, "rejects": 0}
+    for name in ("pairs", "rejects"):
+        if name in files:
+            table = read_table(store, files[name].path, matcher.columns)
+            found[name] = int(np.count_nonzero(matcher.mask(table)))
+    return Hit(shard, generation, found["pairs"], found["rejects"])

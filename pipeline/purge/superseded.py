@@ -10,6 +10,7 @@ from pairmill.pipeline.dataset.manifests import (
     manifests_of,
     read_columns_manifest,
     read_manifest,
+    read_manifests,
 )
 from pairmill.pipeline.dataset.strays import DATA_FOLDERS, DATA_NAME, SIZES_NAME
 from pairmill.pipeline.dataset.subset import read_subset, subset_names
@@ -60,9 +61,8 @@ def delete_all(store: Store, files: Iterator[Unneeded]) -> list[Unneeded]:
 
 
 def _of_shards(store: Store, min_age_s: float) -> Iterator[Unneeded]:
-    named, newest = set[str](), committed(store)
-    for shard, generation in newest.items():
-        named.update(file.path for file in read_manifest(store, manifest_name(shard, generation)).files.values())
+    newest = committed(store)
+    named = {file.path for manifest in read_manifests(store) for file in manifest.files.values()}
     yielded = set[str]()
     for shard, generations in manifests_of(store).items():
         for generation in generations[:-1]:
@@ -85,7 +85,13 @@ def _of_shards(store: Store, min_age_s: float) -> Iterator[Unneeded]:
 def _of_columns(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
     folder, newest = f"columns/{name}", committed(store)
     named, older = set[str](), []
-    for shard, generations in manifests_of(store, f"{folder}/manifests").items():
+    manifests, files = manifests_of(store, f"{folder}/manifests"), store.list(folder)
+    usual = {manifest_name(*each).replace(".json", ".parquet") for each in newest.items()}
+    if all(generations == [newest.get(shard)] for shard, generations in manifests.items()) and usual.issuperset(
+        file for file in files if DATA_NAME.fullmatch(file)
+    ):
+        return  # without reading any of the manifests
+    for shard, generations in manifests.items():
         for generation in generations:
             record = read_columns_manifest(store, name, manifest_name(shard, generation))
             if generation >= newest.get(shard, 0) and generation == generations[-1]:
@@ -97,7 +103,7 @@ def _of_columns(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]
             named.add(path)
             yield Unneeded(path, "superseded columns")
         yield Unneeded(manifest, "superseded columns")
-    for file in store.list(folder):
+    for file in files:
         path = f"{folder}/{file}"
         if DATA_NAME.fullmatch(file) and path not in named and _is_old(store, path, min_age_s):
             yield Unneeded(path, "in no manifest")

@@ -187,6 +187,7 @@ def test_a_subset_that_a_retry_had_outdated_loses_its_uids_too(world: World) -> 
         table = pq.read_table(path)
         index = table.schema.get_field_index("pairs_blake2b")
         table = table.set_column(index, table.schema.field(index), pa.array(["0" * 32] * table.num_rows))
+        path.unlink()
         pq.write_table(table, path)
     uid = world.source.uid(1)
     pairmill.purge(world.out, uids=world.write("uids.txt", [uid]), reason="asked for")
@@ -199,6 +200,7 @@ def test_a_subset_that_a_retry_had_outdated_loses_its_uids_too(world: World) -> 
 
 def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.move(world.root / "tars", world.root / "moved")
+    (world.root / "pool/.pairmill/export.json").unlink()
     (world.root / "pool/.pairmill/export.json").write_text("{")
     uids = world.write("uids.txt", [world.source.uid(1)])
     moved = str(world.root / "moved")
