@@ -15,8 +15,6 @@ from pairmill.pipeline.dataset.manifests import manifests_of, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import (
     NOT_DROPPED,
-    ROWS_SCHEMA,
-    SHARDS_SCHEMA,
     publish,
     read_subset,
     subset_names,
@@ -38,8 +36,6 @@ class _Change:
     pairs_blake2b: str
     is_kept: pa.Array
     """For each row of the older file."""
-    uids: pa.Array
-    """Of the new file."""
 
 
 def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) -> list[str]:
@@ -74,10 +70,10 @@ class _Changes:
             old = read_manifest(self._store, manifest_name(shard, older)).files["pairs"]
             if old.blake2b == pairs_blake2b:
                 before = read_table(self._store, old.path, ["row_id"])["row_id"].combine_chunks()
-                now = read_table(self._store, new.path, ["row_id", "uid"])
-                is_kept = pc.is_in(before, value_set=now["row_id"].combine_chunks())
-                is_same = is_kept.true_count == now.num_rows  # otherwise a retry came between, and rows were added
-                return _Change(newest, new.blake2b, is_kept, now["uid"].combine_chunks()) if is_same else None
+                now = read_table(self._store, new.path, ["row_id"])["row_id"].combine_chunks()
+                is_kept = pc.is_in(before, value_set=now)
+                is_same = is_kept.true_count == len(now)  # otherwise a retry came between, and rows were added
+                return _Change(newest, new.blake2b, is_kept) if is_same else None
         return None
 
 
@@ -130,35 +126,36 @@ def _purge_files(
         change = changes.of(record["shard"], record["generation"], record["pairs_blake2b"])
         if change is not None:
             found.is_changed = True
-            record, of_shard = _moved(record, change)
+            record, of_shard = _moved(record, of_shard, change)
         elif (listed := _listed(of_shard, uids)).any():  # an outdated subset: only its uids can be dropped
             found.is_changed = True
             of_shard = of_shard.filter(pa.array(~listed))
         drop_step = np.frombuffer(record["fates"], np.int8)
         found.counts.update(Counter(drop_step.tolist()))
         found.state += f"{record['shard']} {record['generation']} {record['pairs_blake2b']}\n"
-        tables.append(of_shard.cast(ROWS_SCHEMA))
+        tables.append(of_shard)
         records.append(record)
-    return pa.concat_tables([ROWS_SCHEMA.empty_table(), *tables]), pa.Table.from_pylist(records, SHARDS_SCHEMA)
+    return pa.concat_tables([rows.schema.empty_table(), *tables]), pa.Table.from_pylist(records, shards.schema)
 
 
-def _moved(record: Mapping[str, object], change: _Change) -> tuple[dict[str, object], pa.Table]:
+def _moved(record: Mapping[str, object], rows: pa.Table, change: _Change) -> tuple[dict[str, object], pa.Table]:
     """The record of a shard, and its selected rows, for its new generation."""
     raw = record["fates"]
     assert isinstance(raw, bytes)
-    drop_step = np.frombuffer(raw, np.int8)[change.is_kept.to_numpy(zero_copy_only=False)]
-    selected = np.flatnonzero(drop_step == NOT_DROPPED).astype(np.int32)
-    uids = change.uids.take(pa.array(selected))
-    numbers = pa.repeat(pa.scalar(record["shard"], pa.int64()), len(selected))
+    is_kept = change.is_kept.to_numpy(zero_copy_only=False)
+    drop_step = np.frombuffer(raw, np.int8)[is_kept]
     new = {
         **record,
         "generation": change.generation,
         "pairs_blake2b": change.pairs_blake2b,
         "rows": len(drop_step),
-        "chosen": len(selected),
+        "chosen": int(np.count_nonzero(drop_step == NOT_DROPPED)),
         "fates": drop_step.tobytes(),
     }
-    return new, pa.table([numbers, pa.array(selected), uids], schema=ROWS_SCHEMA)
+    rows = rows.filter(pa.array(is_kept[rows["row"].to_numpy()]))
+    index = rows.schema.get_field_index("row")
+    places = (np.cumsum(is_kept) - 1)[rows["row"].to_numpy()]  # in the new file
+    return new, rows.set_column(index, rows.schema.field(index), pa.array(places, pa.int32()))
 
 
 def _listed(rows: pa.Table, uids: DigestSet) -> np.ndarray:

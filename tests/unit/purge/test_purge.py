@@ -132,6 +132,9 @@ def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set
     for name in ("all", "half"):
         selected = [rows for key, rows in before.items() if key.startswith(f"out/subsets/{name}/rows/")]
         left = [row["uid"] for row in selected[0] if row["uid"] not in uids]
+        (rows,) = (rows_of(path) for path in (root / f"out/subsets/{name}/rows").iterdir())
+        pairs = [pq.read_table(newest(root / "out/pairs", shard), columns=["uid"])["uid"] for shard in range(4)]
+        assert [row["uid"] for row in rows] == [pairs[row["shard"]][row["row"]].as_py() for row in rows] == left
         table = pairmill.open(root / "out").table(["uid"], subset=name)
         assert table["uid"].to_pylist() == left
         record = after[f"out/subsets/{name}/selection.json"]
