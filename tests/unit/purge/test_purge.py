@@ -133,7 +133,8 @@ def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set
         selected = [rows for key, rows in before.items() if key.startswith(f"out/subsets/{name}/rows/")]
         left = [row["uid"] for row in selected[0] if row["uid"] not in uids]
         (rows,) = (rows_of(path) for path in (root / f"out/subsets/{name}/rows").iterdir())
-        pairs = [pq.read_table(newest(root / "out/pairs", shard), columns=["uid"])["uid"] for shard in range(4)]
+        files = [next((root / "out/pairs").glob(f"{shard:09d}*")) for shard in range(4)]
+        pairs = [pq.read_table(path, columns=["uid"])["uid"] for path in files]
         assert [row["uid"] for row in rows] == [pairs[row["shard"]][row["row"]].as_py() for row in rows] == left
         table = pairmill.open(root / "out").table(["uid"], subset=name)
         assert table["uid"].to_pylist() == left
