@@ -74,6 +74,7 @@ def main() -> None:
     """Write the dataset, purge it, and compare with the oracle."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--shard-rows", type=int, default=4_096)
     parser.add_argument("--uids", type=int, default=10_000)
     parser.add_argument("--shards", type=int, default=500)
     parser.add_argument("--kills", type=int, default=0)
@@ -84,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.folder or Path(temporary)) / "out"
         started = time.perf_counter()
-        write_dataset(out, options.rows)
+        write_dataset(out, options.rows, shard_rows=options.shard_rows)
         names = sorted(path.name for path in (out / "pairs").glob("*.parquet"))
         print(f"{options.rows:,} rows in {len(names):,} shards, written in {time.perf_counter() - started:.0f} s")
         uids = draw(out, options.uids, min(options.shards, len(names)), rng)

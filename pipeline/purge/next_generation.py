@@ -1,6 +1,8 @@
 """Writes the next generation of a shard, without its withdrawn rows. The manifest comes last, create-only."""
 
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 from uuid import uuid4
 
@@ -20,6 +22,16 @@ from pairmill.pipeline.purge.tar_samples import copy_samples
 from pairmill.pipeline.purge.witness import witnesses
 from pairmill.schemas.manifest import CustomRuleCount, DataFile, ShardManifest, manifest_name
 from pairmill.schemas.status import Status
+
+_WRITERS = 4
+"""Shards that a task rewrites at the same time, each of them in memory."""
+
+
+def rewrite_shards(store: Store, matcher: Matcher, shards: Sequence[tuple[int, int]]) -> int:
+    """`rewrite_shard` for some (shard, generation), a few at a time, because most of the time goes into waiting for the
+    disk. Returns the number of rows that went."""
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        return sum(writers.map(lambda each: rewrite_shard(store, matcher, *each), shards))
 
 
 def rewrite_shard(store: Store, matcher: Matcher, shard: int, generation: int) -> int:

@@ -23,13 +23,16 @@ from pairmill.pipeline.purge.leftovers import (
     purge_labels,
 )
 from pairmill.pipeline.purge.matching import Matcher
-from pairmill.pipeline.purge.next_generation import rewrite_shard
+from pairmill.pipeline.purge.next_generation import rewrite_shards
 from pairmill.pipeline.purge.scan import Hit, scan, shared
 from pairmill.pipeline.purge.side_columns import scores_with
 from pairmill.pipeline.purge.subsets import purge_subsets
 from pairmill.pipeline.purge.superseded import delete_all, unneeded_files
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.source.planned import Plan
+
+_PER_CALL = 16
+"""Shards that a task rewrites."""
 
 
 @dataclass
@@ -101,8 +104,9 @@ def _withdraw_from_shards(store: Store, tasks: Tasks, steps: Steps, done: Purged
         hits = scan(store, matcher, committed(store), tasks)
         steps.name = "rewriting shards"
         handle = shared(tasks, matcher)
-        calls = [(store, handle, hit.shard, hit.generation) for hit in hits]
-        done.rows += sum(tasks.get(tasks.map(rewrite_shard, calls)))
+        found = [(hit.shard, hit.generation) for hit in hits]
+        calls = [(store, handle, found[start : start + _PER_CALL]) for start in range(0, len(found), _PER_CALL)]
+        done.rows += sum(tasks.get(tasks.map(rewrite_shards, calls)))
         touched |= {hit.shard for hit in hits}
         before, ledger = len(ledger.uids), Ledger.load(store)
         if len(ledger.uids) == before:
