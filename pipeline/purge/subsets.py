@@ -15,6 +15,8 @@ from pairmill.pipeline.dataset.manifests import manifests_of, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import (
     NOT_DROPPED,
+    WEIGHT,
+    WEIGHTS_FIELD,
     publish,
     read_subset,
     subset_names,
@@ -86,6 +88,7 @@ class _Rewritten:
     is_changed: bool = False
     counts: Counter[int] = field(default_factory=Counter)
     """Number of a step, or NOT_DROPPED -> rows."""
+    weight_sum: float = 0.0
     state: str = ""
 
 
@@ -110,6 +113,7 @@ def _purge_subset(store: Store, subset: Subset, ledger: Ledger, changes: _Change
         "reports": reports,
         "generations_blake2b": hashlib.blake2b(found.state.encode(), digest_size=16).hexdigest(),
         "files": written,
+        "weight_sum": None if subset.weight_sum is None else found.weight_sum,
     }
     publish(store, subset.model_copy(update=changed), subset)
     return True
@@ -133,6 +137,8 @@ def _purge_files(
         drop_step = np.frombuffer(record["fates"], np.int8)
         found.counts.update(Counter(drop_step.tolist()))
         found.state += f"{record['shard']} {record['generation']} {record['pairs_blake2b']}\n"
+        if WEIGHT in of_shard.schema.names:
+            found.weight_sum += float(of_shard[WEIGHT].to_numpy().sum(dtype=np.float64))
         tables.append(of_shard)
         records.append(record)
     return pa.concat_tables([rows.schema.empty_table(), *tables]), pa.Table.from_pylist(records, shards.schema)
@@ -153,6 +159,8 @@ def _moved(record: Mapping[str, object], rows: pa.Table, change: _Change) -> tup
         "fates": drop_step.tobytes(),
     }
     rows = rows.filter(pa.array(is_kept[rows["row"].to_numpy()]))
+    if WEIGHTS_FIELD.name in record:
+        new[WEIGHTS_FIELD.name] = rows[WEIGHT].to_numpy().astype("<f4").tobytes()
     index = rows.schema.get_field_index("row")
     places = (np.cumsum(is_kept) - 1)[rows["row"].to_numpy()]  # in the new file
     return new, rows.set_column(index, rows.schema.field(index), pa.array(places, pa.int32()))
@@ -163,12 +171,21 @@ def _listed(rows: pa.Table, uids: DigestSet) -> np.ndarray:
 
 
 def _reports(reports: Sequence[StepReport], counts: Counter[int], matcher: Matcher) -> Iterator[StepReport]:
-    """What each step did with the rows that are left. Groups whose row is withdrawn are not named any more."""
+    """What each step did with the rows that are left. Groups and entries that are withdrawn are not named any more."""
     remaining = counts.total()
     for number, report in enumerate(reports):
         rows_in, remaining = remaining, remaining - counts[number]
         named = [each for each in report.largest_clusters if not _is_withdrawn(each, matcher)]
-        yield report.model_copy(update={"rows_in": rows_in, "rows_out": remaining, "largest_clusters": named})
+        changed = {"rows_in": rows_in, "rows_out": remaining, "largest_clusters": named}
+        if report.balance is not None:
+            head = [each for each in report.balance.head if not _names_withdrawn(each.entry, matcher)]
+            changed["balance"] = report.balance.model_copy(update={"head": head})
+        yield report.model_copy(update=changed)
+
+
+def _names_withdrawn(entry: str, matcher: Matcher) -> bool:
+    """Whether an entry of a step `balance` is a host or URL that is withdrawn."""
+    return bool(matcher.withdrawn_urls([entry, f"https://{entry}/"]).any())
 
 
 def _is_withdrawn(cluster: Cluster, matcher: Matcher) -> bool:

@@ -140,6 +140,8 @@ def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set
         assert table["uid"].to_pylist() == left
         record = after[f"out/subsets/{name}/selection.json"]
         assert record["rows_out"] == len(left) == record["reports"][-1]["rows_out"]
+        if name == "half":
+            check_weights(root, record, [row for row in selected[0] if row["uid"] not in uids])
     labels = before["out/labels/session.parquet"]
     assert after["out/labels/session.parquet"] == [row for row in labels if row["uid"] not in uids]
     (key,) = [key for key in before if key.startswith("out/input/")]
@@ -149,6 +151,16 @@ def check_the_rest(root: Path, before: dict[str, Any], uids: set[str], urls: set
     assert "out/report.html" not in after
     sizes = after[f"out/{SIZES_NAME}"]
     assert sum(sizes.values()) == len(pairmill.open(root / "out").table(["uid"]))
+
+
+def check_weights(root: Path, record: dict[str, Any], left: list[dict[str, Any]]) -> None:
+    """Each row keeps its weight, in both files of the subset."""
+    weights = np.array([row["weight"] for row in left], np.float32)
+    table = pairmill.open(root / "out").table(["weight"], subset="half")
+    assert np.array_equal(table["weight"].to_numpy(), weights)
+    (path,) = (root / "out/subsets/half/shards").iterdir()
+    assert b"".join(pq.read_table(path)["weights"].to_pylist()) == weights.tobytes()
+    assert record["weight_sum"] == pytest.approx(float(weights.sum()), abs=1e-3)
 
 
 def check_exports(root: Path, before: dict[str, Any], after: dict[str, Any], uids: set[str]) -> None:

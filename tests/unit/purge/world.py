@@ -117,7 +117,8 @@ def add_everything(out: Path, source: Source) -> None:
     pairmill.score(out, "words", score="captions: {measures: [words]}")
     _add_model(Store(str(out)), source)
     pairmill.select(out, "all", settings={"partial": True})
-    pairmill.select(out, "half", steps=["where: similarity >= 0", "dedup: {by: sha256}"], settings={"partial": True})
+    steps = ["where: similarity >= 0", "dedup: {by: sha256}", "balance: {by: host, curve: 99}"]
+    pairmill.select(out, "half", steps=[*steps, "repeat: {weight: 1 + similarity}"], settings={"partial": True})
     pairmill.index(out, model="b16")
     pairmill.report(out)
     uids = pairmill.open(out).table(["uid"])["uid"].to_pylist()
