@@ -1,12 +1,12 @@
 """Defines the steps of a select job."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from pairmill.schemas.balance import Balance
 from pairmill.schemas.repeat import Repeat
-from pairmill.schemas.settings import GrowingSettings, Settings, Uri
+from pairmill.schemas.settings import GrowingSettings, Uri
 from pairmill.schemas.share import Share
 
 
@@ -25,16 +25,38 @@ class Sample(Share):
     """Seed of the sample."""
 
 
-class Dedup(Settings):
+EMBEDDINGS = ("embedding", "text_embedding", "pair")
+"""What dedup can compare by a model's embeddings."""
+DEFAULT_THRESHOLD = 0.95
+
+
+class Dedup(GrowingSettings):
     """Keep one row of each group of duplicates. Null and NaN are duplicates of nothing."""
 
+    later = frozenset({"model", "threshold"})
+
     by: str
-    """Column whose equal values are duplicates: uid, url, sha256, phash, ..."""
+    """Column whose equal values are duplicates: uid, url, sha256, phash, ... With a `model`, what its embeddings are
+    of: `embedding` (pictures), `text_embedding` (captions) or `pair` (both must be similar)."""
+    model: str | None = None
+    """Alias of the model whose embeddings are compared. Rows are duplicates if the cosine is at least `threshold`."""
+    threshold: Annotated[float, Field(ge=0.8, le=1)] | None = None
+    """The least cosine of duplicates, 0.95 by default. Only with a `model`."""
     distance: Annotated[int, Field(ge=0, le=8)] = 0
     """For `by: phash`, the maximum distance in bits between duplicates. Candidate pairs are collected on one machine,
     26 bytes each; each additional bit of distance means more comparisons."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_similarity(self) -> Self:
+        if self.model is not None and self.by not in EMBEDDINGS:
+            raise ValueError(f"model works only with by: {', '.join(EMBEDDINGS)}; leave it out to compare {self.by!r}")
+        if self.threshold is not None and self.model is None:
+            raise ValueError(f"threshold is for embeddings; add model: ALIAS, with by: {', '.join(EMBEDDINGS)}")
+        if self.distance and self.model is not None:
+            raise ValueError("distance is for hashes; embeddings have a threshold, such as threshold: 0.95")
+        return self
 
     @model_validator(mode="after")
     def _distance_needs_a_hash(self) -> "Dedup":

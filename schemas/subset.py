@@ -65,7 +65,7 @@ class UidFileReport(Settings):
 class StepReport(GrowingSettings):
     """What one step did."""
 
-    later = frozenset({"uids", "balance", "repeat"})
+    later = frozenset({"uids", "balance", "repeat", "not_compared"})
 
     step: str
     rows_in: int
@@ -74,6 +74,8 @@ class StepReport(GrowingSettings):
     """`top` only: the lowest score that is kept. None if all rows are kept."""
     largest_clusters: list[Cluster] = []
     """`dedup` only: the groups with the most rows."""
+    not_compared: int = 0
+    """`dedup` by embeddings only: rows without a usable embedding, which have no duplicates."""
     uids: UidFileReport | None = None
     """`uids` only: the file. Uids beyond `rows_out` are in no row that the earlier steps left."""
     balance: BalanceReport | None = None

@@ -186,6 +186,8 @@ def _print(subset: "Subset") -> None:
             found = report.repeat
             typer.echo(f"    weights of up to {found.highest:.6g}, in all {found.weight_sum:,.1f} samples per epoch")
             typer.echo(f"    {counted(found.rows_below_one, 'row')} with a weight below 1, not in every epoch")
+        if report.not_compared:
+            typer.echo(f"    {counted(report.not_compared, 'row')} without a usable embedding stay")
         if report.largest_clusters:
             typer.echo("    the rows with the most duplicates, which were dropped:")
         for cluster in report.largest_clusters:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,9 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.report.grids import Grid
 from pairmill.pipeline.report.source import Source
 from pairmill.pipeline.report.summary import Ref
-from pairmill.schemas.select_steps import Dedup
+from pairmill.pipeline.select.semantic.near import exact_cosines
+from pairmill.pipeline.select.semantic.vectors import Compared, Vectors
+from pairmill.schemas.select_steps import DEFAULT_THRESHOLD, Dedup
 from pairmill.schemas.subset import Cluster, Subset
 
 CLUSTERS_PER_STEP, ROWS_PER_CLUSTER = 4, 6
@@ -42,7 +44,7 @@ def largest_clusters(source: Source) -> Iterator[Grid]:
     for group in groups:
         copies = counted(group.cluster.rows - 1, "duplicate")
         title = f"{copies} of {group.cluster.row_id}"
-        about = f"The row that stays, then some that dedup by {group.dedup.by} dropped."
+        about = f"The row that stays, then some that dedup by {group.dedup.by} dropped{_how(group.dedup)}."
         yield Grid(title, about, group.refs[:ROWS_PER_CLUSTER])
 
 
@@ -50,10 +52,12 @@ def _groups(source: Source) -> Iterator[_Group]:
     """The largest groups of each dedup step, each with the row that stays."""
     assert source.subset is not None
     for step, dedup in _dedups(source.subset):
-        if dedup.by not in source.snapshot.schema.names:  # a column of an added model that newer shards do not have
+        if not set(source.snapshot.schema.names).issuperset(
+            _columns(dedup)
+        ):  # newer shards do not have those of an added model
             continue
         for cluster in source.subset.reports[step].largest_clusters[:CLUSTERS_PER_STEP]:
-            if found := _row_of(source, cluster, dedup.by):
+            if found := _row_of(source, cluster, dedup):
                 ref, key = found
                 yield _Group(step, dedup, cluster, key, [ref])
 
@@ -66,16 +70,16 @@ def _dedups(subset: Subset) -> Iterator[tuple[int, Dedup]]:
             yield number, step.dedup
 
 
-def _row_of(source: Source, cluster: Cluster, by: str) -> tuple[Ref, Any] | None:
+def _row_of(source: Source, cluster: Cluster, dedup: Dedup) -> tuple[Ref, Any] | None:
     """The row that stays, and its key."""
     shard = int(cluster.row_id.partition(":")[0])
     shards = source.snapshot.chunk.shards
     position = next((at for at, each in enumerate(shards) if each.shard == shard), None)
     if position is None:
         return None
-    table = source.snapshot.read(shards[position], list(dict.fromkeys(["row_id", by])))
+    table = source.snapshot.read(shards[position], list(dict.fromkeys(["row_id", *_columns(dedup)])))
     row = pc.index(table["row_id"], cluster.row_id).as_py()
-    return None if row < 0 else (Ref("pairs", position, row), table[by][row].as_py())
+    return None if row < 0 else (Ref("pairs", position, row), _key(table.slice(row, 1), dedup))
 
 
 def _members(source: Source, position: int, groups: Sequence[_Group]) -> list[list[int]]:
@@ -85,16 +89,48 @@ def _members(source: Source, position: int, groups: Sequence[_Group]) -> list[li
     if steps is None:
         return [[] for _ in groups]
     shard = source.snapshot.chunk.shards[position]
-    table = source.snapshot.read(shard, sorted({group.dedup.by for group in groups}))
+    table = source.snapshot.read(shard, sorted({name for group in groups for name in _columns(group.dedup)}))
     found = []
     for group in groups:
         rows = np.flatnonzero(steps == group.step)
-        found.append(rows[_is_duplicate(table[group.dedup.by].take(pa.array(rows)), group)][:ROWS_PER_CLUSTER].tolist())
+        dropped = table.select(_columns(group.dedup)).take(pa.array(rows))
+        found.append(rows[_is_duplicate(dropped, group)][:ROWS_PER_CLUSTER].tolist())
     return found
 
 
-def _is_duplicate(column: pa.ChunkedArray, group: _Group) -> Any:
+def _columns(dedup: Dedup) -> list[str]:
+    """What the step compares."""
+    vectors = _vectors(dedup)
+    return [dedup.by] if vectors is None else list(vectors.names)
+
+
+def _vectors(dedup: Dedup) -> Vectors | None:
+    """The embeddings that the step compares, if it does."""
+    return None if dedup.model is None else Vectors(cast(Compared, dedup.by), dedup.model)
+
+
+def _how(dedup: Dedup) -> str:
+    return "" if dedup.model is None else f" (model {dedup.model}, cosine of {_threshold(dedup):g} or more)"
+
+
+def _threshold(dedup: Dedup) -> float:
+    return DEFAULT_THRESHOLD if dedup.threshold is None else dedup.threshold
+
+
+def _key(row: pa.Table, dedup: Dedup) -> Any:
+    """The value of one row: a scalar, or its vectors as float16 [columns, 1, dim]."""
+    vectors = _vectors(dedup)
+    return row[dedup.by][0].as_py() if vectors is None else vectors.read(row)[0]
+
+
+def _is_duplicate(table: pa.Table, group: _Group) -> Any:
     """Which rows are duplicates of the row that stays; shape (rows,)."""
+    if (vectors := _vectors(group.dedup)) is not None:
+        found, usable = vectors.read(table)
+        near = exact_cosines(found[:, usable], group.key) >= _threshold(group.dedup)
+        usable[usable] = near.all(axis=0)
+        return usable
+    column = table[group.dedup.by]
     if group.dedup.distance:
         bits = np.array([int(value, 16) if value else 0 for value in column.to_pylist()], np.uint64)
         return np.bitwise_count(bits ^ np.uint64(int(group.key, 16))) <= group.dedup.distance

@@ -288,6 +288,18 @@ def test_near_duplicates_are_found_by_their_distance(tmp_path: Path) -> None:
     assert shown(page(store, "clean"), "1 duplicate of 0:0") == [0.9, 0.8]
 
 
+def test_rows_with_similar_embeddings_are_found_by_their_cosine(tmp_path: Path) -> None:
+    vectors = [[1.0, 0.0], [1.0, 0.3], None, [0.0, 1.0], [1.0, -0.3], [1.0, 1.0]]
+    rows = [
+        pair(f"{n}", 0.9 - n / 10, image_embedding_tiny=each, text_embedding_tiny=each)
+        for n, each in enumerate(vectors)
+    ]
+    store = write_dataset(tmp_path, [rows])
+    for by in ("embedding", "pair"):
+        subset(store, by, {"dedup": {"by": by, "model": "tiny", "threshold": 0.9}})
+        assert shown(page(store, by), "2 duplicates of 0:0") == [0.9, 0.8, 0.5]
+
+
 def test_two_subsets_are_compared_exactly(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([n / 10 for n in range(10)], 0)])
     subset(store, "high", {"where": "similarity >= 0.55"})

@@ -18,7 +18,7 @@ from pairmill.pipeline.select.near_duplicates import BandKeys, band_masks, greed
 from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.tasks import Handle
-from pairmill.schemas.select_steps import Dedup
+from pairmill.schemas.select_steps import EMBEDDINGS, Dedup
 from pairmill.schemas.subset import Cluster, StepReport
 
 PARTITION_ROWS = 2_000_000
@@ -43,7 +43,8 @@ class DedupStep:
         if self.dedup.best is not None:
             Expression(self.dedup.best).check(schema, "number")
         if name not in schema.names:
-            raise ExpressionError(f"there is no column {name!r}")
+            hint = "; to compare embeddings, add model: ALIAS" if name in EMBEDDINGS else ""
+            raise ExpressionError(f"there is no column {name!r}{hint}")
         if not can_be_key(kind := schema.field(name).type):
             raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
 

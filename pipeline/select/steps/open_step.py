@@ -4,6 +4,7 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.steps.balance import BalanceStep
 from pairmill.pipeline.select.steps.dedup import DedupStep
+from pairmill.pipeline.select.steps.dedup_embedding import EmbeddingDedupStep
 from pairmill.pipeline.select.steps.repeat import RepeatStep
 from pairmill.pipeline.select.steps.step import Step
 from pairmill.pipeline.select.steps.top import TopStep
@@ -21,7 +22,8 @@ def open_step(step: SelectStep, files: Files) -> Step:
     if step.sample is not None:
         return TopStep.of(step.sample)
     if step.dedup is not None:
-        return DedupStep(step.dedup)
+        model = step.dedup.model
+        return DedupStep(step.dedup) if model is None else EmbeddingDedupStep.of(step.dedup, model)
     if step.uids is not None:
         return UidsStep.open(files, step.uids)
     if step.balance is not None:

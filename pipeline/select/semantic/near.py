@@ -1,0 +1,125 @@
+"""Compares the rows of one cluster, the best rows first.
+
+The cosine of two rows is that of the stored float16 vectors, without rounding errors that matter: float32 decides
+where it is clear, and float64, in which the dot product of two float16 unit vectors is exact, where it is close to the
+threshold. So the answer depends on no block size, order or machine.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from pairmill.pipeline.select.filters import RowIndices, RowMask
+from pairmill.pipeline.select.semantic.vectors import Floats, Halves, unit
+
+_BLOCK_ROWS = 256
+"""Rows that are compared with all rows after them at a time."""
+_STRIPE_ROWS = 2_048
+"""Rows they are compared with at a time: 2 MB of cosines, which stay in the cache."""
+_EXACT_PAIRS = 4_096
+_COMPACT_SHARE = 0.75
+
+STAYS = -1
+
+
+def near_rows(vectors: Halves, is_guest: RowMask, threshold: float) -> RowIndices:
+    """For each row of a cluster, the row because of which it would go if there were no other cluster, or STAYS; [rows].
+
+    `vectors`: float16 [columns, rows, dim], the best row first. A row goes if its cosine with a better row that stays
+    is at least the threshold, in all columns. Two guests are not compared: they meet where one of them is at home.
+    """
+    cluster = _Cluster(vectors, is_guest, threshold)
+    while cluster.has_pairs:
+        cluster.step()
+    return cluster.parents
+
+
+class _Cluster:
+    """The rows that are still to be compared, residents and guests apart, each the best row first."""
+
+    def __init__(self, vectors: Halves, is_guest: RowMask, threshold: float) -> None:
+        self.parents = np.full(len(is_guest), STAYS, np.int64)
+        self._vectors, self._is_guest, self._threshold = vectors, is_guest, threshold
+        margin = (vectors.shape[2] + 8) * 2.0**-24  # of a float32 dot product of unit vectors (Higham 2002, 3.1)
+        self._low, self._high = np.float32(threshold - margin), np.float32(threshold + margin)
+        self._waiting = [np.flatnonzero(~is_guest), np.flatnonzero(is_guest)]
+        self._units = [unit(vectors[:, rows]) for rows in self._waiting]
+
+    @property
+    def has_pairs(self) -> bool:
+        residents, guests = map(len, self._waiting)
+        return residents > 0 and residents + guests > 1
+
+    def step(self) -> None:
+        """Decide about the best rows, then compare those that stay with all rows after them."""
+        best = np.sort(np.concatenate([rows[:_BLOCK_ROWS] for rows in self._waiting]))[:_BLOCK_ROWS]
+        heads = [int(np.searchsorted(rows, best[-1], "right")) for rows in self._waiting]
+        rows = np.concatenate([rows[:head] for rows, head in zip(self._waiting, heads, strict=True)])
+        units = np.concatenate([each[:, :head] for each, head in zip(self._units, heads, strict=True)], axis=1)
+        order = np.argsort(rows)
+        order = order[self.parents[rows[order]] == STAYS]
+        rows, units = rows[order], units[:, order]
+        self._decide(rows, units)
+        self._waiting = [each[head:] for each, head in zip(self._waiting, heads, strict=True)]
+        self._units = [each[:, head:] for each, head in zip(self._units, heads, strict=True)]
+        stays = self.parents[rows] == STAYS
+        resident = stays & ~self._is_guest[rows]
+        self._compare(rows[resident], units[:, resident], to_guests=True)
+        guest = stays & self._is_guest[rows]
+        self._compare(rows[guest], units[:, guest], to_guests=False)
+        self._compact()
+
+    def _decide(self, rows: RowIndices, units: Floats) -> None:
+        """Compare rows with each other, the best row first."""
+        near = np.triu(self._is_near(_cosines(units, units), rows, rows), 1)
+        guests = self._is_guest[rows]
+        near &= ~(guests[:, None] & guests)
+        for row in np.flatnonzero(near.any(axis=1)):
+            if self.parents[rows[row]] == STAYS:
+                later = rows[near[row]]
+                self.parents[later[self.parents[later] == STAYS]] = rows[row]
+
+    def _compare(self, rows: RowIndices, units: Floats, to_guests: bool) -> None:
+        """Compare rows that stay with all that are waiting, or only with the residents among them."""
+        for waiting, others in list(zip(self._waiting, self._units, strict=True))[: 2 if to_guests else 1]:
+            for start in range(0, len(waiting) if len(rows) else 0, _STRIPE_ROWS):
+                stripe = slice(start, start + _STRIPE_ROWS)
+                cosines = _cosines(others[:, stripe], units)  # [stripe, rows]
+                maybe = np.flatnonzero((cosines >= self._low).any(axis=1) & (self.parents[waiting[stripe]] == STAYS))
+                if len(maybe):
+                    found = waiting[stripe][maybe]
+                    near = self._is_near(cosines[maybe], found, rows)
+                    goes = near.any(axis=1)
+                    self.parents[found[goes]] = rows[near[goes].argmax(axis=1)]
+
+    def _is_near(self, cosines: Floats, rows: RowIndices, others: RowIndices) -> npt.NDArray[np.bool_]:
+        """[rows, others], from their cosines in float32."""
+        near: npt.NDArray[np.bool_] = cosines >= self._high
+        close = np.flatnonzero((cosines >= self._low) & ~near)
+        for start in range(0, len(close), _EXACT_PAIRS):
+            some = close[start : start + _EXACT_PAIRS]
+            one, other = np.unravel_index(some, near.shape)
+            exact = exact_cosines(self._vectors[:, rows[one]], self._vectors[:, others[other]])
+            near[one, other] = (exact >= self._threshold).all(axis=0)
+        return near
+
+    def _compact(self) -> None:
+        """Forget rows that go, once they are many."""
+        for side, rows in enumerate(self._waiting):
+            stays = self.parents[rows] == STAYS
+            if stays.sum() < _COMPACT_SHARE * len(rows):
+                self._waiting[side], self._units[side] = rows[stays], self._units[side][:, stays]
+
+
+def exact_cosines(one: Halves, other: Halves) -> npt.NDArray[np.float64]:
+    """The cosines of two arrays of float16 vectors, [..., dim] -> [...]."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    found: npt.NDArray[np.float64] = (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    return found
+
+
+def _cosines(one: Floats, other: Floats) -> Floats:
+    """The lowest cosine of all columns, [columns, n, dim] and [columns, m, dim] -> [n, m]."""
+    found: Floats = one[0] @ other[0].T
+    for left, right in zip(one[1:], other[1:], strict=True):
+        np.minimum(found, left @ right.T, out=found)
+    return found

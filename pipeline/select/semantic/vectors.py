@@ -1,0 +1,78 @@
+"""Reads the embeddings that rows are compared by, and brings them into the forms that the passes need."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.select.filters import RowMask
+from pairmill.schemas.pairs import score_column_names
+
+Halves = npt.NDArray[np.float16]
+Floats = npt.NDArray[np.float32]
+
+Compared = Literal["embedding", "text_embedding", "pair"]
+"""What is compared: pictures, captions, or both at once."""
+
+GRID = np.float32(2048)
+"""Steps per unit of the grid. All products of two numbers on it are multiples of 2**-22, and the sum of those of two
+unit vectors stays below 4 on the way, so a float32 holds it without rounding: dot products on the grid are the same on
+every machine, with any number of threads and in any order."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Names the embeddings to compare."""
+
+    by: Compared
+    model: str
+    """Alias of the model."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns: one, or for pairs those of picture and caption."""
+        names = score_column_names(self.model)
+        of = {"embedding": (names.image_embedding,), "text_embedding": (names.text_embedding,)}
+        return of.get(self.by, (names.image_embedding, names.text_embedding))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The same as a set."""
+        return frozenset(self.names)
+
+    def read(self, table: pa.Table) -> tuple[Halves, Any]:
+        """(float16 [columns, rows, dim], whether each row can be compared [rows]). Rows of which an embedding is null,
+        zero, NaN or infinite cannot be compared."""
+        read = [_read(table[name]) for name in self.names]
+        return np.stack([vectors for vectors, _ in read]), np.logical_and.reduce([usable for _, usable in read], axis=0)
+
+
+def unit(vectors: Halves) -> Floats:
+    """float16 [..., dim] -> float32 [..., dim] of length 1, which undoes most of the rounding to float16."""
+    floats = vectors.astype(np.float32)
+    floats /= np.sqrt(np.einsum("...i,...i->...", floats, floats))[..., None]
+    return floats
+
+
+def on_grid(vectors: Halves) -> Floats:
+    """float16 [columns, rows, dim] -> float32 [rows, columns * dim] of length about 1, rounded to the GRID.
+
+    The cosine of two results is the mean of the cosines of the columns.
+    """
+    columns, rows, dim = vectors.shape
+    flat: Floats = unit(vectors).transpose(1, 0, 2).reshape(rows, columns * dim)
+    flat *= GRID / np.float32(np.sqrt(columns))
+    found: Floats = np.rint(flat, out=flat)
+    found /= GRID
+    return found
+
+
+def _read(column: pa.ChunkedArray) -> tuple[Halves, Any]:
+    array = column.combine_chunks()
+    is_valid: RowMask = array.is_valid().to_numpy(zero_copy_only=False)
+    values = array.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)
+    vectors = np.zeros((len(array), array.type.list_size), np.float16)
+    vectors[is_valid] = values.reshape(-1, array.type.list_size)  # `flatten` leaves out the lists that are null
+    return vectors, np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
