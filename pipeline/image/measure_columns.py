@@ -9,12 +9,11 @@ from pairmill.schemas.job.pictures import PictureScore
 
 
 def measure_columns(name: str, settings: PictureScore, measured: Sequence[Measured | None]) -> dict[str, pa.Array]:
-    """The columns of one score, NAME_measure each. `measured`: of each row; None: all of its columns are null."""
+    """The columns of one score. `measured`: of each row; None: all of its columns are null."""
+    schema = settings.columns(name)
     return {
-        field.name: pa.array(
-            [None if each is None else each[field.name.removeprefix(f"{name}_")] for each in measured], field.type
-        )
-        for field in settings.columns(name)
+        column: pa.array([None if each is None else each[suffix] for each in measured], schema.field(column).type)
+        for suffix, column in settings.column_names(name).items()
     }
 
 

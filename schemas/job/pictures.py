@@ -1,14 +1,14 @@
 """Defines the scores that are computed from the pixels of pictures, and their columns."""
 
-from collections.abc import Iterable
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pairmill.schemas.settings import Settings
 
-Measure = Literal["sharpness", "exposure", "colorfulness", "jpeg_quality", "border"]
+Measure = Literal["sharpness", "exposure", "colorfulness", "jpeg_quality", "border", "pdq"]
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
@@ -18,7 +18,11 @@ _COLUMNS: dict[Measure, dict[str, pa.DataType]] = {
     "colorfulness": {"colorfulness": pa.float32()},
     "jpeg_quality": {"jpeg_quality": pa.uint8()},
     "border": {"border": pa.float32()},
+    "pdq": {"pdq": pa.string(), "pdq_quality": pa.uint8()},
 }
+
+_OF_ANY_NAME = ("pdq", "pdq_quality")
+"""The columns whose names do not begin with that of the score: lists of hashes and `dedup` expect these names."""
 
 
 def _in_order(measures: list[Measure]) -> list[Measure]:
@@ -28,20 +32,36 @@ def _in_order(measures: list[Measure]) -> list[Measure]:
 
 class PictureScore(Settings):
     """Measures of the picture itself, from one decode of it, at 256 pixels on its longer side. A column for each:
-    NAME_sharpness, NAME_colorfulness, ...; all null if there is no picture, or it does not decode."""
+    NAME_sharpness, NAME_colorfulness, ..., but `pdq` without NAME; all null if there is no picture, or it does not
+    decode."""
 
-    measures: Annotated[list[Measure], Field(min_length=1), AfterValidator(_in_order)] = list(MEASURES)
+    measures: Annotated[list[Measure], Field(min_length=1), AfterValidator(_in_order)] = [
+        each for each in MEASURES if each != "pdq"
+    ]
     """`sharpness`: variance of the Laplacian of the brightness. `exposure`: the mean brightness, 0 to 1, and in
     NAME_exposure_dark and NAME_exposure_bright the shares of pixels that are clipped to black or white. `colorfulness`
     after Hasler and Suesstrunk: 0 for gray, from 60 on for vivid pictures. `jpeg_quality`: libjpeg's quality, 1 to 100,
     that the file was written with; null for other formats. `border`: share of the area that is bars or a frame of one
-    color."""
+    color. `pdq`, only if it is asked for: the perceptual hash of public lists, 64 hex digits, in the column `pdq`, and
+    in `pdq_quality` how much there is to see, 0 to 100, whatever the NAME. `pictures: pdq` stands for this field."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, value: Any) -> Any:
+        value = {"measures": value} if isinstance(value, str | list) else value
+        if isinstance(value, dict) and isinstance(value.get("measures"), str):
+            value = {**value, "measures": [each.strip() for each in value["measures"].split(",")]}
+        return value
 
     def columns(self, name: str) -> pa.Schema:
         """The columns of a score with this name."""
-        return pa.schema(
-            [(f"{name}_{suffix}", type_) for measure in self.measures for suffix, type_ in _COLUMNS[measure].items()]
-        )
+        types = {suffix: type_ for measure in self.measures for suffix, type_ in _COLUMNS[measure].items()}
+        return pa.schema([(column, types[suffix]) for suffix, column in self.column_names(name).items()])
+
+    def column_names(self, name: str) -> Mapping[str, str]:
+        """What is measured -> its column, in order."""
+        suffixes = [suffix for measure in self.measures for suffix in _COLUMNS[measure]]
+        return {suffix: suffix if suffix in _OF_ANY_NAME else f"{name}_{suffix}" for suffix in suffixes}
 
 
 class BuildScore(Settings):

@@ -7,6 +7,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -17,6 +19,7 @@ from pairmill.pipeline.common.child import ChildDied
 from pairmill.pipeline.common.hooks import WorkerHooks
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.image.measures import VERSION, measure
+from pairmill.pipeline.image.pdq import pdq
 from pairmill.pipeline.image.processor import ImageProcessor
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score import isolated, picture_rows, pictures
@@ -87,6 +90,17 @@ def test_each_row_has_the_measures_of_its_picture_and_others_are_null_and_counte
     assert rows_of(tmp_path / "out", list(result.columns)) == [expected(body) for body in IN_ORDER]
     report = verify(store, rescore=0)
     assert report.problems == []
+
+
+def test_pdq_has_columns_of_its_own_name_and_each_picture_its_hash(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "out", ROWS)
+    result = score(ScoreJob.model_validate({"dataset": str(tmp_path / "out"), "name": "hash", "pictures": "pdq"}))
+    assert result.columns == ["pdq", "pdq_quality"]
+    wanted = [None if body is None else ImageProcessor(ImagesConfig()).pixels(body) for body in IN_ORDER]
+    grays = [None if each is None else np.asarray(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), np.uint8) for each in wanted]
+    found = rows_of(tmp_path / "out", ["pdq", "pdq_quality"])
+    expected = [(None, None) if gray is None else tuple(pdq(gray)) for gray in grays]
+    assert [(row["pdq"], row["pdq_quality"]) for row in found] == expected
 
 
 def test_the_rows_do_not_depend_on_each_other_and_a_picture_is_measured_once(
