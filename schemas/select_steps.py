@@ -9,6 +9,9 @@ from pairmill.schemas.repeat import Repeat
 from pairmill.schemas.settings import GrowingSettings, Uri
 from pairmill.schemas.share import Share
 
+MAX_DISTANCES = {"phash": 8, "pdq": 31}
+"""Columns of perceptual hashes -> the greatest distance that a dedup may have, in bits."""
+
 
 class Top(Share):
     """The rows with the highest score. Null and NaN rank below every number; a hash of the uid breaks ties."""
@@ -42,9 +45,9 @@ class Dedup(GrowingSettings):
     """Alias of the model whose embeddings are compared. Rows are duplicates if the cosine is at least `threshold`."""
     threshold: Annotated[float, Field(ge=0.8, le=1)] | None = None
     """The least cosine of duplicates, 0.95 by default. Only with a `model`."""
-    distance: Annotated[int, Field(ge=0, le=8)] = 0
-    """For `by: phash`, the maximum distance in bits between duplicates. Candidate pairs are collected on one machine,
-    26 bytes each; each additional bit of distance means more comparisons."""
+    distance: Annotated[int, Field(ge=0, le=31)] = 0
+    """For `by: phash` (up to 8) and `by: pdq` (up to 31), the maximum distance in bits between duplicates. Each
+    additional bit means more comparisons. Rows whose `pdq_quality` is below 50 are duplicates only of equal ones."""
     best: str | None = None
     """Keep the row with the highest value of this column or expression. None: the first row in dataset order."""
 
@@ -60,8 +63,10 @@ class Dedup(GrowingSettings):
 
     @model_validator(mode="after")
     def _distance_needs_a_hash(self) -> "Dedup":
-        if self.distance and self.by != "phash":
-            raise ValueError("distance works only with by: phash, the only column of perceptual hashes")
+        if self.distance and self.by not in MAX_DISTANCES:
+            raise ValueError("distance works only with by: phash and by: pdq, the columns of perceptual hashes")
+        if self.distance > MAX_DISTANCES.get(self.by, 0):
+            raise ValueError(f"distance: at most {MAX_DISTANCES[self.by]} with by: {self.by}")
         return self
 
 

@@ -1,123 +1,116 @@
-"""Finds near duplicates by 64-bit perceptual hash: exactly the pairs within a distance, without comparing all pairs.
+"""Drops near duplicates by a perceptual hash, exactly as if all pairs were compared, without comparing all pairs.
 
-If two hashes differ in at most d bits and are cut into d + 2 bands, at least two of their bands are equal (the
-pigeonhole principle, as in Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling"). So for every
-combination of two bands, only rows that agree in both are compared.
+    the best row of each hash           near_hashes.py   in partitions of the hash
+    all of them, best first             near_hashes.py   as arrays that all tasks share
+    pairs within the distance           near_join.py     in tasks of a few keys (hash_keys.py)
+    which rows stay                     near_greedy.py   and another round for rows that are not decided
+
+Only the sample that the keys are chosen by, and counts, come to this process.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
-from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP
 from pairmill.pipeline.select.filters import RowIndices
-from pairmill.pipeline.select.keys import RANK, U64, mix
-from pairmill.pipeline.select.outputs import Array, DedupKeys
+from pairmill.pipeline.select.hash_keys import Key, choose_keys
+from pairmill.pipeline.select.near_greedy import conclude, decide
+from pairmill.pipeline.select.near_hashes import WORDS, HashKeys, in_order, merge_equal
+from pairmill.pipeline.select.near_join import Pairs, States, merge_pairs, near_pairs
+from pairmill.pipeline.select.outputs import Array
+from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.tasks import Handle, Tasks
+from pairmill.schemas.select_steps import Dedup
 
-NEAR_PAIR = np.dtype([*RANK.descr, ("better", "<i8"), ("worse", "<i8")])
-"""Indices of two rows within the distance, and the rank of `better`. `better` is the row with the higher rank or, if
-the ranks are equal, with the lower index."""
+PARTITION_ROWS = 1_000_000
+TASK_ROWS = 20_000_000
+"""About how many rows a task compares at a time: it needs 50 bytes for each."""
+KEY_TASKS = 16
+"""The keys of a round are dealt to about so many tasks."""
+FIRST_MOST, MORE = 4, 8
+"""How many better rows are found for each row in the first round, and how many times as many in each later one."""
+MAX_MOST = 60_000
 
-HASH_BITS = 64
+Handles = Sequence[Handle[Array]]
 
 
-def band_masks(distance: int) -> list[int]:
-    """One bit mask for every combination of two of the d + 2 bands."""
-    edges = np.linspace(0, HASH_BITS, distance + 3).round().astype(int)
-    bands = [sum(1 << int(bit) for bit in range(start, end)) for start, end in pairwise(edges)]
-    return [one | other for one, other in combinations(bands, 2)]
+def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
+    """Let the next scan drop the near duplicates. Returns the largest DUPLICATE_GROUPs."""
+    tasks, starts = selector.tasks, selector.chunk_starts
+    best, groups, dropped = _equal_hashes(selector, step)
+    [(sample, count, row_index, states, *words)] = tasks.map_split(in_order, [best], outputs=4 + WORDS[step.by])
+    del best
+    [sampled, num_rows] = tasks.get([sample, count])
+    join = _Join(tasks, choose_keys(step.distance, sampled, num_rows), step.distance, num_rows, words)
+    rounds: list[Handle[Pairs]] = []
+    undecided, most = num_rows, FIRST_MOST
+    while undecided:
+        pairs = join.pairs(states, undecided, most)
+        [(states, count)] = tasks.map_split(decide, [(most, states, pairs)], outputs=2)
+        [undecided] = tasks.get([count])
+        rounds.append(pairs)
+        most = min(MAX_MOST, most * MORE)
+    call = (starts, len(rounds), states, row_index, *rounds, *groups)
+    [(clusters, *near)] = tasks.map_split(conclude, [call], outputs=1 + len(starts))
+    selector.drop(number, [[*equal, rows] for equal, rows in zip(dropped, near, strict=True)])
+    [found] = tasks.get([clusters])
+    return np.asarray(found)
 
 
 @dataclass(frozen=True)
-class BandKeys:
-    """Collects DEDUP_KEYs for `near_pairs`: `high` is the masked hash, `low` the whole hash."""
+class _Join:
+    """Finds the pairs of each round."""
 
-    keys: DedupKeys
-    mask: int
+    tasks: Tasks
+    keys: Sequence[Key]
+    distance: int
+    num_rows: int
+    words: Handles
 
-    @property
-    def columns(self) -> frozenset[str]:
-        """Columns of the keys."""
-        return self.keys.columns
-
-    @property
-    def dtypes(self) -> Sequence[np.dtype[Any]]:
-        """One array per collected partition."""
-        return self.keys.dtypes
-
-    def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
-        """The keys of each partition, partitioned by the masked hash."""
-        keys = self.keys.keys(table, row_indices)
-        keys["low"] = keys["high"]
-        keys["high"] &= np.uint64(self.mask)
-        return self.keys.split(keys, mix(keys["high"]))
-
-
-def near_pairs(distance: int, mask: int, *parts: Array) -> Array:
-    """The NEAR_PAIRs of one partition whose masked hashes are equal and whose hashes differ in 1 to `distance` bits.
-
-    If the masked hashes of a pair are equal under several masks, the pair is reported only for the first of these
-    masks.
-    """
-    rows = np.concatenate(parts)
-    rows = rows[np.argsort(rows["high"], kind="stable")]
-    found = [np.zeros((0, 2), np.int64)]
-    left = np.arange(len(rows))
-    for step in range(1, len(rows)):  # ends after the longest run of equal keys
-        left = left[: np.searchsorted(left, len(rows) - step)]
-        left = left[rows["high"][left] == rows["high"][left + step]]
-        if not len(left):
-            break
-        bits = np.bitwise_count(rows["low"][left] ^ rows["low"][left + step])
-        near = left[(bits <= distance) & (bits > 0)]
-        found.append(np.stack([near, near + step], axis=1))
-    pairs = np.concatenate(found)  # (pairs, 2)
-    one, other = rows[pairs[:, 0]], rows[pairs[:, 1]]
-    is_first = _first_mask(one["low"] ^ other["low"], distance) == band_masks(distance).index(mask)
-    return _better_first(one[is_first], other[is_first])
+    def pairs(self, states: Handle[States], undecided: int, most: int) -> Handle[Pairs]:
+        """The pairs of each undecided row with the `most` best better rows."""
+        parts = math.ceil(min(self.num_rows, 8 * undecided) / TASK_ROWS)
+        each = math.ceil(len(self.keys) / KEY_TASKS)
+        groups = [tuple(self.keys[at : at + each]) for at in range(0, len(self.keys), each)]
+        calls = [
+            (keys, part, parts, self.distance, most, states, *self.words) for keys in groups for part in range(parts)
+        ]
+        at_once = max(
+            4, self.tasks.memory_bytes // (8 * undecided * most // parts + 1)
+        )  # if all find as much as they may
+        found: list[Handle[Pairs]] = []
+        for first in range(0, len(calls), at_once):
+            new = self.tasks.map(near_pairs, calls[first : first + at_once])
+            [(merged, count)] = self.tasks.map_split(merge_pairs, [(most, *found, *new)], outputs=2)
+            list(self.tasks.get([count]))  # waits
+            found = [merged]
+        return found[0]
 
 
-def greedy_clusters(pairs: Array, groups: Array) -> tuple[RowIndices, Array]:
-    """Visit the rows from the best down; each row that has not been dropped drops the rows near it.
-
-    Returns (rows to drop, sorted; DUPLICATE_GROUPs). A row is dropped only for a row that stays and is within the
-    distance, so a chain of similar pictures does not become one cluster. `groups`: the exact duplicates, which are
-    already dropped but count towards the size of a cluster.
-    """
-    pairs = pairs[np.lexsort((pairs["worse"], pairs["better"], ~pairs["low_bits"], ~pairs["rank"]))]
-    copies = dict(zip(groups["row_index"].tolist(), groups["rows"].tolist(), strict=True))
-    dropped: set[int] = set()
-    clusters: dict[int, int] = {}
-    for better, worse in zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True):
-        if better not in dropped and worse not in dropped:
-            dropped.add(worse)
-            clusters[better] = clusters.get(better, copies.get(better, 1)) + copies.get(worse, 1)
-    sizes = np.array([*clusters.items()], np.int64).reshape(-1, 2)
-    result = np.zeros(len(sizes), DUPLICATE_GROUP)
-    result["row_index"], result["rows"] = sizes[:, 0], sizes[:, 1]
-    return np.sort(np.fromiter(dropped, np.int64, len(dropped))), result
+def _equal_hashes(
+    selector: Selector, step: Dedup
+) -> tuple[Handles, Handles, list[list[Handle[RowIndices] | RowIndices]]]:
+    """(the best row of each hash, the DUPLICATE_GROUPs of equal ones, and for each chunk the other rows to drop)."""
+    best: list[Handle[Array]] = []
+    groups: list[Handle[Array]] = []
+    dropped: list[list[Handle[RowIndices] | RowIndices]] = [[] for _ in selector.chunks]
+    for keys in _partitions(selector, step):
+        parts = selector.scan(keys)
+        calls = [(selector.chunk_starts, *(part[index] for part in parts)) for index in range(len(keys.dtypes))]
+        for some, group, *rows in selector.tasks.map_split(merge_equal, calls, outputs=2 + len(selector.chunks)):
+            best.append(some)
+            groups.append(group)
+            for of_chunk, each in zip(dropped, rows, strict=True):
+                of_chunk.append(each)
+    return best, groups, dropped
 
 
-def _first_mask(differing: U64, distance: int) -> npt.NDArray[np.intp]:
-    """For each pair, the index of the first mask under which its hashes are equal."""
-    agrees = np.stack([differing & np.uint64(mask) == 0 for mask in band_masks(distance)])  # (masks, pairs)
-    first: npt.NDArray[np.intp] = np.argmax(agrees, axis=0)
-    return first
-
-
-def _better_first(one: Array, other: Array) -> Array:
-    rank, low_bits = (one[name] == other[name] for name in ("rank", "low_bits"))  # whether they are equal
-    swap = (other["row_index"] < one["row_index"]) & rank & low_bits
-    swap |= (other["low_bits"] > one["low_bits"]) & rank
-    swap |= other["rank"] > one["rank"]
-    pairs = np.empty(len(one), NEAR_PAIR)
-    for name in ("rank", "low_bits"):
-        pairs[name] = np.where(swap, other[name], one[name])
-    pairs["better"] = np.where(swap, other["row_index"], one["row_index"])
-    pairs["worse"] = np.where(swap, one["row_index"], other["row_index"])
-    return pairs
+def _partitions(selector: Selector, step: Dedup) -> Iterator[HashKeys]:
+    """The partitions of the hashes to collect in each scan, as many as fit into the memory of the tasks."""
+    partitions = max(1, math.ceil(selector.num_rows / PARTITION_ROWS))
+    row_bytes = HashKeys(step.by, step.best, 1, 0, 1).dtype.itemsize
+    per_scan = max(1, int(partitions * selector.tasks.memory_bytes // max(1, selector.num_rows * row_bytes)))
+    for first in range(0, partitions, per_scan):
+        yield HashKeys(step.by, step.best, partitions, first, min(first + per_scan, partitions))

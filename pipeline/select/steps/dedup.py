@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.common.text import clean_text
-from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, merge_duplicates, split_by_chunk
+from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, merge_duplicates
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.keys import can_be_key
-from pairmill.pipeline.select.near_duplicates import BandKeys, band_masks, greedy_clusters, near_pairs
+from pairmill.pipeline.select.near_duplicates import drop_near_duplicates
+from pairmill.pipeline.select.near_hashes import HashKeys
 from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.tasks import Handle
@@ -35,13 +36,20 @@ class DedupStep:
     @property
     def columns(self) -> frozenset[str]:
         """The column to compare, and those of the score."""
-        return DedupKeys(self.dedup.by, self.dedup.best, 1, 0, 1).columns
+        by, best = self.dedup.by, self.dedup.best
+        keys = HashKeys(by, best, 1, 0, 1) if self.dedup.distance else DedupKeys(by, best, 1, 0, 1)
+        return keys.columns
 
     def check(self, schema: pa.Schema) -> None:
         """Values must be comparable, and the score a number. Raises ExpressionError."""
         name = self.dedup.by
         if self.dedup.best is not None:
             Expression(self.dedup.best).check(schema, "number")
+        for column in sorted(self.columns):
+            if column.startswith("pdq") and column not in schema.names:
+                raise ExpressionError(
+                    f"there is no column {column!r}; add it: pairmill score OUT hash --score 'pictures: pdq'"
+                )
         if name not in schema.names:
             hint = "; to compare embeddings, add model: ALIAS" if name in EMBEDDINGS else ""
             raise ExpressionError(f"there is no column {name!r}{hint}")
@@ -49,18 +57,13 @@ class DedupStep:
             raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
 
     def run(self, selector: Selector, number: int) -> None:
-        """Find equal values; then, if a distance is allowed, similar ones."""
-        groups = _exact_duplicates(selector, number, self.dedup)
-        tasks = selector.tasks
-        if not self.dedup.distance:
-            candidates = tasks.get(tasks.map(largest, [(each,) for each in groups]))
-            self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
+        """Find equal values or, if a distance is allowed, similar ones."""
+        if self.dedup.distance:
+            self.clusters = drop_near_duplicates(selector, number, self.dedup)
             return
-        exact = np.concatenate([np.zeros(0, DUPLICATE_GROUP), *tasks.get(groups)])
-        dropped, clusters = greedy_clusters(_near_pairs(selector, self.dedup), exact)
-        alone = exact[~np.isin(exact["row_index"], np.concatenate([dropped, clusters["row_index"]]))]
-        self.clusters = largest(np.concatenate([clusters, alone]))
-        selector.drop(number, [[rows] for rows in split_by_chunk(dropped, selector.chunk_starts)])
+        groups, tasks = _exact_duplicates(selector, number, self.dedup), selector.tasks
+        candidates = tasks.get(tasks.map(largest, [(each,) for each in groups]))
+        self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
         """The largest groups."""
@@ -88,17 +91,6 @@ def _exact_duplicates(selector: Selector, number: int, step: Dedup) -> list[Hand
                 of_chunk.append(rows)
     selector.drop(number, duplicates)
     return groups
-
-
-def _near_pairs(selector: Selector, step: Dedup) -> Array:
-    """All NEAR_PAIRs of different hashes."""
-    found: list[Array] = []
-    for mask in band_masks(step.distance):
-        for keys in _partitions(selector, step):
-            parts = selector.scan(BandKeys(keys, mask))
-            calls = [(step.distance, mask, *(part[index] for part in parts)) for index in range(len(keys.dtypes))]
-            found += selector.tasks.get(selector.tasks.map(near_pairs, calls))
-    return np.concatenate(found)
 
 
 def _partitions(selector: Selector, step: Dedup) -> list[DedupKeys]:

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.select.near_duplicates import band_masks, near_pairs
-from pairmill.pipeline.select.outputs import DEDUP_KEY
+from pairmill.pipeline.select import near_duplicates
 from pairmill.pipeline.select.steps import dedup, top
 from pairmill.pipeline.select.subset_diff import compare
 from tests.synthetic_dataset import write_dataset
@@ -151,6 +150,8 @@ def test_dedup_in_many_rounds_of_partitions_is_the_same(dataset: Path, monkeypat
     steps: Any = [{"dedup": {"by": "sha256"}}, {"dedup": {"by": "phash", "distance": 2}}]
     make_subset(dataset, "one", *steps)
     monkeypatch.setattr(dedup, "PARTITION_ROWS", 1_000)
+    monkeypatch.setattr(near_duplicates, "PARTITION_ROWS", 1_000)
+    monkeypatch.setattr(near_duplicates, "TASK_ROWS", 7_000)
     monkeypatch.setattr("pairmill.pipeline.select.tasks.LocalTasks.memory_bytes", 200_000)
     make_subset(dataset, "many", *steps)
     assert row_ids(dataset, "many") == row_ids(dataset, "one")
@@ -171,24 +172,6 @@ def brute_force_pairs(hashes: Any, distance: int) -> set[tuple[int, int]]:
         one, other = np.nonzero(bits < distance)
         found.update((a, b) for a, b in zip((one + start).tolist(), (other + start).tolist(), strict=True) if a < b)
     return found
-
-
-@pytest.mark.parametrize("distance", [1, 2, 4, 8])
-def test_the_near_pairs_are_exactly_those_of_brute_force(distance: int) -> None:
-    rng = np.random.default_rng(distance)
-    hashes = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
-    for copy in range(10_000):  # most of the second half is near a row of the first half
-        flips = rng.integers(0, 64, rng.integers(1, 12), dtype=np.uint64)
-        hashes[10_000 + copy] = hashes[rng.integers(0, 10_000)] ^ np.bitwise_xor.reduce(np.uint64(1) << flips)
-    rows = np.zeros(len(hashes), DEDUP_KEY)
-    rows["low"], rows["row_index"] = hashes, np.arange(len(hashes))
-    found: list[tuple[int, int]] = []
-    for mask in band_masks(distance):
-        rows["high"] = hashes & np.uint64(mask)
-        pairs = near_pairs(distance, mask, rows[::2], rows[1::2])
-        found += zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True)
-    assert len(found) == len(set(found))
-    assert set(found) == brute_force_pairs(hashes, distance)
 
 
 def test_every_row_that_a_near_dedup_drops_is_near_a_kept_one_and_no_two_kept_ones_are_near(dataset: Path) -> None:

@@ -1,0 +1,123 @@
+"""Keys of perceptual hashes: sets of bits such that any two hashes within a distance agree in all bits of at least one.
+
+Rows are compared only with those that share a key. A hash is cut into equal slots; if two hashes differ in at most d
+bits, some slot differs in at most r = floor(d / slots) (the pigeonhole principle, as in Norouzi, Punjani and Fleet
+2012, "Fast search in Hamming space with multi-index hashing"). Within a slot, the bits are dealt to bands, and the
+blocks of a covering design are sets of bands such that any r bands are in at least one block: the bits outside of the
+block then agree. With all blocks of r out of r + k bands, this is the method of Manku, Jain and Das Sarma 2007,
+"Detecting near-duplicates for web crawling".
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+
+WORD_BITS = 64
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: Knuth's multiplicative hashing."""
+
+_SYSTEM_8 = ((0, 1, 2, 3), (0, 1, 4, 5), (0, 1, 6, 7), (0, 2, 4, 6), (0, 2, 5, 7), (0, 3, 4, 7), (0, 3, 5, 6))
+"""Half of the blocks of the Steiner quadruple system of order 8; the others are their complements."""
+_SYSTEM_10 = ((0, 1, 3, 4), (0, 1, 2, 6), (0, 2, 4, 7))
+"""Base blocks of the Steiner quadruple system of order 10, which is cyclic."""
+
+_SORTED_ROW_COST, _CANDIDATE_COST = 60.0, 12.0
+"""Nanoseconds to hash, sort and look up a row under one key, and to compare two rows."""
+_SAMPLED_KEYS = 4
+
+
+@dataclass(frozen=True)
+class Key:
+    """The bits of one word of a hash that must agree, and how much the others of their slot may differ."""
+
+    word: int
+    """Which 64 bits of the hash."""
+    bits: int
+    """The bits that agree."""
+    slot: int
+    """All bits of the slot."""
+    radius: int
+    """In how many of its bits the slot may differ."""
+
+    def values(self, words: U64) -> U64:
+        """A hash below 2^32 of the key's bits, for each uint64 of the key's word: equal bits have equal hashes, and
+        others seldom."""
+        found = words & np.uint64(self.bits)
+        found *= _ODD
+        found >>= np.uint64(32)
+        return found
+
+    def refined(self) -> Sequence["Key"]:
+        """Keys with more bits, such that two hashes that agree in this key and are within the radius agree in at least
+        one of these. Empty if there are too few bits left."""
+        left = _bit_numbers(self.slot & ~self.bits)
+        bands = [_mask(left[first :: self.radius + 1]) for first in range(self.radius + 1)]
+        if len(left) < 2 * len(bands):
+            return ()
+        return [Key(self.word, self.bits | band, self.slot, self.radius) for band in bands]
+
+
+def choose_keys(distance: int, sample: U64, num_rows: int) -> Sequence[Key]:
+    """The cheapest set of keys. Any of them finds the same pairs.
+
+    `sample`: uint64 [rows, words], some of the `num_rows` hashes, which tell how many rows share a key: bits of real
+    hashes are neither even nor independent.
+    """
+    plans = list(_plans(distance, sample.shape[1] * WORD_BITS))
+    costs = [_cost(plan, sample, num_rows) for plan in plans]
+    return plans[int(np.argmin(costs))]
+
+
+def _plans(distance: int, bits: int) -> Iterator[Sequence[Key]]:
+    slots = max(1, bits // WORD_BITS)
+    while slots <= bits // 8:
+        radius, width = distance // slots, bits // slots
+        for bands, blocks in _designs(radius, width):
+            yield [key for slot in range(slots) for key in _keys_of_slot(slot, width, radius, bands, blocks)]
+        slots *= 2
+
+
+def _designs(radius: int, width: int) -> Iterator[tuple[int, Sequence[Sequence[int]]]]:
+    """(number of bands, blocks of them) such that any `radius` bands are in a block, and few blocks are needed."""
+    for common in range(1, 5):
+        bands = radius + common
+        if bands <= width and len(blocks := list(combinations(range(bands), radius))) <= 256:
+            yield bands, blocks
+    if radius == 3 and width >= 10:
+        yield 8, [*_SYSTEM_8, *(tuple(sorted(set(range(8)).difference(block))) for block in _SYSTEM_8)]
+        yield 10, [[(band + shift) % 10 for band in block] for block in _SYSTEM_10 for shift in range(10)]
+
+
+def _keys_of_slot(slot: int, width: int, radius: int, bands: int, blocks: Sequence[Sequence[int]]) -> Iterator[Key]:
+    word, first = divmod(slot * width, WORD_BITS)
+    whole = _mask(range(first, first + width))
+    masks = [_mask(range(first + band, first + width, bands)) for band in range(bands)]
+    for block in blocks:
+        yield Key(word, whole & ~sum(masks[band] for band in block), whole, radius)
+
+
+def _cost(keys: Sequence[Key], sample: U64, num_rows: int) -> float:
+    """Estimated nanoseconds per row."""
+    chosen = [keys[at * len(keys) // _SAMPLED_KEYS] for at in range(_SAMPLED_KEYS)]
+    sharing = 0.0
+    for key in chosen:
+        sizes = np.unique(key.values(sample[:, key.word]), return_counts=True)[1].astype(np.float64)
+        sharing += float((sizes * (sizes - 1)).sum()) / 2 / max(1, len(sample)) / len(chosen)
+    by_chance = (
+        max(1.0, len(sample)) / 2 / 2 ** min(32, chosen[0].bits.bit_count())
+    )  # of what a small sample cannot see
+    candidates: float = max(sharing, by_chance) * num_rows / max(1, len(sample))
+    return float(len(keys)) * (_SORTED_ROW_COST + _CANDIDATE_COST * candidates)
+
+
+def _mask(bits: Sequence[int]) -> int:
+    return sum(1 << bit for bit in bits)
+
+
+def _bit_numbers(mask: int) -> list[int]:
+    return [bit for bit in range(WORD_BITS) if mask >> bit & 1]

@@ -1,0 +1,104 @@
+"""Decides which rows stay: from the best down, each row that has not been dropped drops the rows near it.
+
+This is the first maximal independent set, in the order of the ranks, of the graph whose edges join near rows. Blelloch,
+Fineman and Shun 2012, "Greedy sequential maximal independent set and matching are parallel on average", decide many
+rows at a time: a row stays once all better rows near it are dropped, and is dropped once one of them stays.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, split_by_chunk
+from pairmill.pipeline.select.filters import RowIndices
+from pairmill.pipeline.select.near_join import DROPPED, KEPT, UNDECIDED, Pairs, States
+from pairmill.pipeline.select.outputs import Array
+
+_FEW = 1000
+"""When so few rows are decided at a time, as in a long chain of rows of which each resembles the next, deciding one row
+after the other is faster."""
+
+
+def decide(most: int, states: States, pairs: Pairs) -> tuple[States, int]:
+    """Returns (the states after all that can be decided is decided, how many rows are still UNDECIDED).
+
+    `pairs`: for each UNDECIDED row, sorted, the `most` best of the better rows that are near it and not DROPPED, or all
+    of them if they are fewer. A row stays UNDECIDED only if it has `most` and all of them are dropped, or if it depends
+    on such a row.
+    """
+    states = states.copy()
+    worse, better = _halves(pairs)
+    undecided = states == UNDECIDED
+    counts = np.zeros(len(states), np.uint32)
+    rows, sizes = np.unique(worse, return_counts=True)
+    counts[rows] = sizes
+    states[undecided & (counts == 0)] = KEPT
+    is_cut = counts == most  # there may be others
+    while len(worse):
+        states[worse[states[better] == KEPT]] = DROPPED
+        open_pairs = (states[worse] == UNDECIDED) & (states[better] == UNDECIDED)
+        before, worse, better = worse, worse[open_pairs], better[open_pairs]
+        waiting = np.unique(before)
+        freed = waiting[(states[waiting] == UNDECIDED) & ~is_cut[waiting] & ~np.isin(waiting, worse)]
+        states[freed] = KEPT
+        if len(before) - len(worse) < _FEW:
+            _decide_one_by_one(states, worse, better, is_cut)
+            break
+    return states, int((states == UNDECIDED).sum())
+
+
+def conclude(
+    chunk_starts: Sequence[int], num_rounds: int, states: States, row_index: RowIndices, *arrays: Array
+) -> tuple[Array, ...]:
+    """Returns (the largest DUPLICATE_GROUPs, and for each chunk the rows to drop, sorted).
+
+    `arrays`: the pairs of each of the `num_rounds` rounds, then the groups of equal hashes, which count towards the
+    size of the group of the row that stays. A row counts as a duplicate of the best row that is near it and stays.
+    """
+    worse, better = _halves(np.unique(np.concatenate([np.zeros(0, np.uint64), *arrays[:num_rounds]])))
+    of_dropped = (states[worse] == DROPPED) & (states[better] == KEPT)
+    worse, better = worse[of_dropped], better[of_dropped]
+    is_first = np.ones(len(worse), np.bool_)
+    is_first[1:] = worse[1:] != worse[:-1]
+    sizes = _sizes(row_index, np.concatenate([np.zeros(0, DUPLICATE_GROUP), *arrays[num_rounds:]]))
+    np.add.at(sizes, better[is_first], sizes[worse[is_first]])
+    found = np.flatnonzero((sizes > 1) & (states != DROPPED))
+    groups = np.zeros(len(found), DUPLICATE_GROUP)
+    groups["row_index"], groups["rows"] = row_index[found], sizes[found]
+    return largest(groups), *split_by_chunk(np.sort(row_index[states == DROPPED]), chunk_starts)
+
+
+def _decide_one_by_one(
+    states: States, worse: npt.NDArray[np.int64], better: npt.NDArray[np.int64], is_cut: npt.NDArray[np.bool_]
+) -> None:
+    """The same for the rows of these pairs, which are in the order of the worse rows."""
+    rows, starts = np.unique(worse, return_index=True)
+    known = dict.fromkeys(better.tolist(), UNDECIDED)
+    others, ends = better.tolist(), [*starts[1:].tolist(), len(worse)]
+    for row, start, end in zip(rows.tolist(), starts.tolist(), ends, strict=True):
+        of_others = {known[other] for other in others[start:end]}
+        if KEPT in of_others:
+            known[row] = DROPPED
+        elif UNDECIDED in of_others or is_cut[row]:
+            known[row] = UNDECIDED
+        else:
+            known[row] = KEPT
+    states[rows] = [known[row] for row in rows.tolist()]
+
+
+def _sizes(row_index: RowIndices, groups: Array) -> npt.NDArray[np.int64]:
+    """How many rows have the hash of each row that is the best of its hash."""
+    sizes = np.ones(len(row_index), np.int64)
+    order = np.argsort(groups["row_index"])
+    groups = groups[order]
+    if len(groups):
+        at = np.minimum(np.searchsorted(groups["row_index"], row_index), len(groups) - 1)
+        is_group = groups["row_index"][at] == row_index
+        sizes[is_group] = groups["rows"][at[is_group]]
+    return sizes
+
+
+def _halves(pairs: Pairs) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(worse, better), each int64 [pairs]."""
+    return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
