@@ -48,6 +48,8 @@ def write_dataset(
 def _write_shard(store: Store, folder: Path, shard: Shard, columns: dict[str, pa.Array]) -> None:
     path = folder / f"pairs/{shard.shard:09d}.parquet"
     schema = pairs_schema(pa.schema([]), [])
+    for name in columns:
+        schema = schema if name in schema.names else schema.append(pa.field(name, columns[name].type))
     arrays = [columns.get(field.name, pa.nulls(shard.num_rows, field.type)) for field in schema]
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=1_024, compression="zstd")
     digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
@@ -101,20 +103,20 @@ def default_columns(shard: int, first: int, rows: int, seed: int) -> dict[str, p
     status = pa.array(np.where(rng.random(rows) < 0.05, "similarity_too_low", "ok"))
     return {
         "row_id": pc.binary_join_element_wise(f"{shard:09d}", number, ":"),
-        "uid": _hex_digits(np.stack([_scrambled(uid), _scrambled(uid + np.uint64(1 << 60))], axis=1)),
+        "uid": hex_digits(np.stack([_scrambled(uid), _scrambled(uid + np.uint64(1 << 60))], axis=1)),
         "url": pc.binary_join_element_wise("https://pictures.example/albums/", number, ".jpg", ""),
         "caption": pc.binary_join_element_wise("the photograph with number", number, " "),
         "status": status,
         "kept": pc.equal(status, "ok"),
         "similarity": pa.array(rng.normal(0.25, 0.05, rows).astype(np.float32), mask=rng.random(rows) < 0.001),
-        "sha256": _hex_digits(np.stack([_scrambled(sha256 + np.uint64(n << 50)) for n in range(4)], axis=1)),
-        "phash": _hex_digits(phash[:, None]),
+        "sha256": hex_digits(np.stack([_scrambled(sha256 + np.uint64(n << 50)) for n in range(4)], axis=1)),
+        "phash": hex_digits(phash[:, None]),
         "width": pa.array(rng.integers(100, 1_000, rows), pa.int32()),
         "height": pa.array(rng.integers(100, 1_000, rows), pa.int32()),
     }
 
 
-def _hex_digits(words: U64) -> pa.Array:
+def hex_digits(words: U64) -> pa.Array:
     """(rows, words) of uint64 as strings of 16 hex digits per word."""
     raw = np.ascontiguousarray(words.astype(">u8")).view(np.uint8).reshape(len(words), -1)
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)

@@ -68,12 +68,13 @@ def choose_keys(distance: int, sample: U64, num_rows: int) -> Sequence[Key]:
     `sample`: uint64 [rows, words], some of the `num_rows` hashes, which tell how many rows share a key: bits of real
     hashes are neither even nor independent.
     """
-    plans = list(_plans(distance, sample.shape[1] * WORD_BITS))
-    costs = [_cost(plan, sample, num_rows) for plan in plans]
-    return plans[int(np.argmin(costs))]
+    choices = list(plans(distance, sample.shape[1] * WORD_BITS))
+    costs = [_cost(plan, sample, num_rows) for plan in choices]
+    return choices[int(np.argmin(costs))]
 
 
-def _plans(distance: int, bits: int) -> Iterator[Sequence[Key]]:
+def plans(distance: int, bits: int) -> Iterator[Sequence[Key]]:
+    """Sets of keys, each of which finds all pairs of hashes of so many bits within the distance."""
     slots = max(1, bits // WORD_BITS)
     while slots <= bits // 8:
         radius, width = distance // slots, bits // slots

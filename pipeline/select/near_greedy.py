@@ -15,9 +15,9 @@ from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.near_join import DROPPED, KEPT, UNDECIDED, Pairs, States
 from pairmill.pipeline.select.outputs import Array
 
-_FEW = 1000
-"""When so few rows are decided at a time, as in a long chain of rows of which each resembles the next, deciding one row
-after the other is faster."""
+_SHARE = 16
+"""When a pass settles less than this part of the pairs, as in long chains of rows of which each resembles the next,
+deciding one row after the other is faster."""
 
 
 def decide(most: int, states: States, pairs: Pairs) -> tuple[States, int]:
@@ -42,7 +42,7 @@ def decide(most: int, states: States, pairs: Pairs) -> tuple[States, int]:
         waiting = np.unique(before)
         freed = waiting[(states[waiting] == UNDECIDED) & ~is_cut[waiting] & ~np.isin(waiting, worse)]
         states[freed] = KEPT
-        if len(before) - len(worse) < _FEW:
+        if len(before) - len(worse) < len(before) // _SHARE + _SHARE:
             _decide_one_by_one(states, worse, better, is_cut)
             break
     return states, int((states == UNDECIDED).sum())
@@ -73,8 +73,10 @@ def _decide_one_by_one(
     states: States, worse: npt.NDArray[np.int64], better: npt.NDArray[np.int64], is_cut: npt.NDArray[np.bool_]
 ) -> None:
     """The same for the rows of these pairs, which are in the order of the worse rows."""
+    if not len(worse):
+        return
     rows, starts = np.unique(worse, return_index=True)
-    known = dict.fromkeys(better.tolist(), UNDECIDED)
+    known = dict(zip(better.tolist(), states[better].tolist(), strict=True))
     others, ends = better.tolist(), [*starts[1:].tolist(), len(worse)]
     for row, start, end in zip(rows.tolist(), starts.tolist(), ends, strict=True):
         of_others = {known[other] for other in others[start:end]}

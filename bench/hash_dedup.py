@@ -1,0 +1,161 @@
+"""Measures `dedup` with a distance on generated hashes: seconds, memory and rounds, on Ray.
+
+    python -m bench.hash_dedup --rows 10000000 --by phash --distance 4
+    python -m bench.hash_dedup --rows 1000000 --hashes ball
+
+`random`: one hash in five differs from another in a few bits. The other kinds are crowded: all `equal`; a `ball` of
+hashes within 4 bits of each other; `flat`: few bits are set; `chain`: each differs from the next in one bit.
+
+Rows have a phash and a pdq. The clock starts once Ray is up and includes reading the columns and writing the subset.
+private_mb: the peak of the private memory of this process and Ray's workers together. store_mb: by how much the shared
+memory grew, which is Ray's object store.
+"""
+
+import argparse
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pyarrow as pa
+
+from bench.select import watch
+from tests.synthetic_dataset import hex_digits, write_dataset
+
+U64 = npt.NDArray[np.uint64]
+
+BITS = {"phash": 64, "pdq": 256}
+
+
+def bit(words: int, at: npt.NDArray[np.int64]) -> U64:
+    """uint64 [rows, words], with one bit set each."""
+    rows = np.arange(len(at))
+    found = np.zeros((len(at), words), np.uint64)
+    found[rows, at // 64] = np.uint64(1) << (at % 64).astype(np.uint64)
+    return found
+
+
+def hashes(kind: str, words: int, first: int, rows: int) -> U64:
+    """uint64 [rows, words]; the same for a row however the rows are divided, but for `flat` and `ball`."""
+    rng = np.random.default_rng([first, words])
+    if kind == "equal":
+        return np.full((rows, words), 0x0F0F, np.uint64)
+    if kind == "chain":  # the reflected Gray code differs in one bit from number to number
+        numbers = np.arange(first, first + rows, dtype=np.uint64)
+        found = np.zeros((rows, words), np.uint64)
+        found[:, 0] = numbers ^ (numbers >> np.uint64(1))
+        return found
+    found = np.zeros((rows, words), np.uint64)
+    if kind == "ball":
+        for _ in range(4):
+            found ^= bit(words, rng.integers(0, 22, rows) * 2)  # at most 4 of 22 bits
+        return found
+    if kind == "flat":
+        for _ in range(8 * words):
+            found |= bit(words, rng.integers(0, 64 * words, rows))
+        return found
+    own = np.where(rng.random(rows) < 0.2, rng.integers(0, first + rows, rows), np.arange(first, first + rows))
+    found = np.stack([scrambled(own.astype(np.uint64) + np.uint64(word << 50)) for word in range(words)], axis=1)
+    for _ in range(2 if words == 1 else 10):
+        found ^= bit(words, rng.integers(0, 64 * words, rows))
+    return found
+
+
+def scrambled(numbers: U64) -> U64:
+    """SplitMix64: bits that look random, a function of each number."""
+    numbers = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def write(folder: str, rows: int, kind: str) -> None:
+    """A dataset whose rows all have a uid of their own."""
+
+    def more(first: int, some: int) -> dict[str, pa.Array]:
+        numbers = np.arange(first, first + some, dtype=np.uint64)
+        return {
+            "uid": hex_digits(np.stack([scrambled(numbers), numbers], axis=1)),
+            "phash": hex_digits(hashes(kind, 1, first, some)),
+            "pdq": hex_digits(hashes(kind, 4, first, some)),
+            "pdq_quality": pa.array(np.full(some, 100, np.uint8)),
+        }
+
+    write_dataset(Path(folder), rows, more=more)
+
+
+def select(dataset: str, by: str, distance: int) -> dict[str, float]:
+    """Select. Returns seconds, not counting the start of Ray, and what the step found."""
+    from pairmill.jobs.cluster import session
+    from pairmill.jobs.select import select
+    from pairmill.schemas.job.run import RunConfig
+    from pairmill.schemas.subset import SelectJob
+
+    with session.ray_session(RunConfig(), spare_cpus=0):
+        before = psutil.disk_usage("/dev/shm").used
+        peak, stop = [0], threading.Event()
+        store = threading.Thread(target=watch_store, args=(peak, stop))
+        store.start()
+        started = time.perf_counter()
+        steps = [{"dedup": {"by": by, "distance": distance}}]
+        subset = select(SelectJob.model_validate({"dataset": dataset, "name": "bench", "steps": steps}), overwrite=True)
+        seconds = time.perf_counter() - started
+        stop.set()
+        store.join()
+    largest = max([cluster.rows for cluster in subset.reports[-1].largest_clusters], default=0)
+    return {"seconds": seconds, "rows": subset.rows_out, "largest": largest, "store_mb": (peak[0] - before) / 1e6}
+
+
+def watch_store(peak: list[int], stop: threading.Event) -> None:
+    """Track the shared memory of Ray's object store."""
+    while not stop.wait(0.25):
+        peak[0] = max(peak[0], psutil.disk_usage("/dev/shm").used)
+
+
+def measure(options: argparse.Namespace, dataset: str) -> dict[str, float]:
+    """Run in a process of its own."""
+    arguments = [f"--{name}={getattr(options, name)}" for name in ("by", "distance")]
+    command = [sys.executable, "-m", "bench.hash_dedup", "--inner", f"--dataset={dataset}", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak, stop = [0], threading.Event()
+    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
+    listener.start()
+    output, _ = process.communicate()
+    stop.set()
+    listener.join()
+    assert process.returncode == 0
+    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    return {**result, "private_mb": peak[0] / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--by", choices=BITS, default="phash")
+    parser.add_argument("--distance", type=int, default=4)
+    parser.add_argument("--hashes", choices=["random", "equal", "ball", "flat", "chain"], default="random")
+    parser.add_argument("--dataset", help="written if missing, and kept; a temporary folder by default")
+    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inner:
+        print(json.dumps(select(options.dataset, options.by, options.distance)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = options.dataset or folder
+        maker = multiprocessing.get_context("spawn").Process(target=write, args=(dataset, options.rows, options.hashes))
+        maker.start()
+        maker.join()
+        found = measure(options, dataset)
+        numbers = ", ".join(f"{name} {value:,.0f}" for name, value in found.items())
+        print(f"{options.rows:,} {options.hashes} rows by {options.by}, distance {options.distance}: {numbers}")
+
+
+if __name__ == "__main__":
+    main()
