@@ -300,6 +300,14 @@ def test_rows_with_similar_embeddings_are_found_by_their_cosine(tmp_path: Path) 
         assert shown(page(store, by), "2 duplicates of 0:0") == [0.9, 0.8, 0.5]
 
 
+def test_near_duplicates_by_pdq_are_found_by_their_distance(tmp_path: Path) -> None:
+    hashes = ["0" * 56 + "f" * 8, "0" * 56 + "1" * 8, "f" * 64, None]
+    rows = [pair(f"{n}", 0.9 - n / 10, pdq=each, pdq_quality=90) for n, each in enumerate(hashes)]
+    store = write_dataset(tmp_path, [rows], pa.schema([("pdq", pa.string()), ("pdq_quality", pa.uint8())]))
+    subset(store, "clean", {"dedup": {"by": "pdq", "distance": 31}})
+    assert shown(page(store, "clean"), "1 duplicate of 0:0") == [0.9, 0.8]
+
+
 def test_two_subsets_are_compared_exactly(tmp_path: Path) -> None:
     store = write_dataset(tmp_path, [scored([n / 10 for n in range(10)], 0)])
     subset(store, "high", {"where": "similarity >= 0.55"})
