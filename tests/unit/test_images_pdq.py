@@ -1,6 +1,7 @@
 """Compares PDQ with the hashes of another program, and with its definition written out in loops."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy.fft import dct
 
 from pairmill.pipeline.image.pdq import pdq
+from pairmill.pipeline.image.phash import phash
 
 PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pairs"
 
@@ -29,7 +31,7 @@ OF_PDQHASH = {
 """Photograph -> hash by pdqhash 0.2.8, the bindings of Facebook's C++ code. All have quality 100."""
 FIRST = next(iter(OF_PDQHASH))
 
-Luma = npt.NDArray[np.uint8]
+Luma = Pixels = npt.NDArray[np.uint8]
 
 
 def luma_of(name: str) -> Luma:
@@ -88,3 +90,45 @@ def test_plain_and_tiny_pictures_have_no_bits_and_quality_0() -> None:
             assert pdq(np.full(shape, value, np.uint8)) == ("0" * 64, 0)
     noise = np.random.default_rng(0).integers(0, 256, (4, 300)).astype(np.uint8)
     assert pdq(noise) == ("0" * 64, 0)
+
+
+def encoded(picture: Pixels) -> Pixels:
+    return np.asarray(cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], 1), np.uint8)
+
+
+def halved(picture: Pixels) -> Pixels:
+    height, width = picture.shape[:2]
+    return np.asarray(cv2.resize(picture, (width // 2, height // 2), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def cut(picture: Pixels) -> Pixels:
+    height, width = picture.shape[:2]
+    return picture[height // 100 : height - height // 100, width // 100 : width - width // 100]
+
+
+@pytest.mark.parametrize(
+    ("change", "by_phash_4", "by_phash_8", "by_pdq_31"),
+    [
+        (encoded, 1.0, 1.0, 1.0),
+        (lambda picture: encoded(halved(picture)), 1.0, 1.0, 0.95),
+        (cut, 0.85, 1.0, 0.85),
+        (lambda picture: np.ascontiguousarray(picture[:, ::-1]), 0.0, 0.0, 0.0),
+    ],
+    ids=["quality 50", "half the size, quality 50", "1 % less at each edge", "mirrored"],
+)
+def test_changed_photographs_are_found_at_the_documented_shares(
+    change: Any, by_phash_4: float, by_phash_8: float, by_pdq_31: float
+) -> None:
+    """The lower bounds are for so few photographs; the guide on select has the shares of 437."""
+    bits = []
+    for path in sorted((PAIRS / "coco").rglob("*.jpg"))[::8]:
+        picture = np.asarray(cv2.imread(str(path)), np.uint8)
+        changed = change(picture)
+        pairs = [(phash(each), pdq(np.asarray(cv2.cvtColor(each, cv2.COLOR_BGR2GRAY), np.uint8)).digits)
+                 for each in (picture, changed)]  # fmt: skip
+        bits.append([distance(one, other) for one, other in zip(*pairs, strict=True)])
+    by_phash, by_pdq = np.array(bits).T
+    assert len(bits) > 20
+    found = [(by_phash <= 4).mean(), (by_phash <= 8).mean(), (by_pdq <= 31).mean()]
+    assert all(share >= least for share, least in zip(found, (by_phash_4, by_phash_8, by_pdq_31), strict=True))
+    assert by_phash_8 or not any(found)  # neither hash finds mirrored pictures
