@@ -3,8 +3,8 @@
     python -m bench.hash_dedup --rows 10000000 --by phash --distance 4
     python -m bench.hash_dedup --rows 1000000 --hashes ball
 
-`random`: one hash in five differs from another in a few bits. The other kinds are crowded: all `equal`; a `ball` of
-hashes within 4 bits of each other; `flat`: few bits are set; `chain`: each differs from the next in one bit.
+`random`: one hash in five differs from another in a few bits. The other kinds are crowded: all `equal`; a `ball`
+of hashes within 8 bits of each other; `flat`: few bits are set; `chain`: each differs from the next in one bit; `cube`: all differ in 20 bits only.
 
 Rows have a phash and a pdq. The clock starts once Ray is up and includes reading the columns and writing the subset.
 private_mb: the peak of the private memory of this process and Ray's workers together. store_mb: by how much the shared
@@ -47,15 +47,18 @@ def hashes(kind: str, words: int, first: int, rows: int) -> U64:
     rng = np.random.default_rng([first, words])
     if kind == "equal":
         return np.full((rows, words), 0x0F0F, np.uint64)
-    if kind == "chain":  # the reflected Gray code differs in one bit from number to number
+    if kind == "cube":  # the reflected Gray code
         numbers = np.arange(first, first + rows, dtype=np.uint64)
         found = np.zeros((rows, words), np.uint64)
         found[:, 0] = numbers ^ (numbers >> np.uint64(1))
         return found
+    if kind == "chain":  # 64 bits in random order, then again in another order, and so on
+        order = np.random.default_rng(0).permuted(np.tile(np.arange(64 * words), ((first + rows) // 64 + 1, 1)), axis=1)
+        return np.bitwise_xor.accumulate(bit(words, order.ravel()[: first + rows]), axis=0)[first:]
     found = np.zeros((rows, words), np.uint64)
     if kind == "ball":
         for _ in range(4):
-            found ^= bit(words, rng.integers(0, 22, rows) * 2)  # at most 4 of 22 bits
+            found ^= bit(words, rng.integers(0, 64, rows))
         return found
     if kind == "flat":
         for _ in range(8 * words):
@@ -143,7 +146,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--by", choices=BITS, default="phash")
     parser.add_argument("--distance", type=int, default=4)
-    parser.add_argument("--hashes", choices=["random", "equal", "ball", "flat", "chain"], default="random")
+    parser.add_argument("--hashes", choices=["random", "equal", "ball", "flat", "chain", "cube"], default="random")
     parser.add_argument("--dataset", help="written if missing, and kept; a temporary folder by default")
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

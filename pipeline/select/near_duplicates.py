@@ -10,15 +10,25 @@ Only the sample that the keys are chosen by, and counts, come to this process.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pairmill.pipeline.select.filters import RowIndices
-from pairmill.pipeline.select.hash_keys import Key, choose_keys
-from pairmill.pipeline.select.near_greedy import conclude, decide
+from pairmill.pipeline.select.hash_keys import choose_keys
+from pairmill.pipeline.select.near_greedy import conclude, decide, drop_near_new
 from pairmill.pipeline.select.near_hashes import WORDS, HashKeys, in_order, merge_equal
-from pairmill.pipeline.select.near_join import Pairs, States, merge_pairs, near_pairs
+from pairmill.pipeline.select.near_join import (
+    KEPT,
+    LATER,
+    MAX_ROWS,
+    NEW,
+    Pairs,
+    Question,
+    States,
+    merge_pairs,
+    near_pairs,
+)
 from pairmill.pipeline.select.outputs import Array
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.tasks import Handle, Tasks
@@ -29,9 +39,12 @@ TASK_ROWS = 20_000_000
 """About how many rows a task compares at a time: it needs 50 bytes for each."""
 KEY_TASKS = 16
 """The keys of a round are dealt to about so many tasks."""
-FIRST_MOST, MORE = 4, 8
-"""How many better rows are found for each row in the first round, and how many times as many in each later one."""
-MAX_MOST = 60_000
+FIRST_MOST = 4
+"""How many better rows are found for each row in the first round."""
+FIRST_ROWS = 2_048
+"""In the second round, twice as many of the best undecided rows are decided about, in the third four times, ..."""
+MAX_PAIRS = 1 << 25
+"""About how many pairs may be found in such a round."""
 
 Handles = Sequence[Handle[Array]]
 
@@ -43,15 +56,23 @@ def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
     [(sample, count, row_index, states, *words)] = tasks.map_split(in_order, [best], outputs=4 + WORDS[step.by])
     del best
     [sampled, num_rows] = tasks.get([sample, count])
-    join = _Join(tasks, choose_keys(step.distance, sampled, num_rows), step.distance, num_rows, words)
+    keys = tuple(choose_keys(step.distance, sampled, num_rows))
+    join = _Join(tasks, num_rows, words)
+    question, first = Question(keys, step.distance, FIRST_MOST), MAX_ROWS
     rounds: list[Handle[Pairs]] = []
-    undecided, most = num_rows, FIRST_MOST
+    undecided, later = num_rows, 0
     while undecided:
-        pairs = join.pairs(states, undecided, most)
-        [(states, count)] = tasks.map_split(decide, [(most, states, pairs)], outputs=2)
-        [undecided] = tasks.get([count])
+        pairs = join.pairs(question, states, undecided)
+        [(states, _)] = tasks.map_split(decide, [(question.most, first, states, pairs)], outputs=2)
         rounds.append(pairs)
-        most = min(MAX_MOST, most * MORE)
+        near_new = join.pairs(replace(question, most=1, offer=(NEW,), first=MAX_ROWS), states, undecided)
+        [(states, *counts)] = tasks.map_split(drop_near_new, [(states, near_new)], outputs=3)
+        [undecided, later] = tasks.get(counts)
+        first = FIRST_ROWS << len(rounds)
+        question = replace(question, first=first, most=max(FIRST_MOST, min(first, MAX_PAIRS // first)))
+    if later:
+        last = Question(keys, step.distance, 1, LATER, (KEPT,))
+        rounds.append(join.pairs(last, states, later))
     call = (starts, len(rounds), states, row_index, *rounds, *groups)
     [(clusters, *near)] = tasks.map_split(conclude, [call], outputs=1 + len(starts))
     selector.drop(number, [[*equal, rows] for equal, rows in zip(dropped, near, strict=True)])
@@ -61,29 +82,27 @@ def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
 
 @dataclass(frozen=True)
 class _Join:
-    """Finds the pairs of each round."""
+    """Answers questions in tasks of some of the keys and parts of the rows."""
 
     tasks: Tasks
-    keys: Sequence[Key]
-    distance: int
     num_rows: int
     words: Handles
 
-    def pairs(self, states: Handle[States], undecided: int, most: int) -> Handle[Pairs]:
-        """The pairs of each undecided row with the `most` best better rows."""
-        parts = math.ceil(min(self.num_rows, 8 * undecided) / TASK_ROWS)
-        each = math.ceil(len(self.keys) / KEY_TASKS)
-        groups = [tuple(self.keys[at : at + each]) for at in range(0, len(self.keys), each)]
-        calls = [
-            (keys, part, parts, self.distance, most, states, *self.words) for keys in groups for part in range(parts)
-        ]
+    def pairs(self, question: Question, states: Handle[States], asked: int) -> Handle[Pairs]:
+        """The pairs of a question that asks for `asked` rows or fewer."""
+        asked = min(asked, question.first)
+        parts = math.ceil(min(self.num_rows, 8 * asked) / TASK_ROWS)
+        each = math.ceil(len(question.keys) / KEY_TASKS)
+        groups = [question.keys[at : at + each] for at in range(0, len(question.keys), each)]
+        questions = [replace(question, keys=keys, part=part, parts=parts) for keys in groups for part in range(parts)]
         at_once = max(
-            4, self.tasks.memory_bytes // (8 * undecided * most // parts + 1)
-        )  # if all find as much as they may
+            4, self.tasks.memory_bytes // (8 * asked * question.most // parts + 1)
+        )  # if all find all they may
         found: list[Handle[Pairs]] = []
-        for first in range(0, len(calls), at_once):
-            new = self.tasks.map(near_pairs, calls[first : first + at_once])
-            [(merged, count)] = self.tasks.map_split(merge_pairs, [(most, *found, *new)], outputs=2)
+        for start in range(0, len(questions), at_once):
+            calls = [(some, states, *self.words) for some in questions[start : start + at_once]]
+            merging = (question.most, *found, *self.tasks.map(near_pairs, calls))
+            [(merged, count)] = self.tasks.map_split(merge_pairs, [merging], outputs=2)
             list(self.tasks.get([count]))  # waits
             found = [merged]
         return found[0]

@@ -2,7 +2,8 @@
 
 This is the first maximal independent set, in the order of the ranks, of the graph whose edges join near rows. Blelloch,
 Fineman and Shun 2012, "Greedy sequential maximal independent set and matching are parallel on average", decide many
-rows at a time: a row stays once all better rows near it are dropped, and is dropped once one of them stays.
+rows at a time: a row stays once all better rows near it are dropped, and is dropped once one of them stays. If rows are
+crowded, as many are decided as come first in that order, and all rows near those that stay are dropped, and so on.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, split_by_chunk
 from pairmill.pipeline.select.filters import RowIndices
-from pairmill.pipeline.select.near_join import DROPPED, KEPT, UNDECIDED, Pairs, States
+from pairmill.pipeline.select.near_join import DROPPED, KEPT, LATER, NEW, UNDECIDED, Pairs, States
 from pairmill.pipeline.select.outputs import Array
 
 _SHARE = 16
@@ -20,32 +21,42 @@ _SHARE = 16
 deciding one row after the other is faster."""
 
 
-def decide(most: int, states: States, pairs: Pairs) -> tuple[States, int]:
-    """Returns (the states after all that can be decided is decided, how many rows are still UNDECIDED).
+def decide(most: int, first: int, states: States, pairs: Pairs) -> tuple[States, int]:
+    """Decide about the `first` best of the UNDECIDED rows. Returns (the states, how many rows are still UNDECIDED).
 
-    `pairs`: for each UNDECIDED row, sorted, the `most` best of the better rows that are near it and not DROPPED, or all
-    of them if they are fewer. A row stays UNDECIDED only if it has `most` and all of them are dropped, or if it depends
-    on such a row.
+    `pairs`: for each of these rows, sorted, those with the `most` best of the better UNDECIDED rows that are near it,
+    or with all of them if they are fewer. A row stays UNDECIDED only if it has `most` and all of them are dropped, or
+    if it depends on such a row. No row may be near a KEPT one.
     """
     states = states.copy()
     worse, better = _halves(pairs)
-    undecided = states == UNDECIDED
-    counts = np.zeros(len(states), np.uint32)
     rows, sizes = np.unique(worse, return_counts=True)
-    counts[rows] = sizes
-    states[undecided & (counts == 0)] = KEPT
-    is_cut = counts == most  # there may be others
+    is_cut = np.zeros(len(states), np.bool_)  # there may be other rows near it
+    is_cut[rows[sizes == most]] = True
+    alone = np.zeros(len(states), np.bool_)
+    alone[np.flatnonzero(states == UNDECIDED)[:first]] = True
+    alone[rows] = False
+    states[alone] = NEW
     while len(worse):
-        states[worse[states[better] == KEPT]] = DROPPED
+        states[worse[states[better] == NEW]] = DROPPED
         open_pairs = (states[worse] == UNDECIDED) & (states[better] == UNDECIDED)
         before, worse, better = worse, worse[open_pairs], better[open_pairs]
         waiting = np.unique(before)
         freed = waiting[(states[waiting] == UNDECIDED) & ~is_cut[waiting] & ~np.isin(waiting, worse)]
-        states[freed] = KEPT
+        states[freed] = NEW
         if len(before) - len(worse) < len(before) // _SHARE + _SHARE:
             _decide_one_by_one(states, worse, better, is_cut)
             break
     return states, int((states == UNDECIDED).sum())
+
+
+def drop_near_new(states: States, pairs: Pairs) -> tuple[States, int, int]:
+    """Drop the worse rows of pairs with NEW rows, which then are no longer new. Returns (the states, how many rows are
+    UNDECIDED, how many are LATER)."""
+    states = states.copy()
+    states[_halves(pairs)[0]] = LATER
+    states[states == NEW] = KEPT
+    return states, int((states == UNDECIDED).sum()), int((states == LATER).sum())
 
 
 def conclude(
@@ -56,6 +67,7 @@ def conclude(
     `arrays`: the pairs of each of the `num_rounds` rounds, then the groups of equal hashes, which count towards the
     size of the group of the row that stays. A row counts as a duplicate of the best row that is near it and stays.
     """
+    states = np.array([UNDECIDED, KEPT, DROPPED, KEPT, KEPT, DROPPED], np.uint8)[states]
     worse, better = _halves(np.unique(np.concatenate([np.zeros(0, np.uint64), *arrays[:num_rounds]])))
     of_dropped = (states[worse] == DROPPED) & (states[better] == KEPT)
     worse, better = worse[of_dropped], better[of_dropped]
@@ -80,12 +92,12 @@ def _decide_one_by_one(
     others, ends = better.tolist(), [*starts[1:].tolist(), len(worse)]
     for row, start, end in zip(rows.tolist(), starts.tolist(), ends, strict=True):
         of_others = {known[other] for other in others[start:end]}
-        if KEPT in of_others:
+        if NEW in of_others:
             known[row] = DROPPED
         elif UNDECIDED in of_others or is_cut[row]:
             known[row] = UNDECIDED
         else:
-            known[row] = KEPT
+            known[row] = NEW
     states[rows] = [known[row] for row in rows.tolist()]
 
 

@@ -16,15 +16,16 @@ from pairmill.pipeline.select.hash_keys import U64, Key
 Numbers = npt.NDArray[np.uint32]
 """Numbers of rows: uint32 [rows]."""
 States = npt.NDArray[np.uint8]
-"""What is known of each row: uint8 [rows], one of UNDECIDED, KEPT, DROPPED and ALONE."""
+"""What is known of each row: uint8 [rows], one of the six below."""
 Places = npt.NDArray[np.int64]
 """Places in an array."""
 Mask = npt.NDArray[np.bool_]
 Pairs = npt.NDArray[np.uint64]
 """uint64 [pairs]: the number of the worse row in the upper half, of the better one in the lower half."""
 
-UNDECIDED, KEPT, DROPPED, ALONE = range(4)
-"""ALONE: the row has no near duplicates, whatever its hash."""
+UNDECIDED, KEPT, DROPPED, ALONE, NEW, LATER = range(6)
+"""ALONE: the row has no near duplicates, whatever its hash. NEW: it is kept, and not all rows near it are dropped yet.
+LATER: it is dropped, by a row that need not be the best of those that are near it and stay."""
 
 MAX_ROWS = 1 << 32
 
@@ -39,14 +40,13 @@ _MAX_REFINEMENTS = 3
 
 @dataclass(frozen=True)
 class Hashes:
-    """Hashes to compare, and which of them matter."""
+    """Hashes to compare."""
 
     words: tuple[U64, ...]
     """64 bits of each hash per array."""
-    states: States
     distance: int
     most: int
-    """K: how many better rows to find for each row that is UNDECIDED."""
+    """K: how many better rows to find for each row."""
 
     def is_near(self, one: Numbers, other: Numbers) -> Mask:
         """For each pair, whether it is within the distance."""
@@ -54,21 +54,48 @@ class Hashes:
         return np.asarray(bits <= self.distance)
 
 
-def near_pairs(
-    keys: tuple[Key, ...], part: int, parts: int, distance: int, most: int, states: States, *words: U64
-) -> Pairs:
-    """The pairs of UNDECIDED rows and the `most` best better rows within the distance that share one of the keys.
-    Sorted, each once. Only rows whose key falls into one of `parts` parts are compared. Rows that are DROPPED or ALONE
-    are not."""
-    hashes = Hashes(words, states, distance, most)
+@dataclass(frozen=True)
+class Question:
+    """Which pairs to find. Rows that are offered are better than any row that is asked for and near them."""
+
+    keys: tuple[Key, ...]
+    distance: int
+    most: int
+    """For each row, how many pairs with the best better rows."""
+    ask: int = UNDECIDED
+    """Find better rows for rows of this state,"""
+    offer: tuple[int, ...] = (UNDECIDED,)
+    """among the rows of these states: the same, or others."""
+    first: int = MAX_ROWS
+    """Only for so many of the best rows."""
+    part: int = 0
+    parts: int = 1
+    """Only among rows whose key falls into one of `parts` parts."""
+
+    def rows(self, states: States) -> tuple[Numbers, Mask, Mask]:
+        """(numbers of the rows, first those that are offered, each from the best down; which are asked for; which are
+        offered)."""
+        asked = np.flatnonzero(states == self.ask)[: self.first].astype(np.uint32)
+        if self.ask in self.offer:
+            every = np.ones(len(asked), np.bool_)
+            return asked, every, every
+        offered = np.flatnonzero(np.isin(states, self.offer)).astype(np.uint32)
+        is_offered = np.arange(len(offered) + len(asked)) < len(offered)
+        return np.concatenate([offered, asked]), ~is_offered, is_offered
+
+
+def near_pairs(question: Question, states: States, *words: U64) -> Pairs:
+    """The pairs that a question asks for: within the distance, and with an equal key. Sorted, each once."""
+    hashes = Hashes(words, question.distance, question.most)
     found = np.zeros(0, np.uint64)
-    rows = np.flatnonzero(states <= KEPT).astype(np.uint32)
-    undecided = states[rows] == UNDECIDED
-    for key in keys:
-        chosen, asked = _of_part(hashes, key, rows, undecided, part, parts)
-        new = [each for each in _join(hashes, key, chosen, asked, 0) if len(each)]
+    rows = question.rows(states)
+    for key in question.keys:
+        chosen = _of_part(hashes, key, question, *rows)
+        if not len(chosen[0]):
+            continue
+        new = [each for each in _join(hashes, key, *chosen, 0) if len(each)]
         if new:
-            found = first_pairs(most, found, *new)
+            found = first_pairs(question.most, found, *new)
     return found
 
 
@@ -89,40 +116,48 @@ def first_pairs(most: int, *pairs: Pairs) -> Pairs:
     return merged[keep]
 
 
-def _of_part(hashes: Hashes, key: Key, rows: Numbers, undecided: Mask, part: int, parts: int) -> tuple[Numbers, Mask]:
-    """(rows of the part that may share a key with one that is undecided, which of them are undecided)."""
-    few = len(rows) > 8 * np.count_nonzero(undecided)
-    if parts == 1 and not few:
-        return rows, undecided
+def _of_part(
+    hashes: Hashes, key: Key, question: Question, rows: Numbers, asked: Mask, offered: Mask
+) -> tuple[Numbers, Mask, Mask]:
+    """The rows of the part, without most of those that cannot share a key with a row of the other side."""
+    few, many = sorted((asked, offered), key=np.count_nonzero)
+    is_few = np.count_nonzero(many) > 8 * np.count_nonzero(few)
+    if question.parts == 1 and not is_few:
+        return rows, asked, offered
     values = key.values(hashes.words[key.word][rows])
-    chosen = (values * np.uint64(parts)) >> _HALF == part
-    if few:
+    chosen = (values * np.uint64(question.parts)) >> _HALF == question.part
+    if is_few:
         wanted = np.zeros(1 << 20, np.bool_)
-        wanted[values[undecided] & np.uint64(0xFFFFF)] = True
+        wanted[values[few] & np.uint64(0xFFFFF)] = True
         chosen &= wanted[values & np.uint64(0xFFFFF)]
-    return rows[chosen], undecided[chosen]
+    return rows[chosen], asked[chosen], offered[chosen]
 
 
-def _join(hashes: Hashes, key: Key, rows: Numbers, asked: Mask, depth: int) -> Iterator[Pairs]:
-    """Compare rows that share the key. `rows`: in ascending order; `asked`: for which of them to find better rows."""
+def _join(hashes: Hashes, key: Key, rows: Numbers, asked: Mask, offered: Mask, depth: int) -> Iterator[Pairs]:
+    """Compare rows that share the key. Those that are offered come first, the best first."""
     members, sizes = _groups(key.values(hashes.words[key.word][rows]))
-    rows, asked = rows[members], asked[members]
+    rows, asked, offered = rows[members], asked[members], offered[members]
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    groups = _Groups(rows, starts, _slots(hashes, key, rows))
+    ends = np.arange(len(rows))
+    if not offered.all():
+        ends = np.minimum(
+            ends, starts + np.repeat(np.add.reduceat(offered, np.cumsum(sizes) - sizes, dtype=int), sizes)
+        )
+    groups = _Groups(rows, starts, ends, _slots(hashes, key, rows))
     finer = key.refined() if depth < _MAX_REFINEMENTS else ()
     left: list[Places] = []
     for first in range(0, len(rows), _BLOCK):
         at = np.arange(first, min(first + _BLOCK, len(rows)))
         yield from groups.compare(hashes, key, at[asked[first : first + _BLOCK]], left if finer else None)
-    if left:
+    if any(map(len, left)):
         again = np.concatenate(left)
         is_long, asked = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
         is_long[starts[again]] = asked[again] = True
         is_long = is_long[starts]
-        order = np.argsort(rows[is_long])
-        rows, asked = rows[is_long][order], asked[is_long][order]
+        order = np.argsort(members[is_long])
+        rows, asked, offered = rows[is_long][order], asked[is_long][order], offered[is_long][order]
         for each in finer:
-            yield from _join(hashes, each, rows, asked, depth + 1)
+            yield from _join(hashes, each, rows, asked, offered, depth + 1)
 
 
 def _groups(values: U64) -> tuple[Places, Places]:
@@ -154,6 +189,8 @@ class _Groups:
     rows: Numbers
     starts: Places
     """Where each row's group starts."""
+    ends: Places
+    """Where the rows end that each row is compared with."""
     slots: npt.NDArray[np.unsignedinteger]
 
     def compare(self, hashes: Hashes, key: Key, at: Places, left: list[Places] | None) -> Iterator[Pairs]:
@@ -161,14 +198,14 @@ class _Groups:
         themselves or have found enough. `left`: if it is a list, rows that would take long are appended to it."""
         other, found, compared = self.starts[at], np.zeros(len(at), np.uint16), 0
         while True:
-            stay = np.flatnonzero((other < at) & (found < hashes.most))
+            stay = np.flatnonzero((other < self.ends[at]) & (found < hashes.most))
             at, other, found = at[stay], other[stay], found[stay]
+            if left is not None and compared >= _LONG:
+                left.append(at[found == 0])  # a row that has found some finds enough soon
+                at, other, found, left = at[found > 0], other[found > 0], found[found > 0], None
             if not len(at):
                 return
-            if left is not None and compared >= _LONG:
-                left.append(at)
-                return
-            order, ends = _longest_first(at - other)
+            order, ends = _longest_first(self.ends[at] - other)
             at, other, found = at[order], other[order], found[order]
             mine, finished = self.slots[at], 0
             for size in ends.tolist():

@@ -229,7 +229,7 @@ class ScoreKinds(Settings):
     """A new caption of each picture, written by a CoCa model."""
 
     pictures: PictureScore | None = None
-    """Measures of the picture itself: sharpness, exposure, colorfulness, JPEG quality, borders."""
+    """Measures of the picture itself: sharpness, exposure, colorfulness, JPEG quality, borders, PDQ."""
     text: TextScore | None = None
     """Text that is painted into pictures, and the similarity without it."""
 

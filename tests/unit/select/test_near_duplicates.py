@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pairmill.pipeline.image.pdq import MIN_QUALITY
 from pairmill.pipeline.select import near_duplicates, near_join
 from pairmill.pipeline.select.hash_index import HashIndex, hash_words
 from pairmill.pipeline.select.hash_keys import Key, choose_keys, plans
-from pairmill.pipeline.select.near_greedy import decide
-from pairmill.pipeline.select.near_join import KEPT, UNDECIDED, near_pairs
+from pairmill.pipeline.select.near_greedy import decide, drop_near_new
+from pairmill.pipeline.select.near_join import KEPT, NEW, UNDECIDED, Question, near_pairs
 from pairmill.pipeline.select.tasks import LocalTasks
 from tests.synthetic_dataset import hex_digits, write_dataset
 from tests.unit.select.conftest import make_subset, row_ids
@@ -109,7 +110,13 @@ def test_a_dedup_equals_brute_force(hashed: Path, by: str, distance: int, best: 
 def test_chunks_partitions_parts_and_tasks_change_nothing(hashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = {"dedup": {"by": "pdq", "distance": 31, "best": "similarity"}}
     one = make_subset(hashed, "one", step, rows="pairs")
-    for name, value in [("PARTITION_ROWS", 700), ("TASK_ROWS", 900), ("KEY_TASKS", 3), ("FIRST_MOST", 1)]:
+    for name, value in [
+        ("PARTITION_ROWS", 700),
+        ("TASK_ROWS", 900),
+        ("KEY_TASKS", 3),
+        ("FIRST_MOST", 1),
+        ("FIRST_ROWS", 50),
+    ]:
         monkeypatch.setattr(near_duplicates, name, value)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 1_000)
     monkeypatch.setattr(LocalTasks, "memory_bytes", 50_000)
@@ -182,16 +189,21 @@ def test_crowded_hashes_end_soon_and_equal_brute_force(make: Any, monkeypatch: p
 
 def decided(hashes: U64, distance: int) -> npt.NDArray[np.uint8]:
     """The states of different hashes that are in the order of their rank."""
-    words, states, most = tuple(hashes.T), np.full(len(hashes), UNDECIDED, np.uint8), 2
-    keys = tuple(choose_keys(distance, hashes, len(hashes)))
+    words, states, first = tuple(hashes.T), np.full(len(hashes), UNDECIDED, np.uint8), len(hashes)
+    question = Question(tuple(choose_keys(distance, hashes, len(hashes))), distance, 2)
     while (states == UNDECIDED).any():
-        states, _ = decide(most, states, near_pairs(keys, 0, 1, distance, most, states, *words))
-        most *= 8
+        states, _ = decide(question.most, first, states, near_pairs(question, states, *words))
+        asked = replace(question, most=1, offer=(NEW,), first=len(hashes))
+        states, _, _ = drop_near_new(states, near_pairs(asked, states, *words))
+        first = 500
+        question = replace(question, most=first, first=first)
     return states
 
 
-@given(st.integers(1, 60), st.integers(0, 2**32), st.floats(0, 0.6), st.integers(1, 4))
-def test_decisions_are_those_of_one_row_after_the_other(rows: int, seed: int, share: float, most: int) -> None:
+@given(st.integers(1, 60), st.integers(0, 2**32), st.floats(0, 0.6), st.integers(1, 4), st.integers(1, 60))
+def test_decisions_are_those_of_one_row_after_the_other(
+    rows: int, seed: int, share: float, most: int, first: int
+) -> None:
     near = np.tril(np.random.default_rng(seed).random((rows, rows)) < share, -1)  # [worse, better]
     expected = list[int]()
     for row in range(rows):
@@ -199,18 +211,23 @@ def test_decisions_are_those_of_one_row_after_the_other(rows: int, seed: int, sh
             expected.append(row)
     states = np.full(rows, UNDECIDED, np.uint8)
     while (states == UNDECIDED).any():
-        pairs = [pair for row in np.flatnonzero(states == UNDECIDED) for pair in best_pairs(near, states, row, most)]
-        before, left = (states == UNDECIDED).sum(), 0
-        states, left = decide(most, states, np.array(pairs, np.uint64))
-        assert left == (states == UNDECIDED).sum() < before
+        undecided = np.flatnonzero(states == UNDECIDED)
+        pairs = [
+            pair for row in undecided[:first].tolist() for pair in best_pairs(near, states == UNDECIDED, row, most)
+        ]
+        states, left = decide(most, first, states, np.array(pairs, np.uint64))
+        new = [pair for row in undecided.tolist() for pair in best_pairs(near, states == NEW, row, 1)]
+        assert left == (states == UNDECIDED).sum() < len(undecided)
+        states, left, _ = drop_near_new(states, np.array(new, np.uint64))
+        assert left == (states == UNDECIDED).sum()
     assert np.flatnonzero(states == KEPT).tolist() == expected
     all_pairs = [int(worse) << 32 | int(better) for worse, better in np.argwhere(near)]
-    once, left = decide(rows, np.full(rows, UNDECIDED, np.uint8), np.array(all_pairs, np.uint64))
-    assert left == 0 and once.tolist() == states.tolist()
+    once, left = decide(rows, rows, np.full(rows, UNDECIDED, np.uint8), np.array(all_pairs, np.uint64))
+    assert left == 0 and np.flatnonzero(once == NEW).tolist() == expected
 
 
-def best_pairs(near: npt.NDArray[np.bool_], states: npt.NDArray[np.uint8], row: int, most: int) -> Iterator[int]:
-    for better in np.flatnonzero(near[row] & (states <= KEPT))[:most].tolist():
+def best_pairs(near: npt.NDArray[np.bool_], offered: npt.NDArray[np.bool_], row: int, most: int) -> Iterator[int]:
+    for better in np.flatnonzero(near[row] & offered)[:most].tolist():
         yield int(row) << 32 | better
 
 
