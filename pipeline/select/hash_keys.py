@@ -62,6 +62,11 @@ class Key:
         return [Key(self.word, self.bits | band, self.slot, self.radius) for band in bands]
 
 
+def every_pair(distance: int) -> Key:
+    """A key that all hashes share: for so few rows that all pairs can be compared."""
+    return Key(0, 0, (1 << WORD_BITS) - 1, distance)
+
+
 def choose_keys(distance: int, sample: U64, num_rows: int) -> Sequence[Key]:
     """The cheapest set of keys. Any of them finds the same pairs.
 

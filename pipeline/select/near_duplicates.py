@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pairmill.pipeline.select.filters import RowIndices
-from pairmill.pipeline.select.hash_keys import choose_keys
+from pairmill.pipeline.select.hash_keys import choose_keys, every_pair
 from pairmill.pipeline.select.near_greedy import conclude, decide, drop_near_new
 from pairmill.pipeline.select.near_hashes import WORDS, HashKeys, in_order, merge_equal
 from pairmill.pipeline.select.near_join import (
@@ -43,8 +43,10 @@ FIRST_MOST = 4
 """How many better rows are found for each row in the first round."""
 FIRST_ROWS = 2_048
 """In the second round, twice as many of the best undecided rows are decided about, in the third four times, ..."""
-MAX_PAIRS = 1 << 25
-"""About how many pairs may be found in such a round."""
+MAX_ALL_PAIRS = 8_192
+"""Up to so many rows, all pairs are compared in such a round,"""
+MAX_PAIRS = 1 << 22
+"""and then about so many pairs are found."""
 
 Handles = Sequence[Handle[Array]]
 
@@ -65,11 +67,13 @@ def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
         pairs = join.pairs(question, states, undecided)
         [(states, _)] = tasks.map_split(decide, [(question.most, first, states, pairs)], outputs=2)
         rounds.append(pairs)
-        near_new = join.pairs(replace(question, most=1, offer=(NEW,), first=MAX_ROWS), states, undecided)
+        near_new = join.pairs(Question(keys, step.distance, 1, offer=(NEW,)), states, undecided)
         [(states, *counts)] = tasks.map_split(drop_near_new, [(states, near_new)], outputs=3)
         [undecided, later] = tasks.get(counts)
         first = FIRST_ROWS << len(rounds)
-        question = replace(question, first=first, most=max(FIRST_MOST, min(first, MAX_PAIRS // first)))
+        some = keys if first > MAX_ALL_PAIRS else (every_pair(step.distance),)
+        most = max(FIRST_MOST, MAX_PAIRS // first) if first > MAX_ALL_PAIRS else first
+        question = Question(some, step.distance, most, first=first)
     if later:
         last = Question(keys, step.distance, 1, LATER, (KEPT,))
         rounds.append(join.pairs(last, states, later))

@@ -33,9 +33,9 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _BLOCK = 1 << 17
 """Rows that are compared at a time: their numbers fit into the cache of a core."""
-_LONG = 256
+_LONG = 1024
 """A row that was compared with this many rows that share its key is compared only with those that share more bits."""
-_MAX_REFINEMENTS = 3
+_MAX_REFINEMENTS = 1
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def merge_pairs(most: int, *pairs: Pairs) -> tuple[Pairs, int]:
 
 def first_pairs(most: int, *pairs: Pairs) -> Pairs:
     """Of each worse row, the pairs with the `most` best better rows; sorted, each once."""
-    merged = np.unique(np.concatenate([np.zeros(0, np.uint64), *pairs]))
+    merged = np.sort(np.concatenate([np.zeros(0, np.uint64), *pairs]))
+    merged = merged[np.flatnonzero(np.concatenate([[True], merged[1:] != merged[:-1]])[: len(merged)])]
     if len(merged) <= most:
         return merged
     keep = np.ones(len(merged), np.bool_)
@@ -144,7 +145,7 @@ def _join(hashes: Hashes, key: Key, rows: Numbers, asked: Mask, offered: Mask, d
             ends, starts + np.repeat(np.add.reduceat(offered, np.cumsum(sizes) - sizes, dtype=int), sizes)
         )
     groups = _Groups(rows, starts, ends, _slots(hashes, key, rows))
-    finer = key.refined() if depth < _MAX_REFINEMENTS else ()
+    finer = key.refined() if key.bits and depth < _MAX_REFINEMENTS else ()
     left: list[Places] = []
     for first in range(0, len(rows), _BLOCK):
         at = np.arange(first, min(first + _BLOCK, len(rows)))
