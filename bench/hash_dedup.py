@@ -4,8 +4,8 @@
     python -m bench.hash_dedup --rows 1000000 --hashes ball
 
 `random`: one hash in five differs from another in a few bits. The other kinds are crowded: all `equal`; a `ball` of
-hashes within 8 bits of each other; `flat`: few bits are set; `chain`: each differs from the next in one bit; `cube`: they
-differ in 20 bits only.
+hashes within 8 bits of each other; `flat`: few bits are set; `chain`: each differs from the next in one bit; `cube`:
+all differ in 20 bits only.
 
 Rows have a phash and a pdq. The clock starts once Ray is up and includes reading the columns and writing the subset.
 private_mb: the peak of the private memory of this process and Ray's workers together. store_mb: by how much the shared
