@@ -28,7 +28,7 @@ import psutil
 import pyarrow as pa
 
 from bench.select import watch
-from tests.synthetic_dataset import hex_digits, write_dataset
+from tests.synthetic_dataset import default_columns, hex_digits, write_dataset
 
 U64 = npt.NDArray[np.uint64]
 
@@ -83,16 +83,17 @@ def scrambled(numbers: U64) -> U64:
 def write(folder: str, rows: int, kind: str) -> None:
     """A dataset whose rows all have a uid of their own."""
 
-    def more(first: int, some: int) -> dict[str, pa.Array]:
+    def columns(shard: int, first: int, some: int, seed: int) -> dict[str, pa.Array]:
         numbers = np.arange(first, first + some, dtype=np.uint64)
         return {
+            **default_columns(shard, first, some, seed),
             "uid": hex_digits(np.stack([scrambled(numbers), numbers], axis=1)),
             "phash": hex_digits(hashes(kind, 1, first, some)),
             "pdq": hex_digits(hashes(kind, 4, first, some)),
             "pdq_quality": pa.array(np.full(some, 100, np.uint8)),
         }
 
-    write_dataset(Path(folder), rows, more=more)
+    write_dataset(Path(folder), rows, columns=columns)
 
 
 def select(dataset: str, by: str, distance: int) -> dict[str, float]:

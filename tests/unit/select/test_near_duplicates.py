@@ -22,7 +22,7 @@ from pairmill.pipeline.select.hash_keys import Key, choose_keys, plans
 from pairmill.pipeline.select.near_greedy import decide, drop_near_new
 from pairmill.pipeline.select.near_join import KEPT, NEW, UNDECIDED, Question, near_pairs
 from pairmill.pipeline.select.tasks import LocalTasks
-from tests.synthetic_dataset import hex_digits, write_dataset
+from tests.synthetic_dataset import default_columns, hex_digits, write_dataset
 from tests.unit.select.conftest import make_subset, row_ids
 
 U64 = npt.NDArray[np.uint64]
@@ -77,10 +77,11 @@ def hashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "similarity": pa.array(rng.integers(0, 50, rows) / 100, pa.float32(), mask=rng.random(rows) < 0.02),
     }
 
-    def more(first: int, some: int) -> dict[str, pa.Array]:
-        return {name: column.slice(first, some) for name, column in columns.items()}
+    def of_shard(shard: int, first: int, some: int, seed: int) -> dict[str, pa.Array]:
+        own = {name: column.slice(first, some) for name, column in columns.items()}
+        return {**default_columns(shard, first, some, seed), **own}
 
-    write_dataset(folder, rows, shard_rows=500, more=more)
+    write_dataset(folder, rows, shard_rows=500, columns=of_shard)
     return folder
 
 
