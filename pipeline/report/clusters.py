@@ -132,8 +132,8 @@ def _is_duplicate(table: pa.Table, group: _Group) -> Any:
         return usable
     column = table[group.dedup.by]
     if group.dedup.distance:
-        key, values = int(group.key, 16), column.to_pylist()
-        near = [value is not None and (int(value, 16) ^ key).bit_count() <= group.dedup.distance for value in values]
-        return np.array(near, bool)
+        key, distance = int(group.key, 16), group.dedup.distance
+        hashes = [None if value is None else int(value, 16) for value in column.to_pylist()]
+        return np.array([each is not None and (each ^ key).bit_count() <= distance for each in hashes], bool)
     equal = pc.equal(column, pa.scalar(group.key, column.type)).fill_null(False)
     return np.asarray(equal.combine_chunks().to_numpy(zero_copy_only=False), bool)

@@ -1,14 +1,11 @@
 """The step `dedup`: one row of each group of duplicates."""
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, merge_duplicates
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.expressions import Expression
@@ -18,9 +15,10 @@ from pairmill.pipeline.select.near_duplicates import drop_near_duplicates
 from pairmill.pipeline.select.near_hashes import HashKeys
 from pairmill.pipeline.select.outputs import DEDUP_KEY, Array, DedupKeys
 from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.steps.described import described
 from pairmill.pipeline.select.tasks import Handle
 from pairmill.schemas.select_steps import EMBEDDINGS, Dedup
-from pairmill.schemas.subset import Cluster, StepReport
+from pairmill.schemas.subset import StepReport
 
 PARTITION_ROWS = 2_000_000
 
@@ -67,15 +65,7 @@ class DedupStep:
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
         """The largest groups."""
-        return report.model_copy(update={"largest_clusters": list(self._described(selector))})
-
-    def _described(self, selector: Selector) -> Iterator[Cluster]:
-        """The largest groups, each with what identifies the row that stays."""
-        for row_index, rows in self.clusters:
-            chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
-            row = chunk.read_row(row_index, frozenset({"row_id", "url"}))
-            row_id, url = row["row_id"][0].as_py(), row["url"][0].as_py()
-            yield Cluster(rows=int(rows), row_id=row_id, url=clean_text(url))
+        return report.model_copy(update={"largest_clusters": list(described(selector, self.clusters))})
 
 
 def _exact_duplicates(selector: Selector, number: int, step: Dedup) -> list[Handle[Array]]:

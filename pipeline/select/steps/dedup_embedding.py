@@ -1,6 +1,5 @@
 """The step `dedup` with a model: one row of each group of rows with similar embeddings."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.dataset.subset import NOT_DROPPED
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest
 from pairmill.pipeline.select.expression_errors import ExpressionError
@@ -29,10 +27,11 @@ from pairmill.pipeline.select.semantic.resolve import (
     rows_that_go,
 )
 from pairmill.pipeline.select.semantic.vectors import Compared, Vectors
+from pairmill.pipeline.select.steps.described import described
 from pairmill.pipeline.select.tasks import Handle, Tasks
 from pairmill.schemas.pairs import is_embedding
 from pairmill.schemas.select_steps import DEFAULT_THRESHOLD, Dedup
-from pairmill.schemas.subset import Cluster, StepReport
+from pairmill.schemas.subset import StepReport
 
 PARTITION_BYTES = 1 << 26
 """Members that one call compares; more only if they are one cluster."""
@@ -182,15 +181,6 @@ def _map(
 def _columns(results: Sequence[Sequence[Handle[Any]]]) -> list[Handles]:
     """For each output of a call, its handles of all calls."""
     return [list(each) for each in zip(*results, strict=True)]
-
-
-def described(selector: Selector, groups: Array) -> Iterator[Cluster]:
-    """DUPLICATE_GROUPs, each with what identifies the row that stays."""
-    for row_index, rows in groups:
-        chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
-        row = chunk.read_row(row_index, frozenset({"row_id", "url"}))
-        row_id, url = row["row_id"][0].as_py(), row["url"][0].as_py()
-        yield Cluster(rows=int(rows), row_id=row_id, url=clean_text(url))
 
 
 def _groups(cluster_bytes: npt.NDArray[np.int64], memory_bytes: int) -> Iterator[npt.NDArray[np.int64]]:
