@@ -85,7 +85,7 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
     if not plan.job.source.is_corpus and plan.job.images.store == "none":
         raise JobError(f"{store.root} stored no pictures (images.store: none), so there is nothing to embed")
     taken = [each["alias"] for each in known["models"]]
-    rules = {**known["rules"], "min_similarity": None, "preset": "none"}
+    rules = {**known["rules"], "min_similarity": None, "preset": "none", "known": []}
     values = {**known, "models": [model], "rules": rules, "output": store.root}
     for part, given in settings.items():
         if part not in ("run", "s3") or not isinstance(given, Mapping):

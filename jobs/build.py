@@ -21,6 +21,7 @@ from pairmill.pipeline.common.text import last_line
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
+from pairmill.pipeline.known.prepare import describe_known, read_known
 from pairmill.pipeline.purge.inputs import blank_withdrawn
 from pairmill.pipeline.source.describe import describe_plan
 from pairmill.pipeline.source.plan import OtherJobError, make_plan
@@ -43,7 +44,7 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
     if listener:
         rows_left = sum(shards["num_rows"].to_pylist())
         listener.planned(
-            "\n".join([describe_plan(plan, job), *warnings_of(job)]),
+            "\n".join([describe_plan(plan, job), *_described_known(pipeline), *warnings_of(job)]),
             shards.num_rows,
             rows_left,
             plan.num_rows - rows_left,
@@ -51,6 +52,12 @@ def build(job: BuildJob, listener: ProgressListener | None = None) -> BuildResul
     stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
     blank_withdrawn(pipeline.store, plan)  # rows that only their pictures gave away
     return replace(finish(pipeline.store, plan, failures, started), stopped=stopped)
+
+
+def _described_known(pipeline: Pipeline) -> list[str]:
+    """What the filters of `rules.known` were made from."""
+    record = read_known(pipeline.store) if pipeline.job.rules.known else None
+    return [] if record is None else [describe_known(record)]
 
 
 def prepare(job: BuildJob) -> tuple[Pipeline, Plan]:

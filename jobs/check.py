@@ -10,12 +10,18 @@ from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.dataset.output_folder import check_dataset_folder
+from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.prepare import check_sources, prepared, read_known
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 
 
-def check(job: BuildJob) -> tuple[BuildJob, str]:
-    """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError."""
+def check(job: BuildJob, dry_run: bool = False) -> tuple[BuildJob, str]:
+    """The job with its preset expanded and absolute paths, and its fingerprint. Raises JobError.
+
+    Makes the filters of `rules.known`, if they are not there yet; with `dry_run`, it then leaves them out of the
+    fingerprint.
+    """
     job = _with_absolute_paths(resolve(job.model_dump(exclude_unset=True)))  # a preset may be set from Python
     try:
         rules.check_rules(rules.SourceRules.of(job), Path.cwd())
@@ -23,7 +29,10 @@ def check(job: BuildJob) -> tuple[BuildJob, str]:
         raise JobError(str(error)) from None
     weights = _check_models(job)
     job = _with_dtypes(job)
-    return job, fingerprint(job, [*weights, *_own_contents(job)])
+    contents = [*weights, *_own_contents(job)]
+    if job.rules.known:
+        contents += _known_contents(job, dry_run)
+    return job, fingerprint(job, contents)
 
 
 def open_output(job: BuildJob) -> Store:
@@ -32,6 +41,7 @@ def open_output(job: BuildJob) -> Store:
     Raises JobError if the folder contains anything else, or S3AccessError.
     """
     lists = [path for name in BLOCKLISTS if (path := getattr(job.rules, name))]
+    lists += [known.path for known in job.rules.known]
     check_buckets([job.output, *job.source.paths, *lists], job.s3)
     store = Store(job.output, job.s3)
     check_dataset_folder(store)
@@ -43,7 +53,9 @@ def _with_absolute_paths(job: BuildJob) -> BuildJob:
     from pairmill.pipeline.encode.weights import is_model_folder
 
     lists = {name: getattr(job.rules, name) for name in BLOCKLISTS}
-    found = {name: absolute(path) for name, path in lists.items() if path}
+    found: dict[str, object] = {name: absolute(path) for name, path in lists.items() if path}
+    if job.rules.known:
+        found["known"] = [known.model_copy(update={"path": absolute(known.path)}) for known in job.rules.known]
     weights = [
         model.model_copy(
             update={
@@ -104,6 +116,20 @@ def _own_contents(job: BuildJob) -> list[str]:
     ]
 
 
+def _known_contents(job: BuildJob, dry_run: bool) -> list[str]:
+    """Checksums of the filters of `rules.known`."""
+    store = Store(job.output, job.s3)
+    try:
+        record = read_known(store)
+        if record is None and dry_run:
+            check_sources(store, job.rules.known)
+            return []
+        record = prepared(store, job.rules.known)
+    except KnownError as error:
+        raise JobError(f"rules.known: {error}") from None
+    return sorted(f"known {each.kind} {each.distance}:{each.file.blake2b}" for each in record.filters)
+
+
 def warnings_of(job: BuildJob) -> list[str]:
     """Warnings about settings that are valid but probably mistaken."""
     from pairmill.pipeline.encode.weights import input_side
@@ -130,11 +156,12 @@ def difference(store: Store, planned: BuildJob, job: BuildJob) -> str:
     diff = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
     advice = "Give another output folder, or the settings of that job."
     if not committed(store):
-        advice = "Nothing is committed there yet: delete its plan/, input/ and job.yaml, or give another output folder."
+        begun = "plan/, input/, known/ and job.yaml"
+        advice = f"Nothing is committed there yet: delete its {begun}, or give another output folder."
     return "\n".join(
         [
             f"{store.root} contains the output of another job. What differs:",
-            *(diff or ["  the content of a custom rule, a blocklist or a model's weights"]),
+            *(diff or ["  the content of a custom rule, a blocklist, a list of known rows or a model's weights"]),
             advice,
         ]
     )

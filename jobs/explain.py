@@ -80,7 +80,7 @@ class Explanation:
 def explain(job: BuildJob) -> Explanation:
     """What `build` would do. Joins the job's cluster to see its machines, but writes nothing. Raises JobError."""
     store = open_output(job)
-    job, fingerprint = check(job)
+    job, fingerprint = check(job, dry_run=True)
     plan = load(store) or _planned_aside(job, fingerprint)
     if plan.record.fingerprint != fingerprint:
         raise JobError(difference(store, plan.job, job))

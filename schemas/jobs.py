@@ -58,7 +58,8 @@ class BuildJob(Settings):
     @property
     def computes_md5(self) -> bool:
         """Whether the MD5 of the original bytes is needed."""
-        return self.images.md5 or self.rules.md5_blocklist is not None
+        known = any("md5" in (known.by or ()) for known in self.rules.known)
+        return self.images.md5 or self.rules.md5_blocklist is not None or known
 
     @property
     def picture_scores(self) -> dict[str, PictureScore]:
@@ -79,6 +80,8 @@ class BuildJob(Settings):
             raise ValueError(
                 "rules.image_drop_one_color: a corpus is filtered by pairmill select; use its column one_color"
             )
+        if any("phash" in (known.by or ()) for known in rules.known):
+            raise ValueError("rules.known: a corpus is compared by phash in pairmill select, with the step known")
         if self.source.sha256_column:
             raise ValueError("source.sha256_column: has no effect on a corpus; see the output column sha256")
 
@@ -121,12 +124,13 @@ UNFINGERPRINTED = {
     "fetch.per_host_interval_s",
     "fetch.nameservers",
     "fetch.user_agent",
+    "rules.known",
     "rules.url_blocklist",
     "rules.md5_blocklist",
     "rules.sha256_blocklist",
 }
 """Settings that may change between two runs into the same output folder. The plan protects the input itself.
-Blocklists may move, but their content may not change."""
+Blocklists and lists of known rows may move, but their content may not change."""
 
 
 def fingerprint_fields(job: BuildJob, with_defaults: bool = True) -> dict[str, object]:

@@ -38,6 +38,8 @@ class Status(StrEnum):
     UID_INVALID = "uid_invalid", Step.INPUT
     DUPLICATE_IN_SHARD = "duplicate_in_shard", Step.INPUT
     WITHDRAWN = "withdrawn", Step.INPUT  # counted in the manifest, and stored nowhere
+    KNOWN_UID = "known_uid", Step.INPUT
+    KNOWN_URL = "known_url", Step.INPUT
 
     # caption rules, before anything is downloaded
     CAPTION_INVALID = "caption_invalid", Step.CAPTION
@@ -85,6 +87,7 @@ class Status(StrEnum):
     CONTENT_CHANGED = "content_changed", Step.FETCH
 
     # the picture
+    KNOWN_PICTURE = "known_picture", Step.IMAGE
     MD5_BLOCKLISTED = "md5_blocklisted", Step.IMAGE
     SHA256_BLOCKLISTED = "sha256_blocklisted", Step.IMAGE
     IMAGE_UNSUPPORTED = "image_unsupported", Step.IMAGE

@@ -80,7 +80,8 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
 def _making(arguments: Sequence[str], job_file: str | None, job: BuildJob) -> Command:
     """A command that makes a dataset. Local weights must exist where it runs."""
     names = [name for model in job.models for name in (model.name, model.pretrained) if name]
-    uris = [*job.source.paths, job.output, *(name for name in names if Path(name).exists())]
+    known = [each.path for each in job.rules.known]
+    uris = [*job.source.paths, job.output, *known, *(name for name in names if Path(name).exists())]
     return Command(list(arguments), job_file, job.rules, uris, has_models=bool(job.models))
 
 

@@ -1,8 +1,8 @@
 """Decides from one listing whether a job may write to an output folder.
 
 A folder is free if it is empty or has only hidden files (`.DS_Store`). It is a dataset if it has a plan, which is
-written before everything except `input/` and `tmp/`: if only those exist, another driver may have just started, or one
-was killed, or found the disk full, before it could write its plan.
+written before everything except `input/`, `known/` and `tmp/`: if only those exist, another driver may have just
+started, or one was killed, or found the disk full, before it could write its plan.
 A dataset's folder may contain other files too. An export is recognized by its record.
 """
 
@@ -20,6 +20,7 @@ _OLD_EXPORT_RECORDS = "export"
 
 _PLAN_FILE = re.compile(r"\d+\.parquet")
 _CONVERTED_FILE = re.compile(r".+-[0-9a-f]{16}\.parquet")
+_KNOWN_FILE = re.compile(r"known\.json|.+\.[0-9a-f]{32}\.keys")
 
 
 def check_dataset_folder(store: Store) -> None:
@@ -27,12 +28,14 @@ def check_dataset_folder(store: Store) -> None:
     names = names_in_output(store)
     if is_export(store):
         raise JobError(f"output: {store.root} is an export; give another folder")
-    begun = {"input/", "tmp/"}
+    begun = {"input/", "known/", "tmp/"}
     if "plan/" in names and not store.list("plan") and not store.folders("plan"):
         begun.add("plan/")
     foreign = [name for name in names if name not in begun]
     if "input/" in names:
         foreign += [f"input/{name}" for name in store.list("input") if not _CONVERTED_FILE.fullmatch(name)]
+    if "known/" in names:
+        foreign += [f"known/{name}" for name in store.list("known") if not _KNOWN_FILE.fullmatch(name)]
     # Check for a plan last: another driver may be writing, and drivers write their plan first.
     if foreign and not any(_PLAN_FILE.fullmatch(name) for name in store.list("plan")):
         raise JobError(_refusal(store, foreign))

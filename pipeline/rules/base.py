@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import DETAIL_CHARS
+from pairmill.pipeline.known.open_filters import OpenFilters, open_filters
 from pairmill.pipeline.rules.custom import CustomRule, CustomRuleError
 from pairmill.pipeline.rules.isolated import IsolatedRule
 from pairmill.pipeline.source.mapping import ColumnMapping
@@ -30,6 +31,7 @@ from pairmill.schemas.job.rules import RulesConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.pairs import IMAGE_COLUMN
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
+from pairmill.schemas.settings import Uri
 from pairmill.schemas.status import Status, Step
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -46,11 +48,13 @@ class SourceRules(RulesConfig):
     """The column that `license_allow` reads; None: the source has none."""
     s3: S3Config = FROM_ENVIRONMENT
     """Credentials and endpoint for blocklists on S3."""
+    output: Uri | None = None
+    """The output folder, which has the filters of `known`. None: no filters."""
 
     @classmethod
     def of(cls, job: BuildJob, mapping: ColumnMapping | None = None) -> Self:
         """Bind a job's rules to its source. A source without captions cannot require them."""
-        rules = cls(**job.rules.model_dump(), s3=job.s3)
+        rules = cls(**job.rules.model_dump(), s3=job.s3, output=job.output if job.rules.known else None)
         if mapping is None:
             return rules
         update = {"license_column": mapping.output_name(mapping.license_column)}
@@ -60,6 +64,11 @@ class SourceRules(RulesConfig):
     def files(self) -> Files:
         """Opens blocklists."""
         return Files(self.s3)
+
+    @property
+    def filters(self) -> OpenFilters | None:
+        """The filters of `known`."""
+        return None if self.output is None else open_filters(self.output, self.files)
 
 
 _REGISTRY: dict[Status, RuleFunction] = {}

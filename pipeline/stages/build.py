@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadRows(JobStage):
-    """Reads the rows of a planned shard and applies caption and URL rules."""
+    """Reads the rows of a planned shard, drops known ones, and applies caption and URL rules."""
 
     name: ClassVar[StageName] = "read"
 
@@ -50,8 +50,10 @@ class OpenReader:
 
     def __call__(self, batch: ShardBatch) -> ShardBatch:
         """All rows of the shard."""
-        table = self.gate(self.reader.read(batch.info.shard))
-        batch = self.spec.apply_rules(batch.with_table(table), Step.CAPTION)
+        batch = batch.with_table(self.gate(self.reader.read(batch.info.shard)))
+        if self.spec.job.rules.known:
+            batch = self.spec.apply_rules(batch, Step.INPUT)
+        batch = self.spec.apply_rules(batch, Step.CAPTION)
         return batch if self.spec.job.source.is_corpus else self.spec.apply_rules(batch, Step.URL)
 
     def close(self) -> None:

@@ -5,15 +5,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pairmill.schemas.settings import Settings, Uri
+from pairmill.schemas.known import KnownRows
+from pairmill.schemas.settings import GrowingSettings, Uri
 
 _CUSTOM_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 
 
-class RulesConfig(Settings):
+class RulesConfig(GrowingSettings):
     """Which rows to keep. A rule whose setting is None, empty or False is off."""
+
+    later = frozenset({"known"})
 
     preset: Literal["none", "datacomp-basic", "laion2b"] = "none"
     """Named set of rules; the settings below override it."""
@@ -46,6 +49,10 @@ class RulesConfig(Settings):
     """Minimum confidence in the detected language, for `caption_languages`."""
     license_allow: list[str] = []
     """Drop rows whose `source.license_column` is not one of these, ignoring case."""
+
+    known: list[KnownRows] = []
+    """Earlier datasets, or lists, whose rows to drop: by uid and URL before anything is fetched, by digest and phash
+    afterwards. An item may be just a path."""
 
     url_schemes: list[str] = ["http", "https"]
     """Schemes to accept: http, https or both. Nothing else is ever fetched."""

@@ -205,7 +205,7 @@ def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
     (copy,) = tmp_path.rglob("*.*")
     assert copy.stat().st_size == report.num_bytes
     with monkeypatch.context() as context:
-        context.setattr("pairmill.pipeline.search.local_copy.shutil.copyfileobj", None)  # not copied again
+        context.setattr("pairmill.pipeline.common.object_cache.shutil.copyfileobj", None)  # not copied again
         assert pairmill.search(embedded, "a red circle", top=5).matches == after.matches
     copy.write_bytes(bytes(copy.stat().st_size))
     with pytest.raises(SearchError, match=r"a copy of s3://.* was damaged and has been deleted: search again"):

@@ -1,0 +1,89 @@
+"""Reads the values of a finished dataset, or of a subset of it."""
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
+from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.dataset.parquet import read_table
+from pairmill.pipeline.dataset.subset import generations_digest, selected_rows
+from pairmill.pipeline.known.keys import Keys, lookup_keys
+from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.read_values import Tally
+from pairmill.schemas.known import DEFAULT_KINDS, KnownRows, ValueKind
+from pairmill.schemas.manifest import manifest_name
+from pairmill.schemas.pairs import KEPT_STATUS
+
+_READERS = 16
+_Bits = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """The committed shards of a dataset, and which of its rows count."""
+
+    known: KnownRows
+    chunk: Chunk
+
+    @classmethod
+    def open(cls, store: Store, known: KnownRows) -> "KnownDataset":
+        """The dataset as it is now. Raises KnownError if no shard is finished, and SubsetError."""
+        done = committed(store)
+        if not done:
+            raise KnownError(f"{store.root} has no finished shard yet")
+        return cls(known, describe(store, sorted(done.items()), ()))
+
+    @property
+    def fingerprint(self) -> str:
+        """State of the dataset: a hash over its shards."""
+        state = f"{generations_digest([self.chunk])} {self.known.rows} {self.known.subset or ''}"
+        return hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
+
+    def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
+        """(kind, keys) of its values, shard by shard. Raises KnownError if none of a wanted kind is there."""
+        kinds = self.known.by or DEFAULT_KINDS
+        with ThreadPoolExecutor(_READERS if self.chunk.store.remote else 1) as readers:
+            shards = self._shards()
+            for start in range(0, len(shards), 4 * _READERS):
+                for table in readers.map(
+                    lambda shard: self._read(shard[0], shard[1], kinds), shards[start : start + 4 * _READERS]
+                ):
+                    yield from _keys(table, kinds, tally)
+        for kind in self.known.by or ():
+            if not tally.values[kind] and self.chunk.num_rows:
+                raise KnownError(f"{self.chunk.store.root}: {kind} is null in all rows")
+
+    def _shards(self) -> Sequence[tuple[ShardFiles, _Bits | None]]:
+        """Each shard, and the packed bits of its rows in the subset."""
+        if self.known.subset is None:
+            return [(shard, None) for shard in self.chunk.shards]
+        return list(zip(self.chunk.shards, selected_rows(self.chunk, self.known.subset), strict=True))
+
+    def _read(self, shard: ShardFiles, bits: _Bits | None, kinds: Collection[ValueKind]) -> pa.Table:
+        store = self.chunk.store
+        table = read_table(store, shard.pairs, [*kinds, "status"])
+        if bits is not None:
+            return table.filter(pa.array(np.unpackbits(bits, count=table.num_rows).astype(np.bool_)))
+        if self.known.rows == "kept":
+            return table.filter(pc.equal(table["status"], KEPT_STATUS))
+        if self.known.rows == "all":
+            rejects = read_manifest(store, manifest_name(shard.shard, shard.generation)).files["rejects"].path
+            return pa.concat_tables([table, read_table(store, rejects, [*kinds, "status"])], promote_options="default")
+        return table
+
+
+def _keys(table: pa.Table, kinds: Collection[ValueKind], tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
+    for kind in kinds:
+        keys, is_value = lookup_keys(kind, table[kind])
+        tally.values[kind] += int(is_value.sum())
+        if empty := len(keys) - int(is_value.sum()):
+            tally.unused[f"no {kind}"] += empty
+        yield kind, keys[is_value]

@@ -1,0 +1,78 @@
+"""Turns datasets and lists into files of keys, in bounded memory: 64 MB, plus one batch of values.
+
+Needs disk for 8 bytes per value and as much again per different value.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from pairmill.pipeline.common.files import file_checksum
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.known.datasets import KnownDataset
+from pairmill.pipeline.known.key_file import write_keys
+from pairmill.pipeline.known.key_sorter import KeySorter
+from pairmill.pipeline.known.read_values import Tally
+from pairmill.pipeline.known.sources import Source, open_source
+from pairmill.schemas.known import KnownRows, KnownSource, ValueKind
+
+
+@dataclass(frozen=True, order=True)
+class FilterId:
+    """What a file of keys has: values of one kind, that are compared with one distance."""
+
+    kind: ValueKind
+    distance: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.distance}" if self.distance else self.kind
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All values of several sources."""
+
+    sources: Sequence[KnownSource]
+    sorters: Mapping[FilterId, KeySorter]
+
+
+@contextmanager
+def collected(store: Store, lists: Sequence[KnownRows]) -> Iterator[Collected]:
+    """Read all sources. Scratch files are next to the output, and go with the context.
+
+    Raises KnownError for a source that cannot be used.
+    """
+    opened = [open_source(known, store.files, store.root) for known in lists]  # all of them, before hours of reading
+    sorters: dict[FilterId, KeySorter] = {}
+    with ExitStack() as scratch:
+        sources = []
+        for known, source in zip(lists, opened, strict=True):
+            tally = Tally()
+            fingerprint = source.fingerprint
+            for kind, keys in source.keys(tally):
+                which = FilterId(kind, known.distance if kind == "phash" else 0)
+                if which not in sorters:
+                    sorters[which] = KeySorter(scratch.enter_context(store.new_file()))
+                sorters[which].add(keys)
+            sources.append(_record(known, source, fingerprint, tally))
+        yield Collected(sources, dict(sorted(sorters.items())))
+
+
+def _record(known: KnownRows, source: Source, fingerprint: str, tally: Tally) -> KnownSource:
+    return KnownSource(
+        known=known,
+        is_dataset=isinstance(source, KnownDataset),
+        fingerprint=fingerprint,
+        values=dict(tally.values),
+        unused=dict(tally.unused),
+    )
+
+
+@contextmanager
+def key_file(store: Store, sorter: KeySorter) -> Iterator[tuple[IO[bytes], int, str, int]]:
+    """(temporary file of keys, number of keys, BLAKE2b-128, number of bytes)."""
+    with store.new_file() as file:
+        num_keys = write_keys(file, sorter.in_order())
+        digest, num_bytes = file_checksum(file)
+        yield file, num_keys, digest, num_bytes

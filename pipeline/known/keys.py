@@ -1,0 +1,70 @@
+"""Turns values into 64-bit keys, which take a fraction of the space of a URL and sort as integers.
+
+uid       the first 64 bits of the SHA-256 of its 32 lower-case digits (uids of users may be consecutive numbers)
+url       the first 64 bits of the SHA-256 of its UTF-8 bytes, without white space around it, otherwise exactly as given
+sha256    its first 64 bits
+md5       its first 64 bits
+phash     the hash itself
+
+Two URLs share a key by chance with a probability of 2^-64: with a billion known URLs, a new one is taken for known with
+a probability of 5e-11.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.schemas.known import ValueKind
+
+Keys = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+HEX_DIGITS: dict[ValueKind, int] = {"uid": 32, "sha256": 64, "md5": 32, "phash": 16}
+
+
+def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Keys, Mask]:
+    """(key of each row [rows], which rows have a value [rows]). Keys of rows without a value are zero.
+
+    `column`: as datasets store it; null and blank URLs are no values. Raises ValueError for anything but hex digits of
+    the right length where they are expected.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = pc.utf8_trim_whitespace(array) if kind == "url" else array
+    is_value = pc.not_equal(array, "").fill_null(False)
+    found = np.flatnonzero(is_value.to_numpy(zero_copy_only=False))
+    values = array if len(found) == len(array) else array.filter(is_value)
+    keys = np.zeros(len(array), np.uint64)
+    keys[found] = keys_of(kind, values)
+    mask = np.zeros(len(array), np.bool_)
+    mask[found] = True
+    return keys, mask
+
+
+def keys_of(kind: ValueKind, values: pa.Array) -> Keys:
+    """The keys of values without null, in their canonical form: URLs without white space around them, digests in hex,
+    uids without hyphens and in lower case. Raises ValueError for anything but hex digits of the right length."""
+    if kind == "url":
+        return _sha256_keys(values.cast(pa.large_binary()).to_pylist())
+    if not pc.all(pc.equal(pc.binary_length(values), HEX_DIGITS[kind])).as_py() and len(values):
+        raise ValueError(f"a {kind} has {HEX_DIGITS[kind]} hex digits")
+    if kind == "uid":
+        return _sha256_keys(values.cast(pa.large_binary()).to_pylist())
+    return digest_keys(values)
+
+
+def digest_keys(digests: pa.Array) -> Keys:
+    """The first 64 bits of digests in hex, all of one length, without null."""
+    if not len(digests):
+        return np.zeros(0, np.uint64)
+    raw = bytes.fromhex("".join(digests.to_pylist()))
+    return np.frombuffer(raw, ">u8").reshape(len(digests), -1)[:, 0].astype(np.uint64)
+
+
+def _sha256_keys(values: Sequence[bytes]) -> Keys:
+    sha256 = hashlib.sha256
+    raw = b"".join([sha256(value).digest() for value in values])
+    return np.frombuffer(raw, ">u8").reshape(len(values), 4)[:, 0].astype(np.uint64)

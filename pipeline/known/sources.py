@@ -1,0 +1,105 @@
+"""Opens what a job calls known: a dataset, or one or many lists."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_inside, is_remote
+from pairmill.pipeline.common.listing import list_path
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.known.datasets import KnownDataset
+from pairmill.pipeline.known.keys import Keys
+from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.read_values import Tally
+from pairmill.pipeline.known.table_list import read_table_list
+from pairmill.pipeline.known.text_list import read_text_list
+from pairmill.schemas.known import KnownRows, ValueKind
+
+_TABLES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_TEXTS = (".txt", ".txt.gz")
+_OTHER_FORMATS = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz", ".zip", ".zst", ".bz2", ".npy")
+
+
+class Source(Protocol):
+    """An opened source of values."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies its content."""
+
+    def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
+        """(kind, keys) of its values, repeated ones included, in batches. Counts them. Raises KnownError."""
+
+
+@dataclass(frozen=True)
+class ListFiles:
+    """One or several list files."""
+
+    known: KnownRows
+    files: Files
+    paths: Sequence[str]
+    others: int
+    """Files at the path that are no lists."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the fingerprints of all files, in any order."""
+        each = sorted(map(self.files.fingerprint, self.paths))
+        return hashlib.blake2b("\n".join(each).encode(), digest_size=16).hexdigest()
+
+    def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
+        """Read one file after the other."""
+        if self.others:
+            tally.unused["file of another format"] += self.others
+        for path in self.paths:
+            if path.lower().endswith(_TABLES):
+                yield from read_table_list(self.files, path, self.known, tally)
+            else:
+                kind = self._text_kind(path)
+                for keys in read_text_list(self.files, path, kind, tally):
+                    yield kind, keys
+
+    def _text_kind(self, path: str) -> ValueKind:
+        kinds = self.known.by or ["url"]
+        if len(kinds) > 1:
+            raise KnownError(f"{path} is a text file, with one kind of value: name that alone with by")
+        return kinds[0]
+
+
+def open_source(known: KnownRows, files: Files, output: str) -> Source:
+    """Open a source. `output`: the dataset that is being made, whose own rows must not count as known.
+
+    Raises KnownError if there is no such source, or if it is the output itself.
+    """
+    path = known.path
+    if path == output or is_inside(path, output):
+        raise KnownError(f"{path} is the output itself, whose own rows are never known")
+    if is_remote(path) and not path.startswith(S3_SCHEMES):
+        raise KnownError(f"{path} cannot be read: give a local path or s3://")
+    try:
+        if files.is_folder(path) and committed(store := Store(path, files.s3)):
+            return KnownDataset.open(store, known)
+        return _lists(known, files, output)
+    except FileNotFoundError as error:
+        raise KnownError(f"{path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        if isinstance(error, KnownError):
+            raise
+        raise KnownError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _lists(known: KnownRows, files: Files, output: str) -> ListFiles:
+    if known.subset is not None or known.rows != "pairs":
+        raise KnownError(
+            f"{known.path} is not a dataset with finished shards, so it has no rows or subset to choose from"
+        )
+    listing = list_path(known.path, files, output)
+    named = set(listing.named)
+    paths = [path for path in listing.files if path in named or path.lower().endswith((*_TABLES, *_TEXTS))]
+    if wrong := [path for path in paths if path.lower().endswith(_OTHER_FORMATS)]:
+        raise KnownError(f"{wrong[0]}: a list is .txt, .csv or .tsv (also .gz), or .parquet")
+    if not paths:
+        raise KnownError(f"{known.path} is neither a dataset with finished shards nor a folder of lists")
+    return ListFiles(known, files, paths, len(listing.files) - len(paths) + len(listing.passed_over))
