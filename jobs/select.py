@@ -166,7 +166,7 @@ def _check_columns(step: Step, source: SelectInput) -> None:
 
 
 def _with_absolute_paths(job: SelectJob) -> SelectJob:
-    """The job with absolute paths of its files, so that it can be repeated from another folder."""
+    """The job with absolute paths of what its steps read, so that it can be repeated from another folder."""
     return job.model_copy(update={"steps": [_with_absolute_path(step) for step in job.steps]})
 
 
@@ -176,6 +176,8 @@ def _with_absolute_path(step: SelectStep) -> SelectStep:
     if step.balance is not None and step.balance.entries is not None:
         entries = absolute(step.balance.entries)
         return SelectStep(balance=step.balance.model_copy(update={"entries": entries}))
+    if step.known is not None:
+        return SelectStep(known=step.known.model_copy(update={"path": absolute(step.known.path)}))
     return step
 
 

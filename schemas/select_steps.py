@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from pairmill.schemas.balance import Balance
+from pairmill.schemas.known import Known
 from pairmill.schemas.repeat import Repeat
 from pairmill.schemas.settings import GrowingSettings, Uri
 from pairmill.schemas.share import Share
@@ -73,7 +74,7 @@ class Dedup(GrowingSettings):
 class SelectStep(GrowingSettings):
     """One step of a select job; exactly one of the fields is set."""
 
-    later = frozenset({"uids", "balance", "repeat"})
+    later = frozenset({"uids", "balance", "repeat", "known"})
 
     where: str | None = None
     """Keep rows for which this expression is true, such as `similarity >= 0.28 and width >= 200`. Null counts as
@@ -87,7 +88,8 @@ class SelectStep(GrowingSettings):
     uids: Uri | None = None
     """Keep the rows whose uid is in the column `uid` of this Parquet file (local or `s3://`), such as the one that
     `pairmill search --save` writes. 32 hex digits or UUIDs; other columns are ignored."""
-
+    known: Known | None = None
+    """Drop the rows that another dataset or a list has. May be just its path."""
     balance: Balance | None = None
     """Thin out frequent concepts, classes, languages, hosts or clusters."""
     repeat: Repeat | None = None
@@ -108,7 +110,8 @@ class SelectStep(GrowingSettings):
     @property
     def files(self) -> list[str]:
         """What the step reads beside the dataset; it must exist where the job runs."""
-        return [uri for uri in (self.uids, self.balance.entries if self.balance else None) if uri is not None]
+        entries, known = self.balance.entries if self.balance else None, self.known.path if self.known else None
+        return [uri for uri in (self.uids, entries, known) if uri is not None]
 
     def __str__(self) -> str:
         step = getattr(self, self.kind)
@@ -116,11 +119,15 @@ class SelectStep(GrowingSettings):
             return f"{self.kind}: {step}"
         options = step.model_dump(exclude_defaults=True)
         by = {"by": options.pop("by")} if "by" in options else {}  # first, for the reader
-        return f"{self.kind}: " + ", ".join(f"{name} {_in_words(value)}" for name, value in (by | options).items())
+        path = [options.pop("path")] if "path" in options else []
+        settings = [f"{name} {_in_words(value)}" for name, value in (by | options).items()]
+        return f"{self.kind}: " + ", ".join([*path, *settings])
 
 
 def _in_words(value: object) -> str:
     """A setting, those of a setting as in YAML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {each}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)

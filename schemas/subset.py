@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
+from pairmill.schemas.known import KnownReport
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.repeat import RepeatReport
 from pairmill.schemas.s3 import S3Config
@@ -65,7 +66,7 @@ class UidFileReport(Settings):
 class StepReport(GrowingSettings):
     """What one step did."""
 
-    later = frozenset({"uids", "balance", "repeat", "not_compared"})
+    later = frozenset({"uids", "balance", "repeat", "not_compared", "known"})
 
     step: str
     rows_in: int
@@ -82,6 +83,8 @@ class StepReport(GrowingSettings):
     """`balance` only: the entries and the curve."""
     repeat: RepeatReport | None = None
     """`repeat` only: the weights."""
+    known: KnownReport | None = None
+    """`known` only: what the rows were compared with."""
 
 
 class SubsetFiles(Settings):

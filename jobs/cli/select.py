@@ -10,6 +10,7 @@ from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
     from pairmill.schemas.balance import BalanceReport
+    from pairmill.schemas.known import KnownReport
     from pairmill.schemas.subset import StepReport, Subset
 
 
@@ -188,6 +189,8 @@ def _print(subset: "Subset") -> None:
             typer.echo(f"    {counted(found.rows_below_one, 'row')} with a weight below 1, not in every epoch")
         if report.not_compared:
             typer.echo(f"    {counted(report.not_compared, 'row')} without a usable embedding stay")
+        if report.known:
+            _print_known(report.known)
         if report.largest_clusters:
             typer.echo("    the rows with the most duplicates, which were dropped:")
         for cluster in report.largest_clusters:
@@ -224,3 +227,12 @@ def _print_balance(found: "BalanceReport") -> None:
         typer.echo(f"    {each.rows:>12,} -> {each.kept:>12,} of {each.entry}{language}")
     if found.earlier_blake2b:
         typer.echo("pairmill: the file of entries has changed since the subset was selected before", err=True)
+
+
+def _print_known(known: "KnownReport") -> None:
+    """Say what the rows were compared with, what of it could not be used, and whether it has changed."""
+    values = ", ".join(f"{count:,} by {kind}" for kind, count in known.values.items())
+    unused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(known.unused.items()))
+    typer.echo(f"    compared with known rows: {values or 'none'}{unused}")
+    if known.earlier_blake2b:
+        typer.echo("pairmill: the known rows have changed since the subset was selected before", err=True)

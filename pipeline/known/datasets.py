@@ -34,12 +34,13 @@ class KnownDataset:
     chunk: Chunk
 
     @classmethod
-    def open(cls, store: Store, known: KnownRows) -> "KnownDataset":
-        """The dataset as it is now. Raises KnownError if no shard is finished, and SubsetError."""
+    def open(cls, store: Store, known: KnownRows, models: Sequence[str] = ()) -> "KnownDataset":
+        """The dataset as it is now, with the columns of added models. Raises KnownError if no shard is finished, and
+        FileNotFoundError if one has no such model."""
         done = committed(store)
         if not done:
             raise KnownError(f"{store.root} has no finished shard yet")
-        return cls(known, describe(store, sorted(done.items()), ()))
+        return cls(known, describe(store, sorted(done.items()), models))
 
     @property
     def fingerprint(self) -> str:
@@ -50,16 +51,19 @@ class KnownDataset:
     def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
         """(kind, keys) of its values, shard by shard. Raises KnownError if none of a wanted kind is there."""
         kinds = self.known.by or DEFAULT_KINDS
-        with ThreadPoolExecutor(_READERS if self.chunk.store.remote else 1) as readers:
-            shards = self._shards()
-            for start in range(0, len(shards), 4 * _READERS):
-                for table in readers.map(
-                    lambda shard: self._read(shard[0], shard[1], kinds), shards[start : start + 4 * _READERS]
-                ):
-                    yield from _keys(table, kinds, tally)
+        for table in self.tables(kinds):
+            yield from _keys(table, kinds, tally)
         for kind in self.known.by or ():
             if not tally.values[kind] and self.chunk.num_rows:
                 raise KnownError(f"{self.chunk.store.root}: {kind} is null in all rows")
+
+    def tables(self, columns: Collection[str]) -> Iterator[pa.Table]:
+        """These columns of the rows that count, shard by shard. Rejects have only some columns; the others are null."""
+        with ThreadPoolExecutor(_READERS if self.chunk.store.remote else 1) as readers:
+            shards = self._shards()
+            for start in range(0, len(shards), 4 * _READERS):
+                some = shards[start : start + 4 * _READERS]
+                yield from readers.map(lambda shard: self._read(shard[0], shard[1], columns), some)
 
     def _shards(self) -> Sequence[tuple[ShardFiles, _Bits | None]]:
         """Each shard, and the packed bits of its rows in the subset."""
@@ -67,16 +71,18 @@ class KnownDataset:
             return [(shard, None) for shard in self.chunk.shards]
         return list(zip(self.chunk.shards, selected_rows(self.chunk, self.known.subset), strict=True))
 
-    def _read(self, shard: ShardFiles, bits: _Bits | None, kinds: Collection[ValueKind]) -> pa.Table:
+    def _read(self, shard: ShardFiles, bits: _Bits | None, columns: Collection[str]) -> pa.Table:
         store = self.chunk.store
-        table = read_table(store, shard.pairs, [*kinds, "status"])
+        table = self.chunk.read(shard, frozenset({*columns, "status"}))
         if bits is not None:
             return table.filter(pa.array(np.unpackbits(bits, count=table.num_rows).astype(np.bool_)))
         if self.known.rows == "kept":
             return table.filter(pc.equal(table["status"], KEPT_STATUS))
         if self.known.rows == "all":
             rejects = read_manifest(store, manifest_name(shard.shard, shard.generation)).files["rejects"].path
-            return pa.concat_tables([table, read_table(store, rejects, [*kinds, "status"])], promote_options="default")
+            return pa.concat_tables(
+                [table, read_table(store, rejects, {*columns, "status"})], promote_options="default"
+            )
         return table
 
 

@@ -38,12 +38,12 @@ class Collected:
 
 
 @contextmanager
-def collected(store: Store, lists: Sequence[KnownRows]) -> Iterator[Collected]:
-    """Read all sources. Scratch files are next to the output, and go with the context.
+def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> Iterator[Collected]:
+    """Read all sources. Scratch files are in `store`, and go with the context. `output`: see `open_source`.
 
     Raises KnownError for a source that cannot be used.
     """
-    opened = [open_source(known, store.files, store.root) for known in lists]  # all of them, before hours of reading
+    opened = [open_source(known, store.files, output) for known in lists]  # all of them, before hours of reading
     sorters: dict[FilterId, KeySorter] = {}
     with ExitStack() as scratch:
         sources = []

@@ -79,7 +79,7 @@ def check_sources(store: Store, lists: Sequence[KnownRows]) -> None:
 
 def _made(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
     attempt = uuid4().hex
-    with collected(store, lists) as found:
+    with collected(store, lists, store.root) as found:
         filters = []
         for which, sorter in found.sorters.items():
             with key_file(store, sorter) as (file, num_keys, digest, num_bytes):

@@ -68,13 +68,13 @@ class ListFiles:
         return kinds[0]
 
 
-def open_source(known: KnownRows, files: Files, output: str) -> Source:
-    """Open a source. `output`: the dataset that is being made, whose own rows must not count as known.
+def open_source(known: KnownRows, files: Files, output: str | None) -> Source:
+    """Open a source. `output`: a dataset that is being made, whose own rows must not count as known.
 
     Raises KnownError if there is no such source, or if it is the output itself.
     """
     path = known.path
-    if path == output or is_inside(path, output):
+    if output is not None and (path == output or is_inside(path, output)):
         raise KnownError(f"{path} is the output itself, whose own rows are never known")
     if is_remote(path) and not path.startswith(S3_SCHEMES):
         raise KnownError(f"{path} cannot be read: give a local path or s3://")
@@ -82,15 +82,13 @@ def open_source(known: KnownRows, files: Files, output: str) -> Source:
         if files.is_folder(path) and committed(store := Store(path, files.s3)):
             return KnownDataset.open(store, known)
         return _lists(known, files, output)
-    except FileNotFoundError as error:
-        raise KnownError(f"{path}: {error.strerror or error}") from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         if isinstance(error, KnownError):
             raise
         raise KnownError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _lists(known: KnownRows, files: Files, output: str) -> ListFiles:
+def _lists(known: KnownRows, files: Files, output: str | None) -> ListFiles:
     if known.subset is not None or known.rows != "pairs":
         raise KnownError(
             f"{known.path} is not a dataset with finished shards, so it has no rows or subset to choose from"

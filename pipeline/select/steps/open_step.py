@@ -5,6 +5,7 @@ from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.steps.balance import BalanceStep
 from pairmill.pipeline.select.steps.dedup import DedupStep
 from pairmill.pipeline.select.steps.dedup_embedding import EmbeddingDedupStep
+from pairmill.pipeline.select.steps.known import KnownStep
 from pairmill.pipeline.select.steps.repeat import RepeatStep
 from pairmill.pipeline.select.steps.step import Step
 from pairmill.pipeline.select.steps.top import TopStep
@@ -30,4 +31,6 @@ def open_step(step: SelectStep, files: Files) -> Step:
         return BalanceStep.open(files, step.balance)
     if step.repeat is not None:
         return RepeatStep(step.repeat)
+    if step.known is not None:
+        return KnownStep.open(files, step.known)
     raise AssertionError(step)

@@ -1,0 +1,194 @@
+"""Compares rows with the embeddings of another dataset: brute force, in blocks.
+
+Each row is compared with each known row: 2 x rows x known rows x dimensions floating-point operations.
+The cosine is that of the stored float16 vectors, without rounding errors that matter: float32 decides where it is
+clear, and float64 where it is close to the threshold. So the answer depends on no block, order or machine.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pairmill.pipeline.common.files import file_checksum
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.pipeline.known.datasets import KnownDataset
+from pairmill.pipeline.known.keys import Mask
+from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.node_copy import local_keys
+from pairmill.pipeline.known.shared import shared_file
+from pairmill.schemas.known import EmbeddingKind, Known, KnownRows
+from pairmill.schemas.manifest import DataFile
+from pairmill.schemas.pairs import is_embedding, score_column_names
+
+Halves = npt.NDArray[np.float16]
+Floats = npt.NDArray[np.float32]
+
+MAX_VECTORS = 1_000_000
+_BLOCK_ROWS, _BLOCK_VECTORS = 1_024, 4_096
+"""A block of cosines: 16 MB of float32."""
+
+
+@dataclass(frozen=True)
+class SharedVectors:
+    """A temporary file of float16 [num_vectors, dim]. Cheap to pickle: each process maps the file once."""
+
+    store: Store
+    num_vectors: int
+    dim: int
+    file: DataFile
+
+    def near(self, vectors: Halves, threshold: float) -> Mask:
+        """For each vector [rows, dim], whether its cosine with any in the file is at least `threshold`. [rows]."""
+        found = np.zeros(len(vectors), np.bool_)
+        known = _open(local_keys(self.store, self.file), self.num_vectors, self.dim)
+        for start in range(0, len(vectors), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            found[block] = _near(vectors[block], known, threshold)
+        return found
+
+
+def _near(vectors: Halves, known: Halves, threshold: float) -> Mask:
+    margin = (vectors.shape[1] + 8) * 2.0**-23  # twice the error of a float32 dot product of unit vectors
+    found, waiting, units = np.zeros(len(vectors), np.bool_), np.arange(len(vectors)), unit(vectors)
+    for start in range(0, len(known), _BLOCK_VECTORS):
+        if not len(waiting):
+            break
+        block = known[start : start + _BLOCK_VECTORS]
+        cosines = units[waiting] @ unit(block).T  # float32 [waiting, block]
+        is_near: Mask = np.any(cosines >= threshold + margin, axis=1)
+        for row in np.flatnonzero(np.logical_not(is_near) & (cosines >= threshold - margin).any(axis=1)).tolist():
+            close = np.flatnonzero(cosines[row] >= threshold - margin)
+            is_near[row] = bool((exact_cosines(vectors[waiting[row]], block[close]) >= threshold).any())
+        found[waiting[is_near]] = True
+        waiting = waiting[np.logical_not(is_near)]
+    return found
+
+
+def unit(vectors: Halves) -> Floats:
+    """float16 [n, dim] -> float32 [n, dim] of length 1."""
+    floats = vectors.astype(np.float32)
+    floats /= np.linalg.norm(floats, axis=1, keepdims=True)
+    return floats
+
+
+def exact_cosines(one: Halves, others: Halves) -> npt.NDArray[np.float64]:
+    """The cosines of float16 [dim] and [n, dim], in float64 [n]."""
+    a, b = one.astype(np.float64), others.astype(np.float64)
+    found: npt.NDArray[np.float64] = (a * b).sum(axis=-1) / np.sqrt((a * a).sum() * (b * b).sum(axis=-1))
+    return found
+
+
+def read_vectors(column: pa.ChunkedArray) -> tuple[Halves, Mask]:
+    """(float16 [rows, dim], which rows have an embedding [rows]): one that is not null, zero, NaN or infinite."""
+    array = column.combine_chunks()
+    is_valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
+    values = array.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)
+    vectors = np.zeros((len(array), array.type.list_size), np.float16)
+    vectors[is_valid] = values.reshape(-1, array.type.list_size)  # `flatten` leaves out the lists that are null
+    usable: Mask = np.logical_and(np.all(np.isfinite(vectors), axis=1), np.any(vectors, axis=1))
+    return vectors, usable
+
+
+def column_of(kind: EmbeddingKind, alias: str) -> str:
+    """Name of the column with the embeddings of a model."""
+    names = score_column_names(alias)
+    return names.image_embedding if kind == "embedding" else names.text_embedding
+
+
+def models_in(schema: pa.Schema) -> list[str]:
+    """Aliases of the models whose embeddings of pictures a dataset has."""
+    prefix = score_column_names("").image_embedding
+    return [
+        field.name.removeprefix(prefix) for field in schema if is_embedding(field) and field.name.startswith(prefix)
+    ]
+
+
+@contextmanager
+def shared_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, alias: str) -> Iterator[SharedVectors]:
+    """The known embeddings, as long as the context lasts. `own`: shards with embeddings by the model `alias`.
+
+    Raises KnownError if the other dataset has none by the same weights, or too many.
+    """
+    other = open_vectors(store, own, known, kind, alias)
+    column = column_of(kind, known.other_model or alias)
+    dim = int(other.chunk.schema().field(column).type.list_size)
+    with store.new_file() as file:
+        num_vectors = 0
+        for table in other.tables([column]):
+            vectors, usable = read_vectors(table[column])
+            file.write(vectors[usable].tobytes())
+            num_vectors += int(usable.sum())
+            if num_vectors > MAX_VECTORS:
+                raise _too_many(known)
+        if not num_vectors:
+            raise KnownError(f"{known.path}: no row has a usable {kind}")
+        digest, num_bytes = file_checksum(file)
+        with shared_file(store, file) as path:
+            yield SharedVectors(store, num_vectors, dim, DataFile(path=path, num_bytes=num_bytes, blake2b=digest))
+
+
+def open_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, alias: str) -> KnownDataset:
+    """The other dataset, with the embeddings. Raises KnownError if it has none by the same weights."""
+    rows = KnownRows(path=known.path, rows="kept" if known.rows == "kept" else "pairs", subset=known.subset)
+    other_alias = known.other_model or alias
+    column, theirs = column_of(kind, other_alias), Store(known.path, store.files.s3)
+    other = KnownDataset.open(theirs, rows)
+    if column not in other.chunk.schema().names:
+        try:
+            other = KnownDataset.open(theirs, rows, [other_alias])
+        except FileNotFoundError:
+            models = ", ".join(models_in(other.chunk.schema())) or "none"
+            raise KnownError(
+                f"{known.path} has no complete embeddings by a model {other_alias!r}; its own models: {models}; name "
+                "the same model there with other_model, or add it with embed --add-model"
+            ) from None
+    if (mine := weights_of(own, alias)) is None or mine != weights_of(other.chunk, other_alias):
+        raise KnownError(
+            f"{known.path}: its embeddings {other_alias!r} were not made by the weights of {alias!r} here; embed its "
+            "pictures with that model first"
+        )
+    if known.subset is None and known.rows != "kept" and other.chunk.num_rows > 2 * MAX_VECTORS:
+        raise _too_many(known)  # before they are read
+    return other
+
+
+def weights_of(chunk: Chunk, alias: str) -> str | None:
+    """SHA-256 of a model's weights, from the file with its columns; None if no file says."""
+    shard = chunk.shards[0]
+    for name in (shard.pairs, *shard.columns):
+        metadata = read_schema(chunk.store, name).metadata or {}
+        for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
+            if model["alias"] == alias:
+                return str(model["weights_sha256"])
+    return None
+
+
+def _too_many(known: Known) -> KnownError:
+    return KnownError(
+        f"{known.path} has more than {MAX_VECTORS:,} embeddings, each of which is compared with each row: choose a "
+        "subset of it, or put both datasets into one and use dedup by embedding"
+    )
+
+
+@lru_cache(maxsize=2)
+def _open(path: str, num_vectors: int, dim: int) -> Halves:
+    return np.asarray(np.memmap(path, "<f2", "r", 0, (num_vectors, dim)))
+
+
+def chosen_model(schema: pa.Schema, alias: str | None) -> str:
+    """The alias of a model that the dataset has; None: of its only one. Raises KnownError."""
+    models = models_in(schema)
+    if alias is None and len(models) == 1:
+        return models[0]
+    if alias in models:
+        return str(alias)
+    which = "say which with model" if alias is None else f"there is no model {alias!r}"
+    raise KnownError(f"{which}; the dataset has embeddings by: {', '.join(models) or 'none'}")

@@ -1,0 +1,208 @@
+"""Tests the step `known`: anti-joins in DuckDB, and cosines in NumPy, are the oracles."""
+
+import hashlib
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from pairmill.jobs.cli.main import app
+from pairmill.jobs.select import refresh
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
+from pairmill.schemas.pairs import embedding_type
+from pairmill.schemas.select_steps import SelectStep
+from pairmill.schemas.subset import SelectJob, StepReport
+from tests.synthetic_dataset import write_dataset
+from tests.unit.select.conftest import Step, make_subset, oracle, row_ids
+
+DIM = 16
+THRESHOLD = 0.9
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third of the rows of `dataset`, in shards of another size."""
+    folder = tmp_path_factory.mktemp("other")
+    write_dataset(folder, 4_000, shard_rows=1_000)
+    return folder
+
+
+def pairs_of(dataset: Path) -> str:
+    return f"read_parquet('{dataset}/pairs/*.parquet')"
+
+
+@pytest.mark.parametrize("by", ["uid", "url", "sha256", "phash"])
+def test_rows_of_another_dataset_are_dropped(dataset: Path, other: Path, many_chunks: None, by: str) -> None:
+    subset = make_subset(dataset, "new", {"known": {"path": str(other), "by": by}}, {"where": "width > 300"})
+    sql = f"""select * from rows where width > 300
+              and ({by} is null or {by} not in (select {by} from {pairs_of(other)} where {by} is not null))"""
+    assert row_ids(dataset, "new") == oracle(dataset, sql)
+    report = subset.reports[2].known
+    assert report is not None and 0 < subset.reports[2].rows_out < subset.reports[2].rows_in
+    assert list(report.values) == [by]
+    assert not (dataset / "tmp").exists()
+
+
+def test_any_of_several_values_is_enough_and_the_result_is_the_same_in_one_chunk(dataset: Path, other: Path) -> None:
+    step: Step = {"known": {"path": str(other), "rows": "kept"}}
+    sql = f"""with known as (select * from {pairs_of(other)} where status = 'ok')
+              select * from rows
+              where url not in (select url from known) and sha256 not in (select sha256 from known)"""
+    subset = make_subset(dataset, "default", step)
+    assert row_ids(dataset, "default") == oracle(dataset, sql)
+    assert subset.reports[2].known is not None and set(subset.reports[2].known.values) == {"url", "sha256"}
+
+
+def test_not_in_that_subset(dataset: Path) -> None:
+    make_subset(dataset, "wide", {"where": "width > 400"})
+    make_subset(dataset, "rest", {"known": {"path": str(dataset), "subset": "wide", "by": "uid"}})
+    assert row_ids(dataset, "rest") == oracle(dataset, "select * from rows where not width > 400")
+
+
+def test_a_list_that_changes_is_reported_and_its_unused_lines_are_shown(dataset: Path, tmp_path: Path) -> None:
+    rows = pa.concat_tables([pq.ParquetFile(path).read() for path in sorted(dataset.glob("pairs/*.parquet"))])
+    (tmp_path / "urls.txt").write_text("\n".join(["# mine", "", *rows["url"].to_pylist()[:500]]))
+    first = make_subset(dataset, "again", {"known": str(tmp_path / "urls.txt")})
+    job = SelectJob(dataset=str(dataset), name="again")
+    assert refresh(job).reports == first.reports
+    (tmp_path / "urls.txt").write_text("\n".join(reversed(rows["url"].to_pylist()[:900])))
+    result = CliRunner().invoke(app, ["select", str(dataset), "--refresh", "again", "--json"])
+    assert result.exit_code == 0
+    assert "the known rows have changed since" in result.stderr
+    changed = StepReport.model_validate(json.loads(result.stdout[result.stdout.index("{") :])["reports"][2])
+    assert changed.known is not None and first.reports[2].known is not None
+    assert changed.known.earlier_blake2b == first.reports[2].known.blake2b != changed.known.blake2b
+    assert first.reports[2].known.unused == {"comment": 1, "no url": 1}
+    assert changed.step == first.reports[2].step == f"known: {tmp_path}/urls.txt"
+
+
+@cache
+def known_directions() -> npt.NDArray[np.float64]:
+    return np.random.default_rng(1).normal(size=(3_000, DIM))
+
+
+@cache
+def directions() -> npt.NDArray[np.float64]:
+    """One row in five is near to a known one; some are zero."""
+    found = np.random.default_rng(2).normal(size=(12_000, DIM))
+    noise = np.random.default_rng(3).normal(size=(2_400, DIM)) * 0.4
+    found[::5] = known_directions()[:2_400] + noise
+    found[3::97] = 0
+    return found
+
+
+def vectors(rows: slice) -> npt.NDArray[np.float16]:
+    """Some are zero."""
+    found = directions()[rows]
+    return (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)).astype(np.float16)
+
+
+def known_vectors(rows: slice) -> npt.NDArray[np.float16]:
+    """Some are null."""
+    found = known_directions()[rows] / np.linalg.norm(known_directions()[rows], axis=1, keepdims=True)
+    found[np.arange(rows.start, rows.stop) % 89 == 5] = np.nan
+    return found.astype(np.float16)
+
+
+def add_model(dataset: Path, alias: str, of: object, weights: str = "w" * 64) -> None:
+    """Give a dataset the embeddings of an added model."""
+    (dataset / f"columns/{alias}/manifests").mkdir(parents=True)
+    (dataset / f"columns/{alias}/model.json").write_text("{}")
+    for path in sorted((dataset / "manifests").iterdir()):
+        shard = ShardManifest.model_validate_json(path.read_bytes())
+        values = of(slice(shard.first_row, shard.first_row + shard.num_rows))  # type: ignore[operator]
+        flat = pa.array(values.reshape(-1), pa.float16())
+        column = pa.FixedSizeListArray.from_arrays(
+            flat, type=embedding_type(DIM), mask=pa.array(np.isnan(values[:, 0]))
+        )
+        footer = {"models": [{"alias": alias, "weights_sha256": weights}]}
+        table = pa.table({f"image_embedding_{alias}": column}).replace_schema_metadata({"pairmill": json.dumps(footer)})
+        name = f"columns/{alias}/{shard.shard:09d}.parquet"
+        pq.write_table(table, dataset / name)
+        data = (dataset / name).read_bytes()
+        record = ColumnsManifest(
+            shard=shard.shard,
+            generation=0,
+            pairs_blake2b=shard.files["pairs"].blake2b,
+            rows=shard.num_rows,
+            file=DataFile(path=name, num_bytes=len(data), blake2b=hashlib.blake2b(data, digest_size=16).hexdigest()),
+            job_fingerprint="0" * 32,
+        )
+        (dataset / f"columns/{alias}/manifests/{shard.name}").write_text(record.model_dump_json())
+
+
+def test_embeddings_near_to_known_ones_are_dropped(
+    dataset: Path, tmp_path: Path, many_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    shutil.copytree(dataset, mine, ignore=shutil.ignore_patterns("subsets"))
+    write_dataset(other, 1_500, seed=2, shard_rows=500)
+    add_model(mine, "clip", vectors)
+    add_model(other, "b32", known_vectors)
+    step = {"path": str(other), "by": "embedding", "other_model": "b32", "threshold": THRESHOLD}
+    monkeypatch.setattr("pairmill.pipeline.known.embeddings._BLOCK_VECTORS", 333)
+    subset = make_subset(mine, "new", {"known": step}, rows="pairs")
+    ours, theirs = vectors(slice(0, 12_000)).astype(np.float64), known_vectors(slice(0, 1_500)).astype(np.float64)
+    norms = np.linalg.norm(ours, axis=1)[:, None] * np.linalg.norm(theirs, axis=1)
+    with np.errstate(invalid="ignore"):
+        highest = np.fmax.reduce(ours @ theirs.T / norms, axis=1)  # NaN if the row has no embedding
+    is_new = ~(highest >= THRESHOLD)
+    assert 500 < (~is_new).sum() < 2_000
+    table = pa.concat_tables(
+        [pq.ParquetFile(path).read(["row_id", "uid"]) for path in sorted(mine.glob("pairs/*.parquet"))]
+    )
+    _, first = np.unique(table["uid"].to_pylist(), return_index=True)
+    assert row_ids(mine, "new") == table["row_id"].take(pa.array(np.sort(first[is_new[first]]))).to_pylist()
+    report = subset.reports[2].known
+    assert report is not None and report.values == {"embedding": 1_500 - 17}
+
+    for wrong, problem in [
+        ({"other_model": None}, "has no complete embeddings by a model 'clip'"),
+        ({"model": "x"}, "there is no model 'x'; the dataset has embeddings by: clip"),
+        ({"by": "text_embedding"}, "there is no column 'text_embedding_clip'"),
+    ]:
+        with pytest.raises((JobError, ValueError), match=problem):
+            make_subset(mine, "wrong", {"known": {**step, **wrong}})
+    monkeypatch.setattr("pairmill.pipeline.known.embeddings.MAX_VECTORS", 1_000)
+    with pytest.raises(ValueError, match="more than 1,000 embeddings"):
+        make_subset(mine, "wrong", {"known": step})
+    add_model(other, "clip", known_vectors, "v" * 64)
+    with pytest.raises(ValueError, match="were not made by the weights of 'clip'"):
+        make_subset(mine, "wrong", {"known": {**step, "other_model": None}})
+
+
+@pytest.mark.parametrize(
+    ("step", "problem"),
+    [
+        ({"path": "none"}, "step 1, known: .*none cannot be read: .*no input found"),
+        ({"path": "a.txt", "by": "embedding"}, "is not a dataset"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Step, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("http://a.example/\n")
+    with pytest.raises(JobError, match=problem):
+        make_subset(dataset, "wrong", {"known": step})
+
+
+def test_settings_that_do_not_fit_together_are_refused() -> None:
+    for known, problem in [
+        ({"path": "a", "distance": 3}, "distance works only with by: phash"),
+        ({"path": "a", "threshold": 0.9}, "threshold works only with by: embedding"),
+        ({"path": "a", "column": "x"}, "column: say with by"),
+        ({"path": "a", "subset": "s", "rows": "all"}, "either rows or a subset"),
+        ({"path": "a", "by": "colour"}, "by"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            SelectStep.model_validate({"known": known})
+    assert str(SelectStep.model_validate({"known": {"path": "a", "by": ["uid", "url"]}})) == "known: a, by uid url"
