@@ -127,7 +127,7 @@ def _known_contents(job: BuildJob, dry_run: bool) -> list[str]:
         record = prepared(store, job.rules.known)
     except KnownError as error:
         raise JobError(f"rules.known: {error}") from None
-    return sorted(f"known {each.kind} {each.distance}:{each.file.blake2b}" for each in record.filters)
+    return sorted(f"known {each.kind} {each.distance} {each.first_bit}:{each.file.blake2b}" for each in record.filters)
 
 
 def warnings_of(job: BuildJob) -> list[str]:

@@ -147,6 +147,9 @@ class KnownFilter(Settings):
 
     kind: ValueKind
     distance: int = 0
+    first_bit: int = 0
+    """With a distance: there is one file for each of `distance` + 1 bands of bits, in which the hashes are rotated so
+    that the band comes first. Two hashes within the distance have at least one band in common."""
     values: int
     """Number of different values."""
     file: DataFile

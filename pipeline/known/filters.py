@@ -10,9 +10,11 @@ from typing import IO
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.known.bands import WHOLE, Band, bands
 from pairmill.pipeline.known.datasets import KnownDataset
-from pairmill.pipeline.known.key_file import write_keys
+from pairmill.pipeline.known.key_file import KeyFile, write_keys
 from pairmill.pipeline.known.key_sorter import KeySorter
+from pairmill.pipeline.known.keys import Keys, Mask
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.pipeline.known.sources import Source, open_source
 from pairmill.schemas.known import KnownRows, KnownSource, ValueKind
@@ -24,9 +26,26 @@ class FilterId:
 
     kind: ValueKind
     distance: int = 0
+    band: Band = WHOLE
+    """With a distance, the band that comes first."""
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.distance}" if self.distance else self.kind
+        return f"{self.kind}-{self.distance}-{self.band.first_bit}" if self.distance else self.kind
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.kind} within {self.distance} bits" if self.distance else self.kind
+
+    def contains(self, file: KeyFile, keys: Keys) -> Mask:
+        """For each key [n], whether the file has it, or one within the distance in this band."""
+        return self.band.near(file, keys, self.distance) if self.distance else file.contains(keys)
+
+
+def filters_of(kind: ValueKind, distance: int) -> Sequence[FilterId]:
+    """The files that values of one kind belong to."""
+    distance = distance if kind == "phash" else 0
+    return [FilterId(kind, distance, band) for band in bands(distance)]
 
 
 @dataclass(frozen=True)
@@ -51,12 +70,12 @@ def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> I
             tally = Tally()
             fingerprint = source.fingerprint
             for kind, keys in source.keys(tally):
-                which = FilterId(kind, known.distance if kind == "phash" else 0)
-                if which not in sorters:
-                    sorters[which] = KeySorter(scratch.enter_context(store.new_file()))
-                sorters[which].add(keys)
+                for which in filters_of(kind, known.distance):
+                    if which not in sorters:
+                        sorters[which] = KeySorter(scratch.enter_context(store.new_file()))
+                    sorters[which].add(which.band.first(keys))
             sources.append(_record(known, source, fingerprint, tally))
-        yield Collected(sources, dict(sorted(sorters.items())))
+        yield Collected(sources, {which: sorters[which] for which in sorted(sorters)})
 
 
 def _record(known: KnownRows, source: Source, fingerprint: str, tally: Tally) -> KnownSource:

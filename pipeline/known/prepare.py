@@ -108,7 +108,8 @@ def _remove_strays(store: Store, record: KnownRecord) -> None:
 
 
 def _filter(which: FilterId, num_keys: int, file: DataFile) -> KnownFilter:
-    return KnownFilter(kind=which.kind, distance=which.distance, values=num_keys, file=file)
+    first_bit = which.band.first_bit
+    return KnownFilter(kind=which.kind, distance=which.distance, first_bit=first_bit, values=num_keys, file=file)
 
 
 def describe_known(record: KnownRecord) -> str:

@@ -31,7 +31,7 @@ class SharedKeys:
     def contains(self, column: pa.ChunkedArray) -> Mask:
         """For each value of a column, whether it is known; False for null. Shape (rows,)."""
         keys, has_value = lookup_keys(self.which.kind, column)
-        return _open(local_keys(self.store, self.file)).contains(keys) & has_value
+        return self.which.contains(_open(local_keys(self.store, self.file)), keys) & has_value
 
 
 @contextmanager

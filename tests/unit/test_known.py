@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.known import key_file, key_sorter, text_list
+from pairmill.pipeline.known import bands, key_file, key_sorter, text_list
 from pairmill.pipeline.known.key_file import KeyFile, write_keys
 from pairmill.pipeline.known.key_sorter import KeySorter
 from pairmill.pipeline.known.keys import HEX_DIGITS, Keys, lookup_keys
@@ -236,6 +236,23 @@ def test_the_rows_of_a_dataset_and_its_state(tmp_path: Path) -> None:
     assert set(source.values) == {"url", "sha256"}
     write_dataset(tmp_path / "a", 800, shard_rows=200)
     assert found(tmp_path, {"path": str(tmp_path / "a")})[1].fingerprint != source.fingerprint
+
+
+@given(st.lists(st.tuples(NUMBERS, st.lists(st.integers(0, 63), max_size=10)), max_size=30), st.integers(0, 8))
+def test_hashes_within_a_distance(listed: list[tuple[int, list[int]]], distance: int) -> None:
+    asked = [number ^ sum(1 << bit for bit in set(bits)) for number, bits in listed]
+    known = [number for number, _ in listed[::2]]
+    expected = [any((one ^ other).bit_count() <= distance for other in known) for one in asked]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as context:
+        context.setattr(bands, "_PAIRS", 3)
+        list_of = Path(folder, "a.txt")
+        list_of.write_text("\n".join(f"{number:016x}" for number in known))
+        values: dict[str, Any] = {"path": str(list_of), "by": "phash", "distance": distance}
+        column = pa.chunked_array([pa.array([f"{number:016x}" for number in asked], pa.string())])
+        with shared_keys(Store(folder), KnownRows.model_validate(values)) as (_, keys):
+            answers = [each.contains(column) for each in keys]
+        assert len(answers) == (distance + 1 if known else 0)
+        assert np.logical_or.reduce([np.zeros(len(asked), np.bool_), *answers]).tolist() == expected
 
 
 def test_keys_are_the_first_bits_of_the_sha256(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class KnownStep:
                 unused |= source.unused
                 for keys in all_keys:
                     selector.filters.append(NotKnown(number, keys))
-                    values[str(keys.which)] = keys.values
+                    values[keys.which.label] = keys.values
                     digests.append(f"{keys.which} {keys.file.blake2b}")
             for kind in self.known.embeddings:
                 vectors = files.enter_context(shared_vectors(store, selector.chunks[0], self.known, kind, self.model))

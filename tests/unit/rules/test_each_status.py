@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.known.prepare import prepared
 from pairmill.pipeline.rules import SourceRules, apply_rules, rules_at
 from pairmill.pipeline.source.mapping import ColumnMapping
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.known import KnownRows
 from pairmill.schemas.status import Status, Step
 
 S = Status
@@ -18,6 +22,11 @@ GERMAN = "ein kleiner brauner Hund schläft auf dem grünen Sofa"
 
 # status, settings, dropped row, detail, kept row
 CASES: list[tuple[Status, dict[str, Any], dict[str, Any], str | None, dict[str, Any]]] = [
+    (S.KNOWN_UID, {"output": "known"}, {"uid": "f" * 32}, None, {}),
+    (S.KNOWN_URL, {"output": "known"}, {"url": " http://a.example/1 "}, None, {"url": None}),
+    (S.KNOWN_PICTURE, {"output": "known"}, {"sha256": "ab" * 32}, "sha256", {"sha256": None}),
+    (S.KNOWN_PICTURE, {"output": "known"}, {"md5": "cd" * 16}, "md5", {"md5": None}),
+    (S.KNOWN_PICTURE, {"output": "known"}, {"phash": "00000000000000ff"}, "phash", {"phash": "0000000000000fff"}),
     (S.CAPTION_MISSING, {}, {"caption_clean": None}, None, {}),
     (S.CAPTION_MISSING, {}, {"caption_clean": ""}, None, {"caption_clean": "x"}),
     (S.CAPTION_TOO_SHORT, {"caption_min_chars": 5}, {"caption_clean": "äöüß"}, "4", {"caption_clean": "äöüßx"}),
@@ -147,6 +156,10 @@ def blocklists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "md5").write_text("# comment\n\n" + "AB" * 16 + "\n")
     (folder / "sha256").write_text("00" * 32 + "\n")
     (folder / "urls").write_text(hashlib.sha256(b"http://a.example/1").hexdigest() + "\n")
+    table = {"uid": ["f" * 32], "url": ["http://a.example/1"], "sha256": ["ab" * 32], "md5": ["cd" * 16]}
+    pq.write_table(pa.table({**table, "phash": ["000000000000000f"]}), folder / "known.parquet")
+    known = {"path": str(folder / "known.parquet"), "by": [*table, "phash"], "distance": 4}
+    prepared(Store(str(folder / "known")), [KnownRows.model_validate(known)])
     return folder
 
 
@@ -160,7 +173,7 @@ def test_a_rule_drops_and_keeps(
     blocklists: Path,
     in_flight: Any,
 ) -> None:
-    paths = {key: str(blocklists / value) for key, value in settings.items() if key.endswith("_blocklist")}
+    paths = {key: str(blocklists / value) for key, value in settings.items() if key.endswith(("_blocklist", "output"))}
     rules = SourceRules.model_validate({"license_column": "license", **settings, **paths})
     table = apply_rules(in_flight([dropped, kept]), status.step, rules)
     assert table["status"].to_pylist() == [status, "ok"]

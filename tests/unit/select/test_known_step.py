@@ -51,6 +51,24 @@ def test_rows_of_another_dataset_are_dropped(dataset: Path, other: Path, many_ch
     assert not (dataset / "tmp").exists()
 
 
+def test_pictures_within_a_distance_of_known_ones_are_dropped(dataset: Path, other: Path, many_chunks: None) -> None:
+    make_subset(dataset, "near", {"known": {"path": str(other), "by": "phash", "distance": 3}}, rows="pairs")
+    columns = ["row_id", "uid", "phash"]
+    mine, theirs = (
+        pa.concat_tables([pq.ParquetFile(path).read(columns) for path in sorted(folder.glob("pairs/*"))])
+        for folder in (dataset, other)
+    )
+    one, known = (
+        np.array([int(value or "0", 16) for value in table["phash"].to_pylist()], np.uint64) for table in (mine, theirs)
+    )
+    parts = np.array_split(one, 50)
+    is_known = np.concatenate([np.bitwise_count(part[:, None] ^ known).min(axis=1) <= 3 for part in parts])
+    _, first = np.unique(mine["uid"].to_pylist(), return_index=True)
+    first = np.sort(first)
+    assert row_ids(dataset, "near") == mine["row_id"].take(pa.array(first[~is_known[first]])).to_pylist()
+    assert mine["phash"].null_count == 0
+
+
 def test_any_of_several_values_is_enough_and_the_result_is_the_same_in_one_chunk(dataset: Path, other: Path) -> None:
     step: Step = {"known": {"path": str(other), "rows": "kept"}}
     sql = f"""with known as (select * from {pairs_of(other)} where status = 'ok')
