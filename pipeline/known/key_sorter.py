@@ -1,6 +1,6 @@
 """Sorts any number of keys in bounded memory, and removes repeated ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -38,7 +38,7 @@ class KeySorter:
         self._write_run()
         for part in range(PARTS):
             pieces = [self._read(start, bounds[part], bounds[part + 1]) for start, bounds in self._runs]
-            yield np.unique(np.concatenate(pieces))
+            yield _sorted(pieces)
 
     def _write_run(self) -> None:
         keys = self._take_sorted()
@@ -48,10 +48,18 @@ class KeySorter:
         self._runs.append((start, np.append(starts, len(keys)).astype(np.uint64)))
 
     def _take_sorted(self) -> Keys:
-        keys: Keys = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._waiting]))
-        self._waiting, self._num_waiting = [], 0
+        keys, self._waiting, self._num_waiting = _sorted(self._waiting), [], 0
         return keys
 
     def _read(self, start: int, first: np.uint64, end: np.uint64) -> Keys:
         self._scratch.seek(start + 8 * int(first))
         return np.frombuffer(self._scratch.read(8 * int(end - first)), "<u8").astype(np.uint64)
+
+
+def _sorted(parts: Sequence[Keys]) -> Keys:
+    """The different keys, ascending. Like `np.unique`, with a third of its memory."""
+    keys = np.concatenate([np.zeros(0, np.uint64), *parts])
+    keys.sort()
+    is_new = np.ones(len(keys), np.bool_)
+    np.not_equal(keys[1:], keys[:-1], out=is_new[1:])
+    return keys if is_new.all() else keys[is_new]
