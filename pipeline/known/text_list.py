@@ -1,6 +1,7 @@
 """Reads text lists: one value per line, in UTF-8. Blank lines and lines that start with # are counted, not used."""
 
 from collections.abc import Iterator
+from typing import IO
 
 import pyarrow as pa
 
@@ -12,17 +13,32 @@ from pairmill.schemas.known import ValueKind
 
 _BLOCK_BYTES = 1 << 22
 _BOM = b"\xef\xbb\xbf"
+MAX_LINE_BYTES = 1 << 20
 
 
 def read_text_list(files: Files, path: str, kind: ValueKind, tally: Tally) -> Iterator[Keys]:
     """The keys of a text file's lines, in blocks. Raises KnownError, with the line, if one is no such value."""
+    first = 1
     with files.open_decompressed(path) as file:
-        first, lines = 1, file.readlines(_BLOCK_BYTES)
-        if lines:
-            lines[0] = lines[0].removeprefix(_BOM)
-        while lines:
+        for lines in _blocks(path, file):
+            if first == 1:
+                lines[0] = lines[0].removeprefix(_BOM)
             yield _keys(path, first, lines, kind, tally)
-            first, lines = first + len(lines), file.readlines(_BLOCK_BYTES)
+            first += len(lines)
+
+
+def _blocks(path: str, file: IO[bytes]) -> Iterator[list[bytes]]:
+    """The lines, without line feeds, a block at a time. Raises KnownError for a line that is too long to be a value."""
+    number, rest = 1, b""
+    while data := file.read(_BLOCK_BYTES):
+        *lines, rest = (rest + data).split(b"\n")
+        number += len(lines)
+        if len(rest) > MAX_LINE_BYTES:
+            raise KnownError(f"{path}, line {number:,}: is longer than {MAX_LINE_BYTES:,} bytes")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
 
 
 def _keys(path: str, first: int, lines: list[bytes], kind: ValueKind, tally: Tally) -> Keys:

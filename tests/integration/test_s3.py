@@ -30,10 +30,14 @@ from pairmill.pipeline.explore.explorer import Explorer
 from pairmill.pipeline.explore.labels import Labels
 from pairmill.pipeline.explore.security import Guard
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, PairDataset
+from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.open_filters import open_filters
+from pairmill.pipeline.known.prepare import prepared
 from pairmill.pipeline.search.errors import SearchError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.known import KnownRows
 from pairmill.schemas.subset import SelectJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import job, mixed_rows, picture, sequentially, write_input
@@ -232,6 +236,37 @@ def test_an_index_on_s3_is_searched_from_a_bounded_local_cache(
         SelectJob.model_validate({"dataset": embedded, "name": "again", "steps": [{"uids": saved(after, embedded)}]})
     )
     assert read_subset(Store(embedded), "again").rows_out == 5
+
+
+def test_filters_of_known_rows_on_s3_are_copied_once_per_machine(
+    bucket: str, embedded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (known,) = (
+        table["uid"].to_pylist()[:5] for table in read_rows(Store(embedded), read_subset(Store(embedded), "most"))
+    )
+    Store(f"{bucket}/lists").create("uids.txt", "\n".join(known).encode())
+    rows = KnownRows(path=f"{bucket}/lists/uids.txt", by=["uid"])
+    store = Store(f"{bucket}/filtered")
+    (made,) = prepared(store, [rows]).filters
+    column = pa.chunked_array([pa.array([*known, "0" * 32])])
+    assert open_filters(store.root, store.files).is_known("uid", column).tolist() == [True] * 5 + [False]
+    (copy,) = tmp_path.rglob("*.*")
+    assert copy.read_bytes() == store.read(made.file.path)
+    open_filters.cache_clear()  # as in another process
+    with monkeypatch.context() as context:
+        context.setattr("pairmill.pipeline.common.object_cache.shutil.copyfileobj", None)  # not copied again
+        assert open_filters(store.root, store.files).is_known("uid", column).tolist() == [True] * 5 + [False]
+    copy.unlink()
+    store.delete(made.file.path)
+    open_filters.cache_clear()
+    with pytest.raises(KnownError, match=r"filtered/known/uid.* is gone: restore it from a copy"):
+        open_filters(store.root, store.files)
+
+    steps = [{"known": {"path": embedded, "subset": "most", "by": ["uid", "embedding"], "threshold": 0.9999}}]
+    select(SelectJob.model_validate({"dataset": embedded, "name": "rest", "rows": "pairs", "steps": steps}))
+    assert read_subset(Store(embedded), "rest").rows_out <= 5
+    assert Store(embedded).list("tmp") == []
 
 
 def saved(result: SearchResult, dataset: str) -> str:

@@ -158,12 +158,14 @@ def test_digests_and_uids(tmp_path: Path, kind: Any) -> None:
         ("uid", f"{DIGEST[:30]}zz", "is not a uid of 32 hex digits"),
         ("phash", "http://a.example/", "is not a phash of 16 hex digits"),
         ("url", b"http://a.example/\xff", "is not UTF-8"),
+        ("url", "http://a.example/" + "x" * 6_000, "is longer than 5,000 bytes"),
     ],
 )
 def test_a_malformed_line_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, line: Any, problem: str
 ) -> None:
     monkeypatch.setattr(text_list, "_BLOCK_BYTES", 1_000)  # several blocks, which count on
+    monkeypatch.setattr(text_list, "MAX_LINE_BYTES", 5_000)
     good = "http://a.example/" if kind == "url" else DIGEST[: HEX_DIGITS[kind]]
     lines = [good.encode()] * 250
     lines[199] = line if isinstance(line, bytes) else line.encode()
