@@ -58,7 +58,7 @@ class BuildJob(Settings):
     @property
     def computes_md5(self) -> bool:
         """Whether the MD5 of the original bytes is needed."""
-        known = any("md5" in (known.by or ()) for known in self.rules.known)
+        known = any("md5" in known.kinds for known in self.rules.known)
         return self.images.md5 or self.rules.md5_blocklist is not None or known
 
     @property
@@ -80,8 +80,10 @@ class BuildJob(Settings):
             raise ValueError(
                 "rules.image_drop_one_color: a corpus is filtered by pairmill select; use its column one_color"
             )
-        if any("phash" in (known.by or ()) for known in rules.known):
-            raise ValueError("rules.known: a corpus is compared by phash in pairmill select, with the step known")
+        if any(kind in ("phash", "pdq") for known in rules.known for kind in known.kinds):
+            raise ValueError(
+                "rules.known: a corpus is compared by phash or pdq in pairmill select, with the step known"
+            )
         if self.source.sha256_column:
             raise ValueError("source.sha256_column: has no effect on a corpus; see the output column sha256")
 
@@ -102,6 +104,8 @@ class BuildJob(Settings):
         if len(set(aliases)) != len(aliases):
             raise ValueError(f"two models share an alias: {aliases}; give each its own")
         self._check_score_columns()
+        if any("pdq" in known.kinds for known in self.rules.known) and "pdq" not in self.score_columns.names:
+            raise ValueError("rules.known: by pdq needs a score with the measure pdq under scores")
         thresholds = self.rules.min_similarity
         if thresholds is not None and not aliases:
             raise ValueError("rules.min_similarity needs a model: add one under models")

@@ -10,13 +10,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.settings import Settings, Uri
 
-ValueKind = Literal["uid", "url", "sha256", "md5", "phash"]
+ValueKind = Literal["uid", "url", "sha256", "md5", "phash", "pdq"]
 """What rows are recognized by. The order is that of the checks in a build."""
 
 EmbeddingKind = Literal["embedding", "text_embedding"]
 """The embeddings of pictures, or of captions."""
 
 DEFAULT_THRESHOLD = 0.95
+
+MAX_DISTANCES: dict[str, int] = {"phash": 8, "pdq": 31}
+"""The perceptual hashes, and the greatest distance in bits at which they can be compared."""
 
 DEFAULT_KINDS: tuple[ValueKind, ...] = ("url", "sha256")
 
@@ -37,8 +40,8 @@ class _Known(Settings):
     """Which rows of a dataset count: its pairs, only those that its build kept, or also its rejects."""
     subset: str | None = None
     """Only the rows in this subset of the dataset."""
-    distance: Annotated[int, Field(ge=0, le=8)] = 0
-    """For `phash`, the greatest distance in bits at which pictures count as the same."""
+    distance: Annotated[int, Field(ge=0, le=31)] = 0
+    """For `phash` (up to 8) and `pdq` (up to 31), the greatest distance in bits at which pictures count as the same."""
 
     @property
     def kinds(self) -> Sequence[str]:
@@ -52,8 +55,11 @@ class _Known(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.distance and "phash" not in self.kinds:
-            raise ValueError("distance works only with by: phash")
+        limits = [MAX_DISTANCES[kind] for kind in self.kinds if kind in MAX_DISTANCES]
+        if self.distance and not limits:
+            raise ValueError("distance works only with by: phash and by: pdq")
+        if limits and self.distance > min(limits):
+            raise ValueError(f"distance: at most {min(limits)} with by: {', '.join(self.kinds)}")
         if self.column is not None and len(self.kinds) != 1:
             raise ValueError("column: say with by which one kind of value the column has")
         if self.subset is not None and self.rows != "pairs":

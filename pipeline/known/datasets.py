@@ -15,7 +15,7 @@ from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import generations_digest, selected_rows
-from pairmill.pipeline.known.keys import Keys, lookup_keys
+from pairmill.pipeline.known.keys import Keys, columns_of, row_keys
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.schemas.known import DEFAULT_KINDS, KnownRows, ValueKind
@@ -34,13 +34,25 @@ class KnownDataset:
     chunk: Chunk
 
     @classmethod
-    def open(cls, store: Store, known: KnownRows, models: Sequence[str] = ()) -> "KnownDataset":
-        """The dataset as it is now, with the columns of added models. Raises KnownError if no shard is finished, and
-        FileNotFoundError if one has no such model."""
-        done = committed(store)
-        if not done:
+    def open(cls, store: Store, known: KnownRows, columns: Sequence[str] | None = None) -> "KnownDataset":
+        """The dataset as it is now. `columns`: those that are needed; None: those of `known`.
+
+        Raises KnownError if no shard is finished, or if the dataset, or one of its shards, has no such column.
+        """
+        shards = sorted(committed(store).items())
+        if not shards:
             raise KnownError(f"{store.root} has no finished shard yet")
-        return cls(known, describe(store, sorted(done.items()), models))
+        wanted = set(known.by or DEFAULT_KINDS if columns is None else columns)
+        missing = wanted - set(describe(store, shards[:1], ()).schema().names)
+        folders = store.folders("columns") if missing else ()
+        added = [name for name in folders if _has(store, shards[0], name, missing)]
+        try:
+            chunk = describe(store, shards, added)
+        except FileNotFoundError:
+            raise KnownError(f"{store.root}: some shards have no {' or '.join(sorted(missing))} yet") from None
+        if missing := wanted - set(chunk.schema().names):
+            raise KnownError(f"{store.root} has no column {' or '.join(map(repr, sorted(missing)))}")
+        return cls(known, chunk)
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +63,7 @@ class KnownDataset:
     def keys(self, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
         """(kind, keys) of its values, shard by shard. Raises KnownError if none of a wanted kind is there."""
         kinds = self.known.by or DEFAULT_KINDS
-        for table in self.tables(kinds):
+        for table in self.tables(frozenset[str]().union(*map(columns_of, kinds))):
             yield from _keys(table, kinds, tally)
         for kind in self.known.by or ():
             if not tally.values[kind] and self.chunk.num_rows:
@@ -86,9 +98,17 @@ class KnownDataset:
         return table
 
 
+def _has(store: Store, shard: tuple[int, int], added: str, columns: set[str]) -> bool:
+    """Whether an added model or score has one of these columns in a shard."""
+    try:
+        return not columns.isdisjoint(describe(store, [shard], [added]).schema().names)
+    except FileNotFoundError:
+        return False
+
+
 def _keys(table: pa.Table, kinds: Collection[ValueKind], tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
     for kind in kinds:
-        keys, is_value = lookup_keys(kind, table[kind])
+        keys, is_value = row_keys(kind, table)
         tally.values[kind] += int(is_value.sum())
         if empty := len(keys) - int(is_value.sum()):
             tally.unused[f"no {kind}"] += empty

@@ -138,18 +138,13 @@ def shared_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, 
 def open_vectors(store: Store, own: Chunk, known: Known, kind: EmbeddingKind, alias: str) -> KnownDataset:
     """The other dataset, with the embeddings. Raises KnownError if it has none by the same weights."""
     rows = KnownRows(path=known.path, rows="kept" if known.rows == "kept" else "pairs", subset=known.subset)
-    other_alias = known.other_model or alias
-    column, theirs = column_of(kind, other_alias), Store(known.path, store.files.s3)
-    other = KnownDataset.open(theirs, rows)
-    if column not in other.chunk.schema().names:
-        try:
-            other = KnownDataset.open(theirs, rows, [other_alias])
-        except FileNotFoundError:
-            models = ", ".join(models_in(other.chunk.schema())) or "none"
-            raise KnownError(
-                f"{known.path} has no complete embeddings by a model {other_alias!r}; its own models: {models}; name "
-                "the same model there with other_model, or add it with embed --add-model"
-            ) from None
+    other_alias, theirs = known.other_model or alias, Store(known.path, store.files.s3)
+    try:
+        other = KnownDataset.open(theirs, rows, [column_of(kind, other_alias)])
+    except KnownError as error:
+        raise KnownError(
+            f"{error}: name the alias of the same model there with other_model, or add it with embed --add-model"
+        ) from None
     if (mine := weights_of(own, alias)) is None or mine != weights_of(other.chunk, other_alias):
         raise KnownError(
             f"{known.path}: its embeddings {other_alias!r} were not made by the weights of {alias!r} here; embed its "

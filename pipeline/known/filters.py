@@ -10,42 +10,11 @@ from typing import IO
 
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.known.bands import WHOLE, Band, bands
 from pairmill.pipeline.known.datasets import KnownDataset
-from pairmill.pipeline.known.key_file import KeyFile, write_keys
-from pairmill.pipeline.known.key_sorter import KeySorter
-from pairmill.pipeline.known.keys import Keys, Mask
+from pairmill.pipeline.known.lookup import Collector, FilterId, filters_of
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.pipeline.known.sources import Source, open_source
-from pairmill.schemas.known import KnownRows, KnownSource, ValueKind
-
-
-@dataclass(frozen=True, order=True)
-class FilterId:
-    """What a file of keys has: values of one kind, that are compared with one distance."""
-
-    kind: ValueKind
-    distance: int = 0
-    band: Band = WHOLE
-    """With a distance, the band that comes first."""
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{self.distance}-{self.band.first_bit}" if self.distance else self.kind
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.kind} within {self.distance} bits" if self.distance else self.kind
-
-    def contains(self, file: KeyFile, keys: Keys) -> Mask:
-        """For each key [n], whether the file has it, or one within the distance in this band."""
-        return self.band.near(file, keys, self.distance) if self.distance else file.contains(keys)
-
-
-def filters_of(kind: ValueKind, distance: int) -> Sequence[FilterId]:
-    """The files that values of one kind belong to."""
-    distance = distance if kind == "phash" else 0
-    return [FilterId(kind, distance, band) for band in bands(distance)]
+from pairmill.schemas.known import KnownRows, KnownSource
 
 
 @dataclass(frozen=True)
@@ -53,7 +22,7 @@ class Collected:
     """All values of several sources."""
 
     sources: Sequence[KnownSource]
-    sorters: Mapping[FilterId, KeySorter]
+    collectors: Mapping[FilterId, Collector]
 
 
 @contextmanager
@@ -63,7 +32,7 @@ def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> I
     Raises KnownError for a source that cannot be used.
     """
     opened = [open_source(known, store.files, output) for known in lists]  # all of them, before hours of reading
-    sorters: dict[FilterId, KeySorter] = {}
+    collectors: dict[FilterId, Collector] = {}
     with ExitStack() as scratch:
         sources = []
         for known, source in zip(lists, opened, strict=True):
@@ -71,11 +40,11 @@ def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> I
             fingerprint = source.fingerprint
             for kind, keys in source.keys(tally):
                 for which in filters_of(kind, known.distance):
-                    if which not in sorters:
-                        sorters[which] = KeySorter(scratch.enter_context(store.new_file()))
-                    sorters[which].add(which.band.first(keys))
+                    if which not in collectors:
+                        collectors[which] = which.collector(scratch.enter_context(store.new_file()))
+                    collectors[which].add(keys)
             sources.append(_record(known, source, fingerprint, tally))
-        yield Collected(sources, {which: sorters[which] for which in sorted(sorters)})
+        yield Collected(sources, {which: collectors[which] for which in sorted(collectors)})
 
 
 def _record(known: KnownRows, source: Source, fingerprint: str, tally: Tally) -> KnownSource:
@@ -89,9 +58,9 @@ def _record(known: KnownRows, source: Source, fingerprint: str, tally: Tally) ->
 
 
 @contextmanager
-def key_file(store: Store, sorter: KeySorter) -> Iterator[tuple[IO[bytes], int, str, int]]:
-    """(temporary file of keys, number of keys, BLAKE2b-128, number of bytes)."""
+def values_file(store: Store, collector: Collector) -> Iterator[tuple[IO[bytes], int, str, int]]:
+    """(temporary file of values, number of values, BLAKE2b-128, number of bytes)."""
     with store.new_file() as file:
-        num_keys = write_keys(file, sorter.in_order())
+        num_values = collector.write(file)
         digest, num_bytes = file_checksum(file)
-        yield file, num_keys, digest, num_bytes
+        yield file, num_values, digest, num_bytes

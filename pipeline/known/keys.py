@@ -5,6 +5,7 @@ url       the first 64 bits of the SHA-256 of its UTF-8 bytes, without white spa
 sha256    its first 64 bits
 md5       its first 64 bits
 phash     the hash itself
+pdq       the hash itself: four words of 64 bits
 
 Two URLs share a key by chance with a probability of 2^-64: with a billion known URLs, a new one is taken for known with
 a probability of 5e-11.
@@ -18,16 +19,35 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.known.hash_index import hash_words
 from pairmill.schemas.known import ValueKind
 
 Keys = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
-HEX_DIGITS: dict[ValueKind, int] = {"uid": 32, "sha256": 64, "md5": 32, "phash": 16}
+HEX_DIGITS: dict[ValueKind, int] = {"uid": 32, "sha256": 64, "md5": 32, "phash": 16, "pdq": 64}
+PDQ_WORDS = 4
+PDQ_QUALITY = "pdq_quality"
+MIN_PDQ_QUALITY = 50
+"""PDQ hashes of a lower quality, of pictures with little to see, are too similar to each other to be compared (Facebook
+2019, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm")."""
+
+
+def columns_of(kind: ValueKind) -> frozenset[str]:
+    """The columns of a dataset that `row_keys` reads, as far as the dataset has them."""
+    return frozenset({kind, PDQ_QUALITY}) if kind == "pdq" else frozenset({kind})
+
+
+def row_keys(kind: ValueKind, rows: pa.Table) -> tuple[Keys, Mask]:
+    """The same as `lookup_keys` for the rows of a dataset. PDQ hashes of low quality are no values."""
+    keys, has_value = lookup_keys(kind, rows[kind])
+    if kind == "pdq" and PDQ_QUALITY in rows.column_names:
+        has_value &= rows[PDQ_QUALITY].fill_null(0).to_numpy() >= MIN_PDQ_QUALITY
+    return keys, has_value
 
 
 def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Keys, Mask]:
-    """(key of each row [rows], which rows have a value [rows]). Keys of rows without a value are zero.
+    """(key of each row [rows], or [rows, PDQ_WORDS]; which rows have a value [rows]). Keys of other rows are zero.
 
     `column`: as datasets store it; null and blank URLs are no values. Raises ValueError for anything but hex digits of
     the right length where they are expected.
@@ -37,7 +57,7 @@ def lookup_keys(kind: ValueKind, column: pa.Array | pa.ChunkedArray) -> tuple[Ke
     is_value = pc.not_equal(array, "").fill_null(False)
     found = np.flatnonzero(is_value.to_numpy(zero_copy_only=False))
     values = array if len(found) == len(array) else array.filter(is_value)
-    keys = np.zeros(len(array), np.uint64)
+    keys = np.zeros((len(array), PDQ_WORDS) if kind == "pdq" else len(array), np.uint64)
     keys[found] = keys_of(kind, values)
     mask = np.zeros(len(array), np.bool_)
     mask[found] = True
@@ -51,6 +71,8 @@ def keys_of(kind: ValueKind, values: pa.Array) -> Keys:
         return _sha256_keys(values.cast(pa.large_binary()).to_pylist())
     if not pc.all(pc.equal(pc.binary_length(values), HEX_DIGITS[kind])).as_py() and len(values):
         raise ValueError(f"a {kind} has {HEX_DIGITS[kind]} hex digits")
+    if kind == "pdq":
+        return hash_words(values, PDQ_WORDS)
     if kind == "uid":
         return _sha256_keys(values.cast(pa.large_binary()).to_pylist())
     return digest_keys(values)

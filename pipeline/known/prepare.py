@@ -11,8 +11,9 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.known.datasets import KnownDataset
-from pairmill.pipeline.known.filters import FilterId, collected, key_file
+from pairmill.pipeline.known.filters import collected, values_file
 from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.lookup import FilterId
 from pairmill.pipeline.known.sources import open_source
 from pairmill.schemas.known import KnownFilter, KnownRecord, KnownRows
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
@@ -20,7 +21,7 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 FOLDER = "known"
 RECORD = f"{FOLDER}/known.json"
 
-_NOUNS = {"uid": "uid", "url": "URL", "sha256": "SHA-256", "md5": "MD5", "phash": "phash"}
+_NOUNS = {"uid": "uid", "url": "URL", "sha256": "SHA-256", "md5": "MD5", "phash": "phash", "pdq": "pdq"}
 
 
 def prepared(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
@@ -81,11 +82,11 @@ def _made(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
     attempt = uuid4().hex
     with collected(store, lists, store.root) as found:
         filters = []
-        for which, sorter in found.sorters.items():
-            with key_file(store, sorter) as (file, num_keys, digest, num_bytes):
+        for which, collector in found.collectors.items():
+            with values_file(store, collector) as (file, num_values, digest, num_bytes):
                 name = f"{FOLDER}/{which}.{attempt}.keys"
                 store.create_from(name, file)  # the name contains the attempt, so an existing file is ours
-            filters.append(_filter(which, num_keys, DataFile(path=name, num_bytes=num_bytes, blake2b=digest)))
+            filters.append(_filter(which, num_values, DataFile(path=name, num_bytes=num_bytes, blake2b=digest)))
         record = KnownRecord(attempt=attempt, sources=list(found.sources), filters=filters)
     if store.create(RECORD, record.model_dump_json(indent=1).encode()):
         _remove_strays(store, record)
@@ -107,9 +108,9 @@ def _remove_strays(store: Store, record: KnownRecord) -> None:
             store.delete(f"{FOLDER}/{name}")
 
 
-def _filter(which: FilterId, num_keys: int, file: DataFile) -> KnownFilter:
+def _filter(which: FilterId, num_values: int, file: DataFile) -> KnownFilter:
     first_bit = which.band.first_bit
-    return KnownFilter(kind=which.kind, distance=which.distance, first_bit=first_bit, values=num_keys, file=file)
+    return KnownFilter(kind=which.kind, distance=which.distance, first_bit=first_bit, values=num_values, file=file)
 
 
 def describe_known(record: KnownRecord) -> str:

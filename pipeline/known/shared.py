@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import IO
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.known.filters import FilterId, collected, key_file
-from pairmill.pipeline.known.key_file import KeyFile
-from pairmill.pipeline.known.keys import Mask, lookup_keys
+from pairmill.pipeline.known.filters import collected, values_file
+from pairmill.pipeline.known.keys import Mask, row_keys
+from pairmill.pipeline.known.lookup import FilterId, Lookup
 from pairmill.pipeline.known.node_copy import local_keys
 from pairmill.schemas.known import KnownRows, KnownSource
 from pairmill.schemas.manifest import DataFile
@@ -28,10 +29,12 @@ class SharedKeys:
     """Number of different values."""
     file: DataFile
 
-    def contains(self, column: pa.ChunkedArray) -> Mask:
-        """For each value of a column, whether it is known; False for null. Shape (rows,)."""
-        keys, has_value = lookup_keys(self.which.kind, column)
-        return self.which.contains(_open(local_keys(self.store, self.file)), keys) & has_value
+    def contains(self, rows: pa.Table) -> Mask:
+        """For each row, whether its value is known; False for null. Shape (rows,)."""
+        keys, has_value = row_keys(self.which.kind, rows)
+        found = np.zeros(len(has_value), np.bool_)
+        found[has_value] = _open(self.which, local_keys(self.store, self.file)).contains(keys[has_value])
+        return found
 
 
 @contextmanager
@@ -42,10 +45,10 @@ def shared_keys(store: Store, known: KnownRows) -> Iterator[tuple[KnownSource, l
     """
     with ExitStack() as files, collected(store, [known], None) as found:
         keys = []
-        for which, sorter in found.sorters.items():
-            file, num_keys, digest, num_bytes = files.enter_context(key_file(store, sorter))
+        for which, collector in found.collectors.items():
+            file, num_values, digest, num_bytes = files.enter_context(values_file(store, collector))
             path = files.enter_context(shared_file(store, file))
-            keys.append(SharedKeys(store, which, num_keys, DataFile(path=path, num_bytes=num_bytes, blake2b=digest)))
+            keys.append(SharedKeys(store, which, num_values, DataFile(path=path, num_bytes=num_bytes, blake2b=digest)))
         yield found.sources[0], keys
 
 
@@ -64,5 +67,5 @@ def shared_file(store: Store, file: IO[bytes]) -> Iterator[str]:
 
 
 @lru_cache(maxsize=8)
-def _open(path: str) -> KeyFile:
-    return KeyFile.open(path)
+def _open(which: FilterId, path: str) -> Lookup:
+    return which.open(path)

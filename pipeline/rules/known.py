@@ -6,7 +6,7 @@ from pairmill.pipeline.rules.base import SourceRules, Verdict, rule
 from pairmill.schemas.known import ValueKind
 from pairmill.schemas.status import Status
 
-_OF_PICTURES: tuple[ValueKind, ...] = ("sha256", "md5", "phash")
+_OF_PICTURES: tuple[ValueKind, ...] = ("sha256", "md5", "phash", "pdq")
 
 
 @rule(Status.KNOWN_UID)
@@ -23,7 +23,7 @@ def known_url(rows: pa.Table, rules: SourceRules) -> Verdict:
 
 @rule(Status.KNOWN_PICTURE)
 def known_picture(rows: pa.Table, rules: SourceRules) -> Verdict:
-    """The SHA-256, MD5 or phash of the picture is known; rows without one stay. Detail: which of them."""
+    """The SHA-256, MD5, phash or pdq of the picture is known; rows without one stay. Detail: which of them."""
     filters = rules.filters
     if filters is None or not filters.has(*_OF_PICTURES):
         return None
@@ -35,4 +35,4 @@ def _unless_known(rows: pa.Table, rules: SourceRules, kind: ValueKind) -> Verdic
     filters = rules.filters
     if filters is None or not filters.has(kind):
         return None
-    return pa.array(~filters.is_known(kind, rows[kind]))
+    return pa.array(~filters.is_known(kind, rows))

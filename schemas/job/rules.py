@@ -51,8 +51,8 @@ class RulesConfig(GrowingSettings):
     """Drop rows whose `source.license_column` is not one of these, ignoring case."""
 
     known: list[KnownRows] = []
-    """Earlier datasets, or lists, whose rows to drop: by uid and URL before anything is fetched, by digest and phash
-    afterwards. An item may be just a path."""
+    """Earlier datasets, or lists, whose rows to drop: by uid and URL before anything is fetched, by digest and
+    perceptual hash afterwards. An item may be just a path."""
 
     url_schemes: list[str] = ["http", "https"]
     """Schemes to accept: http, https or both. Nothing else is ever fetched."""

@@ -249,14 +249,14 @@ def test_filters_of_known_rows_on_s3_are_copied_once_per_machine(
     rows = KnownRows(path=f"{bucket}/lists/uids.txt", by=["uid"])
     store = Store(f"{bucket}/filtered")
     (made,) = prepared(store, [rows]).filters
-    column = pa.chunked_array([pa.array([*known, "0" * 32])])
-    assert open_filters(store.root, store.files).is_known("uid", column).tolist() == [True] * 5 + [False]
+    table = pa.table({"uid": [*known, "0" * 32]})
+    assert open_filters(store.root, store.files).is_known("uid", table).tolist() == [True] * 5 + [False]
     (copy,) = tmp_path.rglob("*.*")
     assert copy.read_bytes() == store.read(made.file.path)
     open_filters.cache_clear()  # as in another process
     with monkeypatch.context() as context:
         context.setattr("pairmill.pipeline.common.object_cache.shutil.copyfileobj", None)  # not copied again
-        assert open_filters(store.root, store.files).is_known("uid", column).tolist() == [True] * 5 + [False]
+        assert open_filters(store.root, store.files).is_known("uid", table).tolist() == [True] * 5 + [False]
     copy.unlink()
     store.delete(made.file.path)
     open_filters.cache_clear()

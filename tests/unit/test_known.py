@@ -84,7 +84,7 @@ def found(tmp_path: Path, known: dict[str, Any], **columns: list[str | None]) ->
     with shared_keys(Store(str(tmp_path / "own")), KnownRows.model_validate(known)) as (source, keys):
         by_kind: dict[str, SharedKeys] = {each.which.kind: each for each in keys}
         return [
-            by_kind[name].contains(pa.chunked_array([pa.array(values, pa.string())])).tolist()
+            by_kind[name].contains(pa.table({name: pa.array(values, pa.string())})).tolist()
             for name, values in columns.items()
         ], source
 
@@ -135,7 +135,7 @@ def test_urls_in_lists_of_all_formats(tmp_path: Path, name: str, content: Callab
     assert not list((tmp_path / "own").glob("tmp/*"))  # nothing is left
 
 
-@pytest.mark.parametrize("kind", ["uid", "sha256", "md5", "phash"])
+@pytest.mark.parametrize("kind", ["uid", "sha256", "md5", "phash", "pdq"])
 def test_digests_and_uids(tmp_path: Path, kind: Any) -> None:
     digits = HEX_DIGITS[kind]
     values = [hashlib.sha512(bytes([n])).hexdigest()[:digits] for n in range(40)]
@@ -250,11 +250,28 @@ def test_hashes_within_a_distance(listed: list[tuple[int, list[int]]], distance:
         list_of = Path(folder, "a.txt")
         list_of.write_text("\n".join(f"{number:016x}" for number in known))
         values: dict[str, Any] = {"path": str(list_of), "by": "phash", "distance": distance}
-        column = pa.chunked_array([pa.array([f"{number:016x}" for number in asked], pa.string())])
+        rows = pa.table({"phash": pa.array([f"{number:016x}" for number in asked], pa.string())})
         with shared_keys(Store(folder), KnownRows.model_validate(values)) as (_, keys):
-            answers = [each.contains(column) for each in keys]
+            answers = [each.contains(rows) for each in keys]
         assert len(answers) == (distance + 1 if known else 0)
         assert np.logical_or.reduce([np.zeros(len(asked), np.bool_), *answers]).tolist() == expected
+
+
+@pytest.mark.parametrize("distance", [0, 5, 31])
+def test_pdq_hashes_within_a_distance_unless_their_quality_is_low(tmp_path: Path, distance: int) -> None:
+    rng = np.random.default_rng(distance)
+    known = rng.bytes(32 * 50)
+    listed = [int.from_bytes(known[start : start + 32]) for start in range(0, len(known), 32)]
+    flips = [sum(1 << int(bit) for bit in rng.choice(256, at % 40, replace=False)) for at in range(200)]
+    asked = [listed[at % 50] ^ flip for at, flip in enumerate(flips)]
+    (tmp_path / "a.txt").write_text("\n".join(f"{number:064X}" for number in listed))
+    quality = [at % 100 for at in range(200)]
+    rows = pa.table({"pdq": [f"{number:064x}" for number in asked], "pdq_quality": pa.array(quality, pa.uint8())})
+    values = {"path": str(tmp_path / "a.txt"), "by": "pdq", "distance": distance}
+    with shared_keys(Store(str(tmp_path)), KnownRows.model_validate(values)) as (_, (keys,)):
+        is_near = [min((one ^ other).bit_count() for other in listed) <= distance for one in asked]
+        assert keys.contains(rows.drop_columns(["pdq_quality"])).tolist() == is_near
+        assert keys.contains(rows).tolist() == [near and at >= 50 for near, at in zip(is_near, quality, strict=True)]
 
 
 def test_keys_are_the_first_bits_of_the_sha256(tmp_path: Path) -> None:

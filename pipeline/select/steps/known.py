@@ -12,6 +12,7 @@ from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.known.datasets import KnownDataset
 from pairmill.pipeline.known.embeddings import SharedVectors, chosen_model, column_of, read_vectors, shared_vectors
+from pairmill.pipeline.known.keys import columns_of
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.shared import SharedKeys, shared_keys
 from pairmill.pipeline.known.sources import open_source
@@ -34,11 +35,11 @@ class NotKnown:
     @property
     def columns(self) -> frozenset[str]:
         """The column with the values."""
-        return frozenset({self.keys.which.kind})
+        return columns_of(self.keys.which.kind)
 
     def keep(self, table: pa.Table, row_indices: RowIndices) -> RowMask:
         """Look up the values."""
-        return ~self.keys.contains(table[self.keys.which.kind])
+        return ~self.keys.contains(table)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_embeddings_near_to_known_ones_are_dropped(
     assert report is not None and report.values == {"embedding": 1_500 - 17}
 
     for wrong, problem in [
-        ({"other_model": None}, "has no complete embeddings by a model 'clip'"),
+        ({"other_model": None}, "has no column 'image_embedding_clip': name the alias"),
         ({"model": "x"}, "there is no model 'x'; the dataset has embeddings by: clip"),
         ({"by": "text_embedding"}, "there is no column 'text_embedding_clip'"),
     ]:
@@ -215,7 +215,8 @@ def test_mistakes_are_found_before_any_work(
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:
     for known, problem in [
-        ({"path": "a", "distance": 3}, "distance works only with by: phash"),
+        ({"path": "a", "distance": 3}, "distance works only with by: phash and by: pdq"),
+        ({"path": "a", "by": "phash", "distance": 9}, "at most 8 with by: phash"),
         ({"path": "a", "threshold": 0.9}, "threshold works only with by: embedding"),
         ({"path": "a", "column": "x"}, "column: say with by"),
         ({"path": "a", "subset": "s", "rows": "all"}, "either rows or a subset"),

@@ -1,0 +1,111 @@
+"""Finds which hashes are near any hash of a list, such as a public list of known pictures.
+
+Multi-index hashing (Norouzi, Punjani and Fleet 2012, "Fast search in Hamming space with multi-index hashing"): hashes
+are cut into slots, so that two hashes within the distance differ in at most r bits of one of them. For each slot, the
+list is sorted by the slot's value, and each hash looks up its own value and all those that differ in up to r bits.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+U64 = npt.NDArray[np.uint64]
+Words = npt.NDArray[np.uint64]
+"""Hashes as uint64 [rows, words]: 64 bits per word, in the order of their hex digits."""
+
+_NIBBLES = np.full(256, 255, np.uint8)
+_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_NIBBLES[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
+
+_PROBED_ROWS = 1 << 12
+"""Hashes that are looked up at a time, so that the candidates of a list of a million fit into memory."""
+
+
+def hash_words(digits: pa.ChunkedArray | pa.Array, words: int) -> Words:
+    """Hex digits, 16 per word and in either case, as uint64 [rows, words]. Raises ValueError for anything else, and for
+    null."""
+    array = digits.combine_chunks() if isinstance(digits, pa.ChunkedArray) else digits
+    if array.null_count:
+        raise ValueError("a hash is null")
+    array = array.cast(pa.large_string())
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+    if (np.diff(offsets) != 16 * words).any():
+        raise ValueError(f"a hash does not have {16 * words} hex digits")
+    if not len(array):
+        return np.zeros((0, words), np.uint64)
+    nibbles = _NIBBLES[np.frombuffer(array.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]]
+    if (nibbles == 255).any():
+        raise ValueError("a hash has other characters than hex digits")
+    return (nibbles[0::2] << 4 | nibbles[1::2]).view(">u8").astype(np.uint64).reshape(-1, words)
+
+
+@dataclass(frozen=True)
+class HashIndex:
+    """A list of hashes that others are looked up in."""
+
+    words: Words
+    distance: int
+    slots: int
+    tables: Sequence[tuple[U64, npt.NDArray[np.int64]]]
+    """For each slot: the values of the list's hashes, sorted, and which hashes have them."""
+
+    @classmethod
+    def of(cls, words: Words, distance: int) -> "HashIndex":
+        """Index a list. `distance`: in bits, the greatest that counts as near."""
+        slots = _cheapest_slots(words.shape[1], distance, len(words))
+        values = [_slot(words, slots, slot) for slot in range(slots)]
+        orders = [np.argsort(each, kind="stable") for each in values]
+        tables = [(each[order], order) for each, order in zip(values, orders, strict=True)]
+        return cls(words, distance, slots, tables)
+
+    def has_near(self, words: Words) -> npt.NDArray[np.bool_]:
+        """For each hash of uint64 [rows, words], whether any of the list is within the distance: bool [rows]."""
+        parts = [self._has_near(words[at : at + _PROBED_ROWS]) for at in range(0, len(words), _PROBED_ROWS)]
+        return np.concatenate([np.zeros(0, np.bool_), *parts])
+
+    def _has_near(self, words: Words) -> npt.NDArray[np.bool_]:
+        found = np.zeros(len(words), np.bool_)
+        for slot, (sorted_values, order) in enumerate(self.tables):
+            values = _slot(words, self.slots, slot)
+            for flips in _flips(words.shape[1] * 64 // self.slots, self.distance // self.slots):
+                rows = np.flatnonzero(~found)
+                probed = values[rows] ^ flips
+                first = np.searchsorted(sorted_values, probed)
+                counts = np.searchsorted(sorted_values, probed, "right") - first
+                asking = np.repeat(rows, counts)
+                within = np.arange(len(asking)) - np.repeat(np.cumsum(counts) - counts, counts)
+                listed = order[np.repeat(first, counts) + within]
+                bits = np.bitwise_count(words[asking] ^ self.words[listed]).sum(axis=1, dtype=np.int64)
+                found[asking[bits <= self.distance]] = True
+        return found
+
+
+def _slot(words: Words, slots: int, slot: int) -> U64:
+    """The value of a slot of each hash."""
+    width = words.shape[1] * 64 // slots
+    word, shift = divmod(slot * width, 64)
+    value = words[:, word] >> np.uint64(shift)
+    return value if width == 64 else value & np.uint64((1 << width) - 1)
+
+
+def _flips(width: int, radius: int) -> Iterator[np.uint64]:
+    """All values of `width` bits of which at most `radius` are set."""
+    for size in range(radius + 1):
+        for bits in combinations(range(width), size):
+            yield np.uint64(sum(1 << bit for bit in bits))
+
+
+def _cheapest_slots(words: int, distance: int, listed: int) -> int:
+    """The number of slots with the fewest look-ups and candidates for each hash."""
+
+    def cost(slots: int) -> float:
+        width, radius = words * 64 // slots, distance // slots
+        probes = sum(comb(width, size) for size in range(radius + 1))
+        return float(slots * probes * (1 + listed / 2**width))
+
+    return min((words * each for each in (1, 2, 4, 8)), key=cost)
