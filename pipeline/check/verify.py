@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.check.files import check_file
+from pairmill.pipeline.check.known_filters import check_known
 from pairmill.pipeline.check.report import VerifyReport
 from pairmill.pipeline.check.search_indexes import check_indexes
 from pairmill.pipeline.columns.added_columns import ColumnSet, column_sets
@@ -71,6 +72,8 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
     if all_read and not report.shards_missing and not report.damaged:  # otherwise they may belong to a shard
         report.problems.extend(foreign_files(store, named))
     report.problems.extend([*check_indexes(store, on_step), *_unfinished_purge(store)])
+    report.problems.extend(check_known(store))
+    report.problems.extend(check_indexes(store, on_step))
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
 

@@ -65,9 +65,15 @@ class KnownDataset:
         kinds = self.known.by or DEFAULT_KINDS
         for table in self.tables(frozenset[str]().union(*map(columns_of, kinds))):
             yield from _keys(table, kinds, tally)
+        if unfinished := self._planned_shards() - len(self.chunk.shards):
+            tally.unused["unfinished shard"] += unfinished
         for kind in self.known.by or ():
             if not tally.values[kind] and self.chunk.num_rows:
                 raise KnownError(f"{self.chunk.store.root}: {kind} is null in all rows")
+
+    def _planned_shards(self) -> int:
+        store = self.chunk.store
+        return sum(read_table(store, f"plan/{name}", ["shard"]).num_rows for name in store.list("plan"))
 
     def tables(self, columns: Collection[str]) -> Iterator[pa.Table]:
         """These columns of the rows that count, shard by shard. Rejects have only some columns; the others are null."""

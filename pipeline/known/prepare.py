@@ -10,7 +10,6 @@ from uuid import uuid4
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.manifests import read_record
-from pairmill.pipeline.known.datasets import KnownDataset
 from pairmill.pipeline.known.filters import collected, values_file
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.lookup import FilterId
@@ -28,7 +27,7 @@ def prepared(store: Store, lists: Sequence[KnownRows]) -> KnownRecord:
     """The record of the filters that are there, or of new ones.
 
     Raises KnownError if a source cannot be used, or if there are filters and a list is another one or has changed
-    since. A dataset may have changed: its rows of then count.
+    since. A dataset may have changed, unless it has another path now: its rows of then count.
     """
     if (record := read_known(store)) is None:
         begun = bool(store.list("plan"))  # before the second look, because another run writes its plan last
@@ -48,12 +47,11 @@ def _check_same(store: Store, lists: Sequence[KnownRows], record: KnownRecord) -
     if [_without_path(known) for known in lists] != [_without_path(source.known) for source in record.sources]:
         raise KnownError(f"{store.root} was begun with other known rows (see {RECORD}): {other}")
     for known, then in zip(lists, record.sources, strict=True):
-        source = open_source(known, store.files, store.root)
-        if isinstance(source, KnownDataset) != then.is_dataset:
-            raise KnownError(f"{known.path} is not what {store.root} was begun with, {then.known.path}: {other}")
-        if not then.is_dataset and source.fingerprint != then.fingerprint:
+        if then.is_dataset and known.path == then.known.path:
+            continue  # it may have grown, or be gone
+        if open_source(known, store.files, store.root).fingerprint != then.fingerprint:
             raise KnownError(
-                f"{known.path} has changed since {store.root} was begun: give another output, or the list of then"
+                f"{known.path} has changed since {store.root} was begun: give another output, or what it was then"
             )
 
 

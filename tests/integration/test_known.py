@@ -54,6 +54,12 @@ def test_known_urls_are_never_requested_and_known_pictures_are_dropped(web: Pict
     assert record["sources"][1]["unused"] == {"comment": 1, "no url": 1}
     assert [each["values"] for each in record["filters"]] == [11, 14]
 
+    damaged = next((new / "known").glob("url.*"))
+    intact = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(intact)))
+    assert [problem for problem in verify(Store(str(new))).problems if "known/url" in problem]
+    damaged.write_bytes(intact)
+
     web.add("/3.gone", picture(3))  # which old did not get either
     assert retry(str(new), ["http_4xx"]).recovered == 1
     assert statuses(new) == expected | {"3.gone": "ok"}
