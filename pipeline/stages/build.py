@@ -134,6 +134,10 @@ class OpenLoad:
         with self.progress.shard(batch.info.shard.num_rows) as progress:
             table = self.gate(self.loader(batch.table, has_pictures, progress))
         return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
+            batch = batch.with_table(self.loader(batch.table, has_pictures, progress))
+        if self.spec.job.rules.known:
+            batch = self.spec.apply_rules(batch, Step.INPUT)  # again, for uids that depend on the picture
+        return _with_pairs(self.spec.apply_rules(batch, Step.IMAGE))
 
     def close(self) -> None:
         """Stop the reading threads."""

@@ -1,16 +1,21 @@
 """Tests `rules.known` in whole builds: what is known is never requested, or dropped after it was fetched."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pairmill.jobs.build import build
+from pairmill.jobs.build import build, prepare
 from pairmill.jobs.retry import retry
 from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.common.hooks import NO_HOOKS
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.source.uid import picture_uid
+from pairmill.schemas.batch import planned_batches
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.jobs import BuildJob
 from tests.integration.conftest import PictureWeb
 from tests.integration.test_build import dataset, job, picture, write_input
 
@@ -123,6 +128,29 @@ def test_a_run_that_is_killed_while_it_makes_filters_leaves_nothing_in_the_way(
     build(again)
     assert len(list((tmp_path / "out/known").iterdir())) == 2
     assert statuses(tmp_path / "out") == {"0.jpg": "ok", "1.jpg": "known_url", "2.jpg": "ok"}
+
+
+def test_a_corpus_is_compared_by_uid_and_digest(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for n in range(4):
+        (tmp_path / f"corpus/{n}.jpg").write_bytes(picture(n))
+    (tmp_path / "sha256.txt").write_text(hashlib.sha256(picture(1)).hexdigest())
+    (tmp_path / "uid.txt").write_text(picture_uid(None, None, hashlib.sha256(picture(2)).hexdigest()))
+    source = {"paths": [str(tmp_path / "corpus")], "kind": "corpus"}
+    known = [{"path": str(tmp_path / f"{kind}.txt"), "by": kind} for kind in ("uid", "sha256")]
+    values = {
+        "source": source,
+        "output": str(tmp_path / "out"),
+        "models": [{"name": "tiny"}],
+        "rules": {"known": known},
+    }
+    pipeline, plan = prepare(BuildJob.model_validate(values))
+    (batch,) = planned_batches(plan.shards)
+    for spec in pipeline.stages[:2]:  # up to the model
+        stage = spec.open(NO_HOOKS)
+        batch = stage(batch)  # type: ignore[assignment]
+        stage.close()
+    assert batch.table["status"].to_pylist() == ["ok", "known_picture", "known_uid", "ok"]
 
 
 def _interrupt(*_: object) -> None:

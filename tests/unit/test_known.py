@@ -24,6 +24,7 @@ from pairmill.pipeline.known.key_sorter import KeySorter
 from pairmill.pipeline.known.keys import HEX_DIGITS, Keys, lookup_keys
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.shared import SharedKeys, shared_keys
+from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.known import KnownRows, KnownSource
 from tests.synthetic_dataset import write_dataset
 
@@ -286,3 +287,15 @@ def test_keys_are_the_first_bits_of_the_sha256(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="64 hex digits"):
         lookup_keys("sha256", pa.array(["ab"]))
     assert key_file.bucket_bits(0) == key_file.bucket_bits(16) == 0
+
+
+def test_a_job_computes_what_its_known_rows_are_recognized_by() -> None:
+    urls = {"source": {"paths": ["a.csv"]}, "output": "out"}
+    assert not BuildJob.model_validate(urls).computes_md5
+    assert BuildJob.model_validate({**urls, "rules": {"known": [{"path": "x", "by": "md5"}]}}).computes_md5
+    with pytest.raises(ValueError, match="by pdq needs a score with the measure pdq"):
+        BuildJob.model_validate({**urls, "rules": {"known": [{"path": "x", "by": "pdq"}]}})
+    corpus = {**urls, "source": {"paths": ["a"], "kind": "corpus"}, "models": [{"name": "tiny"}]}
+    with pytest.raises(ValueError, match="compared by phash or pdq in pairmill select"):
+        BuildJob.model_validate({**corpus, "rules": {"known": [{"path": "x", "by": "phash"}]}})
+    assert "known" not in BuildJob.model_validate(urls).model_dump()["rules"]  # earlier versions read it
