@@ -71,9 +71,7 @@ def verify(store: Store, rescore: int = 64, on_step: OnStep = ignore_step) -> Ve
             scored.append(manifest.shard)
     if all_read and not report.shards_missing and not report.damaged:  # otherwise they may belong to a shard
         report.problems.extend(foreign_files(store, named))
-    report.problems.extend([*check_indexes(store, on_step), *_unfinished_purge(store)])
-    report.problems.extend(check_known(store))
-    report.problems.extend(check_indexes(store, on_step))
+    report.problems.extend([*check_known(store), *check_indexes(store, on_step), *_unfinished_purge(store)])
     if scored and rescore:
         from pairmill.pipeline.check.rescore import rescore_sample  # loads torch, so only if there are scores
 

@@ -132,9 +132,7 @@ class OpenLoad:
         self.spec.custom_rules()
         has_pictures = not isinstance(self.spec.mapping.pictures, NoPictures)
         with self.progress.shard(batch.info.shard.num_rows) as progress:
-            table = self.gate(self.loader(batch.table, has_pictures, progress))
-        return _with_pairs(self.spec.apply_rules(batch.with_table(table), Step.IMAGE))
-            batch = batch.with_table(self.loader(batch.table, has_pictures, progress))
+            batch = batch.with_table(self.gate(self.loader(batch.table, has_pictures, progress)))
         if self.spec.job.rules.known:
             batch = self.spec.apply_rules(batch, Step.INPUT)  # again, for uids that depend on the picture
         return _with_pairs(self.spec.apply_rules(batch, Step.IMAGE))
