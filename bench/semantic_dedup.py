@@ -28,7 +28,7 @@ import psutil
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, read_shards, read_subset
-from pairmill.pipeline.select.semantic.near import exact_cosines
+from pairmill.pipeline.known.embeddings import exact_cosines
 from tests.embedded_dataset import add_embeddings
 from tests.synthetic_dataset import SHARD_ROWS, write_dataset
 

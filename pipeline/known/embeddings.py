@@ -79,10 +79,10 @@ def unit(vectors: Halves) -> Floats:
     return floats
 
 
-def exact_cosines(one: Halves, others: Halves) -> npt.NDArray[np.float64]:
-    """The cosines of float16 [dim] and [n, dim], in float64 [n]."""
-    a, b = one.astype(np.float64), others.astype(np.float64)
-    found: npt.NDArray[np.float64] = (a * b).sum(axis=-1) / np.sqrt((a * a).sum() * (b * b).sum(axis=-1))
+def exact_cosines(one: Halves, other: Halves) -> npt.NDArray[np.float64]:
+    """The cosines of two arrays of vectors that broadcast, [..., dim] -> [...], in float64."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    found: npt.NDArray[np.float64] = (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
     return found
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.image.pdq import MIN_QUALITY
 from pairmill.pipeline.known.hash_index import hash_words
 from pairmill.schemas.known import ValueKind
 
@@ -28,9 +29,6 @@ Mask = npt.NDArray[np.bool_]
 HEX_DIGITS: dict[ValueKind, int] = {"uid": 32, "sha256": 64, "md5": 32, "phash": 16, "pdq": 64}
 PDQ_WORDS = 4
 PDQ_QUALITY = "pdq_quality"
-MIN_PDQ_QUALITY = 50
-"""PDQ hashes of a lower quality, of pictures with little to see, are too similar to each other to be compared (Facebook
-2019, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm")."""
 
 
 def columns_of(kind: ValueKind) -> frozenset[str]:
@@ -42,7 +40,7 @@ def row_keys(kind: ValueKind, rows: pa.Table) -> tuple[Keys, Mask]:
     """The same as `lookup_keys` for the rows of a dataset. PDQ hashes of low quality are no values."""
     keys, has_value = lookup_keys(kind, rows[kind])
     if kind == "pdq" and PDQ_QUALITY in rows.column_names:
-        has_value &= rows[PDQ_QUALITY].fill_null(0).to_numpy() >= MIN_PDQ_QUALITY
+        has_value &= rows[PDQ_QUALITY].fill_null(0).to_numpy() >= MIN_QUALITY
     return keys, has_value
 
 

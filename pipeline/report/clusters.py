@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.common.text import counted
+from pairmill.pipeline.known.embeddings import exact_cosines
 from pairmill.pipeline.report.grids import Grid
 from pairmill.pipeline.report.source import Source
 from pairmill.pipeline.report.summary import Ref
-from pairmill.pipeline.select.semantic.near import exact_cosines
 from pairmill.pipeline.select.semantic.vectors import Compared, Vectors
 from pairmill.schemas.select_steps import DEFAULT_THRESHOLD, Dedup
 from pairmill.schemas.subset import Cluster, Subset

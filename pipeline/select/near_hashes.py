@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.image.pdq import MIN_QUALITY
+from pairmill.pipeline.known.hash_index import hash_words
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, split_by_chunk
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices, to_mask
-from pairmill.pipeline.select.hash_index import hash_words
 from pairmill.pipeline.select.keys import RANK, fill_ranks, mix, ranks
 from pairmill.pipeline.select.near_join import ALONE, MAX_ROWS, UNDECIDED
 from pairmill.pipeline.select.outputs import Array

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pairmill.jobs.build import build, prepare
 from pairmill.jobs.retry import retry
@@ -128,6 +129,19 @@ def test_a_run_that_is_killed_while_it_makes_filters_leaves_nothing_in_the_way(
     build(again)
     assert len(list((tmp_path / "out/known").iterdir())) == 2
     assert statuses(tmp_path / "out") == {"0.jpg": "ok", "1.jpg": "known_url", "2.jpg": "ok"}
+
+
+def test_pictures_near_a_listed_pdq_are_dropped(web: PictureWeb, tmp_path: Path) -> None:
+    scores = {"hash": {"pictures": "pdq"}}
+    build(job(write_input(tmp_path / "old.parquet", rows_of(web, range(3))), tmp_path / "old", scores=scores))
+    known = dataset(tmp_path / "old", "pairs")["pdq"].to_pylist()
+    (tmp_path / "pdq.txt").write_text(f"{int(known[1], 16) ^ 0b111 << 40:064x}\n")
+    rules = {"known": [{"path": str(tmp_path / "pdq.txt"), "by": "pdq", "distance": 31}]}
+    source = write_input(tmp_path / "new.parquet", rows_of(web, range(3), "again"))
+    with pytest.raises(ValidationError, match="by pdq needs a score with the measure pdq"):
+        job(source, tmp_path / "new", rules=rules)
+    build(job(source, tmp_path / "new", rules=rules, scores=scores))
+    assert statuses(tmp_path / "new") == {"again0.jpg": "ok", "again1.jpg": "known_picture", "again2.jpg": "ok"}
 
 
 def test_a_corpus_is_compared_by_uid_and_digest(tmp_path: Path) -> None:

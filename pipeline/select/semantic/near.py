@@ -8,6 +8,7 @@ threshold. So the answer depends on no block size, order or machine.
 import numpy as np
 import numpy.typing as npt
 
+from pairmill.pipeline.known.embeddings import exact_cosines
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 from pairmill.pipeline.select.semantic.vectors import Floats, Halves, unit
 
@@ -108,13 +109,6 @@ class _Cluster:
             stays = self.parents[rows] == STAYS
             if stays.sum() < _COMPACT_SHARE * len(rows):
                 self._waiting[side], self._units[side] = rows[stays], self._units[side][:, stays]
-
-
-def exact_cosines(one: Halves, other: Halves) -> npt.NDArray[np.float64]:
-    """The cosines of two arrays of float16 vectors, [..., dim] -> [...]."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    found: npt.NDArray[np.float64] = (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-    return found
 
 
 def _cosines(one: Floats, other: Floats) -> Floats:

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairmill.pipeline.image.pdq import MIN_QUALITY
+from pairmill.pipeline.known.hash_index import HashIndex, hash_words
 from pairmill.pipeline.select import near_duplicates, near_join
-from pairmill.pipeline.select.hash_index import HashIndex, hash_words
 from pairmill.pipeline.select.hash_keys import Key, choose_keys, plans
 from pairmill.pipeline.select.near_greedy import decide, drop_near_new
 from pairmill.pipeline.select.near_join import KEPT, NEW, UNDECIDED, Question, near_pairs
