@@ -7,14 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.check.report import VerifyReport
-from pairmill.pipeline.check.tied_classes import untied
 from pairmill.pipeline.columns.score_card import ScoreCard, read_score_card
 from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import ShardFiles
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.kind import PICTURE, RowScore
+from pairmill.pipeline.score.kind import PICTURE, HasTies, Mask, RowScore
 from pairmill.pipeline.score.kinds import kind_of
 from pairmill.pipeline.score.score_shard import opened, score_rows
 from pairmill.schemas.errors import PairmillError
@@ -61,7 +60,7 @@ def _rescore_shard(
         return
     made = score_rows(card, score, rows)
     report.scores_recomputed += rows.num_rows
-    certain = {} if card.score.classes is None else untied(card.name, made, TOLERANCE)
+    certain: dict[str, Mask] = score.certain(rows) if isinstance(score, HasTies) else {}
     for name in kind.schema.names:
         wrong = [row for row in differences(rows[name], made[name]) if name not in certain or certain[name][row]]
         if wrong:

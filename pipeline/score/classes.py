@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -13,10 +14,12 @@ from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.encode.prompts import IMAGENET
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.embeddings import chosen_model, embedding_column, float32_blocks, read_vectors
-from pairmill.pipeline.score.kind import Needs, RowScore, float_column
+from pairmill.pipeline.score.kind import ROUNDING, Floats, Mask, Needs, RowScore, float_column
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import ClassesScore, ScoreConfig
+
+Integers = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Classes:
     """The kind `classes`. All columns are null where the embedding is null.
 
     Probabilities are a softmax over the classes with the model's own temperature, or for SigLIP a sigmoid for each
-    class, so they do not sum to 1 (Zhai et al. 2023, https://arxiv.org/abs/2303.15343). Of equal classes, the first
-    one is the best.
+    class, so they do not sum to 1 (Zhai et al. 2023, https://arxiv.org/abs/2303.15343). Classes are in the order of
+    their cosines, because probabilities round to 1 or 0 long before cosines are equal. Of equal ones, the first is best.
     """
 
     name: str
@@ -95,15 +98,7 @@ class _OpenClasses:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The columns of each row."""
-        vectors, is_valid = read_vectors(rows[embedding_column(self._settings.model or "", self._settings.of)])
-        shown = max(self._settings.top, 2)  # the second-best is needed for the margin
-        best = np.zeros((len(vectors), shown), np.int32)
-        probability = np.zeros((len(vectors), shown), np.float32)
-        with torch.inference_mode():
-            for block, inputs in float32_blocks(vectors, compared_with=len(self._classes)):
-                found = self._probabilities(inputs)  # [block, classes]
-                values, indices = torch.sort(found, dim=1, descending=True, stable=True)
-                probability[block], best[block] = values[:, :shown].numpy(), indices[:, :shown].numpy()
+        _, best, probability, is_valid = self._best(rows)
         missing = ~is_valid
         columns = [
             self._names.take(pa.array(best[:, 0], mask=missing)),
@@ -116,13 +111,37 @@ class _OpenClasses:
             columns += [_lists(pa.array(probability.ravel()), best.shape[1], missing)]
         return pa.Table.from_arrays(columns, schema=self._kind.schema)
 
-    def _probabilities(self, inputs: torch.Tensor) -> torch.Tensor:
-        """float32 [block, dim] -> [block, classes]."""
-        logits = self._scale * inputs @ self._classes.T
-        return logits.softmax(dim=1) if self._bias is None else torch.sigmoid(logits + self._bias)
+    def certain(self, rows: pa.Table) -> dict[str, Mask]:
+        """The rows whose classes rounding cannot change: the best one, and the order of all of `top`."""
+        cosines, _, _, is_valid = self._best(rows)
+        is_clear: Mask = (cosines[:, :-1] - cosines[:, 1:] > ROUNDING) | ~is_valid[:, None]  # [rows, shown - 1]
+        is_best, are_all = is_clear[:, 0], is_clear.all(axis=1).astype(np.bool_)
+        return {self._kind.name: is_best, f"{self._kind.name}_index": is_best, f"{self._kind.name}_top": are_all}
+
+    def _best(self, rows: pa.Table) -> tuple[Floats, Integers, Floats, Mask]:
+        """The best classes of each row: (cosines, numbers of the classes, probabilities, each [rows, shown], and
+        whether the row has an embedding [rows])."""
+        vectors, is_valid = read_vectors(rows[embedding_column(self._settings.model or "", self._settings.of)])
+        shown = max(self._settings.top, 2)  # the second-best is needed for the margin
+        best = np.zeros((len(vectors), shown), np.int32)
+        cosines, probability = (np.zeros((len(vectors), shown), np.float32) for _ in range(2))
+        with torch.inference_mode():
+            for block, inputs in float32_blocks(vectors, compared_with=len(self._classes)):
+                every = inputs @ self._classes.T  # [block, classes]
+                values, indices = torch.sort(every, dim=1, descending=True, stable=True)
+                values, best[block] = values[:, :shown], indices[:, :shown].numpy()
+                cosines[block], probability[block] = values.numpy(), self._probabilities(values, every).numpy()
+        return cosines, best, probability, is_valid
+
+    def _probabilities(self, cosines: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
+        """Some of the cosines of each row [block, shown], of all [block, classes] -> their probabilities."""
+        logits = self._scale * cosines
+        if self._bias is None:
+            return torch.exp(logits - torch.logsumexp(self._scale * every, dim=1, keepdim=True))
+        return torch.sigmoid(logits + self._bias)
 
 
-def _lists(values: pa.Array, length: int, missing: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> pa.Array:
+def _lists(values: pa.Array, length: int, missing: Mask) -> pa.Array:
     """Lists of `length` values each; null where `missing` [rows] is True."""
     offsets = np.arange(len(missing) + 1, dtype=np.int32) * length
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(missing))

@@ -13,7 +13,7 @@ import torch
 
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.reader.snapshot import Snapshot
-from pairmill.pipeline.score.draw import Draw
+from pairmill.pipeline.score.draw import Draw, Halves
 from pairmill.pipeline.score.embeddings import (
     MAX_CELLS,
     chosen_model,
@@ -22,13 +22,11 @@ from pairmill.pipeline.score.embeddings import (
     normalized,
     read_vectors,
 )
-from pairmill.pipeline.score.kind import Needs, NoFiles, RowScore, ScoreError, float_column
+from pairmill.pipeline.score.kind import ROUNDING, Floats, Mask, Needs, NoFiles, RowScore, ScoreError, float_column
 from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import DensityScore, ScoreConfig
-
-U64 = npt.NDArray[np.uint64]
 
 _ITERATIONS = 20
 """As for DataComp's centroids; further iterations hardly move them."""
@@ -38,7 +36,8 @@ _ITERATIONS = 20
 class Density(NoFiles):
     """The kind `density`. Columns, null where the embedding is null:
 
-    NAME            mean cosine to the nearest neighbors in the sample; high in crowded regions
+    NAME            mean cosine to the nearest neighbors in the sample; high in crowded regions. The row's own picture,
+                    also in other rows, is no neighbor of it
     NAME_cluster    number of the nearest centroid
     NAME_centroid   cosine to that centroid; low for outliers
     """
@@ -63,8 +62,8 @@ class Density(NoFiles):
 
     @property
     def needs(self) -> Needs:
-        """One embedding, and the uid, which tells whether a row is itself in the sample."""
-        return Needs(frozenset({"uid", self._column}))
+        """One embedding, and what tells whether the row's picture or caption is itself in the sample."""
+        return Needs(frozenset({"uid", "sha256", self._column}))
 
     @property
     def schema(self) -> pa.Schema:
@@ -73,18 +72,18 @@ class Density(NoFiles):
         return pa.schema([pa.field(f"{self.name}{suffix}", kind) for suffix, kind in kinds])
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
-        """The sample, its uids, and the centroids of its clusters."""
+        """The sample of distinct pictures or captions, their hashes, and the centroids of its clusters."""
         settings = self.settings
         dim = chosen_model(snapshot, settings.model, settings.of).dim
-        (drawn,) = Draw((self._column,), settings.sample).rows(snapshot, dim, tasks)
+        (drawn,) = Draw((self._column,), settings.sample, distinct=True).rows(snapshot, dim, tasks)
         (vectors,) = drawn.vectors
         if len(vectors) <= settings.neighbors:
             raise ScoreError(
-                f"the sample of {snapshot.store.root} has {len(vectors):,} pairs with an embedding; density with "
-                f"{settings.neighbors} neighbors needs more"
+                f"the sample of {snapshot.store.root} has {len(vectors):,} different {settings.of}s with an embedding; "
+                f"density with {settings.neighbors} neighbors needs more"
             )
         centroids = spherical_kmeans(normalized(vectors), min(settings.clusters, len(vectors)))
-        return State({"uids": drawn.uids, "vectors": vectors, "centroids": centroids.numpy()})
+        return State({"hashes": drawn.hashes, "vectors": vectors, "centroids": centroids.numpy()})
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Compare blocks of rows with the sample and the centroids."""
@@ -96,31 +95,73 @@ class _OpenDensity:
         self._kind = kind
         self._sample = normalized(state.tensors["vectors"])  # float32 [sample, dim]
         self._centroids = torch.from_numpy(state.tensors["centroids"].copy())  # float32 [clusters, dim]
-        uids = state.tensors["uids"].tolist()
-        self._place = {(high, low): place for place, (high, low) in enumerate(uids)}
+        self._members = _Members(state, kind._column)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Two cosines and a number per row."""
         vectors, is_valid = read_vectors(rows[self._kind._column])
-        uids = np.stack(key_halves(rows["uid"], "uid"), axis=1)  # [rows, 2]
-        density, cosine = np.zeros(len(vectors), np.float32), np.zeros(len(vectors), np.float32)
-        cluster = np.zeros(len(vectors), np.int32)
+        cosines, clusters = self._centers(vectors)  # [rows, 1 or 2]
+        density = np.zeros(len(vectors), np.float32)
         with torch.inference_mode():
-            compared_with = max(len(self._sample), len(self._centroids))
-            for block, inputs in float32_blocks(vectors, compared_with=compared_with):
-                nearest = (inputs @ self._centroids.T).max(dim=1)
-                cosine[block], cluster[block] = nearest.values.numpy(), nearest.indices.numpy()
-                density[block] = self._density(inputs, uids[block]).numpy()
-        columns = [float_column(density, is_valid), pa.array(cluster, mask=~is_valid), float_column(cosine, is_valid)]
+            for block, inputs in float32_blocks(vectors, compared_with=len(self._sample)):
+                own = self._members.own(rows.slice(block.start, len(inputs)), vectors[block])
+                density[block] = self._density(inputs, own).numpy()
+        columns = [
+            float_column(density, is_valid),
+            pa.array(clusters[:, 0].astype(np.int32), mask=~is_valid),
+            float_column(cosines[:, 0], is_valid),
+        ]
         return pa.Table.from_arrays(columns, schema=self._kind.schema)
 
-    def _density(self, inputs: torch.Tensor, uids: U64) -> torch.Tensor:
-        """float32 [block, dim] -> [block]. A row is not its own neighbor."""
+    def certain(self, rows: pa.Table) -> dict[str, Mask]:
+        """The rows whose nearest centroid rounding cannot change."""
+        vectors, is_valid = read_vectors(rows[self._kind._column])
+        cosines, _ = self._centers(vectors)
+        is_clear = (cosines[:, :1] - cosines[:, 1:] > ROUNDING).all(axis=1)  # also if there is only one centroid
+        return {f"{self._kind.name}_cluster": is_clear | ~is_valid}
+
+    def _centers(self, vectors: Halves) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """float16 [rows, dim] -> cosines and numbers of the two nearest centroids [rows, 2], or of the only one."""
+        shape = len(vectors), min(2, len(self._centroids))
+        cosines, numbers = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        with torch.inference_mode():
+            for block, inputs in float32_blocks(vectors, compared_with=len(self._centroids)):
+                nearest = (inputs @ self._centroids.T).topk(shape[1], dim=1)
+                cosines[block], numbers[block] = nearest.values.numpy(), nearest.indices.numpy()
+        return cosines, numbers
+
+    def _density(self, inputs: torch.Tensor, own: list[list[int]]) -> torch.Tensor:
+        """float32 [block, dim] -> [block]. `own`: the members of the sample that do not count for each row."""
         cosines = inputs @ self._sample.T  # [block, sample]
-        for row, (high, low) in enumerate(uids.tolist()):
-            if (place := self._place.get((high, low))) is not None:
-                cosines[row, place] = -torch.inf
-        return cosines.topk(self._kind.settings.neighbors, dim=1).values.mean(dim=1)
+        for row, places in enumerate(own):
+            cosines[row, places] = -torch.inf
+        nearest = cosines.topk(self._kind.settings.neighbors, dim=1).values
+        return nearest.masked_fill(nearest.isinf(), torch.nan).nanmean(dim=1)  # own is there if the sample is tiny
+
+
+class _Members:
+    """Finds a row's own picture, or caption, among the members of the sample."""
+
+    def __init__(self, state: State, column: str) -> None:
+        self._column = column
+        self._is_old = "uids" in state.tensors  # of a state that was written when the sample was one of rows
+        vectors = state.tensors["vectors"]
+        if self._is_old:
+            self._places = {(high, low): place for place, (high, low) in enumerate(state.tensors["uids"].tolist())}
+        else:
+            self._hashes = {value: place for place, value in enumerate(state.tensors["hashes"].tolist())}
+            self._vectors = {vector.tobytes(): place for place, vector in enumerate(vectors)}
+
+    def own(self, rows: pa.Table, vectors: Halves) -> list[list[int]]:
+        """Places of the members that have the picture of each row, or its embedding."""
+        if self._is_old:
+            uids = np.stack(key_halves(rows["uid"], "uid"), axis=1).tolist()  # [rows, 2]
+            found = [{self._places.get((high, low))} for high, low in uids]
+        else:
+            hashes = Draw((self._column,), 0, distinct=True).hashes(rows, vectors, 0).tolist()
+            pairs = zip(hashes, vectors, strict=True)
+            found = [{self._hashes.get(value), self._vectors.get(vector.tobytes())} for value, vector in pairs]
+        return [[place for place in places if place is not None] for places in found]
 
 
 def spherical_kmeans(vectors: torch.Tensor, count: int) -> torch.Tensor:

@@ -31,6 +31,11 @@ def embedding_column(alias: str, of: EmbeddingKind) -> str:
     return names.image_embedding if of == "image" else names.text_embedding
 
 
+def is_of_pictures(column: str) -> bool:
+    """Whether an embedding column has the embeddings of pictures, not of captions."""
+    return column.startswith("image_embedding_")
+
+
 def chosen_model(snapshot: Snapshot, alias: str | None, of: EmbeddingKind = "image") -> Embeddings:
     """The embeddings of a model; None: of the dataset's only one. Raises ScoreError, and EmbeddingsError if the dataset
     has no such model."""

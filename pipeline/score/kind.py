@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,18 @@ class Needs:
 RowScore = Callable[[pa.Table], pa.Table]
 """Rows with the columns that the kind needs -> its columns, with the same rows. Values depend on the row alone, not on
 the other rows in the table. A value is null if the row lacks what the score needs."""
+
+
+ROUNDING = 1e-5
+"""Cosines of a row that differ by less may be in another order on another machine."""
+
+
+@runtime_checkable
+class HasTies(Protocol):
+    """A RowScore with columns, such as the best class, that rounding can change where two values almost tie."""
+
+    def certain(self, rows: pa.Table) -> dict[str, Mask]:
+        """Column -> the rows whose value is certain [rows]. Columns that are not there always are."""
 
 
 class ScoreKind(Protocol):

@@ -5,8 +5,10 @@ share of rows with a lower value, and `zscore(x)`, the distance from the mean in
 """
 
 import ast
-import re
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +18,19 @@ from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kind import Needs, NoFiles, OneNumber, RowScore, ScoreError, float_column
 from pairmill.pipeline.score.scan import ShardReader, scan
-from pairmill.pipeline.score.value_sketch import U64, Doubles, ValueSketch
-from pairmill.pipeline.select.comparisons import as_doubles
+from pairmill.pipeline.score.value_sketch import Doubles, ValueSketch
+from pairmill.pipeline.select.comparisons import Value, as_doubles
 from pairmill.pipeline.select.expression_errors import ExpressionError
-from pairmill.pipeline.select.expressions import Expression
+from pairmill.pipeline.select.expressions import Expression, column_name
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.job.scores import MixScore, ScoreConfig
 
-_LINE_ENDS = re.compile(r"\r\n?")
-"""What else `ast` counts as the end of a line."""
 _FUNCTIONS = ("rank", "zscore")
 _STAND_IN = "pairmill relative value {}"
-"""Column that stands for the n-th call of one of these functions in the expression that is evaluated."""
+"""Column with the values of the n-th call of one of these functions."""
+_SKETCHES_AT_ONCE = 32
+"""Sketches of shards that are merged at a time, and in memory."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,35 @@ class _Call:
 
 
 @dataclass(frozen=True)
+class _Outer(Expression):
+    """A whole mix. The values of the calls are columns that stand in for them."""
+
+    @cached_property
+    def nodes(self) -> list[ast.Call]:
+        """The outermost calls of rank and zscore, in the order of the text. Raises ExpressionError."""
+        return _relative_calls(self._tree)
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns it uses outside of these calls, and the stand-ins. Raises ExpressionError."""
+        return _columns_outside(self._tree, self.nodes) | {_STAND_IN.format(each) for each in range(len(self.nodes))}
+
+    def source(self, node: ast.expr) -> str:
+        """The text of a node."""
+        return self._source(node)
+
+    def _evaluate(self, node: ast.expr, table: pa.Table) -> Value:
+        for number, call in enumerate(self.nodes):
+            if node is call:
+                return table[_STAND_IN.format(number)]
+        return super()._evaluate(node, table)
+
+
+@dataclass(frozen=True)
 class _Parsed:
     """A mix, taken apart."""
 
-    outer: Expression
-    """The whole, with a column in place of each call."""
+    outer: _Outer
     calls: tuple[_Call, ...]
 
     @property
@@ -103,27 +129,22 @@ class Mix(OneNumber, NoFiles):
             return State()
         arguments = (parsed.calls, self.settings.over)
         columns = frozenset({"kept"}).union(*(call.argument.columns for call in parsed.calls))
-        found = list(scan(snapshot, columns, tasks, _sketch, arguments))
+        sketches = _merged(scan(snapshot, columns, tasks, _sketch, arguments))
         tensors: dict[str, npt.NDArray[np.generic]] = {}
-        for number, call in enumerate(parsed.calls):
-            sketch = ValueSketch.merged([shard[number] for shard in found])
+        for number, (call, sketch) in enumerate(zip(parsed.calls, sketches, strict=True)):
             if not sketch.num_values:
                 raise ScoreError(f"{call.argument.text} has no value in any row, so nothing can be ranked by it")
-            if call.function == "zscore" and not np.isfinite(sketch.sums).all():
+            if call.function == "zscore" and not (math.isfinite(sketch.mean) and math.isfinite(sketch.squares)):
                 raise ScoreError(
                     f"{call.argument.text} has values whose squares are infinite; use rank in place of zscore"
                 )
-            tensors |= {f"{number}.buckets": sketch.buckets, f"{number}.counts": sketch.counts}
-            tensors[f"{number}.sums"] = np.array(sketch.sums)
+            tensors |= {f"{number}.{name}": tensor for name, tensor in sketch.tensors().items()}
         return State(tensors)
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Evaluate the expression with Arrow."""
         parsed = self._parsed
-        sketches = [
-            ValueSketch(_whole(state, f"{number}.buckets"), _whole(state, f"{number}.counts"), _sums(state, number))
-            for number in range(len(parsed.calls))
-        ]
+        sketches = [ValueSketch.from_tensors(_part(state, number)) for number in range(len(parsed.calls))]
         return _OpenMix(self.name, parsed, sketches)
 
 
@@ -147,21 +168,16 @@ class _OpenMix:
 
 def parse(formula: str) -> _Parsed:
     """Take a mix apart. Raises ExpressionError."""
-    text, calls, outer, end = _LINE_ENDS.sub("\n", formula.strip()), list[_Call](), "", 0
-    _ = Expression(text).columns  # raises if it is too long, too deep, or no expression
-    encoded = text.encode()
-    for node in _relative_calls(ast.parse(text, mode="eval").body):
+    outer, calls = _Outer(formula.strip()), list[_Call]()
+    for node in outer.nodes:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if len(node.args) != 1 or node.keywords:
             raise ExpressionError(f"{name} takes one column or expression, such as {name}(similarity)")
         if any(_relative_calls(node.args[0])):
             raise ExpressionError(f"{name} of a rank or zscore is not supported; add the inner one as a mix of its own")
-        start, stop = _span(encoded, node)
-        outer += encoded[end:start].decode() + f'col("{_STAND_IN.format(len(calls))}")'
-        end = stop
-        first, last = _span(encoded, node.args[0])
-        calls.append(_Call(name, Expression(encoded[first:last].decode())))
-    return _Parsed(Expression(outer + encoded[end:].decode()), tuple(calls))
+        text = outer.source(node.args[0])
+        calls.append(_Call(name, Expression(f"({text})" if "\n" in text or "\r" in text else text)))
+    return _Parsed(outer, tuple(calls))
 
 
 def _relative_calls(tree: ast.AST) -> list[ast.Call]:
@@ -171,11 +187,31 @@ def _relative_calls(tree: ast.AST) -> list[ast.Call]:
     return [call for child in ast.iter_child_nodes(tree) for call in _relative_calls(child)]
 
 
-def _span(encoded: bytes, node: ast.expr) -> tuple[int, int]:
-    """Where a node is in the text, in bytes of UTF-8, as `ast` counts."""
-    lines = encoded.split(b"\n")
-    before = [sum(len(line) + 1 for line in lines[: number - 1]) for number in (node.lineno, node.end_lineno or 1)]
-    return before[0] + node.col_offset, before[1] + (node.end_col_offset or 0)
+def _columns_outside(tree: ast.AST, calls: Sequence[ast.Call]) -> frozenset[str]:
+    """Names of the columns that a tree uses outside of some calls in it."""
+    if any(tree is call for call in calls):
+        return frozenset()
+    if (name := column_name(tree)) is not None:
+        return frozenset({name})
+    children = [
+        child for child in ast.iter_child_nodes(tree) if not (isinstance(tree, ast.Call) and child is tree.func)
+    ]
+    return frozenset().union(*(_columns_outside(child, calls) for child in children))
+
+
+def _merged(shards: Iterable[list[ValueSketch]]) -> list[ValueSketch]:
+    """The sketch of each call over all shards."""
+    merged: list[ValueSketch] = []
+    waiting: list[list[ValueSketch]] = []
+    for shard in shards:
+        waiting.append(shard)
+        if len(waiting) >= _SKETCHES_AT_ONCE:
+            merged, waiting = _joined([*([merged] if merged else []), *waiting]), []
+    return _joined([*([merged] if merged else []), *waiting])
+
+
+def _joined(shards: Sequence[list[ValueSketch]]) -> list[ValueSketch]:
+    return [ValueSketch.merged(parts) for parts in zip(*shards, strict=True)]
 
 
 def _values(expression: Expression, rows: pa.Table) -> Doubles:
@@ -186,13 +222,10 @@ def _values(expression: Expression, rows: pa.Table) -> Doubles:
     return values
 
 
-def _whole(state: State, name: str) -> U64:
-    return state.tensors[name].astype(np.uint64)
-
-
-def _sums(state: State, number: int) -> tuple[float, float]:
-    first, second = state.tensors[f"{number}.sums"].tolist()
-    return first, second
+def _part(state: State, number: int) -> dict[str, npt.NDArray[np.generic]]:
+    """The tensors of the n-th call."""
+    start = f"{number}."
+    return {name.removeprefix(start): tensor for name, tensor in state.tensors.items() if name.startswith(start)}
 
 
 def _sketch(reader: ShardReader, shard: int, generation: int, calls: tuple[_Call, ...], over: str) -> list[ValueSketch]:

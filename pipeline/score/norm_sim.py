@@ -131,7 +131,7 @@ def _read_array(path: Path, max_targets: int) -> Halves:
 
 
 def _read_dataset(snapshot: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:
-    """The embeddings of the pictures of another dataset, by the same model; at most `max_targets` by uid hash."""
+    """The embeddings of the distinct pictures of another dataset, by the same model; at most `max_targets` by hash."""
     other = Snapshot.of(Store(settings.target, snapshot.store.files.s3))
     theirs = chosen_model(other, settings.target_model or settings.model)
     if theirs.contract.weights_sha256 != weights_sha256:
@@ -139,5 +139,5 @@ def _read_dataset(snapshot: Snapshot, settings: NormSimScore, tasks: Tasks, weig
             f"{settings.target}: its embeddings {theirs.alias!r} were not made by the model {settings.model!r}; embed "
             "its pictures with that model first"
         )
-    (drawn,) = Draw((theirs.column,), settings.max_targets).rows(other, theirs.dim, tasks)
+    (drawn,) = Draw((theirs.column,), settings.max_targets, distinct=True).rows(other, theirs.dim, tasks)
     return drawn.vectors[0]

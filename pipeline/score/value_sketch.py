@@ -1,13 +1,14 @@
 """Summarizes the values of a column over a whole dataset: ranks, mean and deviation. Mergeable, in any order.
 
-Values are counted in buckets of equal bits: the highest 26 bits of a float64, reordered so that they sort like the
-numbers. A bucket is 1/16,384 of a value wide, as in HDR histograms (http://hdrhistogram.org), and within it ranks are
-interpolated.
+Up to MAX_EXACT distinct values are each counted, so ranks are exact. More are counted in buckets of equal bits: the
+highest 26 bits of a float64, reordered so that they sort like the numbers. A bucket is 1/16,384 of a value wide, as in
+HDR histograms (http://hdrhistogram.org). Each knows its lowest and its highest value, and how many there are of these,
+so ties at either have exact ranks too; between them, ranks are interpolated.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -15,68 +16,128 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 Doubles = npt.NDArray[np.float64]
 
+MAX_EXACT = 1 << 18
+"""More distinct values than so many share buckets: 10 MB."""
 _SHIFT = np.uint64(64 - 26)
 _SIGN = np.uint64(1 << 63)
-_ROUNDING = 1e-7
-"""Deviations below this share of the mean are rounding errors of the sums."""
+_OLD_ROUNDING = 1e-7
+"""Of sketches with sums in place of moments: deviations below this share of the mean are rounding errors."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many values there are, by bucket in ascending order; values are numbers from `_ordered`. Each [buckets]."""
+
+    low: U64
+    """The lowest value of the bucket."""
+    high: U64
+    """The highest one."""
+    count: U64
+    at_low: U64
+    """How many equal the lowest value."""
+    at_high: U64
+
+    def grouped(self) -> "Counts":
+        """The same values with one bucket for each distinct one or, if there are too many, for each 26 bits."""
+        order = np.argsort(self.low, kind="stable")
+        low, high = self.low[order], self.high[order]
+        keys = low
+        if (low != high).any() or np.count_nonzero(low[1:] != low[:-1]) >= MAX_EXACT:
+            keys = low >> _SHIFT
+        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.zeros(0, np.int64)
+        group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(keys))))  # [values]
+        lowest, highest = (ufunc.reduceat(each, starts) for ufunc, each in ((np.minimum, low), (np.maximum, high)))
+        at_low = np.where(low == lowest[group], self.at_low[order], 0)
+        at_high = np.where(high == highest[group], self.at_high[order], 0)
+        sums = (np.add.reduceat(each, starts) for each in (self.count[order], at_low, at_high))
+        return Counts(lowest, highest, *sums)
 
 
 @dataclass(frozen=True)
 class ValueSketch:
-    """Counts of values by bucket, and their sums."""
+    """Counts of values, with their mean and deviation."""
 
-    buckets: U64
-    """In ascending order."""
-    counts: U64
-    sums: tuple[float, float]
-    """Of the values, and of their squares."""
+    counts: Counts
+    mean: float
+    """NaN or infinite if the values, or their squares, have no finite sum."""
+    squares: float
+    """Sum of the squares of (value - mean)."""
 
     @classmethod
     def of(cls, values: Doubles) -> "ValueSketch":
         """The sketch of some values. NaN and infinite ones are left out."""
         finite = values[np.isfinite(values)]
-        buckets, counts = np.unique(_ordered(finite) >> _SHIFT, return_counts=True)
-        with np.errstate(over="ignore"):
-            squares = finite * finite
-        return cls(buckets, counts.astype(np.uint64), (_sum(finite), _sum(squares)))
+        ordered, counts = np.unique(_ordered(finite), return_counts=True)
+        number = counts.astype(np.uint64)
+        mean = _sum(finite) / max(len(finite), 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = (finite - mean) ** 2
+        return cls(Counts(ordered, ordered, number, number, number).grouped(), mean, _sum(squares))
 
     @classmethod
-    def merged(cls, parts: "list[ValueSketch]") -> "ValueSketch":
-        """The sketch of all values of some sketches."""
-        buckets, inverse = np.unique(np.concatenate([part.buckets for part in parts]), return_inverse=True)
-        counts = np.zeros(len(buckets), np.uint64)
-        np.add.at(counts, inverse, np.concatenate([part.counts for part in parts]))
-        first, second = (_sum([part.sums[power] for part in parts]) for power in (0, 1))
-        return cls(buckets, counts, (first, second))
+    def merged(cls, parts: "Sequence[ValueSketch]") -> "ValueSketch":
+        """The sketch of all values of some sketches. Moments: Chan, Golub and LeVeque 1983,
+        https://doi.org/10.1080/00031305.1983.10483115."""
+        columns = [np.concatenate([getattr(part.counts, each.name) for part in parts]) for each in fields(Counts)]
+        means = [(size, part.mean) for part in parts if (size := part.num_values)]
+        mean = _sum([size * each for size, each in means]) / max(sum(size for size, _ in means), 1)
+        moved = [size * (each - mean) * (each - mean) for size, each in means]
+        return cls(Counts(*columns).grouped(), mean, _sum([*(part.squares for part in parts), *moved]))
 
     @property
     def num_values(self) -> int:
         """How many values it counts."""
-        return int(self.counts.sum())
+        return int(self.counts.count.sum())
 
     def ranks(self, values: Doubles) -> Doubles:
         """The share of the counted values that are lower than each value, from 0 to 1. NaN stays NaN."""
-        below = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.float64)  # [buckets + 1]
-        bits = _ordered(values)
-        buckets = bits >> _SHIFT
-        at = np.searchsorted(self.buckets, buckets)
-        is_there = (at < len(self.buckets)) & (self.buckets[np.minimum(at, len(self.buckets) - 1)] == buckets)
-        inside = (bits & ((np.uint64(1) << _SHIFT) - np.uint64(1))) / float(1 << int(_SHIFT))
-        counted = np.where(is_there, np.append(self.counts, 0)[at] * inside, 0)
-        return np.where(np.isnan(values), np.nan, (below[at] + counted) / self.num_values)
+        counts, bits = self.counts, _ordered(values)
+        below = np.concatenate([[0], np.cumsum(counts.count)]).astype(np.float64)  # [buckets + 1]
+        at = np.searchsorted(counts.low, bits, side="right") - 1  # the last bucket that begins at or below the value
+        bucket = np.maximum(at, 0)
+        low, high = counts.low[bucket], counts.high[bucket]
+        numbers = (each[bucket].astype(np.float64) for each in (counts.count, counts.at_low, counts.at_high))
+        count, at_low, at_high = numbers
+        width = np.maximum(high - low, np.uint64(1)).astype(np.float64)
+        between = at_low + (count - at_low - at_high) * ((np.minimum(bits, high) - low).astype(np.float64) / width)
+        inside = np.select([bits <= low, bits > high, bits == high], [0.0, count, count - at_high], between)
+        found = np.where(at < 0, 0.0, below[bucket] + inside) / self.num_values
+        return np.where(np.isnan(values), np.nan, found)
 
     def zscores(self, values: Doubles) -> Doubles:
         """(value - mean) / standard deviation of the counted values; 0 if they are all equal."""
-        mean = self.sums[0] / self.num_values
-        variance = max(0.0, self.sums[1] / self.num_values - mean * mean)
-        deviation = math.sqrt(variance)
-        if deviation <= _ROUNDING * abs(mean):
+        if self.counts.low[0] == self.counts.high[-1] or self.squares == 0:
             return np.where(np.isnan(values), np.nan, 0.0)
-        return (values - mean) / deviation
+        return (values - self.mean) / math.sqrt(self.squares / self.num_values)
+
+    def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
+        """For `from_tensors`."""
+        counts = {each.name: getattr(self.counts, each.name) for each in fields(Counts)}
+        return {**counts, "moments": np.array([self.mean, self.squares])}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> "ValueSketch":
+        """The sketch with these tensors, also one that was written by pairmill before it kept the ends of buckets."""
+        if "buckets" in tensors:
+            return cls._from_old(tensors)
+        mean, squares = tensors["moments"].tolist()
+        return cls(Counts(*(tensors[each.name].astype(np.uint64) for each in fields(Counts))), mean, squares)
+
+    @classmethod
+    def _from_old(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> "ValueSketch":
+        """Interpolates over the whole width of each bucket, as when it was written."""
+        buckets, count = (tensors[name].astype(np.uint64) for name in ("buckets", "counts"))
+        low, none = buckets << _SHIFT, np.zeros_like(count)
+        first, second = tensors["sums"].tolist()
+        total = int(count.sum())
+        mean = first / total
+        variance = max(0.0, second / total - mean * mean)
+        squares = variance * total if math.sqrt(variance) > _OLD_ROUNDING * abs(mean) else 0.0
+        return cls(Counts(low, low | ((np.uint64(1) << _SHIFT) - np.uint64(1)), count, none, none), mean, squares)
 
 
-def _sum(values: Iterable[float]) -> float:
-    """Exact, then rounded once; infinite if it is too large."""
+def _sum(values: Sequence[float] | Doubles) -> float:
+    """Exact, then rounded once; infinite or NaN if it is too large."""
     try:
         return math.fsum(values)
     except (OverflowError, ValueError):  # the latter for inf - inf

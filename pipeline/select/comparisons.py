@@ -116,6 +116,11 @@ def greatest(*values: Value) -> Value:
     return _extreme(pc.max_element_wise, values)
 
 
+def clip(value: Value, low: Value, high: Value) -> Value:
+    """The value, but at least `low` and at most `high`; null or NaN if one of the three is."""
+    return least(greatest(value, low), high)
+
+
 def as_doubles(value: Value) -> Value:
     """The nearest float64 of each number."""
     return _cast(value, pa.float64())

@@ -55,6 +55,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "least": comparisons.least,
     "greatest": comparisons.greatest,
     "abs": comparisons.absolute,
+    "clip": comparisons.clip,
 }
 
 
@@ -69,12 +70,12 @@ class Expression:
         """Names of the columns it uses. Raises ExpressionError."""
         called = {node.func for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
         nodes = [node for node in ast.walk(self._tree) if node not in called]
-        return frozenset(name for node in nodes if (name := _column(node)) is not None)
+        return frozenset(name for node in nodes if (name := column_name(node)) is not None)
 
     def check(self, schema: pa.Schema, expected: Literal["boolean", "number"]) -> None:
         """Evaluate it on zero rows. Raises ExpressionError if a column is unknown or the types do not fit."""
         for node in ast.walk(self._tree):
-            name = _column(node)
+            name = column_name(node)
             if name in self.columns and name not in schema.names:
                 raise at_node(self._stripped, node, f"there is no column {name!r}{_hint(name, schema)}")
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
@@ -120,7 +121,7 @@ class Expression:
             raise at_node(self._stripped, node, self._words(node, error, table)) from error
 
     def _evaluate(self, node: ast.expr, table: pa.Table) -> Value:
-        if (name := _column(node)) is not None:
+        if (name := column_name(node)) is not None:
             return _plain(table[name])
         match node:
             case ast.Constant(value=bool() | str() as value):
@@ -216,7 +217,7 @@ class Expression:
         return f"{self._source(node)!r} does not work: {', and '.join(kinds)}"
 
 
-def _column(node: ast.AST) -> str | None:
+def column_name(node: ast.AST) -> str | None:
     """The name in `width` or `col("a name with spaces")`; None for any other node."""
     match node:
         case (

@@ -111,7 +111,7 @@ class NormSimScore(_OneLine):
     """max: the greatest cosine. inf: the greatest absolute cosine, as in the paper's code. 2: the Euclidean norm of all
     cosines."""
     max_targets: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
-    """Use at most this many target pictures, drawn by a hash of their uids."""
+    """Use at most this many target pictures, drawn by a hash. A picture that is in several rows counts once."""
 
     @field_validator("norm", mode="before")
     @classmethod
@@ -131,9 +131,9 @@ class DensityScore(Settings):
     clusters: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Number of clusters, found by spherical k-means on the sample."""
     sample: Annotated[int, Field(ge=2, le=10_000_000)] = 10_000
-    """Rows that each row is compared with, drawn by a hash of their uids."""
+    """Distinct pictures, or captions, that each row is compared with, drawn by a hash."""
     neighbors: Annotated[int, Field(ge=1, le=1_000)] = 10
-    """Nearest rows of the sample to average over, without the row itself."""
+    """Nearest ones of the sample to average over, without the row's own picture or caption."""
 
 
 class MixScore(_OneLine):
@@ -142,7 +142,8 @@ class MixScore(_OneLine):
     _main = "formula"
     formula: str
     """An expression as in `select`, such as `0.7 * rank(neg_clip) + 0.3 * rank(aesthetic)`. rank(x) is the share of
-    rows with a lower value, from 0 to 1, and zscore(x) the distance from the mean in standard deviations."""
+    rows with a lower value, from 0 to 1, and zscore(x) the distance from the mean in standard deviations. clip(x, low,
+    high) keeps a value within bounds."""
     over: Literal["kept", "pairs"] = "kept"
     """The rows that rank and zscore compare with: those that the build kept, or all pairs."""
 

@@ -44,9 +44,10 @@ def write_embedded(
     captions: Sequence[str] | None = None,
     planned_rows: int | None = None,
     missing: Sequence[int] = (),
+    sha256: Sequence[str] | None = None,
 ) -> Store:
     """Plan `planned_rows` rows (None: all) and commit those that are there and were not committed before. `missing`:
-    rows without embeddings."""
+    rows without embeddings. `sha256`: of the pictures; None: all different."""
     store, alias = Store(str(folder)), contract.alias
     total = planned_rows or len(images)
     shards = [
@@ -65,7 +66,7 @@ def write_embedded(
         rows = range(shard.first_row, min(shard.first_row + shard.num_rows, len(images)))
         if len(rows) == shard.num_rows:
             is_valid = np.array([row not in missing for row in rows], bool)
-            table = _table(shard, rows, captions)
+            table = _table(shard, rows, captions, sha256)
             image, text = images[rows.start : rows.stop], texts[rows.start : rows.stop]
             similarity = pa.array((image * text).sum(axis=1), mask=~is_valid)
             made = (similarity, float16_column(image, is_valid), float16_column(text, is_valid))
@@ -92,7 +93,7 @@ def stored(vectors: Floats) -> npt.NDArray[np.float64]:
     return normalized
 
 
-def _table(shard: Shard, rows: range, captions: Sequence[str] | None) -> pa.Table:
+def _table(shard: Shard, rows: range, captions: Sequence[str] | None, sha256: Sequence[str] | None) -> pa.Table:
     values = [
         {
             "row_id": f"{shard.shard}:{number}",
@@ -102,7 +103,7 @@ def _table(shard: Shard, rows: range, captions: Sequence[str] | None) -> pa.Tabl
             "caption_clean": captions[row] if captions else f"caption {row}",
             "status": "ok",
             "is_pair": True,
-            "sha256": f"{row:064x}",
+            "sha256": sha256[row] if sha256 else f"{row:064x}",
         }
         for number, row in enumerate(rows)
     ]

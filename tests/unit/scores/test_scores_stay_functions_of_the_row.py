@@ -13,7 +13,6 @@ from scipy.special import logsumexp
 
 from pairmill.jobs.add_model import _pipeline
 from pairmill.pipeline.check.rescore_columns import differences
-from pairmill.pipeline.check.tied_classes import untied
 from pairmill.pipeline.check.verify import verify
 from pairmill.pipeline.columns.score_card import State, read_score_card, read_state
 from pairmill.pipeline.common.storage import Store
@@ -26,6 +25,8 @@ from pairmill.pipeline.select.keys import uid_hashes
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.images import ImagesConfig
+from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.job.scores import ScoreConfig
 from tests.unit.scores.embedded import add, column, stored, unit_vectors, write_embedded
 
 IMAGES, TEXTS = unit_vectors(1, 2_000), unit_vectors(2, 2_000)
@@ -165,23 +166,15 @@ def test_verify_does_not_take_the_rounding_of_another_block_for_damage(
     assert (report.problems, report.scores_recomputed) == ([], 20)
 
 
-def test_only_classes_that_are_as_likely_as_others_may_change_places() -> None:
-    def made(probabilities: list[list[float] | None]) -> pa.Table:
-        first = [None if each is None else each[0] for each in probabilities]
-        margin = [None if each is None else each[0] - each[1] for each in probabilities]
-        return pa.table(
-            {
-                "c_probability": pa.array(first, pa.float32()),
-                "c_margin": pa.array(margin, pa.float32()),
-                "c_top_probability": pa.array(probabilities, pa.list_(pa.float32())),
-            }
-        ).append_column("c_top", pa.nulls(len(probabilities)))
-
-    found = untied(
-        "c", made([[0.5, 0.3, 0.1], [0.4, 0.39999, 0.1], [1e-6, 1e-7, 0.99e-7], [0.5, 0.2, 0.2], None]), 1e-4
-    )
-    assert found["c"].tolist() == found["c_index"].tolist() == [True, False, True, True, True]
-    assert found["c_top"].tolist() == [True, False, True, False, True]
+def test_only_classes_whose_cosines_almost_tie_may_change_places_and_a_null_may_not() -> None:
+    classes = np.array([[1, 0], [0.99999999, 1e-4], [0, 1]], np.float32)
+    values = {"names": ["a", "b", "c"], "logit_scale": 100.0, "logit_bias": -10.0}
+    kind = Classes("c", ScoreConfig.model_validate({"classes": {"model": "m", "top": 3}}))
+    vectors = [[1, 0], [0, 1], [0.5, 0.5], None]
+    rows = pa.table({"image_embedding_m": pa.array(vectors, pa.list_(pa.float16(), 2))})
+    found = kind.open(State({"classes": classes}, values), RunConfig()).certain(rows)
+    assert found["c"].tolist() == found["c_index"].tolist() == [False, True, True, True]
+    assert found["c_top"].tolist() == [False, True, False, True]
     lists = pa.chunked_array([[[0.5, 0.2], [0.5, 0.2], None, [0.5]]])
     others = pa.chunked_array([[[0.50001, 0.2], [0.5, 0.3], [0.5], [0.5, 0.2]]])
     assert differences(lists, others) == [1, 2, 3]
