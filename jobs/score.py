@@ -15,14 +15,14 @@ from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
 from pairmill.pipeline.columns.added_columns import columns_done
 from pairmill.pipeline.columns.added_model import pictures_left_out
-from pairmill.pipeline.columns.score_card import ScoreCard, read_state
+from pairmill.pipeline.columns.score_card import ScoreCard
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kinds import kind_of
-from pairmill.pipeline.score.prepare import planned_needs, prepared, sources
+from pairmill.pipeline.score.prepare import Preparation, notes, planned_needs, prepared, sources
 from pairmill.pipeline.score.score_shard import ScoreTask, score_shard
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.stages.pipelines import score_pipeline
@@ -53,7 +53,7 @@ class ScoreResult:
     unfinished_shards: int = 0
     """Planned shards that the dataset does not have yet."""
     notes: list[str] = field(default_factory=list)
-    """What was left out when the score was prepared, one sentence each."""
+    """What the user must know about the preparation of the score, such as what was left out, one sentence each."""
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -73,7 +73,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
     needs = planned_needs(snapshot, job.name, job.score)
     with open_tasks(job.run, snapshot.plan.num_rows < ROWS_FOR_RAY, steps, needs.gpu) as tasks:
         steps.name = f"preparing {job.name}"
-        card = prepared(snapshot, job.name, job.score, tasks, job.run)
+        card = prepared(snapshot, job.name, job.score, Preparation(tasks, job.run, job.partial))
         done = columns_done(store, card.name)
         left = [(shard, generation) for shard, generation in snapshot.generations if done.get(shard) != generation]
         steps.name = f"scoring {card.name}"
@@ -97,7 +97,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         pictures_left_out=pictures_left_out(store, card.name) if needs.pictures else {},
         seconds=round(time.perf_counter() - started, 1),
         unfinished_shards=snapshot.unfinished_shards,
-        notes=read_state(store, card).notes,
+        notes=notes(snapshot, card),
     )
 
 

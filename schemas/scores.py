@@ -21,6 +21,9 @@ class ScoreJob(ScoreKinds):
     """Output folder of a build or embed."""
     name: ScoreName
     """Name of the score, which begins the names of its columns."""
+    partial: bool = False
+    """Prepare a score that compares rows with the whole dataset from its finished shards, even if others are missing.
+    The score keeps what it was prepared from."""
     s3: S3Config = S3Config()
     run: RunConfig = RunConfig()
 

@@ -88,7 +88,7 @@ class Captions:
     @property
     def needs(self) -> Needs:
         """The clean caption."""
-        return Needs(frozenset({_COLUMN}))
+        return Needs(frozenset({_COLUMN}), all_rows="bits_per_character" in self.settings.measures)
 
     @property
     def schema(self) -> pa.Schema:

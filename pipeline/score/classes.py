@@ -28,7 +28,7 @@ class Classes:
 
     Probabilities are a softmax over the classes with the model's own temperature, or for SigLIP a sigmoid for each
     class, so they do not sum to 1 (Zhai et al. 2023, https://arxiv.org/abs/2303.15343). Classes are in the order of
-    their cosines, because probabilities round to 1 or 0 long before cosines are equal. Of equal ones, the first is best.
+    their cosines, because probabilities round to 1 or 0 long before cosines are equal. Of equal ones, the first wins.
     """
 
     name: str
@@ -115,8 +115,8 @@ class _OpenClasses:
         """The rows whose classes rounding cannot change: the best one, and the order of all of `top`."""
         cosines, _, _, is_valid = self._best(rows)
         is_clear: Mask = (cosines[:, :-1] - cosines[:, 1:] > ROUNDING) | ~is_valid[:, None]  # [rows, shown - 1]
-        is_best, are_all = is_clear[:, 0], is_clear.all(axis=1).astype(np.bool_)
-        return {self._kind.name: is_best, f"{self._kind.name}_index": is_best, f"{self._kind.name}_top": are_all}
+        name, is_best = self._kind.name, is_clear[:, 0]
+        return {name: is_best, f"{name}_index": is_best, f"{name}_top": np.logical_and.reduce(is_clear, axis=1)}
 
     def _best(self, rows: pa.Table) -> tuple[Floats, Integers, Floats, Mask]:
         """The best classes of each row: (cosines, numbers of the classes, probabilities, each [rows, shown], and

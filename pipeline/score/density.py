@@ -63,7 +63,7 @@ class Density(NoFiles):
     @property
     def needs(self) -> Needs:
         """One embedding, and what tells whether the row's picture or caption is itself in the sample."""
-        return Needs(frozenset({"uid", "sha256", self._column}))
+        return Needs(frozenset({"uid", "sha256", self._column}), all_rows=True)
 
     @property
     def schema(self) -> pa.Schema:

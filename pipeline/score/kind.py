@@ -43,6 +43,9 @@ class Needs:
     """Whether the rows also have the column PICTURE."""
     gpu: bool = False
     """Whether it runs on a GPU if there is one."""
+    all_rows: bool = False
+    """Whether its state is made from rows of the whole dataset, so that those that are missing then stay without part
+    in it."""
 
 
 RowScore = Callable[[pa.Table], pa.Table]

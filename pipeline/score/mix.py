@@ -120,7 +120,7 @@ class Mix(OneNumber, NoFiles):
     @property
     def needs(self) -> Needs:
         """The columns of the expression."""
-        return Needs(self._parsed.columns)
+        return Needs(self._parsed.columns, all_rows=bool(self._parsed.calls))
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """A sketch of the values of each call's argument."""

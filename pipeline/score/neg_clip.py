@@ -56,7 +56,7 @@ class NegClip(OneNumber, NoFiles):
     @property
     def needs(self) -> Needs:
         """Both embeddings, and the uid, which tells whether a row is itself in the batch."""
-        return Needs(frozenset({"uid", *self._columns}), gpu=True)
+        return Needs(frozenset({"uid", *self._columns}), gpu=True, all_rows=True)
 
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The rows of each batch: their uids, and their embeddings as stored."""

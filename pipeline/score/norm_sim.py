@@ -62,9 +62,13 @@ class NormSim(OneNumber):
         """The embeddings of the targets, float16."""
         settings, mine = self.settings, chosen_model(snapshot, self.settings.model)
         if settings.target.endswith(".npy"):
-            targets = _read_array(Path(settings.target), settings.max_targets)
+            targets, missing = _read_array(Path(settings.target), settings.max_targets), 0
         else:
-            targets = _read_dataset(snapshot, settings, tasks, mine.contract.weights_sha256)
+            other = Snapshot.of(Store(settings.target, snapshot.store.files.s3))
+            targets, missing = (
+                _of_dataset(other, settings, tasks, mine.contract.weights_sha256),
+                other.unfinished_shards,
+            )
         if targets.shape[1] != mine.dim:
             raise ScoreError(
                 f"{settings.target}: its embeddings have {targets.shape[1]:,} dimensions, but those of {mine.alias!r} "
@@ -74,8 +78,13 @@ class NormSim(OneNumber):
         if not is_valid.any():
             raise ScoreError(f"{settings.target} has no valid embedding")
         left_out = len(targets) - int(is_valid.sum())
-        note = f"{left_out:,} of {counted(len(targets), 'target')} left out: the embedding is zero or not finite"
-        return State({"targets": targets[is_valid]}, {NOTES: [note]} if left_out else {})
+        notes = []
+        if left_out:
+            all_targets = counted(len(targets), "target")
+            notes.append(f"{left_out:,} of {all_targets} left out: the embedding is zero or not finite")
+        if missing:
+            notes.append(f"{settings.target} is not finished: the targets lack {counted(missing, 'planned shard')}")
+        return State({"targets": targets[is_valid]}, {NOTES: notes} if notes else {})
 
     def open(self, state: State, run: RunConfig) -> RowScore:
         """Compare blocks of rows with all targets, on the GPU if there is one."""
@@ -130,9 +139,8 @@ def _read_array(path: Path, max_targets: int) -> Halves:
         return normalized(np.asarray(array, np.float32)).numpy().astype(np.float16)
 
 
-def _read_dataset(snapshot: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:
+def _of_dataset(other: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:
     """The embeddings of the distinct pictures of another dataset, by the same model; at most `max_targets` by hash."""
-    other = Snapshot.of(Store(settings.target, snapshot.store.files.s3))
     theirs = chosen_model(other, settings.target_model or settings.model)
     if theirs.contract.weights_sha256 != weights_sha256:
         raise ScoreError(

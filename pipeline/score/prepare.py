@@ -1,11 +1,13 @@
 """Prepares a score: fills in its settings, makes its state, and writes its card."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.columns.score_card import (
+    NOTES,
     SCORE_CARD,
     ScoreCard,
     ScoreColumn,
@@ -15,6 +17,7 @@ from pairmill.pipeline.columns.score_card import (
     write_state,
 )
 from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kind import Needs, ScoreError, ScoreKind
@@ -29,13 +32,28 @@ _FILES = "files"
 """The value of a state with the checksums of the user's files."""
 _SOURCES = "sources"
 """The value of a state with the fingerprints of the added models and scores whose columns the score reads."""
+_ROWS = "rows"
+"""The value of a state that was made from rows of the whole dataset: how many there were."""
+_GROWTH = 2
+"""A dataset with so many times as many rows as a state was made from deserves a note."""
 
 
-def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, tasks: Tasks, run: RunConfig) -> ScoreCard:
+@dataclass(frozen=True)
+class Preparation:
+    """How to prepare a score."""
+
+    tasks: Tasks
+    run: RunConfig
+    partial: bool = False
+    """Whether a state may be made from an unfinished dataset."""
+
+
+def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, how: Preparation) -> ScoreCard:
     """The card of a score: the one that is there, or a new one. `score`: None if it must be there.
 
     Raises ScoreError if there is another score, a model or another column with this name, if the user's files or the
-    scores that it reads have changed since, or if the score cannot be prepared.
+    scores that it reads have changed since, if the score needs all rows of an unfinished dataset, or if it cannot be
+    prepared.
     """
     store = snapshot.store
     _check_no_model(snapshot, name)
@@ -45,7 +63,20 @@ def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, tasks: Ta
             _check_same(snapshot, card, score)
         _check_sources(snapshot, card)
         return card
-    return _new_card(snapshot, name, score or _card(snapshot, name).score, tasks, run)
+    return _new_card(snapshot, name, score or _card(snapshot, name).score, how)
+
+
+def notes(snapshot: Snapshot, card: ScoreCard) -> list[str]:
+    """What the user must know about the preparation of a score, one sentence each."""
+    state, now = read_state(snapshot.store, card), snapshot.chunk.num_rows
+    rows = state.values.get(_ROWS)
+    if not isinstance(rows, int) or now < _GROWTH * rows:
+        return state.notes
+    return [
+        *state.notes,
+        f"compares all rows with those that the dataset had when the score was prepared, {rows:,} of the {now:,} now; "
+        "to compare with all, add it under another name",
+    ]
 
 
 def planned_needs(snapshot: Snapshot, name: str, score: ScoreConfig | None) -> Needs:
@@ -65,31 +96,67 @@ def _card(snapshot: Snapshot, name: str) -> ScoreCard:
     return read_score_card(snapshot.store, name)
 
 
-def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, tasks: Tasks, run: RunConfig) -> ScoreCard:
+def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, how: Preparation) -> ScoreCard:
     store, score = snapshot.store, kind_of(name, score).resolved(snapshot)
     kind = kind_of(name, score)
     read = sources(snapshot, kind)
-    _check_free(snapshot, name, kind)
-    state = kind.prepare(snapshot, tasks, run)
-    known = {_FILES: _checksums(snapshot, kind), _SOURCES: _fingerprints(snapshot, read)}
-    state = State(state.tensors, {**state.values, **{key: value for key, value in known.items() if value}})
-    _check_no_model(snapshot, name)  # again, since it took a while
+    _check_finished(snapshot, kind, how.partial)
     _check_free(snapshot, name, kind)
     card = ScoreCard(
         name=name,
         score=score,
         columns=[ScoreColumn(name=column.name, type=str(column.type)) for column in kind.schema],
-        state=write_state(store, name, state),
+        state=write_state(store, name, _state(snapshot, kind, read, how)),
         versions=versions(),
     )
-    if not store.create(f"columns/{name}/{SCORE_CARD}", card.model_dump_json(indent=1, exclude_none=True).encode()):
+    path = f"columns/{name}/{SCORE_CARD}"
+    _check_still_free(snapshot, kind, card, [] if store.exists(path) else [card.state.path])
+    if not store.create(path, card.model_dump_json(indent=1, exclude_none=True).encode()):
         other = read_score_card(store, name)  # another run was faster
         if other.state.path != card.state.path:
             store.delete(card.state.path)
         if other.fingerprint != card.fingerprint:
             raise ScoreError(f"another run has just added another score {name!r}; choose another name")
         return other
+    _check_still_free(snapshot, kind, card, [path, card.state.path])  # whoever came between is seen, or sees this card
     return card
+
+
+def _check_still_free(snapshot: Snapshot, kind: ScoreKind, card: ScoreCard, written: Sequence[str]) -> None:
+    """Raise ScoreError, and delete what was written, if the name or a column is taken now: preparing takes a while."""
+    try:
+        _check_no_model(snapshot, card.name)
+        _check_free(snapshot, card.name, kind)
+    except ScoreError:
+        for path in written:
+            snapshot.store.delete(path)
+        raise
+
+
+def _state(snapshot: Snapshot, kind: ScoreKind, read: Sequence[str], how: Preparation) -> State:
+    """The state, with what it was made from. Raises ScoreError."""
+    files = _checksums(snapshot, kind)
+    state = kind.prepare(snapshot, how.tasks, how.run)
+    if _checksums(snapshot, kind) != files:
+        raise ScoreError(f"{' or '.join(kind.files)} changed while it was read; run the same command again")
+    known: dict[str, object] = {_FILES: files, _SOURCES: _fingerprints(snapshot, read)}
+    if kind.needs.all_rows:
+        known[_ROWS] = snapshot.chunk.num_rows
+        if missing := snapshot.unfinished_shards:
+            shards = counted(missing, "planned shard")
+            known[NOTES] = [*state.notes, f"was prepared from {snapshot.chunk.num_rows:,} rows, with {shards} missing"]
+    return State(state.tensors, {**state.values, **{key: value for key, value in known.items() if value}})
+
+
+def _check_finished(snapshot: Snapshot, kind: ScoreKind, partial: bool) -> None:
+    """Raise ScoreError if a state would be made from a part of the dataset, and stay so."""
+    if kind.needs.all_rows and snapshot.unfinished_shards and not partial:
+        missing = counted(snapshot.unfinished_shards, "planned shard")
+        raise ScoreError(
+            f"{snapshot.store.root} is not finished: {missing} missing. This "
+            "score would compare all rows, also later ones, with what is there now; run the command that made the "
+            "dataset again first, or compare with the finished shards with --set partial=true"
+        )
 
 
 def _check_no_model(snapshot: Snapshot, name: str) -> None:

@@ -19,9 +19,11 @@ from pairmill.jobs.cli.main import app
 from pairmill.jobs.cluster.job_bundle import bundled
 from pairmill.pipeline.check.rescore_columns import differences
 from pairmill.pipeline.check.verify import verify
+from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import DamagedManifestError
-from pairmill.pipeline.score import score_shard
+from pairmill.pipeline.score import prepare, score_shard
+from pairmill.pipeline.score.head import Head
 from pairmill.pipeline.score.kind import ScoreError
 from tests.unit.scores.embedded import add, column, unit_vectors, write_embedded
 
@@ -51,8 +53,10 @@ def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_
     grown = tmp_path / "grown"
     write_embedded(grown, IMAGES[:100], TEXTS[:100], planned_rows=200)
     for name, kind in kinds.items():
-        result = add(grown, name, **kind)
+        result = add(grown, name, **kind, partial=True)
         assert (result.shards_scored, result.unfinished_shards) == (2, 2)
+        prepared = [] if name == "head" else ["was prepared from 100 rows, with 2 planned shards missing"]
+        assert result.notes == prepared
     before = {name: column(grown, name) for name in kinds}
     write_embedded(grown, IMAGES, TEXTS)
     for name in kinds:
@@ -60,11 +64,74 @@ def test_a_grown_dataset_gets_only_its_new_shards_scored_and_equals_one_made_at_
         assert (result.shards_scored, result.rows_scored, result.shards_missing) == (2, 100, [])
         assert result.unfinished_shards == 0
         assert np.array_equal(column(grown, name)[:100], before[name])
+        assert [note[:72] for note in result.notes[1:]] == [
+            "compares all rows with those that the dataset had when the score was pre" for _ in range(name != "head")
+        ]
     assert verify(Store(str(grown))).problems == []
     whole = tmp_path / "whole"
     write_embedded(whole, IMAGES, TEXTS)
     add(whole, "head", head=head)
     assert np.array_equal(column(grown, "head"), column(whole, "head"))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"neg_clip": {"batch": 40}},
+        {"density": {"neighbors": 3}},
+        {"mix": "rank(similarity)"},
+        {"captions": "bits_per_character"},
+    ],
+)
+def test_what_compares_with_the_whole_dataset_waits_until_it_is_finished(
+    tmp_path: Path, kind: dict[str, object]
+) -> None:
+    write_embedded(tmp_path, IMAGES[:50], TEXTS[:50], planned_rows=100)
+    with pytest.raises(ScoreError, match=r"is not finished: 1 planned shard missing\. .* --set partial=true"):
+        add(tmp_path, "relative", **kind)
+    assert not (tmp_path / "columns").exists()
+    assert add(tmp_path, "plain", mix="similarity + 1").notes == []  # a function of the row alone
+    write_embedded(tmp_path, IMAGES[:100], TEXTS[:100])
+    assert add(tmp_path, "relative", **kind).notes == []
+
+
+@pytest.mark.parametrize("moment", ["before the state", "before the card"])
+def test_of_two_scores_with_the_same_column_only_one_is_added(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another run adds `dense_cluster`, a column of `dense`, while that is prepared."""
+    honest, create = prepare.write_state, Store.create
+
+    def interrupted(store: Store, name: str, data: bytes | State) -> object:
+        if "dense" in name and name.endswith(("dense", "score.json")):
+            monkeypatch.undo()
+            add(folder, "dense_cluster", mix="100 * similarity")
+        return honest(store, name, data) if isinstance(data, State) else create(store, name, data)
+
+    if moment == "before the state":
+        monkeypatch.setattr(prepare, "write_state", interrupted)
+    else:
+        monkeypatch.setattr(Store, "create", interrupted)
+    with pytest.raises(ScoreError, match="already has a column 'dense_cluster'"):
+        add(folder, "dense", density={"sample": 30, "neighbors": 3, "clusters": 4})
+    assert np.allclose(column(folder, "dense_cluster"), 100 * column(folder, "similarity"))
+    assert [path.name for path in (folder / "columns/dense").rglob("*") if path.is_file()] == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    folder: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Head.prepare
+
+    def prepare_and_change(self: Head, *rest: object) -> State:
+        state = honest(self, *rest)
+        save_file({"weight": torch.zeros(1, 16), "bias": torch.ones(1)}, head)
+        return state
+
+    monkeypatch.setattr(Head, "prepare", prepare_and_change)
+    with pytest.raises(ScoreError, match=r"head\.safetensors changed while it was read"):
+        add(folder, "aesthetic", head=head)
+    assert not (folder / "columns").exists()
 
 
 def test_until_new_shards_are_scored_their_column_is_missing_with_the_remedy(tmp_path: Path, head: str) -> None:
