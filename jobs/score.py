@@ -15,6 +15,7 @@ from pairmill.jobs.progress import ProgressListener
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
 from pairmill.pipeline.columns.added_columns import columns_done
 from pairmill.pipeline.columns.added_model import pictures_left_out
+from pairmill.pipeline.columns.column_files import count_nulls
 from pairmill.pipeline.columns.score_card import ScoreCard
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import Store
@@ -22,7 +23,7 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kinds import kind_of
-from pairmill.pipeline.score.prepare import Preparation, notes, planned_needs, prepared, sources
+from pairmill.pipeline.score.prepare import notes, planned_needs, prepared, sources
 from pairmill.pipeline.score.score_shard import ScoreTask, score_shard
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.stages.pipelines import score_pipeline
@@ -49,6 +50,8 @@ class ScoreResult:
     pictures_left_out: dict[str, int] = field(default_factory=dict)
     """Name of a manifest in `columns/NAME/manifests` -> number of pictures that could not be scored, if there are any:
     they are missing, have changed since the dataset was made, or do not decode."""
+    rows_without: dict[str, int] = field(default_factory=dict)
+    """Column -> rows without a value, of those that this run scored. Omits columns without such rows."""
     seconds: float = 0.0
     unfinished_shards: int = 0
     """Planned shards that the dataset does not have yet."""
@@ -73,7 +76,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
     needs = planned_needs(snapshot, job.name, job.score)
     with open_tasks(job.run, snapshot.plan.num_rows < ROWS_FOR_RAY, steps, needs.gpu) as tasks:
         steps.name = f"preparing {job.name}"
-        card = prepared(snapshot, job.name, job.score, Preparation(tasks, job.run, job.partial))
+        card = prepared(snapshot, job.name, job.score, tasks, job.run, job.partial)
         done = columns_done(store, card.name)
         left = [(shard, generation) for shard, generation in snapshot.generations if done.get(shard) != generation]
         steps.name = f"scoring {card.name}"
@@ -95,6 +98,7 @@ def score(job: ScoreJob, on_step: OnStep = ignore_step, listener: ProgressListen
         shards_missing=missing,
         failures=failures,
         pictures_left_out=pictures_left_out(store, card.name) if needs.pictures else {},
+        rows_without=count_nulls(store, card.name, [each for each in left if each[0] in scored]),
         seconds=round(time.perf_counter() - started, 1),
         unfinished_shards=snapshot.unfinished_shards,
         notes=notes(snapshot, card),

@@ -68,6 +68,9 @@ def _print(result: "ScoreResult") -> None:
         typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
     else:
         typer.echo(f"{result.name}: nothing to do, because all {counted(result.shards, 'shard')} have it")
+    for column, number in result.rows_without.items():
+        advice = ": check its settings and what it is made from" if number == result.rows_scored else ""
+        typer.echo(f"{column}: {number:,} of these rows have no value{advice}", err=True)
     if left_out := result.pictures_left_out:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")

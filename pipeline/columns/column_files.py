@@ -1,6 +1,7 @@
 """Writes and checks the files in `columns/NAME/`: one Parquet file and one manifest per shard."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ from pairmill.pipeline.columns.added_columns import ColumnSet
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import ManifestError, read_columns_manifest
-from pairmill.pipeline.dataset.parquet import read_table, write_table
+from pairmill.pipeline.dataset.parquet import null_counts, read_table, write_table
 from pairmill.schemas.manifest import SCHEMA_VERSION, ColumnsManifest, DataFile, ShardManifest, manifest_name
 
 
@@ -48,6 +49,16 @@ def write_columns(
         pictures_left_out=pictures_left_out,
     )
     store.create(f"columns/{name}/manifests/{record.name}", record.model_dump_json(indent=1).encode())
+
+
+def count_nulls(store: Store, name: str, shards: Sequence[tuple[int, int]]) -> dict[str, int]:
+    """Column of a model or a score -> its rows without a value in these shards (shard, generation). Omits columns
+    without such rows. Raises ManifestError and DamagedFileError."""
+    counts = Counter[str]()
+    for shard in shards:
+        record = read_columns_manifest(store, name, manifest_name(*shard))
+        counts.update(null_counts(store, record.file.path))
+    return {column: count for column, count in counts.items() if count}
 
 
 def check_columns(store: Store, added: Sequence[ColumnSet], manifest: ShardManifest) -> Iterator[str]:

@@ -4,6 +4,7 @@ All columns are compressed except embeddings, which would shrink by only a tenth
 uncompressed (see docs/benchmarks.md).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -44,6 +45,19 @@ def read_table(store: Store, name: str, columns: Collection[str] | None = None) 
         # down aborts the process. So only this thread decodes; the requests still run in parallel.
         table = parquet.read(columns=names, use_threads=not store.remote)
         return table if names is None else table.select(names)  # to Arrow, `a.b` is also field `b` of column `a`
+
+
+def null_counts(store: Store, name: str) -> dict[str, int]:
+    """Column -> number of rows without a value, of the columns that are not nested. Reads only the footer; raises
+    the same errors as `read_table`."""
+    with _name_damaged_file(store, name), _open(store, name) as parquet:
+        flat = {field.name for field in parquet.schema_arrow if not pa.types.is_nested(field.type)}
+        counts = Counter[str]()
+        for group in map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema in flat and column.statistics is not None:
+                    counts[column.path_in_schema] += column.statistics.null_count or 0
+        return dict(counts)
 
 
 def read_schema(store: Store, name: str) -> pa.Schema:

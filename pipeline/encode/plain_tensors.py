@@ -1,6 +1,41 @@
-"""Checks the tensors of a weights file that a stranger made, before anything computes with them."""
+"""Loads weights files that a stranger made, and checks their tensors before anything computes with them.
+
+A pickle is opened only as far as torch's `weights_only` allows: it runs nothing.
+"""
+
+import warnings
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors.torch import load_file
+
+
+class DamagedWeightsError(Exception):
+    """The file cannot be loaded; the message says why."""
+
+
+class UnsafeWeightsError(Exception):
+    """The file holds more than tensors, so it is not loaded."""
+
+
+def load_untrusted(path: Path) -> object:
+    """What is in a `.safetensors` file, or in a file of torch.save's. Raises OSError, DamagedWeightsError and
+    UnsafeWeightsError."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        _check_unpacked_size(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what makes it fail or is refused later
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, DamagedWeightsError):
+        raise
+    except UnpicklingError:
+        raise UnsafeWeightsError(str(path)) from None
+    except Exception as error:  # the border of a file: broken bytes make torch raise IndexError, AttributeError, any
+        raise DamagedWeightsError(f"{type(error).__name__}: {error}") from error
 
 
 def problem_with(tensor: torch.Tensor) -> str | None:
@@ -12,3 +47,11 @@ def problem_with(tensor: torch.Tensor) -> str | None:
     if tensor.nelement() > tensor.untyped_storage().nbytes():
         return "is larger than what the file holds of it"
     return None
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Raise DamagedWeightsError if an archive unpacks to more than the file's size: torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise DamagedWeightsError("it is compressed; save it with torch.save or as .safetensors")

@@ -73,7 +73,10 @@ class Head(OneNumber):
     def prepare(self, snapshot: Snapshot, tasks: Tasks, run: RunConfig) -> State:
         """The weights, as float32. Layers without activations between them become one layer."""
         head = read_head(Path(self.settings.weights))
-        layers = (affine(head.layers),) if self.settings.activation == "none" else head.layers
+        with np.errstate(over="ignore", invalid="ignore"):
+            layers = (affine(head.layers),) if self.settings.activation == "none" else head.layers
+            if not all(np.isfinite(part.astype(np.float32)).all() for layer in layers for part in layer):
+                raise ScoreError(f"{self.settings.weights}: the layers multiply to more than float32 can represent")
         tensors = {
             f"{number}.{part}": tensor.astype(np.float32)
             for number, layer in enumerate(layers)

@@ -15,20 +15,23 @@ predictor, whose layers 0, 2, 4, 6, 7 have only dropout between them, and whose 
 
 import json
 import re
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import torch
-from safetensors.torch import load_file
 
-from pairmill.pipeline.encode.plain_tensors import problem_with
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.encode.plain_tensors import (
+    DamagedWeightsError,
+    UnsafeWeightsError,
+    load_untrusted,
+    problem_with,
+)
 from pairmill.pipeline.score.kind import ScoreError
 from pairmill.schemas.index import EmbeddingKind
 
@@ -36,11 +39,14 @@ Activation = Literal["none", "relu", "sigmoid"]
 Output = Literal["none", "sigmoid"]
 Doubles = npt.NDArray[np.float64]
 
+Shape = tuple[int, ...]
+
 MAX_BYTES = 1 << 30
+MAX_NUMBERS = 1 << 26
+"""Of a head: half a gigabyte as float64, and tens of times as many as the largest public one has."""
 _LAYER = re.compile(r"(?:[a-z_]+[._])?(\d{1,4})\.(weight|bias)")
 _NORMALIZATION = re.compile(r"(?:[a-z_]+\.)?(mean|variance)")
 _V2_LAYERS, _RELU_MSE_LAYERS = (0, 2, 4, 6, 7), (0, 3, 6, 9, 11)
-_NSFW_SHAPES = ((768, 64, 512, 256, 1), (512, 32, 32, 1))
 _KEY = "pairmill"
 
 
@@ -66,6 +72,12 @@ _PUBLIC = (  # norm of the weights of the affine map that the layers are togethe
     (27.57177, 3.421471, OPENAI_B32),  # V1, sa_0_4_vit_b_32_linear.pth
     (17.99562, 5.236646, OPENAI_L14),  # V2, sac+logos+ava1-l14-linearMSE.pth
 )
+_RELU_MSE_MODELS: dict[tuple[int, ...], HeadModel] = {
+    (768, 1_024, 128, 64, 16, 1): OPENAI_L14,
+    (512, 1_024, 128, 64, 16, 1): OPENAI_B32,
+}
+_NSFW_MODELS: dict[tuple[int, ...], HeadModel] = {(768, 64, 512, 256, 1): OPENAI_L14, (512, 32, 32, 1): OPENAI_B32}
+"""LAION's NSFW and reluMSE heads are all for OpenAI's models. Width of the input, of each layer -> the model."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +104,27 @@ class HeadFile:
 def read_head(path: Path) -> HeadFile:
     """The head in a file. Raises ScoreError if it is no head, is damaged, or would have to be unpickled."""
     tensors, about = _read(path)
-    bad = sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all())
-    if bad:
-        raise ScoreError(f"{path}: the tensor {bad[0]!r} has NaN or infinite values: the weights are broken")
-    found = {match[1]: tensors.pop(name) for name in [*tensors] if (match := _NORMALIZATION.fullmatch(name))}
-    mean, variance = found.get("mean"), found.get("variance")
-    numbers, layers = _layers(path, tensors)
-    _check_shapes(path, layers, mean, variance)
-    head = HeadFile(layers, mean, variance)
-    if about:
-        return _described(path, head, about)
-    if len(layers) == 1 or numbers == _V2_LAYERS:
-        return HeadFile(layers, mean, variance, "none", None, _public_model(layers))
+    known = {match[1]: name for name in tensors if (match := _NORMALIZATION.fullmatch(name))}
+    numbers, layers = _layers(path, [name for name in tensors if name not in known.values()])
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    parts = [known.get(part, "") for part in ("mean", "variance")]
+    _check_shapes(path, [(shapes[weight], shapes[bias]) for weight, bias in layers], [*map(shapes.get, parts)])
+    doubles = {name: _as_doubles(path, name, tensor) for name, tensor in sorted(tensors.items())}
+    mean, variance = map(doubles.get, parts)
+    if variance is not None and not (variance > 0).all():
+        raise ScoreError(f"{path}: a variance is not positive")
+    head = HeadFile(tuple((doubles[weight], doubles[bias]) for weight, bias in layers), mean, variance)
+    return _described(path, head, about) if about else _recognized(head, numbers)
+
+
+def _recognized(head: HeadFile, numbers: tuple[int, ...]) -> HeadFile:
+    """A head whose file says nothing: a public one, known by the numbers of its layers, its shapes and its values."""
+    if len(head.layers) == 1 or numbers == _V2_LAYERS:
+        return replace(head, activation="none", model=_public_model(head.layers))
     if numbers == _RELU_MSE_LAYERS:
-        return HeadFile(layers, mean, variance, "relu", "none")
-    if mean is not None and head.sizes in _NSFW_SHAPES:
-        return HeadFile(layers, mean, variance, "relu", "sigmoid")
+        return replace(head, activation="relu", output="none", model=_RELU_MSE_MODELS.get(head.sizes))
+    if head.mean is not None and head.sizes in _NSFW_MODELS:
+        return replace(head, activation="relu", output="sigmoid", model=_NSFW_MODELS[head.sizes])
     return head
 
 
@@ -138,49 +155,51 @@ def head_metadata(
     return {_KEY: json.dumps(about, sort_keys=True)}
 
 
-def _read(path: Path) -> tuple[dict[str, Doubles], Mapping[str, Any]]:
-    """(tensors as float64, what the file says about itself)."""
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+    """(plain tensors, what the file says about itself)."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ScoreError(f"{path}: is larger than {MAX_BYTES:,} bytes, too large for a head")
-        if path.suffix == ".safetensors":
-            tensors: Any = load_file(path, device="cpu")
-            with safetensors.safe_open(path, framework="numpy") as file:
-                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-        else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it loads, or raises an error
-                warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which are refused below
-                tensors, about = torch.load(path, map_location="cpu", weights_only=True), {}
+        tensors: Any = load_untrusted(path)
+        about = _metadata(path) if path.suffix == ".safetensors" else {}
     except OSError as error:
         raise ScoreError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnpicklingError:
+    except UnsafeWeightsError:
         raise ScoreError(
             f"{path}: holds more than tensors, and pairmill never unpickles objects; save its state_dict() as "
             ".safetensors"
         ) from None
-    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ScoreError(f"{path}: not a complete weights file (half-written?): {str(error)[:200]}") from None
+    except DamagedWeightsError as error:
+        reason = clean_text(str(error), 200)
+        raise ScoreError(f"{path}: not a complete weights file (half-written?): {reason}") from None
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):  # a checkpoint of a trainer
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
         raise ScoreError(f"{path}: is no set of named tensors, such as a head's state_dict()")
-    return {str(name): _as_doubles(path, str(name), tensor) for name, tensor in tensors.items()}, about
-
-
-def _as_doubles(path: Path, name: str, tensor: torch.Tensor) -> Doubles:
-    """The numbers of a tensor. Raises ScoreError if it is no plain one."""
-    if problem := problem_with(tensor):
-        raise ScoreError(f"{path}: the tensor {name[:100]!r} {problem}")
-    return tensor.detach().double().numpy()
-
-
-def _layers(path: Path, tensors: dict[str, Doubles]) -> tuple[tuple[int, ...], tuple[tuple[Doubles, Doubles], ...]]:
-    """(number of each layer as in the file, weight and bias of each)."""
-    if set(tensors) == {"weight", "bias"}:
-        return (0,), ((tensors["weight"], tensors["bias"]),)
-    found: dict[int, dict[str, Doubles]] = {}
     for name, tensor in tensors.items():
+        if problem := problem_with(tensor):
+            raise ScoreError(f"{path}: the tensor {str(name)[:100]!r} {problem}")
+    if (numbers := sum(tensor.nelement() for tensor in tensors.values())) > MAX_NUMBERS:  # which may share their bytes
+        raise ScoreError(f"{path}: has {numbers:,} numbers, too many for a head: at most {MAX_NUMBERS:,} are possible")
+    return {str(name): tensor.detach() for name, tensor in tensors.items()}, about
+
+
+def _metadata(path: Path) -> Mapping[str, Any]:
+    """What a safetensors file says about the head. Raises DamagedWeightsError."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about: Any = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise DamagedWeightsError(str(error)) from None
+    return about if isinstance(about, dict) else {_KEY: about}
+
+
+def _layers(path: Path, names: Iterable[str]) -> tuple[tuple[int, ...], tuple[tuple[str, str], ...]]:
+    """(number of each layer as in the file, names of its weight and of its bias)."""
+    if set(names) == {"weight", "bias"}:
+        return (0,), (("weight", "bias"),)
+    found: dict[int, dict[str, str]] = {}
+    for name in names:
         match = _LAYER.fullmatch(name)
         if match is None:
             raise ScoreError(
@@ -190,7 +209,7 @@ def _layers(path: Path, tensors: dict[str, Doubles]) -> tuple[tuple[int, ...], t
         parts = found.setdefault(int(match[1]), {})
         if match[2] in parts:
             raise ScoreError(f"{path}: has two layers {match[1]}; a head is one network")
-        parts[match[2]] = tensor
+        parts[match[2]] = name
     numbers = tuple(sorted(found))
     for number in numbers:
         if len(found[number]) != 2:
@@ -200,23 +219,28 @@ def _layers(path: Path, tensors: dict[str, Doubles]) -> tuple[tuple[int, ...], t
     return numbers, tuple((found[number]["weight"], found[number]["bias"]) for number in numbers)
 
 
-def _check_shapes(
-    path: Path, layers: tuple[tuple[Doubles, Doubles], ...], mean: Doubles | None, variance: Doubles | None
-) -> None:
-    width = layers[0][0].shape[-1] if layers[0][0].ndim else 0
-    for weight, bias in layers:
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != width or not weight.size:
-            raise ScoreError(f"{path}: its layers do not fit together: {[each.shape for each, _ in layers]}")
-        width = len(bias)
+def _check_shapes(path: Path, shapes: Sequence[tuple[Shape, Shape]], normalization: Sequence[Shape | None]) -> None:
+    """`shapes`: of the weight and the bias of each layer. `normalization`: of the mean and the variance."""
+    width = shapes[0][0][-1] if shapes[0][0] else 0
+    for weight, bias in shapes:
+        if len(weight) != 2 or bias != weight[:1] or weight[1] != width or 0 in weight:
+            raise ScoreError(f"{path}: its layers do not fit together: {[each for each, _ in shapes]}")
+        width = weight[0]
     if width != 1:
         raise ScoreError(f"{path}: its last layer has {width:,} outputs; a head has one")
-    expected = layers[0][0].shape[1:]
-    if (mean is None) != (variance is None) or any(
-        each is not None and each.shape != expected for each in (mean, variance)
-    ):
+    expected = shapes[0][0][1:]
+    if any(each != expected for each in normalization) and any(each is not None for each in normalization):
         raise ScoreError(f"{path}: mean and variance must both have the width of the input, {expected[0]:,}")
-    if variance is not None and not (variance > 0).all():
-        raise ScoreError(f"{path}: a variance is not positive")
+
+
+def _as_doubles(path: Path, name: str, tensor: torch.Tensor) -> Doubles:
+    """The numbers of a tensor. Raises ScoreError for NaN, infinity, and what float32 cannot represent."""
+    doubles = tensor.double()
+    if not bool(torch.isfinite(doubles.float()).all()):
+        what = "NaN or infinite values" if not bool(torch.isfinite(doubles).all()) else "values beyond float32"
+        raise ScoreError(f"{path}: the tensor {name[:100]!r} has {what}: the weights are broken")
+    made: Doubles = doubles.numpy()
+    return made
 
 
 def _described(path: Path, head: HeadFile, about: Mapping[str, Any]) -> HeadFile:

@@ -1,7 +1,6 @@
 """Prepares a score: fills in its settings, makes its state, and writes its card."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
@@ -38,18 +37,11 @@ _GROWTH = 2
 """A dataset with so many times as many rows as a state was made from deserves a note."""
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """How to prepare a score."""
-
-    tasks: Tasks
-    run: RunConfig
-    partial: bool = False
-    """Whether a state may be made from an unfinished dataset."""
-
-
-def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, how: Preparation) -> ScoreCard:
-    """The card of a score: the one that is there, or a new one. `score`: None if it must be there.
+def prepared(
+    snapshot: Snapshot, name: str, score: ScoreConfig | None, tasks: Tasks, run: RunConfig, partial: bool = False
+) -> ScoreCard:
+    """The card of a score: the one that is there, or a new one. `score`: None if it must be there. `partial`: whether
+    it may be prepared from an unfinished dataset.
 
     Raises ScoreError if there is another score, a model or another column with this name, if the user's files or the
     scores that it reads have changed since, if the score needs all rows of an unfinished dataset, or if it cannot be
@@ -63,7 +55,11 @@ def prepared(snapshot: Snapshot, name: str, score: ScoreConfig | None, how: Prep
             _check_same(snapshot, card, score)
         _check_sources(snapshot, card)
         return card
-    return _new_card(snapshot, name, score or _card(snapshot, name).score, how)
+    resolved = kind_of(name, score or _card(snapshot, name).score).resolved(snapshot)
+    kind = kind_of(name, resolved)
+    _check_finished(snapshot, kind, partial)
+    _check_free(snapshot, name, kind)
+    return _new_card(snapshot, name, resolved, _state(snapshot, kind, tasks, run))
 
 
 def notes(snapshot: Snapshot, card: ScoreCard) -> list[str]:
@@ -96,17 +92,14 @@ def _card(snapshot: Snapshot, name: str) -> ScoreCard:
     return read_score_card(snapshot.store, name)
 
 
-def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, how: Preparation) -> ScoreCard:
-    store, score = snapshot.store, kind_of(name, score).resolved(snapshot)
-    kind = kind_of(name, score)
-    read = sources(snapshot, kind)
-    _check_finished(snapshot, kind, how.partial)
-    _check_free(snapshot, name, kind)
+def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, state: State) -> ScoreCard:
+    """Write the card and the state. Raises ScoreError if the name or a column has been taken in the meantime."""
+    store, kind = snapshot.store, kind_of(name, score)
     card = ScoreCard(
         name=name,
         score=score,
         columns=[ScoreColumn(name=column.name, type=str(column.type)) for column in kind.schema],
-        state=write_state(store, name, _state(snapshot, kind, read, how)),
+        state=write_state(store, name, state),
         versions=versions(),
     )
     path = f"columns/{name}/{SCORE_CARD}"
@@ -133,10 +126,10 @@ def _check_still_free(snapshot: Snapshot, kind: ScoreKind, card: ScoreCard, writ
         raise
 
 
-def _state(snapshot: Snapshot, kind: ScoreKind, read: Sequence[str], how: Preparation) -> State:
+def _state(snapshot: Snapshot, kind: ScoreKind, tasks: Tasks, run: RunConfig) -> State:
     """The state, with what it was made from. Raises ScoreError."""
-    files = _checksums(snapshot, kind)
-    state = kind.prepare(snapshot, how.tasks, how.run)
+    files, read = _checksums(snapshot, kind), sources(snapshot, kind)
+    state = kind.prepare(snapshot, tasks, run)
     if _checksums(snapshot, kind) != files:
         raise ScoreError(f"{' or '.join(kind.files)} changed while it was read; run the same command again")
     known: dict[str, object] = {_FILES: files, _SOURCES: _fingerprints(snapshot, read)}
@@ -207,14 +200,21 @@ def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None
             + "\n".join(_differences(card.score, resolved))
         )
     recorded = read_state(snapshot.store, card).values.get(_FILES, {})
-    if recorded != _checksums(snapshot, kind_of(card.name, resolved)):
-        files = " or ".join(kind_of(card.name, resolved).files)
-        raise ScoreError(f"{files} has changed since the score {card.name!r} was added; choose another name")
+    now = _checksums(snapshot, kind_of(card.name, resolved))
+    if recorded != now:
+        files, what = " or ".join(now), "has changed" if all(now.values()) else "cannot be read, or has changed,"
+        raise ScoreError(f"{files} {what} since the score {card.name!r} was added; choose another name")
 
 
 def _checksums(snapshot: Snapshot, kind: ScoreKind) -> Mapping[str, str]:
-    files = Files(snapshot.store.files.s3)
-    return {path: files.checksum(path)[0] for path in kind.files}
+    """Path -> checksum of the user's files; "" for one that cannot be read, which the kind itself explains better."""
+    files, found = Files(snapshot.store.files.s3), dict[str, str]()
+    for path in kind.files:
+        try:
+            found[path] = files.checksum(path)[0]
+        except (OSError, ValueError):  # ValueError: NUL in the name
+            found[path] = ""
+    return found
 
 
 def _differences(before: ScoreConfig, now: ScoreConfig) -> list[str]:

@@ -1,15 +1,12 @@
 """Loads a checkpoint in transformers' layout: its model, recipe and tokenizer."""
 
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import safetensors.torch
 import torch
 
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.encode.model_error import ModelError
-from pairmill.pipeline.encode.plain_tensors import problem_with
+from pairmill.pipeline.encode.plain_tensors import DamagedWeightsError, UnsafeWeightsError, load_untrusted, problem_with
 from pairmill.pipeline.encode.transformers_layout.architecture import TwoTowers, build, fill, tensor_of
 from pairmill.pipeline.encode.transformers_layout.checkpoint import Checkpoint
 from pairmill.pipeline.encode.transformers_layout.names import sources
@@ -40,15 +37,12 @@ def load_towers(checkpoint: Checkpoint) -> TwoTowers:
 
 
 def _read(path: Path) -> Tensors:
-    """The tensors in a file. A pickle is opened only as far as torch's `weights_only` allows: it runs nothing."""
+    """The tensors in a file. Raises ModelError."""
     try:
-        if path.suffix == ".safetensors":
-            found: Any = safetensors.torch.load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
+        found = load_untrusted(path)
+    except UnsafeWeightsError:
         raise ModelError(f"{path} has more in it than tensors, so it is not opened: ask for safetensors") from None
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
+    except (OSError, DamagedWeightsError) as error:
         raise ModelError(f"{path}: the weights do not load: {clean_text(str(error))}") from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ModelError(f"{path} is not a dictionary of tensors")

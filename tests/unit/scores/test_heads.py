@@ -107,6 +107,46 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
         add(tmp_path, "aesthetic", head=str(HEADS / "sa_0_4_vit_l_14_linear.pth"))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "names", "right"),
+    [
+        ((768, 64, 512, 256, 1), "linear_{}", "ViT-L-14"),
+        ((512, 32, 32, 1), "linear_{}", "ViT-B-32"),
+        ((768, 1024, 128, 64, 16, 1), "layers.{}", "ViT-L-14"),
+        ((512, 1024, 128, 64, 16, 1), "layers.{}", "ViT-B-32"),
+    ],
+)
+def test_laions_layouts_are_for_openais_models_only(
+    tmp_path: Path, sizes: tuple[int, ...], names: str, right: str
+) -> None:
+    numbers = (0, 3, 6, 9, 11) if "layers" in names else (1, 2, 3, 4)
+    tensors = {} if "layers" in names else {"norm.mean": torch.zeros(sizes[0]), "norm.variance": torch.ones(sizes[0])}
+    for number, width, out in zip(numbers, sizes, sizes[1:], strict=False):
+        tensors[f"{names.format(number)}.weight"] = torch.ones(out, width)
+        tensors[f"{names.format(number)}.bias"] = torch.zeros(out)
+    save_file(tensors, tmp_path / "head.safetensors")
+    dataset(tmp_path / "right", sizes[0], contract(right))
+    assert add(tmp_path / "right", "head", head=str(tmp_path / "head.safetensors")).columns == ["head"]
+    dataset(tmp_path / "other", sizes[0], contract("ViT-B-16-SigLIP-512", "webli"))
+    with pytest.raises(ScoreError, match=f"trained on embeddings of {right}:openai, but 'clip' is ViT-B-16-SigLIP-512"):
+        add(tmp_path / "other", "head", head=str(tmp_path / "head.safetensors"))
+
+
+def test_weights_too_large_for_float32_are_refused_and_values_too_large_are_counted(tmp_path: Path) -> None:
+    dataset(tmp_path / "out", 16, contract("ViT-B-32"))
+    file, bias = tmp_path / "head.safetensors", torch.zeros(1, dtype=torch.float64)
+    save_file({"weight": torch.full((1, 16), 1e200, dtype=torch.float64), "bias": bias}, file)
+    with pytest.raises(ScoreError, match="'weight' has values beyond float32: the weights are broken"):
+        add(tmp_path / "out", "head", head=str(file))
+    large = {"0.weight": torch.full((16, 16), 1e30), "0.bias": torch.zeros(16)}
+    save_file({**large, "1.weight": torch.full((1, 16), 1e30), "1.bias": torch.zeros(1)}, file)
+    with pytest.raises(ScoreError, match="the layers multiply to more than float32 can represent"):
+        add(tmp_path / "out", "head", head={"weights": str(file), "activation": "none"})
+    result = add(tmp_path / "out", "head", head={"weights": str(file), "activation": "relu"})
+    missing = int(np.isnan(column(tmp_path / "out", "head")).sum())
+    assert missing > ROWS / 4 and result.rows_without == {"head": missing}
+
+
 def test_public_heads_are_recognized_by_their_values() -> None:
     assert read_head(HEADS / "sa_0_4_vit_l_14_linear.pth").model == OPENAI_L14
     assert read_head(HEADS / "sac+logos+ava1-l14-linearMSE.pth").model == OPENAI_L14

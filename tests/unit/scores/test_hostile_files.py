@@ -1,11 +1,15 @@
 """Files of heads, targets and classes that others made: each is read as it is meant, or refused with a line."""
 
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pairmill.pipeline.encode.model_error import ModelError
+from pairmill.pipeline.encode.transformers_layout import load
 from pairmill.pipeline.score.class_embeddings import read_classes
 from pairmill.pipeline.score.head_weights import read_head
 from pairmill.pipeline.score.kind import ScoreError
@@ -36,6 +40,50 @@ def test_tensors_that_are_no_head_are_refused(tmp_path: Path, tensors: dict[str,
 def test_a_head_of_parameters_is_read(tmp_path: Path) -> None:
     torch.save(dict(torch.nn.Linear(8, 1).named_parameters()), tmp_path / "head.pth")
     assert read_head(tmp_path / "head.pth").sizes == (8, 1)
+
+
+def test_a_small_file_that_unfolds_to_a_large_head_is_refused_before_it_does(tmp_path: Path) -> None:
+    numbers = 1 << 21
+    torch.save({"weight": torch.zeros(1, numbers), "bias": BIAS}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "z.pth", "w", 8) as packed:
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member))
+    shared = torch.zeros(1, numbers)
+    torch.save({f"layers.{number}.weight": shared.view(1, -1) for number in range(60)}, tmp_path / "shared.pth")
+    for name, message in (
+        ("z.pth", "it is compressed; save it with torch.save"),
+        ("shared.pth", "too many for a head"),
+    ):
+        tracemalloc.start()
+        with pytest.raises(ScoreError, match=message):
+            read_head(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < numbers
+        tracemalloc.stop()
+
+
+def test_every_damage_of_a_pickle_is_one_clear_line(tmp_path: Path) -> None:
+    """In both formats of torch.save, for heads and for checkpoints."""
+    rng, path, seen = np.random.default_rng(0), tmp_path / "f.pth", 0
+    for is_zip in (False, True):
+        torch.save({"weight": WEIGHT, "bias": BIAS}, tmp_path / "ok.pth", _use_new_zipfile_serialization=is_zip)
+        whole = (tmp_path / "ok.pth").read_bytes()
+        cuts = [whole[:length] for length in range(1, len(whole), 1 + len(whole) // 80)]
+        for data in [*cuts, *(_changed(rng, whole) for _ in range(60))]:
+            path.write_bytes(data)
+            for read, error in ((read_head, ScoreError), (load._read, ModelError)):
+                try:
+                    read(path)
+                except error as caught:
+                    seen += 1
+                    assert str(caught).startswith(str(path)) and "\n" not in str(caught)
+    assert seen > 200
+
+
+def _changed(rng: np.random.Generator, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for place in rng.integers(0, min(len(data), 700), rng.integers(1, 4)):
+        changed[place] = rng.integers(0, 256)
+    return bytes(changed)
 
 
 def test_arrays_that_are_no_npy_are_refused(tmp_path: Path) -> None:

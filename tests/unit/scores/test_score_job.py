@@ -229,6 +229,13 @@ def test_an_embedding_that_is_not_finite_has_no_score(tmp_path: Path, head: str)
         assert np.flatnonzero(np.isnan(column(tmp_path / "out", name))).tolist() == [3, 60]
 
 
+def test_a_score_without_any_value_says_so(folder: Path) -> None:
+    shown = CliRunner().invoke(app, ["score", str(folder), "nothing", "--score", "mix: similarity / 0"]).output
+    assert "nothing: 200 of these rows have no value: check its settings" in shown
+    shown = CliRunner().invoke(app, ["score", str(folder), "all", "--score", "mix: similarity + 1"]).output
+    assert "no value" not in shown
+
+
 def test_a_model_that_is_not_there_is_named(folder: Path, head: str) -> None:
     with pytest.raises(pairmill.PairmillError, match="has no model 'l14'; it has: b32"):
         add(folder, "aesthetic", head={"weights": head, "model": "l14"})
