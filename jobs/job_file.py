@@ -17,12 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from pairmill.jobs.job_errors import explain
 from pairmill.jobs.job_fields import job_fields
-from pairmill.jobs.preset_files import load_preset
+from pairmill.jobs.preset_files import load_preset, score_of, steps_for
 from pairmill.jobs.yaml_loader import MAX_YAML_BYTES, YamlError, load_yaml
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.s3_probe import check_buckets
+from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
+from pairmill.schemas.job.scores import merged
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.scores import ScoreJob
@@ -46,9 +48,14 @@ def load_job(job_file: str | None, overrides: Mapping[str, Any], settings: Setti
     return resolve(values, text, job_file)
 
 
-def load_select_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> SelectJob:
-    """The job of a select, from the same inputs as `load_job`."""
+def load_select_job(
+    job_file: str | None, overrides: Mapping[str, Any], settings: Settings = (), preset: str | None = None
+) -> SelectJob:
+    """The job of a select, from the same inputs as `load_job`. The steps of the preset come before its own."""
     values, text = _values(job_file, overrides, settings)
+    if preset is not None:
+        job = _validate(SelectJob, values, text, job_file)
+        values["steps"] = [*steps_for(preset, Store(job.dataset, job.s3)), *(values.get("steps") or [])]
     return _validate(SelectJob, values, text, job_file)
 
 
@@ -58,9 +65,13 @@ def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings
     return _validate(ExportJob, values, text, job_file)
 
 
-def load_score_job(job_file: str | None, overrides: Mapping[str, Any], settings: Settings = ()) -> ScoreJob:
-    """The job of a score, from the same inputs as `load_job`."""
+def load_score_job(
+    job_file: str | None, overrides: Mapping[str, Any], settings: Settings = (), preset: str | None = None
+) -> ScoreJob:
+    """The job of a score, from the same inputs as `load_job`; the file and the flags override the preset."""
     values, text = _values(job_file, overrides, settings)
+    if preset is not None:
+        values = merged(score_of(preset, values.get("name")), values)
     return _validate(ScoreJob, values, text, job_file)
 
 

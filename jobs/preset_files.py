@@ -3,12 +3,14 @@
 A preset has rules for `build`, or steps for `select` and the scores that they need.
 """
 
+import shlex
 from importlib import resources
 
 from pydantic import ValidationError
 
+from pairmill.jobs.preset_scores import PresetScores
 from pairmill.jobs.yaml_loader import load_yaml
-from pairmill.pipeline.columns.added_columns import added_columns
+from pairmill.pipeline.columns.added_columns import AddedColumns, added_columns
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
@@ -41,47 +43,46 @@ def load_preset(name: str) -> Preset:
         raise JobError(f"the preset {name!r} is damaged: reinstall pairmill ({error})") from None
 
 
-def score_of(name: str, score_name: str) -> dict[str, object]:
+def score_of(name: str, score_name: str | None) -> dict[str, object]:
     """One score of a preset, as fields of a ScoreJob. Raises JobError."""
     preset = load_preset(name)
+    if not preset.scores:
+        raise JobError(f"the preset {name!r} has no scores; `pairmill presets` says which commands take it")
+    if score_name is None:
+        raise JobError(f"say which score of the preset {name!r} to add: {', '.join(preset.scores)}")
     if score_name not in preset.scores:
-        if not preset.scores:
-            raise JobError(f"the preset {name!r} has no scores; `pairmill presets` says which commands take it")
         raise JobError(f"the preset {name!r} has no score {score_name!r}; it has: {', '.join(preset.scores)}")
     return dict(preset.scores[score_name])
 
 
 def steps_for(name: str, store: Store) -> list[dict[str, object]]:
-    """The steps of a preset for this dataset. Raises JobError if the dataset lacks the model or a score."""
+    """The steps of a preset for this dataset. Raises JobError if the dataset lacks the model or a score, or has another
+    score of that name."""
     preset = load_preset(name)
     if not preset.steps:
         raise JobError(f"the preset {name!r} has no steps for select, only rules for build")
     store.check_access()
     added = added_columns(store, committed(store))
-    if missing := [each for each in preset.scores if each not in added.names]:
-        commands = "\n".join(f"  pairmill score {store.root} {each} --preset {name}" for each in missing)
-        raise JobError(f"the preset {name!r} selects by scores that {store.root} lacks; add them first:\n{commands}")
-    similarity = _similarity(name, preset, store)
+    models = _models(name, preset, store, added)
+    PresetScores(name, preset, store, added, models).check()
+    similarity = "similarity" if preset.requires_model is None else f"similarity_{models[0]}"
     return [_filled_in(step, similarity) for step in preset.steps]
 
 
-def _similarity(name: str, preset: Preset, store: Store) -> str:
-    """The column of the similarity that a preset's steps mean."""
-    if preset.requires_model is None:
-        return "similarity"
-    models = [*load_plan(store).job.models, *(read_card(store, each) for each in _added_models(store))]
+def _models(name: str, preset: Preset, store: Store, added: AddedColumns) -> list[str]:
+    """Aliases of the dataset's models, first the one that the preset requires. Raises JobError if that is missing."""
+    models = [*load_plan(store).job.models, *(read_card(store, each) for each in added.models)]
+    aliases, required = [model.alias for model in models], preset.requires_model
+    if required is None:
+        return aliases
     for model in models:
-        if (model.name, model.pretrained) == (preset.requires_model.name, preset.requires_model.pretrained):
-            return f"similarity_{model.alias}"
-    wanted = f"{preset.requires_model.name}:{preset.requires_model.pretrained}"
+        if (model.name, model.pretrained) == (required.name, required.pretrained):
+            return [model.alias, *(alias for alias in aliases if alias != model.alias)]
+    wanted = f"{required.name}:{required.pretrained}"
     raise JobError(
         f"the preset {name!r} was calibrated on {wanted}, which {store.root} lacks; add it first:\n"
-        f"  pairmill embed {store.root} --add-model {wanted}"
+        f"  pairmill embed {shlex.quote(store.root)} --add-model {wanted}"
     )
-
-
-def _added_models(store: Store) -> tuple[str, ...]:
-    return added_columns(store, committed(store)).models
 
 
 def _filled_in(step: dict[str, object], similarity: str) -> dict[str, object]:

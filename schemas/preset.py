@@ -23,8 +23,10 @@ class Preset(Settings):
     """Its thresholds mean nothing for another model. None: it has no such threshold."""
     rules: dict[str, object] = {}
     """Rules for `build --preset`."""
-    scores: dict[str, dict[str, object]] = {}
+    scores: dict[str, dict[str, dict[str, object]]] = {}
     """Name -> score, for `score OUT NAME --preset`. What is missing must be set, such as the targets of NormSim."""
+    may_differ: list[str] = []
+    """Dotted settings of scores that may differ where it selects, because they change effort, not meaning."""
     steps: list[dict[str, object]] = []
     """Steps for `select --preset`."""
 

@@ -1,6 +1,5 @@
 """`pairmill.select` and `export`: select rows to train on, and write them for other tools."""
 
-import os
 from collections.abc import Sequence
 
 from pairmill.jobs import export as exporting
@@ -15,9 +14,7 @@ from pairmill.jobs.api.keywords import (
     text_of,
 )
 from pairmill.jobs.export import ExportResult
-from pairmill.jobs.job_file import load_export_job, load_select_job, parse_settings, s3_of
-from pairmill.jobs.preset_files import steps_for
-from pairmill.pipeline.common.storage import Store
+from pairmill.jobs.job_file import load_export_job, load_select_job
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportFormat, ExportJob
 from pairmill.schemas.subset import SelectJob, Subset
@@ -67,12 +64,9 @@ def select(
         refuse_beside_job({**keywords, "job_file": job_file, "settings": settings or None})
         job = dataset
     else:
-        if preset is not None:
-            store = Store(os.fspath(dataset or ""), s3_of(parse_settings(settings or {})))
-            keywords["steps"] = [*steps_for(preset, store), *(keywords["steps"] or [])]
         del keywords["preset"]
         fields = {"dataset": dataset, **keywords, "name": name or ("dry-run" if dry_run else None)}
-        job = load_select_job(text_of(job_file), fields, settings or {})
+        job = load_select_job(text_of(job_file), fields, settings or {}, preset)
     if not refresh:
         return selecting.select(job, dry_run, overwrite)
     if job.steps or overwrite:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pairmill.jobs import score as scoring
 from pairmill.jobs.api.keywords import Settings, StrPath, parse_score, refuse_beside_job, suggests_keywords, text_of
 from pairmill.jobs.job_file import load_score_job
-from pairmill.jobs.preset_files import score_of
 from pairmill.jobs.score import ScoreResult
 from pairmill.schemas.scores import ScoreJob
 
@@ -45,7 +44,5 @@ def score(
         )
         return scoring.score(dataset)
     given = parse_score(score) if isinstance(score, str) else dict(score or {})
-    if preset is not None:
-        given = {**score_of(preset, name or ""), **given}
     fields = {"dataset": dataset, "name": name, **given}
-    return scoring.score(load_score_job(text_of(job_file), fields, settings or {}))
+    return scoring.score(load_score_job(text_of(job_file), fields, settings or {}, preset))

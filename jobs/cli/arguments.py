@@ -2,16 +2,7 @@
 
 from pairmill.jobs.api.keywords import model_fields, parse_score, parse_step
 from pairmill.jobs.cli.options import BuildOptions, EmbedOptions, ExportOptions, ScoreOptions, SelectOptions
-from pairmill.jobs.job_file import (
-    load_export_job,
-    load_job,
-    load_score_job,
-    load_select_job,
-    parse_settings,
-    s3_of,
-)
-from pairmill.jobs.preset_files import score_of, steps_for
-from pairmill.pipeline.common.storage import Store
+from pairmill.jobs.job_file import load_export_job, load_job, load_score_job, load_select_job
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
@@ -49,16 +40,13 @@ def embed_job(options: EmbedOptions) -> BuildJob:
 def select_job(options: SelectOptions) -> SelectJob:
     """The checked job of `select`. Raises JobError."""
     steps = [parse_step(step) for step in options.steps or []]
-    if options.preset:
-        store = Store(options.dataset, s3_of(parse_settings(options.settings or [])))
-        steps = [*steps_for(options.preset, store), *steps]
     fields = {
         "dataset": options.dataset,
         "name": options.name or ("dry-run" if options.dry_run else None),
         "steps": steps or None,
         "rows": "pairs" if options.all_pairs else None,
     }
-    return load_select_job(options.job_file, fields, options.settings or [])
+    return load_select_job(options.job_file, fields, options.settings or [], options.preset)
 
 
 def export_job(options: ExportOptions) -> ExportJob:
@@ -78,10 +66,8 @@ def export_job(options: ExportOptions) -> ExportJob:
 def score_job(options: ScoreOptions) -> ScoreJob:
     """The checked job of `score`. Raises JobError."""
     given = {} if options.given is None else parse_score(options.given)
-    if options.preset and options.name:
-        given = {**score_of(options.preset, options.name), **given}
     fields = {"dataset": options.output, "name": options.name, **given}
-    return load_score_job(options.job_file, fields, options.settings or [])
+    return load_score_job(options.job_file, fields, options.settings or [], options.preset)
 
 
 def added_model(options: EmbedOptions) -> dict[str, object]:

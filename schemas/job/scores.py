@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -238,6 +239,35 @@ class ScoreKinds(Settings):
     def given(self) -> list[str]:
         """Names of the kinds that are set."""
         return [name for name in ScoreKinds.model_fields if getattr(self, name) is not None]
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, where those `above` override those `below`. A kind that is written on one line overrides only
+    its most important setting."""
+    values = dict(below)
+    for name, value in above.items():
+        lower = values.get(name)
+        if isinstance(lower, Mapping) and isinstance(value, str | os.PathLike) and (main := _main_setting(name)):
+            value = {main: value}
+        values[name] = merged(lower, value) if isinstance(lower, Mapping) and isinstance(value, Mapping) else value
+    return values
+
+
+def required_settings(kind: str, given: Mapping[str, object]) -> list[str]:
+    """The settings of a kind that have no default and are not given."""
+    fields = _kind_class(kind).model_fields
+    return [name for name, field in fields.items() if field.is_required() and name not in given]
+
+
+def _main_setting(kind: str) -> str | None:
+    found = _kind_class(kind) if kind in ScoreKinds.model_fields else None
+    return found._main if found is not None and issubclass(found, _OneLine) else None
+
+
+def _kind_class(kind: str) -> type[Settings]:
+    """The settings of a kind of score."""
+    found: type[Settings] = get_args(ScoreKinds.model_fields[kind].annotation)[0]  # the other one is None
+    return found
 
 
 class ScoreConfig(ScoreKinds):
