@@ -11,13 +11,19 @@ from pickle import UnpicklingError
 import torch
 from safetensors.torch import load_file
 
-
-class DamagedWeightsError(Exception):
-    """The file cannot be loaded; the message says why."""
+from pairmill.schemas.errors import FailureKind, PairmillError
 
 
-class UnsafeWeightsError(Exception):
+class DamagedWeightsError(PairmillError, ValueError):
+    """The file cannot be loaded; the message says why, without the path."""
+
+    kind = FailureKind.JOB
+
+
+class UnsafeWeightsError(PairmillError, ValueError):
     """The file holds more than tensors, so it is not loaded."""
+
+    kind = FailureKind.JOB
 
 
 def load_untrusted(path: Path) -> object:
@@ -33,7 +39,7 @@ def load_untrusted(path: Path) -> object:
     except (OSError, DamagedWeightsError):
         raise
     except UnpicklingError:
-        raise UnsafeWeightsError(str(path)) from None
+        raise UnsafeWeightsError(f"{path} holds more than tensors") from None
     except Exception as error:  # the border of a file: broken bytes make torch raise IndexError, AttributeError, any
         raise DamagedWeightsError(f"{type(error).__name__}: {error}") from error
 

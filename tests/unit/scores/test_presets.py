@@ -173,7 +173,7 @@ def test_the_commands_that_a_preset_advises_work(tmp_path: Path) -> None:
     commands = str(caught.value).splitlines()[1:]
     assert len(commands) == 2 and commands[1].endswith("--set norm_sim.target=TARGET")
     for command in commands:
-        arguments = shlex.split(command)[1:] + ["--set", "partial=true"]
+        arguments = [*shlex.split(command)[1:], "--set", "partial=true"]
         for placeholder, value in given.items():
             arguments = [each.replace(placeholder, f"{placeholder.split('=')[0]}={value}") for each in arguments]
         assert CliRunner().invoke(app, arguments).exit_code == 0
