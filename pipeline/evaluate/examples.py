@@ -13,6 +13,7 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.labeled_rows import Booleans, RowFilter, labeled_rows
 from pairmill.pipeline.evaluate.labels import Labels
+from pairmill.pipeline.evaluate.lowest_hashes import LowestHashes
 from pairmill.pipeline.reader.embeddings import Embeddings, Halves
 from pairmill.pipeline.score.embeddings import float32_blocks, read_vectors
 from pairmill.pipeline.select.keys import SAMPLE, U64, uid_hashes
@@ -64,12 +65,11 @@ def gather(
 ) -> Examples:
     """The labeled rows of a dataset, or of a subset of it; of more than `limit`, those whose uids have the lowest
     hashes. Memory is bounded by `limit`. Raises EvaluateError, DatasetError and SubsetError."""
-    kept, num_labeled, num_without = _Kept(limit), 0, 0
+    kept, num_without = LowestHashes(limit), 0
     rows = RowFilter(embeddings.snapshot, subset)
     for part in labeled_rows(rows, labels, [embeddings.column], on_step):
         vectors, is_valid = read_vectors(part.rows[embeddings.column])
         is_valid &= vectors.any(axis=1)
-        num_labeled += len(is_valid)
         num_without += int((~is_valid).sum())
         kept.add(
             uid_hashes(part.rows["uid"], SAMPLE, 0)[is_valid], part.labels.filter(pa.array(is_valid)), vectors[is_valid]
@@ -78,34 +78,6 @@ def gather(
     if num_without:
         what = "picture" if embeddings.kind == "image" else "caption"
         facts.append(f"{counted(num_without, 'labeled row')} left out: no embedding of the {what}")
-    if num_labeled - num_without > limit:
-        facts.append(f"sampled {limit:,} of {num_labeled - num_without:,} labeled rows, by a hash of the uid")
-    if not num_labeled - num_without:
+    if not kept.num_added:
         raise EvaluateError("\n".join(["no labeled row of the dataset has an embedding", *facts]))
-    return kept.examples(facts)
-
-
-class _Kept:
-    """The rows with the lowest hashes so far."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._parts: list[tuple[U64, pa.Array, Halves]] = []
-        self._num_rows = 0
-
-    def add(self, hashes: U64, labels: pa.Array, vectors: Halves) -> None:
-        self._parts.append((hashes, labels, vectors))
-        self._num_rows += len(hashes)
-        if self._num_rows > 2 * self._limit + 100_000:
-            self._prune()
-
-    def _prune(self) -> None:
-        hashes, vectors = (np.concatenate([part[index] for part in self._parts]) for index in (0, 2))
-        labels = pa.concat_arrays([part[1] for part in self._parts])
-        first = np.argsort(hashes, kind="stable")[: self._limit]
-        self._parts = [(hashes[first], labels.take(pa.array(first)), vectors[first])]
-        self._num_rows = len(first)
-
-    def examples(self, facts: Sequence[str]) -> Examples:
-        self._prune()
-        return Examples(*self._parts[0], facts)
+    return Examples(*kept.rows(), [*facts, *kept.facts()])

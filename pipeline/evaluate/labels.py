@@ -20,6 +20,9 @@ from pairmill.pipeline.select.uid_file import uid_digits
 
 MAX_LABELS = 1_000_000
 """In files: they are all in memory, about 100 bytes each."""
+MAX_LABEL_BYTES = 256 << 20
+"""Of a file's uids and labels."""
+_BATCH_ROWS = 65_536
 
 
 class Labels(Protocol):
@@ -206,12 +209,45 @@ def _read_file(files: Files, uri: str, column: str) -> pa.Table:
                 raise EvaluateError(
                     f"{uri} has {parquet.metadata.num_rows:,} rows; at most {MAX_LABELS:,} are possible"
                 )
-            table = parquet.read(["uid", column])
-            table.validate(full=True)  # such as that all text is UTF-8
+            encoded = pq.ParquetFile(opened, read_dictionary=["uid", column], metadata=parquet.metadata)
+            table = _read_bounded(uri, encoded, ["uid", column])
             uids = table["uid"].cast(pa.string()).combine_chunks()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise EvaluateError(f"{uri} is not a readable Parquet file: {clean_text(str(error))}") from None
     return pa.table({"uid": uid_digits(uri, uids), "label": _plain(table[column])})
+
+
+def _read_bounded(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+    """Columns of a file. Text stays encoded by a dictionary until its size is known: a small file can repeat a long one
+    a million times. Raises EvaluateError if it is larger than labels are."""
+    metadata, names = parquet.metadata, set(columns)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+    if unpacked > MAX_LABEL_BYTES:
+        raise EvaluateError(f"{uri}: its labels take {unpacked:,} bytes; at most {MAX_LABEL_BYTES:,} are possible")
+    batches, num_bytes = [], 0
+    for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
+        num_bytes += sum(_num_bytes(batch[name]) for name in columns)
+        if num_bytes > MAX_LABEL_BYTES:
+            raise EvaluateError(f"{uri}: its labels take more than {MAX_LABEL_BYTES:,} bytes as plain text")
+        batches.append(pa.table({name: _undo_dictionary(batch[name]) for name in columns}))
+    table = pa.concat_tables(batches) if batches else parquet.read(columns=list(columns))
+    table.validate(full=True)  # such as that all text is UTF-8
+    return table
+
+
+def _num_bytes(array: pa.Array) -> int:
+    """Size of the values as a plain array."""
+    if not pa.types.is_dictionary(array.type):
+        return int(array.nbytes)
+    if not _is_text(array.type.value_type):
+        return 8 * len(array)
+    return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
+
+
+def _undo_dictionary(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def _check_type(what: str, kind: pa.DataType) -> None:

@@ -1,5 +1,6 @@
 """Learns a mix of columns from labels: the weights of a logistic regression, as a formula for the score `mix`."""
 
+import keyword
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.examples import Doubles
 from pairmill.pipeline.evaluate.labeled_rows import RowFilter, labeled_rows, target_of
 from pairmill.pipeline.evaluate.labels import Labels
+from pairmill.pipeline.evaluate.lowest_hashes import LowestHashes
 from pairmill.pipeline.evaluate.probe import Booleans, Probe, folds_of, train
 from pairmill.pipeline.select.comparisons import as_doubles, is_number
 from pairmill.pipeline.select.keys import SAMPLE, U64, uid_hashes
@@ -46,8 +48,8 @@ class LearnedMix:
 def gather_columns(
     rows: RowFilter, labels: Labels, columns: Sequence[str], limit: int, on_step: OnStep = ignore_step
 ) -> LabeledColumns:
-    """The labeled rows; of more than `limit`, those whose uids have the lowest hashes. Raises EvaluateError if a column
-    is missing or has no numbers."""
+    """The labeled rows; of more than `limit`, those whose uids have the lowest hashes. Memory is bounded by `limit`.
+    Raises EvaluateError if a column is missing or has no numbers."""
     schema = rows.snapshot.schema
     for name in columns:
         if name not in schema.names:
@@ -55,23 +57,21 @@ def gather_columns(
             raise EvaluateError(problem or f"{rows.snapshot.store.root} has no column {name!r}")
         if not is_number(kind := schema.field(name).type):
             raise EvaluateError(f"column {name!r} is {kind}; a mix needs numbers")
-    hashes, values, found = [], [], []
+    kept, num_labeled = LowestHashes(limit), 0
     for part in labeled_rows(rows, labels, columns, on_step):
         arrays = [as_doubles(part.rows[name].combine_chunks()).to_numpy(zero_copy_only=False) for name in columns]
-        hashes.append(uid_hashes(part.rows["uid"], SAMPLE, 0))
-        values.append(np.stack(arrays, axis=1))
-        found.append(part.labels)
-    if not hashes:
-        raise EvaluateError("\n".join(["no row of the dataset has a label", *labels.facts()]))
-    everything, all_hashes = np.concatenate(values), np.concatenate(hashes)
-    usable = np.flatnonzero(np.isfinite(everything).all(axis=1))
-    chosen = usable[np.argsort(all_hashes[usable], kind="stable")][:limit]
+        values = np.stack(arrays, axis=1)  # [rows, columns]
+        usable = np.isfinite(values).all(axis=1)
+        num_labeled += len(usable)
+        hashes = uid_hashes(part.rows["uid"], SAMPLE, 0)
+        kept.add(hashes[usable], part.labels.filter(pa.array(usable)), values[usable])
     facts = labels.facts()
-    if without := len(everything) - len(usable):
+    if not num_labeled:
+        raise EvaluateError("\n".join(["no row of the dataset has a label", *facts]))
+    if without := num_labeled - kept.num_added:
         facts.append(f"{counted(without, 'labeled row')} left out: no number in some of the columns")
-    if len(usable) > limit:
-        facts.append(f"sampled {limit:,} of {len(usable):,} labeled rows, by a hash of the uid")
-    return LabeledColumns(all_hashes[chosen], everything[chosen], pa.concat_arrays(found).take(pa.array(chosen)), facts)
+    hashes, found, values = kept.rows()
+    return LabeledColumns(hashes, values, found, [*facts, *kept.facts()])
 
 
 def learn_mix(
@@ -88,9 +88,10 @@ def learn_mix(
     weights = probe.weights.weight / deviation  # [columns]
     bias = probe.weights.bias - float(weights @ mean)
     terms = [_term(weight, name) for weight, name in zip(weights.tolist(), columns, strict=True)]
-    return LearnedMix(" + ".join([*terms, f"{bias:.6g}"]), target.name, target.is_positive, probe)
+    return LearnedMix(" + ".join([*terms, repr(bias)]), target.name, target.is_positive, probe)
 
 
 def _term(weight: float, name: str) -> str:
-    column = name if name.isascii() and name.isidentifier() else f"col({name!r})"
-    return f"{weight:.6g} * {column}"
+    """All digits of the weight, so that the formula is the model that was measured."""
+    is_plain = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+    return f"{weight!r} * {name if is_plain else f'col({name!r})'}"

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.common.text import counted
@@ -12,6 +11,7 @@ from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.intervals import wilson
 from pairmill.pipeline.evaluate.labeled_rows import RowFilter, Target, labeled_rows, target_of
 from pairmill.pipeline.evaluate.labels import LabelSource, check_column
+from pairmill.pipeline.evaluate.lowest_hashes import LowestHashes
 from pairmill.pipeline.evaluate.page import Section
 from pairmill.pipeline.evaluate.results import (
     ClassAccuracy,
@@ -29,8 +29,12 @@ from pairmill.pipeline.evaluate.thresholds import Point, ThresholdCurve
 from pairmill.pipeline.evaluate.zero_shot import Accuracy, ClassIndex, check_dim
 from pairmill.pipeline.reader.embeddings import Embeddings, Floats
 from pairmill.pipeline.score.embeddings import read_vectors
+from pairmill.pipeline.select.comparisons import as_doubles
+from pairmill.pipeline.select.keys import SAMPLE, uid_hashes
 
 _MAX_POINTS, _MAX_CONFUSIONS = 20, 50
+_MAX_ROWS = 1_000_000
+"""Of more labeled rows, the threshold of a score is measured on a sample."""
 
 
 def measure_retrieval(
@@ -97,15 +101,19 @@ def measure_threshold(
     kind = rows.snapshot.schema.field(score).type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise EvaluateError(f"the column {score!r} is {kind}; a score is a number")
-    labels = source.open(rows.snapshot)
-    parts = [(part.rows[score], part.labels) for part in labeled_rows(rows, labels, [score], on_step)]
-    if not parts:
+    labels, kept, num_labeled = source.open(rows.snapshot), LowestHashes(_MAX_ROWS), 0
+    for part in labeled_rows(rows, labels, [score], on_step):
+        values = as_doubles(part.rows[score].combine_chunks()).to_numpy(zero_copy_only=False)
+        has_score = np.isfinite(values)
+        num_labeled += len(values)
+        hashes = uid_hashes(part.rows["uid"], SAMPLE, 0)
+        kept.add(hashes[has_score], part.labels.filter(pa.array(has_score)), values[has_score])
+    if not num_labeled:
         raise EvaluateError("\n".join(["no row of the dataset has a label", *labels.facts()]))
-    values = np.concatenate([pc.cast(column, pa.float64()).to_numpy() for column, _ in parts])
-    has_score = np.isfinite(values)
-    found = pa.concat_arrays([part for _, part in parts]).filter(pa.array(has_score))
+    _, found, values = kept.rows()
     target = target_of(found, source.positive)
-    curve = ThresholdCurve.of(values[has_score], target.is_positive)
+    curve = ThresholdCurve.of(values, target.is_positive)
+    without = _without(num_labeled - kept.num_added, f"no {score}")
     chosen = [curve.for_precision(precision, is_certain) for is_certain in (False, True)]
     first, certain = (None if index is None else _point(curve.point(index)) for index in chosen)
     shown = sorted({*curve.spread(_MAX_POINTS), *(index for index in chosen if index is not None)})
@@ -120,7 +128,7 @@ def measure_threshold(
         wanted_precision=precision,
         found=first,
         found_certain=certain,
-        notes=[*labels.facts(), *_without(int((~has_score).sum()), f"no {score}"), *_upside_down(score, target, curve)],
+        notes=[*labels.facts(), *without, *kept.facts(), *_upside_down(score, target, curve)],
     )
     return result, threshold_section(result)
 

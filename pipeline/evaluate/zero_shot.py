@@ -21,6 +21,8 @@ from pairmill.pipeline.score.embeddings import float32_blocks
 Counts = npt.NDArray[np.int64]
 
 TOP_K = 5
+_MAX_UNKNOWN = 1_000
+"""Labels that are no class, of which the most frequent one is named."""
 _MAX_CELLS = 1 << 22
 """Of the similarities in memory at a time."""
 
@@ -42,7 +44,8 @@ class ClassIndex:
         self._index = {name: index for index, name in enumerate(names) if counts[name] == 1}
         self._ambiguous = {name for name, count in counts.items() if count > 1}
         self._num_classes = len(names)
-        self._unknown: Counter[str] = Counter()
+        self._unknown: Counter[str] = Counter()  # of at most _MAX_UNKNOWN different ones
+        self._num_unknown = 0
         self._num_ambiguous = 0
 
     def of(self, labels: pa.Array) -> Counts:
@@ -56,7 +59,9 @@ class ClassIndex:
         if name in self._ambiguous:
             self._num_ambiguous += 1
         elif name not in self._index:
-            self._unknown[name] += 1
+            self._num_unknown += 1
+            if name in self._unknown or len(self._unknown) < _MAX_UNKNOWN:
+                self._unknown[name] += 1
         return self._index.get(name, -1)
 
     def facts(self) -> list[str]:
@@ -64,7 +69,7 @@ class ClassIndex:
         lines = []
         if self._unknown:
             name = self._unknown.most_common(1)[0][0]
-            rows = counted(self._unknown.total(), "row")
+            rows = counted(self._num_unknown, "row")
             lines.append(f"{rows} left out: the label is no class, such as {clean_text(name, 60)!r}")
         if self._num_ambiguous:
             rows = counted(self._num_ambiguous, "row")

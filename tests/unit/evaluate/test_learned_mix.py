@@ -7,13 +7,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import pairmill
 from pairmill.jobs.probe import MixRequest, train_mix
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.evaluate import learned_mix, lowest_hashes
 from pairmill.pipeline.evaluate.errors import EvaluateError
+from pairmill.pipeline.evaluate.labeled_rows import RowFilter
 from pairmill.pipeline.evaluate.labels import LabelSource
+from pairmill.pipeline.evaluate.learned_mix import LabeledColumns, gather_columns, learn_mix
+from pairmill.pipeline.evaluate.lowest_hashes import LowestHashes
+from pairmill.pipeline.reader.snapshot import Snapshot
+from pairmill.pipeline.score.mix import parse
 from tests.committed_shards import uid_of
 from tests.unit.scores.embedded import add, column, unit_vectors, write_embedded
 
@@ -47,6 +54,43 @@ def test_a_mix_is_scikit_learns_and_score_takes_its_formula(folder: Path) -> Non
     logits = model.fit(scaler.transform(values[usable]), is_good).decision_function(scaler.transform(values[usable]))
     found = column(folder, "good")
     assert np.allclose(found[usable], logits, atol=1e-3) and np.isnan(found[~usable]).all()
+
+
+def test_the_formula_is_the_model_that_was_measured_wherever_the_columns_lie() -> None:
+    rng = np.random.default_rng(4)
+    values = np.stack([1.7e9 + 20 * rng.standard_normal(150), rng.standard_normal(150)], axis=1)
+    is_good = (values - [1.7e9, 0]) @ [0.05, 1] + 0.3 * rng.standard_normal(150) > 0
+    rows = LabeledColumns(np.arange(150, dtype=np.uint64), values, pa.array(is_good), ())
+    mix = learn_mix(rows, ["seconds", "class"])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=mix.probe.c, tol=1e-8, max_iter=1_000))
+    logits = model.fit(values, is_good).decision_function(values)
+    outer = parse(mix.formula).outer
+    found = outer.evaluate(pa.table({"seconds": values[:, 0], "class": values[:, 1]})).to_numpy()
+    assert np.allclose(found, logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["class", "None", "True", "lambda", "a'b", 'x"y', "is", "\u00b5m", "plain", "rank"])
+def test_a_formula_can_be_read_whatever_its_columns_are_called(name: str) -> None:
+    rows = pa.table({name: [0.5, 2.0]})
+    outer = parse(learned_mix._term(0.1, name)).outer
+    assert np.allclose(outer.evaluate(rows).to_numpy(), [0.05, 0.2])
+
+
+def test_a_sample_of_columns_has_the_lowest_hashes_and_is_all_that_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lowest_hashes, "_SPARE_ROWS", 10)
+    request = LabelSource([str(folder.parent / "labels.parquet")])
+    rows = RowFilter(Snapshot.of(Store(str(folder))))
+    whole = gather_columns(rows, request.open(rows.snapshot), ["similarity"], 1_000)
+    part = gather_columns(rows, request.open(rows.snapshot), ["similarity"], 20)
+    assert np.array_equal(part.values, whole.values[:20]) and np.array_equal(part.hashes, np.sort(whole.hashes)[:20])
+    assert part.facts[-1] == f"sampled 20 of {ROWS - 1} labeled rows, by a hash of the uid"
+    kept = LowestHashes(5)
+    for start in range(0, 10_000, 10):
+        kept.add(np.arange(start, start + 10, dtype=np.uint64), pa.array([True] * 10), np.zeros(10))
+        assert sum(len(hashes) for hashes, *_ in kept._parts) <= 30
+    assert kept.rows()[0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,16 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 import pairmill
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.examples import Examples, distinct
 from pairmill.pipeline.evaluate.intervals import wilson
+from pairmill.pipeline.evaluate.labels import FileLabels
 from pairmill.pipeline.evaluate.probe import COARSE, FOLDS, folds_of, search, train
 from pairmill.pipeline.evaluate.reliability import calibration_error, reliability, reliability_lines
 from pairmill.pipeline.score.kind import ScoreError
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.s3 import S3Config
 from tests.unit.evaluate.embedded import uid_of, unit, write_embedded, write_labels
 
 ROWS, DIM = 150, 12
@@ -245,6 +248,19 @@ def test_a_head_is_a_safetensors_file_and_damaged_labels_are_named(dataset: Path
     bad.write_bytes(b"PAR1 and nothing")
     with pytest.raises(EvaluateError, match="not a readable Parquet file"):
         pairmill.probe(dataset, tmp_path / "p.safetensors", labels=bad)
+
+
+def test_a_small_file_that_unfolds_to_long_labels_is_refused(tmp_path: Path) -> None:
+    """Parquet stores a text that is repeated once; here 2 GB of it."""
+    text, rows = "x" * 100_000, 20_000
+    label = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
+    table = pa.table({"uid": [f"{row:032x}" for row in range(rows)], "label": label})
+    pq.write_table(table, tmp_path / "labels.parquet")
+    pool = pa.default_memory_pool()
+    before = max(pool.max_memory(), pool.bytes_allocated() + (64 << 20))
+    with pytest.raises(EvaluateError, match=r"its labels take more than 268,435,456 bytes as plain text"):
+        FileLabels.read(Files(S3Config()), [str(tmp_path / "labels.parquet")])
+    assert pool.max_memory() <= before
 
 
 def test_labels_that_are_not_used_are_counted(dataset: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import pairmill
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.evaluate import measure
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.intervals import wilson
 from pairmill.pipeline.evaluate.labeled_rows import RowFilter
@@ -20,6 +21,7 @@ from pairmill.pipeline.evaluate.measure import measure_zero_shot
 from pairmill.pipeline.evaluate.page import EvaluationPage, render
 from pairmill.pipeline.evaluate.sections import shortest
 from pairmill.pipeline.evaluate.thresholds import ThresholdCurve
+from pairmill.pipeline.evaluate.zero_shot import ClassIndex
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.schemas.errors import JobError
@@ -65,6 +67,32 @@ def test_precision_and_recall_are_scikit_learns_at_every_threshold(scored: tuple
         lows = [each.threshold for each in points if wilson(each.hits, each.kept).low >= wanted]
         assert (None if certain is None else curve.thresholds[certain]) == (min(lows) if lows else None)
     assert curve.spread(5)[-1] == len(curve) - 1 and len(curve.spread(5)) <= 5
+
+
+def test_a_score_of_whole_numbers_beyond_float64_is_measured(tmp_path: Path) -> None:
+    values = [(1 << 53) + 1 + 1_000 * row for row in range(40)]
+    extra = pa.schema([("big", pa.int64()), ("is_good", pa.bool_())])
+    columns = {"big": values, "is_good": [row >= 20 for row in range(40)]}
+    write_embedded(tmp_path, unit(np.random.default_rng(0).normal(size=(40, 4))), columns=columns, extra=extra)
+    found = pairmill.evaluate(tmp_path, score="big", label_column="is_good").threshold
+    assert found is not None and found.auc == 1.0 and found.rows == 40
+
+
+def test_a_threshold_of_very_many_rows_is_measured_on_a_sample_which_is_said(
+    scored: tuple[Path, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_MAX_ROWS", 100)
+    found = pairmill.evaluate(scored[0], score="clip", label_column="is_good").threshold
+    assert found is not None and found.rows == 100
+    assert f"sampled 100 of {ROWS - 2} labeled rows, by a hash of the uid" in found.notes
+
+
+def test_unknown_labels_are_counted_though_only_some_are_kept() -> None:
+    index = ClassIndex(["cat"])
+    for start in range(0, 5_000, 100):
+        index.of(pa.array([*(f"name {number}" for number in range(start, start + 99)), "dog"]))
+    assert len(index._unknown) <= 1_000
+    assert index.facts()[0].startswith("5,000 rows left out: the label is no class, such as 'dog'")
 
 
 def test_a_threshold_that_is_printed_keeps_what_was_counted(scored: tuple[Path, np.ndarray, np.ndarray]) -> None:
