@@ -1,7 +1,8 @@
 """Finds the terms of a list in captions: as whole words, ignoring case and what stands between their words.
 
 A term is found where the caption rules would find it as a blocked term, and also with other punctuation between its
-words. In scripts without spaces between words, it is found anywhere.
+words. In scripts without spaces between words, it is found anywhere. A term with symbols, such as `$ex`, `c++`, `f*ck`
+or an emoji, is found only as it is written; where it begins or ends with a letter or a digit, a word must do so too.
 """
 
 import re
@@ -18,6 +19,48 @@ from pairmill.pipeline.score.caption.words import BETWEEN_RUNS, Integers, split_
 
 _Key = tuple[int, ...]
 
+_LITERAL = r"^[^\pL\pM\pN_]|[^\pL\pM\pN_]$|[*@#%\\]|\pS"
+"""Matches a term that is more than words with something between them."""
+
+
+class _Literals:
+    """Terms that are found only as they are written."""
+
+    def __init__(self, lower: pa.Array) -> None:
+        self._terms = sorted(set(lower.to_pylist()))
+        self._any = _alternatives(lower)
+
+    def count(self, lower: pa.Array) -> Integers:
+        """How often the terms are in each caption, [captions]."""
+        counts = np.zeros(len(lower), np.int64)
+        if self._any:
+            found = _numbers(pc.match_substring_regex(lower, self._any).cast(pa.int64()))
+            for row in np.flatnonzero(found).tolist():
+                counts[row] = sum(_occurrences(lower[row].as_py(), term) for term in self._terms)
+        return counts
+
+
+def _occurrences(text: str, term: str) -> int:
+    """How often a term is in a text, not within a longer word."""
+    count, start = 0, text.find(term)
+    while start >= 0:
+        end = start + len(term)
+        is_inside = _joins(text[start - 1 : start], term[0]) or _joins(term[-1], text[end : end + 1])
+        count += not is_inside
+        start = text.find(term, start + 1 if is_inside else end)
+    return count
+
+
+def _joins(left: str, right: str) -> bool:
+    """Whether two characters, or an end of the text, belong to one word."""
+    return all(each == "_" or (each and unicodedata.category(each)[0] in "LMN") for each in (left, right))
+
+
+def _alternatives(terms: pa.Array) -> str:
+    """A regular expression for any of the terms, the longest first; empty without terms."""
+    distinct = sorted(set(terms.to_pylist()), key=lambda term: (-len(term), term))
+    return "|".join(re.escape(term.strip()) for term in distinct)
+
 
 class TermList:
     """Terms, ready to be found."""
@@ -25,12 +68,11 @@ class TermList:
     def __init__(self, terms: Iterable[str]) -> None:
         lower = pc.utf8_lower(pa.array([unicodedata.normalize("NFC", term) for term in terms], pa.string()))
         is_unspaced = pc.match_substring_regex(lower, UNSPACED_SCRIPTS)
-        unspaced = sorted(set(lower.filter(is_unspaced).to_pylist()), key=lambda term: (-len(term), term))
-        self._unspaced = "|".join(re.escape(term.strip()) for term in unspaced)
-        runs = [
-            [run for run in each if run]
-            for each in pc.split_pattern_regex(lower.filter(pc.invert(is_unspaced)), BETWEEN_RUNS).to_pylist()
-        ]
+        self._unspaced = _alternatives(lower.filter(is_unspaced))
+        is_literal = pc.and_not(pc.match_substring_regex(lower, _LITERAL), is_unspaced)
+        self._literal = _Literals(lower.filter(is_literal))
+        of_words = lower.filter(pc.invert(pc.or_(is_unspaced, is_literal)))
+        runs = [[run for run in each if run] for each in pc.split_pattern_regex(of_words, BETWEEN_RUNS).to_pylist()]
         self._runs = pa.array(sorted({run for term in runs for run in term}), pa.string())
         number = {run: index for index, run in enumerate(self._runs.to_pylist())}
         self._terms: dict[int, dict[int, set[_Key]]] = {}
@@ -43,8 +85,8 @@ class TermList:
     def find(self, captions: pa.Array) -> tuple[Integers, Integers, Integers]:
         """For each caption: the number of terms found, their characters, and all characters of words, each [captions].
 
-        Terms do not overlap: the first comes first, and of several that start together, the longest. Only the
-        characters of runs count (see `words.py`). 0 for a null caption.
+        Terms of words do not overlap: the first comes first, and of several that start together, the longest. Terms
+        with symbols are found besides. Only the characters of runs count (see `words.py`). 0 for a null caption.
         """
         lower = pc.utf8_lower(captions)
         words = split_into_runs(lower)
@@ -58,7 +100,8 @@ class TermList:
             for first, length in self._matches(numbers[start:end].tolist()):
                 hits[start + first] = 1
                 is_covered[start + first : start + first + length] = True
-        found = words.sums(hits), words.sums(is_covered * lengths[words.codes]), words.totals(lengths)
+        hits = words.sums(hits) + self._literal.count(lower)
+        found = hits, words.sums(is_covered * lengths[words.codes]), words.totals(lengths)
         return self._with_unspaced(lower, found) if self._unspaced else found
 
     def _matches(self, numbers: Sequence[int]) -> list[tuple[int, int]]:

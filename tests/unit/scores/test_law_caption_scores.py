@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from pairmill.pipeline.columns.score_card import State
 from pairmill.pipeline.rules.base import SourceRules
 from pairmill.pipeline.rules.caption import caption_blocked_term, caption_too_few_words, caption_too_long
+from pairmill.pipeline.score.caption import measures
 from pairmill.pipeline.score.caption.byte_model import ByteModel
+from pairmill.pipeline.score.caption.terms import TermList
 from pairmill.pipeline.score.captions import Captions
 from pairmill.pipeline.source.clean_captions import clean_captions
 from pairmill.schemas.job.run import RunConfig
@@ -82,6 +84,34 @@ def test_law_caption_scores_agree_with_the_caption_rules(measure: Any, raw: list
     for keep, row, caption in zip(kept[2], found, captions.to_pylist(), strict=True):
         if "x" not in caption and not regex.search(r"very[^ ]| bad[^ ]*--", caption):
             assert keep == (row["c_toxic"] == 0) or regex.search(r"[\p{P}\p{S}] ?bad|badder", caption), caption
+
+
+SYMBOLS = ["$ex", "c++", "***", "f*ck", "\U0001f595", "@home", "50%", "x-rated", "a#"]
+LISTS = {term: TermList([term]) for term in SYMBOLS}
+_OTHERS = ["my ex", "vitamin c", "f ck", "a", "1", "C++", " ", "x rated", "\u00e9"]
+
+
+def _written(term: str) -> regex.Pattern[str]:
+    """The term as it is written, not within a longer word; anything may stand for a hyphen."""
+    before, after = (f"(?{look}[\\p{{L}}\\p{{M}}\\p{{N}}_])" for look in ("<!", "!"))
+    inner = regex.escape(term).replace(r"\-", r"[^\p{L}\p{M}\p{N}_]+")
+    return regex.compile((before if term[0].isalnum() else "") + inner + (after if term[-1].isalnum() else ""))
+
+
+@given(st.lists(st.lists(st.sampled_from([*SYMBOLS, *_OTHERS])).map("".join)))
+@settings(deadline=None, max_examples=settings.default.max_examples // 4)
+def test_law_terms_with_symbols_are_found_as_they_are_written(texts: list[str]) -> None:
+    """And none of a list is dropped: each is found in itself."""
+    for term, terms in LISTS.items():
+        found = terms.find(pa.array([term, *texts], pa.string()))[0].tolist()
+        assert found == [1, *(len(_written(term).findall(text.lower())) for text in texts)], term
+
+
+def test_repetition_reads_only_the_beginning_of_a_very_long_caption() -> None:
+    beginning = ("abcdefghij klmnop " * 2_000)[: measures.MAX_REPETITION_CHARS]
+    both = measures.repetition(measures.Captions(pa.array([beginning, beginning + "a b" * 1_000_000])))
+    assert [column[0] for column in both] == [column[1] for column in both]
+    assert both[0][0].as_py() > 0.2
 
 
 HOSTILE = {
