@@ -97,12 +97,21 @@ def _pipeline(store: Store, plan: Plan, model: Mapping[str, object], settings: M
     (added,) = job.models
     if added.alias in taken:
         raise JobError(f"{store.root} already has a model with the alias {added.alias!r}; choose another with --alias")
-    if store.exists(f"columns/{added.alias}/{SCORE_CARD}"):
-        raise JobError(f"{store.root} has a score named {added.alias!r}; choose another alias with --alias")
+    _check_no_score(store, added.alias)
     card = json.dumps({**added.model_dump(), "fingerprint": fingerprint}, indent=1).encode()
     name = f"columns/{added.alias}/{MODEL_CARD}"
     if not store.create(name, card) and read_card(store, added.alias).fingerprint != fingerprint:
         raise JobError(
             f"{store.path(name)}: this alias belongs to another model or other weights; choose another alias"
         )
+    try:
+        _check_no_score(store, added.alias)  # again: one that came between is seen, or sees this card
+    except JobError:
+        store.delete(name)
+        raise
     return add_model_pipeline(job, plan.mapping, fingerprint)
+
+
+def _check_no_score(store: Store, alias: str) -> None:
+    if store.exists(f"columns/{alias}/{SCORE_CARD}"):
+        raise JobError(f"{store.root} has a score named {alias!r}; choose another alias with --alias")

@@ -19,11 +19,11 @@ from pairmill.pipeline.evaluate.labeled_rows import Booleans, RowFilter, Target,
 from pairmill.pipeline.evaluate.labels import LabelSource
 from pairmill.pipeline.evaluate.learned_mix import gather_columns, learn_mix
 from pairmill.pipeline.evaluate.page import EvaluationPage, Section, render
-from pairmill.pipeline.evaluate.probe import Probe, folds_of, train
+from pairmill.pipeline.evaluate.probe import Probe, folds_of, log_losses, train
 from pairmill.pipeline.evaluate.reliability import calibration_error, reliability, reliability_lines
 from pairmill.pipeline.evaluate.results import ProbeFigures
 from pairmill.pipeline.evaluate.sections import probe_lines, probe_section
-from pairmill.pipeline.evaluate.thresholds import Doubles, roc_auc
+from pairmill.pipeline.evaluate.thresholds import roc_auc
 from pairmill.pipeline.reader.embeddings import Embeddings
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report.axis import four_digits
@@ -192,22 +192,18 @@ def _figures(probe: Probe, target: Target, facts: Sequence[str]) -> ProbeFigures
         baseline=max(float(is_positive.mean()), 1 - float(is_positive.mean())),
         recall=float(is_right[is_positive].mean()),
         specificity=float(is_right[~is_positive].mean()),
-        auc=roc_auc(probe.probabilities, is_positive),
-        log_loss=_log_loss(probe.probabilities, is_positive),
+        auc=roc_auc(probe.logits, is_positive),
+        log_loss=float(log_losses(probe.logits, is_positive).mean()),
         calibration_error=calibration_error(bins),
         reliability=bins,
         notes=[*facts, *_warnings(probe, target.name, is_positive)],
     )
 
 
-def _log_loss(probabilities: Doubles, is_positive: Booleans) -> float:
-    of_label = np.where(is_positive, probabilities, 1 - probabilities)
-    return float(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
-
-
 def _warnings(probe: Probe, name: str, is_positive: Booleans) -> Iterator[str]:
     share = float(is_positive.mean())
-    if _log_loss(probe.probabilities, is_positive) >= _log_loss(np.full(len(is_positive), share), is_positive):
+    same = np.full(len(is_positive), np.log(share / (1 - share)))
+    if log_losses(probe.logits, is_positive).mean() >= log_losses(same, is_positive).mean():
         yield (
             f"the probe has learned nothing: giving each pair the share of {name!r} is as good. These embeddings do "
             "not show what the labels are about, or there are too few labels"

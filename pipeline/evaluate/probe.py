@@ -60,10 +60,15 @@ class Probe:
     """Of lambda."""
     losses: dict[float, float]
     """Exponent of lambda -> mean log loss of the predictions out of fold, for all that were tried."""
-    probabilities: Doubles
+    logits: Doubles
     """Out of fold [n]: of probes that saw neither the example nor used it to choose lambda."""
     folds: Folds
     """[n]."""
+
+    @property
+    def probabilities(self) -> Doubles:
+        """Out of fold [n]. Above a logit of 37, all are 1, so order by the logits."""
+        return sigmoid(self.logits)
 
     @property
     def c(self) -> float:
@@ -91,7 +96,7 @@ def _train(vectors: Doubles, is_positive: Booleans, folds: Folds, on_step: OnSte
         outside[is_in] = fit(vectors[is_out], is_positive[is_out], exponent).logits(vectors[is_in])
     steps.part()
     exponent, losses = _choose(vectors, is_positive, folds)
-    return Probe(fit(vectors, is_positive, exponent), exponent, losses, sigmoid(outside), folds)
+    return Probe(fit(vectors, is_positive, exponent), exponent, losses, outside, folds)
 
 
 def fit(vectors: Doubles, is_positive: Booleans, exponent: float) -> Weights:

@@ -11,17 +11,19 @@ import pytest
 from safetensors import safe_open
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 import pairmill
+from pairmill.jobs import probe
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.examples import Examples, distinct
 from pairmill.pipeline.evaluate.intervals import wilson
+from pairmill.pipeline.evaluate.labeled_rows import Target
 from pairmill.pipeline.evaluate.labels import FileLabels
-from pairmill.pipeline.evaluate.probe import COARSE, FOLDS, folds_of, search, train
+from pairmill.pipeline.evaluate.probe import COARSE, FOLDS, Probe, Weights, folds_of, search, train
 from pairmill.pipeline.evaluate.reliability import calibration_error, reliability, reliability_lines
 from pairmill.pipeline.score.kind import ScoreError
 from pairmill.schemas.errors import JobError
@@ -301,6 +303,16 @@ def test_reliability_counts_every_example_once_and_draws_it() -> None:
     assert calibration_error(bins) == pytest.approx(sum(expected))
     lines = reliability_lines(bins, "good")
     assert len(lines) == 11 and all(line.count("o") >= 1 and len(line) < 100 for line in lines[1:])
+
+
+def test_figures_of_a_probe_that_is_very_sure_are_those_of_its_logits() -> None:
+    """Beyond a logit of 37, every probability is 1 in float64."""
+    logits, is_positive = np.array([-900.0, 40.0, 50.0, 60.0, 45.0]), np.array([False, True, True, True, False])
+    weights = Weights(np.zeros(1), 0.0, True)
+    made = Probe(weights, 0.0, {-6.0: 1.0, 0.0: 0.5, 6.0: 1.0}, logits, np.arange(5))
+    figures = probe._figures(made, Target("good", is_positive), [])
+    assert figures.auc == roc_auc_score(is_positive, logits) < 1
+    assert figures.log_loss == pytest.approx(45 / 5)
 
 
 def test_a_probe_that_learned_nothing_says_so(dataset: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_sample_that_workers_cannot_hold_is_refused(
         {"norm_sim": str(tmp_path / "targets.npy")},
     ):
         with pytest.raises(ScoreError, match=r"embeddings of 16 dimensions to compare with take .* GB in every worker"):
-            add(grown, "large", **kind)
+            add(grown, "large", partial=True, **kind)
 
 
 def test_blocks_are_smaller_if_each_row_is_compared_with_millions() -> None:
@@ -88,7 +88,7 @@ def test_blocks_are_smaller_if_each_row_is_compared_with_millions() -> None:
 
 
 def test_a_score_is_not_continued_with_another_source_under_the_same_name(grown: Path, head: str) -> None:
-    add(grown, "neg", neg_clip={"batch": 40})
+    add(grown, "neg", neg_clip={"batch": 40}, partial=True)
     add(grown, "mixed", mix="neg + 1")
     state = read_state(Store(str(grown)), read_score_card(Store(str(grown)), "mixed"))
     assert state.values["sources"] == {"neg": read_score_card(Store(str(grown)), "neg").fingerprint}
@@ -103,7 +103,7 @@ def test_a_score_is_not_continued_with_another_source_under_the_same_name(grown:
 
 
 def test_a_column_of_a_score_that_is_not_complete_is_taken(grown: Path, head: str) -> None:
-    add(grown, "dense", density={"sample": 30, "neighbors": 3, "clusters": 4})
+    add(grown, "dense", density={"sample": 30, "neighbors": 3, "clusters": 4}, partial=True)
     grow(grown)
     with pytest.raises(ScoreError, match="already has a column 'dense_cluster'"):
         add(grown, "dense_cluster", head=head)
@@ -136,19 +136,19 @@ def test_a_copied_folder_of_a_score_is_named(grown: Path, head: str) -> None:
 
 def test_z_scores_of_tiny_numbers_are_those_of_the_numbers(grown: Path) -> None:
     add(grown, "tiny", mix="similarity * 0.0000000001")
-    add(grown, "z", mix="zscore(tiny)")
-    add(grown, "same", mix="zscore(0 * tiny)")
+    add(grown, "z", mix="zscore(tiny)", partial=True)
+    add(grown, "same", mix="zscore(0 * tiny)", partial=True)
     values = column(grown, "similarity")
     assert np.allclose(column(grown, "z"), (values - values.mean()) / values.std(), atol=1e-4)
     assert (column(grown, "same") == 0).all()
     with pytest.raises(ScoreError, match="use rank"):
-        add(grown, "huge", mix="zscore(similarity * 1e300)")
+        add(grown, "huge", mix="zscore(similarity * 1e300)", partial=True)
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
 def test_a_mix_may_have_lines_of_any_system(grown: Path, end: str) -> None:
-    add(grown, "lines", mix=f"(rank(similarity){end} + 2 * zscore(similarity){end} + 1)")
-    add(grown, "plain", mix="rank(similarity) + 2 * zscore(similarity) + 1")
+    add(grown, "lines", mix=f"(rank(similarity{end}){end} + 2 * zscore(similarity){end} + 1)", partial=True)
+    add(grown, "plain", mix="rank(similarity) + 2 * zscore(similarity) + 1", partial=True)
     assert np.array_equal(column(grown, "lines"), column(grown, "plain"))
 
 
