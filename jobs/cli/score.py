@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _SHOWN_FAILURES = 5
 _SHOWN_MANIFESTS = 5
+_SHOWN_COLUMNS = 3
 
 
 def score(
@@ -68,9 +69,11 @@ def _print(result: "ScoreResult") -> None:
         typer.echo(f"{result.name}: {rows} in {shards} scored in {result.seconds:,.1f} s; {result.shards:,} in all")
     else:
         typer.echo(f"{result.name}: nothing to do, because all {counted(result.shards, 'shard')} have it")
-    for column, number in result.rows_without.items():
-        advice = ": check its settings and what it is made from" if number == result.rows_scored else ""
-        typer.echo(f"{column}: {number:,} of these rows have no value{advice}", err=True)
+    for number in sorted(set(result.rows_without.values())):
+        columns = [column for column, rows in result.rows_without.items() if rows == number]
+        names = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")
+        advice = ": check the settings, and what the score is made from" if number == result.rows_scored else ""
+        typer.echo(f"{names}: {number:,} of these rows have no value{advice}", err=True)
     if left_out := result.pictures_left_out:
         pictures = counted(sum(left_out.values()), "picture")
         names = ", ".join(list(left_out)[:_SHOWN_MANIFESTS]) + (", ..." if len(left_out) > _SHOWN_MANIFESTS else "")

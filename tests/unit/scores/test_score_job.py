@@ -231,7 +231,7 @@ def test_an_embedding_that_is_not_finite_has_no_score(tmp_path: Path, head: str)
 
 def test_a_score_without_any_value_says_so(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["score", str(folder), "nothing", "--score", "mix: similarity / 0"]).output
-    assert "nothing: 200 of these rows have no value: check its settings" in shown
+    assert "nothing: 200 of these rows have no value: check the settings" in shown
     shown = CliRunner().invoke(app, ["score", str(folder), "all", "--score", "mix: similarity + 1"]).output
     assert "no value" not in shown
 
