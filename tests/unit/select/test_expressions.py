@@ -159,3 +159,9 @@ def test_contains_is_faster_than_arrow_s_own_search() -> None:
         return min(times)
 
     assert fastest_s(lambda: each.evaluate(table)) < 0.9 * fastest_s(lambda: pc.match_substring(captions, "heart"))
+
+
+def test_clip_keeps_values_within_bounds_and_what_is_missing_missing() -> None:
+    table = pa.table({"x": pa.array([-5.0, 0.25, 9.0, None, float("nan")]), "top": pa.array([1, 1, 2, 1, 1])})
+    found = Expression("clip(x, 0, top)").evaluate(table).to_pylist()
+    assert found[:4] == [0.0, 0.25, 2.0, None] and found[4] != found[4]  # NaN
