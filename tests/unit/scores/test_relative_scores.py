@@ -205,26 +205,28 @@ def test_a_sketch_with_the_tensors_of_an_earlier_version_gives_what_it_gave() ->
 
 
 def test_a_mix_of_many_shards_holds_few_sketches_and_ranks_over_all(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_embedded(tmp_path, IMAGES[:200], TEXTS[:200], 10, missing=(3,))
     sizes, honest = list[int](), ValueSketch.merged
     monkeypatch.setattr(ValueSketch, "merged", lambda parts: sizes.append(len(parts)) or honest(parts))
     monkeypatch.setattr(mix, "_SKETCHES_AT_ONCE", 4)
-    add(folder, "mixed", mix="clip(rank(similarity), 0.25, 0.75)")
+    add(tmp_path, "mixed", mix="clip(rank(similarity), 0.25, 0.75)")
     assert max(sizes) <= 5
-    values = column(folder, "similarity")
+    values = column(tmp_path, "similarity")
     known = values[~np.isnan(values)]
     ranks = np.array([np.nan if np.isnan(value) else (known < value).mean() for value in values])
-    assert np.allclose(column(folder, "mixed"), np.clip(ranks, 0.25, 0.75), atol=1e-6, equal_nan=True)
+    assert np.allclose(column(tmp_path, "mixed"), np.clip(ranks, 0.25, 0.75), atol=1e-6, equal_nan=True)
 
 
-def test_the_error_in_a_mix_shows_what_was_written(folder: Path) -> None:
+def test_the_error_in_a_mix_shows_what_was_written(tmp_path: Path) -> None:
+    write_embedded(tmp_path, IMAGES[:50], TEXTS[:50])
     for formula, shown in (
         ("rank(similarity) if kept else 0", "'rank(similarity) if kept else 0' is not supported"),
         ("rank(similarity) + kept", "'rank(similarity) + kept' does not work: rank(similarity) is a number"),
     ):
         with pytest.raises(ScoreError) as caught:
-            add(folder, "mixed", mix=formula)
+            add(tmp_path, "mixed", mix=formula)
         assert shown in str(caught.value) and "pairmill" not in str(caught.value)
 
 
