@@ -122,6 +122,16 @@ def test_targets_without_a_valid_embedding_are_left_out_and_counted(folder: Path
     assert np.allclose(np.delete(column(folder, "sim"), MISSING), np.delete(expected, MISSING), atol=1e-5)
 
 
+def test_targets_of_a_dataset_that_is_not_finished_are_used_and_said(tmp_path: Path) -> None:
+    write_embedded(tmp_path / "out", IMAGES[:50], TEXTS[:50])
+    target = tmp_path / "targets"
+    write_embedded(target, unit_vectors(9, 20), unit_vectors(9, 20), 10, planned_rows=30)
+    notes = add(tmp_path / "out", "sim", norm_sim=str(target)).notes
+    assert notes == [f"{target} is not finished: the targets lack 1 planned shard"]
+    expected = np.abs(stored(IMAGES[:50]) @ stored(unit_vectors(9, 20)).T).max(axis=1)
+    assert np.allclose(column(tmp_path / "out", "sim"), expected, atol=1e-5)
+
+
 def test_density_is_the_mean_cosine_to_the_nearest_others(folder: Path) -> None:
     add(folder, "dense", density={"sample": ROWS, "neighbors": 5, "clusters": 8})
     cosines = stored(IMAGES) @ stored(IMAGES).T
