@@ -140,7 +140,7 @@ def test_gc_deletes_what_nothing_needs_and_nothing_else(world: World) -> None:
 
 def test_a_score_that_compares_with_a_withdrawn_row_goes(world: World) -> None:
     density = "density: {model: b32, neighbors: 2, clusters: 2, sample: 1000}"
-    pairmill.score(world.out, "crowd", score=density)
+    pairmill.score(world.out, "crowd", score=density, settings={"partial": True})
     pairmill.select(world.out, "calm", steps=["where: crowd <= 2"], settings={"partial": True})
     rejected = world.write("uids.txt", [world.source.uid(3)])  # it has no embedding
     assert pairmill.purge(world.out, uids=rejected, reason="asked for").purged.scores == []
@@ -148,7 +148,7 @@ def test_a_score_that_compares_with_a_withdrawn_row_goes(world: World) -> None:
     assert result.purged.scores == ["crowd"]
     assert not [path for path in (world.out / "columns/crowd").rglob("*") if path.is_file()]
     assert grep(world.out, marks_of(world.source, [1])) == []
-    pairmill.score(world.out, "crowd", score=density)
+    pairmill.score(world.out, "crowd", score=density, settings={"partial": True})
     assert pairmill.verify(world.out, rescore=0).problems == []
 
 
