@@ -12,7 +12,6 @@ Every step is measured with and without: each training set has the same number o
 
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -25,17 +24,17 @@ THINGS = [(color, shape) for shape in SHAPES for color in COLORS]
 """Combinations, the most frequent first."""
 SHARE_OF_COPIES, NUM_STOCK = 2 / 3, 40
 SHARE_OF_WRONG = 0.5
-PER_ENTRY = 60
+PER_ENTRY = 40
 
 
 def zipf_scene(rng: Random) -> Scene:
-    """A scene whose first thing is the n-th of THINGS with a probability proportional to 1 / n."""
-    color, shape = rng.choices(THINGS, [1 / rank for rank in range(1, len(THINGS) + 1)])[0]
-    scene = random_scene(rng)
-    first = Thing(color, shape, scene.first.size)
-    if scene.second is not None and (scene.second.color, scene.second.shape) == (color, shape):
+    """A scene whose things are the n-th of THINGS with a probability proportional to 1 / n."""
+    weights = [1 / rank for rank in range(1, len(THINGS) + 1)]
+    scene, looks = random_scene(rng), rng.choices(THINGS, weights, k=2)
+    first, second = (Thing(*look, scene.first.size) for look in looks)
+    if scene.second is None or looks[0] == looks[1]:
         return Scene(scene.background, first)
-    return replace(scene, first=first)
+    return Scene(scene.background, first, scene.relation, second)
 
 
 def near_copy(picture: bytes, rng: Random) -> bytes:
@@ -67,7 +66,7 @@ def experiment(folder: Path, count: int) -> Experiment:
     entries.write_text("".join(f"{color} {shape}\n" for color, shape in THINGS))
     dedup: Steps = [{"dedup": {"by": "embedding", "model": "tiny", "threshold": 0.97, "best": "similarity"}}]
     balance: Steps = [{"balance": {"by": "concept", "entries": str(entries), "curve": PER_ENTRY}}]
-    repeat: Steps = [{"repeat": {"by": "similarity", "samples": count}}]
+    repeat: Steps = [{"repeat": {"by": "30 * similarity", "mean": 1.0}}]
     subsets = {
         "raw": [],
         "dedup": dedup,
