@@ -51,7 +51,8 @@ class Ledger:
     @classmethod
     def load(cls, store: Store) -> "Ledger":
         """Read the ledger of an output folder, and the parts of a running or interrupted purge."""
-        files = ledger_files(store)
+        if not (files := ledger_files(store))["request"]:
+            return cls({kind: DigestSet.of([]) for kind in LIST_KINDS}, DigestSet.of([]), frozenset())
         requests = [read_table(store, request_name(number)) for number in files["request"]]
         asked = {kind: DigestSet.of(_digests_of(requests, kind)) for kind in LIST_KINDS}
         names = [rows_name(number) for number in files["rows"]]
