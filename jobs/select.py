@@ -79,7 +79,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
         progress.name = names[number]
 
     with open_tasks(job.run, source.num_rows < ROWS_FOR_RAY, progress) as tasks:
-        chunks = _chunks(source, tasks)
+        chunks = chunks_of(source, tasks)
         selector = Selector.start(tasks, chunks, begin)
         run_steps(selector, steps)
         progress.name = "writing"
@@ -181,12 +181,12 @@ def _with_absolute_path(step: SelectStep) -> SelectStep:
     return step
 
 
-def _chunks(source: SelectInput, tasks: Tasks) -> list[Chunk]:
+def chunks_of(source: SelectInput, tasks: Tasks, first_row_index: int = 0) -> list[Chunk]:
     """All shards, in order. The number of chunks does not depend on the number of workers."""
     num_chunks = min(MAX_CHUNKS, len(source.shards), math.ceil(source.num_rows / CHUNK_ROWS))
     cuts = [round(n * len(source.shards) / num_chunks) for n in range(num_chunks + 1)]
     calls = [(source.store, source.shards[start:end], source.added.names) for start, end in pairwise(cuts)]
-    chunks, row_index = [], 0
+    chunks, row_index = [], first_row_index
     for chunk in tasks.get(tasks.map(describe, calls)):
         chunks.append(replace(chunk, first_row_index=row_index))
         row_index += chunk.num_rows

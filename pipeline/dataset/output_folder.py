@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
+from pairmill.schemas.mixture import MIXTURE_RECORD
 
 EXPORT_RECORDS = ".pairmill"
 """Folder of an export's own records. Its name is hidden, so that readers of a whole export do not mistake it for
@@ -45,6 +46,13 @@ def check_export_folder(store: Store) -> None:
     """Raise JobError for a folder that is neither free nor an export, or if part of the path is a file."""
     foreign = [name for name in names_in_output(store) if name != "tmp/"]
     if foreign and not is_export(store):
+        raise JobError(_refusal(store, foreign))
+
+
+def check_mixture_folder(store: Store) -> None:
+    """Raise JobError for a folder that is neither free nor a mixture, or if part of the path is a file."""
+    foreign = [name for name in names_in_output(store) if name not in ("sources/", "tmp/")]
+    if foreign and not store.exists(MIXTURE_RECORD):
         raise JobError(_refusal(store, foreign))
 
 

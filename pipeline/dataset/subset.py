@@ -8,8 +8,9 @@ If a step gave weights, rows/ has a column `weight`, and shards/ the same weight
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -97,6 +98,11 @@ def write_chunk(
     chunk: Chunk, drop_step: DropStep, folder: str, stem: str, weigher: Weigher | None = None
 ) -> SubsetFiles:
     """Write the two files of a chunk, `FOLDER/rows/STEM.parquet` and `FOLDER/shards/STEM.parquet`."""
+    return write_tables(chunk.store, *chunk_tables(chunk, drop_step, weigher), folder, stem)
+
+
+def chunk_tables(chunk: Chunk, drop_step: DropStep, weigher: Weigher | None = None) -> tuple[pa.Table, pa.Table]:
+    """The content of the two files of a chunk."""
     rows_schema, shards_schema = ROWS_SCHEMA, SHARDS_SCHEMA
     if weigher is not None:
         rows_schema = ROWS_SCHEMA.append(pa.field(WEIGHT, pa.float32(), nullable=False))
@@ -116,8 +122,7 @@ def write_chunk(
         values: list[object] = [shard.shard, shard.generation, shard.pairs_blake2b, shard.num_rows, len(rows)]
         values += [drop_step[span].tobytes(), *([weights.astype("<f4").tobytes()] if weigher else [])]
         shards.append(dict(zip(shards_schema.names, values, strict=True)))
-    table = pa.Table.from_pylist(shards, shards_schema)
-    return write_tables(chunk.store, pa.concat_tables(selected), table, folder, stem)
+    return pa.concat_tables(selected), pa.Table.from_pylist(shards, shards_schema)
 
 
 def write_tables(store: Store, rows: pa.Table, shards: pa.Table, folder: str, stem: str) -> SubsetFiles:
@@ -144,14 +149,15 @@ def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
     name, data = f"subsets/{subset.name}/selection.json", subset.model_dump_json(indent=1).encode()
     if replaced is not None:
         store.replace(name, data)
-        _delete_files(store, replaced)
+        delete_files(store, replaced)
     elif not store.create(name, data) and read_subset(store, subset.name).attempt != subset.attempt:
-        _delete_files(store, subset)
+        delete_files(store, subset)
         return False
     return True
 
 
-def _delete_files(store: Store, subset: Subset) -> None:
+def delete_files(store: Store, subset: Subset) -> None:
+    """Delete the rows and shards files of a subset that is not the current one."""
     for files in subset.files:
         store.delete(files.rows.path)
         store.delete(files.shards.path)
@@ -218,12 +224,20 @@ def selected_rows(chunk: Chunk, name: str) -> list[npt.NDArray[np.uint8]]:
 
     Shards added after the subset was made have no rows in it. Raises SubsetError if a shard has been rebuilt since.
     """
+    subset = read_subset(chunk.store, name)
+    return selected_bits(chunk, read_shards(chunk.store, subset), partial(_outdated_error, chunk.store, name))
+
+
+def selected_bits(
+    chunk: Chunk, selections: Iterable[ShardSelection], outdated: Callable[[int], SubsetError]
+) -> list[npt.NDArray[np.uint8]]:
+    """`selected_rows` from the records of the shards. `outdated` makes the error for a shard that has been rebuilt."""
     shards = {shard.shard: shard for shard in chunk.shards}
     found: dict[int, npt.NDArray[np.uint8]] = {}
-    for selection in read_shards(chunk.store, read_subset(chunk.store, name)):
+    for selection in selections:
         shard = shards.get(selection.shard)
         if shard is None or shard.pairs_blake2b != selection.pairs_blake2b:
-            raise _outdated_error(chunk.store, name, selection.shard)
+            raise outdated(selection.shard)
         found[shard.shard] = np.packbits(selection.drop_step == NOT_DROPPED)
     return [found.get(shard.shard, np.zeros(-(-shard.num_rows // 8), np.uint8)) for shard in chunk.shards]
 

@@ -19,16 +19,37 @@ def merge_duplicates(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array,
 
     The best row of a group has the highest rank or, if ranks are equal, the lowest row index.
     """
-    keys = np.concatenate(parts)
-    keys = keys[_is_repeated(keys["high"])]  # a row whose high half is unique has no duplicate
-    keys = keys[np.lexsort((keys["row_index"], ~keys["low_bits"], ~keys["rank"], keys["low"], keys["high"]))]
-    same = np.zeros(len(keys), np.bool_)  # whether each key equals the one before it
-    same[1:] = (keys["high"][1:] == keys["high"][:-1]) & (keys["low"][1:] == keys["low"][:-1])
+    keys, same = _grouped(parts)
     firsts = np.flatnonzero(~same)
     sizes = np.diff(np.append(firsts, len(keys)))
     groups = np.zeros(int((sizes > 1).sum()), DUPLICATE_GROUP)
     groups["row_index"], groups["rows"] = keys["row_index"][firsts[sizes > 1]], sizes[sizes > 1]
     return groups, *split_by_chunk(np.sort(keys["row_index"][same]), chunk_starts)
+
+
+def merge_across(source_starts: Sequence[int], chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]:
+    """Like `merge_duplicates`, but only drops a row if a row of an earlier source has the same key.
+
+    source_starts: index of the first row of each source. The keys must have no ranks.
+    """
+    keys, same = _grouped(parts)
+    source = np.searchsorted(np.asarray(source_starts, np.int64), keys["row_index"], "right")
+    firsts = np.flatnonzero(~same)
+    is_dropped = source != source[firsts[np.cumsum(~same) - 1]]
+    dropped = np.add.reduceat(is_dropped, firsts, dtype=np.int64) if len(firsts) else np.zeros(0, np.int64)
+    groups = np.zeros(int((dropped > 0).sum()), DUPLICATE_GROUP)
+    groups["row_index"], groups["rows"] = keys["row_index"][firsts[dropped > 0]], 1 + dropped[dropped > 0]
+    return groups, *split_by_chunk(np.sort(keys["row_index"][is_dropped]), chunk_starts)
+
+
+def _grouped(parts: Sequence[Array]) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """(keys that may have duplicates, equal ones together and the best first; whether each equals the one before)."""
+    keys = np.concatenate(parts)
+    keys = keys[_is_repeated(keys["high"])]  # a row whose high half is unique has no duplicate
+    keys = keys[np.lexsort((keys["row_index"], ~keys["low_bits"], ~keys["rank"], keys["low"], keys["high"]))]
+    same = np.zeros(len(keys), np.bool_)
+    same[1:] = (keys["high"][1:] == keys["high"][:-1]) & (keys["low"][1:] == keys["low"][:-1])
+    return keys, same
 
 
 def split_by_chunk(row_indices: RowIndices, chunk_starts: Sequence[int]) -> list[RowIndices]:

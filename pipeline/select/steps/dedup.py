@@ -1,6 +1,7 @@
 """The step `dedup`: one row of each group of duplicates."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,7 +60,7 @@ class DedupStep:
         if self.dedup.distance:
             self.clusters = drop_near_duplicates(selector, number, self.dedup)
             return
-        groups, tasks = _exact_duplicates(selector, number, self.dedup), selector.tasks
+        groups, tasks = exact_duplicates(selector, number, self.dedup), selector.tasks
         candidates = tasks.get(tasks.map(largest, [(each,) for each in groups]))
         self.clusters = largest(np.concatenate([np.zeros(0, DUPLICATE_GROUP), *candidates]))
 
@@ -68,14 +69,23 @@ class DedupStep:
         return report.model_copy(update={"largest_clusters": list(described(selector, self.clusters))})
 
 
-def _exact_duplicates(selector: Selector, number: int, step: Dedup) -> list[Handle[Array]]:
-    """Let the next scan drop exact duplicates. Returns handles of the DUPLICATE_GROUPs."""
+def exact_duplicates(
+    selector: Selector,
+    number: int,
+    step: Dedup,
+    merge: Callable[..., Sequence[Array]] = merge_duplicates,
+    before: Sequence[object] = (),
+) -> list[Handle[Array]]:
+    """Let the next scan drop exact duplicates. `merge` decides which ones, and gets `before` as its first arguments.
+    Returns handles of the DUPLICATE_GROUPs."""
     groups: list[Handle[Array]] = []
     duplicates: list[list[Handle[RowIndices] | RowIndices]] = [[] for _ in selector.chunks]
     for keys in _partitions(selector, step):
         parts = selector.scan(keys)
-        calls = [(selector.chunk_starts, *(part[index] for part in parts)) for index in range(len(keys.dtypes))]
-        for group, *dropped in selector.tasks.map_split(merge_duplicates, calls, outputs=1 + len(selector.chunks)):
+        calls = [
+            (*before, selector.chunk_starts, *(part[index] for part in parts)) for index in range(len(keys.dtypes))
+        ]
+        for group, *dropped in selector.tasks.map_split(merge, calls, outputs=1 + len(selector.chunks)):
             groups.append(group)
             for of_chunk, rows in zip(duplicates, dropped, strict=True):
                 of_chunk.append(rows)
