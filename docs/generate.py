@@ -15,6 +15,7 @@ from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_fields import REQUIRED, JobField, job_fields
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.mixture import MixJob
 from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.subset import SelectJob
 
@@ -27,6 +28,7 @@ ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.m
 JOBS: tuple[tuple[type[BaseModel], str], ...] = (
     (BuildJob, "The job file of `pairmill build` and `pairmill embed`"),
     (SelectJob, "The job file of `pairmill select`"),
+    (MixJob, "The settings of `pairmill select --mix`"),
     (ScoreJob, "The job file of `pairmill score`"),
     (ExportJob, "The job file of `pairmill export`"),
 )

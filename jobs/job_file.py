@@ -26,6 +26,7 @@ from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.job.scores import merged
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
+from pairmill.schemas.mixture import MixJob
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.subset import SelectJob
@@ -63,6 +64,12 @@ def load_export_job(job_file: str | None, overrides: Mapping[str, Any], settings
     """The job of an export, from the same inputs as `load_job`."""
     values, text = _values(job_file, overrides, settings)
     return _validate(ExportJob, values, text, job_file)
+
+
+def load_mix_job(overrides: Mapping[str, Any], settings: Settings = ()) -> MixJob:
+    """The job of a mixture, from `overrides` and `settings` as in `load_job`."""
+    values, text = _values(None, overrides, settings)
+    return _validate(MixJob, values, text, None)
 
 
 def load_score_job(
@@ -200,7 +207,7 @@ def _is_text(key: str) -> bool:
 
 @cache
 def _text_fields() -> frozenset[str]:
-    fields = [field for job in (BuildJob, SelectJob, ExportJob, ScoreJob) for field in job_fields("", job)]
+    fields = [field for job in (BuildJob, SelectJob, ExportJob, ScoreJob, MixJob) for field in job_fields("", job)]
     text = {field.name for field in fields if field.type in ("str", "str | null")}
     return frozenset(text - {field.name for field in fields if field.type not in ("str", "str | null")})
 

@@ -17,6 +17,7 @@ from pairmill.schemas.version import VERSION as __version__
 if TYPE_CHECKING:
     from pairmill.jobs.add_model import ColumnsResult
     from pairmill.jobs.api.choose import export, select
+    from pairmill.jobs.api.combine import mix
     from pairmill.jobs.api.find import index, search
     from pairmill.jobs.api.judge import score
     from pairmill.jobs.api.make import add_model, build, embed, retry
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from pairmill.schemas.job.run import RunConfig
     from pairmill.schemas.job.source import SourceConfig
     from pairmill.schemas.jobs import BuildJob
+    from pairmill.schemas.mixture import MixSource, Mixture
     from pairmill.schemas.repeat import Repeat
     from pairmill.schemas.s3 import S3Access, S3Config
     from pairmill.schemas.scores import ScoreJob
@@ -75,6 +77,8 @@ __all__ = [
     "IndexReport",
     "JobError",
     "Match",
+    "MixSource",
+    "Mixture",
     "ModelConfig",
     "PairDataset",
     "PairmillError",
@@ -110,6 +114,7 @@ __all__ = [
     "export",
     "gc",
     "index",
+    "mix",
     "open",
     "probe",
     "purge",
@@ -126,6 +131,7 @@ __all__ = [
 _MODULES = {
     "jobs.add_model": ("ColumnsResult",),
     "jobs.api.choose": ("export", "select"),
+    "jobs.api.combine": ("mix",),
     "jobs.api.find": ("index", "search"),
     "jobs.api.judge": ("score",),
     "jobs.api.make": ("add_model", "build", "embed", "retry"),
@@ -163,6 +169,7 @@ _MODULES = {
     "schemas.scores": ("ScoreJob",),
     "schemas.status": ("Status",),
     "schemas.balance": ("Balance",),
+    "schemas.mixture": ("MixSource", "Mixture"),
     "schemas.repeat": ("Repeat",),
     "schemas.select_steps": ("Dedup", "Sample", "SelectStep", "Top"),
     "schemas.subset": ("SelectJob", "StepReport", "Subset"),

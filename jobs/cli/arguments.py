@@ -2,10 +2,20 @@
 
 from pairmill.jobs.api.keywords import model_fields, parse_score, parse_step
 from pairmill.jobs.cli.options import BuildOptions, EmbedOptions, ExportOptions, ScoreOptions, SelectOptions
-from pairmill.jobs.job_file import load_export_job, load_job, load_score_job, load_select_job
+from pairmill.jobs.job_file import (
+    load_export_job,
+    load_job,
+    load_mix_job,
+    load_score_job,
+    load_select_job,
+    parse_settings,
+    s3_of,
+)
+from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.mixture import MixJob, MixSource
 from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.subset import SelectJob
 
@@ -47,6 +57,25 @@ def select_job(options: SelectOptions) -> SelectJob:
         "rows": "pairs" if options.all_pairs else None,
     }
     return load_select_job(options.job_file, fields, options.settings or [], options.preset)
+
+
+def mix_job(options: SelectOptions) -> MixJob:
+    """The checked job of `select --mix`, or of `select MIX --refresh`. Raises JobError."""
+    settings = options.settings or []
+    if options.mix:
+        fields: dict[str, object] = {"sources": [_source(each) for each in options.mix], "count": options.count}
+    else:
+        from pairmill.jobs.mix import fields_of
+
+        fields = fields_of(Store(options.dataset, s3_of(parse_settings(settings))))
+    return load_mix_job({"output": options.dataset, **fields}, settings)
+
+
+def _source(text: str) -> dict[str, object]:
+    try:
+        return MixSource.parse(text).model_dump()
+    except ValueError as error:
+        raise JobError(f"--mix: {error}") from None
 
 
 def export_job(options: ExportOptions) -> ExportJob:

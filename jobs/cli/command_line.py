@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.core import TyperGroup
 
-from pairmill.jobs.cli.arguments import added_model, build_job, embed_job, export_job, score_job, select_job
+from pairmill.jobs.cli.arguments import added_model, build_job, embed_job, export_job, mix_job, score_job, select_job
 from pairmill.jobs.cli.help import HELP_OPTIONS
 from pairmill.jobs.cli.options import (
     BuildOptions,
@@ -62,6 +62,9 @@ def parse_command(group: TyperGroup, arguments: Sequence[str]) -> Command:
             return _changing(arguments, options, [options.output], has_models=False)
         case IndexOptions():  # runs in the driver, without a model
             return _changing(arguments, options, [options.output], has_models=False)
+        case SelectOptions(is_mixture=True):
+            mixed = mix_job(options)
+            return _reading(arguments, None, [mixed.output, *(source.dataset for source in mixed.sources)])
         case SelectOptions():
             selected = select_job(options)
             files = [uri for step in selected.steps for uri in step.files]

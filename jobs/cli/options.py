@@ -113,6 +113,13 @@ class SelectOptions(_JobOptions):
     dry_run: bool = False
     overwrite: bool = False
     refresh: bool = False
+    mix: Sequence[str] | None = None
+    count: int | None = None
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether `dataset` is the folder of a mixture."""
+        return bool(self.mix) or (self.refresh and self.name is None)
 
 
 @dataclass(frozen=True, kw_only=True)

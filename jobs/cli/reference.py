@@ -122,6 +122,7 @@ def _fields(prefix: str, command: str) -> list["JobField"]:
     from pairmill.schemas.errors import JobError
     from pairmill.schemas.export import ExportJob
     from pairmill.schemas.jobs import BuildJob
+    from pairmill.schemas.mixture import MixJob
     from pairmill.schemas.scores import ScoreJob
     from pairmill.schemas.subset import SelectJob
 
@@ -131,9 +132,10 @@ def _fields(prefix: str, command: str) -> list["JobField"]:
         "select": SelectJob,
         "score": ScoreJob,
         "export": ExportJob,
+        "mix": MixJob,
     }
     if command not in jobs:
-        raise JobError(f"--of {command}: give build, embed, select, score or export")
+        raise JobError(f"--of {command}: give build, embed, select, mix, score or export")
     found = job_fields(prefix, jobs[command])
     if not found:
         names = [field.name for field in job_fields("", jobs[command])]

@@ -48,10 +48,22 @@ def select(
     compare: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Show how two subsets differ, and why.")
     ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATASET[:NAME]=SHARE",
+            help="Mix this dataset, or subset of it, into the new folder DATASET, with this share; repeatable. Of rows "
+            "that are in several datasets, the first one keeps them.",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --mix: samples of an epoch; as many as possible by default.", min=1),
+    ] = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Select a subset of a finished dataset.
+    """Select a subset of a finished dataset, or mix several.
 
     Nothing is downloaded or embedded again, so you can try other steps at any time.
     """
@@ -65,11 +77,18 @@ def select(
         dry_run=dry_run,
         overwrite=overwrite,
         refresh=refresh,
+        mix=mix,
+        count=count,
         settings=settings,
     )
     with errors():
+        if (mix or count) and (not mix or name or steps or job_file or preset or all_pairs or refresh or compare):
+            raise typer.BadParameter("--mix takes only --count, --dry-run, --overwrite and --set beside it")
         if refresh and (steps or job_file or all_pairs or overwrite):
             raise typer.BadParameter("--refresh repeats the steps of the subset, so give it no others")
+        if not compare and options.is_mixture:
+            _mix(options, as_json)
+            return
         if not compare:
             _select(options, as_json)
             return
@@ -156,6 +175,26 @@ def _select(options: SelectOptions, as_json: bool) -> None:
         typer.echo(f"{options.dataset.rstrip('/')}/subsets/{subset.name}")
     if as_json:
         print_json(subset.model_dump(mode="json", exclude={"files"}))
+
+
+def _mix(options: SelectOptions, as_json: bool) -> None:
+    from pairmill.jobs.cli.arguments import mix_job
+    from pairmill.jobs.mix import mix as run_mix
+    from pairmill.pipeline.common.text import counted
+
+    job = mix_job(options)
+    with progress("Nothing was written; run the same command to start over.") as listener:
+        mixture = run_mix(job, options.dry_run, options.overwrite or options.refresh, listener.step)
+    for source in mixture.sources:
+        typer.echo(f"{source.name}: {source.samples / mixture.num_samples:.2%} of the samples, from {source.dataset}")
+        _print(source.rows)
+        if source.samples != source.rows.rows_out:
+            times = source.samples / source.rows.rows_out
+            typer.echo(f"    each row {times:.4g} times per epoch, {counted(source.samples, 'sample')}")
+    typer.echo(f"{counted(mixture.num_samples, 'sample')} per epoch, of {counted(mixture.num_rows, 'row')}")
+    typer.echo("dry run: nothing was written" if options.dry_run else options.dataset.rstrip("/"), err=options.dry_run)
+    if as_json:
+        print_json(mixture.model_dump(mode="json", exclude={"sources": {"__all__": {"rows": {"files"}}}}))
 
 
 def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:

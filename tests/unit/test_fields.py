@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from docs.generate import job_fields_page
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.mixture import MixJob
 from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.subset import SelectJob
 from tests.unit.test_command_line import run
 
-JOBS = {"build": BuildJob, "select": SelectJob, "score": ScoreJob, "export": ExportJob}
+JOBS = {"build": BuildJob, "select": SelectJob, "score": ScoreJob, "export": ExportJob, "mix": MixJob}
 REQUIRED = object()
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 SOURCES = [" ".join(path.read_text().split()) for path in SCHEMAS.rglob("*.py")]
