@@ -5,8 +5,6 @@ sources/000/rows/00000.parquet   of each dataset, the same files as those of a s
 sources/000/shards/..
 """
 
-from collections.abc import Sequence
-
 from pydantic import ValidationError
 
 from pairmill.pipeline.common.storage import Store
@@ -54,10 +52,10 @@ def _delete(store: Store, mixture: Mixture) -> None:
         delete_files(store, source.rows)
 
 
-def outdated_error(store: Store, mixture: Mixture, number: int, shards: Sequence[int]) -> SubsetError:
-    """The error for a source in which these shards have changed."""
+def outdated_error(store: Store, mixture: Mixture, number: int, shard: int) -> SubsetError:
+    """The error for a dataset, by its number, in which this shard has changed."""
     source = mixture.sources[number]
     return SubsetError(
-        f"{store.root}: shard {shards[0]:09d} of {source.dataset} was rebuilt since they were mixed; mix again: "
+        f"{store.root}: shard {shard:09d} of {source.dataset} was rebuilt since they were mixed; mix again: "
         f"pairmill select {store.root} --refresh"
     )

@@ -35,24 +35,19 @@ class Batches:
 
 
 @dataclass(frozen=True, eq=False)
-class EpochOrder:
-    """Shards in random order, and the rows of every `mix_shards` consecutive shards shuffled together.
+class Shares:
+    """The positions of the rows of an epoch, divided among consumers.
 
-    A consumer is one worker of one rank. Each gets a contiguous range of that order, all of equal length, so no row is
-    repeated or missing, and a checkpoint needs only the number of rows that a consumer has received.
+    A consumer is one worker of one rank. Each gets a contiguous range of the epoch's order, all of equal length, so no
+    row is repeated or missing, and a checkpoint needs only the number of rows that a consumer has received.
     """
 
-    counts: Indices
-    """(shards,): number of selected rows."""
-    shuffle: bool
-    seed: int
-    mix_shards: int
     even: bool
 
     @property
     def num_rows(self) -> int:
-        """Selected rows."""
-        return int(self.counts.sum())
+        """Rows of the epoch."""
+        raise NotImplementedError
 
     def share(self, consumer: int, consumers: int) -> range:
         """A consumer's positions in the order. Lengths differ by at most one row; with `even`, they are equal."""
@@ -65,6 +60,22 @@ class EpochOrder:
         """Positions of one worker of a rank, in whole batches, so that only the rank's last batch may be short."""
         first, last = (number * batches.count(len(rank)) // workers for number in (worker, worker + 1))
         return rank[first * batches.size : last * batches.size]
+
+
+@dataclass(frozen=True, eq=False)
+class EpochOrder(Shares):
+    """Shards in random order, and the rows of every `mix_shards` consecutive shards shuffled together."""
+
+    counts: Indices
+    """(shards,): number of selected rows."""
+    shuffle: bool
+    seed: int
+    mix_shards: int
+
+    @property
+    def num_rows(self) -> int:
+        """Selected rows."""
+        return int(self.counts.sum())
 
     def windows(self, epoch: int, share: range) -> Iterator[Window]:
         """The windows that contain rows of the share, in order."""

@@ -5,22 +5,22 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pairmill.pipeline.common.arrow import take_rows
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.mixture import is_mixture
 from pairmill.pipeline.feed.batches import item, read_ahead, rebatch, stack, texts_of, values_of
 from pairmill.pipeline.feed.config import IMAGE, FeedConfig, FeedError, FeedState
-from pairmill.pipeline.feed.epoch_order import Batches, EpochOrder, Window
+from pairmill.pipeline.feed.dataset_rows import DatasetRows, FeedRows
+from pairmill.pipeline.feed.epoch_order import Batches, Shares
+from pairmill.pipeline.feed.mixture_rows import MixtureRows
 from pairmill.pipeline.feed.ranks import check_ranks
-from pairmill.pipeline.feed.shards import FeedShards
 from pairmill.pipeline.feed.shared_epoch import SharedEpoch
 from pairmill.pipeline.feed.transforms import on_tensors
 from pairmill.pipeline.image.processor import ImageProcessor
@@ -33,9 +33,6 @@ _OTHER_ROWS = (
 )
 _UNBATCHED_ROWS = 256
 """Number of rows that are read and decoded together if each item is a single row."""
-_LOCAL_READERS = 2
-"""Arrow has its own threads; more threads here would only wait for each other."""
-
 Sample: TypeAlias = dict[str, Any]
 """One row, or with `batch_size` one batch: column -> value."""
 
@@ -86,16 +83,15 @@ class PairDataset(IterableDataset[Sample]):
         self._requested, self._times_seen = SharedEpoch(), 0
         """The epoch that `set_epoch` asked for, and how many such calls this copy of the dataset has followed."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
-        self._shards = FeedShards.open(Store(os.fspath(config.dataset), config.s3), config.subset)
-        self._ordered: tuple[int, EpochOrder] | None = None
-        if unknown := sorted({*config.columns} - {IMAGE, *self._shards.schema.names}):
-            problem = self._shards.added.missing(unknown[0])
+        store = Store(os.fspath(config.dataset), config.s3)
+        self._rows: FeedRows = (MixtureRows if is_mixture(store) else DatasetRows).open(store, config)
+        if unknown := sorted({*config.columns} - {IMAGE, *self._rows.schema.names}):
+            problem = self._rows.missing(unknown[0])
             raise FeedError(f"{config.dataset} has no column {unknown[0]!r}" + (f": {problem}" if problem else ""))
-        self._choice = self._shards.choice(config.caption)
-        embeddings = {f"text_embedding_{alias}" for alias in self._choice.aliases} if self._choice else set()
+        embeddings = {f"text_embedding_{alias}" for choice in self._rows.choices for alias in choice.aliases}
         if replaced := sorted(embeddings & {*config.columns}):
             raise FeedError(f"{replaced[0]} belongs to the original captions, not to caption={config.caption!r}")
-        if IMAGE in config.columns and not self._shards.has_pictures:
+        if IMAGE in config.columns and not self._rows.has_pictures:
             raise FeedError(f"{config.dataset} has no stored pictures that can be read with one range read each")
 
         self._check_ranks()
@@ -122,8 +118,8 @@ class PairDataset(IterableDataset[Sample]):
             "rows_done": self._rows_done if self._counted_for == consumer else 0,
             "consumer": consumer.number,
             "consumers": consumer.total,
-            "choice": self._shards.fingerprint,
-            "rows": int(self._shards.counts.sum()),
+            "choice": self._rows.fingerprint,
+            "rows": self._rows.num_selected,
             "seed": self.config.seed,
             "shuffle": self.config.shuffle,
             "mix_shards": self.config.mix_shards,
@@ -178,16 +174,12 @@ class PairDataset(IterableDataset[Sample]):
             self._rows_done, self._is_resumed, self._is_old_checkpoint = 0, False, False
 
     @property
-    def _order(self) -> EpochOrder:
-        """Of the current epoch. Only with weights do epochs have different numbers of rows."""
-        if self._ordered is None or (self._ordered[0] != self.epoch and self._shards.repeats is not None):
-            counts, config = self._shards.counts_in(self.epoch), self.config
-            order = EpochOrder(counts, config.shuffle, config.seed, config.mix_shards, config.even)
-            self._ordered = self.epoch, order
-        return self._ordered[1]
+    def _order(self) -> Shares:
+        """Of the current epoch."""
+        return self._rows.order(self.epoch)
 
     def _check_ranks(self) -> None:
-        check_ranks(self.config, self._batches, self._order.num_rows, self._shards.repeats is not None)
+        check_ranks(self.config, self._batches, self._order.num_rows, self._rows.has_weights)
 
     def _count_for_this_consumer(self) -> None:
         """A worker reads ahead of its loader, from a copy of the loader's dataset, which may already have been read
@@ -215,9 +207,8 @@ class PairDataset(IterableDataset[Sample]):
             yield {name: item(values, row) for name, values in columns.items()}
 
     def _tables(self) -> Iterator[pa.Table]:
-        """The rows that this consumer has not received yet, in order, one window of shards at a time."""
-        for window in self._order.windows(self.epoch, self._share()[self._rows_done :]):
-            yield self._read_window(window)
+        """The rows that this consumer has not received yet, in order."""
+        return self._rows.tables(self.epoch, self._share()[self._rows_done :])
 
     def _share(self) -> range:
         """Positions of this consumer in the order."""
@@ -227,49 +218,29 @@ class PairDataset(IterableDataset[Sample]):
         rank, workers = self._order.share(config.rank, config.world_size), consumer.total // config.world_size
         return self._order.worker_share(rank, consumer.number % workers, workers, self._batches)
 
-    def _read_window(self, window: Window) -> pa.Table:
-        columns = {"uid", *self.config.columns} - {IMAGE}
-        columns |= set(self._image_columns) if IMAGE in self.config.columns else set()
-        columns |= self._choice.columns if self._choice else set()
-        tables, rows, start = [], [], 0
-        threads = self.config.threads if self._shards.chunk.store.remote else min(self.config.threads, _LOCAL_READERS)
-        with ThreadPoolExecutor(threads, thread_name_prefix="feed-read") as readers:
-            read = partial(self._shards.read, columns=frozenset(columns), epoch=self.epoch)
-            for table, selected in readers.map(read, window.shards.tolist()):
-                tables.append(table)
-                rows.append(selected + start)
-                start += table.num_rows
-        order = self._order.shuffled(self.epoch, window, np.concatenate(rows))[window.rows]
-        rows = take_rows(pa.concat_tables(tables), order)  # a single copy of the selected rows, in order
-        return self._choice.apply(rows) if self._choice else rows
-
     def _with_pictures(
         self, pool: ThreadPoolExecutor, tables: Iterator[pa.Table]
     ) -> Iterator[tuple[pa.Table, list[Future[Any]]]]:
         """Each table with its pictures, while those of the next table are read and decoded."""
         waiting: deque[tuple[pa.Table, list[Future[Any]]]] = deque()
         for table in tables:
-            columns = [table[name].to_pylist() for name in self._image_columns if IMAGE in self.config.columns]
+            columns = [table[name].to_pylist() for name in self._rows.image_columns if IMAGE in self.config.columns]
             waiting.append((table, [pool.submit(self._picture, *row) for row in zip(*columns, strict=True)]))
             if len(waiting) > 1:
                 yield waiting.popleft()
         yield from waiting
 
-    @property
-    def _image_columns(self) -> list[str]:
-        """Arguments of `_picture`."""
-        return [*STORED.names, *([self._shards.check] if self._shards.check else [])]
-
-    def _picture(self, tar: str | None, offset: int, length: int, check: int | str | None = None) -> Any:
-        if tar is None:
+    def _picture(self, *values: object) -> Any:
+        """From the values of `image_columns`."""
+        if values[self._rows.image_columns.index(STORED.names[0])] is None:
             raise FeedError(
                 "a selected row has no stored picture (images.store): select without such rows, or leave out "
                 "the column `image`"
             )
-        body = self._shards.picture(tar, offset, length, check)
+        body = self._rows.picture(*values)
         if self._transform is None:
             return body
-        pixels = _processor(self._shards.max_pixels).pixels(body)  # uint8 [height, width, 3]
+        pixels = _processor(self._rows.max_pixels).pixels(body)  # uint8 [height, width, 3]
         if self._transform_pixels is not None:
             return self._transform_pixels(pixels)
         return self._transform(Image.fromarray(pixels))

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.subset import WEIGHT, read_rows, read_subset
+from pairmill.pipeline.dataset.subset import WEIGHT, read_rows
 from pairmill.pipeline.select.weights import Draws, Weights, draws_of, times
+from pairmill.schemas.subset import Subset
 
 _BLOCK_ROWS = 4_000_000
 """Rows that are counted at a time."""
@@ -24,9 +25,8 @@ class Repeats:
     """Where the rows of each shard begin, and the end; shape (shards + 1,)."""
 
     @classmethod
-    def of(cls, store: Store, subset: str, counts: npt.NDArray[np.int64]) -> "Repeats | None":
+    def of(cls, store: Store, record: Subset, counts: npt.NDArray[np.int64]) -> "Repeats | None":
         """None for a subset without weights. counts: selected rows of each shard."""
-        record = read_subset(store, subset)
         if record.weight_sum is None:
             return None
         weights, draws = [np.zeros(0, np.float32)], [np.zeros(0, np.uint32)]

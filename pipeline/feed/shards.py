@@ -1,7 +1,9 @@
 """Reads the shards of a PairDataset: their selected rows, columns and pictures."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -15,14 +17,24 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk, ShardFiles, describe
 from pairmill.pipeline.dataset.integrity import DamagedFileError, is_intact
 from pairmill.pipeline.dataset.manifests import committed
-from pairmill.pipeline.dataset.subset import generations_digest, read_subset, selected_rows, shard_numbers
+from pairmill.pipeline.dataset.mixture import outdated_error
+from pairmill.pipeline.dataset.subset import (
+    generations_digest,
+    read_shards,
+    read_subset,
+    selected_bits,
+    selected_rows,
+    shard_numbers,
+)
 from pairmill.pipeline.feed.config import FeedError
 from pairmill.pipeline.feed.repeats import Repeats
 from pairmill.pipeline.source.corpus.image_refs import picture_file
 from pairmill.pipeline.source.mapping import IndexedPictures, PairsPictures, WebPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
+from pairmill.schemas.mixture import Mixture
 from pairmill.schemas.pairs import CHECKSUM, KEPT_STATUS
+from pairmill.schemas.s3 import S3Config
 
 _READERS = 16
 
@@ -67,12 +79,36 @@ class FeedShards:
             added = added_columns(store, done)
         chunk = describe(store, sorted(done.items()), added.names)
         selected = _kept(chunk) if subset is None else selected_rows(chunk, subset)
-        counts = np.array([int(np.bitwise_count(bits).sum()) for bits in selected], np.int64)
         fingerprint = generations_digest([chunk]) if subset is None else read_subset(store, subset).attempt
+        shards = cls._of(chunk, selected, plan, added, fingerprint)
+        if subset is None:
+            return shards
+        return replace(shards, repeats=Repeats.of(store, read_subset(store, subset), shards.counts))
+
+    @classmethod
+    def of_mixture(cls, mixture: Store, record: Mixture, number: int, s3: S3Config) -> "FeedShards":
+        """The shards of one dataset of a mixture. Raises SubsetError if one has been rebuilt since."""
+        source = record.sources[number]
+        store = Store(source.dataset, s3)
+        store.check_access()
+        plan, done = load_plan(store), committed(store)
+        numbers = shard_numbers(mixture, source.rows)
+        done = {shard: generation for shard, generation in done.items() if shard in numbers}
+        added = added_columns(store, done)
+        chunk = describe(store, sorted(done.items()), added.names)
+        outdated = partial(outdated_error, mixture, record, number)
+        selected = selected_bits(chunk, read_shards(mixture, source.rows), outdated)
+        shards = cls._of(chunk, selected, plan, added, source.rows.attempt)
+        return replace(shards, repeats=Repeats.of(mixture, source.rows, shards.counts))
+
+    @classmethod
+    def _of(
+        cls, chunk: Chunk, selected: Sequence[PackedBits], plan: Plan, added: AddedColumns, fingerprint: str
+    ) -> "FeedShards":
+        counts = np.array([int(np.bitwise_count(bits).sum()) for bits in selected], np.int64)
         pictures = _has_pictures(plan), _check_column(plan), plan.job.images.max_pixels
         aliases = (*(model.alias for model in plan.job.models), *added.models)
-        repeats = None if subset is None else Repeats.of(store, subset, counts)
-        return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, aliases, fingerprint, repeats)
+        return cls(chunk, tuple(selected), counts, chunk.schema(), added, *pictures, aliases, fingerprint)
 
     def counts_in(self, epoch: int) -> npt.NDArray[np.int64]:
         """(shards,): number of rows that are shown in an epoch, repeated ones as often as they are."""

@@ -62,7 +62,7 @@ def test_workers_get_whole_batches_and_all_ranks_together_every_row_once(
     """The oracle: each rank's rows, cut with slices as if it had a single worker."""
     import numpy as np
 
-    order, batches = EpochOrder(np.array(counts, np.int64), True, 0, 2, even), Batches(size, drop_last)
+    order, batches = EpochOrder(even, np.array(counts, np.int64), True, 0, 2), Batches(size, drop_last)
     seen: Counter[int] = Counter()
     for rank in range(ranks):
         rows = order.share(rank, ranks)

@@ -1,0 +1,80 @@
+"""Finds the columns that all datasets of a mixture have, with the same type and the same meaning."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pairmill.pipeline.columns.added_columns import AddedColumns
+from pairmill.pipeline.columns.score_card import read_score_card
+from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.dataset.parquet import read_schema
+from pairmill.schemas.pairs import score_column_names
+
+DATASET = "dataset"
+"""The column of a mixture with the name of the dataset that a row comes from."""
+DATASET_FIELD = pa.field(DATASET, pa.string(), nullable=False)
+
+
+@dataclass(frozen=True)
+class NamedColumns:
+    """The columns of one dataset of a mixture."""
+
+    name: str
+    """Of the dataset."""
+    schema: pa.Schema
+    meanings: Mapping[str, str]
+    """Column -> what its values depend on besides the row: the digest of a model's weights, or of a score."""
+
+
+@dataclass(frozen=True)
+class CommonColumns:
+    """The columns of a mixture."""
+
+    schema: pa.Schema
+    """Those that all datasets have, in the order of the first one, then DATASET."""
+    left_out: Mapping[str, str]
+    """Column that some of the datasets have -> why the mixture does not have it."""
+
+
+def common_columns(sources: Sequence[NamedColumns]) -> CommonColumns:
+    """The columns of a mixture of these datasets."""
+    left_out: dict[str, str] = {}
+    names = dict.fromkeys(name for source in sources for name in source.schema.names)
+    for name in names:
+        if (why := _problem(name, sources)) is not None:
+            left_out[name] = why
+    fields = [sources[0].schema.field(name) for name in names if name not in left_out]
+    plain = [pa.field(field.name, field.type) for field in fields]  # nullable, as it may be in another dataset
+    return CommonColumns(pa.schema([*plain, DATASET_FIELD]), left_out)
+
+
+def _problem(name: str, sources: Sequence[NamedColumns]) -> str | None:
+    if name == DATASET:
+        return "a mixture has its own column of this name"
+    without = [source.name for source in sources if name not in source.schema.names]
+    if without:
+        return f"{without[0]} does not have it"
+    first = sources[0]
+    for other in sources[1:]:
+        types = [source.schema.field(name).type for source in (first, other)]
+        if types[0] != types[1]:
+            return f"it is {types[0]} in {first.name}, but {types[1]} in {other.name}"
+        if first.meanings.get(name) != other.meanings.get(name):
+            return f"{first.name} and {other.name} have it from different models or scores"
+    return None
+
+
+def meanings(chunk: Chunk, added: AddedColumns, first_alias: str | None) -> dict[str, str]:
+    """For NamedColumns. first_alias: the model whose similarity is also the column `similarity`."""
+    shard, found = chunk.shards[0], dict[str, str]()
+    for path in (shard.pairs, *shard.columns):
+        metadata = read_schema(chunk.store, path).metadata or {}
+        for model in json.loads(metadata.get(b"pairmill", b"{}")).get("models", []):
+            found |= dict.fromkeys(score_column_names(model["alias"]), str(model["weights_sha256"]))
+            if model["alias"] == first_alias:
+                found["similarity"] = str(model["weights_sha256"])
+    for score in added.scores:
+        found |= dict.fromkeys(score.columns, read_score_card(chunk.store, score.name).fingerprint)
+    return found
