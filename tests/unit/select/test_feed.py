@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pairmill.pipeline.dataset.subset import SubsetError
+from pairmill.pipeline.feed.dataset_rows import DatasetRows
 from pairmill.pipeline.feed.pair_dataset import FeedConfig, FeedError, PairDataset
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.added import add_columns
@@ -95,7 +96,7 @@ def test_every_selected_row_comes_once_per_epoch_wherever_each_consumer_was_stop
         assert abs(len(whole) - one.num_rows) <= 0
     assert len(seen) == len(set(seen))
     if subset is None:
-        assert len(seen) == sum(feed(small, None, columns=("status",))._shards.counts)
+        assert len(seen) == sum(feed(small, None, columns=("status",))._rows.shards.counts)
     else:
         assert sorted(seen) == sorted(expected[subset])
 
@@ -273,4 +274,6 @@ def test_shards_newer_than_the_subset_are_not_fed(tmp_path: Path) -> None:
     before = sorted(rows_of(feed(tmp_path / "own")))
     write_dataset(tmp_path / "own", 300, shard_rows=40)
     assert sorted(rows_of(feed(tmp_path / "own"))) == before
-    assert np.array_equal(feed(tmp_path / "own")._shards.counts[-2:], [0, 0])
+    rows = feed(tmp_path / "own")._rows
+    assert isinstance(rows, DatasetRows)
+    assert np.array_equal(rows.shards.counts[-2:], [0, 0])
