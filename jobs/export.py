@@ -1,13 +1,10 @@
 """`pairmill export`: writes a subset as WebDataset tars, as Parquet, or in the layout of clip-retrieval or DataComp."""
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pairmill.jobs.select import SelectInput, open_input, open_tasks
@@ -19,14 +16,21 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.exports import note_export
 from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.dataset.output_folder import EXPORT_RECORDS, check_export_folder, records_folder
-from pairmill.pipeline.dataset.subset import WEIGHT, current_generations, read_rows, read_shards, read_subset
+from pairmill.pipeline.dataset.subset import (
+    WEIGHT,
+    current_generations,
+    read_shards,
+    read_subset,
+    subset_names,
+)
 from pairmill.pipeline.dataset.webdataset_tar import sizes_table
 from pairmill.pipeline.export.arrays import ClipRetrieval, DataComp, array_prefix, datacomp_names
 from pairmill.pipeline.export.formats import Format, ParquetFiles, WebDataset
-from pairmill.pipeline.export.order import SubsetShard, cut_into_parts, group_shards
+from pairmill.pipeline.export.order import GroupSlice, SubsetShard, cut_into_parts, group_shards
 from pairmill.pipeline.export.reader import ExportSource
 from pairmill.pipeline.export.readme import readme
-from pairmill.pipeline.export.repetition import Repetition, first_epoch
+from pairmill.pipeline.export.repetition import Repetition
+from pairmill.pipeline.export.uid_array import write_uids
 from pairmill.pipeline.export.write import (
     OTHER_OUTPUT,
     PartWriter,
@@ -35,7 +39,6 @@ from pairmill.pipeline.export.write import (
     release_output,
     write_part,
 )
-from pairmill.pipeline.select.keys import key_halves
 from pairmill.pipeline.source.mapping import IndexedPictures, NoPictures
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
@@ -61,6 +64,8 @@ class ExportResult:
     """Added models that some shards of the subset lack, so that nothing of them was written."""
     is_noted: bool = True
     """Whether the dataset knows where the export is, for a later purge. False if it cannot be written to."""
+    columns_left_out: Mapping[str, str] = field(default_factory=dict)
+    """Of a mixture: column that only some of its datasets have -> why it was not written."""
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
@@ -72,6 +77,8 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     output = Store(job.output, job.s3)
     check_export_folder(output)
     dataset = open_input(job.dataset, job.s3, partial=True)
+    if job.subset is None:
+        raise JobError(f"subset: name one of {', '.join(subset_names(dataset.store)) or 'those that select will make'}")
     subset = read_subset(dataset.store, job.subset)
     repetition = Repetition.of(job, subset)
     plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset, repetition))
@@ -95,6 +102,20 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     )
     note = ExportNote(output=output.root, subset=job.subset, format=job.format)
     is_noted = note_export(dataset.store, note)  # first, so that a purge finds what an interrupted export has written
+    written = write_parts(job, writer, record, parts, on_step)
+    write_index(writer, record, dataset.schema)
+    if record.format == "datacomp":
+        write_uids(output, dataset.store, subset, record.repeat == "copies")
+    output.remove_temporary()
+    left_out = tuple(each.name for each in dataset.added.incomplete)
+    return ExportResult(output.root, record, written, left_out, is_noted)
+
+
+def write_parts(
+    job: ExportJob, writer: PartWriter, record: ExportRecord, parts: Sequence[Sequence[GroupSlice]], on_step: OnStep
+) -> int:
+    """Claim the output, and write the parts that are missing. Returns how many. Raises JobError."""
+    output, records = writer.output, writer.records
     with _claimed_output(writer, record) as claimed:
         left = [number for number in range(len(parts)) if not is_written(output, records, number)]
         if left and claimed.layout != record.layout:
@@ -106,10 +127,7 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
             for _ in tasks.get(tasks.map(write_part, [(writer, number, parts[number]) for number in left])):
                 pass
     _claim_output(output, records, record)  # again, because another run of this export may have failed and released it
-    _write_index(writer, record, dataset, subset)
-    output.remove_temporary()
-    left_out = tuple(each.name for each in dataset.added.incomplete)
-    return ExportResult(output.root, record, len(left), left_out, is_noted)
+    return len(left)
 
 
 def _with_weights(dataset: SelectInput) -> SelectInput:
@@ -198,7 +216,7 @@ def _record(
     """shape: numbers of rows and of files."""
     return ExportRecord(
         dataset=dataset.store.root,
-        subset=job.subset,
+        subset=subset.name,
         subset_attempt=subset.attempt,
         format=job.format,
         samples_per_file=job.samples_per_file,
@@ -253,7 +271,7 @@ def _shards(store: Store, subset: Subset, repetition: Repetition) -> Iterator[Su
             yield SubsetShard(*identity, num_rows=rows, path=shard.path)
 
 
-def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput, subset: Subset) -> None:
+def write_index(writer: PartWriter, record: ExportRecord, schema: pa.Schema) -> None:
     """Write the files that describe all the others, for formats that have them."""
     output, sample, endings = writer.output, None, set[str]()
     if record.format == "webdataset":
@@ -265,27 +283,8 @@ def _write_index(writer: PartWriter, record: ExportRecord, dataset: SelectInput,
         output.replace("sizes.json", sizes_table(sizes))
         if endings:
             names = [name for name in writer.columns if name != "caption_clean"]
-            sample = pa.schema([dataset.schema.field(name) for name in names])
-    if record.format == "datacomp":
-        data = io.BytesIO()
-        np.save(data, sorted_uids(dataset.store, subset, record.repeat == "copies"))
-        output.replace("subset.npy", data.getvalue())
+            sample = pa.schema([schema.field(name) for name in names])
     if record.format != "parquet" or writer.records != EXPORT_RECORDS:  # earlier versions' records look like data
         output.replace(
             "README.md", readme(record.format, record.rows, sample, sorted(endings), record.caption).encode()
         )
-
-
-def sorted_uids(store: Store, subset: Subset, copies: bool = False) -> npt.NDArray[np.void]:
-    """The uids as a sorted array of two uint64 each, shape (rows,), for DataComp's `resharder.py`. 16 bytes per row.
-    `copies`: a uid is there as often as the first epoch shows its row.
-
-    https://github.com/mlfoundations/datacomp: `np.array([(int(uid[:16], 16), int(uid[16:32], 16))], np.dtype("u8,u8"))`
-    """
-    parts = []
-    for table in read_rows(store, subset):
-        part = np.empty(table.num_rows, np.dtype("u8,u8"))
-        part["f0"], part["f1"] = key_halves(table["uid"], "uid")
-        parts.append(np.repeat(part, first_epoch(table)) if copies else part)
-    uids = np.concatenate(parts)
-    return uids[np.lexsort((uids["f1"], uids["f0"]))]

@@ -20,9 +20,9 @@ class ExportJob(Settings):
     config_version: Literal[1] = CONFIG_VERSION
     """Version of the job file's format."""
     dataset: Uri
-    """Output folder of a build or embed."""
-    subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")]
-    """Name of a subset made by `pairmill select`."""
+    """Output folder of a build or embed, or a mixture."""
+    subset: Annotated[str, Field(pattern=f"^{SUBSET_NAME}$")] | None = None
+    """Name of a subset made by `pairmill select`. Only a mixture is exported without one."""
     output: Uri
     """New folder or `s3://bucket/...` for the files."""
     format: ExportFormat = "webdataset"
@@ -58,6 +58,7 @@ class ExportRecord(GrowingSettings):
     schema_version: int = SCHEMA_VERSION
     dataset: str
     subset: str
+    """Empty for a mixture."""
     subset_attempt: str
     format: ExportFormat
     samples_per_file: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pairmill.jobs import export as exporting
+from pairmill.jobs import export_mixture as exporting
 from pairmill.jobs import select as selecting
 from pairmill.jobs.api.keywords import (
     Settings,
@@ -90,8 +90,8 @@ def export(
     """Write the rows of a subset as files that other tools read. If interrupted, make the same call again to resume.
 
     Args:
-        dataset: The output folder of a build or embed, or a complete ExportJob.
-        subset: The name of a subset that `select` made.
+        dataset: The output folder of a build or embed, a mixture, or a complete ExportJob.
+        subset: The name of a subset that `select` made; a mixture has none.
         output: A new folder, local or `s3://`.
         format: `webdataset` (the default), `parquet`, `clip-retrieval` or `datacomp`.
         samples_per_file: 10,000 by default; the last file holds the remainder.
@@ -113,10 +113,10 @@ def export(
     }
     if isinstance(dataset, ExportJob):
         refuse_beside_job({**keywords, "in_order": in_order, "job_file": job_file, "settings": settings or None})
-        return exporting.export(dataset)
+        return exporting.export_any(dataset)
     unshuffled = {"shuffle_seed": None} if in_order else {}
     job = load_export_job(text_of(job_file), {"dataset": dataset, **keywords}, {**(settings or {}), **unshuffled})
-    return exporting.export(job)
+    return exporting.export_any(job)
 
 
 def _several(steps: Step | Sequence[Step]) -> Sequence[Step]:

@@ -142,7 +142,7 @@ class ExportOptions(_JobOptions):
     """Options of `pairmill export`."""
 
     dataset: str
-    subset: str
+    subset: str | None
     output: str
     form: str | None = None
     samples_per_file: int | None = None

@@ -99,8 +99,13 @@ def select(
 
 def export(
     dataset: Dataset,
-    subset: Annotated[str, typer.Argument(metavar="NAME", help="A subset that `pairmill select` made.")],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")],
+    subset: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]", help="A subset that `pairmill select` made; without it, DATASET is a mixture."
+        ),
+    ],
+    output: Annotated[str | None, typer.Argument(metavar="OUT", help="New folder, or s3://..., for the files.")] = None,
     form: Annotated[
         str | None,
         typer.Option("--format", metavar="NAME", help="webdataset, parquet, clip-retrieval or datacomp."),
@@ -125,8 +130,8 @@ def export(
     """
     options = ExportOptions(
         dataset=dataset,
-        subset=subset,
-        output=output,
+        subset=None if output is None else subset,
+        output=subset if output is None else output,
         form=form,
         samples_per_file=samples_per_file,
         model=model,
@@ -136,10 +141,10 @@ def export(
     )
     with errors():
         from pairmill.jobs.cli.arguments import export_job
-        from pairmill.jobs.export import export as run_export
+        from pairmill.jobs.export_mixture import export_any as run_export
 
         job = export_job(options)
-        with progress(f"Finished files stay in {output}; run the same command again to resume.") as listener:
+        with progress(f"Finished files stay in {options.output}; run the same command again to resume.") as listener:
             result = run_export(job, listener.step)
     from pairmill.pipeline.common.text import counted
 
@@ -148,12 +153,16 @@ def export(
     typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
     for alias in result.models_left_out:
         typer.echo(f"left out the model {alias!r}, which some of these shards lack; embed --add-model adds it there")
+    for column, why in result.columns_left_out.items():
+        typer.echo(f"left out the column {column!r}: {why}")
     if not result.is_noted:
         known = f"tell a later purge about this export with --export {result.output}"
         typer.echo(f"pairmill: {record.dataset} cannot be written to: {known}", err=True)
     if as_json:
         left_out = list(result.models_left_out)
         values = {"output": result.output, "written": result.written, "models_left_out": left_out}
+        if result.columns_left_out:
+            values["columns_left_out"] = dict(result.columns_left_out)
         print_json({**values, **record.model_dump(mode="json")})
 
 

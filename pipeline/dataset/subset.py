@@ -253,18 +253,26 @@ def selected_weights(chunk: Chunk, name: str) -> list[Weights] | None:
 
 
 def current_generations(store: Store, subset: Subset) -> dict[int, int]:
-    """Shard -> newest generation, for the shards that the subset was selected from.
+    """Shard -> newest generation, for the shards that the subset was selected from. Raises SubsetError if the pairs of
+    a shard have changed."""
+    return newest_generations(store, read_shards(store, subset), partial(_outdated_error, store, subset.name))
 
-    A retry that recovers nothing in a shard leaves the subset valid. Reads a listing, and a manifest for each shard
-    with a new generation. Raises SubsetError if the pairs of a shard have changed.
+
+def newest_generations(
+    store: Store, selections: Iterable[ShardSelection], outdated: Callable[[int], SubsetError]
+) -> dict[int, int]:
+    """Shard -> newest generation, for these shards of a dataset. `outdated` makes the error if pairs have changed.
+
+    A retry that recovers nothing in a shard leaves a subset valid. Reads a listing, and a manifest for each shard with a
+    new generation.
     """
     newest = committed(store)
-    for shard in read_shards(store, subset):
+    for shard in selections:
         generation = newest.get(shard.shard)
         if generation == shard.generation:
             continue
         if generation is None or _pairs_digest(store, shard.shard, generation) != shard.pairs_blake2b:
-            raise _outdated_error(store, subset.name, shard.shard)
+            raise outdated(shard.shard)
     return newest
 
 

@@ -6,6 +6,7 @@ and written again.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class ShardGroup:
     shards: tuple[SubsetShard, ...]
     start: int
     """Position of the group's first row in the order."""
+    source: int = 0
+    """Number of its dataset in a mixture."""
 
     @property
     def num_rows(self) -> int:
@@ -56,8 +59,9 @@ class GroupSlice:
     end: int
 
 
-def group_shards(shards: Sequence[SubsetShard], seed: int | None) -> list[ShardGroup]:
-    """Divide all shards into groups. Without a seed, each shard is its own group, in dataset order."""
+def group_shards(shards: Sequence[SubsetShard], seed: int | None, start: int = 0, source: int = 0) -> list[ShardGroup]:
+    """Divide all shards into groups, the first of which begins at `start`. Without a seed, each shard is its own group,
+    in dataset order."""
     size = 1 if seed is None else GROUP_SHARDS
     if seed is not None:
         numbers = np.array([shard.shard for shard in shards], np.uint64)
@@ -65,21 +69,36 @@ def group_shards(shards: Sequence[SubsetShard], seed: int | None) -> list[ShardG
         shards = [shards[index] for index in np.argsort(mix(numbers ^ salt), kind="stable")]
     groups: list[ShardGroup] = []
     for first in range(0, len(shards), size):
-        groups.append(ShardGroup(tuple(shards[first : first + size]), groups[-1].end if groups else 0))
+        groups.append(ShardGroup(tuple(shards[first : first + size]), groups[-1].end if groups else start, source))
     return groups
 
 
 def cut_into_parts(groups: Sequence[ShardGroup], rows_per_part: int) -> Iterator[list[GroupSlice]]:
     """The slices that make up each part. All parts have `rows_per_part` rows, except that the last may have fewer."""
     total = groups[-1].end if groups else 0
+    yield from _cut(groups, [*range(0, total, rows_per_part), total] if total else [])
+
+
+def cut_mixture(sources: Sequence[Sequence[ShardGroup]], rows_per_part: int) -> Iterator[list[GroupSlice]]:
+    """The slices that make up each part of a mixture: of each dataset its share, within one row. Parts have equally many
+    rows, within one row per dataset, and at most `rows_per_part` if that is not less than the number of datasets."""
+    totals = [groups[-1].end if groups else 0 for groups in sources]
+    num_parts = -(-sum(totals) // max(1, rows_per_part - len(sources) + 1))
+    cuts = [[total * part // num_parts for part in range(num_parts + 1)] for total in totals]
+    parts = [_cut(groups, of_source) for groups, of_source in zip(sources, cuts, strict=True)]
+    for slices in zip(*parts, strict=True):
+        yield [each for of_source in slices for each in of_source]
+
+
+def _cut(groups: Sequence[ShardGroup], cuts: Sequence[int]) -> Iterator[list[GroupSlice]]:
+    """The slices between each two of these ascending positions."""
     index = 0
-    for start in range(0, total, rows_per_part):
-        end = min(start + rows_per_part, total)
-        while groups[index].end <= start:
+    for start, end in pairwise(cuts):
+        while groups[index].end <= start < end:
             index += 1
         slices = []
         for group in groups[index:]:
             if group.start >= end:
                 break
             slices.append(GroupSlice(group, max(start, group.start) - group.start, min(end, group.end) - group.start))
-        yield slices
+        yield [each for each in slices if each.start < each.end]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from pairmill.schemas.pairs import STORED
 _CONVERTED_AHEAD = 256
 """Number of pictures converted at a time; some grow to several times their size."""
 
-_PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
+PICTURE_COLUMNS = frozenset({"row_id", "uid", "sha256", *STORED.names})
 """Columns needed to find the pictures."""
 
 
@@ -52,6 +52,32 @@ class ExportSource:
     mapping: ColumnMapping
     added: AddedColumns
     """The added models and scores."""
+    subsets: Store | None = None
+    """Where the files of the subset are; None: in the dataset."""
+
+    def open(self, seed: int | None, copies: bool) -> "RowReader":
+        """A reader, which must be closed. `copies`: repeat rows as often as the first epoch shows them."""
+        return SubsetReader(self, seed, copies)
+
+
+class RowReader(Protocol):
+    """Reads slices of an export's order."""
+
+    def close(self) -> None:
+        """Close files and end threads."""
+
+    def rows(self, slices: Sequence[GroupSlice], columns: Sequence[str]) -> "SubsetRows":
+        """The rows of a part in order, with these columns and those that `write_pictures` needs."""
+
+    def write_pictures(self, rows: "SubsetRows", file: IO[bytes]) -> list[tuple[int, int]]:
+        """Write the picture of each row to a file. Returns (offset, length) per row. Raises MissingDataError."""
+
+
+class RowSource(Protocol):
+    """What an export is made from. Picklable."""
+
+    def open(self, seed: int | None, copies: bool) -> RowReader:
+        """A reader, which must be closed. `copies`: repeat rows as often as the first epoch shows them."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +185,7 @@ class SubsetReader:
         """The group's uids alone determine the order. Other columns are read only from shards in the slice."""
         in_slice = self._shuffled_rows(part.group)[part.start : part.end]
         starts = np.cumsum([0, *(shard.num_rows for shard in part.group.shards)])
-        needed, parts = columns | _PICTURE_COLUMNS | frozenset(self._reader.checksum), []
+        needed, parts = columns | PICTURE_COLUMNS | frozenset(self._reader.checksum), []
         for shard, start, end in zip(part.group.shards, starts, starts[1:], strict=False):
             rows = np.sort(in_slice[(in_slice >= start) & (in_slice < end)]) - start
             if len(rows):
@@ -181,7 +207,7 @@ class SubsetReader:
         """The selected rows of a shard. Raises DamagedFileError."""
         chunk = self._chunk(shard)
         chunk.check(chunk.shards[0])
-        selection = read_shard(self._source.store, shard.path, shard.shard)
+        selection = read_shard(self._source.subsets or self._source.store, shard.path, shard.shard)
         stored = columns if selection.weights is None else columns - {WEIGHT} | {"uid"}
         table = take_rows(chunk.read(chunk.shards[0], stored).select(sorted(stored)), selection.rows)
         copies = np.ones(len(selection.rows), np.int64)

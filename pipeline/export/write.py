@@ -12,7 +12,7 @@ from pairmill.pipeline.dataset.manifests import read_record
 from pairmill.pipeline.dataset.webdataset_tar import image_ending
 from pairmill.pipeline.export.formats import Format, Part, Write, check_scores
 from pairmill.pipeline.export.order import GroupSlice
-from pairmill.pipeline.export.reader import ExportSource, SubsetReader
+from pairmill.pipeline.export.reader import RowSource
 from pairmill.schemas.export import ExportedPart, ExportRecord
 from pairmill.schemas.manifest import DataFile
 
@@ -24,7 +24,7 @@ OTHER_OUTPUT = "export to another folder"
 class PartWriter:
     """Writes the parts of one export. Picklable."""
 
-    source: ExportSource
+    source: RowSource
     output: Store
     format: Format
     seed: int | None
@@ -41,7 +41,7 @@ class PartWriter:
     def write(self, number: int, slices: Sequence[GroupSlice]) -> ExportedPart:
         """Write the files of a part, then their record. Raises FormatError and MissingDataError."""
         with (
-            closing(SubsetReader(self.source, self.seed, self.copies)) as reader,
+            closing(self.source.open(self.seed, self.copies)) as reader,
             self.output.new_file() as picture_file,
         ):
             rows = reader.rows(slices, self._read_columns)
