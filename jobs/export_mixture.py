@@ -106,10 +106,8 @@ def _export(job: ExportJob, store: Store, on_step: OnStep) -> ExportResult:
     writer = PartWriter(
         reader, output, form, job.shuffle_seed, tuple(columns), digits, records, None, repetition.copies_rows
     )
-    notes = [
-        ExportNote(output=output.root, subset=source.subset or "", format=job.format) for source in mixture.sources
-    ]
-    noted = [note_export(source.input.store, note) for source, note in zip(sources, notes, strict=True)]
+    note = ExportNote(output=output.root, subset="", format=job.format)
+    noted = [note_export(each.input.store, note) for each in sources]  # so that a purge of any of them finds it
     written = write_parts(job, writer, record, parts, on_step)
     write_index(writer, record, schema)
     output.remove_temporary()

@@ -263,8 +263,8 @@ def newest_generations(
 ) -> dict[int, int]:
     """Shard -> newest generation, for these shards of a dataset. `outdated` makes the error if pairs have changed.
 
-    A retry that recovers nothing in a shard leaves a subset valid. Reads a listing, and a manifest for each shard with a
-    new generation.
+    A retry that recovers nothing in a shard leaves a subset valid. Reads a listing, and a manifest for each shard with
+    a new generation.
     """
     newest = committed(store)
     for shard in selections:

@@ -80,14 +80,15 @@ def cut_into_parts(groups: Sequence[ShardGroup], rows_per_part: int) -> Iterator
 
 
 def cut_mixture(sources: Sequence[Sequence[ShardGroup]], rows_per_part: int) -> Iterator[list[GroupSlice]]:
-    """The slices that make up each part of a mixture: of each dataset its share, within one row. Parts have equally many
-    rows, within one row per dataset, and at most `rows_per_part` if that is not less than the number of datasets."""
+    """The slices that make up each part of a mixture: of each dataset its share, within one row. Parts have equally
+    many rows, within one row per dataset, and at most `rows_per_part`, if there are not more datasets than that."""
     totals = [groups[-1].end if groups else 0 for groups in sources]
     num_parts = -(-sum(totals) // max(1, rows_per_part - len(sources) + 1))
     cuts = [[total * part // num_parts for part in range(num_parts + 1)] for total in totals]
     parts = [_cut(groups, of_source) for groups, of_source in zip(sources, cuts, strict=True)]
     for slices in zip(*parts, strict=True):
-        yield [each for of_source in slices for each in of_source]
+        if any(slices):  # if they have fewer rows than there are datasets, some parts have none
+            yield [each for of_source in slices for each in of_source]
 
 
 def _cut(groups: Sequence[ShardGroup], cuts: Sequence[int]) -> Iterator[list[GroupSlice]]:
