@@ -75,7 +75,6 @@ app.command(
     epilog=examples(
         "pairmill select out clean \\\n    --step 'where: similarity >= 0.28 and width >= 200'",
         "pairmill select out --compare clean other",
-        "pairmill select mix --mix out_a:clean=0.7 --mix out_b=0.3",
     ),
 )(select.select)
 app.command(

@@ -63,7 +63,7 @@ def select(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Select a subset of a finished dataset, or mix several.
+    """Select rows of a dataset, or mix datasets.
 
     Nothing is downloaded or embedded again, so you can try other steps at any time.
     """

@@ -132,7 +132,7 @@ def test_fields_are_printed_as_json_too() -> None:
     [
         (["fecth"], "no field of build begins with 'fecth'; did you mean 'fetch'?"),
         (["steps", "--of", "build"], "`pairmill fields --of build` lists all"),
-        (["--of", "train"], "build, embed, select, score or export"),
+        (["--of", "train"], "build, embed, select, mix, score or export"),
     ],
 )
 def test_a_field_that_does_not_exist_is_one_clear_line(arguments: list[str], message: str) -> None:

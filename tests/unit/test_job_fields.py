@@ -2,18 +2,23 @@ import pytest
 from pydantic import BaseModel
 
 from pairmill.jobs.job_fields import REQUIRED, job_fields
-from pairmill.jobs.job_file import load_export_job, load_job, load_score_job, load_select_job
+from pairmill.jobs.job_file import load_export_job, load_job, load_mix_job, load_score_job, load_select_job
 from pairmill.schemas.export import ExportJob
 from pairmill.schemas.jobs import BuildJob
+from pairmill.schemas.mixture import MixJob
 from pairmill.schemas.scores import ScoreJob
 from pairmill.schemas.subset import SelectJob
 
-JOBS = [BuildJob, SelectJob, ScoreJob, ExportJob]
+JOBS = [BuildJob, SelectJob, ScoreJob, ExportJob, MixJob]
 LOADERS = {
     BuildJob: (load_job, {"source.paths": ["urls.csv"], "output": "out"}),
     SelectJob: (load_select_job, {"dataset": "out", "name": "clean"}),
     ScoreJob: (load_score_job, {"dataset": "out", "name": "aesthetic"}),
-    ExportJob: (load_export_job, {"dataset": "out", "subset": "clean", "output": "tars"}),
+    ExportJob: (load_export_job, {"dataset": "out", "output": "tars"}),
+    MixJob: (
+        lambda _, fields, settings=(): load_mix_job(fields, settings),
+        {"output": "mix", "sources": [{"dataset": "out", "share": 1}]},
+    ),
 }
 
 
