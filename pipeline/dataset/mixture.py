@@ -23,7 +23,7 @@ def read_mixture(store: Store) -> Mixture:
     try:
         mixture = Mixture.model_validate_json(store.read(MIXTURE_RECORD))
     except FileNotFoundError:
-        raise SubsetError(f"{store.root} is no mixture: it has no {MIXTURE_RECORD}") from None
+        raise SubsetError(f"{store.root} is no mixture; to select a subset of it again, add its name") from None
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
         raise SubsetError(f"{store.path(MIXTURE_RECORD)} is damaged ({problem}): mix again in another folder") from None

@@ -40,16 +40,16 @@ class FeedConfig:
     """Which rows and columns a PairDataset yields, and in which order."""
 
     dataset: str | os.PathLike[str]
-    """Output folder of a build or embed, local or s3://."""
+    """Output folder of a build or embed, or a mixture; local or s3://."""
     subset: str | None = None
-    """Name of a subset. None: all kept rows."""
+    """Name of a subset. None: all kept rows, or those of the mixture."""
     columns: Sequence[str] = (IMAGE, "caption_clean")
     """`image`, and columns of `pairs/` and `columns/`; `uid` is always added. Without `image`, no picture is read."""
     shuffle: bool = True
     seed: int = 0
     mix_shards: int = 4
     """Number of consecutive shards whose rows are shuffled together. Their columns and those of the next ones are in
-    memory, but not their pictures."""
+    memory, but not their pictures; of a mixture, so many shards of each dataset."""
     batch_size: int | None = None
     """Rows per batch. None: one row per item."""
     drop_last: bool = False

@@ -84,6 +84,7 @@ class PairDataset(IterableDataset[Sample]):
         """The epoch that `set_epoch` asked for, and how many such calls this copy of the dataset has followed."""
         self._batches = Batches(config.batch_size or 1, config.drop_last)
         store = Store(os.fspath(config.dataset), config.s3)
+        store.check_access()
         self._rows: FeedRows = (MixtureRows if is_mixture(store) else DatasetRows).open(store, config)
         if unknown := sorted({*config.columns} - {IMAGE, *self._rows.schema.names}):
             problem = self._rows.missing(unknown[0])

@@ -70,7 +70,6 @@ class FeedShards:
     @classmethod
     def open(cls, store: Store, subset: str | None) -> "FeedShards":
         """The shards with the rows of a subset, or with all kept rows. Raises SubsetError for an outdated subset."""
-        store.check_access()
         plan, done = load_plan(store), committed(store)
         added = added_columns(store, done)
         if subset is not None and added.incomplete:  # perhaps only in shards that are newer than the subset

@@ -31,6 +31,7 @@ from pairmill.pipeline.source.unchanged import READERS, changed
 from pairmill.schemas.job.source import SourceConfig
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.manifest import PLAN_SCHEMA
+from pairmill.schemas.mixture import MIXTURE_RECORD
 from pairmill.schemas.passed_over import Tally
 from pairmill.schemas.record import JobRecord
 
@@ -49,6 +50,10 @@ def load_plan(store: Store) -> Plan:
     """Load the plan of an output folder. Raises PlanError if there is none, or if it is incomplete or too new."""
     plan = load(store)
     if plan is None:
+        if store.exists(MIXTURE_RECORD):
+            raise PlanError(
+                f"{store.root} is a mixture, which only `export` and PairDataset read; give one of its datasets"
+            )
         raise PlanError(f"{store.root} has no plan: it is not the output folder of a build or embed")
     return plan
 

@@ -39,7 +39,7 @@ from tests.synthetic_dataset import default_columns, write_dataset
 from tests.unit.select.conftest import DUCKDB, make_subset
 from tests.unit.select.test_law_weights_feed import resumed
 
-ROWS = {"a": 900, "b": 1_200, "c": 700}
+ROWS = {"a": 500, "b": 700, "c": 600}
 SHARES = {"a": 0.5, "b:some": 0.3, "c": 0.2}
 
 
@@ -129,7 +129,7 @@ def test_neither_shard_sizes_nor_chunks_change_the_rows(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = uids(folder, mixed(folder, "mix"), "mix")
-    other = write(tmp_path, 61)
+    other = write(tmp_path, 97)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 100)
     monkeypatch.setattr("pairmill.pipeline.select.steps.dedup.PARTITION_ROWS", 500)
     assert uids(other, mixed(other, "mix"), "mix") == expected
