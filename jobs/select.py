@@ -16,9 +16,17 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.manifests import committed
-from pairmill.pipeline.dataset.subset import generations_digest, publish, read_subset, subset_names, write_chunk
+from pairmill.pipeline.dataset.subset import (
+    generations_digest,
+    publish,
+    read_subset,
+    subset_names,
+    write_chunk,
+    write_overlap,
+)
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
+from pairmill.pipeline.leak.step import LeakStep
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.scan import MAX_STEPS
 from pairmill.pipeline.select.selector import Selector
@@ -33,6 +41,7 @@ from pairmill.pipeline.select.weights import Weighting, WeightSums, sum_of_ticks
 from pairmill.pipeline.source.plan import load_plan
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.job.run import RunConfig
+from pairmill.schemas.manifest import DataFile
 from pairmill.schemas.s3 import S3Config
 from pairmill.schemas.select_steps import Dedup, SelectStep
 from pairmill.schemas.subset import SelectJob, StepReport, Subset, SubsetFiles
@@ -88,6 +97,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
             raise JobError(_nothing_left(reports))
         weight_sum = None if selector.weighting is None else _weight_sum(selector, selector.weighting)
         files = [] if dry_run else _write(tasks, selector, job.name, attempt)
+        overlaps = [] if dry_run else _write_overlaps(source.store, steps, job.name, attempt)
     subset = Subset(
         name=job.name,
         attempt=attempt,
@@ -100,6 +110,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
         reports=reports,
         generations_blake2b=generations_digest(chunks),
         files=files,
+        overlaps=overlaps,
         versions=versions(),
     )
     if not dry_run:
@@ -148,12 +159,16 @@ def _open_steps(job: SelectJob, source: SelectInput) -> list[Step]:
     steps: list[Step] = [KeptStep(job.rows == "kept"), DedupStep(Dedup(by="uid"))]
     for number, each in enumerate(job.steps, 1):
         try:
-            steps.append(step := open_step(each, Files(job.s3)))
+            steps.append(step := _open_step(each, Files(job.s3)))
             _check_columns(step, source)
             step.check(source.schema)
         except (ExpressionError, StepError) as error:
             raise JobError(f"step {number}, {each.kind}: {error}") from None
     return steps
+
+
+def _open_step(step: SelectStep, files: Files) -> Step:
+    return open_step(step, files) if step.leak is None else LeakStep.open(files, step.leak)
 
 
 def _check_columns(step: Step, source: SelectInput) -> None:
@@ -178,6 +193,8 @@ def _with_absolute_path(step: SelectStep) -> SelectStep:
         return SelectStep(balance=step.balance.model_copy(update={"entries": entries}))
     if step.known is not None:
         return SelectStep(known=step.known.model_copy(update={"path": absolute(step.known.path)}))
+    if step.leak is not None:
+        return SelectStep(leak=step.leak.model_copy(update={"against": absolute(step.leak.against)}))
     return step
 
 
@@ -204,6 +221,11 @@ def _write(tasks: Tasks, selector: Selector, name: str, attempt: str) -> list[Su
         for number, (chunk, drop_step) in enumerate(zip(selector.chunks, selector.drop_step, strict=True))
     ]
     return list(tasks.get(tasks.map(write_chunk, calls)))
+
+
+def _write_overlaps(store: Store, steps: Sequence[Step], name: str, attempt: str) -> list[DataFile]:
+    found = [step.overlap for step in steps if isinstance(step, LeakStep)]
+    return [write_overlap(store, table, name, f"{number:05d}.{attempt}") for number, table in enumerate(found)]
 
 
 def step_names(job: SelectJob) -> list[str]:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pairmill.schemas.balance import Balance
 from pairmill.schemas.known import Known
+from pairmill.schemas.leak import Leak
 from pairmill.schemas.repeat import Repeat
 from pairmill.schemas.settings import GrowingSettings, Uri
 from pairmill.schemas.share import Share
@@ -74,7 +75,7 @@ class Dedup(GrowingSettings):
 class SelectStep(GrowingSettings):
     """One step of a select job; exactly one of the fields is set."""
 
-    later = frozenset({"uids", "balance", "repeat", "known"})
+    later = frozenset({"uids", "balance", "repeat", "known", "leak"})
 
     where: str | None = None
     """Keep rows for which this expression is true, such as `similarity >= 0.28 and width >= 200`. Null counts as
@@ -90,6 +91,8 @@ class SelectStep(GrowingSettings):
     `pairmill search --save` writes. 32 hex digits or UUIDs; other columns are ignored."""
     known: Known | None = None
     """Drop the rows that another dataset or a list has. May be just its path."""
+    leak: Leak | None = None
+    """Drop the rows that overlap with an evaluation set. May be just its path."""
     balance: Balance | None = None
     """Thin out frequent concepts, classes, languages, hosts or clusters."""
     repeat: Repeat | None = None
@@ -111,7 +114,8 @@ class SelectStep(GrowingSettings):
     def files(self) -> list[str]:
         """What the step reads beside the dataset; it must exist where the job runs."""
         entries, known = self.balance.entries if self.balance else None, self.known.path if self.known else None
-        return [uri for uri in (self.uids, entries, known) if uri is not None]
+        against = self.leak.against if self.leak else None
+        return [uri for uri in (self.uids, entries, known, against) if uri is not None]
 
     def __str__(self) -> str:
         step = getattr(self, self.kind)
@@ -119,7 +123,7 @@ class SelectStep(GrowingSettings):
             return f"{self.kind}: {step}"
         options = step.model_dump(exclude_defaults=True)
         by = {"by": options.pop("by")} if "by" in options else {}  # first, for the reader
-        path = [options.pop("path")] if "path" in options else []
+        path = [options.pop(name) for name in ("path", "against") if name in options]
         settings = [f"{name} {_in_words(value)}" for name, value in (by | options).items()]
         return f"{self.kind}: " + ", ".join([*path, *settings])
 

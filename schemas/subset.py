@@ -8,6 +8,7 @@ from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.known import KnownReport
+from pairmill.schemas.leak import LeakReport
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 from pairmill.schemas.repeat import RepeatReport
 from pairmill.schemas.s3 import S3Config
@@ -66,7 +67,7 @@ class UidFileReport(Settings):
 class StepReport(GrowingSettings):
     """What one step did."""
 
-    later = frozenset({"uids", "balance", "repeat", "not_compared", "known"})
+    later = frozenset({"uids", "balance", "repeat", "not_compared", "known", "leak"})
 
     step: str
     rows_in: int
@@ -85,6 +86,8 @@ class StepReport(GrowingSettings):
     """`repeat` only: the weights."""
     known: KnownReport | None = None
     """`known` only: what the rows were compared with."""
+    leak: LeakReport | None = None
+    """`leak` only: the overlap."""
 
 
 class SubsetFiles(Settings):
@@ -99,7 +102,7 @@ class SubsetFiles(Settings):
 class Subset(GrowingSettings):
     """`subsets/NAME/selection.json`, written last: the subset exists if and only if this file does."""
 
-    later = frozenset({"weight_sum"})
+    later = frozenset({"weight_sum", "overlaps"})
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -116,4 +119,6 @@ class Subset(GrowingSettings):
     """State of the dataset: a hash of (shard, generation, BLAKE2b of the pairs file) for all shards, in order."""
     files: list[SubsetFiles]
     """One entry per chunk, in shard order."""
+    overlaps: list[DataFile] = []
+    """One file per step `leak`: the evaluation pictures that it found in the dataset."""
     versions: dict[str, str]

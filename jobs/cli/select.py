@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
     from pairmill.schemas.balance import BalanceReport
     from pairmill.schemas.known import KnownReport
+    from pairmill.schemas.leak import LeakReport
     from pairmill.schemas.subset import StepReport, Subset
 
 
@@ -239,6 +240,8 @@ def _print(subset: "Subset") -> None:
             typer.echo(f"    {counted(report.not_compared, 'row')} without a usable embedding stay")
         if report.known:
             _print_known(report.known)
+        if report.leak:
+            _print_leak(report.leak)
         if report.largest_clusters:
             typer.echo("    the rows with the most duplicates, which were dropped:")
         for cluster in report.largest_clusters:
@@ -284,3 +287,18 @@ def _print_known(known: "KnownReport") -> None:
     typer.echo(f"    compared with known rows: {values or 'none'}{unused}")
     if known.earlier_blake2b:
         typer.echo("pairmill: the known rows have changed since the subset was selected before", err=True)
+
+
+def _print_leak(found: "LeakReport") -> None:
+    """Say which share of the evaluation set is in the dataset, how each was found, and the nearest pairs."""
+    from pairmill.pipeline.common.text import counted
+
+    share = found.items_hit / max(1, found.items)
+    typer.echo(f"    {found.items_hit:,} of {counted(found.items, 'evaluation picture')} found ({share:.2%})")
+    for each in found.found:
+        how = each.by if each.variant == "same" else f"{each.by}, {each.variant.replace('_', ' and ')}"
+        typer.echo(f"    {counted(each.items, 'picture')} by {how}: {counted(each.rows, 'row')} first found so")
+    if found.plain_items:
+        typer.echo(f"    {counted(found.plain_items, 'picture')} too plain for hashes, not compared by them")
+    if found.earlier_blake2b:
+        typer.echo("pairmill: the evaluation set has changed since the subset was selected before", err=True)

@@ -3,6 +3,7 @@
 selection.json           the record, written last and create-only; names the other files
 rows/00000.parquet       shard, row and uid of the selected rows of one chunk of shards, in dataset order
 shards/00000.parquet     one row per shard: its generation, and the step that dropped each of its rows
+overlaps/00000.parquet   one file per step `leak`: the evaluation pictures that it found in the dataset
 
 If a step gave weights, rows/ has a column `weight`, and shards/ the same weights (decision 024).
 """
@@ -141,6 +142,11 @@ def _write(store: Store, name: str, table: pa.Table) -> DataFile:
     return DataFile(path=name, num_bytes=num_bytes, blake2b=digest)
 
 
+def write_overlap(store: Store, overlap: pa.Table, name: str, stem: str) -> DataFile:
+    """Write the evaluation pictures that a step `leak` found, `subsets/NAME/overlaps/STEM.parquet`."""
+    return _write(store, f"subsets/{name}/overlaps/{stem}.parquet", overlap)
+
+
 def publish(store: Store, subset: Subset, replaced: Subset | None) -> bool:
     """Write the record, which makes the subset exist, and delete the files of the subset it replaces, if any.
 
@@ -161,6 +167,8 @@ def delete_files(store: Store, subset: Subset) -> None:
     for files in subset.files:
         store.delete(files.rows.path)
         store.delete(files.shards.path)
+    for file in subset.overlaps:
+        store.delete(file.path)
 
 
 def read_subset(store: Store, name: str) -> Subset:

@@ -41,7 +41,11 @@ def block_side(width: int, height: int) -> int:
 
 def phash(pixels: npt.NDArray[np.uint8]) -> str:
     """16 hex characters for uint8 [height, width, 3], RGB; the first bit is the lowest frequency."""
-    gray = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+    return phash_of_luma(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8))
+
+
+def phash_of_luma(gray: npt.NDArray[np.uint8]) -> str:
+    """The same for a brightness, uint8 [height, width]."""
     height, width = gray.shape
     block = block_side(width, height)
     whole = cv2.copyMakeBorder(gray, 0, -height % block, 0, -width % block, cv2.BORDER_REPLICATE)  # as JPEG encoders do
@@ -57,6 +61,14 @@ def phash_of_blocks(means: npt.NDArray[np.uint8], width: int, height: int) -> st
     ordered = np.sort(low, axis=None)
     bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)  # ten times as fast as np.median
     return bits.tobytes().hex()
+
+
+def low_frequencies_basis(length: int, start: float, size: float) -> Floats:
+    """The transform of a part of a side of `length` pixels, from `start` on, of `size` pixels, which need not be whole
+    numbers: float64 [8, length]."""
+    pixels, areas = np.arange(length + 1), start + np.arange(_SIDE + 1) * size / _SIDE
+    shared = np.minimum(areas[1:, None], pixels[1:]) - np.maximum(areas[:-1, None], pixels[:-1])  # [32, length], pixels
+    return _product(_DCT, shared.clip(0) / (size / _SIDE))
 
 
 @lru_cache(maxsize=1024)

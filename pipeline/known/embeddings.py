@@ -55,8 +55,30 @@ class SharedVectors:
         return found
 
 
+def near_vectors(
+    vectors: Halves, known: Halves, threshold: float
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+    """All pairs whose cosine is at least `threshold`, in parts: (which of `vectors`, which of `known`, cosine)."""
+    margin = _margin(vectors.shape[1])
+    for first in range(0, len(vectors), _BLOCK_ROWS):
+        mine = vectors[first : first + _BLOCK_ROWS]
+        for start in range(0, len(known), _BLOCK_VECTORS):
+            theirs = known[start : start + _BLOCK_VECTORS]
+            close, listed = np.nonzero(unit(mine) @ unit(theirs).T >= threshold - margin)
+            for part in range(0, len(close), _BLOCK_VECTORS):
+                one, other = close[part : part + _BLOCK_VECTORS], listed[part : part + _BLOCK_VECTORS]
+                cosines = exact_cosines(mine[one], theirs[other])
+                near = cosines >= threshold
+                yield one[near] + first, other[near] + start, cosines[near]
+
+
+def _margin(dim: int) -> float:
+    """Twice the error of a float32 dot product of unit vectors."""
+    return (dim + 8) * 2.0**-23
+
+
 def _near(vectors: Halves, known: Halves, threshold: float) -> Mask:
-    margin = (vectors.shape[1] + 8) * 2.0**-23  # twice the error of a float32 dot product of unit vectors
+    margin = _margin(vectors.shape[1])
     found, waiting, units = np.zeros(len(vectors), np.bool_), np.arange(len(vectors)), unit(vectors)
     for start in range(0, len(known), _BLOCK_VECTORS):
         if not len(waiting):

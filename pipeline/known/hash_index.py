@@ -17,6 +17,7 @@ import pyarrow as pa
 U64 = npt.NDArray[np.uint64]
 Words = npt.NDArray[np.uint64]
 """Hashes as uint64 [rows, words]: 64 bits per word, in the order of their hex digits."""
+Indices = npt.NDArray[np.int64]
 
 _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -24,6 +25,8 @@ _NIBBLES[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
 
 _PROBED_ROWS = 1 << 12
 """Hashes that are looked up at a time, so that the candidates of a list of a million fit into memory."""
+_CANDIDATES = 1 << 22
+"""Candidates that are compared at a time, unless a single hash has more: 130 bytes for each."""
 
 
 def hash_words(digits: pa.ChunkedArray | pa.Array, words: int) -> Words:
@@ -70,19 +73,42 @@ class HashIndex:
 
     def _has_near(self, words: Words) -> npt.NDArray[np.bool_]:
         found = np.zeros(len(words), np.bool_)
-        for slot, (sorted_values, order) in enumerate(self.tables):
-            values = _slot(words, self.slots, slot)
-            for flips in _flips(words.shape[1] * 64 // self.slots, self.distance // self.slots):
-                rows = np.flatnonzero(~found)
-                probed = values[rows] ^ flips
-                first = np.searchsorted(sorted_values, probed)
-                counts = np.searchsorted(sorted_values, probed, "right") - first
-                asking = np.repeat(rows, counts)
-                within = np.arange(len(asking)) - np.repeat(np.cumsum(counts) - counts, counts)
-                listed = order[np.repeat(first, counts) + within]
-                bits = np.bitwise_count(words[asking] ^ self.words[listed]).sum(axis=1, dtype=np.int64)
-                found[asking[bits <= self.distance]] = True
+        for slot in range(self.slots):
+            for flips in self._flips():
+                for asking, _, _ in self._probe(words, np.flatnonzero(~found), slot, flips):
+                    found[asking] = True
         return found
+
+    def near_pairs(self, words: Words) -> Iterator[tuple[Indices, Indices, Indices]]:
+        """All pairs within the distance, in parts: (which of `words`, which of the list, bits). A pair may come more
+        than once."""
+        for start in range(0, len(words), _PROBED_ROWS):
+            block = words[start : start + _PROBED_ROWS]
+            for slot in range(self.slots):
+                for flips in self._flips():
+                    for asking, listed, bits in self._probe(block, np.arange(len(block)), slot, flips):
+                        yield asking + start, listed, bits
+
+    def _flips(self) -> Iterator[np.uint64]:
+        """The differences in a slot that are looked up."""
+        return _flips(self.words.shape[1] * 64 // self.slots, self.distance // self.slots)
+
+    def _probe(
+        self, words: Words, rows: Indices, slot: int, flips: np.uint64
+    ) -> Iterator[tuple[Indices, Indices, Indices]]:
+        """The near ones among the hashes that differ from these rows in a slot in exactly these bits."""
+        sorted_values, order = self.tables[slot]
+        probed = _slot(words[rows], self.slots, slot) ^ flips
+        first = np.searchsorted(sorted_values, probed)
+        counts = np.searchsorted(sorted_values, probed, "right") - first
+        cuts = np.searchsorted(np.cumsum(counts), np.arange(_CANDIDATES, counts.sum(), _CANDIDATES))
+        for part in np.split(np.arange(len(rows)), cuts) if len(cuts) else [slice(None)]:
+            asking = np.repeat(rows[part], counts[part])
+            within = np.arange(len(asking)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
+            listed = order[np.repeat(first[part], counts[part]) + within]
+            bits = np.bitwise_count(words[asking] ^ self.words[listed]).sum(axis=1, dtype=np.int64)
+            near = bits <= self.distance
+            yield asking[near], listed[near], bits[near]
 
 
 def _slot(words: Words, slots: int, slot: int) -> U64:

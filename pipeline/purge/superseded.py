@@ -112,8 +112,10 @@ def _of_columns(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]
 def _of_subset(store: Store, name: str, min_age_s: float) -> Iterator[Unneeded]:
     named = set[str]()
     if name in subset_names(store):
-        named = {file.path for files in read_subset(store, name).files for file in (files.rows, files.shards)}
-    for folder in (f"subsets/{name}/rows", f"subsets/{name}/shards"):
+        subset = read_subset(store, name)
+        named = {file.path for files in subset.files for file in (files.rows, files.shards)}
+        named |= {file.path for file in subset.overlaps}
+    for folder in (f"subsets/{name}/rows", f"subsets/{name}/shards", f"subsets/{name}/overlaps"):
         for file in store.list(folder):
             path = f"{folder}/{file}"
             if path not in named and file.endswith(".parquet") and _is_old(store, path, min_age_s):

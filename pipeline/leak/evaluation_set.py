@@ -1,0 +1,154 @@
+"""Reads the evaluation set: its rows, the hashes of its pictures in all variants, and their embeddings."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.chunks import Chunk
+from pairmill.pipeline.known.embeddings import column_of, read_vectors, weights_of
+from pairmill.pipeline.known.keys import row_keys
+from pairmill.pipeline.leak.variants import HASH_WORDS, VARIANTS, is_plain, variant_hashes
+from pairmill.pipeline.leak.ways import way_number
+from pairmill.pipeline.reader.pictures import Pictures
+from pairmill.pipeline.reader.snapshot import DatasetError, Snapshot
+from pairmill.pipeline.select.step_error import StepError
+from pairmill.schemas.leak import Leak, LeakKind
+from pairmill.schemas.pairs import KEPT_STATUS
+
+MAX_ITEMS = 1_000_000
+Entries = npt.NDArray[np.void]
+"""What rows are compared with, from one kind: `value` (uint64 [words], or float16 [dim]), `item`, the number of the
+evaluation picture, and `way`, the index in WAYS."""
+
+
+def hash_entry(words: int) -> np.dtype[np.void]:
+    """The type of an entry of hashes."""
+    return np.dtype([("value", "<u8", (words,)), ("item", "<i8"), ("way", "i1")])
+
+
+def vector_entry(dim: int) -> np.dtype[np.void]:
+    """The type of an entry of embeddings."""
+    return np.dtype([("value", "<f2", (dim,)), ("item", "<i8"), ("way", "i1")])
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The evaluation pictures, which are numbered in dataset order. Picklable."""
+
+    leak: Leak
+    snapshot: Snapshot
+
+    @classmethod
+    def open(cls, leak: Leak, files: Files) -> "EvaluationSet":
+        """The dataset as it is now. Raises StepError if there is none with finished shards, or if some are missing."""
+        try:
+            snapshot = Snapshot.of(Store(leak.against, files.s3))
+        except (DatasetError, ValueError, OSError) as error:
+            raise StepError(
+                f"{leak.against} is no evaluation set ({error}): make one of its pictures with `pairmill embed`"
+            ) from None
+        if missing := snapshot.unfinished_shards:
+            raise StepError(f"{leak.against} is not finished ({missing:,} shards missing): run its command again")
+        if snapshot.chunk.num_rows > MAX_ITEMS:
+            raise StepError(f"{leak.against} has more than {MAX_ITEMS:,} pictures: an evaluation set is smaller")
+        return cls(leak, snapshot)
+
+    def items(self) -> pa.Table:
+        """row_id, uid, url and sha256 of all pictures, in the order of their numbers."""
+        columns = ["row_id", "uid", "url", "sha256"]
+        return pa.concat_tables([self.read(at, columns) for at in range(len(self.snapshot.chunk.shards))])
+
+    def read(self, position: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of the rows of a shard that count."""
+        shard = self.snapshot.chunk.shards[position]
+        table = self.snapshot.read(shard, list(dict.fromkeys([*columns, "status"])))
+        if self.leak.rows == "kept":
+            table = table.filter(pc.equal(table["status"], KEPT_STATUS))
+        return table.select(list(columns))
+
+    def checked_vectors(self, own: Chunk, alias: str) -> str:
+        """Name of the column with embeddings by the same weights as the dataset's model `alias`. Raises StepError."""
+        other = self.leak.other_model or alias
+        name = column_of("embedding", other)
+        if name not in self.snapshot.schema.names:
+            raise StepError(
+                f"{self.leak.against} has no embeddings by {other!r}: name the alias of the same model there with "
+                "other_model, or add it with embed --add-model"
+            )
+        if (mine := weights_of(own, alias)) is None or mine != weights_of(self.snapshot.chunk, other):
+            raise StepError(
+                f"{self.leak.against}: its embeddings {other!r} were not made by the weights of {alias!r} here; embed "
+                "its pictures with that model first"
+            )
+        return name
+
+
+@dataclass(frozen=True)
+class ShardHashes:
+    """The hashes of the pictures of a shard."""
+
+    entries: dict[LeakKind, Entries]
+    """Items are numbered within the shard."""
+    items: int
+    plain: int
+    """Pictures with too little to see."""
+
+
+def shard_hashes(evaluation: EvaluationSet, position: int) -> ShardHashes:
+    """Hash all pictures of a shard in all variants. Raises DatasetError for a picture that is missing or has changed,
+    because a set that was compared in part would seem clean."""
+    hashes = evaluation.leak.hashes
+    found: dict[LeakKind, list[Entries]] = {kind: [np.zeros(0, hash_entry(HASH_WORDS[kind]))] for kind in hashes}
+    plain = 0
+    with closing(Pictures(evaluation.snapshot)) as pictures:
+        rows = evaluation.read(position, pictures.needed)
+        for item, picture in enumerate(pictures.of(position, rows)):
+            if picture is None:
+                raise DatasetError(
+                    f"{evaluation.leak.against} has no picture of row {rows['row_id'][item]}: leave the hashes out of "
+                    "by, or make the evaluation set again with its pictures stored"
+                )
+            luma = np.asarray(picture.convert("L"), np.uint8)
+            if is_plain(luma):
+                plain += 1
+                continue
+            for kind in hashes:
+                found[kind].append(_entries(luma, kind, evaluation.leak, item))
+    return ShardHashes({kind: np.concatenate(parts) for kind, parts in found.items()}, rows.num_rows, plain)
+
+
+def _entries(luma: npt.NDArray[np.uint8], kind: LeakKind, leak: Leak, item: int) -> Entries:
+    words, variants = variant_hashes(luma, kind, leak.all_variants)
+    ways = np.array([way_number(kind, at) for at in range(len(VARIANTS))], np.int8)
+    entries = np.zeros(len(words), hash_entry(HASH_WORDS[kind]))
+    entries["value"], entries["item"], entries["way"] = words, item, ways[variants]
+    return entries
+
+
+def sha256_entries(items: pa.Table) -> Entries:
+    """The first 64 bits of the SHA-256 of each picture that has one."""
+    keys, has_value = row_keys("sha256", items)
+    entries = np.zeros(int(has_value.sum()), hash_entry(1))
+    entries["value"][:, 0], entries["item"] = keys[has_value], np.flatnonzero(has_value)
+    return entries
+
+
+def vector_entries(evaluation: EvaluationSet, column: str) -> Entries:
+    """The usable embeddings of a column."""
+    parts, first = [], 0
+    for position in range(len(evaluation.snapshot.chunk.shards)):
+        table = evaluation.read(position, [column])
+        vectors, usable = read_vectors(table[column])
+        entries = np.zeros(int(usable.sum()), vector_entry(vectors.shape[1]))
+        entries["value"], entries["item"] = vectors[usable], np.flatnonzero(usable) + first
+        entries["way"] = way_number("embedding")
+        parts.append(entries)
+        first += table.num_rows
+    return np.concatenate(parts)

@@ -1,0 +1,250 @@
+"""The step `leak`: drops the rows that overlap with an evaluation set, and says which pictures it found."""
+
+import hashlib
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.text import clean_text
+from pairmill.pipeline.known.embeddings import chosen_model, column_of
+from pairmill.pipeline.known.keys import columns_of
+from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.leak.evaluation_set import (
+    Entries,
+    EvaluationSet,
+    hash_entry,
+    sha256_entries,
+    shard_hashes,
+    vector_entries,
+)
+from pairmill.pipeline.leak.matches import MATCH, LeakScan, Matches, merge
+from pairmill.pipeline.leak.shared_entries import shared_entries
+from pairmill.pipeline.leak.variants import HASH_WORDS
+from pairmill.pipeline.leak.ways import WAYS
+from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.tasks import Handle, Tasks
+from pairmill.schemas.leak import DEFAULT_THRESHOLD, MAX_PAIRS, Leak, LeakCounts, LeakKind, LeakPair, LeakReport
+from pairmill.schemas.subset import StepReport
+
+MAX_ENTRIES = 2_000_000
+"""Hashes that a scan looks rows up in: up to 300 bytes each in every process. With more, there are several scans."""
+
+OVERLAP_SCHEMA = pa.schema(
+    [
+        pa.field("item_uid", pa.string(), nullable=False),
+        pa.field("item_row_id", pa.string(), nullable=False),
+        pa.field("by", pa.string(), nullable=False),
+        pa.field("variant", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("uid", pa.string(), nullable=False),  # of the nearest row
+        pa.field("distance", pa.int32()),
+        pa.field("cosine", pa.float64()),
+    ]
+)
+"""`subsets/NAME/overlaps/`: one row per evaluation picture and way in which it was found."""
+
+
+@dataclass
+class LeakStep:
+    """Drops the rows that overlap with an evaluation set."""
+
+    evaluation: EvaluationSet
+    model: str = field(default="", init=False)
+    """Alias of the model whose embeddings are compared."""
+    overlap: pa.Table = field(default_factory=OVERLAP_SCHEMA.empty_table, init=False)
+    """The pictures found, of OVERLAP_SCHEMA."""
+    found: LeakReport | None = field(default=None, init=False)
+
+    @classmethod
+    def open(cls, files: Files, leak: Leak) -> "LeakStep":
+        """Check that the evaluation set is there. Raises StepError."""
+        return cls(EvaluationSet.open(leak, files))
+
+    @property
+    def leak(self) -> Leak:
+        """The settings."""
+        return self.evaluation.leak
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What is compared; the embeddings only once the model is known."""
+        names = frozenset[str]().union(*(self._columns_of(kind) for kind in self.leak.by))
+        return names - {"pdq_quality"}
+
+    def _columns_of(self, kind: LeakKind) -> frozenset[str]:
+        if kind != "embedding":
+            return columns_of(kind)
+        model = self.model or self.leak.model
+        return frozenset({column_of(kind, model)} if model else ())
+
+    def check(self, schema: pa.Schema) -> None:
+        """The dataset must have the columns. Raises ExpressionError and StepError."""
+        if "embedding" in self.leak.by:
+            try:
+                self.model = chosen_model(schema, self.leak.model)
+            except KnownError as error:
+                raise StepError(str(error)) from None
+        for name in sorted(self.columns):
+            if name not in schema.names:
+                raise ExpressionError(f"there is no column {name!r}")
+
+    def run(self, selector: Selector, number: int) -> None:
+        """Hash the evaluation pictures, and look the rows up in scans of their own, which end while the files exist."""
+        vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
+        items, digests = self.evaluation.items(), list[str]()
+        entries, plain = _hashes(self.evaluation, selector.tasks)
+        if "sha256" in self.leak.by:
+            entries["sha256"] = sha256_entries(items)
+        if vectors:
+            entries["embedding"] = vector_entries(self.evaluation, vectors)
+        drops: list[list[Handle[np.ndarray]]] = [[] for _ in selector.chunks]
+        first_ways, matches = list[np.ndarray](), np.zeros(0, MATCH)
+        for kind, all_entries in entries.items():
+            for part in _parts(all_entries):
+                with shared_entries(
+                    selector.chunks[0].store, kind, self._column(kind), self._limit(kind), part
+                ) as shared:
+                    digests.append(f"{kind} {self._limit(kind)} {shared.file.blake2b}")
+                    results = selector.scan(LeakScan(shared))
+                for drop, (rows, ways, found) in zip(drops, results, strict=True):
+                    drop.append(rows)
+                    rows_found, ways_found, matches_found = selector.tasks.get([rows, ways, found])
+                    first_ways.append(_row_ways(rows_found, ways_found))
+                    matches = merge(np.concatenate([matches, matches_found]))
+        selector.drop(number, drops)
+        self.overlap = _overlap_table(matches, items)
+        blake2b = hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
+        self.found = LeakReport(
+            items=items.num_rows,
+            items_hit=len(np.unique(matches["item"])),
+            plain_items=plain,
+            hashes={kind: len(each) for kind, each in entries.items()},
+            found=list(_counts(first_ways, matches)),
+            nearest=list(_nearest(selector, items, matches)),
+            blake2b=blake2b,
+        )
+
+    def _column(self, kind: LeakKind) -> str:
+        return column_of(kind, self.model) if kind == "embedding" else kind
+
+    def _limit(self, kind: LeakKind) -> float:
+        if kind == "embedding":
+            return DEFAULT_THRESHOLD if self.leak.threshold is None else self.leak.threshold
+        return self.leak.hashes.get(kind, 0)
+
+    def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
+        """What was found, and whether the evaluation set has changed since."""
+        assert self.found is not None
+        before = earlier.leak.blake2b if earlier and earlier.leak else None
+        found = self.found.model_copy(
+            update={"earlier_blake2b": before if before != self.found.blake2b else None}
+        )
+        return report.model_copy(update={"leak": found})
+
+
+def _hashes(evaluation: EvaluationSet, tasks: Tasks) -> tuple[dict[LeakKind, Entries], int]:
+    """The hashes of all pictures, made by the workers; and how many pictures were too plain for that."""
+    hashes = evaluation.leak.hashes
+    if not hashes:
+        return {}, 0
+    found: dict[LeakKind, list[Entries]] = {kind: [np.zeros(0, hash_entry(HASH_WORDS[kind]))] for kind in hashes}
+    first = plain = 0
+    calls = [(evaluation, position) for position in range(len(evaluation.snapshot.chunk.shards))]
+    for shard in tasks.get(tasks.map(shard_hashes, calls)):
+        for kind, entries in shard.entries.items():
+            shifted = entries.copy()
+            shifted["item"] += first
+            found[kind].append(shifted)
+        first += shard.items
+        plain += shard.plain
+    return {kind: np.concatenate(parts) for kind, parts in found.items()}, plain
+
+
+def _parts(entries: Entries) -> Iterator[Entries]:
+    """Parts of at most MAX_ENTRIES, or one picture, that hold all entries of each of their pictures."""
+    start = 0
+    while start < len(entries):
+        end = min(start + MAX_ENTRIES, len(entries))
+        if end < len(entries):
+            of_next = int(np.searchsorted(entries["item"], entries["item"][end]))
+            end = of_next if of_next > start else int(np.searchsorted(entries["item"], entries["item"][end], "right"))
+        yield entries[start:end]
+        start = end
+
+
+_ROW_WAY = np.dtype([("row_index", "<i8"), ("way", "i1")])
+
+
+def _row_ways(rows: np.ndarray, ways: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(rows), _ROW_WAY)
+    found["row_index"], found["way"] = rows, ways
+    return found
+
+
+def _counts(first_ways: list[np.ndarray], matches: Matches) -> Iterator[LeakCounts]:
+    """Each way that found anything."""
+    every = np.sort(np.concatenate([np.zeros(0, _ROW_WAY), *first_ways]), order=["row_index", "way"])
+    is_first = np.ones(len(every), np.bool_)
+    is_first[1:] = every["row_index"][1:] != every["row_index"][:-1]
+    rows = Counter[int](every["way"][is_first].tolist())
+    items = Counter[int](matches["way"].tolist())
+    for number, way in enumerate(WAYS):
+        if items[number]:
+            yield LeakCounts(by=way.by, variant=way.variant, rows=rows[number], items=items[number])
+
+
+def _nearest(selector: Selector, items: pa.Table, matches: Matches) -> Iterator[LeakPair]:
+    """The nearest pairs of each way, at most one for each picture."""
+    ordered = matches[np.lexsort((matches["item"], matches["near"], matches["way"]))]
+    taken = Counter[int]()
+    for match in ordered:
+        number = int(match["way"])
+        if taken[number] == MAX_PAIRS:
+            continue
+        taken[number] += 1
+        row_index = int(match["row_index"])
+        chunk = selector.chunks[bisect_right(selector.chunk_starts, row_index) - 1]
+        row = chunk.read_row(row_index, frozenset({"row_id", "url"})).to_pylist()[0]
+        item = items.slice(int(match["item"]), 1).to_pylist()[0]
+        yield LeakPair(
+            item_row_id=item["row_id"],
+            item_uid=item["uid"],
+            item_url=clean_text(item["url"]),
+            row_id=row["row_id"],
+            url=clean_text(row["url"]),
+            by=WAYS[number].by,
+            variant=WAYS[number].variant,
+            distance=_distance(match),
+            cosine=_cosine(match),
+        )
+
+
+def _distance(match: np.void) -> int | None:
+    return int(match["near"]) if WAYS[match["way"]].by in ("phash", "pdq") else None
+
+
+def _cosine(match: np.void) -> float | None:
+    return -float(match["near"]) if WAYS[match["way"]].by == "embedding" else None
+
+
+def _overlap_table(matches: Matches, items: pa.Table) -> pa.Table:
+    found = items.take(pa.array(matches["item"]))
+    ways = [WAYS[number] for number in matches["way"].tolist()]
+    columns = {
+        "item_uid": found["uid"],
+        "item_row_id": found["row_id"],
+        "by": [way.by for way in ways],
+        "variant": [way.variant for way in ways],
+        "rows": matches["rows"],
+        "uid": [uid.decode() for uid in matches["uid"].tolist()],
+        "distance": [_distance(match) for match in matches],
+        "cosine": [_cosine(match) for match in matches],
+    }
+    return pa.table(columns, schema=OVERLAP_SCHEMA)

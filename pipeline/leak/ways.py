@@ -1,0 +1,28 @@
+"""Lists the ways in which an overlap is found, in the order in which they count."""
+
+from typing import NamedTuple
+
+from pairmill.pipeline.leak.variants import VARIANTS
+from pairmill.schemas.leak import LeakKind, Variant
+
+
+class Way(NamedTuple):
+    """What was compared, and what had been done to the evaluation picture."""
+
+    by: LeakKind
+    variant: Variant
+
+
+_HASHES: tuple[LeakKind, ...] = ("phash", "pdq")
+
+WAYS = (
+    Way("sha256", "same"),
+    *(Way(by, variant) for variant in VARIANTS for by in _HASHES),
+    Way("embedding", "same"),
+)
+"""A row counts for the first of these that finds it. Files of matches have the index of a way."""
+
+
+def way_number(by: LeakKind, variant: int = 0) -> int:
+    """The index in WAYS. `variant`: index in VARIANTS."""
+    return WAYS.index(Way(by, VARIANTS[variant]))
