@@ -20,14 +20,16 @@ from pairmill.pipeline.dataset.subset import (
     publish,
     read_subset,
     subset_names,
+    write_overlap,
     write_tables,
 )
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.keys import digest
 from pairmill.pipeline.purge.ledger import Ledger
 from pairmill.pipeline.purge.matching import Matcher
+from pairmill.schemas.leak import LeakPair
 from pairmill.schemas.manifest import manifest_name
-from pairmill.schemas.subset import Cluster, StepReport, Subset, SubsetFiles
+from pairmill.schemas.subset import StepReport, Subset, SubsetFiles
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def _purge_subset(store: Store, subset: Subset, ledger: Ledger, changes: _Change
         rows, shards = _purge_files(store, files, ledger.uids, changes, found)
         found.files.append((rows, shards))
     reports = list(_reports(subset.reports, found.counts, Matcher(ledger)))
-    if not found.is_changed and reports == subset.reports:
+    overlaps = [read_table(store, file.path) for file in subset.overlaps]
+    left = [_without_withdrawn(table, ledger.uids) for table in overlaps]
+    if not found.is_changed and reports == subset.reports and left == overlaps:
         return False
     attempt = hashlib.blake2b(f"{subset.attempt} purged {found.state}".encode(), digest_size=16).hexdigest()
     folder = f"subsets/{subset.name}"
@@ -113,6 +117,9 @@ def _purge_subset(store: Store, subset: Subset, ledger: Ledger, changes: _Change
         "reports": reports,
         "generations_blake2b": hashlib.blake2b(found.state.encode(), digest_size=16).hexdigest(),
         "files": written,
+        "overlaps": [
+            write_overlap(store, table, subset.name, f"{number:05d}.{attempt}") for number, table in enumerate(left)
+        ],
         "weight_sum": None if subset.weight_sum is None else found.weight_sum,
     }
     publish(store, subset.model_copy(update=changed), subset)
@@ -170,16 +177,27 @@ def _listed(rows: pa.Table, uids: DigestSet) -> np.ndarray:
     return uids.contains([digest("uid", uid.encode()) for uid in rows["uid"].to_pylist()])
 
 
+def _without_withdrawn(overlap: pa.Table, uids: DigestSet) -> pa.Table:
+    """An overlap with an evaluation set without the pictures that name a withdrawn row, or are withdrawn themselves."""
+    named = np.zeros(overlap.num_rows, np.bool_)
+    for name in ("uid", "item_uid"):
+        named |= uids.contains([digest("uid", uid.encode()) for uid in overlap[name].to_pylist()])
+    return overlap.filter(pa.array(~named))
+
+
 def _reports(reports: Sequence[StepReport], counts: Counter[int], matcher: Matcher) -> Iterator[StepReport]:
     """What each step did with the rows that are left. Groups and entries that are withdrawn are not named any more."""
     remaining = counts.total()
     for number, report in enumerate(reports):
         rows_in, remaining = remaining, remaining - counts[number]
-        named = [each for each in report.largest_clusters if not _is_withdrawn(each, matcher)]
+        named = [each for each in report.largest_clusters if not _is_withdrawn(each.row_id, [each.url], matcher)]
         changed = {"rows_in": rows_in, "rows_out": remaining, "largest_clusters": named}
         if report.balance is not None:
             head = [each for each in report.balance.head if not _names_withdrawn(each.entry, matcher)]
             changed["balance"] = report.balance.model_copy(update={"head": head})
+        if report.leak is not None:
+            pairs = [each for each in report.leak.nearest if not _pair_is_withdrawn(each, matcher)]
+            changed["leak"] = report.leak.model_copy(update={"nearest": pairs})
         yield report.model_copy(update=changed)
 
 
@@ -188,7 +206,13 @@ def _names_withdrawn(entry: str, matcher: Matcher) -> bool:
     return bool(matcher.withdrawn_urls([entry, f"https://{entry}/"]).any())
 
 
-def _is_withdrawn(cluster: Cluster, matcher: Matcher) -> bool:
-    if cluster.row_id in matcher.ledger.row_ids:
+def _pair_is_withdrawn(pair: LeakPair, matcher: Matcher) -> bool:
+    """Whether a pair names a withdrawn row, or an evaluation picture with a withdrawn uid or URL."""
+    item = bool(matcher.ledger.uids.contains([digest("uid", pair.item_uid.encode())])[0])
+    return item or _is_withdrawn(pair.row_id, [pair.url, pair.item_url], matcher)
+
+
+def _is_withdrawn(row_id: str, urls: Sequence[str | None], matcher: Matcher) -> bool:
+    if row_id in matcher.ledger.row_ids:
         return True
-    return cluster.url is not None and bool(matcher.withdrawn_urls([cluster.url])[0])
+    return bool(matcher.withdrawn_urls([url for url in urls if url is not None]).any())
