@@ -143,9 +143,7 @@ class LeakStep:
         """What was found, and whether the evaluation set has changed since."""
         assert self.found is not None
         before = earlier.leak.blake2b if earlier and earlier.leak else None
-        found = self.found.model_copy(
-            update={"earlier_blake2b": before if before != self.found.blake2b else None}
-        )
+        found = self.found.model_copy(update={"earlier_blake2b": before if before != self.found.blake2b else None})
         return report.model_copy(update={"leak": found})
 
 

@@ -244,6 +244,13 @@ def test_a_list_of_hashes_finds_what_brute_force_finds(words: int, distance: int
     assert HashIndex.of(listed, distance).has_near(asked).tolist() == expected
     assert 50 < sum(expected) < 450
     assert not HashIndex.of(listed[:0], distance).has_near(asked).any()
+    pairs = {
+        pair
+        for part in HashIndex.of(listed, distance).near_pairs(asked)
+        for pair in zip(*map(np.ndarray.tolist, part), strict=True)
+    }
+    every = np.stack([distances(each, listed) for each in asked])
+    assert pairs == {(row, at, int(every[row, at])) for row, at in np.argwhere(every <= distance).tolist()}
 
 
 @pytest.mark.parametrize("bad", [["0" * 63], ["g" * 64], ["0" * 64, None], ["é" * 32]])

@@ -1,0 +1,296 @@
+"""Tests the step `leak` on photographs: brute force over all hashes, and hashes of real crops, are the oracles."""
+
+import hashlib
+import io
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import pairmill
+from pairmill.jobs.select import refresh
+from pairmill.pipeline.image.pdq import pdq
+from pairmill.pipeline.image.phash import phash, phash_of_luma
+from pairmill.pipeline.leak.evaluation_set import hash_entry
+from pairmill.pipeline.leak.step import _parts
+from pairmill.pipeline.leak.variants import CROPS, VARIANTS, is_plain, variant_hashes
+from pairmill.schemas.errors import JobError
+from pairmill.schemas.leak import LeakKind, LeakPair
+from pairmill.schemas.select_steps import SelectStep
+from pairmill.schemas.subset import SelectJob, Subset
+from tests import picture_dataset
+from tests.synthetic_dataset import default_columns, write_dataset
+from tests.unit.select.conftest import make_subset, row_ids
+
+PAIRS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "pairs"
+ITEMS, ROWS = 24, 300
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset in several shards that stores photographs."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    picture_dataset.write(folder, ITEMS, PAIRS, shard_rows=11)
+    return folder
+
+
+def items_of(folder: Path) -> list[dict[str, Any]]:
+    """The pairs of the evaluation set with their pixels, in order."""
+    found = []
+    for path in sorted(folder.glob("pairs/*.parquet")):
+        for row in pq.ParquetFile(path).read(["uid", "row_id", "sha256", *STORED]).to_pylist():
+            body = (folder / row["image_tar"]).read_bytes()[row["image_offset"] :][: row["image_length"]]
+            found.append({**row, "pixels": np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))})
+    return found
+
+
+STORED = ["image_tar", "image_offset", "image_length"]
+
+
+def gray(pixels: Pixels) -> Pixels:
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def changed(pixels: Pixels, how: int) -> Pixels:
+    """A copy of every kind: the same, mirrored, cropped, both."""
+    height, width = pixels.shape[:2]
+    if how >= 2:
+        pixels = pixels[height // 20 : height // 20 + round(0.89 * height), : round(0.89 * width)]
+    return np.ascontiguousarray(pixels[:, ::-1] if how % 2 else pixels)
+
+
+def write_training(folder: Path, evaluation: Path, order: list[int], shard_rows: int = 90) -> Path:
+    """Copies of the evaluation pictures among rows with random hashes, in this order."""
+    items, rng = items_of(evaluation), np.random.default_rng(3)
+    columns = default_columns(0, 0, ROWS, 1)
+    columns["uid"] = pa.array([f"{row:032x}" for row in range(ROWS)])
+    columns["status"] = pa.array(["ok"] * ROWS)
+    hashes = [f"{int(each):016x}" for each in rng.integers(0, 2**64, ROWS, np.uint64)]
+    long = [rng.bytes(32).hex() for _ in range(ROWS)]
+    sha256 = [hashlib.sha256(b"row %d" % row).hexdigest() for row in range(ROWS)]
+    for number, item in enumerate(items):
+        for how in range(4):
+            copy = changed(item["pixels"], how)
+            hashes[8 * number + how], long[8 * number + how] = phash(copy), pdq(gray(copy)).digits
+    sha256[250], sha256[251] = items[0]["sha256"], items[1]["sha256"]
+    columns |= {"phash": pa.array([*hashes[:-1], None]), "sha256": pa.array(sha256), "pdq": pa.array(long)}
+    whole = {name: column.take(pa.array(order)) for name, column in columns.items()}
+
+    def of_shard(shard: int, first: int, rows: int, seed: int) -> dict[str, pa.Array]:
+        return {name: column.slice(first, rows) for name, column in whole.items()}
+
+    write_dataset(folder, ROWS, shard_rows=shard_rows, columns=of_shard)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory, evaluation: Path) -> Path:
+    return write_training(tmp_path_factory.mktemp("training"), evaluation, list(range(ROWS)))
+
+
+def overlap_of(dataset: Path, subset: Subset) -> list[dict[str, Any]]:
+    (file,) = subset.overlaps
+    return list(pq.ParquetFile(dataset / file.path).read().to_pylist())
+
+
+def expected_overlap(evaluation: Path, training: Path, limits: dict[LeakKind, int]) -> list[dict[str, Any]]:
+    """Every row against every hash of every picture."""
+    table = pa.concat_tables([pq.ParquetFile(each).read() for each in sorted(training.glob("pairs/*.parquet"))])
+    rows = table.select(["uid", "sha256", *limits]).to_pylist()
+    found = []
+    for item in items_of(evaluation):
+        named = {"item_uid": item["uid"], "item_row_id": item["row_id"]}
+        same = sorted(row["uid"] for row in rows if row["sha256"] == item["sha256"])
+        if same:
+            way = {"by": "sha256", "variant": "same", "distance": None, "cosine": None}
+            found.append(named | way | {"rows": len(same), "uid": same[0]})
+        if is_plain(gray(item["pixels"])):
+            continue
+        for variant in VARIANTS:
+            for kind, limit in limits.items():
+                words, _ = variant_hashes(gray(item["pixels"]), kind, [variant])
+                near = []
+                for row in rows:
+                    if row[kind] is not None:
+                        own = np.frombuffer(bytes.fromhex(row[kind]), ">u8").astype(np.uint64)
+                        bits = int(np.bitwise_count(words ^ own).sum(axis=1).min())
+                        near += [(bits, row["uid"])] if bits <= limit else []
+                if near:
+                    way = {"by": kind, "variant": variant, "distance": min(near)[0], "cosine": None}
+                    found.append(named | way | {"rows": len(near), "uid": min(near)[1]})
+    return found
+
+
+def uids_of(dataset: Path, name: str) -> set[str]:
+    rows = {row["row_id"]: row["uid"] for path in dataset.glob("pairs/*.parquet")
+            for row in pq.ParquetFile(path).read(["row_id", "uid"]).to_pylist()}  # fmt: skip
+    return {rows[row_id] for row_id in row_ids(dataset, name)}
+
+
+@pytest.mark.parametrize("by", ["phash", "pdq"])
+def test_overlap_is_what_brute_force_finds(
+    evaluation: Path, training: Path, by: LeakKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 100)
+    monkeypatch.setattr("pairmill.pipeline.leak.step.MAX_ENTRIES", 1_000)  # several scans
+    limit = {"phash": 6, "pdq": 31}[by]
+    subset = make_subset(training, f"by_{by}", {"leak": {"against": str(evaluation), "by": ["sha256", by]}})
+    expected = expected_overlap(evaluation, training, {by: limit})
+    found = overlap_of(training, subset)
+    assert [each | {"cosine": None} for each in found] == expected
+    report = subset.reports[2].leak
+    assert report is not None and report.items == len(items_of(evaluation))
+    assert report.items_hit == len({each["item_uid"] for each in expected}) > 10
+    assert sum(each.rows for each in report.found) == subset.reports[2].rows_in - subset.reports[2].rows_out
+    ways = defaultdict[tuple[str, str], int](int)
+    for each in expected:
+        ways[each["by"], each["variant"]] += 1
+    assert {(each.by, each.variant): each.items for each in report.found} == ways
+    assert len(ways) == 5, "all variants occur"
+    assert not (training / "tmp").exists()
+
+
+def test_rows_in_another_order_and_other_shards_give_the_same(tmp_path: Path, evaluation: Path, training: Path) -> None:
+    order = np.random.default_rng(8).permutation(ROWS).tolist()
+    other = write_training(tmp_path, evaluation, order, shard_rows=17)
+    step = {"leak": str(evaluation)}
+    one, two = make_subset(training, "one", step), make_subset(other, "one", step)
+    assert overlap_of(training, one) == overlap_of(other, two)
+    assert uids_of(training, "one") == uids_of(other, "one")
+    planted = {f"{8 * number + how:032x}" for number in range(len(items_of(evaluation))) for how in range(4)}
+    kept = uids_of(training, "one")
+    plain = sum(is_plain(gray(each["pixels"])) for each in items_of(evaluation))
+    assert len(planted & kept) <= 4 * plain + 4
+    assert len(kept - planted) == ROWS - len(planted) - 2  # the two with the same file
+    leaks = [subset.reports[2].leak for subset in (one, two)]
+    assert leaks[0] and leaks[1] and leaks[0].found == leaks[1].found and leaks[0].blake2b == leaks[1].blake2b
+
+
+def test_without_variants_mirrored_and_cropped_copies_stay(evaluation: Path, training: Path) -> None:
+    subset = make_subset(training, "same", {"leak": {"against": str(evaluation), "by": "phash", "variants": []}})
+    assert {each["variant"] for each in overlap_of(training, subset)} == {"same"}
+
+
+def test_the_nearest_pairs_are_named_and_a_change_of_the_set_is_reported(evaluation: Path, training: Path) -> None:
+    subset = make_subset(training, "again", {"leak": str(evaluation)})
+    report = subset.reports[2].leak
+    assert report is not None and report.earlier_blake2b is None
+    exact = [each for each in report.nearest if each.by == "sha256"]
+    first = items_of(evaluation)[0]
+    assert isinstance(exact[0], LeakPair) and exact[0].item_uid == first["uid"] and exact[0].distance is None
+    assert max(each.distance or 0 for each in report.nearest) <= 6
+    again = refresh(SelectJob(dataset=str(training), name="again")).reports[2].leak
+    assert again == report
+    assert len(list((training / "subsets/again/overlaps").iterdir())) == 1
+
+
+def test_embeddings_are_compared_with_those_of_the_same_weights(tmp_path: Path, evaluation: Path) -> None:
+    other = tmp_path / "other"
+    picture_dataset.write(other, ITEMS, PAIRS, seed=2, shard_rows=7)
+    subset = make_subset(other, "some", {"leak": {"against": str(evaluation), "by": "embedding", "threshold": 0.5}})
+    vectors = []
+    for folder in (evaluation, other):
+        tables = [pq.ParquetFile(each).read() for each in sorted(folder.glob("pairs/*.parquet"))]
+        table = pa.concat_tables(tables)
+        values = np.stack(table["image_embedding_clip_b32"].to_numpy()).astype(np.float64)
+        vectors.append((table["uid"].to_pylist(), values / np.linalg.norm(values, axis=1, keepdims=True),
+                        table["status"].to_pylist()))  # fmt: skip
+    (items, theirs, _), (uids, mine, status) = vectors
+    cosines = theirs @ mine[[each == "ok" for each in status]].T
+    kept = [uid for uid, each in zip(uids, status, strict=True) if each == "ok"]
+    near = {
+        item: (row.max(), kept[int(row.argmax())], int((row >= 0.5).sum()))
+        for item, row in zip(items, cosines, strict=True)
+    }
+    expected = {item: each for item, each in near.items() if each[0] >= 0.5}
+    found = {each["item_uid"]: (each["cosine"], each["uid"], each["rows"]) for each in overlap_of(other, subset)}
+    assert found.keys() == expected.keys() and len(found) > 0
+    for item, (cosine, uid, rows) in found.items():
+        assert cosine == pytest.approx(expected[item][0], abs=1e-9)
+        assert (uid, rows) == expected[item][1:]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"against": "nowhere"}, "is no evaluation set"),
+        ({"by": "pdq"}, "there is no column 'pdq'"),
+        ({"by": "embedding"}, "embeddings by: none"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(
+    tmp_path: Path, evaluation: Path, settings: dict[str, Any], message: str
+) -> None:
+    write_dataset(tmp_path, 10)
+    with pytest.raises(JobError, match=message):
+        make_subset(tmp_path, "x", {"leak": {"against": str(evaluation)} | settings})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"threshold": 0.9}, {"pdq": 10}, {"by": ["pdq"], "phash": 4}, {"phash": 9}, {"by": []}]
+)
+def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        SelectStep.model_validate({"leak": {"against": "x"} | settings})
+
+
+def test_purged_rows_are_in_no_overlap(tmp_path: Path, evaluation: Path) -> None:
+    training = write_training(tmp_path / "own", evaluation, list(range(ROWS)), shard_rows=200)
+    subset = make_subset(training, "clean", {"leak": str(evaluation)})
+    gone = overlap_of(training, subset)[0]["uid"]
+    (tmp_path / "uids.txt").write_text(gone)
+    before = overlap_of(training, subset)
+    pairmill.purge(training, uids=tmp_path / "uids.txt", reason="test")
+    after = pairmill.open(training)  # readable
+    assert after is not None
+    (path,) = (training / "subsets/clean/overlaps").iterdir()
+    assert pq.ParquetFile(path).read().to_pylist() == [each for each in before if each["uid"] != gone]
+    row_id = f"{int(gone, 16) // 200}:{int(gone, 16) % 200}"
+    assert f'"{row_id}"' not in (training / "subsets/clean/selection.json").read_text().replace("item_row_id", "")
+
+
+def test_the_hash_of_a_crop_is_that_of_its_pixels(evaluation: Path) -> None:
+    """All crops at once, by linear algebra, against the hash of each crop cut out by hand, mirrored ones too."""
+    differences = []
+    for item in items_of(evaluation)[:6]:
+        luma = np.kron(gray(item["pixels"]), np.ones((2, 2), np.uint8))
+        for variant in ("cropped", "mirrored_cropped"):
+            words, _ = variant_hashes(luma, "phash", [variant])
+            cut = iter(words[:, 0].tolist())
+            for share, offsets in CROPS:
+                tall, wide = (share * side for side in luma.shape)
+                for top in np.linspace(0, luma.shape[0] - tall, offsets):
+                    for left in np.linspace(0, luma.shape[1] - wide, offsets):
+                        part = luma[round(top) : round(top + tall), round(left) : round(left + wide)]
+                        part = np.ascontiguousarray(part[:, ::-1] if variant != "cropped" else part)
+                        differences.append((next(cut) ^ int(phash_of_luma(part), 16)).bit_count())
+            assert next(cut, None) is None
+    assert np.mean(differences) < 1.5 and max(differences) <= 8
+
+
+def test_the_first_hash_is_that_of_the_picture(evaluation: Path) -> None:
+    for item in items_of(evaluation)[:10]:
+        luma = gray(item["pixels"])
+        words, variants = variant_hashes(luma, "phash", ["same", "mirrored"])
+        assert [f"{int(word):016x}" for word in words[:, 0]] == [
+            phash(item["pixels"]),
+            phash(np.ascontiguousarray(item["pixels"][:, ::-1])),
+        ]
+        assert variants.tolist() == [0, 1]
+
+
+def test_parts_keep_the_hashes_of_a_picture_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pairmill.pipeline.leak.step.MAX_ENTRIES", 5)
+    entries = np.zeros(30, hash_entry(1))
+    entries["item"] = np.sort(np.repeat([0, 1, 2, 3, 4], [3, 2, 9, 1, 15]))
+    parts = list(_parts(entries))
+    assert [sorted(set(part["item"].tolist())) for part in parts] == [[0, 1], [2], [3], [4]]
+    assert np.array_equal(np.concatenate(parts), entries)
