@@ -18,6 +18,7 @@ from pairmill.pipeline.report.balances import BalanceTable
 from pairmill.pipeline.report.charts import BarChart
 from pairmill.pipeline.report.funnel import Funnel
 from pairmill.pipeline.report.grids import Grid
+from pairmill.pipeline.report.leaks import LeakGroup
 from pairmill.pipeline.report.rows import Rows, ShownRow, text_of
 from pairmill.pipeline.report.sections import Counts, HostRow, ScorePanel, TimeLine
 
@@ -92,6 +93,7 @@ class Page:
     shapes: Sequence[BarChart] = ()
     counts: Sequence[Counts] = ()
     balances: Sequence[BalanceTable] = ()
+    leaks: Sequence[LeakGroup] = ()
     hosts: Sequence[HostRow] = ()
     more_hosts: str = ""
     time_line: TimeLine | None = None

@@ -19,6 +19,7 @@ from pairmill.pipeline.report.balances import balance_tables
 from pairmill.pipeline.report.clusters import largest_clusters
 from pairmill.pipeline.report.comparison import Summarized, compare_datasets, compare_subsets
 from pairmill.pipeline.report.grids import Grid
+from pairmill.pipeline.report.leaks import leak_groups
 from pairmill.pipeline.report.page import Fact, GridGroup, Page, render
 from pairmill.pipeline.report.rows import Rows, read_rows
 from pairmill.pipeline.report.sample import MAX_ROWS, sample_note
@@ -130,8 +131,10 @@ class _Maker:
                 Summarized(self._source, self._summary, self._score, self._series), other, max_rows
             )
         shown = [grid for group in groups for grid in group.grids] + list(comparison.grids if comparison else [])
-        rows = read_rows(self._snapshot, (ref for grid in shown for ref in grid.refs), self._source.is_chosen)
-        page = replace(self._page(groups), comparison=comparison)
+        leaks = list(leak_groups(self._source)) if self._subset else []
+        refs = [ref for grid in shown for ref in grid.refs] + [twins.ref for leak in leaks for twins in leak.pairs]
+        rows = read_rows(self._snapshot, refs, self._source.is_chosen)
+        page = replace(self._page(groups), comparison=comparison, leaks=leaks)
         return Report(_within_limit(page, rows), self._totals.rows, self._summary.rows)
 
     def _page(self, groups: Sequence[GridGroup]) -> Page:
