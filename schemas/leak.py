@@ -121,7 +121,7 @@ class LeakReport(Settings):
     found: list[LeakCounts]
     """In the order of the comparisons."""
     nearest: list[LeakPair]
-    """For each way, the nearest pairs, at most MAX_PAIRS."""
+    """For each way, the nearest pairs, at most MAX_PAIRS. Each evaluation picture is named once, for the first way."""
     blake2b: str
     """BLAKE2b-128 of everything that rows were compared with."""
     earlier_blake2b: str | None = None

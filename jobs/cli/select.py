@@ -31,7 +31,7 @@ def select(
             metavar="STEP",
             help="As in the job file, in order: 'where: similarity >= 0.28', 'top: {by: similarity, fraction: 0.3}', "
             "'dedup: {by: phash, distance: 4}', 'balance: {by: host, curve: 1000}', 'repeat: {by: score, mean: 1}', "
-            "'sample: {count: 1000}', 'uids: found.parquet'.",
+            "'sample: {count: 1000}', 'leak: EVALSET', 'uids: found.parquet'.",
         ),
     ] = None,
     all_pairs: Annotated[

@@ -199,8 +199,10 @@ def _counts(first_ways: list[np.ndarray], matches: Matches) -> Iterator[LeakCoun
 
 
 def _nearest(selector: Selector, items: pa.Table, matches: Matches) -> Iterator[LeakPair]:
-    """The nearest pairs of each way, at most one for each picture."""
-    ordered = matches[np.lexsort((matches["item"], matches["near"], matches["way"]))]
+    """The nearest pairs of each way; each picture is named once, for the first way that found it."""
+    _, first = np.unique(matches["item"], return_index=True)
+    named = matches[first]
+    ordered = named[np.lexsort((named["item"], named["near"], named["way"]))]
     taken = Counter[int]()
     for match in ordered:
         number = int(match["way"])
