@@ -11,6 +11,7 @@ from pairmill.pipeline.evaluate.errors import EvaluateError
 from pairmill.pipeline.evaluate.labeled_rows import RowFilter
 from pairmill.pipeline.evaluate.labels import LabelSource
 from pairmill.pipeline.evaluate.measure import measure_retrieval, measure_threshold, measure_zero_shot
+from pairmill.pipeline.evaluate.overlap import Overlap
 from pairmill.pipeline.evaluate.page import EvaluationPage, Section, render
 from pairmill.pipeline.evaluate.results import RetrievalResult, ThresholdResult, ZeroShotResult
 from pairmill.pipeline.reader.embeddings import Embeddings, Floats
@@ -40,6 +41,8 @@ class Evaluation:
     """The class of each picture, or which pairs are good."""
     precision: float = 0.9
     """The precision to find a threshold for."""
+    overlap: str | None = None
+    """File of the pictures that are in a training set, which the select step `leak` wrote; with `classes`."""
     model: str | None = None
     """Alias. None: the dataset's only model."""
     subset: str | None = None
@@ -58,6 +61,8 @@ class Evaluation:
             self.labels.check()
         if self.labels.positive is not None and self.score is None:
             raise JobError("--positive says which label a --score should be high for; give it with --score")
+        if self.overlap is not None and self.classes is None:
+            raise JobError("--overlap compares the accuracy of classes; give it with --classes")
         if not 0 < self.precision <= 1:
             raise JobError(f"--precision {self.precision:g}: give a share above 0 and up to 1")
         if not 2 <= self.limit <= MAX_LIMIT:
@@ -127,7 +132,8 @@ def evaluate(
     retrieval = zero_shot = threshold = None
     if evaluation.classes is not None and embeddings is not None:
         names, embed = _classes(embeddings, evaluation.classes, Steps(on_step, "embedding prompts of classes"))
-        zero_shot, section = measure_zero_shot(rows, embeddings, evaluation.labels, names, embed, on_step)
+        overlap = None if evaluation.overlap is None else Overlap.read(store, evaluation.overlap)
+        zero_shot, section = measure_zero_shot(rows, embeddings, evaluation.labels, names, embed, on_step, overlap)
         sections.append(section)
     if evaluation.score is not None:
         threshold, section = measure_threshold(rows, evaluation.score, evaluation.labels, evaluation.precision, on_step)

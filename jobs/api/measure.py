@@ -71,6 +71,7 @@ def evaluate(
     label_column: str | None = None,
     positive: str | None = None,
     precision: float = 0.9,
+    overlap: StrPath | None = None,
     model: str | None = None,
     subset: str | None = None,
     limit: int = 10_000,
@@ -91,6 +92,8 @@ def evaluate(
             names, or their numbers from 0.
         positive: With `score`: the label to tell from all others. None: good, yes, true or 1.
         precision: With `score`: find the threshold with this precision.
+        overlap: With `classes`: a file of `subsets/NAME/overlaps/` of the training set, which the select step `leak`
+            wrote; also gives the accuracy without the pictures that it names.
         model: Alias of the model. None: the dataset's only one.
         subset: Only rows of this subset.
         limit: Pictures in a retrieval test, chosen by a hash.
@@ -112,6 +115,7 @@ def evaluate(
         retrieval=retrieval,
         labels=LabelSource(_list_of(labels), label_column, positive),
         precision=precision,
+        overlap=text_of(overlap),
         model=model,
         subset=subset,
         limit=limit,

@@ -145,6 +145,10 @@ def evaluate(
     precision: Annotated[
         float, typer.Option(metavar="SHARE", help="With --score: find the threshold with this precision.")
     ] = 0.9,
+    overlap: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="With --classes: pictures that select's step leak found in a training set."),
+    ] = None,
     model: Model = None,
     subset: Subset = None,
     limit: Annotated[
@@ -173,6 +177,7 @@ def evaluate(
             retrieval=retrieval,
             labels=LabelSource(labels or (), label_column, positive),
             precision=precision,
+            overlap=overlap,
             model=model,
             subset=subset,
             limit=limit,

@@ -1,14 +1,16 @@
-"""Confidence intervals of shares."""
+"""Confidence intervals of shares, and the binomial test."""
 
 import math
 from typing import NamedTuple
+
+import numpy as np
 
 _Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 
 
 class Interval(NamedTuple):
-    """The ends of a 95 % confidence interval."""
+    """The ends of a confidence interval, of 95 % unless something else is said."""
 
     low: float
     high: float
@@ -36,3 +38,35 @@ def percent(hits: int, total: int) -> str:
         return "none"
     low, high = wilson(hits, total)
     return f"{100 * hits / total:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def binomial_tail(hits: int, total: int, share: float) -> float:
+    """The chance of at least `hits` of `total` trials that succeed with probability `share`: the p-value of a
+    one-tailed binomial test."""
+    if hits <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    counts = np.arange(1, total + 1)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((total - counts + 1) / counts))])  # log of total choose k
+    successes = np.arange(total + 1)
+    logs = ways + successes * math.log(share) + (total - successes) * math.log1p(-share)
+    return min(1.0, float(np.exp(logs[hits:]).sum()))
+
+
+def clopper_pearson(hits: int, total: int, confidence: float) -> Interval:
+    """The exact interval of a share (Clopper and Pearson, Biometrika 26, 1934), by bisection. (0, 1) without trials."""
+    if not total:
+        return Interval(0.0, 1.0)
+    tail = (1 - confidence) / 2
+    low = 0.0 if not hits else _share_with_tail(hits, total, tail)
+    return Interval(low, 1.0 if hits == total else 1 - _share_with_tail(total - hits, total, tail))
+
+
+def _share_with_tail(hits: int, total: int, tail: float) -> float:
+    """The share for which at least `hits` successes have the probability `tail`, which grows with the share."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_tail(hits, total, middle) < tail else (low, middle)
+    return (low + high) / 2

@@ -1,6 +1,7 @@
 """Runs each evaluation on the stored embeddings and scores of a dataset."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from pairmill.pipeline.evaluate.intervals import wilson
 from pairmill.pipeline.evaluate.labeled_rows import RowFilter, Target, labeled_rows, target_of
 from pairmill.pipeline.evaluate.labels import LabelSource, check_column
 from pairmill.pipeline.evaluate.lowest_hashes import LowestHashes
+from pairmill.pipeline.evaluate.overlap import Overlap, compare
 from pairmill.pipeline.evaluate.page import Section
 from pairmill.pipeline.evaluate.results import (
     ClassAccuracy,
@@ -66,14 +68,17 @@ def measure_zero_shot(
     names: Sequence[str],
     embed: Callable[[], Floats],
     on_step: OnStep = ignore_step,
+    overlap: Overlap | None = None,
 ) -> tuple[ZeroShotResult, Section]:
     """Zero-shot accuracy of the labeled rows. `embed`: gives the embeddings [classes, dim] of the named classes, which
-    may take long; it is called once there is a row with the label of a class.
+    may take long; it is called once there is a row with the label of a class. `overlap`: pictures to tell
+    from the others.
 
     Raises EvaluateError, DatasetError and SubsetError, and what `embed` raises.
     """
     labels, index, num_without = source.open(rows.snapshot), ClassIndex(names), 0
     accuracy: Accuracy | None = None
+    of_overlap: Accuracy | None = None
     for part in labeled_rows(rows, labels, [embeddings.column], on_step):
         vectors, is_valid = read_vectors(part.rows[embeddings.column])
         is_valid &= vectors.any(axis=1)
@@ -83,13 +88,18 @@ def measure_zero_shot(
         if accuracy is None and used.any():
             classes = embed()
             check_dim(classes, embeddings.dim)
-            accuracy = Accuracy(classes)
+            accuracy, of_overlap = Accuracy(classes), Accuracy(classes)
         if accuracy is not None:
             accuracy.add(vectors[used], targets[used])
+        if overlap is not None and of_overlap is not None:
+            used &= overlap.has(part.rows["uid"])
+            of_overlap.add(vectors[used], targets[used])
     notes = [*labels.facts(), *index.facts(), *_without(num_without, "no embedding of the picture")]
     if accuracy is None:
         raise EvaluateError("\n".join(["no row of the dataset has an embedding and the label of a class", *notes]))
     result = _zero_shot(names, accuracy, notes)
+    if overlap is not None and of_overlap is not None:
+        result = _with_overlap(result, accuracy, of_overlap)
     return result, zero_shot_section(result)
 
 
@@ -154,6 +164,11 @@ def _point(point: Point) -> ThresholdPoint:
     return ThresholdPoint(
         point.threshold, point.kept, point.precision, point.precision_interval, point.recall, point.recall_interval
     )
+
+
+def _with_overlap(result: ZeroShotResult, every: Accuracy, overlap: Accuracy) -> ZeroShotResult:
+    compared, notes = compare(int(every.top1.sum()), every.rows, int(overlap.top1.sum()), overlap.rows)
+    return replace(result, overlap=compared, notes=[*result.notes, *notes])
 
 
 def _zero_shot(names: Sequence[str], accuracy: Accuracy, notes: Sequence[str]) -> ZeroShotResult:

@@ -55,6 +55,25 @@ class NamedConfusion:
 
 
 @dataclass(frozen=True)
+class OverlapResult:
+    """Top-1 accuracy with and without the pictures that overlap with a training set (CLIP's paper, section 5)."""
+
+    rows: int
+    """Labeled pictures in the overlap."""
+    clean_rows: int
+    """The others."""
+    accuracy_all: float
+    accuracy_clean: float
+    accuracy_overlap: float
+    overlap_interval: Interval
+    """99.5 %, Clopper-Pearson."""
+    difference: float
+    """All minus clean: how much the overlap seems to add."""
+    p_value: float
+    """The chance of an accuracy on the overlap this high if it were as difficult as the clean pictures."""
+
+
+@dataclass(frozen=True)
 class ZeroShotResult:
     """Zero-shot classification."""
 
@@ -71,6 +90,7 @@ class ZeroShotResult:
     confusions: Sequence[NamedConfusion]
     """Most frequent first."""
     notes: Sequence[str]
+    overlap: OverlapResult | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pairmill.pipeline.evaluate.page import Section, Table
 from pairmill.pipeline.evaluate.probe import Booleans, Probe
 from pairmill.pipeline.evaluate.reliability import Bin
 from pairmill.pipeline.evaluate.results import (
+    OverlapResult,
     ProbeFigures,
     RetrievalResult,
     ThresholdPoint,
@@ -75,6 +76,7 @@ def zero_shot_section(result: ZeroShotResult) -> Section:
             f"top-1 {percent(top1, result.rows)}, top-5 {percent(top5, result.rows)}, mean of the classes "
             f"{100 * result.mean_per_class:.1f} %",
             f"{counted(result.rows, 'picture')} of {len(result.per_class):,} of {counted(result.classes, 'class')}",
+            *([] if result.overlap is None else _overlap_lines(result.overlap)),
         ],
         result.notes,
         bar_charts=[chart] if chart else [],
@@ -83,6 +85,16 @@ def zero_shot_section(result: ZeroShotResult) -> Section:
             Table("Most frequent confusions", ["class", "taken for", "rows"], confusions),
         ],
     )
+
+
+def _overlap_lines(found: OverlapResult) -> list[str]:
+    overlap = _with_interval(found.accuracy_overlap, found.overlap_interval)
+    return [
+        f"without the {counted(found.rows, 'picture')} of the overlap, top-1 is {100 * found.accuracy_clean:.1f} % "
+        f"({100 * found.difference:+.2f} points by the overlap)",
+        f"on the overlap {overlap}, 99.5 % interval; the chance of that or more if it were like the others: "
+        f"{found.p_value:.3g}",
+    ]
 
 
 def threshold_section(result: ThresholdResult) -> Section:
