@@ -96,7 +96,10 @@ class LeakStep:
                 raise ExpressionError(f"there is no column {name!r}")
 
     def run(self, selector: Selector, number: int) -> None:
-        """Hash the evaluation pictures, and look the rows up in scans of their own, which end while the files exist."""
+        """Hash the evaluation pictures, and look the rows up in scans of their own, which end while the files exist.
+        Raises StepError and DatasetError for an evaluation set that cannot be used."""
+        if self.evaluation.snapshot.store.root == selector.chunks[0].store.root:
+            raise StepError(f"{self.leak.against} is the dataset itself: name the evaluation set with against")
         vectors = self.evaluation.checked_vectors(selector.chunks[0], self.model) if self.model else ""
         items, digests = self.evaluation.items(), list[str]()
         entries, plain = _hashes(self.evaluation, selector.tasks)

@@ -21,6 +21,7 @@ from pairmill.pipeline.image.phash import phash, phash_of_luma
 from pairmill.pipeline.leak.evaluation_set import hash_entry
 from pairmill.pipeline.leak.step import _parts
 from pairmill.pipeline.leak.variants import CROPS, VARIANTS, is_plain, variant_hashes
+from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.leak import LeakKind, LeakPair
 from pairmill.schemas.select_steps import SelectStep
@@ -232,6 +233,11 @@ def test_what_cannot_be_compared_is_an_error(
     write_dataset(tmp_path, 10)
     with pytest.raises(JobError, match=message):
         make_subset(tmp_path, "x", {"leak": {"against": str(evaluation)} | settings})
+
+
+def test_the_dataset_itself_is_no_evaluation_set(evaluation: Path) -> None:
+    with pytest.raises(StepError, match="is the dataset itself"):
+        make_subset(evaluation, "x", {"leak": str(evaluation)})
 
 
 @pytest.mark.parametrize(
