@@ -44,7 +44,7 @@ class LeakGroup:
 def leak_groups(source: Source) -> Iterator[LeakGroup]:
     """One group per step that found anything."""
     assert source.subset is not None
-    for step, report in zip(source.subset.steps, source.subset.reports[2:], strict=True):
+    for step, report in zip(source.subset.steps, source.subset.reports[2:], strict=False):
         if step.leak is not None and report.leak is not None:
             chosen = list(_chosen(source.snapshot, report.leak))
             items = _item_pictures(step.leak, [pair for pair, _ in chosen], source.snapshot.store)
