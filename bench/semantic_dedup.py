@@ -60,7 +60,8 @@ def copies_of(shard: int) -> tuple[npt.NDArray[np.int64], int, npt.NDArray[np.in
     of_original = _own(source)[originals]
     other = rng.standard_normal(of_original.shape, np.float32)
     other = _unit(other - (other * of_original).sum(axis=1, keepdims=True) * of_original)
-    return copies, source, originals, cosine * of_original + np.sqrt(1 - cosine**2) * other
+    made: npt.NDArray[np.float32] = (cosine * of_original + np.sqrt(1 - cosine**2) * other).astype(np.float32)
+    return copies, source, originals, made
 
 
 def _own(shard: int) -> npt.NDArray[np.float32]:
@@ -79,8 +80,8 @@ def _topics() -> npt.NDArray[np.float32]:
 
 
 def _unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    found: npt.NDArray[np.float32] = values / np.sqrt((values * values).sum(axis=1, keepdims=True))
-    return found
+    lengths = np.sqrt((values * values).sum(axis=1, keepdims=True))
+    return (values / lengths).astype(np.float32)
 
 
 def select(dataset: str, threshold: float) -> dict[str, float]:
