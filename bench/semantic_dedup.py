@@ -81,7 +81,8 @@ def _topics() -> npt.NDArray[np.float32]:
 
 def _unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     lengths = np.sqrt((values * values).sum(axis=1, keepdims=True))
-    return (values / lengths).astype(np.float32)
+    found: npt.NDArray[np.float32] = (values / lengths).astype(np.float32)
+    return found
 
 
 def select(dataset: str, threshold: float) -> dict[str, float]:
