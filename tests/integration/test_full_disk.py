@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -22,15 +23,16 @@ from tests.synthetic_dataset import write_dataset
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+def small_disk() -> Iterator[Path]:
+    """A file system of 600 kB, outside pytest's folders: pytest could not remove it after a run that was killed."""
+    folder = Path(mkdtemp(prefix="pairmill-disk-"))
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode != 0:
+        folder.rmdir()
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
 
 
 def test_a_full_disk_is_one_clear_error_and_the_run_resumes_with_more_space(
