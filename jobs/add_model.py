@@ -14,7 +14,7 @@ import pyarrow as pa
 from pairmill.jobs.build import run_shards_of
 from pairmill.jobs.check import check
 from pairmill.jobs.job_file import resolve, s3_of
-from pairmill.jobs.progress import ProgressListener
+from pairmill.jobs.progress import ColumnsProgress, ProgressListener
 from pairmill.jobs.results import BuildResult, finish
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, columns_done
 from pairmill.pipeline.columns.added_model import pictures_left_out, read_card
@@ -73,7 +73,8 @@ def add_model(
     if listener:
         description = f"columns of {alias} for {counted(shards.num_rows, 'shard')} of {len(generations):,}"
         listener.planned(description, shards.num_rows, sum(shards["num_rows"].to_pylist()), 0)
-    stopped = run_shards_of(pipeline, shards, listener, failures) if shards.num_rows else None
+    told = ColumnsProgress(listener) if listener else None
+    stopped = run_shards_of(pipeline, shards, told, failures) if shards.num_rows else None
     done = columns_done(store, alias)
     lacking = [shard for shard, generation in sorted(generations.items()) if done.get(shard) != generation]
     built = replace(finish(store, plan, failures, started), stopped=stopped)

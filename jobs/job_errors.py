@@ -106,6 +106,8 @@ def _message(job: type[BaseModel], mistake: _Mistake) -> str:
         return f"there is no such field{_did_you_mean(job, mistake.path)}"
     if kind == "missing":
         return "is required"
+    if kind == "model_type":
+        message = "takes settings, each written as `name: value`"
     if kind == SECRET or not mistake.path:  # never show the value
         return message
     return f"{message} (got {mistake.problem['input']!r:.80})"

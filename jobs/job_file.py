@@ -24,7 +24,7 @@ from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.export import ExportJob
-from pairmill.schemas.job.scores import merged
+from pairmill.schemas.job.scores import ScoreKinds, merged
 from pairmill.schemas.jobs import BuildJob, fingerprint_fields
 from pairmill.schemas.mixture import MixJob
 from pairmill.schemas.s3 import S3Config
@@ -77,8 +77,13 @@ def load_score_job(
 ) -> ScoreJob:
     """The job of a score, from the same inputs as `load_job`; the file and the flags override the preset."""
     values, text = _values(job_file, overrides, settings)
+    for kind in ScoreKinds.model_fields:
+        if overrides.get(kind) is not None and kind in _parse(text, job_file or ""):
+            raise JobError(f"{job_file} and --score both say what {kind} is; give it once, and change it with --set")
     if preset is not None:
         values = merged(score_of(preset, values.get("name")), values)
+    if values.get("name") is None:
+        raise JobError("name the score: pairmill score OUT NAME; `pairmill status OUT` lists those that are there")
     return _validate(ScoreJob, values, text, job_file)
 
 

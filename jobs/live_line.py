@@ -12,6 +12,8 @@ from pairmill.schemas.status import Status
 
 WINDOW_S = 30.0
 """Rates are averages over this time."""
+MIN_S = 1.0
+"""A rate over a shorter time would be chance: two small shards may end within a millisecond."""
 TOP_REASONS = 3
 _SOURCES = ("download", "load")
 _COUNTING_STAGES = ("encode", *_SOURCES)
@@ -36,11 +38,11 @@ class Rate:
 
     @property
     def per_s(self) -> float:
-        """Zero until the counter has grown."""
+        """Zero until the counter has grown for MIN_S."""
         if len(self._samples) < 2:
             return 0.0
         (start, first), (end, last) = self._samples[0], self._samples[-1]
-        return max(last - first, 0.0) / max(end - start, 1e-3)
+        return max(last - first, 0.0) / (end - start) if end - start >= MIN_S else 0.0
 
 
 @dataclass
@@ -66,10 +68,14 @@ class RunState:
     def commit(self, manifest: ShardManifest) -> None:
         """Add a committed shard."""
         self.statuses.update(manifest.statuses)
-        self.input_rows += manifest.num_rows
         self.rows += manifest.rows_in
         self.pairs += manifest.pairs
         self.kept += manifest.kept
+        self.add_columns(manifest)
+
+    def add_columns(self, manifest: ShardManifest) -> None:
+        """Add a shard that was committed before and got columns. What became of its rows is not this run's doing."""
+        self.input_rows += manifest.num_rows
         self.shards += 1
         self._rate("commit").add(self.input_rows)
 

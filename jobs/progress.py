@@ -47,9 +47,37 @@ class ProgressListener(Protocol):
         """A shard was committed."""
         return
 
+    def columns_added(self, manifest: ShardManifest) -> None:
+        """A shard that was committed before got the columns of a model or a score."""
+        return
+
     def failed(self, shard: int, error: str) -> None:
         """A shard failed in this run. `error`: the last line of its traceback."""
         return
+
+
+class ColumnsProgress(ProgressListener):
+    """Passes on the progress of a command that adds columns, whose shards other commands have committed."""
+
+    def __init__(self, listener: ProgressListener) -> None:
+        """`listener`: the one to tell."""
+        self._listener = listener
+
+    def planned(self, description: str, shards_left: int, rows_left: int, rows_done: int) -> None:
+        """Pass it on."""
+        self._listener.planned(description, shards_left, rows_left, rows_done)
+
+    def working(self, work: Mapping[str, WorkCounts]) -> None:
+        """Pass it on."""
+        self._listener.working(work)
+
+    def committed(self, manifest: ShardManifest) -> None:
+        """The shard itself was there before."""
+        self._listener.columns_added(manifest)
+
+    def failed(self, shard: int, error: str) -> None:
+        """Pass it on."""
+        self._listener.failed(shard, error)
 
 
 class ConsoleProgress(ProgressListener):
@@ -91,6 +119,11 @@ class ConsoleProgress(ProgressListener):
         """Show the new totals, and warn if the network seems to be failing."""
         self._warn_of_failures(manifest)
         self.state.commit(manifest)
+        self._show(self.state.line(self._width()), is_last=self.state.shards == self.state.shards_left)
+
+    def columns_added(self, manifest: ShardManifest) -> None:
+        """Show the new totals, without what earlier commands kept and lost."""
+        self.state.add_columns(manifest)
         self._show(self.state.line(self._width()), is_last=self.state.shards == self.state.shards_left)
 
     def failed(self, shard: int, error: str) -> None:

@@ -4,6 +4,7 @@ A request is recorded before anything changes, so a purge that is interrupted is
 without the lists.
 """
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,7 +129,10 @@ def _purge(store: Store, plan: Plan, job: PurgeJob, values: Values, steps: Steps
         for name in done.reports
         if name != "report.html"
     ]
-    remedies += [f"pairmill score {store.root} {name} --score ..." for name in done.scores]
+    remedies += [
+        f"pairmill score {shlex.quote(store.root)} {name} --score {shlex.quote(settings)}"
+        for name, settings in done.scores.items()
+    ]
     remedies += [problem for folder in done.indexes if (problem := _index_again(store, folder, steps.on_step))]
     return PurgeResult(store.root, False, done, remedies)
 

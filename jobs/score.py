@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 
 from pairmill.jobs.build import run_shards_of
-from pairmill.jobs.progress import ProgressListener
+from pairmill.jobs.progress import ColumnsProgress, ProgressListener
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
 from pairmill.pipeline.columns.added_columns import columns_done
 from pairmill.pipeline.columns.added_model import pictures_left_out
@@ -122,7 +122,7 @@ def _score_pictures(
     if listener:
         num_rows = sum(table["num_rows"].to_pylist())
         listener.planned(f"{card.name} for {counted(table.num_rows, 'shard')}", table.num_rows, num_rows, 0)
-    stopped = run_shards_of(pipeline, table, listener, failures)
+    stopped = run_shards_of(pipeline, table, ColumnsProgress(listener) if listener else None, failures)
     return failures if stopped is None else {**failures, min(generations): stopped}
 
 

@@ -1,9 +1,9 @@
-"""Formats `--help`: plain text, readable from 60 columns, with examples that can be copied."""
+"""Parses options, and formats `--help`: plain text, readable from 60 columns, with examples that can be copied."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from pairmill.schemas.version import VERSION
 
@@ -26,7 +26,22 @@ def print_version(wanted: bool) -> None:
 
 
 class Command(TyperCommand):
-    """A command whose epilog is its examples."""
+    """A command whose epilog is its examples, and that drops no option silently."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Refuse an option with one value that is given twice; by default, the last one would win."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            values, rest, order = parse(args)
+            for number, each in enumerate(order):
+                if isinstance(each, TyperOption) and not (each.multiple or each.is_flag) and each in order[:number]:
+                    ctx.fail(f"{each.opts[0]} is given twice, but takes one value.")
+            return values, rest, order
+
+        parser.parse_args = parse_args
+        return parser
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """`DATASET [NAME]`, as in manual pages; Typer writes `{DATASET} [NAME]`."""

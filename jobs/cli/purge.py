@@ -84,7 +84,7 @@ def _print_purge(result: "PurgeResult") -> None:
         ("files of input/ blanked or deleted", done.inputs),
         ("labels rewritten", done.labels),
         ("search indexes rebuilt in part", done.indexes),
-        ("scores deleted, because they compare with withdrawn rows", done.scores),
+        ("scores deleted, because withdrawn rows are in them", list(done.scores)),
         ("reports deleted", done.reports),
     ):
         if names:

@@ -15,6 +15,7 @@ from pairmill.pipeline.dataset.chunks import ShardFiles
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.score.kind import PICTURE, HasTies, Mask, RowScore
 from pairmill.pipeline.score.kinds import kind_of
+from pairmill.pipeline.score.prepare import check_sources
 from pairmill.pipeline.score.score_shard import opened, score_rows
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.job.run import RunConfig
@@ -30,6 +31,7 @@ def rescore_columns(
     for added in snapshot.added.scores:
         try:
             card = read_score_card(snapshot.store, added.name)
+            check_sources(snapshot, card)
             score = opened(snapshot.store, card, RunConfig())
         except PairmillError as error:
             yield str(error)

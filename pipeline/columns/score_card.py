@@ -27,6 +27,8 @@ from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile
 SCORE_CARD = "score.json"
 NOTES = "notes"
 """The value of a state with its notes."""
+SOURCES = "sources"
+"""The value of a state with the fingerprints of the added models and scores whose columns the score reads."""
 _JSON = "json"
 """The tensor in which a state keeps its texts and numbers, as JSON in UTF-8: safetensors for NumPy cannot read the
 metadata of a file."""
@@ -74,6 +76,12 @@ class State:
         """What the user must know about the preparation, one sentence each."""
         notes = self.values.get(NOTES)
         return [str(note) for note in notes] if isinstance(notes, list) else []
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Fingerprints of the added models and scores whose columns the score reads, by name."""
+        sources = self.values.get(SOURCES)
+        return {str(name): str(value) for name, value in sources.items()} if isinstance(sources, dict) else {}
 
     def to_bytes(self) -> bytes:
         """Serialize for `from_bytes`, as a safetensors file. Equal states give equal bytes."""

@@ -88,10 +88,11 @@ def learn_mix(
     weights = probe.weights.weight / deviation  # [columns]
     bias = probe.weights.bias - float(weights @ mean)
     terms = [_term(weight, name) for weight, name in zip(weights.tolist(), columns, strict=True)]
-    return LearnedMix(" + ".join([*terms, repr(bias)]), target.name, target.is_positive, probe)
+    formula = " + ".join([*terms, repr(bias)]).replace("+ -", "- ")
+    return LearnedMix(formula, target.name, target.is_positive, probe)
 
 
 def _term(weight: float, name: str) -> str:
-    """All digits of the weight, so that the formula is the model that was measured."""
+    """All digits of the weight: with fewer, a column such as a time, far from 0 with a small spread, would be lost."""
     is_plain = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
     return f"{weight!r} * {name if is_plain else f'col({name!r})'}"

@@ -20,6 +20,7 @@ from pairmill.pipeline.evaluate.results import (
     ZeroShotResult,
 )
 from pairmill.pipeline.evaluate.retrieval import Ranks
+from pairmill.pipeline.evaluate.zero_shot import TOP_K
 from pairmill.pipeline.report.axis import four_digits
 from pairmill.pipeline.report.charts import BarChart, histogram
 
@@ -61,11 +62,15 @@ def retrieval_section(result: RetrievalResult, to_picture: Ranks, to_text: Ranks
 
 def zero_shot_section(result: ZeroShotResult) -> Section:
     """Accuracy, per class, and confusions."""
-    top1, top5 = (round(share * result.rows) for share in (result.top1, result.top5))
+    has_top5 = result.classes > TOP_K  # of five classes, every picture's is among the best five
+    accuracy = [f"top-1 {percent(round(result.top1 * result.rows), result.rows)}"]
+    accuracy += [f"top-5 {percent(round(result.top5 * result.rows), result.rows)}"] if has_top5 else []
     classes = [
-        [each.name, f"{each.rows:,}", percent(each.top1, each.rows), f"{100 * each.top5 / each.rows:.1f} %"]
+        [each.name, f"{each.rows:,}", percent(each.top1, each.rows)]
+        + ([f"{100 * each.top5 / each.rows:.1f} %"] if has_top5 else [])
         for each in result.per_class
     ]
+    heads = ["class", "rows", "top-1", *(["top-5"] if has_top5 else [])]
     confusions = [[each.true, each.predicted, f"{each.count:,}"] for each in result.confusions]
     shares = np.array([each.top1 / each.rows for each in result.per_class])
     chart = histogram("Top-1 accuracy of the classes", [shares], ["classes"])
@@ -73,15 +78,14 @@ def zero_shot_section(result: ZeroShotResult) -> Section:
         "Zero-shot classification",
         "The class of a picture is the one whose prompts are most similar to it.",
         [
-            f"top-1 {percent(top1, result.rows)}, top-5 {percent(top5, result.rows)}, mean of the classes "
-            f"{100 * result.mean_per_class:.1f} %",
+            f"{', '.join(accuracy)}, mean of the classes {100 * result.mean_per_class:.1f} %",
             f"{counted(result.rows, 'picture')} of {len(result.per_class):,} of {counted(result.classes, 'class')}",
             *([] if result.overlap is None else _overlap_lines(result.overlap)),
         ],
         result.notes,
         bar_charts=[chart] if chart else [],
         tables=[
-            Table("Classes, lowest accuracy first", ["class", "rows", "top-1", "top-5"], classes),
+            Table("Classes, lowest accuracy first", heads, classes),
             Table("Most frequent confusions", ["class", "taken for", "rows"], confusions),
         ],
     )

@@ -49,8 +49,9 @@ class Purged:
     labels: list[str] = field(default_factory=list)
     indexes: list[str] = field(default_factory=list)
     """Search indexes that lost parts."""
-    scores: list[str] = field(default_factory=list)
-    """Scores that were deleted, because they were computed in relation to withdrawn rows."""
+    scores: dict[str, str] = field(default_factory=dict)
+    """Scores that were deleted, because they were computed in relation to withdrawn rows, or are made from such a score
+    -> their settings, as after `score --score`."""
     reports: list[str] = field(default_factory=list)
     failures: int = 0
     """Tracebacks of failed shards that were deleted."""
@@ -74,8 +75,8 @@ def withdraw(store: Store, plan: Plan, exports: Sequence[str], tasks: Tasks, ste
     done.labels = list(purge_labels(store, ledger.uids))
     done.indexes = list(purge_indexes(store, generations))
     vectors = withdrawn_rows(store)["vectors"].combine_chunks().flatten().to_pylist()
-    done.scores = list(scores_with(store, ledger.uids, DigestSet.of(vectors)))
-    delete_scores(store, done.scores)
+    done.scores = scores_with(store, ledger.uids, DigestSet.of(vectors))
+    delete_scores(store, list(reversed(done.scores)))  # a score that is made from another one goes before it
     steps.name = "withdrawing from input/ and exports"
     steps.part(0, 1)
     done.inputs = delete_unplanned(store, plan) + purge_inputs(store, plan, Matcher(ledger))

@@ -81,15 +81,20 @@ def _lacking(pairs: pa.Table, columns: pa.Table, gone: Mask) -> int:
     return pc.sum(lacking).as_py() or 0
 
 
-def scores_with(store: Store, uids: DigestSet, vectors: DigestSet) -> Iterator[str]:
-    """Names of the scores whose state holds a withdrawn row: its uid, or one of its embeddings.
+def scores_with(store: Store, uids: DigestSet, vectors: DigestSet) -> dict[str, str]:
+    """Name -> settings, as after `score --score`, of the scores that withdrawn rows are in: those whose state holds a
+    row's uid or one of its embeddings, and those that are made from such a score. Each comes after those it is made
+    from.
 
     Such a score was computed in relation to the row, so its values cannot stay as they are, nor be computed again
     without it. Raises ManifestError.
     """
-    for each in column_sets(store):
-        if each.kind == "score" and _holds(read_state(store, read_score_card(store, each.name)), uids, vectors):
-            yield each.name
+    cards = {each.name: read_score_card(store, each.name) for each in column_sets(store) if each.kind == "score"}
+    states = {name: read_state(store, card) for name, card in cards.items()}
+    found = {name: None for name, state in states.items() if _holds(state, uids, vectors)}
+    while more := [name for name, state in states.items() if name not in found and found.keys() & state.sources.keys()]:
+        found |= dict.fromkeys(more)
+    return {name: json.dumps(cards[name].score.model_dump(mode="json", exclude_defaults=True)) for name in found}
 
 
 def _holds(state: State, uids: DigestSet, vectors: DigestSet) -> bool:

@@ -6,6 +6,7 @@ share of rows with a lower value, and `zscore(x)`, the distance from the mean in
 
 import ast
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,8 +114,7 @@ class Mix(OneNumber, NoFiles):
             parsed.outer.check(pa.schema([*snapshot.schema, *stand_ins]), "number")
         except ExpressionError as error:
             lacking = sorted(parsed.columns - set(snapshot.schema.names))
-            advice = f"\nIf {lacking[0]} is a score, add it first: pairmill score OUT {lacking[0]}" if lacking else ""
-            raise ScoreError(f"{error}{advice}") from None
+            raise ScoreError(f"{error}{_advice(snapshot, lacking)}") from None
         return self.score
 
     @property
@@ -178,6 +178,15 @@ def parse(formula: str) -> _Parsed:
         text = outer.source(node.args[0])
         calls.append(_Call(name, Expression(f"({text})" if "\n" in text or "\r" in text else text)))
     return _Parsed(outer, tuple(calls))
+
+
+def _advice(snapshot: Snapshot, lacking: Sequence[str]) -> str:
+    """How to add the columns that a mix lacks, if they are scores."""
+    if not lacking:
+        return ""
+    commands = [f"  pairmill score {shlex.quote(snapshot.store.root)} {each} --score ..." for each in lacking]
+    them = "it is a score, add it" if len(lacking) == 1 else "they are scores, add them"
+    return "\n".join([f"\nThe dataset lacks {', '.join(lacking)}. If {them} first:", *commands])
 
 
 def _relative_calls(tree: ast.AST) -> list[ast.Call]:

@@ -65,6 +65,7 @@ class NormSim(OneNumber):
             targets, missing = _read_array(Path(settings.target), settings.max_targets), 0
         else:
             other = Snapshot.of(Store(settings.target, snapshot.store.files.s3))
+            _check_not_itself(snapshot, other, settings)
             targets, missing = (
                 _of_dataset(other, settings, tasks, mine.contract.weights_sha256),
                 other.unfinished_shards,
@@ -137,6 +138,15 @@ def _read_array(path: Path, max_targets: int) -> Halves:
     check_size(len(array), array.shape[1])
     with np.errstate(over="ignore"):  # an infinite one is not valid
         return normalized(np.asarray(array, np.float32)).numpy().astype(np.float16)
+
+
+def _check_not_itself(snapshot: Snapshot, other: Snapshot, settings: NormSimScore) -> None:
+    """Raise ScoreError if the targets are from the same input rows, so that each picture is compared with itself."""
+    if settings.norm != "2" and other.plan.shards.equals(snapshot.plan.shards):
+        raise ScoreError(
+            f"{settings.target} has the pictures of the dataset itself, so each would be its own target, with a score "
+            "of 1; name other pictures, or use `norm: 2`, which sums over all of them, or the score `density`"
+        )
 
 
 def _of_dataset(other: Snapshot, settings: NormSimScore, tasks: Tasks, weights_sha256: str) -> Halves:

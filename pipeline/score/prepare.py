@@ -1,13 +1,13 @@
 """Prepares a score: fills in its settings, makes its state, and writes its card."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pairmill.pipeline.columns.added_columns import MODEL_CARD, column_sets
 from pairmill.pipeline.columns.added_model import read_card
 from pairmill.pipeline.columns.score_card import (
     NOTES,
     SCORE_CARD,
+    SOURCES,
     ScoreCard,
     ScoreColumn,
     State,
@@ -29,8 +29,6 @@ from pairmill.schemas.pairs import is_own_column
 
 _FILES = "files"
 """The value of a state with the checksums of the user's files."""
-_SOURCES = "sources"
-"""The value of a state with the fingerprints of the added models and scores whose columns the score reads."""
 _ROWS = "rows"
 """The value of a state that was made from rows of the whole dataset: how many there were."""
 _GROWTH = 2
@@ -53,7 +51,7 @@ def prepared(
         card = read_score_card(store, name)
         if score is not None:
             _check_same(snapshot, card, score)
-        _check_sources(snapshot, card)
+        check_sources(snapshot, card)
         return card
     resolved = kind_of(name, score or _card(snapshot, name).score).resolved(snapshot)
     kind = kind_of(name, resolved)
@@ -109,7 +107,7 @@ def _new_card(snapshot: Snapshot, name: str, score: ScoreConfig, state: State) -
         if other.state.path != card.state.path:
             store.delete(card.state.path)
         if other.fingerprint != card.fingerprint:
-            raise ScoreError(f"another run has just added another score {name!r}; choose another name")
+            raise ScoreError(f"another run has just added another score {name!r}; {_elsewhere(snapshot, name)}")
         return other
     _check_still_free(snapshot, kind, card, [path, card.state.path])  # whoever came between is seen, or sees this card
     return card
@@ -132,7 +130,7 @@ def _state(snapshot: Snapshot, kind: ScoreKind, tasks: Tasks, run: RunConfig) ->
     state = kind.prepare(snapshot, tasks, run)
     if _checksums(snapshot, kind) != files:
         raise ScoreError(f"{' or '.join(kind.files)} changed while it was read; run the same command again")
-    known: dict[str, object] = {_FILES: files, _SOURCES: _fingerprints(snapshot, read)}
+    known: dict[str, object] = {_FILES: files, SOURCES: _fingerprints(snapshot, read)}
     if kind.needs.all_rows:
         known[_ROWS] = snapshot.chunk.num_rows
         if missing := snapshot.unfinished_shards:
@@ -179,15 +177,19 @@ def _fingerprints(snapshot: Snapshot, names: Sequence[str]) -> Mapping[str, str]
     }
 
 
-def _check_sources(snapshot: Snapshot, card: ScoreCard) -> None:
-    """Raise ScoreError if a model or a score that this one reads is another one now, under the same name."""
+def check_sources(snapshot: Snapshot, card: ScoreCard) -> None:
+    """Raise ScoreError if a model or a score that this one reads is gone, or is another one under the same name."""
+    where = f"columns/{card.name}"
+    if missing := sorted(kind_of(card.name, card.score).needs.columns - set(snapshot.schema.names)):
+        why = snapshot.added.missing(missing[0]) or f"{snapshot.store.root} lacks {missing[0]!r}; add it again"
+        raise ScoreError(f"the score {card.name!r} is made from {', '.join(missing)}: {why}, or move {where} elsewhere")
     now = _fingerprints(snapshot, sources(snapshot, kind_of(card.name, card.score)))
-    recorded: Any = read_state(snapshot.store, card).values.get(_SOURCES, {}) if now else {}
+    recorded = read_state(snapshot.store, card).sources if now else {}
     for name in sorted(recorded.keys() & now.keys()):
         if recorded[name] != now[name]:
             raise ScoreError(
                 f"the score {card.name!r} was made from another {name!r}; add it again under another name, or move "
-                f"columns/{card.name} elsewhere first"
+                f"{where} elsewhere first"
             )
 
 
@@ -196,14 +198,19 @@ def _check_same(snapshot: Snapshot, card: ScoreCard, score: ScoreConfig) -> None
     resolved = kind_of(card.name, score).resolved(snapshot)
     if resolved != card.score:
         raise ScoreError(
-            f"{snapshot.store.root} has another score {card.name!r}; choose another name. What differs:\n"
+            f"{snapshot.store.root} has another score {card.name!r}; {_elsewhere(snapshot, card.name)}. What differs:\n"
             + "\n".join(_differences(card.score, resolved))
         )
     recorded = read_state(snapshot.store, card).values.get(_FILES, {})
     now = _checksums(snapshot, kind_of(card.name, resolved))
     if recorded != now:
         files, what = " or ".join(now), "has changed" if all(now.values()) else "cannot be read, or has changed,"
-        raise ScoreError(f"{files} {what} since the score {card.name!r} was added; choose another name")
+        raise ScoreError(f"{files} {what} since the score {card.name!r} was added; {_elsewhere(snapshot, card.name)}")
+
+
+def _elsewhere(snapshot: Snapshot, name: str) -> str:
+    """What to do if a name is taken. A score of a preset cannot have another name."""
+    return f"choose another name, or move {snapshot.store.path(f'columns/{name}')} elsewhere first"
 
 
 def _checksums(snapshot: Snapshot, kind: ScoreKind) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from pairmill.jobs import progress as progress_module
 from pairmill.jobs.cluster import live
 from pairmill.jobs.cluster.live import LiveWorkers
 from pairmill.jobs.live_line import RunState, duration, size
-from pairmill.jobs.progress import ConsoleProgress, NotebookProgress, ProgressListener
+from pairmill.jobs.progress import ColumnsProgress, ConsoleProgress, NotebookProgress, ProgressListener
 from pairmill.pipeline.common.progress import WorkCounts, WorkProgress
 from pairmill.schemas.manifest import ShardManifest
 
@@ -387,3 +387,29 @@ def test_a_custom_listener_may_leave_methods_out() -> None:
     mine.committed(manifest(ok=1))
     mine.failed(1, "")
     assert mine.done == 1
+
+
+def test_a_run_that_adds_columns_shows_neither_losses_nor_warnings_of_the_run_that_made_the_shards(
+    clock: Clock,
+) -> None:
+    stream = Terminal()
+    console = ConsoleProgress(stream)
+    columns = ColumnsProgress(console)
+    columns.planned("look for 2 shards", 2, 20, 0)
+    for _ in range(2):
+        clock.now += 5
+        columns.committed(manifest(ok=4, timeout=6))
+    console.close()
+    assert "20/20 rows  2/s  2/2 shards" in stream.getvalue()
+    assert not re.search("lost|timeout|kept|pairs|warning", stream.getvalue())
+
+
+def test_two_shards_that_end_within_a_second_have_no_rate(clock: Clock) -> None:
+    state = RunState(rows_left=20, shards_left=3)
+    for seconds in (0.0, 0.01):
+        clock.now += seconds
+        state.commit(manifest(ok=10))
+    assert "/s" not in state.line(100)
+    clock.now += 2
+    state.commit(manifest(ok=10))
+    assert "/s" in state.line(100)

@@ -3,6 +3,7 @@ becomes of scores, trainers and shards without rows."""
 
 import io
 import json
+import shlex
 import shutil
 import tarfile
 import uuid
@@ -138,17 +139,26 @@ def test_gc_deletes_what_nothing_needs_and_nothing_else(world: World) -> None:
     assert not [path for path in fresh.values() if path.exists()]  # nothing else writes during a purge
 
 
-def test_a_score_that_compares_with_a_withdrawn_row_goes(world: World) -> None:
+def test_a_score_that_compares_with_a_withdrawn_row_goes_with_its_mixes_and_comes_back_as_advised(
+    world: World,
+) -> None:
     density = "density: {model: b32, neighbors: 2, clusters: 2, sample: 1000}"
     pairmill.score(world.out, "crowd", score=density, settings={"partial": True})
+    pairmill.score(world.out, "calm_share", score="mix: 1 - rank(crowd)", settings={"partial": True})
+    pairmill.score(world.out, "aaa", score="mix: 2 * calm_share")
+    pairmill.score(world.out, "words", score="captions: [words]")
     pairmill.select(world.out, "calm", steps=["where: crowd <= 2"], settings={"partial": True})
     rejected = world.write("uids.txt", [world.source.uid(3)])  # it has no embedding
-    assert pairmill.purge(world.out, uids=rejected, reason="asked for").purged.scores == []
+    assert pairmill.purge(world.out, uids=rejected, reason="asked for").purged.scores == {}
     result = pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
-    assert result.purged.scores == ["crowd"]
-    assert not [path for path in (world.out / "columns/crowd").rglob("*") if path.is_file()]
+    assert list(result.purged.scores) == ["crowd", "calm_share", "aaa"]
+    assert (world.out / "columns/words/score.json").exists()
+    assert not [path for name in result.purged.scores for path in (world.out / "columns" / name).rglob("*.*")]
     assert grep(world.out, marks_of(world.source, [1])) == []
-    pairmill.score(world.out, "crowd", score=density, settings={"partial": True})
+    commands = [shlex.split(each) for each in result.remedies if each.startswith("pairmill score ")]
+    for _, *arguments in commands:
+        made = CliRunner().invoke(app, [*arguments, "--set", "partial=true"])
+        assert made.exit_code == 0, made.output
     assert pairmill.verify(world.out, rescore=0).problems == []
 
 

@@ -157,7 +157,7 @@ def test_a_mix_is_its_formula_over_exact_ranks(folder: Path) -> None:
 
 
 def test_a_mix_of_a_score_that_is_not_there_says_how_to_add_it(folder: Path) -> None:
-    with pytest.raises(ScoreError, match="add it first: pairmill score OUT aesthetic"):
+    with pytest.raises(ScoreError, match=rf"it is a score, add it first:\n  pairmill score {folder} aesthetic --score"):
         add(folder, "quality", mix={"formula": "rank(aesthetic) + similarity"})
 
 

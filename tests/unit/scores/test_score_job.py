@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,9 @@ def test_a_score_is_a_column_like_any_other(folder: Path, head: str) -> None:
 
 def test_another_score_under_the_same_name_is_refused_and_says_what_differs(folder: Path, head: str) -> None:
     add(folder, "neg", neg_clip={"batch": 40})
-    with pytest.raises(ScoreError, match=r"another score 'neg'; choose another name\. .*\n  batch: 40 there, 50"):
+    with pytest.raises(
+        ScoreError, match=r"another score 'neg'; choose another name, or move .*\n  batch: 40 there, 50"
+    ):
         add(folder, "neg", neg_clip={"batch": 50})
     with pytest.raises(ScoreError, match="neg_clip there, head now"):
         add(folder, "neg", head=head)
@@ -182,6 +185,53 @@ def test_a_name_that_is_taken_or_unknown_is_refused_before_anything_is_written(
     with pytest.raises(ScoreError, match=message):
         add(folder, name, **({} if name == "b32" else {"head": head}))
     assert not (folder / "columns").exists()
+
+
+def test_verify_names_what_a_score_is_made_from_if_it_is_gone_or_another_one(folder: Path, head: str) -> None:
+    add(folder, "aesthetic", head=head)
+    add(folder, "mixed", mix="rank(aesthetic)")
+    add(folder, "other", captions=["words"])
+    shutil.move(folder / "columns/aesthetic", folder.parent / "aesthetic")
+    (problem,) = pairmill.verify(folder, rescore=8).problems
+    assert "the score 'mixed' is made from aesthetic: " in problem
+    assert "add it again, or move columns/mixed elsewhere" in problem
+    save_file({"weight": torch.ones(1, 16), "bias": torch.zeros(1)}, head)
+    add(folder, "aesthetic", head=head)
+    (problem,) = pairmill.verify(folder, rescore=8).problems
+    assert "the score 'mixed' was made from another 'aesthetic'" in problem
+
+
+def test_a_kind_is_said_once_by_the_job_file_or_by_the_flag(folder: Path, head: str) -> None:
+    job = folder.parent / "score.yaml"
+    job.write_text(f"head: {{weights: {head}, normalise: false}}\n")
+    with pytest.raises(pairmill.JobError, match=r"score\.yaml and --score both say what head is"):
+        pairmill.score(folder, "aesthetic", f"head: {head}", job_file=job)
+    with pytest.raises(pairmill.JobError, match="did you mean 'normalize'"):
+        pairmill.score(folder, "aesthetic", job_file=job)
+    with pytest.raises(pairmill.JobError, match="name the score"):
+        pairmill.score(folder, score=f"head: {head}")
+
+
+def test_an_option_with_one_value_is_refused_twice(folder: Path) -> None:
+    twice = ["--score", "density: {}", "--score", "captions: [words]"]
+    result = CliRunner().invoke(app, ["score", str(folder), "words", *twice])
+    assert result.exit_code == 2
+    assert "--score is given twice, but takes one value" in result.output
+    assert not (folder / "columns").exists()
+
+
+def test_a_mix_that_lacks_columns_names_all_of_them_with_the_commands(folder: Path) -> None:
+    with pytest.raises(ScoreError) as raised:
+        add(folder, "mixed", mix="rank(neg) + aesthetic")
+    assert f"pairmill score {folder} aesthetic --score" in str(raised.value)
+    assert f"pairmill score {folder} neg --score" in str(raised.value)
+
+
+@pytest.mark.parametrize("norm", ["max", "inf"])
+def test_pictures_are_no_targets_of_themselves(folder: Path, norm: str) -> None:
+    with pytest.raises(ScoreError, match="the pictures of the dataset itself"):
+        add(folder, "sim", norm_sim={"target": str(folder), "norm": norm})
+    add(folder, "sim", norm_sim={"target": str(folder), "norm": "2"})
 
 
 @pytest.mark.parametrize("name", ["Aesthetic", "../x", "a b", "", "x" * 41, "\u00e9"])
