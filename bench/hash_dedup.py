@@ -15,8 +15,6 @@ memory grew, which is Ray's object store.
 import argparse
 import json
 import multiprocessing
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +25,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow as pa
 
-from bench.select import watch
+from bench.watched import private, run_watched
 from tests.synthetic_dataset import default_columns, hex_digits, write_dataset
 
 U64 = npt.NDArray[np.uint64]
@@ -130,17 +128,8 @@ def watch_store(peak: list[int], stop: threading.Event) -> None:
 def measure(options: argparse.Namespace, dataset: str) -> dict[str, float]:
     """Run in a process of its own."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("by", "distance")]
-    command = [sys.executable, "-m", "bench.hash_dedup", "--inner", f"--dataset={dataset}", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak, stop = [0], threading.Event()
-    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
-    listener.start()
-    output, _ = process.communicate()
-    stop.set()
-    listener.join()
-    assert process.returncode == 0
-    result: dict[str, float] = json.loads(output.splitlines()[-1])
-    return {**result, "private_mb": peak[0] / 1e6}
+    result, peak = run_watched("bench.hash_dedup", ["--inner", f"--dataset={dataset}", *arguments], private)
+    return {**result, "private_mb": peak / 1e6}
 
 
 def main() -> None:

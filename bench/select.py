@@ -13,15 +13,11 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
-import psutil
-
+from bench.watched import private, run_watched
 from tests.synthetic_dataset import write_dataset
 
 STEPS = [
@@ -77,33 +73,10 @@ def duckdb(dataset: str) -> dict[str, float]:
 SIDES = {"pairmill": pairmill, "duckdb": duckdb}
 
 
-def watch(root: psutil.Process, peak: list[int], stop: threading.Event) -> None:
-    """Track the peak private memory of the process and Ray's workers together."""
-    while not stop.wait(0.25):
-        total = 0
-        for process in [root, *root.children(recursive=True)]:
-            try:
-                if process == root or process.cmdline()[0].startswith("ray::"):
-                    memory = process.memory_info()
-                    total += memory.rss - memory.shared
-            except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-                continue
-        peak[0] = max(peak[0], total)
-
-
 def measure(side: str, dataset: Path) -> dict[str, float]:
     """Run one side in its own process."""
-    command = [sys.executable, "-m", "bench.select", "--side", side, "--dataset", str(dataset)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak, stop = [0], threading.Event()
-    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
-    listener.start()
-    output, _ = process.communicate()
-    stop.set()
-    listener.join()
-    assert process.returncode == 0
-    result: dict[str, float] = json.loads(output.splitlines()[-1])
-    return {**result, "megabytes": peak[0] / 1e6}
+    result, peak = run_watched("bench.select", ["--side", side, "--dataset", str(dataset)], private)
+    return {**result, "megabytes": peak / 1e6}
 
 
 def main() -> None:

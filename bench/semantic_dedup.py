@@ -15,9 +15,6 @@ with a cosine between 0.9 and 1. The folder is written if it has fewer rows, and
 import argparse
 import json
 import multiprocessing
-import subprocess
-import sys
-import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -26,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from bench.watched import proportional, run_watched, with_workers
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, read_shards, read_subset
 from pairmill.pipeline.known.embeddings import exact_cosines
@@ -122,28 +120,7 @@ def found(dataset: Path, threshold: float, sampled: int = 50) -> float:
 
 
 def _cpu_s() -> float:
-    return sum(sum(each.cpu_times()[:2]) for each in _workers(psutil.Process()))
-
-
-def _workers(root: psutil.Process) -> list[psutil.Process]:
-    """The process and Ray's workers."""
-    found = [root]
-    for process in root.children(recursive=True):
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
-
-
-def watch(root: psutil.Process, peak: list[int], stop: threading.Event) -> None:
-    """Track the peak memory of all."""
-    while not stop.wait(0.5):
-        try:
-            peak[0] = max(peak[0], sum(process.memory_full_info().pss for process in _workers(root)))
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
+    return sum(sum(each.cpu_times()[:2]) for each in with_workers(psutil.Process()))
 
 
 def main() -> None:
@@ -159,17 +136,9 @@ def main() -> None:
     maker = multiprocessing.get_context("spawn").Process(target=write, args=(options.dataset, options.rows))
     maker.start()
     maker.join()
-    command = [sys.executable, "-m", "bench.semantic_dedup", str(options.dataset), "--run"]
-    process = subprocess.Popen([*command, "--threshold", str(options.threshold)], stdout=subprocess.PIPE, text=True)
-    peak, stop = [0], threading.Event()
-    listener = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
-    listener.start()
-    output, _ = process.communicate()
-    stop.set()
-    listener.join()
-    assert process.returncode == 0
-    result = json.loads(output.splitlines()[-1])
-    result |= {"megabytes": peak[0] / 1e6, "cpu_us_per_row": result["cpu_s"] / result["rows_in"] * 1e6}
+    arguments = [str(options.dataset), "--run", "--threshold", str(options.threshold)]
+    result, peak = run_watched("bench.semantic_dedup", arguments, proportional)
+    result |= {"megabytes": peak / 1e6, "cpu_us_per_row": result["cpu_s"] / result["rows_in"] * 1e6}
     print(json.dumps(result | {"found": found(options.dataset, options.threshold)}))
 
 

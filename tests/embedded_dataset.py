@@ -1,6 +1,7 @@
 """Gives datasets that `synthetic_dataset` writes the embeddings of an added model."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ Vectors = npt.NDArray[np.float16]
 
 
 def add_embeddings(
-    dataset: Path, alias: str, image: Callable[[slice], Vectors], text: Callable[[slice], Vectors] | None = None
+    dataset: Path,
+    alias: str,
+    image: Callable[[slice], Vectors],
+    text: Callable[[slice], Vectors] | None = None,
+    weights: str = "w" * 64,
 ) -> None:
     """Write the embeddings of every shard that lacks them. `image`, `text`: the vectors [rows, dim] of a slice of all
-    rows; rows that begin with NaN are null. Without `text`, there are only those of pictures."""
+    rows; rows that begin with NaN are null. Without `text`, there are only those of pictures. `weights`: SHA-256 of
+    the model's."""
     (dataset / f"columns/{alias}/manifests").mkdir(parents=True, exist_ok=True)
     (dataset / f"columns/{alias}/model.json").write_text("{}")
     for path in sorted((dataset / "manifests").iterdir()):
@@ -32,7 +38,9 @@ def add_embeddings(
             columns = {names.image_embedding: _column(image(rows))}
             if text is not None:
                 columns[names.text_embedding] = _column(text(rows))
-            _write(dataset, alias, shard, pa.table(columns))
+            footer = {"models": [{"alias": alias, "weights_sha256": weights}]}
+            table = pa.table(columns).replace_schema_metadata({"pairmill": json.dumps(footer)})
+            _write(dataset, alias, shard, table)
 
 
 def write_embedded(

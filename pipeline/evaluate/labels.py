@@ -85,7 +85,7 @@ class FileLabels:
 
     @classmethod
     def read(cls, files: Files, uris: Sequence[str], column: str = "label") -> "FileLabels":
-        """Read local files or s3:// with the columns `uid` and `column`. Raises EvaluateError and UidFileError."""
+        """Read local files or s3:// with the columns `uid` and `column`. Raises EvaluateError and StepError."""
         tables = [_read_file(files, uri, column) for uri in uris]
         if len({table.schema.field("label").type for table in tables}) > 1:
             kinds = ", ".join(f"{uri}: {table['label'].type}" for uri, table in zip(uris, tables, strict=True))
@@ -162,7 +162,7 @@ class LabelSource:
             )
 
     def open(self, snapshot: Snapshot) -> Labels:
-        """Read the files. Raises EvaluateError and UidFileError."""
+        """Read the files. Raises EvaluateError and StepError."""
         self.check()
         if self.files:
             uris = [find_file(snapshot.store, path) for path in self.files]
@@ -197,7 +197,7 @@ def check_column(snapshot: Snapshot, name: str) -> None:
 
 
 def _read_file(files: Files, uri: str, column: str) -> pa.Table:
-    """Columns uid and label. Raises EvaluateError and UidFileError."""
+    """Columns uid and label. Raises EvaluateError and StepError."""
     try:
         with files.open(uri) as opened, pq.ParquetFile(opened) as parquet:
             names = parquet.schema_arrow.names

@@ -37,7 +37,7 @@ class Overlap:
     @classmethod
     def read(cls, store: Store, path: str) -> "Overlap":
         """Read a file that the select step `leak` wrote: local, s3://, or in the dataset's folder. Raises EvaluateError
-        and UidFileError."""
+        and StepError."""
         uri = find_file(store, path)
         try:
             with Files(store.files.s3).open(uri) as file, pq.ParquetFile(file) as parquet:

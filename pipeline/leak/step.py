@@ -26,7 +26,7 @@ from pairmill.pipeline.leak.matches import MATCH, LeakScan, Matches, merge
 from pairmill.pipeline.leak.shared_entries import shared_entries
 from pairmill.pipeline.leak.variants import HASH_WORDS
 from pairmill.pipeline.leak.ways import WAYS
-from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expression_errors import require_columns
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.tasks import Handle, Tasks
@@ -91,9 +91,7 @@ class LeakStep:
                 self.model = chosen_model(schema, self.leak.model)
             except KnownError as error:
                 raise StepError(str(error)) from None
-        for name in sorted(self.columns):
-            if name not in schema.names:
-                raise ExpressionError(f"there is no column {name!r}")
+        require_columns(schema, self.columns)
 
     def run(self, selector: Selector, number: int) -> None:
         """Hash the evaluation pictures, and look the rows up in scans of their own, which end while the files exist.

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +47,13 @@ _TOKEN = re.compile(
 
 class ExpressionError(PairmillError, ValueError):
     """The expression cannot be parsed or does not fit the columns; the message quotes it and points at the problem."""
+
+
+def require_columns(schema: pa.Schema, names: Iterable[str]) -> None:
+    """Raise ExpressionError if the dataset lacks one of these columns."""
+    for name in sorted(names):
+        if name not in schema.names:
+            raise ExpressionError(f"there is no column {name!r}")
 
 
 def pointing(text: str, start: int, end: int, message: str) -> ExpressionError:

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 from pairmill.pipeline.select.keys import U64, key_halves
 from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.step_file import digest_of
 
 MAX_UIDS = 100_000_000
 """Every process that scans rows keeps the whole list: 16 bytes per uid."""
@@ -21,10 +22,6 @@ MAX_UIDS = 100_000_000
 _BATCH_ROWS = 65_536
 _UID = r"^(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$"
 """The same as `pairmill.pipeline.source.uid.own_uid` accepts."""
-
-
-class UidFileError(StepError):
-    """A file of uids cannot be used; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +59,11 @@ class UidFile:
 
     @classmethod
     def of(cls, files: Files, uri: str) -> "UidFile":
-        """The file as it is now. Raises UidFileError if it cannot be read."""
-        if is_remote(uri) and not uri.startswith(S3_SCHEMES):
-            raise UidFileError(f"{uri} cannot be read: give a local file or s3://")
-        try:
-            return cls(files, uri, files.checksum(uri)[0])
-        except (OSError, ValueError) as error:  # ValueError: NUL in the name
-            raise UidFileError(f"{uri} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        """The file as it is now. Raises StepError if it cannot be read."""
+        return cls(files, uri, digest_of(files, uri))
 
     def load(self) -> UidList:
-        """Its uids. Raises UidFileError if it is not such a file, or has changed."""
+        """Its uids. Raises StepError if it is not such a file, or has changed."""
         return _load(self)
 
 
@@ -91,23 +83,23 @@ class UidIn:
 @lru_cache(maxsize=4)
 def _load(file: UidFile) -> UidList:
     if UidFile.of(file.files, file.uri) != file:
-        raise UidFileError(f"{file.uri} has changed since the job began; run it again")
+        raise StepError(f"{file.uri} has changed since the job began; run it again")
     try:
         with file.files.open(file.uri) as opened, pq.ParquetFile(opened) as parquet:
             return _read(file.uri, parquet)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow raises all three for damaged files
-        raise UidFileError(f"{file.uri} is not a readable Parquet file: {clean_text(str(error))}") from None
+        raise StepError(f"{file.uri} is not a readable Parquet file: {clean_text(str(error))}") from None
 
 
 def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
     if (columns := parquet.schema_arrow.names.count("uid")) != 1:
-        raise UidFileError(f"{uri} has {'several columns' if columns else 'no column'} `uid`")
+        raise StepError(f"{uri} has {'several columns' if columns else 'no column'} `uid`")
     kind = parquet.schema_arrow.field("uid").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if kind not in (pa.string(), pa.large_string(), pa.string_view()):
-        raise UidFileError(f"{uri}: column `uid` is {kind}, not text")
+        raise StepError(f"{uri}: column `uid` is {kind}, not text")
     if (num_rows := parquet.metadata.num_rows) > MAX_UIDS:
-        raise UidFileError(f"{uri} has {num_rows:,} uids; at most {MAX_UIDS:,} fit into memory")
+        raise StepError(f"{uri} has {num_rows:,} uids; at most {MAX_UIDS:,} fit into memory")
     high, low = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=["uid"]):
         batch.validate(full=True)  # such as that all text is UTF-8
@@ -118,13 +110,13 @@ def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
 
 
 def uid_digits(uri: str, uids: pa.Array) -> pa.Array:
-    """Uids without hyphens, in lower case, as datasets store them. Raises UidFileError that names the file `uri`."""
+    """Uids without hyphens, in lower case, as datasets store them. Raises StepError that names the file `uri`."""
     is_uid = pc.match_substring_regex(uids, _UID).fill_null(False)
     if wrong := len(uids) - is_uid.true_count:
         first = uids.filter(pc.invert(is_uid))[0].as_py()
         example = "null" if first is None else repr(clean_text(first, 40) or "")
         values = counted(wrong, "value")
-        raise UidFileError(f"{uri}: column `uid` has {values} that cannot be uids, such as {example}")
+        raise StepError(f"{uri}: column `uid` has {values} that cannot be uids, such as {example}")
     return pc.utf8_lower(pc.replace_substring(uids, "-", ""))
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.select.balance.word_list import Integers, WordFile
-from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expression_errors import ExpressionError, require_columns
 from pairmill.pipeline.select.keys import U64, can_be_key, is_comparable
 
 _HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]+)"
@@ -124,9 +124,8 @@ class ConceptEntries:
 
     def check(self, schema: pa.Schema) -> None:
         """Both must be text. Raises ExpressionError."""
+        require_columns(schema, self.columns)
         for name in sorted(self.columns):
-            if name not in schema.names:
-                raise ExpressionError(f"there is no column {name!r}")
             kind = schema.field(name).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

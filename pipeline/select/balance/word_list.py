@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.step_file import digest_of
 
 MAX_ENTRIES = 2_000_000
 """Every process that scans rows keeps all entries: about 450 bytes each."""
@@ -45,12 +46,7 @@ class WordFile:
     @classmethod
     def of(cls, files: Files, uri: str) -> "WordFile":
         """The file as it is now. Raises StepError if it cannot be read."""
-        if is_remote(uri) and not uri.startswith(S3_SCHEMES):
-            raise StepError(f"{uri} cannot be read: give a local file or s3://")
-        try:
-            return cls(files, uri, files.checksum(uri)[0])
-        except (OSError, ValueError) as error:  # ValueError: NUL in the name
-            raise StepError(f"{uri} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        return cls(files, uri, digest_of(files, uri))
 
     def load(self) -> "WordList":
         """Its entries. Raises StepError if it is not such a file, or has changed."""

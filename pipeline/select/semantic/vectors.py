@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pairmill.pipeline.select.filters import RowMask
+from pairmill.pipeline.known.embeddings import read_vectors
 from pairmill.schemas.pairs import score_column_names
 
 Halves = npt.NDArray[np.float16]
@@ -45,7 +45,7 @@ class Vectors:
     def read(self, table: pa.Table) -> tuple[Halves, Any]:
         """(float16 [columns, rows, dim], whether each row can be compared [rows]). Rows of which an embedding is null,
         zero, NaN or infinite cannot be compared."""
-        read = [_read(table[name]) for name in self.names]
+        read = [read_vectors(table[name]) for name in self.names]
         return np.stack([vectors for vectors, _ in read]), np.logical_and.reduce([usable for _, usable in read], axis=0)
 
 
@@ -67,12 +67,3 @@ def on_grid(vectors: Halves) -> Floats:
     found: Floats = np.rint(flat, out=flat)
     found /= GRID
     return found
-
-
-def _read(column: pa.ChunkedArray) -> tuple[Halves, Any]:
-    array = column.combine_chunks()
-    is_valid: RowMask = array.is_valid().to_numpy(zero_copy_only=False)
-    values = array.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)
-    vectors = np.zeros((len(array), array.type.list_size), np.float16)
-    vectors[is_valid] = values.reshape(-1, array.type.list_size)  # `flatten` leaves out the lists that are null
-    return vectors, np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)

@@ -16,7 +16,7 @@ from pairmill.pipeline.known.keys import columns_of
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.shared import SharedKeys, shared_keys
 from pairmill.pipeline.known.sources import open_source
-from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expression_errors import require_columns
 from pairmill.pipeline.select.filters import RowIndices, RowMask
 from pairmill.pipeline.select.outputs import NoOutput
 from pairmill.pipeline.select.selector import Selector
@@ -99,9 +99,7 @@ class KnownStep:
                 self.model = chosen_model(schema, self.known.model)
             except KnownError as error:
                 raise StepError(str(error)) from None
-        for name in sorted(self.columns):
-            if name not in schema.names:
-                raise ExpressionError(f"there is no column {name!r}")
+        require_columns(schema, self.columns)
 
     def run(self, selector: Selector, number: int) -> None:
         """Make files of the known values, and drop the rows that have one in a scan of its own, which ends while the

@@ -18,7 +18,7 @@ class UidsStep:
 
     @classmethod
     def open(cls, files: Files, uri: str) -> "UidsStep":
-        """Read the file, to check it. Raises UidFileError."""
+        """Read the file, to check it. Raises StepError."""
         file = UidFile.of(files, uri)
         file.load()
         return cls(file)

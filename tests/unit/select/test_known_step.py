@@ -1,6 +1,5 @@
 """Tests the step `known`: anti-joins in DuckDB, and cosines in NumPy, are the oracles."""
 
-import hashlib
 import json
 import shutil
 from functools import cache
@@ -16,10 +15,9 @@ from typer.testing import CliRunner
 from pairmill.jobs.cli.main import app
 from pairmill.jobs.select import refresh
 from pairmill.schemas.errors import JobError
-from pairmill.schemas.manifest import ColumnsManifest, DataFile, ShardManifest
-from pairmill.schemas.pairs import embedding_type
 from pairmill.schemas.select_steps import SelectStep
 from pairmill.schemas.subset import SelectJob, StepReport
+from tests.embedded_dataset import add_embeddings
 from tests.synthetic_dataset import write_dataset
 from tests.unit.select.conftest import Step, make_subset, oracle, row_ids
 
@@ -130,41 +128,14 @@ def known_vectors(rows: slice) -> npt.NDArray[np.float16]:
     return found.astype(np.float16)
 
 
-def add_model(dataset: Path, alias: str, of: object, weights: str = "w" * 64) -> None:
-    """Give a dataset the embeddings of an added model."""
-    (dataset / f"columns/{alias}/manifests").mkdir(parents=True)
-    (dataset / f"columns/{alias}/model.json").write_text("{}")
-    for path in sorted((dataset / "manifests").iterdir()):
-        shard = ShardManifest.model_validate_json(path.read_bytes())
-        values = of(slice(shard.first_row, shard.first_row + shard.num_rows))  # type: ignore[operator]
-        flat = pa.array(values.reshape(-1), pa.float16())
-        column = pa.FixedSizeListArray.from_arrays(
-            flat, type=embedding_type(DIM), mask=pa.array(np.isnan(values[:, 0]))
-        )
-        footer = {"models": [{"alias": alias, "weights_sha256": weights}]}
-        table = pa.table({f"image_embedding_{alias}": column}).replace_schema_metadata({"pairmill": json.dumps(footer)})
-        name = f"columns/{alias}/{shard.shard:09d}.parquet"
-        pq.write_table(table, dataset / name)
-        data = (dataset / name).read_bytes()
-        record = ColumnsManifest(
-            shard=shard.shard,
-            generation=0,
-            pairs_blake2b=shard.files["pairs"].blake2b,
-            rows=shard.num_rows,
-            file=DataFile(path=name, num_bytes=len(data), blake2b=hashlib.blake2b(data, digest_size=16).hexdigest()),
-            job_fingerprint="0" * 32,
-        )
-        (dataset / f"columns/{alias}/manifests/{shard.name}").write_text(record.model_dump_json())
-
-
 def test_embeddings_near_to_known_ones_are_dropped(
     dataset: Path, tmp_path: Path, many_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
     shutil.copytree(dataset, mine, ignore=shutil.ignore_patterns("subsets"))
     write_dataset(other, 1_500, seed=2, shard_rows=500)
-    add_model(mine, "clip", vectors)
-    add_model(other, "b32", known_vectors)
+    add_embeddings(mine, "clip", vectors)
+    add_embeddings(other, "b32", known_vectors)
     step = {"path": str(other), "by": "embedding", "other_model": "b32", "threshold": THRESHOLD}
     monkeypatch.setattr("pairmill.pipeline.known.embeddings._BLOCK_VECTORS", 333)
     subset = make_subset(mine, "new", {"known": step}, rows="pairs")
@@ -192,7 +163,7 @@ def test_embeddings_near_to_known_ones_are_dropped(
     monkeypatch.setattr("pairmill.pipeline.known.embeddings.MAX_VECTORS", 1_000)
     with pytest.raises(ValueError, match="more than 1,000 embeddings"):
         make_subset(mine, "wrong", {"known": step})
-    add_model(other, "clip", known_vectors, "v" * 64)
+    add_embeddings(other, "clip", known_vectors, weights="v" * 64)
     with pytest.raises(ValueError, match="were not made by the weights of 'clip'"):
         make_subset(mine, "wrong", {"known": {**step, "other_model": None}})
 

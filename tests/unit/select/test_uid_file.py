@@ -20,7 +20,8 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import read_subset
 from pairmill.pipeline.select import uid_file
 from pairmill.pipeline.select.keys import key_halves
-from pairmill.pipeline.select.uid_file import UidFile, UidFileError
+from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.uid_file import UidFile
 from pairmill.pipeline.source.uid import own_uid
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.select_steps import SelectStep
@@ -126,7 +127,7 @@ def test_two_columns_of_one_name_and_places_that_cannot_be_read_are_errors(tmp_p
         (f"{tmp_path}/a\0b", "cannot be read: embedded null byte"),
         ("https://example.com/uids.parquet", "cannot be read: give a local file or s3://"),
     ):
-        with pytest.raises(UidFileError, match=problem):
+        with pytest.raises(StepError, match=problem):
             UidFile.of(Files(), uri).load()
 
 
@@ -147,7 +148,7 @@ def test_law_a_damaged_file_is_read_or_refused_with_its_name(intact: Path, chang
     damaged.write_bytes(data)
     try:
         assert len(UidFile.of(Files(), str(damaged)).load()) <= 300
-    except UidFileError as error:
+    except StepError as error:
         assert str(error).startswith(str(damaged))
 
 
@@ -156,10 +157,10 @@ def test_a_file_that_changes_while_it_is_used_and_one_that_is_too_long_are_error
 ) -> None:
     file = UidFile.of(Files(), write(tmp_path / "f.parquet", ["0" * 32, "1" * 32]))
     write(tmp_path / "f.parquet", ["2" * 32])
-    with pytest.raises(UidFileError, match="has changed since the job began"):
+    with pytest.raises(StepError, match="has changed since the job began"):
         file.load()
     monkeypatch.setattr(uid_file, "MAX_UIDS", 0)
-    with pytest.raises(UidFileError, match="has 1 uids; at most 0 fit"):
+    with pytest.raises(StepError, match="has 1 uids; at most 0 fit"):
         UidFile.of(Files(), str(tmp_path / "f.parquet")).load()
 
 
@@ -180,7 +181,7 @@ def test_law_a_list_contains_exactly_its_uids(listed: list[str], asked: list[str
 def test_law_a_uid_is_what_it_is_elsewhere(text: str) -> None:
     try:
         found = uid_file.uid_digits("f", pa.array([text])).to_pylist()
-    except UidFileError:
+    except StepError:
         found = [None]
     assert found == [own_uid(text)]
 
