@@ -38,6 +38,11 @@ def write(folder: Path, rows: int) -> None:
     add_embeddings(folder, "m", lambda span: vectors(span.start // SHARD_ROWS)[: span.stop - span.start])
 
 
+def whole_shards(rows: int) -> int:
+    """The copies in the last shard may be of any of its rows."""
+    return -(-rows // SHARD_ROWS) * SHARD_ROWS
+
+
 def vectors(shard: int) -> npt.NDArray[np.float16]:
     """The embeddings of a shard."""
     found = _own(shard)
@@ -133,7 +138,7 @@ def main() -> None:
     if options.run:
         print(json.dumps(select(str(options.dataset), options.threshold)))
         return
-    maker = multiprocessing.get_context("spawn").Process(target=write, args=(options.dataset, options.rows))
+    maker = multiprocessing.get_context("spawn").Process(target=write, args=(options.dataset, whole_shards(options.rows)))
     maker.start()
     maker.join()
     arguments = [str(options.dataset), "--run", "--threshold", str(options.threshold)]
