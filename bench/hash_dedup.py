@@ -8,6 +8,7 @@ hashes within 8 bits of each other; `flat`: few bits are set; `chain`: each diff
 all differ in 20 bits only.
 
 Rows have a phash and a pdq. The clock starts once Ray is up and includes reading the columns and writing the subset.
+cpu_s: CPU time of this process and Ray's workers.
 private_mb: the peak of the private memory of this process and Ray's workers together. store_mb: by how much the shared
 memory grew, which is Ray's object store.
 """
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow as pa
 
-from bench.watched import private, run_watched
+from bench.watched import cpu_s, private, run_watched
 from tests.synthetic_dataset import default_columns, hex_digits, write_dataset
 
 U64 = npt.NDArray[np.uint64]
@@ -106,17 +107,23 @@ def select(dataset: str, by: str, distance: int) -> dict[str, float]:
         peak, stop = [0], threading.Event()
         store = threading.Thread(target=watch_store, args=(peak, stop))
         store.start()
-        started = time.perf_counter()
+        cpu, started = cpu_s(), time.perf_counter()
         steps = [{"dedup": {"by": by, "distance": distance}}]
         module.ROWS_FOR_RAY = 0
         subset = module.select(
             SelectJob.model_validate({"dataset": dataset, "name": "bench", "steps": steps}), overwrite=True
         )
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, cpu_s() - cpu
         stop.set()
         store.join()
     largest = max([cluster.rows for cluster in subset.reports[-1].largest_clusters], default=0)
-    return {"seconds": seconds, "rows": subset.rows_out, "largest": largest, "store_mb": (peak[0] - before) / 1e6}
+    return {
+        "seconds": seconds,
+        "cpu_s": cpu,
+        "rows": subset.rows_out,
+        "largest": largest,
+        "store_mb": (peak[0] - before) / 1e6,
+    }
 
 
 def watch_store(peak: list[int], stop: threading.Event) -> None:

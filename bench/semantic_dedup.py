@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
-from bench.watched import proportional, run_watched, with_workers
+from bench.watched import cpu_s, proportional, run_watched
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, read_shards, read_subset
 from pairmill.pipeline.known.embeddings import exact_cosines
@@ -96,13 +95,13 @@ def select(dataset: str, threshold: float) -> dict[str, float]:
     from pairmill.schemas.subset import SelectJob
 
     with session.ray_session(RunConfig(), spare_cpus=0):
-        before, started = _cpu_s(), time.perf_counter()
+        before, started = cpu_s(), time.perf_counter()
         step = {"dedup": {"by": "embedding", "model": "m", "threshold": threshold}}
         subset = run_select(
             SelectJob.model_validate({"dataset": dataset, "name": "b", "steps": [step]}), overwrite=True
         )
         last = subset.reports[-1]
-        seconds = {"seconds": time.perf_counter() - started, "cpu_s": _cpu_s() - before}
+        seconds = {"seconds": time.perf_counter() - started, "cpu_s": cpu_s() - before}
         return {**seconds, "rows_in": last.rows_in, "rows_out": last.rows_out}
 
 
@@ -124,10 +123,6 @@ def found(dataset: Path, threshold: float, sampled: int = 50) -> float:
     return 1 - missed / pairs
 
 
-def _cpu_s() -> float:
-    return sum(sum(each.cpu_times()[:2]) for each in with_workers(psutil.Process()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
@@ -138,7 +133,9 @@ def main() -> None:
     if options.run:
         print(json.dumps(select(str(options.dataset), options.threshold)))
         return
-    maker = multiprocessing.get_context("spawn").Process(target=write, args=(options.dataset, whole_shards(options.rows)))
+    maker = multiprocessing.get_context("spawn").Process(
+        target=write, args=(options.dataset, whole_shards(options.rows))
+    )
     maker.start()
     maker.join()
     arguments = [str(options.dataset), "--run", "--threshold", str(options.threshold)]

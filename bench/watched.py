@@ -50,6 +50,11 @@ def with_workers(root: psutil.Process) -> Iterator[psutil.Process]:
             continue
 
 
+def cpu_s() -> float:
+    """CPU time of this process and Ray's workers."""
+    return sum(sum(each.cpu_times()[:2]) for each in with_workers(psutil.Process()))
+
+
 def _watch(root: psutil.Process, memory: Memory, peak: list[int], stop: threading.Event) -> None:
     while not stop.wait(_INTERVAL_S):
         total = 0
