@@ -26,8 +26,11 @@ _SYSTEM_8 = ((0, 1, 2, 3), (0, 1, 4, 5), (0, 1, 6, 7), (0, 2, 4, 6), (0, 2, 5, 7
 _SYSTEM_10 = ((0, 1, 3, 4), (0, 1, 2, 6), (0, 2, 4, 7))
 """Base blocks of the Steiner quadruple system of order 10, which is cyclic."""
 
-_SORTED_ROW_COST, _CANDIDATE_COST = 60.0, 12.0
-"""Nanoseconds to hash, sort and look up a row under one key, and to compare two rows."""
+MAX_SMALL = 64
+"""Rows that share a key and are all compared with each other, many groups at once."""
+_SORT_COST, _LOOK_UP_COST, _COMPARE_COST = 20.0, 30.0, 1.7
+"""Nanoseconds to sort a row under one key, to look its hash up if others share the key, and to compare two rows of a
+small group; of a large group it is about twice as long."""
 _SAMPLED_KEYS = 4
 
 
@@ -109,16 +112,14 @@ def _keys_of_slot(slot: int, width: int, radius: int, bands: int, blocks: Sequen
 
 def _cost(keys: Sequence[Key], sample: U64, num_rows: int) -> float:
     """Estimated nanoseconds per row."""
-    chosen = [keys[at * len(keys) // _SAMPLED_KEYS] for at in range(_SAMPLED_KEYS)]
-    sharing = 0.0
-    for key in chosen:
+    costs = []
+    for key in [keys[at * len(keys) // _SAMPLED_KEYS] for at in range(_SAMPLED_KEYS)]:
         sizes = np.unique(key.values(sample[:, key.word]), return_counts=True)[1].astype(np.float64)
-        sharing += float((sizes * (sizes - 1)).sum()) / 2 / max(1, len(sample)) / len(chosen)
-    by_chance = (
-        max(1.0, len(sample)) / 2 / 2 ** min(32, chosen[0].bits.bit_count())
-    )  # of what a small sample cannot see
-    candidates: float = max(sharing, by_chance) * num_rows / max(1, len(sample))
-    return float(len(keys)) * (_SORTED_ROW_COST + _CANDIDATE_COST * candidates)
+        by_chance = len(sample) ** 2 / 2.0 ** min(32, key.bits.bit_count())  # a small sample may not show it
+        sharing = max(float((sizes * (sizes - 1)).sum()), by_chance) * num_rows / max(1, len(sample)) ** 2
+        compare = _COMPARE_COST if sharing < MAX_SMALL else 2 * _COMPARE_COST
+        costs.append(_SORT_COST + _LOOK_UP_COST * min(1.0, sharing) + compare * sharing / 2)
+    return len(keys) * float(np.mean(costs))
 
 
 def _mask(bits: Sequence[int]) -> int:

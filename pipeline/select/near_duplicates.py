@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pairmill.pipeline.select.filters import RowIndices
-from pairmill.pipeline.select.hash_keys import choose_keys, every_pair
+from pairmill.pipeline.select.hash_keys import U64, choose_keys, every_pair
+from pairmill.pipeline.select.near_compare import Pairs
 from pairmill.pipeline.select.near_greedy import conclude, decide, drop_near_new
-from pairmill.pipeline.select.near_hashes import WORDS, HashKeys, in_order, merge_equal
+from pairmill.pipeline.select.near_hashes import HashKeys, in_order, merge_equal
 from pairmill.pipeline.select.near_join import (
     KEPT,
     LATER,
     MAX_ROWS,
     NEW,
-    Pairs,
     Question,
     States,
     merge_pairs,
@@ -55,7 +55,7 @@ def drop_near_duplicates(selector: Selector, number: int, step: Dedup) -> Array:
     """Let the next scan drop the near duplicates. Returns the largest DUPLICATE_GROUPs."""
     tasks, starts = selector.tasks, selector.chunk_starts
     best, groups, dropped = _equal_hashes(selector, step)
-    [(sample, count, row_index, states, *words)] = tasks.map_split(in_order, [best], outputs=4 + WORDS[step.by])
+    [(sample, count, row_index, states, words)] = tasks.map_split(in_order, [best], outputs=5)
     del best
     [sampled, num_rows] = tasks.get([sample, count])
     keys = tuple(choose_keys(step.distance, sampled, num_rows))
@@ -90,7 +90,7 @@ class _Join:
 
     tasks: Tasks
     num_rows: int
-    words: Handles
+    words: Handle[U64]
 
     def pairs(self, question: Question, states: Handle[States], asked: int) -> Handle[Pairs]:
         """The pairs of a question that asks for `asked` rows or fewer."""
@@ -104,7 +104,7 @@ class _Join:
         )  # if all find all they may
         found: list[Handle[Pairs]] = []
         for start in range(0, len(questions), at_once):
-            calls = [(some, states, *self.words) for some in questions[start : start + at_once]]
+            calls = [(some, states, self.words) for some in questions[start : start + at_once]]
             merging = (question.most, *found, *self.tasks.map(near_pairs, calls))
             [(merged, count)] = self.tasks.map_split(merge_pairs, [merging], outputs=2)
             list(self.tasks.get([count]))  # waits

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, split_by_chunk
 from pairmill.pipeline.select.filters import RowIndices
-from pairmill.pipeline.select.near_join import DROPPED, KEPT, LATER, NEW, UNDECIDED, Pairs, States
+from pairmill.pipeline.select.near_compare import Pairs
+from pairmill.pipeline.select.near_join import DROPPED, KEPT, LATER, NEW, UNDECIDED, States
 from pairmill.pipeline.select.outputs import Array
 
 _SHARE = 16

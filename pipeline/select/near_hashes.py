@@ -90,8 +90,8 @@ def merge_equal(chunk_starts: Sequence[int], *parts: Array) -> tuple[Array, ...]
 
 def in_order(*parts: Array) -> tuple[Array | int, ...]:
     """Returns (a sample of the hashes, uint64 [rows, words]; the number of rows; then of all rows, the best first:
-    their indices, int64 [rows]; their states; and each word of their hashes, uint64 [rows]). Raises StepError if there
-    are too many."""
+    their indices, int64 [rows]; their states; and their hashes, uint64 [rows, words]). Raises StepError if there are
+    too many."""
     if sum(map(len, parts)) >= MAX_ROWS:
         raise StepError(
             f"a dedup with a distance compares up to {MAX_ROWS:,} different hashes; select fewer rows first"
@@ -102,12 +102,9 @@ def in_order(*parts: Array) -> tuple[Array | int, ...]:
         order = np.lexsort((row_index, ~_joined(parts, "low_bits"), ~_joined(parts, "rank")))
     else:
         order = np.argsort(row_index)
-    words = [
-        np.concatenate([part["words"][:, at] for part in parts])[order] for at in range(parts[0]["words"].shape[1])
-    ]
-    every = max(1, len(order) // SAMPLED_ROWS)
-    sample = np.stack([word[::every] for word in words], axis=1)
-    return sample, len(order), row_index[order], _joined(parts, "state")[order], *words
+    words = np.take(_joined(parts, "words"), order, axis=0)
+    sample = words[:: max(1, len(order) // SAMPLED_ROWS)]
+    return sample, len(order), row_index[order], _joined(parts, "state")[order], words
 
 
 def _joined(parts: Sequence[Array], name: str) -> Array:

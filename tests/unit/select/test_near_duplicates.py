@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pairmill.pipeline.image.pdq import MIN_QUALITY
 from pairmill.pipeline.known.hash_index import HashIndex, hash_words
-from pairmill.pipeline.select import near_duplicates, near_join
+from pairmill.pipeline.select import near_compare, near_duplicates, near_join
 from pairmill.pipeline.select.hash_keys import Key, choose_keys, plans
 from pairmill.pipeline.select.near_greedy import decide, drop_near_new
 from pairmill.pipeline.select.near_join import KEPT, NEW, UNDECIDED, Question, near_pairs
@@ -119,6 +119,8 @@ def test_chunks_partitions_parts_and_tasks_change_nothing(hashed: Path, monkeypa
         ("FIRST_ROWS", 50),
     ]:
         monkeypatch.setattr(near_duplicates, name, value)
+    monkeypatch.setattr(near_join, "MAX_SMALL", 2)  # so that most groups are large
+    monkeypatch.setattr(near_compare, "_BLOCK", 10)
     monkeypatch.setattr("pairmill.jobs.select.CHUNK_ROWS", 1_000)
     monkeypatch.setattr(LocalTasks, "memory_bytes", 50_000)
     many = make_subset(hashed, "many", step, rows="pairs")
@@ -177,7 +179,8 @@ def half_zero(rows: int) -> U64:
 
 @pytest.mark.parametrize("make", [chain, few_set_bits, ball, half_zero])
 def test_crowded_hashes_end_soon_and_equal_brute_force(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_join, "_LONG", 16)
+    monkeypatch.setattr(near_compare, "_LONG", 16)
+    monkeypatch.setattr(near_join, "MAX_SMALL", 8)
     hashes = make(3_000)
     order = np.random.default_rng(9).permutation(len(hashes)) if make is not chain else np.arange(len(hashes))
     hashes = hashes[order]
@@ -190,12 +193,12 @@ def test_crowded_hashes_end_soon_and_equal_brute_force(make: Any, monkeypatch: p
 
 def decided(hashes: U64, distance: int) -> npt.NDArray[np.uint8]:
     """The states of different hashes that are in the order of their rank."""
-    words, states, first = tuple(hashes.T), np.full(len(hashes), UNDECIDED, np.uint8), len(hashes)
+    states, first = np.full(len(hashes), UNDECIDED, np.uint8), len(hashes)
     question = Question(tuple(choose_keys(distance, hashes, len(hashes))), distance, 2)
     while (states == UNDECIDED).any():
-        states, _ = decide(question.most, first, states, near_pairs(question, states, *words))
+        states, _ = decide(question.most, first, states, near_pairs(question, states, hashes))
         asked = replace(question, most=1, offer=(NEW,), first=len(hashes))
-        states, _, _ = drop_near_new(states, near_pairs(asked, states, *words))
+        states, _, _ = drop_near_new(states, near_pairs(asked, states, hashes))
         first = 500
         question = replace(question, most=first, first=first)
     return states

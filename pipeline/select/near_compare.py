@@ -1,0 +1,174 @@
+"""Compares rows that share a key: in small groups each row with all better ones, in large groups with the best ones.
+
+A small group takes few array operations, of all groups at once, on numbers that lie side by side. In a large one, of
+which the rows may all be near each other, a row stops once it has found enough.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pairmill.pipeline.select.hash_keys import U64, Key
+
+Numbers = npt.NDArray[np.uint32]
+"""Numbers of rows: uint32 [rows]."""
+Places = npt.NDArray[np.int64]
+"""Places in an array."""
+Mask = npt.NDArray[np.bool_]
+Pairs = npt.NDArray[np.uint64]
+"""uint64 [pairs]: the number of the worse row in the upper half, of the better one in the lower half."""
+Counts = npt.NDArray[np.uint16]
+"""Numbers of bits."""
+Slots = npt.NDArray[np.unsignedinteger]
+"""The bits of a key's slot, of each row: uint64 [rows], or uint32 if they are half a word."""
+
+_HALF = np.uint64(32)
+_BLOCK = 1 << 16
+"""Rows that are compared at a time: their slots fit into the cache of a core."""
+_LONG = 1024
+"""A row that was compared with this many rows that share its key is compared only with those that share more bits."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to compare: first those that are offered, each from the best down."""
+
+    numbers: Numbers
+    asked: Mask
+    """Rows for which better ones are looked for,"""
+    offered: Mask
+    """among these."""
+
+    def at(self, places: Places | Mask) -> "Rows":
+        """Some of them, in this order."""
+        return Rows(self.numbers[places], self.asked[places], self.offered[places])
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Hashes to compare."""
+
+    words: U64
+    """uint64 [rows, words]."""
+    distance: int
+    most: int
+    """K: how many better rows to find for each row."""
+
+    def of(self, rows: Numbers) -> U64:
+        """Those of some rows, uint64 [rows, words]."""
+        return np.take(self.words, rows, axis=0)  # much faster than an index, which copies word by word
+
+
+def distances(one: U64, other: U64) -> Counts:
+    """In how many bits the hashes differ. uint64 [pairs, words] -> uint16 [pairs]."""
+    bits = np.bitwise_count(one ^ other)
+    total = np.zeros(len(bits), np.uint16)
+    for word in range(bits.shape[1]):
+        total += bits[:, word]
+    return total
+
+
+def slots_of(key: Key, words: U64) -> Slots:
+    """The bits of the key's slot, of some rows. `words`: uint64 [rows, words]."""
+    slots = words[:, key.word] & np.uint64(key.slot)
+    if key.slot <= 0xFFFFFFFF:
+        return slots.astype(np.uint32)
+    if key.slot & 0xFFFFFFFF == 0:
+        return (slots >> _HALF).astype(np.uint32)
+    return slots
+
+
+@dataclass(frozen=True)
+class SmallGroups:
+    """Rows in groups that share a key."""
+
+    rows: Rows
+    members: Places
+    """Places of the rows, group after group, in each group ascending."""
+    sizes: Places
+    """Of the groups."""
+
+    def pairs(self, hashes: Hashes, key: Key) -> Iterator[Pairs]:
+        """All pairs within the distance."""
+        order = np.argsort(-self.sizes, kind="stable")  # the largest first, so that those of a block are alike
+        starts, sizes = (np.cumsum(self.sizes) - self.sizes)[order], self.sizes[order]
+        ends = np.cumsum(sizes)
+        first = 0
+        while first < len(ends):
+            start = ends[first] - sizes[first]
+            last = max(first + 1, int(np.searchsorted(ends, start + _BLOCK, side="right")))
+            yield self._of_block(hashes, key, starts[first:last], sizes[first:last])
+            first = last
+
+    def _of_block(self, hashes: Hashes, key: Key, starts: Places, sizes: Places) -> Pairs:
+        """Compare each row with the first before it, the second, and so on, as long as any group is that large."""
+        ends = np.cumsum(sizes)
+        places = self.members[np.arange(ends[-1]) + np.repeat(starts - ends + sizes, sizes)]
+        rows = self.rows.numbers[places]
+        words = hashes.of(rows)
+        slots = slots_of(key, words)
+        of_larger = ends[np.searchsorted(-sizes, -np.arange(1, sizes[0]), side="left") - 1].tolist()
+        found = [
+            np.flatnonzero(np.bitwise_count(slots[step:end] ^ slots[: end - step]) <= key.radius)
+            for step, end in enumerate(of_larger, start=1)
+        ]
+        better = np.concatenate([np.zeros(0, np.int64), *found])
+        worse = better + np.repeat(np.arange(1, len(found) + 1), [len(each) for each in found])
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        wanted = group[worse] == group[better]
+        wanted &= self.rows.asked[places[worse]] & self.rows.offered[places[better]]
+        worse, better = worse[wanted], better[wanted]
+        near = distances(words.take(worse, axis=0), words.take(better, axis=0)) <= hashes.distance
+        pairs: Pairs = (rows[worse[near]].astype(np.uint64) << _HALF) | rows[better[near]]
+        return pairs
+
+
+@dataclass(frozen=True)
+class LargeGroups:
+    """Rows in groups that share a key, in each group in the order of their numbers."""
+
+    rows: Numbers
+    starts: Places
+    """Where each row's group starts."""
+    ends: Places
+    """Where the rows end that each row is compared with."""
+    slots: Slots
+
+    def compare(self, hashes: Hashes, key: Key, at: Places, left: list[Places] | None) -> Iterator[Pairs]:
+        """Compare the rows at these places with the first of their group, the second, and so on, until they come to
+        themselves or have found enough. `left`: if it is a list, rows that would take long are appended to it."""
+        other, found, compared = self.starts[at], np.zeros(len(at), np.uint16), 0
+        while True:
+            stay = np.flatnonzero((other < self.ends[at]) & (found < hashes.most))
+            at, other, found = at[stay], other[stay], found[stay]
+            if left is not None and compared >= _LONG:
+                left.append(at[found == 0])  # a row that has found some finds enough soon
+                at, other, found, left = at[found > 0], other[found > 0], found[found > 0], None
+            if not len(at):
+                return
+            order, ends = _longest_first(self.ends[at] - other)
+            at, other, found = at[order], other[order], found[order]
+            mine, finished = self.slots[at], 0
+            for size in ends.tolist():
+                near = np.flatnonzero(np.bitwise_count(self.slots[other[:size]] ^ mine[:size]) <= key.radius)
+                if len(near):
+                    near = near[found[near] < hashes.most]
+                    bits = distances(hashes.of(self.rows[at[near]]), hashes.of(self.rows[other[near]]))
+                    near = near[bits <= hashes.distance]
+                    yield (self.rows[at[near]].astype(np.uint64) << _HALF) | self.rows[other[near]]
+                    found[near] += 1
+                    finished += int(np.count_nonzero(found[near] == hashes.most))
+                other[:size] += 1
+                compared += 1
+                if 2 * finished > size:
+                    break
+
+
+def _longest_first(lengths: Places) -> tuple[Places, Places]:
+    """(an order of the rows by how many rows they are to be compared with, the most first; for each of the next steps,
+    how many rows take part)."""
+    short = np.minimum(lengths, _LONG).astype(np.uint16)
+    counts = np.bincount(short)
+    return np.argsort(~short, kind="stable"), np.cumsum(counts[::-1])[::-1][1:]
