@@ -9,24 +9,21 @@ all differ in 20 bits only.
 
 Rows have a phash and a pdq. The clock starts once Ray is up and includes reading the columns and writing the subset.
 cpu_s: CPU time of this process and Ray's workers.
-private_mb: the peak of the private memory of this process and Ray's workers together. store_mb: by how much the shared
-memory grew, which is Ray's object store.
+megabytes: the peak of their memory together, with Ray's object store; shared memory counts once (PSS).
 """
 
 import argparse
 import json
 import multiprocessing
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 
-from bench.watched import cpu_s, private, run_watched
+from bench.watched import cpu_s, proportional, run_watched
 from tests.synthetic_dataset import default_columns, hex_digits, write_dataset
 
 U64 = npt.NDArray[np.uint64]
@@ -103,10 +100,6 @@ def select(dataset: str, by: str, distance: int) -> dict[str, float]:
     from pairmill.schemas.subset import SelectJob
 
     with session.ray_session(RunConfig(), spare_cpus=0):
-        before = psutil.disk_usage("/dev/shm").used
-        peak, stop = [0], threading.Event()
-        store = threading.Thread(target=watch_store, args=(peak, stop))
-        store.start()
         cpu, started = cpu_s(), time.perf_counter()
         steps = [{"dedup": {"by": by, "distance": distance}}]
         module.ROWS_FOR_RAY = 0
@@ -114,29 +107,20 @@ def select(dataset: str, by: str, distance: int) -> dict[str, float]:
             SelectJob.model_validate({"dataset": dataset, "name": "bench", "steps": steps}), overwrite=True
         )
         seconds, cpu = time.perf_counter() - started, cpu_s() - cpu
-        stop.set()
-        store.join()
     largest = max([cluster.rows for cluster in subset.reports[-1].largest_clusters], default=0)
     return {
         "seconds": seconds,
         "cpu_s": cpu,
         "rows": subset.rows_out,
         "largest": largest,
-        "store_mb": (peak[0] - before) / 1e6,
     }
-
-
-def watch_store(peak: list[int], stop: threading.Event) -> None:
-    """Track the shared memory of Ray's object store."""
-    while not stop.wait(0.25):
-        peak[0] = max(peak[0], psutil.disk_usage("/dev/shm").used)
 
 
 def measure(options: argparse.Namespace, dataset: str) -> dict[str, float]:
     """Run in a process of its own."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("by", "distance")]
-    result, peak = run_watched("bench.hash_dedup", ["--inner", f"--dataset={dataset}", *arguments], private)
-    return {**result, "private_mb": peak / 1e6}
+    result, peak = run_watched("bench.hash_dedup", ["--inner", f"--dataset={dataset}", *arguments], proportional)
+    return {**result, "megabytes": peak / 1e6}
 
 
 def main() -> None:

@@ -102,7 +102,12 @@ def in_order(*parts: Array) -> tuple[Array | int, ...]:
         order = np.lexsort((row_index, ~_joined(parts, "low_bits"), ~_joined(parts, "rank")))
     else:
         order = np.argsort(row_index)
-    words = np.take(_joined(parts, "words"), order, axis=0)
+    words = np.empty((len(order), parts[0]["words"].shape[1]), np.uint64)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    ends = np.cumsum([len(part) for part in parts])
+    for part, end in zip(parts, ends.tolist(), strict=True):
+        words[place[end - len(part) : end]] = part["words"]  # without a copy of all parts
     sample = words[:: max(1, len(order) // SAMPLED_ROWS)]
     return sample, len(order), row_index[order], _joined(parts, "state")[order], words
 
