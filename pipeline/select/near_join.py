@@ -150,10 +150,15 @@ def _join_large(hashes: Hashes, key: Key, rows: Rows, sizes: Places, depth: int)
 def _groups(values: U64) -> tuple[Places, Places]:
     """(places of the values that occur more than once, group after group, in ascending order within each; sizes of the
     groups). `values`: below 2^32; they are overwritten."""
+    is_first = np.ones(len(values) + 1, np.bool_)
+    blocks = [(start, min(start + _BLOCK, len(values))) for start in range(0, len(values), _BLOCK)]
     values <<= _HALF
-    values |= np.arange(len(values), dtype=np.uint64)
+    for start, end in blocks:  # an array of all places would take as much memory as the values
+        values[start:end] |= np.arange(start, end, dtype=np.uint64)
     values.sort()
-    edges = np.flatnonzero(np.concatenate([[True], values[1:] ^ values[:-1] > _LOW, [True]]))
-    sizes = np.diff(edges)
+    for start, end in blocks:
+        start = max(start, 1)
+        is_first[start:end] = values[start:end] ^ values[start - 1 : end - 1] > _LOW
+    sizes = np.diff(np.flatnonzero(is_first))
     values &= _LOW
     return values.view(np.int64)[np.repeat(sizes > 1, sizes)], sizes[sizes > 1]
