@@ -126,13 +126,13 @@ def evaluate(
     store.check_access()
     on_step("reading manifests", 0, 1)
     snapshot = Snapshot.of(store)
+    overlap = None if evaluation.overlap is None else Overlap.read(store, evaluation.overlap)
     rows, sections = RowFilter(snapshot, evaluation.subset), list[Section]()
     needs_model = evaluation.has_retrieval or evaluation.classes is not None
     embeddings = _model(snapshot, evaluation.model) if needs_model else None
     retrieval = zero_shot = threshold = None
     if evaluation.classes is not None and embeddings is not None:
         names, embed = _classes(embeddings, evaluation.classes, Steps(on_step, "embedding prompts of classes"))
-        overlap = None if evaluation.overlap is None else Overlap.read(store, evaluation.overlap)
         zero_shot, section = measure_zero_shot(rows, embeddings, evaluation.labels, names, embed, on_step, overlap)
         sections.append(section)
     if evaluation.score is not None:

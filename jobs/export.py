@@ -80,6 +80,8 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     if job.subset is None:
         raise JobError(f"subset: name one of {', '.join(subset_names(dataset.store)) or 'those that select will make'}")
     subset = read_subset(dataset.store, job.subset)
+    if not subset.rows_out:
+        raise JobError(f"no row is left of subset {job.subset!r}: select again, with --refresh or other steps")
     repetition = Repetition.of(job, subset)
     plan, shards = load_plan(dataset.store), list(_shards(dataset.store, subset, repetition))
     if dataset.added.incomplete:  # perhaps only in shards that are newer than the subset

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pairmill.schemas.s3 import SECRET
+from pairmill.schemas.subset import SUBSET_NAME
 
 Path = tuple[int | str, ...]
 """Names of fields, keys and list indexes, from the outermost to the innermost."""
@@ -94,6 +95,8 @@ def _name(kind: Any) -> str:
 
 def _inside(kind: Any, part: int | str) -> Any:
     """The annotation of a field, or of the values of a list or mapping."""
+    if get_origin(kind) is Annotated:
+        return _inside(get_args(kind)[0], part)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         field = kind.model_fields.get(str(part))
         return field.annotation if field else None
@@ -106,6 +109,8 @@ def _message(job: type[BaseModel], mistake: _Mistake) -> str:
         return f"there is no such field{_did_you_mean(job, mistake.path)}"
     if kind == "missing":
         return "is required"
+    if kind == "string_pattern_mismatch" and mistake.problem["ctx"]["pattern"] == f"^{SUBSET_NAME}$":
+        message = "use up to 100 letters, digits, - and _, a letter or digit first"
     if kind == "model_type":
         message = "takes settings, each written as `name: value`"
     if kind == SECRET or not mistake.path:  # never show the value

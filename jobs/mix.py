@@ -12,7 +12,7 @@ from pairmill.pipeline.common.s3_probe import check_buckets
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import Chunk
-from pairmill.pipeline.dataset.mixture import is_mixture, publish_mixture, read_mixture
+from pairmill.pipeline.dataset.mixture import SOURCES, is_mixture, publish_mixture, read_mixture
 from pairmill.pipeline.dataset.output_folder import check_mixture_folder
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.pipeline.dataset.subset import (
@@ -21,6 +21,7 @@ from pairmill.pipeline.dataset.subset import (
     current_generations,
     generations_digest,
     read_subset,
+    subset_names,
 )
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.select.filters import IsKept
@@ -125,7 +126,10 @@ def mix(job: MixJob, dry_run: bool = False, overwrite: bool = False, on_step: On
 
 
 def fields_of(store: Store) -> dict[str, object]:
-    """The settings of a mixture, as fields of the MixJob that mixes it again. Raises SubsetError."""
+    """The settings of a mixture, as fields of the MixJob that mixes it again. Raises SubsetError, and JobError for a
+    dataset."""
+    if not is_mixture(store) and (subsets := subset_names(store)):
+        raise JobError(f"{store.root} is no mixture; name the subset to select again: {', '.join(subsets)}")
     mixture = read_mixture(store)
     names = ("count", "repeat", "dedup", "partial", "seed")
     fields = ("dataset", "subset", "share")
@@ -203,7 +207,7 @@ def _samples(job: MixJob, sources: Sequence[_Source]) -> list[int]:
     """The samples per epoch of each source. Raises JobError if it has too few rows."""
     for source in sources:
         if not source.rows_left:
-            raise JobError(f"nothing is left of {source.given} without what earlier datasets have; leave it out")
+            raise JobError(_nothing_left(source))
     rows, shares = [source.rows_left for source in sources], [source.given.share for source in sources]
     most = most_samples(rows, shares)
     total = most if job.count is None else job.count
@@ -217,6 +221,12 @@ def _samples(job: MixJob, sources: Sequence[_Source]) -> list[int]:
             f"{most:,}, or repeat rows with --set repeat=true"
         )
     return samples
+
+
+def _nothing_left(source: _Source) -> str:
+    if source.counts.total() == source.counts[0]:
+        return f"{source.given} has no rows: leave it out"
+    return f"nothing is left of {source.given} without what earlier datasets have: leave it out"
 
 
 def _draw(tasks: Tasks, source: _Source, sample: Sample, step: int) -> None:
@@ -243,7 +253,7 @@ def _write(
 ) -> list[SubsetFiles]:
     """Write the files of one source."""
     calls = [
-        (target.store, chunk, drop_step, (f"sources/{number:03d}", f"{index:05d}.{target.attempt}"), weigher)
+        (target.store, chunk, drop_step, (f"{SOURCES}/{number:03d}", f"{index:05d}.{target.attempt}"), weigher)
         for index, (chunk, drop_step) in enumerate(zip(source.chunks, source.drop_step, strict=True))
     ]
     return [] if target.dry_run else list(tasks.get(tasks.map(write_source_chunk, calls)))

@@ -26,6 +26,7 @@ from pairmill.pipeline.dataset.subset import (
 )
 from pairmill.pipeline.dataset.versions import versions
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge
+from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.leak.step import LeakStep
 from pairmill.pipeline.select.expression_errors import ExpressionError
 from pairmill.pipeline.select.scan import MAX_STEPS
@@ -90,11 +91,14 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
     with open_tasks(job.run, source.num_rows < ROWS_FOR_RAY, progress) as tasks:
         chunks = chunks_of(source, tasks)
         selector = Selector.start(tasks, chunks, begin)
-        run_steps(selector, steps)
+        try:
+            run_steps(selector, steps)
+        except (StepError, KnownError) as error:
+            raise JobError(f"{progress.name}: {error}") from None
         progress.name = "writing"
         reports = list(_reports(job, steps, selector, replaced))
         if not reports[-1].rows_out and not dry_run:
-            raise JobError(_nothing_left(reports))
+            raise JobError(_nothing_left(job, reports))
         weight_sum = None if selector.weighting is None else _weight_sum(selector, selector.weighting)
         files = [] if dry_run else _write(tasks, selector, job.name, attempt)
         overlaps = [] if dry_run else _write_overlaps(source.store, steps, job.name, attempt)
@@ -102,6 +106,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
         name=job.name,
         attempt=attempt,
         rows=job.rows,
+        partial=job.partial,
         steps=job.steps,
         shards=len(source.shards),
         rows_in=reports[0].rows_in,
@@ -123,13 +128,14 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
 def refresh(job: SelectJob, dry_run: bool = False, on_step: OnStep = ignore_step) -> Subset:
     """Select the subset `job.name` again, with its own steps, from the dataset as it is now.
 
-    Ignores `job.rows` and `job.steps`, and uses those of the subset. Raises SubsetError if there is no such subset, and
-    whatever `select` raises.
+    Ignores `job.rows` and `job.steps`, and uses those of the subset. A subset of finished shards stays one. Raises
+    SubsetError if there is no such subset, and whatever `select` raises.
     """
     store = Store(job.dataset, job.s3)
     store.check_access()
     subset = read_subset(store, job.name)
-    return select(job.model_copy(update={"rows": subset.rows, "steps": subset.steps}), dry_run, True, on_step)
+    settings = {"rows": subset.rows, "steps": subset.steps, "partial": job.partial or subset.partial}
+    return select(job.model_copy(update=settings), dry_run, True, on_step)
 
 
 def open_input(path: str, s3: S3Config, partial: bool) -> SelectInput:
@@ -245,8 +251,10 @@ def _reports(
         yield step.report(selector, report, earlier[number] if earlier else None)
 
 
-def _nothing_left(reports: Sequence[StepReport]) -> str:
+def _nothing_left(job: SelectJob, reports: Sequence[StepReport]) -> str:
     last = next(report for report in reports if not report.rows_out)
+    if not last.rows_in:
+        return f"{job.dataset} has no pairs: all of its rows were rejected or withdrawn; nothing was written"
     return f"nothing is left: {last.step!r} dropped all {counted(last.rows_in, 'row')}; nothing was written"
 
 

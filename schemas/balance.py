@@ -11,6 +11,9 @@ CONCEPT, HOST = "concept", "host"
 """What `by` means beside columns: entries of a list that captions contain, and the host of `url`."""
 
 
+DEFAULT_CAPTION, DEFAULT_REFERENCE = "caption_clean", "en"
+
+
 class Balance(Settings):
     """Thin out what is frequent: of each entry, about as many rows stay as the curve says, and all rows of rare ones.
 
@@ -21,18 +24,18 @@ class Balance(Settings):
     by: Annotated[str, Field(min_length=1)]
     """`concept` (entries of a list that are in the caption), `host` (of the URL), or a column whose values are the
     entries, such as a class, a language or a cluster."""
-    curve: Annotated[float, Field(gt=0)] | Share
+    curve: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Share
     """The t of the curve. `{fraction: 0.3}` or `{count: 1000000}`: the t that keeps about so many of the step's
     rows."""
     entries: Uri | None = None
     """For `by: concept`, the list: a text file (or .gz) in UTF-8 with an entry per line, local or `s3://`."""
-    caption: str = "caption_clean"
+    caption: str = DEFAULT_CAPTION
     """For `by: concept`, the column of text in which entries are looked for, as they are spelled."""
     language: str | None = None
     """For `by: concept`, a column of languages. Entries are counted in each language by itself, and each has its own t:
     the count with as large a share of the matches below it as t has in `reference` (MetaCLIP 2,
     https://arxiv.org/abs/2507.22062)."""
-    reference: str = "en"
+    reference: str = DEFAULT_REFERENCE
     """With `language`, the language that `curve` is the t of."""
     unmatched: Literal["drop", "keep"] | None = None
     """What happens to rows without an entry. None: for `by: concept` they are dropped, as in MetaCLIP; for a column,
@@ -44,8 +47,10 @@ class Balance(Settings):
     def _fits_together(self) -> Self:
         if (self.by == CONCEPT) != (self.entries is not None):
             raise ValueError("by: concept needs entries, a file with an entry per line, and nothing else takes them")
-        if self.by != CONCEPT and (self.language is not None or self.caption != "caption_clean"):
+        if self.by != CONCEPT and (self.language is not None or self.caption != DEFAULT_CAPTION):
             raise ValueError("caption and language work only with by: concept")
+        if self.language is None and self.reference != DEFAULT_REFERENCE:
+            raise ValueError("reference is one of the values of a language; add language: COLUMN")
         if self.language is not None and isinstance(self.curve, Share):
             raise ValueError("with a language, give curve as a number")
         return self

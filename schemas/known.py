@@ -82,7 +82,7 @@ class KnownRows(_Known):
 class Known(_Known):
     """Drop the rows that another dataset or a list has. A path alone stands for all defaults."""
 
-    by: Annotated[list[ValueKind | EmbeddingKind], BeforeValidator(_as_list), Field(min_length=1)] | None = None
+    by: Annotated[list[Literal[ValueKind, EmbeddingKind]], BeforeValidator(_as_list), Field(min_length=1)] | None = None
     """What known rows are recognized by; a row that is known by any of these is dropped. None: url and sha256, as far
     as the list has them; in a text file, url. `embedding` and `text_embedding`: by the cosine of a model's
     embeddings."""
@@ -119,6 +119,11 @@ class Known(_Known):
         given = [name for name in ("model", "other_model", "threshold") if getattr(self, name) is not None]
         if given and not self.embeddings:
             raise ValueError(f"{given[0]} works only with by: {' or '.join(get_args(EmbeddingKind))}")
+        if self.embeddings and self.values is None:
+            if self.column is not None:
+                raise ValueError("column is of lists, which have no embeddings; leave it out")
+            if self.rows == "all":
+                raise ValueError("rows: all adds the rejects, which have no embeddings; use pairs or kept")
         return self
 
 

@@ -17,6 +17,7 @@ DEFAULT_PHASH, DEFAULT_PDQ = 6, 31
 """Measured with `python -m bench.leak`: pictures of others differ in 10 bits of phash or more."""
 DEFAULT_THRESHOLD = 0.95
 DEFAULT_KINDS: tuple[LeakKind, ...] = ("sha256", "phash")
+VARIANTS: tuple[Literal["mirrored"], Literal["cropped"]] = ("mirrored", "cropped")
 MAX_PAIRS = 6
 """How many pairs of each kind and variant a report names."""
 
@@ -34,7 +35,7 @@ class Leak(Settings):
     by: Annotated[list[LeakKind], BeforeValidator(_as_list), Field(min_length=1)] = list(DEFAULT_KINDS)
     """What pictures are recognized by; a row that any of these finds is dropped. `pdq` needs the column of that name,
     and `embedding` embeddings by the same weights in both datasets."""
-    variants: Annotated[list[Literal["mirrored", "cropped"]], BeforeValidator(_as_list)] = ["mirrored", "cropped"]
+    variants: Annotated[list[Literal["mirrored", "cropped"]], BeforeValidator(_as_list)] = list(VARIANTS)
     """For `phash` and `pdq`, also compare with copies of each evaluation picture that are mirrored, cropped, or, if
     both are given, both at once. Crops have 80 to 95 % of each side."""
     rows: Literal["pairs", "kept"] = "pairs"
@@ -64,6 +65,8 @@ class Leak(Settings):
             raise ValueError("phash works only with by: phash")
         if self.pdq != DEFAULT_PDQ and "pdq" not in self.by:
             raise ValueError("pdq works only with by: pdq")
+        if not self.hashes and self.variants != list(VARIANTS):
+            raise ValueError("variants works only with by: phash and by: pdq")
         return self
 
     @property

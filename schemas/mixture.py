@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pairmill.schemas.job.run import RunConfig
 from pairmill.schemas.jobs import CONFIG_VERSION
 from pairmill.schemas.manifest import SCHEMA_VERSION
-from pairmill.schemas.s3 import S3Config
+from pairmill.schemas.s3 import SECRET, S3Config
 from pairmill.schemas.settings import Settings, Uri
 from pairmill.schemas.subset import SUBSET_NAME, Subset
 
@@ -40,7 +40,13 @@ class MixSource(Settings):
             share = float(found["share"])
         except ValueError:
             raise ValueError(f"{text!r}: the share {found['share']!r} is not a number") from None
-        return cls(dataset=found["dataset"], subset=found["subset"], share=share)
+        try:
+            return cls(dataset=found["dataset"], subset=found["subset"], share=share)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            shown = "" if problem["type"] == SECRET else f" (got {text!r})"
+            message = problem["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{problem['loc'][0]}: {message}{shown}") from None
 
     def __str__(self) -> str:
         return self.dataset if self.subset is None else f"{self.dataset}:{self.subset}"
@@ -90,7 +96,7 @@ class MixtureSource(Settings):
     subset_attempt: str | None
     """Which selection the subset was, if the rows are from one."""
     samples: int
-    """Per epoch. More than the rows if they are repeated."""
+    """Per epoch; on average, if rows are repeated, and then it may be more than the rows."""
     rows: Subset
     """The rows that were taken, and what happened to the others, like a subset of the dataset; its files are in the
     mixture's folder."""

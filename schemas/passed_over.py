@@ -78,8 +78,8 @@ def describe_passed_over(seen: int, rows: int, parts: int, passed_over: Mapping[
     """One line for people; None if every entry became a row."""
     if not parts and not passed_over:
         return None
-    line = f"{seen:,} seen: {rows:,} {'row' if rows == 1 else 'rows'}"
-    line += f", {parts:,} {'part' if parts == 1 else 'parts'} of rows" if parts else ""
+    line = f"{seen:,} found in the input: {rows:,} {'row' if rows == 1 else 'rows'}"
+    line += f", {parts:,} beside them (such as captions)" if parts else ""
     if not passed_over:
         return line
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(passed_over.items()))

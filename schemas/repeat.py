@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pairmill.schemas.settings import Settings
 
@@ -25,12 +25,19 @@ class Repeat(Settings):
     """Instead of `by`: a column or numeric expression that is the weight itself, such as `least(4, 1 + 3 * score)`."""
     samples: Annotated[int, Field(ge=1)] | None = None
     """With `by`: the sum of all weights, and so about the samples per epoch."""
-    mean: Annotated[float, Field(gt=0)] | None = None
+    mean: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The same as a mean weight of the rows that have a number."""
-    alpha: Annotated[float, Field(gt=0)] = 0.15
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.15
     """With `by`: how much each draw lowers the chance of the next. The higher, the more even are the weights."""
     max: Annotated[float, Field(gt=0, le=MAX_WEIGHT)] | None = None
     """The highest weight. With `by`, the other rows are shown more often instead."""
+
+    @field_validator("by", "weight", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: object) -> object:
+        if isinstance(value, (int, float)):
+            raise ValueError("write an expression with a column, such as least(4, 1 + 3 * score)")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

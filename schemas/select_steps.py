@@ -88,7 +88,8 @@ class SelectStep(GrowingSettings):
     """Keep a random sample."""
     uids: Uri | None = None
     """Keep the rows whose uid is in the column `uid` of this Parquet file (local or `s3://`), such as the one that
-    `pairmill search --save` writes. 32 hex digits or UUIDs; other columns are ignored."""
+    `pairmill search --save` writes, or in this text file (`.txt` or `.txt.gz`), one per line: 32 hex digits or
+    UUIDs."""
     known: Known | None = None
     """Drop the rows that another dataset or a list has. May be just its path."""
     leak: Leak | None = None

@@ -102,12 +102,14 @@ class SubsetFiles(Settings):
 class Subset(GrowingSettings):
     """`subsets/NAME/selection.json`, written last: the subset exists if and only if this file does."""
 
-    later = frozenset({"weight_sum", "overlaps"})
+    later = frozenset({"partial", "weight_sum", "overlaps"})
 
     schema_version: int = SCHEMA_VERSION
     name: str
     attempt: str
     rows: Literal["kept", "pairs"]
+    partial: bool = False
+    """Whether it is of the finished shards, even if others were missing."""
     steps: list[SelectStep]
     shards: int
     rows_in: int

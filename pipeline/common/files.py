@@ -5,6 +5,7 @@ import errno
 import gzip
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,20 @@ GLOB_CHARACTERS = frozenset("*?[")
 def is_remote(path: str) -> bool:
     """True for `s3://...` and other URLs, False for local paths and `file://`."""
     return "://" in path and not path.startswith("file://")
+
+
+def why_no_file(path: str) -> str | None:
+    """Why a local path that exists is no file to read from, to be said after its name; None for files, URLs, and what
+    does not exist."""
+    try:
+        mode = stat.S_IFREG if is_remote(path) else Path(absolute(path)).stat().st_mode
+    except (OSError, ValueError):  # ValueError: NUL in the name
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        return "is a folder: name a file in it"
+    return "is a pipe or device, which can be read only once: write its content to a file first"
 
 
 def absolute(path: str) -> str:

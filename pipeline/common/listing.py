@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pairmill.pipeline.common.files import GLOB_CHARACTERS, Files, absolute, is_inside, is_remote
+from pairmill.pipeline.common.files import GLOB_CHARACTERS, Files, absolute, is_inside, is_remote, why_no_file
 from pairmill.schemas.passed_over import PassedOver
 
 TABLE_LOGS = frozenset({"_delta_log", "_spark_metadata", "_temporary"})
@@ -66,7 +66,8 @@ def list_path(path: str, files: Files, exclude: str | None = None) -> Listing:
         matches = sorted(map(str, fs.glob(inside))) if GLOB_CHARACTERS & set(inside) else []
         roots = {name: _hides_match(name, inside) for name in matches}
     if all(roots.values()):
-        raise FileNotFoundError(f"no input found at {path}")
+        why = why_no_file(path)
+        raise FileNotFoundError(f"{path} {why}" if why else f"no input found at {path}")
     found = Listing()
     for root, reason in roots.items():
         uri = str(fs.unstrip_protocol(root)) if is_remote(path) else str(root)

@@ -8,9 +8,13 @@ sources/000/shards/..
 from pydantic import ValidationError
 
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.dataset.subset import SubsetError, delete_files
 from pairmill.schemas.manifest import SCHEMA_VERSION
 from pairmill.schemas.mixture import MIXTURE_RECORD, Mixture
+
+SOURCES = "sources"
+"""Folder of the files."""
 
 
 def is_mixture(store: Store) -> bool:
@@ -23,7 +27,7 @@ def read_mixture(store: Store) -> Mixture:
     try:
         mixture = Mixture.model_validate_json(store.read(MIXTURE_RECORD))
     except FileNotFoundError:
-        raise SubsetError(f"{store.root} is no mixture; to select a subset of it again, add its name") from None
+        raise SubsetError(why_not_there(store) or f"{store.root} is no mixture") from None
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
         raise SubsetError(f"{store.path(MIXTURE_RECORD)} is damaged ({problem}): mix again in another folder") from None
@@ -33,23 +37,33 @@ def read_mixture(store: Store) -> Mixture:
 
 
 def publish_mixture(store: Store, mixture: Mixture, replaced: Mixture | None) -> bool:
-    """Write the record, which makes the mixture exist, and delete the files of the one it replaces, if any.
+    """Write the record, which makes the mixture exist, and delete the files of all others: the one it replaces, and
+    those that were interrupted.
 
     Returns False, and deletes the files of `mixture`, if another run finished one in this folder first.
     """
     data = mixture.model_dump_json(indent=1).encode()
-    if replaced is not None:
+    if replaced is None:
+        is_first = store.create(MIXTURE_RECORD, data) or read_mixture(store).attempt == mixture.attempt
+    elif is_first := read_mixture(store).attempt == replaced.attempt:
         store.replace(MIXTURE_RECORD, data)
-        _delete(store, replaced)
-    elif not store.create(MIXTURE_RECORD, data) and read_mixture(store).attempt != mixture.attempt:
-        _delete(store, mixture)
-        return False
-    return True
+    if is_first:
+        _delete_others(store, mixture)
+    else:
+        for source in mixture.sources:
+            delete_files(store, source.rows)
+    return is_first
 
 
-def _delete(store: Store, mixture: Mixture) -> None:
-    for source in mixture.sources:
-        delete_files(store, source.rows)
+def _delete_others(store: Store, mixture: Mixture) -> None:
+    """Delete the files that are not of this mixture."""
+    every = [each for source in mixture.sources for each in source.rows.files]
+    named = {file.path for each in every for file in (each.rows, each.shards)}
+    for source in store.folders(SOURCES):
+        for folder in (f"{SOURCES}/{source}/rows", f"{SOURCES}/{source}/shards"):
+            for name in store.list(folder):
+                if name.endswith(".parquet") and f"{folder}/{name}" not in named:
+                    store.delete(f"{folder}/{name}")
 
 
 def outdated_error(store: Store, mixture: Mixture, number: int, shard: int) -> SubsetError:

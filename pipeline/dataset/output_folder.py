@@ -28,7 +28,7 @@ def check_dataset_folder(store: Store) -> None:
     """Raise JobError for a folder that is neither free nor a dataset, or if part of the path is a file."""
     names = names_in_output(store)
     if is_export(store):
-        raise JobError(f"output: {store.root} is an export; give another folder")
+        raise JobError(_refusal(store, names))
     begun = {"input/", "known/", "tmp/"}
     if "plan/" in names and not store.list("plan") and not store.folders("plan"):
         begun.add("plan/")
@@ -38,7 +38,7 @@ def check_dataset_folder(store: Store) -> None:
     if "known/" in names:
         foreign += [f"known/{name}" for name in store.list("known") if not _KNOWN_FILE.fullmatch(name)]
     # Check for a plan last: another driver may be writing, and drivers write their plan first.
-    if foreign and not any(_PLAN_FILE.fullmatch(name) for name in store.list("plan")):
+    if foreign and not _has_plan(store):
         raise JobError(_refusal(store, foreign))
 
 
@@ -56,6 +56,10 @@ def check_mixture_folder(store: Store) -> None:
         raise JobError(_refusal(store, foreign))
 
 
+def _has_plan(store: Store) -> bool:
+    return any(_PLAN_FILE.fullmatch(name) for name in store.list("plan"))
+
+
 def is_export(store: Store) -> bool:
     """Whether the folder has the record of an export."""
     return store.exists(f"{records_folder(store)}/export.json")
@@ -65,6 +69,14 @@ def records_folder(store: Store) -> str:
     """The folder of an export's records: the one that contains records, or the one for new exports if there are none
     yet."""
     return _OLD_EXPORT_RECORDS if store.exists(f"{_OLD_EXPORT_RECORDS}/export.json") else EXPORT_RECORDS
+
+
+def why_not_there(store: Store) -> str | None:
+    """The message for a folder that does not exist; None if it does."""
+    if names_in(store) if store.remote else Path(store.root).is_dir():
+        return None
+    is_file = not store.remote and Path(store.root).exists()
+    return f"{store.root} is a file, not a folder" if is_file else f"{store.root} does not exist"
 
 
 def names_in(store: Store) -> list[str]:
@@ -97,6 +109,10 @@ def names_in_output(store: Store) -> list[str]:
 
 
 def _refusal(store: Store, foreign: list[str]) -> str:
+    kinds = {"an export": is_export(store), "a mixture": store.exists(MIXTURE_RECORD), "a dataset": _has_plan(store)}
+    for kind, is_there in kinds.items():
+        if is_there:
+            return f"output: {store.root} is {kind}; give a new or empty folder"
     more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
     return (
         f"output: {store.root} is not empty and is not pairmill's: it contains {foreign[0]}{more}; give a new or empty "

@@ -25,6 +25,7 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.integrity import check_file
 from pairmill.pipeline.dataset.manifests import committed, read_manifest
+from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.dataset.parquet import read_table
 from pairmill.schemas.errors import PairmillError
 from pairmill.schemas.manifest import SCHEMA_VERSION, DataFile, manifest_name
@@ -176,6 +177,8 @@ def read_subset(store: Store, name: str) -> Subset:
     try:
         subset = Subset.model_validate_json(store.read(f"subsets/{name}/selection.json"))
     except FileNotFoundError:
+        if why := why_not_there(store):
+            raise SubsetError(why) from None
         names = ", ".join(subset_names(store)) or "none"
         raise SubsetError(f"{store.root} has no subset {name!r}; it has: {names}") from None
     except ValidationError as error:

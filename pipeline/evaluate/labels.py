@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote, why_no_file
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import clean_text, counted
 from pairmill.pipeline.evaluate.errors import EvaluateError
@@ -179,13 +179,16 @@ def find_file(store: Store, path: str) -> str:
         if not path.startswith(S3_SCHEMES):
             raise EvaluateError(f"{path} cannot be read: give a local file or s3://")
         return path
+    is_in_output = not path.startswith("/") and ".." not in path.split("/")
     try:
         if Path(path).is_file():
             return path
-        if not path.startswith("/") and ".." not in path.split("/") and store.exists(path):
+        if is_in_output and store.exists(path):
             return store.path(path)
     except ValueError:  # NUL in the name
         pass
+    if why := why_no_file(path) or (is_in_output and why_no_file(store.path(path))):
+        raise EvaluateError(f"{path} {why}")
     raise EvaluateError(f"{path}: there is no such file, neither here nor in {store.root}")
 
 

@@ -1,8 +1,8 @@
 """The rows of a PairDataset from a mixture: those of several datasets, interleaved.
 
 Each dataset has its own order of an epoch. A block of the mixture's order takes the next rows of each of them, as many
-as its share of the block, and shuffles them. So the shares hold in every block, within one row, and a batch holds all
-datasets. Where a block begins in each dataset's order is a formula, so any consumer can begin anywhere.
+as its share of the block, and shuffles them. So the shares of the epoch hold in every block, within one row, and a
+batch holds all datasets. Where a block begins in each dataset's order is a formula, so any consumer can begin anywhere.
 """
 
 from collections import deque

@@ -11,6 +11,7 @@ from typing import IO
 from pairmill.pipeline.common.files import file_checksum
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.known.datasets import KnownDataset
+from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.lookup import Collector, FilterId, filters_of
 from pairmill.pipeline.known.read_values import Tally
 from pairmill.pipeline.known.sources import Source, open_source
@@ -43,6 +44,8 @@ def collected(store: Store, lists: Sequence[KnownRows], output: str | None) -> I
                     if which not in collectors:
                         collectors[which] = which.collector(scratch.enter_context(store.new_file()))
                     collectors[which].add(keys)
+            if not isinstance(source, KnownDataset) and not tally.values.total():
+                raise KnownError(f"{known.path} has no values: give a list with at least one")
             sources.append(_record(known, source, fingerprint, tally))
         yield Collected(sources, {which: collectors[which] for which in sorted(collectors)})
 

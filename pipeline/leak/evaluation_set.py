@@ -51,9 +51,7 @@ class EvaluationSet:
         try:
             snapshot = Snapshot.of(Store(leak.against, files.s3))
         except (DatasetError, ValueError, OSError) as error:
-            raise StepError(
-                f"{leak.against} is no evaluation set ({error}): make one of its pictures with `pairmill embed`"
-            ) from None
+            raise StepError(f"{error}; make a dataset of the evaluation pictures with `pairmill embed`") from None
         if missing := snapshot.unfinished_shards:
             raise StepError(f"{leak.against} is not finished ({missing:,} shards missing): run its command again")
         if snapshot.chunk.num_rows > MAX_ITEMS:

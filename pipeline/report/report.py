@@ -181,6 +181,9 @@ class _Maker:
             yield Fact(f"in {subset.name}", f"{subset.rows_out:,}")
             if subset.weight_sum is not None:
                 yield Fact("samples per epoch", f"{subset.weight_sum:,.0f}")
+            for repeat in filter(None, (report.repeat for report in subset.reports)):
+                yield Fact("highest weight", f"{repeat.highest:,.4g}")
+                yield Fact("rows below weight 1", f"{repeat.rows_below_one:,}")
         for name, threshold in self._thresholds.items():
             yield Fact(f"threshold of {name.removeprefix('similarity_')}", four_digits(threshold))
 

@@ -7,6 +7,7 @@ from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.losses import StatusCounts
 from pairmill.pipeline.dataset.shard_sample import sample_shards
 from pairmill.schemas.manifest import ShardManifest
+from pairmill.schemas.status import Status
 
 MAX_ROWS = 1_000_000
 """Rows of the shards that `pairmill report` reads."""
@@ -24,6 +25,11 @@ class Totals(StatusCounts):
     bytes_fetched: int = 0
     versions: set[str] = field(default_factory=set)
     """Versions of pairmill that wrote the shards."""
+
+    @property
+    def stored(self) -> int:
+        """Rows that can be read: all but the withdrawn ones."""
+        return self.rows - self.statuses[Status.WITHDRAWN]
 
     def add(self, manifest: ShardManifest) -> None:
         """Add one shard."""
@@ -50,4 +56,4 @@ def sampled(manifests: Iterable[ShardManifest], max_rows: int, totals: Totals) -
 
 def sample_note(rows_read: int, totals: Totals) -> str:
     """`sampled 1,000 of 9,000 rows`; empty if all rows were read."""
-    return f"sampled {rows_read:,} of {counted(totals.rows, 'row')}" if rows_read < totals.rows else ""
+    return f"sampled {rows_read:,} of {counted(totals.stored, 'row')}" if rows_read < totals.stored else ""

@@ -80,7 +80,7 @@ class Expression:
                 raise at_node(self._stripped, node, f"there is no column {name!r}{_hint(name, schema)}")
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
         if not self.columns:
-            raise ExpressionError(f"{self.text!r} uses no column")
+            raise ExpressionError(f"{self.text!r} uses no column; name one, such as `width` in `width / 1000`")
         if expected == "boolean" and not pa.types.is_boolean(value.type):
             raise ExpressionError(f"{self.text!r} is not true or false, but a {value.type}")
         if expected == "number" and not comparisons.is_number(value.type):

@@ -29,6 +29,8 @@ class OrderKey(NamedTuple):
 
 
 LOWEST = OrderKey(0, 0, 0)
+NO_SCORE = OrderKey(0, 2**16 - 1, 2**64 - 1)
+"""At or above the key of every row without a score, and below all others."""
 HIGHEST = OrderKey(2**64 - 1, 2**16 - 1, 2**64 - 1)
 """Above the key of every row, because no number has this rank."""
 

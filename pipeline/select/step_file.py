@@ -1,6 +1,6 @@
 """Remembers the state of a file that a step names, so that each process reads the same one."""
 
-from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote
+from pairmill.pipeline.common.files import S3_SCHEMES, Files, is_remote, why_no_file
 from pairmill.pipeline.select.step_error import StepError
 
 
@@ -8,6 +8,8 @@ def digest_of(files: Files, uri: str) -> str:
     """BLAKE2b of the file as it is now: 32 hex characters. Raises StepError if it cannot be read."""
     if is_remote(uri) and not uri.startswith(S3_SCHEMES):
         raise StepError(f"{uri} cannot be read: give a local file or s3://")
+    if why := why_no_file(uri):
+        raise StepError(f"{uri} {why}")
     try:
         return files.checksum(uri)[0]
     except (OSError, ValueError) as error:  # ValueError: NUL in the name

@@ -1,5 +1,6 @@
-"""Reads lists of uids from Parquet files, such as `pairmill search --save` writes: the step `uids` of a select job."""
+"""Reads lists of uids, from text or from Parquet files such as `pairmill search --save` writes: the step `uids`."""
 
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,8 @@ MAX_UIDS = 100_000_000
 """Every process that scans rows keeps the whole list: 16 bytes per uid."""
 
 _BATCH_ROWS = 65_536
+_TEXT_BYTES = 1 << 22
+_BOM = "\ufeff"
 _UID = r"^(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$"
 """The same as `pairmill.pipeline.source.uid.own_uid` accepts."""
 
@@ -51,7 +54,8 @@ class UidList:
 
 @dataclass(frozen=True)
 class UidFile:
-    """A Parquet file with a column `uid`, in a certain state. Cheap to pickle: each process reads the file once."""
+    """A Parquet file with a column `uid`, or a text file, in a certain state. Cheap to pickle: each process reads it
+    once."""
 
     files: Files
     uri: str
@@ -84,11 +88,36 @@ class UidIn:
 def _load(file: UidFile) -> UidList:
     if UidFile.of(file.files, file.uri) != file:
         raise StepError(f"{file.uri} has changed since the job began; run it again")
+    if file.uri.lower().endswith((".txt", ".txt.gz")):
+        return _read_text(file)
     try:
         with file.files.open(file.uri) as opened, pq.ParquetFile(opened) as parquet:
             return _read(file.uri, parquet)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow raises all three for damaged files
-        raise StepError(f"{file.uri} is not a readable Parquet file: {clean_text(str(error))}") from None
+        raise StepError(
+            f"{file.uri} is not a readable Parquet file; a text file's name ends in .txt or .txt.gz: "
+            f"{clean_text(str(error))}"
+        ) from None
+
+
+def _read_text(file: UidFile) -> UidList:
+    """One uid per line. Blank lines, and those that start with #, are none."""
+    high, low, num_uids = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], 0
+    try:
+        with file.files.open_decompressed(file.uri) as opened:
+            while lines := opened.readlines(_TEXT_BYTES):
+                texts = pc.utf8_ltrim(pa.array(lines, pa.binary()).cast(pa.string()), _BOM)
+                texts = pc.utf8_trim_whitespace(texts)
+                texts = texts.filter(pc.invert(pc.match_substring_regex(texts, r"^(?:#|$)")))
+                num_uids += len(texts)
+                if num_uids > MAX_UIDS:
+                    raise StepError(f"{file.uri} has more than {MAX_UIDS:,} uids, which do not fit into memory")
+                halves = key_halves(pa.chunked_array([uid_digits(file.uri, texts)]), "uid")
+                high.append(halves[0])
+                low.append(halves[1])
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
+        raise StepError(f"{file.uri} is not a readable text file in UTF-8: {clean_text(str(error))}") from None
+    return _sorted(np.concatenate(high), np.concatenate(low))
 
 
 def _read(uri: str, parquet: pq.ParquetFile) -> UidList:
@@ -116,7 +145,7 @@ def uid_digits(uri: str, uids: pa.Array) -> pa.Array:
         first = uids.filter(pc.invert(is_uid))[0].as_py()
         example = "null" if first is None else repr(clean_text(first, 40) or "")
         values = counted(wrong, "value")
-        raise StepError(f"{uri}: column `uid` has {values} that cannot be uids, such as {example}")
+        raise StepError(f"{uri} has {values} that cannot be uids, such as {example}")
     return pc.utf8_lower(pc.replace_substring(uids, "-", ""))
 
 

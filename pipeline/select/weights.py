@@ -19,8 +19,8 @@ Weights = npt.NDArray[np.float32]
 Draws = npt.NDArray[np.uint32]
 """A hash of each row's uid; shape (rows,)."""
 
-_TICKS = float(1 << 20)
-"""Sums count in units of 1 / _TICKS, so that they are the same in whatever order they are added."""
+TICK = 2.0**-20
+"""Sums count in these units, so that they are the same in whatever order they are added."""
 
 
 def draws_of(uids: pa.ChunkedArray) -> Draws:
@@ -112,10 +112,10 @@ class WeightSums:
     def collect(self, table: pa.Table, row_indices: RowIndices) -> Sequence[Array]:
         """One number each. The ticks of a shard are exact in a float64 below 2^53."""
         weights = self.weighting.of(table).astype(np.float64)
-        ticks, below = np.rint(weights * _TICKS).sum(), int((weights < 1).sum())
+        ticks, below = np.rint(weights / TICK).sum(), int((weights < 1).sum())
         return [np.array([ticks]), np.array([below]), np.array([weights.max(initial=0.0)])]
 
 
 def sum_of_ticks(ticks: Array) -> float:
     """The sum of the weights, from the ticks of some shards."""
-    return sum(map(int, ticks.tolist())) / _TICKS
+    return sum(map(int, ticks.tolist())) * TICK

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.output_folder import why_not_there
 from pairmill.pipeline.source.columns import map_columns, misfit
 from pairmill.pipeline.source.convert import convert, converted_name, inspect_text
 from pairmill.pipeline.source.corpus.discover import Corpus
@@ -54,6 +55,8 @@ def load_plan(store: Store) -> Plan:
             raise PlanError(
                 f"{store.root} is a mixture, which only `export` and PairDataset read; give one of its datasets"
             )
+        if why := why_not_there(store):
+            raise PlanError(why)
         raise PlanError(f"{store.root} has no plan: it is not the output folder of a build or embed")
     return plan
 

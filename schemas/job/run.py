@@ -27,7 +27,7 @@ class RunConfig(Settings):
     None: the pool does not grow."""
     max_encode_actors: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of encode actors on an autoscaling cluster. None: the pool does not grow."""
-    gpus_per_encoder: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_encoder: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """GPUs per encode actor: with 0.5, two actors share each GPU and its memory."""
     encode_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads per encode actor on the CPU. None: all cores of its machine."""

@@ -99,7 +99,7 @@ def test_the_tars_of_the_cases_go_through_the_command_and_status_accounts_for_ea
             members += len(tar.getmembers())
     assert result["seen"] == members == result["input_rows"] + result["parts"] + 2
     assert result["passed_over"] == {"name begins with a dot": 2}
-    line = f"{members} seen: 14 rows, 14 parts of rows, 2 passed over (name begins with a dot: 2)"
+    line = f"{members} found in the input: 14 rows, 14 beside them (such as captions), 2 passed over ("
     assert line in printed
     assert line in command("status", output)
     found = by_key(output)

@@ -1,15 +1,18 @@
 import io
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pairmill.jobs.funnel import funnel
-from pairmill.jobs.job_file import fingerprint, load_job, resolve
+from pairmill.jobs.job_fields import job_fields
+from pairmill.jobs.job_file import fingerprint, load_job, load_select_job, resolve
 from pairmill.jobs.progress import ConsoleProgress
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.manifest import CustomRuleCount, ShardManifest
 from pairmill.schemas.status import Step
+from pairmill.schemas.subset import SelectJob
 
 BASE = {"source.paths": ["in.csv"], "output": "out"}
 
@@ -63,6 +66,19 @@ def test_a_bad_value_of_a_field_with_several_types_is_reported_once(setting: str
     with pytest.raises(JobError) as error:
         load_job(None, BASE, ["models=[{name: tiny}]", setting])
     assert str(error.value) == line
+
+
+@pytest.mark.parametrize("value", ["nonsense", -1, [], {}, [["x"]], {"x": 1}, float("inf")])
+def test_a_bad_value_of_a_step_is_reported_at_its_field_and_not_by_the_names_of_types(value: object) -> None:
+    fields = [field.name.split(".") for field in job_fields("steps[].", SelectJob) if field.name.count(".") < 3]
+    for _, kind, *names in fields:
+        if not names:
+            continue
+        with pytest.raises(JobError) as error:
+            load_select_job(None, {"dataset": "d", "name": "n", "steps": [{kind: {"wrong": 1, names[0]: value}}]})
+        for line in str(error.value).splitlines():
+            assert re.match(rf"step 1: {kind}\.[a-z_0-9.]+: [^\[]+(\(got .*\))?$", line), line
+            assert "constrained" not in line and "literal" not in line
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(job_file: Path) -> None:

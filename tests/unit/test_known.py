@@ -241,7 +241,9 @@ def test_the_rows_of_a_dataset_and_its_state(tmp_path: Path) -> None:
     assert found(tmp_path, {"path": str(tmp_path / "a")})[1].fingerprint != source.fingerprint
 
 
-@given(st.lists(st.tuples(NUMBERS, st.lists(st.integers(0, 63), max_size=10)), max_size=30), st.integers(0, 8))
+@given(
+    st.lists(st.tuples(NUMBERS, st.lists(st.integers(0, 63), max_size=10)), min_size=1, max_size=30), st.integers(0, 8)
+)
 def test_hashes_within_a_distance(listed: list[tuple[int, list[int]]], distance: int) -> None:
     asked = [number ^ sum(1 << bit for bit in set(bits)) for number, bits in listed]
     known = [number for number, _ in listed[::2]]

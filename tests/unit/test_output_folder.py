@@ -79,7 +79,8 @@ def test_a_foreign_folder_is_refused_and_unchanged(
 @pytest.mark.parametrize("names", [*FOREIGN, ["input/a.csv-0123456789abcdef.parquet"], ["plan/0.parquet"]])
 def test_an_export_refuses_a_foreign_folder(tmp_path: Path, names: list[str]) -> None:
     fill(tmp_path, names)
-    with pytest.raises(JobError, match="is not empty and is not pairmill's"):
+    is_dataset = names == ["plan/0.parquet"]
+    with pytest.raises(JobError, match="is a dataset; give a" if is_dataset else "is not empty and is not pairmill's"):
         check_export_folder(Store(str(tmp_path)))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 
@@ -16,7 +17,10 @@ import pairmill
 from pairmill.jobs.api import choose, make
 from pairmill.jobs.api.progress import listener_for
 from pairmill.jobs.progress import ConsoleProgress
+from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.select.subset_diff import compare
 from pairmill.schemas.errors import PairmillError
+from tests.synthetic_dataset import write_dataset
 
 FUNCTIONS = ("add_model", "build", "embed", "export", "open", "report", "retry", "select", "status", "verify")
 HEAVY = ("ray", "torch", "pyarrow", "pandas", "numpy", "PIL", "pydantic", "yaml", "aiohttp", "fsspec")
@@ -221,6 +225,35 @@ def test_a_mistake_is_a_job_error_before_anything_starts(
 ) -> None:
     with pytest.raises(pairmill.JobError, match=message):
         pairmill.build(*arguments, **keywords)  # type: ignore[arg-type]
+
+
+def test_every_function_says_that_its_path_does_not_exist(tmp_path: Path) -> None:
+    gone, dataset = str(tmp_path / "gone"), tmp_path / "dataset"
+    write_dataset(dataset, 10)
+    calls: list[Callable[[], object]] = [
+        lambda: pairmill.add_model(gone, "tiny"),
+        lambda: pairmill.evaluate(gone),
+        lambda: pairmill.export(gone, "a", tmp_path / "tars"),
+        lambda: pairmill.gc(gone),
+        lambda: pairmill.index(gone),
+        lambda: pairmill.mix(tmp_path / "mix", {gone: 1}),
+        lambda: pairmill.mix(gone, refresh=True),
+        lambda: pairmill.open(gone),
+        lambda: pairmill.PairDataset(pairmill.FeedConfig(gone)),
+        lambda: pairmill.report(gone),
+        lambda: pairmill.retry(gone),
+        lambda: pairmill.score(gone, "x", score="captions: {measures: [words]}"),
+        lambda: pairmill.search(gone, "a dog"),
+        lambda: pairmill.select(gone, "a"),
+        lambda: pairmill.select(gone, "a", refresh=True),
+        lambda: pairmill.select(dataset, "a", steps=f"leak: {gone}"),
+        lambda: pairmill.status(gone),
+        lambda: pairmill.verify(gone),
+        lambda: compare(Store(gone), "a", "b"),
+    ]
+    for call in calls:
+        with pytest.raises(PairmillError, match=f"{gone} does not exist"):
+            call()
 
 
 def test_a_job_object_works_alone_and_fits_its_function() -> None:

@@ -28,7 +28,7 @@ from pairmill.pipeline.select.outputs import NoOutput
 from pairmill.pipeline.select.selector import Selector
 from pairmill.pipeline.select.step_error import StepError
 from pairmill.pipeline.select.tasks import Handle, Tasks
-from pairmill.schemas.balance import Balance, BalanceReport, EntryRows
+from pairmill.schemas.balance import CONCEPT, Balance, BalanceReport, EntryRows
 from pairmill.schemas.share import Share
 
 PARTITION_ROWS = 4_000_000
@@ -58,8 +58,10 @@ class Counted:
 
 
 def balance_rows(selector: Selector, number: int, balance: Balance, entries: Entries) -> BalanceReport:
-    """Let the next scan drop the rows that do not stay."""
+    """Let the next scan drop the rows that do not stay. Raises StepError if no row has a value."""
     found = _count(selector, balance, entries)
+    if found.rows == found.unmatched > 0 and balance.by != CONCEPT:
+        raise StepError(f"{balance.by!r} is null in all rows; use another column")
     tasks, thresholds = selector.tasks, _thresholds(selector.tasks, balance, found)
     (heads,) = tasks.map(head, [(thresholds, *found.partitions)])
     sizes = list(tasks.get(tasks.map(_size, [(each,) for each in found.partitions])))

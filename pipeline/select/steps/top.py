@@ -10,9 +10,10 @@ from pairmill.pipeline.dataset.subset import NOT_DROPPED
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import AtLeast
 from pairmill.pipeline.select.keys import score_of
-from pairmill.pipeline.select.order import HIGHEST, LOWEST, ORDER_KEY, Order, OrderKey, OrderKeys
+from pairmill.pipeline.select.order import HIGHEST, LOWEST, NO_SCORE, ORDER_KEY, Order, OrderKey, OrderKeys
 from pairmill.pipeline.select.outputs import Array, KeysWithin, SampledKeys
 from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.select_steps import Sample, Top
 from pairmill.schemas.subset import StepReport
 
@@ -70,8 +71,15 @@ class TopStep:
                 break
             sigmas *= 4  # about once in a million jobs
         last = OrderKey(*within[-from_window].item())
+        if self.order.by and last.rank == NO_SCORE.rank and not self._has_scores(selector):
+            raise StepError(f"{self.order.by!r} is null in all rows; use another column")
         selector.filters.append(AtLeast(number, self.order, last))
         self.threshold = score_of(last.rank, last.low_bits) if self.order.by else None
+
+    def _has_scores(self, selector: Selector) -> bool:
+        """Whether any of the remaining rows has a score, neither null nor NaN."""
+        _, above = selector.scan_sorted(KeysWithin(self.order, NO_SCORE, NO_SCORE))
+        return bool(above.any())
 
     def report(self, selector: Selector, report: StepReport, earlier: StepReport | None) -> StepReport:
         """The threshold."""

@@ -301,6 +301,8 @@ def test_a_file_that_is_no_list_of_entries_is_refused(
         ({"by": "concept", "entries": "x", "language": "y", "curve": {"count": 3}}, "give curve as a number"),
         ({"by": "url", "curve": {}}, "either a fraction or a count"),
         ({"by": "url", "curve": 0}, "greater than 0"),
+        ({"by": "url", "curve": float("inf")}, "finite"),
+        ({"by": "url", "curve": 1, "reference": "de"}, "add language: COLUMN"),
     ],
 )
 def test_a_contradictory_step_is_refused(balance: Row, says: str) -> None:

@@ -173,6 +173,8 @@ def test_embeddings_near_to_known_ones_are_dropped(
     [
         ({"path": "none"}, "step 1, known: .*none cannot be read: .*no input found"),
         ({"path": "a.txt", "by": "embedding"}, "is not a dataset"),
+        ({"path": "empty.txt", "by": "uid"}, "known: .*empty.txt has no values"),
+        ({"path": "/dev/null", "by": "uid"}, "is a pipe or device, .* write its content to a file first"),
     ],
 )
 def test_mistakes_are_found_before_any_work(
@@ -180,6 +182,7 @@ def test_mistakes_are_found_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("http://a.example/\n")
+    (tmp_path / "empty.txt").write_text("# nothing yet\n")
     with pytest.raises(JobError, match=problem):
         make_subset(dataset, "wrong", {"known": step})
 
@@ -191,6 +194,8 @@ def test_settings_that_do_not_fit_together_are_refused() -> None:
         ({"path": "a", "threshold": 0.9}, "threshold works only with by: embedding"),
         ({"path": "a", "column": "x"}, "column: say with by"),
         ({"path": "a", "subset": "s", "rows": "all"}, "either rows or a subset"),
+        ({"path": "a", "by": "embedding", "column": "x"}, "column is of lists"),
+        ({"path": "a", "by": "embedding", "rows": "all"}, "which have no embeddings"),
         ({"path": "a", "by": "colour"}, "by"),
     ]:
         with pytest.raises(ValueError, match=problem):

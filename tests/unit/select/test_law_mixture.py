@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+import pairmill
 from pairmill.jobs.export import ExportResult
 from pairmill.jobs.export_mixture import export_any
 from pairmill.jobs.mix import fields_of, mix
 from pairmill.pipeline.common.storage import Store
+from pairmill.pipeline.dataset.mixture import publish_mixture, read_mixture
 from pairmill.pipeline.dataset.subset import SubsetError, read_rows
 from pairmill.pipeline.export.order import SubsetShard, cut_mixture, group_shards
 from pairmill.pipeline.feed import mixture_rows, pair_dataset
@@ -409,7 +412,37 @@ def test_what_a_mixture_cannot_do_is_said_before_anything_is_written(pictures: P
         mixed(folder, "again", {"a:weighted": 1.0})
     with pytest.raises(JobError, match="not empty and is not pairmill's"):
         mixed(folder, "a/pairs", {"b": 1.0})
+    with pytest.raises(JobError, match="a is a dataset; give a new or empty folder"):
+        mixed(folder, "a", {"b": 1.0})
+    make_subset(folder / "a", "none", {"where": "width > 0"})
+    for path in (folder / "a/subsets/none").rglob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rows_out": 0}))
+    with pytest.raises(JobError, match="no row is left of subset 'none'"):
+        exported(folder, "a", "refused", subset="none")
+    with pytest.raises(JobError, match=r"share: Input should be greater than 0 \(got 'a=-1'\)"):
+        pairmill.mix(folder / "again", ["a=-1"])
     assert not (folder / "again").exists()
+
+
+# The folder
+
+
+def test_after_a_mix_the_folder_has_exactly_the_files_of_the_record(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("pairmill.jobs.mix.publish_mixture", Mock(side_effect=KeyboardInterrupt))
+        mixed(folder, "clean")
+    assert list((folder / "clean/sources").rglob("*.parquet"))
+    for shares in (SHARES, {"a": 1.0, "b": 1.0}):
+        files = [each for source in mixed(folder, "clean", shares).sources for each in source.rows.files]
+        named = {file.path for each in files for file in (each.rows, each.shards)}
+        there = {str(path.relative_to(folder / "clean")) for path in (folder / "clean").rglob("*") if path.is_file()}
+        assert there == named | {"mixture.json"}
+    replaced = read_mixture(Store(str(folder / "clean")))
+    new = mixed(folder, "clean", SHARES)
+    assert not publish_mixture(Store(str(folder / "clean")), replaced, replaced)  # another run was faster
+    assert read_mixture(Store(str(folder / "clean"))) == new
 
 
 # The words

@@ -21,7 +21,6 @@ from pairmill.pipeline.image.phash import phash, phash_of_luma
 from pairmill.pipeline.leak.evaluation_set import hash_entry
 from pairmill.pipeline.leak.step import _parts
 from pairmill.pipeline.leak.variants import CROPS, VARIANTS, is_plain, variant_hashes
-from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.leak import LeakKind, LeakPair
 from pairmill.schemas.select_steps import SelectStep
@@ -222,7 +221,7 @@ def test_embeddings_are_compared_with_those_of_the_same_weights(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"against": "nowhere"}, "is no evaluation set"),
+        ({"against": "nowhere"}, "nowhere does not exist; make a dataset of the"),
         ({"by": "pdq"}, "there is no column 'pdq'"),
         ({"by": "embedding"}, "embeddings by: none"),
     ],
@@ -236,12 +235,20 @@ def test_what_cannot_be_compared_is_an_error(
 
 
 def test_the_dataset_itself_is_no_evaluation_set(evaluation: Path) -> None:
-    with pytest.raises(StepError, match="is the dataset itself"):
+    with pytest.raises(JobError, match="is the dataset itself"):
         make_subset(evaluation, "x", {"leak": str(evaluation)})
 
 
 @pytest.mark.parametrize(
-    "settings", [{"threshold": 0.9}, {"pdq": 10}, {"by": ["pdq"], "phash": 4}, {"phash": 9}, {"by": []}]
+    "settings",
+    [
+        {"threshold": 0.9},
+        {"pdq": 10},
+        {"by": ["pdq"], "phash": 4},
+        {"phash": 9},
+        {"by": []},
+        {"by": "sha256", "variants": []},
+    ],
 )
 def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):

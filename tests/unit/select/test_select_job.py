@@ -13,7 +13,7 @@ from pairmill.jobs.cli.main import app
 from pairmill.jobs.job_file import load_select_job
 from pairmill.jobs.select import refresh, select
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.dataset.chunks import ColumnsError
+from pairmill.pipeline.dataset.chunks import Chunk, ColumnsError
 from pairmill.pipeline.dataset.subset import SubsetError, read_rows, read_subset
 from pairmill.pipeline.select.subset_diff import NOT_SEEN, REBUILT, compare
 from pairmill.pipeline.source.planned import PlanError
@@ -85,15 +85,36 @@ def test_selecting_nothing_names_the_step_that_dropped_the_last_rows(own: Path) 
     assert "'where: similarity > 5' dropped all " in message
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"top": {"by": "length(status_detail)", "fraction": 0.3}},
+        {"top": {"by": "1 - length(status_detail)", "count": 5}},
+        {"balance": {"by": "status_detail", "curve": 5}},
+        {"repeat": {"by": "length(status_detail)", "mean": 1}},
+    ],
+)
+def test_a_step_by_something_that_is_null_in_all_rows_is_refused(own: Path, step: Step) -> None:
+    assert "null in all rows" in refused(own, {"where": "status_detail is None"}, step)
+
+
+def test_a_dataset_without_pairs_is_said_to_have_none(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chunk, "num_rows", 0)
+    monkeypatch.setattr(Chunk, "spans", lambda chunk: iter(()))
+    assert "/own has no pairs: all of its rows were rejected or withdrawn" in refused(own, {"where": "width > 0"})
+
+
 def test_an_unfinished_dataset_is_refused_unless_partial_is_set(own: Path) -> None:
     (own / "manifests/000000003.json").unlink()
     assert "is not finished: 1 of 10 shards missing" in refused(own, TOP)
     assert make_subset(own, "partial", TOP, partial=True).shards == 9
+    again = refresh(SelectJob.model_validate({"dataset": str(own), "name": "partial"}))
+    assert (again.shards, again.partial) == (9, True)
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="has no plan"):
-        make_subset(tmp_path / "nowhere", "n", TOP)
+        make_subset(tmp_path, "n", TOP)
 
 
 def test_an_existing_subset_is_refused_unless_overwrite_is_given(own: Path) -> None:

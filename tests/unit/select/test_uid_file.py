@@ -1,5 +1,6 @@
-"""Tests the step `uids`: rows are selected by a Parquet file of uids, in any of the forms that a uid may have."""
+"""Tests the step `uids`: rows are selected by a file of uids, in any of the forms that a uid may have."""
 
+import gzip
 import hashlib
 import json
 import uuid
@@ -99,7 +100,7 @@ def test_the_command_says_how_many_are_unknown_and_keeps_the_absolute_path(
     [
         ({"id": ["a"]}, "has no column `uid`"),
         ({"uid": [1]}, "column `uid` is int64, not text"),
-        ({"uid": ["0" * 32, None]}, "1 value that cannot be uids, such as null"),
+        ({"uid": ["0" * 32, None]}, "has 1 value that cannot be uids, such as null"),
         ({"uid": ["x\x1b[31m", "0" * 31, "0" * 32]}, r"2 values that cannot be uids, such as 'x \[31m'"),
         (None, "is not a readable Parquet file"),
     ],
@@ -118,12 +119,31 @@ def test_a_file_that_is_not_a_list_of_uids_is_an_error_that_names_the_step(
         make_subset(dataset, "no", {"uids": str(tmp_path / "missing.parquet")})
 
 
+def test_a_text_file_is_the_same_list(tmp_path: Path) -> None:
+    uids = [hashlib.md5(b"%d" % number).hexdigest() for number in range(300)]
+    parquet = UidFile.of(Files(), write(tmp_path / "f.parquet", uids)).load()
+    lines = ["# mine", "", *uids[:-1], f"  {uuid.UUID(uids[-1])}\r"]
+    for name, opener in (("f.txt", open), ("f.TXT.gz", gzip.open)):
+        with opener(tmp_path / name, "wb") as file:
+            file.write("\n".join(["\ufeff" + uids[0], *lines]).encode())
+        found = UidFile.of(Files(), str(tmp_path / name)).load()
+        assert (found.high.tolist(), found.low.tolist()) == (parquet.high.tolist(), parquet.low.tolist())
+    for content, problem in (
+        (b"kitten", "1 value that cannot be uids, such as 'kitten'"),
+        (b"\xff", "text file in UTF-8"),
+    ):
+        (tmp_path / "f.txt").write_bytes(content)
+        with pytest.raises(StepError, match=problem):
+            UidFile.of(Files(), str(tmp_path / "f.txt")).load()
+
+
 def test_two_columns_of_one_name_and_places_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
     uids = pa.array(["0" * 32])
     pq.write_table(pa.Table.from_arrays([uids, uids], names=["uid", "uid"]), tmp_path / "two.parquet")
     for uri, problem in (
         (f"{tmp_path}/two.parquet", "has several columns `uid`"),
-        (f"{tmp_path}", "cannot be read: Is a directory"),
+        (f"{tmp_path}", "is a folder: name a file in it"),
+        ("/dev/null", "is a pipe or device, .* write its content to a file first"),
         (f"{tmp_path}/a\0b", "cannot be read: embedded null byte"),
         ("https://example.com/uids.parquet", "cannot be read: give a local file or s3://"),
     ):

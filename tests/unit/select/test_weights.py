@@ -156,6 +156,8 @@ def test_readers_give_the_weight_and_everything_else_works_on_rows(dataset: Path
         ({"by": "a", "samples": 3, "mean": 1}, "needs either samples"),
         ({"weight": "a", "mean": 1}, "work only with by"),
         ({"by": "a", "mean": 1, "alpha": 0}, "greater than 0"),
+        ({"by": "a", "mean": float("inf")}, "finite"),
+        ({"weight": 2}, "weight: write an expression with a column"),
         ({"weight": "a", "max": 1e9}, "less than or equal to 10000"),
     ],
 )
@@ -176,7 +178,9 @@ def test_a_row_has_one_weight() -> None:
         ({"weight": "width / 0"}, "the highest weight is inf; set max"),
         ({"by": "width", "samples": 1_000_000, "max": 2}, "need a higher max"),
         ({"by": "md5", "samples": 10}, "'md5' is not a number"),
+        ({"weight": "2"}, "uses no column; name one"),
         ({"by": "image_offset", "samples": 10}, "null in all rows"),
+        ({"by": "similarity * 1e17", "samples": 10, "max": 1000}, "scale by down: .* not to the 10 samples"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(dataset: Path, repeat: Step, says: str) -> None:
