@@ -206,9 +206,11 @@ class _Stream:
         self._waiting: deque[pa.Table] = deque()
 
     def take(self, rows: int) -> Iterator[pa.Table]:
-        """The next rows, as parts of tables."""
+        """The next rows, as parts of tables. Raises FeedError if there are too few."""
         while rows:
-            table = self._waiting.popleft() if self._waiting else next(self._tables)
+            table = self._waiting.popleft() if self._waiting else next(self._tables, None)
+            if table is None:
+                raise FeedError(f"{rows:,} rows of a dataset are missing; check it with pairmill verify, and mix again")
             if table.num_rows > rows:
                 self._waiting.appendleft(table.slice(rows))
                 table = table.slice(0, rows)

@@ -95,9 +95,9 @@ def _near(vectors: Halves, known: Halves, threshold: float) -> Mask:
 
 
 def unit(vectors: Halves) -> Floats:
-    """float16 [n, dim] -> float32 [n, dim] of length 1."""
+    """float16 [..., dim] -> float32 [..., dim] of length 1, which undoes most of the rounding to float16."""
     floats = vectors.astype(np.float32)
-    floats /= np.linalg.norm(floats, axis=1, keepdims=True)
+    floats /= np.sqrt(np.einsum("...i,...i->...", floats, floats))[..., None]
     return floats
 
 

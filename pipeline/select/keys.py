@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairmill.pipeline.known.hash_index import hash_words
 from pairmill.pipeline.select.comparisons import as_doubles, is_number
 from pairmill.pipeline.select.expressions import Expression
 
@@ -27,9 +28,6 @@ HEX_COLUMNS = frozenset({"uid", "sha256", "md5", "phash"})
 
 TIES, SAMPLE, SHUFFLE, BALANCE, CURVE, REPEAT = 1, 2, 3, 4, 5, 6
 """Purposes of uid hashes. Each has its own hash, so that a row that wins ties is no more likely to be sampled."""
-
-_NIBBLES = np.full(256, 255, np.uint8)
-_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
 def key_halves(column: pa.ChunkedArray, name: str) -> tuple[U64, U64]:
@@ -74,19 +72,13 @@ def _hex_digits(array: pa.Array) -> tuple[U64, U64]:
     present = array.drop_null()
     if not len(present):
         return np.zeros(len(array), np.uint64), np.zeros(len(array), np.uint64)
-    offsets = np.frombuffer(present.buffers()[1], np.int32)[present.offset : present.offset + len(present) + 1]
-    widths = np.diff(offsets)
-    width = int(widths[0])
-    if width not in (16, 32, 64) or (widths != width).any():
+    width = len(present[0].as_py())
+    if width not in (16, 32, 64):
         raise ValueError("a column of hex digits has values of another length")
-    text = np.frombuffer(present.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, width)
-    nibbles = _NIBBLES[text[:, :32]]  # (rows, digits)
-    if (nibbles == 255).any():
-        raise ValueError("a column of hex digits has other characters")
-    words = (nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).view(">u8").astype(np.uint64)  # (rows, 1 or 2)
-    spread = np.zeros((len(array), words.shape[1]), np.uint64)
-    spread[pc.is_valid(array).to_numpy(zero_copy_only=False)] = words
-    return spread[:, 0], spread[:, 1] if words.shape[1] == 2 else np.zeros(len(array), np.uint64)
+    words = hash_words(present, width // 16)
+    spread = np.zeros((len(array), 2), np.uint64)
+    spread[pc.is_valid(array).to_numpy(zero_copy_only=False), : words.shape[1]] = words[:, :2]
+    return spread[:, 0], spread[:, 1]
 
 
 def uid_hashes(column: pa.ChunkedArray, purpose: int, seed: int) -> U64:

@@ -55,6 +55,16 @@ def peek(
     return (len(seen), int((seen == NOT_DROPPED).sum()), *arrays)
 
 
+def remaining_rows(chunk: Chunk, drop_step: DropStep, columns: frozenset[str]) -> Iterator[tuple[pa.Table, RowIndices]]:
+    """The rows that no step has dropped, and their indices in the whole dataset, for each shard that has any."""
+    for shard, span in chunk.spans():
+        remaining = drop_step[span] == NOT_DROPPED
+        if remaining.any():
+            table = chunk.read(shard, columns)
+            table = table if remaining.all() else table.filter(pa.array(remaining))
+            yield table, np.flatnonzero(remaining) + span.start + chunk.first_row_index
+
+
 def _collect(
     chunk: Chunk,
     spans: Sequence[tuple[ShardFiles, slice]],

@@ -16,6 +16,7 @@ from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.outputs import Array
 from pairmill.pipeline.select.step_error import StepError
+from pairmill.pipeline.select.sums import add_up
 from pairmill.pipeline.select.weights import numbers_of, soft_cap
 
 BUCKET = np.dtype([("bucket", "<u8"), ("rows", "<u8"), ("rest", "<u8")])
@@ -55,15 +56,7 @@ class NumberBuckets:
 
 def merge_buckets(*parts: Array) -> Array:
     """The sums of some buckets, in ascending order."""
-    every = np.concatenate([np.zeros(0, BUCKET), *parts])
-    if not len(every):
-        return every
-    every = every[np.argsort(every["bucket"], kind="stable")]
-    first = np.flatnonzero(np.concatenate([[True], every["bucket"][1:] != every["bucket"][:-1]]))
-    merged = every[first]
-    for name in ("rows", "rest"):
-        merged[name] = np.add.reduceat(every[name], first)
-    return merged
+    return add_up(BUCKET, parts)
 
 
 def means(buckets: Array) -> Doubles:

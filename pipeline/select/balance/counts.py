@@ -1,18 +1,18 @@
 """Counts the rows of each entry, chunk by chunk, and merges the counts of all chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from pairmill.pipeline.dataset.chunks import Chunk
-from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep
+from pairmill.pipeline.dataset.subset import DropStep
 from pairmill.pipeline.select.balance.row_entries import ConceptEntries, Entries, RowEntries
-from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.keys import CURVE, U64, mix, uid_hashes
+from pairmill.pipeline.select.scan import remaining_rows
+from pairmill.pipeline.select.sums import add_up
 
 ENTRY_COUNT = np.dtype([("key", "<u8"), ("rows", "<u8")])
 SAMPLED_ENTRY = np.dtype([("row", "<u8"), ("key", "<u8")])
@@ -52,7 +52,7 @@ class KeptEntries:
 def count(task: CountTask, chunk: Chunk, drop_step: DropStep) -> tuple[Any, ...]:
     """Returns (Counts of each partition .., SAMPLED_ENTRYs, [rows, rows without an entry, sampled rows], names of the
     languages by their hashes, KeptEntries or None)."""
-    merged, pending, num_pending, kept = _empty(), list[U64](), 0, list[RowEntries]()
+    merged, pending, num_pending, kept = np.zeros(0, ENTRY_COUNT), list[U64](), 0, list[RowEntries]()
     sampled, totals, languages = [np.zeros(0, SAMPLED_ENTRY)], np.zeros(3, np.int64), dict[int, str]()
     columns = task.entries.columns | {"uid"} if task.sampled_share else task.entries.columns
     for table, _ in remaining_rows(chunk, drop_step, columns):
@@ -78,25 +78,9 @@ def count(task: CountTask, chunk: Chunk, drop_step: DropStep) -> tuple[Any, ...]
     return (*parts, np.concatenate(sampled), totals, languages, KeptEntries(kept) if task.keeps_entries else None)
 
 
-def remaining_rows(chunk: Chunk, drop_step: DropStep, columns: frozenset[str]) -> Iterator[tuple[pa.Table, RowIndices]]:
-    """The rows of each shard that no step has dropped, and their indices in the whole dataset."""
-    for shard, span in chunk.spans():
-        is_there = drop_step[span] == NOT_DROPPED
-        if is_there.any():
-            table = chunk.read(shard, columns).filter(pa.array(is_there))
-            yield table, np.flatnonzero(is_there) + span.start + chunk.first_row_index
-
-
 def merge(*parts: Counts) -> Counts:
     """The sums of some counts."""
-    every = np.concatenate([_empty(), *parts])
-    if not len(every):
-        return every
-    every = every[np.argsort(every["key"], kind="stable")]
-    first = np.flatnonzero(np.concatenate([[True], every["key"][1:] != every["key"][:-1]]))
-    merged = every[first]
-    merged["rows"] = np.add.reduceat(every["rows"], first)
-    return merged
+    return add_up(ENTRY_COUNT, parts)
 
 
 def counts_of(keys: U64, *partitions: Counts) -> npt.NDArray[np.float64]:
@@ -115,10 +99,6 @@ def _counted(merged: Counts, pending: list[U64]) -> Counts:
     added = np.zeros(len(keys), ENTRY_COUNT)
     added["key"], added["rows"] = keys, rows
     return merge(merged, added)
-
-
-def _empty() -> Counts:
-    return np.zeros(0, ENTRY_COUNT)
 
 
 def _below(hashes: U64, share: float) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pairmill.pipeline.select.balance.counts import Counts, merge
 from pairmill.pipeline.select.balance.row_entries import language_of
 from pairmill.pipeline.select.keys import U64
+from pairmill.pipeline.select.step_error import StepError
 
 HEAD = np.dtype([("key", "<u8"), ("rows", "<u8"), ("log_drop", "<f8")])
 """An entry with more rows than t. `log_drop`: ln(1 - p), where p is the probability that the entry keeps a row."""
@@ -85,12 +86,14 @@ def language_thresholds(curve: float, reference: int, *partitions: Counts) -> di
     """The t of each language: of its counts, the one whose share of the matches up to and including it is nearest the
     share that the reference has in entries below `curve` (MetaCLIP 2, https://arxiv.org/abs/2507.22062, section 3.2).
 
-    Languages are hashes, as in `language_of`.
+    Languages are hashes, as in `language_of`. Raises StepError if the reference has no matches.
     """
     counts = merge(*partitions)
     languages = language_of(counts["key"])
     of_reference = counts["rows"][languages == reference].astype(np.float64)
-    tail = float(of_reference[of_reference < curve].sum() / max(of_reference.sum(), 1.0))
+    if not len(of_reference):
+        raise StepError("no row of the reference language has an entry; set reference to another language")
+    tail = float(of_reference[of_reference < curve].sum() / of_reference.sum())
     found = {reference: curve}
     for language in np.unique(languages).tolist():
         if language != reference:

@@ -8,10 +8,11 @@ import numpy as np
 
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.subset import DropStep
-from pairmill.pipeline.select.balance.counts import KeptEntries, remaining_rows
+from pairmill.pipeline.select.balance.counts import KeptEntries
 from pairmill.pipeline.select.balance.curve import Heads, probabilities
 from pairmill.pipeline.select.balance.row_entries import Entries
 from pairmill.pipeline.select.keys import BALANCE, uid_hashes
+from pairmill.pipeline.select.scan import remaining_rows
 from pairmill.schemas.balance import Balance
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.select.semantic.vectors import GRID, Floats, Halves
+from pairmill.pipeline.known.embeddings import Floats, Halves
+from pairmill.pipeline.select.semantic.vectors import GRID
 
 MIN_CLUSTER_ROWS = 2_000
 """Mean rows of a cluster, except in huge datasets. Larger clusters cut fewer pairs, but need more comparisons."""

@@ -8,9 +8,8 @@ threshold. So the answer depends on no block size, order or machine.
 import numpy as np
 import numpy.typing as npt
 
-from pairmill.pipeline.known.embeddings import exact_cosines
+from pairmill.pipeline.known.embeddings import Floats, Halves, exact_cosines, unit
 from pairmill.pipeline.select.filters import RowIndices, RowMask
-from pairmill.pipeline.select.semantic.vectors import Floats, Halves, unit
 
 _BLOCK_ROWS = 256
 """Rows that are compared with all rows after them at a time."""

@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from pairmill.pipeline.dataset.chunks import Chunk
 from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep
+from pairmill.pipeline.known.embeddings import Floats, Halves
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.keys import RANK, U64, Ranks, fill_ranks, ranks, uid_hashes
 from pairmill.pipeline.select.outputs import Array
-from pairmill.pipeline.select.semantic.vectors import Floats, Halves, Vectors, on_grid
+from pairmill.pipeline.select.scan import remaining_rows
+from pairmill.pipeline.select.semantic.vectors import Vectors, on_grid
 
 MAX_CLUSTERS_PER_ROW = 8
 MARGIN_SHARE = 0.15
@@ -85,7 +87,7 @@ def assign(
     Of rows with equal vectors, only the best has memberships.
     """
     memberships, keys, unusable = [np.zeros(0, MEMBERSHIP)], [np.zeros(0, _EQUAL_KEY)], 0
-    for table, row_indices in _remaining(chunk, drop_step, rows.columns):
+    for table, row_indices in remaining_rows(chunk, drop_step, rows.columns):
         vectors, usable = rows.vectors.read(table)
         unusable += int((~usable).sum())
         row_indices, vectors = row_indices[usable], vectors[:, usable]
@@ -140,24 +142,14 @@ def margin_of(threshold: float) -> float:
     return MARGIN_SHARE * float(np.sqrt(2 - 2 * threshold))
 
 
-def _remaining(chunk: Chunk, drop_step: DropStep, columns: frozenset[str]) -> Iterator[tuple[pa.Table, RowIndices]]:
-    """The remaining rows of each shard that has any, and their indices."""
-    for shard, span in chunk.spans():
-        remaining = drop_step[span] == NOT_DROPPED
-        if remaining.any():
-            table = chunk.read(shard, columns)
-            table = table if remaining.all() else table.filter(pa.array(remaining))
-            yield table, np.flatnonzero(remaining) + span.start + chunk.first_row_index
-
-
 def _with_memberships(
     chunk: Chunk, drop_step: DropStep, columns: frozenset[str], memberships: Array
 ) -> Iterator[tuple[pa.Table, RowIndices, Array]]:
-    """The same with their memberships, for each shard that has any."""
+    """The remaining rows and their indices with their memberships, for each shard that has any."""
     hidden = np.full(chunk.num_rows, NOT_DROPPED + 1, np.int8)
     found = memberships["row_index"] - chunk.first_row_index
     hidden[found] = drop_step[found]
-    for table, row_indices in _remaining(chunk, hidden, columns):
+    for table, row_indices in remaining_rows(chunk, hidden, columns):
         first, last = np.searchsorted(memberships["row_index"], [row_indices[0], row_indices[-1] + 1])
         yield table, row_indices, memberships[first:last]
 

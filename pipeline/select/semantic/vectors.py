@@ -4,14 +4,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from pairmill.pipeline.known.embeddings import read_vectors
+from pairmill.pipeline.known.embeddings import Floats, Halves, read_vectors, unit
 from pairmill.schemas.pairs import score_column_names
-
-Halves = npt.NDArray[np.float16]
-Floats = npt.NDArray[np.float32]
 
 Compared = Literal["embedding", "text_embedding", "pair"]
 """What is compared: pictures, captions, or both at once."""
@@ -47,13 +43,6 @@ class Vectors:
         zero, NaN or infinite cannot be compared."""
         read = [read_vectors(table[name]) for name in self.names]
         return np.stack([vectors for vectors, _ in read]), np.logical_and.reduce([usable for _, usable in read], axis=0)
-
-
-def unit(vectors: Halves) -> Floats:
-    """float16 [..., dim] -> float32 [..., dim] of length 1, which undoes most of the rounding to float16."""
-    floats = vectors.astype(np.float32)
-    floats /= np.sqrt(np.einsum("...i,...i->...", floats, floats))[..., None]
-    return floats
 
 
 def on_grid(vectors: Halves) -> Floats:

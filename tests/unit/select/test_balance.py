@@ -21,6 +21,7 @@ from pairmill.pipeline.select.balance import word_list
 from pairmill.pipeline.select.balance.counts import ENTRY_COUNT
 from pairmill.pipeline.select.balance.curve import Thresholds, head, language_thresholds, probabilities, solve
 from pairmill.pipeline.select.keys import BALANCE, uid_hashes
+from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.balance import BalanceReport
 from pairmill.schemas.errors import JobError
 from pairmill.schemas.subset import StepReport, Subset
@@ -236,6 +237,11 @@ def test_each_language_has_its_own_counts_and_t(dataset: Path, rows: list[Row], 
         return 1 - prod(1 - min(1, t[entry[0]] / counts[entry]) for entry in entries[row["uid"]])
 
     assert set(uids(dataset, "l")) == {row["uid"] for row in rows if row["draw"] < chance(row)}
+
+
+def test_a_reference_without_matches_is_refused() -> None:
+    with pytest.raises(StepError, match="no row of the reference language has an entry"):
+        language_thresholds(60.0, 1, np.zeros(0, ENTRY_COUNT))
 
 
 def test_rows_without_an_entry_go_or_stay_as_asked(dataset: Path, rows: list[Row], words: str) -> None:

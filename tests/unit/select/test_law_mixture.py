@@ -272,6 +272,11 @@ def test_an_epoch_has_every_row_once_and_every_block_the_shares(fed: Path) -> No
     assert Counter(uid for batch in loader for uid in batch["uid"]) == Counter(orders[0])
 
 
+def test_missing_rows_are_an_error_and_not_a_shorter_epoch() -> None:
+    with pytest.raises(FeedError, match="2 rows of a dataset are missing"):
+        list(mixture_rows._Stream(iter([pa.table({"uid": ["a"]})])).take(3))
+
+
 def test_a_dataset_that_has_changed_is_refused_with_the_command_that_mixes_again(tmp_path: Path) -> None:
     folder = write(tmp_path, 300)
     mixed(folder, "mix")

@@ -1,0 +1,21 @@
+"""Adds up numbers that belong to the same key."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def add_up(dtype: np.dtype[Any], parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The records of all parts, one per key: the first field of `dtype`. The other fields are sums. Ascending."""
+    key, *sums = dtype.names or ()
+    every = np.concatenate([np.zeros(0, dtype), *parts])
+    if not len(every):
+        return every
+    every = every[np.argsort(every[key], kind="stable")]
+    first = np.flatnonzero(np.concatenate([[True], every[key][1:] != every[key][:-1]]))
+    merged = every[first]
+    for name in sums:
+        merged[name] = np.add.reduceat(every[name], first)
+    return merged
