@@ -66,6 +66,8 @@ class ExportResult:
     """Whether the dataset knows where the export is, for a later purge. False if it cannot be written to."""
     columns_left_out: Mapping[str, str] = field(default_factory=dict)
     """Of a mixture: column that only some of its datasets have -> why it was not written."""
+    num_uids: int | None = None
+    """For `datacomp`: the uids in `subset.npy`, with copies."""
 
 
 def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
@@ -106,11 +108,12 @@ def export(job: ExportJob, on_step: OnStep = ignore_step) -> ExportResult:
     is_noted = note_export(dataset.store, note)  # first, so that a purge finds what an interrupted export has written
     written = write_parts(job, writer, record, parts, on_step)
     write_index(writer, record, dataset.schema)
+    num_uids = None
     if record.format == "datacomp":
-        write_uids(output, dataset.store, subset, record.repeat == "copies")
+        num_uids = write_uids(output, dataset.store, subset, record.repeat == "copies")
     output.remove_temporary()
     left_out = tuple(each.name for each in dataset.added.incomplete)
-    return ExportResult(output.root, record, written, left_out, is_noted)
+    return ExportResult(output.root, record, written, left_out, is_noted, num_uids=num_uids)
 
 
 def write_parts(

@@ -92,6 +92,8 @@ def _values(job_file: str | None, overrides: Mapping[str, Any], settings: Settin
     settings = settings if isinstance(settings, Mapping) else list(settings)
     text = _read(job_file, s3_of(parse_settings(settings))) if job_file else ""
     values = _parse(text, job_file or "the job")
+    if job_file and not values:
+        raise JobError(f"{job_file}: is empty: write the fields of a job in it, or leave out --job")
     for key, value in overrides.items():
         if value is not None:
             _put(values, key, value)

@@ -1,5 +1,6 @@
 """Defines the steps of a select job."""
 
+from difflib import get_close_matches
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -56,7 +57,9 @@ class Dedup(GrowingSettings):
     @model_validator(mode="after")
     def _one_kind_of_similarity(self) -> Self:
         if self.model is not None and self.by not in EMBEDDINGS:
-            raise ValueError(f"model works only with by: {', '.join(EMBEDDINGS)}; leave it out to compare {self.by!r}")
+            close = get_close_matches(self.by, EMBEDDINGS, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else f"; leave it out to compare {self.by!r}"
+            raise ValueError(f"model works only with by: {', '.join(EMBEDDINGS)}{meant}")
         if self.threshold is not None and self.model is None:
             raise ValueError(f"threshold is for embeddings; add model: ALIAS, with by: {', '.join(EMBEDDINGS)}")
         if self.distance and self.model is not None:
@@ -112,6 +115,12 @@ class SelectStep(GrowingSettings):
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property
+    def count(self) -> int | None:
+        """The number of rows that the step is to leave, if it says one."""
+        shares = (self.top, self.sample, self.balance.curve if self.balance else None)
+        return next((share.count for share in shares if isinstance(share, Share)), None)
+
+    @property
     def files(self) -> list[str]:
         """What the step reads beside the dataset; it must exist where the job runs."""
         entries, known = self.balance.entries if self.balance else None, self.known.path if self.known else None
@@ -134,5 +143,5 @@ def _in_words(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {each}" for name, each in value.items()) + "}"
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)

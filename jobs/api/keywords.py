@@ -86,29 +86,30 @@ def step_of(step: Step) -> object:
 
 def parse_step(text: str) -> object:
     """`where: ...`, `top: {...}` and the like, in YAML. Raises JobError."""
-    try:
-        step = load_yaml(text)
-    except YamlError:
-        step = None
+    step = _yaml(text)
     if not isinstance(step, dict):
         raise JobError(
-            f"{text!r} is not a step: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'"
+            f"{text!r:.80} is not a step: write it as 'where: similarity >= 0.28' or 'sample: {{fraction: 0.1}}'"
         )
     return step
 
 
 def parse_score(text: str) -> dict[str, object]:
     """`head: weights.safetensors`, `classes: {...}` and the like, in YAML. Raises JobError."""
-    try:
-        score = load_yaml(text)
-    except YamlError:
-        score = None
+    score = _yaml(text)
     kind = score if isinstance(score, str) else next(iter(score), None) if isinstance(score, dict) else None
     if kind in ScoreKinds.model_fields and (score == kind or score == {kind: None}):
         raise JobError(f"{text!r} is not a score: write '{kind}: {{}}' for all defaults, or settings after the colon")
     if not isinstance(score, dict):
         raise JobError(f"{text!r} is not a score: write it as 'head: weights.safetensors' or 'classes: {{...}}'")
     return score
+
+
+def _yaml(text: str) -> object:
+    try:
+        return load_yaml(text)
+    except YamlError as error:
+        raise JobError(f"{text!r:.80} is not valid YAML: {error}") from None
 
 
 def s3_config(s3: S3 | None) -> S3Config:

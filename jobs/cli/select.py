@@ -1,5 +1,6 @@
-"""`pairmill select` and `pairmill export`; prints what each step dropped, and how two subsets differ."""
+"""`pairmill select` and `pairmill export`; prints how two subsets differ."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,10 +10,6 @@ from pairmill.jobs.cli.terminal import errors, open_store, print_json, progress
 
 if TYPE_CHECKING:
     from pairmill.pipeline.common.storage import Store
-    from pairmill.schemas.balance import BalanceReport
-    from pairmill.schemas.known import KnownReport
-    from pairmill.schemas.leak import LeakReport
-    from pairmill.schemas.subset import StepReport, Subset
 
 
 def select(
@@ -83,19 +80,46 @@ def select(
         settings=settings,
     )
     with errors():
-        if (mix or count) and (not mix or name or steps or job_file or preset or all_pairs or refresh or compare):
-            raise typer.BadParameter("--mix takes only --count, --dry-run, --overwrite and --set beside it")
-        if refresh and (steps or job_file or all_pairs or overwrite):
-            raise typer.BadParameter("--refresh repeats the steps of the subset, so give it no others")
-        if not compare and options.is_mixture:
+        _refuse_contradictions(
+            {
+                "--compare": compare,
+                "--mix": mix,
+                "--refresh": refresh,
+                "NAME": name,
+                "--job": job_file,
+                "--preset": preset,
+                "--step": steps,
+                "--all-pairs": all_pairs,
+                "--dry-run": dry_run,
+                "--overwrite": overwrite,
+                "--count": count,
+            }
+        )
+        if compare:
+            _compare(open_store(dataset, settings), *compare, as_json)
+        elif options.is_mixture:
             _mix(options, as_json)
-            return
-        if not compare:
+        else:
             _select(options, as_json)
-            return
-        if name or dry_run or steps or job_file or overwrite or refresh:
-            raise typer.BadParameter("--compare takes two subsets and no other options of select")
-        _compare(open_store(dataset, settings), *compare, as_json)
+
+
+_FITTING = {
+    "--compare": (),
+    "--mix": ("--count", "--dry-run", "--overwrite"),
+    "--refresh": ("NAME", "--dry-run"),
+}
+"""What `select` does besides selecting -> the options of `select` that say how."""
+
+
+def _refuse_contradictions(options: Mapping[str, object]) -> None:
+    """Raise BadParameter that names the option that does not fit."""
+    given = [name for name, value in options.items() if value]
+    for action, fitting in _FITTING.items():
+        if action in given and (others := [name for name in given if name not in (action, *fitting)]):
+            beside = ", ".join([*fitting, "--set"])
+            raise typer.BadParameter(f"leave out {others[0]}: {action} takes only {beside} and --json beside it")
+    if "--count" in given and "--mix" not in given:
+        raise typer.BadParameter("--count is of a mixture: add --mix, or select with --step 'sample: {count: N}'")
 
 
 def export(
@@ -152,6 +176,8 @@ def export(
     record = result.record
     rows, files = counted(record.rows, "row"), counted(record.num_files, "file")
     typer.echo(f"{rows} in {files} under {result.output}; {counted(result.written, 'file')} written in this run")
+    if result.num_uids is not None and result.num_uids != record.rows:
+        typer.echo(f"subset.npy has {counted(result.num_uids, 'uid')}: each as often as the first epoch shows its row")
     for alias in result.models_left_out:
         typer.echo(f"left out the model {alias!r}, which some of these shards lack; embed --add-model adds it there")
     for column, why in result.columns_left_out.items():
@@ -169,6 +195,7 @@ def export(
 
 def _select(options: SelectOptions, as_json: bool) -> None:
     from pairmill.jobs.cli.arguments import select_job
+    from pairmill.jobs.cli.step_reports import print_reports
     from pairmill.jobs.select import refresh
     from pairmill.jobs.select import select as run_select
 
@@ -178,17 +205,25 @@ def _select(options: SelectOptions, as_json: bool) -> None:
             subset = refresh(job, options.dry_run, listener.step)
         else:
             subset = run_select(job, options.dry_run, options.overwrite, listener.step)
-    _print(subset)
+    print_reports(subset.reports, [None, None, *subset.steps])
+    root = options.dataset.rstrip("/")
+    for file in subset.overlaps:
+        typer.echo(f"evaluation pictures that were found: {root}/{file.path}")
+    if not subset.steps:
+        typer.echo(
+            f"no steps were given: the subset has all {'kept rows' if subset.rows == 'kept' else 'pairs'}", err=True
+        )
     if options.dry_run:
         typer.echo("dry run: nothing was written", err=True)
     else:
-        typer.echo(f"{options.dataset.rstrip('/')}/subsets/{subset.name}")
+        typer.echo(f"{root}/subsets/{subset.name}")
     if as_json:
         print_json(subset.model_dump(mode="json", exclude={"files"}))
 
 
 def _mix(options: SelectOptions, as_json: bool) -> None:
     from pairmill.jobs.cli.arguments import mix_job
+    from pairmill.jobs.cli.step_reports import print_reports
     from pairmill.jobs.mix import mix as run_mix
     from pairmill.pipeline.common.text import counted
 
@@ -197,7 +232,7 @@ def _mix(options: SelectOptions, as_json: bool) -> None:
         mixture = run_mix(job, options.dry_run, options.overwrite or options.refresh, listener.step)
     for source in mixture.sources:
         typer.echo(f"{source.name}: {source.samples / mixture.num_samples:.2%} of the samples, from {source.dataset}")
-        _print(source.rows)
+        print_reports(source.rows.reports)
         if source.samples != source.rows.rows_out:
             times = source.samples / source.rows.rows_out
             typer.echo(f"    each row {times:.4g} times per epoch, {counted(source.samples, 'sample')}")
@@ -215,90 +250,3 @@ def _compare(store: "Store", one: str, other: str, as_json: bool) -> None:
         typer.echo(line)
     if as_json:
         print_json(comparison.as_dict())
-
-
-def _print(subset: "Subset") -> None:
-    """Print one line per step, and a warning if a step left nothing."""
-    from pairmill.pipeline.common.text import counted
-
-    width = max(len(report.step) for report in subset.reports)
-    for report in subset.reports:
-        share = f"{report.rows_out / report.rows_in:8.2%}" if report.rows_in else "       -"
-        line = f"{report.step:<{width}} {report.rows_in:>13,} -> {report.rows_out:>13,} {share}"
-        if report.threshold is not None:
-            line += f"  threshold {report.threshold:.6g}"
-        typer.echo(line)
-        if report.uids:
-            _print_uids(report)
-        if report.balance:
-            _print_balance(report.balance)
-        if report.repeat:
-            found = report.repeat
-            typer.echo(f"    weights of up to {found.highest:.6g}, in all {found.weight_sum:,.1f} samples per epoch")
-            typer.echo(f"    {counted(found.rows_below_one, 'row')} with a weight below 1, not in every epoch")
-        if report.not_compared:
-            typer.echo(f"    {counted(report.not_compared, 'row')} without a usable embedding stay")
-        if report.known:
-            _print_known(report.known)
-        if report.leak:
-            _print_leak(report.leak)
-        if report.largest_clusters:
-            typer.echo("    the rows with the most duplicates, which were dropped:")
-        for cluster in report.largest_clusters:
-            typer.echo(f"    {counted(cluster.rows - 1, 'duplicate')} of {cluster.row_id} {cluster.url or ''}".rstrip())
-        if report.rows_in and not report.rows_out:
-            typer.echo(f"pairmill: {report.step!r} dropped all {counted(report.rows_in, 'row')}", err=True)
-
-
-def _print_uids(report: "StepReport") -> None:
-    """Say how many of the uids in a file were found, and whether the file is another one than before."""
-    from pairmill.pipeline.common.text import counted
-
-    assert report.uids is not None
-    missing = report.uids.num_uids - report.rows_out
-    unknown = f"; {missing:,} of them are in no row that the steps before left" if missing else ""
-    typer.echo(f"    {counted(report.uids.num_uids, 'uid')} in the file{unknown}")
-    if report.uids.earlier_blake2b:
-        typer.echo("pairmill: the file of uids has changed since the subset was selected before", err=True)
-
-
-def _print_balance(found: "BalanceReport") -> None:
-    """Say how many entries there are, what happened to rows without one, and what the curve did to the head."""
-    from pairmill.pipeline.common.text import counted
-
-    of = f" of {found.listed_entries:,} in the file" if found.listed_entries is not None else ""
-    tail = found.tail_matches / max(1, found.matches)
-    typer.echo(f"    {found.entries:,} entries{of}; {found.head_entries:,} have more than t = {found.curve:.6g} rows")
-    typer.echo(f"    {tail:.1%} of {found.matches:,} matches belong to the others, which keep all rows")
-    fate = "kept" if found.keeps_unmatched else "dropped"
-    if found.unmatched_rows:
-        typer.echo(f"    {counted(found.unmatched_rows, 'row')} without an entry: {fate}")
-    for each in found.head:
-        language = f" ({each.language})" if each.language else ""
-        typer.echo(f"    {each.rows:>12,} -> {each.kept:>12,} of {each.entry}{language}")
-    if found.earlier_blake2b:
-        typer.echo("pairmill: the file of entries has changed since the subset was selected before", err=True)
-
-
-def _print_known(known: "KnownReport") -> None:
-    """Say what the rows were compared with, what of it could not be used, and whether it has changed."""
-    values = ", ".join(f"{count:,} by {kind}" for kind, count in known.values.items())
-    unused = "".join(f"; {count:,} x {reason}" for reason, count in sorted(known.unused.items()))
-    typer.echo(f"    compared with known rows: {values or 'none'}{unused}")
-    if known.earlier_blake2b:
-        typer.echo("pairmill: the known rows have changed since the subset was selected before", err=True)
-
-
-def _print_leak(found: "LeakReport") -> None:
-    """Say which share of the evaluation set is in the dataset, how each was found, and the nearest pairs."""
-    from pairmill.pipeline.common.text import counted
-
-    share = found.items_hit / max(1, found.items)
-    typer.echo(f"    {found.items_hit:,} of {counted(found.items, 'evaluation picture')} found ({share:.2%})")
-    for each in found.found:
-        how = each.by if each.variant == "same" else f"{each.by}, {each.variant.replace('_', ' and ')}"
-        typer.echo(f"    {counted(each.items, 'picture')} by {how}: {counted(each.rows, 'row')} first found so")
-    if found.plain_items:
-        typer.echo(f"    {counted(found.plain_items, 'picture')} too plain for hashes, not compared by them")
-    if found.earlier_blake2b:
-        typer.echo("pairmill: the evaluation set has changed since the subset was selected before", err=True)

@@ -12,11 +12,12 @@ from pairmill.pipeline.select.keys import key_halves
 from pairmill.schemas.subset import Subset
 
 
-def write_uids(output: Store, dataset: Store, subset: Subset, copies: bool) -> None:
-    """Write `subset.npy`."""
-    data = io.BytesIO()
-    np.save(data, sorted_uids(dataset, subset, copies))
+def write_uids(output: Store, dataset: Store, subset: Subset, copies: bool) -> int:
+    """Write `subset.npy`. Returns how many uids it has."""
+    data, uids = io.BytesIO(), sorted_uids(dataset, subset, copies)
+    np.save(data, uids)
     output.replace("subset.npy", data.getvalue())
+    return len(uids)
 
 
 def sorted_uids(store: Store, subset: Subset, copies: bool = False) -> npt.NDArray[np.void]:

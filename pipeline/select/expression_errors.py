@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import pyarrow as pa
@@ -53,7 +54,16 @@ def require_columns(schema: pa.Schema, names: Iterable[str]) -> None:
     """Raise ExpressionError if the dataset lacks one of these columns."""
     for name in sorted(names):
         if name not in schema.names:
-            raise ExpressionError(f"there is no column {name!r}")
+            raise ExpressionError(no_column(schema, name))
+
+
+def no_column(schema: pa.Schema, name: str) -> str:
+    """The message about a column that is not there, with the name that was probably meant."""
+    if found := misspelt(name):
+        meant = "for null, write `is None` or `is not None`" if found[2] == "None" else f"write {found[2]!r}"
+        return f"there is no column {name!r}; {meant}"
+    close = get_close_matches(name, schema.names, n=1)
+    return f"there is no column {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 
 def pointing(text: str, start: int, end: int, message: str) -> ExpressionError:

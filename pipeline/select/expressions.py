@@ -23,6 +23,7 @@ from pairmill.pipeline.select.expression_errors import (
     kind_of,
     mismatch,
     misspelt,
+    no_column,
     of_syntax,
     pointing,
 )
@@ -77,7 +78,7 @@ class Expression:
         for node in ast.walk(self._tree):
             name = column_name(node)
             if name in self.columns and name not in schema.names:
-                raise at_node(self._stripped, node, f"there is no column {name!r}{_hint(name, schema)}")
+                raise at_node(self._stripped, node, no_column(schema, name))
         value = self.evaluate(schema.empty_table().select(sorted(self.columns)))
         if not self.columns:
             raise ExpressionError(f"{self.text!r} uses no column; name one, such as `width` in `width / 1000`")
@@ -281,12 +282,3 @@ def _grammar() -> str:
         "supported are columns, col('any name'), numbers, 'text', + - * /, < <= > >= == !=, in [..], is None, and, or, "
         f"not, and {', '.join(sorted(_FUNCTIONS))}"
     )
-
-
-def _hint(name: str, schema: pa.Schema) -> str:
-    import difflib
-
-    if found := misspelt(name):
-        return "; for null, write `is None` or `is not None`" if found[2] == "None" else f"; write {found[2]!r}"
-    close = difflib.get_close_matches(name, schema.names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -80,12 +80,14 @@ class Comparison:
 
 
 def compare(store: Store, one_name: str, other_name: str) -> Comparison:
-    """Compare two subsets by name. Raises SubsetError if one is missing.
+    """Compare two subsets by name. Raises SubsetError if one is missing, or both are the same.
 
     Memory is bounded by a chunk of shards, and by the uids of the shards that were rebuilt in between.
     """
     store.check_access()
     one, other = read_subset(store, one_name), read_subset(store, other_name)
+    if one_name == other_name:
+        raise SubsetError(f"{one_name!r} is the same subset: name two to compare")
     tally, rebuilt = _Tally(), list[int]()
     for mine, theirs in _aligned(read_shards(store, one), read_shards(store, other)):
         if theirs is None:

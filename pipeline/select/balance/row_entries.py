@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairmill.pipeline.select.balance.word_list import Integers, WordFile
-from pairmill.pipeline.select.expression_errors import ExpressionError, require_columns
+from pairmill.pipeline.select.expression_errors import ExpressionError, no_column, require_columns
 from pairmill.pipeline.select.keys import U64, can_be_key, is_comparable
 
 _HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]+)"
@@ -66,7 +66,7 @@ class ColumnEntries:
     def check(self, schema: pa.Schema) -> None:
         """It must have values that can be compared. Raises ExpressionError."""
         if self.column not in schema.names:
-            raise ExpressionError(f"there is no column {self.column!r}; beside columns, by takes concept and host")
+            raise ExpressionError(f"{no_column(schema, self.column)}; beside columns, by takes concept and host")
         if not can_be_key(kind := schema.field(self.column).type):
             raise ExpressionError(f"column {self.column!r} is {kind}, and balance cannot compare such values")
 

@@ -9,6 +9,7 @@ from pairmill.pipeline.select.balance.balancer import balance_rows
 from pairmill.pipeline.select.balance.row_entries import ColumnEntries, ConceptEntries, Entries, HostEntries
 from pairmill.pipeline.select.balance.word_list import WordFile
 from pairmill.pipeline.select.selector import Selector
+from pairmill.pipeline.select.step_error import StepError
 from pairmill.schemas.balance import CONCEPT, HOST, Balance, BalanceReport
 from pairmill.schemas.subset import StepReport
 
@@ -27,7 +28,10 @@ class BalanceStep:
         if balance.by != CONCEPT:
             return cls(balance, HostEntries() if balance.by == HOST else ColumnEntries(balance.by))
         assert balance.entries is not None
-        file = WordFile.of(files, balance.entries)
+        try:
+            file = WordFile.of(files, balance.entries)
+        except StepError as error:
+            raise StepError(f"{error}; entries is a list that you write, with an entry per line") from None
         file.load()
         return cls(balance, ConceptEntries(file, balance.caption, balance.language))
 

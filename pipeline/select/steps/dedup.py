@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairmill.pipeline.select.duplicates import DUPLICATE_GROUP, largest, merge_duplicates
-from pairmill.pipeline.select.expression_errors import ExpressionError
+from pairmill.pipeline.select.expression_errors import ExpressionError, no_column
 from pairmill.pipeline.select.expressions import Expression
 from pairmill.pipeline.select.filters import RowIndices
 from pairmill.pipeline.select.keys import can_be_key
@@ -51,7 +51,7 @@ class DedupStep:
                 )
         if name not in schema.names:
             hint = "; to compare embeddings, add model: ALIAS" if name in EMBEDDINGS else ""
-            raise ExpressionError(f"there is no column {name!r}{hint}")
+            raise ExpressionError(f"there is no column {name!r}{hint}" if hint else no_column(schema, name))
         if not can_be_key(kind := schema.field(name).type):
             raise ExpressionError(f"column {name!r} is {kind}, and dedup cannot compare such values")
 

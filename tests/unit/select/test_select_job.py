@@ -277,6 +277,41 @@ def test_a_malformed_step_on_the_command_line_is_refused(own: Path, step: str) -
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["n", "--mix", "x=1"], "leave out NAME: --mix takes only --count, --dry-run"),
+        (["--mix", "x=1", "--refresh"], "leave out --refresh: --mix"),
+        (["n", "--refresh", "--preset", "x"], "leave out --preset: --refresh takes only NAME"),
+        (["--compare", "a", "b", "--all-pairs"], "leave out --all-pairs: --compare takes only --set"),
+        (["n", "--count", "5"], "--count is of a mixture"),
+        (["a/b"], "name: use up to 100 letters"),
+        (["n", "--step", "dedup: [1,2"], "is not valid YAML: expected"),
+        (["n", "--step", "dedup: {by: phas}"], "did you mean 'phash'?"),
+        (["n", "--step", "known: {path: x.txt, by: md}"], "known.by.0: Input should be 'uid', 'url'"),
+        (["n", "--job", "/dev/null"], "/dev/null: is empty"),
+        (["--refresh"], "is no mixture; name the subset to select again: mine"),
+        (["--compare", "mine", "mine"], "is the same subset: name two"),
+    ],
+)
+def test_the_command_names_what_is_wrong(own: Path, options: list[str], says: str) -> None:
+    make_subset(own, "mine", TOP)
+    (own / "x.txt").write_text("")
+    done = run(str(own), *options)
+    assert done.exit_code
+    assert says in " ".join(done.output.replace("\u2502", " ").split())
+
+
+def test_the_lines_of_steps_fit_into_60_columns(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    long = "where: width >= 0 and height >= 0 and length(caption) < 100000000"
+    steps = ["sample: {count: 5000}", long, "balance: {by: host, curve: 5}"]
+    lines = run(str(own), "n", *(part for step in steps for part in ("--step", step))).output.splitlines()
+    assert long in lines
+    assert [line for line in lines if "->" in line and len(line) > 60] == []
+    assert "    fewer rows than the 5,000 asked for" in lines
+
+
 def test_the_command_compares(own: Path) -> None:
     make_subset(own, "a", TOP)
     make_subset(own, "b")
