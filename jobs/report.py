@@ -21,7 +21,7 @@ class ReportResult:
 
     path: str
     rows: int
-    """All rows of the dataset."""
+    """All rows of the dataset, without withdrawn ones."""
     rows_read: int
     """Rows that its charts and pictures come from; the counts of the funnel are always exact."""
     num_bytes: int

@@ -47,13 +47,16 @@ class EvaluationSet:
 
     @classmethod
     def open(cls, leak: Leak, files: Files) -> "EvaluationSet":
-        """The dataset as it is now. Raises StepError if there is none with finished shards, or if some are missing."""
+        """The dataset as it is now. Raises StepError if there is none with finished shards, some are missing, or it is
+        empty."""
         try:
             snapshot = Snapshot.of(Store(leak.against, files.s3))
         except (DatasetError, ValueError, OSError) as error:
             raise StepError(f"{error}; make a dataset of the evaluation pictures with `pairmill embed`") from None
         if missing := snapshot.unfinished_shards:
             raise StepError(f"{leak.against} is not finished ({missing:,} shards missing): run its command again")
+        if not snapshot.chunk.num_rows:
+            raise StepError(f"{leak.against} has no pictures to compare with")
         if snapshot.chunk.num_rows > MAX_ITEMS:
             raise StepError(f"{leak.against} has more than {MAX_ITEMS:,} pictures: an evaluation set is smaller")
         return cls(leak, snapshot)

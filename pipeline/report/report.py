@@ -43,7 +43,7 @@ class Report:
 
     html: str
     rows: int
-    """All rows of the dataset."""
+    """All rows of the dataset, without withdrawn ones."""
     rows_read: int
     """Rows of the shards that were read."""
 
@@ -135,7 +135,7 @@ class _Maker:
         refs = [ref for grid in shown for ref in grid.refs] + [twins.ref for leak in leaks for twins in leak.pairs]
         rows = read_rows(self._snapshot, refs, self._source.is_chosen)
         page = replace(self._page(groups), comparison=comparison, leaks=leaks)
-        return Report(_within_limit(page, rows), self._totals.rows, self._summary.rows)
+        return Report(_within_limit(page, rows), self._totals.stored, self._summary.rows)
 
     def _page(self, groups: Sequence[GridGroup]) -> Page:
         summary, totals, subset = self._summary, self._totals, self._subset
@@ -159,7 +159,7 @@ class _Maker:
             score=self._score,
             scores=sections.score_panels(summary, self._scores, self._thresholds, totals.pairs, self._series),
             grid_groups=groups,
-            shapes=sections.shape_charts(summary, self._series),
+            shapes=[*sections.weight_chart(self._source.weights), *sections.shape_charts(summary, self._series)],
             counts=[table for table in tables if table],
             balances=list(balance_tables(subset)) if subset else [],
             hosts=sections.hosts(summary),

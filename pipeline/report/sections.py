@@ -1,7 +1,7 @@
 """Makes the parts of the page from a summary: charts, tables and lists."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from pairmill.pipeline.dataset.subset import Weights
 from pairmill.pipeline.report.axis import LEFT, PLOT_WIDTH, Tick
 from pairmill.pipeline.report.charts import BarChart, Curve, bar_chart, histogram, what_if
 from pairmill.pipeline.report.summary import ASPECT, CHARS, SIDE, WORDS, Summary
@@ -91,6 +92,13 @@ def score_panels(
         curve = what_if(name, values, pairs, threshold)
         panels.append(ScorePanel(name, int(np.isfinite(values).sum()), chart, curve))
     return panels
+
+
+def weight_chart(weights: Sequence[Weights]) -> Iterator[BarChart]:
+    """How many rows have which weight, if there are weights."""
+    chart = histogram("Times per epoch (weight)", [np.concatenate([np.zeros(0, np.float32), *weights])], ["rows"])
+    if chart is not None:
+        yield chart
 
 
 def shape_charts(summary: Summary, series: Sequence[str]) -> list[BarChart]:

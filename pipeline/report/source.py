@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pairmill.pipeline.common.progress import OnStep, ignore_step
 from pairmill.pipeline.dataset.parquet import read_table
-from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep, current_generations, read_shards
+from pairmill.pipeline.dataset.subset import NOT_DROPPED, DropStep, Weights, current_generations, read_shards
 from pairmill.pipeline.reader.snapshot import Snapshot
 from pairmill.pipeline.report.sample import Totals, sampled
 from pairmill.pipeline.report.summary import PAIR_COLUMNS, REJECT_COLUMNS, Bools, Group, Ref, Summary, summarize
@@ -44,6 +44,8 @@ class Source:
     """The subset to compare with."""
     drop_steps: dict[str, dict[int, DropStep]] = field(default_factory=dict)
     """Name of a subset -> position of a shard -> DropStep. Shards that are newer than the subset are absent."""
+    weights: list[Weights] = field(default_factory=list)
+    """Of the rows of `subset` in the shards to read, if it has weights; parts of shape (rows,)."""
 
     @classmethod
     def of(
@@ -60,8 +62,13 @@ class Source:
         store = self.snapshot.store
         current_generations(store, subset)
         wanted = {self.snapshot.chunk.shards[position].shard: position for position in self.positions}
-        records = (each for each in read_shards(store, subset) if each.shard in wanted)
-        return {wanted[each.shard]: each.drop_step for each in records}
+        found = {}
+        for each in read_shards(store, subset):
+            if each.shard in wanted:
+                found[wanted[each.shard]] = each.drop_step
+                if subset is self.subset and each.weights is not None:
+                    self.weights.append(each.weights)
+        return found
 
     def is_chosen(self, ref: Ref) -> bool | None:
         """Whether a row is in the subset. None without a subset, or for a reject."""

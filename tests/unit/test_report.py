@@ -278,7 +278,9 @@ def test_a_subset_s_report_shows_the_head_that_balance_thinned_out_and_the_sampl
     assert 0 < kept < 30
     assert [cell for cell in cells[0] if cell] == ["&lt;b&gt;cat&lt;/b&gt;", "30", str(kept)]
     assert [cell for cell in cells[1] if cell] == ["dog", "1", "1"]
-    assert f"{2.5 * (kept + 2):,.0f}" in Parsed(html).text.partition("samples per epoch")[2][:20]
+    text = Parsed(html).text
+    assert f"{2.5 * (kept + 2):,.0f}" in text.partition("samples per epoch")[2][:20]
+    assert "2.5" in text.partition("highest weight")[2][:20] and "Times per epoch (weight)" in text
 
 
 def test_near_duplicates_are_found_by_their_distance(tmp_path: Path) -> None:
