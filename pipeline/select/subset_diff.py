@@ -68,10 +68,11 @@ class Comparison:
         for each in (self.one, self.other):
             yield f"{each.name}: {each.rows_out:,} of {counted(each.rows_in, 'row')} in {counted(each.shards, 'shard')}"
         yield f"in both: {self.both:,}"
+        digits = max((len(f"{rows:,}") for _, _, reasons in self._sides() for rows in reasons.values()), default=0)
         for has, lacks, reasons in self._sides():
             yield f"only in {has.name}: {sum(reasons.values()):,}"
             for step, rows in sorted(reasons.items(), key=lambda reason: -reason[1]):
-                yield f"  {rows:>12,}  {_reason(step, has, lacks)}"
+                yield f"  {rows:>{digits},}  {_reason(step, has, lacks)}"
         for name in self.outdated:
             yield f"{name}: shards were rebuilt since it was made; select again: pairmill select OUT --refresh {name}"
 
