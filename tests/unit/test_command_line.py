@@ -75,7 +75,8 @@ def test_help_ends_with_two_examples_that_parse(command: tuple[str, ...]) -> Non
         group, *rest = GROUP, *words
         while isinstance(group, TyperGroup):
             group, rest = group.commands[rest[0]], rest[1:]
-        group.make_context("example", list(rest) if "jobs" not in words else [*rest, "--address", "http://head:8265"])
+        address = ["--address", "http://head:8265"] if "jobs" in words and "--address" not in words else []
+        group.make_context("example", [*rest, *address])
         if words[0] in COMMANDS and "--compare" not in words:
             parse_command(GROUP, words)  # the job is checked too
         if words[0] == "submit":
