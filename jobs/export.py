@@ -259,7 +259,8 @@ def _claim_output(output: Store, records: str, record: ExportRecord) -> ExportRe
         if name not in of_version and getattr(existing, name) != value:
             difference = f"{name} {getattr(existing, name)!r}, not {value!r}"
             if name == "subset_attempt":
-                difference = f"of the subset {record.subset!r} before it was selected again"
+                what = f"the subset {record.subset!r}" if record.subset else "the mixture"
+                difference = f"of {what} before it was selected again, or changed by a purge"
             raise JobError(
                 f"{output.root} has another export in it ({difference}); give another folder, or delete that one"
             )

@@ -16,7 +16,9 @@ from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.common.text import counted
 from pairmill.pipeline.dataset.chunks import CHUNK_ROWS, MAX_CHUNKS, Chunk, describe
 from pairmill.pipeline.dataset.manifests import committed
+from pairmill.pipeline.dataset.purge_watch import PurgeWatch
 from pairmill.pipeline.dataset.subset import (
+    delete_files,
     generations_digest,
     publish,
     read_subset,
@@ -75,6 +77,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
 
     Raises JobError before any work if the job cannot run as written, or afterwards if no row is left.
     """
+    watch = PurgeWatch.start(Store(job.dataset, job.s3))
     source = open_input(job.dataset, job.s3, job.partial)
     job = _with_absolute_paths(job)
     steps = _open_steps(job, source)
@@ -88,7 +91,7 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
     def begin(number: int) -> None:
         progress.name = names[number]
 
-    with open_tasks(job.run, source.num_rows < ROWS_FOR_RAY, progress) as tasks:
+    with watch.explained(), open_tasks(job.run, source.num_rows < ROWS_FOR_RAY, progress) as tasks:
         chunks = chunks_of(source, tasks)
         selector = Selector.start(tasks, chunks, begin)
         try:
@@ -119,10 +122,26 @@ def select(job: SelectJob, dry_run: bool = False, overwrite: bool = False, on_st
         versions=versions(),
     )
     if not dry_run:
-        if not publish(source.store, subset, replaced):
-            raise JobError(f"another run has just finished a subset {job.name!r}; choose another name")
-        source.store.remove_temporary()
+        _publish(source.store, subset, replaced, watch)
     return subset
+
+
+def _publish(store: Store, subset: Subset, replaced: Subset | None, watch: PurgeWatch) -> None:
+    """Write the record of a subset. A purge that begins later finds it; one that began earlier is noticed here, before
+    or right after. Raises JobError."""
+    try:
+        watch.check()
+        if not publish(store, subset, replaced):
+            raise JobError(f"another run has just finished a subset {subset.name!r}; choose another name")
+        try:
+            watch.check()
+        except JobError:
+            store.delete(f"subsets/{subset.name}/selection.json")
+            raise
+    except JobError:
+        delete_files(store, subset)
+        raise
+    store.remove_temporary()
 
 
 def refresh(job: SelectJob, dry_run: bool = False, on_step: OnStep = ignore_step) -> Subset:

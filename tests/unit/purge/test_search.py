@@ -19,11 +19,13 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import pairmill
+from pairmill.jobs import select as select_module
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
+from pairmill.schemas.errors import JobError
 from tests.unit.purge.conftest import World
 from tests.unit.purge.test_purge import marks_of
 from tests.unit.purge.world import EXPORTS, Source, grep
@@ -231,3 +233,21 @@ def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pyte
     words = ["export", str(world.out), "all", str(world.root / "new"), "--format", "parquet"]
     done = CliRunner().invoke(app, words)
     assert f"cannot be written to: tell a later purge about this export with --export {world.root}/new" in done.stderr
+
+
+@pytest.mark.parametrize("moment", ["chunks_of", "_write_overlaps", "publish"])
+def test_a_select_during_which_a_purge_begins_fails_and_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    go_on = getattr(select_module, moment)
+
+    def purge_first(*args: object) -> object:
+        before = go_on(*args) if moment == "chunks_of" else None  # as the old files were
+        pairmill.purge(world.out, uids=world.write("uids.txt", [world.source.uid(1)]), reason="asked for")
+        return before or go_on(*args)
+
+    monkeypatch.setattr(select_module, moment, purge_first)
+    with pytest.raises(JobError, match="a purge has begun meanwhile; run the command again"):
+        pairmill.select(world.out, "during", steps=["where: width > 0"], settings={"partial": True})
+    assert not [path for path in (world.out / "subsets/during").rglob("*") if path.is_file()]
+    assert grep(world.out, marks_of(world.source, [1])) == []
