@@ -251,7 +251,7 @@ def test_a_run_s_cleanup_deletes_no_foreign_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"subset_attempt": "b"}, r"another export in it \(of the subset 'some' before it was selected again, or changed by a purge\)"),
+        ({"subset_attempt": "b"}, r"another export in it \(of the subset 'some' before it was selected again, or "),
         ({"samples_per_file": 5}, r"another export in it \(samples_per_file 10, not 5\)"),
     ],
 )
