@@ -11,7 +11,8 @@ from pairmill.schemas.errors import JobError
 
 LEDGER = "withdrawn"
 PARTS = f"{LEDGER}/parts"
-RUNNING = f"{LEDGER}/running.json"
+RUNNING = "running"
+"""How the names of files in LEDGER begin that say which processes are withdrawing rows."""
 
 _NAME = re.compile(r"(\d{6,})\.(request\.parquet|done\.json|rows\.parquet)")
 
@@ -24,6 +25,11 @@ def request_name(number: int) -> str:
 def rows_name(number: int) -> str:
     """The file with the rows that a purge withdrew."""
     return f"{LEDGER}/{number:06d}.rows.parquet"
+
+
+def purged_name(number: int) -> str:
+    """The file that says what a purge changed and deleted."""
+    return f"{LEDGER}/{number:06d}.purged.json"
 
 
 def done_name(number: int) -> str:

@@ -23,7 +23,8 @@ def only_purge(store: Store) -> Iterator[None]:
     """Hold the output folder for this purge. Raises JobError if another one runs, StorageError without the right to
     delete.
 
-    What a killed process of this machine left is taken over. Of another machine, nobody can tell whether it still runs.
+    Each process writes a file of its own, then looks for those of others: of two, the later one sees the other. What a
+    killed process of this machine left is deleted. Of another machine, nobody can tell whether it still runs.
     """
     with _holding:
         if store.root in _held:
@@ -31,36 +32,36 @@ def only_purge(store: Store) -> Iterator[None]:
         _held.add(store.root)
     try:
         _check_deletes(store)
-        _take(store)
+        mine = RunningPurge(host=socket.gethostname(), pid=os.getpid(), started_at=now())
+        name = f"{RUNNING}-{uuid4().hex}.json"
+        store.create(f"{LEDGER}/{name}", mine.model_dump_json(indent=1).encode())
         try:
+            for other in store.list(LEDGER):
+                if other.startswith(RUNNING) and other != name:
+                    _refuse_if_alive(store, f"{LEDGER}/{other}", mine)
             yield
         finally:
             with suppress(OSError):
-                store.delete(RUNNING)
+                store.delete(f"{LEDGER}/{name}")
     finally:
         with _holding:
             _held.discard(store.root)
 
 
-def _take(store: Store) -> None:
-    mine = RunningPurge(host=socket.gethostname(), pid=os.getpid(), started_at=now())
-    data = mine.model_dump_json(indent=1).encode()
-    if store.create(RUNNING, data):
-        return
+def _refuse_if_alive(store: Store, name: str, mine: RunningPurge) -> None:
+    """Raise JobError unless the file is of a process that has ended. If it was killed, the file is deleted: its name is
+    never used again."""
     with suppress(FileNotFoundError):  # it has just ended
         try:
-            other = read_record(store, RUNNING, RunningPurge, "delete it")
+            other = read_record(store, name, RunningPurge, "delete it")
         except DamagedManifestError as error:
             raise JobError(f"another purge may be running: {error}") from None
-        is_here = other.host == mine.host
-        if not is_here or (other.pid != mine.pid and _is_alive(other.pid)):
+        if other.host != mine.host or (other.pid != mine.pid and _is_alive(other.pid)):
             raise JobError(
                 f"{store.root}: another purge is running since {other.started_at}, as process {other.pid} on "
-                f"{other.host}; wait until it ends. If it was killed, delete {store.path(RUNNING)}"
+                f"{other.host}; wait until it ends. If it was killed, delete {store.path(name)}"
             )
-    store.delete(RUNNING)
-    if not store.create(RUNNING, data):
-        raise JobError(f"{store.root}: another purge has just begun; wait until it ends")
+        store.delete(name)
 
 
 def _check_deletes(store: Store) -> None:

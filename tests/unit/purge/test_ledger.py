@@ -2,8 +2,12 @@
 
 import json
 import os
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +22,7 @@ from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.commit import ShardWriter
+from pairmill.pipeline.purge import running
 from pairmill.pipeline.purge.digests import DigestSet
 from pairmill.pipeline.purge.gate import Gate
 from pairmill.pipeline.purge.keys import canonical
@@ -212,27 +217,55 @@ def test_rows_that_came_meanwhile_go_with_the_next_purge(world: World) -> None:
     assert len(list((world.out / "withdrawn").glob("*.request.parquet"))) == 2
 
 
-def running(world: World, **changes: Any) -> None:
-    (world.out / "withdrawn").mkdir()
+def leave_running(store: Store, name: str, **changes: Any) -> str:
+    """The file of a purge that runs. Returns its name."""
     record = {"host": os.uname().nodename, "pid": os.getpid(), "started_at": "2026-01-01T00:00:00", **changes}
-    (world.out / "withdrawn/running.json").write_text(json.dumps(record))
+    store.create(f"withdrawn/running-{name}.json", json.dumps(record).encode())
+    return f"withdrawn/running-{name}.json"
 
 
 def test_two_purges_at_once_are_refused_and_dead_ones_are_taken_over(world: World) -> None:
-    uids = world.write("uids.txt", [world.source.uid(1)])
-    running(world, pid=1)
+    uids, store = world.write("uids.txt", [world.source.uid(1)]), Store(str(world.out))
+    name = leave_running(store, "a", pid=1)
     with pytest.raises(JobError, match="another purge is running since 2026-01-01T00:00:00, as process 1 on "):
         pairmill.purge(world.out, uids=uids, reason="asked for")
-    (world.out / "withdrawn/running.json").write_text(
-        json.dumps({"host": "elsewhere", "pid": 2**22 + 1, "started_at": "2026"})
-    )
+    store.delete(name)
+    name = leave_running(store, "b", host="elsewhere", pid=2**22 + 1)
     with pytest.raises(JobError, match=r"on elsewhere; wait until it ends\. If it was killed, delete "):
         pairmill.purge(world.out, uids=uids, reason="asked for")
-    (world.out / "withdrawn/running.json").unlink()
-    (world.out / "withdrawn").rmdir()
-    running(world, pid=2**22 + 1)  # beyond the largest pid of Linux
+    store.delete(name)
+    assert store.list("withdrawn") == []
+    name = leave_running(store, "c", pid=2**22 + 1)  # beyond the largest pid of Linux
     assert pairmill.purge(world.out, uids=uids, reason="asked for").purged.rows == 1
-    assert not (world.out / "withdrawn/running.json").exists()
+    assert not store.exists(name)
+
+
+def test_of_purges_that_start_at_once_at_most_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand for processes. Before each round, a killed one has left its file."""
+    store, inside, most = Store(str(tmp_path)), list[int](), list[int]()
+    monkeypatch.setattr(running, "_held", MagicMock())  # which no path is ever in
+    monkeypatch.setattr(running, "_is_alive", lambda pid: pid > 0)
+    monkeypatch.setattr(os, "getpid", threading.get_ident)
+    start = threading.Barrier(4)
+
+    def purge_alone() -> None:
+        start.wait()
+        with suppress(JobError), running.only_purge(store):
+            inside.append(1)
+            time.sleep(0.002)  # the others come meanwhile
+            most.append(len(inside))
+            inside.pop()
+
+    for number in range(20):
+        leave_running(store, f"killed-{number}", pid=-1)
+        threads = [threading.Thread(target=purge_alone) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert set(most) <= {1}
+    with running.only_purge(store):
+        assert len(store.list("withdrawn")) == 1
 
 
 def test_status_tells_about_generations_and_withdrawn_rows(world: World) -> None:
