@@ -13,13 +13,15 @@ from pydantic import ValidationError
 
 from pairmill.jobs.results import finish as count_and_clean
 from pairmill.jobs.select import ROWS_FOR_RAY, open_tasks
+from pairmill.pipeline.common.files import absolute
 from pairmill.pipeline.common.progress import OnStep, Steps, ignore_step
 from pairmill.pipeline.common.storage import StorageError, Store
 from pairmill.pipeline.dataset.withdrawn import refuse_unfinished_purge, unfinished_purges
+from pairmill.pipeline.purge.effects import together
 from pairmill.pipeline.purge.keys import key
-from pairmill.pipeline.purge.ledger import Ledger, clear_parts, finish, with_values, write_request
+from pairmill.pipeline.purge.ledger import Ledger, finish, read_request, with_values, write_request
 from pairmill.pipeline.purge.lists import Values, read_any_list, read_list
-from pairmill.pipeline.purge.purge import Purged, find, withdraw
+from pairmill.pipeline.purge.purge import find, withdraw
 from pairmill.pipeline.purge.running import only_purge
 from pairmill.pipeline.purge.search_folder import PurgedReport, search_folder
 from pairmill.pipeline.reader.embeddings import Embeddings
@@ -30,9 +32,11 @@ from pairmill.pipeline.source.plan import load_plan
 from pairmill.pipeline.source.planned import Plan
 from pairmill.schemas.errors import JobError, PairmillError
 from pairmill.schemas.job.run import RunConfig
-from pairmill.schemas.purge import MAX_REASON_CHARS, ListKind
+from pairmill.schemas.purge import MAX_REASON_CHARS, ListKind, Purged
+from pairmill.schemas.s3 import secret_in
 
 _AGAIN = "rows that were added since earlier requests"
+_ONLY_EXPORTS = "exports that earlier requests did not know of"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def purge_job(
         run = RunConfig.model_validate(settings.get("run", {}))
     except ValidationError as error:
         raise JobError(f"--set run: {error.errors(include_url=False)[0]['msg']}") from None
+    for path in exports:
+        if wrong := secret_in(path):  # the ledger keeps it
+            raise JobError(f"--export: {wrong}")
     return PurgeJob(lists, reason, exports, dry_run, run)
 
 
@@ -83,7 +90,7 @@ class PurgeResult:
         return {
             "output": self.output,
             "dry_run": self.dry_run,
-            **self.purged.as_dict(),
+            **self.purged.model_dump(mode="json"),
             "remedies": self.remedies,
         }
 
@@ -112,17 +119,24 @@ def purge(store: Store, job: PurgeJob, on_step: OnStep = ignore_step) -> PurgeRe
 
 
 def _purge(store: Store, plan: Plan, job: PurgeJob, values: Values, steps: Steps) -> PurgeResult:
-    if not unfinished_purges(store):
-        clear_parts(store)
-    if values:
-        write_request(store, values, job.reason or "")
-    started = time.perf_counter()
+    if values or job.exports:
+        exports = [absolute(path) for path in job.exports]
+        write_request(store, values, job.reason or _ONLY_EXPORTS, exports)
     with open_tasks(job.run, plan.num_rows < ROWS_FOR_RAY, steps) as tasks:
         if not unfinished_purges(store) and find(store, Ledger.load(store), tasks):
             write_request(store, {}, _AGAIN)
-        done = withdraw(store, plan, job.exports, tasks, steps)
+        numbers: list[int | None] = [*unfinished_purges(store)] or [None]
+        results = [_finish(store, plan, number, tasks, steps) for number in numbers]
+    remedies = dict.fromkeys(command for _, commands in results for command in commands)
+    return PurgeResult(store.root, False, together([purged for purged, _ in results]), list(remedies))
+
+
+def _finish(store: Store, plan: Plan, number: int | None, tasks: Tasks, steps: Steps) -> tuple[Purged, list[str]]:
+    """Do all that is left to do of a request. Returns what it did, and the commands that make again what had to go."""
+    started = time.perf_counter()
+    exports = [] if number is None else read_request(store, number).exports
+    done = withdraw(store, plan, number, exports, tasks, steps)
     count_and_clean(store, plan, {}, started)  # writes images/sizes.json
-    finish(store, unfinished_purges(store))
     remedies = [f"pairmill report {store.root}"] if "report.html" in done.reports else []
     remedies += [
         f"pairmill report {store.root} --subset {name.removeprefix('report-').removesuffix('.html')}"
@@ -134,7 +148,9 @@ def _purge(store: Store, plan: Plan, job: PurgeJob, values: Values, steps: Steps
         for name, settings in done.scores.items()
     ]
     remedies += [problem for folder in done.indexes if (problem := _index_again(store, folder, steps.on_step))]
-    return PurgeResult(store.root, False, done, remedies)
+    if number is not None:
+        finish(store, number, done.rows)
+    return done, remedies
 
 
 def _values(store: Store, job: PurgeJob) -> Values:

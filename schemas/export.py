@@ -82,3 +82,12 @@ class ExportedPart(Settings):
     """Path relative to the output -> file."""
     image_endings: list[str] = []
     """File name extensions of the part's pictures, sorted."""
+
+
+class PartRemoval(Settings):
+    """`.pairmill/removals/K.json`, while a purge rewrites part K: so that another one can finish it."""
+
+    rows: int
+    """Rows of the part before."""
+    gone: list[int]
+    """The numbers of the rows that are removed."""

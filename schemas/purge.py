@@ -1,10 +1,14 @@
 """Defines the ledger of withdrawn rows, `withdrawn/`: what was asked, and the hashes of what went.
 
 withdrawn/000001.request.parquet   the request: REQUEST_SCHEMA, with a PurgeRequest in its metadata. Create-only
+withdrawn/000001.purged.json       what it changed and deleted: a Purged, which grows while a purge runs
 withdrawn/000001.rows.parquet      the rows that it withdrew: WITHDRAWN_SCHEMA
 withdrawn/000001.done.json         a PurgeDone, written last: without it, the purge is unfinished
 withdrawn/parts/000000012.parquet  the rows of one shard, while a purge runs
-withdrawn/running.json             the process that is withdrawing rows, while it runs
+withdrawn/running-UUID.json        a process that is withdrawing rows, while it runs
+
+Requests are finished one after another, in order. So a purge that finishes an earlier one first ends in the same state
+as if that one had not been interrupted.
 """
 
 from typing import Literal, get_args
@@ -51,6 +55,50 @@ class PurgeRequest(BaseModel):
     reason: str
     values: dict[str, int]
     """Kind -> number of values."""
+    exports: list[str] = []
+    """Exports to purge that the dataset does not know of: absolute paths or URLs."""
+
+
+class ExportPurge(BaseModel):
+    """What became of an export."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: str
+    outcome: Literal["nothing to withdraw", "rewritten", "unfinished", "not found", "damaged"]
+    """`unfinished`: the export was interrupted. What it had finished was purged, and the rest deleted. `damaged`: files
+    are missing or differ from what was exported. Those were left as they are, and all others purged."""
+    rows: int = 0
+    """Rows that went."""
+
+
+class Purged(BaseModel):
+    """What a purge did, or with a dry run would do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = 0
+    """Rows that were withdrawn: pairs and rejects."""
+    shards: list[int] = []
+    """Shards that held them, which were rewritten."""
+    subsets: list[str] = []
+    inputs: list[str] = []
+    """Files of `input/` in which rows were blanked, or that the plan does not use."""
+    labels: list[str] = []
+    indexes: list[str] = []
+    """Search indexes that lost parts."""
+    scores: dict[str, str] = {}
+    """Scores that were deleted, because they were computed in relation to withdrawn rows, or are made from such a score
+    -> their settings, as after `score --score`."""
+    reports: list[str] = []
+    failures: int = 0
+    """Tracebacks of failed shards that were deleted."""
+    exports: list[ExportPurge] = []
+    files_deleted: int = 0
+    """Files of old generations, and files that interrupted commands left."""
+    named_in_steps: list[str] = []
+    """Subsets whose steps name a withdrawn value, such as `where: url != '..'`. They keep it until they are selected
+    again with other steps, or deleted."""
 
 
 class PurgeDone(BaseModel):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _SHOWN = 20
 _EXPORT_REMEDIES = {
     "not found": "; if it is elsewhere, purge it there with --export",
+    "unfinished": "; what it had finished was kept. Delete it, and make it again",
     "damaged": "; delete it, and make it again in another folder",
 }
 
@@ -97,6 +98,11 @@ def _print_purge(result: "PurgeResult") -> None:
         of_rows = f": {counted(export.rows, 'row')} withdrawn" if export.rows else ""
         typer.echo(f"export {export.output}: {export.outcome}{of_rows}{where}")
     typer.echo(f"{counted(done.files_deleted, 'old file')} deleted")
+    for name in done.named_in_steps:
+        typer.echo(
+            f"a step of the subset {name} names a withdrawn value, which stays in subsets/{name}/selection.json: "
+            "select it again without that, with --overwrite"
+        )
     for command in result.remedies:
         typer.echo(f"to make it again: {command}")
 

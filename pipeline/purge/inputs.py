@@ -32,39 +32,44 @@ Blanks = dict[int, set[int] | None]
 """Row of a file -> indices of the captions to blank; None: the whole row."""
 
 
-def delete_unplanned(store: Store, plan: Plan) -> list[str]:
-    """Delete files of `input/` that the plan does not use: an interrupted run converted them. Returns their names."""
+def delete_unplanned(store: Store, plan: Plan) -> Iterator[str]:
+    """Delete files of `input/` that the plan does not use: an interrupted run converted them. Yields each name before
+    it is deleted."""
     used = {*(file.uri for file in plan.inputs), plan.mapping.shared_urls}
     names = [f"{_FOLDER}{name}" for name in store.list(_FOLDER.rstrip("/")) if name.endswith(".parquet")]
-    unused = [name for name in names if name not in used]
-    for name in unused:
-        store.delete(name)
-    return unused
+    for name in names:
+        if name not in used:
+            yield name
+            store.delete(name)
 
 
 def blank_withdrawn(store: Store, plan: Plan) -> None:
     """`purge_inputs` with what the ledger says now; nothing, if there is no ledger. For builds and retries."""
     if not (ledger := Ledger.load(store)).is_empty:
-        purge_inputs(store, plan, Matcher(ledger))
+        for _ in purge_inputs(store, plan, Matcher(ledger)):
+            pass
 
 
-def purge_inputs(store: Store, plan: Plan, matcher: Matcher) -> list[str]:
-    """Blank what is withdrawn in the files of `input/`. Returns the names of the files that changed.
+def purge_inputs(store: Store, plan: Plan, matcher: Matcher) -> Iterator[str]:
+    """Blank what is withdrawn in the files of `input/`. Yields the name of each file before it changes.
 
     In committed shards, these are the rows that are neither in `pairs/` nor in `rejects/`, so only shards whose
     manifests count such rows are read. Rows of other shards are compared with the ledger.
     """
     planned = {file.uri: file.num_rows for file in plan.inputs if file.uri.startswith(_FOLDER)}
     if not planned:
-        return []
+        return
     shards: dict[str, list[Shard]] = {}
     for shard in shards_from_table(plan.shards.filter(pc.starts_with(plan.shards["uri"], _FOLDER))):
         shards.setdefault(shard.uri, []).append(shard)
     manifests = {manifest.shard: manifest for manifest in read_manifests(store)}
     reader = ShardReader(store, plan.mapping)
     try:
-        files = [_InputFile(store, plan, uri, rows, shards.get(uri, [])) for uri, rows in planned.items()]
-        return [file.uri for file in files if file.write(file.blanks(reader, matcher, manifests))]
+        for uri, rows in planned.items():
+            file = _InputFile(store, plan, uri, rows, shards.get(uri, []))
+            if blanks := file.blanks(reader, matcher, manifests):
+                yield uri
+                file.write(blanks)
     finally:
         reader.close()
 
@@ -106,10 +111,8 @@ class _InputFile:
         mask: Mask = pc.is_in(row_ids, value_set=stored).to_numpy()
         return mask
 
-    def write(self, blanks: Blanks) -> bool:
-        """Write the file without these rows, with the same row groups. Returns whether there are any."""
-        if not blanks:
-            return False
+    def write(self, blanks: Blanks) -> None:
+        """Write the file without these rows, with the same row groups."""
         first = 0
         with self.store.open(self.uri) as source, pq.ParquetFile(source) as parquet, self.store.new_file() as target:
             schema = parquet.schema_arrow
@@ -123,7 +126,6 @@ class _InputFile:
                 metadata = parquet.metadata.metadata or {}
                 writer.add_key_value_metadata({key: value for key, value in metadata.items() if key != b"ARROW:schema"})
             self.store.replace_from(self.uri, target)
-        return True
 
 
 def _add(blanks: Blanks, row: int, caption: int | None) -> None:

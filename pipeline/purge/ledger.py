@@ -1,7 +1,7 @@
 """Reads and writes the ledger: the requests, and the hashes of the rows that they withdrew."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -49,14 +49,16 @@ class Ledger:
         return not any(len(each) for each in self.asked.values()) and not len(self.uids)
 
     @classmethod
-    def load(cls, store: Store) -> "Ledger":
-        """Read the ledger of an output folder, and the parts of a running or interrupted purge."""
+    def load(cls, store: Store, last: int | None = None) -> "Ledger":
+        """Read the ledger of an output folder, and the parts of a running or interrupted purge. `last`: without the
+        requests after this one."""
         if not (files := ledger_files(store))["request"]:
             return cls({kind: DigestSet.of([]) for kind in LIST_KINDS}, DigestSet.of([]), frozenset())
-        requests = [read_table(store, request_name(number)) for number in files["request"]]
+        numbers = [number for number in files["request"] if last is None or number <= last]
+        requests = [read_table(store, request_name(number)) for number in numbers]
         asked = {kind: DigestSet.of(_digests_of(requests, kind)) for kind in LIST_KINDS}
         names = [rows_name(number) for number in files["rows"]]
-        names += [f"{PARTS}/{name}" for name in store.list(PARTS) if name.endswith(".parquet")]
+        names += _part_names(store)
         rows = [read_table(store, name, ["row_id", "uid"]) for name in names]
         uids = [digest for table in rows for digest in table["uid"].to_pylist()]
         row_ids = frozenset(row_id for table in rows for row_id in table["row_id"].to_pylist())
@@ -70,14 +72,14 @@ def _digests_of(requests: Iterable[pa.Table], kind: ListKind) -> Iterator[bytes]
                 yield digest
 
 
-def write_request(store: Store, values: Values, reason: str) -> int:
+def write_request(store: Store, values: Values, reason: str, exports: Sequence[str] = ()) -> int:
     """Record a request durably. Returns its number. Only hashes are written."""
     rows = [(kind, key(kind, value)) for kind, listed in values.items() for value in sorted(listed)]
     columns = [[kind for kind, _ in rows], [digest for _, digest in rows]]
     for _ in range(_TRIES):
         number = max(ledger_files(store)["request"], default=0) + 1
         counts: dict[str, int] = {kind: len(listed) for kind, listed in values.items() if listed}
-        request = PurgeRequest(number=number, requested_at=now(), reason=reason, values=counts)
+        request = PurgeRequest(number=number, requested_at=now(), reason=reason, values=counts, exports=list(exports))
         table = pa.table(columns, schema=REQUEST_SCHEMA.with_metadata({_METADATA_KEY: request.model_dump_json()}))
         if store.create(request_name(number), to_parquet(table)):
             return number
@@ -100,29 +102,21 @@ def write_part(store: Store, shard: int, generation: int, rows: pa.Table) -> Non
     store.replace(f"{PARTS}/{stem}.parquet", to_parquet(rows))
 
 
-def finish(store: Store, numbers: Iterable[int]) -> int:
-    """Put the parts into one file, and mark the requests as done. Returns the number of rows that they withdrew."""
-    numbers = sorted(numbers)
-    parts = [f"{PARTS}/{name}" for name in store.list(PARTS) if name.endswith(".parquet")]
-    rows = 0
-    if numbers:
-        name = rows_name(numbers[-1])
-        before = [read_table(store, name)] if store.exists(name) else []  # of a purge that was killed here
-        merged = _distinct(pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *before, *_tables(store, parts)]))
-        rows = merged.num_rows
-        store.replace(name, to_parquet(merged))
-    for number in numbers:
-        done = PurgeDone(number=number, finished_at=now(), rows=rows if number == numbers[-1] else 0)
-        store.create(done_name(number), done.model_dump_json(indent=1).encode())
+def merge_parts(store: Store, number: int) -> int:
+    """Put the parts of a request into one file. Returns the number of rows that it withdrew."""
+    parts, name = _part_names(store), rows_name(number)
+    before = [read_table(store, name)] if store.exists(name) else []  # of a purge that was killed here
+    merged = _distinct(pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *before, *_tables(store, parts)]))
+    store.replace(name, to_parquet(merged))
     for part in parts:
         store.delete(part)
-    return rows
+    return int(merged.num_rows)
 
 
-def clear_parts(store: Store) -> None:
-    """Delete parts that a finished purge has merged, but was killed before it deleted them."""
-    for name in store.list(PARTS):
-        store.delete(f"{PARTS}/{name}")
+def finish(store: Store, number: int, rows: int) -> None:
+    """Mark a request as done, whose parts are merged. `rows`: what it withdrew."""
+    done = PurgeDone(number=number, finished_at=now(), rows=rows)
+    store.create(done_name(number), done.model_dump_json(indent=1).encode())
 
 
 def with_values(ledger: Ledger, keys: Mapping[ListKind, Iterable[bytes]]) -> Ledger:
@@ -139,7 +133,7 @@ def _padded(digests: DigestSet) -> list[bytes]:
 def withdrawn_rows(store: Store) -> pa.Table:
     """All rows that were ever withdrawn (WITHDRAWN_SCHEMA)."""
     names = [rows_name(number) for number in ledger_files(store)["rows"]]
-    names += [f"{PARTS}/{name}" for name in store.list(PARTS) if name.endswith(".parquet")]
+    names += _part_names(store)
     return pa.concat_tables([WITHDRAWN_SCHEMA.empty_table(), *_tables(store, names)])
 
 
@@ -159,6 +153,10 @@ def to_parquet(table: pa.Table) -> bytes:
 def now() -> str:
     """The time, as records have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _part_names(store: Store) -> list[str]:
+    return [f"{PARTS}/{name}" for name in store.list(PARTS) if name.endswith(".parquet")]
 
 
 def _tables(store: Store, names: Iterable[str]) -> Iterator[pa.Table]:

@@ -17,7 +17,7 @@ from pairmill.schemas.manifest import manifest_name
 
 
 def purge_labels(store: Store, uids: DigestSet) -> Iterator[str]:
-    """Drop the labels of withdrawn rows. Yields the files that changed."""
+    """Drop the labels of withdrawn rows. Yields each file before it changes."""
     for name in store.list("labels"):
         path = f"labels/{name}"
         if not name.endswith(".parquet"):
@@ -27,12 +27,13 @@ def purge_labels(store: Store, uids: DigestSet) -> Iterator[str]:
             continue
         gone = uids.contains([None if uid is None else digest("uid", uid.encode()) for uid in table["uid"].to_pylist()])
         if gone.any():
-            store.replace(path, to_parquet(table.filter(pa.array(~gone))))
             yield path
+            store.replace(path, to_parquet(table.filter(pa.array(~gone))))
 
 
 def purge_indexes(store: Store, generations: Mapping[int, int]) -> Iterator[str]:
-    """Delete the parts of search indexes that cover a shard as it was before. Yields the folders that lost parts."""
+    """Delete the parts of search indexes that cover a shard as it was before. Yields each folder before it loses
+    parts."""
     for folder in store.folders("index"):
         current = _Digests(store, folder.rpartition("-")[0], generations)
         parts = read_parts(store, f"index/{folder}")
@@ -41,12 +42,12 @@ def purge_indexes(store: Store, generations: Mapping[int, int]) -> Iterator[str]
             for stem, part in parts.items()
             if not all(current.holds(each.shard, each.blake2b) for each in part.shards)
         ]
+        if outdated:
+            yield folder
         for stem in outdated:
             store.delete(parts[stem].file.path)
             forget_copy(parts[stem].file)
             store.delete(f"index/{folder}/manifests/{stem}.json")
-        if outdated:
-            yield folder
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,17 @@ class _Digests:
 
 
 def delete_reports(store: Store) -> Iterator[str]:
-    """Delete the reports, which show pictures and captions. Yields their names."""
+    """Delete the reports, which show pictures and captions. Yields each name before it is deleted."""
     for name in store.list(""):
         if name == "report.html" or (name.startswith("report-") and name.endswith(".html")):
-            store.delete(name)
             yield name
+            store.delete(name)
 
 
-def delete_failures(store: Store) -> Iterator[str]:
-    """Delete the tracebacks of failed shards, which may quote rows. Yields their names."""
+def delete_failures(store: Store) -> None:
+    """Delete the tracebacks of failed shards, which may quote rows."""
     for name in store.list("failures"):
         store.delete(f"failures/{name}")
-        yield f"failures/{name}"
 
 
 def delete_scores(store: Store, names: Collection[str]) -> None:

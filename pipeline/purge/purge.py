@@ -1,20 +1,21 @@
 """Withdraws what the ledger says, everywhere in an output folder.
 
-Every step looks at the folder as it is, and does what is left to do. So a purge that was killed at any point ends in
-the same state when it runs again. The order matters: new generations come before subsets, which need the old ones to
-find their rows, and old generations are deleted after everything that needs them.
+Every step looks at the folder as it is, does what is left to do, and notes it before. So a purge that was killed at any
+point ends in the same state when it runs again, and says all that was done. The order matters: new generations come
+before subsets, which need the old ones to find their rows, and old generations are deleted after everything that needs
+them.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
 
 from pairmill.pipeline.common.progress import Steps
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.manifests import committed
 from pairmill.pipeline.purge.digests import DigestSet
-from pairmill.pipeline.purge.exports import ExportPurge, purge_exports
+from pairmill.pipeline.purge.effects import Effects
+from pairmill.pipeline.purge.exports import purge_exports
 from pairmill.pipeline.purge.inputs import delete_unplanned, purge_inputs
-from pairmill.pipeline.purge.ledger import Ledger, withdrawn_rows
+from pairmill.pipeline.purge.ledger import Ledger, merge_parts, withdrawn_rows
 from pairmill.pipeline.purge.leftovers import (
     delete_failures,
     delete_reports,
@@ -26,68 +27,58 @@ from pairmill.pipeline.purge.matching import Matcher
 from pairmill.pipeline.purge.next_generation import rewrite_shards
 from pairmill.pipeline.purge.scan import Hit, scan, shared
 from pairmill.pipeline.purge.side_columns import scores_with
-from pairmill.pipeline.purge.subsets import purge_subsets
+from pairmill.pipeline.purge.subsets import naming_withdrawn, purge_subsets
 from pairmill.pipeline.purge.superseded import delete_all, unneeded_files
 from pairmill.pipeline.select.tasks import Tasks
 from pairmill.pipeline.source.planned import Plan
+from pairmill.schemas.purge import Purged
 
 _PER_CALL = 16
 """Shards that a task rewrites."""
 
 
-@dataclass
-class Purged:
-    """What a purge did, or with a dry run would do."""
-
-    rows: int = 0
-    """Rows that were withdrawn: pairs and rejects."""
-    shards: list[int] = field(default_factory=list)
-    """Shards that held them, which were rewritten."""
-    subsets: list[str] = field(default_factory=list)
-    inputs: list[str] = field(default_factory=list)
-    """Files of `input/` in which rows were blanked, or that the plan does not use."""
-    labels: list[str] = field(default_factory=list)
-    indexes: list[str] = field(default_factory=list)
-    """Search indexes that lost parts."""
-    scores: dict[str, str] = field(default_factory=dict)
-    """Scores that were deleted, because they were computed in relation to withdrawn rows, or are made from such a score
-    -> their settings, as after `score --score`."""
-    reports: list[str] = field(default_factory=list)
-    failures: int = 0
-    """Tracebacks of failed shards that were deleted."""
-    exports: list[ExportPurge] = field(default_factory=list)
-    files_deleted: int = 0
-    """Files of old generations, and files that interrupted commands left."""
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
-        return asdict(self)
-
-
-def withdraw(store: Store, plan: Plan, exports: Sequence[str], tasks: Tasks, steps: Steps) -> Purged:
-    """Withdraw everything that is in the ledger. `exports`: paths of exports that the dataset does not know of."""
-    done = Purged()
-    _withdraw_from_shards(store, tasks, steps, done)
-    ledger, generations = Ledger.load(store), committed(store)
+def withdraw(
+    store: Store, plan: Plan, number: int | None, exports: Sequence[str], tasks: Tasks, steps: Steps
+) -> Purged:
+    """Withdraw what the ledger says up to the request `number`; None: all that it says, without a record of it.
+    `exports`: paths of exports that the dataset does not know of. Returns what was done, also before an interruption.
+    """
+    effects = Effects(store, number)
+    _withdraw_from_shards(store, number, tasks, steps, effects)
+    ledger, generations = Ledger.load(store, number), committed(store)
+    matcher = Matcher(ledger)
     steps.name = "withdrawing from subsets and indexes"
     steps.part(0, 1)
-    done.subsets = purge_subsets(store, ledger, generations)
-    done.labels = list(purge_labels(store, ledger.uids))
-    done.indexes = list(purge_indexes(store, generations))
+    _note_each(effects, "subsets", purge_subsets(store, ledger, generations))
+    effects.note(named_in_steps=naming_withdrawn(store, matcher))
+    _note_each(effects, "labels", purge_labels(store, ledger.uids))
+    _note_each(effects, "indexes", purge_indexes(store, generations))
     vectors = withdrawn_rows(store)["vectors"].combine_chunks().flatten().to_pylist()
-    done.scores = scores_with(store, ledger.uids, DigestSet.of(vectors))
-    delete_scores(store, list(reversed(done.scores)))  # a score that is made from another one goes before it
+    scores = scores_with(store, ledger.uids, DigestSet.of(vectors))
+    effects.note(scores=effects.purged.scores | scores)
+    delete_scores(store, list(reversed(scores)))  # a score that is made from another one goes before it
     steps.name = "withdrawing from input/ and exports"
     steps.part(0, 1)
-    done.inputs = delete_unplanned(store, plan) + purge_inputs(store, plan, Matcher(ledger))
-    done.reports = list(delete_reports(store))
-    done.failures = len(list(delete_failures(store)))
-    done.exports = purge_exports(store, ledger.uids, exports, dry_run=False)
+    _note_each(effects, "inputs", delete_unplanned(store, plan))
+    _note_each(effects, "inputs", purge_inputs(store, plan, matcher))
+    _note_each(effects, "reports", delete_reports(store))
+    effects.note(failures=effects.purged.failures or len(store.list("failures")))
+    delete_failures(store)
+    for export in purge_exports(store, ledger.uids, exports):
+        effects.add_export(export)
     steps.name = "deleting old generations"
     steps.part(0, 1)
-    done.files_deleted = len(delete_all(store, unneeded_files(store, min_age_s=0)))
+    deleted = len(delete_all(store, unneeded_files(store, min_age_s=0)))
     store.remove_temporary()
-    return done
+    if number is not None:
+        effects.note(rows=merge_parts(store, number), files_deleted=effects.purged.files_deleted + deleted)
+    return effects.purged
+
+
+def _note_each(effects: Effects, field: str, names: Iterable[str]) -> None:
+    """Note each name before it changes: that happens when the next one is asked for."""
+    for name in names:
+        effects.add(field, name)
 
 
 def find(store: Store, ledger: Ledger, tasks: Tasks) -> list[Hit]:
@@ -95,22 +86,22 @@ def find(store: Store, ledger: Ledger, tasks: Tasks) -> list[Hit]:
     return scan(store, Matcher(ledger), committed(store), tasks)
 
 
-def _withdraw_from_shards(store: Store, tasks: Tasks, steps: Steps, done: Purged) -> None:
+def _withdraw_from_shards(store: Store, number: int | None, tasks: Tasks, steps: Steps, effects: Effects) -> None:
     """Rewrite the shards that hold withdrawn rows. Then again by the uids of these rows, which may be in other shards,
     where another column did not give them away, such as the SHA-256 of a picture that could not be fetched there."""
-    ledger = Ledger.load(store)
-    matcher, touched = Matcher(ledger), set[int]()
+    ledger = Ledger.load(store, number)
+    matcher = Matcher(ledger)
     while True:
         steps.name = "looking for rows"
         hits = scan(store, matcher, committed(store), tasks)
+        effects.note(shards=sorted({*effects.purged.shards, *(hit.shard for hit in hits)}))
         steps.name = "rewriting shards"
         handle = shared(tasks, matcher)
         found = [(hit.shard, hit.generation) for hit in hits]
         calls = [(store, handle, found[start : start + _PER_CALL]) for start in range(0, len(found), _PER_CALL)]
-        done.rows += sum(tasks.get(tasks.map(rewrite_shards, calls)))
-        touched |= {hit.shard for hit in hits}
-        before, ledger = len(ledger.uids), Ledger.load(store)
+        for _ in tasks.get(tasks.map(rewrite_shards, calls)):
+            pass
+        before, ledger = len(ledger.uids), Ledger.load(store, number)
         if len(ledger.uids) == before:
             break
         matcher = Matcher(ledger, by_uid_only=True)
-    done.shards = sorted(touched)

@@ -1,10 +1,12 @@
 """Takes withdrawn rows out of subsets. The others stay selected, wherever they are in the new generations."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +26,15 @@ from pairmill.pipeline.dataset.subset import (
     write_tables,
 )
 from pairmill.pipeline.purge.digests import DigestSet
-from pairmill.pipeline.purge.keys import digest
+from pairmill.pipeline.purge.keys import canonical, digest, key, urls_in
 from pairmill.pipeline.purge.ledger import Ledger
 from pairmill.pipeline.purge.matching import Matcher
+from pairmill.schemas.balance import EntryRows
 from pairmill.schemas.leak import LeakPair
 from pairmill.schemas.manifest import manifest_name
 from pairmill.schemas.subset import StepReport, Subset, SubsetFiles
+
+_WORD = re.compile(r"[^\s\"'`()\[\]{}<>,;:/|=%*@]+")
 
 
 @dataclass(frozen=True)
@@ -38,18 +43,29 @@ class _Change:
 
     generation: int
     pairs_blake2b: str
-    is_kept: pa.Array
-    """For each row of the older file."""
+    is_kept: pa.Array | None
+    """For each row of the older file; None if the shard was rebuilt by anything but a purge, whose old generation is
+    gone: the subset is outdated then, and is selected again anyway."""
 
 
-def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) -> list[str]:
-    """Rewrite the subsets that hold withdrawn rows, or were selected from shards that a purge has rewritten. Returns
-    their names.
+def purge_subsets(store: Store, ledger: Ledger, generations: Mapping[int, int]) -> Iterator[str]:
+    """Rewrite the subsets that hold withdrawn rows, or were selected from shards that a purge has rewritten. Yields
+    the name of each before it changes.
 
     Old generations of these shards must still be there: they say where each row was. `generations`: shard -> newest.
     """
     changes = _Changes(store, generations)
-    return [name for name in subset_names(store) if _purge_subset(store, read_subset(store, name), ledger, changes)]
+    for name in subset_names(store):
+        subset = read_subset(store, name)
+        if (found := _Rewritten.of(store, subset, ledger, changes)).differs_from(subset):
+            yield name
+            _write(store, subset, found)
+
+
+def naming_withdrawn(store: Store, matcher: Matcher) -> list[str]:
+    """The subsets whose steps, as they were given, name a URL, host, uid or SHA-256 that is withdrawn."""
+    texts = {name: "\n".join(_texts(read_subset(store, name))) for name in subset_names(store)}
+    return [name for name, text in texts.items() if _mentions_withdrawn(text, matcher)]
 
 
 class _Changes:
@@ -62,8 +78,7 @@ class _Changes:
         self.of = lru_cache(maxsize=64)(self._of)
 
     def _of(self, shard: int, generation: int, pairs_blake2b: str) -> _Change | None:
-        """None if the shard still has this pairs file, or if it was rebuilt by anything but a purge, whose old
-        generation is gone: the subset is outdated then, and is selected again anyway."""
+        """None if the shard still has this pairs file."""
         newest = self._newest.get(shard)
         if newest is None or newest == generation:
             return None
@@ -77,35 +92,83 @@ class _Changes:
                 now = read_table(self._store, new.path, ["row_id"])["row_id"].combine_chunks()
                 is_kept = pc.is_in(before, value_set=now)
                 is_same = is_kept.true_count == len(now)  # otherwise a retry came between, and rows were added
-                return _Change(newest, new.blake2b, is_kept) if is_same else None
-        return None
+                return _Change(newest, new.blake2b, is_kept if is_same else None)
+        return _Change(newest, new.blake2b, None)
 
 
 @dataclass
 class _Rewritten:
-    """The files of a subset as they are read, and what they add up to."""
+    """The files of a subset without withdrawn rows, and what they add up to."""
 
     files: list[tuple[pa.Table, pa.Table]] = field(default_factory=list)
     """The rows and the shards of each chunk."""
     is_changed: bool = False
+    """Whether rows or shards are others than before."""
+    is_affected: bool = False
+    """Whether it was selected from rows that may be withdrawn now."""
     counts: Counter[int] = field(default_factory=Counter)
     """Number of a step, or NOT_DROPPED -> rows."""
     weight_sum: float = 0.0
     state: str = ""
+    reports: list[StepReport] = field(default_factory=list)
+    overlaps: list[pa.Table] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, store: Store, subset: Subset, ledger: Ledger, changes: _Changes) -> "_Rewritten":
+        """Read the files of a subset, and leave out what is withdrawn."""
+        found = cls()
+        for files in subset.files:
+            found.files.append(found._without(store, files, ledger.uids, changes))
+        found.reports = list(_reports(subset.reports, found, Matcher(ledger)))
+        for file in subset.overlaps:
+            overlap = read_table(store, file.path)
+            found.overlaps.append(left := _without_withdrawn(overlap, ledger.uids))
+            found.is_changed |= left.num_rows < overlap.num_rows
+        return found
+
+    def differs_from(self, subset: Subset) -> bool:
+        """Whether the subset must be written again."""
+        return self.is_changed or self.reports != subset.reports
+
+    def attempt(self, before: str) -> str:
+        """A name for these files, which an interrupted purge gives to the same content alone."""
+        digest_ = hashlib.blake2b(f"{before} purged {self.state}".encode(), digest_size=16)
+        for table in (*(each for pair in self.files for each in pair), *self.overlaps):
+            with pa.BufferOutputStream() as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table.combine_chunks())
+            digest_.update(sink.getvalue())
+        return digest_.hexdigest()
+
+    def _without(
+        self, store: Store, files: SubsetFiles, uids: DigestSet, changes: _Changes
+    ) -> tuple[pa.Table, pa.Table]:
+        """The two tables of a chunk without the withdrawn rows."""
+        rows, shards = read_table(store, files.rows.path), read_table(store, files.shards.path)
+        tables, records = [], []
+        for record in shards.to_pylist():
+            of_shard = rows.filter(pc.equal(rows["shard"], record["shard"]))
+            change = changes.of(record["shard"], record["generation"], record["pairs_blake2b"])
+            self.is_affected |= change is not None
+            if change is not None and change.is_kept is not None:
+                self.is_changed = True
+                record, of_shard = _moved(record, of_shard, change)
+            elif (listed := _listed(of_shard, uids)).any():  # an outdated subset: only its uids can be dropped
+                self.is_changed = self.is_affected = True
+                of_shard = of_shard.filter(pa.array(~listed))
+            self._count(record, of_shard)
+            tables.append(of_shard)
+            records.append(record)
+        return pa.concat_tables([rows.schema.empty_table(), *tables]), pa.Table.from_pylist(records, shards.schema)
+
+    def _count(self, record: Mapping[str, Any], rows: pa.Table) -> None:
+        self.counts.update(Counter(np.frombuffer(record["fates"], np.int8).tolist()))
+        self.state += f"{record['shard']} {record['generation']} {record['pairs_blake2b']}\n"
+        if WEIGHT in rows.schema.names:
+            self.weight_sum += float(rows[WEIGHT].to_numpy().sum(dtype=np.float64))
 
 
-def _purge_subset(store: Store, subset: Subset, ledger: Ledger, changes: _Changes) -> bool:
-    found = _Rewritten()
-    for files in subset.files:
-        rows, shards = _purge_files(store, files, ledger.uids, changes, found)
-        found.files.append((rows, shards))
-    reports = list(_reports(subset.reports, found.counts, Matcher(ledger)))
-    overlaps = [read_table(store, file.path) for file in subset.overlaps]
-    left = [_without_withdrawn(table, ledger.uids) for table in overlaps]
-    if not found.is_changed and reports == subset.reports and left == overlaps:
-        return False
-    attempt = hashlib.blake2b(f"{subset.attempt} purged {found.state}".encode(), digest_size=16).hexdigest()
-    folder = f"subsets/{subset.name}"
+def _write(store: Store, subset: Subset, found: _Rewritten) -> None:
+    folder, attempt = f"subsets/{subset.name}", found.attempt(subset.attempt)
     written = [
         write_tables(store, rows, shards, folder, f"{number:05d}.{attempt}")
         for number, (rows, shards) in enumerate(found.files)
@@ -114,47 +177,23 @@ def _purge_subset(store: Store, subset: Subset, ledger: Ledger, changes: _Change
         "attempt": attempt,
         "rows_in": found.counts.total(),
         "rows_out": found.counts[NOT_DROPPED],
-        "reports": reports,
+        "reports": found.reports,
         "generations_blake2b": hashlib.blake2b(found.state.encode(), digest_size=16).hexdigest(),
         "files": written,
         "overlaps": [
-            write_overlap(store, table, subset.name, f"{number:05d}.{attempt}") for number, table in enumerate(left)
+            write_overlap(store, table, subset.name, f"{number:05d}.{attempt}")
+            for number, table in enumerate(found.overlaps)
         ],
         "weight_sum": None if subset.weight_sum is None else found.weight_sum,
     }
     publish(store, subset.model_copy(update=changed), subset)
-    return True
-
-
-def _purge_files(
-    store: Store, files: SubsetFiles, uids: DigestSet, changes: _Changes, found: _Rewritten
-) -> tuple[pa.Table, pa.Table]:
-    """The two tables of a chunk without the withdrawn rows."""
-    rows, shards = read_table(store, files.rows.path), read_table(store, files.shards.path)
-    tables, records = [], []
-    for record in shards.to_pylist():
-        of_shard = rows.filter(pc.equal(rows["shard"], record["shard"]))
-        change = changes.of(record["shard"], record["generation"], record["pairs_blake2b"])
-        if change is not None:
-            found.is_changed = True
-            record, of_shard = _moved(record, of_shard, change)
-        elif (listed := _listed(of_shard, uids)).any():  # an outdated subset: only its uids can be dropped
-            found.is_changed = True
-            of_shard = of_shard.filter(pa.array(~listed))
-        drop_step = np.frombuffer(record["fates"], np.int8)
-        found.counts.update(Counter(drop_step.tolist()))
-        found.state += f"{record['shard']} {record['generation']} {record['pairs_blake2b']}\n"
-        if WEIGHT in of_shard.schema.names:
-            found.weight_sum += float(of_shard[WEIGHT].to_numpy().sum(dtype=np.float64))
-        tables.append(of_shard)
-        records.append(record)
-    return pa.concat_tables([rows.schema.empty_table(), *tables]), pa.Table.from_pylist(records, shards.schema)
 
 
 def _moved(record: Mapping[str, object], rows: pa.Table, change: _Change) -> tuple[dict[str, object], pa.Table]:
     """The record of a shard, and its selected rows, for its new generation."""
     raw = record["fates"]
     assert isinstance(raw, bytes)
+    assert change.is_kept is not None
     is_kept = change.is_kept.to_numpy(zero_copy_only=False)
     drop_step = np.frombuffer(raw, np.int8)[is_kept]
     new = {
@@ -185,15 +224,15 @@ def _without_withdrawn(overlap: pa.Table, uids: DigestSet) -> pa.Table:
     return overlap.filter(pa.array(~named))
 
 
-def _reports(reports: Sequence[StepReport], counts: Counter[int], matcher: Matcher) -> Iterator[StepReport]:
+def _reports(reports: Sequence[StepReport], found: _Rewritten, matcher: Matcher) -> Iterator[StepReport]:
     """What each step did with the rows that are left. Groups and entries that are withdrawn are not named any more."""
-    remaining = counts.total()
+    remaining = found.counts.total()
     for number, report in enumerate(reports):
-        rows_in, remaining = remaining, remaining - counts[number]
+        rows_in, remaining = remaining, remaining - found.counts[number]
         named = [each for each in report.largest_clusters if not _is_withdrawn(each.row_id, [each.url], matcher)]
         changed = {"rows_in": rows_in, "rows_out": remaining, "largest_clusters": named}
         if report.balance is not None:
-            head = [each for each in report.balance.head if not _names_withdrawn(each.entry, matcher)]
+            head = [each for each in report.balance.head if not _may_be_withdrawn(each, found.is_affected, matcher)]
             changed["balance"] = report.balance.model_copy(update={"head": head})
         if report.leak is not None:
             pairs = [each for each in report.leak.nearest if not _pair_is_withdrawn(each, matcher)]
@@ -201,9 +240,11 @@ def _reports(reports: Sequence[StepReport], counts: Counter[int], matcher: Match
         yield report.model_copy(update=changed)
 
 
-def _names_withdrawn(entry: str, matcher: Matcher) -> bool:
-    """Whether an entry of a step `balance` is a host or URL that is withdrawn."""
-    return bool(matcher.withdrawn_urls([entry, f"https://{entry}/"]).any())
+def _may_be_withdrawn(entry: EntryRows, is_affected: bool, matcher: Matcher) -> bool:
+    """Whether an entry of a step `balance` is a host or URL that is withdrawn, or perhaps another value, such as a
+    caption, that withdrawn rows alone had: no row that stays surely has it unless it had more rows than ever went."""
+    is_listed = matcher.withdrawn_urls([entry.entry, f"https://{entry.entry}/"]).any()
+    return bool(is_listed) or (is_affected and entry.rows <= len(matcher.ledger.row_ids))
 
 
 def _pair_is_withdrawn(pair: LeakPair, matcher: Matcher) -> bool:
@@ -216,3 +257,27 @@ def _is_withdrawn(row_id: str, urls: Sequence[str | None], matcher: Matcher) -> 
     if row_id in matcher.ledger.row_ids:
         return True
     return bool(matcher.withdrawn_urls([url for url in urls if url is not None]).any())
+
+
+def _texts(subset: Subset) -> Iterator[str]:
+    """All texts in the steps."""
+    waiting: list[object] = [step.model_dump(mode="json") for step in subset.steps]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _mentions_withdrawn(text: str, matcher: Matcher) -> bool:
+    asked, words = matcher.ledger.asked, [word.strip(".") for word in _WORD.findall(text)]
+    urls = [*urls_in(text), *(f"https://{word}/" for word in words if "." in word)]  # the latter for hosts
+    uids, sha256 = ([each for word in words if (each := canonical(kind, word))] for kind in ("uid", "sha256"))
+    return bool(
+        matcher.withdrawn_urls(urls).any()
+        or matcher.ledger.uids.contains([key("uid", uid) for uid in uids]).any()
+        or asked["sha256"].contains([key("sha256", each) for each in sha256]).any()
+    )

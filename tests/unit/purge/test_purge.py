@@ -3,14 +3,16 @@
 The oracles: the rows of the world without the purged ones, and a search of every byte that uses no code of the purge.
 """
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +21,7 @@ import pairmill
 from pairmill.jobs.cli.main import app
 from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.strays import SIZES_NAME
+from pairmill.pipeline.purge.effects import together
 from pairmill.schemas.errors import JobError
 from tests.unit.purge.conftest import World
 from tests.unit.purge.state import rows_of, state_of
@@ -212,35 +215,65 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, last: int) -> list[str]:
     return tried
 
 
-def test_after_ten_kills_a_purge_ends_as_if_it_had_not_been_killed(
+KILLED_BEFORE = (
+    "replace_from subsets/half/selection.json",
+    "replace_from metadata/metadata_0000.parquet",
+    "replace_from .pairmill/export.json",
+    "create_from withdrawn/000001.done.json",
+)
+
+
+def test_a_request_after_a_killed_one_ends_as_if_it_had_not_been_killed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same files, and the same is said about what was done. The killed request also named an export."""
     gone, source = [1, 3, 17, 24, 30, 50], world.source
-    lists: dict[str, Any] = {
-        "uids": world.write("uids.txt", [uuid(source.uid(row)) for row in gone[:3]]),
-        "urls": world.write("urls.txt", [source.url(row) for row in gone[3:]]),
-    }
-    with monkeypatch.context() as patch:
-        tried = kill_at(patch, 10**6)
-        pairmill.purge(world.out, **lists, reason="asked for")
-    expected, total = state_of(world.root), len(tried)
-    shutil.rmtree(world.root)
-    shutil.copytree(world.saved, world.root)
-    rng, kills, left = np.random.default_rng(5), 0, 12
-    while kills < 10:
+    uids = world.write("uids.txt", [uuid(source.uid(row)) for row in gone[:3]])
+    urls = world.write("urls.txt", [source.url(row) for row in gone[3:]])
+
+    def begin(last: int) -> list[str]:
+        """The first request, killed at the write `last`. Returns the writes."""
+        shutil.rmtree(world.root)
+        shutil.copytree(world.saved, world.root, copy_function=os.link)
+        next(path for path in (world.out / "exports").iterdir() if b"/arrays" in path.read_bytes()).unlink()
         with monkeypatch.context() as patch:
-            tried = kill_at(patch, int(rng.integers(2, max(3, 2 * total // left))))
-            with pytest.raises(Killed):
-                pairmill.purge(world.out, **(lists if kills < 2 else {}), reason="asked for")
-        kills, left = kills + 1, left
+            tried = kill_at(patch, last)
+            with suppress(Killed):
+                results.append(pairmill.purge(world.out, uids=uids, reason="x", exports=world.root / "arrays"))
+        return tried
+
+    results: list[pairmill.PurgeResult] = []
+    tried = begin(10**6)
+    results.append(pairmill.purge(world.out, urls=urls, reason="y"))
+    expected, purged = state_of(world.root), together([each.purged for each in results])
+    marks = marks_of(source, gone)
+    assert grep(world.out, marks) == []
+    for before in KILLED_BEFORE:
+        begin(next(number for number, write in enumerate(tried) if write.startswith(before)))
         with pytest.raises(JobError, match="a purge is not finished; finish it first: pairmill purge"):
             pairmill.select(world.out, "other", settings={"partial": True})
-    pairmill.purge(world.out)
-    assert state_of(world.root) == expected
-    marks = marks_of(source, gone)
-    assert grep(world.root, marks) == [each for each in grep(world.root, marks) if each[0] == "in.csv"]
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(patch, 4)
+            pairmill.purge(world.out)
+        result = pairmill.purge(world.out, urls=urls, reason="y")
+        assert state_of(world.root) == expected, before
+        assert result.remedies == results[0].remedies
+        done = {"files_deleted": purged.files_deleted}
+        assert result.purged.model_copy(update=done) == purged, before
+        assert differing(world.root) == []
     assert pairmill.verify(world.out, rescore=0).problems == []
-    verified = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(lists["urls"])])
+    verified = CliRunner().invoke(app, ["verify", str(world.out), "--purged", str(urls)])
     assert (verified.exit_code, verified.stdout.splitlines()[-1]) == (0, "nothing of it is left")
     assert "5 withdrawn rows" in verified.stdout
-    assert pa.__version__
+
+
+def differing(root: Path) -> list[str]:
+    """Files of exports whose checksums are not those in the manifests."""
+    records = [(path.parents[2], json.loads(path.read_bytes())) for path in root.glob("*/.pairmill/manifests/*.json")]
+    files = [(folder / name, file["blake2b"]) for folder, part in records for name, file in part["files"].items()]
+    assert len(files) == 21
+    return [
+        str(path)
+        for path, blake2b in files
+        if hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() != blake2b
+    ]

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import pairmill
 from pairmill.jobs import select as select_module
 from pairmill.jobs.cli.main import app
-from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.pipeline.common.storage import Store
 from pairmill.pipeline.dataset.subset import SubsetError
 from pairmill.pipeline.feed.config import FeedConfig, FeedError
 from pairmill.pipeline.feed.pair_dataset import PairDataset
@@ -210,31 +210,6 @@ def test_a_subset_that_a_retry_had_outdated_loses_its_uids_too(world: World) -> 
     assert store.exists("subsets/half/selection.json")
 
 
-def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.move(world.root / "tars", world.root / "moved")
-    (world.root / "pool/.pairmill/export.json").unlink()
-    (world.root / "pool/.pairmill/export.json").write_text("{")
-    uids = world.write("uids.txt", [world.source.uid(1)])
-    moved = str(world.root / "moved")
-    done = CliRunner().invoke(
-        app, ["purge", str(world.out), "--uids", str(uids), "--reason", "asked for", "--export", moved]
-    )
-    assert done.exit_code == 0
-    assert f"export {world.root}/tars: not found; if it is elsewhere, purge it there with --export" in done.stdout
-    assert f"export {world.root}/pool: damaged; delete it, and make it again in another folder" in done.stdout
-    assert f"export {moved}: rewritten: 1 row withdrawn" in done.stdout
-    assert grep(world.root / "moved", world.source.marks(1)) == []
-
-    def denied(store: Store, name: str, data: bytes) -> bool:
-        raise StorageError(f"{store.path(name)}: access denied")
-
-    real = Store.create
-    monkeypatch.setattr(Store, "create", lambda *call: (denied if call[1].startswith("exports/") else real)(*call))
-    words = ["export", str(world.out), "all", str(world.root / "new"), "--format", "parquet"]
-    done = CliRunner().invoke(app, words)
-    assert f"cannot be written to: tell a later purge about this export with --export {world.root}/new" in done.stderr
-
-
 @pytest.mark.parametrize("moment", ["chunks_of", "_write_overlaps", "publish"])
 def test_a_select_during_which_a_purge_begins_fails_and_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -251,3 +226,29 @@ def test_a_select_during_which_a_purge_begins_fails_and_leaves_nothing(
         pairmill.select(world.out, "during", steps=["where: width > 0"], settings={"partial": True})
     assert not [path for path in (world.out / "subsets/during").rglob("*") if path.is_file()]
     assert grep(world.out, marks_of(world.source, [1])) == []
+
+
+def test_subsets_whose_steps_name_what_is_withdrawn_are_named(world: World) -> None:
+    """Their steps cannot be changed without asking, so `verify` finds the value until they are selected again."""
+    source = world.source
+    texts = {
+        "by_url": f"url != '{source.url(1)}'",
+        "by_host": "not contains(url, '.elsewhere.example/')",
+        "by_uid": f"uid != '{source.uid(2).upper()}'",
+        "by_sha256": f"sha256 not in ['{source.sha256(4)}']",
+        "by_nothing": "sha256 != '0' and url != 'https://pictures.example/'",
+    }
+    for name, text in texts.items():
+        pairmill.select(world.out, name, steps=[f"where: {text}"], settings={"partial": True})
+    lists = {
+        "urls": world.write("urls.txt", [source.url(1)]),
+        "hosts": world.write("hosts.txt", ["elsewhere.example"]),
+        "uids": world.write("uids.txt", [source.uid(2)]),
+        "sha256": world.write("sha256.txt", [source.sha256(4)]),
+    }
+    result = pairmill.purge(world.out, **lists, reason="asked for")  # type: ignore[arg-type]
+    assert result.purged.named_in_steps == sorted(texts.keys() - {"by_nothing"})
+    for name in result.purged.named_in_steps:
+        pairmill.select(world.out, name, steps=["where: similarity >= 0"], settings={"partial": True}, overwrite=True)
+    assert pairmill.purge(world.out).purged.named_in_steps == []
+    assert grep(world.out, [source.url(1).encode(), b"elsewhere.example", source.sha256(4).encode()]) == []

@@ -117,7 +117,8 @@ def add_everything(out: Path, source: Source) -> None:
     pairmill.score(out, "words", score="captions: {measures: [words]}")
     _add_model(Store(str(out)), source)
     pairmill.select(out, "all", settings={"partial": True})
-    steps = ["where: similarity >= 0", "dedup: {by: sha256}", "balance: {by: host, curve: 99}"]
+    steps = ["where: similarity >= 0", "dedup: {by: sha256}", "balance: {by: host, curve: 30}"]
+    steps += [f"balance: {{by: {name}, curve: 0.999}}" for name in ("uid", "url", "caption", "sha256")]  # all are heads
     pairmill.select(out, "half", steps=[*steps, "repeat: {weight: 1 + similarity}"], settings={"partial": True})
     pairmill.index(out, model="b16")
     pairmill.report(out)

@@ -1,0 +1,119 @@
+"""Tests what becomes of exports that are damaged, unfinished or somewhere else. `test_purge.py` has whole ones."""
+
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count, groupby
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import pytest
+from typer.testing import CliRunner
+
+import pairmill
+from pairmill.jobs.cli.main import app
+from pairmill.pipeline.common.storage import StorageError, Store
+from pairmill.schemas.export import ExportFormat
+from tests.unit.purge.conftest import World
+from tests.unit.purge.test_purge import Killed, kill_at, marks_of
+from tests.unit.purge.world import EXPORTS, grep
+
+
+def _cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.unlink()  # it is a hard link
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "files"),
+    [
+        (_cut, ["tars/00001.tar", "tables/00000.parquet", "arrays/img_emb/img_emb_0000.npy", "pool/subset.npy"]),
+        (Path.unlink, ["tars/00000.tar", "tables/00002.parquet", "arrays/metadata/metadata_0000.parquet"]),
+        (_cut, [f"{name}/.pairmill/manifests/00001.json" for name in EXPORTS]),
+        (_cut, ["pool/metadata/00000.npz", *(f"{name}/.pairmill/export.json" for name in ("tars", "arrays"))]),
+        (Path.unlink, ["pool/subset.npy", *(f"{name}/.pairmill/export.json" for name in ("tars", "arrays"))]),
+    ],
+)
+def test_a_damaged_export_is_named_and_keeps_nothing_from_the_end_of_a_purge(
+    world: World, damage: Callable[[Path], None], files: list[str]
+) -> None:
+    for name in files:
+        damage(world.root / name)
+    gone = [1, 5, 17, 24, 40]
+    uids = world.write("uids.txt", [world.source.uid(row) for row in gone])
+    result = pairmill.purge(world.out, uids=uids, reason="asked for")
+    outcomes = {Path(export.output).name: export.outcome for export in result.purged.exports}
+    damaged = {name.partition("/")[0] for name in files}
+    assert outcomes == {name: "damaged" if name in damaged else "rewritten" for name in EXPORTS}
+    marks = marks_of(world.source, gone)
+    assert grep(world.out, marks) == []
+    for name in EXPORTS.keys() - damaged:
+        assert grep(world.root / name, marks) == []
+    assert pairmill.purge(world.out).purged.shards == []  # and nothing is left to finish
+
+
+@pytest.mark.parametrize("form", ["webdataset", "clip-retrieval"])
+def test_nothing_withdrawn_is_left_in_an_export_that_was_killed(
+    world: World, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
+) -> None:
+    """At any write. Its temporary files stay, under the name of a process that has ended."""
+    for name in ("out/exports", *EXPORTS):
+        shutil.rmtree(world.root / name)
+    real = Store.new_file
+
+    @contextmanager
+    def new_file(store: Store) -> Iterator[IO[bytes]]:
+        with real(store) as file:
+            try:
+                yield file
+            except Killed:
+                file.flush()
+                shutil.copy(file.name, Path(store.root, "tmp", f"{socket.gethostname()}!{2**22 + 1}!{uuid4().hex}"))
+                raise
+
+    models = "b32" if form == "clip-retrieval" else None
+    for last in count():
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(Store, "new_file", new_file)
+            kill_at(patch, last)
+            pairmill.export(
+                world.out, "all", world.root / f"{last:03d}", format=form, samples_per_file=30, models=models
+            )
+            break
+    gone = list(range(30))
+    marks = marks_of(world.source, gone)
+    assert grep(world.root / "002/tmp", marks)
+    uids = world.write("uids.txt", [world.source.uid(row) for row in gone])
+    result = pairmill.purge(world.out, uids=uids, reason="asked for")
+    for number in range(last + 1):
+        assert grep(world.root / f"{number:03d}", marks) == []
+    outcomes = [export.outcome for export in sorted(result.purged.exports, key=lambda export: export.output)]
+    assert [outcome for outcome, _ in groupby(outcomes)] == ["not found", "unfinished", "rewritten"]
+
+
+def test_exports_that_cannot_be_purged_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move(world.root / "tars", world.root / "moved")
+    (world.root / "pool/.pairmill/export.json").unlink()
+    (world.root / "pool/.pairmill/export.json").write_text("{")
+    uids = world.write("uids.txt", [world.source.uid(1)])
+    moved = str(world.root / "moved")
+    done = CliRunner().invoke(
+        app, ["purge", str(world.out), "--uids", str(uids), "--reason", "asked for", "--export", moved]
+    )
+    assert done.exit_code == 0
+    assert f"export {world.root}/tars: not found; if it is elsewhere, purge it there with --export" in done.stdout
+    assert f"export {world.root}/pool: damaged; delete it, and make it again in another folder" in done.stdout
+    assert f"export {moved}: rewritten: 1 row withdrawn" in done.stdout
+    assert grep(world.root / "moved", world.source.marks(1)) == []
+
+    def denied(store: Store, name: str, data: bytes) -> bool:
+        raise StorageError(f"{store.path(name)}: access denied")
+
+    real = Store.create
+    monkeypatch.setattr(Store, "create", lambda *call: (denied if call[1].startswith("exports/") else real)(*call))
+    words = ["export", str(world.out), "all", str(world.root / "new"), "--format", "parquet"]
+    done = CliRunner().invoke(app, words)
+    assert f"cannot be written to: tell a later purge about this export with --export {world.root}/new" in done.stderr
