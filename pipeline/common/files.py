@@ -13,9 +13,12 @@ from typing import IO, Any
 
 import fsspec
 
+from pairmill.schemas.errors import JobError
 from pairmill.schemas.s3 import FROM_ENVIRONMENT, S3Config
 
 S3_SCHEMES = ("s3://", "s3a://")
+MAX_LINE_BYTES = 1 << 20
+"""Of a list: a URL has a few kilobytes at most."""
 _CHUNK_BYTES = 1 << 20
 GLOB_CHARACTERS = frozenset("*?[")
 
@@ -90,6 +93,8 @@ class Files:
 
     def open(self, uri: str) -> IO[bytes]:
         """Open a file or object for reading, seekable, without decompressing it."""
+        if "\0" in uri:  # for which Python has a ValueError
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
         if not is_remote(uri):
             return open(absolute(uri), "rb")
         fs, inside = self.file_system(uri)
@@ -107,10 +112,15 @@ class Files:
                 yield file
 
     def read_text_lines(self, uri: str) -> Iterator[str]:
-        """Lines of a UTF-8 text file (also .gz), without line endings; undecodable bytes become U+FFFD."""
+        """Lines of a UTF-8 list (also .gz), without line endings; undecodable bytes become U+FFFD. Raises JobError for
+        a line that is too long to be an entry of a list."""
         with self.open_decompressed(uri) as file:
-            for line in file:
+            number = 1
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise JobError(f"{uri}, line {number:,}: is longer than {MAX_LINE_BYTES:,} bytes")
                 yield line.decode("utf-8", errors="replace").rstrip("\r\n")
+                number += 1
 
     def read_range(self, uri: str, offset: int, length: int) -> bytes:
         """A byte range of a file or object, in one request. Thread-safe. Raises FileNotFoundError."""

@@ -1,13 +1,15 @@
 """Reads lists in tables: Parquet, CSV and TSV."""
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import batched
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import MAX_LINE_BYTES, Files
 from pairmill.pipeline.common.text import clean_text
 from pairmill.pipeline.known.keys import Keys
 from pairmill.pipeline.known.known_error import KnownError
@@ -15,8 +17,7 @@ from pairmill.pipeline.known.read_values import Position, Tally, list_keys
 from pairmill.schemas.known import DEFAULT_KINDS, KnownRows, ValueKind
 
 _BATCH_ROWS = 65_536
-_BLOCK_BYTES = 1 << 22
-_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # Arrow raises all three
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error)  # Arrow raises the first three
 
 
 def read_table_list(files: Files, path: str, known: KnownRows, tally: Tally) -> Iterator[tuple[ValueKind, Keys]]:
@@ -65,8 +66,7 @@ def _names(path: str, file: IO[bytes]) -> list[str]:
     if _is_parquet(path):
         with pq.ParquetFile(file) as parquet:
             return list(parquet.schema_arrow.names)
-    with _open_csv(path, file, None) as reader:
-        return list(reader.schema.names)
+    return next(_csv_records(path, file), [])
 
 
 def _batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -76,22 +76,44 @@ def _batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.
                 batch.validate(full=True)  # such as that all text is UTF-8
                 yield batch
         return
-    with _open_csv(path, file, columns) as reader:
-        yield from reader
+    yield from _csv_batches(path, file, columns)
 
 
-def _open_csv(path: str, file: IO[bytes], columns: Sequence[str] | None) -> pacsv.CSVStreamingReader:
-    """A reader of these columns, as text. In one thread, because only then Arrow names the row of an error."""
-    convert = pacsv.ConvertOptions(
-        include_columns=columns, column_types=dict.fromkeys(columns or (), pa.string()), strings_can_be_null=False
-    )
+def _csv_batches(path: str, file: IO[bytes], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    records, first = _csv_records(path, file), 1
+    names = next(records)
+    places = [names.index(name) for name in columns]
+    for rows in batched(records, _BATCH_ROWS, strict=False):
+        for number, row in enumerate(rows, first):
+            if len(row) != len(names):
+                raise KnownError(f"{path}, row {number:,}: has {len(row):,} fields, but the header has {len(names):,}")
+        values = [pa.array([row[place] for row in rows], pa.string()) for place in places]
+        for name, texts in zip(columns, values, strict=True):
+            _refuse_lines(path, name, texts, first)
+        yield pa.RecordBatch.from_arrays(values, list(columns))
+        first += len(rows)
+
+
+def _csv_records(path: str, file: IO[bytes]) -> Iterator[list[str]]:
+    """The fields of each record. Strict about quotes: one that is missing would make one value of many lines."""
     delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
-    return pacsv.open_csv(
-        file,
-        read_options=pacsv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-        parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=convert,
-    )
+    return filter(None, csv.reader(_lines(path, file), delimiter=delimiter, strict=True))
+
+
+def _lines(path: str, file: IO[bytes]) -> Iterator[str]:
+    number = 1
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise KnownError(f"{path}, line {number:,}: is longer than {MAX_LINE_BYTES:,} bytes")
+        yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        number += 1
+
+
+def _refuse_lines(path: str, name: str, texts: pa.Array, first: int) -> None:
+    """No value has a line feed, unless a quote is missing before and after it."""
+    is_bad = pc.match_substring_regex(pc.utf8_trim_whitespace(texts), "[\\r\\n]")
+    if is_bad.true_count:
+        raise KnownError(f"{path}, row {first + pc.index(is_bad, True).as_py():,}: a line feed in {name!r}")
 
 
 def _texts(path: str, name: str, batch: pa.RecordBatch) -> pa.Array:

@@ -5,7 +5,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from pairmill.pipeline.common.files import Files
+from pairmill.pipeline.common.files import MAX_LINE_BYTES, Files
 from pairmill.pipeline.known.keys import Keys
 from pairmill.pipeline.known.known_error import KnownError
 from pairmill.pipeline.known.read_values import Position, Tally, list_keys
@@ -13,7 +13,6 @@ from pairmill.schemas.known import ValueKind
 
 _BLOCK_BYTES = 1 << 22
 _BOM = b"\xef\xbb\xbf"
-MAX_LINE_BYTES = 1 << 20
 
 
 def read_text_list(files: Files, path: str, kind: ValueKind, tally: Tally) -> Iterator[Keys]:
@@ -32,9 +31,10 @@ def _blocks(path: str, file: IO[bytes]) -> Iterator[list[bytes]]:
     number, rest = 1, b""
     while data := file.read(_BLOCK_BYTES):
         *lines, rest = (rest + data).split(b"\n")
+        for at, line in enumerate((*lines, rest), number):
+            if len(line) > MAX_LINE_BYTES:
+                raise KnownError(f"{path}, line {at:,}: is longer than {MAX_LINE_BYTES:,} bytes")
         number += len(lines)
-        if len(rest) > MAX_LINE_BYTES:
-            raise KnownError(f"{path}, line {number:,}: is longer than {MAX_LINE_BYTES:,} bytes")
         if lines:
             yield lines
     if rest:

@@ -75,7 +75,8 @@ def _current_files(root: str, files: Files) -> set[str]:
             if int(match[1]) == start:
                 is_whole |= dict(_added_in_checkpoint(join(log, match[0]), files))
         for version in later:
-            actions = [json.loads(line) for line in files.read_text_lines(join(log, commits[version])) if line.strip()]
+            with files.open_decompressed(join(log, commits[version])) as file:
+                actions = [json.loads(line) for line in file if line.strip()]
             for action in actions:  # the same file may be removed, and added with a list of its deleted rows
                 is_whole.pop(action.get("remove", {}).get("path"), None)
             is_whole |= dict(_entry(action["add"]) for action in actions if "add" in action)

@@ -7,6 +7,7 @@ import io
 import tempfile
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pairmill.pipeline.common.files import Files
 from pairmill.pipeline.common.storage import Store
-from pairmill.pipeline.known import bands, key_file, key_sorter, text_list
+from pairmill.pipeline.known import bands, key_file, key_sorter, table_list, text_list
 from pairmill.pipeline.known.key_file import KeyFile, write_keys
 from pairmill.pipeline.known.key_sorter import KeySorter
 from pairmill.pipeline.known.keys import HEX_DIGITS, Keys, lookup_keys
 from pairmill.pipeline.known.known_error import KnownError
+from pairmill.pipeline.known.read_values import Tally
 from pairmill.pipeline.known.shared import SharedKeys, shared_keys
 from pairmill.schemas.jobs import BuildJob
 from pairmill.schemas.known import KnownRows, KnownSource
@@ -162,10 +165,11 @@ def test_digests_and_uids(tmp_path: Path, kind: Any) -> None:
         ("url", "http://a.example/" + "x" * 6_000, "is longer than 5,000 bytes"),
     ],
 )
+@pytest.mark.parametrize("block_bytes", [1_000, 1 << 20])
 def test_a_malformed_line_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, line: Any, problem: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, kind: Any, line: Any, problem: str
 ) -> None:
-    monkeypatch.setattr(text_list, "_BLOCK_BYTES", 1_000)  # several blocks, which count on
+    monkeypatch.setattr(text_list, "_BLOCK_BYTES", block_bytes)  # also several blocks, which count on
     monkeypatch.setattr(text_list, "MAX_LINE_BYTES", 5_000)
     good = "http://a.example/" if kind == "url" else DIGEST[: HEX_DIGITS[kind]]
     lines = [good.encode()] * 250
@@ -178,7 +182,7 @@ def test_a_malformed_line_is_named(
 def test_a_bad_value_in_a_table_is_named_by_its_row_and_a_bad_table_by_its_name(tmp_path: Path) -> None:
     for name, content, known, problem in [
         ("a.csv", f"sha256\n{DIGEST}\n\nno\n", {}, "a.csv, row 2: 'no' is not a sha256"),  # a blank line is no row
-        ("b.csv", "url,n\nhttp://a/,1\nhttp://b/\n", {}, "b.csv cannot be read: .*Row #3: Expected 2 columns"),
+        ("b.csv", "url,n\nhttp://a/,1\nhttp://b/\n", {}, "b.csv, row 2: has 1 fields, but the header has 2"),
         ("c.csv", "link\nhttp://a/\n", {}, "c.csv has no column 'url' or 'sha256': .* it has: 'link'"),
         ("d.csv", "link\nhttp://a/\n", {"by": "url", "column": "links"}, "d.csv has no column 'links'; it has: 'link'"),
         ("e.parquet", "PAR1", {}, "e.parquet cannot be read"),
@@ -203,6 +207,24 @@ def test_a_bad_value_in_a_table_is_named_by_its_row_and_a_bad_table_by_its_name(
     ]:
         with pytest.raises(KnownError, match=problem):
             found(tmp_path, {"path": path})
+
+
+def test_one_wrong_character_in_a_csv_is_an_error_or_loses_one_value(tmp_path: Path) -> None:
+    text = 'n,url,caption\n1,http://a.example/1,a\n2,"http://a.example/2","b, ""b"""\n3,http://a.example/3,"c\nd"\n'
+    path, known = tmp_path / "a.csv", KnownRows.model_validate({"path": "a.csv", "by": "url"})
+
+    def keys(changed: str) -> set[int]:
+        path.write_text(changed)
+        return {int(key) for _, some in table_list.read_table_list(Files(), str(path), known, Tally()) for key in some}
+
+    expected = keys(text)
+    assert len(expected) == 3
+    for at in range(text.index("\n") + 1, len(text)):
+        for character in ('"', ",", "x", ""):
+            with suppress(KnownError):
+                assert len(expected - keys(text[:at] + character + text[at + 1 :])) <= 1, (at, character)
+    with pytest.raises(KnownError, match=r"a\.csv, row 2: a line feed in 'url'"):
+        keys('url\n1\n"http://a.example/1\nhttp://a.example/2"\n')
 
 
 def test_a_folder_of_lists_is_one_list_in_any_order(tmp_path: Path) -> None:
